@@ -84,12 +84,16 @@ class AdapterSet:
         _check_name(name)
         if name in dict.fromkeys(name for layer in self.layers.values() for name in layer.adapters):
             raise TargetError(f'this model already has an adapter "{name}"; its adapters are {some(self.names)}.')
+        places: dict[nn.Module, list[str]] = {}
+        for place, module in self.model.named_modules(remove_duplicate=False):
+            places.setdefault(module, []).append(place)
         for path, make in makers.items():
             adapter = make()
-            adapted = self._adapted_at(path)
+            adapted = self._adapted_at(path, places)
             adapted.adapters[name] = adapter.train(adapted.training)
         self.activate(name)
-        if uncalled := [path for path in makers if self.layers[path].is_uncalled]:
+        layers = self.layers  # looking them up walks the whole model
+        if uncalled := [path for path in makers if layers[path].is_uncalled]:
             self.notes.append(
                 f"PEFT leaves {len(uncalled)} of these layers as they were ({some(uncalled, 1)}), because the model's "
                 "code reads their weight without calling them; for other programs, merge the adapter"
@@ -221,14 +225,14 @@ class AdapterSet:
             parameter.requires_grad_(True)
         return self.model
 
-    def _adapted_at(self, path: str) -> AdapterWrapper:
+    def _adapted_at(self, path: str, places: dict[nn.Module, list[str]]) -> AdapterWrapper:
+        """`places` are the paths of every module, which are walked once for all layers."""
         module = self.model.get_submodule(path)
         if isinstance(module, AdapterWrapper):
             return module
         adapted = AdapterWrapper(module, self.model.get_submodule(path.rpartition(".")[0]))
-        for place, other in list(self.model.named_modules(remove_duplicate=False)):
-            if other is module:  # a layer that a model uses in two places is adapted in both
-                self.model.set_submodule(place, adapted)
+        for place in places[module]:  # a layer that a model uses in two places is adapted in both
+            self.model.set_submodule(place, adapted)
         return adapted
 
     def _refuse_beside_another(self, names: tuple[str, ...]) -> None:

@@ -29,6 +29,7 @@ from rankwise.cli.predict import predict
 from rankwise.cli.report import report
 from rankwise.cli.runs import runs
 from rankwise.cli.strength import strength
+from rankwise.cli.sweep import sweep
 from rankwise.cli.train import train
 
 
@@ -78,8 +79,8 @@ def group(
 
 
 for command in (
-    demo, plan, advise, train, chat, generate, predict, evaluate, inspect, compare, report, strength, merge, extract,
-    doctor,
+    demo, plan, advise, train, sweep, chat, generate, predict, evaluate, inspect, compare, report, strength, merge,
+    extract, doctor,
 ):  # fmt: skip
     app.command()(command)
 app.command(cls=OptionalAddress)(export)

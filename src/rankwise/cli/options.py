@@ -9,6 +9,10 @@ import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; everything else goes to stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+Tune = Annotated[
+    bool,
+    typer.Option("--tune", help="Choose the learning rate by short trials on your rows before the run begins."),
+]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
 RunName = Annotated[
     str,

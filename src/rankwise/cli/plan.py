@@ -8,7 +8,7 @@ import typer
 
 from rankwise.cli.display import print_json
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import ConfigFile, Json, Quiet
+from rankwise.cli.options import ConfigFile, Json, Quiet, Tune
 from rankwise.cli.settings import ADAPTER, ANCHOR, IMAGES, NONE_GIVEN, ROWS, GivenSettings, takes_settings
 from rankwise.cli.visible import visible
 from rankwise.config.reading import read_planned
@@ -30,6 +30,7 @@ def plan(
         help="Price of an hour in any currency; adds the cost to the plan.")] = None,
     probe: Annotated[bool, typer.Option("--probe",
         help="Load the model and run two steps, to measure the speed instead of assuming it.")] = False,
+    tune: Tune = False,
     models: Annotated[bool, typer.Option("--models", help="List the models of the catalogue.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -41,7 +42,7 @@ def plan(
             return
         from rankwise.commands.starting import as_continued, base_of_start
 
-        planned = as_continued(read_planned(config, given.read(), base_of_start))
+        planned = as_continued(read_planned(config, given.read(tune), base_of_start))
         from rankwise.commands.plan import plan as make_plan
         from rankwise.commands.plan import run_probe
         from rankwise.planning.planned_device import refuse_elsewhere

@@ -16,7 +16,9 @@ PROBE = "; --probe measures it"
 
 
 def lines_of(plan: Plan) -> list[str]:
-    parts = (_model, _parameters, _rows, _memory, _conversion, _fit, _time, _devices, _remedies, _savings, _advice)
+    parts = (
+        _model, _parameters, _rows, _memory, _conversion, _fit, _time, _tuning, _devices, _remedies, _savings, _advice,
+    )  # fmt: skip
     return [line for part in parts for line in part(plan)]
 
 
@@ -184,6 +186,21 @@ def _time(plan: Plan) -> Iterator[str]:
         yield _row("energy", f"{cost.kilowatt_hours.likely:.3g} kWh at {plan.watts:g} W")
     if cost is not None and cost.money is not None:
         yield _row("money", f"{cost.money.likely:,.2f}{_between(cost.money, '{:,.2f}')} at {plan.price:g} per hour")
+
+
+def _tuning(plan: Plan) -> Iterator[str]:
+    from rankwise.planning.tuning import LEAST_STEPS, tuning_of
+
+    planned = tuning_of(plan)
+    if planned is None:
+        return
+    if (trials := planned.trials) is None:
+        yield _row("tuning", f"none: a run of fewer than {LEAST_STEPS} steps takes the default learning rate")
+        return
+    seconds = planned.seconds
+    time = "" if seconds is None else f", {_duration(seconds.likely)}{_spread(seconds)}"
+    share = trials.cost / trials.run_steps
+    yield _row("tuning", f"{trials.trials} trials, as long as {trials.cost:.0f} steps ({share:.0%} of the run){time}")
 
 
 def _speed(plan: Plan) -> str:

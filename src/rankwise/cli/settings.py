@@ -26,6 +26,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.config.reading import Setting, parse_setting
 from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import ValidationConfig
+from rankwise.errors import ConfigError
 
 CONFIGS = {
     "model": [ModelConfig], "data": [DataConfig], "adapter": [LoraConfig, AdaLoraConfig, HeadConfig, FullConfig],
@@ -145,11 +146,22 @@ class GivenSettings:
     flags: Mapping[str, Any] = field(default_factory=dict)
     assignments: Sequence[str] = ()
 
-    def read(self) -> list[Setting]:
-        """The settings that were given, each with its flag as its origin; those of --set come last."""
+    def read(self, tune: bool = False) -> list[Setting]:
+        """The settings that were given, each with its flag as its origin; those of --set come last. `tune`: --tune was
+        given, which chooses the learning rate."""
         named = [Setting(FLAGS[name].setting, value, flag(name)) for name, value in self.flags.items()
                  if value is not None]  # fmt: skip
-        return [*named, *map(parse_setting, self.assignments)]
+        given = [*named, *map(parse_setting, self.assignments)]
+        return given if not tune else [*given, _tuned(given)]
+
+
+def _tuned(given: Sequence[Setting]) -> Setting:
+    rates = [one for one in given if one.key == "training.learning_rate" and one.value != "tune"]
+    if rates:
+        raise ConfigError([
+            f"--tune chooses the learning rate, and {rates[0].origin} sets it to {rates[0].value}. Give one of them."
+        ])  # fmt: skip
+    return Setting("training.learning_rate", "tune", "--tune")
 
 
 NONE_GIVEN = GivenSettings()

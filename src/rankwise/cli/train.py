@@ -8,7 +8,7 @@ import typer
 
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import ConfigFile, Json, Quiet
+from rankwise.cli.options import ConfigFile, Json, Quiet, Tune
 from rankwise.cli.settings import (
     ADAPTER,
     ANCHOR,
@@ -52,6 +52,7 @@ def train(
         bool,
         typer.Option("--force-base", help="Train on this base model even if the adapter of --from had another one."),
     ] = False,
+    tune: Tune = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -59,7 +60,7 @@ def train(
     with report_failures(as_json):
         from rankwise.commands.starting import base_of_run, base_of_start
 
-        experiment = read_experiment(config, given.read(), base_of_run if resume else base_of_start)
+        experiment = read_experiment(config, given.read(tune), base_of_run if resume else base_of_start)
         from rankwise.commands.train import train as train_command
 
         keep_memory()
@@ -88,6 +89,8 @@ def _tell(trained: Trained, results: Results) -> None:
     if forecast is not None:
         time = "" if forecast.seconds is None else f", {forecast.seconds:.0f} s"
         typer.echo(f"Forecast: {forecast.peak_bytes / 1e9:.1f} GB{time}.")
+    if (tuning := trained.manifest.tuning) is not None and tuning.trials:
+        typer.echo(f"learning rate: {tuning.learning_rate:.3g}, chosen in {tuning.seconds:.0f} s: {tuning.why}")
     if trained.manifest.lineage:
         typer.echo(f"begun with: {visible(described(trained.manifest.lineage))}")
     if results.validation_loss_before is not None and results.validation_loss_after is not None:

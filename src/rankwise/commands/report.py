@@ -40,20 +40,20 @@ def report(names: str | Sequence[str], out: str | Path | None = None) -> Reporte
         raise RunError("name at least one run to report on.")
     if len(listed) == 1:
         run = RunSnapshot.read(listed[0])
-        return _written(training_report(run), Path(out) if out is not None else run.folder / REPORTS[0])
+        return write_document(training_report(run), Path(out) if out is not None else run.folder / REPORTS[0])
     candidates = open_candidates(listed)
     document = comparison_report(candidates, compare(listed).comparisons)
     others = "-".join(one.name.replace("/", "-") for one in candidates[1:])
     short = others.encode()[:LONGEST_NAME].decode(errors="ignore")
     usual = candidates[0].folder / f"against-{short}.html"
-    return _written(document, Path(out) if out is not None else usual)
+    return write_document(document, Path(out) if out is not None else usual)
 
 
 def report_of(run: RunSnapshot) -> Reported:
     """Write the report of a run that this process has just finished."""
     from rankwise.reporting.training import training_report
 
-    return _written(training_report(replace(run)), run.folder / REPORTS[0])
+    return write_document(training_report(replace(run)), run.folder / REPORTS[0])
 
 
 def write_page(run: RunSnapshot, callback: Callback) -> None:
@@ -66,7 +66,8 @@ def write_page(run: RunSnapshot, callback: Callback) -> None:
         )
 
 
-def _written(document: Document, page: Path) -> Reported:
+def write_document(document: Document, page: Path) -> Reported:
+    """Write a page and its data, over an earlier report only."""
     if page.suffix.lower() not in (".html", ".htm"):
         raise RunError(
             f'a report is an HTML file: "{page}" must end in .html (its data are stored beside it in .json).'

@@ -8,7 +8,7 @@ its last checkpoint and says so; it never holds an adapter or a model.
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,8 @@ from typing import Any
 from rankwise.adapters.targets import tables_of_the_head
 from rankwise.commands.report import write_page
 from rankwise.config.experiment import Experiment
-from rankwise.config.training import TrainingConfig
 from rankwise.data.preparing import TextWriting, facts_of, prepare, refuse_fatal
-from rankwise.errors import ConfigError, Interrupted, RankwiseError, is_out_of_memory, some
-from rankwise.evaluation.text import Text
+from rankwise.errors import ConfigError, Interrupted, RankwiseError, RunError, is_out_of_memory, some
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.methods.starting import changed_since as start_changed
@@ -35,15 +33,18 @@ from rankwise.runs.manifest import Manifest, now
 from rankwise.runs.metrics_log import MetricsLog
 from rankwise.runs.records import Callback, StatusMessage, WarningCollector, WarningMessage, silent
 from rankwise.runs.snapshot import RunSnapshot
+from rankwise.runs.tuning import Tuning
 from rankwise.system.files import need_space
 from rankwise.system.memory import limited_memory
-from rankwise.training.anchor import anchor_text
 from rankwise.training.anchor import facts_of as facts_of_anchor
+from rankwise.training.anchor import text_of_run
 from rankwise.training.backend import backend_named, choose_backend
 from rankwise.training.preflight import Foresight, foresee, foresee_backend, out_of_memory, within_limit
 from rankwise.training.resume import Past, changed_since, ranks_before_training, settings_of, take_up
 from rankwise.training.run import TrainingRun
 from rankwise.training.trainer import Trainer
+from rankwise.training.trials import Trials
+from rankwise.training.tuning import tune
 from rankwise.training.validation import SCORERS
 from rankwise.training.workload import Workload
 
@@ -71,11 +72,13 @@ class Trained:
         """What `rankwise train --json` prints."""
         results = self.manifest.results
         assert results is not None, "only a finished run is returned"
-        forecast = self.manifest.forecast
+        forecast, tuning = self.manifest.forecast, self.manifest.tuning
         return {
             "run": str(self.run.folder), self.result.name: str(self.result), **results.model_dump(),
             "validation_accuracy": results.validation_accuracy_after,
             "forecast": None if forecast is None else forecast.model_dump(), "warnings": list(self.manifest.warnings),
+            "learning_rate": self.manifest.learning_rate,
+            "tuning": None if tuning is None else tuning.model_dump(mode="json"),
         }  # fmt: skip
 
 
@@ -120,11 +123,15 @@ def train(
         scorer = SCORERS[objective.name](experiment.validation, loaded, prepared, objective)
         rows = prepared.trained_rows
         config = training_config.resolved(len(rows), loaded.width, experiment.auto_rate)
-        trainable = method.attach(loaded, Setup(
+        setup = Setup(
             config, config.total_steps(len(rows)), rows, described=f'run "{experiment.run}"', callback=callback,
             heads=objective.heads(loaded), load=objective.load, start=start,
             resumed_ranks=partial(ranks_before_training, run) if resume else None,
-        ))  # fmt: skip
+        )  # fmt: skip
+        trials = Trials(experiment, loaded, method, objective, setup, prepared)
+        if (tuning := _tuning(trials, run, foreseen, callback, resume=resume)) is not None:
+            config = config.model_copy(update={"learning_rate": tuning.learning_rate})
+        trainable = method.attach(loaded, replace(setup, training=config))
         try:
             if shared := tables_of_the_head(loaded.module, trainable.names):
                 callback(WarningMessage(_shared(shared)))
@@ -133,24 +140,17 @@ def train(
                 varied=experiment.images.augmentation != "none",
             )  # fmt: skip
             lineage = run.manifest().lineage if resume else () if start is None else start.lineage
-            text = _anchor_text(config, loaded, trainable, callback)
+            text = text_of_run(config, loaded, trainable, callback)
             training = TrainingRun(
-                experiment, config, run, loaded, method, trainable, prepared, scorer, work, callback, lineage, text
-            )
+                experiment, config, run, loaded, method, trainable, prepared, scorer, work, callback, lineage, text,
+                tuning,
+            )  # fmt: skip
             result, manifest = training.result, _recorded(training, foreseen, resume=resume, force_memory=force_memory)
             tuned = method.tuned(loaded, result)
             return Trained(run, manifest, result, tuned, trainable, objective.targets)
         except BaseException:
             trainable.remove()  # a model that was given is to be what it was
             raise
-
-
-def _anchor_text(config: TrainingConfig, model: LoadedModel, trainable: Trainable, callback: Callback) -> Text | None:
-    """None where the run is not held to its base."""
-    if config.anchor is None:
-        return None
-    with trainable.base():
-        return anchor_text(config.anchor, model, config.steps or 1, callback)
 
 
 def _misfit(model: LoadedModel, experiment: Experiment, objective: Objective) -> str | None:
@@ -168,6 +168,19 @@ def _loaded(experiment: Experiment, objective: Objective, callback: Callback) ->
     if loaded.own_head:
         callback(StatusMessage(OWN_HEAD))
     return loaded
+
+
+def _tuning(
+    trials: Trials, run: RunDirectory, foreseen: Foresight | None, callback: Callback, *, resume: bool
+) -> Tuning | None:
+    """How trials choose the learning rate, or chose it when the run that is resumed began; None without `tune`."""
+    if trials.experiment.training.learning_rate != "tune":
+        return None
+    if not resume:
+        return tune(trials, foreseen, callback)
+    if (chosen := run.manifest().tuning) is None:
+        raise RunError(f"{run.folder} does not record the learning rate that trials chose. Use --restart.")
+    return chosen
 
 
 def _shared(paths: list[str]) -> str:
@@ -226,7 +239,7 @@ def _begun(training: TrainingRun, trainer: Trainer, foreseen: Foresight | None, 
         status="running", base_model=training.model.facts, data=facts_of(training.prepared),
         learning_rate=training.rate, backend=trainer.backend.name, lineage=training.lineage,
         anchor=None if training.anchor_text is None else facts_of_anchor(training.anchor_text),
-        forecast=None if foreseen is None else foreseen.recorded(),
+        forecast=None if foreseen is None else foreseen.recorded(), tuning=training.tuning,
     )  # fmt: skip
     if resume:
         past = take_up(run, trainer.state, manifest, report)

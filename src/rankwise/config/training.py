@@ -26,9 +26,10 @@ class TrainingConfig(Config):
     the mean over all its loss tokens."""
     auto_batch: bool = False
     """When memory runs out, halve max_batch_tokens and repeat the step with the same rows."""
-    learning_rate: Annotated[Number, Field(gt=0, le=10)] | Literal["auto"] = "auto"
+    learning_rate: Annotated[Number, Field(gt=0, le=10)] | Literal["auto", "tune"] = "auto"
     """Highest learning rate of the schedule. `auto` is 2e-3 for adapters and 1e-4 for full fine-tuning at hidden size
-    576, and lower for wider models (training/schedules.py)."""
+    576, and lower for wider models (training/schedules.py). `tune` chooses it by short trials on your rows before the
+    run begins (`--tune`)."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Learning rate after the warmup: `linear` and `cosine` decay to zero, `constant` does not decay."""
     warmup: Number = Field(0.03, ge=0, lt=1)
@@ -68,8 +69,10 @@ class TrainingConfig(Config):
         return min(self.batch_size, rows)
 
     def highest_rate(self, width: int, auto_rate: float) -> float:
-        """The learning rate at the end of the warmup, for a model of this hidden size; `auto_rate` is the method's."""
-        return auto_rate * (576 / width) ** 0.8 if self.learning_rate == "auto" else self.learning_rate
+        """The learning rate at the end of the warmup, for a model of this hidden size; `auto_rate` is the method's. It
+        is also what trials begin with (`tune`)."""
+        given = self.learning_rate
+        return auto_rate * (576 / width) ** 0.8 if isinstance(given, str) else given
 
     def resolved(self, rows: int, width: int, auto_rate: float) -> Self:
         """The same settings with the number of steps and the learning rate named."""

@@ -126,9 +126,9 @@ def _whole_model(facts: Facts) -> Advice | None:
 
 
 def _rate(facts: Facts) -> Advice | None:
-    if facts.training.learning_rate == "auto":
-        return None
     given = facts.training.learning_rate
+    if isinstance(given, str):
+        return None
     auto = TrainingConfig().highest_rate(facts.width, facts.adapter.auto_rate)
     change = ("training.learning_rate", "auto")
     sums = f"{given:g} is {given / auto:.2g} times the rate of auto at hidden size {facts.width:,}, {auto:.2g}"

@@ -10,6 +10,7 @@ from rankwise.planning.forecast import Forecast
 from rankwise.planning.parameters import target_notes
 from rankwise.planning.plan import Plan
 from rankwise.planning.time import Speed
+from rankwise.planning.tuning import tuning_of
 
 
 def summary_of(plan: Plan) -> dict[str, Any]:
@@ -71,6 +72,19 @@ def _time(plan: Plan) -> dict[str, Any]:
         "seconds_per_step": told and told.step.likely, "speed": speed and speed.origin,
         "speed_source": f"{speed.source}; {speed.efficiency.source}" if isinstance(speed, Speed) else None,
         "kilowatt_hours": _of(cost and cost.kilowatt_hours), "money": _of(cost and cost.money),
+        "tuning": _tuning(plan),
+    }  # fmt: skip
+
+
+def _tuning(plan: Plan) -> dict[str, Any] | None:
+    """The trials of --tune; without any where the run is too short for them."""
+    planned = tuning_of(plan)
+    if planned is None:
+        return None
+    trials = planned.trials
+    return {
+        "trials": trials.trials if trials else 0, "steps": trials.cost if trials else 0.0,
+        "seconds": _of(planned.seconds),
     }  # fmt: skip
 
 

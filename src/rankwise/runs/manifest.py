@@ -15,6 +15,7 @@ from pydantic import Field
 
 from rankwise.config.base import Config
 from rankwise.runs.lineage import Round
+from rankwise.runs.tuning import Tuning
 
 PACKAGES = ("rankwise", "torch", "transformers", "tokenizers", "safetensors")
 BackendName = Literal["eager", "fused", "compiled"]
@@ -147,6 +148,8 @@ class Manifest(Config):
     """The backend that computed losses; backends differ in rounding."""
     forecast: Forecasted | None = None
     """None if the model could not be planned."""
+    tuning: Tuning | None = None
+    """How the learning rate was chosen, with `training.learning_rate` at `tune`."""
     results: Results | None = None
     result_sha256: dict[str, str] | None = None
     """The hash of every file of the result, by its path in the run's folder (runs/integrity.py). None in runs of

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rankwise.config.anchor import BLOCKS, AnchorConfig
+from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batch
 from rankwise.evaluation.text import Text, cut, read_text
 from rankwise.forward.prefix_cache import StateCache
@@ -42,6 +43,14 @@ def anchor_text(config: AnchorConfig, model: LoadedModel, steps: int, callback: 
     blocks = own_blocks(model, min(BLOCKS, steps), length, callback)
     about = f"{OWN}: {len(blocks)} blocks of {length} tokens"
     return Text(blocks, about, sha256(blocks.numpy().tobytes()).hexdigest(), ())
+
+
+def text_of_run(config: TrainingConfig, model: LoadedModel, trainable: Trainable, callback: Callback) -> Text | None:
+    """None where the run is not held to its base."""
+    if config.anchor is None:
+        return None
+    with trainable.base():
+        return anchor_text(config.anchor, model, config.steps or 1, callback)
 
 
 def facts_of(text: Text) -> AnchorFacts:

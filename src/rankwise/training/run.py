@@ -26,6 +26,7 @@ from rankwise.runs.lineage import Round
 from rankwise.runs.manifest import KeptBudget, Results, peak_rss
 from rankwise.runs.metrics_log import MetricsLog
 from rankwise.runs.records import StepRecord, WarningCollector
+from rankwise.runs.tuning import Tuning
 from rankwise.system.memory import available_memory
 from rankwise.training.anchor import Anchor
 from rankwise.training.backend import Backend, Eager, Fused
@@ -57,6 +58,8 @@ class TrainingRun:
     """The rounds that it began with."""
     anchor_text: Text | None = None
     """The text on which it is held to its base."""
+    tuning: Tuning | None = None
+    """How its learning rate was chosen, where trials were asked for."""
 
     @property
     def result(self) -> Path:

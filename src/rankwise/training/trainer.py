@@ -55,7 +55,7 @@ class Trainer:
         self, trainable: Trainable, batches: StepBatches, config: TrainingConfig, backend: Backend,
         hooks: Sequence[Hook] = (), anchor: Anchor | None = None,
     ) -> None:  # fmt: skip
-        assert config.steps is not None and config.learning_rate != "auto", "the settings are resolved"
+        assert config.steps is not None and not isinstance(config.learning_rate, str), "the settings are resolved"
         steps, highest = config.steps, float(config.learning_rate)
         self.trainable, self.batches, self.config, self.backend, self.hooks = trainable, batches, config, backend, hooks
         self.anchor = anchor

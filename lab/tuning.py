@@ -1,0 +1,218 @@
+"""What `--tune` chooses, against seven rates a factor of the square root of two apart, on six tasks of three starters.
+
+    python lab/tuning.py FOLDER [--tasks e2e,dolly] [--kinds rate,tune,short]    run what is not done yet
+    python lab/tuning.py FOLDER --table                                          the tables of what is done
+
+    regret = (loss of the rate - least loss of the seven) / least loss of the seven,    on rows that chose nothing
+
+A cell is one training: `rate` a whole run at one of the seven rates around the default (0), `tune` what --tune chooses
+and a whole run at that rate, `short` a trial of few steps, from which the correction of training/tuning.py was read.
+Trials are measured on 32 validation rows, whole runs on 64 others. Each task's model is loaded once; finished cells lie
+in FOLDER/tuning.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import claims
+import numpy as np
+from classification import rows_of
+
+from images import write
+from rankwise.config.experiment import Experiment
+from rankwise.data.preparing import prepare
+from rankwise.methods.method import Setup
+from rankwise.methods.registry import method_of
+from rankwise.objectives.registry import decided, objective_of
+from rankwise.runs.metrics_log import MetricsLog, read_metrics_log
+from rankwise.runs.records import silent
+from rankwise.system.allocator import keep_memory
+from rankwise.training.trials import Trials
+from rankwise.training.tuning import tune
+
+CHOOSING, MEASURED, LABELS, SIDE = 16, 32, 160, 84
+"""Rows that choose, rows that are measured, such of labels, and pixels of an image."""
+STEPS = {"e2e": 60, "superbowl": 60, "gsm8k": 60, "dolly": 60, "sst-2": 100, "cifar10": 100}
+"""Of a whole run."""
+GRID = range(-3, 4)
+SHORT = {(8, 4): range(-3, 6, 2), (20, 4): range(-3, 6, 2)}
+"""Trials: steps, and by how much their batch is smaller than the run's; at which rates."""
+LANGUAGE = {"e2e": (4, 180, 120), "superbowl": (4, 220, 120), "gsm8k": (4, 260, 120), "dolly": (4, 350, 110)}
+"""Rows of a step, characters of a row at most, and rows to train on."""
+TASKS = (*LANGUAGE, "sst-2", "cifar10")
+Cell = tuple[str, str, int, int, int]
+
+
+def language(folder: Path, task: str) -> Experiment:
+    batch, longest, count = LANGUAGE[task]
+    every = list(dict.fromkeys(row for part in claims.SETS[task]() for row in claims.shorter(part, longest)))
+    rows = claims.shuffled(every, 6)
+    apart, rows = rows[: CHOOSING + MEASURED], rows[CHOOSING + MEASURED :][:count]
+    return Experiment(
+        model="smollm2-135m", run="tuning", objective="causal-lm",
+        data={"path": str(claims.written(folder, f"{task}-trained", rows)),
+              "validation": str(claims.written(folder, f"{task}-apart", apart))},
+        training={"steps": STEPS[task], "batch_size": batch},
+    )  # fmt: skip
+
+
+def labels(folder: Path, task: str) -> Experiment:
+    rows = rows_of(task, "train")
+    random.Random(0).shuffle(rows)
+    cut = CHOOSING + LABELS
+    paths = {"trained": rows[cut : cut + 800], "apart": rows[:cut]}
+    for name, part in paths.items():
+        text = "".join(json.dumps(row) + "\n" for row in part)
+        (folder / f"{task}-{name}.jsonl").write_text(text, encoding="utf-8")
+    return Experiment(
+        model={"name": "minilm", "dtype": "float32"}, run="tuning", objective="sequence-classification",
+        data={"path": str(folder / f"{task}-trained.jsonl"), "validation": str(folder / f"{task}-apart.jsonl")},
+        training={"steps": STEPS[task], "batch_size": 16},
+    )  # fmt: skip
+
+
+def images(folder: Path, task: str) -> Experiment:
+    paths = {"trained": (0, 24), "apart": (100, 11)}
+    for name, (first, count) in paths.items():
+        target = folder / f"{task}-{name}.parquet"
+        if not target.exists():
+            write(claims.data("cifar10/train.parquet"), target, first, count)
+    return Experiment(
+        model="dinov2-small", run="tuning", images={"size": SIDE}, objective="image-classification",
+        data={"path": str(folder / f"{task}-trained.parquet"), "validation": str(folder / f"{task}-apart.parquet")},
+        training={"steps": STEPS[task], "batch_size": 8},
+    )  # fmt: skip
+
+
+MAKERS: dict[str, Callable[[Path, str], Experiment]] = {
+    **dict.fromkeys(LANGUAGE, language), "sst-2": labels, "cifar10": images,
+}  # fmt: skip
+
+
+@cache
+def loaded(folder: Path, task: str) -> tuple[Trials, Trials, float]:
+    """Trials that are measured on the rows that choose, the same measured on the other rows, and the default rate."""
+    experiment = decided(MAKERS[task](folder, task), silent)
+    objective = objective_of(experiment, silent)
+    model, method = objective.load(experiment.base, silent), method_of(experiment.adapter)
+    prepared = prepare(experiment.data, objective.writing(model), silent)
+    order = random.Random(0).sample(list(prepared.measured), len(prepared.measured))
+    choosing, measured = (replace(prepared, measured=_sorted(part)) for part in (order[:CHOOSING], order[CHOOSING:]))
+    config = experiment.training.resolved(len(prepared.trained), model.width, experiment.auto_rate)
+    setup = Setup(
+        config, STEPS[task], prepared.trained_rows, heads=objective.heads(model), load=objective.load, callback=silent
+    )
+    first, second = (Trials(experiment, model, method, objective, setup, rows) for rows in (choosing, measured))
+    return first, second, float(config.learning_rate)
+
+
+def _sorted(numbers: list[Any]) -> Any:
+    return np.sort(np.array(numbers))
+
+
+def run(folder: Path, cell: Cell) -> dict[str, Any]:
+    task, kind, steps, smaller, exponent = cell
+    choosing, measured, default = loaded(folder, task)
+    trials, batch = choosing if kind == "short" else measured, choosing.setup.training.batch_size
+    rate, tuning, began = default * 2 ** (exponent / 2), None, time.process_time()
+    if kind == "tune":
+        tuning = tune(choosing, None, silent)
+        rate = tuning.learning_rate
+    tuned = time.process_time()
+    trial = trials.run(rate, steps, max(1, batch // smaller))
+    return {
+        "kind": "cell", "cell": list(cell), "rate": trial.rate, "default": default, "loss": trial.loss,
+        "seconds": time.process_time() - tuned, "tuning_seconds": tuned - began,
+        "tuning": tuning and tuning.model_dump(mode="json"),
+    }  # fmt: skip
+
+
+def cells(tasks: list[str], kinds: list[str]) -> Iterator[Cell]:
+    for task in tasks:
+        if "short" in kinds:
+            yield from ((task, "short", steps, part, at) for (steps, part), rates in SHORT.items() for at in rates)
+        if "rate" in kinds:
+            yield from ((task, "rate", STEPS[task], 1, at) for at in (0, 2, -2, 1, -1, 3, -3))
+        if "tune" in kinds:
+            yield (task, "tune", STEPS[task], 1, 0)
+
+
+def done_in(log: Path) -> dict[Cell, dict[str, Any]]:
+    rows = read_metrics_log(log) if log.exists() else []
+    return {tuple(row["cell"]): row for row in rows if row["kind"] == "cell"}
+
+
+def table(done: dict[Cell, dict[str, Any]]) -> Iterator[str]:
+    """Of the tasks whose seven rates are done."""
+    yield "| task | best of seven | its loss | default | its regret | chosen | its regret | trials, of the run's time |"
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|"
+    regrets: list[float] = []
+    for task in TASKS:
+        losses = {at: done[cell]["loss"] for at in GRID if (cell := (task, "rate", STEPS[task], 1, at)) in done}
+        chosen = done.get((task, "tune", STEPS[task], 1, 0))
+        if len(losses) < len(GRID) or chosen is None:
+            continue
+        best = min(losses, key=lambda at: losses[at])
+        least, default = losses[best], chosen["default"]
+        regrets.append(chosen["loss"] / least - 1)
+        share = chosen["tuning_seconds"] / chosen["seconds"]
+        yield (
+            f"| {task} | {default * 2 ** (best / 2):.2g} | {least:.4f} | {default:.2g} | {losses[0] / least - 1:+.1%} "
+            f"| {chosen['rate']:.2g} | {regrets[-1]:+.1%} | {share:.0%} |"
+        )
+    if regrets:
+        yield f"\nMedian regret of {len(regrets)} tasks {statistics.median(regrets):+.2%}, worst {max(regrets):+.2%}."
+
+
+def curves(done: dict[Cell, dict[str, Any]]) -> Iterator[str]:
+    """Every loss, by half octaves from the default."""
+    yield "| task | steps | part of the rows | " + " | ".join(f"{at:+d}" for at in range(-3, 6)) + " |"
+    yield "|---|---:|---:|" + "---:|" * 9
+    groups: dict[tuple[str, int, int], dict[int, float]] = defaultdict(dict)
+    for (task, kind, steps, part, at), cell in done.items():
+        if kind in ("short", "rate"):
+            groups[task, steps, part][at] = cell["loss"]
+    for (task, steps, part), losses in groups.items():
+        row = " | ".join(f"{losses[at]:.4f}" if at in losses else "" for at in range(-3, 6))
+        yield f"| {task} | {steps} | 1/{part} | {row} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tasks", default=",".join(TASKS))
+    parser.add_argument("--kinds", default="rate,tune,short")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no cell after so many")
+    parser.add_argument("--table", action="store_true")
+    given = parser.parse_args()
+    folder = given.folder.absolute()
+    log = folder / "tuning.jsonl"
+    if given.table:
+        print("\n".join([*table(done_in(log)), "", *curves(done_in(log))]))
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chdir(folder)
+    keep_memory()
+    done, began = done_in(log), time.monotonic()
+    with MetricsLog(log) as written:
+        for cell in cells(given.tasks.split(","), given.kinds.split(",")):
+            if cell not in done and time.monotonic() - began < given.seconds:
+                done[cell] = run(folder, cell)
+                written.append(done[cell])
+                print(cell, f"{done[cell]['loss']:.4f}", f"{done[cell]['seconds']:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""`rankwise sweep`: train a grid of settings, or as many combinations as are asked for, and show the curve."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rankwise.cli.display import Display, print_json
+from rankwise.cli.failures import report_failures
+from rankwise.cli.options import ConfigFile, Json, Quiet
+from rankwise.cli.settings import ADAPTER, IMAGES, NONE_GIVEN, ROWS, VALIDATION_ROWS, GivenSettings, takes_settings
+from rankwise.cli.visible import visible
+from rankwise.config.reading import read_experiment
+from rankwise.config.sweep import parse_axis
+from rankwise.system.allocator import keep_memory
+
+
+@takes_settings(
+    "model", "quantize", "memory", "data", "run", "objective", *IMAGES, *ADAPTER, "epochs", "steps", "batch_size",
+    "learning_rate", "auto_batch", "backend", *ROWS, *VALIDATION_ROWS, "seed",
+    run="Name of the sweep: the folder sweeps/NAME, and runs/NAME-001, NAME-002, … for its trials.",
+)  # fmt: skip
+def sweep(
+    config: ConfigFile = None,
+    given: GivenSettings = NONE_GIVEN,
+    over: Annotated[list[str], typer.Option(
+        "--over", help="A setting and its values: a list (adapter.rank=4,8,16) or a range "
+        "(training.learning_rate=1e-4..1e-2). Can be repeated.", show_default=False)] = ...,  # pyright: ignore[reportArgumentType]
+    trials: Annotated[int | None, typer.Option(
+        min=1, help="Number of trials, which Optuna chooses.  [default: every combination]",
+        show_default=False)] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Train with several values of some settings and compare the validation losses. The same command goes on with a
+    sweep that was stopped."""
+    with report_failures(as_json):
+        axes = [parse_axis(text) for text in over]
+        settings = given.read()
+        from rankwise.commands.starting import base_of_start
+        from rankwise.commands.sweep import sweep as sweep_command
+
+        keep_memory()
+        with Display(quiet) as display:
+            swept = sweep_command(
+                lambda more: read_experiment(config, [*settings, *more], base_of_start), axes, trials, callback=display
+            )
+        if as_json:
+            print_json(swept.summary())
+            return
+        typer.echo(visible("\n".join([*swept.record.lines(), f"page: {swept.page}"])))

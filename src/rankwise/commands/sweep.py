@@ -1,0 +1,160 @@
+"""`rankwise sweep`: train once for each combination of some settings, or for as many as are asked for.
+
+Each trial is an ordinary run `runs/NAME-001`, `NAME-002`, … . Which values it has is decided by Optuna, whose journal
+lies in `sweeps/NAME` with the page: the same command goes on with a sweep that was stopped, and a run that was stopped
+goes on from its checkpoint. The loss that is compared is that of the validation rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rankwise.commands.report import write_document
+from rankwise.commands.sweep_study import Outcome, Study
+from rankwise.commands.train import train
+from rankwise.config.experiment import Experiment
+from rankwise.config.reading import Setting
+from rankwise.config.sweep import Axis, grid, settings_of
+from rankwise.errors import ConfigError, RunError, TrainingError, first_line, some
+from rankwise.reporting.sweep import sweep_report
+from rankwise.runs.comparisons import leaves
+from rankwise.runs.directory import RunDirectory
+from rankwise.runs.manifest import Results
+from rankwise.runs.records import Callback, StatusMessage, silent
+from rankwise.runs.snapshot import RunSnapshot
+from rankwise.runs.sweeps import SweepRecord, SweptTrial, shown
+
+MOST_TRIALS = 1000
+ExperimentOf = Callable[[list[Setting]], Experiment]
+"""The experiment of a command line with further settings."""
+
+
+@dataclass(frozen=True)
+class Swept:
+    record: SweepRecord
+    folder: Path
+    page: Path
+
+    def summary(self) -> dict[str, Any]:
+        """What `rankwise sweep --json` prints."""
+        best = self.record.best
+        return {
+            "sweep": str(self.folder), "page": str(self.page), "best": best and best.model_dump(mode="json"),
+            "flat": {key: self.record.flat(key) for key in self.record.axes}, **self.record.model_dump(mode="json"),
+        }  # fmt: skip
+
+
+def sweep(
+    experiment_of: ExperimentOf, axes: list[Axis], trials: int | None = None, *, callback: Callback = silent
+) -> Swept:
+    """`trials`: as many as Optuna chooses; None for the whole grid."""
+    base = experiment_of([])
+    planned = grid(axes) if trials is None else []
+    check(experiment_of, base, axes, planned)
+    folder, count = Path("sweeps") / base.run, len(planned) if trials is None else trials
+    study = Study.opened(folder, axes, planned, seed=base.training.seed, given=_given(base, axes))
+    began, begun_with = time.monotonic(), study.finished
+    while (trial := study.next(count)) is not None:
+        number, values = trial
+        callback(StatusMessage(_progress(number, count, values, time.monotonic() - began, study.finished - begun_with)))
+        run = f"{base.run}-{number + 1:03d}"
+        experiment = experiment_of([*settings_of(values), Setting("run", run, "--run")])
+        try:
+            study.tell(number, _trained(experiment, callback).validation_loss_after)
+        except TrainingError as error:  # such as a rate at which the loss is no longer a number
+            callback(StatusMessage(f"{run} failed: {first_line(error)}"))
+            study.tell(number, None)
+    record = _record(study, base, axes, count)
+    page = folder / "sweep.html"
+    write_document(sweep_report(record), page)
+    return Swept(record, folder, page)
+
+
+def check(experiment_of: ExperimentOf, base: Experiment, axes: list[Axis], planned: list[dict[str, Any]]) -> None:
+    """ConfigError with all that is wrong, before anything is trained."""
+    problems: list[str] = []
+    if not axes:
+        problems.append("a sweep needs a setting to vary, such as --over training.learning_rate=1e-4..1e-2.")
+    keys = [axis.key for axis in axes]
+    problems += [f"--over names {key} twice." for key in dict.fromkeys(keys) if keys.count(key) > 1]
+    if not base.data.held_out and base.data.validation is None:
+        problems.append(
+            "a sweep compares validation losses: take validation rows from the training rows with --held-out, or name "
+            "a file with --validation-data."
+        )
+    problems += [f"{key} cannot be varied, because it names the rows that losses are compared on."
+                 for key in keys if key.startswith("data.held_out") or key in ("data.validation", "run")]  # fmt: skip
+    if len(planned) > MOST_TRIALS:
+        problems.append(f"the grid has {len(planned):,} combinations; give a number of --trials instead.")
+    if problems:
+        raise ConfigError(problems)
+    ends = [{axis.key: value} for axis in axes for value in (axis.points if axis.is_range else axis.values)]
+    for values in [*ends, *planned]:
+        try:
+            experiment_of(settings_of(values))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+
+
+def _trained(experiment: Experiment, callback: Callback) -> Results:
+    """The results of a run, which may be finished already, or be stopped and go on."""
+    run = RunDirectory.named(experiment.run)
+    if run.is_run:
+        snapshot = RunSnapshot.of(run)
+        if snapshot.manifest.status == "finished":
+            _refuse_other(snapshot, experiment)
+            assert snapshot.manifest.results is not None, "it is finished"
+            return snapshot.manifest.results
+        going_on = bool(run.steps_saved)
+        trained = train(experiment, callback=callback, resume=going_on, restart=not going_on)
+    else:
+        trained = train(experiment, callback=callback)
+    assert trained.manifest.results is not None, "only a finished run is returned"
+    return trained.manifest.results
+
+
+def _refuse_other(snapshot: RunSnapshot, experiment: Experiment) -> None:
+    old, new = (leaves(one.model_dump(mode="json")) for one in (snapshot.experiment, experiment))
+    differing = [key for key in old | new if key != "objective" and old.get(key) != new.get(key)]
+    if differing:
+        raise RunError(
+            f'run "{snapshot.name}" exists already, with other settings than this sweep ({some(differing, 4)}). Choose '
+            "another name for the sweep with --run."
+        )
+
+
+def _given(base: Experiment, axes: list[Axis]) -> dict[str, Any]:
+    """What must be the same when a sweep goes on. More trials may be asked for."""
+    settings = {key: value for key, value in leaves(base.model_dump(mode="json")).items() if value is not None}
+    return {"settings": settings, "over": {axis.key: axis.describe() for axis in axes}}
+
+
+def _record(study: Study, base: Experiment, axes: list[Axis], count: int) -> SweepRecord:
+    return SweepRecord(
+        name=base.run, axes={axis.key: axis.describe() for axis in axes}, method=study.method, planned=count,
+        trials=tuple(_swept(outcome, f"{base.run}-{outcome.number + 1:03d}") for outcome in study.outcomes()),
+    )  # fmt: skip
+
+
+def _swept(outcome: Outcome, run: str) -> SweptTrial:
+    """With what the run itself records of time and problems; it may have been removed since."""
+    directory = RunDirectory.named(run)
+    manifest = directory.manifest() if directory.is_run else None
+    results = manifest and manifest.results
+    return SweptTrial(
+        number=outcome.number, run=run, values=outcome.values, loss=outcome.loss,
+        seconds=results.train_seconds if results else None,
+        problem=manifest.problem.splitlines()[0] if manifest and manifest.problem else None,
+    )  # fmt: skip
+
+
+def _progress(number: int, count: int, values: dict[str, Any], seconds: float, done: int) -> str:
+    left = "" if not done else f", about {seconds / done * (count - number) / 60:.0f} min left"
+    listed = ", ".join(f"{key}={shown(value)}" for key, value in values.items())
+    return f"trial {number + 1} of {count}{left}: {listed}"

@@ -1,0 +1,115 @@
+"""The trials by which `--tune` chooses a learning rate, and what they cost in steps of the run.
+
+    a trial = steps x (its rows in a step / the run's) + the rows apart, read once / (2 x the run's rows in a step)
+
+A row that is only read costs half of a row that is trained on. All trials together take at most 30 % of a run of 100
+steps (of a shorter one, at most 20 steps), and less than that from there on, down to 15 % at 300 steps; a sixth of this
+is left for attaching, comparing backends and the like. How the trials are used is in training/tuning.py.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+from rankwise.planning.estimate import Estimate
+from rankwise.planning.plan import Plan
+
+LEAST_STEPS = 50
+"""Of a run that is worth trials: in a third of a shorter one no rate shows what it is worth."""
+SHARE, LATE_SHARE = 0.30, 0.15
+LEAST, LATE_FROM, MOST = 20.0, 300, 120.0
+"""Steps that trials may take in any case, from how many the lower share holds, and steps that they take at most."""
+ROWS, LEAST_ROWS, MOST_ROWS = 2, 16, 64
+"""Rows apart, as a multiple of those in a step of the run, and at least and at most."""
+OVERHEAD = 1 / 6
+READ = 0.5
+"""What a row costs that is only read."""
+PART, WHOLE_PART = 4, 2
+"""A trial has so many times fewer rows in a step and makes so many times more of them: what decides about a rate is how
+many steps there are. Where every weight learns, the optimizer's work on each step costs more."""
+RANGE_STEPS, FIRST, SECOND, LONGER = 8, 4, 2, 2.5
+"""Steps of the range, rates of both stages, and by how much the second is longer."""
+
+READINGS = 1 + FIRST + SECOND
+"""Of the rows apart: before training, and after each trial."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    rates: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    run_steps: int
+    run_batch: int
+    """Rows in a step of the run."""
+    batch: int
+    """Rows in a step of a trial."""
+    rows: int
+    """Rows apart that each trial is measured on."""
+    range_steps: int
+    stages: tuple[Stage, ...]
+
+    @classmethod
+    def of(cls, steps: int, batch: int, *, whole: bool) -> Self | None:
+        """None where trials that tell something would cost more than they may: in a run that is too short, or whose
+        steps have a row or two. `whole`: every weight learns."""
+        part = min(WHOLE_PART if whole else PART, batch)
+        small, budget = max(1, batch // part), most_cost(steps) * (1 - OVERHEAD)
+        rows = min(MOST_ROWS, max(LEAST_ROWS, ROWS * batch), int(budget * batch / (2 * READ * READINGS)))
+        range_steps = RANGE_STEPS if part > 1 else RANGE_STEPS // 2
+        left = (budget * batch - READ * READINGS * rows) / small - range_steps
+        first, second = int(left / (FIRST + SECOND * LONGER)), int(LONGER * left / (FIRST + SECOND * LONGER))
+        if steps < LEAST_STEPS or rows < LEAST_ROWS // 2 or first < 2:
+            return None
+        return cls(steps, batch, small, rows, range_steps, (Stage(FIRST, first), Stage(SECOND, second)))
+
+    @property
+    def shift(self) -> float:
+        """Half octaves by which a trial's rate is above the run's that it stands for."""
+        return -math.log2(self.run_batch / self.batch)
+
+    @property
+    def trials(self) -> int:
+        return sum(stage.rates for stage in self.stages) + 1
+
+    @property
+    def cost(self) -> float:
+        """In steps of the run."""
+        trained = self.range_steps + sum(stage.rates * stage.steps for stage in self.stages)
+        read = READ * self.rows * READINGS
+        return (trained * self.batch + read) / self.run_batch
+
+
+def most_cost(steps: int) -> float:
+    """Steps that the trials of a run may take."""
+    if steps <= 100:
+        return max(LEAST, SHARE * steps)
+    if steps < LATE_FROM:
+        share = (steps - 100) / (LATE_FROM - 100)
+        return SHARE * 100 * (1 - share) + LATE_SHARE * LATE_FROM * share
+    return min(LATE_SHARE * steps, MOST)
+
+
+@dataclass(frozen=True)
+class PlannedTuning:
+    trials: TrialPlan | None
+    """None where the run is too short."""
+    seconds: Estimate | None
+    """None where the device's speed is not known."""
+
+
+def tuning_of(plan: Plan) -> PlannedTuning | None:
+    """What `--tune` adds to a training; None where it is not set or the number of steps is not known."""
+    training, rows = plan.config.training, plan.rows
+    if training.learning_rate != "tune" or plan.steps is None or not plan.trained:
+        return None
+    batch = training.batch_size if rows is None else training.rows_per_step(max(1, round(rows.documents.likely)))
+    trials = TrialPlan.of(plan.steps, batch, whole=plan.config.adapter.trains_base)
+    if trials is None or plan.duration is None:
+        return PlannedTuning(trials, None)
+    return PlannedTuning(trials, plan.duration.step.times(trials.cost))

@@ -1,0 +1,322 @@
+"""--tune: trials leave no trace but the rate that they chose, cost what they may, and choose well where it is plain."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from classifiers import encoder_folder, labelled, write_rows
+from library import rows
+from rankwise.cli.main import app
+from rankwise.commands import train as training
+from rankwise.commands.train import train
+from rankwise.config.experiment import Experiment
+from rankwise.data.preparing import prepare
+from rankwise.errors import Interrupted
+from rankwise.methods.method import Setup
+from rankwise.methods.registry import method_of
+from rankwise.objectives.registry import decided, objective_of
+from rankwise.planning.tuning import LEAST_STEPS, Stage, TrialPlan, most_cost
+from rankwise.runs.records import StatusMessage, StepRecord, silent
+from rankwise.runs.snapshot import RunSnapshot
+from rankwise.training import tuning as tuning_of_rates
+from rankwise.training.halving import WIDEST, choose
+from rankwise.training.trials import Trials, set_aside
+from rankwise.training.tuning import ceiling_of
+from sampling import draws
+
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {"method": "lora", "rank": 2}, "adalora": {"method": "adalora", "budget": "2"},
+    "eva": {"method": "lora", "rank": 2, "start": "eva"}, "full": {"method": "full"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    folder = tmp_path_factory.mktemp("tuning")
+    (folder / "rows.jsonl").write_text(rows(40))
+    (folder / "apart.jsonl").write_text(rows(12, 60))
+    (folder / "tiny").symlink_to(tiny_folder, target_is_directory=True)
+    encoder_folder(folder / "tiny-bert")
+    write_rows(folder / "labels.jsonl", labelled(48))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def there(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+
+
+def experiment(run: str, rate: float | str = "tune", **changes: Any) -> Experiment:
+    settings: dict[str, Any] = {
+        "model": {"name": "tiny", "dtype": "float32"}, "data": "rows.jsonl", "adapter": METHODS["lora"],
+        "training": {"steps": 50, "batch_size": 8, "learning_rate": rate, "backend": "eager"},
+    }  # fmt: skip
+    return Experiment(run=run, **{**settings, **changes})
+
+
+def bits(folder: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.glob("*.safetensors")}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_tuned_run_has_the_bytes_of_a_run_at_the_rate_that_was_chosen(method):
+    tuned = train(experiment(f"{method}-tuned", adapter=METHODS[method]), restart=True)
+    tuning = tuned.manifest.tuning
+    assert tuning is not None and len(tuning.trials) >= 5
+    assert tuned.manifest.learning_rate == tuning.learning_rate
+    given = train(experiment(f"{method}-given", tuning.learning_rate, adapter=METHODS[method]), restart=True)
+    assert bits(tuned.result) == bits(given.result) != {}
+    assert given.manifest.tuning is None
+    files = [sorted(str(file.relative_to(one.run.folder)) for file in one.run.folder.rglob("*"))
+             for one in (tuned, given)]  # fmt: skip
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_trial_leaves_the_base_bit_for_bit(method):
+    trials = trials_of(experiment("none", adapter=METHODS[method]))
+    module, random = trials.model.module, torch.get_rng_state()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    kinds = [type(one) for one in module.modules()]
+    learning = [one.requires_grad for one in module.parameters()]
+    first, second = trials.run(1e-2, 4, 2), trials.run(1e-2, 4, 2)
+    assert math.isfinite(first.loss) and first.loss == second.loss and first.losses == second.losses
+    assert trials.run(3e-2, 4, 2).loss != first.loss
+    after = module.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(value, after[name]) for name, value in before.items())
+    assert kinds == [type(one) for one in module.modules()]
+    assert learning == [one.requires_grad for one in module.parameters()]
+    assert torch.equal(random, torch.get_rng_state())
+
+
+def trials_of(given: Experiment) -> Trials:
+    given = decided(given, silent)
+    objective = objective_of(given, silent)
+    model, method = objective.load(given.base, silent), method_of(given.adapter)
+    prepared = prepare(given.data, objective.writing(model), silent)
+    apart, _ = set_aside(prepared, 16, 0)
+    config = given.training.resolved(len(prepared.trained), model.width, given.auto_rate)
+    setup = Setup(
+        config, 50, prepared.trained_rows, heads=objective.heads(model), load=objective.load, callback=silent
+    )  # fmt: skip
+    return Trials(given, model, method, objective, setup, apart)
+
+
+def test_trials_that_learn_nothing_leave_the_default(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tuning_of_rates, "LEARNED", 0.99)
+    tuning = train(experiment("idle"), restart=True).manifest.tuning
+    assert tuning is not None and tuning.learning_rate == tuning.default and tuning.trials
+    assert "learned too little" in tuning.why and tuning.loss_before is not None
+
+
+def test_a_rate_at_which_training_diverges_has_no_loss():
+    trials = trials_of(experiment("none"))
+    assert trials.run(1e30, 4, 2).diverged
+    assert not trials.run(1e-3, 4, 2).diverged
+
+
+CLASSIFIERS: dict[str, dict[str, Any]] = {
+    "labels": {"model": {"name": "tiny-bert", "dtype": "float32"}, "data": {"path": "labels.jsonl", "held_out": 12}},
+    "head": {"model": {"name": "tiny-bert", "dtype": "float32"}, "data": {"path": "labels.jsonl", "held_out": 12},
+             "adapter": {"method": "head"}},
+    "images": {"model": {"name": "vit", "dtype": "float32"}, "data": {"path": "pictures", "held_out": 12},
+               "images": {"augmentation": "crop"}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+def test_a_classifier_is_tuned_and_its_head_begins_as_without_trials(kind):
+    changes = CLASSIFIERS[kind]
+    if kind == "images" and not Path("vit").exists():
+        pytest.importorskip("PIL")
+        from vision_models import save_folder
+
+        save_folder("vit", "vit")
+        write_pictures(Path("pictures"), 48)
+    tuned = train(experiment(f"{kind}-tuned", **changes), restart=True)
+    assert tuned.manifest.tuning is not None and tuned.manifest.tuning.rows_from == "validation"
+    assert tuned.manifest.tuning.trials
+    given = train(experiment(f"{kind}-given", tuned.manifest.learning_rate, **changes), restart=True)
+    assert bits(tuned.result) == bits(given.result)
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    """Of noise around two colours."""
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        name, colour = ("red", (230, 30, 30)) if number % 2 else ("blue", (30, 30, 230))
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        pixels = np.clip(generator.normal(0, 40, (40, 40, 3)) + colour, 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / name / f"{number}.png")
+
+
+def test_an_adapter_that_is_trained_on_begins_every_trial_and_the_run():
+    first = train(experiment("first", 0.01), restart=True)
+    begun: dict[str, Any] = {"adapter": {"method": "lora", "start_from": "first"}}
+    tuned = train(experiment("second", **begun), restart=True)
+    given = train(experiment("third", tuned.manifest.learning_rate, **begun), restart=True)
+    assert bits(tuned.result) == bits(given.result) != bits(first.result)
+
+
+def test_a_short_run_takes_the_default_and_says_so():
+    lines: list[str] = []
+    short = experiment("short", training={"steps": LEAST_STEPS - 1, "batch_size": 8, "learning_rate": "tune"})
+    tuned = train(
+        short, restart=True, callback=lambda event: lines.append(getattr(event, "text", "")),
+    )  # fmt: skip
+    tuning = tuned.manifest.tuning
+    assert tuning is not None and not tuning.trials and tuning.learning_rate == tuning.default
+    assert f"fewer than {LEAST_STEPS} steps" in tuning.why
+    assert any(tuning.why in line for line in lines)
+
+
+def test_rows_are_set_aside_only_where_there_are_no_validation_rows():
+    lines: list[str] = []
+
+    def callback(event: Any) -> None:
+        if isinstance(event, StatusMessage):
+            lines.append(event.text)
+
+    train(experiment("aside"), restart=True, callback=callback)
+    assert "training rows that the trials set aside and the run learns from" in lines[0]
+    data = {"path": "rows.jsonl", "validation": "apart.jsonl"}
+    tuned = train(experiment("apart", data=data), restart=True, callback=callback).manifest.tuning
+    assert tuned is not None and tuned.rows == 12 and tuned.rows_from == "validation"
+
+
+def test_resuming_does_not_tune_again(monkeypatch: pytest.MonkeyPatch):
+    steps = {"steps": 50, "batch_size": 8, "learning_rate": "tune", "backend": "eager", "checkpoint_steps": 20}
+    whole = train(experiment("whole", training=steps), restart=True)
+
+    def stop(event: Any) -> None:
+        if isinstance(event, StepRecord) and event.step == 30:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        train(experiment("stopped", training=steps), restart=True, callback=stop)
+    monkeypatch.setattr(training, "tune", lambda *_: pytest.fail("it was tuned again"))
+    resumed = train(experiment("stopped", training=steps), resume=True)
+    assert bits(resumed.result) == bits(whole.result)
+    again, once = resumed.manifest.tuning, whole.manifest.tuning
+    assert again is not None and once is not None and again.trials == once.trials
+
+
+def test_what_the_command_line_says_and_refuses():
+    words = ["train", "--model", "tiny", "--data", "rows.jsonl", "--run", "lines", "--restart", "--steps", "50",
+             "--batch-size", "8", "--tune", "--json"]  # fmt: skip
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["tuning"]["learning_rate"] == told["learning_rate"]
+    recorded = RunSnapshot.read("lines").manifest.tuning
+    assert recorded is not None and recorded.model_dump(mode="json") == told["tuning"]
+    assert "choosing the learning rate" in result.stderr
+    page = Path("runs/lines/report.html").read_text()
+    assert "Short trials before the run" in page and f"{told['learning_rate']:.3g}" in page
+    both = CliRunner().invoke(app, [*words, "--learning-rate", "0.1"])
+    assert both.exit_code == 2 and "--learning-rate" in both.output and "Give one of them" in both.output
+
+
+def test_the_plan_tells_what_trials_cost():
+    words = ["plan", "--model", "tiny", "--data", "rows.jsonl", "--batch-size", "8", "--json"]
+    plans = [json.loads(CliRunner().invoke(app, [*words, *more]).stdout)
+             for more in (["--steps", "100"], ["--steps", "100", "--tune"], ["--steps", "20", "--tune"])]  # fmt: skip
+    assert plans[0]["tuning"] is None and plans[2]["tuning"]["trials"] == 0
+    assert 0 < plans[1]["tuning"]["steps"] <= most_cost(100)
+    assert plans[1]["seconds"] == plans[0]["seconds"]
+    seconds, step = plans[1]["tuning"]["seconds"], plans[1]["seconds_per_step"]
+    assert seconds["likely"] == pytest.approx(step * plans[1]["tuning"]["steps"])
+
+
+@settings(max_examples=draws(200))
+@given(st.integers(LEAST_STEPS, 20_000), st.integers(1, 256), st.booleans())
+def test_trials_cost_no_more_than_they_may(steps, batch, whole):
+    plan = TrialPlan.of(steps, batch, whole=whole)
+    if plan is not None:
+        assert 0 < plan.cost <= most_cost(steps)
+    assert most_cost(steps) <= max(20, (0.3 if steps < 300 else 0.15) * steps)
+    assert plan is not None or steps < (100 if whole else 60) or batch < 8
+
+
+@settings(max_examples=draws(100))
+@given(st.integers(8, 200), st.integers(1, 64), st.integers(0, 5), st.integers(0, 40))
+def test_no_row_is_on_both_sides_of_a_trial(count, asked, seed, repeated):
+    class Rows:
+        trained = np.concatenate([np.arange(count), np.arange(min(repeated, count))])
+        measured = np.arange(0)
+
+    import dataclasses
+
+    from rankwise.data.preparation import Prepared
+
+    prepared = Prepared(None, Rows.trained, Rows.measured, None)  # pyright: ignore[reportArgumentType]
+    apart, from_training = set_aside(prepared, asked, seed)
+    assert from_training and len(apart.measured) == min(asked, count // 4)
+    assert not set(apart.measured.tolist()) & set(apart.trained.tolist())
+    assert set(apart.measured.tolist()) | set(apart.trained.tolist()) == set(range(count))
+    measured = dataclasses.replace(prepared, measured=np.arange(count, count + 5))
+    apart, from_training = set_aside(measured, asked, seed)
+    assert not from_training and len(apart.measured) == min(asked, 5) and len(apart.trained) == len(Rows.trained)
+
+
+@settings(max_examples=draws(100))
+@given(st.floats(-1.5, 1.5), st.floats(0.01, 0.2), st.floats(0.5, 5), st.integers(3, 200))
+def test_the_least_point_of_a_parabola_is_found(least, curvature, height, steps):
+    stages = Stage(4, 7), Stage(2, steps)
+    choice = choose(stages, math.inf, lambda stage, x: height + curvature * (x - least) ** 2)
+    assert choice.best == pytest.approx(least, abs=0.01)
+    assert abs(choice.x) <= abs(choice.best) and choice.x * choice.best >= 0  # drawn towards the default
+    longer = choose(
+        (Stage(4, 7), Stage(2, 10 * steps)), math.inf, lambda stage, x: height + curvature * (x - least) ** 2
+    )
+    assert abs(longer.x) >= abs(choice.x)
+
+
+@settings(max_examples=draws(100))
+@given(st.floats(-3, 6), st.lists(st.floats(0.1, 9), min_size=12, max_size=12))
+def test_a_rate_that_diverges_is_never_chosen(edge, losses):
+    given_losses = iter(losses)
+    tried: list[float] = []
+
+    def measured(stage: Stage, x: float) -> float:
+        tried.append(x)
+        return math.inf if x > edge else next(given_losses)
+
+    choice = choose((Stage(4, 7), Stage(2, 18)), math.inf, measured)
+    finite = [x for x in tried if x <= edge]
+    assert choice.best <= max(finite, default=min(tried)) + 1
+    assert abs(choice.best) <= WIDEST
+
+
+@pytest.mark.parametrize("ceiling", [-5.0, -3.0, 0.0, 2.0])
+def test_no_trial_is_run_above_the_ceiling_but_the_lowest(ceiling):
+    tried: list[float] = []
+
+    def measured(stage: Stage, x: float) -> float:
+        tried.append(x)
+        return 1 - 0.1 * x
+
+    choose((Stage(4, 7), Stage(2, 18)), ceiling, measured)
+    assert all(x <= max(ceiling, -2.5) for x in tried)
+
+
+def test_the_range_ends_before_the_rate_after_which_the_loss_stays_high():
+    grown = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    assert ceiling_of((2.0, 1.9, 1.8, 1.7, 4.0, 9.0), grown) == 2.0  # the update at 3 did it
+    assert ceiling_of((2.0, 1.9, 1.8, 1.7), grown) == 2.0  # the next loss was not a number
+    assert ceiling_of((2.0, 1.9, 1.8, 1.7, 1.6, 1.5), grown) == 5.0
+    assert ceiling_of((1.0, 1.9, 1.8, 3.7, 1.6, 1.5), grown) == 5.0  # a row with a high loss of its own
+    assert ceiling_of((), grown) == 0.0
