@@ -101,7 +101,7 @@ FLAGS = {
         "The other text: a text file, or rows with a `text`.  [default: text that the base writes itself]"),
     "forget_at_most": Flag("training.anchor.forget_at_most", float,
         "Budget of forgetting, such as 0.03: the KL divergence from the base in nats per token of ordinary text. The "
-        "anchor's weight follows it, and the result keeps it."),
+        "result keeps it."),
     "backend": Flag("training.backend", str,
         "How losses are computed: eager (the model's own code), fused or compiled."),
     "recipe": Flag("data.recipe", str,

@@ -26,6 +26,5 @@ class AnchorConfig(Config):
     """What the mean divergence of a token, in nats, is multiplied by before it is added to the loss."""
     forget_at_most: Annotated[Number, Field(gt=0, le=10)] | None = None
     """A budget of forgetting: the KL divergence from the base, in nats per token, that the result may have on ordinary
-    text, which is neither trained on nor the anchor's. The weight then follows what is measured as the run goes,
-    beginning with `weight`; and if the result has forgotten more, its change is scaled down until it keeps the
-    budget."""
+    text, which is neither trained on nor the anchor's. `weight` is then the largest weight: it falls while what is
+    measured leaves room. If the result has forgotten more, its change is scaled down until it keeps the budget."""

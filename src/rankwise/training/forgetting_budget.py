@@ -1,7 +1,11 @@
 """A budget of forgetting: the anchor's weight follows what is measured, and the result keeps the budget.
 
-    between steps    weight <- weight * (divergence / budget)^2, by at most a factor of 4 at a time
+    between steps    weight <- weight * (divergence / budget)^2, by at most a factor of 4 at a time, and never above
+                     the one that was given
     at the end       strength = the largest s in [0, 1] at which divergence(s) <= budget
+
+A budget with room to spare lowers the weight, so that the rows are learned better. A tight one is kept by the strength,
+which costs less of the loss than a weight beyond the usual one (design/0013-keeping.md).
 
 The divergence is measured on ordinary text (evaluation/prose.txt) that is neither trained on nor the anchor's. Between
 steps a few of its blocks tell where the run is heading, at the end all of them count. The weight follows from the
@@ -34,7 +38,7 @@ MEASUREMENTS = 12
 """Of a run, about."""
 MOST = 4.0
 """Factor by which the weight changes at a time."""
-LOWEST, HIGHEST = 0.01, 100.0
+LOWEST = 0.01
 HALVINGS = 7
 """Of the interval in which the strength is looked for."""
 
@@ -57,7 +61,7 @@ class ForgettingBudget(Hook):
     outcome: KeptBudget | None = None
 
     def __post_init__(self) -> None:
-        self._base = StateCache(self.anchor.room)
+        self._base, self._highest = StateCache(self.anchor.room), self.anchor.weight
 
     @staticmethod
     def interval_of(steps: int) -> int:
@@ -78,7 +82,7 @@ class ForgettingBudget(Hook):
         with trainer.aside():
             apart = self._divergence(trainer, few)
         change = min(MOST, max(1 / MOST, (apart / self.most) ** 2))
-        self.anchor.weight = min(HIGHEST, max(LOWEST, self.anchor.weight * change))
+        self.anchor.weight = min(self._highest, max(LOWEST, self.anchor.weight * change))
         record = BudgetRecord(state.step, apart, self.anchor.weight)
         self.records.append(record)
         trainer.emit(record)
