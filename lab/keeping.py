@@ -119,7 +119,7 @@ def run(folder: Path, cell: Cell, model: LoadedModel) -> dict[str, Any]:
     try:
         tuned.train(False)
         work = Workload.of(model.module, tuned, CAUSAL_LM, config, prepared, False, silent)
-        backend = choose_backend(work, "auto" if experiment.adapter.method == "full" else "fused", 0)
+        backend = choose_backend(work, "auto", 0)
         anchor = None
         if config.anchor is not None:
             assert isinstance(backend, Eager | Fused), "it is a language model"
