@@ -53,6 +53,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "anchor": {"training": {"anchor": {"weight": 1.0}}},
     "anchor-0.3": {"training": {"anchor": {"weight": 0.3}}},
     "anchor-3": {"training": {"anchor": {"weight": 3.0}}},
+    "anchor-256": {"training": {"anchor": {"weight": 1.0, "tokens": 256}}},
     "anchor-64": {"training": {"anchor": {"weight": 1.0, "tokens": 64}}},
     "half-rate": {"rate": 0.5},
     "quarter-rate": {"rate": 0.25},
