@@ -19,15 +19,16 @@ import random
 import statistics
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from claims import data
+from stored_cells import done_in, run_missing
 
 from rankwise.commands.evaluate import evaluate
 from rankwise.commands.train import train
 from rankwise.config.experiment import Experiment
-from rankwise.runs.metrics_log import MetricsLog, read_metrics_log
 from rankwise.runs.records import silent
 from rankwise.system.allocator import keep_memory
 
@@ -114,11 +115,6 @@ def best_rate(done: dict[Cell, dict[str, Any]], task: str, method: str) -> float
     return max(RATES[method], key=lambda rate: done[task, method, rate, 0]["choosing"])
 
 
-def done_in(log: Path) -> dict[Cell, dict[str, Any]]:
-    rows = read_metrics_log(log) if log.exists() else []
-    return {tuple(row["cell"]): row for row in rows if row["kind"] == "cell"}
-
-
 def table(done: dict[Cell, dict[str, Any]]) -> Iterator[str]:
     yield "| task | method | trained numbers | best rate | metric | development set | seeds |"
     yield "|---|---|---|---|---|---|---|"
@@ -157,12 +153,10 @@ def main() -> None:
     os.chdir(folder)
     keep_memory()
     done = done_in(log)
-    with MetricsLog(log) as written:
-        for cell in cells(done, given.tasks.split(",")):
-            if cell not in done:
-                done[cell] = run(folder, cell)
-                written.append(done[cell])
-                print(cell, f"{done[cell]['choosing']:.3f}", f"{done[cell]['seconds']:.0f} s", flush=True)
+    run_missing(
+        log, done, cells(done, given.tasks.split(",")), partial(run, folder),
+        lambda row: f"{row['choosing']:.3f} {row['seconds']:.0f} s",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -18,17 +18,16 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from claims import data
+from stored_cells import alone, done_in, run_missing
 
 from rankwise.commands.evaluate import evaluate
 from rankwise.commands.train import train
 from rankwise.config.experiment import Experiment
-from rankwise.runs.metrics_log import MetricsLog, read_metrics_log
 from rankwise.runs.records import silent
 from rankwise.system.allocator import keep_memory
 
@@ -67,12 +66,6 @@ def write(source: Path, target: Path, first: int, count: int) -> None:
             chosen.append(row)
         seen[label] += 1
     parquet.write_table(table.take(chosen), target)
-
-
-def alone(folder: Path, cell: Cell) -> dict[str, Any]:
-    """Run a cell in a process of its own, whose peak memory is that of nothing else."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(run, folder, cell).result()
 
 
 def run(folder: Path, cell: Cell) -> dict[str, Any]:
@@ -114,11 +107,6 @@ def cells(done: dict[Cell, dict[str, Any]], sizes: list[int], methods: list[str]
 
 def best_rate(done: dict[Cell, dict[str, Any]], method: str, size: int) -> float:
     return max(RATES[method], key=lambda rate: done[method, size, rate, 0]["choosing"])
-
-
-def done_in(log: Path) -> dict[Cell, dict[str, Any]]:
-    rows = read_metrics_log(log) if log.exists() else []
-    return {tuple(row["cell"]): row for row in rows if row["kind"] == "cell"}
 
 
 def table(done: dict[Cell, dict[str, Any]]) -> Iterator[str]:
@@ -163,12 +151,11 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
     done = done_in(log)
-    with MetricsLog(log) as written:
-        for cell in cells(done, [int(size) for size in given.sizes.split(",")], given.methods.split(",")):
-            if cell not in done:
-                done[cell] = alone(folder, cell)
-                written.append(done[cell])
-                print(cell, f"{done[cell]['accuracy']['value']:.3f}", f"{done[cell]['seconds']:.0f} s", flush=True)
+    chosen = cells(done, [int(size) for size in given.sizes.split(",")], given.methods.split(","))
+    run_missing(
+        log, done, chosen, partial(alone, run, folder),
+        lambda row: f"{row['accuracy']['value']:.3f} {row['seconds']:.0f} s",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from claims import data, tasks
+from stored_cells import done_in, run_missing
 
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
@@ -38,10 +39,9 @@ from rankwise.methods.registry import method_of
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.objectives.causal_lm import CAUSAL_LM
-from rankwise.runs.metrics_log import MetricsLog, read_metrics_log
 from rankwise.runs.records import silent
 from rankwise.system.allocator import keep_memory
-from rankwise.training.anchor import Anchor, anchor_text
+from rankwise.training.anchor import Anchor, BaseOnText, anchor_text
 from rankwise.training.backend import Eager, Fused, choose_backend
 from rankwise.training.trainer import Trainer
 from rankwise.training.workload import Workload
@@ -126,7 +126,8 @@ def run(folder: Path, cell: Cell, model: LoadedModel) -> dict[str, Any]:
             assert isinstance(backend, Eager | Fused), "it is a language model"
             with tuned.base():
                 text = anchor_text(config.anchor, model, config.steps or 1, silent)
-            anchor = Anchor(text, config.anchor.weight, config.seed, tuned, backend, config.max_batch_tokens, 10**9)
+            base = BaseOnText(text, tuned, backend, 10**9)
+            anchor = Anchor(base, config.anchor.weight, config.seed, config.max_batch_tokens)
         trainer = Trainer(tuned, Batches.of(trained, config, backend.layout), config, backend, anchor=anchor)
         seconds = [record.seconds for record in trainer.run()]
         rows = list(prepared.measured_rows)
@@ -204,11 +205,6 @@ def line(task: str, way: str, strength: str, rows: list[dict[str, Any]], plain: 
     )
 
 
-def done_in(log: Path) -> dict[Cell, dict[str, Any]]:
-    rows = read_metrics_log(log) if log.exists() else []
-    return {tuple(row["cell"]): row for row in rows if row["kind"] == "cell"}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -226,16 +222,17 @@ def main() -> None:
     os.chdir(folder)
     keep_memory()
     names, ways, seeds = (getattr(given, name).split(",") for name in ("tasks", "ways", "seeds"))
-    done, model = done_in(log), None
-    with MetricsLog(log) as written:
-        for cell in ((task, way, int(seed)) for seed in seeds for task in names for way in ways):
-            if cell not in done:
-                model = model or load(base_of(folder, names[0]), silent)
-                done[cell] = run(folder, cell, model)
-                written.append(done[cell])
-                result = done[cell]
-                shown = result["failed"] or f"{loss_of(result):.4f} {result['measured']['1.0']['kl']}"
-                print(cell, shown, f"{result['step_seconds']:.1f} s a step, {result['seconds']:.0f} s", flush=True)
+    done, model = done_in(log), load(base_of(folder, names[0]), silent)
+    chosen = ((task, way, int(seed)) for seed in seeds for task in names for way in ways)
+    run_missing(log, done, chosen, lambda cell: run(folder, cell, model), told)
+
+
+def told(row: dict[str, Any]) -> str:
+    if row["failed"] is not None:
+        return row["failed"]
+    return (
+        f"{loss_of(row):.4f} {row['measured']['1.0']['kl']} {row['step_seconds']:.1f} s a step, {row['seconds']:.0f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from rankwise.models.loading import load
 from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.runs.records import silent
 from rankwise.system.allocator import keep_memory
-from rankwise.training.anchor import Anchor, anchor_text
+from rankwise.training.anchor import Anchor, BaseOnText, anchor_text
 from rankwise.training.backend import Fused
 from rankwise.training.trainer import Trainer
 from rankwise.training.workload import Workload
@@ -51,7 +51,7 @@ def measured(task: str, steps: int, tokens: int) -> dict[str, Any]:
     asked = AnchorConfig(tokens=tokens)
     with tuned.base():
         text = anchor_text(asked, model, steps, silent)
-    anchor = Anchor(text, asked.weight, 0, tuned, held, config.max_batch_tokens, 10**9)
+    anchor = Anchor(BaseOnText(text, tuned, held, 10**9), asked.weight, 0, config.max_batch_tokens)
     batches = Batches.of(rows, config, plain.layout)
     runs = [Trainer(tuned, batches, config, plain).run(), Trainer(tuned, batches, config, held, anchor=anchor).run()]
     records = [[next(run) for run in runs] for _ in range(steps - 1)][1:]

@@ -16,16 +16,15 @@ import os
 import statistics
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from claims import tasks
+from stored_cells import alone, done_in, run_missing
 
 from rankwise.commands.train import train
 from rankwise.config.experiment import Experiment
-from rankwise.runs.metrics_log import MetricsLog, read_metrics_log
 from rankwise.system.allocator import keep_memory
 
 TASKS, FORMATS, SEEDS = ("e2e", "dolly"), ("none", "int8", "nf4"), (0, 1, 2)
@@ -33,12 +32,6 @@ ROWS, BATCH, LONGEST = 400, 16, 512
 QUANTILE = 4.303
 """Of Student's t with two degrees of freedom, 97.5 %."""
 Cell = tuple[str, str, int]
-
-
-def alone(folder: Path, cell: Cell) -> dict[str, Any]:
-    """Run a cell in a process of its own, whose peak memory is that of nothing else."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(run, folder, cell).result()
 
 
 def run(folder: Path, cell: Cell) -> dict[str, Any]:
@@ -59,11 +52,6 @@ def run(folder: Path, cell: Cell) -> dict[str, Any]:
         "peak_rss_bytes": results.peak_rss_bytes, "train_seconds": results.train_seconds,
         "seconds": time.perf_counter() - began,
     }  # fmt: skip
-
-
-def done_in(log: Path) -> dict[Cell, dict[str, Any]]:
-    rows = read_metrics_log(log) if log.exists() else []
-    return {tuple(row["cell"]): row for row in rows if row["kind"] == "cell"}
 
 
 def table(done: dict[Cell, dict[str, Any]]) -> Iterator[str]:
@@ -105,13 +93,11 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
     done = done_in(log)
-    with MetricsLog(log) as written:
-        for cell in ((task, format, seed) for seed in SEEDS for task in TASKS for format in FORMATS):
-            if cell not in done:
-                done[cell] = alone(folder, cell)
-                written.append(done[cell])
-                print(cell, f"{done[cell]['before']:.4f} -> {done[cell]['after']:.4f}",
-                      f"{done[cell]['seconds']:.0f} s", flush=True)  # fmt: skip
+    chosen = ((task, format, seed) for seed in SEEDS for task in TASKS for format in FORMATS)
+    run_missing(
+        log, done, chosen, partial(alone, run, folder),
+        lambda row: f"{row['before']:.4f} -> {row['after']:.4f} {row['seconds']:.0f} s",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -77,8 +77,8 @@ def test_a_prefix_that_is_read_once_gives_the_likelihoods_of_whole_sequences(arc
         rows.append(Tokens(tuple(ids), (False,) + (True,) * (size - 1)))
     whole = [Tokens((*prefix, *row.ids), (*[False] * len(prefix), *row.loss_mask)) for row in rows]
     assert can_share(module)
-    once = likelihoods(module, rows, forward=LogitsAfter(module, prefix))
-    for one, other in zip(once, likelihoods(module, whole), strict=True):
+    once = likelihoods(module, rows, forward=LogitsAfter(module, prefix), greedy=True)
+    for one, other in zip(once, likelihoods(module, whole, greedy=True), strict=True):
         assert one.nats == pytest.approx(other.nats, rel=1e-9)
         assert (one.tokens, one.greedy) == (other.tokens, other.greedy)
 
@@ -91,7 +91,7 @@ def test_greedy_means_that_decoding_would_write_exactly_these_tokens():
     mask = (False,) * 3 + (True,) * 4
     right = Tokens(tuple(ids), mask)
     wrong = Tokens((*ids[:-1], (ids[-1] + 1) % 96), mask)
-    assert [one.greedy for one in likelihoods(module, [right, wrong])] == [True, False]
+    assert [one.greedy for one in likelihoods(module, [right, wrong], greedy=True)] == [True, False]
 
 
 def test_swapping_gives_each_row_another_question_and_its_own_answer(rows):

@@ -22,8 +22,8 @@ from rankwise.methods.lora import TrainableLoRA
 from rankwise.methods.trainable import Trainable
 from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.text.tokenize import Tokens
-from rankwise.training.anchor import Anchor
-from rankwise.training.backend import Eager, Fused
+from rankwise.training.anchor import Anchor, BaseOnText
+from rankwise.training.backend import AnchoredBackend, Eager, Fused
 from rankwise.training.state import TrainState, adamw
 from rankwise.training.step import optimizer_step
 from rankwise.training.workload import Workload
@@ -41,6 +41,10 @@ def rows() -> list[Tokens]:
 def text(blocks: int = 5) -> Text:
     ids = torch.randint(0, 96, (blocks, LENGTH + 1), generator=torch.Generator().manual_seed(1))
     return Text(ids, "random", "0", ())
+
+
+def anchor_of(trainable: Trainable, backend: AnchoredBackend, most: int, room: int, seed: int) -> Anchor:
+    return Anchor(BaseOnText(text(), trainable, backend, room), WEIGHT, seed, most)
 
 
 def adapted(method: str = "lora") -> tuple[torch.nn.Module, AdapterSet, Trainable]:
@@ -77,7 +81,7 @@ def step(
     state.optimizer.register_step_pre_hook(
         lambda *_: seen.extend(torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in state.parameters)
     )
-    anchor = Anchor(text(), WEIGHT, 0, trainable, computing, most, 10**6) if anchored else None
+    anchor = anchor_of(trainable, computing, most, 10**6, 0) if anchored else None
     with computing.active():
         record, _ = optimizer_step(state, computing.layout(rows(), 24), computing.loss, 0.0, anchor)
     return seen, record.loss, record.divergence
@@ -86,14 +90,14 @@ def step(
 def plainly() -> tuple[list[Tensor], float, float]:
     """The same, written out: one row at a time, with all logits and autograd."""
     model, adapters, trainable = adapted()
-    anchor = Anchor(text(), WEIGHT, 0, trainable, Eager(Workload(model, trainable, CAUSAL_LM)), 0, 0)
+    anchor = anchor_of(trainable, Eager(Workload(model, trainable, CAUSAL_LM)), 0, 0, 0)
     total, count = torch.zeros((), dtype=torch.float64), 0
     for row in rows():
         logits = model(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
         for place in range(1, len(row.ids)):
             if row.loss_mask[place]:
                 total, count = total - logits[place - 1, row.ids[place]], count + 1
-    block = anchor.text.blocks[anchor.block(0)][:-1]
+    block = anchor.base.text.blocks[anchor.block(0)][:-1]
     with adapters.base():
         base = every_logits(model, block).softmax(-1)
     tuned = model(input_ids=block[None]).logits[0].log_softmax(-1)
@@ -125,9 +129,9 @@ def test_an_adapter_that_changes_nothing_has_no_divergence_and_no_gradient_from_
     model = tiny_model("llama").double()
     trainable = TrainableLoRA(inject(model, LoraConfig(rank=3)))
     computing = Fused(Workload(model, trainable, CAUSAL_LM, longest=17))
-    anchor = Anchor(text(), WEIGHT, 0, trainable, computing, 1, 0)
+    anchor = anchor_of(trainable, computing, 1, 0, 0)
     with computing.active():
-        _, apart = anchor.backward(None, 0, 1.0, CPU)
+        _, apart = anchor.backward(None, 0, 1.0)
     assert apart == 0.0 and all(one.grad is None or not one.grad.any() for one in trainable.parameters())
 
 
@@ -135,16 +139,18 @@ def test_what_the_base_says_of_a_block_is_computed_once_where_there_is_room() ->
     model, _, trainable = adapted()
     computing = Eager(Workload(model, trainable, CAUSAL_LM))
     for room, expected in ((10**7, 5), (0, 15)):
-        anchor = Anchor(text(), WEIGHT, 0, trainable, computing, 1, room)
+        anchor = anchor_of(trainable, computing, 1, room, 0)
         calls = [0]
 
         def counted(batch: Batch, calls: list[int] = calls) -> Tensor:
             calls[0] += 1
             return computing.base_rows(batch)
 
-        anchor.backend = type("Counted", (), {"base_rows": staticmethod(counted), "anchored": computing.anchored})()  # pyright: ignore
+        anchor.base.backend = type(
+            "Counted", (), {"base_rows": staticmethod(counted), "anchored": computing.anchored}
+        )()  # pyright: ignore
         for number in range(15):
-            anchor.backward(None, number, 1.0, CPU)
+            anchor.backward(None, number, 1.0)
         assert calls[0] == expected
 
 
@@ -153,7 +159,7 @@ def test_blocks_follow_from_seed_and_step_alone_and_all_come_before_one_comes_ag
     computing = Eager(Workload(model, trainable, CAUSAL_LM))
 
     def drawn(seed: int) -> list[int]:
-        anchor = Anchor(text(), WEIGHT, seed, trainable, computing, 1, 0)
+        anchor = anchor_of(trainable, computing, 1, 0, seed)
         return [anchor.block(number) for number in range(10)]
 
     assert drawn(3) == drawn(3) != drawn(4)
@@ -176,7 +182,7 @@ def test_adalora_gives_ranks_by_what_the_rows_need_alone(order: str) -> None:
         computing = Fused(Workload(model, trainable, CAUSAL_LM, longest=17))
         state = state_of(trainable)
         state.clip = clip
-        anchor = Anchor(text(), WEIGHT, 0, trainable, computing, 1000, 10**6) if anchored else None
+        anchor = anchor_of(trainable, computing, 1000, 10**6, 0) if anchored else None
         with computing.active():
             optimizer_step(state, computing.layout(rows(), 24), computing.loss, 0.0, anchor)
         return [*trainable.importance.averages]

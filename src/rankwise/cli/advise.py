@@ -20,7 +20,7 @@ RUN = Setting("run", "advise", "rankwise advise")
 
 
 @takes_settings(
-    "model", "quantize", "memory", "data", "objective", "image_size", "rank", "alpha", "dropout", "targets", "layers",
+    "model", "quantize", "memory", "data", "objective", "rank", "alpha", "dropout", "targets", "layers",
     "epochs", "steps", "batch_size", "learning_rate", "backend", *ROWS, *VALIDATION_ROWS, "seed",
     steps="Steps of the full run that advice is wanted on; advising trains a tenth of them, at least 20.",
     held_out="Number of rows to hold out for measuring.  [default: a fifth of the rows, at most 200]",

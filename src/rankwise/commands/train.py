@@ -16,6 +16,7 @@ from typing import Any
 from rankwise.adapters.targets import tables_of_the_head
 from rankwise.commands.report import write_page
 from rankwise.config.experiment import Experiment
+from rankwise.data.preparation import Prepared
 from rankwise.data.preparing import TextWriting, facts_of, prepare, refuse_fatal
 from rankwise.errors import ConfigError, Interrupted, RankwiseError, RunError, is_out_of_memory, some
 from rankwise.methods.method import Setup
@@ -113,13 +114,7 @@ def train(
         if start is not None:
             experiment = start.settled(experiment, loaded, callback, force_base=force_base)
         method = method_of(experiment.adapter)
-        writing = objective.writing(loaded)
-        prepared = prepare(experiment.data, writing, callback)
-        refuse_fatal(prepared.data_report)
-        if prepared.data_report.format == "classification" and objective.targets is None:
-            callback(StatusMessage(LABELS_AS_ANSWERS))
-        if isinstance(used := writing.by(experiment.data), TextWriting):
-            loaded = loaded.with_template(used.template)
+        prepared, loaded = _prepared(experiment, objective, loaded, callback)
         scorer = SCORERS[objective.name](experiment.validation, loaded, prepared, objective)
         rows = prepared.trained_rows
         config = training_config.resolved(len(rows), loaded.width, experiment.auto_rate)
@@ -161,6 +156,19 @@ def _misfit(model: LoadedModel, experiment: Experiment, objective: Objective) ->
     if experiment.base not in (model.spec, spec):  # weights in full are the same by either setting
         return f'the given model is "{model.spec.name}", but the experiment names another one: {experiment.base}.'
     return None
+
+
+def _prepared(
+    experiment: Experiment, objective: Objective, model: LoadedModel, callback: Callback
+) -> tuple[Prepared, LoadedModel]:
+    """The rows, and the model with the template that they are written with."""
+    writing = objective.writing(model)
+    prepared = prepare(experiment.data, writing, callback)
+    refuse_fatal(prepared.data_report)
+    if prepared.data_report.format == "classification" and objective.targets is None:
+        callback(StatusMessage(LABELS_AS_ANSWERS))
+    used = writing.by(experiment.data)
+    return prepared, model.with_template(used.template) if isinstance(used, TextWriting) else model
 
 
 def _loaded(experiment: Experiment, objective: Objective, callback: Callback) -> LoadedModel:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from rankwise.config.base import Config, Number, PositiveInt
 
+OWN_TEXT = "text that the base model wrote itself"
 BLOCKS = 256
 """At most so many blocks of the text are drawn from. A run of fewer steps sees none of them twice."""
 

@@ -80,18 +80,18 @@ class AnsweredRows:
             return Untrained(None)
         module = self.model.module
         if can_share(module):
-            answers = likelihoods(module, context.rows, forward=LogitsAfter(module, context.prefix))
+            answers = likelihoods(module, context.rows, forward=LogitsAfter(module, context.prefix), greedy=True)
         else:
-            answers = likelihoods(module, context.whole)
+            answers = likelihoods(module, context.whole, greedy=True)
         return Untrained(self._side(answers), context.examples)
 
     def adapter(self) -> Side:
-        return self._side(likelihoods(self.model.module, self.rows))
+        return self._side(likelihoods(self.model.module, self.rows, greedy=True))
 
     def unrelated(self) -> Side | None:
         longest = self.model.context_length
         swapped = with_other_questions(self.rows, self.seed, longest)
-        return None if swapped is None else self._side(likelihoods(self.model.module, swapped))
+        return None if swapped is None else self._side(likelihoods(self.model.module, swapped, greedy=True))
 
     def _side(self, answers: Sequence[Likelihood]) -> Side:
         self.read(len(answers))

@@ -19,12 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rankwise.evaluation.image_features import features_of as image_features
 from rankwise.evaluation.intervals import difference, measured
 from rankwise.evaluation.likelihood import Likelihood
 from rankwise.evaluation.linear_probe import fit_and_predict, probabilities
 from rankwise.evaluation.metrics import METRICS
-from rankwise.objectives.image_classification import ImageClassification
 from rankwise.objectives.objective import Classifier
 from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.measured import Difference, Measured
@@ -32,7 +30,7 @@ from rankwise.text.tokenize import Tokens
 
 Numbers = NDArray[np.float64]
 LEAST_PROBABILITY = 1e-6
-AT_ONCE, TOKENS_AT_ONCE = 32, 4096
+TOKENS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class Side:
 
 
 def by_likelihoods(answers: Sequence[Likelihood]) -> Side:
-    return Side([one.sums for one in answers], [[float(one.greedy), 1.0] for one in answers])
+    return Side([one.sums for one in answers], [[float(bool(one.greedy)), 1.0] for one in answers])
 
 
 def by_outputs(outputs: Numbers, actual: Sequence[float], targets: TargetFacts) -> Side:
@@ -106,12 +104,7 @@ def by_probe(
 
 @torch.no_grad()
 def features_of_rows(objective: Classifier, module: nn.Module, rows: Sequence[Tokens]) -> Numbers:
-    """The features (N, D) of the frozen body: what the head reads of an image, the mean over the tokens of a text."""
-    if isinstance(objective, ImageClassification):
-        read = image_features(module, objective)
-        pixels = [np.stack([np.asarray(row.image) for row in rows[at : at + AT_ONCE]])
-                  for at in range(0, len(rows), AT_ONCE)]  # fmt: skip
-        return np.concatenate([np.asarray(read(part), np.float64) for part in pixels])
+    """The features (N, D) of the frozen body: the mean over the tokens of a text."""
     body: Any = getattr(module, str(module.base_model_prefix))
     device, states = next(module.parameters()).device, list[Tensor]()
     hook = body.register_forward_hook(lambda _, __, outputs: states.append(outputs[0]))

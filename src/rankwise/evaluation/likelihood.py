@@ -31,8 +31,9 @@ AT_ONCE = 512
 class Likelihood:
     nats: float
     tokens: int
-    greedy: bool = False
-    """Whether each token is the most likely one, so that greedy decoding would write exactly this."""
+    greedy: bool | None = None
+    """Whether each token is the most likely one, so that greedy decoding would write exactly this; None where it was
+    not looked at."""
 
     @property
     def sums(self) -> list[float]:
@@ -43,10 +44,11 @@ class Likelihood:
 @torch.inference_mode()
 def likelihoods(
     module: nn.Module, sequences: Sequence[Tokens], callback: Callback = silent, what: str = "",
-    sources: Sequence[str] = (), forward: Callable[[Batch], Tensor] | None = None,
+    sources: Sequence[str] = (), forward: Callable[[Batch], Tensor] | None = None, greedy: bool = False,
 ) -> list[Likelihood]:  # fmt: skip
     """Compute the likelihood of each sequence, in order; equal sequences are computed once. `sources` name where they
-    come from in error messages. `forward` computes the logits, by default from the sequences alone."""
+    come from in error messages. `forward` computes the logits, by default from the sequences alone. `greedy` looks
+    whether greedy decoding would write them, which takes another pass over all logits."""
     keys = [_key(sequence) for sequence in sequences]
     distinct = dict(zip(keys, sequences, strict=True))
     model: Any = module
@@ -60,10 +62,15 @@ def likelihoods(
             F.cross_entropy(part.float(), target, reduction="none")
             for part, target in zip(logits.split(AT_ONCE), targets.split(AT_ONCE), strict=True)
         ]
-        nats, hits = torch.cat(pieces).double().cpu(), (logits.argmax(-1) == targets).cpu()
         counts = [one.loss_count for one in batch]
-        for sequence, own, right in zip(batch, nats.split(counts), hits.split(counts), strict=True):
-            results[_key(sequence)] = Likelihood(own.sum().item(), sequence.loss_count, bool(right.all()))
+        nats = torch.cat(pieces).double().cpu().split(counts)
+        hits = (
+            [bool(part.all()) for part in (logits.argmax(-1) == targets).split(counts)]
+            if greedy
+            else [None] * len(batch)
+        )
+        for sequence, own, hit in zip(batch, nats, hits, strict=True):
+            results[_key(sequence)] = Likelihood(own.sum().item(), sequence.loss_count, hit)
         done += sum(input_length(sequence) for sequence in batch)
         callback(ProgressUpdate(what, done, total, "tokens"))
     _refuse_damage(keys, results, sources)

@@ -55,16 +55,13 @@ class FusedLoss:
     def anchored(self, batch: Batch | None, text: Batch, base: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sum of a batch's losses, and that of the divergence from the base on another flat batch. Both are
         computed as one row. `base` (N, d) is what `hidden` gave with the adapter off."""
-        weight = self._module.get_output_embeddings().weight
-        if batch is None:
-            places = torch.arange(text.tokens, device=text.targets.device)
-            hidden = self.hidden(text, places)
-            return hidden.new_zeros((), dtype=torch.float32), head_divergence(hidden, weight, base)
-        learned = batch.loss_mask[0].nonzero()[:, 0]
-        others = torch.arange(batch.tokens, batch.tokens + text.tokens, device=learned.device)
-        hidden = self.hidden(joined(batch, text), torch.cat([learned, others]))
+        whole = text if batch is None else joined(batch, text)
+        learned = whole.targets.new_empty(0) if batch is None else batch.loss_mask[0].nonzero()[:, 0]
+        others = torch.arange(whole.tokens - text.tokens, whole.tokens, device=learned.device)
+        hidden = self.hidden(whole, torch.cat([learned, others]))
         own, other = hidden.split([len(learned), len(others)])
-        return head_loss(own, weight, batch.targets[0, learned]), head_divergence(other, weight, base)
+        weight = self._module.get_output_embeddings().weight
+        return head_loss(own, weight, whole.targets[0, learned]), head_divergence(other, weight, base)
 
     def hidden(self, batch: Batch, places: Tensor) -> Tensor:
         """Return the input of the head (N, d) at `places`; the last block is only computed there."""

@@ -24,12 +24,12 @@ ROWS = 64
 def head_divergence(hidden: Tensor, weight: Tensor, base: Tensor) -> Tensor:
     """Sum KL in nats, a float32 scalar, of the tuned model's and the base's inputs of the head, both (N, d), and the
     frozen weight (V, d) of the head. Only `hidden` gets a gradient."""
-    return _HeadDivergence.apply(hidden, weight, base)
+    return _Divergence.apply(hidden, base, weight)
 
 
 def divergence(logits: Tensor, base: Tensor) -> Tensor:
     """The same of logits (N, V) of both models."""
-    return _Divergence.apply(logits, base)
+    return _Divergence.apply(logits, base, None)
 
 
 def plain_divergence(logits: Tensor, base: Tensor) -> Tensor:
@@ -48,18 +48,21 @@ def _rows_of(logits: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
     return total, log_q.exp_().sub_(p).to(logits.dtype)
 
 
-class _HeadDivergence(torch.autograd.Function):
+class _Divergence(torch.autograd.Function):
+    """Of logits, or with a weight of inputs of the head."""
+
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, base: Tensor) -> Tensor:
-        weight = unpacked(weight)
-        total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
+    def forward(ctx: Any, values: Tensor, base: Tensor, weight: Tensor | None) -> Tensor:
+        weight = None if weight is None else unpacked(weight)
+        total = values.new_zeros((), dtype=torch.promote_types(values.dtype, torch.float32))
         learning = ctx.needs_input_grad[0]
-        change = torch.empty_like(hidden) if learning else hidden[:0]
-        for first in range(0, len(hidden), ROWS):
+        change = torch.empty_like(values) if learning else values[:0]
+        for first in range(0, len(values), ROWS):
             rows = slice(first, first + ROWS)
-            apart, excess = _rows_of(hidden[rows] @ weight.T, base[rows] @ weight.T)
+            pair = (values[rows], base[rows])
+            apart, excess = _rows_of(*(pair if weight is None else (one @ weight.T for one in pair)))
             if learning:
-                torch.mm(excess, weight, out=change[rows])
+                change[rows] = excess if weight is None else excess @ weight
             total += apart
         ctx.save_for_backward(change)
         return total
@@ -69,22 +72,3 @@ class _HeadDivergence(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (change,) = ctx.saved_tensors
         return change * grad.to(change.dtype), None, None
-
-
-class _Divergence(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, base: Tensor) -> Tensor:
-        total = logits.new_zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
-        change = torch.empty_like(logits)
-        for first in range(0, len(logits), ROWS):
-            rows = slice(first, first + ROWS)
-            apart, change[rows] = _rows_of(logits[rows], base[rows])
-            total += apart
-        ctx.save_for_backward(change)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (change,) = ctx.saved_tensors
-        return change * grad.to(change.dtype), None

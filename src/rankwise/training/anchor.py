@@ -10,14 +10,16 @@ computes the block in one row with the step's documents.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rankwise.config.anchor import BLOCKS, AnchorConfig
+from rankwise.config.anchor import BLOCKS, OWN_TEXT, AnchorConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batch
 from rankwise.evaluation.text import Text, cut, read_text
@@ -29,7 +31,6 @@ from rankwise.runs.manifest import AnchorFacts
 from rankwise.runs.records import Callback
 from rankwise.training.backend import AnchoredBackend
 
-OWN = "text that the base model wrote itself"
 STREAM = 0xA17C
 """Sets the order of blocks apart from that of rows, which the same seed decides."""
 
@@ -41,7 +42,7 @@ def anchor_text(config: AnchorConfig, model: LoadedModel, steps: int, callback: 
         return cut(read_text(config.text), model, blocks=BLOCKS, length=config.tokens, least=2)
     length = min(config.tokens, model.context_length or config.tokens)
     blocks = own_blocks(model, min(BLOCKS, steps), length, callback)
-    about = f"{OWN}: {len(blocks)} blocks of {length} tokens"
+    about = f"{OWN_TEXT}: {len(blocks)} blocks of {length} tokens"
     return Text(blocks, about, sha256(blocks.numpy().tobytes()).hexdigest(), ())
 
 
@@ -58,50 +59,61 @@ def facts_of(text: Text) -> AnchorFacts:
 
 
 @dataclass
-class Anchor:
+class BaseOnText:
+    """The blocks of a text, and what the base says of each, which is computed once where there is room for it."""
+
     text: Text
-    weight: float
-    seed: int
     trainable: Trainable
     backend: AnchoredBackend
-    most: int
-    """Tokens that may be computed at once."""
     room: int
-    """Bytes for what the base says of the blocks."""
-    _base: StateCache = field(init=False)
+    """Bytes."""
+    _rows: StateCache = field(init=False)
 
     def __post_init__(self) -> None:
-        self._base = StateCache(self.room)
+        self._rows = StateCache(self.room)
+
+    def block(self, number: int) -> tuple[Batch, Tensor]:
+        """A block alone, in which every token is predicted, and the base's rows for it (AnchoredBackend.base_rows)."""
+        ids, length = self.text.blocks[number][None], self.text.length
+        batch = Batch.of_tokens(ids[:, :-1], ids[:, 1:], length, torch.arange(length)[None], (length,))
+        batch = batch.to(self.trainable.parameters()[0].device)
+        return batch, self._rows.of(str(number).encode(), partial(self._base_rows, batch))
+
+    @torch.no_grad()
+    def _base_rows(self, batch: Batch) -> Tensor:
+        with self.trainable.base():
+            return self.backend.base_rows(batch)
+
+    @torch.no_grad()
+    def divergence(self, blocks: Sequence[int]) -> float:
+        """Of the tuned model as it is now, in nats per token of these blocks."""
+        total = sum(self.backend.anchored(None, *self.block(number))[1].item() for number in blocks)
+        return total / (len(blocks) * self.text.length)
+
+
+@dataclass
+class Anchor:
+    base: BaseOnText
+    weight: float
+    seed: int
+    most: int
+    """Tokens that may be computed at once."""
 
     def joins(self, batch: Batch) -> bool:
         """Whether the block of a step goes into one row with this batch."""
-        apart = self.trainable.sets_apart
-        return self.backend.joins and not apart and batch.size + self.text.length <= self.most
+        base = self.base
+        return base.backend.joins and not base.trainable.sets_apart and batch.size + base.text.length <= self.most
 
     def block(self, step: int) -> int:
         """The number of the block that step 0, 1, 2, … takes."""
-        count = len(self.text.blocks)
+        count = len(self.base.text.blocks)
         turn, place = divmod(step, count)
         return int(np.random.default_rng([STREAM, self.seed, turn]).permutation(count)[place])
 
-    def backward(self, batch: Batch | None, step: int, count: float, device: torch.device) -> tuple[float, float]:
+    def backward(self, batch: Batch | None, step: int, count: float) -> tuple[float, float]:
         """Add the gradients of a batch's losses divided by `count`, and those of the anchor; return both losses, the
         anchor's without its weight."""
-        number = self.block(step)
-        text = text_batch(self.text, number).to(device)
-        base = self._base.of(str(number).encode(), lambda: self._base_rows(text))
-        loss, apart = self.backend.anchored(batch, text, base)
+        text, rows = self.base.block(self.block(step))
+        loss, apart = self.base.backend.anchored(batch, text, rows)
         (loss / count + self.weight * apart / text.tokens).backward()
         return loss.item() / count, apart.item() / text.tokens
-
-    @torch.no_grad()
-    def _base_rows(self, text: Batch) -> Tensor:
-        """Dropout of the adapter is part of the adapter, which is off."""
-        with self.trainable.base():
-            return self.backend.base_rows(text)
-
-
-def text_batch(text: Text, number: int) -> Batch:
-    """A block alone, in which every token is predicted."""
-    block, length = text.blocks[number][None], text.length
-    return Batch.of_tokens(block[:, :-1], block[:, 1:], length, torch.arange(length)[None], (length,))

@@ -19,15 +19,11 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from math import ceil
 
-import torch
-
-from rankwise.data.batches import Batch
 from rankwise.evaluation.text import Text, Written, cut
-from rankwise.forward.prefix_cache import StateCache
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.manifest import KeptBudget
 from rankwise.runs.records import BudgetRecord, StatusMessage
-from rankwise.training.anchor import Anchor, text_batch
+from rankwise.training.anchor import Anchor, BaseOnText
 from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.validation import Validation
 
@@ -53,7 +49,7 @@ class ForgettingBudget(Hook):
     """`records` are all measurements so far, an earlier process's too."""
 
     most: float
-    text: Text
+    ordinary: BaseOnText
     anchor: Anchor
     validation: Validation
     interval: int
@@ -61,7 +57,7 @@ class ForgettingBudget(Hook):
     outcome: KeptBudget | None = None
 
     def __post_init__(self) -> None:
-        self._base, self._highest = StateCache(self.anchor.room), self.anchor.weight
+        self._highest = self.anchor.weight
 
     @staticmethod
     def interval_of(steps: int) -> int:
@@ -77,10 +73,10 @@ class ForgettingBudget(Hook):
         state = trainer.state
         if state.finished or state.step % self.interval:
             return
-        count = len(self.text.blocks)
+        count = len(self.ordinary.text.blocks)
         few = range(0, count, max(1, count // BETWEEN_STEPS))
         with trainer.aside():
-            apart = self._divergence(trainer, few)
+            apart = self.ordinary.divergence(few)
         change = min(MOST, max(1 / MOST, (apart / self.most) ** 2))
         self.anchor.weight = min(self._highest, max(LOWEST, self.anchor.weight * change))
         record = BudgetRecord(state.step, apart, self.anchor.weight)
@@ -89,11 +85,11 @@ class ForgettingBudget(Hook):
 
     def after_training(self, trainer: Trainer) -> None:
         """Before anything is measured or written of the result."""
-        every = range(len(self.text.blocks))
+        every = range(len(self.ordinary.text.blocks))
         before = self.validation.loss_after(self.validation.result_step)
         loss = None if before is None else before.loss
         with trainer.aside():
-            full = self._divergence(trainer, every)
+            full = self.ordinary.divergence(every)
             strength, apart = (1.0, full) if full <= self.most else self._strength(trainer, every)
         if strength < 1.0:
             trainer.trainable.weaken(strength)
@@ -110,25 +106,12 @@ class ForgettingBudget(Hook):
         for _ in range(HALVINGS):
             middle = (low + high) / 2
             with trainer.trainable.scaled(middle):
-                measured = self._divergence(trainer, blocks)
+                measured = self.ordinary.divergence(blocks)
             if measured <= self.most:
                 low, apart = middle, measured
             else:
                 high = middle
         return low, apart
-
-    @torch.no_grad()
-    def _divergence(self, trainer: Trainer, blocks: Sequence[int]) -> float:
-        total, backend = 0.0, self.anchor.backend
-        for number in blocks:
-            text = text_batch(self.text, number).to(trainer.state.device)
-            base = self._base.of(str(number).encode(), lambda text=text: self._base_rows(text))
-            total += backend.anchored(None, text, base)[1].item()
-        return total / (len(blocks) * self.text.length)
-
-    def _base_rows(self, text: Batch) -> torch.Tensor:
-        with self.anchor.trainable.base():
-            return self.anchor.backend.base_rows(text)
 
     def _summary(self, outcome: KeptBudget) -> str:
         line = (

@@ -28,7 +28,7 @@ from rankwise.runs.metrics_log import MetricsLog
 from rankwise.runs.records import StepRecord, WarningCollector
 from rankwise.runs.tuning import Tuning
 from rankwise.system.memory import available_memory
-from rankwise.training.anchor import Anchor
+from rankwise.training.anchor import Anchor, BaseOnText
 from rankwise.training.backend import Backend, Eager, Fused
 from rankwise.training.checkpoints import size_of
 from rankwise.training.forgetting_budget import ForgettingBudget, ordinary_text
@@ -142,10 +142,8 @@ class TrainingRun:
         if (config := self.config.anchor) is None or self.anchor_text is None:
             return None
         assert isinstance(backend, Eager | Fused), "other objectives refuse an anchor"
-        return Anchor(
-            self.anchor_text, config.weight, self.config.seed, self.trainable, backend, self.config.max_batch_tokens,
-            prefix_room(available_memory()),
-        )  # fmt: skip
+        base = BaseOnText(self.anchor_text, self.trainable, backend, prefix_room(available_memory()))
+        return Anchor(base, config.weight, self.config.seed, self.config.max_batch_tokens)
 
     def budget(self, anchor: Anchor | None, validation: Validation) -> ForgettingBudget | None:
         """None where none was given."""
@@ -153,7 +151,8 @@ class TrainingRun:
         if anchor is None or most is None:
             return None
         interval = ForgettingBudget.interval_of(self.steps)
-        return ForgettingBudget(most, ordinary_text(self.model), anchor, validation, interval)
+        ordinary = replace(anchor.base, text=ordinary_text(self.model))
+        return ForgettingBudget(most, ordinary, anchor, validation, interval)
 
     def trainer(
         self, backend: Backend, validation: Validation, log: MetricsLog, anchor: Anchor | None,

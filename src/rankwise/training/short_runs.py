@@ -7,9 +7,10 @@ Its schedule decays within its own steps. Nothing is written, and the loop is th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -20,13 +21,43 @@ from rankwise.data.preparation import Prepared
 from rankwise.images.augment import augmentation
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
+from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Objective
 from rankwise.runs.manifest import BackendName
-from rankwise.runs.records import Callback, Event, StatusMessage, WarningMessage
-from rankwise.training.backend import backend_named, choose_backend
+from rankwise.runs.records import Callback, Event, StatusMessage, WarningMessage, silent
+from rankwise.training.backend import Backend, backend_named, choose_backend
 from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.workload import Workload
+
+
+class Short(Protocol):
+    """A training that leaves nothing behind."""
+
+    @property
+    def experiment(self) -> Experiment: ...
+
+    @property
+    def model(self) -> LoadedModel: ...
+
+    @property
+    def objective(self) -> Objective: ...
+
+
+def trainer_of(
+    short: Short, config: TrainingConfig, trainable: Trainable, prepared: Prepared,
+    choice: Callable[[Workload], Backend], hooks: Sequence[Hook], callback: Callback = silent,
+) -> Trainer:  # fmt: skip
+    """Over the rows that a run with these settings would see, in their order. `choice` chooses the backend."""
+    experiment = short.experiment
+    work = Workload.of(
+        trainable.model, trainable, short.objective, config, prepared, experiment.data.packing, callback,
+        varied=experiment.images.augmentation != "none",
+    )  # fmt: skip
+    backend = choice(work)
+    vary, order = augmentation(experiment.images, config.seed), prepared.balanced_order(config.seed)
+    batches = Batches.of(prepared.trained_rows, config, backend.layout, vary, order)
+    return Trainer(trainable, batches, config, backend, hooks)
 
 
 @dataclass(frozen=True)
@@ -70,25 +101,22 @@ def short_run(
     experiment, prepared, objective = run.experiment, run.drawn, run.objective
     rows = prepared.trained_rows
     config = run.config.model_copy(update={"steps": run.steps})
+    tokens = run.steps * config.rows_per_step(len(rows)) * rows.tokens // len(rows)
+
+    def choice(work: Workload) -> Backend:
+        return choose_backend(work, config.backend, tokens) if backend is None else backend_named(backend, work)
+
     trainable = method_of(experiment.adapter).attach(run.model, Setup(
         config, run.steps, rows, heads=objective.heads(run.model), load=objective.load, described="a short training",
         callback=callback,
     ))  # fmt: skip
     try:
-        work = Workload.of(
-            run.model.module, trainable, objective, config, prepared, experiment.data.packing, callback,
-            varied=experiment.images.augmentation != "none",
-        )  # fmt: skip
-        tokens = run.steps * config.rows_per_step(len(rows)) * rows.tokens // len(rows)
-        chosen = choose_backend(work, config.backend, tokens) if backend is None else backend_named(backend, work)
-        order, vary = prepared.balanced_order(config.seed), augmentation(experiment.images, config.seed)
-        batches = Batches.of(rows, config, chosen.layout, vary, order)
-        trainer = Trainer(trainable, batches, config, chosen, [Sentences(callback)])
+        trainer = trainer_of(run, config, trainable, prepared, choice, [Sentences(callback)], callback)
         seconds: list[float] = []
         for record in trainer.run():
             seconds.append(record.seconds)
             stepped()
-        yield Trained(chosen.name, float(np.mean(seconds)))
+        yield Trained(trainer.backend.name, float(np.mean(seconds)))
     finally:
         trainable.remove()
 

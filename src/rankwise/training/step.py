@@ -25,7 +25,7 @@ class Anchoring(Protocol):
 
     def joins(self, batch: Batch) -> bool: ...
 
-    def backward(self, batch: Batch | None, step: int, count: float, device: torch.device) -> tuple[float, float]: ...
+    def backward(self, batch: Batch | None, step: int, count: float) -> tuple[float, float]: ...
 
 
 def optimizer_step(
@@ -80,7 +80,7 @@ def _learn(
             return sum(_backward(batch.to(state.device), loss_of, count) for batch in batches), None
         *before, last = batches
         shared = last.to(state.device) if anchor.joins(last) else None
-        loss, divergence = anchor.backward(shared, state.step, count, state.device)
+        loss, divergence = anchor.backward(shared, state.step, count)
         state.trainable.set_apart()
         alone = batches if shared is None else before
         return loss + sum(_backward(batch.to(state.device), loss_of, count) for batch in alone), divergence

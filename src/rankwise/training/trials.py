@@ -18,10 +18,8 @@ import numpy as np
 
 from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
-from rankwise.data.batches import Batches
 from rankwise.data.preparation import Prepared
 from rankwise.errors import TrainingError
-from rankwise.images.augment import augmentation
 from rankwise.methods.method import Method, Setup
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Objective
@@ -30,6 +28,7 @@ from rankwise.runs.records import silent
 from rankwise.training.backend import Backend, backend_named, choose_backend
 from rankwise.training.losses import mean_loss
 from rankwise.training.rng import preserve_rng_state
+from rankwise.training.short_runs import trainer_of
 from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.workload import Workload
 
@@ -104,14 +103,7 @@ class Trials:
         measure, losses = Measure(self.prepared, config.steps if measured else 0), list[float]()
         trainable = self.method.attach(model, replace(self.setup, callback=silent))
         try:
-            work = Workload.of(
-                model.module, trainable, self.objective, config, self.prepared, self.experiment.data.packing, silent,
-                varied=self.experiment.images.augmentation != "none",
-            )  # fmt: skip
-            backend = self._backend_of(work)
-            vary, order = augmentation(self.experiment.images, config.seed), self.prepared.balanced_order(config.seed)
-            batches = Batches.of(self.prepared.trained_rows, config, backend.layout, vary, order)
-            trainer = Trainer(trainable, batches, config, backend, [measure])
+            trainer = trainer_of(self, config, trainable, self.prepared, self._backend_of, [measure])
             if rate_of is not None:
                 trainer.state.rate = rate_of
             with closing(trainer.run()) as records:  # never to its end, where what is saved would be finished
