@@ -28,12 +28,12 @@ NO_ADAPTER = (
     "base model (--model runs/NAME/model)"
 )
 NO_BASE_BESIDE = (
-    "training.anchor holds a model to its base, and full fine-tuning changes the base itself, so there is none beside "
-    "it. Train an adapter, or leave the anchor out"
+    "an anchor (training.anchor) holds a model to its base, and full fine-tuning changes the base itself, so there is "
+    "none beside it. Train an adapter, or leave the anchor out"
 )
 NO_SCALED_DORA = (
-    "training.anchor.forget_at_most scales the result down where it must, which DoRA's factors cannot express. Leave "
-    "out adapter.dora, or the budget"
+    "a budget of forgetting (training.anchor.forget_at_most) scales the result down where it must, which DoRA's factors "
+    "cannot express. Leave out adapter.dora, or the budget"
 )
 
 
