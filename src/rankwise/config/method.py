@@ -32,8 +32,8 @@ NO_BASE_BESIDE = (
     "none beside it. Train an adapter, or leave the anchor out"
 )
 NO_SCALED_DORA = (
-    "a budget of forgetting (training.anchor.forget_at_most) scales the result down where it must, which DoRA's factors "
-    "cannot express. Leave out adapter.dora, or the budget"
+    "a budget of forgetting (training.anchor.forget_at_most) scales the result down where it must, which DoRA's "
+    "factors cannot express. Leave out adapter.dora, or the budget"
 )
 
 
