@@ -67,9 +67,26 @@ def test_attention_is_that_of_each_document_alone(lengths, groups, repeats, widt
         attention.BLOCK = before
 
 
-def test_attention_by_differences():
-    q, k, v = drawn(4, 9, 3), drawn(2, 9, 3, seed=1), drawn(2, 9, 3, seed=2)
+@pytest.mark.parametrize("wide", [3, 5])
+def test_attention_by_differences(wide):
+    """Values that are wider than keys take the way by matrix products, as all do on other devices."""
+    q, k, v = drawn(4, 9, 3), drawn(2, 9, 3, seed=1), drawn(2, 9, wide, seed=2)
     assert torch.autograd.gradcheck(lambda q, k, v: causal_attention(q, k, v, (4, 5), 0.5), (q, k, v))
+
+
+def test_attention_without_flash_is_the_same(monkeypatch):
+    monkeypatch.setattr(attention, "_by_flash", attention._by_products)
+    monkeypatch.setattr(attention, "BLOCK", 7)
+    q, k, v = drawn(6, 30, 4), drawn(3, 30, 4, seed=1), drawn(3, 30, 4, seed=2)
+    assert_twins(causal_attention, plain_causal_attention, q, k, v, (19, 2, 9), 0.3)
+
+
+def test_a_sequence_gives_the_same_wherever_it_lies():
+    """To the bit, although the flash kernel is given keys of the sequence that follows, or zeros after the last."""
+    q, k, v = (drawn(heads, 45, 64, seed=heads, learned=False).bfloat16() for heads in (6, 2, 2))
+    q, k, v = (torch.cat((one, one[:, :20]), 1) for one in (q, k, v))
+    seen = causal_attention(q, k, v, (20, 25, 20), 0.125)
+    assert torch.equal(seen[:20], seen[45:])
 
 
 def test_a_document_does_not_see_another():

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from rankwise.kernels.quantized.tensor import unpacked
+from rankwise.kernels.row_pieces import row_pieces
 
 ROWS = 64
 
@@ -40,12 +41,16 @@ def plain_divergence(logits: Tensor, base: Tensor) -> Tensor:
 
 
 def _rows_of(logits: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
-    """KL of some rows, and its gradient (n, V)."""
+    """KL of some rows, and its gradient (n, V). A few rows at a time, so that what is float32 stays in the processor's
+    cache."""
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    log_p, log_q = (torch.log_softmax(one, -1, dtype=dtype) for one in (base, logits))
-    p = log_p.exp()
-    total = log_p.sub_(log_q).mul_(p).sum()
-    return total, log_q.exp_().sub_(p).to(logits.dtype)
+    total, excess = logits.new_zeros((), dtype=dtype), torch.empty_like(logits)
+    for first, last in row_pieces(*logits.shape):
+        log_p, log_q = (torch.log_softmax(one[first:last], -1, dtype=dtype) for one in (base, logits))
+        p = log_p.exp()
+        total += log_p.sub_(log_q).mul_(p).sum()
+        excess[first:last] = log_q.exp_().sub_(p)
+    return total, excess
 
 
 class _Divergence(torch.autograd.Function):

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from rankwise.kernels.quantized.tensor import unpacked
 from rankwise.kernels.regions import CompiledRegion
+from rankwise.kernels.row_pieces import row_pieces
 
 ROWS = 256
 
@@ -35,12 +36,16 @@ def plain_head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 def _by_operations(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Map logits z (N, V) and labels (N, 1) to the sum of the losses and to softmax(z) - onehot, which takes z's memory
-    here."""
-    logs = torch.log_softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
-    loss = -logs.gather(1, labels).sum()
-    shares = logs.exp_()
-    shares.scatter_add_(1, labels, shares.new_full(labels.shape, -1.0))
-    return loss, logits.copy_(shares)
+    here. A few rows at a time, so that their float32 copy stays in the processor's cache."""
+    exact = torch.promote_types(logits.dtype, torch.float32)
+    loss = logits.new_zeros((), dtype=exact)
+    for first, last in row_pieces(*logits.shape):
+        logs = torch.log_softmax(logits[first:last], -1, dtype=exact)
+        loss -= logs.gather(1, labels[first:last]).sum()
+        shares = logs.exp_()
+        shares.scatter_add_(1, labels[first:last], shares.new_full((last - first, 1), -1.0))
+        logits[first:last] = shares
+    return loss, logits
 
 
 def _in_passes(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
