@@ -27,6 +27,7 @@ from rankwise.exporting.engine_process import (
     interpreters,
 )
 from rankwise.exporting.reference import Question, Reference
+from rankwise.exporting.verification import Verification
 
 REQUEST = {"export": "x", "format": "merged", "questions": [{"prompt": "a"}, {"prompt": "b"}]}
 GOOD = {"engine": "toy", "version": "1", "replies": [{"answer_ids": [1]}, {"answer": "b", "log_probabilities": [0]}]}
@@ -124,8 +125,10 @@ def test_every_driver_stands_alone():
 
 
 def question(ids, margins=(9.0, 9.0, 9.0), *, ended=True):
-    scores = tuple(-0.5 for _ in ids)
-    return Question("p", (5, 6), "abc"[: len(ids) - 1], tuple(ids), ended, ended, scores, tuple(margins), (1, 2, 3))
+    scores, logits = tuple(-0.5 for _ in ids), tuple(float(one) for one in ids)
+    return Question(
+        "p", (5, 6), "abc"[: len(ids) - 1], tuple(ids), ended, ended, scores, tuple(margins), (1, 2, 3), logits
+    )
 
 
 def verdict(reply, asked=None, **reference):
@@ -155,6 +158,16 @@ def test_each_difference_has_its_reason(reply, why):
     assert found.status == ("right" if why is None else "wrong") and (why is None or why in found.why), found
 
 
+@pytest.mark.parametrize(
+    ("logits", "largest"), [(None, None), ([11, 12], None), ([11, 12, 2], 0), ([13, 14, 4], 2), ([11, 11.5, 2], 0.5)]
+)
+def test_the_largest_difference_of_a_logit_is_told_and_decides_nothing(logits, largest):
+    logits = None if logits is None else [float(one) for one in logits]
+    found = verdict({"log_probabilities": [-0.5, -0.5, -0.5], "logits": logits})
+    assert found.status == "right" and found.summary()["max_logit_difference"] == largest
+    assert Verification(verdicts=(found,)).summary()["max_logit_difference"] == largest
+
+
 def test_a_near_tie_is_no_difference_and_is_counted():
     near = question((11, 12, 2), margins=(9.0, 1e-4, 9.0))
     found = verdict({"answer_ids": [11, 13, 2]}, near)
@@ -179,6 +192,7 @@ def test_a_server_is_compared_by_its_address(library, tmp_path, monkeypatch):
         told = json.loads(result.stdout)["engines"]["server"]
         assert told["status"] == "right" and told["version"] == f"{address}, model tiny"
         assert told["answers_equal"] == told["questions"] and told["mean_difference"] < 1e-5
+        assert told["max_logit_difference"] is None, "a server gives no logits"
     planted.scale_doubled(Path("out"), Path("tiny-llama"), Path())
     planted.other_template(Path("out"), Path("tiny-llama"), Path())
     with serving(Path("out")) as address:

@@ -99,6 +99,7 @@ def test_an_export_is_verified_by_default_and_says_so(home, run, format):
     assert (verified["status"], verified["by"], verified["why"]) == ("right", "run", None)
     assert verified["answers_equal"] == verified["questions"] == 4 and facts["verified_with"] == "4 validation rows"
     assert 0 <= facts["max_log_probability_difference"] < 1e-4
+    assert 0 <= facts["max_logit_difference"] < 1e-4
     assert facts["files"] == sorted(p.relative_to("out").as_posix() for p in Path("out").rglob("*") if p.is_file())
     assert facts["template_parity"]["in"] == "chat_template.jinja" and facts["not_verified"] is None
     if format != "merged":

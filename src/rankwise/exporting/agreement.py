@@ -12,6 +12,7 @@ than that: not further than a quarter of its own change, in float32.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -58,6 +59,8 @@ class Figures:
     tolerance: float
     """Of the mean difference."""
     number_format: str
+    max_logit_difference: float | None = None
+    """Of the logits of our answers' tokens, before the softmax; None where the engine does not give them."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ def compare(reference: Reference, replies: EngineReplies, number_format: str = "
         sum(answer == "near" for answer in given),
         sum(differences) / len(differences) if differences else None,
         max(differences, default=None),
-        allowed.mean, coarsest,
+        allowed.mean, coarsest, max(_logit_differences(pairs), default=None),
     )  # fmt: skip
     problems = [*_problems(reference, replies, figures, allowed), *_wrong_answers(given)]
     if not given and not differences and not problems:
@@ -185,6 +188,13 @@ def _differences(question: Question, reply: EngineReply) -> list[float]:
     if len(theirs) != len(ours):
         return [float("inf")]
     return [abs(one - other) for one, other in zip(theirs, ours, strict=True)]
+
+
+def _logit_differences(pairs: list[tuple[Question, EngineReply]]) -> Iterator[float]:
+    """No verdict depends on them: a softmax takes away what all logits have in common."""
+    for question, reply in pairs:
+        if reply.logits is not None and len(reply.logits) == len(question.logits):
+            yield from (abs(one - other) for one, other in zip(reply.logits, question.logits, strict=True))
 
 
 def _answer(question: Question, reply: EngineReply, allowed: Tolerance) -> str | None:

@@ -7,12 +7,14 @@
              of a classifier {"outputs": n, "classes": […], "questions": [{"text": …} or {"image": file}, …]}
     reply    {"engine": name, "version": …, "end_id": id or null, "stop_ids": ids or null,
               "conversations": [ids or null, …], "conversation_sizes": [tokens or null, …],
-              "replies": [{"prompt_ids": […], "answer_ids": […], "answer": text, "log_probabilities": […]}, …]}
+              "replies": [{"prompt_ids": […], "answer_ids": […], "answer": text, "log_probabilities": […],
+                           "logits": […]}, …]}
              of a classifier {"replies": [{"outputs": […]}, …]}; of a failure {"error": text,
               "unreachable": whether no server answered}
 
-`log_probabilities` are those of the request's answer_ids, each after the tokens before it. An engine says null where it
-cannot say something. A crash, a time-out and anything else on stdout become one sentence, and end nothing else.
+`log_probabilities` and `logits` are those of the request's answer_ids, each after the tokens before it. An engine says
+null where it cannot say something. A crash, a time-out and anything else on stdout become one sentence, and end nothing
+else.
 """
 
 from __future__ import annotations
@@ -78,6 +80,7 @@ class EngineReply(_Strict):
     answer_ids: list[int] | None = None
     answer: str | None = None
     log_probabilities: list[FiniteFloat] | None = None
+    logits: list[FiniteFloat] | None = None
     outputs: list[FiniteFloat] | None = None
 
 

@@ -48,6 +48,8 @@ class Question:
     """Of each of answer_ids, in nats."""
     written: tuple[int, ...]
     """How many characters of the answer the first token, the first two, … decode to."""
+    logits: tuple[float, ...] = ()
+    """Of each of answer_ids, before the softmax; without them none can be compared."""
 
     @property
     def request(self) -> dict[str, Any]:
@@ -139,22 +141,26 @@ def _questions(model: LoadedModel, prompts: Sequence[Prompt], new: int, callback
 
 
 def _question(model: LoadedModel, prompt: Prompt, answer: Answer) -> Question:
-    chosen, margins = scored(model, prompt.ids, answer.ids)
+    chosen, margins, logits = scored(model, prompt.ids, answer.ids)
     ends = model.template.end_ids
     written = [len(model.tokenizer.readable(answer.ids[:size])) for size in range(1, len(answer.ids) + 1)]
     return Question(
         prompt.text, prompt.ids, model.tokenizer.readable(answer.ids), answer.ids, answer.stopped == "end",
         bool(answer.ids) and answer.ids[-1] in ends, tuple(chosen), tuple(margins), tuple(written),
+        tuple(logits),
     )  # fmt: skip
 
 
 @torch.inference_mode()
-def scored(model: LoadedModel, prompt: Sequence[int], answer: Sequence[int]) -> tuple[list[float], list[float]]:
-    """Log-probability and margin of each token of an answer."""
+def scored(
+    model: LoadedModel, prompt: Sequence[int], answer: Sequence[int]
+) -> tuple[list[float], list[float], list[float]]:
+    """Log-probability, margin and logit of each token of an answer."""
     if not answer:
-        return [], []
+        return [], [], []
     ids = torch.tensor([[*prompt, *answer]], device=model.precision.device)
     logits = model.module(input_ids=ids).logits[0, len(prompt) - 1 : -1].double()
     likeliest = logits.topk(2, -1).values
-    chosen = logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None])[:, 0]
-    return chosen.tolist(), (likeliest[:, 0] - likeliest[:, 1]).tolist()
+    given = ids[0, len(prompt) :, None]
+    chosen, own = (values.gather(1, given)[:, 0].tolist() for values in (logits.log_softmax(-1), logits))
+    return chosen, (likeliest[:, 0] - likeliest[:, 1]).tolist(), own

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from typing import Any, Literal
 import psutil
 
 from rankwise.errors import ExportError, ModelError, RankwiseError
-from rankwise.exporting.agreement import EngineVerdict, compare
+from rankwise.exporting.agreement import EngineVerdict, Figures, compare
 from rankwise.exporting.class_reference import ClassReference, class_reference_of, compare_classes
 from rankwise.exporting.engine_process import SERVER, EngineDriver, EngineFailure, ask, engines_for, interpreters
 from rankwise.exporting.questions import QUESTIONS
@@ -107,13 +107,22 @@ class Verification:
     @property
     def max_difference(self) -> float | None:
         """The largest difference of a log-probability, or of a classifier's output, in any engine."""
-        values = [one.figures.max_difference for one in self.verdicts if one.figures is not None]
+        return self._largest(lambda figures: figures.max_difference)
+
+    @property
+    def max_logit_difference(self) -> float | None:
+        """The largest difference of a logit of our answers' tokens, in any engine that gives them."""
+        return self._largest(lambda figures: figures.max_logit_difference)
+
+    def _largest(self, value_of: Callable[[Figures], float | None]) -> float | None:
+        values = [value_of(one.figures) for one in self.verdicts if one.figures is not None]
         return max((value for value in values if value is not None), default=None)
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise export --json` prints of it."""
         return {
             "max_log_probability_difference": self.max_difference,
+            "max_logit_difference": self.max_logit_difference,
             "template_parity": None,
             "engines": {one.engine: one.summary() for one in self.verdicts},
             "verified_with": self.about or None,

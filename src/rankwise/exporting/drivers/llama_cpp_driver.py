@@ -67,7 +67,7 @@ def _reply(package: Any, engine: Any, question: dict[str, Any]) -> dict[str, Any
     too, and only what comes after is decoded token by token."""
     prompt, given = question["prompt_ids"], question["answer_ids"]
     own, room = _ids(engine, question["prompt"]), question["max_new_tokens"]
-    likeliest, log_probabilities = _read(engine, prompt, given)
+    likeliest, log_probabilities, logits = _read(engine, prompt, given)
     shared = next((at for at, token in enumerate(given) if likeliest[at] != token), len(given)) if own == prompt else 0
     answer_ids = _greedy(package, engine, own, given[: min(shared, room)], room)
     return {
@@ -75,6 +75,7 @@ def _reply(package: Any, engine: Any, question: dict[str, Any]) -> dict[str, Any
         "answer_ids": answer_ids,
         "answer": engine.detokenize(answer_ids).decode("utf-8", "replace"),
         "log_probabilities": log_probabilities,
+        "logits": logits,
     }
 
 
@@ -103,20 +104,21 @@ def _greedy(package: Any, engine: Any, prompt: list[int], begun: list[int], room
     return ids
 
 
-def _read(engine: Any, prompt: list[int], answer_ids: list[int]) -> tuple[list[int], list[float]]:
+def _read(engine: Any, prompt: list[int], answer_ids: list[int]) -> tuple[list[int], list[float], list[float]]:
     """Of each token of the given answer, after the tokens before it: the token that is likeliest there, and its own
-    log-probability, a natural logarithm."""
+    log-probability, a natural logarithm, and logit."""
     if not answer_ids:
-        return [], []
+        return [], [], []
     engine.reset()
     engine.eval([*prompt, *answer_ids[:-1]])
-    likeliest, values = [], []
+    likeliest, values, own = [], [], []
     for at, token in enumerate(answer_ids):
         logits = engine.scores[len(prompt) - 1 + at].astype("float64")
         likeliest.append(int(logits.argmax()))
+        own.append(float(logits[token]))
         logits -= logits.max()
         values.append(float(logits[token]) - math.log(float((math.e**logits).sum())))
-    return likeliest, values
+    return likeliest, values, own
 
 
 def _rendered(package: Any, engine: Any, messages: list[dict[str, str]]) -> list[int] | None:

@@ -75,7 +75,7 @@ def _written(request: dict[str, Any], adapter: bool) -> dict[str, Any]:
                 "prompt_ids": tokenizer(one["prompt"], add_special_tokens=False)["input_ids"],
                 "answer_ids": ids,
                 "answer": tokenizer.decode(ids, skip_special_tokens=True),
-                "log_probabilities": _log_probabilities(model, one["prompt_ids"], one["answer_ids"]),
+                **_scores(model, one["prompt_ids"], one["answer_ids"]),
             }
             for one, ids in zip(questions, answers, strict=True)
         ],
@@ -129,16 +129,16 @@ def _until(ids: list[int], stops: list[int]) -> list[int]:
     return ids[: end + 1]
 
 
-def _log_probabilities(model: Any, prompt: list[int], answer: list[int]) -> list[float]:
+def _scores(model: Any, prompt: list[int], answer: list[int]) -> dict[str, list[float]]:
     """Of each token of the given answer, after the tokens before it."""
     import torch
 
     if not answer:
-        return []
+        return {"log_probabilities": [], "logits": []}
     with torch.inference_mode():
         logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].double()
-    chosen = logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None])
-    return chosen[:, 0].tolist()
+    values = {"log_probabilities": logits.log_softmax(-1), "logits": logits}
+    return {name: one.gather(1, torch.tensor(answer)[:, None])[:, 0].tolist() for name, one in values.items()}
 
 
 def _classified(request: dict[str, Any], adapter: bool) -> dict[str, Any]:
