@@ -102,7 +102,9 @@ def test_an_export_is_verified_by_default_and_says_so(home, run, format):
     assert 0 <= facts["max_logit_difference"] < 1e-4
     assert facts["files"] == sorted(p.relative_to("out").as_posix() for p in Path("out").rglob("*") if p.is_file())
     assert facts["template_parity"]["in"] == "chat_template.jinja" and facts["not_verified"] is None
-    if format != "merged":
+    if format == "merged":
+        assert json.loads(Path("out/config.json").read_text())["rope_theta"] == 10_000, "as mlx-lm reads it"
+    else:
         card = Path("out/README.md").read_text()
         assert f"- {engine} {verified['version']}: right (4 of 4 answers equal" in card
 

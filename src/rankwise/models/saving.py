@@ -16,6 +16,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.models.inspection import read_json
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.preprocessing import save_processing
+from rankwise.models.rotary_names import write_older_names
 from rankwise.models.sources import find
 from rankwise.runs.records import Callback
 from rankwise.system.files import write_json
@@ -47,6 +48,7 @@ def save(model: LoadedModel, folder: Path, dtype: torch.dtype) -> None:
     """Save the model; its weights are converted to `dtype` in place."""
     module: Any = model.module.to(dtype)
     module.save_pretrained(folder)
+    write_older_names(folder)
     if model.text is not None:
         save_end_tokens(model.source.folder, model.template, folder)
     save_reader(model, folder)

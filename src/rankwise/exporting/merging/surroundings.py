@@ -18,6 +18,7 @@ from rankwise.models.beside import copy_reader
 from rankwise.models.inspection import read_json
 from rankwise.models.loading import load_tokenizer
 from rankwise.models.preprocessing import save_processing
+from rankwise.models.rotary_names import with_older_names
 from rankwise.models.saving import save_end_tokens, save_tokenizer
 from rankwise.models.tensor_files import INDEX
 from rankwise.models.timm_models import is_timm, set_config
@@ -85,7 +86,7 @@ def config_of(plan: MergePlan, tokenizer: HubTokenizer | None) -> dict[str, Any]
         for key in ("dtype", "torch_dtype"):
             if key in settings or key == "dtype":
                 settings[key] = plan.dtype.name
-    return settings
+    return with_older_names(settings)
 
 
 def _of_classifier(inputs: Inputs, tokenizer: HubTokenizer | None) -> dict[str, Any]:
