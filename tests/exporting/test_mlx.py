@@ -13,11 +13,14 @@ from conftest import tiny_model
 from rankwise.adapters.formats.dialects import read_adapter
 from rankwise.adapters.formats.peft import read_peft, weights_of, write_peft
 from rankwise.adapters.weights import AdapterWeights
+from rankwise.commands.export import export
 from rankwise.config.adapters import LoraConfig
 from rankwise.errors import AdapterError
 from rankwise.exporting import mlx
 from rankwise.exporting.mlx import write_mlx
 from rankwise.methods.inject import inject
+from rankwise.models.rotary_names import write_older_names
+from rankwise.runs.records import Event, WarningMessage
 
 SPEC = LoraConfig(rank=3, alpha=7, targets=("all-linear", "lm_head"), rank_pattern={"v_proj": 1, "down_proj": 5},
                   scaling="sqrt-rank")  # fmt: skip
@@ -81,3 +84,18 @@ def test_a_wrong_file_does_not_get_its_name(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(AdapterError, match="would differ"):
         write_mlx(own, tmp_path / "mlx", {})
     assert not (tmp_path / "mlx").exists()
+
+
+def test_a_base_whose_angles_mlx_lm_would_not_read_is_named(library, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(library.lay_out(tmp_path / "home", "lora"))
+
+    def warnings(to: str) -> list[str]:
+        events: list[Event] = []
+        export("lora", to, "mlx", callback=events.append)
+        return [one.text for one in events if isinstance(one, WarningMessage) and "rope_theta" in one.text]
+
+    (warning,) = warnings("before")
+    assert "tiny-llama/config.json has rope_parameters and lacks rope_theta" in warning
+    assert 'Add {"rope_theta": 10000.0}' in warning
+    write_older_names(Path("tiny-llama"))
+    assert warnings("after") == []

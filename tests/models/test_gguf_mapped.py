@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +66,6 @@ def files(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path_factory.getbasetemp() / "mapped-cache"))
-
-
-def test_the_settings_of_a_file_are_read_by_programs_of_both_generations(files):
-    for folder in (converted(files("llama"), silent), gguf_folder(files("llama"), silent)):
-        config = json.loads((folder / "config.json").read_text())
-        assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
 
 
 def read(file: Path, dtype: torch.dtype = torch.float32) -> tuple[Path, dict[str, Tensor]]:

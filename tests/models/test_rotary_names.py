@@ -7,7 +7,7 @@ import json
 import pytest
 from transformers import AutoConfig, LlamaConfig
 
-from rankwise.models.rotary_names import with_older_names, write_older_names
+from rankwise.models.rotary_names import missing_names, with_older_names, write_older_names
 
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 512}
 GEMMA_3 = {
@@ -28,8 +28,10 @@ def test_both_generations_read_the_same_rotary_settings(kind, parameters, older,
     AutoConfig.for_model(kind, rope_parameters=parameters).save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     before, read = json.loads(file.read_text()), AutoConfig.from_pretrained(tmp_path).rope_parameters
+    assert missing_names(tmp_path) == older
     write_older_names(tmp_path)
     after = json.loads(file.read_text())
+    assert missing_names(tmp_path) == missing_names(tmp_path / "nowhere") == {}
     assert {key: value for key, value in after.items() if key not in before} == older
     assert {key: after[key] for key in before} == before
     assert AutoConfig.from_pretrained(tmp_path).rope_parameters == read

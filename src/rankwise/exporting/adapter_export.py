@@ -6,6 +6,7 @@ into no setting. What was written is read back and compared before it takes its 
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +20,10 @@ from rankwise.methods.adapter_folder import filled_by_export
 from rankwise.methods.artifact import Artifact
 from rankwise.methods.registry import method_of
 from rankwise.methods.stored_adapter import stored_weights
+from rankwise.models.rotary_names import missing_names
 from rankwise.models.sources import LOCAL
 from rankwise.runs.manifest import BaseModelFacts
-from rankwise.runs.records import Callback
+from rankwise.runs.records import Callback, WarningMessage
 from rankwise.system.files import need_space, told_when_full
 from rankwise.system.hub import could_be_hub_id
 
@@ -45,7 +47,19 @@ def export_adapter(
         need_space(folder.absolute(), sum(value.nbytes for part in written.factors.values() for value in part.values))
         write = write_mlx if format == "mlx" else rewrite
         write(written, folder, files, filled_by_export(artifact, written, _change(format, strength), callback))
+    if format == "mlx":
+        _tell_of_angles(Path(str(written.settings.get("base_model_name_or_path"))), callback)
     return written
+
+
+def _tell_of_angles(base: Path, callback: Callback) -> None:
+    """A base in a folder here is the one that mlx-lm will load."""
+    if missing := missing_names(base):
+        callback(WarningMessage(
+            f"{base / 'config.json'} has rope_parameters and lacks {', '.join(missing)}, which mlx-lm reads for most "
+            f"models. It would take other angles without a word. Add {json.dumps(missing)} to the file, or use "
+            "--format merged, which writes both"
+        ))  # fmt: skip
 
 
 def _change(format: str, strength: float) -> str:

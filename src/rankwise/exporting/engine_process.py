@@ -1,6 +1,7 @@
 """One engine in a process of its own: a request as JSON to a driver script, and its reply as JSON.
 
     request  {"export": folder, file or address, "base": folder or null, "format": …, "threads": n,
+              "base_settings": what the base's config.json lacks for readers of older names,
               "questions": [{"prompt": text, "prompt_ids": […], "answer_ids": […], "answer": text,
                              "max_new_tokens": n}, …],
               "conversations": [[{"role": …, "content": …}, …], …]}

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from rankwise.inference.tuned_model import TunedModel, load_tuned
 from rankwise.methods.artifact import Artifact
 from rankwise.methods.registry import method_of
 from rankwise.models.loaded import LoadedModel
+from rankwise.models.rotary_names import missing_names
 from rankwise.runs.records import Callback, ProgressUpdate, silent
 from rankwise.text.example import Message
 
@@ -79,7 +81,9 @@ class Reference:
         spoken = [
             [{"role": one.role, "content": one.content} for one in messages] for messages, _ in self.conversations
         ]
-        return {"questions": [one.request for one in self.questions], "conversations": spoken, "base": self.base_folder}
+        names = {} if self.base_folder is None else missing_names(Path(self.base_folder))
+        return {"questions": [one.request for one in self.questions], "conversations": spoken, "base": self.base_folder,
+                "base_settings": names}  # fmt: skip
 
 
 def open_float32(artifact: Artifact, *, force_base: bool = False) -> TunedModel:

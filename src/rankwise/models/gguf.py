@@ -18,7 +18,6 @@ from typing import Any
 from rankwise.errors import ModelError, RankwiseError, first_line, is_out_of_memory, some
 from rankwise.models.gguf_tensors import check_tensors
 from rankwise.models.quiet import hush
-from rankwise.models.rotary_names import write_older_names
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage
 from rankwise.system.cache import GGUF_FOLDER, SOURCE, cache_folder
 from rankwise.system.files import need_space, published, sha256_of, write_json
@@ -96,7 +95,6 @@ def _convert(file: Path, folder: Path) -> None:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(folder)
-    write_older_names(folder)
     tokenizer.save_pretrained(folder)
 
 

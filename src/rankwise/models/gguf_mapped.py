@@ -25,7 +25,6 @@ from rankwise.kernels.quantized.tensor import QuantizedTensor
 from rankwise.models.gguf import checked, name_of_content, refused
 from rankwise.models.gguf_architectures import ARCHITECTURES, Architecture, GgufNames
 from rankwise.models.gguf_tensors import listed
-from rankwise.models.rotary_names import write_older_names
 from rankwise.planning.gguf_config import FAMILIES, config_of_gguf
 from rankwise.planning.gguf_header import GgufHeader, read_gguf_header
 from rankwise.runs.records import Callback, StatusMessage
@@ -114,7 +113,6 @@ def _write_settings(file: Path, header: GgufHeader, folder: Path) -> None:
         config.pad_token_id = None
     config.architectures = [type(_skeleton(config)).__name__]
     config.save_pretrained(folder)
-    write_older_names(folder)
     transformers.GenerationConfig.from_model_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

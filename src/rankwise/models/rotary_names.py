@@ -18,6 +18,7 @@ from typing import Any
 from rankwise.models.inspection import read_json
 from rankwise.system.files import write_json
 
+CONFIG = "config.json"
 PARTS = ("text_config", "llm_config")
 """Where a model of several parts has the settings of its language model."""
 
@@ -29,11 +30,16 @@ def with_older_names(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**_older_names(settings), **settings, **parts}
 
 
+def missing_names(folder: Path) -> dict[str, Any]:
+    """What a model's folder lacks for readers of the older names: settings of config.json, by name."""
+    own = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    return {name: value for name, value in with_older_names(own).items() if own.get(name) != value}
+
+
 def write_older_names(folder: Path) -> None:
-    """The same for the config.json of a folder that transformers wrote."""
-    own = read_json(folder / "config.json")
-    if (settings := with_older_names(own)) != own:
-        write_json(folder / "config.json", settings)
+    """Complete the config.json of a folder that transformers wrote."""
+    if missing := missing_names(folder):
+        write_json(folder / CONFIG, read_json(folder / CONFIG) | missing)
 
 
 def _older_names(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Opens an export with mlx-lm: a merged folder as a model, or an adapter in MLX's own format over its base.
 
-Weights are computed with in the number format that they are stored in; a base of an adapter is raised to float32.
+Weights are computed with in the number format that they are stored in; a base of an adapter is raised to float32. It
+may be a converted copy here, and gets the rotary settings that mlx-lm reads, as the published one has them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     import mlx_lm  # pyright: ignore[reportMissingImports]
 
     adapter = request["export"] if request["format"] == "mlx" else None
-    model, tokenizer = mlx_lm.load(request["base"] if adapter else request["export"], adapter_path=adapter)
+    folder, more = (request["base"], request.get("base_settings")) if adapter else (request["export"], None)
+    model, tokenizer = mlx_lm.load(folder, model_config=more, adapter_path=adapter)
     if adapter:
         model.set_dtype(mx.float32)
     return {
