@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -89,13 +90,14 @@ def test_a_wrong_file_does_not_get_its_name(tmp_path: Path, monkeypatch: pytest.
 def test_a_base_whose_angles_mlx_lm_would_not_read_is_named(library, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(library.lay_out(tmp_path / "home", "lora"))
 
-    def warnings(to: str) -> list[str]:
+    def warnings(to: str, base: str | None = None) -> list[str]:
         events: list[Event] = []
-        export("lora", to, "mlx", callback=events.append)
+        export("lora", to, "mlx", base_model=base, callback=events.append)
         return [one.text for one in events if isinstance(one, WarningMessage) and "rope_theta" in one.text]
 
     (warning,) = warnings("before")
     assert "tiny-llama/config.json has rope_parameters and lacks rope_theta" in warning
     assert 'Add {"rope_theta": 10000.0}' in warning
-    write_older_names(Path("tiny-llama"))
-    assert warnings("after") == []
+    shutil.copytree("tiny-llama", "complete")
+    write_older_names(Path("complete"))
+    assert warnings("after", "complete") == []
