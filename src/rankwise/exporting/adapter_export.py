@@ -57,7 +57,7 @@ def _tell_of_angles(base: Path, callback: Callback) -> None:
     if missing := missing_names(base):
         callback(WarningMessage(
             f"{base / 'config.json'} has rope_parameters and lacks {', '.join(missing)}, which mlx-lm reads for most "
-            f"models. It would take other angles without a word. Add {json.dumps(missing)} to the file, or use "
+            f"models. Its own default may be another, and it says nothing. Add {json.dumps(missing)} to the file, or use "
             "--format merged, which writes both"
         ))  # fmt: skip
 
