@@ -57,8 +57,8 @@ def _tell_of_angles(base: Path, callback: Callback) -> None:
     if missing := missing_names(base):
         callback(WarningMessage(
             f"{base / 'config.json'} has rope_parameters and lacks {', '.join(missing)}, which mlx-lm reads for most "
-            f"models. Its own default may be another, and it says nothing. Add {json.dumps(missing)} to the file, or use "
-            "--format merged, which writes both"
+            f"models. Its own default may be another, and it says nothing. Add {json.dumps(missing)} to the file, or "
+            "use --format merged, which writes both"
         ))  # fmt: skip
 
 
