@@ -1,7 +1,7 @@
 """Opens an export with mlx-lm: a merged folder as a model, or an adapter in MLX's own format over its base.
 
 Weights are computed with in the number format that they are stored in; a base of an adapter is raised to float32. It
-may be a converted copy here, and gets the rotary settings that mlx-lm reads, as the published one has them.
+may be a converted copy here, and gets its own rotary settings under the names that mlx-lm reads.
 """
 
 from __future__ import annotations
