@@ -43,6 +43,7 @@ from rankwise.runs.records import silent
 from rankwise.system.allocator import keep_memory
 from rankwise.training.anchor import Anchor, BaseOnText, anchor_text
 from rankwise.training.backend import Eager, Fused, choose_backend
+from rankwise.training.replay import with_replay
 from rankwise.training.trainer import Trainer
 from rankwise.training.workload import Workload
 
@@ -55,6 +56,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "anchor-3": {"training": {"anchor": {"weight": 3.0}}},
     "anchor-256": {"training": {"anchor": {"weight": 1.0, "tokens": 256}}},
     "anchor-64": {"training": {"anchor": {"weight": 1.0, "tokens": 64}}},
+    "replay": {"training": {"replay": {"share": 0.2}}},
+    "replay-0.5": {"training": {"replay": {"share": 0.5}}},
     "half-rate": {"rate": 0.5},
     "quarter-rate": {"rate": 0.25},
     "anchor-double-rate": {"training": {"anchor": {"weight": 1.0}}, "rate": 2.0},
@@ -112,10 +115,11 @@ def run(folder: Path, cell: Cell, model: LoadedModel) -> dict[str, Any]:
     began, method = time.perf_counter(), method_of(experiment.adapter)
     if experiment.adapter.method == "full":
         model = load(experiment.base, silent)
-    prepared = prepare(experiment.data, TextWriting(model.tokenizer, model.template, model.source.name, None), silent)
-    trained = prepared.trained_rows
-    config = experiment.training.resolved(len(trained), model.width, experiment.auto_rate)
-    tuned = method.attach(model, Setup(config, config.total_steps(len(trained)), trained))
+    writing = TextWriting(model.tokenizer, model.template, model.source.name, None)
+    prepared = with_replay(prepare(experiment.data, writing, silent), experiment, model, writing, silent)
+    rows = prepared.rows_in_pass
+    config = experiment.training.resolved(rows, model.width, experiment.auto_rate)
+    tuned = method.attach(model, Setup(config, config.total_steps(rows), prepared.trained_rows))
     measured, seconds = dict[str, Any](), list[float]()
     try:
         tuned.train(False)
@@ -128,7 +132,7 @@ def run(folder: Path, cell: Cell, model: LoadedModel) -> dict[str, Any]:
                 text = anchor_text(config.anchor, model, config.steps or 1, silent)
             base = BaseOnText(text, tuned, backend, 10**9)
             anchor = Anchor(base, config.anchor.weight, config.seed, config.max_batch_tokens)
-        trainer = Trainer(tuned, Batches.of(trained, config, backend.layout), config, backend, anchor=anchor)
+        trainer = Trainer(tuned, Batches.of_prepared(prepared, config, backend.layout), config, backend, anchor=anchor)
         seconds = [record.seconds for record in trainer.run()]
         rows = list(prepared.measured_rows)
         whole = experiment.adapter.method == "full"

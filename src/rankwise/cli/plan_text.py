@@ -114,6 +114,8 @@ def _rows(plan: Plan) -> Iterator[str]:
         f"{_between(rows.tokens, '{:,.0f}')}, {_learned(plan)}; median length "
         f"{rows.median:,}, longest {rows.longest:,} tokens",
     )
+    if rows.replayed:
+        yield _row("", f"{rows.replayed:,.0f} of the sequences are replay rows")
     if rows.too_long >= 1:
         yield _row("", f"about {rows.too_long:,.0f} rows are longer than --max-length")
     if plan.steps is not None:

@@ -102,6 +102,11 @@ FLAGS = {
     "forget_at_most": Flag("training.anchor.forget_at_most", float,
         "Budget of forgetting, such as 0.03: the KL divergence from the base in nats per token of ordinary text. The "
         "result keeps it."),
+    "replay": Flag("training.replay.share", float,
+        "Share of replay rows in the rows that training shows, such as 0.2: rows of other kinds, so that the model "
+        "forgets less.  [default: off]"),
+    "replay_data": Flag("training.replay.data", str,
+        "File, folder or hub data set of the replay rows.  [default: the base's own answers to general instructions]"),
     "backend": Flag("training.backend", str,
         "How losses are computed: eager (the model's own code), fused or compiled."),
     "recipe": Flag("data.recipe", str,
@@ -130,7 +135,7 @@ ROWS = (
     "recipe", "format", "prompt", "completion", "system", "ignore_columns", "max_length", "on_bad_row",
 )  # fmt: skip
 VALIDATION_ROWS = ("held_out", "held_out_order", "group", "validation_data")
-ANCHOR = ("anchor", "anchor_text", "forget_at_most")
+KEEPING = ("anchor", "anchor_text", "forget_at_most", "replay", "replay_data")
 IMAGES = ("image_size", "augmentation")
 ADAPTER = ("start_from", "method", "budget", "rank", "alpha", "dropout", "targets", "layers")
 _SET = Annotated[

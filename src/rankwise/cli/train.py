@@ -11,8 +11,8 @@ from rankwise.cli.failures import report_failures
 from rankwise.cli.options import ConfigFile, Json, Quiet, Tune
 from rankwise.cli.settings import (
     ADAPTER,
-    ANCHOR,
     IMAGES,
+    KEEPING,
     NONE_GIVEN,
     ROWS,
     VALIDATION_ROWS,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @takes_settings(
     "model", "quantize", "memory", "data", "run", "objective", *IMAGES, *ADAPTER, "epochs", "steps", "batch_size",
-    "learning_rate", *ANCHOR, "auto_batch", "backend", *ROWS, *VALIDATION_ROWS, "validate_every", "keep", "patience",
+    "learning_rate", *KEEPING, "auto_batch", "backend", *ROWS, *VALIDATION_ROWS, "validate_every", "keep", "patience",
     "seed",
 )  # fmt: skip
 def train(

@@ -86,6 +86,8 @@ def _refuse(experiment: Experiment, examples: int) -> None:
         )
     if experiment.training.anchor is not None:
         problems.append("training.anchor is given, and advise trains short adapters without one. Leave it out.")
+    if experiment.training.replay is not None:
+        problems.append("training.replay is given, and advise trains short adapters without it. Leave it out.")
     if experiment.training.learning_rate == "tune":
         problems.append("training.learning_rate is tune (--tune), and advise trains at one rate. Leave it out.")
     if examples < 0:

@@ -125,8 +125,8 @@ def misfits(experiment: Experiment) -> list[str]:
     classifies = experiment.classifies
     idle = [f"validation.{name}" for name in experiment.validation.of_other_objective(classifies)]
     idle += filter(None, [experiment.adapter.misfit(classifies)])
-    if classifies and experiment.training.anchor is not None:
-        idle.append("training.anchor")
+    if classifies:
+        idle += [f"training.{name}" for name in ("anchor", "replay") if getattr(experiment.training, name) is not None]
     if classifies:
         idle += [f"data.{name}" for name in experiment.data.of_language_models] if experiment.data else []
     elif experiment.classification != ClassificationConfig():

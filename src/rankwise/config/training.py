@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from rankwise.config.anchor import AnchorConfig
 from rankwise.config.base import Config, Number, PositiveInt, Seed
+from rankwise.config.replay import ReplayConfig
 
 
 class TrainingConfig(Config):
@@ -48,6 +49,8 @@ class TrainingConfig(Config):
     """Gradient clipping: largest norm of the gradient of all parameters together."""
     anchor: AnchorConfig | None = None
     """Holds the model to its base on other text while it learns. Off by default."""
+    replay: ReplayConfig | None = None
+    """Shows other rows among the training rows, such as the base's own answers. Off by default."""
     seed: Seed = 0
     """Seed of initial values, row order and dropout."""
     checkpoint_steps: PositiveInt | None = None

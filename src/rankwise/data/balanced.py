@@ -10,9 +10,10 @@ a function of (seed, position) alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
+
+from rankwise.data.row_order import shuffled
 
 BLOCKS, CYCLES = 3, 4
 """Streams of random numbers, apart from those of other uses of the seed."""
@@ -29,7 +30,7 @@ class BalancedOrder:
 
     def __call__(self, position: int) -> int:
         block, place = divmod(position, len(self.members))
-        number = int(_permutation(len(self.members), self.seed, BLOCKS, block)[place])
+        number = int(shuffled(len(self.members), self.seed, BLOCKS, block)[place])
         cycle, place = divmod(block, len(self.members[number]))
         return int(self._cycle(number, cycle)[place])
 
@@ -37,7 +38,7 @@ class BalancedOrder:
         known = self._cycles.get(number)
         if known is None or known[0] != cycle:
             rows = self.members[number]
-            known = cycle, rows[_permutation(len(rows), self.seed, CYCLES, number, cycle)]
+            known = cycle, rows[shuffled(len(rows), self.seed, CYCLES, number, cycle)]
             self._cycles[number] = known
         return known[1]
 
@@ -49,8 +50,3 @@ def repeats_of(targets: np.ndarray, names: Sequence[str]) -> dict[str, float]:
         names[int(number)]: len(targets) / len(numbers) / int(count)
         for number, count in zip(numbers, counts, strict=True)
     }
-
-
-@lru_cache(maxsize=2)
-def _permutation(items: int, *seeds: int) -> np.ndarray:
-    return np.random.default_rng(seeds).permutation(items)

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rankwise.config.training import TrainingConfig
+from rankwise.data.preparation import Prepared
+from rankwise.data.row_order import shuffled
 from rankwise.text.tokenize import Tokens
 
 IGNORED = -100
@@ -151,13 +152,24 @@ class Batches:
     vary: Vary | None = None
     order: Callable[[int], int] | None = None
     """The number of the row that is shown at a position; None shows every row once in a pass."""
+    in_pass: int | None = None
+    """How many positions make a pass; None: as many as there are rows."""
 
     @classmethod
     def of(
         cls, rows: Sequence[Tokens], config: TrainingConfig, arrange: Arrange, vary: Vary | None = None,
-        order: Callable[[int], int] | None = None,
+        order: Callable[[int], int] | None = None, in_pass: int | None = None,
     ) -> Batches:  # fmt: skip
-        return cls(rows, config.rows_per_step(len(rows)), config.max_batch_tokens, config.seed, arrange, vary, order)
+        size, most = config.rows_per_step(in_pass or len(rows)), config.max_batch_tokens
+        return cls(rows, size, most, config.seed, arrange, vary, order, in_pass)
+
+    @classmethod
+    def of_prepared(
+        cls, prepared: Prepared, config: TrainingConfig, arrange: Arrange, vary: Vary | None = None
+    ) -> Batches:
+        """As a training shows them: with what is replayed among them, and every class equally often if it is to be."""
+        order, in_pass = prepared.order(config.seed), prepared.rows_in_pass
+        return cls.of(prepared.shown_rows, config, arrange, vary, order, in_pass)
 
     def at(self, step: int) -> list[Batch]:
         """The micro-batches of step 0, 1, 2, …"""
@@ -171,15 +183,10 @@ class Batches:
         return [self.vary(row, position) for row, position in zip(rows, positions, strict=True)]
 
     def epoch(self, step: int) -> float:
-        return step * self.batch_size / len(self.rows)
+        return step * self.batch_size / (self.in_pass or len(self.rows))
 
     def _row(self, position: int) -> int:
         if self.order is not None:
             return self.order(position)
         epoch, place = divmod(position, len(self.rows))
-        return int(_order(self.seed, epoch, len(self.rows))[place])
-
-
-@lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, rows: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(rows)
+        return int(shuffled(len(self.rows), self.seed, epoch)[place])

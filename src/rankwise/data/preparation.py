@@ -18,6 +18,7 @@ from rankwise.data.hold_out import MOST_LABELS, facts_of, hold_out
 from rankwise.data.image_report import findings_of, looked_at
 from rankwise.data.labels import Labels
 from rankwise.data.licences import strictest
+from rankwise.data.replay import Replay, ReplayOrder
 from rankwise.data.report import Tally, advice_on, fatal_problems, warnings_of
 from rankwise.data.report_facts import counts_of, part_facts, validation_of
 from rankwise.data.sequences import EncodedRows, SelectedRows
@@ -48,17 +49,43 @@ class Prepared:
     trained: np.ndarray
     measured: np.ndarray
     data_report: DataReport
+    replay: Replay | None = None
+    """Rows that training shows among its own; None without replay."""
 
     @property
     def trained_rows(self) -> SelectedRows:
+        """The run's own."""
         return SelectedRows(self.sequences, self.trained)
+
+    @property
+    def shown_rows(self) -> SelectedRows:
+        """The run's own, and behind them those that are replayed."""
+        if self.replay is None:
+            return self.trained_rows
+        return SelectedRows(self.sequences, np.concatenate([self.trained, self.replay.numbers]))
+
+    @property
+    def rows_in_pass(self) -> int:
+        """Rows that are shown in a pass over the run's own."""
+        return len(self.trained) + (0 if self.replay is None else self.replay.in_pass)
+
+    @property
+    def tokens_in_pass(self) -> int:
+        """With replay this is about right: its rows may have other lengths in each pass."""
+        own = self.trained_rows.tokens
+        if self.replay is None:
+            return own
+        others = SelectedRows(self.sequences, self.replay.numbers)
+        return own + others.tokens * self.replay.in_pass // len(others)
 
     @property
     def measured_rows(self) -> SelectedRows:
         return SelectedRows(self.sequences, self.measured)
 
-    def balanced_order(self, seed: int) -> BalancedOrder | None:
-        """The order of the training rows, if every class is to be seen equally often."""
+    def order(self, seed: int) -> BalancedOrder | ReplayOrder | None:
+        """Which of `shown_rows` is shown at each position of a training: None where each is shown once in a pass."""
+        if self.replay is not None:
+            return ReplayOrder(len(self.trained), len(self.replay.numbers), self.replay.share, seed)
         targets, facts = self.sequences.targets, self.data_report.targets
         if facts is None or not facts.balanced or targets is None:
             return None
@@ -67,7 +94,7 @@ class Prepared:
     @property
     def longest(self) -> int:
         """Questions of the longest sequence."""
-        return int(np.concatenate([self.trained_rows.lengths, self.measured_rows.lengths]).max()) - 1
+        return int(np.concatenate([self.shown_rows.lengths, self.measured_rows.lengths]).max()) - 1
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,9 @@ def _limited(name: str, text: str, origins: tuple[str, ...]) -> Written:
 
 def refuse_trained_on(text: Text, data_report: DataReport, anchor: AnchorFacts | None = None) -> None:
     """Refuse a text that the run was trained on, or held to its base on, since it cannot show forgetting."""
+    replay = data_report.replay
     shared = [file.name for file in data_report.files if file.sha256 in text.origins]
+    shared += [replay.source] if replay is not None and set(replay.origins) & set(text.origins) else []
     if shared:
         raise DataError(
             f"{shared[0]} belongs to the data of the run, so it cannot show what the model has forgotten. "

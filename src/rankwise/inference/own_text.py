@@ -7,24 +7,16 @@ What a base writes is drawn once and lies in the cache, named after its weights;
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from contextlib import suppress
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
-from rankwise.errors import RankwiseError
+from rankwise.inference.written import entry, recalled, store
 from rankwise.kernels.prepacked import prepacked_weights
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage
-from rankwise.system.cache import cache_folder, forget_old
-from rankwise.system.files import write_atomic
 
 OPENINGS = (
     "The first", "In the", "Once upon", "How to", "According to", "She said", "It was", "There are", "On Monday",
@@ -50,7 +42,7 @@ def own_blocks(model: LoadedModel, blocks: int, length: int, callback: Callback)
             callback(ProgressUpdate("Writing the anchor's text", number, batches, "batches"))
             written.append(_batch(model, number, length))
         callback(ProgressUpdate("Writing the anchor's text", batches, batches, "batches"))
-        _store(file, written, callback)
+        store(file, {str(number): batch for number, batch in enumerate(written)}, "the anchor's text", callback)
     return torch.cat(written[:batches])
 
 
@@ -84,31 +76,14 @@ def _openings(model: LoadedModel) -> list[list[int]]:
 
 
 def _entry(model: LoadedModel, length: int) -> Path:
-    facts = model.facts
-    parts = (VERSION, facts.fingerprint, facts.dtype, facts.quantization, model.tokenizer.identity, length, OPENINGS)
-    return cache_folder() / "anchors" / f"{sha256(repr(parts).encode()).hexdigest()}.safetensors"
+    return entry("anchors", VERSION, model, length, OPENINGS)
 
 
 def _cached(file: Path, vocabulary: int, length: int) -> list[Tensor]:
     """The batches that were written before; none where the file is missing or damaged."""
-    try:
-        tensors = load_file(file)
-        os.utime(file)  # mark as used
-    except (OSError, SafetensorError, ValueError):
-        return []
+    tensors = recalled(file)
     batches = [tensors[str(number)] for number in range(len(tensors)) if str(number) in tensors]
     shape = (len(OPENINGS), length + 1)
     fits = all(one.shape == shape and one.dtype == torch.int64 and 0 <= one.min() <= one.max() < vocabulary
                for one in batches)  # fmt: skip
     return batches if fits and len(batches) == len(tensors) else []
-
-
-def _store(file: Path, batches: Sequence[Tensor], callback: Callback) -> None:
-    """A failure is only reported, since it merely costs the time to write the text again."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, save({str(number): batch for number, batch in enumerate(batches)}))
-        with suppress(OSError):
-            forget_old(file.parent)
-    except (RankwiseError, OSError) as error:
-        callback(StatusMessage(f"the anchor's text could not be cached: {error}"))

@@ -120,6 +120,7 @@ def _trained(facts: CardFacts) -> list[tuple[str, str]]:
         *_ranks(ranks),
         *_rounds(facts.lineage),
         *_anchor(facts.experiment.training.anchor, results),
+        *([("replay", escaped(data_report.replay.describe()))] if data_report.replay is not None else []),
         ("data", f"{escaped(', '.join(files[:3]))}{f' and {len(files) - 3} more files' if len(files) > 3 else ''}"),
         ("rows", rows_used),
         ("steps", f"{results.steps:,} at learning rate {facts.learning_rate:.2g}"),

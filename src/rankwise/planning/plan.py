@@ -8,25 +8,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.config.method import MethodConfig
 from rankwise.config.planning import Planned
 from rankwise.config.reading import with_settings
-from rankwise.errors import ConfigError, DataError
+from rankwise.errors import ConfigError
 from rankwise.planning.advice import Advice, Facts, advise
 from rankwise.planning.anchor import anchor_operations
 from rankwise.planning.devices import DEVICES, Device
 from rankwise.planning.fitting import Changes, Fit, Remedy, fit_of, least_recomputed, remedies, savings
 from rankwise.planning.forecast import AtOnce, Forecast, at_once, forecast, longest_of, operations_of, rows_at_once
-from rankwise.planning.image_rows import image_rows_of, images_in_memory, passes_of, reads_by_arrow
-from rankwise.planning.labelled_rows import labelled_rows_of
+from rankwise.planning.image_rows import images_in_memory, passes_of, reads_by_arrow
 from rankwise.planning.memory import FORMATS, weights_bytes
 from rankwise.planning.operations import Load
 from rankwise.planning.parameters import Parameters
 from rankwise.planning.planned_device import HERE, planned_device, refuse_elsewhere, within_limit
-from rankwise.planning.planned_rows import rows_of
 from rankwise.planning.rows import PlannedRows, average_step, padded_load
 from rankwise.planning.shape import ModelShape
 from rankwise.planning.stored_weights import Conversion, conversion_of, storage_of
@@ -42,8 +39,8 @@ from rankwise.planning.time import (
     seconds_of,
     speed_of,
 )
+from rankwise.planning.training_rows import rows_of_training
 from rankwise.planning.validation import validation_of
-from rankwise.system.hub import folder_here
 
 SLOWER_WHEN_SMALL = 1.5
 """By how much a small step may take longer for each token than the steps of a training."""
@@ -237,20 +234,7 @@ def plan_for(
     _refuse_negative(watts=watts, price=price)
     if measured is not None:
         refuse_elsewhere(device)
-    folder = Path(config.model.name).expanduser()
-    rows = None
-    if config.data is not None:
-        here = folder if folder.is_dir() else folder_here(config.model.name)
-        if shape.image is not None:
-            rows = image_rows_of(config.data, shape.patches)
-        else:
-            rows = (labelled_rows_of if shape.is_classifier else rows_of)(config.data, here, shape.context)
-        if rows.documents.likely <= 0:
-            learned = "label" if shape.is_classifier else "answer"
-            raise DataError(
-                f"no row is left for training: every row is longer than {longest_of(config, shape):,} tokens, is a "
-                f"validation row, or has no {learned} to learn. Raise --max-length, or give other rows."
-            )
+    rows = rows_of_training(config, shape)
     found = on or planned_device(device, config)
     return planned(config, shape, found, rows, measured, watts, price, here=device in HERE)
 

@@ -33,9 +33,7 @@ LONG = 20_000
 def rows_of(spec: DataConfig, folder: Path | None = None, context: int | None = None) -> PlannedRows:
     """`folder` is the model's, if it is here: its tokenizer.json and its chat template are read. `context` is the
     longest text that the model reads."""
-    tokenizer = folder / "tokenizer.json" if folder is not None else None
-    exact = tokenizer is not None and tokenizer.is_file()
-    count = by_tokenizer(tokenizer) if tokenizer is not None and exact else by_characters
+    count, exact = counting(folder)
     found = [(source, sample_rows(spec, source)) for source in spec.all_sources]
     if spec.on_bad_row == "stop":
         refuse_unread([seen for _, seen in found])
@@ -47,6 +45,14 @@ def rows_of(spec: DataConfig, folder: Path | None = None, context: int | None = 
         read = counted(seen, count, around, exact=exact, everything=spec.learned == "everything")
         parts.append(planned_rows(read, limit=limit, too_long=spec.too_long, weight=source.weight))
     return without_held_out(together(parts), spec.held_out)
+
+
+def counting(folder: Path | None) -> tuple[Count, bool]:
+    """How tokens are counted, and whether it is exact: by the tokenizer in the model's folder, or from characters."""
+    tokenizer = folder / "tokenizer.json" if folder is not None else None
+    if tokenizer is None or not tokenizer.is_file():
+        return by_characters, False
+    return by_tokenizer(tokenizer), True
 
 
 def refuse_unread(samples: Sequence[Sample]) -> None:

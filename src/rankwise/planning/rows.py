@@ -75,6 +75,8 @@ class PlannedRows:
     """Of the documents that were drawn and are kept."""
     exact: bool
     """All rows were read, and their tokens counted by the model's own tokenizer. A template's own tokens are near."""
+    replayed: float = 0.0
+    """Documents among them that are replay rows."""
 
     @property
     def supervised_share(self) -> float:
@@ -99,7 +101,7 @@ class PlannedRows:
         """So many of them, as all are."""
         return replace(
             self, documents=self.documents.times(left), tokens=self.tokens.times(left),
-            supervised=self.supervised.times(left),
+            supervised=self.supervised.times(left), replayed=self.replayed * left,
         )  # fmt: skip
 
     @property

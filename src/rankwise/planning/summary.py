@@ -27,6 +27,7 @@ def summary_of(plan: Plan) -> dict[str, Any]:
         "weights_bytes": plan.weights_by_format,
         "tokens": _of(plan.rows and plan.rows.tokens),
         "loss_tokens": _of(plan.rows and plan.rows.supervised),
+        "replay_rows": None if plan.rows is None else round(plan.rows.replayed),
         "advice": [vars(advice) for advice in plan.advice],
     }  # fmt: skip
     parts = (_memory(plan), _fits(plan), _time(plan))

@@ -189,6 +189,7 @@ def environment_section(run: RunSnapshot) -> Section:
         ("computed with", f"{base.dtype} on {base.device}, {manifest.backend} backend"),
         *([("rounds before this one", described(manifest.lineage, short=True))] if manifest.lineage else []),
         *([("held to its base on", manifest.anchor.text)] if manifest.anchor is not None else []),
+        *([("replay", manifest.replay.describe())] if manifest.replay is not None else []),
         ("seed", str(run.experiment.training.seed)),
         ("learning rate", f"{manifest.learning_rate:g}"),
         ("started", manifest.started),

@@ -8,6 +8,7 @@ from rankwise.config.base import Config
 from rankwise.config.images import ImageProcessing
 from rankwise.errors import one_line, some
 from rankwise.runs.image_facts import ImageCopy, ImageFacts
+from rankwise.runs.replay_facts import ReplayFacts
 
 DATA_REPORT = "data_report.json"
 MOST_LISTED = 100
@@ -234,6 +235,8 @@ class DataReport(Config):
     class_repeats: dict[str, float] | None = None
     """With balanced sampling: how often a pass shows each training row of a class, on average."""
     validation: ValidationFacts | None = None
+    replay: ReplayFacts | None = None
+    """Rows that training shows among these; None without replay. They are no part of the other counts."""
     sequences: int | None
     tokens: int | None
     loss_tokens: int | None

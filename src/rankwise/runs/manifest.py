@@ -15,6 +15,7 @@ from pydantic import Field
 
 from rankwise.config.base import Config
 from rankwise.runs.lineage import Round
+from rankwise.runs.replay_facts import ReplayFacts
 from rankwise.runs.tuning import Tuning
 
 PACKAGES = ("rankwise", "torch", "transformers", "tokenizers", "safetensors")
@@ -156,6 +157,8 @@ class Manifest(Config):
     earlier versions and in those that did not finish."""
     anchor: AnchorFacts | None = None
     """None where the run was not held to its base."""
+    replay: ReplayFacts | None = None
+    """None without replay."""
     lineage: tuple[Round, ...] = ()
     """The rounds that this run began with, the earliest first; none for a new adapter."""
     problem: str | None = None

@@ -1,6 +1,6 @@
 """One training run: what was decided before its first step, its trainer with all hooks, and what it came to.
 
-What the run's folder says of it, from its beginning to its end, is in commands/train.py.
+What the run's folder says of it, from its beginning to its end, is in commands/recorded_run.py.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ class TrainingRun:
     @property
     def tokens_trained(self) -> int:
         """In all steps together."""
-        rows = self.prepared.trained_rows
-        return self.steps * self.config.rows_per_step(len(rows)) * rows.tokens // len(rows)
+        rows, tokens = self.prepared.rows_in_pass, self.prepared.tokens_in_pass
+        return self.steps * self.config.rows_per_step(rows) * tokens // rows
 
     @property
     def validation_interval(self) -> int:
@@ -121,6 +121,7 @@ class TrainingRun:
             + f"\n{self.trained_parameters:,} trainable parameters in {len(trainable.names)} {trainable.unit}; "
             f"{self.steps} steps at learning rate {self.rate:.2g}"
             + (f"\nheld to its base on {self.anchor_text.about}" if self.anchor_text is not None else "")
+            + (f"\nreplay: {replay.describe()}" if (replay := self.prepared.data_report.replay) is not None else "")
             + "".join(f"\n{line}" for line in summary_lines(self.prepared.data_report))
         )
 
@@ -164,8 +165,7 @@ class TrainingRun:
         budgets = [] if budget is None else [budget]
         hooks = [LogMetrics(log), *budgets, validation, checkpoints, Report(self.callback)]
         vary = augmentation(self.experiment.images, self.config.seed)
-        order = self.prepared.balanced_order(self.config.seed)
-        batches = Batches.of(self.prepared.trained_rows, self.config, backend.layout, vary, order)
+        batches = Batches.of_prepared(self.prepared, self.config, backend.layout, vary)
         return Trainer(self.trainable, batches, self.config, backend, hooks, anchor)
 
     def save(self, results: Results) -> Results:

@@ -55,8 +55,8 @@ def trainer_of(
         varied=experiment.images.augmentation != "none",
     )  # fmt: skip
     backend = choice(work)
-    vary, order = augmentation(experiment.images, config.seed), prepared.balanced_order(config.seed)
-    batches = Batches.of(prepared.trained_rows, config, backend.layout, vary, order)
+    vary = augmentation(experiment.images, config.seed)
+    batches = Batches.of_prepared(prepared, config, backend.layout, vary)
     return Trainer(trainable, batches, config, backend, hooks)
 
 

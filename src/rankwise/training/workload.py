@@ -50,7 +50,7 @@ class Workload:
         packing: bool, callback: Callback, *, varied: bool = False,
     ) -> Workload:  # fmt: skip
         """Describe a run over prepared rows, before a checkpoint takes ranks away. `varied`: no row is seen twice."""
-        longest, rows = prepared.longest, len(prepared.trained_rows)
+        longest, rows = prepared.longest, prepared.rows_in_pass
         largest = max(longest, min(config.max_batch_tokens, config.batch_size * longest))
         first = 0 if varied else _first_trained_block(module, config, rows, longest, objective)
         return cls(

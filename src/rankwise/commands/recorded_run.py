@@ -1,0 +1,128 @@
+"""What the folder of a run says of it, from its beginning to its end.
+
+The manifest says that it is running before the first step, and that it finished after what was learned was written
+whole. A run that fails or is stopped keeps its metrics and its last checkpoint and says so; it never holds an adapter
+or a model.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from rankwise.commands.report import write_page
+from rankwise.config.experiment import Experiment
+from rankwise.data.preparing import facts_of
+from rankwise.errors import Interrupted, RankwiseError, is_out_of_memory
+from rankwise.methods.starting import changed_since as start_changed
+from rankwise.runs.directory import RunDirectory
+from rankwise.runs.integrity import hashes_of
+from rankwise.runs.manifest import Manifest, now
+from rankwise.runs.metrics_log import MetricsLog
+from rankwise.runs.records import StatusMessage, WarningMessage
+from rankwise.runs.snapshot import RunSnapshot
+from rankwise.system.files import need_space
+from rankwise.training.anchor import facts_of as facts_of_anchor
+from rankwise.training.backend import backend_named, choose_backend
+from rankwise.training.preflight import Foresight, foresee_backend, out_of_memory
+from rankwise.training.resume import Past, changed_since, take_up
+from rankwise.training.run import TrainingRun
+from rankwise.training.trainer import Trainer
+
+
+def record(
+    training: TrainingRun, foreseen: Foresight | None, *, resume: bool, force_memory: bool
+) -> Manifest:  # fmt: skip
+    """Begin the run or take it up, and train; however it ends, the manifest says so."""
+    run, callback = training.run, training.callback
+    training.check()
+    setting, work = training.config.backend, training.work
+    backend = (
+        backend_named(run.manifest().backend, work)
+        if resume
+        else choose_backend(work, setting, training.tokens_trained)
+    )
+    again = foresee_backend(foreseen, backend.name, callback)
+    if again is not None and again is not foreseen and not resume:
+        again.check(callback, force=force_memory)
+    log, validation = MetricsLog(run.metrics), training.validation(backend)
+    anchor = training.anchor(backend)
+    budget = training.budget(anchor, validation)
+    trainer = training.trainer(backend, validation, log, anchor, budget)
+    past = _begun(training, trainer, again, resume=resume)
+    manifest, validation.records = past.manifest, past.validations
+    if budget is not None:
+        budget.take_up(past.budget)
+    callback.changed = lambda texts: run.write_manifest(manifest.model_copy(update={"warnings": texts}))
+    try:
+        with log:
+            records = [*past.steps, *trainer.run()]
+        outcome = None if budget is None else budget.outcome
+        results = training.save(training.results(records, validation, past.seconds + trainer.seconds, outcome))
+        callback.changed = lambda texts: None
+        update = {"status": "finished", "ended": now(), "results": results, "warnings": callback.texts}
+        finished = manifest.model_copy(update=update | {"result_sha256": hashes_of(run.folder, training.result)})
+        run.write_manifest(finished)
+    except BaseException as error:
+        _write_failure(run, manifest, error, callback.texts)
+        raise _explained(error, run, training.experiment, again) from None
+    run.forget_steps()  # outside: from here on nothing may take the result away
+    write_page(RunSnapshot(run, training.experiment, finished), callback)
+    return finished
+
+
+def _begun(training: TrainingRun, trainer: Trainer, foreseen: Foresight | None, *, resume: bool) -> Past:
+    """From here on the folder holds a run that is running."""
+    run, callback, report = training.run, training.callback, training.prepared.data_report
+    need_space(run.folder, training.bytes_written(trainer.state))
+    manifest = Manifest(
+        status="running", base_model=training.model.facts, data=facts_of(training.prepared),
+        learning_rate=training.rate, backend=trainer.backend.name, lineage=training.lineage,
+        anchor=None if training.anchor_text is None else facts_of_anchor(training.anchor_text),
+        forecast=None if foreseen is None else foreseen.recorded(), tuning=training.tuning, replay=report.replay,
+    )  # fmt: skip
+    if resume:
+        past = take_up(run, trainer.state, manifest, report)
+        for change in filter(None, (changed_since(past.manifest), _changed_start(training))):
+            callback(WarningMessage(change))
+    else:
+        past = Past(manifest)
+        run.begin(training.experiment)
+        run.write_data_report(report)
+    callback.add(*past.manifest.warnings, first=True)
+    past.manifest = past.manifest.model_copy(update={"warnings": callback.texts})
+    run.write_manifest(past.manifest)
+    callback(StatusMessage("\n".join(filter(None, (training.describe(), training.trainable.describe())))))
+    for warning in report.warnings:
+        callback(WarningMessage(warning))
+    if resume:
+        callback(StatusMessage(f"continuing after step {trainer.state.step}"))
+    return past
+
+
+def _changed_start(training: TrainingRun) -> str | None:
+    """A sentence for a run that is resumed, where the adapter that it began with is not what it was."""
+    name = training.experiment.adapter.start_from
+    change = start_changed(training.lineage[-1], name) if name is not None and training.lineage else None
+    return change and f"{change}; the run goes on from its checkpoint, which holds all that it needs"
+
+
+def _write_failure(run: RunDirectory, manifest: Manifest, error: BaseException, warnings: tuple[str, ...]) -> None:
+    status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+    problem = str(error) or type(error).__name__
+    update = {"status": status, "ended": now(), "problem": problem, "warnings": warnings}
+    with suppress(OSError):
+        run.forget_results()
+    with suppress(RankwiseError, OSError):  # a full disk may refuse this too; "running" without a lock says enough
+        run.write_manifest(manifest.model_copy(update=update))
+
+
+def _explained(
+    error: BaseException, run: RunDirectory, experiment: Experiment, foreseen: Foresight | None
+) -> BaseException:
+    if isinstance(error, KeyboardInterrupt):
+        result = experiment.adapter.artifact
+        message = f"stopped. {run.folder} has the metrics so far, but no {result}. Use {run.ways_on}."
+        return Interrupted(message, getattr(error, "exit_code", 130))
+    if is_out_of_memory(error):
+        return out_of_memory(foreseen, experiment.training.auto_batch)
+    return error

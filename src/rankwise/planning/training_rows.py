@@ -1,0 +1,75 @@
+"""The rows of a planned training: its own, and with replay others among them.
+
+Answers of the base that are not written yet are taken to be as long as those of SmolLM2-135M-Instruct: 92 of at most
+128 tokens in the mean of 64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from rankwise.config.planning import Planned
+from rankwise.config.replay import ANSWER_TOKENS, replay_rows
+from rankwise.data.instructions import instructions
+from rankwise.errors import DataError
+from rankwise.planning.forecast import longest_of
+from rankwise.planning.image_rows import image_rows_of
+from rankwise.planning.labelled_rows import labelled_rows_of
+from rankwise.planning.planned_rows import counting, rows_of
+from rankwise.planning.planned_template import Around, around_of
+from rankwise.planning.rows import Counted, Drawn, PlannedRows, planned_rows, together
+from rankwise.planning.shape import ModelShape
+from rankwise.system.hub import folder_here
+
+WRITTEN = 0.72
+"""Of the tokens that an answer may have."""
+
+
+def rows_of_training(config: Planned, shape: ModelShape) -> PlannedRows | None:
+    """None where no data is named. DataError where no row is left to train on."""
+    if config.data is None:
+        return None
+    folder = Path(config.model.name).expanduser()
+    here = folder if folder.is_dir() else folder_here(config.model.name)
+    if shape.image is not None:
+        rows = image_rows_of(config.data, shape.patches)
+    else:
+        rows = (labelled_rows_of if shape.is_classifier else rows_of)(config.data, here, shape.context)
+    if rows.documents.likely <= 0:
+        learned = "label" if shape.is_classifier else "answer"
+        raise DataError(
+            f"no row is left for training: every row is longer than {longest_of(config, shape):,} tokens, is a "
+            f"validation row, or has no {learned} to learn. Raise --max-length, or give other rows."
+        )
+    return _with_replay(rows, config, here, shape)
+
+
+def _with_replay(own: PlannedRows, config: Planned, folder: Path | None, shape: ModelShape) -> PlannedRows:
+    replay, data = config.training.replay, config.data
+    if replay is None or data is None or shape.is_classifier:
+        return own
+    among = replay.rows_among(round(own.documents.likely))
+    if replay.data is not None:
+        others = rows_of(replay_rows(replay.data, data), folder, shape.context)
+    else:
+        others = _answers(config, folder, longest_of(config, shape))
+    count = others.documents.likely
+    if not count:
+        return own
+    mixed = together([own, replace(others.share(among / count), too_long=0.0)])
+    return replace(mixed, replayed=float(among))
+
+
+def _answers(config: Planned, folder: Path | None, limit: int) -> PlannedRows:
+    """The base's answers to the general instructions, one to each."""
+    assert config.data is not None, "there are rows"
+    count, exact = counting(folder)
+    around = around_of(config.data, folder, count) if exact else Around()
+    written = round(WRITTEN * ANSWER_TOKENS)
+    lengths = [
+        round(tokens + 2 * around.message + around.conversation) + written for tokens in count(instructions())
+    ]  # fmt: skip
+    drawn = tuple(Drawn(min(length, limit), min(written, limit), float(length)) for length in lengths)
+    size = float(sum(lengths))
+    return planned_rows(Counted(len(drawn), size, len(drawn), True, drawn, max(lengths), False), limit=limit)

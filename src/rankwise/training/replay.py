@@ -1,0 +1,110 @@
+"""Replay: rows of other kinds among a run's own, so that the model goes on doing what it could.
+
+They are rows of the user's, or the base's own answers to general instructions (inference/own_answers.py). Which row is
+shown where is in data/replay.py. A replay row that is a validation row too is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from hashlib import sha256
+from math import ceil
+
+import numpy as np
+
+from rankwise.config.experiment import Experiment
+from rankwise.config.replay import DRAWS, ReplayConfig, ReplayDataConfig, replay_rows
+from rankwise.data.instructions import instructions
+from rankwise.data.licences import strictest
+from rankwise.data.preparation import Prepared
+from rankwise.data.preparing import Writing, prepare, refuse_fatal
+from rankwise.data.replay import Replay
+from rankwise.data.sequences import EncodedRows, SelectedRows
+from rankwise.errors import DataError
+from rankwise.inference.own_answers import own_answers
+from rankwise.models.loaded import LoadedModel
+from rankwise.runs.data_report import DataReport
+from rankwise.runs.records import Callback
+from rankwise.runs.replay_facts import ReplayFacts
+from rankwise.text.tokenize import Tokens
+
+
+def with_replay(
+    prepared: Prepared, experiment: Experiment, model: LoadedModel, writing: Writing, callback: Callback
+) -> Prepared:
+    """The same rows, and beside them those that are replayed; without replay they are returned as they are. `model`
+    must be the base, with the template that the rows are written with."""
+    config = experiment.training.replay
+    if config is None:
+        return prepared
+    in_pass = config.rows_among(len(prepared.trained))
+    if config.data is None:
+        shown = _shown(experiment, len(prepared.trained) + in_pass, config)
+        rows, report = _answers(experiment, model, shown, callback), None
+    else:
+        rows, report = _given(experiment, config.data, writing, callback)
+    measured = {_content(row) for row in prepared.measured_rows}
+    left = EncodedRows.of(row for row in rows if _content(row) not in measured)
+    if not len(left):
+        raise DataError("every replay row is a validation row too, so none is left. Give other replay rows.")
+    facts = _facts(config, left, prepared, report).model_copy(update={"left_out": len(rows) - len(left)})
+    begin = len(prepared.sequences)
+    return replace(
+        prepared, sequences=EncodedRows.gathered([prepared.sequences, left]),
+        data_report=_reported(prepared.data_report, facts, report),
+        replay=Replay(np.arange(begin, begin + len(left)), config.share, in_pass),
+    )  # fmt: skip
+
+
+def _shown(experiment: Experiment, in_pass: int, config: ReplayConfig) -> int:
+    """Replay rows in the whole training."""
+    training = experiment.training
+    return ceil(training.total_steps(in_pass) * training.rows_per_step(in_pass) * config.share)
+
+
+def _answers(experiment: Experiment, model: LoadedModel, shown: int, callback: Callback) -> list[Tokens]:
+    """No more than are shown of each instruction."""
+    draws = min(DRAWS, ceil(shown / len(instructions())))
+    return own_answers(model, draws, experiment.data.max_length, callback)
+
+
+def _given(
+    experiment: Experiment, config: ReplayDataConfig, writing: Writing, callback: Callback
+) -> tuple[SelectedRows, DataReport]:
+    prepared = prepare(replay_rows(config, experiment.data), writing, callback)
+    try:
+        refuse_fatal(prepared.data_report)
+    except DataError as error:
+        raise DataError(f"replay rows (training.replay.data): {error}") from None
+    return prepared.trained_rows, prepared.data_report
+
+
+def _content(row: Tokens) -> bytes:
+    """What is learned of a row, and what it is learned after."""
+    return np.asarray(row.ids, np.int64).tobytes() + np.asarray(row.loss_mask, np.bool_).tobytes()
+
+
+def _facts(config: ReplayConfig, rows: EncodedRows, own: Prepared, report: DataReport | None) -> ReplayFacts:
+    every, in_pass = SelectedRows(rows, np.arange(len(rows))), config.rows_among(len(own.trained))
+    learned = every.loss_count * in_pass / len(rows)
+    source = f"the base model's own answers to {len(instructions())} general instructions"
+    return ReplayFacts(
+        source=source if report is None else ", ".join(file.name for file in report.files),
+        sha256=sha256(b"".join(_digests(rows))).hexdigest(),
+        origins=() if report is None else tuple(file.sha256 for file in report.files),
+        share=config.share, rows=len(rows), tokens=every.tokens, loss_tokens=every.loss_count, rows_in_pass=in_pass,
+        loss_share=round(learned / (learned + own.trained_rows.loss_count), 4),
+    )  # fmt: skip
+
+
+def _digests(rows: EncodedRows) -> Iterable[bytes]:
+    return (sha256(_content(row)).digest() for row in rows)
+
+
+def _reported(own: DataReport, facts: ReplayFacts, report: DataReport | None) -> DataReport:
+    if report is None:
+        return own.model_copy(update={"replay": facts})
+    warnings = (*own.warnings, *(f"replay rows: {warning}" for warning in report.warnings))
+    licence = strictest((own.licence, report.licence))
+    return own.model_copy(update={"replay": facts, "warnings": warnings, "licence": licence})
