@@ -103,6 +103,7 @@ def test_what_advise_does_not_do_is_refused_by_name(home):
         (("--set", "adapter.start_from=there"), "start_from"),
         (("--examples", "-1"), "examples"),
         (("--set", "training.anchor.weight=1"), "training.anchor is given"),
+        (("--set", "training.replay.share=0.2"), "training.replay is given"),
         (("--set", "training.learning_rate=tune"), "--tune"),
         (("--objective", "image-classification"), "image-classification"),
     ):
