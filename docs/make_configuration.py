@@ -57,7 +57,8 @@ def sections(prefix: str, config: type[Config], heading: str, listed: type[Confi
         inside = f"{prefix}.{name}" if prefix else name
         options = classes_in(field.annotation)
         for option in options:
-            first = options[0] if option is not options[0] else config if issubclass(option, Reading) else None
+            reads_rows = issubclass(option, Reading) and option is not DataConfig
+            first = options[0] if option is not options[0] else DataConfig if reads_rows else None
             method = f", with method: {option.model_fields['method'].default}" if len(options) > 1 else ""
             many = "[]" if get_origin(field.annotation) is tuple else ""
             made += sections(inside + many, option, f"{inside}{method}", first)

@@ -31,6 +31,13 @@ def test_every_stretch_holds_the_share_up_to_one_row(own, others, share, seed, b
     assert whole == floor(Fraction(str(share)) * length)
 
 
+def test_a_hundred_rows_hold_a_whole_percentage_exactly():
+    """0.29 * 100 is 28.999999999999996."""
+    for percent in range(1, 100):
+        order = ReplayOrder(3, 3, percent / 100, 0)
+        assert sum(order(position) >= 3 for position in range(100)) == percent
+
+
 @settings(max_examples=draws(60), deadline=None)
 @given(own=ROWS, others=ROWS, share=SHARES, seed=st.integers(0, 3))
 def test_own_rows_come_as_they_would_without_replay_and_replay_rows_all_before_one_comes_again(

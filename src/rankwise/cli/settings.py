@@ -99,9 +99,11 @@ FLAGS = {
         "usual.  [default: off]"),
     "anchor_text": Flag("training.anchor.text", str,
         "The other text: a text file, or rows with a `text`.  [default: text that the base writes itself]"),
-    "forget_at_most": Flag("training.anchor.forget_at_most", float,
-        "Budget of forgetting, such as 0.03: the KL divergence from the base in nats per token of ordinary text. The "
-        "result keeps it."),
+    "forget_at_most": Flag("training.anchor.forget_at_most", str,
+        "Budget of forgetting: 0.03 is the KL divergence from the base in nats per token of ordinary text, and 5% the "
+        "percentage points of accuracy on the tasks of --accuracy-tasks. The result keeps it."),
+    "accuracy_tasks": Flag("training.anchor.tasks", str,
+        "Tasks of a budget of accuracy, separated by commas: arc_easy,hellaswag, or YAML files."),
     "replay": Flag("training.replay.share", float,
         "Share of replay rows in the rows that training shows, such as 0.2: rows of other kinds, so that the model "
         "forgets less.  [default: off]"),
@@ -135,7 +137,7 @@ ROWS = (
     "recipe", "format", "prompt", "completion", "system", "ignore_columns", "max_length", "on_bad_row",
 )  # fmt: skip
 VALIDATION_ROWS = ("held_out", "held_out_order", "group", "validation_data")
-KEEPING = ("anchor", "anchor_text", "forget_at_most", "replay", "replay_data")
+KEEPING = ("anchor", "anchor_text", "forget_at_most", "accuracy_tasks", "replay", "replay_data")
 IMAGES = ("image_size", "augmentation")
 ADAPTER = ("start_from", "method", "budget", "rank", "alpha", "dropout", "targets", "layers")
 _SET = Annotated[

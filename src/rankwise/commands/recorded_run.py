@@ -56,8 +56,8 @@ def record(
     try:
         with log:
             records = [*past.steps, *trainer.run()]
-        outcome = None if budget is None else budget.outcome
-        results = training.save(training.results(records, validation, past.seconds + trainer.seconds, outcome))
+        results = training.results(records, validation, past.seconds + trainer.seconds)
+        results = training.save(results if budget is None else budget.recorded(results))
         callback.changed = lambda texts: None
         update = {"status": "finished", "ended": now(), "results": results, "warnings": callback.texts}
         finished = manifest.model_copy(update=update | {"result_sha256": hashes_of(run.folder, training.result)})

@@ -30,6 +30,7 @@ from rankwise.runs.manifest import Manifest
 from rankwise.runs.records import Callback, StatusMessage, WarningCollector, WarningMessage, silent
 from rankwise.runs.tuning import Tuning
 from rankwise.system.memory import limited_memory
+from rankwise.training.accuracy_budget import tasks_of_run
 from rankwise.training.anchor import text_of_run
 from rankwise.training.preflight import Foresight, foresee, within_limit
 from rankwise.training.replay import with_replay
@@ -130,7 +131,7 @@ def train(
             text = text_of_run(config, loaded, trainable, callback)
             training = TrainingRun(
                 experiment, config, run, loaded, method, trainable, prepared, scorer, work, callback, lineage, text,
-                tuning,
+                tasks_of_run(config, loaded, prepared.data_report), tuning,
             )  # fmt: skip
             result, manifest = training.result, record(training, foreseen, resume=resume, force_memory=force_memory)
             tuned = method.tuned(loaded, result)

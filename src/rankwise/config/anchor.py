@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import math
+from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from rankwise.config.base import Config, Number, PositiveInt
 
@@ -25,7 +26,59 @@ class AnchorConfig(Config):
     """Tokens of that text in each step."""
     weight: Annotated[Number, Field(gt=0, le=1000)] = 1.0
     """What the mean divergence of a token, in nats, is multiplied by before it is added to the loss."""
-    forget_at_most: Annotated[Number, Field(gt=0, le=10)] | None = None
-    """A budget of forgetting: the KL divergence from the base, in nats per token, that the result may have on ordinary
-    text, which is neither trained on nor the anchor's. `weight` is then the largest weight: it falls while what is
-    measured leaves room. If the result has forgotten more, its change is scaled down until it keeps the budget."""
+    forget_at_most: float | str | None = None
+    """A budget of forgetting. As a number (`0.03`), it is the KL divergence from the base, in nats per token, that the
+    result may have on ordinary text, which is neither trained on nor the anchor's. `weight` is then the largest weight:
+    it falls while what is measured leaves room. As a percentage (`5%`), it is how many percentage points of accuracy
+    the result may lose on each of `tasks`. Either way, if the result has forgotten more, its change is scaled down
+    until it keeps the budget."""
+    tasks: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """The tasks of a budget of accuracy: built-in tasks (arc_easy, hellaswag, …) or YAML files, as for `rankwise
+    evaluate --task`, with a choice of answers. They must not be trained on."""
+    task_rows: Annotated[int, Field(ge=16, strict=True)] = 400
+    """Rows of each of these tasks that are drawn. Half of them decide how far the change is scaled down; the result is
+    measured on the other half."""
+
+    @field_validator("forget_at_most", mode="before")
+    @classmethod
+    def _nats_or_points(cls, value: Any) -> float | str | None:
+        if value is None:
+            return None
+        text = "" if isinstance(value, bool) else str(value).strip()
+        try:
+            amount = float(text.removesuffix("%"))
+        except ValueError:
+            amount = math.nan
+        if not 0 < amount <= (100 if text.endswith("%") else 10):
+            raise ValueError(
+                "a number of nats per token is expected, above 0 and at most 10, such as 0.03; or percentage points of "
+                "accuracy, such as 5%"
+            )
+        return f"{amount:g}%" if text.endswith("%") else amount
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _several_in_one(cls, value: Any) -> Any:
+        return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _points_of_tasks(self) -> Self:
+        if self.most_points is not None and not self.tasks:
+            raise ValueError(
+                f"a budget of {self.forget_at_most} is of accuracy on tasks; name them (training.anchor.tasks, "
+                "--accuracy-tasks)"
+            )
+        if self.tasks and self.most_points is None:
+            raise ValueError(
+                "training.anchor.tasks has no effect without a budget of accuracy, such as forget_at_most 5%"
+            )
+        return self
+
+    @property
+    def most_nats(self) -> float | None:
+        return self.forget_at_most if isinstance(self.forget_at_most, float) else None
+
+    @property
+    def most_points(self) -> float | None:
+        """Percentage points."""
+        return float(self.forget_at_most[:-1]) if isinstance(self.forget_at_most, str) else None

@@ -16,20 +16,23 @@ DRAWS = 8
 
 
 class ReplayDataConfig(Rows):
-    """Replay rows of your own."""
+    """Replay rows of your own. What holds for all rows, such as data.max_length, holds for them too."""
+
+    system: str | None = None
+    """System message for replay rows that have none. That of the training rows (data.system) is not theirs."""
 
 
 class ReplayConfig(Config):
-    """Shows other rows among the training rows, so that the model forgets less. They are never validation rows, and
-    what a run without replay shows is shown in the same order."""
+    """Shows other rows among the training rows, so that the model forgets less. They are never validation rows. The
+    training rows come in the same order as without replay."""
 
     share: Annotated[Number, Field(gt=0, lt=1)] = 0.2
-    """Share of replay rows in the rows that training shows: with 0.2, one row in five of the steps. A pass shows each
-    training row as often as without replay, so it has more steps: 1 / (1 - share) times as many."""
+    """Share of replay rows in the rows that training shows: with 0.2, one row in five. A pass still shows every
+    training row, so it has 1 / (1 - share) times as many steps."""
     data: ReplayDataConfig | None = None
-    """The replay rows: a file, folder or hub data set in any format of training rows. By default the base model answers
-    64 general instructions of several kinds and languages, drawn at temperature 1, and is trained on its answers; it
-    writes them once for each base and chat template, and they lie in the cache."""
+    """The replay rows: a file, folder or hub data set in any format of training rows. By default they are the base
+    model's own answers to 64 general instructions of several kinds and languages, of at most 128 tokens, drawn at
+    temperature 1. It writes them once for each base and chat template, and they lie in the cache."""
 
     def rows_among(self, own: int) -> int:
         """The replay rows of a pass that shows so many training rows."""

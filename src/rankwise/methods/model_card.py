@@ -253,4 +253,6 @@ def _anchor(anchor: AnchorConfig | None, results: Results) -> list[tuple[str, st
     if results.budget is not None:
         budget = results.budget
         rows.append(("forgotten", f"{budget.divergence:.4f} nats per token, of {budget.forget_at_most:g} allowed"))
+    for task in results.accuracy_budget.tasks if results.accuracy_budget is not None else ():
+        rows.append((f"accuracy on {escaped(task.task)}", f"{task.base:.1%} of the base, {task.result:.1%} of this"))
     return rows

@@ -42,6 +42,8 @@ def _key_facts(run: RunSnapshot) -> list[tuple[str, str]]:
         facts.append(("validation accuracy", f"{right[0]} \u2192 {right[1]} %"))
     if (budget := results.budget) is not None:
         facts.append(("forgotten, nats per token", f"{budget.divergence:.4f} of {budget.forget_at_most:g} allowed"))
+    if (kept := results.accuracy_budget) is not None:
+        facts.append(("accuracy lost, percentage points", f"{kept.lost:.1f} of {kept.points:g} allowed"))
     return [
         *facts,
         ("trainable", share(results.trainable_parameters, results.total_parameters)),

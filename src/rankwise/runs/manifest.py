@@ -73,6 +73,37 @@ class KeptBudget(Config):
     """None without validation rows."""
 
 
+class KeptTask(Config):
+    """The accuracy on one task, on rows that did not decide about the strength."""
+
+    task: str
+    rows: int
+    base: float
+    result: float
+    difference: float
+    """Of the result from the base, with its paired interval of 95 %; 0.01 is one percentage point."""
+    low: float
+    high: float
+
+
+class KeptAccuracy(Config):
+    """How a budget of accuracy was kept."""
+
+    points: float
+    """Percentage points of accuracy that each task may lose."""
+    is_kept: bool
+    """On the rows that decided. False where no strength of 0.1 or more keeps the budget; nothing is scaled then."""
+    strength: float
+    """What the change of the last step was multiplied by; 1 where it kept the budget as it was."""
+    lost_at_full_strength: float
+    """Percentage points that the task with the largest loss loses, on the rows that decided."""
+    lost: float
+    """The same at `strength`."""
+    tasks: tuple[KeptTask, ...]
+    validation_loss_at_full_strength: float | None
+    """None without validation rows."""
+
+
 class Results(Config):
     steps: int
     loss: float
@@ -101,6 +132,8 @@ class Results(Config):
 
     budget: KeptBudget | None = None
     """None where no budget of forgetting was given."""
+    accuracy_budget: KeptAccuracy | None = None
+    """None where no budget of accuracy was given."""
 
     @property
     def speed(self) -> str:

@@ -21,7 +21,7 @@ from math import ceil
 
 from rankwise.evaluation.text import Text, Written, cut
 from rankwise.models.loaded import LoadedModel
-from rankwise.runs.manifest import KeptBudget
+from rankwise.runs.manifest import KeptBudget, Results
 from rankwise.runs.records import BudgetRecord, StatusMessage
 from rankwise.training.anchor import Anchor, BaseOnText
 from rankwise.training.trainer import Hook, Trainer
@@ -68,6 +68,9 @@ class ForgettingBudget(Hook):
         self.records = list(records)
         if self.records:
             self.anchor.weight = self.records[-1].weight
+
+    def recorded(self, results: Results) -> Results:
+        return results.model_copy(update={"budget": self.outcome})
 
     def after_step(self, trainer: Trainer) -> None:
         state = trainer.state

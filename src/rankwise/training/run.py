@@ -23,11 +23,12 @@ from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.lineage import Round
-from rankwise.runs.manifest import KeptBudget, Results, peak_rss
+from rankwise.runs.manifest import Results, peak_rss
 from rankwise.runs.metrics_log import MetricsLog
 from rankwise.runs.records import StepRecord, WarningCollector
 from rankwise.runs.tuning import Tuning
 from rankwise.system.memory import available_memory
+from rankwise.training.accuracy_budget import AccuracyBudget, AccuracyTask
 from rankwise.training.anchor import Anchor, BaseOnText
 from rankwise.training.backend import Backend, Eager, Fused
 from rankwise.training.checkpoints import size_of
@@ -37,6 +38,8 @@ from rankwise.training.state import TrainState
 from rankwise.training.trainer import Trainer
 from rankwise.training.validation import Scorer, Validation, early_stopping_of, refuse_no_choice
 from rankwise.training.workload import Workload, prefix_room
+
+Budget = ForgettingBudget | AccuracyBudget
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class TrainingRun:
     """The rounds that it began with."""
     anchor_text: Text | None = None
     """The text on which it is held to its base."""
+    accuracy_tasks: tuple[AccuracyTask, ...] = ()
+    """Of a budget of accuracy."""
     tuning: Tuning | None = None
     """How its learning rate was chosen, where trials were asked for."""
 
@@ -146,10 +151,14 @@ class TrainingRun:
         base = BaseOnText(self.anchor_text, self.trainable, backend, prefix_room(available_memory()))
         return Anchor(base, config.weight, self.config.seed, self.config.max_batch_tokens)
 
-    def budget(self, anchor: Anchor | None, validation: Validation) -> ForgettingBudget | None:
+    def budget(self, anchor: Anchor | None, validation: Validation) -> Budget | None:
         """None where none was given."""
-        most = None if self.config.anchor is None else self.config.anchor.forget_at_most
-        if anchor is None or most is None:
+        config = self.config.anchor
+        if config is None or anchor is None:
+            return None
+        if config.most_points is not None:
+            return AccuracyBudget(config.most_points, self.accuracy_tasks, self.model, validation)
+        if (most := config.most_nats) is None:
             return None
         interval = ForgettingBudget.interval_of(self.steps)
         ordinary = replace(anchor.base, text=ordinary_text(self.model))
@@ -157,7 +166,7 @@ class TrainingRun:
 
     def trainer(
         self, backend: Backend, validation: Validation, log: MetricsLog, anchor: Anchor | None,
-        budget: ForgettingBudget | None,
+        budget: Budget | None,
     ) -> Trainer:  # fmt: skip
         """Before its first step, with everything that happens between steps. A budget comes before what measures the
         result."""
@@ -182,9 +191,7 @@ class TrainingRun:
         written = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         return results.model_copy(update={"adapter_bytes": written})
 
-    def results(
-        self, records: Sequence[StepRecord], validation: Validation, seconds: float, budget: KeptBudget | None
-    ) -> Results:
+    def results(self, records: Sequence[StepRecord], validation: Validation, seconds: float) -> Results:
         """`loss` is the mean over the last tenth of the steps."""
         last = records[-max(1, len(records) // 10) :]
         images = sum(record.images for record in records)
@@ -210,5 +217,4 @@ class TrainingRun:
             ended_early=validation.stopped_early,
             validation_accuracy_before=accuracies[0].value if accuracies[0] else None,
             validation_accuracy_after=accuracies[1].value if accuracies[1] else None,
-            budget=budget,
         )
