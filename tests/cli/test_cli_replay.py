@@ -123,13 +123,15 @@ def test_what_was_replayed_is_recorded_told_and_planned() -> None:
 
 
 @pytest.mark.usefixtures("home")
-def test_forgetting_is_not_measured_on_text_that_was_replayed() -> None:
+def test_nothing_is_measured_on_rows_that_were_replayed() -> None:
     Path("texts.jsonl").write_text(
         "".join(json.dumps({"text": f"The ferry leaves at {hour}."}) + "\n" for hour in range(40))
     )
     trained("mine", "--replay", "0.25", "--replay-data", "texts.jsonl", "--held-out", "4")
     refused = rankwise("evaluate", "mine", "--text", "texts.jsonl", "--blocks", "1")
     assert refused.exit_code == 2 and "texts.jsonl belongs to the data of the run" in refused.output
+    refused = rankwise("evaluate", "mine", "--data", "texts.jsonl", "--no-forgetting")
+    assert refused.exit_code == 2 and "texts.jsonl: belongs to the data of the run" in refused.output
 
 
 @pytest.mark.usefixtures("home")

@@ -111,8 +111,10 @@ def _refuse_trained(trained: Mapping[str, str], files: Mapping[str, str]) -> Non
 
 
 def _trained(run: RunSnapshot) -> dict[str, str]:
-    """Return the names of the run's training files by SHA-256."""
-    return {file.sha256: file.name for file in _parted(run)[0]}
+    """Return the names of the run's training files by SHA-256, those of replay rows among them."""
+    replay = run.recorded_data.replay
+    replayed = {} if replay is None else dict.fromkeys(replay.origins, replay.source)
+    return replayed | {file.sha256: file.name for file in _parted(run)[0]}
 
 
 def _parted(run: RunSnapshot) -> tuple[list[PartFacts], list[PartFacts]]:
