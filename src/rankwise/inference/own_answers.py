@@ -22,6 +22,7 @@ from rankwise.inference.generate import answers_in_turn, asking_ids
 from rankwise.inference.written import entry, recalled, store
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage
+from rankwise.system.memory import is_limited
 from rankwise.text.example import Message
 from rankwise.text.tokenize import Tokens
 
@@ -66,7 +67,8 @@ def _draw(
     def report(done: int) -> None:
         callback(ProgressUpdate("Answering for replay", draw * len(prompts) + done, whole, "answers"))
 
-    answers = answers_in_turn(model, prompts, settings, on_progress=report, refuse_damage=True)
+    roomy = not is_limited()
+    answers = answers_in_turn(model, prompts, settings, on_progress=report, refuse_damage=True, lay_out=roomy)
     return [answer.ids for answer in answers]
 
 
