@@ -117,7 +117,7 @@ class AccuracyBudget(Hook):
         self.outcome = outcome = KeptAccuracy(
             points=self.points, is_kept=is_kept, strength=strength, lost=self._lost[strength],
             lost_at_full_strength=self._lost[1.0],
-            tasks=tuple(map(_kept, self.tasks, base, result)),
+            tasks=tuple(map(_task_result, self.tasks, base, result)),
             validation_loss_at_full_strength=None if before is None else before.loss,
         )  # fmt: skip
         trainer.emit((StatusMessage if is_kept else WarningMessage)(self._summary(outcome)))
@@ -174,7 +174,7 @@ def _share(hits: Hits) -> float:
     return sum(one[0] for one in hits) / len(hits)
 
 
-def _kept(task: AccuracyTask, base: Hits, result: Hits) -> KeptTask:
+def _task_result(task: AccuracyTask, base: Hits, result: Hits) -> KeptTask:
     apart = difference(METRICS[METRIC], base, result)
     return KeptTask(
         task=task.config.task, rows=apart.n, base=apart.a, result=apart.b, difference=apart.difference, low=apart.low,
