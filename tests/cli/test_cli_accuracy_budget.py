@@ -64,11 +64,11 @@ def home(library: Library, tmp_path: Path):
 
 @pytest.mark.usefixtures("home")
 def test_the_result_keeps_its_budget_and_is_what_was_measured() -> None:
-    told = trained("tight", "--forget-at-most", "3%")
+    told = trained("tight", "--forget-at-most", "5%")
     budget = told["accuracy_budget"]
-    assert budget["is_kept"] and budget["points"] == 3.0 and told["budget"] is None
+    assert budget["is_kept"] and budget["points"] == 5.0 and told["budget"] is None
     assert budget["strength"] in accuracy_budget.STRENGTHS[:-1], "training must cost more than the budget"
-    assert budget["lost"] <= 3.0 < budget["lost_at_full_strength"]
+    assert budget["lost"] <= 5.0 < budget["lost_at_full_strength"]
     (task,) = budget["tasks"]
     assert (task["task"], task["rows"], task["base"]) == ("towns", 60, 1.0)
     assert task["low"] <= task["difference"] == pytest.approx(task["result"] - task["base"]) and task["high"] < 0.2
