@@ -15,8 +15,8 @@ from library import COMMON, Library
 from rankwise.cli.main import app
 from rankwise.config.models import ModelConfig
 from rankwise.config.tasks import task_named
+from rankwise.evaluation.likelihood import likelihoods
 from rankwise.evaluation.requests import requests_of
-from rankwise.evaluation.scoring import score_task
 from rankwise.models.loading import load
 from rankwise.runs.records import silent
 from rankwise.training import accuracy_budget
@@ -44,31 +44,43 @@ def write_task(name: str, rows: list[dict[str, Any]]) -> None:
 
 @pytest.fixture
 def home(library: Library, tmp_path: Path):
-    """With a task that the base answers without a mistake, because its choices were made by the base."""
+    """With a task that the base answers without a mistake, because its choices were made by the base, and in which
+    training changes many of them, because the base hardly preferred one."""
     with contextlib.chdir(library.lay_out(tmp_path / "home")):
         draw = Random(0)
         rows = [
             {"q": f"What is {' '.join(draw.sample(WORDS, 3))}?", "choices": draw.sample(WORDS, 2), "gold": 0}
-            for _ in range(120)
+            for _ in range(600)
         ]
         write_task("towns", rows)
-        model, task = load(ModelConfig(name="tiny-llama", dtype="float32"), silent), task_named("towns.yaml")
-        scored = score_task(task, requests_of(task, model).requests, model, silent, together=8, who="").scores
-        for row, (hit, _) in zip(rows, scored["accuracy"].sums, strict=True):
-            row["gold"] = 0 if hit else 1
+        leads = leads_of_first("towns.yaml")
+        for row, lead in zip(rows, leads, strict=True):
+            row["gold"] = 0 if lead >= 0 else 1
+        nearest = sorted(range(len(rows)), key=lambda number: abs(leads[number]))
+        rows = [rows[number] for number in draw.sample(nearest[10:130], 120)]  # without those that rounding decides
         write_task("towns", rows)
         write_task("odd", rows[1::2])
         Path("other.txt").write_text(" ".join(f"At {hour} the ferry leaves for harbour {hour}." for hour in range(200)))
         yield
 
 
+def leads_of_first(task: str) -> list[float]:
+    """By how many nats a character the base prefers the first choice of each row."""
+    model = load(ModelConfig(name="tiny-llama", dtype="float32"), silent)
+    requests = requests_of(task_named(task), model).requests
+    documents = [document for request in requests for document in request.documents]
+    found = iter(likelihoods(model.module, documents, silent, "", [""] * len(documents)))
+    pairs = [[next(found).nats / size for size in request.sizes] for request in requests]
+    return [second - first for first, second in pairs]
+
+
 @pytest.mark.usefixtures("home")
 def test_the_result_keeps_its_budget_and_is_what_was_measured() -> None:
-    told = trained("tight", "--forget-at-most", "5%")
+    told = trained("tight", "--forget-at-most", "20%")
     budget = told["accuracy_budget"]
-    assert budget["is_kept"] and budget["points"] == 5.0 and told["budget"] is None
+    assert budget["is_kept"] and budget["points"] == 20.0 and told["budget"] is None
     assert budget["strength"] in accuracy_budget.STRENGTHS[:-1], "training must cost more than the budget"
-    assert budget["lost"] <= 5.0 < budget["lost_at_full_strength"]
+    assert budget["lost"] <= 20.0 < budget["lost_at_full_strength"]
     (task,) = budget["tasks"]
     assert (task["task"], task["rows"], task["base"]) == ("towns", 60, 1.0)
     assert task["low"] <= task["difference"] == pytest.approx(task["result"] - task["base"]) and task["high"] < 0.2
