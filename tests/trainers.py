@@ -25,6 +25,7 @@ class GivenLoss:
 
     loss: Callable[[Batch], Tensor]
     name = "eager"
+    tally = None
 
     def layout(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         raise AssertionError("the test makes its own batches")

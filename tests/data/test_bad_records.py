@@ -464,7 +464,7 @@ REFUSED = [
     BadFile("one object of lists", "x.json", json.dumps({"train": PAIRS}).encode(), ("'train'",), ":1"),
     BadFile("one object over many lines", "x.json", json.dumps(PAIRS[0], indent=1).encode(), (), ":1"),
     BadFile("keys of no form", "x.jsonl", lines({"a": "b"}, {"a": "c"}), ("'a'", "no known row format"), ":1"),
-    BadFile("preference pairs", "x.jsonl", lines({"chosen": "a", "rejected": "b"}), ("Preference",), ":1"),
+    BadFile("preference pairs", "x.jsonl", lines({"chosen": "a", "rejected": "b"}), ("--objective preference",), ":1"),
     BadFile("old Macintosh line ends", "x.jsonl", lines(*PAIRS).replace(b"\n", b"\r"), ("is not JSON",), ":1"),
     BadFile("a CSV with an unclosed quote", "x.csv", CSV.replace(b"question 2", b'"question 2'), ("is not CSV",)),
     BadFile("a CSV with a stray quote", "x.csv", CSV.replace(b"question 2", b'"question" 2'), ("is not CSV",), ":4"),

@@ -57,7 +57,7 @@ TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "goo
 )  # fmt: skip
 def test_preference_pairs_are_refused_with_a_way_to_learn_the_chosen_that_works(row, field, tmp_path):
     file = as_lines(tmp_path / "rows.jsonl", [row])
-    with pytest.raises(DataError, match=r"Preference pairs are not supported yet") as refused:
+    with pytest.raises(DataError, match=r"To train on pairs, add --objective preference") as refused:
         examples(file)
     assert f"add --set data.columns.{field}=chosen --ignore-columns rejected." in str(refused.value)
     (example,) = examples(file, columns={field: "chosen"}, ignore_columns="rejected")
@@ -66,7 +66,7 @@ def test_preference_pairs_are_refused_with_a_way_to_learn_the_chosen_that_works(
 
 def test_the_chosen_answer_to_a_question_by_any_name_is_proposed_with_it(tmp_path):
     file = as_lines(tmp_path / "rows.jsonl", [{"post": "What is it now?", "chosen": "good", "rejected": "bad"}])
-    with pytest.raises(DataError, match="Preference pairs") as refused:
+    with pytest.raises(DataError, match="is a preference pair") as refused:
         examples(file)
     assert 'add --prompt "{post}" --completion "{chosen}" --ignore-columns rejected.' in str(refused.value)
     (example,) = examples(file, prompt="{post}", completion="{chosen}", ignore_columns="rejected")

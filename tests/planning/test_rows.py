@@ -221,7 +221,7 @@ def test_rows_that_cannot_be_read_are_told_and_no_part_of_the_tokens(tmp_path):
 @pytest.mark.parametrize(
     ("content", "wanted"),
     [
-        (b"", "has no rows"), (b'{"chosen": "a", "rejected": "b"}\n', "Preference pairs"),
+        (b"", "has no rows"), (b'{"chosen": "a", "rejected": "b"}\n', "is a preference pair"),
         (b"{\n", "over several lines"), (b"\x1f\x8b\x08rest\n", "gzip"), (b'[{"text": "a"}, {"te', "not JSON"),
         (b"[]", "has no rows"),
     ],

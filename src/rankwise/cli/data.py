@@ -175,6 +175,9 @@ def _lines(data_report: DataReport) -> list[tuple[str, str, int]]:
         lines.append(("validation rows", text, validation.rows))
     if data_report.images is not None:
         lines += [(label, text, data_report.images.images) for label, text in data_report.images.lines()]
+    if (pairs := data_report.pairs) is not None:
+        lines.append(("pairs", pairs.counts(), pairs.rows))
+        lines.append(("pairs to look at", pairs.doubts(), pairs.duplicates + pairs.contradictions + pairs.ties))
     lines += _token_lines(data_report)
     if data_report.lengths is not None and data_report.images is None:
         lengths = data_report.lengths

@@ -144,6 +144,8 @@ class Display(AbstractContextManager["Display"]):
 
 def _facts(record: StepRecord) -> str:
     anchor = "" if record.divergence is None else f"  KL to the base {record.divergence:.3f}"
+    if record.margin is not None:
+        anchor += f"  margin {record.margin:.3f}"
     return (
         f"{record.step}/{record.steps}  loss {record.loss:.3f}{anchor}  {record.speed}  "
         f"{record.resident_bytes / 1e9:.1f} GB"

@@ -110,7 +110,8 @@ def _rows(plan: Plan) -> Iterator[str]:
     about = "" if rows.exact else "about "
     yield _row(
         "rows",
-        f"{about}{rows.documents.likely:,.0f} sequences, {rows.tokens.likely:,.0f} tokens"
+        f"{about}{rows.documents.likely:,.0f} {'sequences' if rows.sequences == 1 else 'pairs'}, "
+        f"{rows.tokens.likely:,.0f} tokens"
         f"{_between(rows.tokens, '{:,.0f}')}, {_learned(plan)}; median length "
         f"{rows.median:,}, longest {rows.longest:,} tokens",
     )

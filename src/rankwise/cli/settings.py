@@ -23,6 +23,7 @@ from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.head import HeadConfig
 from rankwise.config.models import ModelConfig
+from rankwise.config.preference import PreferenceConfig
 from rankwise.config.reading import Setting, parse_setting
 from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import ValidationConfig
@@ -31,6 +32,7 @@ from rankwise.errors import ConfigError
 CONFIGS = {
     "model": [ModelConfig], "data": [DataConfig], "adapter": [LoraConfig, AdaLoraConfig, HeadConfig, FullConfig],
     "training": [TrainingConfig], "validation": [ValidationConfig], "classification": [ClassificationConfig],
+    "preference": [PreferenceConfig],
 }  # fmt: skip
 
 
@@ -67,8 +69,13 @@ FLAGS = {
     "data": Flag("data.path", str, "File or folder of rows, or hub:organisation/name."),
     "run": Flag("run", str, "Name of the run: the folder runs/NAME."),
     "objective": Flag("objective", str,
-        "What the model learns from a row: causal-lm (the tokens of its answers), sequence-classification or "
-        "image-classification (one class or number for its text or image).  [default: by the model]"),
+        "What the model learns from a row: causal-lm (the tokens of its answers), preference (which of two answers is "
+        "better), sequence-classification or image-classification (one class or number for its text or image).  "
+        "[default: by the model]"),
+    "preference_loss": Flag("preference.loss", str,
+        "Loss of preference pairs: dpo (compared with the model before training) or orpo (without a reference)."),
+    "beta": Flag("preference.beta", float,
+        "With dpo, how strongly the model is held to the reference; with orpo, the weight of the odds ratio."),
     "method": Flag("adapter.method", str,
         "lora, adalora, full (every weight, in float32) or head (only the new head of a classifier).  [default: lora]"),
     "start_from": Flag("adapter.start_from", str,
@@ -138,6 +145,7 @@ ROWS = (
 )  # fmt: skip
 VALIDATION_ROWS = ("held_out", "held_out_order", "group", "validation_data")
 KEEPING = ("anchor", "anchor_text", "forget_at_most", "accuracy_tasks", "replay", "replay_data")
+PREFERENCE = ("preference_loss", "beta")
 IMAGES = ("image_size", "augmentation")
 ADAPTER = ("start_from", "method", "budget", "rank", "alpha", "dropout", "targets", "layers")
 _SET = Annotated[

@@ -14,6 +14,7 @@ from rankwise.cli.settings import (
     IMAGES,
     KEEPING,
     NONE_GIVEN,
+    PREFERENCE,
     ROWS,
     VALIDATION_ROWS,
     GivenSettings,
@@ -24,6 +25,7 @@ from rankwise.config.reading import read_experiment
 from rankwise.runs.data_report import loss_unit
 from rankwise.runs.lineage import described
 from rankwise.runs.manifest import Results
+from rankwise.runs.pair_facts import OF_PAIRS
 from rankwise.system.allocator import keep_memory
 
 if TYPE_CHECKING:
@@ -31,9 +33,9 @@ if TYPE_CHECKING:
 
 
 @takes_settings(
-    "model", "quantize", "memory", "data", "run", "objective", *IMAGES, *ADAPTER, "epochs", "steps", "batch_size",
-    "learning_rate", *KEEPING, "auto_batch", "backend", *ROWS, *VALIDATION_ROWS, "validate_every", "keep", "patience",
-    "seed",
+    "model", "quantize", "memory", "data", "run", "objective", *PREFERENCE, *IMAGES, *ADAPTER, "epochs", "steps",
+    "batch_size", "learning_rate", *KEEPING, "auto_batch", "backend", *ROWS, *VALIDATION_ROWS, "validate_every", "keep",
+    "patience", "seed",
 )  # fmt: skip
 def train(
     config: ConfigFile = None,
@@ -97,8 +99,10 @@ def _tell(trained: Trained, results: Results) -> None:
         change = results.validation_loss_after - results.validation_loss_before
         typer.echo(
             f"validation loss {results.validation_loss_before:.4f} -> {results.validation_loss_after:.4f} "
-            f"({change:+.4f} {loss_unit(trained.targets)})"
+            f"({change:+.4f} {loss_unit(trained.targets) if results.preference is None else OF_PAIRS})"
         )
+    if results.preference is not None:
+        typer.echo(results.preference.describe())
     if results.validation_accuracy_before is not None and results.validation_accuracy_after is not None:
         typer.echo(
             f"validation accuracy {results.validation_accuracy_before:.1%} -> {results.validation_accuracy_after:.1%}"

@@ -80,6 +80,8 @@ def _refuse(experiment: Experiment, examples: int) -> None:
     adapter = experiment.adapter
     if not adapter.short_runs:
         problems.append(f"adapter.method is {adapter.method}, and advise trains short LoRA adapters. Leave it out.")
+    if experiment.objective == "preference":
+        problems.append("the objective is preference, and advise compares answers alone. Use rankwise evaluate.")
     if adapter.start_from is not None:
         problems.append(
             f"adapter.start_from is {adapter.start_from}, and advise compares with the base model alone. Leave it out."

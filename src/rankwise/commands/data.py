@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,23 @@ from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.images import ImagesConfig
 from rankwise.config.models import ModelConfig
+from rankwise.config.preference import as_pairs
 from rankwise.data.classes import read_targets
+from rankwise.data.pair_rows import is_pair
 from rankwise.data.preparing import ImageWriting, TextWriting, count_only, prepare
-from rankwise.data.sources import Reading, open_source
+from rankwise.data.sources import Reading, open_source, raw_records
 from rankwise.data.unused_report import problems, sentence, unused_columns
 from rankwise.errors import ConfigError, DataError, together
 from rankwise.models.loading import load_tokenizer
 from rankwise.models.sources import cached_starter
 from rankwise.objectives.image_classification import ImageClassification
+from rankwise.objectives.preference import Preference
 from rankwise.objectives.registry import objective_by
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.encode import Outcome
+from rankwise.text.encode_pairs import sides_of
 from rankwise.text.example import BREAK, Example
 from rankwise.text.rendering import Rendering, renderings
 from rankwise.text.targets import RowTargets
@@ -62,6 +66,7 @@ def check(
     """Make the data report. Tokens are counted with the tokenizer of `model`, or of a cached starter."""
     if model is None and holds_images(data):
         return _check_images(data, callback)
+    data = _as_pairs(data, callback)
     writing = _writing(data, model, images, callback)
     if writing is None:
         callback(
@@ -71,6 +76,19 @@ def check(
         )
         return count_only(data, callback)
     return prepare(data, writing, callback).data_report
+
+
+def _as_pairs(data: DataConfig, callback: Callback) -> DataConfig:
+    """The settings of a training on preference pairs, where the first row of the data is a pair and nothing says how
+    else to read it."""
+    reads = [source for source in data.all_sources if source.format == "auto" and not source.columns]
+    first = open_source(data, reads[0]).parts[:1] if reads and data.prompt is None else []
+    _, row = next(raw_records(first[0]), ("", None)) if first else ("", None)
+    ignored = reads[0].ignore_columns if reads else ()
+    if not isinstance(row, dict) or not is_pair(row) or {"chosen", "rejected"} & set(ignored):
+        return data
+    callback(StatusMessage("these rows are preference pairs, which are trained on with --objective preference"))
+    return as_pairs(data)
 
 
 def _check_images(data: DataConfig, callback: Callback) -> DataReport:
@@ -108,6 +126,7 @@ def preview(
     """Return so many rows from row `first` on as training would see them. Images are written to `out` as a sheet;
     without `first` they are drawn from all rows."""
     are_images = holds_images(data)
+    data = data if are_images else _as_pairs(data, callback)
     if out is not None and not are_images:
         raise ConfigError(["--out is the name of a sheet of images, but these rows are texts. Leave it out."])
     if are_images and model is None:
@@ -158,6 +177,8 @@ def _shown(example: Example, writing: TextWriting, data: DataConfig) -> list[Sho
         raise DataError(outcome.problem)
     if writing.targets is not None:
         return _classified(example, outcome, writing, encoder.limit)
+    if example.rejected:
+        return _pair(example, outcome, writing, encoder.limit)
     made = renderings(example, writing.template, apart=data.answers == "apart")
     if not outcome.sequences:
         why = f"longer than {encoder.limit:,} tokens" if outcome.too_long else "no answer is left after truncation"
@@ -191,6 +212,18 @@ def _classified(example: Example, outcome: Outcome, writing: TextWriting, limit:
     return [Shown(example.where, [(text, False), label], len(sequence.ids), 1)]
 
 
+def _pair(example: Example, outcome: Outcome, writing: TextWriting, limit: int) -> list[Shown]:
+    """Both conversations of a pair."""
+    names = [f"{example.where} {name}" for name in ("chosen", "rejected")]
+    if not outcome.sequences:
+        why = f"one of both is longer than {limit:,} tokens" if outcome.too_long else "nothing is left to compare"
+        texts = (replace(example, rejected=()), replace(example, messages=example.rejected, rejected=()))
+        sides = zip(names, texts, outcome.lengths, strict=True)
+        return [Shown(name, [(side.full_text, False)], tokens, 0, why) for name, side, tokens in sides]
+    sides = zip(names, sides_of(outcome.sequences[0]), strict=True)
+    return [Shown(name, _decoded(side, writing), len(side.ids), side.loss_count) for name, side in sides]
+
+
 def _segments(rendering: Rendering, data: DataConfig) -> list[tuple[str, bool]]:
     everything = data.learned == "everything"
     return [(segment.text.replace(BREAK, ""), everything or segment.learned) for segment in rendering.segments]
@@ -202,7 +235,7 @@ def _decoded(sequence: Any, writing: TextWriting) -> list[tuple[str, bool]]:
         if not runs or runs[-1][1] != learned:
             runs.append(([], learned))
         runs[-1][0].append(token)
-    return [(writing.tokenizer.decode(ids), learned) for ids, learned in runs]
+    return [(writing.tokenizer.decode([int(one) for one in ids]), learned) for ids, learned in runs]
 
 
 def _writing(
@@ -222,5 +255,5 @@ def _writing(
     tokenizer, name, context = load_tokenizer(model or ModelConfig(name=starter), callback)
     return TextWriting(
         tokenizer, ChatTemplate.of_model(tokenizer), name, context, objective.encoder, guessed=model is None,
-        targets=objective.targets,
+        targets=objective.targets, pairs=objective.facts if isinstance(objective, Preference) else None,
     )  # fmt: skip

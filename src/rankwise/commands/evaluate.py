@@ -21,6 +21,7 @@ from rankwise.evaluation.harness import ASKED_TOGETHER, PREFIX, HarnessTask
 from rankwise.evaluation.image_features import OtherImages, compare_features, other_images
 from rankwise.evaluation.intervals import difference
 from rankwise.evaluation.metrics import METRICS
+from rankwise.evaluation.pair_task import pair_task
 from rankwise.evaluation.requests import Requests, requests_of, requests_of_sequences
 from rankwise.evaluation.sequential import Looks
 from rankwise.evaluation.subject import Subject, open_subject
@@ -210,6 +211,8 @@ def asked_of(
         return HarnessTask(task.removeprefix(PREFIX), rows, together or ASKED_TOGETHER)
     if subject.classifier is not None:
         return _class_task(subject, subject.classifier, data, rows, callback)
+    if subject.preference is not None and task is None and not (data is not None and is_running_text(data)):
+        return pair_task(subject, subject.preference, data, rows, callback)
     spec, items = _items(subject, task, data, rows, callback)
     if items.too_long:
         with_answer = f" with {spec.max_new_tokens:,} new tokens" if spec.written else ""

@@ -23,6 +23,7 @@ from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.files import need_space
 from rankwise.training.anchor import facts_of as facts_of_anchor
 from rankwise.training.backend import backend_named, choose_backend
+from rankwise.training.pair_backend import over_rows
 from rankwise.training.preflight import Foresight, foresee_backend, out_of_memory
 from rankwise.training.resume import Past, changed_since, take_up
 from rankwise.training.run import TrainingRun
@@ -41,6 +42,8 @@ def record(
         if resume
         else choose_backend(work, setting, training.tokens_trained)
     )
+    backend = over_rows(backend, work.objective)
+    training = training.with_reference(backend, resume=resume)
     again = foresee_backend(foreseen, backend.name, callback)
     if again is not None and again is not foreseen and not resume:
         again.check(callback, force=force_memory)
@@ -86,8 +89,7 @@ def _begun(training: TrainingRun, trainer: Trainer, foreseen: Foresight | None, 
             callback(WarningMessage(change))
     else:
         past = Past(manifest)
-        run.begin(training.experiment)
-        run.write_data_report(report)
+        training.begin()
     callback.add(*past.manifest.warnings, first=True)
     past.manifest = past.manifest.model_copy(update={"warnings": callback.texts})
     run.write_manifest(past.manifest)

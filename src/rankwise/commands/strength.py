@@ -9,6 +9,7 @@ from typing import Any
 
 from rankwise.commands.report import write_page
 from rankwise.config.adapters import check_strength
+from rankwise.errors import ConfigError
 from rankwise.evaluation.base_and_tuned import base_and_tuned
 from rankwise.evaluation.likelihood import likelihoods
 from rankwise.evaluation.number_format import held_to_measure
@@ -19,6 +20,7 @@ from rankwise.inference.tuned_model import load_tuned
 from rankwise.methods.artifact import open_artifact
 from rankwise.methods.registry import method_of
 from rankwise.models.loaded import LoadedModel
+from rankwise.objectives.preference import Preference
 from rankwise.runs.evaluations import STRENGTH, StrengthCurve, write_strength
 from rankwise.runs.records import Callback, Event, ProgressUpdate, StatusMessage, silent
 from rankwise.system.files import check_place
@@ -57,6 +59,11 @@ def strength(
     spec = held_to_measure(method_of(artifact.config).model_of(artifact))
     asked = load_tuned(artifact, callback, force_base=force_base, spec=spec)
     asked.check_generates()
+    if isinstance(asked.objective, Preference):
+        raise ConfigError([
+            f"{artifact.described} was trained on preference pairs, and strengths are compared by the loss of answers. "
+            "Measure it with rankwise evaluate."
+        ])  # fmt: skip
     told = text_for(asked.model, text, blocks=blocks)
     if artifact.data_report is not None:
         refuse_trained_on(told, artifact.data_report, artifact.anchor)

@@ -107,9 +107,9 @@ class LoraConfig(AdapterConfig):
     def needs_rows_of_weights(self) -> bool:
         return self.dora
 
-    def misfit(self, classifies: bool) -> str | None:
+    def misfit(self, objective: str) -> str | None:
         """EVA reads the inputs of predicted tokens."""
-        return "adapter.start eva" if classifies and self.start == "eva" else None
+        return "adapter.start eva" if objective != "causal-lm" and self.start == "eva" else None
 
     def without_rows(self) -> Self:
         return self.model_copy(update={"start": "uniform"})

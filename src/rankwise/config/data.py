@@ -23,6 +23,7 @@ Format = Literal[
     "dolly",
     "classification",
     "image",
+    "preference",
     "self-instruct",
     "oasst-trees",
 ]

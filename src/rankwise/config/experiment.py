@@ -13,12 +13,15 @@ from rankwise.config.data import DataConfig
 from rankwise.config.head import HeadConfig
 from rankwise.config.images import ImagesConfig
 from rankwise.config.models import ModelConfig
+from rankwise.config.preference import PreferenceConfig
 from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import ValidationConfig
 
 OTHERS: dict[str, type[Config]] = {"adalora": AdaLoraConfig, "head": HeadConfig, "full": FullConfig}
 """Methods other than LoRA. The adapter settings of recipes are written for LoRA."""
+PREFERENCE_SHARE = 0.1
+"""Of the learning rate for answers, the rate for preferences (lab/preference.md)."""
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
@@ -44,13 +47,15 @@ class Experiment(Config):
     """The base model."""
     data: DataConfig
     """The training and validation rows."""
-    objective: Literal["auto", "causal-lm", "sequence-classification", "image-classification"] = "auto"
-    """What the model learns from a row: `causal-lm` is to predict the tokens of its answers,
-    `sequence-classification` to predict one class or one number for its text, and `image-classification` for its image.
-    `auto` chooses image-classification for a vision model, sequence-classification for an encoder of texts, such as
-    BERT, and causal-lm for every other model."""
+    objective: Literal["auto", "causal-lm", "preference", "sequence-classification", "image-classification"] = "auto"
+    """What the model learns from a row: `causal-lm` is to predict the tokens of its answers, `preference` to prefer one
+    of two answers, `sequence-classification` to predict one class or one number for its text, and
+    `image-classification` for its image. `auto` chooses image-classification for a vision model,
+    sequence-classification for an encoder of texts, such as BERT, and causal-lm for every other model."""
     classification: ClassificationConfig = Field(default_factory=ClassificationConfig)
     """What a classifier predicts."""
+    preference: PreferenceConfig = Field(default_factory=PreferenceConfig)
+    """How pairs of answers are learned."""
     images: ImagesConfig = Field(default_factory=ImagesConfig)
     """The size of images, and how training varies them."""
     run: Annotated[str, Field(pattern=RUN_NAME)]
@@ -112,33 +117,12 @@ class Experiment(Config):
     @property
     def auto_rate(self) -> float:
         """What the learning rate `auto` is at width 576."""
+        if self.objective == "preference":
+            return PREFERENCE_SHARE * self.adapter.auto_rate
         if not self.classifies:
             return self.adapter.auto_rate
         of_images = self.adapter.image_rate if self.objective == "image-classification" else None
         return of_images or self.adapter.classifier_rate
-
-
-def misfits(experiment: Experiment) -> list[str]:
-    """Settings that have no effect with the experiment's objective."""
-    if experiment.objective == "auto":
-        return []
-    classifies = experiment.classifies
-    idle = [f"validation.{name}" for name in experiment.validation.of_other_objective(classifies)]
-    idle += filter(None, [experiment.adapter.misfit(classifies)])
-    if classifies:
-        idle += [f"training.{name}" for name in ("anchor", "replay") if getattr(experiment.training, name) is not None]
-    if classifies:
-        idle += [f"data.{name}" for name in experiment.data.of_language_models] if experiment.data else []
-    elif experiment.classification != ClassificationConfig():
-        idle.append("classification")
-    if experiment.objective == "image-classification":
-        idle += [f"data.{name}" for name in experiment.data.of_texts] if experiment.data else []
-    elif experiment.images != ImagesConfig():
-        idle.append("images")
-    return [
-        f"the setting {name} has no effect with the objective {experiment.objective}. Leave it out, or choose another "
-        "objective (--objective)." for name in idle
-    ]  # fmt: skip
 
 
 def _over(under: dict[str, Any], given: Any) -> Any:

@@ -28,5 +28,5 @@ class HeadConfig(MethodConfig):
     def parameters(self, total: int, layers: Sequence[Layer], heads: Heads = NO_HEADS) -> Parameters:
         return with_ranks(total, (), (), heads, dora=False, exact=True)
 
-    def misfit(self, classifies: bool) -> str | None:
-        return None if classifies else "adapter.method head"
+    def misfit(self, objective: str) -> str | None:
+        return None if objective.endswith("-classification") else "adapter.method head"

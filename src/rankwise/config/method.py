@@ -106,8 +106,8 @@ class MethodConfig(Config):
             return NO_SCALED_DORA
         return self.no_anchor
 
-    def misfit(self, classifies: bool) -> str | None:
-        """The setting that has no effect for a classifier, or with `classifies` False for a language model."""
+    def misfit(self, objective: str) -> str | None:
+        """The setting that has no effect with this objective."""
         return None
 
     def select(self, modules: Modules) -> Selection:

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from rankwise.config.base import Config, PositiveInt
 
 TextMetric = Literal["exact", "number", "json", "rouge_1", "rouge_2", "rouge_l", "bleu", "chrf"]
+PairMetric = Literal["preference_accuracy", "margin"]
 ClassMetric = Literal["accuracy", "balanced_accuracy", "f1", "matthews", "pearson", "spearman"]
 NEED_ROWS = ("steps", "keep", "patience", "by", "scores", "answers")
 OF_ANSWERS = ("scores", "answers", "max_new_tokens", "prompts")
@@ -36,9 +37,10 @@ class ValidationConfig(Config):
     AdaLoRA, only checkpoints after the end of pruning are compared, because earlier ones are larger than the budget."""
     patience: PositiveInt | None = None
     """Early stopping: end the run after this many validations in a row without improvement."""
-    by: Literal["loss", TextMetric, ClassMetric] = "loss"
-    """What `keep` and `patience` compare: the validation loss, a metric of a language model's answers, or a metric of a
-    classifier (accuracy, balanced_accuracy, f1, matthews; pearson and spearman where labels are numbers)."""
+    by: Literal["loss", TextMetric, ClassMetric, PairMetric] = "loss"
+    """What `keep` and `patience` compare: the validation loss, a metric of a language model's answers, a metric of a
+    classifier (accuracy, balanced_accuracy, f1, matthews; pearson and spearman where labels are numbers), or one of
+    preference pairs (preference_accuracy, margin)."""
     scores: tuple[TextMetric, ...] = ()
     """Further metrics of the answers to validation rows, computed at each validation."""
     answers: Annotated[int, Field(ge=0, strict=True)] = 0
@@ -73,13 +75,15 @@ class ValidationConfig(Config):
         of_by = tuple(metric for metric in get_args(TextMetric) if metric == self.by)
         return tuple(dict.fromkeys((*of_by, *self.scores)))
 
-    def of_other_objective(self, classifies: bool) -> list[str]:
-        """The settings given here that are for language models, or with `classifies` False for classifiers."""
-        if not classifies:
-            return [f"by {self.by}"] if self.by in get_args(ClassMetric) else []
+    def of_other_objective(self, objective: str) -> list[str]:
+        """The settings given here that have no effect with this objective."""
+        own = {"causal-lm": TextMetric, "preference": PairMetric}.get(objective, ClassMetric)
+        by = [f"by {self.by}"] if self.by not in ("loss", *get_args(own)) else []
+        if objective == "causal-lm":
+            return by
+        names = [name for name in OF_ANSWERS if objective != "preference" or name in ("scores", "answers")]
         fields = type(self).model_fields
-        given = [name for name in OF_ANSWERS if getattr(self, name) not in (fields[name].default, ())]
-        return given + [f"by {self.by}"] * (self.by in get_args(TextMetric))
+        return [name for name in names if getattr(self, name) not in (fields[name].default, ())] + by
 
     @property
     def chooses(self) -> bool:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rankwise.config.training import TrainingConfig
+from rankwise.data.pairs import Pairs
 from rankwise.data.preparation import Prepared
 from rankwise.data.row_order import shuffled
 from rankwise.text.tokenize import Tokens
@@ -44,6 +45,8 @@ class Batch:
     """Of the sequences, where these lie one behind the other in a single row (flat.py)."""
     images: int = 0
     """Number of images; 0 where rows are texts."""
+    pairs: Pairs | None = None
+    """Where rows are pairs of answers: which target belongs to which of them."""
 
     @classmethod
     def of_tokens(
@@ -77,7 +80,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         moved = {name: value.to(device) for name, value in self.inputs.items()}
-        return replace(self, inputs=moved, targets=self.targets.to(device))
+        pairs = self.pairs and self.pairs.to(device)
+        return replace(self, inputs=moved, targets=self.targets.to(device), pairs=pairs)
 
 
 def input_length(row: Tokens) -> int:

@@ -25,10 +25,10 @@ def flat(sequences: Sequence[Tokens], max_batch_tokens: int) -> list[Batch]:
             room = max_batch_tokens
         micro_batches[-1].append(sequence)
         room -= input_length(sequence)
-    return [_string(part) for part in micro_batches]
+    return [string(part) for part in micro_batches]
 
 
-def _string(sequences: Sequence[Tokens]) -> Batch:
+def string(sequences: Sequence[Tokens]) -> Batch:
     lengths = tuple(input_length(sequence) for sequence in sequences)
     inputs, targets = (np.concatenate(parts)[None] for parts in zip(*map(questions, sequences), strict=True))
     positions = np.concatenate([np.arange(length) for length in lengths])[None]

@@ -17,7 +17,9 @@ from rankwise.data.columns import Row, answered, renamed
 from rankwise.data.fields import ABOUT, SYSTEM, context_of, refuse_rivals, require, system_of
 from rankwise.data.image_rows import image_example, image_field
 from rankwise.data.labels import label_text
+from rankwise.data.pair_rows import FIELDS_OF_PAIRS, is_pair, pair_example
 from rankwise.data.proposals import as_text, no_form
+from rankwise.data.tree_rows import tree_example
 from rankwise.data.turns import (
     read_tools,
     read_turns,
@@ -98,7 +100,8 @@ def refuse_other_form(row: Row, form: str, where: str, *, given: bool) -> None:
 def _with_system(example: Example, system: str | None) -> Example:
     if system is None or example.text is not None or example.messages[0].role == "system":
         return example
-    return replace(example, messages=(Message("system", system), *example.messages))
+    rejected = example.rejected and (Message("system", system), *example.rejected)
+    return replace(example, messages=(Message("system", system), *example.messages), rejected=rejected)
 
 
 def _messages(row: Row, where: str, options: Options) -> list[Example]:
@@ -212,30 +215,6 @@ def classified(row: Row) -> tuple[str, ...] | None:
     return next((names for names in CLASSIFIED if all(name in row for name in names)), None)
 
 
-def _tree(row: Row, where: str, options: Options) -> list[Example]:
-    """The best-ranked path through a tree of OpenAssistant messages, as long as it ends with an answer."""
-    require(row, where, "oasst-trees", "prompt")
-    node, path = row["prompt"], []
-    while isinstance(node, dict):
-        path.append({"role": {"prompter": "user"}.get(str(node.get("role")), node.get("role")),
-                     "content": node.get("text")})  # fmt: skip
-        replies = node.get("replies") or []
-        if not isinstance(replies, list):
-            raise DataError(f"{where}: the replies are {shown(replies)}; a list of messages is expected.")
-        replies = [reply for reply in replies if isinstance(reply, dict)]
-        node = min(replies, key=_rank, default=None)
-    while path and path[-1]["role"] == "user":
-        path.pop()
-    if not path:
-        raise DataError(f"{where}: no message of the tree is an answer.")
-    return [Example(read_turns(path, where, "prompt"), where)]
-
-
-def _rank(reply: Row) -> float:
-    rank = reply.get("rank")
-    return rank if isinstance(rank, int) else float("inf")
-
-
 def _given(question: str, row: Row, where: str) -> tuple[Message, ...]:
     """The row's system message, and the question with its context."""
     context = context_of(row, where)
@@ -248,6 +227,7 @@ def _system(row: Row, where: str) -> tuple[Message, ...]:
 
 
 SIGNS: dict[str, Callable[[Row], bool]] = {
+    "preference": is_pair,
     "messages": lambda row: "messages" in row,
     "sharegpt": lambda row: "conversations" in row,
     "oasst-trees": lambda row: isinstance(row.get("prompt"), dict) and "replies" in row["prompt"],
@@ -263,6 +243,7 @@ _SYSTEM = frozenset(SYSTEM)
 _TALK = _SYSTEM | {"tools"}
 _INSTRUCTION = _SYSTEM | {"instruction", "output", "response", "history", *ABOUT}
 USED = {
+    "preference": FIELDS_OF_PAIRS,
     "messages": _TALK | {"messages"},
     "sharegpt": _TALK | {"conversations"},
     "oasst-trees": frozenset({"prompt"}),
@@ -287,12 +268,13 @@ def used_fields(row: Row, form: str) -> frozenset[str]:
 PARSERS: dict[str, Callable[[Row, str, Options], list[Example]]] = {
     "messages": _messages,
     "sharegpt": _sharegpt,
-    "oasst-trees": _tree,
+    "oasst-trees": lambda row, where, options: [tree_example(row, where)],
     "self-instruct": _self_instruct,
     "alpaca": _alpaca,
     "dolly": _dolly,
     "prompt": _prompt,
     "classification": _classification,
     "text": _text,
+    "preference": lambda row, where, options: [pair_example(row, where)],
     "image": lambda row, where, options: [image_example(row, options.labels, where, options.folder)],
 }

@@ -33,6 +33,7 @@ from rankwise.runs.data_report import (
     TargetFacts,
     TemplateFacts,
 )
+from rankwise.runs.pair_facts import PairFacts
 from rankwise.runs.records import Callback, ProgressUpdate
 from rankwise.text.encode import RowEncoder
 from rankwise.text.example import Example, ImageRecord
@@ -82,6 +83,10 @@ class Prepared:
     def measured_rows(self) -> SelectedRows:
         return SelectedRows(self.sequences, self.measured)
 
+    def with_references(self, values: np.ndarray) -> Prepared:
+        """The same pairs with the log-probabilities (N, 2) of their answers before training."""
+        return replace(self, sequences=replace(self.sequences, references=values))
+
     def order(self, seed: int) -> BalancedOrder | ReplayOrder | None:
         """Which of `shown_rows` is shown at each position of a training: None where each is shown once in a pass."""
         if self.replay is not None:
@@ -92,9 +97,17 @@ class Prepared:
         return BalancedOrder(targets[self.trained], seed)
 
     @property
-    def longest(self) -> int:
-        """Questions of the longest sequence."""
+    def widest(self) -> int:
+        """Inputs of the longest row; a row of two conversations has those of both."""
         return int(np.concatenate([self.shown_rows.lengths, self.measured_rows.lengths]).max()) - 1
+
+    @property
+    def longest(self) -> int:
+        """Inputs of the longest sequence that is computed by itself."""
+        if self.data_report.pairs is None:
+            return self.widest
+        sides = [self.sequences.lengths_of_sides(numbers) for numbers in (self.trained, self.measured)]
+        return int(np.concatenate(sides).max()) - 1
 
 
 @dataclass(frozen=True)
@@ -103,6 +116,8 @@ class EncodingFacts:
 
     template: TemplateFacts | None = None
     processing: ImageProcessing | None = None
+    pairs: PairFacts | None = None
+    """How pairs are learned, where rows are pairs."""
 
 
 def prepare_data(
@@ -157,7 +172,7 @@ class _Preparation:
         for chunk in reading.chunks():
             self._report_progress(reading, rows)
             rows += len(chunk)
-            self._refuse_images(reading, chunk[0][0])
+            self._refuse_others(reading, chunk[0][0])
             for row in chunk:
                 self.tally.read(row)
             for row, usable in zip(chunk, self._encoded(chunk), strict=True):
@@ -166,8 +181,11 @@ class _Preparation:
         self.tally.unreadable(reading.skipped)
         return source
 
-    def _refuse_images(self, reading: Reading, first: Example) -> None:
-        """Where the model reads texts, it would be trained on the names of the files."""
+    def _refuse_others(self, reading: Reading, first: Example) -> None:
+        """Where the model reads texts, it would be trained on the names of image files; and of a pair's answers, what
+        is no preference tuning would learn the chosen ones alone."""
+        if first.rejected and self.encoder is not None and self.facts.pairs is None:
+            raise DataError(f"{reading.source.path}: holds preference pairs. Add --objective preference.")
         if first.image is not None and self.encoder is not None and self.facts.processing is None:
             raise DataError(
                 f"{reading.source.path}: holds images, and the model {self.model} reads texts. Choose a vision model "
@@ -245,6 +263,7 @@ def _data_report(
         template=None if work.targets is not None else work.facts.template,
         images=findings.facts if findings is not None else None,
         image_processing=work.facts.processing,
+        pairs=work.facts.pairs and tally.pairs.facts(work.facts.pairs, tally.used),
         targets=work.targets,
         unused_columns=unused,
         warnings=remarks,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Protocol, Self
 
+from rankwise.config.base import Config
 from rankwise.config.data import DataConfig
 from rankwise.config.images import ImageProcessing
 from rankwise.config.recipe import recipe_named
@@ -17,6 +18,7 @@ from rankwise.errors import DataError
 from rankwise.images.encode import ImageEncoder
 from rankwise.runs.data_report import MOST_LISTED, DataReport, TargetFacts
 from rankwise.runs.manifest import DataFacts, installed_version
+from rankwise.runs.pair_facts import PairFacts
 from rankwise.runs.records import Callback
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.encode import Encoder, EncoderOf, RowEncoder
@@ -68,6 +70,8 @@ class TextWriting:
     guessed: bool = False
     """Nobody named this model; it was here."""
     targets: TargetFacts | None = None
+    pairs: PairFacts | None = None
+    """How pairs are learned, where rows are pairs of answers."""
 
     def by(self, spec: DataConfig) -> TextWriting:
         """With the template of the recipe, where there is one."""
@@ -91,11 +95,12 @@ class TextWriting:
 
     @property
     def facts(self) -> EncodingFacts:
-        return EncodingFacts(template=self.template.facts)
+        return EncodingFacts(template=self.template.facts, pairs=self.pairs)
 
     @property
     def identity(self) -> str:
-        return f"{self.tokenizer.identity} {self.template.identity} {self.guessed} {_written(self.targets)}"
+        facts = f"{_written(self.targets)} {_written(self.pairs)}"
+        return f"{self.tokenizer.identity} {self.template.identity} {self.guessed} {facts}"
 
 
 @dataclass(frozen=True)
@@ -125,8 +130,8 @@ class ImageWriting:
         return f"{self.processing.model_dump_json()} {libraries} {_written(self.targets)}"
 
 
-def _written(targets: TargetFacts | None) -> str | None:
-    return None if targets is None else targets.model_dump_json()
+def _written(facts: Config | None) -> str | None:
+    return None if facts is None else facts.model_dump_json()
 
 
 def prepare(spec: DataConfig, writing: Writing, callback: Callback) -> Prepared:
@@ -182,6 +187,7 @@ def summary_lines(data_report: DataReport) -> Sequence[str]:
         lines.append(data_report.targets.describe())
         lines += [data_report.sampling] if data_report.sampling is not None else []
     else:
+        lines += [data_report.pairs.describe()] if data_report.pairs is not None else []
         ended, sequences = data_report.eos_in_loss, data_report.sequences
         lines.append(f"the end token is in the loss in {ended:,} of {sequences:,} sequences")
     if data_report.skipped:

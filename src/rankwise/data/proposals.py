@@ -165,7 +165,7 @@ def _no_header(row: dict[str, Any]) -> str:
 
 
 def no_form(row: dict[str, Any], where: str) -> str:
-    preferences = " Preference pairs (chosen, rejected) are not supported yet." if "chosen" in row else ""
+    preferences = " A preference pair has chosen and rejected." if "chosen" in row else ""
     keys = ", ".join(map(shown, list(row)[:8])) or "(none)"
     more = f" and {len(row) - 8} more" if len(row) > 8 else ""
     return (

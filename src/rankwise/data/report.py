@@ -16,6 +16,7 @@ import numpy as np
 
 from rankwise.config.data import DataConfig
 from rankwise.data.duplicates import TextIndex
+from rankwise.data.pair_counts import TIED, PairCounts
 from rankwise.errors import some, together
 from rankwise.runs.data_report import MOST_LISTED, LengthFacts, OverlapFacts, Skipped
 from rankwise.text.encode import Outcome
@@ -73,6 +74,7 @@ class Tally:
     replacements: int = 0
     looks_rendered: int = 0
     systems: set[str | None] = field(default_factory=set)
+    pairs: PairCounts = field(default_factory=PairCounts)
 
     def anew(self) -> Tally:
         """An empty tally for the same model."""
@@ -89,6 +91,9 @@ class Tally:
         self.rows += 1
         if examples[0].image is not None:
             return
+        for example in examples:
+            if example.rejected:
+                self.pairs.read(example)
         text = "\n".join(example.full_text for example in examples)
         self.texts.add([text])
         systems = {example.system for example in examples}
@@ -134,6 +139,9 @@ class Tally:
         if any(outcome.too_long for outcome in outcomes):
             self.shortest_left_out = min(longest, self.shortest_left_out or longest)
             self._skip("too long", where, f"{where}: has {longest:,} tokens, more than {limit:,}.")
+        elif any(outcome.tied for outcome in outcomes):
+            self.pairs.ties += 1
+            self._skip(TIED, where, f"{where}: {TIED}.")
         else:
             self._skip(NOTHING_LEFT, where, f"{where}: no answer is left after cutting to {limit:,} tokens.")
         return False
@@ -151,6 +159,8 @@ class Tally:
             self.loss_tokens += supervised
             self.ended += sequence.ended
             self.unlike_asked += not sequence.as_asked
+            if outcome.example.rejected:
+                self.pairs.encoded(sequence)
             twice = self.start_id is not None and list(sequence.ids[:2]) == [self.start_id] * 2
             self.double_start += twice
 
@@ -237,6 +247,8 @@ def warnings_of(tally: Tally, overlap: OverlapFacts | None, near: int, exact: in
         (tally.replacements, "rows with replacement characters (\ufffd): their text is damaged"),
         (exact, "rows that repeat an earlier row"),
         (near, "rows that nearly repeat an earlier row"),
+        (tally.pairs.contradictions, "pairs that contradict another pair with the same prompt"),
+        (tally.pairs.ties, f"pairs left out because {TIED}"),
     ]
     problems = [f"{what}: {count:,}" for count, what in checks if count]
     if tally.guessed and tally.unwritten:

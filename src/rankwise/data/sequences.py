@@ -44,6 +44,9 @@ class EncodedRows(Sequence[Tokens]):
     """The pixels (S, S, 3) of each row, in uint8: an array (N, S, S, 3), or views that lie in several files."""
     names: RowNames | None = None
     """Where each row came from."""
+    references: np.ndarray | None = None
+    """(N, 2) float64: of pairs, the log-probabilities of both answers before training. They belong to a run and are not
+    written."""
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -63,7 +66,19 @@ class EncodedRows(Sequence[Tokens]):
         target = None if self.targets is None else float(self.targets[number])
         image = None if self.images is None else self.images[number]
         name = None if self.names is None else self.names[number]
-        return Tokens(self.ids[row], self.loss_mask[row], token_type_ids=types, target=target, image=image, name=name)
+        reference = None if self.references is None else self.references[number]
+        return Tokens(
+            self.ids[row], self.loss_mask[row], token_type_ids=types, target=target, image=image, name=name,
+            reference=reference,
+        )  # fmt: skip
+
+    def lengths_of_sides(self, numbers: np.ndarray) -> np.ndarray:
+        """(N, 2) tokens of the chosen and the rejected conversation of such rows of pairs."""
+        assert self.token_type_ids is not None, "the rows are pairs"
+        second = np.concatenate([[0], np.cumsum(self.token_type_ids, dtype=np.int64)])
+        starts, stops = self.starts[numbers], self.starts[numbers + 1]
+        rejected = second[stops] - second[starts]
+        return np.stack([stops - starts - rejected, rejected], axis=1)
 
     @classmethod
     def gathered(cls, parts: Sequence[EncodedRows]) -> EncodedRows:

@@ -127,7 +127,8 @@ class Reading:
             examples = from_columns(row, source.prompt, source.completion, system, where, each=each)
             return self._grouped(examples, row, where)
         refuse_unfilled(system, row, where)
-        refuse_row(row, source.columns, where)
+        if source.format != "preference":
+            refuse_row(row, source.columns, where)
         fields = renamed(row, source.columns, where)
         given = "image" if part.of_images and source.format == "auto" else source.format
         if given != "image":

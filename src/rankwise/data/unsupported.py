@@ -23,8 +23,8 @@ def refuse_row(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -
     """Refuse preference rows (chosen and rejected answers, or a label)."""
     if "chosen" in row and "rejected" in row and "chosen" not in columns.values():
         raise DataError(
-            f"{where}: is a preference pair (chosen, rejected). Preference pairs are not supported yet; to train on "
-            f"the chosen answers alone, add {_chosen_alone(row)} {ignoring(['rejected'])}."
+            f"{where}: is a preference pair (chosen, rejected). To train on pairs, add --objective preference; to "
+            f"train on the chosen answers alone, add {_chosen_alone(row)} {ignoring(['rejected'])}."
         )
     if isinstance(row.get("label"), bool) and any(name in row for name in (*CONVERSATIONS, *QUESTION_FIELDS)):
         raise DataError(

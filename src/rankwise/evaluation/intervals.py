@@ -42,8 +42,8 @@ def measured(metric: Metric, rows: Sequence[Sequence[float]]) -> Measured:
     return Measured(value=value, low=min(low, value), high=max(high, value))
 
 
-def measured_share(hits: int, items: int) -> Measured | None:
-    """Return a share of hits with Wilson's interval; None without items."""
+def measured_share(hits: float, items: int) -> Measured | None:
+    """Return a share of hits with Wilson's interval; None without items. Half a hit is one that is undecided."""
     if not items:
         return None
     low, high = _wilson(hits / items, items)

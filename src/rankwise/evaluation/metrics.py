@@ -227,6 +227,11 @@ METRICS: dict[str, Metric] = {
     "calibration_error": Metric(calibration_error, more_is_better=False, table=calibration_table),
     "pearson": Metric(pearson),
     "spearman": Metric(pearson),
+    "preference_accuracy": Metric(share),
+    "margin": Metric(share),
+    "likelihood_accuracy": Metric(share),
+    "preference_loss": Metric(share, more_is_better=False),
+    "kl_from_base": Metric(share, more_is_better=False),
     "exact": Metric(share, best(exact)),
     "number": Metric(share, best(number)),
     "json": Metric(share, best(json_fields)),
@@ -237,8 +242,8 @@ METRICS: dict[str, Metric] = {
     "bleu": _corpus("BLEU"),
     "chrf": _corpus("CHRF"),
 }
-"""All metrics. Rows of `loss` are [nats, tokens]; for `regex`, each task has its own pattern; `spearman` is the
-correlation of ranks among all items."""
+"""All metrics. Rows of `loss` are [nats, tokens], those of metrics of pairs [value, 1]; for `regex`, each task has its
+own pattern; `spearman` is the correlation of ranks among all items."""
 
 
 def unfit(metric: str, target: str) -> str | None:

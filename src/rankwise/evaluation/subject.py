@@ -17,6 +17,7 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.models.sources import find
 from rankwise.objectives.objective import Classifier, classifier
+from rankwise.objectives.preference import Preference
 from rankwise.objectives.registry import objective_for
 from rankwise.runs.records import Callback, StatusMessage, silent
 from rankwise.runs.snapshot import RunSnapshot
@@ -40,6 +41,12 @@ class Subject:
     """The run, or the adapter's folder."""
     base_features: Callable[[], AbstractContextManager[LoadedModel]] | None = None
     """Gives the base of a classifier, whose head is untrained, so that only its features can be compared."""
+
+    @property
+    def preference(self) -> Preference | None:
+        """How it was trained on pairs, if it was."""
+        objective = None if self.artifact is None else objective_for(self.artifact.data_report)
+        return objective if isinstance(objective, Preference) else None
 
     @property
     def classifier(self) -> Classifier | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rankwise.config.data import DataConfig
+from rankwise.config.preference import as_pairs
 from rankwise.data.preparation import Prepared
 from rankwise.data.preparing import Writing, prepare, refuse_fatal
 from rankwise.data.sequences import evenly
@@ -70,7 +71,10 @@ def _of_folder(artifact: Artifact, data: str | None, writing: Writing, callback:
     which it does if rankwise wrote it; not if validation files are listed among them."""
     if data is None:
         raise DataError(f"{artifact.folder} has no validation rows. Give rows that it was not trained on: --data FILE.")
-    prepared, data_report = prepare(DataConfig(path=data), writing, callback), artifact.data_report
+    prepared, data_report = (
+        prepare(_as_trained(DataConfig(path=data), writing), writing, callback),
+        artifact.data_report,
+    )
     refuse_fatal(prepared.data_report)
     if data_report is not None and data_report.validation is None:
         _refuse_trained({file.sha256: file.name for file in data_report.files},
@@ -78,12 +82,17 @@ def _of_folder(artifact: Artifact, data: str | None, writing: Writing, callback:
     return _all_rows(prepared, data, callback)
 
 
+def _as_trained(spec: DataConfig, writing: Writing) -> DataConfig:
+    """Rows of what was trained on pairs are pairs."""
+    return spec if writing.facts.pairs is None else as_pairs(spec)
+
+
 def _others(run: RunSnapshot, spec: DataConfig, data: str, writing: Writing, callback: Callback) -> Measurable:
     """Read other rows with the run's settings, but detect their format and columns anew."""
     config = {
         name: getattr(spec, name) for name in spec.model_fields_set if name not in (*OF_TRAINING, "format", "columns")
     }
-    prepared = prepare(DataConfig(**config, path=data), writing, callback)
+    prepared = prepare(_as_trained(DataConfig(**config, path=data), writing), writing, callback)
     refuse_fatal(prepared.data_report)
     refuse_training_files(run, {file.sha256: file.name for file in prepared.data_report.files})
     return _all_rows(prepared, data, callback)

@@ -21,6 +21,7 @@ from rankwise.inference.tuned_model import TunedModel
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.registry import objective_for
 from rankwise.runs.records import silent
+from rankwise.text.encode_pairs import conversation_of
 from rankwise.text.example import Message
 from rankwise.text.tokenize import Tokens, prompt_ids
 
@@ -55,7 +56,7 @@ def prompts_for(tuned: TunedModel, count: int, rows: str | None) -> tuple[list[P
     documents, about = _documents(tuned, rows)
     model = tuned.model
     some = evenly(documents, LOOKED_AT * count)
-    prompts = [one for document in some if (one := _prompt(document, model)) is not None]
+    prompts = [one for document in some if (one := _prompt(conversation_of(document), model)) is not None]
     room = (model.context_length or 10**9) - 1
     short = [one for one in prompts if len(one.ids) <= min(LONGEST_PROMPT, room)]
     usable = short or sorted((one for one in prompts if len(one.ids) <= room), key=lambda one: len(one.ids))[:count]

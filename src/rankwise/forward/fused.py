@@ -27,7 +27,7 @@ from rankwise.forward.prefix_cache import Prefix
 from rankwise.forward.reference import random_documents
 from rankwise.kernels.attention import BLOCK
 from rankwise.kernels.divergence import head_divergence
-from rankwise.kernels.loss import head_loss
+from rankwise.kernels.loss import head_log_probabilities, head_loss
 
 DECODERS: tuple[Decoder, ...] = (LLAMA, GEMMA, GEMMA3, NeoX(), GPT2())
 PROBED = (BLOCK + 23, 5, 14)
@@ -52,12 +52,18 @@ class FusedLoss:
         hidden = self.hidden(batch, places)
         return head_loss(hidden, self._module.get_output_embeddings().weight, batch.targets[0, places])
 
+    def log_probabilities(self, batch: Batch) -> Tensor:
+        """Return the log-probability (N,) of each target of a flat batch, in float32."""
+        places = batch.loss_mask[0].nonzero()[:, 0]
+        weight = self._module.get_output_embeddings().weight
+        return head_log_probabilities(self.hidden(batch, places), weight, batch.targets[0, places])
+
     def anchored(self, batch: Batch | None, text: Batch, base: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the sum of a batch's losses, and that of the divergence from the base on another flat batch. Both are
-        computed as one row. `base` (N, d) is what `hidden` gave with the adapter off."""
+        """Return the sum of a batch's losses, and that of the divergence from the base at the targets of another flat
+        batch. Both are computed as one row. `base` (N, d) is what `hidden` gave with the adapter off."""
         whole = text if batch is None else joined(batch, text)
         learned = whole.targets.new_empty(0) if batch is None else batch.loss_mask[0].nonzero()[:, 0]
-        others = torch.arange(whole.tokens - text.tokens, whole.tokens, device=learned.device)
+        others = whole.tokens - text.tokens + text.loss_mask[0].nonzero()[:, 0]
         hidden = self.hidden(whole, torch.cat([learned, others]))
         own, other = hidden.split([len(learned), len(others)])
         weight = self._module.get_output_embeddings().weight

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rankwise.config.experiment import misfits
 from rankwise.config.images import ImagesConfig
+from rankwise.config.misfits import misfits
 from rankwise.config.planning import Planned
 from rankwise.errors import ConfigError, ModelError
 from rankwise.planning.devices import Device
@@ -48,7 +48,7 @@ def shape_planned(config: Planned, outputs: int | None = None) -> ModelShape:
             objective != "causal-lm"
             and config.data is None
             and config.images == ImagesConfig()
-            and config.adapter.misfit(False) is None
+            and config.adapter.misfit("causal-lm") is None
         ):
             return base
     if problems := misfits(config.model_copy(update={"objective": objective})):

@@ -28,6 +28,11 @@ def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return _HeadLoss.apply(hidden, weight, targets)
 
 
+def head_log_probabilities(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """The log-probability of each target (N,) in float32, of hidden (N, d) and a frozen weight (V, d)."""
+    return _HeadLogProbabilities.apply(hidden, weight, targets)
+
+
 def plain_head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Compute the same with autograd, as the reference for tests."""
     logits = F.linear(hidden, weight)
@@ -35,17 +40,17 @@ def plain_head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 def _by_operations(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Map logits z (N, V) and labels (N, 1) to the sum of the losses and to softmax(z) - onehot, which takes z's memory
+    """Map logits z (N, V) and labels (N, 1) to the losses (N, 1) and to softmax(z) - onehot, which takes z's memory
     here. A few rows at a time, so that their float32 copy stays in the processor's cache."""
     exact = torch.promote_types(logits.dtype, torch.float32)
-    loss = logits.new_zeros((), dtype=exact)
+    losses = logits.new_empty((len(logits), 1), dtype=exact)
     for first, last in row_pieces(*logits.shape):
         logs = torch.log_softmax(logits[first:last], -1, dtype=exact)
-        loss -= logs.gather(1, labels[first:last]).sum()
+        losses[first:last] = -logs.gather(1, labels[first:last])
         shares = logs.exp_()
         shares.scatter_add_(1, labels[first:last], shares.new_full((last - first, 1), -1.0))
         logits[first:last] = shares
-    return loss, logits
+    return losses, logits
 
 
 def _in_passes(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,9 +59,9 @@ def _in_passes(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     highest = exact.amax(1, keepdim=True)
     powers = (exact - highest).exp()
     total = powers.sum(1, keepdim=True)
-    loss = (total.log() + highest - exact.gather(1, labels)).sum()
+    losses = total.log() + highest - exact.gather(1, labels)
     onehot = (torch.arange(logits.shape[1], device=logits.device) == labels).to(exact.dtype)
-    return loss, (powers * (1 / total) - onehot).to(logits.dtype)
+    return losses, (powers * (1 / total) - onehot).to(logits.dtype)
 
 
 _loss_and_excess = CompiledRegion(_by_operations, _in_passes)
@@ -73,7 +78,8 @@ class _HeadLoss(torch.autograd.Function):
             rows, labels = hidden[first : first + ROWS], targets[first : first + ROWS, None]
             logits = rows @ weight.T
             if learning:
-                loss, excess = _loss_and_excess(logits, labels)
+                losses, excess = _loss_and_excess(logits, labels)
+                loss = losses.sum()
                 torch.mm(excess, weight, out=change[first : first + ROWS])
             else:
                 loss = -torch.log_softmax(logits, -1, dtype=exact).gather(1, labels).sum()
@@ -86,3 +92,29 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (change,) = ctx.saved_tensors
         return change * grad.to(change.dtype), None, None
+
+
+class _HeadLogProbabilities(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        exact, weight = torch.promote_types(hidden.dtype, torch.float32), unpacked(weight)
+        learning = ctx.needs_input_grad[0]
+        logs = hidden.new_empty(len(hidden), dtype=exact)
+        change = torch.empty_like(hidden) if learning else hidden[:0]
+        for first in range(0, len(hidden), ROWS):
+            rows, labels = hidden[first : first + ROWS], targets[first : first + ROWS, None]
+            logits = rows @ weight.T
+            if learning:
+                losses, excess = _loss_and_excess(logits, labels)
+                torch.mm(excess, weight, out=change[first : first + ROWS])
+                logs[first : first + ROWS] = -losses[:, 0]
+            else:
+                logs[first : first + ROWS] = torch.log_softmax(logits, -1, dtype=exact).gather(1, labels)[:, 0]
+        ctx.save_for_backward(change)
+        return logs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (change,) = ctx.saved_tensors
+        return change * -grad[:, None].to(change.dtype), None, None

@@ -137,6 +137,10 @@ def _trained(facts: CardFacts) -> list[tuple[str, str]]:
     before, after = results.validation_accuracy_before, results.validation_accuracy_after
     if before is not None and after is not None:
         rows.append(("validation accuracy", f"{before:.1%} before {training} and {after:.1%} after"))
+    if data_report.pairs is not None:
+        rows.append(("preference pairs", data_report.pairs.describe()))
+    if results.preference is not None:
+        rows.append(("validation pairs", results.preference.describe()))
     return [
         *rows,
         ("licence of the data", _licence(data_report.licence)),

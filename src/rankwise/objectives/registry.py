@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
-from rankwise.config.experiment import Experiment, misfits
+from rankwise.config.experiment import Experiment
 from rankwise.config.images import ImagesConfig
+from rankwise.config.misfits import misfits
 from rankwise.config.models import ModelConfig
+from rankwise.config.preference import PreferenceConfig, as_pairs
 from rankwise.data.classes import read_targets
 from rankwise.errors import ConfigError
 from rankwise.models.inspection import is_encoder, read_json, reads_images
 from rankwise.models.preprocessing import processing_in
 from rankwise.models.sources import find
-from rankwise.objectives import image_classification, sequence_classification
+from rankwise.objectives import image_classification, preference, sequence_classification
 from rankwise.objectives.causal_lm import CAUSAL_LM, CausalLM
 from rankwise.objectives.image_classification import ImageClassification
 from rankwise.objectives.objective import Objective
+from rankwise.objectives.preference import Preference
 from rankwise.objectives.sequence_classification import SequenceClassification
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage
 
-OF_IMAGES, OF_TEXTS = image_classification.NAME, sequence_classification.NAME
+OF_IMAGES, OF_TEXTS, OF_PAIRS = image_classification.NAME, sequence_classification.NAME, preference.NAME
 
 
 def decided(experiment: Experiment, callback: Callback) -> Experiment:
@@ -47,6 +50,11 @@ def decided(experiment: Experiment, callback: Callback) -> Experiment:
         )  # fmt: skip
     if problems := misfits(experiment):
         raise ConfigError(problems)
+    if experiment.objective == OF_PAIRS:
+        if is_encoder(config):
+            raise ConfigError([f"the objective is {OF_PAIRS}, but {name} ({kind}) generates no text. Choose a language "
+                               "model with --model."])  # fmt: skip
+        return experiment.model_copy(update={"data": as_pairs(experiment.data)})
     return experiment
 
 
@@ -54,6 +62,8 @@ def objective_of(experiment: Experiment, callback: Callback) -> Objective:
     """For a training whose objective is decided. The classes of a classifier are read from the training rows."""
     if experiment.objective == CAUSAL_LM.name:
         return CAUSAL_LM
+    if experiment.objective == OF_PAIRS:
+        return Preference(experiment.preference, prompts=experiment.data.learned == "everything")
     seed, targets = experiment.training.seed, read_targets(experiment.data, experiment.classification)
     if experiment.objective == OF_TEXTS:
         return SequenceClassification(targets, seed)
@@ -63,8 +73,10 @@ def objective_of(experiment: Experiment, callback: Callback) -> Objective:
 
 def objective_by(
     model: ModelConfig | None, data: DataConfig, images: ImagesConfig, callback: Callback
-) -> CausalLM | SequenceClassification | ImageClassification:
+) -> CausalLM | Preference | SequenceClassification | ImageClassification:
     """For rows that are looked at before there is an experiment."""
+    if any(source.format == OF_PAIRS for source in data.all_sources):
+        return Preference(PreferenceConfig())
     folder = None if model is None else find(model, callback).folder
     config = {} if folder is None else read_json(folder / "config.json")
     if folder is not None and reads_images(config):
@@ -76,6 +88,8 @@ def objective_by(
 def objective_for(data_report: DataReport | None) -> Objective:
     """What a run or an adapter was trained for, by the report that lies beside it."""
     targets = None if data_report is None else data_report.targets
+    if data_report is not None and data_report.pairs is not None:
+        return Preference.of(data_report.pairs)
     if data_report is None or targets is None:
         return CAUSAL_LM
     if data_report.image_processing is not None:

@@ -16,13 +16,22 @@ from rankwise.data.batches import Batch
 from rankwise.data.preparing import TextWriting
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.data_report import TargetFacts
+from rankwise.runs.pair_facts import PairFacts
 from rankwise.text.encode import EncoderOf
 
 
-def text_writing(model: LoadedModel, encoder: EncoderOf, targets: TargetFacts | None = None) -> TextWriting:
+def text_writing(
+    model: LoadedModel, encoder: EncoderOf, targets: TargetFacts | None = None, pairs: PairFacts | None = None
+) -> TextWriting:
     """By the model's tokenizer and the template that it has now."""
     return TextWriting(
-        model.tokenizer, model.template, model.source.name, model.context_length, encoder, targets=targets
+        model.tokenizer,
+        model.template,
+        model.source.name,
+        model.context_length,
+        encoder,
+        targets=targets,
+        pairs=pairs,
     )
 
 

@@ -117,11 +117,11 @@ def rows_at_once(rows: PlannedRows | None, training: TrainingConfig, limit: int)
 
 
 def longest_of(config: Planned, shape: ModelShape) -> int:
-    """Tokens of the longest document there may be. Images have one size."""
+    """Tokens of the longest document there may be; a pair of answers is two. Images have one size."""
     if shape.image is not None:
         return shape.patches
     limit = UNKNOWN_LENGTH if config.data is None else config.data.max_length
-    return min(limit, shape.context or limit)
+    return min(limit, shape.context or limit) * (2 if config.objective == "preference" else 1)
 
 
 def form_of(shape: ModelShape, spec: MethodConfig, training: TrainingConfig, device: Device) -> Form:

@@ -229,8 +229,7 @@ def plan_for(
     shape: ModelShape, config: Planned, *, device: str | None = None, watts: float | None = None,
     price: float | None = None, measured: Probe | None = None, on: Device | None = None,
 ) -> Plan:  # fmt: skip
-    """`device` is one of the list (`rtx-4090`) or `cpu`; by default the card or the processor that is here. `on` is one
-    that is known to be used."""
+    """`device` is one of the list (`rtx-4090`) or `cpu`, by default what is here; `on` is known to be used."""
     _refuse_negative(watts=watts, price=price)
     if measured is not None:
         refuse_elsewhere(device)

@@ -113,7 +113,9 @@ def _drawn(rows: Sequence[Seen], count: Count, around: Around, everything: bool)
 
 
 def _texts(example: Example) -> list[str]:
-    return [example.text] if example.text is not None else [_message_text(message) for message in example.messages]
+    if example.text is not None:
+        return [example.text]
+    return [_message_text(message) for message in (*example.messages, *example.rejected)]
 
 
 def _message_text(message: Message) -> str:
@@ -125,11 +127,22 @@ def _document(row: Seen, example: Example, counts: Sequence[int], around: Around
     size = row.size / len(row.examples)
     if example.text is not None:
         return Drawn(counts[0] + AFTER_ANSWER, counts[0] + AFTER_ANSWER, size)
+    first = len(example.messages)
+    sides = [(example.messages, counts[:first]), (example.rejected, counts[first:])]
+    read = [_conversation(example, turns, own, around) for turns, own in sides if turns]
+    tokens, learned = sum(tokens for tokens, _ in read), sum(learned for _, learned in read)
+    longer = max(tokens for tokens, _ in read) if example.rejected else None
+    return Drawn(tokens, tokens if everything else learned, size, longer)
+
+
+def _conversation(
+    example: Example, turns: Sequence[Message], counts: Sequence[int], around: Around
+) -> tuple[int, int]:  # fmt: skip
+    """Its tokens, and those of them that are learned."""
     once = around.conversation if example.system is None else around.with_system
-    tokens = round(sum(counts) + around.message * len(counts) + once)
     learned = sum(
         found + AFTER_ANSWER
-        for message, found in zip(example.messages, counts, strict=True)
+        for message, found in zip(turns, counts, strict=True)
         if message.role == "assistant" and message.learned
     )
-    return Drawn(tokens, tokens if everything else learned, size)
+    return round(sum(counts) + around.message * len(counts) + once), learned

@@ -41,6 +41,13 @@ class Drawn:
     tokens: int
     supervised: int
     size: float
+    longer: int | None = None
+    """Of a pair of conversations, whose tokens are those of both: the tokens of the longer one."""
+
+    @property
+    def compared(self) -> int:
+        """Tokens that the largest length applies to."""
+        return self.tokens if self.longer is None else self.longer
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,8 @@ class PlannedRows:
     """All rows were read, and their tokens counted by the model's own tokenizer. A template's own tokens are near."""
     replayed: float = 0.0
     """Documents among them that are replay rows."""
+    sequences: int = 1
+    """In each document: 2 where it is a pair of conversations."""
 
     @property
     def supervised_share(self) -> float:
@@ -107,7 +116,8 @@ class PlannedRows:
     @property
     def load(self) -> Load:
         """What was drawn, as a sample of what goes through the model."""
-        return Load(self.lengths, self.supervised_share * sum(self.lengths))
+        lengths = [length // self.sequences for length in self.lengths for _ in range(self.sequences)]
+        return Load(tuple(lengths), self.supervised_share * sum(lengths))
 
 
 def planned_rows(read: Counted, *, limit: int, too_long: TooLong = "drop", weight: float = 1.0) -> PlannedRows:
@@ -118,12 +128,13 @@ def planned_rows(read: Counted, *, limit: int, too_long: TooLong = "drop", weigh
         _of_all([value(document) for document in kept], [document.size for document in kept], read).times(weight)
         for value in (_tokens, _supervised, lambda document: float(document.supervised > 0))
     )
-    over = sum(document.tokens > limit for document in read.documents)
+    over = sum(document.compared > limit for document in read.documents)
+    sequences = 2 if any(document.longer is not None for document in read.documents) else 1
     cut = over * weight * (1 if read.whole else read.rows / read.drawn_rows)
     return PlannedRows(
         documents, _wider(tokens, read), _wider(supervised, read), cut, _median(lengths),
-        longest=min(read.longest, limit), longest_found=read.longest, lengths=tuple(lengths),
-        exact=read.whole and read.exact,
+        longest=min(read.longest, sequences * limit), longest_found=read.longest, lengths=tuple(lengths),
+        exact=read.whole and read.exact, sequences=sequences,
     )  # fmt: skip
 
 
@@ -158,21 +169,22 @@ def average_step(
     operations: Operations, rows: PlannedRows, training: TrainingConfig, lengths: Sequence[int] | None = None
 ) -> Step:
     """Of all steps, where `operations` are those of `rows.load`, or of rows of other `lengths`, which have padding."""
-    lengths = rows.lengths if lengths is None else lengths
+    lengths = rows.load.lengths if lengths is None else lengths
     count = training.rows_per_step(max(1, round(rows.documents.likely)))
-    each = count / max(1, len(lengths))
+    each = count * rows.sequences / max(1, len(lengths))
     tokens = sum(lengths) * each
     return Step(operations.total * each, tokens, max(1, math.ceil(tokens / training.max_batch_tokens)))
 
 
 def _within_limit(document: Drawn, limit: int, too_long: TooLong) -> Drawn:
-    over = document.tokens - limit
+    over = document.compared - limit
     if over <= 0 or too_long == "split":
         return document
     if too_long == "drop":
         return Drawn(0, 0, document.size)
     supervised = document.supervised - over if too_long == "truncate" else min(document.supervised, limit)
-    return Drawn(limit if supervised > 0 else 0, max(0, supervised), document.size)
+    left = document.tokens - over if supervised > 0 else 0
+    return replace(document, tokens=left, supervised=max(0, supervised))
 
 
 def _of_all(values: Sequence[float], sizes: Sequence[float], read: Counted) -> Estimate:
@@ -219,6 +231,7 @@ def _joined(one: PlannedRows, other: PlannedRows) -> PlannedRows:
         documents, tokens, supervised, one.too_long + other.too_long, _median(lengths),
         longest=max(one.longest, other.longest), longest_found=max(one.longest_found, other.longest_found),
         lengths=tuple(lengths), exact=one.exact and other.exact,
+        sequences=max(one.sequences, other.sequences),
     )  # fmt: skip
 
 

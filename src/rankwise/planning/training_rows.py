@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rankwise.config.planning import Planned
+from rankwise.config.preference import read_as
 from rankwise.config.replay import ANSWER_TOKENS, replay_rows
 from rankwise.data.instructions import instructions
 from rankwise.errors import DataError
@@ -35,7 +36,8 @@ def rows_of_training(config: Planned, shape: ModelShape) -> PlannedRows | None:
     if shape.image is not None:
         rows = image_rows_of(config.data, shape.patches)
     else:
-        rows = (labelled_rows_of if shape.is_classifier else rows_of)(config.data, here, shape.context)
+        data = read_as(config.data, config.objective)
+        rows = (labelled_rows_of if shape.is_classifier else rows_of)(data, here, shape.context)
     if rows.documents.likely <= 0:
         learned = "label" if shape.is_classifier else "answer"
         raise DataError(

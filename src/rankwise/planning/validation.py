@@ -1,7 +1,7 @@
 """What validation adds to a training: its rows are read before the first step, on the way and after the last, and a few
 of their prompts are answered before the first step and after the last.
 
-    read       passes x tokens of the rows, forward alone
+    read       passes x tokens of the rows, forward alone; of pairs also what they are compared with
     written    a step of decoding reads every weight, for up to 16 answers at once: as much as
                16 x WRITTEN tokens that are read
 """
@@ -19,6 +19,8 @@ SAMPLES, LONGEST, UNKNOWN = 3, 256, 64
 """As training/validation_prompts.py has them; a test compares both."""
 AT_ONCE = 16
 """Answers that are written together."""
+DIVERGENCE_PAIRS = 32
+"""As training/validation_pairs.py has it."""
 
 
 @dataclass(frozen=True)
@@ -50,4 +52,13 @@ def validation_of(
     decoded = limit * (2 * math.ceil(samples / AT_ONCE) + passes * math.ceil(answers / AT_ONCE))
     if not writes:
         read *= 2
-    return Validation(passes, passes * read + AT_ONCE * WRITTEN * decoded, bool(samples or answers))
+    tokens = passes * read + AT_ONCE * WRITTEN * decoded
+    if config.objective == "preference":
+        tokens += _of_pairs(config, rows, count, passes, read)
+    return Validation(passes, tokens, bool(samples or answers))
+
+
+def _of_pairs(config: Planned, rows: PlannedRows, count: int, passes: int, read: float) -> float:
+    """The reference reads every pair once; each validation reads some pairs by the base and by the tuned model."""
+    compared = 2 * passes * read * min(1.0, DIVERGENCE_PAIRS / count) if count else 0.0
+    return compared + (rows.tokens.likely + read if config.preference.loss == "dpo" else 0.0)

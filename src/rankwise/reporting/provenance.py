@@ -83,6 +83,9 @@ def _counts(data_report: DataReport) -> Markup:
     ]
     if data_report.labels and data_report.targets is None:
         pairs.append(("labels", some((f"{label} {many:,}" for label, many in data_report.labels.items()), 20)))
+    if (answers := data_report.pairs) is not None:
+        pairs.append(("pairs", answers.describe()))
+        pairs.append(("pairs to look at", answers.doubts()))
     if lengths:
         pairs.append(("tokens per sequence", f"median {lengths.median:,}, 99 of 100 up to {lengths.p99:,}, longest "
                       f"{lengths.longest:,}"))  # fmt: skip

@@ -46,6 +46,7 @@ KINDS = {
     "anchors": Kind("anchors", r"[0-9a-f]{64}\.safetensors", "text that base models wrote, for anchors"),
     "answers": Kind("answers", r"[0-9a-f]{64}\.safetensors", "answers of base models, for replay"),
     "scores": Kind("scores", r"[0-9a-f]{64}\.json", "scores of base models"),
+    "references": Kind("references", r"[0-9a-f]{64}\.json", "what preference pairs are compared with"),
     "shapes": Kind("shapes", r"[0-9a-f]{64}\.json", "shapes of models, for plans"),
     "compiled": Kind("compiled", r".*", "code that torch compiled", whole=True, settles=True),
 }

@@ -8,6 +8,7 @@ from rankwise.config.base import Config
 from rankwise.config.images import ImageProcessing
 from rankwise.errors import one_line, some
 from rankwise.runs.image_facts import ImageCopy, ImageFacts
+from rankwise.runs.pair_facts import OF_PAIRS, PairFacts
 from rankwise.runs.replay_facts import ReplayFacts
 
 DATA_REPORT = "data_report.json"
@@ -228,6 +229,8 @@ class DataReport(Config):
     distinct_labels: int | None = None
     targets: TargetFacts | None = None
     """The classes or numbers that a classifier predicts; None for a language model."""
+    pairs: PairFacts | None = None
+    """Of preference pairs; None for other rows."""
     images: ImageFacts | None = None
     """Sizes, conversions and copies; None where rows are texts."""
     image_processing: ImageProcessing | None = None
@@ -275,7 +278,7 @@ class DataReport(Config):
 
     @property
     def loss_unit(self) -> str:
-        return loss_unit(self.targets)
+        return OF_PAIRS if self.pairs is not None else loss_unit(self.targets)
 
     @property
     def sampling(self) -> str | None:

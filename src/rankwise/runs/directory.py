@@ -66,6 +66,11 @@ class RunDirectory:
         return self.folder / REPORTS[0]
 
     @property
+    def reference(self) -> Path:
+        """What a run over preference pairs compares with, until it is finished."""
+        return self.folder / "reference.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
@@ -97,6 +102,7 @@ class RunDirectory:
         """What only a run that goes on has a use for."""
         self.forget_checkpoints()
         self.forget_snapshots()
+        self._remove(self.reference)
 
     @property
     def ways_on(self) -> str:

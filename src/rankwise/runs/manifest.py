@@ -15,6 +15,7 @@ from pydantic import Field
 
 from rankwise.config.base import Config
 from rankwise.runs.lineage import Round
+from rankwise.runs.pair_facts import PairResults
 from rankwise.runs.replay_facts import ReplayFacts
 from rankwise.runs.tuning import Tuning
 
@@ -134,6 +135,8 @@ class Results(Config):
     """None where no budget of forgetting was given."""
     accuracy_budget: KeptAccuracy | None = None
     """None where no budget of accuracy was given."""
+    preference: PairResults | None = None
+    """None where rows are no preference pairs, or without validation rows."""
 
     @property
     def speed(self) -> str:

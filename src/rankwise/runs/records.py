@@ -11,7 +11,8 @@ from rankwise.runs.data_report import OF_LANGUAGE_MODELS
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One optimizer step. `loss` is in nats per loss token over the whole step; `tokens` excludes padding."""
+    """One optimizer step. `loss` is in nats per loss token over the whole step, or per pair of answers, and `tokens`
+    excludes padding."""
 
     step: int
     steps: int
@@ -27,6 +28,10 @@ class StepRecord:
     """Images of the step, whose `tokens` are patches; 0 where rows are texts."""
     divergence: float | None = None
     """KL divergence from the base in nats per token of the anchor's text; None without an anchor."""
+    preference_accuracy: float | None = None
+    """Share of the step's pairs whose chosen answer is preferred; None where rows are no pairs."""
+    margin: float | None = None
+    """Mean margin of the chosen answer over the rejected one (objectives/pair_losses.py)."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -41,8 +46,9 @@ class StepRecord:
 
     def as_row(self) -> dict[str, Any]:
         facts = asdict(self) | {"tokens_per_second": round(self.tokens_per_second, 1)}
-        images, divergence = facts.pop("images"), facts.pop("divergence")
-        optional = {"images": images or None, "divergence": divergence}
+        names = ("images", "divergence", "preference_accuracy", "margin")
+        optional = {name: facts.pop(name) for name in names}
+        optional["images"] = optional["images"] or None
         return {"kind": "step", **facts, **{name: value for name, value in optional.items() if value is not None}}
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rankwise.config.experiment import Experiment
 from rankwise.errors import RunError
-from rankwise.runs.data_report import DATA_REPORT, DataReport, loss_unit
+from rankwise.runs.data_report import DATA_REPORT, OF_LANGUAGE_MODELS, DataReport
 from rankwise.runs.directory import SETTINGS, RunDirectory, open_any_run, read_json
 from rankwise.runs.evaluations import (
     Evaluation,
@@ -94,7 +94,7 @@ class RunSnapshot:
     @property
     def loss_unit(self) -> str:
         """What the run's losses are measured in."""
-        return loss_unit(None if self.data_report is None else self.data_report.targets)
+        return OF_LANGUAGE_MODELS if self.data_report is None else self.data_report.loss_unit
 
     @property
     def forgetting(self) -> Forgetting | None:

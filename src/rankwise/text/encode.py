@@ -37,6 +37,8 @@ class Outcome:
     truncated: int = 0
     without_loss_tokens: int = 0
     too_long: int = 0
+    tied: int = 0
+    """Pairs whose two answers are the same tokens."""
     problem: str | None = None
     image: ImageRecord | None = None
     """What is known of an image's row."""

@@ -84,6 +84,8 @@ class Example:
     """The plain text; then there are no messages."""
     group: str | None = None
     """The row's value of data.group."""
+    rejected: tuple[Message, ...] = ()
+    """Of a pair: the same conversation with the answer that was not preferred. `messages` have the chosen one."""
     alternatives: tuple[str, ...] = ()
     """Other correct answers in place of the last one. They are not trained on."""
     image: ImageContent | None = None
@@ -98,7 +100,8 @@ class Example:
     @property
     def full_text(self) -> str:
         """The row as one text without the system message, for the search for duplicates."""
-        turns = [f"{turn.role}: {turn.whole}{_calls(turn)}" for turn in self.messages if turn.role != "system"]
+        every = (*self.messages, *self.rejected)
+        turns = [f"{turn.role}: {turn.whole}{_calls(turn)}" for turn in every if turn.role != "system"]
         return "\n".join(turns) if self.text is None else self.text
 
     @property

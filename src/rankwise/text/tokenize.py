@@ -36,13 +36,15 @@ class Tokens:
     as_asked: bool = True
     ended: bool = True
     token_type_ids: Sequence[int] | np.ndarray | None = None
-    """Of an encoder's pair of texts: 0 for the first, 1 for the second."""
+    """Of an encoder's pair of texts, or of a pair of answers: 0 for the first, 1 for the second."""
     target: float | None = None
     """The class or the value that the whole row has, where no token of it is predicted."""
     image: np.ndarray | None = None
     """The pixels (H, W, 3) of an image's row, in uint8. Its ids are zeros, one for each patch."""
     name: str | None = None
     """Where a labelled row came from: file:line, or an image's file."""
+    reference: np.ndarray | None = None
+    """Of a pair: the log-probabilities (2,) of both answers before training."""
 
     @property
     def loss_count(self) -> int:

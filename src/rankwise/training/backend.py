@@ -36,12 +36,8 @@ from rankwise.system.cache import cache_folder
 from rankwise.system.memory import available_memory
 from rankwise.text.tokenize import Tokens
 from rankwise.training.activation_checkpointing import eager_blocks, fused_blocks
-from rankwise.training.encoder_backend import (
-    FusedBlocks,
-    block_agreement,
-    supports_blocks,
-    why_no_blocks,
-)
+from rankwise.training.encoder_backend import FusedBlocks, block_agreement, supports_blocks, why_no_blocks
+from rankwise.training.losses import PairTally
 from rankwise.training.workload import Workload, prefix_room
 
 NO_COMPILER = "not compiled: torch's compiler, which needs a C++ compiler, does not work on this machine"
@@ -51,6 +47,11 @@ ADVICE = "use --restart to start it again with another backend."
 class Backend(Protocol):
     @property
     def name(self) -> BackendName: ...
+
+    @property
+    def tally(self) -> PairTally | None:
+        """What pairs came to beside their losses, where rows are pairs."""
+        ...
 
     def layout(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         """The rows of a step as batches of at most so many tokens."""
@@ -72,7 +73,7 @@ class AnchoredBackend(Backend, Protocol):
         ...
 
     def base_rows(self, text: Batch) -> Tensor:
-        """What `anchored` needs of the base, which must be active: one row for each token of the text."""
+        """What `anchored` needs of the base, which must be active: one row for each target of the text."""
         ...
 
     def anchored(self, batch: Batch | None, text: Batch, base: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,6 +86,7 @@ class Eager:
     work: Workload
     name: BackendName = "eager"
     joins = False
+    tally = None
 
     def layout(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         return pack(rows, max_tokens) if self.work.packing else self.work.objective.batches(rows, max_tokens)
@@ -114,6 +116,7 @@ class Eager:
 class Fused:
     work: Workload
     compiled: bool = False
+    tally = None
     _loss: FusedLoss | None = field(default=None, init=False)
 
     @property
@@ -127,6 +130,11 @@ class Fused:
         assert self._loss is not None, "the backend is active"
         return self._loss(batch)
 
+    def log_probabilities(self, batch: Batch) -> Tensor:
+        """(N,) of the batch's targets."""
+        assert self._loss is not None, "the backend is active"
+        return self._loss.log_probabilities(batch)
+
     @property
     def joins(self) -> bool:
         return True
@@ -134,7 +142,7 @@ class Fused:
     def base_rows(self, text: Batch) -> Tensor:
         """(N, d) inputs of the output head."""
         assert self._loss is not None, "the backend is active"
-        return self._loss.hidden(text, torch.arange(text.tokens, device=text.targets.device))
+        return self._loss.hidden(text, text.loss_mask[0].nonzero()[:, 0])
 
     def anchored(self, batch: Batch | None, text: Batch, base: Tensor) -> tuple[Tensor, Tensor]:
         assert self._loss is not None, "the backend is active"

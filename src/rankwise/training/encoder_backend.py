@@ -34,6 +34,7 @@ class FusedBlocks:
     advice: str
     """What to do where a run that began with this backend cannot go on with it."""
     name: BackendName = "fused"
+    tally = None
     _encoder: FusedEncoder | None = field(default=None, init=False)
 
     def layout(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:

@@ -5,6 +5,7 @@ together. Next: step.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,6 +14,27 @@ from rankwise.data.batches import Batch
 
 Loss = Callable[[Batch], Tensor]
 """A batch to the sum of the losses of its `count` predictions."""
+
+
+@dataclass
+class PairTally:
+    """Sums over the pairs whose losses were computed since `clear`."""
+
+    pairs: int = 0
+    margin: float = 0.0
+    right: float = 0.0
+    """Pairs whose chosen answer is preferred; one that is undecided counts half."""
+
+    def clear(self) -> None:
+        self.pairs, self.margin, self.right = 0, 0.0, 0.0
+
+    def add(self, pairs: int, margin: float, right: float) -> None:
+        self.pairs, self.margin, self.right = self.pairs + pairs, self.margin + margin, self.right + right
+
+    @property
+    def means(self) -> dict[str, float]:
+        """By the names that records give them."""
+        return {"preference_accuracy": self.right / self.pairs, "margin": self.margin / self.pairs}
 
 
 @torch.no_grad()

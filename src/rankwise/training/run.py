@@ -34,9 +34,12 @@ from rankwise.training.backend import Backend, Eager, Fused
 from rankwise.training.checkpoints import size_of
 from rankwise.training.forgetting_budget import ForgettingBudget, ordinary_text
 from rankwise.training.hooks import LogMetrics, Report, SaveCheckpoints
+from rankwise.training.pair_backend import PairBackend
+from rankwise.training.reference import Reference, reference_of, reference_of_run
 from rankwise.training.state import TrainState
 from rankwise.training.trainer import Trainer
 from rankwise.training.validation import Scorer, Validation, early_stopping_of, refuse_no_choice
+from rankwise.training.validation_pairs import PairScorer, pair_results
 from rankwise.training.workload import Workload, prefix_room
 
 Budget = ForgettingBudget | AccuracyBudget
@@ -130,15 +133,38 @@ class TrainingRun:
             + "".join(f"\n{line}" for line in summary_lines(self.prepared.data_report))
         )
 
+    def begin(self) -> None:
+        """Write what a run holds from its beginning on."""
+        self.run.begin(self.experiment)
+        self.run.write_data_report(self.prepared.data_report)
+        if (values := self.prepared.sequences.references) is not None:
+            Reference(values).write(self.run.reference)
+
+    def with_reference(self, backend: Backend, *, resume: bool) -> TrainingRun:
+        """The same with what its pairs are compared with, where they are compared with anything."""
+        if not isinstance(backend, PairBackend) or not backend.objective.needs_reference:
+            return self
+        reference = (
+            reference_of_run(self.run.reference, len(self.prepared.sequences))
+            if resume
+            else reference_of(
+                backend, self.prepared, self.model.facts, self.lineage, self.config.max_batch_tokens, self.callback
+            )
+        )
+        return replace(self, prepared=self.prepared.with_references(reference.values))
+
     def validation(self, backend: Backend) -> Validation:
         rows, config = self.prepared.measured_rows, self.experiment.validation
+        scorer = self.scorer
+        if isinstance(scorer, PairScorer) and isinstance(backend, PairBackend):
+            scorer = scorer.on(backend, self.config.max_batch_tokens)
         return Validation(
             config=config,
             interval=self.validation_interval,
             early_stopping=early_stopping_of(config, self.trainable),
-            batches=backend.layout(list(rows), self.config.max_batch_tokens),
+            batches=backend.layout(list(rows), self.config.max_batch_tokens) if len(rows) else [],
             rows=len(rows),
-            scorer=self.scorer,
+            scorer=scorer,
             run=self.run,
             unit=self.prepared.data_report.loss_unit,
         )
@@ -217,4 +243,5 @@ class TrainingRun:
             ended_early=validation.stopped_early,
             validation_accuracy_before=accuracies[0].value if accuracies[0] else None,
             validation_accuracy_after=accuracies[1].value if accuracies[1] else None,
+            preference=pair_results(validation.score_after, *ends),
         )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -149,12 +150,15 @@ class Trainer:
 
     def _step(self) -> tuple[StepRecord, RankRecord | None]:
         """Where memory runs out and `auto_batch` is set, begin the step again with less at once."""
-        state = self.state
+        state, tally = self.state, self.backend.tally
         while True:
             batches = self.batches
+            if tally is not None:
+                tally.clear()
             try:
                 epoch = batches.epoch(state.step + 1)
-                return optimizer_step(state, batches.at(state.step), self.backend.loss, epoch, self.anchor)
+                record, ranks = optimizer_step(state, batches.at(state.step), self.backend.loss, epoch, self.anchor)
+                return record if tally is None else replace(record, **tally.means), ranks
             except NoRoom:
                 smaller = halved(batches, state.step) if self.config.auto_batch else None
                 if smaller is None:

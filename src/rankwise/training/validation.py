@@ -29,6 +29,7 @@ from rankwise.training.losses import mean_loss
 from rankwise.training.state import TrainState
 from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.validation_classes import class_scorer
+from rankwise.training.validation_pairs import pair_scorer
 from rankwise.training.validation_prompts import answer_scorer
 
 
@@ -48,7 +49,8 @@ class Scorer(Protocol):
 
 
 SCORERS: dict[str, Callable[[ValidationConfig, LoadedModel, Prepared, Objective], Scorer]] = {
-    "causal-lm": answer_scorer, "sequence-classification": class_scorer, "image-classification": class_scorer,
+    "causal-lm": answer_scorer, "preference": pair_scorer, "sequence-classification": class_scorer,
+    "image-classification": class_scorer,
 }  # fmt: skip
 """By the objective's name."""
 
@@ -125,17 +127,17 @@ class Validation(Hook):
 
     def _measured(self, trainer: Trainer, step: int) -> list[Validated]:
         with trainer.aside():
-            records: list[Validated] = [*self.scorer.scores(step)]
-            if self.rows:
-                loss, count = mean_loss(trainer.backend.loss, self.batches, trainer.state.device)
-                records.append(
-                    LossRecord(
-                        step=step, loss=loss, loss_tokens=max(1, round(count)), sequences=self.rows, unit=self.unit
-                    )
-                )
+            losses = [self._loss(trainer, step)] if self.rows else []
+            records: list[Validated] = [*self.scorer.scores(step), *losses]
         for record in records:
             _check_loss(record)
         return records
+
+    def _loss(self, trainer: Trainer, step: int) -> LossRecord:
+        if (tally := trainer.backend.tally) is not None:
+            tally.clear()
+        loss, count = mean_loss(trainer.backend.loss, self.batches, trainer.state.device)
+        return LossRecord(step=step, loss=loss, loss_tokens=max(1, round(count)), sequences=self.rows, unit=self.unit)
 
     def _sample(self, trainer: Trainer, step: int) -> None:
         with trainer.aside():

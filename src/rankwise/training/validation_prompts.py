@@ -24,6 +24,7 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Objective
 from rankwise.runs.records import SampleRecord, ScoreRecord
 from rankwise.text.chat_template import PROBE
+from rankwise.text.encode_pairs import conversation_of
 from rankwise.text.example import BREAK, Message
 from rankwise.text.tokenize import Tokens
 
@@ -102,9 +103,9 @@ def answer_scorer(spec: ValidationConfig, model: LoadedModel, prepared: Prepared
 def _prompts(model: LoadedModel, prepared: Prepared, count: int) -> list[Prompt]:
     """Of so many of the held-out rows, spread over them, so that each source is asked of."""
     rows = prepared.measured_rows if count else ()
-    places = [index for index, row in enumerate(rows) if _last_answer(row)[0] > 0]
+    places = [index for index, row in enumerate(rows) if _last_answer(conversation_of(row))[0] > 0]
     frame = _frame(model, prepared.data_report.system)
-    found = [_prompt(model, rows[index], frame) for index in evenly(places, count)]
+    found = [_prompt(model, conversation_of(rows[index]), frame) for index in evenly(places, count)]
     return [one for one in found if one is not None]
 
 

@@ -51,7 +51,7 @@ class Workload:
     ) -> Workload:  # fmt: skip
         """Describe a run over prepared rows, before a checkpoint takes ranks away. `varied`: no row is seen twice."""
         longest, rows = prepared.longest, prepared.rows_in_pass
-        largest = max(longest, min(config.max_batch_tokens, config.batch_size * longest))
+        largest = max(prepared.widest, min(config.max_batch_tokens, config.batch_size * prepared.widest))
         first = 0 if varied else _first_trained_block(module, config, rows, longest, objective)
         return cls(
             module, trainable, objective, longest, largest, first, packing, config.activation_checkpointing, callback
