@@ -210,6 +210,7 @@ def test_the_best_of_several_validations_by_accuracy_is_chosen(home, tiny_folder
 
 IDLE: dict[str, tuple[dict[str, Any], str]] = {
     "an anchor": ({"training": {"anchor": {}}}, "training.anchor"),
+    "replay": ({"training": {"replay": {}}}, "training.replay"),
     "trials": ({"training": {"learning_rate": "tune"}}, "training.learning_rate tune"),
     "packing": ({"data": {"packing": True}}, "data.packing"),
     "answers apart": ({"data": {"answers": "apart"}}, "data.answers apart"),
