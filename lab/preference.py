@@ -62,7 +62,7 @@ def run(folder: Path, cell: Cell) -> dict[str, Any]:
         model={"name": MODEL}, run="-".join(map(str, cell)), objective="preference", preference={"loss": loss},
         data={**rows_of(folder, task), "max_length": LONGEST},
         training={"epochs": 1, "batch_size": 8, "seed": seed, "learning_rate": rate, "backend": "fused"},
-        validation={"steps": 100_000},
+        validation={"steps": 100_000, "prompts": ()},
     )  # fmt: skip
     began = time.perf_counter()
     manifest = train(experiment, restart=True).manifest
