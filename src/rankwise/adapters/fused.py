@@ -3,6 +3,7 @@
     in thirds       q, k and v one after another: GPT-2, MPT, ModernBERT, timm's ViT, Swin, BEiT and EVA
     by heads        for each head its q, k and v: GPT-NeoX, BLOOM
     by groups       q, then k and v, which have fewer heads: Phi-3
+    by shared heads for each head of k and v the heads of q that share it, then k and v: Falcon
 
 A layout is known by the class of the attention and the layer's name; names and sizes alone would take others for these
 (GPT-BigCode has GPT-2's name and other heads, CodeGen Phi-3's and other shards). An unknown one is adapted whole.
@@ -23,6 +24,7 @@ LAYOUTS = {
     ("GPTNeoXAttention", "query_key_value"): "heads",
     ("BloomAttention", "query_key_value"): "heads",
     ("Phi3Attention", "qkv_proj"): "groups",
+    ("FalconAttention", "query_key_value"): "shared heads",
 }
 
 TIMM = {
@@ -56,6 +58,12 @@ def split_of(model: nn.Module, path: str, outputs: int) -> Split | None:
         heads, shared = attention.config.num_attention_heads, attention.config.num_key_value_heads
         sizes = [heads * head, shared * head, shared * head]
         return _split(*places.split(sizes)) if sum(sizes) == outputs else None
+    if layout == "shared heads" and head:
+        shared = attention.num_kv_heads
+        queries = attention.num_heads // shared
+        if shared * (queries + 2) * head == outputs:
+            q, k, v = places.view(shared, queries + 2, head).split([queries, 1, 1], dim=1)
+            return _split(q.flatten(), k.flatten(), v.flatten())
     return None
 
 

@@ -1,0 +1,129 @@
+"""One law for every family of decoders: it learns, is stored, comes back, is taken out, merged, and read by PEFT."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.pytorch_utils import Conv1D
+
+import rankwise
+from decoder_families import DECODERS, decoder_model, save_decoder
+from rankwise.adapters.formats.peft import read_peft
+from rankwise.adapters.fused import split_of
+from rankwise.adapters.merge import merge
+from rankwise.config.adapters import AdaLora, LoraConfig
+from rankwise.runs.records import StatusMessage, WarningMessage
+
+NEAR = 1e-5
+"""The largest difference of logits, as a share of the largest."""
+STEPS = 5
+METHODS = {"lora": LoraConfig(rank=4), "adalora": AdaLora(budget=4, warmup=0.2, final=0.2)}
+ROWS = [
+    {"messages": [{"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": "the quick brown fox"}]}
+    for n in range(8)
+]
+
+
+def logits(model: nn.Module) -> Tensor:
+    ids = torch.arange(60).reshape(3, 20) * 7 % 300
+    with torch.no_grad():
+        return model(input_ids=ids).logits
+
+
+def apart(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max() / other.abs().max())
+
+
+def fresh(folder: Path) -> nn.Module:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_family_learns_and_its_adapter_is_the_same_everywhere(
+    name: str, method: str, hub_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = save_decoder(name, hub_tokenizer, tmp_path / "model")
+    base = logits(fresh(folder))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    events: list[object] = []
+    training = rankwise.TrainingConfig(steps=STEPS, batch_size=len(ROWS), learning_rate=0.02, schedule="constant")
+    run = rankwise.train(
+        rankwise.Experiment(
+            model={"name": str(folder), "dtype": "float32"},
+            data="rows.jsonl",
+            adapter=METHODS[method],
+            training=training,
+            run="family",
+        ),
+        callback=events.append,
+    )
+    losses = [row["loss"] for row in run.metrics if row["kind"] == "step"]
+    assert len(losses) == STEPS and losses[-1] < losses[0] - 0.1
+    assert not [event.text for event in events if isinstance(event, WarningMessage)]
+    sentences = [event.text for event in events if isinstance(event, StatusMessage)]
+    assert run.manifest.backend == ("fused" if DECODERS[name].fused else "eager")
+    assert any(f"using the {run.manifest.backend} backend" in text for text in sentences)
+
+    trained = logits(run.tuned.model.module)
+    assert apart(trained, base) > 0.01, "an adapter that changes nothing would prove nothing"
+    adapter = run.folder / "adapter"
+    again = fresh(folder)
+    adapters = read_peft(again, adapter)
+    assert torch.equal(logits(again), trained), "reloaded"
+    linear = {path for path, one in fresh(folder).named_modules() if isinstance(one, nn.Linear | Conv1D)}
+    assert method == "adalora" or set(adapters.layers) == linear - {"lm_head"}
+    theirs = PeftModel.from_pretrained(fresh(folder), adapter).eval()
+    assert apart(logits(theirs), trained) <= NEAR, "PEFT"
+    with adapters.base():
+        assert torch.equal(logits(again), base), "switched off"
+    exact = read_peft(fresh(folder).double(), adapter)
+    adapted = logits(exact.model)
+    assert apart(logits(merge(exact)), adapted) <= NEAR, "merged"
+    assert torch.equal(logits(adapters.remove()), base), "removed"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [name for name, kind in DECODERS.items() if kind.qkv])
+def test_query_key_and_value_of_one_layer_are_known(name: str, hub_tokenizer: PreTrainedTokenizerFast) -> None:
+    """So that AdaLoRA gives each of them ranks of its own. Values of zero leave nothing of the attention but a bias;
+    with keys of zero, queries do not matter; otherwise they do."""
+    model = decoder_model(name, hub_tokenizer)
+    path = next(path for path, _ in model.named_modules() if path.endswith(f".{DECODERS[name].qkv}"))
+    layer, attention = model.get_submodule(path), model.get_submodule(path.rpartition(".")[0])
+    weight = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
+    outputs = len(weight)
+    split = split_of(model, path, outputs)
+    assert split is not None and split.names == ("q", "k", "v")
+    q, k, v = split.rows
+    assert sorted(torch.cat(split.rows).tolist()) == list(range(outputs)) and len(k) == len(v)
+    seen: list[Tensor] = []
+    attention.register_forward_hook(lambda _, inputs, output: seen.append(output[0]))
+
+    def attended() -> Tensor:
+        logits(model)
+        return seen.pop()
+
+    def clear(rows: Tensor) -> None:
+        weight[rows] = 0
+        if layer.bias is not None:
+            layer.bias[rows] = 0
+
+    usual = attended()
+    weight[q] *= 2
+    assert apart(attended(), usual) > 1e-3
+    clear(k)
+    without_keys = attended()
+    weight[q] *= 2
+    assert torch.equal(attended(), without_keys) and apart(without_keys, usual) > 1e-3
+    clear(v)
+    nothing = attended()
+    assert torch.equal(nothing, nothing[:1, :1].expand_as(nothing))
