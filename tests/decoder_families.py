@@ -30,7 +30,15 @@ class Decoder:
     """Whether there are kernels for it; others train by the model's own code, and say so."""
     qkv: str | None = None
 
+    @property
+    def mixture(self) -> bool:
+        return any("experts" in name for name in self.settings)
 
+
+QUERY_KEY_VALUE = "query_key_value"
+FALCON_7B = {"multi_query": True, "parallel_attn": True, "bias": False}
+FALCON_40B = {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": False}
+FALCON_RW = {"multi_query": False, "parallel_attn": False, "bias": True, "alibi": True}
 DECODERS: dict[str, Decoder] = {
     "llama": Decoder("llama", GATED, fused=True),
     "mistral": Decoder("mistral", GATED | {"sliding_window": 100}, fused=True),
@@ -45,14 +53,24 @@ DECODERS: dict[str, Decoder] = {
     "olmo2": Decoder("olmo2", GATED),
     "gpt2": Decoder("gpt2", GPT, fused=True, qkv="c_attn"),
     "gptj": Decoder("gptj", GPT | {"rotary_dim": 4, "tie_word_embeddings": False}),
-    "pythia": Decoder("gpt_neox", PLAIN, fused=True, qkv="query_key_value"),
+    "pythia": Decoder("gpt_neox", PLAIN, fused=True, qkv=QUERY_KEY_VALUE),
     "stablelm": Decoder("stablelm", GATED),
-    "stablelm-2": Decoder("stablelm", GATED | {"use_qkv_bias": True, "qk_layernorm": True, "use_parallel_residual": True}),
+    "stablelm-2": Decoder(
+        "stablelm", GATED | {"use_qkv_bias": True, "qk_layernorm": True, "use_parallel_residual": True}
+    ),
     "opt": Decoder("opt", PLAIN | {"ffn_dim": 44, "word_embed_proj_dim": 32, "tie_word_embeddings": True}),
-    "falcon-7b": Decoder("falcon", TIED | {"multi_query": True, "parallel_attn": True, "bias": False}, qkv="query_key_value"),
-    "falcon-40b": Decoder("falcon", TIED | {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": False}, qkv="query_key_value"),
-    "falcon-rw": Decoder("falcon", TIED | {"multi_query": False, "parallel_attn": False, "bias": True, "alibi": True}, qkv="query_key_value"),
-    "granite": Decoder("granite", TIED | {"residual_multiplier": 0.5, "logits_scaling": 2.0, "embedding_multiplier": 3.0}),
+    "falcon-7b": Decoder("falcon", TIED | FALCON_7B, qkv=QUERY_KEY_VALUE),
+    "falcon-40b": Decoder("falcon", TIED | FALCON_40B, qkv=QUERY_KEY_VALUE),
+    "falcon-rw": Decoder("falcon", TIED | FALCON_RW, qkv=QUERY_KEY_VALUE),
+    "granite": Decoder(
+        "granite", TIED | {"residual_multiplier": 0.5, "logits_scaling": 2.0, "embedding_multiplier": 3.0}
+    ),
+    "mixtral": Decoder("mixtral", GATED | {"num_local_experts": 2, "num_experts_per_tok": 1}),
+    "qwen3-moe": Decoder(
+        "qwen3_moe",
+        TIED | {"head_dim": 10, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 20},
+    ),
+    "gpt-oss": Decoder("gpt_oss", GATED | {"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1, **WINDOWS}),
 }  # fmt: skip
 
 
@@ -64,7 +82,7 @@ def decoder_model(name: str, hub: PreTrainedTokenizerFast) -> nn.Module:
     config = CONFIG_MAPPING[kind.model_type](vocab_size=len(hub), initializer_range=0.1, **kind.settings, **ids)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
-        for path, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(torch.randn(parameter.shape) * 0.1)
     return model

@@ -18,11 +18,17 @@ from rankwise.adapters.formats.peft import read_peft
 from rankwise.adapters.fused import split_of
 from rankwise.adapters.merge import merge
 from rankwise.config.adapters import AdaLora, LoraConfig
+from rankwise.errors import TargetError
+from rankwise.forward.model_shape import shape_of_config
+from rankwise.methods.inject import inject
+from rankwise.planning.parameters import target_notes
+from rankwise.planning.shape_file import shape_from_json, shape_to_json
 from rankwise.runs.records import StatusMessage, WarningMessage
 
 NEAR = 1e-5
 """The largest difference of logits, as a share of the largest."""
 STEPS = 5
+FUSED_QKV = [name for name, kind in DECODERS.items() if kind.qkv]
 METHODS = {"lora": LoraConfig(rank=4), "adalora": AdaLora(budget=4, warmup=0.2, final=0.2)}
 ROWS = [
     {"messages": [{"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": "the quick brown fox"}]}
@@ -40,13 +46,20 @@ def apart(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max() / other.abs().max())
 
 
+def in_float64(model: nn.Module) -> nn.Module:
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # the grouped product of torch has no float64
+    return model.double()
+
+
 def fresh(folder: Path) -> nn.Module:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize(
+    ("name", "method"), [*((name, "lora") for name in DECODERS), *((name, "adalora") for name in FUSED_QKV)]
+)
 def test_a_family_learns_and_its_adapter_is_the_same_everywhere(
     name: str, method: str, hub_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,6 +85,7 @@ def test_a_family_learns_and_its_adapter_is_the_same_everywhere(
     sentences = [event.text for event in events if isinstance(event, StatusMessage)]
     assert run.manifest.backend == ("fused" if DECODERS[name].fused else "eager")
     assert any(f"using the {run.manifest.backend} backend" in text for text in sentences)
+    assert any("they get no adapter" in text for text in sentences) == DECODERS[name].mixture
 
     trained = logits(run.tuned.model.module)
     assert apart(trained, base) > 0.01, "an adapter that changes nothing would prove nothing"
@@ -85,14 +99,33 @@ def test_a_family_learns_and_its_adapter_is_the_same_everywhere(
     assert apart(logits(theirs), trained) <= NEAR, "PEFT"
     with adapters.base():
         assert torch.equal(logits(again), base), "switched off"
-    exact = read_peft(fresh(folder).double(), adapter)
+    exact = read_peft(in_float64(fresh(folder)), adapter)
     adapted = logits(exact.model)
     assert apart(logits(merge(exact)), adapted) <= NEAR, "merged"
     assert torch.equal(logits(adapters.remove()), base), "removed"
 
 
+@pytest.mark.parametrize("name", [name for name, kind in DECODERS.items() if kind.mixture])
+def test_experts_in_one_parameter_are_left_out_by_name(name: str, hub_tokenizer: PreTrainedTokenizerFast) -> None:
+    """A training says it, a plan says the same, and a target that means experts alone is refused."""
+    model, kind = decoder_model(name, hub_tokenizer), DECODERS[name]
+    adapters = inject(model, LoraConfig(rank=2))
+    assert {path.rpartition(".")[2] for path in adapters.layers} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    (note,) = adapters.notes
+    assert note.startswith("6 parameters hold the weights of all experts of a block in one (")
+    assert "model.layers.0.mlp.experts.gate_up_proj" in note and "they get no adapter" in note
+    adapters.remove()
+    settings = {"model_type": kind.model_type, "vocab_size": len(hub_tokenizer)} | kind.settings
+    shape = shape_of_config(settings, name, "config.json")
+    assert target_notes(shape, LoraConfig(rank=2)) == [note]
+    assert target_notes(shape_from_json(shape_to_json(shape), name), LoraConfig(rank=2)) == [note]
+    for target in ("gate_up_proj", "experts", r"model\.layers\.1\.mlp\.experts\.down_proj"):
+        with pytest.raises(TargetError, match=r"names experts, over which no adapter can be laid: .*experts\."):
+            inject(model, LoraConfig(rank=2, targets=(target,)))
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("name", [name for name, kind in DECODERS.items() if kind.qkv])
+@pytest.mark.parametrize("name", FUSED_QKV)
 def test_query_key_and_value_of_one_layer_are_known(name: str, hub_tokenizer: PreTrainedTokenizerFast) -> None:
     """So that AdaLoRA gives each of them ranks of its own. Values of zero leave nothing of the attention but a bias;
     with keys of zero, queries do not matter; otherwise they do."""

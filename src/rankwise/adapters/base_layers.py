@@ -50,6 +50,15 @@ def kind_of(module: nn.Module) -> HostKind | None:
     return "embedding" if is_embedding(module) else "conv2d" if is_conv2d(module) else None
 
 
+def stacked_experts(module: nn.Module) -> tuple[str, ...]:
+    """Names of the parameters in which a mixture's module holds the weights of all its experts. transformers calls the
+    class of such a module by what it holds, as in `MixtralExperts`."""
+    if kind_of(module) is not None or "expert" not in type(module).__name__.lower():
+        return ()
+    weights = module.named_parameters(recurse=False)
+    return tuple(name for name, weight in weights if weight.dim() > 1 and not name.endswith("bias"))
+
+
 def is_host(module: nn.Module) -> bool:
     return kind_of(module) is not None
 

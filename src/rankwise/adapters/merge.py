@@ -4,8 +4,8 @@
 
 computed in float32 and rounded once to the number format of W. A quantised W is unpacked for it and gives way to an
 ordinary weight; its parts stay as they are, and so do weights without an adapter. A head that was trained whole takes
-the place of the base's. A weight that two layers share, such as a table that is the output head too, is parted first,
-since only one of the two was trained.
+the place of the base's, and so do the rows of new tokens. A weight that two layers share, such as a table that is the
+output head too, is parted first where only one of the two was trained.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ def merge(adapters: AdapterSet, name: str = "default") -> nn.Module:
             _part(adapters.model, base, weight)
         unpack_weights(base)
         base.load_state_dict(trained.state_dict())
+    for rows in adapters.token_rows(name).values():
+        rows.write(name)
     return adapters.remove()
 
 

@@ -6,7 +6,7 @@ back every layer, the same object it was, and what required gradients before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import regex
@@ -20,6 +20,7 @@ from rankwise.adapters.fused import split_of
 from rankwise.adapters.heads import HeadWrapper, head_paths
 from rankwise.adapters.lora import LoRA
 from rankwise.adapters.targets import Choice, chosen_paths
+from rankwise.adapters.token_rows import TokenRows, lay_token_rows
 from rankwise.adapters.wrapper import AdapterWrapper
 from rankwise.config.adapters import AdaLoraConfig, check_strength
 from rankwise.config.budget import budget_of
@@ -64,6 +65,11 @@ class AdapterSet:
             wrapper.add(name)
             wrapper.active = name
             self.model.set_submodule(path, wrapper)
+
+    def add_token_rows(self, ids: Mapping[str, Sequence[int]], name: str = "default") -> None:
+        """Train the rows of these tokens in the embedding and the output head at these paths (token_rows.py)."""
+        _check_name(name)
+        lay_token_rows(self.model, ids, name)
 
     def attach_triplets(self, spec: AdaLoraConfig, name: str, seed: int) -> None:
         """Lay AdaLoRA's triplets over the layers that `spec` names, and make them the active adapter."""
@@ -153,16 +159,23 @@ class AdapterSet:
 
     def trained_heads(self, name: str = "default") -> dict[str, nn.Module]:
         """The trained copies of one adapter, by the path of their head."""
-        return {path: head.copies[name] for path, head in self.heads.items() if name in head.copies}
+        heads = {path: head for path, head in self.heads.items() if not isinstance(head, TokenRows)}
+        return {path: head.copies[name] for path, head in heads.items() if name in head.copies}
+
+    def token_rows(self, name: str = "default") -> dict[str, TokenRows]:
+        """The tables and heads in which one adapter has rows of its own, by path."""
+        rows = {path: head for path, head in self.heads.items() if isinstance(head, TokenRows)}
+        return {path: head for path, head in rows.items() if name in head.copies}
 
     def parameters(self, name: str = "default") -> list[nn.Parameter]:
         return list(self.named_parameters(name).values())
 
     def named_parameters(self, name: str = "default") -> dict[str, nn.Parameter]:
-        """Those of the adapters, and of the heads behind them."""
+        """Those of the adapters, of the heads behind them, and the rows of tokens."""
+        rows = {path: head.copies[name] for path, head in self.token_rows(name).items()}
         return {
             f"{path}.{own}": parameter
-            for path, module in (*self.adapters(name).items(), *self.trained_heads(name).items())
+            for path, module in (*self.adapters(name).items(), *self.trained_heads(name).items(), *rows.items())
             for own, parameter in module.named_parameters()
         }
 
@@ -230,6 +243,8 @@ class AdapterSet:
         module = self.model.get_submodule(path)
         if isinstance(module, AdapterWrapper):
             return module
+        if isinstance(module, TokenRows):
+            raise TargetError(f'the rows of new tokens are trained in "{path}", so it gets no adapter. Leave it out.')
         adapted = AdapterWrapper(module, self.model.get_submodule(path.rpartition(".")[0]))
         for place in places[module]:  # a layer that a model uses in two places is adapted in both
             self.model.set_submodule(place, adapted)

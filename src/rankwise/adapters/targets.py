@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from rankwise.adapters.base_layers import kind_of, weight_of
+from rankwise.adapters.base_layers import kind_of, stacked_experts, weight_of
 from rankwise.adapters.convolutions import conv_problem
 from rankwise.adapters.heads import HeadWrapper
+from rankwise.adapters.token_rows import TokenRows
 from rankwise.adapters.wrapper import AdapterWrapper
 from rankwise.config.adapters import AdapterConfig, LoraConfig
 from rankwise.config.method import MethodConfig
@@ -60,7 +61,8 @@ def _seen(module: nn.Module, head: nn.Module | None, tables: set[int]) -> Seen:
     kind, name = kind_of(module), type(module).__name__
     if isinstance(module, nn.Conv2d):
         return Seen(kind, name, head=module is head, channels=module.in_channels, problem=conv_problem(module))
-    return Seen(kind, name, kind == "linear" and id(weight_of(module)) in tables, module is head)
+    tied = kind == "linear" and id(weight_of(module)) in tables
+    return Seen(kind, name, tied, module is head, stacked=stacked_experts(module))
 
 
 def host_view(model: nn.Module) -> dict[str, nn.Module]:
@@ -81,8 +83,9 @@ def host_view(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _outside_heads(model: nn.Module) -> dict[str, nn.Module]:
-    """What is trained whole gets no adapter."""
-    heads = [path for path, module in model.named_modules() if isinstance(module, HeadWrapper)]
+    """What is trained whole gets no adapter. A table of which some rows are trained is seen, and refused by name."""
+    wrappers = [(path, module) for path, module in model.named_modules() if isinstance(module, HeadWrapper)]
+    heads = [path for path, module in wrappers if not isinstance(module, TokenRows)]
     inside = tuple(f"{path}." for path in heads)
     return {path: one for path, one in host_view(model).items() if path not in heads and not path.startswith(inside)}
 

@@ -63,6 +63,17 @@ class Factors:
 
 
 @dataclass(frozen=True)
+class TokenValues:
+    """Trained rows (n, d) of the tokens `ids`, in a table or a head."""
+
+    ids: tuple[int, ...]
+    values: Tensor
+
+    def same_as(self, other: TokenValues) -> bool:
+        return self.ids == other.ids and torch.equal(self.values, other.values)
+
+
+@dataclass(frozen=True)
 class AdapterWeights:
     settings: Mapping[str, Any]
     """adapter_config.json, as it stands."""
@@ -70,6 +81,8 @@ class AdapterWeights:
     """By layer, of rank 0 too."""
     heads: Mapping[str, Tensor] = field(default_factory=dict)
     """Parameters of modules that were trained whole (PEFT's modules_to_save), by name in the model."""
+    tokens: Mapping[str, TokenValues] = field(default_factory=dict)
+    """Rows of single tokens (PEFT's trainable_token_indices), by the path of the embedding or the head."""
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Paths of layers in the file that have another path in the model, with that path."""
     warnings: tuple[str, ...] = ()
@@ -88,7 +101,8 @@ class AdapterWeights:
     @property
     def parameters(self) -> int:
         """How many numbers are stored. AdaLoRA's singular values, one for each rank, are in B here."""
-        values = [*self.heads.values(), *(value for part in self.factors.values() for value in part.values)]
+        rows = [one.values for one in self.tokens.values()]
+        values = [*self.heads.values(), *rows, *(value for part in self.factors.values() for value in part.values)]
         singular = sum(self.ranks.values()) if self.settings["peft_type"] == "ADALORA" else 0
         return sum(value.numel() for value in values) + singular
 
@@ -115,6 +129,11 @@ class AdapterWeights:
             return self
         if self.is_dora:
             refuse_scaled_dora("this adapter", strength)
+        if self.tokens:
+            raise AdapterError(
+                "this adapter has trained rows of new tokens, which can be scaled only together with the base model's "
+                "weights. Use the format merged, or strength 1."
+            )
         if self.heads:
             raise AdapterError(
                 "this adapter has fully trained modules (modules_to_save), which cannot be scaled; use strength 1."
@@ -127,6 +146,7 @@ class AdapterWeights:
     def portable(self, ranks: Sequence[int] = ()) -> AdapterWeights:
         """One rank and alpha for all layers: the largest rank, or the next of `ranks` that an engine has room for."""
         rank = next((known for known in sorted(ranks) if known >= self.rank), self.rank)
+        self.refuse_tokens("that engines with a single rank and alpha read")
         if self.is_dora:
             raise AdapterError(
                 "this adapter is DoRA, and engines that read a single rank and alpha do not know DoRA's magnitudes. "
@@ -141,6 +161,15 @@ class AdapterWeights:
         }
         factors = {path: part.padded(rank) for path, part in self.factors.items()}
         return replace(self, settings={**self.settings, **uniform}, factors=factors)
+
+    def refuse_tokens(self, which: str, use: str = "the format peft or merged") -> None:
+        """Refuse a format that has no place for the rows of new tokens. `which` continues "no adapter"."""
+        if self.tokens:
+            count = max(len(one.ids) for one in self.tokens.values())
+            raise AdapterError(
+                f"this adapter has the trained rows of {count:,} new tokens (model.new_tokens), and no adapter {which} "
+                f"has a place for them. Use {use}."
+            )
 
 
 def refuse_scaled_dora(name: str, strength: float) -> None:
@@ -159,6 +188,9 @@ def check_same(one: AdapterWeights, other: AdapterWeights, folder: Path) -> None
     differing += sorted(one.heads.keys() ^ other.heads.keys())
     differing += [name for name in one.heads.keys() & other.heads.keys()
                   if not torch.equal(one.heads[name], other.heads[name])]  # fmt: skip
+    differing += sorted(one.tokens.keys() ^ other.tokens.keys())
+    differing += [path for path in one.tokens.keys() & other.tokens.keys()
+                  if not one.tokens[path].same_as(other.tokens[path])]  # fmt: skip
     if differing:
         raise AdapterError(f'{folder} would differ from the adapter in "{differing[0]}". Nothing was written.')
 

@@ -15,7 +15,8 @@ from rankwise.config.reading import read_planned
 
 
 @takes_settings(
-    "model", "quantize", "memory", "data", "objective", *IMAGES, *ADAPTER, "epochs", "steps", "batch_size", *KEEPING,
+    "model", "quantize", "memory", "new_tokens",
+    "data", "objective", *IMAGES, *ADAPTER, "epochs", "steps", "batch_size", *KEEPING,
     "backend", *ROWS,
     model="Model name from the catalogue (--models), hub id, folder with a config.json, or .gguf file.",
 )  # fmt: skip

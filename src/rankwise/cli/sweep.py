@@ -17,7 +17,8 @@ from rankwise.system.allocator import keep_memory
 
 
 @takes_settings(
-    "model", "quantize", "memory", "data", "run", "objective", *IMAGES, *ADAPTER, "epochs", "steps", "batch_size",
+    "model", "quantize", "memory", "new_tokens",
+    "data", "run", "objective", *IMAGES, *ADAPTER, "epochs", "steps", "batch_size",
     "learning_rate", "auto_batch", "backend", *ROWS, *VALIDATION_ROWS, "seed",
     run="Name of the sweep: the folder sweeps/NAME, and runs/NAME-001, NAME-002, … for its trials.",
 )  # fmt: skip

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 
 @takes_settings(
-    "model", "quantize", "memory", "data", "run", "objective", *PREFERENCE, *IMAGES, *ADAPTER, "epochs", "steps",
-    "batch_size", "learning_rate", *KEEPING, "auto_batch", "backend", *ROWS, *VALIDATION_ROWS, "validate_every", "keep",
+    "model", "quantize", "memory", "new_tokens", "data", "run", "objective", *PREFERENCE, *IMAGES, *ADAPTER,
+    "epochs", "steps", "batch_size", "learning_rate", *KEEPING, "auto_batch", "backend", *ROWS, *VALIDATION_ROWS, "validate_every", "keep",
     "patience", "seed",
 )  # fmt: skip
 def train(

@@ -45,6 +45,8 @@ class Layer:
     """The module's class, for `other` alone."""
     problem: str = ""
     """Why no adapter can be laid over it, for a convolution that is `other`."""
+    stacked: tuple[str, ...] = ()
+    """Names of its parameters that hold the weights of several experts each, for `other` alone."""
     stage: int | None = None
     positions: float | None = None
     """In a model of images, how many inputs it maps for each planned token: the pixels that a convolution makes, or an

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from rankwise.config.convolutions import inner_convolutions, left_out, left_out_of_all, no_inner_convolution
+from rankwise.config.experts import left_out_experts, no_adapter_over, stacked_matching, stacked_parameters
 from rankwise.config.expressions import matcher
 from rankwise.config.modules import ALL_CONV, ALL_LINEAR, AUTO, Modules, Selection, layer_number, linear_layers
 from rankwise.config.old_names import explained, names_of, once_matched
@@ -50,6 +51,8 @@ def _named(target: str, modules: Modules, *, also_head: bool = False) -> list[st
     matches = matcher(target, "target")
     matching = [path for path in modules if matches(path)]
     adaptable = [path for path in matching if modules[path].kind]
+    if not adaptable and (experts := stacked_matching(matches, modules)):
+        raise TargetError(no_adapter_over(target, experts))
     if matching and not adaptable:
         raise TargetError(_nothing_adaptable(target, matching, modules))
     return adaptable if matching else once_matched(matches, modules)
@@ -61,11 +64,12 @@ def _notes(target: str, chosen: list[str], layers: tuple[int, ...] | None, modul
     if target == ALL_CONV:
         return [f'"{ALL_CONV}" leaves out {note}' for note in left_out_of_all(here, modules)]
     if target == ALL_LINEAR:
-        return []
+        return left_out_experts(stacked_parameters(here, modules))
     matches = matcher(target, "target")
     old = [] if any(map(matches, chosen)) else [explained(target, chosen)]
     others = left_out([path for path in here if matches(path)], modules)
-    return old + [f'"{target}" leaves out {note}' for note in others]
+    experts = [one for one in stacked_matching(matches, modules) if _in_layers(one, layers)]
+    return old + [f'"{target}" leaves out {note}' for note in others] + left_out_experts(experts)
 
 
 def _nothing_adaptable(target: str, matching: list[str], modules: Modules) -> str:

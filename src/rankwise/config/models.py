@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -32,6 +33,10 @@ class ModelConfig(Config):
     """Most memory that a training on the CPU may have resident, such as `6GB`. Frozen weights then stay in their file
     and are given back to the system after each use. Where that is necessary, more blocks use activation checkpointing
     and fewer tokens are computed at once, which takes longer and changes results by rounding at most."""
+    new_tokens: tuple[str, ...] = ()
+    """Texts that become tokens of their own, such as `["<city>", "<date>"]`. Each begins as the mean of the tokens that
+    it was written with before. Their rows in the embedding and in the output head are trained and stored with the
+    adapter; all other rows stay as they are. A text that is one token already is not added, and the run says so."""
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     """Device to run on: `auto`, `cpu`, `mps`, `cuda`, or `cuda:N` for one of several GPUs."""
     trust_code: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")
@@ -43,6 +48,21 @@ class ModelConfig(Config):
     def _is_a_size(cls, value: str | None) -> str | None:
         if value is not None:
             parse_size(value)
+        return value
+
+    @field_validator("new_tokens", mode="before")
+    @classmethod
+    def _several_in_one(cls, value: Any) -> Any:
+        return tuple(filter(None, (one.strip() for one in value.split(",")))) if isinstance(value, str) else value
+
+    @field_validator("new_tokens")
+    @classmethod
+    def _are_tokens(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not one.strip() for one in value):
+            raise ValueError("a token is a text with at least one visible character")
+        twice = [one for one, times in Counter(value).items() if times > 1]
+        if twice:
+            raise ValueError(f'the token "{twice[0]}" is named twice')
         return value
 
     @property

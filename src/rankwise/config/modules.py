@@ -18,7 +18,8 @@ class Seen:
 
     `kind` is None for a module that cannot be adapted, and `name` is its class. `tied` marks a linear layer that shares
     an embedding's weight, and `head` the layer that computes the logits. `channels` are the input channels of a
-    convolution, and `problem` says why a convolution cannot be adapted.
+    convolution, and `problem` says why a convolution cannot be adapted. `stacked` are the names of a module's
+    parameters that hold the weights of several experts each (experts.py).
     """
 
     kind: HostKind | None
@@ -27,6 +28,7 @@ class Seen:
     head: bool = False
     channels: int = 0
     problem: str = ""
+    stacked: tuple[str, ...] = ()
 
 
 Modules = Mapping[str, Seen]

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Protocol, Self
 
+import numpy as np
+
 from rankwise.config.base import Config
 from rankwise.config.data import DataConfig
 from rankwise.config.images import ImageProcessing
@@ -18,10 +20,12 @@ from rankwise.errors import DataError
 from rankwise.images.encode import ImageEncoder
 from rankwise.runs.data_report import MOST_LISTED, DataReport, TargetFacts
 from rankwise.runs.manifest import DataFacts, installed_version
+from rankwise.runs.new_tokens import NewTokenFacts
 from rankwise.runs.pair_facts import PairFacts
 from rankwise.runs.records import Callback
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.encode import Encoder, EncoderOf, RowEncoder
+from rankwise.text.new_tokens import NewTokens
 from rankwise.text.tokenizer import HubTokenizer
 
 
@@ -137,6 +141,25 @@ def _written(facts: Config | None) -> str | None:
 def prepare(spec: DataConfig, writing: Writing, callback: Callback) -> Prepared:
     """Encoded rows, from the cache if these were encoded before. What is wrong with them stands in the data report."""
     writing = writing.by(spec)
+    return with_token_counts(_prepared(spec, writing, callback), writing)
+
+
+def with_token_counts(prepared: Prepared, writing: Writing) -> Prepared:
+    """The same rows, with how often new tokens occur among those that are trained on."""
+    new = writing.tokenizer.new if isinstance(writing, TextWriting) else NewTokens()
+    if not new.ids and not new.existing:
+        return prepared
+    counts = dict.fromkeys(new.ids, 0)
+    for row in prepared.trained_rows:
+        ids = np.asarray(row.ids)
+        for text, number in new.ids.items():
+            counts[text] += int((ids == number).sum())
+    facts, report = NewTokenFacts(counts=counts, existing=tuple(new.existing)), prepared.data_report
+    changes = {"new_tokens": facts, "warnings": (*report.warnings, *facts.warnings)}
+    return replace(prepared, data_report=report.model_copy(update=changes))
+
+
+def _prepared(spec: DataConfig, writing: Writing, callback: Callback) -> Prepared:
     encoder = writing.encoder(spec)
     identity = f"{type(encoder).__name__} {writing.identity}"
     key = key_of(spec, encoder, identity, writing.name)
@@ -190,6 +213,7 @@ def summary_lines(data_report: DataReport) -> Sequence[str]:
         lines += [data_report.pairs.describe()] if data_report.pairs is not None else []
         ended, sequences = data_report.eos_in_loss, data_report.sequences
         lines.append(f"the end token is in the loss in {ended:,} of {sequences:,} sequences")
+    lines += [data_report.new_tokens.describe()] if data_report.new_tokens is not None else []
     if data_report.skipped:
         why = ", ".join(f"{count:,} {reason}" for reason, count in data_report.skipped_why.items())
         listed = "them" if data_report.skipped <= MOST_LISTED else f"the first {MOST_LISTED}"

@@ -27,6 +27,8 @@ NEAR = 1e-4
 """How much an engine's scale may differ: alpha may be rounded to an integer divided by a rank of thousands."""
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values of vLLM's flag --max-lora-rank."""
+READ_TOKENS = ("PEFT", "transformers")
+"""Engines that read the rows of new tokens."""
 Problem = Callable[[AdapterWeights], str | None]
 _BLOCK = re.compile(r"\.\d+\.")
 _OLLAMA = re.compile(r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)")
@@ -72,6 +74,8 @@ def factors_by_layer(engine: str, weights: AdapterWeights) -> dict[str, float]:
 def _verdict(rule: EngineRule, weights: AdapterWeights, facts: Declared | None) -> str | None:
     if facts is None:
         return f"{rule.name} reads adapters in another format; export this adapter first."
+    if weights.tokens and rule.name not in READ_TOKENS:
+        return f"{rule.name} is not known to read the rows of new tokens (trainable_token_indices); merge instead."
     for problem in rule.problems:
         if (reason := problem(weights)) is not None:
             return f"{rule.name} {reason}."

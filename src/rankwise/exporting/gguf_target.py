@@ -62,6 +62,8 @@ def gguf_model(artifact: Artifact, callback: Callback, *, force_base: bool) -> G
     if adapted and artifact.trained_on is not None and not force_base:
         _check_base(artifact, source)
     weights = as_lora(stored_weights(artifact, callback)) if adapted else None
+    if weights is not None:
+        weights.refuse_tokens("or model in GGUF's form", "--format merged, which llama.cpp's converter takes")
     names = GgufNames(architecture, config)
     return GgufModel(artifact, spec, source, config, architecture, names, weights)
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 import rankwise.models.quiet as quiet
-from rankwise.adapters.base_layers import features_of, kind_of, weight_of
+from rankwise.adapters.base_layers import features_of, kind_of, stacked_experts, weight_of
 from rankwise.adapters.convolutions import conv_problem
 from rankwise.adapters.fused import split_of
 from rankwise.config.base import shown
@@ -173,8 +173,10 @@ def _layers(model: nn.Module) -> Iterator[Layer]:
             if weights:
                 count = sum(value.numel() for value in own.values())
                 problem = conv_problem(module) if isinstance(module, nn.Conv2d) else ""
-                yield Layer(path, "other", bias=count, shares=shared[0] if shared else None,
-                            class_name=type(module).__name__, problem=problem)  # fmt: skip
+                yield Layer(
+                    path, "other", bias=count, shares=shared[0] if shared else None,
+                    class_name=type(module).__name__, problem=problem, stacked=stacked_experts(module),
+                )  # fmt: skip
         else:
             yield _host(model, path, kind, owners.get(id(weight_of(module))))
         owners |= {id(value): path for value in own.values()}

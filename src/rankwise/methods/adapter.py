@@ -22,9 +22,10 @@ from rankwise.adapters.lora import LoRA
 from rankwise.adapters.merge import merge
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import Choice, notes_about
+from rankwise.adapters.token_rows import tables_of_tokens
 from rankwise.config.method import MethodConfig
 from rankwise.config.models import ModelConfig
-from rankwise.errors import ModelError
+from rankwise.errors import ModelError, RunError, some
 from rankwise.methods.artifact import Artifact
 from rankwise.methods.base import BASE_FACTS, base_facts, check_base
 from rankwise.methods.method import Contents, Record, Setup
@@ -38,6 +39,9 @@ from rankwise.runs.directory import CARD
 from rankwise.runs.lineage import LINEAGE, Lineage
 from rankwise.runs.records import Callback, RankRecord, StatusMessage, WarningMessage
 from rankwise.system.files import write_atomic
+
+TOKEN_RATE = 1.0
+"""Learning rate of the rows of new tokens, as a multiple of the adapter's."""
 
 
 class AdapterTrainable:
@@ -81,13 +85,20 @@ class AdapterTrainable:
         return self.adapters.named_parameters(self.name)
 
     def head_parameters(self) -> dict[str, nn.Parameter]:
-        """Those of the heads alone, by their names in the model."""
+        """Those of the heads and of the rows of new tokens, by their names in the model."""
         heads = self.adapters.trained_heads(self.name)
-        return {f"{path}.{own}": value for path, head in heads.items() for own, value in head.named_parameters()}
+        whole = {f"{path}.{own}": value for path, head in heads.items() for own, value in head.named_parameters()}
+        return whole | {f"{path}.weight": value for path, value in self._rows().items()}
+
+    def _rows(self) -> dict[str, nn.Parameter]:
+        return {path: rows.of(self.name) for path, rows in self.adapters.token_rows(self.name).items()}
 
     def head_groups(self) -> list[dict[str, Any]]:
-        """Biases and the gains of norms do without weight decay."""
-        return decayed_groups(self.head_parameters().values())
+        """Biases, the gains of norms and the rows of new tokens do without weight decay."""
+        rows = list(self._rows().values())
+        tokens = [{"params": rows, "rate": TOKEN_RATE, "weight_decay": 0.0}] if rows else []
+        heads = [value for head in self.adapters.trained_heads(self.name).values() for value in head.parameters()]
+        return decayed_groups(heads) + tokens
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Heads alone; a method with factors puts these first."""
@@ -174,6 +185,8 @@ class AdapterMethod(ABC, Generic[Settings]):
         adapters = AdapterSet(model.module)
         try:
             adapters.add_heads(setup.heads)
+            if model.text is not None and (new := model.tokenizer.new.ids):
+                adapters.add_token_rows(dict.fromkeys(tables_of_tokens(model.module), sorted(new.values())))
             continues = self.config.start_from is not None
             notes = [] if continues else notes_about(model.module, self.config)
             trainable = self.attach_to(adapters, model, setup)
@@ -202,6 +215,11 @@ class AdapterMethod(ABC, Generic[Settings]):
             revision=record.revision, fill=fill,
             beside={DATA_REPORT: record.data_report, BASE_FACTS: facts.model_dump(mode="json"), **_rounds(record)},
         )  # fmt: skip
+        if any(getattr(rows.base_layer, "bias", None) is not None for rows in trainable.adapters.token_rows().values()):
+            record.callback(StatusMessage(
+                "this model's output head has a bias, which PEFT (0.21) leaves out where rows of new tokens are "
+                "trained: for other programs, use rankwise export --format merged"
+            ))  # fmt: skip
         if model.source.mapped_file is not None:
             record.callback(StatusMessage(
                 "PEFT cannot read GGUF files: for llama.cpp, use rankwise export --format gguf-lora; for others, "
@@ -230,7 +248,9 @@ class AdapterMethod(ABC, Generic[Settings]):
                 f"{artifact.folder} does not record its base model's weights, so it is unknown whether "
                 f"{model.source.name} from {model.source.where} is the right base model"
             ))  # fmt: skip
-        return model, self.trainable(lay_peft(model.module, artifact.result, callback=callback))
+        adapters = lay_peft(model.module, artifact.result, callback=callback)
+        _check_tokens(adapters, model, artifact)
+        return model, self.trainable(adapters)
 
     def trainable(self, adapters: AdapterSet) -> AdapterTrainable:
         """Of an adapter that was read."""
@@ -245,6 +265,18 @@ class AdapterMethod(ABC, Generic[Settings]):
 
     def check_export(self, format: str, folder: Path) -> None:
         """An adapter can be written in every format."""
+
+
+def _check_tokens(adapters: AdapterSet, model: LoadedModel, artifact: Artifact) -> None:
+    """RunError where a tokenizer gave the new tokens other ids than those whose rows were trained."""
+    trained = {number for rows in adapters.token_rows().values() for number in rows.ids}
+    new = model.tokenizer.new if model.text is not None else None
+    if new is not None and (other := set(new.ids.values()) - trained):
+        raise RunError(
+            f"{artifact.described} trained the rows of {len(trained)} new tokens, but {model.source.name} from "
+            f"{model.source.where} gives them other ids ({some(map(str, sorted(other)), 4)}). Use the base model that "
+            "it was trained on."
+        )
 
 
 def _rounds(record: Record) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from rankwise.config.experiment import Adapting
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError
 from rankwise.methods.base import BASE_FACTS, BaseFacts, base_of
+from rankwise.models.beside import added_texts
 from rankwise.models.gguf_adapter import is_gguf_adapter
 from rankwise.models.starters import STARTERS
 from rankwise.runs.data_report import DATA_REPORT, DataReport, TargetFacts
@@ -177,12 +178,12 @@ def recorded_lineage(folder: Path) -> tuple[Round, ...]:
 def _named_in(folder: Path, trust_code: str | None) -> ModelConfig | None:
     """The base model that the files name. A starter is also found as the package index carries it."""
     dialect = detect(folder)
-    name, revision = dialect.base, None
+    name, revision, tokens = dialect.base, None, list[int]()
     if dialect.is_peft:
-        name, revision = peft_base(dialect.source.tensors.parent)
+        name, revision, tokens = peft_base(dialect.source.tensors.parent)
     if not name:
         return None
     starter = next((one.name for one in STARTERS.values() if one.hub_id == name), None)
     if starter is not None and revision is None and not os.path.isdir(name):  # noqa: PTH112
         name = starter
-    return ModelConfig(name=name, revision=revision, trust_code=trust_code)
+    return ModelConfig(name=name, revision=revision, trust_code=trust_code, new_tokens=added_texts(folder, tokens))

@@ -108,6 +108,7 @@ class Start:
         live, given = adapters.adapters(name), _ranked(weights)
         self._check_layers({path: part.rank for path, part in live.items()}, weights)
         self._check_heads(adapters.trained_heads(name), weights)
+        self._check_tokens(adapters, weights, name)
         with torch.no_grad():
             for path, adapter in live.items():
                 assert abs(adapter.scale - given[path].scale) <= SAME_SCALE * abs(given[path].scale), path
@@ -116,6 +117,8 @@ class Start:
             for path, head in adapters.trained_heads(name).items():
                 for own, parameter in head.state_dict().items():
                     parameter.copy_(weights.heads[f"{path}.{own}"])
+            for path, rows in weights.tokens.items():
+                adapters.token_rows(name)[path].of(name).copy_(rows.values)
 
     def _with_settings(self, experiment: Experiment, weights: AdapterWeights) -> Experiment:
         own = own_settings(weights)
@@ -142,6 +145,15 @@ class Start:
             raise AdapterError(
                 f"{self.source.described} cannot be continued: it has no trained weights for {some(missing, 4)}, which "
                 "the base model lacks too."
+            )
+
+    def _check_tokens(self, adapters: AdapterSet, weights: AdapterWeights, name: str) -> None:
+        live = {path: rows.ids for path, rows in adapters.token_rows(name).items()}
+        if weights.tokens and live != {path: rows.ids for path, rows in weights.tokens.items()}:
+            named = self.source.base_named.new_tokens if self.source.base_named is not None else ()
+            raise AdapterError(
+                f"{self.source.described} cannot be continued: it has trained rows of new tokens, and this training "
+                f"has others or none. Set model.new_tokens to those of the adapter ({some(map(repr, named), 4)})."
             )
 
     def _describe(self, experiment: Experiment, weights: AdapterWeights) -> str:

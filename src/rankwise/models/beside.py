@@ -6,6 +6,7 @@ as every chat template.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +98,25 @@ def other_tokens(folder: Path, base: HubTokenizer, base_folder: Path) -> str | N
     return f"it has {len(added):,} additional tokens, such as {some(map(repr, added), 3)}" if added else None
 
 
+def added_texts(folder: Path, ids: Sequence[int]) -> tuple[str, ...]:
+    """The texts of those tokens `ids` that the folder's tokenizer has beside its vocabulary, in the order of their ids:
+    the base model's tokenizer may lack them."""
+    if not ids or not (folder / TOKENIZER).is_file():
+        return ()
+    texts = _tokenizer_at(folder / TOKENIZER).get_added_tokens_decoder()
+    return tuple(texts[number].content for number in sorted(ids) if number in texts)
+
+
 def _vocabulary(file: Path) -> dict[str, int]:
+    return _tokenizer_at(file).get_vocab(with_added_tokens=True)
+
+
+def _tokenizer_at(file: Path) -> Any:
     from tokenizers import Tokenizer
 
     if file.stat().st_size > LARGEST_TOKENIZER:
         raise AdapterError(f"{file} has {file.stat().st_size:,} bytes, which is too large for a tokenizer.")
     try:
-        return Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
+        return Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises no specific errors
         raise AdapterError(f"{file} cannot be read as a tokenizer: {error}") from None

@@ -20,6 +20,7 @@ from rankwise.models.heads import head_modules
 from rankwise.models.inspection import read_json, refuse_vision
 from rankwise.models.kind import CAUSAL_LM, ModelKind
 from rankwise.models.loaded import LoadedModel, TextReader
+from rankwise.models.new_tokens import give_rows
 from rankwise.models.precision import choose_precision
 from rankwise.models.quantized_folder import QuantizedFolder, mapped_folder, quantized_folder
 from rankwise.models.skeleton import built
@@ -51,6 +52,9 @@ def load_unchecked(spec: ModelConfig, callback: Callback = silent, kind: ModelKi
         callback(WarningMessage(f"model.memory limits memory on the CPU alone, and the model is on {precision.device}"))
     on_cpu = spec if precision.device.type == "cpu" else spec.model_copy(update={"memory": None})
     module, new_modules, own_head = _module(source, precision.dtype, trusted, callback, kind, on_cpu)
+    reader = _reader(source, trusted, spec) if kind.processing is None else None
+    if reader is not None:
+        give_rows(module, reader.tokenizer.new, str(source.folder))
     module.to(precision.device).eval()
     if on_cpu.memory is not None:
         give_back_after_use(module)
@@ -63,7 +67,7 @@ def load_unchecked(spec: ModelConfig, callback: Callback = silent, kind: ModelKi
         precision=precision,
         width=width_of(module),
         context_length=_context_length(module.config) if kind.processing is None else None,
-        text=_reader(source, trusted) if kind.processing is None else None,
+        text=reader,
         processing=kind.processing,
         new_modules=new_modules,
         own_head=own_head,
@@ -80,8 +84,8 @@ def _quantization(spec: ModelConfig, source: Source) -> str | None:
     return spec.quantize if spec.quantize != "auto" else stored_format(read_json(source.folder / "config.json"))
 
 
-def _reader(source: Source, trusted: bool) -> TextReader:
-    tokenizer = _tokenizer(source, trusted)
+def _reader(source: Source, trusted: bool, spec: ModelConfig) -> TextReader:
+    tokenizer = _tokenizer(source, trusted).with_tokens(spec.new_tokens)
     return TextReader(tokenizer, ChatTemplate.of_model(tokenizer))
 
 
@@ -194,7 +198,11 @@ def load_tokenizer(spec: ModelConfig, callback: Callback = silent) -> tuple[HubT
     source = find(spec, callback)
     refuse_vision(read_json(source.folder / "config.json"), str(source.folder))
     trusted = spec.trust_code is not None and spec.trust_code == source.commit
-    return _tokenizer(source, trusted), source.name, _context_length(_config(source, trusted))
+    return (
+        _tokenizer(source, trusted).with_tokens(spec.new_tokens),
+        source.name,
+        _context_length(_config(source, trusted)),
+    )
 
 
 def _config(source: Source, trusted: bool) -> Any:

@@ -37,7 +37,8 @@ def seen(shape: ModelShape) -> Modules:
         for depth in range(1, len(parts)):
             modules.setdefault(".".join(parts[:depth]), Seen(None, "a module of several layers"))
         if layer.kind == "other":
-            modules.setdefault(layer.path, Seen(None, layer.class_name, problem=layer.problem))
+            other = Seen(None, layer.class_name, problem=layer.problem, stacked=layer.stacked)
+            modules.setdefault(layer.path, other)
         else:
             tied, head = layer.kind == "linear" and layer.shares in tables, layer.path == shape.head
             modules[layer.path] = Seen(layer.kind, NAMES[layer.kind], tied, head, layer.channels)

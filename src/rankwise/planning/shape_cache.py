@@ -21,6 +21,8 @@ from rankwise.planning.shape_file import FORMAT, shape_from_json, shape_to_json
 from rankwise.system.cache import cache_folder
 from rankwise.system.files import write_atomic
 
+RECORDED = 1
+"""Raised whenever a shape records more than before, so that shapes which lack it are built anew."""
 IMAGE_PASSES = 1
 """Raised whenever a model of images is measured otherwise, so that shapes of older measurements are not read."""
 Build = Callable[[dict[str, Any], str, str, NewHead | None], ModelShape]
@@ -42,7 +44,7 @@ def cached_shape(
 
 
 def _key(settings: dict[str, Any], head: NewHead | None) -> str:
-    parts: list[Any] = [FORMAT, version("transformers"), settings]
+    parts: list[Any] = [FORMAT, RECORDED, version("transformers"), settings]
     if head is not None:
         parts.append({name: value for name, value in asdict(head).items() if value is not None})
         parts += [IMAGE_PASSES] if head.image is not None else []

@@ -97,7 +97,7 @@ def _read(runs: Iterable[dict[str, Any]]) -> Iterator[Layer]:
 
 
 def _layer(stored: dict[str, Any]) -> Layer:
-    pairs: dict[str, Any] = {key: tuple(stored[key]) for key in ("parts", "kernel") if key in stored}
+    pairs: dict[str, Any] = {key: tuple(stored[key]) for key in ("parts", "kernel", "stacked") if key in stored}
     return Layer(**{**stored, **pairs})
 
 

@@ -8,6 +8,7 @@ from rankwise.config.base import Config
 from rankwise.config.images import ImageProcessing
 from rankwise.errors import one_line, some
 from rankwise.runs.image_facts import ImageCopy, ImageFacts
+from rankwise.runs.new_tokens import NewTokenFacts
 from rankwise.runs.pair_facts import OF_PAIRS, PairFacts
 from rankwise.runs.replay_facts import ReplayFacts
 
@@ -231,6 +232,8 @@ class DataReport(Config):
     """The classes or numbers that a classifier predicts; None for a language model."""
     pairs: PairFacts | None = None
     """Of preference pairs; None for other rows."""
+    new_tokens: NewTokenFacts | None = None
+    """Tokens that the training adds to the model; None where it adds none."""
     images: ImageFacts | None = None
     """Sizes, conversions and copies; None where rows are texts."""
     image_processing: ImageProcessing | None = None

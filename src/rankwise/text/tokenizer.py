@@ -9,6 +9,7 @@ from hashlib import sha256
 from typing import Any
 
 from rankwise.text.example import BREAK
+from rankwise.text.new_tokens import NewTokens, added
 
 
 class Encoded:
@@ -42,11 +43,17 @@ class Encoded:
 
 
 class HubTokenizer:
-    """A tokenizer of transformers. `end_ids` are the tokens that end an answer by the model's config."""
+    """A tokenizer of transformers. `end_ids` are the tokens that end an answer by the model's config, and `new` are
+    tokens that were added to it."""
 
-    def __init__(self, hub: Any, end_ids: Sequence[int]) -> None:
+    def __init__(self, hub: Any, end_ids: Sequence[int], new: NewTokens | None = None) -> None:
         self.hub = hub
         self.end_ids = tuple(dict.fromkeys(end_ids))
+        self.new = new or NewTokens()
+
+    def with_tokens(self, texts: Sequence[str]) -> HubTokenizer:
+        """This tokenizer with further tokens, each of which is one token wherever a text has it."""
+        return HubTokenizer(self.hub, self.end_ids, added(self, texts)) if texts else self
 
     @property
     def end_tokens(self) -> list[str]:

@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from rankwise.adapters.token_rows import TokenRows
 from rankwise.data.batches import Batch
 from rankwise.data.flat import flat
 from rankwise.data.packing import pack
@@ -214,6 +215,8 @@ def _eager_instead(
 def _why_unsupported(work: Workload) -> str:
     if not work.predicts_tokens:
         return why_no_blocks(work)
+    if any(isinstance(part, TokenRows) for part in work.module.modules()):
+        return "the fused kernels know no rows of new tokens (model.new_tokens)"
     if has_weights_that_learn(work.module):
         return "the fused kernels need frozen weights, but this run trains the model's own weights"
     if has_kernels(work.module, 1):

@@ -24,12 +24,12 @@ from rankwise.adapters.base_layers import is_conv2d, is_embedding, weight_of
 from rankwise.adapters.dora import DoRA
 from rankwise.adapters.formats.dialects import read_adapter
 from rankwise.adapters.formats.peft_config import NO_TARGETS, pattern_of
-from rankwise.adapters.formats.peft_reader import CONFIG, PREFIX, WEIGHTS, read_weights
+from rankwise.adapters.formats.peft_reader import CONFIG, PREFIX, TOKENS, WEIGHTS, read_weights
 from rankwise.adapters.formats.peft_settings import COMMON, settings_of
 from rankwise.adapters.oddities import oddities
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import Choice, host_view
-from rankwise.adapters.weights import AdapterWeights, Factors, check_same, refuse_scaled_dora
+from rankwise.adapters.weights import AdapterWeights, Factors, TokenValues, check_same, refuse_scaled_dora
 from rankwise.errors import AdapterError, some
 from rankwise.runs.integrity import check_folder
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
@@ -104,6 +104,7 @@ def _write(folder: Path, weights: AdapterWeights, beside: Mapping[str, Any], fil
 
 def _tensors(weights: AdapterWeights) -> dict[str, Tensor]:
     tensors = {PREFIX + name: value for name, value in weights.heads.items()}
+    tensors |= {f"{PREFIX}{path}.{TOKENS}": rows.values for path, rows in weights.tokens.items()}
     for path, part in weights.factors.items():
         names = ("lora_embedding_A", "lora_embedding_B") if part.embedding else ("lora_A.weight", "lora_B.weight")
         keys = [f"{PREFIX}{path}.{name}" for name in (*names, "lora_magnitude_vector")[: len(part.values)]]
@@ -122,8 +123,12 @@ def weights_of(adapters: AdapterSet, name: str) -> AdapterWeights:
     settings = settings_of(factors, {path: layers[path] for path in factors}, host_view(adapters.model))
     whole = {f"{path}.{key}": value.detach().to("cpu", torch.float32)
              for path, module in heads.items() for key, value in module.state_dict().items()}  # fmt: skip
+    tokens = {path: TokenValues(rows.ids, rows.of(name).detach().to("cpu", torch.float32))
+              for path, rows in adapters.token_rows(name).items()}  # fmt: skip
+    indices = {path: list(rows.ids) for path, rows in tokens.items()}
     settings |= {"lora_dropout": dropout, "modules_to_save": sorted(heads) or None}
-    return AdapterWeights(settings, factors, whole)
+    settings |= {"trainable_token_indices": indices} if indices else {}
+    return AdapterWeights(settings, factors, whole, tokens)
 
 
 def _factors(adapter: Adapter, base_layer: nn.Module) -> Factors:
@@ -174,6 +179,7 @@ def lay(
     adapters = into if into is not None else AdapterSet(model)
     try:
         _lay_heads(adapters, weights, name)
+        _lay_tokens(adapters, weights, name)
         choices = [Choice(path, part.rank, part.scale) for path, part in factors.items()]
         adapters.attach(choices, name, float(weights.settings.get("lora_dropout", 0.0)), dora=weights.is_dora)
         with torch.no_grad():
@@ -195,3 +201,10 @@ def _lay_heads(adapters: AdapterSet, weights: AdapterWeights, name: str) -> None
     for path, head in adapters.trained_heads(name).items():
         for own, parameter in head.state_dict().items():
             parameter.copy_(weights.heads[f"{path}.{own}"])
+
+
+@torch.no_grad()
+def _lay_tokens(adapters: AdapterSet, weights: AdapterWeights, name: str) -> None:
+    adapters.add_token_rows({path: rows.ids for path, rows in weights.tokens.items()}, name)
+    for path, rows in adapters.token_rows(name).items():
+        rows.of(name).copy_(weights.tokens[path].values)

@@ -37,6 +37,7 @@ UNSUPPORTED = {
     "megatron_config", "monteclora_config", "runtime_config", "use_bdlora", "use_qalora", "velora_config",
 }  # fmt: skip
 """Keys of PEFT up to 0.21 that change what the factors mean, or the base model."""
+TokenIndices = list[Annotated[int, Field(ge=0, lt=1 << 31)]]
 TaskType = Literal["SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"]
 _SINGULAR_VALUES = regex.compile(r"(?:base_model\.model\.)?(?P<path>.+)\.lora_E(?:\.[^.]+)?")
 
@@ -55,7 +56,8 @@ class _Common(BaseModel):
     bias: Literal["none"] = "none"
     modules_to_save: list[Annotated[str, Field(min_length=1)]] | None = None
     """Modules that were trained whole."""
-    trainable_token_indices: Annotated[list[int], Field(max_length=0)] | None = None
+    trainable_token_indices: TokenIndices | dict[str, TokenIndices] | None = None
+    """Tokens whose rows were trained: in the embedding, or by the name of a table or a head."""
     target_parameters: Annotated[list[str], Field(max_length=0)] | None = None
     layer_replication: None = None
     exclude_modules: list[str] | str | None = None
@@ -68,6 +70,19 @@ class _Common(BaseModel):
     auto_mapping: dict[str, str | None] | None = None
     """The class of the base model. PEFT imports it; nothing is imported here."""
     peft_version: str | None = None
+
+    def tokens_of(self, path: str) -> list[int] | None:
+        """The tokens whose rows were trained in the module at this path."""
+        indices = self.trainable_token_indices
+        if not isinstance(indices, dict):
+            return indices
+        return next((ids for name, ids in indices.items() if f".{path}".endswith(f".{name}")), None)
+
+    @property
+    def trained_tokens(self) -> list[int]:
+        indices = self.trainable_token_indices or []
+        every = indices.values() if isinstance(indices, dict) else [indices]
+        return sorted({number for ids in every for number in ids})
 
     @property
     def _targets(self) -> list[str]:

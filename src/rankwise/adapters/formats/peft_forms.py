@@ -32,7 +32,6 @@ INITIAL = ("pissa_init", "olora_init", "corda_init")
 FORMS = {
     "lora_bias": "has biases beside its factors, which no other program reads",
     "target_parameters": "adapts parameters that are no layers, such as the stacked experts of a mixture",
-    "trainable_token_indices": "trained whole rows of an embedding",
     "layer_replication": "repeats layers of the base model",
     "alora_invocation_tokens": "is an activated LoRA, which acts only after certain tokens",
 }
@@ -49,12 +48,12 @@ def read_peft_folder(folder: Path, modules: Modules | None = None) -> AdapterWei
     return _difference(folder, _initial(folder), settings, modules)
 
 
-def peft_base(folder: Path) -> tuple[str | None, str | None]:
-    """The base model that PEFT would load, and its revision."""
+def peft_base(folder: Path) -> tuple[str | None, str | None, list[int]]:
+    """The base model that PEFT would load, its revision, and the tokens whose rows were trained."""
     settings = read_settings(folder / CONFIG)
     check_form(settings, folder)
     config = check_config(form_settings(settings), folder / CONFIG)
-    return config.base_model_name_or_path or None, config.revision
+    return config.base_model_name_or_path or None, config.revision, config.trained_tokens
 
 
 def check_form(settings: dict[str, Any], folder: Path) -> None:

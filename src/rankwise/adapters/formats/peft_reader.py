@@ -5,6 +5,8 @@
     ADALORA   <path>.lora_A           (R, I)   .lora_B          (O, R)   .lora_E (R, 1)
               delta = s B diag(E) A, read as a LoRA with B diag(E) for B
 
+    <path>.token_adapter.trainable_tokens_delta (n, d)  rows of the tokens that trainable_token_indices names
+
 Each key begins with `base_model.model.`. `modules_to_save` names modules that were trained whole; their parameters lie
 beside the factors. Any other tensor, a missing half, a shape that does not fit and a value that is not finite are
 refused, all of them at once. Shapes are in the header, so no tensor is read that could not fit. Where the model is
@@ -29,12 +31,13 @@ from rankwise.adapters.convolutions import conv_problem
 from rankwise.adapters.formats.peft_config import PeftConfig, check_config, is_inside, read_settings, unknown_keys
 from rankwise.adapters.formats.pickles import instead_of, pickles_in
 from rankwise.adapters.formats.safetensors_header import read_header
-from rankwise.adapters.weights import AdapterWeights, Factors
+from rankwise.adapters.weights import AdapterWeights, Factors, TokenValues
 from rankwise.config.old_names import new_names
 from rankwise.errors import AdapterError, some
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+TOKENS = "token_adapter.trainable_tokens_delta"
 _LORA = r"lora_(?P<part>[AB])\.weight|(?P<table>lora_embedding_)(?P<part>[AB])|lora_(?P<part>m)agnitude_vector"
 _ADALORA = r"lora_(?P<part>[ABE])|(?P<part>ranknum)"
 KEYS = {
@@ -63,15 +66,18 @@ def read_weights(folder: Path, modules: Modules | None = None) -> AdapterWeights
         ranks = reader.checked_ranks(layers)
         problems = [*reader.problems, *config.unmatched(list(layers))]
         problems += reader.lost_layers(today) if not problems else []
-        if not layers and not heads and not problems:
+        if not layers and not heads and not reader.tokens and not problems:
             problems.append("it contains no LoRA factors")
-        if modules is not None and not heads and not problems and not any(ranks.values()):
+        if modules is not None and not heads and not reader.tokens and not problems and not any(ranks.values()):
             problems.append("all layers have rank 0, so it changes nothing")
         _refuse(file, problems)
         scales = config.scales_of(list(layers))
         factors = {path: _factors(tensors, keys, scales[path]) for path, keys in layers.items()}
         whole = {name: tensors.get_tensor(PREFIX + name) for name in heads}
+        tokens = {path: TokenValues(tuple(ids), tensors.get_tensor(f"{PREFIX}{path}.{TOKENS}"))
+                  for path, ids in reader.tokens.items()}  # fmt: skip
     infinite = [path for path, part in factors.items() if not part.finite]
+    infinite += [path for path, rows in tokens.items() if not bool(torch.isfinite(rows.values).all())]
     infinite += [name for name, value in whole.items() if not bool(torch.isfinite(value).all())]
     _refuse(file, [f'"{name}" contains NaN or infinity' for name in infinite])
     if old := [path for path in factors if path in today]:
@@ -79,7 +85,7 @@ def read_weights(folder: Path, modules: Modules | None = None) -> AdapterWeights
         factors = {today.get(path, path): part for path, part in factors.items()}
         factors = {path: factors[path] for path in modules or () if path in factors}
     warnings = (*unknown_keys(settings, config), *_unused_pickles(folder))
-    return AdapterWeights(settings, factors, whole, {path: today[path] for path in old}, warnings)
+    return AdapterWeights(settings, factors, whole, tokens, {path: today[path] for path in old}, warnings)
 
 
 def _unused_pickles(folder: Path) -> list[str]:
@@ -122,6 +128,7 @@ class _Reader:
     def __post_init__(self) -> None:
         self.problems: list[str] = []
         self.paths: set[str] = set()
+        self.tokens: dict[str, list[int]] = {}
 
     def grouped(self) -> tuple[Layers, list[str]]:
         """Sort the keys into layers with all their parts, and parameters of modules that were trained whole."""
@@ -143,6 +150,8 @@ class _Reader:
             for name in self.config.modules_to_save or []
             if self._has_module(name) and not any(is_inside(head, name) for head in heads)
         ]
+        if self.config.trainable_token_indices and not self.tokens and not self.problems:
+            self.problems.append("trainable_token_indices names tokens, but the file has no rows for them")
         self.paths = set(layers)
         whole = {path: keys for path, keys in layers.items() if self._is_whole(path, keys)}
         order = [path for path in self.modules if path in whole] if self.modules is not None else list(whole)
@@ -202,6 +211,9 @@ class _Reader:
         """Names of parameters of a saved module. PEFT also stores the table and the head beside an adapted embedding,
         which is harmless if they equal the base's own."""
         name = key.removeprefix(PREFIX)
+        if key != name and name.endswith(f".{TOKENS}"):
+            self._add_tokens(key, name.removesuffix(f".{TOKENS}"))
+            return []
         if key != name and any(is_inside(name, saved) for saved in self.config.modules_to_save or []):
             return [name] if self._fits_model(key, name) else []
         dumped = _BASE_KEY.fullmatch(key) if self.modules is not None else None
@@ -212,6 +224,28 @@ class _Reader:
                 return []
         self.problems.append(f'"{key}" is not a LoRA factor; an adapter must not contain other weights')
         return []
+
+    def _add_tokens(self, key: str, path: str) -> None:
+        """Rows of single tokens, of which the model must have as many."""
+        ids, stored = self.config.tokens_of(path) or [], self.tensors.get_slice(key)
+        shape, module = tuple(stored.get_shape()), None if self.modules is None else self.modules.get(path)
+        if self.modules is not None and not isinstance(module, nn.Embedding | nn.Linear):
+            self.problems.append(f'"{key}" is for a table that this model does not have')
+        elif len(shape) != 2 or shape[0] != len(ids) or len(set(ids)) != len(ids) or stored.get_dtype() not in _FLOATS:
+            self.problems.append(
+                f'"{key}" has the shape {shape}, but trainable_token_indices names {len(set(ids))} tokens for it'
+            )
+        elif module is not None and shape[1] != weight_of(module).shape[1]:
+            self.problems.append(
+                f'"{key}" has rows of {shape[1]} numbers, but this model has {weight_of(module).shape[1]}'
+            )
+        elif module is not None and max(ids) >= len(weight_of(module)):
+            self.problems.append(
+                f'"{key}" has a row for token {max(ids)}, but this model has {len(weight_of(module))} tokens; load it '
+                "with the same model.new_tokens"
+            )
+        else:
+            self.tokens[path] = ids
 
     def _fits_model(self, key: str, name: str) -> bool:
         stored = self.tensors.get_slice(key)

@@ -47,8 +47,15 @@ def _base_of(request: dict[str, Any]) -> str:
 
 
 def _adapted(base: Any, folder: str) -> Any:
+    """Where the adapter has rows of new tokens, the base gets as many rows first, as PEFT expects."""
     import peft
+    from transformers import AutoTokenizer
 
+    config = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
+    if config.get("trainable_token_indices"):
+        needed = len(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+        if needed > base.get_input_embeddings().weight.shape[0]:
+            base.resize_token_embeddings(needed, mean_resizing=False)
     return peft.PeftModel.from_pretrained(base, folder).eval()
 
 

@@ -26,6 +26,11 @@ from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import objective_for
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage
 
+NEW_TOKENS = (
+    "has trained rows of new tokens (model.new_tokens), which a merge file by file has no place for. Use rankwise "
+    "export --format merged."
+)
+
 
 @dataclass(frozen=True)
 class Part:
@@ -202,6 +207,9 @@ def _read(
 ) -> Iterable[AdapterWeights]:  # fmt: skip
     modules = host_view(base.module)
     for artifact in artifacts:
+        if artifact.base_named is not None and artifact.base_named.new_tokens:
+            problems.append(f"{artifact.described} {NEW_TOKENS}")
+            continue
         try:
             adapter = read_adapter(artifact.result, modules)
         except RankwiseError as error:
