@@ -11,18 +11,21 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
 import rankwise
 from decoder_families import DECODERS, save_decoder
 from rankwise.adapters.formats.dialects import read_adapter
 from rankwise.adapters.formats.peft import WEIGHTS
+from rankwise.adapters.token_rows import TokenRows
+from rankwise.cli.main import app
 from rankwise.config.planning import Planned
 from rankwise.errors import RankwiseError
 from rankwise.exporting.engine_rules import verdicts as verdicts_of
 from rankwise.exporting.merging.as_adapter import combine
 from rankwise.exporting.merging.inputs import Options
 from rankwise.methods.artifact import open_artifact
-from rankwise.runs.records import Callback, StatusMessage, silent
+from rankwise.runs.records import Callback, StatusMessage, StepRecord, silent
 
 NEW = ("<city>", "<date>", "<price>")
 ROWS = [
@@ -175,3 +178,82 @@ def test_formats_without_a_place_for_them_are_refused_by_name(llama: Path) -> No
     weights = read_adapter(Path("runs/tokens/adapter"))
     verdicts = verdicts_of(weights)
     assert verdicts["PEFT"] is None and "rows of new tokens" in verdicts["vLLM"]
+
+
+def test_their_change_is_scaled_and_taken_out_like_any_other(llama: Path) -> None:
+    run = trained(llama)
+    ids = run.model.tokenizer.encode("It is in <city> for <price>.")
+    model, adapters = run.model.module, run.trainable.adapters
+    whole = logits(model, ids)
+    with adapters.base():
+        base = logits(model, ids)
+    with adapters.scaled(0.0):
+        assert apart(logits(model, ids), base) <= 1e-6
+    with adapters.scaled(0.5):
+        half = logits(model, ids)
+    assert apart(half, whole) > 1e-3 and apart(half, base) > 1e-3
+    assert torch.equal(logits(model, ids), whole)
+    with pytest.raises(RankwiseError, match=r'trained in "model.embed_tokens", so it gets no adapter'):
+        rankwise.add_adapter(adapters, rankwise.LoraConfig(targets=("embed_tokens",)), "second")
+    assert torch.equal(logits(adapters.remove(), ids), base)
+    assert not any(isinstance(part, TokenRows) for part in model.modules())
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", ["lora", "adalora"])
+def test_a_run_goes_on_as_if_never_stopped(method: str, llama: Path) -> None:
+    adapter = {"lora": rankwise.LoraConfig(rank=4), "adalora": rankwise.AdaLora(budget=4, warmup=0.2, final=0.2)}
+    training = rankwise.TrainingConfig(steps=4, batch_size=4, learning_rate=0.02, checkpoint_steps=2)
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    model = {"name": str(llama), "dtype": "float32", "new_tokens": NEW}
+    experiment = rankwise.Experiment(
+        model=model, data="rows.jsonl", adapter=adapter[method], training=training, run="whole"
+    )
+    rankwise.train(experiment, callback=silent)
+
+    def stop(event: object) -> None:
+        if isinstance(event, StepRecord) and event.step > 2:
+            raise Stopped
+
+    stopped = experiment.model_copy(update={"run": "stopped"})
+    with pytest.raises(Stopped):
+        rankwise.train(stopped, callback=stop)
+    rankwise.train(stopped, callback=silent, resume=True)
+    whole, resumed = (load_file(Path("runs", name, "adapter", WEIGHTS)) for name in ("whole", "stopped"))
+    assert whole.keys() == resumed.keys() and all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_another_round_goes_on_with_their_rows_and_full_fine_tuning_trains_all(llama: Path) -> None:
+    first = trained(llama)
+    training = rankwise.TrainingConfig(steps=1, batch_size=8, learning_rate=1e-9)
+    model = {"name": str(llama), "dtype": "float32", "new_tokens": NEW}
+    again = {"data": "rows.jsonl", "training": training, "adapter": {"start_from": "tokens"}}
+    second = rankwise.train(rankwise.Experiment(model=model, run="second", **again), callback=silent)
+    ids = first.model.tokenizer.encode("It is in <city> for <price>.")
+    assert apart(logits(second.model.module, ids), logits(first.model.module, ids)) <= 1e-5
+    with pytest.raises(RankwiseError, match=r"has 374 tokens; load it with the same model.new_tokens"):
+        rankwise.train(
+            rankwise.Experiment(model=model | {"new_tokens": NEW[:2]}, run="third", **again), callback=silent
+        )
+    full = again | {"adapter": {"method": "full"}, "training": training.model_copy(update={"learning_rate": 1e-3})}
+    whole = rankwise.train(rankwise.Experiment(model=model, run="full", **full), callback=silent)
+    live = logits(whole.model.module, ids)
+    loaded = rankwise.load_run("full")
+    assert loaded.model.tokenizer.encode("It is in <city> for <price>.") == ids
+    assert torch.equal(logits(loaded.model.module, ids), live)
+    with loaded.trainable.base():
+        assert apart(logits(loaded.model.module, ids), live) > 1e-3
+
+
+def test_the_command_line_takes_them_and_wrong_ones_are_refused(llama: Path) -> None:
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    words = ["train", "--model", str(llama), "--data", "rows.jsonl", "--run", "words", "--steps", "1"]
+    result = CliRunner().invoke(app, [*words, "--new-tokens", "<city>,<date>"])
+    assert result.exit_code == 0, result.output
+    assert rankwise.load_run("words").snapshot.experiment.model.new_tokens == ("<city>", "<date>")
+    for wrong, said in (("<city>,<city>", "named twice"), ([" "], "at least one visible character")):
+        with pytest.raises(RankwiseError, match=said):
+            rankwise.ModelConfig(name="m", new_tokens=wrong)

@@ -42,7 +42,7 @@ class TokenRows(HeadWrapper):
         self.register_buffer("_ids", torch.tensor(ids, device=weight.device), persistent=False)
 
     @property
-    def active(self) -> str | None:
+    def active(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self._active if self._shared is None else self._shared.active
 
     @active.setter

@@ -27,6 +27,7 @@ Format = Literal[
     "self-instruct",
     "oasst-trees",
 ]
+Reasoning = Literal["none", "learn", "mask"]
 TooLong = Literal["drop", "truncate", "cut-prompt", "split"]
 OF_HUB = ("subset", "revision")
 OF_TABLES = ("delimiter", "encoding", "sheet")
@@ -207,6 +208,10 @@ class DataConfig(Reading):
     answers: Literal["together", "apart"] = "together"
     """How a conversation with several answers is trained on: `together` is one row with all its answers; `apart` makes
     one row of each answer and the turns before it, for chat templates that rewrite earlier turns."""
+    reasoning: Reasoning = "none"
+    """Reasoning in answers, between `<think>` and `</think>` or in a field of its own (`reasoning_content`). `learn`
+    puts it into the loss, `mask` leaves it in the text and out of the loss, and both ask the model to reason. `none`
+    asks it not to, as a template's empty thought does, and refuses rows with reasoning that the template would drop."""
     packing: bool = False
     """Pack several rows of a step into one sequence, to compute less padding. Attention and positions keep the rows
     apart, so the result is the same."""
@@ -263,7 +268,7 @@ class DataConfig(Reading):
     @property
     def of_language_models(self) -> list[str]:
         """The settings given here that have no effect where no answer is written."""
-        names = ("recipe", "system", "learned", "answers", "packing")
+        names = ("recipe", "system", "learned", "answers", "reasoning", "packing")
         given = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
         return given + [f"too_long {self.too_long}"] * (self.too_long in ("cut-prompt", "split"))
 

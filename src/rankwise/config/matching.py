@@ -12,7 +12,16 @@ from collections.abc import Iterable, Sequence
 from rankwise.config.convolutions import inner_convolutions, left_out, left_out_of_all, no_inner_convolution
 from rankwise.config.experts import left_out_experts, no_adapter_over, stacked_matching, stacked_parameters
 from rankwise.config.expressions import matcher
-from rankwise.config.modules import ALL_CONV, ALL_LINEAR, AUTO, Modules, Selection, layer_number, linear_layers
+from rankwise.config.modules import (
+    ALL_CONV,
+    ALL_LINEAR,
+    AUTO,
+    Modules,
+    Selection,
+    layer_number,
+    linear_layers,
+    tower_layers,
+)
 from rankwise.config.old_names import explained, names_of, once_matched
 from rankwise.errors import TargetError, did_you_mean, some
 
@@ -64,12 +73,23 @@ def _notes(target: str, chosen: list[str], layers: tuple[int, ...] | None, modul
     if target == ALL_CONV:
         return [f'"{ALL_CONV}" leaves out {note}' for note in left_out_of_all(here, modules)]
     if target == ALL_LINEAR:
-        return left_out_experts(stacked_parameters(here, modules))
+        return left_out_experts(stacked_parameters(here, modules)) + _left_out_towers(here, modules)
     matches = matcher(target, "target")
     old = [] if any(map(matches, chosen)) else [explained(target, chosen)]
     others = left_out([path for path in here if matches(path)], modules)
     experts = [one for one in stacked_matching(matches, modules) if _in_layers(one, layers)]
     return old + [f'"{target}" leaves out {note}' for note in others] + left_out_experts(experts)
+
+
+def _left_out_towers(here: list[str], modules: Modules) -> list[str]:
+    """A note about the towers of a model that reads images or sounds too."""
+    towers = [path for path in tower_layers(modules) if path in here]
+    if not towers:
+        return []
+    return [
+        f"{len(towers)} layers that read images or sounds ({some(towers, 2)}) get no adapter, since rows of text do "
+        "not reach them. Name them in the targets to adapt them"
+    ]
 
 
 def _nothing_adaptable(target: str, matching: list[str], modules: Modules) -> str:

@@ -49,7 +49,24 @@ def layer_number(path: str) -> int | None:
     return next((int(part) for part in path.split(".") if part.isdecimal()), None)
 
 
+TOWERS = frozenset({
+    "vision_tower", "vision_model", "visual", "vision_backbone", "vision_encoder", "image_encoder", "image_newline",
+    "audio_tower", "audio_model", "audio_encoder", "multi_modal_projector", "mm_projector", "connector",
+    "vision_embed_tokens", "embed_vision", "embed_audio",
+})  # fmt: skip
+"""Names of the modules by which language models read images and sounds."""
+
+
 def linear_layers(modules: Modules, *, also_head: bool = False) -> list[str]:
-    """What `all-linear` means."""
-    return [path for path, seen in modules.items()
-            if seen.kind in ("linear", "conv1d") and (also_head or not seen.head)]  # fmt: skip
+    """What `all-linear` means: in a language model that reads images too, the layers of the language model."""
+    every = [path for path, seen in modules.items()
+             if seen.kind in ("linear", "conv1d") and (also_head or not seen.head)]  # fmt: skip
+    towers = set(tower_layers(modules))
+    return [path for path in every if path not in towers]
+
+
+def tower_layers(modules: Modules) -> list[str]:
+    """Linear layers of the towers beside a language model. A model that is a tower itself has none of these."""
+    linear = [path for path, seen in modules.items() if seen.kind in ("linear", "conv1d") and not seen.head]
+    inside = [path for path in linear if not TOWERS.isdisjoint(path.split("."))]
+    return inside if len(inside) < len(linear) else []

@@ -78,10 +78,11 @@ class TextWriting:
     """How pairs are learned, where rows are pairs of answers."""
 
     def by(self, spec: DataConfig) -> TextWriting:
-        """With the template of the recipe, where there is one."""
-        if spec.recipe is None:
-            return self
-        return replace(self, template=ChatTemplate.of_recipe(self.tokenizer, recipe_named(spec.recipe)))
+        """With the template of the recipe, where there is one, and asked to reason where rows have reasoning."""
+        own = self.template
+        if spec.recipe is not None:
+            own = ChatTemplate.of_recipe(self.tokenizer, recipe_named(spec.recipe))
+        return replace(self, template=own.with_reasoning(spec.reasoning))
 
     def encoder(self, spec: DataConfig) -> RowEncoder:
         limit = min(spec.max_length, self.context or spec.max_length)

@@ -27,6 +27,7 @@ from rankwise.data.formats import find_format, parse_row, refuse_other_form, use
 from rankwise.data.hub import HUB, Part, hub_part
 from rankwise.data.image_folder import METADATA, ImageFolder, choose_images, legible, list_folder, unnamed_images
 from rankwise.data.parts import arrays_in, file_part
+from rankwise.data.reasoning import reasoning_in_content
 from rankwise.data.splits import chosen_files, split_word, visible
 from rankwise.data.unsupported import refuse_images, refuse_row
 from rankwise.data.unused import Unused
@@ -136,6 +137,7 @@ class Reading:
         if part.format is None:
             part.format = given if given != "auto" else find_format(fields, where)
         refuse_other_form(fields, part.format, where, given=given != "auto")
+        row = row if self.spec.reasoning == "none" else reasoning_in_content(row)
         examples = parse_row(
             row, part.format, where, folder=part.images,
             system=system, columns=source.columns, labels=source.labels, alternatives=source.alternatives,

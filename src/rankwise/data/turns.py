@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 from rankwise.config.base import shown
+from rankwise.data.reasoning import FIELDS
 from rankwise.errors import DataError, did_you_mean
 from rankwise.system.strict_json import loads
 from rankwise.text.example import BREAK, Message, Role, ToolCall
@@ -21,7 +22,7 @@ ROLES: dict[str, Role] = {
     "function_call": "assistant",
     "tool": "tool", "observation": "tool", "function": "tool",
 }  # fmt: skip
-NOT_SUPPORTED = ("function_call", "reasoning_content", "reasoning", "thinking", "audio", "images", "refusal")
+NOT_SUPPORTED = ("function_call", *FIELDS, "audio", "images", "refusal")
 
 
 def read_turns(turns: Any, where: str, key: str, *, skip_first_answer: bool = False) -> tuple[Message, ...]:
@@ -230,7 +231,8 @@ def refuse_unsupported(holder: dict[str, Any], where: str, what: str, keys: tupl
     """Refuse fields that would change the conversation and are not supported yet."""
     there = [key for key in keys if holder.get(key)]
     if there:
-        raise DataError(f"{where}: the {what} has {', '.join(map(repr, there))}, which is not supported.")
+        setting = " Set data.reasoning to learn or mask." if set(there) & set(FIELDS) else ""
+        raise DataError(f"{where}: the {what} has {', '.join(map(repr, there))}, which is not supported.{setting}")
 
 
 def _is_text_part(part: Any) -> bool:

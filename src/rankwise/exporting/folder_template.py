@@ -29,17 +29,19 @@ def folder_parity(artifact: Artifact, folder: Path, callback: Callback) -> Parit
     if tokenizer is None:
         return ABSENT
 
+    own = template_of(artifact, tokenizer)
+
     def render(messages: Sequence[Message], tools: Sequence[Any]) -> str:
         try:
             return tokenizer.hub.apply_chat_template(
                 [as_openai(message) for message in messages], tools=list(tools) or None, tokenize=False,
-                add_generation_prompt=True, enable_thinking=False,
+                add_generation_prompt=True, enable_thinking=own.thinks,
             )  # fmt: skip
         except Exception as error:  # a template can raise any error
             raise TemplateError(str(error)) from None
 
     carrier = TEMPLATE if (folder / TEMPLATE).is_file() else TOKENIZER_CONFIG
-    parity = template_parity(template_of(artifact, tokenizer), render, adds_start=False, carrier=carrier)
+    parity = template_parity(own, render, adds_start=False, carrier=carrier)
     if parity.different:
         callback(WarningMessage(
             f"{folder / carrier} writes {len(parity.different)} of {parity.conversations} conversations otherwise than "

@@ -75,6 +75,8 @@ class Reference:
     change: float | None = None
     """Mean absolute difference of these log-probabilities between the base model and ours; None without a base."""
     base_folder: str | None = None
+    thinks: bool = False
+    """Whether our template asks the model to reason."""
 
     @property
     def request(self) -> dict[str, Any]:
@@ -82,8 +84,10 @@ class Reference:
             [{"role": one.role, "content": one.content} for one in messages] for messages, _ in self.conversations
         ]
         names = {} if self.base_folder is None else missing_names(Path(self.base_folder))
-        return {"questions": [one.request for one in self.questions], "conversations": spoken, "base": self.base_folder,
-                "base_settings": names}  # fmt: skip
+        return {
+            "questions": [one.request for one in self.questions], "conversations": spoken, "base": self.base_folder,
+            "base_settings": names, "thinks": self.thinks,
+        }  # fmt: skip
 
 
 def open_float32(artifact: Artifact, *, force_base: bool = False) -> TunedModel:
@@ -114,6 +118,7 @@ def reference_to(
     return Reference(
         "", tuple(questions), tuple(conversations_for(model)), model.tokenizer.hub.eos_token_id,
         model.template.end_ids, _change(tuned, questions), str(model.source.folder.absolute()),
+        model.template.thinks,
     )  # fmt: skip
 
 

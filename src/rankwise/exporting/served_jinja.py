@@ -5,7 +5,7 @@ know less than transformers does. models/saving.py removes `{% generation %}` ma
 the tokenizer puts before every text; llama.cpp does not add it twice. Here three more changes are made:
 
 - a template for tools and one without become one template;
-- `enable_thinking` is set to false, as in training;
+- `enable_thinking` is set as in training;
 - special tokens are set that engines do not pass, or pass as another token.
 """
 
@@ -51,7 +51,7 @@ def template_of(artifact: Artifact, tokenizer: HubTokenizer) -> ChatTemplate:
 def _settings(template: ChatTemplate, source: str) -> str:
     """What training passes to the template and an engine does not."""
     used, hub = names(source), template.tokenizer.hub
-    values: dict[str, Any] = {"enable_thinking": False} if "enable_thinking" in used else {}
+    values: dict[str, Any] = {"enable_thinking": template.thinks} if "enable_thinking" in used else {}
     for name, token in template.special_tokens.items():
         if name in used and (name not in PASSED or getattr(hub, name) != token):
             values[name] = token
@@ -59,7 +59,7 @@ def _settings(template: ChatTemplate, source: str) -> str:
 
 
 def _literal(value: object) -> str:
-    return "false" if value is False else json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False)
 
 
 def gguf_parity(template: ChatTemplate, source: str | None = None) -> Parity:

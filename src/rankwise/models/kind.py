@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rankwise.config.images import ImageProcessing
@@ -24,3 +24,16 @@ class ModelKind:
 
 
 CAUSAL_LM = ModelKind("AutoModelForCausalLM", "a causal language model")
+
+
+def kind_for(kind: ModelKind, config: Mapping[str, Any]) -> ModelKind:
+    """The kind for a folder with this config: a language model that reads images too has an auto class of its own in
+    many families. Its text is trained on alone."""
+    from transformers.models.auto import modeling_auto as auto
+
+    family = config.get("model_type")
+    if kind != CAUSAL_LM or not isinstance(family, str) or family in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return kind
+    if family not in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return kind
+    return replace(kind, auto_class="AutoModelForImageTextToText")

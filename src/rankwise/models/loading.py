@@ -18,7 +18,7 @@ from rankwise.models.bitsandbytes_folder import bitsandbytes_folder
 from rankwise.models.gguf_mapped import gguf_tensors, quantization_of
 from rankwise.models.heads import head_modules
 from rankwise.models.inspection import read_json, refuse_vision
-from rankwise.models.kind import CAUSAL_LM, ModelKind
+from rankwise.models.kind import CAUSAL_LM, ModelKind, kind_for
 from rankwise.models.loaded import LoadedModel, TextReader
 from rankwise.models.new_tokens import give_rows
 from rankwise.models.precision import choose_precision
@@ -46,7 +46,9 @@ def load_unchecked(spec: ModelConfig, callback: Callback = silent, kind: ModelKi
     precision = choose_precision(spec)
     source = find(spec, callback)
     if kind.processing is None:
-        refuse_vision(read_json(source.folder / "config.json"), str(source.folder))
+        config = read_json(source.folder / "config.json")
+        refuse_vision(config, str(source.folder))
+        kind = kind_for(kind, config)
     trusted = spec.trust_code is not None and spec.trust_code == source.commit
     if spec.memory is not None and precision.device.type != "cpu":
         callback(WarningMessage(f"model.memory limits memory on the CPU alone, and the model is on {precision.device}"))

@@ -68,6 +68,8 @@ class TemplateFacts(Config):
     sha256: str
     ends: tuple[str, ...]
     start: str
+    reasoning: Literal["none", "learn", "mask"] = "none"
+    """Whether reasoning in answers was learned or masked, and the model is asked to reason (data.reasoning)."""
 
 
 class LengthFacts(Config):

@@ -1,8 +1,9 @@
 """Chat templates: the model's own, a recipe's, a plain one, or the one that a run has stored.
 
-All of them are Jinja and run in transformers' sandbox. Templates that can write a model's thoughts are told not to, in
-training and at inference. A model without a template gets a plain one, so that a base model can be trained and used:
-"User: …\nAssistant: …" with the model's end token after each answer.
+All of them are Jinja and run in transformers' sandbox. Templates that can write a model's reasoning are told not to, in
+training and at inference alike, unless rows with reasoning are trained on (data.reasoning). A model without a template
+gets a plain one, so that a base model can be trained and used: "User: …\nAssistant: …" with the model's
+end token after each answer.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
+from rankwise.config.data import Reasoning
 from rankwise.config.recipe import Recipe
 from rankwise.errors import TemplateError
 from rankwise.runs.data_report import TemplateFacts
 from rankwise.text.example import Message, ToolCall
+from rankwise.text.reasoning import OPEN, may_be_thought, without_thought
 from rankwise.text.template_probe import Shown, Span
 from rankwise.text.tokenizer import HubTokenizer
 
@@ -45,9 +48,10 @@ class ChatTemplate:
 
     def __init__(
         self, tokenizer: HubTokenizer, source: str | Mapping[str, str], kind: str, *,
-        ends: Sequence[str] | None = None, start: str = "",
+        ends: Sequence[str] | None = None, start: str = "", reasoning: Reasoning = "none",
     ) -> None:  # fmt: skip
         self.tokenizer = tokenizer
+        self.reasoning: Reasoning = reasoning
         self.kind = kind
         self.start = tokenizer.start
         self._sources = {"default": source} if isinstance(source, str) else dict(source)
@@ -79,7 +83,19 @@ class ChatTemplate:
 
     @classmethod
     def of_data_report(cls, tokenizer: HubTokenizer, facts: TemplateFacts) -> ChatTemplate:
-        return cls(tokenizer, facts.sources, facts.kind, ends=facts.ends, start=facts.start)
+        return cls(tokenizer, facts.sources, facts.kind, ends=facts.ends, start=facts.start, reasoning=facts.reasoning)
+
+    def with_reasoning(self, reasoning: Reasoning) -> ChatTemplate:
+        """The same template, asked to reason unless `reasoning` is none."""
+        if reasoning == self.reasoning:
+            return self
+        facts = self.facts.model_copy(update={"reasoning": reasoning})
+        return ChatTemplate.of_data_report(self.tokenizer, facts)
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model is asked to reason."""
+        return self.reasoning != "none"
 
     @property
     def special_tokens(self) -> dict[str, str]:
@@ -89,14 +105,24 @@ class ChatTemplate:
     @property
     def facts(self) -> TemplateFacts:
         return TemplateFacts(
-            kind=self.kind, sources=self._sources, sha256=self.identity, ends=tuple(self.ends), start=self._prefix
+            kind=self.kind,
+            sources=self._sources,
+            sha256=self.identity,
+            ends=tuple(self.ends),
+            start=self._prefix,
+            reasoning=self.reasoning,
         )
 
     @cached_property
     def identity(self) -> str:
         """A hash of everything that decides the rendered text, including the special tokens that the template names."""
         pairs = [*sorted(self._sources.items()), *sorted(self._special.items())]
-        parts = [self._prefix, *self.ends, *(part for pair in pairs for part in pair)]
+        parts = [
+            *([self.reasoning] if self.thinks else []),
+            self._prefix,
+            *self.ends,
+            *(part for pair in pairs for part in pair),
+        ]
         return sha256("\0".join(parts).encode()).hexdigest()
 
     @cached_property
@@ -133,17 +159,22 @@ class ChatTemplate:
         return self.tokenizer.count_special(text)
 
     def answer_text(self, ids: Sequence[int]) -> str:
-        """The readable text of generated ids, without special tokens, the end, and the template's own spaces."""
+        """The readable text of generated ids, without special tokens, the end, the template's own spaces, and reasoning
+        that the model was asked for."""
         text = self.tokenizer.readable(ids)
+        text = without_thought(text) if self.thinks else text
         place = self._end_text_at(text)
         before, behind = self._around
         return (text.removesuffix(behind) if place is None else text[:place].rstrip()).removeprefix(before)
 
     def streamed_text(self, ids: Sequence[int]) -> str:
         """The part of the answer that later ids cannot change. A possible beginning of an end text is left out."""
+        if self.thinks and may_be_thought(self.tokenizer.readable(ids), self._opens):
+            return ""
         if not (self.end_texts or self._around[1]) or self.has_end_text(ids):
             return self.answer_text(ids)
         text = self.tokenizer.readable(ids)
+        text = without_thought(text) if self.thinks else text
         sizes = (size for end in self.end_texts for size in range(1, len(end)) if text.endswith(end[:size]))
         return text[: len(text) - max(sizes, default=0)].rstrip().removeprefix(self._around[0])
 
@@ -162,6 +193,11 @@ class ChatTemplate:
             before[spans[0][0] :] if spans else before.removeprefix(self._probe_prompt) if self._probe_prompt else ""
         )
         return in_loss if in_loss.isspace() else "", behind[: len(behind) - len(behind.lstrip())]
+
+    @cached_property
+    def _opens(self) -> bool:
+        """Whether the prompt begins the reasoning."""
+        return self._probe_prompt.rstrip().endswith(OPEN)
 
     @cached_property
     def _probed(self) -> tuple[str, list[Span]]:
@@ -209,7 +245,7 @@ class ChatTemplate:
             return render_jinja_template(
                 [[_turn(message, self.guarded, has_place, arguments_as_text) for message in messages]],
                 tools=[_guarded(tool, self.guarded) for tool in tools] or None, chat_template=source,
-                add_generation_prompt=answer_next, return_assistant_tokens_mask=marks, enable_thinking=False,
+                add_generation_prompt=answer_next, return_assistant_tokens_mask=marks, enable_thinking=self.thinks,
                 **special,
             )  # fmt: skip
 

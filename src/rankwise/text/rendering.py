@@ -18,8 +18,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
+from rankwise.config.data import Reasoning
 from rankwise.errors import TemplateError
 from rankwise.text.example import Example, Message
+from rankwise.text.reasoning import CLOSE, OPEN, parted
 from rankwise.text.template_probe import Renders, Span, merged, refuse_unshown, shown_of
 
 APART = (
@@ -68,6 +70,11 @@ class Template(Renders, Protocol):
         ...
 
     @property
+    def reasoning(self) -> Reasoning:
+        """Whether reasoning in answers is learned or masked, and the model is asked to reason."""
+        ...
+
+    @property
     def rewrites(self) -> bool:
         """Whether the template is known to rewrite earlier turns."""
         ...
@@ -104,13 +111,19 @@ def render(example: Example, template: Template) -> Rendering:
         if example.text is not None:
             return _whole_text(example.text, template)
         whole, spans = template.marked(example.messages, example.tools)
-        usable = spans and shown_of(example, template).marks_fit
+        usable = spans and template.reasoning == "none" and shown_of(example, template).marks_fit
         by_marks = _by_marks(example, template, whole, merged(spans)) if usable else None
         rendering = by_marks or _by_prefix(example, template, whole)
         refuse_unshown(example, template, whole)
         return rendering
     except TemplateError as error:
-        raise type(error)(f"{example.where}: {error}") from None
+        raise type(error)(f"{example.where}: {error}{_hint(example, template)}") from None
+
+
+def _hint(example: Example, template: Template) -> str:
+    """What helps where a template drops or rewrites the reasoning in an answer."""
+    reasons = any(message.role == "assistant" and CLOSE in message.content for message in example.messages)
+    return " It has reasoning: set data.reasoning to learn or mask." if reasons and template.reasoning == "none" else ""
 
 
 def _whole_text(text: str, template: Template) -> Rendering:
@@ -159,7 +172,8 @@ def _by_prefix(example: Example, template: Template, whole: str) -> Rendering:
         last = index + 1 == len(example.messages)
         after = whole if last else template.text(example.messages[: index + 1], example.tools)
         stable = after.startswith(before) and whole.startswith(before) and len(before) >= position
-        end = len(before) + _learned_length(after[len(before) :], message, template) if stable else 0
+        start, end = _learned_span(after[len(before) :], message, template) if stable else (0, 0)
+        start, end = start + len(before), end + len(before)
         if not stable or not whole.startswith(after[:end]):
             several = [message.role for message in example.messages].count("assistant") > 1
             raise UnstableTemplate(
@@ -167,7 +181,7 @@ def _by_prefix(example: Example, template: Template, whole: str) -> Rendering:
                 "to that turn, so the answer cannot be separated from the prompt."
                 + (APART if several else " Its generation prompt does not match the way it writes answers.")
             )
-        found.append((len(before), end))
+        found.append((start, end))
         position = end
     return Rendering(_cut(whole, found), "prefix")
 
@@ -179,6 +193,25 @@ def _cut(whole: str, learned: Sequence[Span]) -> tuple[Segment, ...]:
         segments += [Segment(whole[position:start], False), Segment(whole[start:end], True)]
         position = end
     return tuple(segment for segment in (*segments, Segment(whole[position:], False)) if segment.text)
+
+
+def _learned_span(rendered: str, message: Message, template: Template) -> Span:
+    """Where the loss begins and ends in the rendered turn. A thought that the template writes before an answer is
+    treated as reasoning too, empty or not."""
+    thought, answer = parted(message.content) if template.reasoning != "none" else (None, message.content)
+    before, close, behind = rendered.partition(CLOSE)
+    writes = template.reasoning != "none" and close and (thought is not None or before.strip().startswith(OPEN))
+    if not writes and thought is None:
+        return 0, _learned_length(rendered, message, template)
+    written = before.strip().removeprefix(OPEN).strip()
+    if not writes or written != template.guarded(thought or "").strip():
+        raise TemplateError(
+            f"the chat template does not write the reasoning {(thought or '')[:40]!r} of the answer as it is, but "
+            f"{rendered[:60]!r}, so it can be neither learned nor masked."
+        )
+    begin = len(before) + len(close)
+    end = begin + _learned_length(behind, replace(message, content=answer), template)
+    return (0 if template.reasoning == "learn" else begin + len(behind) - len(behind.lstrip())), end
 
 
 def _learned_length(rendered: str, message: Message, template: Template) -> int:

@@ -23,13 +23,16 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         "version": mlx_lm.__version__,
         "end_id": tokenizer.eos_token_id,
         "stop_ids": None if adapter else sorted(tokenizer.eos_token_ids),
-        "conversations": [_rendered(tokenizer, messages) for messages in request.get("conversations", ())],
+        "conversations": [
+            _rendered(tokenizer, messages, request.get("thinks", False))
+            for messages in request.get("conversations", ())
+        ],
         "replies": [_reply(model, tokenizer, one) for one in request["questions"]],
     }
 
 
-def _rendered(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, enable_thinking=False, return_dict=False)
+def _rendered(tokenizer: Any, messages: list[dict[str, str]], thinks: bool) -> list[int]:
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, enable_thinking=thinks, return_dict=False)
     return [int(one) for one in ids]
 
 

@@ -23,7 +23,10 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         "engine": "server",
         "version": f"{address}, model {model}",
         "replies": [_reply(address, model, one) for one in request["questions"]],
-        "conversation_sizes": [_size(address, model, messages) for messages in request.get("conversations", ())],
+        "conversation_sizes": [
+            _size(address, model, messages, request.get("thinks", False))
+            for messages in request.get("conversations", ())
+        ],
     }
 
 
@@ -61,8 +64,9 @@ def _same(choice: dict[str, Any], question: dict[str, Any]) -> bool:
     return choice["text"].strip() == question["answer"].strip()
 
 
-def _size(address: str, model: str, messages: list[dict[str, str]]) -> int | None:
-    body = {"model": model, "messages": messages, "max_tokens": 1, "chat_template_kwargs": {"enable_thinking": False}}
+def _size(address: str, model: str, messages: list[dict[str, str]], thinks: bool) -> int | None:
+    asked = {"chat_template_kwargs": {"enable_thinking": thinks}}
+    body = {"model": model, "messages": messages, "max_tokens": 1, **asked}
     try:
         usage = _call(address, "/v1/chat/completions", {**body, **FROM_MODEL}).get("usage") or {}
     except RuntimeError:

@@ -36,7 +36,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             "version": openvino_genai.__version__,
             "end_id": engine.tokenizer.get_eos_token_id(),
             "stop_ids": None if adapter else engine.stop_ids,
-            "conversations": [engine.rendered(messages) for messages in request.get("conversations", ())],
+            "conversations": [
+                engine.rendered(messages, request.get("thinks", False)) for messages in request.get("conversations", ())
+            ],
             "replies": [engine.reply(one, at < SCORED) for at, one in enumerate(request["questions"])],
         }
 
@@ -73,9 +75,9 @@ class Engine:
     def stop_ids(self) -> list[int]:
         return sorted({self.settings.eos_token_id, *self.settings.stop_token_ids} - {-1})
 
-    def rendered(self, messages: list[dict[str, str]]) -> list[int]:
+    def rendered(self, messages: list[dict[str, str]], thinks: bool) -> list[int]:
         text = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, extra_context={"enable_thinking": False}
+            messages, add_generation_prompt=True, extra_context={"enable_thinking": thinks}
         )
         return self._ids(text)
 

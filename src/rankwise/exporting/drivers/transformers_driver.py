@@ -76,7 +76,10 @@ def _written(request: dict[str, Any], adapter: bool) -> dict[str, Any]:
     return {
         "end_id": tokenizer.eos_token_id,
         "stop_ids": None if adapter else stops,
-        "conversations": [_rendered(tokenizer, messages) for messages in request.get("conversations", ())],
+        "conversations": [
+            _rendered(tokenizer, messages, request.get("thinks", False))
+            for messages in request.get("conversations", ())
+        ],
         "replies": [
             {
                 "prompt_ids": tokenizer(one["prompt"], add_special_tokens=False)["input_ids"],
@@ -93,10 +96,10 @@ def _ids(value: Any) -> list[int]:
     return [] if value is None else [value] if isinstance(value, int) else list(value)
 
 
-def _rendered(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
+def _rendered(tokenizer: Any, messages: list[dict[str, str]], thinks: bool) -> list[int]:
     """The conversation by the template of the export."""
     return tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=False, enable_thinking=False
+        messages, add_generation_prompt=True, tokenize=True, return_dict=False, enable_thinking=thinks
     )
 
 
