@@ -95,7 +95,7 @@ def test_the_start_of_another_adapter_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("lora_bias", True), ("target_parameters", ["mlp.experts.gate_up_proj"]), ("trainable_token_indices", [1, 2]),
+        ("lora_bias", True), ("target_parameters", ["mlp.experts.gate_up_proj"]),
         ("layer_replication", [[0, 1], [0, 1]]), ("alora_invocation_tokens", [4]), ("init_lora_weights", "loftq"),
         ("init_lora_weights", "lora_ga"), ("init_lora_weights", "pissa_niter_4"),
     ],

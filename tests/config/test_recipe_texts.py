@@ -284,7 +284,7 @@ def test_ends():
     ],
 )
 def test_settings_of_data(name, max_length, too_long, learned):
-    assert set(recipe_named(name).settings) <= {"data", "training", "adapter"}
+    assert set(recipe_named(name).settings) <= {"data", "training", "adapter", "model"}
     data = DataConfig(path="rows.jsonl", recipe=name)
     assert (data.max_length, data.too_long, data.learned) == (max_length, too_long, learned)
 

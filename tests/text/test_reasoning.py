@@ -154,8 +154,10 @@ def test_a_field_of_its_own_is_the_same_reasoning(tmp_path: Path) -> None:
     )
     assert tags == field and tags[-1].content == f"{THOUGHT}Four."
     without = DataConfig(path=str(tmp_path / "apart.jsonl"))
-    with pytest.raises(DataError, match=r"'reasoning_content', which is not supported. Set data.reasoning to learn"):
-        read(without, without.all_sources[0])
+    reading = open_source(without, without.all_sources[0])
+    assert list(reading.chunks()) == []
+    ((_, problem),) = reading.skipped
+    assert "'reasoning_content', which is not supported. Set data.reasoning to learn or mask." in problem
 
 
 def test_a_run_asks_as_it_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

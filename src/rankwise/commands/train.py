@@ -146,6 +146,8 @@ def _misfit(model: LoadedModel, experiment: Experiment, objective: Objective) ->
     if objective.targets is not None:
         return "a classifier gets its new head when its model is loaded; give the model's name, not a loaded model."
     spec = model.spec if model.quantization is not None else model.spec.model_copy(update={"quantize": "none"})
+    if experiment.base.new_tokens != model.spec.new_tokens:
+        return "the given model has other new tokens than the training has (model.new_tokens); give the model's name."
     if experiment.base not in (model.spec, spec):  # weights in full are the same by either setting
         return f'the given model is "{model.spec.name}", but the experiment names another one: {experiment.base}.'
     return None

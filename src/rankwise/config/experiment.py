@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -70,13 +71,15 @@ class Experiment(Config):
     @model_validator(mode="before")
     @classmethod
     def _over_recipe(cls, value: Any) -> Any:
-        """Take from the recipe the training and adapter settings that were not given."""
+        """Take from the recipe the training, adapter and model settings that were not given."""
         data = value.get("data") if isinstance(value, dict) else None
         name = data.get("recipe") if isinstance(data, dict) else getattr(data, "recipe", None)
         if not isinstance(name, str) or name not in RECIPES:
             return value
-        settings = recipe_named(name).settings
-        return value | {part: _over(settings.get(part, {}), value.get(part)) for part in ("training", "adapter")}
+        settings, model = recipe_named(name).settings, value.get("model")
+        parts = {part: _over(settings.get(part, {}), value.get(part)) for part in ("training", "adapter")}
+        named = {"name": os.fspath(model)} if isinstance(model, str | os.PathLike) else model
+        return value | parts | ({} if model is None else {"model": _over(settings.get("model", {}), named)})
 
     @model_validator(mode="after")
     def _base_fits_method(self) -> Self:

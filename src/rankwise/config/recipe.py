@@ -56,7 +56,7 @@ class Recipe(Config):
     """Tokens that the authors added to the vocabulary."""
     added_tokens_note: str = ""
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Settings of `data`, `training` and `adapter`."""
+    """Settings of `data`, `training`, `adapter` and `model`."""
     published: dict[str, Any]
 
 

@@ -17,6 +17,7 @@ from rankwise.errors import ConfigError, ModelError
 from rankwise.planning.devices import Device
 from rankwise.planning.image_rows import side_of
 from rankwise.planning.new_head import TWO_CLASSES, new_head
+from rankwise.planning.new_tokens import with_new_tokens
 from rankwise.planning.plan import Plan, plan_for
 from rankwise.planning.reading import read_shape
 from rankwise.planning.shape import ModelShape, NewHead
@@ -32,7 +33,7 @@ def plan(
     """What a training by `config` would take. `device` is one of the list (`rtx-4090`) or `cpu`; by default the card or
     the processor that is here. `on` is a device that is known to be used, and `outputs` are those of a classifier whose
     rows were read already."""
-    shape = shape_planned(config, outputs)
+    shape = with_new_tokens(shape_planned(config, outputs), len(config.model.new_tokens))
     return plan_for(shape, config, device=device, watts=watts, price=price, measured=measured, on=on)
 
 

@@ -25,10 +25,11 @@ from rankwise.adapters.targets import Choice, notes_about
 from rankwise.adapters.token_rows import tables_of_tokens
 from rankwise.config.method import MethodConfig
 from rankwise.config.models import ModelConfig
-from rankwise.errors import ModelError, RunError, some
+from rankwise.errors import ModelError
 from rankwise.methods.artifact import Artifact
 from rankwise.methods.base import BASE_FACTS, base_facts, check_base
 from rankwise.methods.method import Contents, Record, Setup
+from rankwise.methods.new_tokens import TOKEN_RATE, check_tokens, notes_on_tokens
 from rankwise.methods.state import TrainableState, state_of
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.saving import save_reader
@@ -39,9 +40,6 @@ from rankwise.runs.directory import CARD
 from rankwise.runs.lineage import LINEAGE, Lineage
 from rankwise.runs.records import Callback, RankRecord, StatusMessage, WarningMessage
 from rankwise.system.files import write_atomic
-
-TOKEN_RATE = 1.0
-"""Learning rate of the rows of new tokens, as a multiple of the adapter's."""
 
 
 class AdapterTrainable:
@@ -215,11 +213,8 @@ class AdapterMethod(ABC, Generic[Settings]):
             revision=record.revision, fill=fill,
             beside={DATA_REPORT: record.data_report, BASE_FACTS: facts.model_dump(mode="json"), **_rounds(record)},
         )  # fmt: skip
-        if any(getattr(rows.base_layer, "bias", None) is not None for rows in trainable.adapters.token_rows().values()):
-            record.callback(StatusMessage(
-                "this model's output head has a bias, which PEFT (0.21) leaves out where rows of new tokens are "
-                "trained: for other programs, use rankwise export --format merged"
-            ))  # fmt: skip
+        for note in notes_on_tokens(trainable.adapters):
+            record.callback(StatusMessage(note))
         if model.source.mapped_file is not None:
             record.callback(StatusMessage(
                 "PEFT cannot read GGUF files: for llama.cpp, use rankwise export --format gguf-lora; for others, "
@@ -249,7 +244,7 @@ class AdapterMethod(ABC, Generic[Settings]):
                 f"{model.source.name} from {model.source.where} is the right base model"
             ))  # fmt: skip
         adapters = lay_peft(model.module, artifact.result, callback=callback)
-        _check_tokens(adapters, model, artifact)
+        check_tokens(adapters, model, artifact)
         return model, self.trainable(adapters)
 
     def trainable(self, adapters: AdapterSet) -> AdapterTrainable:
@@ -265,18 +260,6 @@ class AdapterMethod(ABC, Generic[Settings]):
 
     def check_export(self, format: str, folder: Path) -> None:
         """An adapter can be written in every format."""
-
-
-def _check_tokens(adapters: AdapterSet, model: LoadedModel, artifact: Artifact) -> None:
-    """RunError where a tokenizer gave the new tokens other ids than those whose rows were trained."""
-    trained = {number for rows in adapters.token_rows().values() for number in rows.ids}
-    new = model.tokenizer.new if model.text is not None else None
-    if new is not None and (other := set(new.ids.values()) - trained):
-        raise RunError(
-            f"{artifact.described} trained the rows of {len(trained)} new tokens, but {model.source.name} from "
-            f"{model.source.where} gives them other ids ({some(map(str, sorted(other)), 4)}). Use the base model that "
-            "it was trained on."
-        )
 
 
 def _rounds(record: Record) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from rankwise.planning.fitting import Changes, Fit, Remedy, fit_of, least_recomp
 from rankwise.planning.forecast import AtOnce, Forecast, at_once, forecast, longest_of, operations_of, rows_at_once
 from rankwise.planning.image_rows import images_in_memory, passes_of, reads_by_arrow
 from rankwise.planning.memory import FORMATS, weights_bytes
-from rankwise.planning.new_tokens import with_new_tokens
 from rankwise.planning.operations import Load
 from rankwise.planning.parameters import Parameters
 from rankwise.planning.planned_device import HERE, planned_device, refuse_elsewhere, within_limit
@@ -232,7 +231,6 @@ def plan_for(
 ) -> Plan:  # fmt: skip
     """`device` is one of the list (`rtx-4090`) or `cpu`, by default what is here; `on` is known to be used."""
     _refuse_negative(watts=watts, price=price)
-    shape = with_new_tokens(shape, len(config.model.new_tokens))
     if measured is not None:
         refuse_elsewhere(device)
     rows = rows_of_training(config, shape)

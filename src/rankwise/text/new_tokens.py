@@ -10,10 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from rankwise.text.tokenizer import HubTokenizer
+
+class Extensible(Protocol):
+    """A tokenizer of transformers, as text/tokenizer.py wraps it."""
+
+    @property
+    def hub(self) -> Any: ...
+
+    def encode_after(self, text: str) -> Any: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,7 @@ class NewTokens:
     """Those that the tokenizer had already, with their ids."""
 
 
-def added(tokenizer: HubTokenizer, texts: Sequence[str]) -> NewTokens:
+def added(tokenizer: Extensible, texts: Sequence[str]) -> NewTokens:
     """Add tokens to the tokenizer of transformers behind `tokenizer`, which knows them only once it is made anew."""
     from tokenizers import AddedToken
 
@@ -38,7 +46,7 @@ def added(tokenizer: HubTokenizer, texts: Sequence[str]) -> NewTokens:
     return NewTokens(ids, {text: pieces[text] for text in others}, existing)
 
 
-def _known(tokenizer: HubTokenizer, text: str, pieces: tuple[int, ...]) -> int | None:
+def _known(tokenizer: Extensible, text: str, pieces: tuple[int, ...]) -> int | None:
     """The id of a text that is one token already."""
     number = tokenizer.hub.get_vocab().get(text)
     if number is not None:
