@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
@@ -91,6 +91,9 @@ def test_only_their_rows_are_trained_and_come_back_everywhere(
         first.resize_token_embeddings(size + 3, mean_resizing=False)
         theirs = PeftModel.from_pretrained(first, run.folder / "adapter").eval()
         assert apart(logits(theirs, ids), adapted) <= 1e-5, "PEFT"
+        assert (
+            apart(logits(AutoPeftModelForCausalLM.from_pretrained(run.folder / "adapter").eval(), ids), adapted) <= 1e-5
+        )
     there = AutoTokenizer.from_pretrained(run.folder / "adapter")
     assert there("It is in <city>, since <date> for <price>.", add_special_tokens=False)["input_ids"] == ids
     rankwise.export("tokens", to="peft")

@@ -129,6 +129,9 @@ FLAGS = {
     "system": Flag("data.system", str,
         "System message for rows without one. With --prompt, it may contain column names in braces."),
     "ignore_columns": Flag("data.ignore_columns", str, "Columns to ignore, separated by commas."),
+    "reasoning": Flag("data.reasoning", str,
+        "Reasoning in answers, between <think> and </think>: learn puts it into the loss, mask leaves it out.  "
+        "[default: the model is asked without it]"),
     "max_length": Flag("data.max_length", int, "Largest number of tokens in a row.  [default: 1024, or the recipe's]"),
     "on_bad_row": Flag("data.on_bad_row", str,
         "stop: end with an error at a row that cannot be used; skip: leave it out and list it.  [default: stop]"),
@@ -144,7 +147,7 @@ FLAGS = {
     "seed": Flag("training.seed", int, "Seed of the training."),
 }  # fmt: skip
 ROWS = (
-    "recipe", "format", "prompt", "completion", "system", "ignore_columns", "max_length", "on_bad_row",
+    "recipe", "format", "prompt", "completion", "system", "ignore_columns", "reasoning", "max_length", "on_bad_row",
 )  # fmt: skip
 VALIDATION_ROWS = ("held_out", "held_out_order", "group", "validation_data")
 KEEPING = ("anchor", "anchor_text", "forget_at_most", "accuracy_tasks", "replay", "replay_data")

@@ -14,6 +14,7 @@ from rankwise.config.data import DataConfig
 from rankwise.config.images import ImagesConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.preference import as_pairs
+from rankwise.config.recipe import recipe_named
 from rankwise.data.classes import read_targets
 from rankwise.data.pair_rows import is_pair
 from rankwise.data.preparing import ImageWriting, TextWriting, count_only, prepare
@@ -252,7 +253,10 @@ def _writing(
     objective = objective_by(model, data, images, callback)
     if isinstance(objective, ImageClassification):
         return ImageWriting(starter, objective.processing, objective.targets)
-    tokenizer, name, context = load_tokenizer(model or ModelConfig(name=starter), callback)
+    spec = model or ModelConfig(name=starter)
+    if data.recipe is not None and not spec.new_tokens:
+        spec = spec.model_copy(update=recipe_named(data.recipe).new_tokens)
+    tokenizer, name, context = load_tokenizer(spec, callback)
     return TextWriting(
         tokenizer, ChatTemplate.of_model(tokenizer), name, context, objective.encoder, guessed=model is None,
         targets=objective.targets, pairs=objective.facts if isinstance(objective, Preference) else None,

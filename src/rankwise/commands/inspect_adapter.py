@@ -23,7 +23,7 @@ QUIET_SECONDS = 3
 """Shorter work tells no progress."""
 DECLARED = (
     "peft_type", "r", "init_r", "lora_alpha", "use_rslora", "use_dora", "target_modules", "rank_pattern",
-    "alpha_pattern", "modules_to_save",
+    "alpha_pattern", "modules_to_save", "trainable_token_indices",
 )  # fmt: skip
 
 

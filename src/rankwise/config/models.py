@@ -83,6 +83,14 @@ class ModelConfig(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _new_tokens_are_in_memory(self) -> Self:
+        if self.new_tokens and self.memory is not None:
+            raise ValueError(
+                "new_tokens adds rows to the embedding, which model.memory leaves in its file. Leave one of the two out"
+            )
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _name_alone(cls, value: Any) -> Any:

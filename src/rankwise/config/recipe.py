@@ -59,6 +59,11 @@ class Recipe(Config):
     """Settings of `data`, `training`, `adapter` and `model`."""
     published: dict[str, Any]
 
+    @property
+    def new_tokens(self) -> dict[str, Any]:
+        """The setting of the model that adds the system's tokens, where it added some."""
+        return {name: tuple(value) for name, value in self.settings.get("model", {}).items() if name == "new_tokens"}
+
 
 @cache
 def recipe_named(name: str) -> Recipe:
