@@ -368,8 +368,10 @@ def test_added_tokens():
         "dolly": ("### End", "### Instruction:", "### Response:\n"),
         "stablelm": ("<|SYSTEM|>", "<|USER|>", "<|ASSISTANT|>"),
     }
-    for name in ("alpaca", "dolly", "stablelm"):
-        assert "text" in recipe_named(name).added_tokens_note
+    assert "text" in recipe_named("alpaca").added_tokens_note, "a token for padding, which is not needed"
+    for name in ("dolly", "stablelm"):
+        recipe = recipe_named(name)
+        assert recipe.new_tokens == {"new_tokens": recipe.added_tokens}, "their rows are trained"
 
 
 def test_every_file_is_a_recipe_and_names_its_sources():

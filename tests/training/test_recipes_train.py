@@ -9,6 +9,7 @@ import os
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import StableLmConfig, StableLmForCausalLM
 from typer.testing import CliRunner
 
@@ -116,6 +117,21 @@ def test_the_data_report_names_recipe_and_template_in_the_run_and_beside_the_ada
     assert data_report.sequences
     learned = data_report.loss_tokens / data_report.tokens
     assert learned > 0.99 if name == "alpaca-lora" else learned < 0.9
+
+
+def test_the_tokens_that_a_system_added_are_tokens_of_their_own_with_trained_rows(trained):
+    name, place, _, found = trained
+    added = recipe_named(name).new_tokens.get("new_tokens", ())
+    assert bool(added) == (name in ("dolly", "stablelm"))
+    rows = [
+        value
+        for key, value in load_file(place / found.result / "adapter_model.safetensors").items()
+        if "token_adapter" in key
+    ]
+    assert [tuple(value.shape) for value in rows] == [(len(added), 32)] * (2 if added else 0)
+    assert all(len(found.model.tokenizer.encode(token)) == 1 for token in added)
+    counts = RunSnapshot.of(found.run).recorded_data.new_tokens
+    assert counts is None if not added else set(counts.counts) == set(added) and sum(counts.counts.values()) >= ROWS
 
 
 ASKED = (Message("user", "Name the capital.", "France"),)

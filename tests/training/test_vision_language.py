@@ -67,7 +67,7 @@ def test_rows_of_text_train_the_language_model_alone(
     HUB.save_pretrained("model")
     Path("rows.jsonl").write_text("".join(json.dumps({"prompt": f"q {n}", "completion": "fox"}) + "\n" for n in "abcd"))
     events: list[object] = []
-    training = rankwise.TrainingConfig(steps=5, batch_size=4, learning_rate=0.02, schedule="constant")
+    training = rankwise.TrainingConfig(steps=5, batch_size=4, learning_rate=0.005, schedule="constant")
     model = {"name": "model", "dtype": "float32"}
     run = rankwise.train(
         rankwise.Experiment(model=model, data="rows.jsonl", run="text", training=training), callback=events.append
