@@ -83,6 +83,9 @@ def test_only_their_rows_are_trained_and_come_back_everywhere(
     assert apart(base, adapted) > 0.01
     start = rankwise.load(rankwise.ModelConfig(name=str(folder), dtype="float32", new_tokens=NEW)).module
     assert torch.equal(logits(start, ids), base), "switched off, it is the base with the rows that they began with"
+    tables = _tables(start)[: len(more)]
+    for key, table in zip(sorted(more, key=lambda key: "lm_head" in key or "embed_out" in key), tables, strict=True):
+        assert (tensors[1][key] - table[size:])[:2].abs().min() > 1e-4, f"{key} learned the tokens of the answers"
     old = [token for token in ids if token < size]
     first = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     assert torch.equal(logits(start, old)[..., :size], logits(first, old)), "and the base itself for its own tokens"

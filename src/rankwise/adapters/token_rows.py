@@ -42,11 +42,11 @@ class TokenRows(HeadWrapper):
         self.register_buffer("_ids", torch.tensor(ids, device=weight.device), persistent=False)
 
     @property
-    def active(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def active(self) -> str | None:
         return self._active if self._shared is None else self._shared.active
 
     @active.setter
-    def active(self, name: str | None) -> None:
+    def active(self, name: str | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._active = name
 
     def add(self, name: str) -> None:
