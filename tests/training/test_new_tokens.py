@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from typer.testing import CliRunner
@@ -203,6 +204,36 @@ def test_their_change_is_scaled_and_taken_out_like_any_other(llama: Path) -> Non
         rankwise.add_adapter(adapters, rankwise.LoraConfig(targets=("embed_tokens",)), "second")
     assert torch.equal(logits(adapters.remove(), ids), base)
     assert not any(isinstance(part, TokenRows) for part in model.modules())
+
+
+DAMAGED = {
+    "fewer tokens": ({"model.embed_tokens": [372], "lm_head": [372, 373, 374]}, "names 1 tokens for it"),
+    "one twice": ({"model.embed_tokens": [372, 372, 374], "lm_head": [372, 373, 374]}, "names 2 tokens for it"),
+    "no tokens": ({}, "names 0 tokens for it"),
+    "another table": ({"other": [372, 373, 374], "lm_head": [372, 373, 374]}, "names 0 tokens for it"),
+    "a token that is not there": ([372, 373, 9999], "has a row for token 9999, but this model has 375 tokens"),
+    "no number": ({"lm_head": ["372"]}, "trainable_token_indices"),
+    "below zero": ([-1, 373, 374], "trainable_token_indices"),
+}
+
+
+def test_damaged_rows_are_refused_by_name(llama: Path) -> None:
+    run = trained(llama)
+    spec = rankwise.ModelConfig(name=str(llama), dtype="float32", new_tokens=NEW)
+    assert sorted(run.model.tokenizer.new.ids.values()) == [372, 373, 374]
+    copy = Path("copy")
+    shutil.copytree(run.folder / "adapter", copy)
+    settings = json.loads((copy / "adapter_config.json").read_text())
+    module = rankwise.load(spec).module
+    for indices, said in DAMAGED.values():
+        (copy / "adapter_config.json").write_text(json.dumps(settings | {"trainable_token_indices": indices}))
+        with pytest.raises(RankwiseError, match=said):
+            rankwise.read_peft(module, copy)
+    factors = {key: value for key, value in load_file(copy / WEIGHTS).items() if "token_adapter" not in key}
+    save_file(factors, copy / WEIGHTS)
+    (copy / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(RankwiseError, match="names tokens, but the file has no rows for them"):
+        rankwise.read_peft(module, copy)
 
 
 class Stopped(Exception):

@@ -231,10 +231,12 @@ class _Reader:
         shape, module = tuple(stored.get_shape()), None if self.modules is None else self.modules.get(path)
         if self.modules is not None and not isinstance(module, nn.Embedding | nn.Linear):
             self.problems.append(f'"{key}" is for a table that this model does not have')
-        elif len(shape) != 2 or shape[0] != len(ids) or len(set(ids)) != len(ids) or stored.get_dtype() not in _FLOATS:
+        elif len(shape) != 2 or not ids or shape[0] != len(ids) or len(set(ids)) != len(ids):
             self.problems.append(
                 f'"{key}" has the shape {shape}, but trainable_token_indices names {len(set(ids))} tokens for it'
             )
+        elif stored.get_dtype() not in _FLOATS:
+            self.problems.append(f'"{key}" has the type {stored.get_dtype()}, which is not a floating-point number')
         elif module is not None and shape[1] != weight_of(module).shape[1]:
             self.problems.append(
                 f'"{key}" has rows of {shape[1]} numbers, but this model has {weight_of(module).shape[1]}'
