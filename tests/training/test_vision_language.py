@@ -85,6 +85,8 @@ def test_rows_of_text_train_the_language_model_alone(
     assert apart(logits(PeftModel.from_pretrained(fresh("model"), "runs/text/adapter")), trained) <= 1e-5, "PEFT"
     rankwise.export("text", to="merged", format="merged")
     assert apart(logits(fresh("merged")), trained) <= 1e-5, "merged"
+    rankwise.merge("text", "file-by-file")
+    assert apart(logits(fresh("file-by-file")), trained) <= 1e-5, "merged file by file"
 
 
 def test_a_plan_leaves_the_tower_alone_too_and_a_name_reaches_it() -> None:

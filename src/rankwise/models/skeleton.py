@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import rankwise.models.quiet as quiet
 from rankwise.errors import ModelError, first_line, is_out_of_memory
 from rankwise.models.inspection import read_json
-from rankwise.models.kind import ModelKind
+from rankwise.models.kind import ModelKind, kind_for
 from rankwise.models.tensor_files import StoredTensor, read_header, weight_files
 from rankwise.models.timm_models import is_timm_config, need_timm
 
@@ -83,7 +83,9 @@ def built(folder: Path, kind: ModelKind) -> nn.Module:
     import transformers
 
     quiet.hush()
-    if is_timm_config(read_json(folder / "config.json")):
+    settings = read_json(folder / "config.json")
+    kind = kind_for(kind, settings)
+    if is_timm_config(settings):
         need_timm(str(folder))
     try:
         config = transformers.AutoConfig.from_pretrained(
