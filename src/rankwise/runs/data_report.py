@@ -61,7 +61,8 @@ class PartFacts(Config):
 
 
 class TemplateFacts(Config):
-    """A chat template: Jinja texts by name in `sources`, and `start`, the text put before every conversation."""
+    """A chat template: Jinja texts by name in `sources`, `start`, the text put before every conversation, and the setting
+    data.reasoning, which asks the model to reason unless it is none."""
 
     kind: str
     sources: dict[str, str]
@@ -69,7 +70,6 @@ class TemplateFacts(Config):
     ends: tuple[str, ...]
     start: str
     reasoning: Literal["none", "learn", "mask"] = "none"
-    """Whether reasoning in answers was learned or masked, and the model is asked to reason (data.reasoning)."""
 
 
 class LengthFacts(Config):
@@ -292,10 +292,8 @@ class DataReport(Config):
             return None
         rarest_first = sorted(self.class_repeats.items(), key=lambda item: -item[1])
         listed = some((f"{one_line(name)} {times:.3g}" for name, times in rarest_first), 12)
-        return (
-            "balanced sampling shows every class equally often; the number of times that a pass shows each row of a "
-            f"class: {listed}"
-        )
+        often = "the number of times that a pass shows each row of a class"
+        return f"balanced sampling shows every class equally often; {often}: {listed}"
 
 
 def loss_unit(targets: TargetFacts | None) -> str:
