@@ -61,8 +61,7 @@ class PartFacts(Config):
 
 
 class TemplateFacts(Config):
-    """A chat template: Jinja texts by name in `sources`, `start`, the text put before every conversation, and the setting
-    data.reasoning, which asks the model to reason unless it is none."""
+    """A chat template: Jinja texts by name in `sources`, `start`, put before every conversation, and data.reasoning."""
 
     kind: str
     sources: dict[str, str]
