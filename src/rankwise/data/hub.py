@@ -13,7 +13,7 @@ from rankwise.config.data import Rows
 from rankwise.data.columnar import Record, Seen, digest_of, need
 from rankwise.data.licences import find_licence, recognised
 from rankwise.errors import DataError, first_line, some
-from rankwise.runs.data_report import LayoutFacts
+from rankwise.runs.layout_facts import LayoutFacts
 
 HUB = "hub:"
 ROWS_AT_ONCE = 1000

@@ -18,7 +18,7 @@ from rankwise.data.columnar import Record, column_names
 from rankwise.data.formats import Row
 from rankwise.data.tables import Note, named
 from rankwise.errors import DataError, first_line, some
-from rankwise.runs.data_report import LayoutFacts
+from rankwise.runs.layout_facts import LayoutFacts
 
 MOST_BYTES = 500_000_000
 WORKBOOKS = (".xlsx", ".xlsm")
