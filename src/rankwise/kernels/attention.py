@@ -7,8 +7,8 @@ On a CPU the forward pass is torch's flash kernel, which is faster than matrix p
 backward pass is made of matrix products, which torch's backward kernel does not reach on any CPU: a block of queries
 at a time, against the keys up to the block's end. So the part above the diagonal is computed only inside a block, and
 the full score matrix never exists. Only Q, K, V and l are saved. The backward pass takes P from l without another
-softmax: l stands in two more columns of Q, its rounded value and what rounding lost, against columns of -1 in K. Query
-heads that share a key head are rows of one matrix. On a GPU torch's own kernels are faster.
+softmax: l stands in three more columns of Q, its rounded value and what rounding lost twice, against columns of -1 in
+K. Query heads that share a key head are rows of one matrix. On a GPU torch's own kernels are faster.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ BLOCK = 128
 ALIGNED = 32
 """Keys are read in multiples of this many, and the columns of a product are filled up to them: the width of a tile of
 matrix units such as AMX."""
+PARTS = 3
+"""bfloat16 numbers whose sum is a float32 number. S - l is cut at 0, since with scores of 1e8 rounding alone could make
+it so large that a weight is infinite."""
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
@@ -60,7 +63,7 @@ class _CausalAttention(torch.autograd.Function):
             rows, columns = slice(first, end), slice(start, end)
             asking = queries[:, rows].reshape(k.shape[0], -1, queries.shape[2])
             arriving = grad[rows].transpose(0, 1).reshape(k.shape[0], -1, v.shape[2])
-            weights = _product(asking, keys[:, columns].mT, ctx.scale).exp_()
+            weights = _product(asking, keys[:, columns].mT, ctx.scale).clamp_max_(0.0).exp_()
             weights.view(q.shape[0], end - first, end - start)[:, :, first - start :].tril_()
             change = arriving @ v[:, columns].mT
             change = torch.ops.aten._softmax_backward_data(change, weights, -1, weights.dtype)
@@ -114,11 +117,13 @@ def _by_products(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], scal
 def _with_log_sums(q: Tensor, k: Tensor, log_sums: Tensor) -> tuple[Tensor, Tensor]:
     """Return queries (H, T, D + ALIGNED) and keys (K, T, D + ALIGNED), whose products are those of `q` and `k` less
     `log_sums` (H, T)."""
-    rounded = log_sums.to(q.dtype)
-    lost = (log_sums - rounded).to(q.dtype)
-    zeros = q.new_zeros(1).expand(*q.shape[:2], ALIGNED - 2)
+    parts = []
+    for _ in range(PARTS):
+        parts.append(log_sums.to(q.dtype))
+        log_sums = log_sums - parts[-1]
+    zeros = q.new_zeros(1).expand(*q.shape[:2], ALIGNED - PARTS)
     less = k.new_full((1,), -1.0).expand(*k.shape[:2], ALIGNED)
-    return torch.cat((q, rounded[:, :, None], lost[:, :, None], zeros), 2), torch.cat((k, less), 2)
+    return torch.cat((q, torch.stack(parts, 2), zeros), 2), torch.cat((k, less), 2)
 
 
 def _product(left: Tensor, right: Tensor, scale: float) -> Tensor:
