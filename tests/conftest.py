@@ -65,14 +65,15 @@ TEXT = [
 ]
 
 
-def tiny_model(architecture: str, vocab: int = 96, seed: int = 0) -> nn.Module:
-    """A random model of two blocks, width 32, in evaluation mode."""
+def tiny_model(architecture: str, vocab: int = 96, seed: int = 0, layers: int = 2) -> nn.Module:
+    """A random model of width 32 in evaluation mode; with another number of blocks than two, Llama alone."""
     torch.manual_seed(seed)
     match architecture:
         case "llama":
             config = LlamaConfig(
-                vocab_size=vocab, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                num_key_value_heads=2, max_position_embeddings=256, bos_token_id=0, eos_token_id=2, pad_token_id=2,
+                vocab_size=vocab, hidden_size=32, intermediate_size=48, num_hidden_layers=layers,
+                num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, bos_token_id=0,
+                eos_token_id=2, pad_token_id=2,
             )  # fmt: skip
             model = LlamaForCausalLM(config)
         case "gpt2":
