@@ -18,11 +18,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import tiny_model
-from rankwise.adapters.adalora import AdaLoRA, FusedAdaLoRA
+from rankwise.adapters.adalora import LENGTH, AdaLoRA, FusedAdaLoRA
 from rankwise.adapters.budget import Schedule, budget_of
 from rankwise.adapters.formats.peft import WEIGHTS, read_peft, rewrite, write_peft
 from rankwise.adapters.formats.peft_reader import read_weights
 from rankwise.adapters.keeping import PASSES, keep_best, keep_worth
+from rankwise.adapters.lora import LoRA
 from rankwise.adapters.triplets import Triplets
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.errors import ConfigError, TrainingError
@@ -97,7 +98,7 @@ def alive(trainable):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "neox", "bert"])
-@pytest.mark.parametrize("start", ["orthonormal", "gaussian"])
+@pytest.mark.parametrize("start", ["zero", "orthonormal", "gaussian"])
 def test_injected_and_untrained_it_is_the_base_bit_for_bit(architecture, start):
     model = tiny_model(architecture)
     ids = torch.randint(0, 96, (2, 9), generator=torch.Generator().manual_seed(1))
@@ -106,6 +107,40 @@ def test_injected_and_untrained_it_is_the_base_bit_for_bit(architecture, start):
     assert torch.equal(model(input_ids=ids)[0], before)
     assert all(not adapter.delta().any() for adapter in adapters.adapters().values())
     assert torch.equal(adapters.remove()(input_ids=ids)[0], before)
+
+
+def test_started_at_zero_its_first_step_is_lora_s():
+    """Of the LoRA whose A are the rows of Q times the strengths."""
+    torch.manual_seed(0)
+    spec = AdaLoraConfig(budget=2, initial=1, targets=["up", "mid", "down"])
+    model, adapters, trainable, optimizer = adapted(spec)
+    twin = inject(net(), LoraConfig(rank=2, alpha=2 * spec.scale, targets=["up", "mid", "down"]))
+    for path, lora in twin.adapters().items():
+        lora.double()
+        lora.A.data = adapters.adapters()[path].Q.detach() * LENGTH
+        assert (adapters.adapters()[path].delta() == 0).all()
+    loss_of(twin.model, 0).backward()
+    torch.optim.AdamW(twin.parameters(), lr=RATE, weight_decay=0.0).step()
+    one_step(model, trainable, optimizer, 0)
+    for path, lora in twin.adapters().items():
+        assert lora.delta().any()
+        torch.testing.assert_close(adapters.adapters()[path].delta(), lora.delta(), rtol=1e-5, atol=1e-9)
+
+
+def test_the_rows_of_a_lora_have_the_length_that_strengths_start_with():
+    length = LoRA(500, 3, 400, 1.0, 0.0, torch.Generator().manual_seed(0)).A.detach().norm(dim=1).mean().item()
+    assert length == pytest.approx(LENGTH, rel=0.01)
+
+
+def test_of_a_table_it_is_the_rows_that_are_read_which_start_at_zero():
+    adapters = inject(tiny_model("llama"), AdaLoraConfig(budget=2, targets=["embed_tokens"]))
+    (table,) = adapters.adapters().values()
+    assert not table.Q.any() and table.P.any()
+
+
+def test_a_penalty_where_rows_start_at_zero_is_refused():
+    with pytest.raises(ConfigError, match="set orthogonality to 0, or start to orthonormal"):
+        AdaLoraConfig(orthogonality=0.001)
 
 
 # 2
@@ -135,7 +170,7 @@ def test_the_penalty_s_gradient_is_autograd_s(form, even):
     ranks = [3, 3, 3] if even else [3, 0, 5]
     shapes = [(8, 16), (16, 16), (16, 4)]
     parts = [
-        AdaLoRA(inside, outside, min(rank, outside), 1.0, 0.0, generator, orthonormal=False).double()
+        AdaLoRA(inside, outside, min(rank, outside), 1.0, 0.0, generator, start="gaussian").double()
         for (inside, outside), rank in zip(shapes, ranks, strict=True)
     ]
     for part in parts:
@@ -156,7 +191,7 @@ def test_the_penalty_s_gradient_is_autograd_s(form, even):
 
 
 def test_at_exact_orthogonality_the_penalty_is_still():
-    part = AdaLoRA(8, 16, 3, 1.0, 0.0, torch.Generator().manual_seed(0)).double()
+    part = AdaLoRA(8, 16, 3, 1.0, 0.0, torch.Generator().manual_seed(0), start="orthonormal").double()
     for form in ("paper", "reference"):
         triplets = Triplets([part])
         triplets.add_penalty(1.0, form)
@@ -500,7 +535,7 @@ def test_the_shrink_takes_the_same_rows_of_the_optimizer_s_averages():
 
 
 def test_a_retired_triplet_can_come_back():
-    spec = AdaLoraConfig(budget=2, initial=2, targets=["up", "mid", "down"], strength_rate=16)
+    spec = AdaLoraConfig(budget=2, initial=2, targets=["up", "mid", "down"], strength_rate=16, start="orthonormal")
     model, _adapters, trainable, optimizer = adapted(spec, steps=200)
     retired = torch.zeros(len(trainable.triplets), dtype=torch.bool)
     back = retired.clone()
@@ -524,11 +559,12 @@ def test_what_is_retired_has_strength_zero_and_its_vectors_stay():
 # A module that is never used
 
 
-def test_a_layer_without_gradients_has_no_importance_and_loses_its_ranks_first():
-    spec = AdaLoraConfig(budget=2, initial=2, targets=["up", "mid", "unused"], orthogonality=0)
+@pytest.mark.parametrize("start", ["zero", "orthonormal"])
+def test_a_layer_without_gradients_has_no_importance_and_loses_its_ranks_first(start):
+    spec = AdaLoraConfig(budget=2, initial=2, targets=["up", "mid", "unused"], start=start, orthogonality=0)
     model, adapters, trainable, optimizer = adapted(spec, steps=20)
     for step in range(20):
-        if step == 12:
+        if step in (1, 12):
             assert trainable.without_gradient(optimizer) == ["unused"]
         one_step(model, trainable, optimizer, step)
     assert "unused" not in adapters.adapters()
@@ -563,7 +599,7 @@ def test_a_fused_layer_gets_ranks_for_each_part_and_is_one_lora_at_the_end():
 def test_only_the_value_s_outputs_change_when_only_it_has_strength():
     model = tiny_model("neox")
     heads, width = model.config.num_attention_heads, model.config.hidden_size
-    adapters = inject(model, AdaLoraConfig(budget=2, targets=["query_key_value"]))
+    adapters = inject(model, AdaLoraConfig(budget=2, targets=["query_key_value"], start="orthonormal"))
     adapter = next(iter(adapters.adapters().values()))
     adapter.parts[2].strength.data.fill_(1.0)
     changed = adapter(torch.randn(1, width)).view(heads, 3, width // heads)
@@ -605,7 +641,7 @@ def test_bloom_s_fused_layer_is_parted_for_each_head():
     from transformers import BloomConfig, BloomForCausalLM
 
     model = BloomForCausalLM(BloomConfig(hidden_size=32, n_layer=1, n_head=4, vocab_size=50))
-    [adapter] = inject(model, AdaLoraConfig(budget=2, targets=["query_key_value"])).adapters().values()
+    [adapter] = inject(model, AdaLoraConfig(budget=2, targets=["query_key_value"], start="orthonormal")).adapters().values()
     assert isinstance(adapter, FusedAdaLoRA)
     adapter.parts[1].strength.data.fill_(1.0)
     changed = adapter(torch.randn(1, 32)).view(4, 3, 8)
@@ -617,7 +653,7 @@ def test_phi_3_s_fused_layer_has_fewer_keys_and_values_than_queries():
 
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
     model = Phi3ForCausalLM(Phi3Config(**sizes, num_hidden_layers=1, vocab_size=50, pad_token_id=0))
-    [adapter] = inject(model, AdaLoraConfig(budget=2, targets=["qkv_proj"])).adapters().values()
+    [adapter] = inject(model, AdaLoraConfig(budget=2, targets=["qkv_proj"], start="orthonormal")).adapters().values()
     assert [part.P.shape[1] for part in adapter.parts] == [32, 16, 16]
     adapter.parts[1].strength.data.fill_(1.0)
     changed = adapter(torch.randn(1, 32))[0]
@@ -635,7 +671,7 @@ def test_a_fused_layer_in_thirds_is_parted_in_thirds(name):
               "vocab_size": 50, "pad_token_id": 0}
     )  # fmt: skip
     model = getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**sizes))
-    [adapter] = inject(model, AdaLoraConfig(budget=2, targets=["Wqkv"])).adapters().values()
+    [adapter] = inject(model, AdaLoraConfig(budget=2, targets=["Wqkv"], start="orthonormal")).adapters().values()
     adapter.parts[2].strength.data.fill_(1.0)
     changed = adapter(torch.randn(1, 32))[0]
     assert not changed[:64].any() and changed[64:].abs().min() > 0

@@ -3,9 +3,13 @@
     delta W = s P^T diag(strength) Q,   P (R, O),  strength (R,),  Q (R, I)
 
 A triplet is a row of P, one strength and a row of Q; both matrices hold it as a row, so that rows can be stacked and
-taken out. Strengths start at zero, so an adapted layer starts as its host. s is the same for all layers and never
-changes: scaling by the rank that is left hurts (the authors' issue 12). A retired triplet has strength zero and still
-gets a gradient there, so it can come back. Which ones live is decided between steps, in allocation.py.
+taken out. s is the same for all layers and never changes: scaling by the rank that is left hurts (the authors' issue
+12). A retired triplet has strength zero and still gets a gradient there, so it can come back. Which ones live is decided
+between steps, in methods/adalora/trainable.py.
+
+An adapted layer starts as its host. Either P starts at zero, as LoRA's B does, with orthonormal rows of Q and strengths of
+the length that a row of LoRA's A has; or, as in the paper, the strengths start at zero and P and Q at random. Then the
+first change is along random directions, which the loss hardly needs and which other text notices (lab/adalora.md).
 
 A fused host (query, key and value in one matrix) gets one set of triplets for each part of its output, or no rank could
 go to the value and be spared at the query.
@@ -21,20 +25,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rankwise.adapters.adapter import Adapter, Applied, on_linear
+from rankwise.config.adapters import Start
 
 GAUSSIAN = 0.02
 """The authors' standard deviation."""
+LENGTH = 3**-0.5
+"""Expected length of a row of LoRA's A, whose entries are uniform in ±1/sqrt(I)."""
 
 
 class AdaLoRA(Adapter):
     def __init__(
         self, in_features: int, out_features: int, rank: int, scale: float, dropout: float, generator: torch.Generator,
-        applied: Applied = on_linear, *, orthonormal: bool = True,
+        applied: Applied = on_linear, *, start: Start = "zero", looked_up: bool = False,
     ) -> None:  # fmt: skip
+        """`looked_up`: of a table, whose Q is read and not multiplied, and starts at zero in P's stead."""
         super().__init__(applied, scale, dropout)
-        self.P = nn.Parameter(_vectors(rank, out_features, generator, orthonormal=orthonormal))
-        self.strength = nn.Parameter(torch.zeros(rank))
-        self.Q = nn.Parameter(_vectors(rank, in_features, generator, orthonormal=orthonormal))
+        self.P = nn.Parameter(_vectors(rank, out_features, generator, start))
+        self.strength = nn.Parameter(torch.full((rank,), LENGTH if start == "zero" else 0.0))
+        self.Q = nn.Parameter(_vectors(rank, in_features, generator, start))
+        if start == "zero":
+            nn.init.zeros_(self.Q if looked_up else self.P)
         self.cost = in_features + out_features
         """Parameters of one triplet in the adapter that is written: a row of A and a column of B."""
         self.decided = False
@@ -113,7 +123,7 @@ def is_decided(adapter: Adapter) -> bool:
     return all(part.decided for part in parts)
 
 
-def _vectors(rank: int, width: int, generator: torch.Generator, *, orthonormal: bool) -> Tensor:
-    """`orthonormal` rows: the regulariser has nothing to mend at the start."""
+def _vectors(rank: int, width: int, generator: torch.Generator, start: Start) -> Tensor:
+    """Orthonormal rows, unless they are to be Gaussian."""
     drawn = torch.randn(width, rank, generator=generator)
-    return torch.linalg.qr(drawn).Q.T.contiguous() if orthonormal else drawn.T.contiguous() * GAUSSIAN
+    return drawn.T.contiguous() * GAUSSIAN if start == "gaussian" else torch.linalg.qr(drawn).Q.T.contiguous()

@@ -114,7 +114,7 @@ def adalora_for(
         rank = initial_rank(mean_rank, (inside, outputs), spec.initial)
         return AdaLoRA(
             inside, outputs, rank, spec.scale, dropout, generator, applied_to(module),
-            orthonormal=spec.start == "orthonormal",
+            start=spec.start, looked_up=is_embedding(module),
         )  # fmt: skip
 
     if split is None:

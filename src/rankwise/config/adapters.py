@@ -21,6 +21,7 @@ from rankwise.errors import ConfigError
 
 Rank = Annotated[int, Field(ge=1, le=4096, strict=True)]
 Alpha = Annotated[Number, Field(gt=0, le=1e6)]
+Start = Literal["zero", "orthonormal", "gaussian"]
 ExportFormat = Literal["peft", "portable", "mlx", "merged", "gguf-lora", "gguf", "ollama"]
 
 
@@ -170,22 +171,26 @@ class AdaLoraConfig(AdapterConfig):
     """Decay of the moving average of each parameter's sensitivity."""
     beta2: Number = Field(0.85, gt=0, lt=1)
     """Decay of the moving average of each sensitivity's uncertainty."""
-    orthogonality: Number = Field(0.001, ge=0)
-    """Weight of the penalty that keeps the rows of P and of Q orthonormal. Reported losses do not include the penalty.
-    With the default, the rows stayed orthonormal within 2 % on the starter model. The authors' 0.1 made a worse model
-    (lab/adalora.md)."""
+    orthogonality: Number = Field(0.0, ge=0)
+    """Weight of the penalty that keeps the rows of P and of Q orthonormal, for a `start` other than `zero`, with which
+    the default is 0.001. Reported losses do not include the penalty. With 0.001, the rows stayed orthonormal within 2 %
+    on the starter model. The authors' 0.1 made a worse model (lab/adalora.md)."""
     penalty: Literal["paper", "reference"] = "paper"
     """Form of the penalty. `paper` sums squared norms; `reference` averages norms, as the authors' code does."""
     importance: Literal["after", "before"] = "after"
     """When importance is measured: `after` the optimizer step, as in the authors' code, or `before` it, as in the
     paper."""
-    strength_rate: Number = Field(32.0, gt=0, le=1e3)
-    """Learning rate of the singular values, as a multiple of the learning rate of P and Q."""
+    strength_rate: Number = Field(1.0, gt=0, le=1e3)
+    """Learning rate of the singular values, as a multiple of the learning rate of P and Q. With a `start` other than
+    `zero` the default is 32."""
     budget_unit: Literal["triplets", "parameters"] = "triplets"
     """How triplets compete. With `parameters`, importance is divided by the number of parameters, so that a triplet
     of a narrow layer costs less than one of a wide layer. A budget in parameters or bytes always works this way."""
-    start: Literal["orthonormal", "gaussian"] = "orthonormal"
-    """Initial values of P and Q. `gaussian` uses the authors' standard deviation, 0.02."""
+    start: Start = "zero"
+    """Initial values. With `zero`, P starts at zero, as B does in LoRA, the rows of Q are orthonormal, and the singular
+    values have the length that a row of LoRA's A has. With `orthonormal` and `gaussian` (the authors' standard
+    deviation, 0.02), P and Q are random and the singular values start at zero, as in the paper; such adapters changed
+    the model far more at an equal loss (lab/adalora.md)."""
     shrink: bool = True
     """Remove pruned triplets from the matrices when pruning has ended. If false, they stay and are set to zero at each
     step."""
@@ -201,12 +206,14 @@ class AdaLoraConfig(AdapterConfig):
     @model_validator(mode="before")
     @classmethod
     def _compat(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or "compat" not in value:
+        if not isinstance(value, dict):
             return value
         given = dict(value)
-        if given.pop("compat") != "reference":
-            raise ValueError("the only value of compat is reference")
-        return REFERENCE | given
+        if "compat" in given:
+            if given.pop("compat") != "reference":
+                raise ValueError("the only value of compat is reference")
+            given = REFERENCE | given
+        return given if given.get("start", "zero") == "zero" else STRENGTHS_AT_ZERO | given
 
     @field_validator("budget", mode="before")
     @classmethod
@@ -220,6 +227,11 @@ class AdaLoraConfig(AdapterConfig):
     def _whole(self) -> Self:
         if self.warmup + self.final >= 1:
             raise ValueError("warmup and final together leave no steps for pruning; their sum must be below 1")
+        if self.start == "zero" and self.orthogonality:
+            raise ValueError(
+                f"orthogonality is {self.orthogonality:g}, but with start zero the rows of P begin with length 0 and are "
+                "not meant to be orthonormal; set orthogonality to 0, or start to orthonormal"
+            )
         return self
 
     @property
@@ -283,6 +295,8 @@ class FullConfig(MethodConfig):
 AdaLora = AdaLoraConfig
 """Short name for use from Python: `rankwise.AdaLora(budget=8)`."""
 LARGEST_STRENGTH = 10.0
+STRENGTHS_AT_ZERO: dict[str, Any] = {"strength_rate": 32.0, "orthogonality": 0.001}
+"""Defaults of AdaLoRA whose singular values start at zero."""
 REFERENCE: dict[str, Any] = {
     "penalty": "reference", "orthogonality": 0.1, "strength_rate": 1.0, "start": "gaussian", "shrink": False,
     "importance": "after",

@@ -111,13 +111,17 @@ class TrainableAdaLoRA(AdapterTrainable):
         return self._plan(step) if step % self._report_every == 0 else None
 
     def without_gradient(self, optimizer: torch.optim.Optimizer) -> list[str]:
-        """What never got a gradient has averages of zero in the optimizer."""
+        """What never got a gradient has averages of zero in the optimizer. The first gradient of a strength is zero where
+        P or Q starts at zero; there it is that matrix which has moved."""
         squares = optimizer.state.get(self.triplets.strengths, {}).get("exp_avg_sq")
         if squares is None:
             return [*self.labels, *self.idle_heads(optimizer)]
-        parts = zip(self.labels, squares.split(self.triplets.ranks), strict=True)
-        idle = [label for label, square in parts if square.numel() and not bool(square.any())]
+        parts = zip(self.labels, self.triplets.parts, squares.split(self.triplets.ranks), strict=True)
+        idle = [label for label, part, square in parts if part.rank and not (square.any() or self._has_grown(part))]
         return idle + self.idle_heads(optimizer)
+
+    def _has_grown(self, part: AdaLoRA) -> bool:
+        return self.spec.start == "zero" and bool(part.P.any() and part.Q.any())
 
     def state_dict(self) -> TrainableState:
         return TrainableState(self._tensors, {"order": self._layout, "ranks": self.triplets.ranks, "final": self.final})
