@@ -1,11 +1,10 @@
-"""Where does AdaLoRA's forgetting come from? Loss on unseen rows against divergence from the base, by what it starts with.
+"""Where does AdaLoRA's forgetting come from? Loss on unseen rows against divergence from the base, by how it starts.
 
     python lab/adalora_keeping.py FOLDER TASK:VARIANT:RATE:SEED...     run the cells that are not done yet
     python lab/adalora_keeping.py FOLDER --table                       the table of what is done
 
-The model, rows and texts of lab/keeping.py; every adapter has the parameters of LoRA of rank 16 at the end. Each finished
-adapter is measured at several strengths, which gives points of a front from one training. Finished cells lie in
-FOLDER/keeping.jsonl.
+The model, rows and texts of lab/keeping.py; every adapter has the parameters of LoRA of rank 16 at the end. On E2E the
+adapter of seed 0 is measured at a lower strength too. Finished cells lie in FOLDER/keeping.jsonl.
 """
 
 from __future__ import annotations
@@ -51,17 +50,18 @@ TEXTS = ("wikitext", "c-headers")
 
 @dataclass(frozen=True)
 class Variant:
-    """`p_zero`: P starts at zero and the strengths at `strength`, as LoRA's B and its scale."""
+    """`p_zero`: P starts at zero, the strengths at `strength` and the rows of Q with the length `rows`."""
 
     adapter: dict[str, Any] = field(default_factory=dict)
     p_zero: bool = False
     strength: float = 0.0
     method: str = "adalora"
     training: dict[str, Any] = field(default_factory=dict)
+    rows: float = 1.0
 
 
-def _zero(strength: float, rate: float, **adapter: Any) -> Variant:
-    return Variant({"orthogonality": 0.0, "strength_rate": rate} | adapter, True, strength)
+def _zero(strength: float, rate: float, rows: float = 1.0, **adapter: Any) -> Variant:
+    return Variant({"orthogonality": 0.0, "strength_rate": rate} | adapter, True, strength, rows=rows)
 
 
 VARIANTS: dict[str, Variant] = {
@@ -78,6 +78,11 @@ VARIANTS: dict[str, Variant] = {
     "p-zero-0.38-early": _zero(3**-0.5 / 1.5, 1.0, final=0.7),
     "p-zero-0.58-early": _zero(3**-0.5, 1.0, final=0.7),
     "p-zero-0.58-unpruned": _zero(3**-0.5, 1.0, initial=1.0),
+    "triplets": _zero(3**-0.5, 1.0, budget="16"),
+    "triplets-1.2": _zero(3**-0.5, 1.0, budget="16", initial=1.2),
+    "short": _zero(1.0, 1.0, rows=3**-0.5, budget="16"),
+    "short-1.2": _zero(1.0, 1.0, rows=3**-0.5, budget="16", initial=1.2),
+    "short-0.67": _zero(1 / 1.5, 1.0, rows=3**-0.5, budget="16"),
     "p-zero-8": _zero(1.0, 8.0),
     "p-zero-32": _zero(1.0, 32.0),
     "p-zero-penalty": _zero(1.0, 1.0, orthogonality=0.001),
@@ -111,7 +116,7 @@ def run(folder: Path, cell: Cell, model: LoadedModel, base: Callable[[Forward], 
     try:
         if variant.p_zero:
             assert isinstance(tuned, TrainableAdaLoRA)
-            start_at_zero(tuned, variant.strength)
+            start_at_zero(tuned, variant.strength, variant.rows)
         tuned.train(False)
         work = Workload.of(model.module, tuned, CAUSAL_LM, config, prepared, False, silent)
         backend = Fused(work, compiled=False)
@@ -140,9 +145,10 @@ def run(folder: Path, cell: Cell, model: LoadedModel, base: Callable[[Forward], 
 
 
 @torch.no_grad()
-def start_at_zero(tuned: TrainableAdaLoRA, strength: float) -> None:
+def start_at_zero(tuned: TrainableAdaLoRA, strength: float, rows: float) -> None:
     for part in tuned.triplets.parts:
         part.P.zero_()
+        part.Q.mul_(rows)
         part.strength.fill_(strength)
 
 

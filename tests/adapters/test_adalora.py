@@ -641,7 +641,9 @@ def test_bloom_s_fused_layer_is_parted_for_each_head():
     from transformers import BloomConfig, BloomForCausalLM
 
     model = BloomForCausalLM(BloomConfig(hidden_size=32, n_layer=1, n_head=4, vocab_size=50))
-    [adapter] = inject(model, AdaLoraConfig(budget=2, targets=["query_key_value"], start="orthonormal")).adapters().values()
+    [adapter] = (
+        inject(model, AdaLoraConfig(budget=2, targets=["query_key_value"], start="orthonormal")).adapters().values()
+    )
     assert isinstance(adapter, FusedAdaLoRA)
     adapter.parts[1].strength.data.fill_(1.0)
     changed = adapter(torch.randn(1, 32)).view(4, 3, 8)

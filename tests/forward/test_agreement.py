@@ -64,12 +64,10 @@ def test_the_form_that_rounds_more_is_given_up_and_the_distances_are_told(model,
 
 
 def rough_gradients(monkeypatch, model, share, of):
-    """The kernels' gradients in bfloat16, larger by this share in the parameters whose names have one of these words."""
+    """Make the kernels' gradients in bfloat16 larger by a share, in parameters whose names have one of these words."""
     by_kernels = comparison._by_kernels
     learned = [(name, one.numel()) for name, one in model.named_parameters() if one.requires_grad]
-    factors = torch.cat(
-        [torch.full((count,), 1 + share * any(word in name for word in of)) for name, count in learned]
-    )
+    factors = torch.cat([torch.full((count,), 1 + share * any(word in name for word in of)) for name, count in learned])
 
     def rough(module, *given):
         computed = by_kernels(module, *given)

@@ -206,4 +206,5 @@ def test_adalora_computes_with_what_it_starts_with_until_the_ranks_are_decided()
     assert AdaLoraConfig(initial=1.5, final=0.4, shrink=False).mean_rank_share == 1
     assert AdaLoraConfig(initial=1.0).mean_rank_share == LoraConfig().mean_rank_share == 1
     query = next(layer for layer in llama(count=1).layers if layer.path.endswith("q_proj"))
-    assert AdaLoraConfig().step_operations(query, 3) == 4 * 9 * 128 and LoraConfig().step_operations(query, 3) == 0
+    assert AdaLoraConfig(orthogonality=0.1, start="orthonormal").step_operations(query, 3) == 4 * 9 * 128
+    assert AdaLoraConfig().step_operations(query, 3) == LoraConfig().step_operations(query, 3) == 0

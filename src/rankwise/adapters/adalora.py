@@ -4,12 +4,12 @@
 
 A triplet is a row of P, one strength and a row of Q; both matrices hold it as a row, so that rows can be stacked and
 taken out. s is the same for all layers and never changes: scaling by the rank that is left hurts (the authors' issue
-12). A retired triplet has strength zero and still gets a gradient there, so it can come back. Which ones live is decided
-between steps, in methods/adalora/trainable.py.
+12). A retired triplet has strength zero and still gets a gradient there, so it can come back. Which ones live is
+decided between steps, in methods/adalora/trainable.py.
 
-An adapted layer starts as its host. Either P starts at zero, as LoRA's B does, with orthonormal rows of Q and strengths of
-the length that a row of LoRA's A has; or, as in the paper, the strengths start at zero and P and Q at random. Then the
-first change is along random directions, which the loss hardly needs and which other text notices (lab/adalora.md).
+An adapted layer starts as its host. Either P starts at zero, as LoRA's B does, with orthonormal rows of Q and strengths
+of the length that a row of LoRA's A has; or, as in the paper, the strengths start at zero and P and Q at random. Then
+the first change is along random directions, which the loss hardly needs and other text notices (lab/adalora.md).
 
 A fused host (query, key and value in one matrix) gets one set of triplets for each part of its output, or no rank could
 go to the value and be spared at the query.

@@ -22,8 +22,9 @@ from rankwise.adapters.lora import LoRA
 from rankwise.adapters.targets import Choice, chosen_paths
 from rankwise.adapters.token_rows import TokenRows, lay_token_rows
 from rankwise.adapters.wrapper import AdapterWrapper
-from rankwise.config.adapters import AdaLoraConfig, check_strength
+from rankwise.config.adapters import AdaLoraConfig
 from rankwise.config.budget import budget_of
+from rankwise.config.strength import check_strength
 from rankwise.errors import TargetError, TrainingError, some
 
 _NAME = regex.compile(r"[A-Za-z0-9_-]{1,64}")

@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any
 
 from rankwise.commands.report import write_page
-from rankwise.config.adapters import check_strength
+from rankwise.config.strength import check_strength
 from rankwise.errors import ConfigError
 from rankwise.evaluation.base_and_tuned import base_and_tuned
 from rankwise.evaluation.likelihood import likelihoods

@@ -17,7 +17,6 @@ from rankwise.config.method import NO_ADAPTER, NO_BASE_BESIDE, NO_NEW_TRIPLETS, 
 from rankwise.config.models import ModelConfig
 from rankwise.config.modules import AUTO, Modules, Selection
 from rankwise.config.parameters import Parameters, with_budget, with_ranks
-from rankwise.errors import ConfigError
 
 Rank = Annotated[int, Field(ge=1, le=4096, strict=True)]
 Alpha = Annotated[Number, Field(gt=0, le=1e6)]
@@ -188,9 +187,8 @@ class AdaLoraConfig(AdapterConfig):
     of a narrow layer costs less than one of a wide layer. A budget in parameters or bytes always works this way."""
     start: Start = "zero"
     """Initial values. With `zero`, P starts at zero, as B does in LoRA, the rows of Q are orthonormal, and the singular
-    values have the length that a row of LoRA's A has. With `orthonormal` and `gaussian` (the authors' standard
-    deviation, 0.02), P and Q are random and the singular values start at zero, as in the paper; such adapters changed
-    the model far more at an equal loss (lab/adalora.md)."""
+    values have the length that a row of LoRA's A has. With `orthonormal` and `gaussian` (standard deviation 0.02), P
+    and Q are random and the singular values zero, as in the paper; such adapters forgot far more (lab/adalora.md)."""
     shrink: bool = True
     """Remove pruned triplets from the matrices when pruning has ended. If false, they stay and are set to zero at each
     step."""
@@ -229,8 +227,8 @@ class AdaLoraConfig(AdapterConfig):
             raise ValueError("warmup and final together leave no steps for pruning; their sum must be below 1")
         if self.start == "zero" and self.orthogonality:
             raise ValueError(
-                f"orthogonality is {self.orthogonality:g}, but with start zero the rows of P begin with length 0 and are "
-                "not meant to be orthonormal; set orthogonality to 0, or start to orthonormal"
+                f"orthogonality is {self.orthogonality:g}, but with start zero the rows of P begin with length 0 and "
+                "are not meant to be orthonormal; set orthogonality to 0, or start to orthonormal"
             )
         return self
 
@@ -250,7 +248,7 @@ class AdaLoraConfig(AdapterConfig):
 
     def step_operations(self, layer: Layer, rank: float) -> float:
         """The penalty: P^T P and Q Q^T, and as much for their gradient."""
-        return 4.0 * rank**2 * (layer.inputs + layer.outputs)
+        return 4.0 * rank**2 * (layer.inputs + layer.outputs) if self.orthogonality else 0.0
 
 
 class FullConfig(MethodConfig):
@@ -294,21 +292,9 @@ class FullConfig(MethodConfig):
 
 AdaLora = AdaLoraConfig
 """Short name for use from Python: `rankwise.AdaLora(budget=8)`."""
-LARGEST_STRENGTH = 10.0
 STRENGTHS_AT_ZERO: dict[str, Any] = {"strength_rate": 32.0, "orthogonality": 0.001}
 """Defaults of AdaLoRA whose singular values start at zero."""
 REFERENCE: dict[str, Any] = {
     "penalty": "reference", "orthogonality": 0.1, "strength_rate": 1.0, "start": "gaussian", "shrink": False,
     "importance": "after",
 }  # fmt: skip
-
-
-def check_strength(strength: float) -> None:
-    """Refuse a factor of the adapter's change that is negative, NaN or very large."""
-    if not 0 <= strength <= LARGEST_STRENGTH:  # so that NaN is refused too
-        raise ConfigError(
-            [
-                f"the strength {strength:g} is out of range: 0 is the base model, 1 the adapter as trained, "
-                f"{LARGEST_STRENGTH:g} the maximum."
-            ]
-        )

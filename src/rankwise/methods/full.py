@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.adapters.set import refuse_adapted
-from rankwise.config.adapters import FullConfig, check_strength
+from rankwise.config.adapters import FullConfig
 from rankwise.config.models import ModelConfig
+from rankwise.config.strength import check_strength
 from rankwise.errors import ModelError, RunError, some
 from rankwise.methods.adapter import decayed_groups
 from rankwise.methods.artifact import Artifact

@@ -111,8 +111,8 @@ class TrainableAdaLoRA(AdapterTrainable):
         return self._plan(step) if step % self._report_every == 0 else None
 
     def without_gradient(self, optimizer: torch.optim.Optimizer) -> list[str]:
-        """What never got a gradient has averages of zero in the optimizer. The first gradient of a strength is zero where
-        P or Q starts at zero; there it is that matrix which has moved."""
+        """What never got a gradient has averages of zero in the optimizer. Where P or Q starts at zero, the first
+        gradient of a strength is zero too, but that matrix has moved."""
         squares = optimizer.state.get(self.triplets.strengths, {}).get("exp_avg_sq")
         if squares is None:
             return [*self.labels, *self.idle_heads(optimizer)]
