@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import tiny_model
-from rankwise.adapters.adalora import LENGTH, AdaLoRA, FusedAdaLoRA
+from rankwise.adapters.adalora import AdaLoRA, FusedAdaLoRA
 from rankwise.adapters.budget import Schedule, budget_of
 from rankwise.adapters.formats.peft import WEIGHTS, read_peft, rewrite, write_peft
 from rankwise.adapters.formats.peft_reader import read_weights
@@ -110,14 +110,14 @@ def test_injected_and_untrained_it_is_the_base_bit_for_bit(architecture, start):
 
 
 def test_started_at_zero_its_first_step_is_lora_s():
-    """Of the LoRA whose A are the rows of Q times the strengths."""
+    """Of the LoRA whose A is Q."""
     torch.manual_seed(0)
     spec = AdaLoraConfig(budget=2, initial=1, targets=["up", "mid", "down"])
     model, adapters, trainable, optimizer = adapted(spec)
     twin = inject(net(), LoraConfig(rank=2, alpha=2 * spec.scale, targets=["up", "mid", "down"]))
     for path, lora in twin.adapters().items():
         lora.double()
-        lora.A.data = adapters.adapters()[path].Q.detach() * LENGTH
+        lora.A.data = adapters.adapters()[path].Q.detach().clone()
         assert (adapters.adapters()[path].delta() == 0).all()
     loss_of(twin.model, 0).backward()
     torch.optim.AdamW(twin.parameters(), lr=RATE, weight_decay=0.0).step()
@@ -127,12 +127,20 @@ def test_started_at_zero_its_first_step_is_lora_s():
         torch.testing.assert_close(adapters.adapters()[path].delta(), lora.delta(), rtol=1e-5, atol=1e-9)
 
 
-def test_the_rows_of_a_lora_have_the_length_that_strengths_start_with():
-    length = LoRA(500, 3, 400, 1.0, 0.0, torch.Generator().manual_seed(0)).A.detach().norm(dim=1).mean().item()
-    assert length == pytest.approx(LENGTH, rel=0.01)
+@pytest.mark.parametrize("looked_up", [False, True])
+def test_started_at_zero_its_rows_are_orthogonal_and_as_long_as_lora_s(looked_up):
+    generator = torch.Generator().manual_seed(0)
+    lora = LoRA(500, 400, 300, 1.0, 0.0, generator, looked_up=looked_up)
+    triplets = AdaLoRA(500, 400, 300, 1.0, 0.0, generator, start="zero", looked_up=looked_up)
+    rows, zero = (triplets.P, triplets.Q) if looked_up else (triplets.Q, triplets.P)
+    gram = (rows @ rows.T).detach()
+    lengths = (lora.B.T if looked_up else lora.A).detach().norm(dim=1)
+    torch.testing.assert_close(gram, gram[0, 0] * torch.eye(300), rtol=1e-4, atol=1e-4 * gram[0, 0].item())
+    assert gram[0, 0].sqrt().item() == pytest.approx(lengths.mean().item(), rel=0.01)
+    assert not zero.any() and (triplets.strength == 1).all()
 
 
-def test_of_a_table_it_is_the_rows_that_are_read_which_start_at_zero():
+def test_a_table_starts_with_zeros_where_it_is_read():
     adapters = inject(tiny_model("llama"), AdaLoraConfig(budget=2, targets=["embed_tokens"]))
     (table,) = adapters.adapters().values()
     assert not table.Q.any() and table.P.any()

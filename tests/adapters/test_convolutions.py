@@ -120,7 +120,7 @@ def test_untrained_is_the_base_trained_is_another_and_merged_is_what_was_trained
 
 def test_adalora_of_a_narrow_convolution_begins_with_no_more_triplets_than_it_has_directions() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 24, 1), nn.Conv2d(24, 5, 1), nn.Conv2d(5, 24, 3))
-    adapters = inject(model, AdaLoraConfig(budget=12, initial=2, targets="all-conv"))
+    adapters = inject(model, AdaLoraConfig(budget=12, initial=2, targets="all-conv", start="orthonormal"))
     assert {path: adapter.rank for path, adapter in adapters.adapters().items()} == {"1": 8, "2": 5, "3": 24}
     for adapter in adapters.adapters().values():
         assert torch.allclose(adapter.Q @ adapter.Q.T, torch.eye(adapter.rank), atol=1e-5)

@@ -172,7 +172,7 @@ def test_adalora_gives_ranks_by_what_the_rows_need_alone(order: str) -> None:
 
     def averages(anchored: bool, clip: float) -> list[Tensor]:
         model = tiny_model("llama").double()
-        spec = AdaLoraConfig(budget=1, initial=3, importance=order)
+        spec = AdaLoraConfig(budget=1, initial=3, importance=order, start="orthonormal")
         adapters = inject(model, spec)
         for parameter in adapters.parameters():
             parameter.data = parameter.data.double()

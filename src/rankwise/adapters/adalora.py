@@ -7,9 +7,9 @@ taken out. s is the same for all layers and never changes: scaling by the rank t
 12). A retired triplet has strength zero and still gets a gradient there, so it can come back. Which ones live is
 decided between steps, in methods/adalora/trainable.py.
 
-An adapted layer starts as its host. Either P starts at zero, as LoRA's B does, with orthonormal rows of Q and strengths
-of the length that a row of LoRA's A has; or, as in the paper, the strengths start at zero and P and Q at random. Then
-the first change is along random directions, which the loss hardly needs and other text notices (lab/adalora.md).
+An adapted layer starts as its host. Either P starts at zero, as LoRA's B does, with orthogonal rows of Q, which are as
+long as those of LoRA's A, and strengths of 1; or, as in the paper, the strengths start at zero and P and Q at random.
+Then the first change is along random directions, which the loss hardly needs and other text notices (lab/adalora.md).
 
 A fused host (query, key and value in one matrix) gets one set of triplets for each part of its output, or no rank could
 go to the value and be spared at the query.
@@ -30,7 +30,7 @@ from rankwise.config.adapters import Start
 GAUSSIAN = 0.02
 """The authors' standard deviation."""
 LENGTH = 3**-0.5
-"""Expected length of a row of LoRA's A, whose entries are uniform in ±1/sqrt(I)."""
+"""Expected length of a row of LoRA's A, whose entries are uniform in ±1/sqrt(I). A column of a table's B has sqrt(O)."""
 
 
 class AdaLoRA(Adapter):
@@ -38,17 +38,24 @@ class AdaLoRA(Adapter):
         self, in_features: int, out_features: int, rank: int, scale: float, dropout: float, generator: torch.Generator,
         applied: Applied = on_linear, *, start: Start = "zero", looked_up: bool = False,
     ) -> None:  # fmt: skip
-        """`looked_up`: of a table, whose Q is read and not multiplied, and starts at zero in P's stead."""
+        """`looked_up`: of a table, whose Q is read and not multiplied. As in LoRA, it starts at zero in P's stead."""
         super().__init__(applied, scale, dropout)
         self.P = nn.Parameter(_vectors(rank, out_features, generator, start))
-        self.strength = nn.Parameter(torch.full((rank,), LENGTH if start == "zero" else 0.0))
+        self.strength = nn.Parameter(torch.zeros(rank))
         self.Q = nn.Parameter(_vectors(rank, in_features, generator, start))
         if start == "zero":
-            nn.init.zeros_(self.Q if looked_up else self.P)
+            self._start_as_lora(looked_up)
         self.cost = in_features + out_features
         """Parameters of one triplet in the adapter that is written: a row of A and a column of B."""
         self.decided = False
         """Whether it is known which triplets are left."""
+
+    @torch.no_grad()
+    def _start_as_lora(self, looked_up: bool) -> None:
+        zero, other, length = (self.Q, self.P, self.P.shape[1] ** 0.5) if looked_up else (self.P, self.Q, LENGTH)
+        zero.zero_()
+        other.mul_(length)
+        self.strength.fill_(1.0)
 
     @property
     def rank(self) -> int:
