@@ -13,8 +13,8 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,44 +50,31 @@ TEXTS = ("wikitext", "c-headers")
 
 @dataclass(frozen=True)
 class Variant:
-    """`p_zero`: P starts at zero, the strengths at `strength` and the rows of Q with the length `rows`."""
+    """`start`: strengths, and the length of the rows of Q, with P at zero; None for the start that `adapter` names."""
 
-    adapter: dict[str, Any] = field(default_factory=dict)
-    p_zero: bool = False
-    strength: float = 0.0
-    method: str = "adalora"
-    training: dict[str, Any] = field(default_factory=dict)
-    rows: float = 1.0
+    adapter: dict[str, Any]
+    start: tuple[float, float] | None = None
 
 
-def _zero(strength: float, rate: float, rows: float = 1.0, **adapter: Any) -> Variant:
-    return Variant({"orthogonality": 0.0, "strength_rate": rate} | adapter, True, strength, rows=rows)
+def _zero(strengths: float, rows: float, **adapter: Any) -> Variant:
+    return Variant({"start": "orthonormal", "orthogonality": 0.0, "strength_rate": 1.0} | adapter, (strengths, rows))
 
 
+PAPER: dict[str, Any] = {"start": "orthonormal", "strength_rate": 32.0, "orthogonality": 0.001}
 VARIANTS: dict[str, Variant] = {
-    "lora": Variant({"rank": 16}, method="lora"),
-    "lora-8": Variant({"rank": 8, "alpha": 16.0}, method="lora"),
-    "now": Variant(),
-    "unpruned": Variant({"initial": 1.0}),
-    "strengths-8": Variant({"strength_rate": 8.0}),
-    "strengths-2": Variant({"strength_rate": 2.0}),
-    "half-scale": Variant({"scale": 0.5}),
-    "p-zero": _zero(1.0, 1.0),
-    "p-zero-0.58": _zero(3**-0.5, 1.0),
-    "p-zero-0.38": _zero(3**-0.5 / 1.5, 1.0),
-    "p-zero-0.38-early": _zero(3**-0.5 / 1.5, 1.0, final=0.7),
-    "p-zero-0.58-early": _zero(3**-0.5, 1.0, final=0.7),
-    "p-zero-0.58-unpruned": _zero(3**-0.5, 1.0, initial=1.0),
-    "triplets": _zero(3**-0.5, 1.0, budget="16"),
-    "triplets-1.2": _zero(3**-0.5, 1.0, budget="16", initial=1.2),
-    "short": _zero(1.0, 1.0, rows=3**-0.5, budget="16"),
-    "short-1.2": _zero(1.0, 1.0, rows=3**-0.5, budget="16", initial=1.2),
-    "short-0.67": _zero(1 / 1.5, 1.0, rows=3**-0.5, budget="16"),
-    "p-zero-8": _zero(1.0, 8.0),
-    "p-zero-32": _zero(1.0, 32.0),
-    "p-zero-penalty": _zero(1.0, 1.0, orthogonality=0.001),
-    "p-zero-unpruned": _zero(1.0, 1.0, initial=1.0),
+    "lora": Variant({"method": "lora", "rank": 16}),
+    "paper": Variant(PAPER),
+    "zero-unit": _zero(3**-0.5, 1.0),
+    "zero-unit-early": _zero(3**-0.5, 1.0, final=0.7),
+    "zero-unit-unpruned": _zero(3**-0.5, 1.0, initial=1.0),
+    "zero-unit-triplets": _zero(3**-0.5, 1.0, budget="16"),
+    "zero": _zero(1.0, 3**-0.5, budget="16"),
+    "zero-1.2": _zero(1.0, 3**-0.5, budget="16", initial=1.2),
 }
+"""`paper`: strengths at zero and their rate 32 times that of P and Q, the default until now. `zero`: the default since,
+where triplets compete one for one. With `unit`, the rows of Q have length 1 and the strengths are 0.58, and competition
+is by parameters unless the name says otherwise. `early`: the ranks are decided after 30 % of the steps, not 60 %.
+`unpruned`: the first ranks stay. `1.2`: a fifth more triplets at first, not half as many again."""
 BUDGET = 305_280 * 16
 """Parameters of LoRA of rank 16 on all linear layers of SmolLM2-135M."""
 Cell = tuple[str, str, float, int]
@@ -96,11 +83,10 @@ Cell = tuple[str, str, float, int]
 def experiment_of(folder: Path, cell: Cell) -> Experiment:
     task, name, rate, seed = cell
     (files,) = tasks(folder, [task])
-    variant = VARIANTS[name]
-    budget = {} if variant.method == "lora" else {"budget": f"{BUDGET} parameters"}
+    usual = {} if name == "lora" else {"method": "adalora", "budget": f"{BUDGET} parameters"}
     return Experiment(
-        model="smollm2-135m", run="cell", adapter={"method": variant.method} | budget | variant.adapter,
-        training={"epochs": 1, "batch_size": 8, "seed": seed, "learning_rate": rate} | variant.training,
+        model="smollm2-135m", run="cell", adapter=usual | VARIANTS[name].adapter,
+        training={"epochs": 1, "batch_size": 8, "seed": seed, "learning_rate": rate},
         data={"path": str(files.trained), "rows": ROWS[task], "max_length": 512, "validation": str(files.measured)},
     )  # fmt: skip
 
@@ -114,9 +100,9 @@ def run(folder: Path, cell: Cell, model: LoadedModel, base: Callable[[Forward], 
     tuned = method.attach(model, Setup(config, config.total_steps(len(trained)), trained))
     measured, seconds, failed, sizes = dict[str, Any](), list[float](), None, dict[str, Any]()
     try:
-        if variant.p_zero:
+        if variant.start is not None:
             assert isinstance(tuned, TrainableAdaLoRA)
-            start_at_zero(tuned, variant.strength, variant.rows)
+            start_at_zero(tuned, *variant.start)
         tuned.train(False)
         work = Workload.of(model.module, tuned, CAUSAL_LM, config, prepared, False, silent)
         backend = Fused(work, compiled=False)
@@ -145,11 +131,11 @@ def run(folder: Path, cell: Cell, model: LoadedModel, base: Callable[[Forward], 
 
 
 @torch.no_grad()
-def start_at_zero(tuned: TrainableAdaLoRA, strength: float, rows: float) -> None:
+def start_at_zero(tuned: TrainableAdaLoRA, strengths: float, rows: float) -> None:
     for part in tuned.triplets.parts:
         part.P.zero_()
         part.Q.mul_(rows)
-        part.strength.fill_(strength)
+        part.strength.fill_(strengths)
 
 
 @torch.no_grad()
@@ -196,15 +182,29 @@ def kl_of(row: dict[str, Any], text: str, strength: str = "1.0") -> float:
 def line(row: dict[str, Any]) -> str:
     if row["failed"] is not None:
         return row["failed"]
-    points = [
-        f"{strength}: {loss_of(row, strength):.4f} " + " ".join(f"{kl_of(row, text, strength):.4f}" for text in TEXTS)
-        for strength in row["measured"]
-    ]
-    size = row["sizes"]
-    return (
-        f"{'; '.join(points)}; norm {size['norm']:.1f} largest {size['largest']:.2f} {size['parameters']:,}; "
-        f"{row['step_seconds']:.1f} s a step, {row['seconds']:.0f} s"
-    )
+    kls = " ".join(f"{kl_of(row, text):.4f}" for text in TEXTS)
+    return f"{loss_of(row):.4f} {kls}; {row['step_seconds']:.1f} s a step, {row['seconds']:.0f} s"
+
+
+def plain_kl(row: dict[str, Any], text: str, strength: str) -> float:
+    return row["measured"][strength]["kl"][text]
+
+
+def table(done: dict[Cell, dict[str, Any]], plain: dict[tuple[str, str, int], dict[str, Any]]) -> Iterator[str]:
+    """`plain` are LoRA's cells of lab/keeping.py, on the same rows with the same seeds."""
+    yield "| rows | seed | variant | rate | strength | loss | against LoRA | KL, WikiText-2 and C | of LoRA's |"
+    yield "|---|---:|---|---:|---:|---:|---:|---|---|"
+    for (task, name, rate, seed), row in sorted(done.items(), key=lambda pair: list(ROWS).index(pair[0][0])):
+        for strength in row["measured"]:
+            other = plain[task, "plain", seed]
+            at = strength if strength in other["measured"] else "1.0"
+            kls = [kl_of(row, text, strength) for text in TEXTS]
+            shares = [kl / plain_kl(other, text, at) for kl, text in zip(kls, TEXTS, strict=True)]
+            loss = loss_of(row, strength)
+            yield (
+                f"| {task} | {seed} | {name} | {rate:g} | {strength} | {loss:.4f} | {loss - loss_of(other, at):+.4f} "
+                f"| {', '.join(f'{kl:.4f}' for kl in kls)} | {', '.join(f'{share:.2f}' for share in shares)} |"
+            )
 
 
 def main() -> None:
@@ -216,8 +216,7 @@ def main() -> None:
     folder = given.folder.absolute()
     log = folder / "keeping.jsonl"
     if given.table:
-        for cell, row in done_in(log).items():
-            print(cell, line(row))
+        print("\n".join(table(done_in(log), done_in(Path(__file__).parent / "keeping" / "keeping.jsonl"))))
         return
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)

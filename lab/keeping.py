@@ -48,7 +48,7 @@ from rankwise.training.trainer import Trainer
 from rankwise.training.workload import Workload
 
 ROWS = {"e2e": 200, "dolly": 200, "superbowl": 240, "gsm8k": 160}
-RATES = {"lora": 2e-3, "adalora": 8e-3, "full": 1e-4}
+RATES = {"lora": 2e-3, "adalora": 2e-3, "full": 1e-4}
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
     "anchor": {"training": {"anchor": {"weight": 1.0}}},
@@ -63,8 +63,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "anchor-double-rate": {"training": {"anchor": {"weight": 1.0}}, "rate": 2.0},
     "mlp": {"adapter": {"targets": ["gate_proj", "up_proj", "down_proj"]}},
     "decay": {"training": {"weight_decay": 0.3}},
-    "adalora": {"method": "adalora"},
-    "adalora-anchor": {"method": "adalora", "training": {"anchor": {"weight": 1.0}}},
+    "adalora": {"method": "adalora", "adapter": {"budget": "16"}},
+    "adalora-anchor": {"method": "adalora", "adapter": {"budget": "16"}, "training": {"anchor": {"weight": 1.0}}},
     "full": {"method": "full"},
     "full-half-rate": {"method": "full", "rate": 0.5},
 }

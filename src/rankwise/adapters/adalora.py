@@ -30,7 +30,7 @@ from rankwise.config.adapters import Start
 GAUSSIAN = 0.02
 """The authors' standard deviation."""
 LENGTH = 3**-0.5
-"""Expected length of a row of LoRA's A, whose entries are uniform in ±1/sqrt(I). A column of a table's B has sqrt(O)."""
+"""Expected length of a row of LoRA's A, with entries uniform in ±1/sqrt(I). A column of a table's B has sqrt(O)."""
 
 
 class AdaLoRA(Adapter):

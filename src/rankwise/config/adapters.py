@@ -186,9 +186,9 @@ class AdaLoraConfig(AdapterConfig):
     """How triplets compete. With `parameters`, importance is divided by the number of parameters, so that a triplet
     of a narrow layer costs less than one of a wide layer. A budget in parameters or bytes always works this way."""
     start: Start = "zero"
-    """Initial values. With `zero`, P starts at zero, as B does in LoRA, the rows of Q are orthogonal and as long as those
-    of LoRA's A, and the singular values are 1. With `orthonormal` and `gaussian` (standard deviation 0.02), P and Q are
-    random and the singular values zero, as in the paper; such adapters forgot far more (lab/adalora.md)."""
+    """Initial values. With `zero`, P starts at zero, as LoRA's B does, the rows of Q are orthogonal and as long as
+    those of LoRA's A, and the singular values are 1. With `orthonormal` and `gaussian` (standard deviation 0.02), P and
+    Q are random and the singular values zero, as in the paper; such adapters forgot far more (lab/adalora.md)."""
     shrink: bool = True
     """Remove pruned triplets from the matrices when pruning has ended. If false, they stay and are set to zero at each
     step."""
