@@ -69,12 +69,14 @@ VARIANTS: dict[str, Variant] = {
     "zero-unit-unpruned": _zero(3**-0.5, 1.0, initial=1.0),
     "zero-unit-triplets": _zero(3**-0.5, 1.0, budget="16"),
     "zero": _zero(1.0, 3**-0.5, budget="16"),
+    "zero-0.67": _zero(1 / 1.5, 3**-0.5, budget="16"),
     "zero-1.2": _zero(1.0, 3**-0.5, budget="16", initial=1.2),
 }
 """`paper`: strengths at zero and their rate 32 times that of P and Q, the default until now. `zero`: the default since,
 where triplets compete one for one. With `unit`, the rows of Q have length 1 and the strengths are 0.58, and competition
 is by parameters unless the name says otherwise. `early`: the ranks are decided after 30 % of the steps, not 60 %.
-`unpruned`: the first ranks stay. `1.2`: a fifth more triplets at first, not half as many again."""
+`unpruned`: the first ranks stay. `1.2`: a fifth more triplets at first, not half as many again.
+`0.67`: strengths of two thirds."""
 BUDGET = 305_280 * 16
 """Parameters of LoRA of rank 16 on all linear layers of SmolLM2-135M."""
 Cell = tuple[str, str, float, int]

@@ -9,7 +9,8 @@ decided between steps, in methods/adalora/trainable.py.
 
 An adapted layer starts as its host. Either P starts at zero, as LoRA's B does, with orthogonal rows of Q, which are as
 long as those of LoRA's A, and strengths of 1; or, as in the paper, the strengths start at zero and P and Q at random.
-Then the first change is along random directions, which the loss hardly needs and other text notices (lab/adalora.md).
+Then the first change is along random directions, which the loss hardly needs and other text notices
+(lab/adalora_keeping.md).
 
 A fused host (query, key and value in one matrix) gets one set of triplets for each part of its output, or no rank could
 go to the value and be spared at the query.

@@ -188,7 +188,7 @@ class AdaLoraConfig(AdapterConfig):
     start: Start = "zero"
     """Initial values. With `zero`, P starts at zero, as LoRA's B does, the rows of Q are orthogonal and as long as
     those of LoRA's A, and the singular values are 1. With `orthonormal` and `gaussian` (standard deviation 0.02), P and
-    Q are random and the singular values zero, as in the paper; such adapters forgot far more (lab/adalora.md)."""
+    Q are random and the singular values zero, as in the paper; these forgot far more (lab/adalora_keeping.md)."""
     shrink: bool = True
     """Remove pruned triplets from the matrices when pruning has ended. If false, they stay and are set to zero at each
     step."""
