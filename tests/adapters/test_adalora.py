@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -26,7 +27,7 @@ from rankwise.adapters.keeping import PASSES, keep_best, keep_worth
 from rankwise.adapters.lora import LoRA
 from rankwise.adapters.triplets import Triplets
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
-from rankwise.errors import ConfigError, TrainingError
+from rankwise.errors import ConfigError, RunError, TrainingError
 from rankwise.methods.adalora.trainable import TrainableAdaLoRA
 from rankwise.methods.inject import inject
 from sampling import draws
@@ -125,6 +126,15 @@ def test_started_at_zero_its_first_step_is_lora_s():
     for path, lora in twin.adapters().items():
         assert lora.delta().any()
         torch.testing.assert_close(adapters.adapters()[path].delta(), lora.delta(), rtol=1e-5, atol=1e-9)
+
+
+def test_a_checkpoint_of_the_earlier_start_is_refused():
+    _, _, trainable, optimizer = adapted()
+    state = trainable.state_dict()
+    trainable.load_state_dict(state, optimizer)
+    earlier = replace(state, facts={name: value for name, value in state.facts.items() if name != "start"})
+    with pytest.raises(RunError, match="of an earlier version"):
+        trainable.load_state_dict(earlier, optimizer)
 
 
 @pytest.mark.parametrize("looked_up", [False, True])

@@ -124,11 +124,17 @@ class TrainableAdaLoRA(AdapterTrainable):
         return self.spec.start == "zero" and bool(part.P.any() and part.Q.any())
 
     def state_dict(self) -> TrainableState:
-        return TrainableState(self._tensors, {"order": self._layout, "ranks": self.triplets.ranks, "final": self.final})
+        facts = {"order": self._layout, "ranks": self.triplets.ranks, "final": self.final, "start": self.spec.start}
+        return TrainableState(self._tensors, facts)
 
     def load_state_dict(self, state: TrainableState, optimizer: torch.optim.Optimizer) -> None:
         """After the shrink there are fewer rows: which of the fresh ones make way for them does not matter."""
         state.check_layout(self._layout)
+        if self.spec.start == "zero" and "start" not in state.facts:
+            raise RunError(
+                "the checkpoint is of an earlier version, whose AdaLoRA started with singular values of zero and had "
+                "another rate for them. Go on with that version, or train anew (--restart)."
+            )
         if state.facts["final"]:
             self._end_allocation(self._first(state.facts["ranks"]), optimizer)
         state.copy_into(self._tensors)
