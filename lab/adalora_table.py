@@ -22,8 +22,8 @@ to questions that were trained on). A rate was swept for each line with seed 0, 
 seeds 1 and 2; intervals are 95 % (Student, over {len(SEEDS)} seeds). What the seeds share, rows and model, is not in
 them. Seed 0 chose the rate of each line, which flatters all alike; what AdaLoRA starts with was chosen, besides, from
 the settings below on the rows that are measured here, which flatters AdaLoRA alone. A line whose parameters differ from
-LoRA's by more than {EVEN:.0%} gets no verdict. AdaLoRA starts as in the paper in all cells whose start is not `zero`; what
-each start forgets is in adalora_keeping.md.
+LoRA's by more than {EVEN:.0%} gets no verdict. AdaLoRA starts as in the paper in all cells whose start is
+not `zero`; what each start forgets is in adalora_keeping.md.
 """
 
 
