@@ -211,9 +211,11 @@ def _token_lines(data_report: DataReport) -> list[tuple[str, str, int]]:
         cut = data_report.truncated or 0
         if data_report.images is not None:
             return [("targets", data_report.targets.describe(), data_report.sequences or 0)]
+        tags = data_report.tags
         return [
             ("tokens", f"{data_report.tokens:,}", data_report.tokens),
             ("targets", data_report.targets.describe(), data_report.sequences or 0),
+            *([("words with tags", tags.describe(), tags.words)] if tags is not None else []),
             ("truncated", f"{cut:,}", cut),
         ]
     share = data_report.loss_tokens / max(1, data_report.tokens)

@@ -113,7 +113,9 @@ def export(
         else:
             from rankwise.exporting.engines import loaded_with
 
-            use = loaded_with(exported.format, exported.to, exported.outputs, images=exported.images)
+            use = loaded_with(
+                exported.format, exported.to, exported.outputs, images=exported.images, words=exported.words
+            )
             lines = [_line(exported), *_template_lines(exported), *exported.verification.lines(), use]
             typer.echo(visible("\n".join(lines)))
 

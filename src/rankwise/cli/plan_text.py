@@ -135,7 +135,9 @@ def _images(plan: Plan) -> Iterator[str]:
 
 def _learned(plan: Plan) -> str:
     assert plan.rows is not None, "only called with rows"
-    return "one target per row" if plan.shape.is_classifier else f"{plan.rows.supervised_share:.0%} of them in the loss"
+    if plan.shape.is_classifier:
+        return f"one target per {'word' if plan.shape.words else 'row'}"
+    return f"{plan.rows.supervised_share:.0%} of them in the loss"
 
 
 def _memory(plan: Plan) -> Iterator[str]:

@@ -73,7 +73,8 @@ FLAGS = {
     "run": Flag("run", str, "Name of the run: the folder runs/NAME."),
     "objective": Flag("objective", str,
         "What the model learns from a row: causal-lm (the tokens of its answers), preference (which of two answers is "
-        "better), sequence-classification or image-classification (one class or number for its text or image).  "
+        "better), sequence-classification or image-classification (one class or number for its text or image), "
+        "token-classification (a tag for each of its words).  "
         "[default: by the model]"),
     "preference_loss": Flag("preference.loss", str,
         "Loss of preference pairs: dpo (compared with the model before training) or orpo (without a reference)."),

@@ -39,6 +39,10 @@ def advise(
         raise RunError(f"{out} already exists and is not overwritten.")
     callback = WarningCollector(callback)
     experiment = decided(experiment, callback)
+    if experiment.objective == "token-classification":
+        raise ConfigError(
+            ["advise measures language models and classifiers of texts, and these rows have tags of words."]
+        )
     if experiment.objective == "image-classification":
         raise ConfigError(["advise measures language models and classifiers of texts, and this model reads images."])
     with limited_memory(experiment.model.memory_bytes):

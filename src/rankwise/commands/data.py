@@ -176,6 +176,8 @@ def _shown(example: Example, writing: TextWriting, data: DataConfig) -> list[Sho
     (outcome,) = encoder.encode([example])
     if outcome.problem is not None:
         raise DataError(outcome.problem)
+    if writing.targets is not None and writing.targets.form == "tags":
+        return _tagged(example, outcome, writing, encoder.limit)
     if writing.targets is not None:
         return _classified(example, outcome, writing, encoder.limit)
     if example.rejected:
@@ -211,6 +213,21 @@ def _classified(example: Example, outcome: Outcome, writing: TextWriting, limit:
     (sequence,) = outcome.sequences
     text = writing.tokenizer.decode([int(token) for token in sequence.ids])
     return [Shown(example.where, [(text, False), label], len(sequence.ids), 1)]
+
+
+def _tagged(example: Example, outcome: Outcome, writing: TextWriting, limit: int) -> list[Shown]:
+    """A row of words with tags: the first token of each word, and behind it the tag that it is to have."""
+    if not outcome.sequences:
+        why = f"longer than {limit:,} tokens" if outcome.too_long else "no word is left after truncation"
+        return [Shown(example.where, [(example.prompt_text, False)], outcome.lengths[0], 0, why)]
+    (sequence,) = outcome.sequences
+    assert sequence.tags is not None and writing.targets is not None, "the words have tags"
+    tokens = [writing.tokenizer.decode([int(token)]) for token in sequence.ids]
+    rows = zip(tokens, sequence.loss_mask, sequence.tags, strict=True)
+    segments = [
+        (f"{text} -> {writing.targets.classes[tag]}" if learned else text, bool(learned)) for text, learned, tag in rows
+    ]
+    return [Shown(example.where, segments, len(sequence.ids), sequence.loss_count)]
 
 
 def _pair(example: Example, outcome: Outcome, writing: TextWriting, limit: int) -> list[Shown]:

@@ -24,6 +24,7 @@ from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.pair_task import pair_task
 from rankwise.evaluation.requests import Requests, requests_of, requests_of_sequences
 from rankwise.evaluation.sequential import Looks
+from rankwise.evaluation.span_task import SpanTask
 from rankwise.evaluation.subject import Subject, open_subject
 from rankwise.evaluation.task import OwnTask, Task
 from rankwise.evaluation.task_documents import drawn, identities
@@ -226,13 +227,14 @@ def asked_of(
 
 def _class_task(
     subject: Subject, objective: Classifier, data: str | None, rows: int | None, callback: Callback
-) -> ClassTask:
+) -> ClassTask | SpanTask:
     """Rows that the run did not train on, its own or those of `data`."""
     assert subject.artifact is not None, "a classifier is a run or an adapter's folder"
     found = rows_to_measure(subject.artifact, subject.model, data, callback)
     name = HELD_OUT if data is None else task_of_rows(data).task
     chosen = found.documents if rows is None else found.spread(rows).documents
-    return ClassTask(name, found.about, objective, chosen, left_out=found.left_out)
+    task = SpanTask if objective.targets.form == "tags" else ClassTask
+    return task(name, found.about, objective, chosen, left_out=found.left_out)
 
 
 def _refuse_of_language_models(

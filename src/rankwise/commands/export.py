@@ -61,6 +61,8 @@ class Exported:
     """The number of a classifier's classes, or 1 for a number."""
     images: bool = False
     """Whether a classifier reads images."""
+    words: bool = False
+    """Whether a classifier tags the words of texts."""
     files: tuple[str, ...] = ()
     adapter: AdapterWeights | None = None
     """What a folder with an adapter holds."""
@@ -131,6 +133,7 @@ def _written(
     """Write one format, whole or not at all."""
     outputs = None if artifact.targets is None else artifact.targets.outputs
     images = artifact.data_report is not None and artifact.data_report.image_processing is not None
+    words = artifact.targets is not None and artifact.targets.form == "tags"
     if outputs is not None and strength != 1:
         raise ConfigError([
             f"--strength {strength:g}: {artifact.described} is a classifier, whose new head has no base to scale its "
@@ -139,7 +142,7 @@ def _written(
     named = None if artifact.config.trains_base else artifact.base_named
     stored = None if named is None else named.packed_format
     exported = Exported(
-        str(artifact.folder), str(folder), format, strength=strength, outputs=outputs, images=images,
+        str(artifact.folder), str(folder), format, strength=strength, outputs=outputs, images=images, words=words,
         base_quantized=stored,
     )  # fmt: skip
     if stored is not None and format in (*ADAPTER_FORMATS, "gguf-lora"):

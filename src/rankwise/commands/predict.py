@@ -9,51 +9,34 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rankwise.commands.predicted_rows import PROBLEM, Row, classify
 from rankwise.config.data import DataConfig
 from rankwise.config.generation import GenerationConfig
 from rankwise.data.answered_rows import check_name, file_of
 from rankwise.data.asking import PLACEHOLDER, question_of
 from rankwise.data.sources import open_source, raw_records
+from rankwise.data.tagged_rows import TAGGED_FORMATS
 from rankwise.errors import ConfigError, DataError, ResourceError, is_out_of_memory, together
-from rankwise.inference.classify import Prediction, probability_column
+from rankwise.inference.classify import probability_column
 from rankwise.inference.decoding import Answer
 from rankwise.inference.generate import TOGETHER, answers_in_turn
+from rankwise.inference.tagging import tags_column
 from rankwise.inference.tuned_model import TunedModel, load_tuned
-from rankwise.methods.artifact import open_artifact
+from rankwise.methods.artifact import Artifact, open_artifact
 from rankwise.runs.records import Callback, ProgressUpdate, silent
 from rankwise.runs.snapshot import RunSnapshot
+from rankwise.runs.target_facts import TargetFacts
 from rankwise.system.files import check_place, write_atomic
-from rankwise.text.example import Example
-from rankwise.text.targets import texts_of
-from rankwise.text.tokenize import Tokens, prompt_ids
+from rankwise.text.tokenize import prompt_ids
 
-COLUMN, PROBLEM = "prediction", "error"
-AT_ONCE = 512
-"""Rows of a classifier that are encoded at once; images of more would fill the memory."""
+COLUMN = "prediction"
 ANSWER = "rankwise: the answer"
 READ = ("format", "columns", "prompt", "completion", "ignore_columns", "labels", "system")
 """Settings of a run's data that say how a row is read."""
-
-
-@dataclass
-class Row:
-    """One of the file: what it holds, what it asks, and what became of it."""
-
-    where: str
-    columns: dict[str, Any]
-    question: Example | None = None
-    ids: list[int] = field(default_factory=list)
-    answer: Answer | None = None
-    texts: tuple[str, str] = ("", "")
-    """What a classifier reads: a text, and a second one or nothing."""
-    prediction: Prediction | None = None
-    """Of a classifier, in place of an answer."""
-    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,19 +80,15 @@ def predict(
     began, out = time.perf_counter(), Path(out)
     _check_out(out, data, overwrite)
     artifact = run.artifact if isinstance(run, TunedModel) else open_artifact(str(run), callback, **opening)
-    form = None if artifact.run is None else artifact.run.manifest.data.format
-    rows = _rows(_reading(artifact.run, str(data), prompt, system), form, has_prompt=prompt is not None)
     targets = artifact.targets
-    shares = [probability_column(name) for name in targets.classes] if targets is not None else []
-    if column in shares:
-        raise ConfigError([f'the column "{column}" is that of a class\'s probability. Choose another with --column.'])
-    _refuse_taken([column, *shares, *([PROBLEM] if skip_bad_rows else [])], rows)
+    rows = _rows(_reading(artifact.run, str(data), prompt, system), _form(artifact), has_prompt=prompt is not None)
+    _refuse_taken([column, *_beside(targets, column), *([PROBLEM] if skip_bad_rows else [])], rows)
     _refuse_bad(rows, skip_bad_rows)
     if targets is not None:
         _refuse_generation(spec, batch_size, base=base, system=system)
     tuned = run if isinstance(run, TunedModel) else load_tuned(artifact, callback, force_base=force_base)
     if targets is not None:
-        _classify(rows, tuned, callback)
+        classify(rows, tuned, callback)
         _refuse_bad(rows, skip_bad_rows)
     else:
         chosen = spec or GenerationConfig()
@@ -117,8 +96,27 @@ def predict(
         _refuse_bad(rows, skip_bad_rows)
         with tuned.base(base):
             _answer([row for row in rows if row.problem is None], tuned, chosen, batch_size, callback)
-    write_atomic(out, file_of([_with_answer(row, column) for row in rows], out))
+    write_atomic(out, file_of([row.written(column) for row in rows], out))
     return Predicted(out, column, rows, time.perf_counter() - began, classified=targets is not None)
+
+
+def _form(artifact: Artifact) -> str | None:
+    """The format of the rows that it was trained on; both formats of words with tags, since it reads either."""
+    if artifact.targets is not None and artifact.targets.form == "tags":
+        return ", ".join(TAGGED_FORMATS)
+    return None if artifact.run is None else artifact.run.manifest.data.format
+
+
+def _beside(targets: TargetFacts | None, column: str) -> list[str]:
+    """The columns that a classifier writes beside that of its predictions."""
+    if targets is None:
+        return []
+    if targets.form == "tags":
+        return [tags_column(column)]
+    shares = [probability_column(name) for name in targets.classes]
+    if column in shares:
+        raise ConfigError([f'the column "{column}" is that of a class\'s probability. Choose another with --column.'])
+    return shares
 
 
 def _check_out(out: Path, data: str | Path, overwrite: bool) -> None:
@@ -237,50 +235,3 @@ def _refuse_generation(spec: GenerationConfig | None, batch_size: int, *, base: 
     idle = ["base"] * base + ["system"] * (system is not None) + ["batch_size"] * (batch_size != TOGETHER) + changed
     if idle:
         raise ConfigError([f"the setting {idle[0]} has no effect, because this run is a classifier. Leave it out."])
-
-
-def _classify(rows: Sequence[Row], tuned: TunedModel, callback: Callback) -> None:
-    questions = [row for row in rows if row.question is not None and row.problem is None]
-    finished = 0
-    for begin in range(0, len(questions), AT_ONCE):
-        some_rows = questions[begin : begin + AT_ONCE]
-        encoded = _encoded_images(some_rows, tuned) if tuned.reads_images else _encoded_texts(some_rows, tuned)
-        fitting = [(row, tokens) for row, tokens in encoded if row.problem is None]
-        report = partial(_report_progress, callback, finished, len(questions))
-        classified = tuned.classify([tokens for _, tokens in fitting], report)
-        for (row, _), prediction in zip(fitting, classified, strict=True):
-            row.prediction = prediction
-        finished += len(some_rows)
-
-
-def _report_progress(callback: Callback, before: int, rows: int, done: int) -> None:
-    callback(ProgressUpdate("Classifying", before + done, rows, "rows"))
-
-
-def _encoded_texts(rows: Sequence[Row], tuned: TunedModel) -> list[tuple[Row, Tokens]]:
-    for row in rows:
-        assert row.question is not None, "only these are encoded"
-        try:
-            row.texts = texts_of(row.question)
-        except DataError as error:
-            row.problem = str(error)
-    usable = [row for row in rows if row.problem is None]
-    encoded, problems = tuned.rows_of([row.texts for row in usable])
-    for at, why in problems.items():
-        usable[at].problem = f"{usable[at].where}: {why}"
-    return list(zip(usable, encoded, strict=True))
-
-
-def _encoded_images(rows: Sequence[Row], tuned: TunedModel) -> list[tuple[Row, Tokens]]:
-    encoded, problems = tuned.image_rows_of([row.question for row in rows if row.question is not None])
-    for at, why in problems.items():
-        rows[at].problem = why
-    return list(zip(rows, encoded, strict=True))
-
-
-def _with_answer(row: Row, column: str) -> dict[str, Any]:
-    if row.prediction is not None:
-        return row.columns | row.prediction.as_columns(column)
-    if row.answer is not None:
-        return row.columns | {column: row.answer.text}
-    return row.columns | {column: None, PROBLEM: row.problem}

@@ -24,6 +24,8 @@ Format = Literal[
     "classification",
     "image",
     "preference",
+    "tokens",
+    "spans",
     "self-instruct",
     "oasst-trees",
 ]

@@ -48,11 +48,14 @@ class Experiment(Config):
     """The base model."""
     data: DataConfig
     """The training and validation rows."""
-    objective: Literal["auto", "causal-lm", "preference", "sequence-classification", "image-classification"] = "auto"
+    objective: Literal[
+        "auto", "causal-lm", "preference", "sequence-classification", "token-classification", "image-classification"
+    ] = "auto"  # fmt: skip
     """What the model learns from a row: `causal-lm` is to predict the tokens of its answers, `preference` to prefer one
-    of two answers, `sequence-classification` to predict one class or one number for its text, and
-    `image-classification` for its image. `auto` chooses image-classification for a vision model,
-    sequence-classification for an encoder of texts, such as BERT, and causal-lm for every other model."""
+    of two answers, `sequence-classification` to predict one class or one number for its text, `token-classification` to
+    predict a tag for each of its words, and `image-classification` one class or one number for its image. `auto`
+    chooses image-classification for a vision model, token-classification for rows with tags or spans,
+    sequence-classification for an encoder of texts, such as BERT, and causal-lm for everything else."""
     classification: ClassificationConfig = Field(default_factory=ClassificationConfig)
     """What a classifier predicts."""
     preference: PreferenceConfig = Field(default_factory=PreferenceConfig)

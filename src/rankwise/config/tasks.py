@@ -36,6 +36,11 @@ MEANINGS = {
     "balanced_accuracy": "the share of right predictions in each class, averaged over classes",
     "f1": "F1 of each class, averaged over classes (macro F1)",
     "matthews": "the correlation of predicted and true classes: 0 is chance, 1 is perfect",
+    "span_f1": "F1 of spans, which are right where both ends and the type are",
+    "span_precision": "the share of the predicted spans that are right",
+    "span_recall": "the share of the true spans that are predicted",
+    "token_accuracy": "the share of words with the right tag",
+    "token_cross_entropy": "nats per word of the right tag, each word with weight 1; lower is better",
     "calibration_error": "how far the probabilities of predicted classes are from the share that is right, over "
     "fifteen ranges of probability (expected calibration error); lower is better",
     "pearson": "the correlation of predicted and true numbers (Pearson)",

@@ -16,6 +16,7 @@ from rankwise.config.base import Config, PositiveInt
 
 TextMetric = Literal["exact", "number", "json", "rouge_1", "rouge_2", "rouge_l", "bleu", "chrf"]
 PairMetric = Literal["preference_accuracy", "margin"]
+TagMetric = Literal["span_f1", "span_precision", "span_recall", "token_accuracy"]
 ClassMetric = Literal["accuracy", "balanced_accuracy", "f1", "matthews", "pearson", "spearman"]
 NEED_ROWS = ("steps", "keep", "patience", "by", "scores", "answers")
 OF_ANSWERS = ("scores", "answers", "max_new_tokens", "prompts")
@@ -37,10 +38,11 @@ class ValidationConfig(Config):
     AdaLoRA, only checkpoints after the end of pruning are compared, because earlier ones are larger than the budget."""
     patience: PositiveInt | None = None
     """Early stopping: end the run after this many validations in a row without improvement."""
-    by: Literal["loss", TextMetric, ClassMetric, PairMetric] = "loss"
+    by: Literal["loss", TextMetric, ClassMetric, TagMetric, PairMetric] = "loss"
     """What `keep` and `patience` compare: the validation loss, a metric of a language model's answers, a metric of a
-    classifier (accuracy, balanced_accuracy, f1, matthews; pearson and spearman where labels are numbers), or one of
-    preference pairs (preference_accuracy, margin)."""
+    classifier (accuracy, balanced_accuracy, f1, matthews; pearson and spearman where labels are numbers), of a token
+    classifier (span_f1, span_precision, span_recall, token_accuracy), or of preference pairs (preference_accuracy,
+    margin)."""
     scores: tuple[TextMetric, ...] = ()
     """Further metrics of the answers to validation rows, computed at each validation."""
     answers: Annotated[int, Field(ge=0, strict=True)] = 0
@@ -77,7 +79,9 @@ class ValidationConfig(Config):
 
     def of_other_objective(self, objective: str) -> list[str]:
         """The settings given here that have no effect with this objective."""
-        own = {"causal-lm": TextMetric, "preference": PairMetric}.get(objective, ClassMetric)
+        own = {"causal-lm": TextMetric, "preference": PairMetric, "token-classification": TagMetric}.get(
+            objective, ClassMetric
+        )
         by = [f"by {self.by}"] if self.by not in ("loss", *get_args(own)) else []
         if objective == "causal-lm":
             return by

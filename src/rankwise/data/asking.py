@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from rankwise.config.column_text import column_text
@@ -16,8 +17,10 @@ from rankwise.data.columns import Row, renamed
 from rankwise.data.formats import ANSWER_FIELDS, SIGNS
 from rankwise.data.hub import Part
 from rankwise.data.sources import Reading
+from rankwise.data.tagged_rows import TAGGED_FORMATS, list_in
 from rankwise.errors import DataError
 from rankwise.text.example import Example
+from rankwise.text.tagged import OUTSIDE
 
 PLACEHOLDER = "?"
 ANSWERS: Mapping[str, tuple[str, ...]] = {
@@ -46,13 +49,16 @@ def question_of(reading: Reading, part: Part, where: str, row: Any, form: str | 
             f"{where}: is plain text without a question. Give the question with --prompt; --prompt '{{text}}' uses the "
             "text as the question."
         )
-    return Example(example.messages[:-1], where, example.tools, image=example.image)
+    tagged = example.tagged and replace(example.tagged, tags=())
+    return Example(example.messages[:-1], where, example.tools, image=example.image, tagged=tagged)
 
 
 def with_answer(row: Row, source: Rows, form: str | None, where: str) -> Row:
     if source.completion is not None:
         return row | {name: PLACEHOLDER for name in column_text(source.completion).columns if _is_empty(row.get(name))}
     given = source.format if source.format != "auto" else form
+    if given is not None and set(given.split(", ")) & set(TAGGED_FORMATS):
+        return _untagged(row, source)
     forms = [given] if given in SIGNS else []
     for one in [*forms, *(other for other in (*ANSWERS, *TURNS) if other != "classification")]:
         filled = _filled(row, source, one)
@@ -63,6 +69,14 @@ def with_answer(row: Row, source: Rows, form: str | None, where: str) -> Row:
         if fits:
             return filled
     return row
+
+
+def _untagged(row: Row, source: Rows) -> Row:
+    """Words or a text without their tags or spans, which are not looked at."""
+    tokens, tags, spans = (source.columns.get(name, name) for name in ("tokens", "tags", "spans"))
+    if tokens in row and isinstance(words := list_in(row[tokens]), list):
+        return row | {tags: [OUTSIDE] * len(words)}
+    return row | {spans: []}
 
 
 def _filled(row: Row, source: Rows, form: str) -> Row:

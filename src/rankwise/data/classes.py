@@ -46,7 +46,7 @@ class _Labels:
 def read_targets(spec: DataConfig, config: ClassificationConfig) -> TargetFacts:
     """DataError where rows have no label, too few classes, or labels of two kinds, with the first such row."""
     labels, problems = _Labels(), list[str]()
-    for example in _examples(spec, problems):
+    for example in examples_of(spec, problems):
         try:
             labels.add(example)
         except DataError as error:
@@ -58,7 +58,8 @@ def read_targets(spec: DataConfig, config: ClassificationConfig) -> TargetFacts:
     return _numbers(labels, spec, config) if _are_numbers(labels, config) else _classes(labels, spec, config)
 
 
-def _examples(spec: DataConfig, problems: list[str]) -> Iterator[Example]:
+def examples_of(spec: DataConfig, problems: list[str]) -> Iterator[Example]:
+    """All training rows that can be read; what is wrong with the others is added to the problems."""
     for source in spec.all_sources:
         reading = open_source(spec, source)
         for chunk in reading.chunks():
@@ -118,7 +119,7 @@ def _classes(labels: _Labels, spec: DataConfig, config: ClassificationConfig) ->
             "numbers."
         )
     counts = tuple(labels.counts[name] for name in names)
-    weights, balanced = _weights(names, counts, config), config.sampling == "balanced"
+    weights, balanced = weights_of(names, counts, config), config.sampling == "balanced"
     return TargetFacts(classes=names, counts=counts, weights=weights, balanced=balanced)
 
 
@@ -129,7 +130,7 @@ def _ordered(labels: _Labels, spec: DataConfig) -> tuple[str, ...]:
     return (*named, *sorted(others, key=(lambda label: (int(label), label)) if whole else None))
 
 
-def _weights(names: tuple[str, ...], counts: tuple[int, ...], config: ClassificationConfig) -> tuple[float, ...]:
+def weights_of(names: tuple[str, ...], counts: tuple[int, ...], config: ClassificationConfig) -> tuple[float, ...]:
     """Balanced: n / (classes * n of the class), so that the mean over all rows is 1."""
     if config.class_weights is None:
         return ()

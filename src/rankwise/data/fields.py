@@ -18,7 +18,7 @@ ABOUT, SYSTEM = ("input", "context"), ("system", "system_prompt")  # each pair i
 FIELDS = (
     "messages", "conversations", "tools", "system", "system_prompt", "prompt", "question", "completion", "response",
     "answer", "answers", "text", "text_pair", "label", "instruction", "input", "output", "history", "context",
-    "instances", "image", "chosen", "rejected",
+    "instances", "image", "chosen", "rejected", "tokens", "tags", "spans",
 )  # fmt: skip
 
 

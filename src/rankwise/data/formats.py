@@ -19,6 +19,7 @@ from rankwise.data.image_rows import image_example, image_field
 from rankwise.data.labels import label_text
 from rankwise.data.pair_rows import FIELDS_OF_PAIRS, is_pair, pair_example
 from rankwise.data.proposals import as_text, no_form
+from rankwise.data.tagged_rows import has_spans, has_tags, spans_example, tokens_example
 from rankwise.data.tree_rows import tree_example
 from rankwise.data.turns import (
     read_tools,
@@ -228,6 +229,8 @@ def _system(row: Row, where: str) -> tuple[Message, ...]:
 
 SIGNS: dict[str, Callable[[Row], bool]] = {
     "preference": is_pair,
+    "tokens": has_tags,
+    "spans": has_spans,
     "messages": lambda row: "messages" in row,
     "sharegpt": lambda row: "conversations" in row,
     "oasst-trees": lambda row: isinstance(row.get("prompt"), dict) and "replies" in row["prompt"],
@@ -244,6 +247,8 @@ _TALK = _SYSTEM | {"tools"}
 _INSTRUCTION = _SYSTEM | {"instruction", "output", "response", "history", *ABOUT}
 USED = {
     "preference": FIELDS_OF_PAIRS,
+    "tokens": frozenset({"tokens", "tags"}),
+    "spans": frozenset({"text", "spans"}),
     "messages": _TALK | {"messages"},
     "sharegpt": _TALK | {"conversations"},
     "oasst-trees": frozenset({"prompt"}),
@@ -276,5 +281,7 @@ PARSERS: dict[str, Callable[[Row, str, Options], list[Example]]] = {
     "classification": _classification,
     "text": _text,
     "preference": lambda row, where, options: [pair_example(row, where)],
+    "tokens": lambda row, where, options: [tokens_example(row, options.labels, where)],
+    "spans": lambda row, where, options: [spans_example(row, options.labels, where)],
     "image": lambda row, where, options: [image_example(row, options.labels, where, options.folder)],
 }

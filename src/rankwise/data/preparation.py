@@ -183,9 +183,11 @@ class _Preparation:
 
     def _refuse_others(self, reading: Reading, first: Example) -> None:
         """Where the model reads texts, it would be trained on the names of image files; and of a pair's answers, what
-        is no preference tuning would learn the chosen ones alone."""
+        is no preference tuning would learn the chosen ones alone, and of tagged words a list of spans."""
         if first.rejected and self.encoder is not None and self.facts.pairs is None:
             raise DataError(f"{reading.source.path}: holds preference pairs. Add --objective preference.")
+        if first.tagged is not None and self.encoder is not None and not (self.targets and self.targets.form == "tags"):
+            raise DataError(f"{reading.source.path}: holds words with tags. Add --objective token-classification.")
         if first.image is not None and self.encoder is not None and self.facts.processing is None:
             raise DataError(
                 f"{reading.source.path}: holds images, and the model {self.model} reads texts. Choose a vision model "
@@ -234,11 +236,13 @@ def _data_report(
     findings = findings_of(images, [name for reading in readings for name in reading.passed_over]) if images else None
     duplicates = findings.duplicates if findings is not None else tally.texts.duplicates()
     repeated = (0, 0) if findings is not None else (len(duplicates.near), len(duplicates.exact))
+    tags = tally.tags.facts(encoded=encodes) if tally.tags.words else None
     remarks = (
         *(sentence(column) for column in unused if not column.stops),
         *(warning for reading in readings for warning in reading.warnings()),
         *warnings_of(tally, overlap, *repeated),
         *(findings.warnings if findings is not None else ()),
+        *(tags.doubts() if tags is not None else ()),
         *labels.remarks(),
         *labels.without_rows(work.targets.classes if work.targets is not None else ()),
         *labels.never_trained(facts),
@@ -264,6 +268,7 @@ def _data_report(
         images=findings.facts if findings is not None else None,
         image_processing=work.facts.processing,
         pairs=work.facts.pairs and tally.pairs.facts(work.facts.pairs, tally.used),
+        tags=tags,
         targets=work.targets,
         unused_columns=unused,
         warnings=remarks,

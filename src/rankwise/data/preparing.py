@@ -209,6 +209,7 @@ def summary_lines(data_report: DataReport) -> Sequence[str]:
     lines = [data_report.hold_out.describe()] if data_report.hold_out is not None else []
     if data_report.targets is not None:
         lines.append(data_report.targets.describe())
+        lines += [data_report.tags.describe()] if data_report.tags is not None else []
         lines += [data_report.sampling] if data_report.sampling is not None else []
     else:
         lines += [data_report.pairs.describe()] if data_report.pairs is not None else []

@@ -17,6 +17,7 @@ import numpy as np
 from rankwise.config.data import DataConfig
 from rankwise.data.duplicates import TextIndex
 from rankwise.data.pair_counts import TIED, PairCounts
+from rankwise.data.tag_counts import TagCounts
 from rankwise.errors import some, together
 from rankwise.runs.data_report import MOST_LISTED, LengthFacts, OverlapFacts, Skipped
 from rankwise.text.encode import Outcome
@@ -75,6 +76,7 @@ class Tally:
     looks_rendered: int = 0
     systems: set[str | None] = field(default_factory=set)
     pairs: PairCounts = field(default_factory=PairCounts)
+    tags: TagCounts = field(default_factory=TagCounts)
 
     def anew(self) -> Tally:
         """An empty tally for the same model."""
@@ -94,6 +96,8 @@ class Tally:
         for example in examples:
             if example.rejected:
                 self.pairs.read(example)
+            if example.tagged is not None:
+                self.tags.read(example.tagged)
         text = "\n".join(example.full_text for example in examples)
         self.texts.add([text])
         systems = {example.system for example in examples}
@@ -151,6 +155,8 @@ class Tally:
         self.truncated += outcome.truncated
         self.without_loss_tokens += outcome.without_loss_tokens
         self.masks.update(outcome.methods)
+        self.tags.unlearned += outcome.unlearned_words
+        self.tags.cut += outcome.cut_words
         for sequence in outcome.sequences:
             supervised = sequence.loss_count
             assert supervised, f"{outcome.example.where} has no loss tokens"

@@ -21,9 +21,9 @@ from rankwise.data.row_names import RowNames
 from rankwise.errors import DataError
 from rankwise.text.tokenize import Tokens
 
-COLUMNS: dict[str, Any] = {"ids": np.int32, "loss_mask": np.bool_, "token_type_ids": np.int8}
+COLUMNS: dict[str, Any] = {"ids": np.int32, "loss_mask": np.bool_, "token_type_ids": np.int8, "tags": np.int16}
 """One value a token."""
-OPTIONAL = ("token_type_ids", "targets")
+OPTIONAL = ("token_type_ids", "tags", "targets")
 IMAGES = "images.bin"
 CHANNELS = 3
 
@@ -44,6 +44,8 @@ class EncodedRows(Sequence[Tokens]):
     """The pixels (S, S, 3) of each row, in uint8: an array (N, S, S, 3), or views that lie in several files."""
     names: RowNames | None = None
     """Where each row came from."""
+    tags: np.ndarray | None = None
+    """(T,) int16: the class of each token that the loss mask has, where words have tags."""
     references: np.ndarray | None = None
     """(N, 2) float64: of pairs, the log-probabilities of both answers before training. They belong to a run and are not
     written."""
@@ -67,9 +69,10 @@ class EncodedRows(Sequence[Tokens]):
         image = None if self.images is None else self.images[number]
         name = None if self.names is None else self.names[number]
         reference = None if self.references is None else self.references[number]
+        tags = None if self.tags is None else self.tags[row]
         return Tokens(
             self.ids[row], self.loss_mask[row], token_type_ids=types, target=target, image=image, name=name,
-            reference=reference,
+            reference=reference, tags=tags,
         )  # fmt: skip
 
     def lengths_of_sides(self, numbers: np.ndarray) -> np.ndarray:
@@ -93,6 +96,7 @@ class EncodedRows(Sequence[Tokens]):
             _joined([part.targets for part in parts]),
             [image for part in parts if part.images is not None for image in part.images] or None,
             RowNames.gathered(names) if (names := [part.names for part in parts if part.names is not None]) else None,
+            _joined([part.tags for part in parts]),
         )
 
     @classmethod
@@ -102,6 +106,7 @@ class EncodedRows(Sequence[Tokens]):
         targets = [row.target for row in rows if row.target is not None]
         images = [row.image for row in rows if row.image is not None]
         names = [row.name for row in rows if row.name is not None]
+        tags = [row.tags for row in rows if row.tags is not None]
         assert len(images) in (0, len(rows)), "either every row has an image or none"
         assert len(names) in (0, len(rows)), "either every row has a name or none"
         assert len(targets) in (0, len(rows)), "either every row has a target or none"
@@ -113,6 +118,7 @@ class EncodedRows(Sequence[Tokens]):
             np.array(targets, np.float64) if targets else None,
             images or None,
             RowNames.of(names) if names else None,
+            np.fromiter(chain.from_iterable(tags), np.int16) if tags else None,
         )
 
     def write(self, folder: Path) -> None:
@@ -203,9 +209,10 @@ class SelectedRows(Sequence[Tokens]):
     @property
     def loss_count(self) -> int:
         """How many predictions have a loss: one a row that has a target, else one a token of the loss mask. The first
-        token of a row has nothing to be predicted from."""
+        token of a row has nothing to be predicted from, unless it has a tag."""
         if self.rows.targets is not None:
             return len(self)
         running = np.concatenate([[0], np.cumsum(self.rows.loss_mask, dtype=np.int64)])
         starts, stops = self.rows.starts[self.numbers], self.rows.starts[self.numbers + 1]
-        return int((running[stops] - running[starts] - self.rows.loss_mask[starts]).sum())
+        first = self.rows.loss_mask[starts] if self.rows.tags is None else 0
+        return int((running[stops] - running[starts] - first).sum())

@@ -76,7 +76,7 @@ class ClassTask:
         name = row.name or f"row {number + 1:,} of {self.about}"
         if row.image is not None:
             return RowView(name, thumbnail=thumbnail_of(row.image) if with_thumbnail else None)
-        return RowView(name, text=_text(row, model.tokenizer))
+        return RowView(name, text=beginning(row, model.tokenizer))
 
     def facts(self) -> tuple[int, str]:
         digest = sha256()
@@ -92,7 +92,7 @@ class ClassTask:
         return []
 
 
-def _text(row: Tokens, tokenizer: HubTokenizer) -> str:
+def beginning(row: Tokens, tokenizer: HubTokenizer) -> str:
     """Return the beginning of a row's text; a second text stands on a line of its own."""
     ids = np.asarray(row.ids)
     second = np.zeros(len(ids), bool) if row.token_type_ids is None else np.asarray(row.token_type_ids) == 1

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from rankwise.errors import EvaluationError
 from rankwise.evaluation.calibration import calibration_error, calibration_table
 from rankwise.evaluation.confusion import balanced_accuracy, class_table, macro_f1, matthews
+from rankwise.evaluation.span_formulas import span_f1, span_precision, span_recall
 from rankwise.system.strict_json import loads
 
 Sums = NDArray[np.float64]
@@ -224,6 +225,11 @@ METRICS: dict[str, Metric] = {
     "balanced_accuracy": Metric(balanced_accuracy, table=class_table),
     "f1": Metric(macro_f1, table=class_table),
     "matthews": Metric(matthews, table=class_table),
+    "span_f1": Metric(span_f1),
+    "span_precision": Metric(span_precision),
+    "span_recall": Metric(span_recall),
+    "token_accuracy": Metric(share),
+    "token_cross_entropy": Metric(share, more_is_better=False),
     "calibration_error": Metric(calibration_error, more_is_better=False, table=calibration_table),
     "pearson": Metric(pearson),
     "spearman": Metric(pearson),

@@ -48,10 +48,12 @@ def way_to(engine: Engine) -> str:
     )
 
 
-def loaded_with(format: str, folder: str, outputs: int | None = None, *, images: bool = False) -> str:
-    """Describe how to load an export. `outputs` are those of a classifier, of texts or of `images`."""
+def loaded_with(
+    format: str, folder: str, outputs: int | None = None, *, images: bool = False, words: bool = False
+) -> str:
+    """Describe how to load an export. `outputs` are those of a classifier, of texts, their `words`, or `images`."""
     if outputs is not None:
-        auto = f"AutoModelFor{'Image' if images else 'Sequence'}Classification"
+        auto = f"AutoModelFor{'Image' if images else 'Token' if words else 'Sequence'}Classification"
         return _classifier_loaded_with(format, folder, outputs, auto)
     first = next(engine for engine in ENGINES if engine.format == format)
     others = ", ".join(engine.name for engine in ENGINES if engine.format == format and engine is not first)

@@ -32,8 +32,9 @@ from rankwise.models.timm_models import is_timm_config, need_timm
 from rankwise.planning.config_check import checked_config
 from rankwise.planning.shape import Blocks, ModelShape, NewHead
 
-CAUSAL, CLASSIFIER, IMAGES = (
-    "AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModelForImageClassification"
+CAUSAL, CLASSIFIER, TAGGER, IMAGES = (
+    "AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModelForTokenClassification",
+    "AutoModelForImageClassification",
 )  # fmt: skip
 MOST_MODULES = 500_000
 """Against a config that would be built without end."""
@@ -131,7 +132,7 @@ def _built(settings: dict[str, Any], where: str, new_head: NewHead | None) -> tu
         config = CONFIG_MAPPING[family].from_dict(settings)
         auto_class = _auto_class(config)
         if new_head is not None:
-            auto_class = CLASSIFIER if new_head.image is None else IMAGES
+            auto_class = TAGGER if new_head.words else CLASSIFIER if new_head.image is None else IMAGES
             config.num_labels = new_head.outputs
         with torch.device("meta"):
             return auto_class, getattr(transformers, auto_class).from_config(config, trust_remote_code=False).eval()

@@ -13,6 +13,7 @@ from typing import Any
 from rankwise.config.images import ImagesConfig
 from rankwise.config.misfits import misfits
 from rankwise.config.planning import Planned
+from rankwise.data.tag_classes import holds_tags
 from rankwise.errors import ConfigError, ModelError
 from rankwise.planning.devices import Device
 from rankwise.planning.image_rows import side_of
@@ -23,7 +24,7 @@ from rankwise.planning.reading import read_shape
 from rankwise.planning.shape import ModelShape, NewHead
 from rankwise.planning.time import Probe
 
-TEXTS, IMAGES = "sequence-classification", "image-classification"
+TEXTS, WORDS, IMAGES = "sequence-classification", "token-classification", "image-classification"
 
 
 def plan(
@@ -44,7 +45,7 @@ def shape_planned(config: Planned, outputs: int | None = None) -> ModelShape:
     base = None
     if objective == "auto":
         base = shape_of(name, revision)
-        objective = IMAGES if base.image is not None else TEXTS if base.is_encoder else "causal-lm"
+        objective = _decided(base, config)
         if (
             objective != "causal-lm"
             and config.data is None
@@ -54,14 +55,23 @@ def shape_planned(config: Planned, outputs: int | None = None) -> ModelShape:
             return base
     if problems := misfits(config.model_copy(update={"objective": objective})):
         raise ConfigError(problems)
-    if objective == TEXTS:
-        return read_shape(name, revision, _built, new_head(config, outputs))
+    if objective in (TEXTS, WORDS):
+        return read_shape(name, revision, _built, new_head(config, outputs, words=objective == WORDS))
     base = base or shape_of(name, revision)
     if objective != IMAGES:
         return base
     if base.image is None:
         raise ConfigError([f"the objective is {IMAGES}, but {name} ({base.family}) is a model of texts."])
     return read_shape(name, revision, _built, new_head(config, outputs, side_of(config, base.image)))
+
+
+def _decided(base: ModelShape, config: Planned) -> str:
+    """As a training decides it (objectives/registry.py)."""
+    if base.image is not None:
+        return IMAGES
+    if config.data is not None and holds_tags(config.data):
+        return WORDS
+    return TEXTS if base.is_encoder else "causal-lm"
 
 
 def shape_of(name: str, revision: str | None = None) -> ModelShape:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from rankwise.images.encode import ImageEncoder
 from rankwise.inference.classify import Prediction, predictions
 from rankwise.inference.decoding import Answer, TextCallback
 from rankwise.inference.generate import answer
+from rankwise.inference.tagging import TaggedText, tag_probabilities, tagged_text
 from rankwise.methods.artifact import Artifact, open_artifact
 from rankwise.methods.registry import method_of
 from rankwise.methods.trainable import Trainable
@@ -25,8 +26,10 @@ from rankwise.objectives.objective import Classifier, Objective, classifier
 from rankwise.objectives.registry import objective_for
 from rankwise.runs.records import Callback, WarningMessage, silent
 from rankwise.text.chat_template import ChatTemplate
+from rankwise.text.encode_tags import Text, encode_words, text_of
 from rankwise.text.encode_texts import encode_texts
 from rankwise.text.example import BREAK, Example, Message
+from rankwise.text.targets import tagged_in
 from rankwise.text.tokenize import Tokens
 from rankwise.text.tokenizer import HubTokenizer
 
@@ -72,15 +75,31 @@ class TunedModel:
     def rows_of(self, texts: Sequence[tuple[str, str]]) -> tuple[list[Tokens], dict[int, str]]:
         """Texts for a classifier, each with a second text beside it or "", and what is wrong with some of them, by
         position. A text that is too long is cut if the run's rows were, and is a problem if they were left out."""
-        _, run = self.classifier, self.artifact.run
-        data = DataConfig(path="rows") if run is None else run.experiment.data
-        limit = min(data.max_length, self.model.context_length or data.max_length)
-        rows = encode_texts(self.model.tokenizer, texts, limit if data.too_long == "truncate" else None)
-        return rows, {
-            at: f"has {len(row.ids):,} tokens, and the run's longest row may have {limit:,} (data.max_length, and the "
-            "model's context). Shorten the text."
-            for at, row in enumerate(rows)
-            if len(row.ids) > limit
+        _ = self.classifier
+        rows = encode_texts(self.model.tokenizer, texts, self._cut)
+        return rows, self._too_long(dict(enumerate(rows)))
+
+    @property
+    def _data(self) -> DataConfig:
+        run = self.artifact.run
+        return DataConfig(path="rows") if run is None else run.experiment.data
+
+    @property
+    def _limit(self) -> int:
+        """Tokens of the longest row."""
+        return min(self._data.max_length, self.model.context_length or self._data.max_length)
+
+    @property
+    def _cut(self) -> int | None:
+        """The length that longer texts are cut to; None where they are problems."""
+        return self._limit if self._data.too_long == "truncate" else None
+
+    def _too_long(self, rows: Mapping[int, Tokens]) -> dict[int, str]:
+        return {
+            at: f"has {len(row.ids):,} tokens, and the run's longest row may have {self._limit:,} (data.max_length, "
+            "and the model's context). Shorten the text."
+            for at, row in rows.items()
+            if len(row.ids) > self._limit
         }
 
     def image_rows_of(self, examples: Sequence[Example]) -> tuple[list[Tokens], dict[int, str]]:
@@ -92,6 +111,36 @@ class TunedModel:
         problems = {at: outcome.problem for at, outcome in enumerate(outcomes) if outcome.problem is not None}
         nothing = Tokens((), ())
         return [outcome.sequences[0] if outcome.sequences else nothing for outcome in outcomes], problems
+
+    @property
+    def tags_words(self) -> bool:
+        targets = self.objective.targets
+        return targets is not None and targets.form == "tags"
+
+    def tag(
+        self, examples: Sequence[Example], done: Callable[[int], None] | None = None
+    ) -> tuple[dict[int, TaggedText], dict[int, str]]:
+        """The spans of each text, and what is wrong with the others, both by position. A text that is too long is cut
+        if the run's rows were, and is a problem if they were left out."""
+        classifier, texts, problems = self.classifier, dict[int, Text](), dict[int, str]()
+        for at, example in enumerate(examples):
+            try:
+                texts[at] = text_of(example)
+            except DataError as error:
+                problems[at] = str(error)
+        encoded = dict(zip(texts, encode_words(self.model.tokenizer, list(texts.values()), self._cut), strict=True))
+        problems |= {
+            at: f"{examples[at].where}: {why}"
+            for at, why in self._too_long({at: one.tokens for at, one in encoded.items()}).items()
+        }
+        fitting = {at: one for at, one in encoded.items() if at not in problems}
+        rows = [one.tokens for one in fitting.values()]
+        shares = tag_probabilities(classifier, self.model.module, rows, done)
+        tagged = {
+            at: tagged_text(classifier.targets, texts[at], one, part, given=tagged_in(examples[at]).given)
+            for (at, one), part in zip(fitting.items(), shares, strict=True)
+        }
+        return tagged, problems
 
     @property
     def reads_images(self) -> bool:

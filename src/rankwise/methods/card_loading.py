@@ -39,6 +39,10 @@ The outputs are in the order of `targets.classes` in `data_report.json`. Or with
 ```
 rankwise predict path/to/this/folder --data texts.csv --out predictions.csv
 ```"""
+TOKEN_CLASSIFIER = CLASSIFIER.replace("ForSequenceClassification", "ForTokenClassification").replace(
+    "padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id\n"
+    "base.config.pad_token_id = padding  # a decoder's head reads the last token that is none of these\n", ""
+).replace("The outputs are", "The outputs of a word are those of its first token,")  # fmt: skip
 IMAGE_CLASSIFIER = """\
 ```python
 from peft import PeftModel

@@ -17,7 +17,7 @@ from rankwise.config.anchor import OWN_TEXT, AnchorConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.yaml import dump_yaml
 from rankwise.errors import some
-from rankwise.methods.card_loading import BASE_FIRST, CLASSIFIER, IMAGE_CLASSIFIER, LOADING
+from rankwise.methods.card_loading import BASE_FIRST, CLASSIFIER, IMAGE_CLASSIFIER, LOADING, TOKEN_CLASSIFIER
 from rankwise.models.sources import FROM_GGUF, FROM_INDEX, GGUF_FILE, LOCAL
 from rankwise.models.starters import STARTERS
 from rankwise.runs.data_report import DataReport
@@ -100,6 +100,8 @@ def _task(data_report: DataReport) -> str:
     """As the hub names it."""
     if data_report.targets is None:
         return "text-generation"
+    if data_report.targets.form == "tags":
+        return "token-classification"
     return "text-classification" if data_report.image_processing is None else "image-classification"
 
 
@@ -170,7 +172,8 @@ def _loading(facts: CardFacts) -> str:
     targets = facts.data_report.targets
     if targets is None:
         return LOADING
-    text = CLASSIFIER if facts.data_report.image_processing is None else IMAGE_CLASSIFIER
+    of_texts = TOKEN_CLASSIFIER if targets.form == "tags" else CLASSIFIER
+    text = of_texts if facts.data_report.image_processing is None else IMAGE_CLASSIFIER
     return text.replace("OUTPUTS", str(targets.outputs))
 
 

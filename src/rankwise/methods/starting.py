@@ -262,4 +262,6 @@ def changed_since(begun: Round, name: str) -> str | None:
 def _meaning(targets: TargetFacts | None) -> str:
     if targets is None:
         return "tokens of answers"
+    if targets.form == "tags":
+        return f"the tags {some(targets.classes, 12)}"
     return f"the classes {some(targets.classes, 8)}" if targets.classes else "a number"

@@ -10,20 +10,23 @@ from rankwise.config.misfits import misfits
 from rankwise.config.models import ModelConfig
 from rankwise.config.preference import PreferenceConfig, as_pairs
 from rankwise.data.classes import read_targets
+from rankwise.data.tag_classes import holds_tags, read_tags
 from rankwise.errors import ConfigError
 from rankwise.models.inspection import is_encoder, read_json, reads_images
 from rankwise.models.preprocessing import processing_in
 from rankwise.models.sources import find
-from rankwise.objectives import image_classification, preference, sequence_classification
+from rankwise.objectives import image_classification, preference, sequence_classification, token_classification
 from rankwise.objectives.causal_lm import CAUSAL_LM, CausalLM
 from rankwise.objectives.image_classification import ImageClassification
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.preference import Preference
 from rankwise.objectives.sequence_classification import SequenceClassification
+from rankwise.objectives.token_classification import TokenClassification
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage
 
 OF_IMAGES, OF_TEXTS, OF_PAIRS = image_classification.NAME, sequence_classification.NAME, preference.NAME
+OF_WORDS = token_classification.NAME
 
 
 def decided(experiment: Experiment, callback: Callback) -> Experiment:
@@ -36,6 +39,9 @@ def decided(experiment: Experiment, callback: Callback) -> Experiment:
         if reads_images(config):
             chosen = OF_IMAGES
             callback(StatusMessage(f"the objective is {OF_IMAGES}: {name} is a vision model ({kind}) (--objective)"))
+        elif holds_tags(experiment.data):
+            chosen = OF_WORDS
+            callback(StatusMessage(f"the objective is {OF_WORDS}: the words of the rows have tags (--objective)"))
         elif is_encoder(config):
             chosen = OF_TEXTS
             callback(StatusMessage(
@@ -64,7 +70,10 @@ def objective_of(experiment: Experiment, callback: Callback) -> Objective:
         return CAUSAL_LM
     if experiment.objective == OF_PAIRS:
         return Preference(experiment.preference, prompts=experiment.data.learned == "everything")
-    seed, targets = experiment.training.seed, read_targets(experiment.data, experiment.classification)
+    seed = experiment.training.seed
+    if experiment.objective == OF_WORDS:
+        return TokenClassification(read_tags(experiment.data, experiment.classification), seed)
+    targets = read_targets(experiment.data, experiment.classification)
     if experiment.objective == OF_TEXTS:
         return SequenceClassification(targets, seed)
     processing = processing_in(find(experiment.base, callback).folder).sized(experiment.images.size)
@@ -73,7 +82,7 @@ def objective_of(experiment: Experiment, callback: Callback) -> Objective:
 
 def objective_by(
     model: ModelConfig | None, data: DataConfig, images: ImagesConfig, callback: Callback
-) -> CausalLM | Preference | SequenceClassification | ImageClassification:
+) -> CausalLM | Preference | SequenceClassification | TokenClassification | ImageClassification:
     """For rows that are looked at before there is an experiment."""
     if any(source.format == OF_PAIRS for source in data.all_sources):
         return Preference(PreferenceConfig())
@@ -82,6 +91,8 @@ def objective_by(
     if folder is not None and reads_images(config):
         targets = read_targets(data, ClassificationConfig())
         return ImageClassification(targets, processing_in(folder).sized(images.size))
+    if holds_tags(data):
+        return TokenClassification(read_tags(data, ClassificationConfig()))
     return SequenceClassification(read_targets(data, ClassificationConfig())) if is_encoder(config) else CAUSAL_LM
 
 
@@ -94,4 +105,4 @@ def objective_for(data_report: DataReport | None) -> Objective:
         return CAUSAL_LM
     if data_report.image_processing is not None:
         return ImageClassification(targets, data_report.image_processing)
-    return SequenceClassification(targets)
+    return TokenClassification(targets) if targets.form == "tags" else SequenceClassification(targets)

@@ -39,8 +39,12 @@ def head_settings(targets: TargetFacts) -> dict[str, Any]:
     """Settings of a config.json for a head with these outputs."""
     classes = dict(enumerate(targets.classes))
     names = {"id2label": classes, "label2id": {name: at for at, name in classes.items()}} if classes else {}
-    problem = "single_label_classification" if classes else "regression"
-    return {"num_labels": targets.outputs, "problem_type": problem, **names}
+    problem = {} if targets.form == "tags" else {"problem_type": _problem(targets)}
+    return {"num_labels": targets.outputs, **problem, **names}
+
+
+def _problem(targets: TargetFacts) -> str:
+    return "single_label_classification" if targets.classes else "regression"
 
 
 def outputs_in(logits: Tensor, targets: TargetFacts) -> Tensor:

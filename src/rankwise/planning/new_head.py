@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rankwise.config.planning import Planned
 from rankwise.data.classes import read_targets
+from rankwise.data.tag_classes import read_tags
 from rankwise.planning.shape import NewHead
 from rankwise.system.foreign_json import read_json
 from rankwise.system.hub import folder_here
@@ -19,14 +20,17 @@ TWO_CLASSES = 2
 POOLER = "pooler."
 
 
-def new_head(config: Planned, outputs: int | None = None, image: int | None = None) -> NewHead:
-    """`outputs` saves reading the rows. `image` is the side of the images that a model of images is trained on."""
+def new_head(config: Planned, outputs: int | None = None, image: int | None = None, *, words: bool = False) -> NewHead:
+    """`outputs` saves reading the rows. `image` is the side of the images that a model of images is trained on.
+    `words`: each word has a class, and no pooler is needed for it."""
     if outputs is None:
         rows = config.data
-        outputs = TWO_CLASSES if rows is None else read_targets(rows, config.classification).outputs
+        outputs = (
+            TWO_CLASSES if rows is None else (read_tags if words else read_targets)(rows, config.classification).outputs
+        )
     path = Path(config.model.name).expanduser()
     folder = path if path.is_dir() else folder_here(config.model.name)
-    return NewHead(outputs, folder is not None and _lacks_pooler(folder), image)
+    return NewHead(outputs, not words and folder is not None and _lacks_pooler(folder), image, words)
 
 
 def _lacks_pooler(folder: Path) -> bool:

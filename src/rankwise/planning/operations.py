@@ -131,11 +131,11 @@ class _Count:
         return 1 / self.passes if BEFORE < at < (self.frozen, FIRST) else 1.0
 
     def tokens(self, layer: Layer) -> float:
-        """Of the last block, all but the first stage may be computed only where the head needs it. A classifier's head
-        reads one position of each row. Of images it was measured how many positions each layer maps."""
+        """Of the last block, all but the first stage may be computed only where the head needs it. The head of a
+        classifier of rows reads one position of each. Of images it was measured how many positions each layer maps."""
         if layer.positions is not None:
             return layer.positions * self.load.tokens
-        if self.shape.is_classifier and layer.position == AFTER:
+        if self.shape.is_classifier and not self.shape.words and layer.position == AFTER:
             return self.load.supervised
         last = layer.block == self.shape.blocks.count - 1 and layer.stage != FIRST
         return self.load.supervised if self.trimmed and last else self.load.tokens

@@ -244,6 +244,7 @@ def planned(
 ) -> Plan:  # fmt: skip
     device = within_limit(device, config.model.memory_bytes)
     amount = (rows_at_once if shape.is_classifier else at_once)(rows, config.training, longest_of(config, shape))
+    amount = replace(amount, learned=amount.tokens) if shape.words else amount
     if shape.image is not None and rows is not None:
         amount = replace(
             amount, images=images_in_memory(config, rows), arrow=reads_by_arrow(config), passes=passes_of(config, rows)

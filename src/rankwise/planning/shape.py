@@ -60,6 +60,8 @@ class NewHead:
     """Whether the model's weights lack its pooler, which is then drawn anew and trained whole too."""
     image: int | None = None
     """Side in pixels of the images that it is trained on; None for texts."""
+    words: bool = False
+    """Whether it has outputs for each word, and not for a whole row."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,11 @@ class ModelShape:
     @property
     def is_classifier(self) -> bool:
         return self.outputs is not None
+
+    @property
+    def words(self) -> bool:
+        """Whether a classifier predicts for each word, and not for a whole row."""
+        return self.auto_class == "AutoModelForTokenClassification"
 
     @property
     def is_planned(self) -> bool:

@@ -101,12 +101,18 @@ class Run:
 
     def predict(self, items: Sequence[Any]) -> list[dict[str, Any]]:
         """What a classifier predicts for each text, pair of texts or image: {"label": …, "probabilities": {label: …}},
-        or {"value": …} where it predicts numbers. An image is a path, the bytes of a file, a picture of Pillow or a
+        or {"value": …} where it predicts numbers; {"spans": […], "tags": […]} of a token classifier, for a text or a
+        list of words, which are joined by spaces. An image is a path, the bytes of a file, a picture of Pillow or a
         uint8 array. RunError where the run is a language model. DataError where an image cannot be read, or a text has
         more tokens than a row of the run may have, unless the run was trained with data.too_long=truncate."""
         from rankwise.python.images import images_given
-        from rankwise.python.texts import texts_given
+        from rankwise.python.texts import texts_given, untagged_given
 
+        if self.tuned.tags_words:
+            tagged, problems = self.tuned.tag(untagged_given(items))
+            if problems:
+                raise DataError(together([*problems.values()]))
+            return [{"spans": tagged[at].spans, "tags": tagged[at].tags} for at in range(len(tagged))]
         if self.tuned.reads_images:
             rows, problems = self.tuned.image_rows_of(images_given(items))
             described = [*problems.values()]

@@ -49,15 +49,16 @@ def _blocks(task: str, at: int, evaluation: Evaluation, details: ClassDetails) -
 
 
 def _figures(details: ClassDetails) -> list[Markup]:
-    shown = weakest(details)
-    whole = table(HEADS, list(map(_cells, shown)), label="classes", lead=1)
+    shown = weakest(details.classes)
+    whole = table(HEADS, list(map(cells, shown)), label="classes", lead=1)
     if len(shown) == len(details.classes):
         return [whole]
-    rest = folded(f"All {len(details.classes):,} classes", table(HEADS, list(map(_cells, details.classes)), lead=1))
+    rest = folded(f"All {len(details.classes):,} classes", table(HEADS, list(map(cells, details.classes)), lead=1))
     return [paragraph(f"The {len(shown)} classes with the lowest F1 of {len(details.classes):,}:"), whole, rest]
 
 
-def _cells(one: OneClass) -> list[Content]:
+def cells(one: OneClass) -> list[Content]:
+    """A line of the table of figures."""
     values = [_value(measured) for measured in (one.precision, one.recall, one.f1)]
     return [one.name, f"{one.rows:,}", f"{one.predicted:,}", *values, _scale(one.f1)]
 

@@ -83,6 +83,8 @@ def _counts(data_report: DataReport) -> Markup:
     ]
     if data_report.labels and data_report.targets is None:
         pairs.append(("labels", some((f"{label} {many:,}" for label, many in data_report.labels.items()), 20)))
+    if data_report.tags is not None:
+        pairs.append(("words with tags", data_report.tags.describe()))
     if (answers := data_report.pairs) is not None:
         pairs.append(("pairs", answers.describe()))
         pairs.append(("pairs to look at", answers.doubts()))

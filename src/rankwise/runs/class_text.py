@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rankwise.errors import one_line
 from rankwise.runs.class_details import ClassDetails, Measured, OneClass
 
@@ -11,10 +13,8 @@ HEADS = ("class", "rows", "precision", "recall", "F1")
 
 def class_lines(details: ClassDetails) -> list[str]:
     """List each class, or of many classes those with the lowest F1, and then the most frequent confusions."""
-    shown = weakest(details)
-    rows = [HEADS, *map(_cells, shown)]
-    widths = [max(len(row[at]) for row in rows) for at in range(len(HEADS))]
-    lines = ["  " + "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+    shown = weakest(details.classes)
+    lines = figure_lines(HEADS, shown)
     if len(shown) < len(details.classes):
         lines.insert(0, f"of {len(details.classes):,} classes, the {len(shown)} with the lowest F1:")
     if confusions := most_confused(details)[:MOST_CONFUSIONS]:
@@ -27,12 +27,19 @@ def class_lines(details: ClassDetails) -> list[str]:
     return [*lines, calibration_line(details)]
 
 
-def weakest(details: ClassDetails, most: int = MOST_CLASSES) -> list[OneClass]:
+def figure_lines(heads: Sequence[str], classes: Sequence[OneClass]) -> list[str]:
+    """The figures of each class as a table."""
+    rows = [tuple(heads), *map(_cells, classes)]
+    widths = [max(len(row[at]) for row in rows) for at in range(len(heads))]
+    return ["  " + "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+
+
+def weakest(classes: list[OneClass], most: int = MOST_CLASSES) -> list[OneClass]:
     """All classes in their order, or of more than `most` those that occur with the lowest F1, the lowest first."""
-    if len(details.classes) <= most:
-        return details.classes
-    measured = [(one.f1.value, at) for at, one in enumerate(details.classes) if one.f1 is not None]
-    return [details.classes[at] for _, at in sorted(measured)[:most]]
+    if len(classes) <= most:
+        return classes
+    measured = [(one.f1.value, at) for at, one in enumerate(classes) if one.f1 is not None]
+    return [classes[at] for _, at in sorted(measured)[:most]]
 
 
 def most_confused(details: ClassDetails) -> list[tuple[str, str, int]]:

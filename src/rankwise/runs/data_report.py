@@ -12,13 +12,12 @@ from rankwise.runs.layout_facts import LayoutFacts
 from rankwise.runs.new_tokens import NewTokenFacts
 from rankwise.runs.pair_facts import OF_PAIRS, PairFacts
 from rankwise.runs.replay_facts import ReplayFacts
+from rankwise.runs.tag_facts import TagFacts
+from rankwise.runs.target_facts import TargetFacts, loss_unit
 
 DATA_REPORT = "data_report.json"
 MOST_LISTED = 100
 """Largest number of left-out rows that are listed."""
-
-
-OF_LANGUAGE_MODELS = "nats per loss token"
 
 
 class PartFacts(Config):
@@ -91,39 +90,6 @@ class OverlapFacts(Config):
             f"of {self.of:,}"
         )
         return text if first is None else f"{text}, such as {first}"
-
-
-class TargetFacts(Config):
-    """What a model predicts for a whole row: one of several classes, or a number if there are no classes."""
-
-    classes: tuple[str, ...] = ()
-    """Names of the classes, in the order of the model's outputs."""
-    counts: tuple[int, ...] = ()
-    """Rows of each class in the training data, validation rows that are held out from it included."""
-    weights: tuple[float, ...] = ()
-    """Weight of each class in the loss; empty if all weigh 1."""
-    balanced: bool = False
-    """Whether training shows every class equally often, so rows of rare classes more often than others."""
-    low: float | None = None
-    """Of numbers, the lowest and the highest target."""
-    high: float | None = None
-
-    @property
-    def outputs(self) -> int:
-        """Number of the model's outputs."""
-        return len(self.classes) or 1
-
-    @property
-    def loss_unit(self) -> str:
-        return "nats per row" if self.classes else "squared error per row"
-
-    def describe(self) -> str:
-        if not self.classes:
-            return f"the target is a number between {self.low:g} and {self.high:g}"
-        rows = zip(self.classes, self.counts, strict=True)
-        listed = some((f"{one_line(name)} ({count:,} rows)" for name, count in rows), 12)
-        weights = some((f"{weight:.3g}" for weight in self.weights), 12)
-        return f"{len(self.classes)} classes: {listed}" + (f"; weights in the loss: {weights}" if weights else "")
 
 
 class HoldOutFacts(Config):
@@ -208,6 +174,8 @@ class DataReport(Config):
     """Of preference pairs; None for other rows."""
     new_tokens: NewTokenFacts | None = None
     """Tokens that the training adds to the model; None where it adds none."""
+    tags: TagFacts | None = None
+    """Of rows whose words have tags; None for other rows."""
     images: ImageFacts | None = None
     """Sizes, conversions and copies; None where rows are texts."""
     image_processing: ImageProcessing | None = None
@@ -264,10 +232,7 @@ class DataReport(Config):
             return None
         rarest_first = sorted(self.class_repeats.items(), key=lambda item: -item[1])
         listed = some((f"{one_line(name)} {times:.3g}" for name, times in rarest_first), 12)
-        often = "the number of times that a pass shows each row of a class"
-        return f"balanced sampling shows every class equally often; {often}: {listed}"
-
-
-def loss_unit(targets: TargetFacts | None) -> str:
-    """What a loss is measured in, of a language model or a classifier."""
-    return OF_LANGUAGE_MODELS if targets is None else targets.loss_unit
+        return (
+            "balanced sampling shows every class equally often; the number of times that a pass shows each row of a "
+            f"class: {listed}"
+        )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rankwise.runs.data_report import OF_LANGUAGE_MODELS
+from rankwise.runs.target_facts import OF_LANGUAGE_MODELS
 
 
 @dataclass(frozen=True)

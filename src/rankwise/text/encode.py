@@ -36,6 +36,10 @@ class Outcome:
     """Number of tokens of each sequence, before any was cut or left out."""
     truncated: int = 0
     without_loss_tokens: int = 0
+    unlearned_words: int = 0
+    """Where words have tags: words without a first token of their own."""
+    cut_words: int = 0
+    """And words behind the end of a text that was cut."""
     too_long: int = 0
     tied: int = 0
     """Pairs whose two answers are the same tokens."""

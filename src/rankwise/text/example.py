@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rankwise.text.tagged import TaggedWords
+
 BREAK = "\ufdd0"
 """A character inserted into a control token that somebody typed, so that it is not read as a control token.
 
@@ -90,6 +92,9 @@ class Example:
     """Other correct answers in place of the last one. They are not trained on."""
     image: ImageContent | None = None
     """The image of an image's row. Then the first message is its name, and the second its label."""
+
+    tagged: TaggedWords | None = None
+    """The words of a text with tags. Then the first message is the text, and the second what the tags stand for."""
 
     @property
     def prompt_text(self) -> str:

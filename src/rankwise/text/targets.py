@@ -1,4 +1,4 @@
-"""What a labelled row is to be predicted as: the number of its class, or its number."""
+"""What a labelled row is to be predicted as: the number of its class, or its number; and the class of each word."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rankwise.config.base import shown
 from rankwise.errors import DataError, some
 from rankwise.runs.data_report import TargetFacts
 from rankwise.text.example import Example
+from rankwise.text.tagged import TaggedWords
 
 _WHOLE = re.compile(r"-?[0-9]{1,18}\.0+")
 
@@ -29,10 +30,23 @@ def texts_of(example: Example) -> tuple[str, str]:
 
 
 def label_of(example: Example) -> str:
+    if example.tagged is not None:
+        raise DataError(
+            f"{example.where}: has a tag for each word, and no label. Add --objective token-classification."
+        )
     if len(example.messages) != 2:
         texts_of(example)
         raise DataError(f"{example.where}: has no label.")
     return example.messages[1].content.strip()
+
+
+def tagged_in(example: Example) -> TaggedWords:
+    if example.tagged is None:
+        raise DataError(
+            f"{example.where}: has no tags; token classification needs the columns tokens and tags, or text and spans, "
+            "or those that are named in data.columns."
+        )
+    return example.tagged
 
 
 def number_of(label: str) -> float | None:
@@ -54,6 +68,17 @@ class RowTargets:
     """The targets of rows by their labels."""
 
     facts: TargetFacts
+
+    def of_words(self, example: Example) -> list[int]:
+        """The class of each word; DataError where the row has no tags, or one that is no class."""
+        tags = tagged_in(example).tags
+        unknown = dict.fromkeys(tag for tag in tags if tag not in self._numbers)
+        if unknown:
+            raise DataError(
+                f"{example.where}: the tag {some(map(shown, unknown), 8)} is in no training row; the tags are "
+                f"{some(map(shown, self.facts.classes), 12)}. Correct it, or add training rows that have it."
+            )
+        return [self._numbers[tag] for tag in tags]
 
     @cached_property
     def _numbers(self) -> Mapping[str, int]:

@@ -45,13 +45,15 @@ class Tokens:
     """Where a labelled row came from: file:line, or an image's file."""
     reference: np.ndarray | None = None
     """Of a pair: the log-probabilities (2,) of both answers before training."""
+    tags: Sequence[int] | np.ndarray | None = None
+    """Where words have tags: the class of each token that the loss mask has."""
 
     @property
     def loss_count(self) -> int:
         """How many predictions of this row have a loss."""
         if self.target is not None:
             return 1
-        return int(np.count_nonzero(self.loss_mask[1:]))  # the first token has nothing to be predicted from
+        return int(np.count_nonzero(self.loss_mask[self.tags is None :]))  # nothing predicts the first, a tag apart
 
 
 class Encoded(Protocol):

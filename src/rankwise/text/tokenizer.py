@@ -90,6 +90,15 @@ class HubTokenizer:
         them. With a `limit`, the longer text of a pair is cut until both fit. Special tokens inside a text are read as
         plain text. Token types are None where the model takes none.
         """
+        return [(one.ids, one.type_ids if self.reads_types else None) for one in self.encodings(texts, limit)]
+
+    @property
+    def reads_types(self) -> bool:
+        """Whether the model takes token types."""
+        return "token_type_ids" in self.hub.model_input_names
+
+    def encodings(self, texts: Sequence[tuple[str, ...]], limit: int | None = None) -> list[Any]:
+        """The same as the encodings of the tokenizers library, which know where each token lies in its text."""
         joins = self.hub.sep_token_id is None
         inputs = ["\n\n".join(filter(None, pair)) if joins or not pair[1] else pair for pair in texts]
         backend = self._backend
@@ -97,12 +106,10 @@ class HubTokenizer:
         if limit is not None:
             backend.enable_truncation(limit, strategy="longest_first")
         try:
-            encodings = backend.encode_batch(inputs, add_special_tokens=True)
+            return backend.encode_batch(inputs, add_special_tokens=True)
         finally:
             backend.encode_special_tokens = False
             backend.no_truncation()
-        typed = "token_type_ids" in self.hub.model_input_names
-        return [(one.ids, one.type_ids if typed else None) for one in encodings]
 
     def encode(self, text: str) -> list[int]:
         return self.encode_all([text])[0].ids

@@ -32,6 +32,7 @@ from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.objectives.image_classification import ImageClassification
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.sequence_classification import SequenceClassification
+from rankwise.objectives.token_classification import TokenClassification
 from rankwise.planning.plan import Plan
 from rankwise.planning.time import Probe
 from rankwise.runs.data_report import TargetFacts
@@ -107,6 +108,8 @@ def _objective(forecast: Plan, callback: Callback) -> Objective:
     if outputs is None:
         return CAUSAL_LM
     targets = TargetFacts(classes=tuple(str(number) for number in range(outputs)) if outputs > 1 else ())
+    if forecast.shape.words:
+        return TokenClassification(targets.model_copy(update={"form": "tags"}))
     if side is None:
         return SequenceClassification(targets)
     folder = find(forecast.config.base, callback).folder

@@ -115,10 +115,9 @@ class TrainingRun:
         interval = self.validation_interval
         unit, amount = "images", ""
         if (processing := self.model.processing) is None:
-            learns_tokens = self.work.objective.targets is None
-            share = (
-                f"{data.loss_tokens / data.tokens:.0%} of them in the loss" if learns_tokens else "one target per row"
-            )
+            targets = self.work.objective.targets
+            in_loss = f"{data.loss_tokens / data.tokens:.0%} of them in the loss"
+            share = in_loss if targets is None else f"one target per {targets.unit.removesuffix('s')}"
             unit, amount = "sequences", f", {data.tokens:,} tokens, {share}"
         often = f", measured every {interval} steps" if interval < self.steps else ""
         return (

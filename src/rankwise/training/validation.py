@@ -20,9 +20,9 @@ from rankwise.evaluation.metrics import METRICS
 from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Objective
-from rankwise.runs.data_report import OF_LANGUAGE_MODELS
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.records import LossRecord, SampleRecord, ScoreRecord, StatusMessage
+from rankwise.runs.target_facts import OF_LANGUAGE_MODELS
 from rankwise.training.checkpoints import check_snapshot, load_snapshot, save_snapshot
 from rankwise.training.early_stopping import Candidate, EarlyStopping, Validated
 from rankwise.training.losses import mean_loss
@@ -31,6 +31,7 @@ from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.validation_classes import class_scorer
 from rankwise.training.validation_pairs import pair_scorer
 from rankwise.training.validation_prompts import answer_scorer
+from rankwise.training.validation_tags import tag_scorer
 
 
 class Scorer(Protocol):
@@ -50,7 +51,7 @@ class Scorer(Protocol):
 
 SCORERS: dict[str, Callable[[ValidationConfig, LoadedModel, Prepared, Objective], Scorer]] = {
     "causal-lm": answer_scorer, "preference": pair_scorer, "sequence-classification": class_scorer,
-    "image-classification": class_scorer,
+    "token-classification": tag_scorer, "image-classification": class_scorer,
 }  # fmt: skip
 """By the objective's name."""
 

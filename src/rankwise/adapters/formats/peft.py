@@ -36,6 +36,8 @@ from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silen
 from rankwise.system.files import published, write_json
 
 Fill = Callable[[Path], None]
+OF_CLASSIFIERS = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS"}
+"""PEFT's type of task, by how the name of the model's class ends."""
 
 
 def write_peft(
@@ -61,9 +63,11 @@ def write_peft(
 
 
 def task_type_of(model: nn.Module) -> str | None:
-    """As PEFT names it: a model that classifies texts, or one that generates."""
-    if type(model).__name__.endswith("ForSequenceClassification"):
-        return "SEQ_CLS"
+    """As PEFT names it: a model that classifies texts or their tokens, or one that generates."""
+    name = type(model).__name__
+    for ending, task_type in OF_CLASSIFIERS.items():
+        if name.endswith(ending):
+            return task_type
     return "CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None
 
 
