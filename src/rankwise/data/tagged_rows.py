@@ -92,7 +92,7 @@ def list_in(value: Any) -> Any:
             return loads(value)
         except (ValueError, RecursionError):
             return value
-    return value.tolist() if hasattr(value, "tolist") else value
+    return value
 
 
 def _listed(value: Any, name: str, where: str) -> list[Any]:

@@ -60,7 +60,7 @@ class SpanTask:
         rows = {**scored.rows, "token_cross_entropy": scored.losses}
         measured = {metric: scores(metric, sums) for metric, sums in rows.items()}
         answers = [
-            ", ".join(_written(sorted(predicted, key=_place), row, model.tokenizer))
+            ", ".join(_written(sorted(predicted, key=_ends), row, model.tokenizer))
             for (predicted, _), row in zip(scored.pairs, self.rows, strict=True)
         ]
         details = self._details(scored, model.tokenizer)
@@ -85,7 +85,7 @@ class SpanTask:
     def _wrong(self, number: int, predicted: set[Span], actual: set[Span], tokenizer: HubTokenizer) -> WrongSpans:
         row = self.rows[number]
         missed, wrong = (
-            _written(sorted(spans, key=_place), row, tokenizer) for spans in (actual - predicted, predicted - actual)
+            _written(sorted(spans, key=_ends), row, tokenizer) for spans in (actual - predicted, predicted - actual)
         )
         name = row.name or f"row {number + 1:,} of {self.about}"
         return WrongSpans(name=name, text=beginning(row, tokenizer), missed=missed, wrong=wrong)
@@ -106,7 +106,7 @@ def _types(names: Sequence[str], table: Sums) -> list[OneClass]:
     ]  # fmt: skip
 
 
-def _place(span: Span) -> tuple[int, int]:
+def _ends(span: Span) -> tuple[int, int]:
     return span.first, span.stop
 
 

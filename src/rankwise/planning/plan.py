@@ -262,8 +262,7 @@ def _forecast(
     config: Planned, shape: ModelShape, device: Device, amount: AtOnce, spec: MethodConfig | None = None,
     counted: Parameters | None = None, compiled: bool = False,
 ) -> Forecast:  # fmt: skip
-    """Of what is asked for or of another method, with as many blocks computed twice as a training makes of it by
-    itself."""
+    """Of what is asked for or of another method, with as many blocks computed twice as training chooses."""
     dtype = device.dtype if config.model.dtype == "auto" else config.model.dtype
     answers = validation_of(config, None, None, 0.0, writes=not shape.is_classifier).writes_answers
     spec, limited = spec or config.adapter, config.model.memory is not None and device.kind == "processor"
