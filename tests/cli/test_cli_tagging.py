@@ -169,9 +169,9 @@ def test_evaluation_counts_what_predict_says(here):
     assert metrics["span_precision"]["value"] == pytest.approx(right / said if said else 0)
     assert metrics["span_recall"]["value"] == pytest.approx(right / actual)
     assert metrics["span_f1"]["low"] <= metrics["span_f1"]["value"] <= metrics["span_f1"]["high"]
-    details = json.loads(result.stdout)["spans"]
+    details = json.loads(result.stdout)["sets"]
     assert sum(one["rows"] for one in details["types"]) == actual
-    assert details["wrong_texts"] == sum(one != two for one, two in pairs)
+    assert details["wrong_rows"] == sum(one != two for one, two in pairs)
     page = Path("runs/lora/report.html").read_text()
     assert "Spans" in page and "nats per word" in page
     logged = [json.loads(line) for line in Path("runs/lora/metrics.jsonl").read_text().splitlines()]

@@ -73,7 +73,7 @@ def _lines(evaluation: Evaluation) -> list[str]:
     from rankwise.config.tasks import MEANINGS
     from rankwise.runs.class_text import class_lines
     from rankwise.runs.score_text import feature_lines, labels_text, measured_text, verdict_text
-    from rankwise.runs.span_text import span_lines
+    from rankwise.runs.set_text import set_lines
 
     lines = [f"{evaluation.task}, {evaluation.n:,} items of {evaluation.data}, intervals of 95 %"]
     width = max(map(len, evaluation.tuned.metrics))
@@ -85,8 +85,8 @@ def _lines(evaluation: Evaluation) -> list[str]:
     lines += [f"  {metric}: {MEANINGS[metric]}" for metric in evaluation.tuned.metrics if metric in MEANINGS]
     if evaluation.tuned.classification is not None:
         lines += class_lines(evaluation.tuned.classification)
-    if evaluation.tuned.spans is not None:
-        lines += span_lines(evaluation.tuned.spans)
+    if evaluation.tuned.sets is not None:
+        lines += set_lines(evaluation.tuned.sets)
     if evaluation.labels:
         lines.append(labels_text(evaluation.labels))
     if (forgetting := evaluation.forgetting) is not None:

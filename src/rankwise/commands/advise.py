@@ -61,6 +61,8 @@ def _made_ready(
 ) -> tuple[Advising, float | None]:
     """Everything before the first measurement, and the seconds that all of them are forecast to take."""
     objective = objective_of(experiment, callback)
+    if objective.targets is not None and objective.targets.form == "several":
+        raise ConfigError(["advise measures classifiers with one label for a row, and these rows have several."])
     if model is not None:
         _refuse_other(model, experiment, objective)
     foreseen = foresee(experiment, callback, objective.targets)

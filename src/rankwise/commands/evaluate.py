@@ -20,6 +20,7 @@ from rankwise.evaluation.forgetting import forgetting
 from rankwise.evaluation.harness import ASKED_TOGETHER, PREFIX, HarnessTask
 from rankwise.evaluation.image_features import OtherImages, compare_features, other_images
 from rankwise.evaluation.intervals import difference
+from rankwise.evaluation.label_task import LabelTask
 from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.pair_task import pair_task
 from rankwise.evaluation.requests import Requests, requests_of, requests_of_sequences
@@ -225,6 +226,9 @@ def asked_of(
     return OwnTask(spec, items, together or TOGETHER)
 
 
+TASKS: dict[str, type[ClassTask] | type[SpanTask]] = {"one": ClassTask, "several": LabelTask, "tags": SpanTask}
+
+
 def _class_task(
     subject: Subject, objective: Classifier, data: str | None, rows: int | None, callback: Callback
 ) -> ClassTask | SpanTask:
@@ -233,8 +237,7 @@ def _class_task(
     found = rows_to_measure(subject.artifact, subject.model, data, callback)
     name = HELD_OUT if data is None else task_of_rows(data).task
     chosen = found.documents if rows is None else found.spread(rows).documents
-    task = SpanTask if objective.targets.form == "tags" else ClassTask
-    return task(name, found.about, objective, chosen, left_out=found.left_out)
+    return TASKS[objective.targets.form](name, found.about, objective, chosen, left_out=found.left_out)
 
 
 def _refuse_of_language_models(

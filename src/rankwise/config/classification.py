@@ -19,9 +19,10 @@ class ClassificationConfig(Config):
     """What a classifier predicts. These settings have an effect only with the objectives sequence-classification and
     image-classification."""
 
-    targets: Literal["auto", "classes", "numbers"] = "auto"
-    """What the labels are: names of `classes`, or `numbers` on a scale (regression). `auto` takes them as numbers if
-    all of them are and at least one has decimals."""
+    targets: Literal["auto", "classes", "numbers", "several"] = "auto"
+    """What the labels are: names of `classes`, `numbers` on a scale (regression), or `several` names for a row, also
+    none (multi-label). `auto` takes lists as several names, and labels as numbers if all of them are and at least one
+    has decimals."""
     class_weights: ClassWeights | None = None
     """Weight of each class in the loss: `balanced` gives every class the same total weight, and `{label: weight}` names
     them; classes that are not named weigh 1. By default every row weighs 1."""

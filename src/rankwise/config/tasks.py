@@ -36,6 +36,8 @@ MEANINGS = {
     "balanced_accuracy": "the share of right predictions in each class, averaged over classes",
     "f1": "F1 of each class, averaged over classes (macro F1)",
     "matthews": "the correlation of predicted and true classes: 0 is chance, 1 is perfect",
+    "micro_f1": "F1 of all labels together; a label is predicted where its probability is above 0.5",
+    "exact_match": "the share of rows whose predicted labels are exactly the true ones",
     "span_f1": "F1 of spans, which are right where both ends and the type are",
     "span_precision": "the share of the predicted spans that are right",
     "span_recall": "the share of the true spans that are predicted",

@@ -17,7 +17,9 @@ from rankwise.config.base import Config, PositiveInt
 TextMetric = Literal["exact", "number", "json", "rouge_1", "rouge_2", "rouge_l", "bleu", "chrf"]
 PairMetric = Literal["preference_accuracy", "margin"]
 TagMetric = Literal["span_f1", "span_precision", "span_recall", "token_accuracy"]
-ClassMetric = Literal["accuracy", "balanced_accuracy", "f1", "matthews", "pearson", "spearman"]
+ClassMetric = Literal[
+    "accuracy", "balanced_accuracy", "f1", "matthews", "pearson", "spearman", "micro_f1", "exact_match"
+]
 NEED_ROWS = ("steps", "keep", "patience", "by", "scores", "answers")
 OF_ANSWERS = ("scores", "answers", "max_new_tokens", "prompts")
 TIMES = 10
@@ -40,9 +42,9 @@ class ValidationConfig(Config):
     """Early stopping: end the run after this many validations in a row without improvement."""
     by: Literal["loss", TextMetric, ClassMetric, TagMetric, PairMetric] = "loss"
     """What `keep` and `patience` compare: the validation loss, a metric of a language model's answers, a metric of a
-    classifier (accuracy, balanced_accuracy, f1, matthews; pearson and spearman where labels are numbers), of a token
-    classifier (span_f1, span_precision, span_recall, token_accuracy), or of preference pairs (preference_accuracy,
-    margin)."""
+    classifier (accuracy, balanced_accuracy, f1, matthews; pearson and spearman where labels are numbers; micro_f1, f1
+    and exact_match where rows have several labels), of a token classifier (span_f1, span_precision, span_recall,
+    token_accuracy), or of preference pairs (preference_accuracy, margin)."""
     scores: tuple[TextMetric, ...] = ()
     """Further metrics of the answers to validation rows, computed at each validation."""
     answers: Annotated[int, Field(ge=0, strict=True)] = 0

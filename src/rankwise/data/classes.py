@@ -20,7 +20,7 @@ from rankwise.data.sources import open_source
 from rankwise.errors import ConfigError, DataError, did_you_mean, some, together
 from rankwise.runs.data_report import TargetFacts
 from rankwise.text.example import Example
-from rankwise.text.targets import label_of, number_of
+from rankwise.text.targets import label_of, labels_of, number_of
 
 MOST_CLASSES = 1000
 NAMES = (
@@ -37,24 +37,39 @@ class _Labels:
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
 
-    def add(self, example: Example) -> None:
-        label = label_of(example)
-        self.counts[label] += 1
-        self.first.setdefault(label, example.where)
+    sets: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    """Where rows have several labels: those of each row."""
+
+    def add(self, example: Example, *, several: bool) -> None:
+        names = labels_of(example) if several else (label_of(example),)
+        if several:
+            self.sets[tuple(sorted(names))] += 1
+        for label in names:
+            self.counts[label] += 1
+            self.first.setdefault(label, example.where)
 
 
 def read_targets(spec: DataConfig, config: ClassificationConfig) -> TargetFacts:
     """DataError where rows have no label, too few classes, or labels of two kinds, with the first such row."""
-    labels, problems = _Labels(), list[str]()
+    labels, problems, several = _Labels(), list[str](), None
     for example in examples_of(spec, problems):
+        if several is None:
+            several = config.targets == "several" or (config.targets == "auto" and example.labels is not None)
         try:
-            labels.add(example)
+            if several and config.targets == "auto" and example.labels is None:
+                raise DataError(
+                    f"{example.where}: the label is one name, and other rows have lists of names. Write a list, or set "
+                    "classification.targets to several."
+                )
+            labels.add(example, several=several)
         except DataError as error:
             problems.append(str(error))
-    if problems and (spec.on_bad_row == "stop" or not labels.counts):
+    if problems and (spec.on_bad_row == "stop" or not (labels.counts or labels.sets)):
         raise DataError(f"{together(problems)}{NAMES if any(NO_FORM in why for why in problems) else ''}")
-    if not labels.counts:
+    if not labels.counts and not labels.sets:
         raise DataError(f"{', '.join(source.path for source in spec.all_sources)}: has no rows.")
+    if labels.sets:
+        return _several(labels, spec, config)
     return _numbers(labels, spec, config) if _are_numbers(labels, config) else _classes(labels, spec, config)
 
 
@@ -81,6 +96,22 @@ def _are_numbers(labels: _Labels, config: ClassificationConfig) -> bool:
             "classes; or to numbers, and --on-bad-row skip leaves such rows out."
         )
     return bool(fractions)
+
+
+def _several(labels: _Labels, spec: DataConfig, config: ClassificationConfig) -> TargetFacts:
+    names, path = _ordered(labels, spec), ", ".join(source.path for source in spec.all_sources)
+    idle = ["class_weights"] * (config.class_weights is not None) + ["sampling"] * (config.sampling == "balanced")
+    if idle:
+        raise ConfigError([f"classification.{name} needs rows of one class each, and these have several. Leave it out."
+                           for name in idle])  # fmt: skip
+    if len(labels.counts) < 2:
+        only = f"only the label {shown(next(iter(labels.counts)))}" if labels.counts else "no label"
+        raise DataError(f"{path}: {only} is in any row, so there is nothing to learn. At least two classes are needed.")
+    if len(labels.sets) < 2:
+        raise DataError(f"{path}: every row has the same labels, so there is nothing to learn.")
+    if len(names) > MOST_CLASSES:
+        raise DataError(f"{path}: has {len(names):,} labels, and a classifier has at most {MOST_CLASSES:,} classes.")
+    return TargetFacts(classes=names, counts=tuple(labels.counts[name] for name in names), form="several")
 
 
 def _numbers(labels: _Labels, spec: DataConfig, config: ClassificationConfig) -> TargetFacts:

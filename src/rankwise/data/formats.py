@@ -16,7 +16,7 @@ from rankwise.config.base import shown
 from rankwise.data.columns import Row, answered, renamed
 from rankwise.data.fields import ABOUT, SYSTEM, context_of, refuse_rivals, require, system_of
 from rankwise.data.image_rows import image_example, image_field
-from rankwise.data.labels import label_text
+from rankwise.data.labels import label_set, label_text
 from rankwise.data.pair_rows import FIELDS_OF_PAIRS, is_pair, pair_example
 from rankwise.data.proposals import as_text, no_form
 from rankwise.data.tagged_rows import has_spans, has_tags, spans_example, tokens_example
@@ -207,8 +207,11 @@ def _classification(row: Row, where: str, options: Options) -> list[Example]:
     given = row.get(beside)
     none = given is None or (not second and isinstance(given, str) and not given.strip())  # as a table writes None
     pair = "" if none else text_of(given, where, beside)
-    text, label = text_of(row[first], where, first), label_text(row["label"], options.labels, where)
-    return answered((*_system(row, where), Message("user", text, pair)), (label,), where, each=False)
+    text, label = text_of(row[first], where, first), row["label"]
+    names = label_set(label, options.labels, where) if isinstance(label, list) else None
+    answer = label_text(label, options.labels, where) if names is None else ", ".join(names) or "(none)"
+    (example,) = answered((*_system(row, where), Message("user", text, pair)), (answer,), where, each=False)
+    return [replace(example, labels=names)]
 
 
 def classified(row: Row) -> tuple[str, ...] | None:

@@ -139,9 +139,18 @@ def label_text(value: Any, labels: tuple[str, ...], where: str) -> str:
     raise DataError(f"{where}: the label {shown(value)} is not one of the {len(labels)} names in data.labels.")
 
 
+def label_set(values: Sequence[Any], labels: tuple[str, ...], where: str) -> tuple[str, ...]:
+    """The names of a row whose label is a list, each once."""
+    names = tuple(label_text(value, labels, where).strip() for value in values)
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DataError(f"{where}: the label names {shown(twice[0])} twice.")
+    return names
+
+
 def label_of(row: Sequence[Example]) -> str | None:
     """The answer of a row that has exactly one."""
-    if len(row) != 1 or row[0].text is not None or row[0].tagged is not None:
+    if len(row) != 1 or row[0].text is not None or row[0].tagged is not None or row[0].labels is not None:
         return None
     answers = [message for message in row[0].messages if message.role == "assistant"]
     return answers[0].content if len(answers) == 1 and not answers[0].tool_calls else None

@@ -172,7 +172,7 @@ class _Preparation:
         for chunk in reading.chunks():
             self._report_progress(reading, rows)
             rows += len(chunk)
-            self._refuse_others(reading, chunk[0][0])
+            self._refuse_others(reading, chunk)
             for row in chunk:
                 self.tally.read(row)
             for row, usable in zip(chunk, self._encoded(chunk), strict=True):
@@ -181,13 +181,18 @@ class _Preparation:
         self.tally.unreadable(reading.skipped)
         return source
 
-    def _refuse_others(self, reading: Reading, first: Example) -> None:
+    def _refuse_others(self, reading: Reading, chunk: Sequence[list[Example]]) -> None:
         """Where the model reads texts, it would be trained on the names of image files; and of a pair's answers, what
         is no preference tuning would learn the chosen ones alone, and of tagged words a list of spans."""
+        first = chunk[0][0]
         if first.rejected and self.encoder is not None and self.facts.pairs is None:
             raise DataError(f"{reading.source.path}: holds preference pairs. Add --objective preference.")
         if first.tagged is not None and self.encoder is not None and not (self.targets and self.targets.form == "tags"):
             raise DataError(f"{reading.source.path}: holds words with tags. Add --objective token-classification.")
+        if self.encoder is not None and self.targets is None and any(row[0].labels is not None for row in chunk):
+            raise DataError(
+                f"{reading.source.path}: holds rows with a list of labels. Add --objective sequence-classification."
+            )
         if first.image is not None and self.encoder is not None and self.facts.processing is None:
             raise DataError(
                 f"{reading.source.path}: holds images, and the model {self.model} reads texts. Choose a vision model "

@@ -39,7 +39,7 @@ class EncodedRows(Sequence[Tokens]):
     token_type_ids: np.ndarray | None = None
     """(T,) int8"""
     targets: np.ndarray | None = None
-    """(N,) float64: the class or the value of each row."""
+    """(N,) float64: the class or the value of each row; (N, C) where a row has several of C classes."""
     images: Sequence[np.ndarray] | np.ndarray | None = None
     """The pixels (S, S, 3) of each row, in uint8: an array (N, S, S, 3), or views that lie in several files."""
     names: RowNames | None = None
@@ -65,7 +65,7 @@ class EncodedRows(Sequence[Tokens]):
         number = index % len(self)
         row = slice(self.starts[number], self.starts[number + 1])
         types = None if self.token_type_ids is None else self.token_type_ids[row]
-        target = None if self.targets is None else float(self.targets[number])
+        target = None if self.targets is None else self.targets[number].tolist()
         image = None if self.images is None else self.images[number]
         name = None if self.names is None else self.names[number]
         reference = None if self.references is None else self.references[number]
@@ -142,7 +142,7 @@ class EncodedRows(Sequence[Tokens]):
             raise DataError(f"{folder} is damaged: its rows do not follow each other.")
         size = int(starts[-1])
         tokens = {name: _read(folder / f"{name}.bin", dtype, size, "tokens") for name, dtype in COLUMNS.items()}
-        targets = _read(folder / "targets.bin", np.float64, len(starts) - 1, "rows")
+        targets = _targets(folder / "targets.bin", len(starts) - 1)
         images, names = _images(folder / IMAGES, len(starts) - 1), RowNames.read(folder, len(starts) - 1)
         return cls(**tokens, starts=starts, targets=targets, images=images, names=names)
 
@@ -159,6 +159,13 @@ def _read(file: Path, dtype: Any, size: int, unit: str) -> Any:
     if file.stat().st_size != size * np.dtype(dtype).itemsize:
         raise DataError(f"{file.parent} is damaged: {file.name} does not hold {size:,} {unit}.")
     return np.memmap(file, dtype, "r") if size else np.empty(0, dtype)
+
+
+def _targets(file: Path, rows: int) -> np.ndarray | None:
+    """One value a row, or as many as follow from the file's size."""
+    columns = file.stat().st_size // (8 * rows) if rows and file.exists() else 1
+    values = _read(file, np.float64, max(1, columns) * rows, "rows")
+    return values if values is None or columns <= 1 else values.reshape(rows, columns)
 
 
 def _images(file: Path, rows: int) -> np.ndarray | None:

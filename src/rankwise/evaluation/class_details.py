@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from rankwise.evaluation.calibration import BINS, EDGES, bins_of, error_of_calib
 from rankwise.evaluation.class_metrics import Scored
 from rankwise.evaluation.confusion import class_table, f1_of_classes
 from rankwise.evaluation.intervals import measured_each, measured_share
+from rankwise.evaluation.span_formulas import Sums, figures_of_types
 from rankwise.runs.class_details import CalibrationBin, ClassDetails, OneClass, WrongRow
 
 MOST_WRONG, THUMBNAILS = 500, 24
@@ -55,6 +56,23 @@ def _classes(names: tuple[str, ...], pairs: np.ndarray) -> list[OneClass]:
             name=name, rows=int(actual[at]), predicted=int(predicted[at]), f1=f1.get(at),
             precision=measured_share(int(right[at]), int(predicted[at])),
             recall=measured_share(int(right[at]), int(actual[at])),
+        )
+        for at, name in enumerate(names)
+    ]  # fmt: skip
+
+
+def figures_of(names: Sequence[str], table: Sums) -> list[OneClass]:
+    """Figures of each name, from its sums [right, predicted, actual] in each row (N, 3 C)."""
+    if not names:
+        return []
+    total, count = table.sum(0).astype(int), len(names)
+    defined = np.flatnonzero(~np.isnan(figures_of_types(table.sum(0))))
+    measured = measured_each(lambda sums: figures_of_types(sums)[..., defined], table)
+    figures = dict(zip(defined.tolist(), measured, strict=True))
+    return [
+        OneClass(
+            name=name, rows=total[3 * at + 2], predicted=total[3 * at + 1],
+            precision=figures.get(at), recall=figures.get(count + at), f1=figures.get(2 * count + at),
         )
         for at, name in enumerate(names)
     ]  # fmt: skip

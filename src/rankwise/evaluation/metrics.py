@@ -225,6 +225,8 @@ METRICS: dict[str, Metric] = {
     "balanced_accuracy": Metric(balanced_accuracy, table=class_table),
     "f1": Metric(macro_f1, table=class_table),
     "matthews": Metric(matthews, table=class_table),
+    "micro_f1": Metric(span_f1),
+    "exact_match": Metric(share),
     "span_f1": Metric(span_f1),
     "span_precision": Metric(span_precision),
     "span_recall": Metric(span_recall),

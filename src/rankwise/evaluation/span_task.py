@@ -12,16 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from rankwise.evaluation.class_details import figures_of
 from rankwise.evaluation.class_task import beginning
-from rankwise.evaluation.intervals import measured_each, scores
-from rankwise.evaluation.span_formulas import Sums, figures_of_types
+from rankwise.evaluation.intervals import scores
 from rankwise.evaluation.span_metrics import ScoredTags, score_tags
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Classifier
-from rankwise.runs.class_details import OneClass
 from rankwise.runs.evaluations import ModelScores, Sample
 from rankwise.runs.records import Callback, ProgressUpdate
-from rankwise.runs.span_details import SpanDetails, WrongSpans
+from rankwise.runs.set_details import SetDetails, WrongSet
 from rankwise.text.tagged import Span
 from rankwise.text.tokenize import Tokens
 from rankwise.text.tokenizer import HubTokenizer
@@ -64,7 +63,7 @@ class SpanTask:
             for (predicted, _), row in zip(scored.pairs, self.rows, strict=True)
         ]
         details = self._details(scored, model.tokenizer)
-        return ModelScores(scores=measured, answers=answers, seconds=time.perf_counter() - began, spans=details)
+        return ModelScores(scores=measured, answers=answers, seconds=time.perf_counter() - began, sets=details)
 
     def facts(self) -> tuple[int, str]:
         digest = sha256()
@@ -77,33 +76,20 @@ class SpanTask:
         """None: the rows are not kept as text."""
         return []
 
-    def _details(self, scored: ScoredTags, tokenizer: HubTokenizer) -> SpanDetails:
+    def _details(self, scored: ScoredTags, tokenizer: HubTokenizer) -> SetDetails:
         wrong = [number for number, (predicted, actual) in enumerate(scored.pairs) if predicted != actual]
         listed = [self._wrong(number, *scored.pairs[number], tokenizer) for number in wrong[:MOST_WRONG]]
-        return SpanDetails(types=_types(*scored.types), texts=len(self.rows), wrong_texts=len(wrong), wrong=listed)
+        return SetDetails(
+            of="spans", types=figures_of(*scored.types), rows=len(self.rows), wrong_rows=len(wrong), wrong=listed
+        )
 
-    def _wrong(self, number: int, predicted: set[Span], actual: set[Span], tokenizer: HubTokenizer) -> WrongSpans:
+    def _wrong(self, number: int, predicted: set[Span], actual: set[Span], tokenizer: HubTokenizer) -> WrongSet:
         row = self.rows[number]
         missed, wrong = (
             _written(sorted(spans, key=_ends), row, tokenizer) for spans in (actual - predicted, predicted - actual)
         )
         name = row.name or f"row {number + 1:,} of {self.about}"
-        return WrongSpans(name=name, text=beginning(row, tokenizer), missed=missed, wrong=wrong)
-
-
-def _types(names: Sequence[str], table: Sums) -> list[OneClass]:
-    if not names:
-        return []
-    total, count = table.sum(0).astype(int), len(names)
-    figures = [None if np.isnan(one.value) else one for one in measured_each(figures_of_types, table)]
-    precision, recall, f1 = figures[:count], figures[count : 2 * count], figures[2 * count :]
-    return [
-        OneClass(
-            name=name, rows=total[3 * at + 2], predicted=total[3 * at + 1],
-            precision=precision[at], recall=recall[at], f1=f1[at],
-        )
-        for at, name in enumerate(names)
-    ]  # fmt: skip
+        return WrongSet(name=name, text=beginning(row, tokenizer), missed=missed, wrong=wrong)
 
 
 def _ends(span: Span) -> tuple[int, int]:

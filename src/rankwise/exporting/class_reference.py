@@ -38,6 +38,8 @@ class ClassReference:
     outputs: tuple[tuple[float, ...], ...]
     classes: tuple[str, ...]
     base_folder: str
+    several: bool = False
+    """Whether a row may have several classes, each with a probability of its own."""
 
     @property
     def images(self) -> bool:
@@ -46,7 +48,7 @@ class ClassReference:
     @property
     def request(self) -> dict[str, Any]:
         return {"questions": list(self.questions), "classes": list(self.classes), "outputs": len(self.outputs[0]),
-                "base": self.base_folder}  # fmt: skip
+                "base": self.base_folder, "several": self.several}  # fmt: skip
 
 
 def class_reference_of(tuned: TunedModel, count: int, rows: str | None) -> ClassReference | None:
@@ -67,7 +69,7 @@ def class_reference_of(tuned: TunedModel, count: int, rows: str | None) -> Class
     outputs = outputs_of(classifier, tuned.model.module, picked)
     return ClassReference(
         f"{len(questions)} {about}", questions, tuple(map(tuple, outputs.tolist())), classifier.targets.classes,
-        str(tuned.model.source.folder.absolute()),
+        str(tuned.model.source.folder.absolute()), classifier.targets.form == "several",
     )  # fmt: skip
 
 

@@ -17,6 +17,8 @@ from rankwise.runs.data_report import TargetFacts
 from rankwise.text.tokenize import Tokens
 
 TOKENS_AT_ONCE = 4096
+THRESHOLD = 0.5
+"""Where a row may have several classes, the probability above which a class is predicted."""
 
 
 def probability_column(name: str) -> str:
@@ -31,12 +33,15 @@ class Prediction:
     label: str | None
     value: float | None
     probabilities: dict[str, float]
-    """Of every class, which sum to 1."""
+    """Of every class, which sum to 1 unless a row may have several."""
+    labels: list[str] | None = None
+    """Where a row may have several classes: those with a probability above THRESHOLD."""
 
     def as_columns(self, column: str) -> dict[str, Any]:
         """The prediction, and the probability of each class beside it."""
         shares = {probability_column(name): round(share, 6) for name, share in self.probabilities.items()}
-        return {column: self.label if self.label is not None else self.value, **shares}
+        labels = self.label if self.labels is None else self.labels
+        return {column: labels if labels is not None else self.value, **shares}
 
 
 def predictions(
@@ -72,6 +77,8 @@ def outputs_of(
 
 def _probabilities(objective: Classifier, module: nn.Module, batch: Batch) -> NDArray[np.float64]:
     outputs = objective.predict(module, batch).double()
+    if objective.targets.form == "several":
+        return outputs.sigmoid().cpu().numpy()
     values = outputs.softmax(-1) if objective.targets.classes else outputs[:, None]
     return values.cpu().numpy()
 
@@ -80,4 +87,6 @@ def _prediction(targets: TargetFacts, outputs: NDArray[np.float64]) -> Predictio
     if not targets.classes:
         return Prediction(None, float(outputs[0]), {})
     shares = dict(zip(targets.classes, outputs.tolist(), strict=True))
+    if targets.form == "several":
+        return Prediction(None, None, shares, [name for name, share in shares.items() if share > THRESHOLD])
     return Prediction(targets.classes[int(outputs.argmax())], None, shares)

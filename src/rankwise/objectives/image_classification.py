@@ -29,7 +29,7 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load, load_unchecked
 from rankwise.models.preprocessing import size_arguments
 from rankwise.models.timm_models import is_timm, set_config
-from rankwise.objectives.targets import head_settings, outputs_in, target_loss, weight_of
+from rankwise.objectives.targets import head_settings, outputs_in, target_loss, values_of, weight_of
 from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.records import Callback, WarningMessage
 from rankwise.text.tokenize import Tokens
@@ -113,8 +113,7 @@ class ImageClassification:
 
     def _batch(self, rows: Sequence[Tokens]) -> Batch:
         pixels = torch.from_numpy(np.stack([np.asarray(row.image) for row in rows]))
-        targets = np.array([0.0 if row.target is None else row.target for row in rows])
-        values = torch.from_numpy(targets).long() if self.targets.classes else torch.from_numpy(targets).float()
+        values = values_of(rows, self.targets)
         tokens = sum(len(row.ids) for row in rows)
         return Batch({"pixel_values": pixels}, values, weight_of(values, self.targets), tokens, images=len(rows))
 

@@ -1,6 +1,7 @@
-"""Sequence classification: predict one class, or one number, for a whole text or pair of texts.
+"""Sequence classification: predict one class, several, or one number, for a whole text or pair of texts.
 
     classes    loss = sum over rows of -w(class) log softmax(logits)[class]     in nats
+    several    loss = sum over rows of the binary cross-entropy of each class, averaged over the classes
     numbers    loss = sum over rows of (output - target)^2
 
 The model is an encoder or a decoder with a new head, whose weights are drawn anew and trained whole beside an adapter.
@@ -12,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +22,7 @@ from rankwise.data.batches import Batch, portions_of
 from rankwise.data.preparing import TextWriting
 from rankwise.models.kind import ModelKind
 from rankwise.models.loaded import LoadedModel
-from rankwise.objectives.targets import head_settings, outputs_in, target_loss, text_writing, weight_of
+from rankwise.objectives.targets import head_settings, outputs_in, target_loss, text_writing, values_of, weight_of
 from rankwise.objectives.texts import heads_of, load_text_classifier, logits_of, padded, random_ids
 from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.records import Callback
@@ -68,8 +68,7 @@ class SequenceClassification:
 
     def _batch(self, rows: Sequence[Tokens]) -> Batch:
         inputs = padded(rows)
-        targets = np.array([0.0 if row.target is None else row.target for row in rows])
-        values = torch.from_numpy(targets).long() if self.targets.classes else torch.from_numpy(targets).float()
+        values = values_of(rows, self.targets)
         return Batch(inputs, values, weight_of(values, self.targets), int(inputs["attention_mask"].sum()))
 
     def predict(self, module: nn.Module, batch: Batch) -> Tensor:
@@ -80,5 +79,6 @@ class SequenceClassification:
         return target_loss(self.predict(module, batch), batch, self.targets)
 
     def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
+        nothing = [0.0] * self.targets.outputs if self.targets.form == "several" else 0.0
         every = random_ids(module, lengths, generator)
-        return [Tokens(ids, (False,) * len(ids), target=0.0) for ids in every]
+        return [Tokens(ids, (False,) * len(ids), target=nothing) for ids in every]

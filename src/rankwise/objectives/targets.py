@@ -1,11 +1,14 @@
 """The loss of whole rows, which text and image classifiers share, and how a model of texts reads its rows.
 
 classes    loss = sum over rows of -w(class) log softmax(logits)[class]     in nats
+several    loss = sum over rows of the mean over classes of -log sigmoid(logit), or -log sigmoid(-logit) of a class
+                  that the row does not have
 numbers    loss = sum over rows of (output - target)^2
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +21,7 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.pair_facts import PairFacts
 from rankwise.text.encode import EncoderOf
+from rankwise.text.tokenize import Tokens
 
 
 def text_writing(
@@ -44,6 +48,8 @@ def head_settings(targets: TargetFacts) -> dict[str, Any]:
 
 
 def _problem(targets: TargetFacts) -> str:
+    if targets.form == "several":
+        return "multi_label_classification"
     return "single_label_classification" if targets.classes else "regression"
 
 
@@ -58,7 +64,16 @@ def weight_of(values: Tensor, targets: TargetFacts) -> float:
     return float(torch.tensor(targets.weights)[values].sum()) if targets.weights else len(values)
 
 
+def values_of(rows: Sequence[Tokens], targets: TargetFacts) -> Tensor:
+    """(B,) classes or numbers, or (B, C) where a row has several classes. Rows that are only read have zeros."""
+    nothing = [0.0] * targets.outputs if targets.form == "several" else 0.0
+    values = torch.tensor([nothing if row.target is None else row.target for row in rows], dtype=torch.float64)
+    return values.long() if targets.classes and targets.form == "one" else values.float()
+
+
 def target_loss(outputs: Tensor, batch: Batch, targets: TargetFacts) -> Tensor:
+    if targets.form == "several":
+        return F.binary_cross_entropy_with_logits(outputs, batch.targets, reduction="sum") / targets.outputs
     if not targets.classes:
         return F.mse_loss(outputs, batch.targets, reduction="sum")
     weights = torch.tensor(targets.weights).to(outputs) if targets.weights else None

@@ -122,6 +122,8 @@ class Run:
         if described:
             raise DataError(together(described))
         found = self.tuned.classify(rows)
+        if self.tuned.classifier.targets.form == "several":
+            return [{"labels": one.labels, "probabilities": one.probabilities} for one in found]
         return [
             {"value": one.value} if one.label is None else {"label": one.label, "probabilities": one.probabilities}
             for one in found

@@ -60,7 +60,7 @@ def quality_section(run: RunSnapshot) -> Section | None:
 
 def _without_classes(evaluation: Evaluation) -> dict[str, Any]:
     """Return the summary without what the section on classes has."""
-    return {key: value for key, value in evaluation.summary().items() if key not in ("classification", "spans")}
+    return {key: value for key, value in evaluation.summary().items() if key not in ("classification", "sets")}
 
 
 def _rows(evaluation: Evaluation) -> list[list[Content]]:

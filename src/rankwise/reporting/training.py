@@ -8,13 +8,13 @@ from rankwise.reporting.progress import loss_section, ranks_section, scores_sect
 from rankwise.reporting.provenance import cost_section, data_section, environment_section
 from rankwise.reporting.quality import forgetting_section, quality_section, samples_section
 from rankwise.reporting.quantities import duration, figure, share, size
-from rankwise.reporting.spans import spans_section
+from rankwise.reporting.sets import sets_section
 from rankwise.reporting.tuning import tuning_section
 from rankwise.reporting.verdict import next_of, remarks_of, verdict_of
 from rankwise.runs.snapshot import RunSnapshot
 
 SECTIONS = (
-    loss_section, tuning_section, scores_section, quality_section, classes_section, spans_section, forgetting_section,
+    loss_section, tuning_section, scores_section, quality_section, classes_section, sets_section, forgetting_section,
     samples_section, ranks_section, data_section, cost_section, environment_section,
 )  # fmt: skip
 

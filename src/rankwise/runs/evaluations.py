@@ -20,7 +20,7 @@ from rankwise.runs.directory import RunDirectory, read_json
 from rankwise.runs.feature_forgetting import FeatureForgetting
 from rankwise.runs.manifest import now, versions
 from rankwise.runs.measured import Difference, Measured
-from rankwise.runs.span_details import SpanDetails
+from rankwise.runs.set_details import SetDetails
 from rankwise.system.files import check_place, write_json
 
 Sum = Annotated[float, Field(ge=-1e100, le=1e100)]
@@ -48,8 +48,8 @@ class ModelScores(Config):
     seconds: float
     classification: ClassDetails | None = None
     """Details of a classifier whose targets are classes."""
-    spans: SpanDetails | None = None
-    """Details of a token classifier."""
+    sets: SetDetails | None = None
+    """Details of a classifier that gives a row several labels or spans."""
 
     @property
     def metrics(self) -> dict[str, Measured]:
@@ -165,7 +165,7 @@ class Evaluation(Config):
             },
             "labels": self.labels,
             "classification": self.tuned.classification.summary() if self.tuned.classification else None,
-            "spans": self.tuned.spans.summary() if self.tuned.spans else None,
+            "sets": self.tuned.sets.summary() if self.tuned.sets else None,
             "metric_meanings": {name: MEANINGS[name] for name in self.tuned.metrics if name in MEANINGS},
             "forgetting": self.forgetting.summary() if self.forgetting else None,
             "feature_forgetting": self.feature_forgetting.model_dump() if self.feature_forgetting else None,

@@ -21,8 +21,9 @@ class TargetFacts(Config):
     """Weight of each class in the loss; empty if all weigh 1."""
     balanced: bool = False
     """Whether training shows every class equally often, so rows of rare classes more often than others."""
-    form: Literal["one", "tags"] = "one"
-    """Whether a row has one class or number, or each of its words a class, which is its tag."""
+    form: Literal["one", "several", "tags"] = "one"
+    """Whether a row has one class or number, several classes or none, or each of its words a class, which is its
+    tag."""
     low: float | None = None
     """Of numbers, the lowest and the highest target."""
     high: float | None = None
@@ -36,7 +37,7 @@ class TargetFacts(Config):
     def loss_unit(self) -> str:
         if not self.classes:
             return "squared error per row"
-        return "nats per word" if self.form == "tags" else "nats per row"
+        return {"tags": "nats per word", "several": "nats per row and class"}.get(self.form, "nats per row")
 
     @property
     def unit(self) -> str:
@@ -49,7 +50,7 @@ class TargetFacts(Config):
         rows = zip(self.classes, self.counts, strict=True)
         listed = some((f"{one_line(name)} ({count:,} {self.unit})" for name, count in rows), 12)
         weights = some((f"{weight:.3g}" for weight in self.weights), 12)
-        classes = "tags" if self.form == "tags" else "classes"
+        classes = {"tags": "tags", "several": "classes, any number of them in a row"}.get(self.form, "classes")
         return f"{len(self.classes)} {classes}: {listed}" + (f"; weights in the loss: {weights}" if weights else "")
 
 

@@ -20,6 +20,8 @@ from rankwise.text.targets import RowTargets, texts_of
 from rankwise.text.tokenize import Tokens
 from rankwise.text.tokenizer import HubTokenizer
 
+Target = float | Sequence[float]
+
 
 @dataclass(frozen=True)
 class TextEncoder:
@@ -34,10 +36,10 @@ class TextEncoder:
 
     def encode(self, examples: Sequence[Example]) -> list[Outcome]:
         outcomes = [Outcome(example) for example in examples]
-        usable: list[tuple[Outcome, tuple[str, str], float]] = []
+        usable: list[tuple[Outcome, tuple[str, str], Target]] = []
         for outcome in outcomes:
             try:
-                usable.append((outcome, texts_of(outcome.example), self._targets.of(outcome.example)))
+                usable.append((outcome, texts_of(outcome.example), self._targets.target_of(outcome.example)))
             except DataError as error:
                 outcome.problem = str(error)
         encoded = encode_texts(self.tokenizer, [texts for _, texts, _ in usable])
@@ -45,7 +47,7 @@ class TextEncoder:
             self._add(outcome, texts, tokens, target)
         return outcomes
 
-    def _add(self, outcome: Outcome, texts: tuple[str, str], tokens: Tokens, target: float) -> None:
+    def _add(self, outcome: Outcome, texts: tuple[str, str], tokens: Tokens, target: Target) -> None:
         outcome.lengths = [len(tokens.ids)]
         if len(tokens.ids) > self.limit:
             if self.spec.too_long != "truncate":

@@ -93,6 +93,8 @@ class Example:
     image: ImageContent | None = None
     """The image of an image's row. Then the first message is its name, and the second its label."""
 
+    labels: tuple[str, ...] | None = None
+    """The names of a row whose label is a list of names. Then the second message is all of them."""
     tagged: TaggedWords | None = None
     """The words of a text with tags. Then the first message is the text, and the second what the tags stand for."""
 

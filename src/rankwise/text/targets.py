@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,6 +30,11 @@ def texts_of(example: Example) -> tuple[str, str]:
 
 
 def label_of(example: Example) -> str:
+    if example.labels is not None:
+        raise DataError(
+            f"{example.where}: the label is a list of {len(example.labels)} names, and other rows have one name. Write "
+            "a list in every row, or set classification.targets to several."
+        )
     if example.tagged is not None:
         raise DataError(
             f"{example.where}: has a tag for each word, and no label. Add --objective token-classification."
@@ -47,6 +52,11 @@ def tagged_in(example: Example) -> TaggedWords:
             "or those that are named in data.columns."
         )
     return example.tagged
+
+
+def labels_of(example: Example) -> tuple[str, ...]:
+    """All labels of a row; a single one where its label is no list."""
+    return (label_of(example),) if example.labels is None else example.labels
 
 
 def number_of(label: str) -> float | None:
@@ -86,6 +96,18 @@ class RowTargets:
         a table's column with a missing value has 1.0 where JSON has 1."""
         names = {name: at for at, name in enumerate(self.facts.classes)}
         return {without_zeros(name): at for name, at in names.items()} | names
+
+    def target_of(self, example: Example) -> float | Sequence[float]:
+        """The class or the number; of a row with several labels, 1 for each class that it has."""
+        if self.facts.form != "several":
+            return self.of(example)
+        names = labels_of(example)
+        if unknown := [name for name in names if name not in self.facts.classes]:
+            raise DataError(
+                f"{example.where}: the label {some(map(shown, unknown), 8)} is in no training row; the classes are "
+                f"{some(map(shown, self.facts.classes), 8)}. Correct it, or add training rows of this class."
+            )
+        return [float(name in names) for name in self.facts.classes]
 
     def of(self, example: Example) -> float:
         """DataError where the row has no label, or one that is no class and no number."""

@@ -37,8 +37,8 @@ class Tokens:
     ended: bool = True
     token_type_ids: Sequence[int] | np.ndarray | None = None
     """Of an encoder's pair of texts, or of a pair of answers: 0 for the first, 1 for the second."""
-    target: float | None = None
-    """The class or the value that the whole row has, where no token of it is predicted."""
+    target: float | Sequence[float] | None = None
+    """The class or value of the whole row, where no token of it is predicted; or 1 for each class that it has."""
     image: np.ndarray | None = None
     """The pixels (H, W, 3) of an image's row, in uint8. Its ids are zeros, one for each patch."""
     name: str | None = None

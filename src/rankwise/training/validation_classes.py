@@ -9,11 +9,14 @@ from rankwise.config.validation import ValidationConfig
 from rankwise.data.preparation import Prepared
 from rankwise.errors import ConfigError
 from rankwise.evaluation.class_metrics import metric_rows, score_rows
+from rankwise.evaluation.label_task import score_labels
 from rankwise.evaluation.metrics import METRICS
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Classifier, Objective, classifier
 from rankwise.runs.records import SampleRecord, ScoreRecord
 from rankwise.text.tokenize import Tokens
+
+OF_SEVERAL = ("micro_f1", "f1", "exact_match")
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class ClassScorer:
         """All metrics of the objective, without intervals."""
         if not self.rows:
             return []
-        rows = score_rows(self.objective, self.model.module, self.rows).rows
+        score = score_labels if self.objective.targets.form == "several" else score_rows
+        rows = score(self.objective, self.model.module, self.rows).rows
         return [
             ScoreRecord(step=step, metric=metric, value=METRICS[metric].value(stored), n=len(self.rows))
             for metric, stored in rows.items()
@@ -41,9 +45,10 @@ class ClassScorer:
 def class_scorer(config: ValidationConfig, model: LoadedModel, prepared: Prepared, objective: Objective) -> ClassScorer:
     predicts_rows = classifier(objective)
     assert predicts_rows is not None, "the scorer of its name"
-    names = ["loss", *metric_rows(predicts_rows.targets, [0.0], [0.0])]
+    targets = predicts_rows.targets
+    names = ["loss", *(OF_SEVERAL if targets.form == "several" else metric_rows(targets, [0.0], [0.0]))]
     if config.by not in names:
-        predicts = "classes" if predicts_rows.targets.classes else "numbers"
+        predicts = "several labels" if targets.form == "several" else "classes" if targets.classes else "numbers"
         raise ConfigError([
             f"validation.by is {config.by}, but the rows have {predicts}, whose metrics are {', '.join(names)}. "
             "Choose one of these."

@@ -174,7 +174,8 @@ def _classified(request: dict[str, Any], adapter: bool) -> dict[str, Any]:
         for one in request["questions"]:
             inputs = read(_picture(one["image"]) if images else one["text"], return_tensors="pt")
             outputs = model(**inputs).logits[0].double()
-            replies.append({"outputs": (outputs.softmax(-1) if names else outputs).tolist()})
+            shares = outputs.sigmoid() if request.get("several") else outputs.softmax(-1)
+            replies.append({"outputs": (shares if names else outputs).tolist()})
     return {"replies": replies}
 
 

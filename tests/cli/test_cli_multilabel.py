@@ -1,0 +1,206 @@
+"""Rows with several labels each, from training to predictions, and what is refused with one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from typer.testing import CliRunner
+
+from classifiers import encoder_folder, write_rows
+from rankwise.cli.main import app
+from rankwise.commands.train import train
+from rankwise.config.data import DataConfig
+from rankwise.config.experiment import Experiment
+from rankwise.config.models import ModelConfig
+from rankwise.errors import Interrupted
+from rankwise.objectives.sequence_classification import SequenceClassification
+from rankwise.python.run import load_run
+from rankwise.runs.records import Event, StepRecord, silent
+from rankwise.runs.target_facts import TargetFacts
+from rankwise.text.encode_texts import TextEncoder
+from rankwise.text.example import Example, Message
+
+CLASSES = ["film", "good", "plot"]
+TRAINING = ("--steps", "120", "--batch-size", "8", "--rank", "8", "--learning-rate", "0.01", "--set",
+            "model.dtype=float32")  # fmt: skip
+
+
+def several(count: int, start: int = 0) -> list[dict[str, Any]]:
+    """Each label is a word of the text, and some texts have none of them."""
+    rows = []
+    for number in range(start, start + count):
+        labels = [name for at, name in enumerate(CLASSES) if number >> at & 1]
+        words = {"film": "film", "good": "kind", "plot": "plot"}
+        rows.append({"text": " ".join(["the", *(words[name] for name in labels), "is"]), "label": labels})
+    return rows
+
+
+def rankwise(*words: str) -> Any:
+    return CliRunner().invoke(app, list(words))
+
+
+def trained(run: str, data: str, *more: str) -> Any:
+    return rankwise("train", "--model", "tiny-bert", "--data", data, "--run", run, *TRAINING, *more)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("several")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        encoder_folder(Path("tiny-bert"))
+        write_rows("rows.jsonl", several(24))
+        write_rows("apart.jsonl", [row | {"text": f"a {row['text']}"} for row in several(9, 24)])
+        result = trained("lora", "rows.jsonl", "--validation-data", "apart.jsonl")
+        assert result.exit_code == 0, (result.output, result.exception)
+    return folder
+
+
+@pytest.fixture
+def here(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(home)
+    return home
+
+
+def predicted(run: str, data: str, out: str) -> list[dict[str, Any]]:
+    result = rankwise("predict", run, "--data", data, "--out", out, "--overwrite", "--quiet")
+    assert result.exit_code == 0, (result.output, result.exception)
+    return [json.loads(line) for line in Path(out).read_text().splitlines()]
+
+
+def test_loss_and_gradients_are_those_of_transformers(here):
+    objective = SequenceClassification(TargetFacts(classes=tuple(CLASSES), counts=(1,) * 3, form="several"))
+    model = objective.load(ModelConfig(name="tiny-bert", dtype="float32"), silent)
+    examples = [
+        Example((Message("user", row["text"]), Message("assistant", "-")), f"rows:{at}", labels=tuple(row["label"]))
+        for at, row in enumerate(several(8))
+    ]
+    made = TextEncoder(model.tokenizer, DataConfig(path="rows"), 64, objective.targets).encode(examples)
+    (batch,) = objective.batches([row for one in made for row in one.sequences], 10_000)
+    module: Any = model.module.eval().requires_grad_(True)
+    loss = objective.loss(module, batch) / batch.count
+    loss.backward()
+    ours = {name: one.grad.clone() for name, one in module.named_parameters() if one.grad is not None}
+    module.zero_grad()
+    theirs = module(**batch.inputs, labels=batch.targets).loss
+    theirs.backward()
+    assert loss.item() == pytest.approx(theirs.item(), rel=1e-6)
+    assert all((ours[name] - one.grad).abs().max() <= 1e-6 for name, one in module.named_parameters() if name in ours)
+
+
+def test_the_labels_are_learned_and_have_a_probability_each(here):
+    rows = several(24)
+    found = predicted("lora", "rows.jsonl", "learned.jsonl")
+    assert [row["prediction"] for row in found] == [row["label"] for row in rows]
+    assert all((row[f"probability_{name}"] > 0.5) == (name in row["prediction"]) for row in found for name in CLASSES)
+    (one,) = load_run("lora").predict([rows[7]["text"]])
+    assert one["labels"] == CLASSES and set(one["probabilities"]) == set(CLASSES)
+
+
+def test_peft_loads_what_was_written_and_gives_our_probabilities(here):
+    torch.manual_seed(1)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        "tiny-bert", num_labels=3, problem_type="multi_label_classification"
+    )
+    model, tokenizer = PeftModel.from_pretrained(base, "runs/lora/adapter"), AutoTokenizer.from_pretrained("tiny-bert")
+    for row in predicted("lora", "apart.jsonl", "peft.jsonl"):
+        with torch.no_grad():
+            theirs = model.eval()(**tokenizer(row["text"], return_tensors="pt")).logits[0].double().sigmoid().numpy()
+        assert np.abs(theirs - [row[f"probability_{name}"] for name in CLASSES]).max() <= 1e-5
+
+
+def test_evaluation_counts_what_predict_says(here):
+    found = predicted("lora", "apart.jsonl", "counted.jsonl")
+    pairs = [(set(row["prediction"]), set(row["label"])) for row in found]
+    result = rankwise("evaluate", "lora", "--json", "--quiet")
+    assert result.exit_code == 0, result.output
+    metrics = {name: one["value"] for name, one in json.loads(result.stdout)["metrics"].items()}
+    right, said, actual = (sum(map(len, part)) for part in zip(*((a & b, a, b) for a, b in pairs), strict=True))
+    assert metrics["micro_f1"] == pytest.approx(2 * right / (said + actual))
+    assert metrics["exact_match"] == pytest.approx(sum(a == b for a, b in pairs) / len(pairs))
+    each = [
+        2 * sum(name in a & b for a, b in pairs) / sum((name in a) + (name in b) for a, b in pairs) for name in CLASSES
+    ]
+    assert metrics["f1"] == pytest.approx(sum(each) / 3)
+    details = json.loads(result.stdout)["sets"]
+    assert [one["name"] for one in details["types"]] == CLASSES
+    assert details["wrong_rows"] == sum(a != b for a, b in pairs)
+    assert "nats per row and class" in Path("runs/lora/report.html").read_text()
+
+
+def test_a_merged_export_is_such_a_classifier(here):
+    result = rankwise("export", "lora", "--to", "merged", "--format", "merged", "--dtype", "float32")
+    assert result.exit_code == 0, (result.output, result.exception)
+    config = json.loads(Path("merged/config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"
+
+
+def test_a_run_that_goes_on_ends_as_one_that_was_never_stopped(here):
+    def experiment(run: str) -> Experiment:
+        return Experiment(
+            model={"name": "tiny-bert", "dtype": "float32"}, run=run, data={"path": "rows.jsonl", "held_out": 4},
+            training={"steps": 12, "batch_size": 4, "learning_rate": 0.01, "checkpoint_steps": 4},
+        )  # fmt: skip
+
+    def stop(event: Event) -> None:
+        if isinstance(event, StepRecord) and event.step == 6:
+            raise KeyboardInterrupt
+
+    whole = train(experiment("whole"))
+    with pytest.raises(Interrupted):
+        train(experiment("part"), callback=stop)
+    part = train(experiment("part"), resume=True)
+    [one, other] = [next(each.result.glob("*.safetensors")) for each in (whole, part)]
+    assert one.read_bytes() == other.read_bytes()
+
+
+ROW = {"text": "the film", "label": ["film"]}
+REFUSED: dict[str, tuple[list[dict[str, Any]], tuple[str, ...], str]] = {
+    "one label": ([ROW, {"text": "a", "label": []}], (), "only the label 'film' is in any row"),
+    "no label": ([{"text": "a", "label": []}] * 2, (), "no label is in any row"),
+    "the same": ([{"text": "a", "label": ["b", "c"]}] * 2, (), "every row has the same labels"),
+    "mixed": (
+        [ROW, {"text": "a", "label": "plot"}],
+        (),
+        "rows.jsonl:2: the label is one name, and other rows have lists",
+    ),
+    "twice": ([{"text": "a", "label": ["b", "b"]}], (), "the label names 'b' twice"),
+    "not a name": ([{"text": "a", "label": ["b", {}]}], (), "rows.jsonl:1: the label is {}"),
+    "weights": (
+        several(8),
+        ("--set", "classification.class_weights=balanced"),
+        "class_weights needs rows of one class",
+    ),
+    "sampling": (several(8), ("--set", "classification.sampling=balanced"), "sampling needs rows of one class each"),
+    "metric": (
+        several(8),
+        ("--set", "validation.by=accuracy", "--held-out", "2"),
+        "have several labels, whose metrics",
+    ),
+    "classes": (several(8), ("--set", "classification.targets=classes"), "the label is a list of"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_learned_is_refused_in_a_sentence(tmp_path, here, kind):
+    rows, words, said = REFUSED[kind]
+    result = trained("refused", write_rows(tmp_path / "rows.jsonl", rows), *words)
+    assert result.exit_code == 2 and said in " ".join(result.output.split()), result.output
+
+
+def test_one_name_is_a_label_where_this_is_asked(here, tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl", [*several(8), {"text": "the plot", "label": "plot"}])
+    result = trained("asked", rows, "--set", "classification.targets=several", "--steps", "1")
+    assert result.exit_code == 0, result.output
+
+
+def test_a_language_model_does_not_learn_lists_as_answers(here, tiny_folder):
+    result = rankwise("train", "--model", str(tiny_folder), "--data", "rows.jsonl", "--run", "answers", "--steps", "1")
+    assert result.exit_code == 2 and "Add --objective sequence-classification" in result.output, result.output
