@@ -28,8 +28,7 @@ from rankwise.text.encode_texts import TextEncoder
 from rankwise.text.example import Example, Message
 
 CLASSES = ["film", "good", "plot"]
-TRAINING = ("--steps", "120", "--batch-size", "8", "--rank", "8", "--learning-rate", "0.01", "--set",
-            "model.dtype=float32")  # fmt: skip
+TRAINING = ("--steps", "60", "--batch-size", "8", "--learning-rate", "0.01", "--set", "model.dtype=float32")
 
 
 def several(count: int, start: int = 0) -> list[dict[str, Any]]:
@@ -59,6 +58,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_rows("rows.jsonl", several(24))
         write_rows("apart.jsonl", [row | {"text": f"a {row['text']}"} for row in several(9, 24)])
         result = trained("lora", "rows.jsonl", "--validation-data", "apart.jsonl")
+        assert result.exit_code == 0, (result.output, result.exception)
+        result = trained("learned", "rows.jsonl", "--method", "full", "--steps", "300", "--learning-rate", "0.003")
         assert result.exit_code == 0, (result.output, result.exception)
     return folder
 
@@ -97,10 +98,10 @@ def test_loss_and_gradients_are_those_of_transformers(here):
 
 def test_the_labels_are_learned_and_have_a_probability_each(here):
     rows = several(24)
-    found = predicted("lora", "rows.jsonl", "learned.jsonl")
+    found = predicted("learned", "rows.jsonl", "learned.jsonl")
     assert [row["prediction"] for row in found] == [row["label"] for row in rows]
     assert all((row[f"probability_{name}"] > 0.5) == (name in row["prediction"]) for row in found for name in CLASSES)
-    (one,) = load_run("lora").predict([rows[7]["text"]])
+    (one,) = load_run("learned").predict([rows[7]["text"]])
     assert one["labels"] == CLASSES and set(one["probabilities"]) == set(CLASSES)
 
 
