@@ -148,6 +148,14 @@ def label_set(values: Sequence[Any], labels: tuple[str, ...], where: str) -> tup
     return names
 
 
+def list_problems(rows: Sequence[Sequence[Example]]) -> list[tuple[str, str]]:
+    """Where rows have a list of labels, which is no answer that a language model could learn, and what to do."""
+    return [
+        (row[0].where, f"{row[0].where}: the label is {shown(list(row[0].labels))}, a list. Add --objective "
+         "sequence-classification.") for row in rows if row[0].labels is not None
+    ]  # fmt: skip
+
+
 def label_of(row: Sequence[Example]) -> str | None:
     """The answer of a row that has exactly one."""
     if len(row) != 1 or row[0].text is not None or row[0].tagged is not None or row[0].labels is not None:

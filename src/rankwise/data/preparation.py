@@ -16,7 +16,7 @@ from rankwise.config.images import ImageProcessing
 from rankwise.data.balanced import BalancedOrder, repeats_of
 from rankwise.data.hold_out import MOST_LABELS, facts_of, hold_out
 from rankwise.data.image_report import findings_of, looked_at
-from rankwise.data.labels import Labels
+from rankwise.data.labels import Labels, list_problems
 from rankwise.data.licences import strictest
 from rankwise.data.replay import Replay, ReplayOrder
 from rankwise.data.report import Tally, advice_on, fatal_problems, warnings_of
@@ -173,6 +173,9 @@ class _Preparation:
             self._report_progress(reading, rows)
             rows += len(chunk)
             self._refuse_others(reading, chunk)
+            if self.encoder is not None and self.targets is None:  # a language model
+                self.tally.unreadable(list_problems(chunk))
+                chunk = [row for row in chunk if row[0].labels is None]
             for row in chunk:
                 self.tally.read(row)
             for row, usable in zip(chunk, self._encoded(chunk), strict=True):
@@ -189,10 +192,6 @@ class _Preparation:
             raise DataError(f"{reading.source.path}: holds preference pairs. Add --objective preference.")
         if first.tagged is not None and self.encoder is not None and not (self.targets and self.targets.form == "tags"):
             raise DataError(f"{reading.source.path}: holds words with tags. Add --objective token-classification.")
-        if self.encoder is not None and self.targets is None and any(row[0].labels is not None for row in chunk):
-            raise DataError(
-                f"{reading.source.path}: holds rows with a list of labels. Add --objective sequence-classification."
-            )
         if first.image is not None and self.encoder is not None and self.facts.processing is None:
             raise DataError(
                 f"{reading.source.path}: holds images, and the model {self.model} reads texts. Choose a vision model "
