@@ -45,7 +45,7 @@ METHODS: dict[str, tuple[str, ...]] = {
 
 LEARNING: dict[str, tuple[str, ...]] = {
     "lora": ("--rank", "8", "--learning-rate", "0.005"),
-    "adalora": ("--method", "adalora", "--budget", "4", "--learning-rate", "0.005"),
+    "adalora": ("--method", "adalora", "--budget", "8", "--learning-rate", "0.005"),
     "full": ("--method", "full", "--learning-rate", "0.002"),
 }
 """With which 24 rows are learned by heart in 120 steps of 8."""

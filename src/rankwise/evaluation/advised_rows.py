@@ -146,4 +146,4 @@ class LabelledRows:
 
 
 def labels_of(rows: Sequence[Tokens]) -> list[float]:
-    return [float(row.target) for row in rows if row.target is not None]
+    return [row.one_target for row in rows if row.target is not None]

@@ -68,8 +68,7 @@ def score_rows(
     done: Callable[[int], None] | None = None,
 ) -> Scored:  # fmt: skip
     """Run the classifier over rows that have targets; `done` is told how many there are so far."""
-    targets = [row.target for row in rows if row.target is not None]
-    assert len(targets) == len(rows), "labelled rows have targets"
+    targets = [row.one_target for row in rows]
     return Scored(objective.targets, outputs_of(objective, module, rows, done), targets)
 
 

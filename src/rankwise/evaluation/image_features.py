@@ -69,7 +69,7 @@ def compare_features(
     batches = (
         np.stack([np.asarray(row.image) for row in rows[at : at + AT_ONCE]]) for at in range(0, len(rows), AT_ONCE)
     )
-    labels = [int(row.target or 0) for row in rows] if classes else None
+    labels = [int(row.one_target) for row in rows] if classes else None
     return feature_forgetting(of_base, tuned, batches, labels, classes, images.about, callback, len(rows))
 
 
