@@ -185,7 +185,7 @@ REFUSED: dict[str, tuple[list[dict[str, Any]], tuple[str, ...], str]] = {
         ("--set", "validation.by=accuracy", "--held-out", "2"),
         "have several labels, whose metrics",
     ),
-    "classes": (several(8), ("--set", "classification.targets=classes"), "the label is a list of"),
+    "classes": (several(8), ("--set", "classification.targets=classes"), "a list, where one name is expected"),
 }
 
 

@@ -23,6 +23,7 @@ from rankwise.evaluation.advised_sides import (
     frequencies,
     with_other_labels,
 )
+from rankwise.evaluation.class_metrics import one_target
 from rankwise.evaluation.few_shot import with_examples
 from rankwise.evaluation.likelihood import Likelihood, likelihoods
 from rankwise.evaluation.swapped_pairs import with_other_questions
@@ -146,4 +147,4 @@ class LabelledRows:
 
 
 def labels_of(rows: Sequence[Tokens]) -> list[float]:
-    return [row.one_target for row in rows if row.target is not None]
+    return [one_target(row) for row in rows if row.target is not None]

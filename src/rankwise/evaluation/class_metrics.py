@@ -68,8 +68,14 @@ def score_rows(
     done: Callable[[int], None] | None = None,
 ) -> Scored:  # fmt: skip
     """Run the classifier over rows that have targets; `done` is told how many there are so far."""
-    targets = [row.one_target for row in rows]
+    targets = [one_target(row) for row in rows]
     return Scored(objective.targets, outputs_of(objective, module, rows, done), targets)
+
+
+def one_target(row: Tokens) -> float:
+    """Of a row that has one class or value."""
+    assert isinstance(row.target, (int, float)), "the row has one class or value"
+    return float(row.target)
 
 
 def _ranks(values: Numbers) -> Numbers:

@@ -18,6 +18,7 @@ from rankwise.config.data import DataConfig
 from rankwise.data.classes import read_targets
 from rankwise.data.preparing import ImageWriting, prepare, refuse_fatal
 from rankwise.data.sequences import evenly
+from rankwise.evaluation.class_metrics import one_target
 from rankwise.evaluation.feature_forgetting import Features, feature_forgetting
 from rankwise.evaluation.validation_rows import refuse_training_files
 from rankwise.models.heads import head_modules
@@ -69,7 +70,7 @@ def compare_features(
     batches = (
         np.stack([np.asarray(row.image) for row in rows[at : at + AT_ONCE]]) for at in range(0, len(rows), AT_ONCE)
     )
-    labels = [int(row.one_target) for row in rows] if classes else None
+    labels = [int(one_target(row)) for row in rows] if classes else None
     return feature_forgetting(of_base, tuned, batches, labels, classes, images.about, callback, len(rows))
 
 

@@ -32,8 +32,8 @@ def texts_of(example: Example) -> tuple[str, str]:
 def label_of(example: Example) -> str:
     if example.labels is not None:
         raise DataError(
-            f"{example.where}: the label is {shown(list(example.labels))}, a list, and other rows have one name. Write "
-            "a list in every row, or set classification.targets to several."
+            f"{example.where}: the label is {shown(list(example.labels))}, a list, where one name is expected. "
+            "Write a list in every row, or set classification.targets to several."
         )
     if example.tagged is not None:
         raise DataError(

@@ -49,12 +49,6 @@ class Tokens:
     """Where words have tags: the class of each token that the loss mask has."""
 
     @property
-    def one_target(self) -> float:
-        """Of a row that has one class or value."""
-        assert isinstance(self.target, (int, float)), "the row has one class or value"
-        return float(self.target)
-
-    @property
     def loss_count(self) -> int:
         """How many predictions of this row have a loss."""
         if self.target is not None:
