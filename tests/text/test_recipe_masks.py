@@ -257,6 +257,7 @@ def said(name, template, script, room=None):
     """The answer, and what was heard of it piece by piece."""
     model = SimpleNamespace(
         module=Scripted(script), tokenizer=template.tokenizer, template=template, context_length=None,
+        encoder_decoder=False, fits=lambda prompt, new: True,
         precision=SimpleNamespace(device="cpu"),
     )  # fmt: skip
     heard = []

@@ -117,4 +117,6 @@ def _tell(trained: Trained, results: Results) -> None:
     if page.is_file():
         typer.echo(f"report: {page}")
     use = f"chat {run} --both" if trained.targets is None else f"predict {run} --data FILE --out predictions.jsonl"
+    if trained.model.encoder_decoder:
+        use = f'generate {run} --prompt "A TEXT" --both'
     typer.echo(f"next: rankwise {use}")

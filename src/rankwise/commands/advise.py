@@ -45,6 +45,8 @@ def advise(
         )
     if experiment.objective == "image-classification":
         raise ConfigError(["advise measures language models and classifiers of texts, and this model reads images."])
+    if experiment.objective == "sequence-to-sequence":
+        raise ConfigError(["advise measures decoders and classifiers, and this model is an encoder with a decoder."])
     with limited_memory(experiment.model.memory_bytes):
         advising, forecast = _made_ready(experiment, examples, callback, model, force_memory=force_memory)
         advice = advice_of(advising, advising.measure(), forecast, callback.texts)

@@ -26,6 +26,7 @@ from rankwise.models.sources import cached_starter
 from rankwise.objectives.image_classification import ImageClassification
 from rankwise.objectives.preference import Preference
 from rankwise.objectives.registry import objective_by
+from rankwise.objectives.sequence_to_sequence import SequenceToSequence
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 from rankwise.text.chat_template import ChatTemplate
@@ -33,6 +34,7 @@ from rankwise.text.encode import Outcome
 from rankwise.text.encode_pairs import sides_of
 from rankwise.text.example import BREAK, Example
 from rankwise.text.rendering import Rendering, renderings
+from rankwise.text.sequences import input_and_output
 from rankwise.text.targets import RowTargets
 
 AS_THE_MODEL = ImagesConfig()
@@ -182,6 +184,8 @@ def _shown(example: Example, writing: TextWriting, data: DataConfig) -> list[Sho
         return _classified(example, outcome, writing, encoder.limit)
     if example.rejected:
         return _pair(example, outcome, writing, encoder.limit)
+    if writing.encoder_decoder:
+        return _apart(example, outcome, writing, encoder.limit)
     made = renderings(example, writing.template, apart=data.answers == "apart")
     if not outcome.sequences:
         why = f"longer than {encoder.limit:,} tokens" if outcome.too_long else "no answer is left after truncation"
@@ -242,6 +246,18 @@ def _pair(example: Example, outcome: Outcome, writing: TextWriting, limit: int) 
     return [Shown(name, _decoded(side, writing), len(side.ids), side.loss_count) for name, side in sides]
 
 
+def _apart(example: Example, outcome: Outcome, writing: TextWriting, limit: int) -> list[Shown]:
+    """An encoder's input, and the output that a decoder is to write."""
+    if not outcome.sequences:
+        given, output = input_and_output(example)
+        why = f"longer than {limit:,} tokens"
+        return [Shown(example.where, [(given, False), (f" -> {output}", True)], outcome.lengths[0], 0, why)]
+    (sequence,) = outcome.sequences
+    (given, _), (output, _) = _decoded(sequence, writing)
+    parts = [(given, False), (f" -> {output}", True)]
+    return [Shown(example.where, parts, len(sequence.ids), sequence.loss_count)]
+
+
 def _segments(rendering: Rendering, data: DataConfig) -> list[tuple[str, bool]]:
     everything = data.learned == "everything"
     return [(segment.text.replace(BREAK, ""), everything or segment.learned) for segment in rendering.segments]
@@ -277,4 +293,5 @@ def _writing(
     return TextWriting(
         tokenizer, ChatTemplate.of_model(tokenizer), name, context, objective.encoder, guessed=model is None,
         targets=objective.targets, pairs=objective.facts if isinstance(objective, Preference) else None,
+        encoder_decoder=isinstance(objective, SequenceToSequence),
     )  # fmt: skip

@@ -23,6 +23,7 @@ from rankwise.evaluation.intervals import difference
 from rankwise.evaluation.label_task import LabelTask
 from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.pair_task import pair_task
+from rankwise.evaluation.refused import refuse_of_language_models, refuse_running_text
 from rankwise.evaluation.requests import Requests, requests_of, requests_of_sequences
 from rankwise.evaluation.sequential import Looks
 from rankwise.evaluation.span_task import SpanTask
@@ -78,7 +79,8 @@ def evaluate(
         raise ConfigError([f"--batch-size is {together}; it must be at least 1."])
     subject = open_subject(target, against, base=base, dtype=dtype, callback=callback, force_base=force_base,
                            force_result=force_result, trust_code=trust_code, base_model=base_model)  # fmt: skip
-    _refuse_of_language_models(subject, task, text, blocks)
+    refuse_of_language_models(subject, task, text, blocks)
+    refuse_running_text(subject, text, blocks, callback, measures=compared and with_forgetting)
     others = _other_images(subject, images, with_forgetting=with_forgetting, callback=callback)
     asked = asked_of(subject, task, data, rows, together, callback)
     _result_file(subject, asked, out)
@@ -208,6 +210,9 @@ def asked_of(
     callback: Callback,
 ) -> Task:  # fmt: skip
     if isinstance(task, str) and task.startswith(PREFIX):
+        if subject.model.encoder_decoder:
+            raise ConfigError([f"--task {task}: rankwise runs tasks of lm-eval with decoders alone, and {subject.name} "
+                               "is an encoder with a decoder. Give rows with --data."])  # fmt: skip
         if data is not None:
             raise ConfigError([f"--data {data}: a task of lm-eval has its own data. Leave --data out."])
         return HarnessTask(task.removeprefix(PREFIX), rows, together or ASKED_TOGETHER)
@@ -238,17 +243,6 @@ def _class_task(
     name = HELD_OUT if data is None else task_of_rows(data).task
     chosen = found.documents if rows is None else found.spread(rows).documents
     return TASKS[objective.targets.form](name, found.about, objective, chosen, left_out=found.left_out)
-
-
-def _refuse_of_language_models(
-    subject: Subject, task: str | TaskConfig | None, text: str | None, blocks: int | None
-) -> None:
-    """ConfigError where a classifier is given what only a language model can be measured with."""
-    given = [name for name, value in (("--task", task), ("--text", text), ("--blocks", blocks)) if value is not None]
-    if subject.classifier is not None and given:
-        raise ConfigError(
-            [f"{given[0]} is for language models, and {subject.name} is a classifier. Give labelled rows with --data."]
-        )
 
 
 def _items(

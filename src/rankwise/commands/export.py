@@ -39,6 +39,8 @@ from rankwise.runs.records import Callback, WarningMessage, silent
 from rankwise.system.files import folders_above
 
 FORMATS: tuple[str, ...] = get_args(ExportFormat)
+OF_ENCODER_DECODERS = ("peft", "merged")
+"""Formats that hold an encoder with a decoder."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Exported:
     """Whether a classifier reads images."""
     words: bool = False
     """Whether a classifier tags the words of texts."""
+    encoder_decoder: bool = False
+    """Whether an encoder reads the input and a decoder writes the output."""
     files: tuple[str, ...] = ()
     adapter: AdapterWeights | None = None
     """What a folder with an adapter holds."""
@@ -120,7 +124,7 @@ def export(
             )  # fmt: skip
             written = Export(str(folder), format, exported.number_format, strength, force_base)
             verification = arrived(artifact, written, verifying, callback)
-    if exported.adapter is not None and format != "mlx" and exported.outputs is None:
+    if exported.adapter is not None and format != "mlx" and exported.outputs is None and not artifact.encoder_decoder:
         # the rules are those for language models in PEFT's folders
         verification = with_rules(verification, verdicts(exported.adapter))
     return replace(exported, verification=verification, bytes=_size(folder), files=_files(folder))
@@ -143,8 +147,13 @@ def _written(
     stored = None if named is None else named.packed_format
     exported = Exported(
         str(artifact.folder), str(folder), format, strength=strength, outputs=outputs, images=images, words=words,
-        base_quantized=stored,
+        base_quantized=stored, encoder_decoder=artifact.encoder_decoder,
     )  # fmt: skip
+    if artifact.encoder_decoder and format not in OF_ENCODER_DECODERS:
+        raise ConfigError([
+            f"--format {format} is for decoders alone, and {artifact.described} is an encoder with a decoder. Choose "
+            f"--format {' or '.join(OF_ENCODER_DECODERS)}."
+        ])  # fmt: skip
     if stored is not None and format in (*ADAPTER_FORMATS, "gguf-lora"):
         callback(WarningMessage(
             f"{artifact.described} was trained over {stored} weights, and {format} holds the adapter alone: a program "

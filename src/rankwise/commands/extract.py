@@ -13,7 +13,6 @@ from rankwise.methods.artifact import Artifact, open_artifact
 from rankwise.models.inspection import read_json
 from rankwise.models.kind import CAUSAL_LM, ModelKind
 from rankwise.models.sources import find
-from rankwise.objectives.registry import objective_for
 from rankwise.runs.directory import find_run
 from rankwise.runs.records import Callback, StatusMessage, silent
 
@@ -72,7 +71,7 @@ def _of_run(artifact: Artifact, base: str | None, callback: Callback, *, force: 
             f"{artifact.described} was trained on {known.name} from {known.source} ({known.fingerprint}); "
             f"{source.folder} has different weights ({own}). Use --force-base to extract anyway."
         )
-    kind = objective_for(artifact.data_report).kind
+    kind = artifact.objective.kind
     return Pair(artifact.result, source, kind, named.revision, artifact.data_report)
 
 

@@ -58,7 +58,7 @@ def strength(
         check_place(artifact.folder / STRENGTH)
     spec = held_to_measure(method_of(artifact.config).model_of(artifact))
     asked = load_tuned(artifact, callback, force_base=force_base, spec=spec)
-    asked.check_generates()
+    asked.check_continues("strength")
     if isinstance(asked.objective, Preference):
         raise ConfigError([
             f"{artifact.described} was trained on preference pairs, and strengths are compared by the loss of answers. "

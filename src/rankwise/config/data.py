@@ -17,6 +17,7 @@ Format = Literal[
     "auto",
     "messages",
     "prompt",
+    "input-output",
     "text",
     "alpaca",
     "sharegpt",

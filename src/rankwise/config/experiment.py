@@ -49,13 +49,16 @@ class Experiment(Config):
     data: DataConfig
     """The training and validation rows."""
     objective: Literal[
-        "auto", "causal-lm", "preference", "sequence-classification", "token-classification", "image-classification"
+        "auto", "causal-lm", "sequence-to-sequence", "preference", "sequence-classification", "token-classification",
+        "image-classification",
     ] = "auto"  # fmt: skip
-    """What the model learns from a row: `causal-lm` is to predict the tokens of its answers, `preference` to prefer one
-    of two answers, `sequence-classification` to predict one class or one number for its text, `token-classification` to
-    predict a tag for each of its words, and `image-classification` one class or one number for its image. `auto`
-    chooses image-classification for a vision model, token-classification for rows with tags or spans,
-    sequence-classification for an encoder of texts, such as BERT, and causal-lm for everything else."""
+    """What the model learns from a row: `causal-lm` is to predict the tokens of its answers, `sequence-to-sequence` to
+    write its output with a decoder once an encoder has read its input, `preference` to prefer one of two answers,
+    `sequence-classification` to predict one class or one number for its text, `token-classification` to predict a tag
+    for each of its words, and `image-classification` one class or one number for its image. `auto` chooses
+    image-classification for a vision model, token-classification for rows with tags or spans, sequence-classification
+    for an encoder of texts, such as BERT, sequence-to-sequence for an encoder with a decoder, such as T5 and BART, and
+    causal-lm for everything else."""
     classification: ClassificationConfig = Field(default_factory=ClassificationConfig)
     """What a classifier predicts."""
     preference: PreferenceConfig = Field(default_factory=PreferenceConfig)

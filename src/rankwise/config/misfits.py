@@ -6,6 +6,7 @@ from rankwise.config.classification import ClassificationConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.images import ImagesConfig
 from rankwise.config.preference import PreferenceConfig, not_of_pairs
+from rankwise.config.sequences import not_of_sequences
 
 
 def misfits(experiment: Experiment) -> list[str]:
@@ -15,6 +16,8 @@ def misfits(experiment: Experiment) -> list[str]:
     idle = [f"validation.{name}" for name in experiment.validation.of_other_objective(experiment.objective)]
     idle += filter(None, [experiment.adapter.misfit(experiment.objective)])
     idle += _of_training(experiment) + _of_data(experiment)
+    if experiment.objective == "sequence-to-sequence":
+        idle += not_of_sequences(experiment.model, experiment.data, experiment.training)
     if not experiment.classifies and experiment.classification != ClassificationConfig():
         idle.append("classification")
     if experiment.objective != "image-classification" and experiment.images != ImagesConfig():

@@ -20,6 +20,11 @@ TagMetric = Literal["span_f1", "span_precision", "span_recall", "token_accuracy"
 ClassMetric = Literal[
     "accuracy", "balanced_accuracy", "f1", "matthews", "pearson", "spearman", "micro_f1", "exact_match"
 ]
+METRICS_OF: dict[str, Any] = {
+    "causal-lm": TextMetric, "sequence-to-sequence": TextMetric, "preference": PairMetric,
+    "token-classification": TagMetric,
+}  # fmt: skip
+"""By the objective's name; those of every other objective are ClassMetric."""
 NEED_ROWS = ("steps", "keep", "patience", "by", "scores", "answers")
 OF_ANSWERS = ("scores", "answers", "max_new_tokens", "prompts")
 TIMES = 10
@@ -81,11 +86,9 @@ class ValidationConfig(Config):
 
     def of_other_objective(self, objective: str) -> list[str]:
         """The settings given here that have no effect with this objective."""
-        own = {"causal-lm": TextMetric, "preference": PairMetric, "token-classification": TagMetric}.get(
-            objective, ClassMetric
-        )
+        own = METRICS_OF.get(objective, ClassMetric)
         by = [f"by {self.by}"] if self.by not in ("loss", *get_args(own)) else []
-        if objective == "causal-lm":
+        if own is TextMetric:
             return by
         names = [name for name in OF_ANSWERS if objective != "preference" or name in ("scores", "answers")]
         fields = type(self).model_fields

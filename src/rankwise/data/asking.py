@@ -24,8 +24,8 @@ from rankwise.text.tagged import OUTSIDE
 
 PLACEHOLDER = "?"
 ANSWERS: Mapping[str, tuple[str, ...]] = {
-    "prompt": ANSWER_FIELDS, "alpaca": ("output",), "dolly": ("response",), "classification": ("label",),
-    "image": ("label",),
+    "prompt": ANSWER_FIELDS, "alpaca": ("output",), "dolly": ("response",), "input-output": ("output",),
+    "classification": ("label",), "image": ("label",),
 }  # fmt: skip
 """Fields that may contain the answer, by row format. The first one is filled with the placeholder."""
 TURNS = {"messages": "messages", "sharegpt": "conversations"}

@@ -47,6 +47,8 @@ class Batch:
     """Number of images; 0 where rows are texts."""
     pairs: Pairs | None = None
     """Where rows are pairs of answers: which target belongs to which of them."""
+    decoder_tokens: int = 0
+    """Number of tokens that a decoder computes beside those of its encoder, padding included."""
 
     @classmethod
     def of_tokens(
@@ -76,7 +78,7 @@ class Batch:
         """Number of tokens that are computed at once, padding included; of images their patches."""
         if self.images:
             return self.tokens
-        return next(iter(self.inputs.values())).numel()
+        return next(iter(self.inputs.values())).numel() + self.decoder_tokens
 
     def to(self, device: torch.device | str) -> Batch:
         moved = {name: value.to(device) for name, value in self.inputs.items()}

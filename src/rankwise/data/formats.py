@@ -16,6 +16,7 @@ from rankwise.config.base import shown
 from rankwise.data.columns import Row, answered, renamed
 from rankwise.data.fields import ABOUT, SYSTEM, context_of, refuse_rivals, require, system_of
 from rankwise.data.image_rows import image_example, image_field
+from rankwise.data.input_output import FIELDS_OF_INPUT_OUTPUT, input_output_examples, is_input_output
 from rankwise.data.labels import label_set, label_text
 from rankwise.data.pair_rows import FIELDS_OF_PAIRS, is_pair, pair_example
 from rankwise.data.proposals import as_text, no_form
@@ -103,10 +104,6 @@ def _with_system(example: Example, system: str | None) -> Example:
         return example
     rejected = example.rejected and (Message("system", system), *example.rejected)
     return replace(example, messages=(Message("system", system), *example.messages), rejected=rejected)
-
-
-def _messages(row: Row, where: str, options: Options) -> list[Example]:
-    return [_conversation(row, where, "messages")]
 
 
 def _sharegpt(row: Row, where: str, options: Options) -> list[Example]:
@@ -241,6 +238,7 @@ SIGNS: dict[str, Callable[[Row], bool]] = {
     "alpaca": lambda row: "instruction" in row and "output" in row,
     "dolly": lambda row: "instruction" in row and "response" in row,
     "prompt": lambda row: any(key in row for key in QUESTION_FIELDS) and any(key in row for key in ANSWER_FIELDS),
+    "input-output": is_input_output,
     "classification": lambda row: "label" in row and classified(row) is not None,
     "text": lambda row: "text" in row,
     "image": lambda row: image_field(row) is not None,
@@ -259,6 +257,7 @@ USED = {
     "alpaca": _INSTRUCTION,
     "dolly": _INSTRUCTION,
     "prompt": _TALK | {*QUESTION_FIELDS, *ANSWER_FIELDS, *ABOUT},
+    "input-output": FIELDS_OF_INPUT_OUTPUT,
     "text": frozenset({"text"}),
 }
 """The fields that each format reads."""
@@ -274,13 +273,14 @@ def used_fields(row: Row, form: str) -> frozenset[str]:
 
 
 PARSERS: dict[str, Callable[[Row, str, Options], list[Example]]] = {
-    "messages": _messages,
+    "messages": lambda row, where, options: [_conversation(row, where, "messages")],
     "sharegpt": _sharegpt,
     "oasst-trees": lambda row, where, options: [tree_example(row, where)],
     "self-instruct": _self_instruct,
     "alpaca": _alpaca,
     "dolly": _dolly,
     "prompt": _prompt,
+    "input-output": lambda row, where, options: input_output_examples(row, where, each=options.each),
     "classification": _classification,
     "text": _text,
     "preference": lambda row, where, options: [pair_example(row, where)],

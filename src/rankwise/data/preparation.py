@@ -26,13 +26,7 @@ from rankwise.data.source_rows import SourceRows, numbers_of, overlap_between
 from rankwise.data.sources import CHUNK, Reading, open_source
 from rankwise.data.unused_report import problems, sentence, unused_columns
 from rankwise.errors import DataError
-from rankwise.runs.data_report import (
-    DataReport,
-    HoldOutFacts,
-    OverlapFacts,
-    TargetFacts,
-    TemplateFacts,
-)
+from rankwise.runs.data_report import DataReport, HoldOutFacts, OverlapFacts, TargetFacts, TemplateFacts
 from rankwise.runs.pair_facts import PairFacts
 from rankwise.runs.records import Callback, ProgressUpdate
 from rankwise.text.encode import RowEncoder
@@ -115,6 +109,8 @@ class EncodingFacts:
     """How rows are encoded, for the data report."""
 
     template: TemplateFacts | None = None
+    encoder_decoder: bool = False
+    """Whether an encoder reads a row's input and a decoder writes its output."""
     processing: ImageProcessing | None = None
     pairs: PairFacts | None = None
     """How pairs are learned, where rows are pairs."""
@@ -274,6 +270,7 @@ def _data_report(
         pairs=work.facts.pairs and tally.pairs.facts(work.facts.pairs, tally.used),
         tags=tags,
         targets=work.targets,
+        encoder_decoder=work.facts.encoder_decoder,
         unused_columns=unused,
         warnings=remarks,
         fatal=(*fatal, *(problems(readings, unused) if tally.used else ()), *_fatal_of_validation(work, apart)),

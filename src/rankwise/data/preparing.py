@@ -76,6 +76,8 @@ class TextWriting:
     targets: TargetFacts | None = None
     pairs: PairFacts | None = None
     """How pairs are learned, where rows are pairs of answers."""
+    encoder_decoder: bool = False
+    """Whether an encoder reads a row's input and a decoder writes its output."""
 
     def by(self, spec: DataConfig) -> TextWriting:
         """With the template of the recipe, where there is one, and asked to reason where rows have reasoning."""
@@ -100,6 +102,8 @@ class TextWriting:
 
     @property
     def facts(self) -> EncodingFacts:
+        if self.encoder_decoder:
+            return EncodingFacts(encoder_decoder=True)
         return EncodingFacts(template=self.template.facts, pairs=self.pairs)
 
     @property

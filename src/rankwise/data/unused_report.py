@@ -13,7 +13,7 @@ from rankwise.data.unused import Unused
 from rankwise.errors import did_you_mean, some
 from rankwise.runs.data_report import UnusedColumn
 
-PROMPT_FORMATS = ("prompt", "alpaca", "dolly", "classification")
+PROMPT_FORMATS = ("prompt", "alpaca", "dolly", "input-output", "classification")
 """Formats whose rows could be written with --prompt and --completion instead."""
 ANSWERS = (*ANSWER_FIELDS, "output", "label")
 

@@ -45,10 +45,12 @@ class Likelihood:
 def likelihoods(
     module: nn.Module, sequences: Sequence[Tokens], callback: Callback = silent, what: str = "",
     sources: Sequence[str] = (), forward: Callable[[Batch], Tensor] | None = None, greedy: bool = False,
+    collated: Callable[[Sequence[Tokens]], Batch] = collate,
 ) -> list[Likelihood]:  # fmt: skip
     """Compute the likelihood of each sequence, in order; equal sequences are computed once. `sources` name where they
-    come from in error messages. `forward` computes the logits, by default from the sequences alone. `greedy` looks
-    whether greedy decoding would write them, which takes another pass over all logits."""
+    come from in error messages. `forward` computes the logits, by default from the sequences alone, of the batches that
+    `collated` makes. `greedy` looks whether greedy decoding would write them, which takes another pass over all
+    logits."""
     keys = [_key(sequence) for sequence in sequences]
     distinct = dict(zip(keys, sequences, strict=True))
     model: Any = module
@@ -56,7 +58,7 @@ def likelihoods(
     forward, results = forward or SupervisedLogits(module), {}
     total, done = sum(input_length(one) for one in distinct.values()), 0
     for batch in _batches([distinct[key] for key in sorted(distinct)], max(256, LOGITS // vocabulary)):
-        there = collate(batch).to(device)
+        there = collated(batch).to(device)
         targets, logits = there.targets[there.loss_mask], forward(there)
         pieces = [
             F.cross_entropy(part.float(), target, reduction="none")

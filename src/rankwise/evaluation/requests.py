@@ -20,7 +20,8 @@ from rankwise.data.sources import open_source
 from rankwise.errors import DataError
 from rankwise.evaluation.task_documents import TaskDocument, between, data_spec, drawn, task_documents
 from rankwise.models.loaded import LoadedModel
-from rankwise.text.encode import Encoder
+from rankwise.text.encode import Encoder, RowEncoder
+from rankwise.text.encode_sequences import SequenceEncoder
 from rankwise.text.example import BREAK, Example, Message
 from rankwise.text.tokenize import Tokens, prompt_ids
 
@@ -80,6 +81,11 @@ class Requests:
 
 
 def requests_of(task: TaskConfig, model: LoadedModel) -> Requests:
+    if model.encoder_decoder and (task.running_text or (task.ask is not None and not task.chat)):
+        raise DataError(
+            f"{task.data}: the task {task.task} continues a text, and {model.source.name} is an encoder with a "
+            "decoder, which answers prompts. Give rows with a prompt and an answer."
+        )
     requests = _all_items(task, model)
     if not task.written:
         return requests
@@ -114,7 +120,7 @@ def _refuse_unasked(requests: Requests, task: TaskConfig) -> None:
 def _with_room(requests: Requests, task: TaskConfig, model: LoadedModel) -> Requests:
     """Drop requests that leave no room in the model's context for the answer."""
     context = model.context_length or 10**9
-    kept = tuple(request for request in requests.requests if len(request.given) + task.max_new_tokens <= context)
+    kept = tuple(one for one in requests.requests if model.fits(len(one.given), task.max_new_tokens))
     if not kept:
         raise DataError(
             f"{task.data}: with {task.max_new_tokens:,} new tokens none of its {len(requests.requests):,} prompts fits "
@@ -123,10 +129,12 @@ def _with_room(requests: Requests, task: TaskConfig, model: LoadedModel) -> Requ
     return Requests(kept, requests.too_long + len(requests.requests) - len(kept), requests.labels)
 
 
-def _encoder(task: TaskConfig, model: LoadedModel) -> Encoder:
-    spec = data_spec(task)
+def _encoder(task: TaskConfig, model: LoadedModel) -> RowEncoder:
     limit = model.context_length or 10**9
-    return Encoder(model.template, model.tokenizer, spec.model_copy(update={"max_length": limit}), limit)
+    spec = data_spec(task).model_copy(update={"max_length": limit})
+    if model.encoder_decoder:
+        return SequenceEncoder(model.tokenizer, spec, limit)
+    return Encoder(model.template, model.tokenizer, spec, limit)
 
 
 def _of_rows(task: TaskConfig, model: LoadedModel) -> Requests:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from itertools import accumulate, pairwise, product
+from typing import Any
 
 import numpy as np
 import regex
@@ -20,8 +21,10 @@ from rankwise.evaluation.intervals import scores
 from rankwise.evaluation.likelihood import Likelihood, likelihoods
 from rankwise.evaluation.metrics import rating_rows, rows_of, searched, unfit
 from rankwise.evaluation.requests import Request
+from rankwise.forward.encoder_decoder import OutputLogits
 from rankwise.inference.generate import answers_in_turn
 from rankwise.models.loaded import LoadedModel
+from rankwise.objectives.sequence_to_sequence import batch_of
 from rankwise.runs.evaluations import ModelScores
 from rankwise.runs.records import Callback, ProgressUpdate
 
@@ -65,7 +68,7 @@ def _by_likelihood(
     documents = [document for request in requests for document in request.documents]
     places = [request.where for request in requests for _ in request.documents]
     try:
-        flat = likelihoods(model.module, documents, callback, what, places)
+        flat = likelihoods(model.module, documents, callback, what, places, **_apart(model))
     except Exception as error:
         if is_out_of_memory(error):
             raise ResourceError(
@@ -81,6 +84,11 @@ def _by_likelihood(
                  for request, found in zip(requests, each, strict=True)]  # fmt: skip
         made["loss"] = [[sum(part) for part in zip(*(one.sums for one in own), strict=True)] for own in right]
     return made | (_chosen(requests, each) if task.chosen else {})
+
+
+def _apart(model: LoadedModel) -> dict[str, Any]:
+    """How likelihoods are computed where an encoder reads the prompt and a decoder writes the answer."""
+    return {"forward": OutputLogits(model.module), "collated": batch_of} if model.encoder_decoder else {}
 
 
 def _chosen(requests: Sequence[Request], each: Sequence[Sequence[Likelihood]]) -> dict[str, Rows]:

@@ -13,12 +13,12 @@ from rankwise.evaluation.number_format import held_to_measure
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.methods.artifact import Artifact, find_artifact
 from rankwise.methods.registry import method_of
+from rankwise.models.inspection import read_json
 from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import load
 from rankwise.models.sources import find
 from rankwise.objectives.objective import Classifier, classifier
 from rankwise.objectives.preference import Preference
-from rankwise.objectives.registry import objective_for
+from rankwise.objectives.registry import language_model
 from rankwise.runs.records import Callback, StatusMessage, silent
 from rankwise.runs.snapshot import RunSnapshot
 
@@ -45,12 +45,12 @@ class Subject:
     @property
     def preference(self) -> Preference | None:
         """How it was trained on pairs, if it was."""
-        objective = None if self.artifact is None else objective_for(self.artifact.data_report)
+        objective = None if self.artifact is None else self.artifact.objective
         return objective if isinstance(objective, Preference) else None
 
     @property
     def classifier(self) -> Classifier | None:
-        objective = None if self.artifact is None else objective_for(self.artifact.data_report)
+        objective = None if self.artifact is None else self.artifact.objective
         return classifier(objective)
 
 
@@ -64,7 +64,7 @@ def open_subject(
         if base_model is not None:
             raise ConfigError([f'--base-model {base_model}: "{target}" is not a run or an adapter\'s folder, so it has '
                              "no base model. Use --against to compare two models."])  # fmt: skip
-        model = load(held_to_measure(ModelConfig(name=target, trust_code=trust_code), dtype), callback)
+        model = _loaded(held_to_measure(ModelConfig(name=target, trust_code=trust_code), dtype), callback)
         return (
             _beside(model, target, ModelConfig(name=against, trust_code=trust_code), dtype, callback)
             if against
@@ -90,10 +90,16 @@ def open_subject(
         return replace(own, base_features=without if base else None)
     # a base that was forced upon the run need not be the one that it was trained on
     origin = find(artifact.base, silent).fingerprint if force_base else trained_on.fingerprint
-    return replace(own, against=trained_on.name, base=without, sides=base_and_tuned(asked.trainable), origin=origin)
+    sides = None if asked.model.encoder_decoder else base_and_tuned(asked.trainable)
+    return replace(own, against=trained_on.name, base=without, sides=sides, origin=origin)
+
+
+def _loaded(spec: ModelConfig, callback: Callback) -> LoadedModel:
+    """A model that writes texts."""
+    return language_model(read_json(find(spec, callback).folder / "config.json")).load(spec, callback)
 
 
 def _beside(model: LoadedModel, target: str, against: ModelConfig, dtype: str, callback: Callback) -> Subject:
-    other = load(held_to_measure(against, dtype), callback)
-    sides = of_two_models(other, model)
+    other = _loaded(held_to_measure(against, dtype), callback)
+    sides = None if model.encoder_decoder else of_two_models(other, model)
     return Subject(target, model, None, against.name, lambda: nullcontext(other), sides, other.facts.fingerprint)

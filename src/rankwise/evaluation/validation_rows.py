@@ -19,7 +19,6 @@ from rankwise.data.sequences import evenly
 from rankwise.errors import DataError
 from rankwise.methods.artifact import Artifact
 from rankwise.models.loaded import LoadedModel
-from rankwise.objectives.registry import objective_for
 from rankwise.runs.data_report import PartFacts
 from rankwise.runs.records import Callback, WarningMessage
 from rankwise.runs.snapshot import RunSnapshot
@@ -53,7 +52,7 @@ class Measurable:
 def rows_to_measure(artifact: Artifact, model: LoadedModel, data: str | None, callback: Callback) -> Measurable:
     """Read the rows from `data` (a file, folder or hub data set), or without it the run's own. `model` has the run's
     template."""
-    objective, run = objective_for(artifact.data_report), artifact.run
+    objective, run = artifact.objective, artifact.run
     writing = objective.writing(model)
     if run is None:
         return _of_folder(artifact, data, writing, callback)

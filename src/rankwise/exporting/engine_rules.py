@@ -29,6 +29,8 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values of vLLM's flag --max-lora-rank."""
 READ_TOKENS = ("PEFT", "transformers")
 """Engines that read the rows of new tokens."""
+OF_ENCODER_DECODERS = ("PEFT", "transformers")
+"""What lays adapters over models such as T5 and BART."""
 Problem = Callable[[AdapterWeights], str | None]
 _BLOCK = re.compile(r"\.\d+\.")
 _OLLAMA = re.compile(r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)")
@@ -55,6 +57,10 @@ def verdicts(weights: AdapterWeights) -> dict[str, str | None]:
     The sentence says whether the engine refuses the adapter, drops a part of it, or scales it otherwise, and by which
     factor. `weights` are as they lie in the folder that the engine reads.
     """
+    if weights.settings.get("task_type") == "SEQ_2_SEQ_LM":
+        others = [name for name in RULES if name not in OF_ENCODER_DECODERS]
+        reason = "lays adapters over decoders alone, as far as rankwise knows, and this one is for an encoder with one."
+        return dict.fromkeys(OF_ENCODER_DECODERS) | {name: f"{name} {reason}" for name in others}
     facts = declared(weights)
     return {name: _verdict(rule, weights, facts) for name, rule in RULES.items()}
 

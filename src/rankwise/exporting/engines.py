@@ -49,9 +49,13 @@ def way_to(engine: Engine) -> str:
 
 
 def loaded_with(
-    format: str, folder: str, outputs: int | None = None, *, images: bool = False, words: bool = False
-) -> str:
+    format: str, folder: str, outputs: int | None = None, *, images: bool = False, words: bool = False,
+    encoder_decoder: bool = False,
+) -> str:  # fmt: skip
     """Describe how to load an export. `outputs` are those of a classifier, of texts, their `words`, or `images`."""
+    if encoder_decoder:
+        name, auto = ("PEFT", "AutoPeftModel") if format == "peft" else ("transformers", "AutoModel")
+        return f'load it with {name}: {auto}ForSeq2SeqLM.from_pretrained("{folder}")'
     if outputs is not None:
         auto = f"AutoModelFor{'Image' if images else 'Token' if words else 'Sequence'}Classification"
         return _classifier_loaded_with(format, folder, outputs, auto)

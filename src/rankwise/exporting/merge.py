@@ -33,6 +33,7 @@ from rankwise.runs.evaluations import STRENGTH
 from rankwise.runs.lineage import LINEAGE, Lineage
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 from rankwise.system.files import need_space, published, write_json
+from rankwise.text.encode_sequences import encode_inputs, row_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ALLOWED = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}
@@ -119,11 +120,15 @@ def beside(artifact: Artifact, strength: float) -> dict[str, Any]:
 
 
 def _logits(model: LoadedModel, objective: Objective) -> Tensor:
-    """Compute logits of a text or, for a model of images, of random images."""
+    """Compute logits of a text, which a model with an encoder reads and writes, or of random images."""
     with torch.inference_mode():
         if objective.row_length is not None:
             rows = objective.random_rows(model.module, [1] * IMAGES, torch.Generator().manual_seed(0))
             (batch,) = objective.batches(rows, IMAGES * objective.row_length)
+            return objective.predict(model.module, batch.to(model.precision.device)).cpu().double()
+        if model.encoder_decoder:
+            (given,) = encode_inputs(model.tokenizer, [TEXT], model.context_length)
+            (batch,) = objective.batches([row_of(given, given)], 1)
             return objective.predict(model.module, batch.to(model.precision.device)).cpu().double()
         ids = torch.tensor([model.tokenizer.encode(TEXT)], device=model.precision.device)
         return model.module(input_ids=ids).logits.cpu().double()

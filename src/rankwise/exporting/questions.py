@@ -19,7 +19,6 @@ from rankwise.evaluation.validation_rows import rows_to_measure
 from rankwise.inference.generate import asking_ids
 from rankwise.inference.tuned_model import TunedModel
 from rankwise.models.loaded import LoadedModel
-from rankwise.objectives.registry import objective_for
 from rankwise.runs.records import silent
 from rankwise.text.encode_pairs import conversation_of
 from rankwise.text.example import Message
@@ -79,15 +78,17 @@ def _documents(tuned: TunedModel, rows: str | None) -> tuple[Sequence[Tokens], s
         pass
     try:
         spec = tuned.artifact.run.experiment.data
-        writing = objective_for(tuned.artifact.data_report).writing(tuned.model)
+        writing = tuned.objective.writing(tuned.model)
         return prepare(spec, writing, silent).trained_rows, "rows of its training data"
     except (RankwiseError, OSError):
         return (), ""
 
 
 def conversations_for(model: LoadedModel) -> list[tuple[tuple[Message, ...], tuple[int, ...]]]:
-    """Conversations that the template can say, with their ids."""
+    """Conversations that the template can say, with their ids; none where an encoder reads single texts."""
     rendered = []
+    if model.encoder_decoder:
+        return rendered
     for messages in CONVERSATIONS:
         try:
             rendered.append((messages, tuple(asking_ids(model, messages))))
@@ -107,6 +108,9 @@ def _prompt(document: Tokens, model: LoadedModel) -> Prompt | None:
 
 def _built_in(tuned: TunedModel, room: int) -> list[Prompt]:
     model, prompts = tuned.model, list[Prompt]()
+    if model.encoder_decoder:
+        encoded = [tuple(asking_ids(model, [Message("user", question)])) for question in BUILT_IN]
+        return [Prompt(model.tokenizer.decode(ids), ids) for ids in encoded if len(ids) <= room]
     for question in BUILT_IN:
         try:
             text = model.template.text([*tuned.opening(None), Message("user", question)], answer_next=True)

@@ -18,6 +18,7 @@ import torch
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import RankwiseError
 from rankwise.exporting.questions import QUESTIONS, Prompt, conversations_for, prompts_for
+from rankwise.forward.encoder_decoder import OutputLogits
 from rankwise.inference.decoding import Answer
 from rankwise.inference.generate import answers_in_turn
 from rankwise.inference.tuned_model import TunedModel, load_tuned
@@ -25,7 +26,9 @@ from rankwise.methods.artifact import Artifact
 from rankwise.methods.registry import method_of
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.rotary_names import missing_names
+from rankwise.objectives.sequence_to_sequence import batch_of
 from rankwise.runs.records import Callback, ProgressUpdate, silent
+from rankwise.text.encode_sequences import row_of
 from rankwise.text.example import Message
 
 ANSWER_TOKENS = 48
@@ -140,7 +143,7 @@ def mean_difference(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[f
 
 def _questions(model: LoadedModel, prompts: Sequence[Prompt], new: int, callback: Callback) -> list[Question]:
     longest = max(len(one.ids) for one in prompts)
-    room = min(new, (model.context_length or 10**9) - longest)
+    room = next(count for count in range(new, 0, -1) if count == 1 or model.fits(longest, count))
     answers = answers_in_turn(
         model, [one.ids for one in prompts], GenerationConfig(max_new_tokens=room, repetition_check=False),
         on_progress=lambda done: callback(ProgressUpdate("Answering in float32", done, len(prompts), "prompts")),
@@ -167,9 +170,13 @@ def scored(
     """Log-probability, margin and logit of each token of an answer."""
     if not answer:
         return [], [], []
-    ids = torch.tensor([[*prompt, *answer]], device=model.precision.device)
-    logits = model.module(input_ids=ids).logits[0, len(prompt) - 1 : -1].double()
+    device = model.precision.device
+    if model.encoder_decoder:
+        logits = OutputLogits(model.module)(batch_of([row_of(prompt, answer)]).to(device)).double()
+    else:
+        ids = torch.tensor([[*prompt, *answer]], device=device)
+        logits = model.module(input_ids=ids).logits[0, len(prompt) - 1 : -1].double()
     likeliest = logits.topk(2, -1).values
-    given = ids[0, len(prompt) :, None]
+    given = torch.tensor(answer, device=device)[:, None]
     chosen, own = (values.gather(1, given)[:, 0].tolist() for values in (logits.log_softmax(-1), logits))
     return chosen, (likeliest[:, 0] - likeliest[:, 1]).tolist(), own

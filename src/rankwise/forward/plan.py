@@ -25,6 +25,7 @@ from rankwise.planning.shape import ModelShape, NewHead
 from rankwise.planning.time import Probe
 
 TEXTS, WORDS, IMAGES = "sequence-classification", "token-classification", "image-classification"
+SEQUENCES = "sequence-to-sequence"
 
 
 def plan(
@@ -47,7 +48,7 @@ def shape_planned(config: Planned, outputs: int | None = None) -> ModelShape:
         base = shape_of(name, revision)
         objective = _decided(base, config)
         if (
-            objective != "causal-lm"
+            objective in (TEXTS, IMAGES)
             and config.data is None
             and config.images == ImagesConfig()
             and config.adapter.misfit("causal-lm") is None
@@ -55,9 +56,12 @@ def shape_planned(config: Planned, outputs: int | None = None) -> ModelShape:
             return base
     if problems := misfits(config.model_copy(update={"objective": objective})):
         raise ConfigError(problems)
-    if objective in (TEXTS, WORDS):
-        return read_shape(name, revision, _built, new_head(config, outputs, words=objective == WORDS))
+    if objective == TEXTS:
+        return read_shape(name, revision, _built, new_head(config, outputs))
     base = base or shape_of(name, revision)
+    _refuse_misfit(objective, base, name)
+    if objective == WORDS:
+        return read_shape(name, revision, _built, new_head(config, outputs, words=True))
     if objective != IMAGES:
         return base
     if base.image is None:
@@ -71,7 +75,18 @@ def _decided(base: ModelShape, config: Planned) -> str:
         return IMAGES
     if config.data is not None and holds_tags(config.data):
         return WORDS
+    if base.is_encoder_decoder:
+        return SEQUENCES
     return TEXTS if base.is_encoder else "causal-lm"
+
+
+def _refuse_misfit(objective: str, base: ModelShape, name: str) -> None:
+    """Of encoders with decoders, as a training refuses it (objectives/registry.py)."""
+    if objective == SEQUENCES and not base.is_encoder_decoder:
+        raise ConfigError([f"the objective is {SEQUENCES}, but {name} ({base.family}) is no encoder with a decoder."])
+    if base.is_encoder_decoder and objective not in (SEQUENCES, IMAGES):
+        raise ConfigError([f"the objective is {objective}, but {name} ({base.family}) is an encoder with a decoder, "
+                           f"which rankwise trains with the objective {SEQUENCES}. Choose another model."])  # fmt: skip
 
 
 def shape_of(name: str, revision: str | None = None) -> ModelShape:

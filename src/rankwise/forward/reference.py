@@ -44,17 +44,24 @@ class SupervisedLogits:
 
     def __call__(self, batch: Batch, **cached: Any) -> Tensor:
         """`cached` is a cache of tokens that every row continues, as the model takes it."""
-        supervised = batch.loss_mask
-
-        def keep(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (given[0][supervised], *given[1:])
-
         packed = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
-        hook = self._module.get_output_embeddings().register_forward_pre_hook(keep)
-        try:
+        with logits_at(self._module, batch.loss_mask):
             return self._module(input_ids=batch.input_ids, use_cache=bool(cached), **packed, **cached).logits
-        finally:
-            hook.remove()
+
+
+@contextmanager
+def logits_at(module: nn.Module, supervised: Tensor) -> Iterator[None]:
+    """Inside, the output head receives the hidden states (N, d) of these positions (B, T) alone."""
+
+    def keep(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (given[0][supervised], *given[1:])
+
+    model: Any = module
+    hook = model.get_output_embeddings().register_forward_pre_hook(keep)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def every_logits(module: nn.Module, ids: Tensor) -> Tensor:

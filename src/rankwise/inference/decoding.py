@@ -1,7 +1,8 @@
 """The tokens that a model writes after prompts, greedily or drawn, until each answer has ended.
 
 transformers' `generate` decodes. It goes on with all rows until the last has ended, so of many rows it is asked for a
-few tokens at a time (STAGE), and goes on with those that have not ended (and what is kept of them).
+few tokens at a time (STAGE), and goes on with those that have not ended (and what is kept of them). Where an encoder
+reads the prompts, a decoder writes all answers in one go.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ def decode(
     assert on_text is None or len(prompts) == 1
     from rankwise.inference.kv_cache import preallocated_cache
 
+    if model.encoder_decoder:
+        return _by_decoder(model, prompts, spec, on_text, refuse_damage=refuse_damage)
     began, template = time.perf_counter(), model.template
     ids, mask = _left_padded(prompts, model.tokenizer.pad_id, model.precision.device)
     begin, end = ids.shape[1], ids.shape[1] + spec.max_new_tokens
@@ -80,6 +83,28 @@ def decode(
             if rows and len(going) < len(answers):
                 next(iter(cache.values())).batch_select_indices(torch.tensor(going, device=ids.device))
     return [found[row] for row in range(len(prompts))]
+
+
+def _by_decoder(
+    model: LoadedModel, prompts: Sequence[Sequence[int]], spec: GenerationConfig, on_text: TextCallback | None,
+    *, refuse_damage: bool,
+) -> list[Answer]:  # fmt: skip
+    """An encoder has positions of its own, so prompts are padded on the right; every answer begins at position 0."""
+    began, template, device = time.perf_counter(), model.template, model.precision.device
+    width = max(map(len, prompts))
+    ids = torch.tensor([[*ids, *[model.tokenizer.pad_id] * (width - len(ids))] for ids in prompts], device=device)
+    mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in prompts], device=device)
+    settings = _settings(model, spec, spec.max_new_tokens)
+    with _evaluating(model.module) as module, _seeded(spec):
+        settings.decoder_start_token_id = start = module.config.decoder_start_token_id
+        made = module.generate(
+            input_ids=ids, attention_mask=mask, generation_config=settings,
+            logits_processor=[_refuse_damage] if refuse_damage else None,
+            stopping_criteria=_Loops.of(spec, 1), streamer=_Streamer(template, on_text) if on_text else None,
+        )  # fmt: skip
+    assert bool((made[:, 0] == start).all()), "the decoder begins with its first token"
+    seconds = time.perf_counter() - began
+    return [read_answer(row, template, seconds, loops=spec.repetition_check) for row in made[:, 1:].tolist()]
 
 
 def read_answer(ids: list[int], template: ChatTemplate, seconds: float = 0.0, *, loops: bool = False) -> Answer:

@@ -13,7 +13,9 @@ from rankwise.errors import ModelError
 from rankwise.inference.decoding import Answer, Settled, TextCallback, decode
 from rankwise.kernels.prepacked import prepacked_weights
 from rankwise.models.loaded import LoadedModel
+from rankwise.text.encode_sequences import encode_inputs
 from rankwise.text.example import Message
+from rankwise.text.sequences import input_of
 from rankwise.text.tokenize import prompt_ids
 
 TOGETHER = 64
@@ -36,6 +38,8 @@ def answer(
 
 def asking_ids(model: LoadedModel, messages: Sequence[Message]) -> list[int]:
     """A conversation up to where the model is to speak."""
+    if model.encoder_decoder:
+        return encode_inputs(model.tokenizer, [input_of(messages)])[0]
     return prompt_ids(model.template.text(messages, answer_next=True), model.tokenizer)
 
 
@@ -83,8 +87,8 @@ def batches(prompts: Sequence[Sequence[int]], new: int, together: int) -> list[l
 
 
 def _check_room(model: LoadedModel, prompt: int, new: int) -> None:
-    if model.context_length is not None and prompt + new > model.context_length:
+    if not model.fits(prompt, new):
         raise ModelError(
             f"the prompt has {prompt:,} tokens; with {new:,} new tokens it does not fit into the model's context of "
-            f"{model.context_length:,}. Shorten the prompt or lower --max-new-tokens."
+            f"{model.context_length or 0:,}. Shorten the prompt or lower --max-new-tokens."
         )

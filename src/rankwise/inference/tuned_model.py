@@ -23,7 +23,6 @@ from rankwise.models.beside import other_tokens, templates_in
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.image_classification import ImageClassification
 from rankwise.objectives.objective import Classifier, Objective, classifier
-from rankwise.objectives.registry import objective_for
 from rankwise.runs.records import Callback, WarningMessage, silent
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.encode_tags import Text, encode_words, text_of
@@ -53,7 +52,7 @@ class TunedModel:
     @property
     def objective(self) -> Objective:
         """What the model was trained for."""
-        return objective_for(self.artifact.data_report)
+        return self.artifact.objective
 
     def check_generates(self) -> None:
         """RunError where the model is a classifier."""
@@ -61,6 +60,15 @@ class TunedModel:
             raise RunError(
                 f"{self.artifact.described} is a classifier, which generates no text. Use rankwise predict for its "
                 "classes or numbers, and rankwise evaluate to measure it."
+            )
+
+    def check_continues(self, what: str) -> None:
+        """RunError where the model does not continue a text, which `what` needs."""
+        self.check_generates()
+        if self.model.encoder_decoder:
+            raise RunError(
+                f"{what} reads on in a text, and {self.artifact.described} is an encoder with a decoder, which answers "
+                "single texts. Use rankwise evaluate to measure it."
             )
 
     @property

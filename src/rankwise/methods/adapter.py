@@ -34,7 +34,6 @@ from rankwise.methods.state import TrainableState, state_of
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.saving import save_reader
 from rankwise.models.sources import FROM_GGUF
-from rankwise.objectives.registry import objective_for
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.directory import CARD
 from rankwise.runs.lineage import LINEAGE, Lineage
@@ -279,7 +278,7 @@ def decayed_groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
 
 def _load_base(artifact: Artifact, spec: ModelConfig, callback: Callback) -> LoadedModel:
     try:
-        return objective_for(artifact.data_report).load(spec, callback, checked=False)
+        return artifact.objective.load(spec, callback, checked=False)
     except ModelError as error:
         if type(error) is not ModelError:
             raise

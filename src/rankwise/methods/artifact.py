@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from rankwise.adapters.formats.dialects import detect
@@ -23,7 +24,11 @@ from rankwise.errors import ModelError
 from rankwise.methods.base import BASE_FACTS, BaseFacts, base_of
 from rankwise.models.beside import added_texts
 from rankwise.models.gguf_adapter import is_gguf_adapter
+from rankwise.models.kind import ENCODER_DECODER
 from rankwise.models.starters import STARTERS
+from rankwise.objectives.objective import Objective
+from rankwise.objectives.registry import objective_for
+from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE
 from rankwise.runs.data_report import DATA_REPORT, DataReport, TargetFacts
 from rankwise.runs.directory import find_run, read_json
 from rankwise.runs.integrity import check_folder, check_result
@@ -31,8 +36,11 @@ from rankwise.runs.lineage import LINEAGE, Lineage, Round
 from rankwise.runs.manifest import AnchorFacts, BaseModelFacts
 from rankwise.runs.records import Callback, silent
 from rankwise.runs.snapshot import RunSnapshot
+from rankwise.system.foreign_json import read_json as read_foreign
 
 MODEL_CONFIG = "config.json"
+TASK = "SEQ_2_SEQ_LM"
+"""PEFT's name for what an encoder with a decoder does."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,19 @@ class Artifact:
     def targets(self) -> TargetFacts | None:
         """What a classifier predicts; None for a language model."""
         return None if self.data_report is None else self.data_report.targets
+
+    @cached_property
+    def objective(self) -> Objective:
+        """What it was trained for, by its data report, or for somebody else's adapter by the task that it names."""
+        settings = self.result / CONFIG
+        if self.data_report is None and settings.is_file() and read_foreign(settings).get("task_type") == TASK:
+            return SEQUENCE_TO_SEQUENCE
+        return objective_for(self.data_report)
+
+    @property
+    def encoder_decoder(self) -> bool:
+        """Whether an encoder reads a row's input and a decoder writes its output."""
+        return self.objective.kind == ENCODER_DECODER
 
     @property
     def anchor(self) -> AnchorFacts | None:

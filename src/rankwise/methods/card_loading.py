@@ -19,6 +19,22 @@ Or with rankwise, beside the untouched base model:
 ```
 rankwise chat path/to/this/folder --both
 ```"""
+ENCODER_DECODER = """\
+```python
+from peft import AutoPeftModelForSeq2SeqLM
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+model = AutoPeftModelForSeq2SeqLM.from_pretrained("path/to/this/folder")
+inputs = tokenizer("A text", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0], skip_special_tokens=True))
+```
+
+Or with rankwise, beside the untouched base model:
+
+```
+rankwise generate path/to/this/folder --prompt "A text" --both
+```"""
 CLASSIFIER = """\
 ```python
 from peft import PeftModel

@@ -30,7 +30,6 @@ from rankwise.methods.state import TrainableState, state_of
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.saving import numbers_in, save
 from rankwise.models.sources import find
-from rankwise.objectives.registry import objective_for
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.records import Callback, RankRecord, silent
 from rankwise.system.files import published, write_json
@@ -194,7 +193,7 @@ class FullMethod:
         self, artifact: Artifact, spec: ModelConfig, callback: Callback, *, force_base: bool
     ) -> tuple[LoadedModel, FullFineTuning]:
         """The base is not looked for until somebody needs it."""
-        objective = objective_for(artifact.data_report)
+        objective = artifact.objective
         model = objective.load(spec, callback, checked=False)
         base, trained_on = artifact.base_named, artifact.trained_on
         assert base is not None and trained_on is not None, "a run records its base"

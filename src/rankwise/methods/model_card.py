@@ -17,7 +17,14 @@ from rankwise.config.anchor import OWN_TEXT, AnchorConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.yaml import dump_yaml
 from rankwise.errors import some
-from rankwise.methods.card_loading import BASE_FIRST, CLASSIFIER, IMAGE_CLASSIFIER, LOADING, TOKEN_CLASSIFIER
+from rankwise.methods.card_loading import (
+    BASE_FIRST,
+    CLASSIFIER,
+    ENCODER_DECODER,
+    IMAGE_CLASSIFIER,
+    LOADING,
+    TOKEN_CLASSIFIER,
+)
 from rankwise.models.sources import FROM_GGUF, FROM_INDEX, GGUF_FILE, LOCAL
 from rankwise.models.starters import STARTERS
 from rankwise.runs.data_report import DataReport
@@ -99,7 +106,7 @@ def _front_matter(facts: CardFacts) -> dict[str, Any]:
 def _task(data_report: DataReport) -> str:
     """As the hub names it."""
     if data_report.targets is None:
-        return "text-generation"
+        return "text2text-generation" if data_report.encoder_decoder else "text-generation"
     if data_report.targets.form == "tags":
         return "token-classification"
     return "text-classification" if data_report.image_processing is None else "image-classification"
@@ -171,7 +178,7 @@ def _rounds(lineage: Sequence[Round]) -> list[tuple[str, str]]:
 def _loading(facts: CardFacts) -> str:
     targets = facts.data_report.targets
     if targets is None:
-        return LOADING
+        return ENCODER_DECODER if facts.data_report.encoder_decoder else LOADING
     of_texts = TOKEN_CLASSIFIER if targets.form == "tags" else CLASSIFIER
     text = of_texts if facts.data_report.image_processing is None else IMAGE_CLASSIFIER
     return text.replace("OUTPUTS", str(targets.outputs))
@@ -194,8 +201,9 @@ def _about_base(facts: CardFacts) -> str:
         )
         if facts.data_report.targets is not None:
             return f"{named} With rankwise, add `--base-model path/to/base` if it is elsewhere now."
+        first = BASE_FIRST.replace("CausalLM", "Seq2SeqLM") if facts.data_report.encoder_decoder else BASE_FIRST
         return (
-            f"{named} If the base model is elsewhere now, load it first:\n\n{BASE_FIRST}\n\nWith rankwise, add "
+            f"{named} If the base model is elsewhere now, load it first:\n\n{first}\n\nWith rankwise, add "
             "`--base-model path/to/base`."
         )
     if facts.base.source == GGUF_FILE:

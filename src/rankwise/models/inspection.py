@@ -72,6 +72,14 @@ def is_encoder(config: dict[str, Any]) -> bool:
     return config.get("model_type") in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not generates
 
 
+def is_encoder_decoder(config: dict[str, Any]) -> bool:
+    """Whether the folder's model is an encoder that reads a text and a decoder that writes another, such as T5."""
+    from transformers.models.auto import modeling_auto
+
+    texts = modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    return bool(config.get("is_encoder_decoder")) and config.get("model_type") in texts
+
+
 def _is_native(config: dict[str, Any]) -> bool:
     """Tell whether transformers has this architecture itself, in which case code in the folder is ignored."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING

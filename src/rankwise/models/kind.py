@@ -1,4 +1,5 @@
-"""The kinds of model that transformers builds from a folder: for text, for classes of texts and of images."""
+"""The kinds of model that transformers builds from a folder: for text, for text from text, and for classes of texts and
+of images."""
 
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ class ModelKind:
 
 
 CAUSAL_LM = ModelKind("AutoModelForCausalLM", "a causal language model")
+ENCODER_DECODER = ModelKind("AutoModelForSeq2SeqLM", "an encoder and a decoder of texts")
 
 
 def kind_for(kind: ModelKind, config: Mapping[str, Any]) -> ModelKind:

@@ -64,6 +64,18 @@ class LoadedModel:
         module: Any = self.module
         return module.get_input_embeddings().weight.shape[0]
 
+    @property
+    def encoder_decoder(self) -> bool:
+        """Whether an encoder reads the prompt and a decoder writes the answer."""
+        config: Any = self.module.config
+        return self.processing is None and bool(getattr(config, "is_encoder_decoder", False))
+
+    def fits(self, prompt: int, new: int) -> bool:
+        """Whether a prompt and an answer of so many tokens fit into the context. An encoder and a decoder have one
+        each."""
+        longest = max(prompt, new) if self.encoder_decoder else prompt + new
+        return self.context_length is None or longest <= self.context_length
+
     @cached_property
     def facts(self) -> BaseModelFacts:
         return BaseModelFacts(

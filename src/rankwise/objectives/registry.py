@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
@@ -12,7 +14,7 @@ from rankwise.config.preference import PreferenceConfig, as_pairs
 from rankwise.data.classes import read_targets
 from rankwise.data.tag_classes import holds_tags, read_tags
 from rankwise.errors import ConfigError
-from rankwise.models.inspection import is_encoder, read_json, reads_images
+from rankwise.models.inspection import is_encoder, is_encoder_decoder, read_json, reads_images
 from rankwise.models.preprocessing import processing_in
 from rankwise.models.sources import find
 from rankwise.objectives import image_classification, preference, sequence_classification, token_classification
@@ -21,6 +23,7 @@ from rankwise.objectives.image_classification import ImageClassification
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.preference import Preference
 from rankwise.objectives.sequence_classification import SequenceClassification
+from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, SequenceToSequence
 from rankwise.objectives.token_classification import TokenClassification
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage
@@ -47,6 +50,11 @@ def decided(experiment: Experiment, callback: Callback) -> Experiment:
             callback(StatusMessage(
                 f"the objective is {OF_TEXTS}: {name} is an encoder ({kind}), which generates no text (--objective)"
             ))  # fmt: skip
+        elif is_encoder_decoder(config):
+            chosen = SEQUENCE_TO_SEQUENCE.name
+            callback(StatusMessage(
+                f"the objective is {chosen}: {name} is an encoder with a decoder ({kind}) (--objective)"
+            ))  # fmt: skip
         experiment = experiment.model_copy(update={"objective": chosen})
     if reads_images(config) != (experiment.objective == OF_IMAGES):
         reads = "images" if reads_images(config) else "texts"
@@ -54,6 +62,8 @@ def decided(experiment: Experiment, callback: Callback) -> Experiment:
             [f"the objective is {experiment.objective}, but {name} ({kind}) is a model of {reads}. Choose another "
              "model with --model, or leave out --objective."]
         )  # fmt: skip
+    if problem := _misfit(experiment.objective, config, f"{name} ({kind})"):
+        raise ConfigError([problem])
     if problems := misfits(experiment):
         raise ConfigError(problems)
     if experiment.objective == OF_PAIRS:
@@ -64,10 +74,32 @@ def decided(experiment: Experiment, callback: Callback) -> Experiment:
     return experiment
 
 
+def _misfit(objective: str, config: dict[str, Any], model: str) -> str | None:
+    """Why a model of texts does not suit an objective."""
+    if objective == SEQUENCE_TO_SEQUENCE.name and not is_encoder_decoder(config):
+        return (
+            f"the objective is {objective}, but {model} is not an encoder with a decoder, as T5 and BART are. Choose "
+            "another model with --model, or leave out --objective."
+        )
+    if objective == CAUSAL_LM.name and is_encoder_decoder(config):
+        return (
+            f"the objective is {objective}, but {model} is an encoder with a decoder, which is trained with the "
+            f"objective {SEQUENCE_TO_SEQUENCE.name}. Leave out --objective."
+        )
+    if objective in (OF_PAIRS, OF_WORDS) and is_encoder_decoder(config):
+        return (
+            f"the objective is {objective}, but {model} is an encoder with a decoder, which rankwise trains with the "
+            f"objective {SEQUENCE_TO_SEQUENCE.name} alone. Choose another model with --model."
+        )
+    return None
+
+
 def objective_of(experiment: Experiment, callback: Callback) -> Objective:
     """For a training whose objective is decided. The classes of a classifier are read from the training rows."""
     if experiment.objective == CAUSAL_LM.name:
         return CAUSAL_LM
+    if experiment.objective == SEQUENCE_TO_SEQUENCE.name:
+        return SEQUENCE_TO_SEQUENCE
     if experiment.objective == OF_PAIRS:
         return Preference(experiment.preference, prompts=experiment.data.learned == "everything")
     seed = experiment.training.seed
@@ -82,7 +114,7 @@ def objective_of(experiment: Experiment, callback: Callback) -> Objective:
 
 def objective_by(
     model: ModelConfig | None, data: DataConfig, images: ImagesConfig, callback: Callback
-) -> CausalLM | Preference | SequenceClassification | TokenClassification | ImageClassification:
+) -> CausalLM | SequenceToSequence | Preference | SequenceClassification | TokenClassification | ImageClassification:
     """For rows that are looked at before there is an experiment."""
     if any(source.format == OF_PAIRS for source in data.all_sources):
         return Preference(PreferenceConfig())
@@ -93,7 +125,14 @@ def objective_by(
         return ImageClassification(targets, processing_in(folder).sized(images.size))
     if holds_tags(data):
         return TokenClassification(read_tags(data, ClassificationConfig()))
-    return SequenceClassification(read_targets(data, ClassificationConfig())) if is_encoder(config) else CAUSAL_LM
+    if is_encoder(config):
+        return SequenceClassification(read_targets(data, ClassificationConfig()))
+    return language_model(config)
+
+
+def language_model(config: dict[str, Any]) -> CausalLM | SequenceToSequence:
+    """The objective of a model that writes texts, by its config.json."""
+    return SEQUENCE_TO_SEQUENCE if is_encoder_decoder(config) else CAUSAL_LM
 
 
 def objective_for(data_report: DataReport | None) -> Objective:
@@ -101,6 +140,8 @@ def objective_for(data_report: DataReport | None) -> Objective:
     targets = None if data_report is None else data_report.targets
     if data_report is not None and data_report.pairs is not None:
         return Preference.of(data_report.pairs)
+    if data_report is not None and data_report.encoder_decoder:
+        return SEQUENCE_TO_SEQUENCE
     if data_report is None or targets is None:
         return CAUSAL_LM
     if data_report.image_processing is not None:

@@ -112,6 +112,11 @@ class ModelShape:
         return self.auto_class == "AutoModelForTokenClassification"
 
     @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether an encoder reads a text and a decoder writes another."""
+        return self.auto_class == "AutoModelForSeq2SeqLM" and not self.is_classifier
+
+    @property
     def is_planned(self) -> bool:
         """Whether its training can be planned, not its parameters alone."""
         has_task = self.is_classifier or self.auto_class == "AutoModelForCausalLM"

@@ -20,6 +20,7 @@ from rankwise.planning.labelled_rows import labelled_rows_of
 from rankwise.planning.planned_rows import counting, rows_of
 from rankwise.planning.planned_template import Around, around_of
 from rankwise.planning.rows import Counted, Drawn, PlannedRows, planned_rows, together
+from rankwise.planning.sequence_rows import sequence_rows_of
 from rankwise.planning.shape import ModelShape
 from rankwise.system.hub import folder_here
 
@@ -37,7 +38,8 @@ def rows_of_training(config: Planned, shape: ModelShape) -> PlannedRows | None:
         rows = image_rows_of(config.data, shape.patches)
     else:
         data = read_as(config.data, config.objective)
-        rows = (labelled_rows_of if shape.is_classifier else rows_of)(data, here, shape.context)
+        of_texts = sequence_rows_of if shape.is_encoder_decoder else rows_of
+        rows = (labelled_rows_of if shape.is_classifier else of_texts)(data, here, shape.context)
     if rows.documents.likely <= 0:
         learned = "label" if shape.is_classifier else "answer"
         raise DataError(

@@ -176,6 +176,8 @@ class DataReport(Config):
     """Tokens that the training adds to the model; None where it adds none."""
     tags: TagFacts | None = None
     """Of rows whose words have tags; None for other rows."""
+    encoder_decoder: bool = False
+    """Whether an encoder reads a row's input and a decoder writes its output."""
     images: ImageFacts | None = None
     """Sizes, conversions and copies; None where rows are texts."""
     image_processing: ImageProcessing | None = None

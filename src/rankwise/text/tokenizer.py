@@ -111,6 +111,12 @@ class HubTokenizer:
             backend.encode_special_tokens = False
             backend.no_truncation()
 
+    def encode_outputs(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of the texts that a decoder is to write, with the special tokens that its model expects around them; a
+        tokenizer of several languages encodes them as the target language. Special tokens inside a text are read as
+        plain text."""
+        return self.hub(text_target=list(texts), split_special_tokens=True, verbose=False)["input_ids"]
+
     def encode(self, text: str) -> list[int]:
         return self.encode_all([text])[0].ids
 

@@ -50,8 +50,8 @@ class Scorer(Protocol):
 
 
 SCORERS: dict[str, Callable[[ValidationConfig, LoadedModel, Prepared, Objective], Scorer]] = {
-    "causal-lm": answer_scorer, "preference": pair_scorer, "sequence-classification": class_scorer,
-    "token-classification": tag_scorer, "image-classification": class_scorer,
+    "causal-lm": answer_scorer, "sequence-to-sequence": answer_scorer, "preference": pair_scorer,
+    "sequence-classification": class_scorer, "token-classification": tag_scorer, "image-classification": class_scorer,
 }  # fmt: skip
 """By the objective's name."""
 

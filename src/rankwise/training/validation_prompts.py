@@ -89,11 +89,10 @@ def answer_scorer(spec: ValidationConfig, model: LoadedModel, prepared: Prepared
     named = [_named(model, prompt, prepared.data_report.system) for prompt in spec.prompts or ()]
     longest = max((row.wanted_tokens for row in rows), default=0)
     limit = spec.max_new_tokens or (min(LONGEST, longest + longest // 2 + 1) if longest else UNKNOWN)
-    room = limit if model.context_length is None else model.context_length - limit
     if model.context_length is not None:
-        _refuse_no_room(spec, rows, limit, model.context_length)
-        rows = [row for row in rows if len(row.ids) <= room]
-        _refuse_long([one for one in named if len(one.ids) > room], limit, model.context_length)
+        _refuse_no_room(spec, rows, limit, model)
+        rows = [row for row in rows if model.fits(len(row.ids), limit)]
+        _refuse_long([one for one in named if not model.fits(len(one.ids), limit)], limit, model.context_length)
     scored = rows[: spec.answers]
     _refuse_unscorable(spec, scored)
     samples = rows[:SAMPLES] if spec.prompts is None else named
@@ -126,6 +125,8 @@ def _prompt(model: LoadedModel, row: Tokens, frame: tuple[str, str]) -> Prompt |
     target = read_answer(ids[begin:], model.template)
     if target.stopped != "end" or not model.tokenizer.readable(ids[:begin]).strip():
         return None
+    if model.encoder_decoder:
+        return Prompt(model.tokenizer.readable(ids[:begin]), tuple(ids[:begin]), target.text, target.tokens)
     before, behind = frame
     prompt = model.tokenizer.decode(ids[:begin]).removeprefix(before).removesuffix(behind)
     return Prompt(prompt, tuple(ids[:begin]), target.text, target.tokens)
@@ -164,13 +165,14 @@ def _refuse_long(prompts: Sequence[Prompt], new: int, context: int) -> None:
         )
 
 
-def _refuse_no_room(spec: ValidationConfig, rows: Sequence[Prompt], new: int, context: int) -> None:
+def _refuse_no_room(spec: ValidationConfig, rows: Sequence[Prompt], new: int, model: LoadedModel) -> None:
     shortest = min((len(row.ids) for row in rows), default=0)
-    if spec.metrics and rows and shortest + new > context:
+    if spec.metrics and rows and not model.fits(shortest, new):
         raise ConfigError(
             [
                 f"validation.max_new_tokens: with {new:,} new tokens none of the validation rows fits into the model's "
-                f"context of {context:,}; the shortest prompt has {shortest:,}. Lower it, or give shorter rows."
+                f"context of {model.context_length:,}; the shortest prompt has {shortest:,}. Lower it, or give "
+                "shorter rows."
             ]
         )
 

@@ -63,12 +63,16 @@ def write_peft(
 
 
 def task_type_of(model: nn.Module) -> str | None:
-    """As PEFT names it: a model that classifies texts or their tokens, or one that generates."""
+    """As PEFT names it: a model that classifies texts or their tokens, or one that generates, with an encoder or
+    without."""
     name = type(model).__name__
     for ending, task_type in OF_CLASSIFIERS.items():
         if name.endswith(ending):
             return task_type
-    return "CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None
+    if not hasattr(model, "prepare_inputs_for_generation"):
+        return None
+    config: Any = model.config
+    return "SEQ_2_SEQ_LM" if getattr(config, "is_encoder_decoder", False) else "CAUSAL_LM"
 
 
 def rewrite(weights: AdapterWeights, folder: Path, beside: Mapping[str, Any], fill: Fill | None = None) -> None:

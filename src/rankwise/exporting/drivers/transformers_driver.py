@@ -60,11 +60,13 @@ def _adapted(base: Any, folder: str) -> Any:
 
 
 def _written(request: dict[str, Any], adapter: bool) -> dict[str, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
     folder = request["export"]
     base = _base_of(request) if adapter else folder
-    model: Any = AutoModelForCausalLM.from_pretrained(base, **_options()).eval()
+    encodes = AutoConfig.from_pretrained(base, local_files_only=True).is_encoder_decoder
+    kind = AutoModelForSeq2SeqLM if encodes else AutoModelForCausalLM
+    model: Any = kind.from_pretrained(base, **_options()).eval()
     own = (Path(folder) / "tokenizer.json").is_file()
     tokenizer: Any = AutoTokenizer.from_pretrained(folder if own else base, local_files_only=True)
     stops = _ids(model.generation_config.eos_token_id)
@@ -117,20 +119,27 @@ def _together(model: Any, questions: list[dict[str, Any]], stops: list[int]) -> 
     import torch
     from transformers import GenerationConfig
 
-    pad = stops[0] if stops else 0
+    pad, encodes = stops[0] if stops else 0, model.config.is_encoder_decoder
     rows = [one["prompt_ids"] for one in questions]
     width = max(map(len, rows))
     settings = GenerationConfig(
         max_new_tokens=max(one["max_new_tokens"] for one in questions), do_sample=False, eos_token_id=stops or None,
-        pad_token_id=pad,
+        pad_token_id=pad, decoder_start_token_id=model.config.decoder_start_token_id if encodes else None,
     )  # fmt: skip
+
+    def padded(parts: list[list[int]], value: int) -> Any:
+        """On the right for an encoder, whose positions begin at the left."""
+        fills = [[value] * (width - len(part)) for part in parts]
+        pairs = zip(parts, fills, strict=True)
+        return torch.tensor([part + fill if encodes else fill + part for part, fill in pairs])
+
     with torch.inference_mode():
         ids = model.generate(
-            input_ids=torch.tensor([[pad] * (width - len(row)) + row for row in rows]),
-            attention_mask=torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
+            input_ids=padded(rows, pad),
+            attention_mask=padded([[1] * len(row) for row in rows], 0),
             generation_config=settings,
         )
-    pairs = zip(ids[:, width:].tolist(), questions, strict=True)
+    pairs = zip(ids[:, 1 if encodes else width :].tolist(), questions, strict=True)
     return [_until(row[: one["max_new_tokens"]], stops) for row, one in pairs]
 
 
@@ -146,7 +155,10 @@ def _scores(model: Any, prompt: list[int], answer: list[int]) -> dict[str, list[
     if not answer:
         return {"log_probabilities": [], "logits": []}
     with torch.inference_mode():
-        logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].double()
+        if model.config.is_encoder_decoder:
+            logits = model(input_ids=torch.tensor([prompt]), labels=torch.tensor([answer])).logits[0].double()
+        else:
+            logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].double()
     values = {"log_probabilities": logits.log_softmax(-1), "logits": logits}
     return {name: one.gather(1, torch.tensor(answer)[:, None])[:, 0].tolist() for name, one in values.items()}
 

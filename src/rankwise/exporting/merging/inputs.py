@@ -199,7 +199,7 @@ def _objective(artifacts: Sequence[Artifact], problems: list[str]) -> tuple[Obje
     if any(kind != kinds[0] for kind in kinds) or (kinds and len(reports) < len(artifacts)):
         names = some(artifact.described for artifact in artifacts)
         problems.append(f"these adapters were trained for different objectives or classes: {names}.")
-    return objective_for(reports[0] if reports else artifacts[0].data_report), bool(reports)
+    return objective_for(reports[0]) if reports else artifacts[0].objective, bool(reports)
 
 
 def _read(

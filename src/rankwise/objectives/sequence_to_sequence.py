@@ -1,0 +1,109 @@
+"""Sequence to sequence: an encoder reads a text, and a decoder predicts each token of another.
+
+loss = sum over output tokens t of -log p(token t | output tokens before t, input)      in nats, in float32 or more
+
+The decoder's inputs are the output moved one position to the right, behind the token that the model begins with, as
+the model itself moves them. Inputs are padded on the right behind an attention mask. Outputs are padded on the right
+too: their real tokens see nothing to their right, and padding has no loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rankwise.config.data import DataConfig
+from rankwise.config.models import ModelConfig
+from rankwise.data.batches import IGNORED, Batch
+from rankwise.data.preparing import TextWriting
+from rankwise.errors import ModelError
+from rankwise.forward.encoder_decoder import OutputLogits
+from rankwise.models.kind import ENCODER_DECODER, ModelKind
+from rankwise.models.loaded import LoadedModel
+from rankwise.models.loading import load, load_unchecked
+from rankwise.objectives.causal_lm import token_loss
+from rankwise.objectives.targets import text_writing
+from rankwise.runs.records import Callback
+from rankwise.text.encode_sequences import SequenceEncoder, bare_template, parted, row_of
+from rankwise.text.rendering import Template
+from rankwise.text.tokenize import Tokens
+from rankwise.text.tokenizer import HubTokenizer
+
+NAME = "sequence-to-sequence"
+OUTPUT_SHARE = 0.25
+"""Of a random row: the share of its tokens that the decoder writes."""
+
+
+@dataclass(frozen=True)
+class SequenceToSequence:
+    name: str = NAME
+    targets: None = None
+    row_length: None = None
+    kind: ModelKind = ENCODER_DECODER
+
+    def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
+        loaded = (load if checked else load_unchecked)(spec, callback, self.kind)
+        if not hasattr(loaded.module, "prepare_decoder_input_ids_from_labels"):
+            raise ModelError(
+                f"{loaded.source.folder}: this {type(loaded.module).__name__} does not say what its decoder begins "
+                "with, so it cannot be trained to write texts."
+            )  # fmt: skip
+        return loaded.with_template(bare_template(loaded.tokenizer))
+
+    def heads(self, model: LoadedModel) -> tuple[str, ...]:
+        return ()
+
+    def writing(self, model: LoadedModel) -> TextWriting:
+        return replace(text_writing(model, self.encoder), encoder_decoder=True)
+
+    def encoder(self, template: Template, tokenizer: HubTokenizer, spec: DataConfig, limit: int) -> SequenceEncoder:
+        return SequenceEncoder(tokenizer, spec, limit)
+
+    def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
+        """Rows of like length together, longest first."""
+        parts: list[list[Tokens]] = []
+        width = (0, 0)
+        for row in sorted(rows, key=lambda row: len(row.ids), reverse=True):
+            given, output = map(len, parted(row))
+            wider = max(width[0], given), max(width[1], output)
+            if not parts or sum(wider) * (len(parts[-1]) + 1) > max_tokens:
+                parts.append([])
+                wider = given, output
+            parts[-1].append(row)
+            width = wider
+        return [batch_of(part) for part in parts]
+
+    def predict(self, module: nn.Module, batch: Batch) -> Tensor:
+        """Logits (N, V) of the output tokens alone."""
+        return OutputLogits(module)(batch)
+
+    def loss(self, module: nn.Module, batch: Batch) -> Tensor:
+        return token_loss(self.predict(module, batch), batch)
+
+    def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
+        model: Any = module
+        vocabulary = model.get_input_embeddings().num_embeddings
+        drawn = [torch.randint(vocabulary, (max(2, length),), generator=generator).tolist() for length in lengths]
+        firsts = [min(len(ids) - 1, round(len(ids) * (1 - OUTPUT_SHARE))) for ids in drawn]
+        return [row_of(ids[:first], ids[first:]) for ids, first in zip(drawn, firsts, strict=True)]
+
+
+SEQUENCE_TO_SEQUENCE = SequenceToSequence()
+
+
+def batch_of(rows: Sequence[Tokens]) -> Batch:
+    """Inputs (B, S) behind an attention mask, and outputs (B, T) as targets, each padded to the longest."""
+    both = [parted(row) for row in rows]
+    shape, width = (len(rows), max(len(given) for given, _ in both)), max(len(output) for _, output in both)
+    ids, mask = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    targets = np.full((len(rows), width), IGNORED)
+    for at, (given, output) in enumerate(both):
+        ids[at, : len(given)], mask[at, : len(given)], targets[at, : len(output)] = given, 1, output
+    inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+    count = sum(len(output) for _, output in both)
+    return Batch(inputs, torch.from_numpy(targets), count, int(mask.sum()) + count, decoder_tokens=targets.size)
