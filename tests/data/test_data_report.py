@@ -635,7 +635,7 @@ def test_what_is_fatal_in_every_document_is_a_warning_in_some(place, hub_tokeniz
 UNCOUNTED = {
     "model", "sequences", "tokens", "loss_tokens", "eos_in_loss", "truncated", "without_loss_tokens", "lengths",
     "template_parity", "template_parity_broken", "double_start", "control_tokens_as_text", "template",
-    "image_processing", "class_repeats",
+    "image_processing", "class_repeats", "new_tokens", "replay", "tags",
 }  # fmt: skip
 
 

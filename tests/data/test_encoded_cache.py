@@ -150,6 +150,7 @@ CHANGES = {
     "delimiter": [{}, {"delimiter": ";"}, {"delimiter": "|"}],
     "encoding": [{}, {"encoding": "utf-8"}, {"encoding": "cp1252"}],
     "sheet": [{}, {"sheet": "rows"}],
+    "reasoning": [{}, {"reasoning": "learn"}, {"reasoning": "mask"}],
     "labels": [{}, {"labels": ["a"]}],
     "split": [FOLDER, FOLDER | {"split": "valid"}],
     "rows": [{}, {"rows": 2}, {"rows": 3}],
