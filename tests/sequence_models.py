@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +91,3 @@ def lands(count: int, start: int = 0) -> list[dict[str, Any]]:
         {"input": f"What is land {at}?{more[at % 3]}", "output": f"It is town {at + 1}." + " It is a town." * (at % 2)}
         for at in range(start, start + count)
     ]
-
-
-def write_rows(path: Path | str, rows: list[dict[str, Any]]) -> str:
-    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)

@@ -22,15 +22,13 @@ from transformers import (
 from typer.testing import CliRunner
 
 from classifiers import encoder_folder, labelled, scaled, write_rows
+from interrupted import whole_and_resumed
 from rankwise.cli.main import app
-from rankwise.commands.train import train
 from rankwise.config.experiment import Experiment
-from rankwise.errors import Interrupted
 from rankwise.evaluation.class_metrics import metric_rows
 from rankwise.evaluation.metrics import METRICS
 from rankwise.reporting.foreseen import foreseen
 from rankwise.runs.data_report import TargetFacts
-from rankwise.runs.records import Event, StepRecord
 from rankwise.runs.snapshot import RunSnapshot
 
 TRAINING = ("--steps", "24", "--batch-size", "4", "--learning-rate", "0.01", "--set", "model.dtype=float32")
@@ -291,16 +289,8 @@ def test_a_run_that_goes_on_ends_as_one_that_was_never_stopped(here, method):
             training={"steps": 24, "batch_size": 4, "learning_rate": 0.01, "checkpoint_steps": 5},
         )  # fmt: skip
 
-    def stop(event: Event) -> None:
-        if isinstance(event, StepRecord) and event.step == 12:
-            raise KeyboardInterrupt
-
-    whole = train(experiment(f"{method}-whole"))
-    with pytest.raises(Interrupted):
-        train(experiment(f"{method}-part"), callback=stop)
-    part = train(experiment(f"{method}-part"), resume=True)
-    [one, other] = [next(each.result.glob("*.safetensors")) for each in (whole, part)]
-    assert one.read_bytes() == other.read_bytes()
+    whole, resumed = whole_and_resumed(experiment, 12, method)
+    assert whole == resumed
 
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])

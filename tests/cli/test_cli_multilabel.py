@@ -14,15 +14,14 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
 from classifiers import encoder_folder, write_rows
+from interrupted import whole_and_resumed
 from rankwise.cli.main import app
-from rankwise.commands.train import train
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
-from rankwise.errors import Interrupted
 from rankwise.objectives.sequence_classification import SequenceClassification
 from rankwise.python.run import load_run
-from rankwise.runs.records import Event, StepRecord, silent
+from rankwise.runs.records import silent
 from rankwise.runs.target_facts import TargetFacts
 from rankwise.text.encode_texts import TextEncoder
 from rankwise.text.example import Example, Message
@@ -150,16 +149,8 @@ def test_a_run_that_goes_on_ends_as_one_that_was_never_stopped(here):
             training={"steps": 12, "batch_size": 4, "learning_rate": 0.01, "checkpoint_steps": 4},
         )  # fmt: skip
 
-    def stop(event: Event) -> None:
-        if isinstance(event, StepRecord) and event.step == 6:
-            raise KeyboardInterrupt
-
-    whole = train(experiment("whole"))
-    with pytest.raises(Interrupted):
-        train(experiment("part"), callback=stop)
-    part = train(experiment("part"), resume=True)
-    [one, other] = [next(each.result.glob("*.safetensors")) for each in (whole, part)]
-    assert one.read_bytes() == other.read_bytes()
+    whole, resumed = whole_and_resumed(experiment, 6)
+    assert whole == resumed
 
 
 ROW = {"text": "the film", "label": ["film"]}

@@ -16,19 +16,18 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from typer.testing import CliRunner
 
 import planted
+from classifiers import write_rows
+from interrupted import whole_and_resumed
 from rankwise.cli.main import app
-from rankwise.commands.train import train
 from rankwise.config.experiment import Experiment
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.tasks import TaskConfig
-from rankwise.errors import Interrupted
 from rankwise.evaluation.metrics import METRICS, rows_of
 from rankwise.exporting import verification
 from rankwise.inference.generate import answers_in_turn
 from rankwise.inference.tuned_model import load_tuned
-from rankwise.runs.records import Event, StepRecord
 from rankwise.text.encode_sequences import encode_inputs
-from sequence_models import KINDS, lands, sequence_folder, write_rows
+from sequence_models import KINDS, lands, sequence_folder
 
 TRAINING = ("--steps", "30", "--batch-size", "4", "--learning-rate", "0.01", "--held-out", "4", "--backend", "eager",
             "--set", "model.dtype=float32")  # fmt: skip
@@ -224,16 +223,8 @@ def test_a_run_that_goes_on_ends_as_one_that_was_never_stopped(here, method):
             training={"steps": 20, "batch_size": 4, "learning_rate": 0.01, "checkpoint_steps": 5},
         )  # fmt: skip
 
-    def stop(event: Event) -> None:
-        if isinstance(event, StepRecord) and event.step == 12:
-            raise KeyboardInterrupt
-
-    whole = train(experiment(f"{method}-whole"))
-    with pytest.raises(Interrupted):
-        train(experiment(f"{method}-part"), callback=stop)
-    part = train(experiment(f"{method}-part"), resume=True)
-    [one, other] = [next(each.result.glob("*.safetensors")) for each in (whole, part)]
-    assert one.read_bytes() == other.read_bytes()
+    whole, resumed = whole_and_resumed(experiment, 12, method)
+    assert whole == resumed
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -15,12 +15,11 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer, pipelin
 from typer.testing import CliRunner
 
 from classifiers import write_rows
+from interrupted import whole_and_resumed
 from rankwise.cli.main import app
-from rankwise.commands.train import train
 from rankwise.config.experiment import Experiment
-from rankwise.errors import DataError, Interrupted
+from rankwise.errors import DataError
 from rankwise.python.run import load_run
-from rankwise.runs.records import Event, StepRecord
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.text.tagged import spans_of
 from tagged import spanned, tagger_folder, tokenised
@@ -188,16 +187,8 @@ def test_a_run_that_goes_on_ends_as_one_that_was_never_stopped(here, method):
             training={"steps": 12, "batch_size": 4, "learning_rate": 0.01, "checkpoint_steps": 4},
         )  # fmt: skip
 
-    def stop(event: Event) -> None:
-        if isinstance(event, StepRecord) and event.step == 6:
-            raise KeyboardInterrupt
-
-    whole = train(experiment(f"{method}-whole"))
-    with pytest.raises(Interrupted):
-        train(experiment(f"{method}-part"), callback=stop)
-    part = train(experiment(f"{method}-part"), resume=True)
-    [one, other] = [next(each.result.glob("*.safetensors")) for each in (whole, part)]
-    assert one.read_bytes() == other.read_bytes()
+    whole, resumed = whole_and_resumed(experiment, 6, method)
+    assert whole == resumed
 
 
 def test_preview_and_check_show_what_is_learned(here):
