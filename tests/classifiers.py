@@ -1,8 +1,9 @@
-"""A tiny encoder on disk with a WordPiece-like tokenizer, and labelled rows that it can learn by heart."""
+"""Tiny encoders on disk, and labelled rows that they can learn by heart."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,21 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def encoder_folder(folder: Path, seed: int = 0) -> Path:
-    """A random BERT of two blocks and width 32 that was pretrained on masked tokens, so without a pooler."""
-    vocabulary = {word: number for number, word in enumerate((*SPECIAL, *WORDS))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    """A BERT whose tokenizer knows whole words."""
+    tokenizer = Tokenizer(models.WordLevel(vocabulary_of(WORDS), unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return bert_folder(folder, tokenizer, seed)
+
+
+def vocabulary_of(words: Sequence[str]) -> dict[str, int]:
+    return {word: number for number, word in enumerate((*SPECIAL, *words))}
+
+
+def bert_folder(folder: Path, tokenizer: Tokenizer, seed: int) -> Path:
+    """A random BERT of two blocks and width 32 that was pretrained on masked tokens, so without a pooler."""
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
+        special_tokens=[(name, SPECIAL.index(name)) for name in ("[CLS]", "[SEP]")],
     )  # fmt: skip
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
@@ -30,8 +39,8 @@ def encoder_folder(folder: Path, seed: int = 0) -> Path:
     )  # fmt: skip
     torch.manual_seed(seed)
     config = BertConfig(
-        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=64, pad_token_id=0,
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64, max_position_embeddings=64, pad_token_id=0,
     )  # fmt: skip
     BertForMaskedLM(config).save_pretrained(folder)
     fast.save_pretrained(folder)
