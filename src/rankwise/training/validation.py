@@ -28,10 +28,9 @@ from rankwise.training.early_stopping import Candidate, EarlyStopping, Validated
 from rankwise.training.losses import mean_loss
 from rankwise.training.state import TrainState
 from rankwise.training.trainer import Hook, Trainer
-from rankwise.training.validation_classes import class_scorer
+from rankwise.training.validation_classes import class_scorer, tag_scorer
 from rankwise.training.validation_pairs import pair_scorer
 from rankwise.training.validation_prompts import answer_scorer
-from rankwise.training.validation_tags import tag_scorer
 
 
 class Scorer(Protocol):

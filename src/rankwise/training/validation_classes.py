@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
+
+from torch import nn
 
 from rankwise.config.validation import ValidationConfig
 from rankwise.data.preparation import Prepared
@@ -11,6 +14,7 @@ from rankwise.errors import ConfigError
 from rankwise.evaluation.class_metrics import metric_rows, score_rows
 from rankwise.evaluation.label_task import score_labels
 from rankwise.evaluation.metrics import METRICS
+from rankwise.evaluation.span_metrics import score_tags
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Classifier, Objective, classifier
 from rankwise.runs.records import SampleRecord, ScoreRecord
@@ -19,8 +23,16 @@ from rankwise.text.tokenize import Tokens
 OF_SEVERAL = ("micro_f1", "f1", "exact_match")
 
 
+class Scored(Protocol):
+    @property
+    def rows(self) -> dict[str, list[list[float]]]:
+        """Each metric with its rows of sums."""
+        ...
+
+
 @dataclass(frozen=True)
 class ClassScorer:
+    score: Callable[[Classifier, nn.Module, Sequence[Tokens]], Scored]
     objective: Classifier
     model: LoadedModel
     rows: Sequence[Tokens]
@@ -30,8 +42,7 @@ class ClassScorer:
         """All metrics of the objective, without intervals."""
         if not self.rows:
             return []
-        score = score_labels if self.objective.targets.form == "several" else score_rows
-        rows = score(self.objective, self.model.module, self.rows).rows
+        rows = self.score(self.objective, self.model.module, self.rows).rows
         return [
             ScoreRecord(step=step, metric=metric, value=METRICS[metric].value(stored), n=len(self.rows))
             for metric, stored in rows.items()
@@ -53,4 +64,12 @@ def class_scorer(config: ValidationConfig, model: LoadedModel, prepared: Prepare
             f"validation.by is {config.by}, but the rows have {predicts}, whose metrics are {', '.join(names)}. "
             "Choose one of these."
         ])  # fmt: skip
-    return ClassScorer(predicts_rows, model, prepared.measured_rows)
+    score = score_labels if targets.form == "several" else score_rows
+    return ClassScorer(score, predicts_rows, model, prepared.measured_rows)
+
+
+def tag_scorer(config: ValidationConfig, model: LoadedModel, prepared: Prepared, objective: Objective) -> ClassScorer:
+    """Of words with tags; that `validation.by` is one of their metrics was checked with the settings."""
+    predicts_words = classifier(objective)
+    assert predicts_words is not None, "the scorer of its name"
+    return ClassScorer(score_tags, predicts_words, model, prepared.measured_rows)
