@@ -15,18 +15,19 @@ from rankwise.commands.report import write_page
 from rankwise.config.tasks import HELD_OUT, TaskConfig, is_running_text, refuse_taken, task_named, task_of_rows
 from rankwise.errors import ConfigError, RankwiseError, first_line
 from rankwise.evaluation.base_cache import base_scores
-from rankwise.evaluation.class_task import ClassTask
+from rankwise.evaluation.class_task import CLASSES
 from rankwise.evaluation.forgetting import forgetting
 from rankwise.evaluation.harness import ASKED_TOGETHER, PREFIX, HarnessTask
 from rankwise.evaluation.image_features import OtherImages, compare_features, other_images
 from rankwise.evaluation.intervals import difference
-from rankwise.evaluation.label_task import LabelTask
+from rankwise.evaluation.label_task import LABELS
 from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.pair_task import pair_task
 from rankwise.evaluation.refused import refuse_of_language_models, refuse_running_text
 from rankwise.evaluation.requests import Requests, requests_of, requests_of_sequences
+from rankwise.evaluation.row_task import RowTask, TaskKind
 from rankwise.evaluation.sequential import Looks
-from rankwise.evaluation.span_task import SpanTask
+from rankwise.evaluation.span_task import SPANS
 from rankwise.evaluation.subject import Subject, open_subject
 from rankwise.evaluation.task import OwnTask, Task
 from rankwise.evaluation.task_documents import drawn, identities
@@ -217,7 +218,7 @@ def asked_of(
             raise ConfigError([f"--data {data}: a task of lm-eval has its own data. Leave --data out."])
         return HarnessTask(task.removeprefix(PREFIX), rows, together or ASKED_TOGETHER)
     if subject.classifier is not None:
-        return _class_task(subject, subject.classifier, data, rows, callback)
+        return _row_task(subject, subject.classifier, data, rows, callback)
     if subject.preference is not None and task is None and not (data is not None and is_running_text(data)):
         return pair_task(subject, subject.preference, data, rows, callback)
     spec, items = _items(subject, task, data, rows, callback)
@@ -231,18 +232,19 @@ def asked_of(
     return OwnTask(spec, items, together or TOGETHER)
 
 
-TASKS: dict[str, type[ClassTask] | type[SpanTask]] = {"one": ClassTask, "several": LabelTask, "tags": SpanTask}
+KINDS: dict[str, TaskKind] = {"one": CLASSES, "several": LABELS, "tags": SPANS}
+"""Of a classifier's task, by the form of its targets."""
 
 
-def _class_task(
+def _row_task(
     subject: Subject, objective: Classifier, data: str | None, rows: int | None, callback: Callback
-) -> ClassTask | SpanTask:
+) -> RowTask:
     """Rows that the run did not train on, its own or those of `data`."""
     assert subject.artifact is not None, "a classifier is a run or an adapter's folder"
     found = rows_to_measure(subject.artifact, subject.model, data, callback)
     name = HELD_OUT if data is None else task_of_rows(data).task
     chosen = found.documents if rows is None else found.spread(rows).documents
-    return TASKS[objective.targets.form](name, found.about, objective, chosen, left_out=found.left_out)
+    return RowTask(KINDS[objective.targets.form], name, found.about, objective, chosen, left_out=found.left_out)
 
 
 def _items(

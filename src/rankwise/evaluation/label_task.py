@@ -7,10 +7,8 @@ nowhere.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +16,13 @@ from torch import nn
 
 from rankwise.errors import one_line
 from rankwise.evaluation.class_details import figures_of
-from rankwise.evaluation.class_task import ClassTask, beginning
-from rankwise.evaluation.intervals import scores
+from rankwise.evaluation.class_task import target_bytes
+from rankwise.evaluation.row_task import Judged, RowTask, TaskKind
 from rankwise.inference.classify import THRESHOLD, outputs_of
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Classifier
-from rankwise.runs.evaluations import ModelScores
-from rankwise.runs.records import Callback, ProgressUpdate
-from rankwise.runs.set_details import SetDetails, WrongSet
+from rankwise.runs.records import Callback
+from rankwise.runs.set_details import SetDetails
 from rankwise.text.tokenize import Tokens
 
 MOST_WRONG = 500
@@ -72,34 +69,24 @@ def score_labels(
     return ScoredLabels(objective.targets.classes, outputs_of(objective, module, rows, done), actual)
 
 
-class LabelTask(ClassTask):
-    """The same for rows with several labels."""
+def _judge(task: RowTask, model: LoadedModel, report: Callable[[int], None], callback: Callback) -> Judged:
+    scored = score_labels(task.objective, model.module, task.rows, report)
+    answers = [", ".join(map(one_line, scored.names(row))) for row in scored.predicted]
+    return Judged(scored.rows, answers, sets=_details(task, scored, model))
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        return super().settings | {"threshold": THRESHOLD}
 
-    def score(self, model: LoadedModel, who: str, callback: Callback) -> ModelScores:
-        began, n = time.perf_counter(), len(self.rows)
-        scored = score_labels(
-            self.objective, model.module, self.rows,
-            lambda done: callback(ProgressUpdate(f"Classifying with {who}", done, n, "rows")),
-        )  # fmt: skip
-        measured = {metric: scores(metric, sums) for metric, sums in scored.rows.items()}
-        answers = [", ".join(map(one_line, scored.names(row))) for row in scored.predicted]
-        seconds = time.perf_counter() - began
-        return ModelScores(scores=measured, answers=answers, seconds=seconds, sets=self._details(scored, model))
+def _details(task: RowTask, scored: ScoredLabels, model: LoadedModel) -> SetDetails:
+    numbers = np.flatnonzero((scored.predicted != scored.actual).any(1)).tolist()
+    wrong = [
+        task.wrong_set(
+            at, model.tokenizer,
+            missed=scored.names(scored.actual[at] & ~scored.predicted[at]),
+            wrong=scored.names(scored.predicted[at] & ~scored.actual[at]),
+        )
+        for at in numbers[:MOST_WRONG]
+    ]  # fmt: skip
+    types = figures_of(scored.classes, scored.table)
+    return SetDetails(of="labels", types=types, rows=len(task.rows), wrong_rows=len(numbers), wrong=wrong)
 
-    def _details(self, scored: ScoredLabels, model: LoadedModel) -> SetDetails:
-        numbers = np.flatnonzero((scored.predicted != scored.actual).any(1)).tolist()
-        wrong = [
-            WrongSet(
-                name=self.rows[at].name or f"row {at + 1:,} of {self.about}",
-                text=beginning(self.rows[at], model.tokenizer),
-                missed=scored.names(scored.actual[at] & ~scored.predicted[at]),
-                wrong=scored.names(scored.predicted[at] & ~scored.actual[at]),
-            )
-            for at in numbers[:MOST_WRONG]
-        ]
-        types = figures_of(scored.classes, scored.table)
-        return SetDetails(of="labels", types=types, rows=len(self.rows), wrong_rows=len(numbers), wrong=wrong)
+
+LABELS = TaskKind(_judge, target_bytes, settings={"threshold": THRESHOLD})
