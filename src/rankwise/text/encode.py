@@ -14,14 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from rankwise.config.data import DataConfig
-from rankwise.errors import TemplateError
+from rankwise.errors import DataError, TemplateError
 from rankwise.text.example import Example, ImageRecord, Message
 from rankwise.text.rendering import Rendering, Template, renderings
 from rankwise.text.tokenize import Tokenizer, Tokens, tokenise_all, undecodable
 from rankwise.text.tokenizer import HubTokenizer
+
+_Read = TypeVar("_Read")
 
 
 @dataclass
@@ -50,6 +52,19 @@ class Outcome:
     @property
     def unlike_asked(self) -> bool:
         return not all(sequence.as_asked for sequence in self.sequences)
+
+
+def read_each(
+    examples: Sequence[Example], read: Callable[[Example], _Read]
+) -> tuple[list[Outcome], list[tuple[Outcome, _Read]]]:
+    """An outcome for each example, and what was read of those that nothing is wrong with."""
+    outcomes, usable = [Outcome(example) for example in examples], list[tuple[Outcome, _Read]]()
+    for outcome in outcomes:
+        try:
+            usable.append((outcome, read(outcome.example)))
+        except DataError as error:
+            outcome.problem = str(error)
+    return outcomes, usable
 
 
 class RowEncoder(Protocol):

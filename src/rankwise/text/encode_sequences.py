@@ -16,9 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from rankwise.config.data import DataConfig
-from rankwise.errors import DataError
 from rankwise.text.chat_template import ChatTemplate
-from rankwise.text.encode import Outcome
+from rankwise.text.encode import Outcome, read_each
 from rankwise.text.example import BREAK, Example
 from rankwise.text.sequences import input_and_output
 from rankwise.text.tokenize import Tokens, prompt_ids
@@ -39,16 +38,10 @@ class SequenceEncoder:
     limit: int
 
     def encode(self, examples: Sequence[Example]) -> list[Outcome]:
-        outcomes = [Outcome(example) for example in examples]
-        usable: list[tuple[Outcome, str, str]] = []
-        for outcome in outcomes:
-            try:
-                usable.append((outcome, *input_and_output(outcome.example)))
-            except DataError as error:
-                outcome.problem = str(error)
-        inputs = encode_inputs(self.tokenizer, [given for _, given, _ in usable])
-        outputs = encode_outputs(self.tokenizer, [text for *_, text in usable])
-        for (outcome, *_), given, output in zip(usable, inputs, outputs, strict=True):
+        outcomes, usable = read_each(examples, input_and_output)
+        inputs = encode_inputs(self.tokenizer, [given for _, (given, _) in usable])
+        outputs = encode_outputs(self.tokenizer, [text for _, (_, text) in usable])
+        for (outcome, _), given, output in zip(usable, inputs, outputs, strict=True):
             self._add(outcome, given, output)
         return outcomes
 

@@ -17,9 +17,8 @@ from functools import cached_property
 from typing import Any
 
 from rankwise.config.data import DataConfig
-from rankwise.errors import DataError
 from rankwise.runs.target_facts import TargetFacts
-from rankwise.text.encode import Outcome
+from rankwise.text.encode import Outcome, read_each
 from rankwise.text.example import Example
 from rankwise.text.tagged import Range
 from rankwise.text.targets import RowTargets, tagged_in
@@ -52,15 +51,9 @@ class TagEncoder:
         return RowTargets(self.targets)
 
     def encode(self, examples: Sequence[Example]) -> list[Outcome]:
-        outcomes = [Outcome(example) for example in examples]
-        usable: list[tuple[Outcome, Text, list[int]]] = []
-        for outcome in outcomes:
-            try:
-                usable.append((outcome, text_of(outcome.example), self._targets.of_words(outcome.example)))
-            except DataError as error:
-                outcome.problem = str(error)
-        encoded = encode_words(self.tokenizer, [text for _, text, _ in usable])
-        for (outcome, text, tags), words in zip(usable, encoded, strict=True):
+        outcomes, usable = read_each(examples, lambda one: (text_of(one), self._targets.of_words(one)))
+        encoded = encode_words(self.tokenizer, [text for _, (text, _) in usable])
+        for (outcome, (text, tags)), words in zip(usable, encoded, strict=True):
             self._add(outcome, text, words, tags)
         return outcomes
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from rankwise.config.data import DataConfig
-from rankwise.errors import DataError
 from rankwise.runs.data_report import TargetFacts
-from rankwise.text.encode import Outcome
+from rankwise.text.encode import Outcome, read_each
 from rankwise.text.example import BREAK, Example
 from rankwise.text.targets import RowTargets, texts_of
 from rankwise.text.tokenize import Tokens
@@ -35,15 +34,9 @@ class TextEncoder:
         return RowTargets(self.targets)
 
     def encode(self, examples: Sequence[Example]) -> list[Outcome]:
-        outcomes = [Outcome(example) for example in examples]
-        usable: list[tuple[Outcome, tuple[str, str], Target]] = []
-        for outcome in outcomes:
-            try:
-                usable.append((outcome, texts_of(outcome.example), self._targets.target_of(outcome.example)))
-            except DataError as error:
-                outcome.problem = str(error)
-        encoded = encode_texts(self.tokenizer, [texts for _, texts, _ in usable])
-        for (outcome, texts, target), tokens in zip(usable, encoded, strict=True):
+        outcomes, usable = read_each(examples, lambda one: (texts_of(one), self._targets.target_of(one)))
+        encoded = encode_texts(self.tokenizer, [texts for _, (texts, _) in usable])
+        for (outcome, (texts, target)), tokens in zip(usable, encoded, strict=True):
             self._add(outcome, texts, tokens, target)
         return outcomes
 
