@@ -19,7 +19,7 @@ from rankwise.cli.main import app
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
-from rankwise.objectives.sequence_classification import SequenceClassification
+from rankwise.objectives.text_classification import TextClassification
 from rankwise.python.run import load_run
 from rankwise.runs.records import silent
 from rankwise.runs.target_facts import TargetFacts
@@ -76,7 +76,7 @@ def predicted(run: str, data: str, out: str) -> list[dict[str, Any]]:
 
 
 def test_loss_and_gradients_are_those_of_transformers(here):
-    objective = SequenceClassification(TargetFacts(classes=tuple(CLASSES), counts=(1,) * 3, form="several"))
+    objective = TextClassification(TargetFacts(classes=tuple(CLASSES), counts=(1,) * 3, form="several"))
     model = objective.load(ModelConfig(name="tiny-bert", dtype="float32"), silent)
     examples = [
         Example((Message("user", row["text"]), Message("assistant", "-")), f"rows:{at}", labels=tuple(row["label"]))

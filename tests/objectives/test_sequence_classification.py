@@ -17,7 +17,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.data.batches import Batch
 from rankwise.models.inspection import is_encoder, read_json
 from rankwise.models.loaded import LoadedModel
-from rankwise.objectives.sequence_classification import SequenceClassification
+from rankwise.objectives.text_classification import TextClassification
 from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.records import silent
 from rankwise.text.encode_texts import TextEncoder
@@ -40,12 +40,12 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return encoder_folder(tmp_path_factory.mktemp("models") / "tiny-bert")
 
 
-def loaded(folder: Path, targets: TargetFacts, seed: int = 0) -> tuple[SequenceClassification, LoadedModel]:
-    objective = SequenceClassification(targets, seed)
+def loaded(folder: Path, targets: TargetFacts, seed: int = 0) -> tuple[TextClassification, LoadedModel]:
+    objective = TextClassification(targets, seed)
     return objective, objective.load(ModelConfig(name=str(folder), dtype="float32"), silent)
 
 
-def batches(objective: SequenceClassification, model: LoadedModel, tokens: int) -> list[Batch]:
+def batches(objective: TextClassification, model: LoadedModel, tokens: int) -> list[Batch]:
     names = objective.targets.classes or ("0.5", "2.25", "4")
     examples = [
         Example((Message("user", text, pair), Message("assistant", names[at % 3])), f"rows:{at + 1}")

@@ -14,7 +14,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.data.batches import IGNORED, Batch
 from rankwise.data.formats import parse_row
 from rankwise.models.loaded import LoadedModel
-from rankwise.objectives.token_classification import TokenClassification
+from rankwise.objectives.text_classification import TextClassification
 from rankwise.runs.records import silent
 from rankwise.runs.target_facts import TargetFacts
 from rankwise.text.encode import Outcome
@@ -53,8 +53,8 @@ def base(folder: Path, kind: str) -> Path:
     return other
 
 
-def loaded(folder: Path, targets: TargetFacts = TAGS) -> tuple[TokenClassification, LoadedModel]:
-    objective = TokenClassification(targets)
+def loaded(folder: Path, targets: TargetFacts = TAGS) -> tuple[TextClassification, LoadedModel]:
+    objective = TextClassification(targets)
     return objective, objective.load(ModelConfig(name=str(folder), dtype="float32"), silent)
 
 
@@ -63,7 +63,7 @@ def outcomes(model: LoadedModel, rows: list[dict[str, Any]], limit: int = 64, **
     return TagEncoder(model.tokenizer, DataConfig(path="rows", **settings), limit, TAGS).encode(examples)
 
 
-def batches(objective: TokenClassification, model: LoadedModel, tokens: int) -> list[Batch]:
+def batches(objective: TextClassification, model: LoadedModel, tokens: int) -> list[Batch]:
     return objective.batches([row for one in outcomes(model, spanned(6)) for row in one.sequences], tokens)
 
 

@@ -32,7 +32,7 @@ from rankwise.forward.model_shape import shape_of_config
 from rankwise.forward.plan import plan, shape_of, shape_planned
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
-from rankwise.objectives.sequence_classification import SequenceClassification
+from rankwise.objectives.text_classification import TextClassification
 from rankwise.planning.activations import saved_bytes as planned_bytes
 from rankwise.planning.labelled_rows import labelled_rows_of
 from rankwise.planning.parameters import parameters_of
@@ -123,7 +123,7 @@ def test_a_classifier_is_stored_and_read_again() -> None:
 @pytest.mark.parametrize("model", ["tiny-bert", "tiny-llama"])
 def test_padded_rows_keep_what_the_plan_says(here: Path, model: str, method: str) -> None:
     config = planned(model, objective="sequence-classification", adapter={"method": method})
-    objective = SequenceClassification(CLASSES)
+    objective = TextClassification(CLASSES)
     loaded = objective.load(ModelConfig(name=model, dtype="float32"), silent)
     setup = Setup(TrainingConfig(steps=10), 10, heads=objective.heads(loaded))
     trainable = method_of(config.adapter).attach(loaded, setup)
@@ -150,7 +150,7 @@ def test_padded_rows_keep_what_the_plan_says(here: Path, model: str, method: str
 @pytest.mark.parametrize(("data", "limit"), [("rows.jsonl", 1024), ("rows.jsonl", 12), ("scaled.jsonl", 1024)])
 def test_tokens_are_those_that_training_counts(here: Path, data: str, limit: int, too_long: str) -> None:
     spec = DataConfig(path=data, max_length=limit, too_long=too_long)
-    objective = SequenceClassification(read_targets(spec, ClassificationConfig()))
+    objective = TextClassification(read_targets(spec, ClassificationConfig()))
     loaded = objective.load(ModelConfig(name="tiny-bert", dtype="float32"), silent)
     encoder = objective.encoder(loaded.template, loaded.tokenizer, spec, min(limit, 64))
     (source,) = spec.all_sources
@@ -165,7 +165,7 @@ def test_tokens_are_those_that_training_counts(here: Path, data: str, limit: int
 def test_padding_is_what_micro_batches_have(tokens: int) -> None:
     lengths = torch.randint(1, 60, (50,), generator=torch.Generator().manual_seed(1)).tolist()
     model = built("bert")
-    objective = SequenceClassification(CLASSES)
+    objective = TextClassification(CLASSES)
     rows = objective.random_rows(model, lengths, torch.Generator())
     load = padded_load(lengths, TrainingConfig(batch_size=50, max_batch_tokens=tokens))
     assert load.tokens == sum(batch.size for batch in objective.batches(rows, tokens))

@@ -124,7 +124,7 @@ class ImageClassification:
         return outputs_in(module(pixels, **size_arguments(module, self.processing.size)).logits, self.targets)
 
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
-        return target_loss(self.predict(module, batch), batch, self.targets)
+        return target_loss(self.predict(module, batch), batch.targets, self.targets)
 
     def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
         """As many images as have so many patches together, at least one for each length."""

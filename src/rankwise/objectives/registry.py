@@ -17,19 +17,17 @@ from rankwise.errors import ConfigError
 from rankwise.models.inspection import is_encoder, is_encoder_decoder, read_json, reads_images
 from rankwise.models.preprocessing import processing_in
 from rankwise.models.sources import find
-from rankwise.objectives import image_classification, preference, sequence_classification, token_classification
+from rankwise.objectives import image_classification, preference
 from rankwise.objectives.causal_lm import CAUSAL_LM, CausalLM
 from rankwise.objectives.image_classification import ImageClassification
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.preference import Preference
-from rankwise.objectives.sequence_classification import SequenceClassification
 from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, SequenceToSequence
-from rankwise.objectives.token_classification import TokenClassification
+from rankwise.objectives.text_classification import OF_TEXTS, OF_WORDS, TextClassification
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage
 
-OF_IMAGES, OF_TEXTS, OF_PAIRS = image_classification.NAME, sequence_classification.NAME, preference.NAME
-OF_WORDS = token_classification.NAME
+OF_IMAGES, OF_PAIRS = image_classification.NAME, preference.NAME
 
 
 def decided(experiment: Experiment, callback: Callback) -> Experiment:
@@ -104,17 +102,17 @@ def objective_of(experiment: Experiment, callback: Callback) -> Objective:
         return Preference(experiment.preference, prompts=experiment.data.learned == "everything")
     seed = experiment.training.seed
     if experiment.objective == OF_WORDS:
-        return TokenClassification(read_tags(experiment.data, experiment.classification), seed)
+        return TextClassification(read_tags(experiment.data, experiment.classification), seed)
     targets = read_targets(experiment.data, experiment.classification)
     if experiment.objective == OF_TEXTS:
-        return SequenceClassification(targets, seed)
+        return TextClassification(targets, seed)
     processing = processing_in(find(experiment.base, callback).folder).sized(experiment.images.size)
     return ImageClassification(targets, processing, seed)
 
 
 def objective_by(
     model: ModelConfig | None, data: DataConfig, images: ImagesConfig, callback: Callback
-) -> CausalLM | SequenceToSequence | Preference | SequenceClassification | TokenClassification | ImageClassification:
+) -> CausalLM | SequenceToSequence | Preference | TextClassification | ImageClassification:
     """For rows that are looked at before there is an experiment."""
     if any(source.format == OF_PAIRS for source in data.all_sources):
         return Preference(PreferenceConfig())
@@ -124,9 +122,9 @@ def objective_by(
         targets = read_targets(data, ClassificationConfig())
         return ImageClassification(targets, processing_in(folder).sized(images.size))
     if holds_tags(data):
-        return TokenClassification(read_tags(data, ClassificationConfig()))
+        return TextClassification(read_tags(data, ClassificationConfig()))
     if is_encoder(config):
-        return SequenceClassification(read_targets(data, ClassificationConfig()))
+        return TextClassification(read_targets(data, ClassificationConfig()))
     return language_model(config)
 
 
@@ -146,4 +144,4 @@ def objective_for(data_report: DataReport | None) -> Objective:
         return CAUSAL_LM
     if data_report.image_processing is not None:
         return ImageClassification(targets, data_report.image_processing)
-    return TokenClassification(targets) if targets.form == "tags" else SequenceClassification(targets)
+    return TextClassification(targets)

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rankwise.data.batches import Batch
 from rankwise.data.preparing import TextWriting
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.data_report import TargetFacts
@@ -71,10 +70,11 @@ def values_of(rows: Sequence[Tokens], targets: TargetFacts) -> Tensor:
     return values.long() if targets.classes and targets.form == "one" else values.float()
 
 
-def target_loss(outputs: Tensor, batch: Batch, targets: TargetFacts) -> Tensor:
+def target_loss(outputs: Tensor, values: Tensor, targets: TargetFacts) -> Tensor:
+    """`values` are what the outputs should be: (B,) classes or numbers, or (B, C) where a row has several classes."""
     if targets.form == "several":
-        return F.binary_cross_entropy_with_logits(outputs, batch.targets, reduction="sum") / targets.outputs
+        return F.binary_cross_entropy_with_logits(outputs, values, reduction="sum") / targets.outputs
     if not targets.classes:
-        return F.mse_loss(outputs, batch.targets, reduction="sum")
+        return F.mse_loss(outputs, values, reduction="sum")
     weights = torch.tensor(targets.weights).to(outputs) if targets.weights else None
-    return F.cross_entropy(outputs, batch.targets, weights, reduction="sum")
+    return F.cross_entropy(outputs, values, weights, reduction="sum")

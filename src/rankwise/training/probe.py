@@ -31,8 +31,7 @@ from rankwise.models.sources import find
 from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.objectives.image_classification import ImageClassification
 from rankwise.objectives.objective import Objective
-from rankwise.objectives.sequence_classification import SequenceClassification
-from rankwise.objectives.token_classification import TokenClassification
+from rankwise.objectives.text_classification import TextClassification
 from rankwise.planning.plan import Plan
 from rankwise.planning.time import Probe
 from rankwise.runs.data_report import TargetFacts
@@ -108,10 +107,8 @@ def _objective(forecast: Plan, callback: Callback) -> Objective:
     if outputs is None:
         return CAUSAL_LM
     targets = TargetFacts(classes=tuple(str(number) for number in range(outputs)) if outputs > 1 else ())
-    if forecast.shape.words:
-        return TokenClassification(targets.model_copy(update={"form": "tags"}))
     if side is None:
-        return SequenceClassification(targets)
+        return TextClassification(targets.model_copy(update={"form": "tags"}) if forecast.shape.words else targets)
     folder = find(forecast.config.base, callback).folder
     return ImageClassification(targets, processing_in(folder).sized(side))
 

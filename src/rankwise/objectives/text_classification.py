@@ -1,0 +1,114 @@
+"""Classification of texts: predict one class, several, or one number, for a whole text or pair of texts, or the tag of
+each word of a text, from the word's first token.
+
+    classes    loss = sum over rows of -w(class) log softmax(logits)[class]     in nats
+    several    loss = sum over rows of the binary cross-entropy of each class, averaged over the classes
+    numbers    loss = sum over rows of (output - target)^2
+    tags       loss = sum over words of -w(tag) log softmax(logits of the word's first token)[tag]     in nats
+
+The model is an encoder or a decoder with a new head, whose weights are drawn anew and trained whole beside an adapter.
+Of a whole row, a decoder's head reads the last token; of a word, it has seen the words before and not those behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rankwise.config.data import DataConfig
+from rankwise.config.models import ModelConfig
+from rankwise.data.batches import IGNORED, Batch, portions_of
+from rankwise.data.preparing import TextWriting
+from rankwise.models.kind import ModelKind
+from rankwise.models.loaded import LoadedModel
+from rankwise.objectives.targets import head_settings, outputs_in, target_loss, text_writing, values_of, weight_of
+from rankwise.objectives.texts import heads_of, load_text_classifier, logits_of, padded, random_ids
+from rankwise.runs.records import Callback
+from rankwise.runs.target_facts import TargetFacts
+from rankwise.text.encode import RowEncoder
+from rankwise.text.encode_tags import TagEncoder
+from rankwise.text.encode_texts import TextEncoder
+from rankwise.text.rendering import Template
+from rankwise.text.tokenize import Tokens
+from rankwise.text.tokenizer import HubTokenizer
+
+OF_TEXTS, OF_WORDS = "sequence-classification", "token-classification"
+
+
+@dataclass(frozen=True)
+class TextClassification:
+    """Which of the four it is follows from its targets."""
+
+    targets: TargetFacts
+    seed: int = 0
+    """Draws the new head's weights."""
+    row_length: None = None
+
+    @property
+    def name(self) -> str:
+        return OF_WORDS if self._of_words else OF_TEXTS
+
+    @property
+    def _of_words(self) -> bool:
+        return self.targets.form == "tags"
+
+    def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
+        return load_text_classifier(spec, callback, self.kind, checked=checked)
+
+    @property
+    def kind(self) -> ModelKind:
+        of_texts = "AutoModelForSequenceClassification", "a model that classifies texts"
+        of_words = "AutoModelForTokenClassification", "a model that classifies tokens"
+        settings = head_settings(self.targets)
+        return ModelKind(*(of_words if self._of_words else of_texts), head_seed=self.seed, settings=settings)
+
+    def heads(self, model: LoadedModel) -> tuple[str, ...]:
+        return heads_of(model)
+
+    def writing(self, model: LoadedModel) -> TextWriting:
+        return text_writing(model, self.encoder, self.targets)
+
+    def encoder(self, template: Template, tokenizer: HubTokenizer, spec: DataConfig, limit: int) -> RowEncoder:
+        return (TagEncoder if self._of_words else TextEncoder)(tokenizer, spec, limit, self.targets)
+
+    def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
+        return [self._batch(part) for part in portions_of(rows, max_tokens, width=lambda row: len(row.ids))]
+
+    def _batch(self, rows: Sequence[Tokens]) -> Batch:
+        inputs = padded(rows)
+        targets = _tags_of(rows, inputs["input_ids"]) if self._of_words else values_of(rows, self.targets)
+        count = weight_of(self._learned(targets, targets != IGNORED), self.targets)
+        return Batch(inputs, targets, count, int(inputs["attention_mask"].sum()))
+
+    def _learned(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Of all tokens (B, T, ...) those that begin a learned word (N, ...); every one of whole rows."""
+        return values[mask] if self._of_words else values
+
+    def predict(self, module: nn.Module, batch: Batch) -> Tensor:
+        """Logits (B, C) of the classes, or numbers (B,); or logits (N, C) of the N words, row by row. In float32 or
+        more."""
+        return outputs_in(self._learned(logits_of(module, batch), batch.loss_mask), self.targets)
+
+    def loss(self, module: nn.Module, batch: Batch) -> Tensor:
+        targets = self._learned(batch.targets, batch.loss_mask)
+        return target_loss(self.predict(module, batch), targets, self.targets)
+
+    def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
+        every = random_ids(module, lengths, generator)
+        if self._of_words:
+            return [Tokens(ids, (True,) * len(ids), tags=(0,) * len(ids)) for ids in every]
+        nothing = [0.0] * self.targets.outputs if self.targets.form == "several" else 0.0
+        return [Tokens(ids, (False,) * len(ids), target=nothing) for ids in every]
+
+
+def _tags_of(rows: Sequence[Tokens], ids: Tensor) -> Tensor:
+    """(B, T) numbers of tags, IGNORED at tokens that begin no learned word and behind the end of a row."""
+    targets = np.full(ids.shape, IGNORED)
+    for at, row in enumerate(rows):
+        assert row.tags is not None, "every row has tags"
+        targets[at, : len(row.ids)] = np.where(np.asarray(row.loss_mask, bool), np.asarray(row.tags), IGNORED)
+    return torch.from_numpy(targets)
