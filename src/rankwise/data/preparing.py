@@ -154,11 +154,11 @@ def with_token_counts(prepared: Prepared, writing: Writing) -> Prepared:
     new = writing.tokenizer.new if isinstance(writing, TextWriting) else NewTokens()
     if not new.ids and not new.existing:
         return prepared
-    counts = dict.fromkeys(new.ids, 0)
+    numbers = np.fromiter(new.ids.values(), np.int64)
+    times = np.zeros(len(numbers), np.int64)
     for row in prepared.trained_rows:
-        ids = np.asarray(row.ids)
-        for text, number in new.ids.items():
-            counts[text] += int((ids == number).sum())
+        times += (np.asarray(row.ids)[:, None] == numbers).sum(0)
+    counts = dict(zip(new.ids, times.tolist(), strict=True))
     facts, report = NewTokenFacts(counts=counts, existing=tuple(new.existing)), prepared.data_report
     changes = {"new_tokens": facts, "warnings": (*report.warnings, *facts.warnings)}
     return replace(prepared, data_report=report.model_copy(update=changes))

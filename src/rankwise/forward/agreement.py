@@ -14,7 +14,6 @@ either backend several times as far from float32 as the other, and on other sequ
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rankwise.config.modules import layer_number
 from rankwise.data.batches import IGNORED, Batch
 from rankwise.errors import ModelError, first_line, is_out_of_memory, some
 from rankwise.forward.encoders import FusedEncoder
@@ -44,8 +44,6 @@ LOGITS = 2**23
 LEAST_POSITIONS = 16
 EXACT = 2**18
 """Numbers converted to float64 at a time."""
-BLOCK_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
-"""The first number in a parameter's path."""
 
 Logits = Callable[[Batch], Tensor]
 
@@ -170,13 +168,12 @@ def _judged(
 def _blocks(module: nn.Module, learned: Sequence[nn.Parameter]) -> list[list[slice]]:
     """Return where the gradients of each block are among all; what is in no block counts as one for each parameter."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
-    blocks: dict[str, list[slice]] = {}
+    blocks: dict[int | str, list[slice]] = {}
     first = 0
     for parameter in learned:
         name = names.get(id(parameter), "")
-        number = BLOCK_NUMBER.search(name)
-        last = first + parameter.numel()
-        blocks.setdefault(number[0] if number else name, []).append(slice(first, last))
+        number, last = layer_number(name), first + parameter.numel()
+        blocks.setdefault(name if number is None else number, []).append(slice(first, last))
         first = last
     return list(blocks.values())
 

@@ -2,8 +2,8 @@
 
 All of them are Jinja and run in transformers' sandbox. Templates that can write a model's reasoning are told not to, in
 training and at inference alike, unless rows with reasoning are trained on (data.reasoning). A model without a template
-gets a plain one, so that a base model can be trained and used: "User: …\nAssistant: …" with the model's
-end token after each answer.
+gets a plain one, so that a base model can be trained and used: "User: …\nAssistant: …" with the model's end token after
+each answer.
 """
 
 from __future__ import annotations
@@ -161,11 +161,14 @@ class ChatTemplate:
     def answer_text(self, ids: Sequence[int]) -> str:
         """The readable text of generated ids, without special tokens, the end, the template's own spaces, and reasoning
         that the model was asked for."""
-        text = self.tokenizer.readable(ids)
-        text = without_thought(text) if self.thinks else text
+        text = self._readable(ids)
         place = self._end_text_at(text)
         before, behind = self._around
         return (text.removesuffix(behind) if place is None else text[:place].rstrip()).removeprefix(before)
+
+    def _readable(self, ids: Sequence[int]) -> str:
+        text = self.tokenizer.readable(ids)
+        return without_thought(text) if self.thinks else text
 
     def streamed_text(self, ids: Sequence[int]) -> str:
         """The part of the answer that later ids cannot change. A possible beginning of an end text is left out."""
@@ -173,8 +176,7 @@ class ChatTemplate:
             return ""
         if not (self.end_texts or self._around[1]) or self.has_end_text(ids):
             return self.answer_text(ids)
-        text = self.tokenizer.readable(ids)
-        text = without_thought(text) if self.thinks else text
+        text = self._readable(ids)
         sizes = (size for end in self.end_texts for size in range(1, len(end)) if text.endswith(end[:size]))
         return text[: len(text) - max(sizes, default=0)].rstrip().removeprefix(self._around[0])
 

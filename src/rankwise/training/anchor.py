@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from rankwise.config.anchor import BLOCKS, OWN_TEXT, AnchorConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batch
+from rankwise.data.row_order import shuffled
 from rankwise.evaluation.text import Text, cut, read_text
 from rankwise.forward.prefix_cache import StateCache
 from rankwise.inference.own_text import own_blocks
@@ -108,7 +108,7 @@ class Anchor:
         """The number of the block that step 0, 1, 2, … takes."""
         count = len(self.base.text.blocks)
         turn, place = divmod(step, count)
-        return int(np.random.default_rng([STREAM, self.seed, turn]).permutation(count)[place])
+        return int(shuffled(count, STREAM, self.seed, turn)[place])
 
     def backward(self, batch: Batch | None, step: int, count: float) -> tuple[float, float]:
         """Add the gradients of a batch's losses divided by `count`, and those of the anchor; return both losses, the
