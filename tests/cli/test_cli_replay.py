@@ -123,6 +123,14 @@ def test_what_was_replayed_is_recorded_told_and_planned() -> None:
 
 
 @pytest.mark.usefixtures("home")
+def test_new_tokens_are_counted_in_the_own_rows_alone() -> None:
+    trained("counted", *OTHERS, "--new-tokens", "<never>")
+    about = [text for text in recorded("counted")["warnings"] if "<never>" in text]
+    assert about == ["the new token '<never>' never occurs in the training rows, so the model cannot learn where to "
+                     "use it"]  # fmt: skip
+
+
+@pytest.mark.usefixtures("home")
 def test_nothing_is_measured_on_rows_that_were_replayed() -> None:
     Path("texts.jsonl").write_text(
         "".join(json.dumps({"text": f"The ferry leaves at {hour}."}) + "\n" for hour in range(40))

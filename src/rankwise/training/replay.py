@@ -105,6 +105,8 @@ def _digests(rows: EncodedRows) -> Iterable[bytes]:
 def _reported(own: DataReport, facts: ReplayFacts, report: DataReport | None) -> DataReport:
     if report is None:
         return own.model_copy(update={"replay": facts})
-    warnings = (*own.warnings, *(f"replay rows: {warning}" for warning in report.warnings))
+    of_tokens = () if report.new_tokens is None else report.new_tokens.warnings  # these are about the own rows
+    others = (f"replay rows: {warning}" for warning in report.warnings if warning not in of_tokens)
+    warnings = (*own.warnings, *others)
     licence = strictest((own.licence, report.licence))
     return own.model_copy(update={"replay": facts, "warnings": warnings, "licence": licence})
