@@ -159,6 +159,8 @@ def test_a_table_starts_with_zeros_where_it_is_read():
 def test_a_penalty_where_rows_start_at_zero_is_refused():
     with pytest.raises(ConfigError, match="set orthogonality to 0, or start to orthonormal"):
         AdaLoraConfig(orthogonality=0.001)
+    with pytest.raises(ConfigError, match="with start zero there is no penalty"):
+        AdaLoraConfig(penalty="reference")
 
 
 # 2
@@ -414,7 +416,7 @@ def test_gradients_that_were_cut_off_from_the_buffers_are_told_and_not_trained_o
 
 @pytest.mark.parametrize("form", ["paper", "reference"])
 def test_k_micro_batches_are_one_batch_for_scores_and_penalty(form):
-    spec = AdaLoraConfig(budget=2, initial=2, targets=["up", "mid", "down"], penalty=form)
+    spec = AdaLoraConfig(budget=2, initial=2, targets=["up", "mid", "down"], penalty=form, start="gaussian")
     x = torch.cat([data(seed)[0] for seed in range(4)])
     y = torch.cat([data(seed)[1] for seed in range(4)])
     found = []

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from library import COMMON, Library
 from rankwise.cli.main import app
+from rankwise.commands import train
 from rankwise.config.models import ModelConfig
 from rankwise.config.tasks import task_named
 from rankwise.evaluation.likelihood import likelihoods
@@ -119,6 +120,7 @@ def test_a_budget_that_no_strength_keeps_is_said_with_its_costs(monkeypatch: pyt
         (("--forget-at-most", "5%", "--accuracy-tasks", ""), "accuracy"),
         (("--forget-at-most", "5%"), "name them"),
         (("--forget-at-most", "0.1", "--accuracy-tasks", "towns.yaml"), "no effect without a budget of accuracy"),
+        (("--set", "training.anchor.task_rows=100"), "task_rows has no effect without a budget of accuracy"),
         (("--forget-at-most", "120%", "--accuracy-tasks", "towns.yaml"), "percentage points"),
         (("--forget-at-most", "much"), "nats per token"),
         (("--forget-at-most", "11"), "at most 10"),
@@ -136,3 +138,12 @@ def test_a_budget_that_means_nothing_is_refused_by_name(options: tuple[str, ...]
     result = rankwise("train", *COMMON, "--run", "refused", "--anchor-text", "other.txt", *options)
     assert result.exit_code == 2 and expected in " ".join(result.output.split()), result.output
     assert not Path("runs/refused/manifest.json").exists()
+
+
+@pytest.mark.usefixtures("home")
+def test_a_task_is_refused_before_learning_rates_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "tune", lambda *_: pytest.fail("trials began"))
+    tasks = ("--forget-at-most", "5%", "--accuracy-tasks", "rows.jsonl", "--anchor-text", "other.txt")
+    rate = COMMON.index("--learning-rate")
+    result = rankwise("train", *COMMON[:rate], *COMMON[rate + 2 :], "--run", "refused", *tasks, "--tune")
+    assert result.exit_code == 2 and "choice of answers" in result.output, result.output

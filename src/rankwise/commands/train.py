@@ -116,6 +116,7 @@ def train(
             callback=callback, heads=objective.heads(loaded), load=objective.load, start=start,
             resumed_ranks=partial(ranks_before_training, run) if resume else None,
         )  # fmt: skip
+        tasks = tasks_of_run(config, loaded, prepared.data_report)
         trials = Trials(experiment, loaded, method, objective, setup, prepared)
         if (tuning := _tuning(trials, run, foreseen, callback, resume=resume)) is not None:
             config = config.model_copy(update={"learning_rate": tuning.learning_rate})
@@ -131,7 +132,7 @@ def train(
             text = text_of_run(config, loaded, trainable, callback)
             training = TrainingRun(
                 experiment, config, run, loaded, method, trainable, prepared, scorer, work, callback, lineage, text,
-                tasks_of_run(config, loaded, prepared.data_report), tuning,
+                tasks, tuning,
             )  # fmt: skip
             result, manifest = training.result, record(training, foreseen, resume=resume, force_memory=force_memory)
             tuned = method.tuned(loaded, result)

@@ -175,7 +175,7 @@ class AdaLoraConfig(AdapterConfig):
     the default is 0.001. Reported losses do not include the penalty. With 0.001, the rows stayed orthonormal within 2 %
     on the starter model. The authors' 0.1 made a worse model (lab/adalora.md)."""
     penalty: Literal["paper", "reference"] = "paper"
-    """Form of the penalty. `paper` sums squared norms; `reference` averages norms, as the authors' code does."""
+    """Form of that penalty. `paper` sums squared norms; `reference` averages norms, as the authors' code does."""
     importance: Literal["after", "before"] = "after"
     """When importance is measured: `after` the optimizer step, as in the authors' code, or `before` it, as in the
     paper."""
@@ -229,6 +229,11 @@ class AdaLoraConfig(AdapterConfig):
             raise ValueError(
                 f"orthogonality is {self.orthogonality:g}, but with start zero the rows of P begin with length 0 and "
                 "are not meant to be orthonormal; set orthogonality to 0, or start to orthonormal"
+            )
+        if self.start == "zero" and self.penalty != "paper":
+            raise ValueError(
+                f"penalty is {self.penalty}, but with start zero there is no penalty; leave it out, or set start to "
+                "orthonormal"
             )
         return self
 

@@ -12,6 +12,7 @@ from rankwise.config.base import Config, Number, PositiveInt
 OWN_TEXT = "text that the base model wrote itself"
 BLOCKS = 256
 """At most so many blocks of the text are drawn from. A run of fewer steps sees none of them twice."""
+TASK_ROWS = 400
 
 
 class AnchorConfig(Config):
@@ -35,7 +36,7 @@ class AnchorConfig(Config):
     tasks: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """The tasks of a budget of accuracy: built-in tasks (arc_easy, hellaswag, …) or YAML files, as for `rankwise
     evaluate --task`, with a choice of answers. They must not be trained on."""
-    task_rows: Annotated[int, Field(ge=16, strict=True)] = 400
+    task_rows: Annotated[int, Field(ge=16, strict=True)] = TASK_ROWS
     """Rows of each of these tasks that are drawn. Half of them decide how far the change is scaled down; the result is
     measured on the other half."""
 
@@ -65,12 +66,13 @@ class AnchorConfig(Config):
     def _points_of_tasks(self) -> Self:
         if self.most_points is not None and not self.tasks:
             raise ValueError(
-                f"a budget of {self.forget_at_most} is of accuracy on tasks; name them (training.anchor.tasks, "
-                "--accuracy-tasks)"
+                f"forget_at_most {self.forget_at_most} is a budget of accuracy on tasks; name them "
+                "(training.anchor.tasks, --accuracy-tasks)"
             )
-        if self.tasks and self.most_points is None:
+        idle = ["tasks"] * bool(self.tasks) + ["task_rows"] * (self.task_rows != TASK_ROWS)
+        if idle and self.most_points is None:
             raise ValueError(
-                "training.anchor.tasks has no effect without a budget of accuracy, such as forget_at_most 5%"
+                f"training.anchor.{idle[0]} has no effect without a budget of accuracy, such as forget_at_most 5%"
             )
         return self
 

@@ -31,6 +31,7 @@ from rankwise.training.validation import Validation
 
 STRENGTHS = tuple(tenths / 10 for tenths in range(1, 11))
 METRIC = "accuracy"
+REST = "On the other half of the rows"
 Hits = list[list[float]]
 """For each row [1 or 0, 1]."""
 
@@ -153,21 +154,21 @@ class AccuracyBudget(Hook):
         if not outcome.is_kept:
             costs = ", ".join(f"{lost:.1f} at {strength:g}" for strength, lost in sorted(self._lost.items()))
             return (
-                f"no strength of 0.1 or more keeps the budget of {outcome.points:g} percentage points of accuracy: "
-                f"lost are {costs}. The change is written at full strength. On other rows: {measured}"
+                f"no strength of 0.1 or more keeps the budget of {outcome.points:g} percentage points of accuracy. The "
+                f"points lost are {costs}. The change is written at full strength. {REST}: {measured}"
             )
         line = f"accuracy lost: {outcome.lost:.1f} percentage points, within the budget of {outcome.points:g}"
         if outcome.strength < 1.0:
             line += (
-                f". The change was scaled to {outcome.strength:g} for that; at full strength it is "
-                f"{outcome.lost_at_full_strength:.1f}"
+                f". The change was scaled to {outcome.strength:g} for that; at full strength, "
+                f"{outcome.lost_at_full_strength:.1f} points are lost"
             )
             after = self.validation.loss_after(self.validation.result_step)
             if after is not None and outcome.validation_loss_at_full_strength is not None:
                 line += (
                     f" and the validation loss is {outcome.validation_loss_at_full_strength:.4f}, not {after.loss:.4f}"
                 )
-        return f"{line}. On other rows: {measured}"
+        return f"{line}. {REST}: {measured}"
 
 
 def _share(hits: Hits) -> float:
