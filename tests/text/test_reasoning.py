@@ -112,7 +112,9 @@ def test_earlier_answers_are_learned_apart_where_the_template_drops_their_reason
 
 def test_reasoning_without_the_setting_or_that_a_template_drops_is_refused() -> None:
     example = talk("How many?", f"{THOUGHT}Four.")
-    with pytest.raises(TemplateError, match=r"rows.jsonl:7: .*It has reasoning: set data.reasoning to learn or mask"):
+    with pytest.raises(
+        TemplateError, match=r"rows.jsonl:7: .*An answer has reasoning: set data.reasoning to learn or mask"
+    ):
         render(example, template_of("qwen", "none"))
     for family in ("qwen3", "deepseek"):
         template = written_by(BY_NAME[family], "qwen").with_reasoning("learn")

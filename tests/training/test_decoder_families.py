@@ -112,7 +112,7 @@ def test_experts_in_one_parameter_are_left_out_by_name(name: str, hub_tokenizer:
     adapters = inject(model, LoraConfig(rank=2))
     assert {path.rpartition(".")[2] for path in adapters.layers} == {"q_proj", "k_proj", "v_proj", "o_proj"}
     (note,) = adapters.notes
-    assert note.startswith("6 parameters hold the weights of all experts of a block in one (")
+    assert note.startswith("6 parameters each hold the weights of all experts of a block (")
     assert "model.layers.0.mlp.experts.gate_up_proj" in note and "they get no adapter" in note
     adapters.remove()
     settings = {"model_type": kind.model_type, "vocab_size": len(hub_tokenizer)} | kind.settings

@@ -151,7 +151,7 @@ def test_a_run_says_how_often_they_occur_and_which_were_tokens_already(llama: Pa
     assert facts.counts == {"<city>": 2 * len(ROWS), "<date>": len(ROWS), "<price>": 0}
     assert facts.existing == ("<|im_start|>",)
     warnings = " ".join(run.manifest.warnings)
-    assert "the new token '<price>' occurs never in the training rows" in warnings
+    assert "the new token '<price>' never occurs in the training rows" in warnings
     assert "'<|im_start|>' is a token of this model already (model.new_tokens)" in warnings
     assert run.model.tokenizer.hub.convert_tokens_to_ids("<|im_start|>") < run.model.tokenizer.new.ids["<city>"]
     sentences = " ".join(event.text for event in events if isinstance(event, StatusMessage))

@@ -245,7 +245,9 @@ class AdapterSet:
         if isinstance(module, AdapterWrapper):
             return module
         if isinstance(module, TokenRows):
-            raise TargetError(f'the rows of new tokens are trained in "{path}", so it gets no adapter. Leave it out.')
+            raise TargetError(
+                f'the rows of new tokens are trained in "{path}", so it gets no adapter. Leave it out of the targets.'
+            )
         adapted = AdapterWrapper(module, self.model.get_submodule(path.rpartition(".")[0]))
         for place in places[module]:  # a layer that a model uses in two places is adapted in both
             self.model.set_submodule(place, adapted)

@@ -132,7 +132,7 @@ FLAGS = {
     "ignore_columns": Flag("data.ignore_columns", str, "Columns to ignore, separated by commas."),
     "reasoning": Flag("data.reasoning", str,
         "Reasoning in answers, between <think> and </think>: learn puts it into the loss, mask leaves it out.  "
-        "[default: the model is asked without it]"),
+        "[default: the model is asked not to reason]"),
     "max_length": Flag("data.max_length", int, "Largest number of tokens in a row.  [default: 1024, or the recipe's]"),
     "on_bad_row": Flag("data.on_bad_row", str,
         "stop: end with an error at a row that cannot be used; skip: leave it out and list it.  [default: stop]"),

@@ -214,7 +214,8 @@ class DataConfig(Reading):
     reasoning: Reasoning = "none"
     """Reasoning in answers, between `<think>` and `</think>` or in a field of its own (`reasoning_content`). `learn`
     puts it into the loss, `mask` leaves it in the text and out of the loss, and both ask the model to reason. `none`
-    asks it not to, as a template's empty thought does, and refuses rows with reasoning that the template would drop."""
+    asks it not to: templates of models that can reason then write an empty `<think></think>` before the answer. Rows
+    whose reasoning the template would drop are refused."""
     packing: bool = False
     """Pack several rows of a step into one sequence, to compute less padding. Attention and positions keep the rows
     apart, so the result is the same."""

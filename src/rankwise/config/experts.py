@@ -47,8 +47,8 @@ def no_adapter_over(target: str, parameters: list[str]) -> str:
 
 
 def _counted(parameters: list[str]) -> str:
-    hold = "1 parameter holds" if len(parameters) == 1 else f"{len(parameters)} parameters hold"
-    return f"{hold} the weights of all experts of a block in one ({some(parameters, NAMED)})"
+    hold = "1 parameter holds" if len(parameters) == 1 else f"{len(parameters)} parameters each hold"
+    return f"{hold} the weights of all experts of a block ({some(parameters, NAMED)})"
 
 
 def _outwards(path: str) -> list[str]:

@@ -83,7 +83,10 @@ def _decided(base: ModelShape, config: Planned) -> str:
 def _refuse_misfit(objective: str, base: ModelShape, name: str) -> None:
     """Of encoders with decoders, as a training refuses it (objectives/registry.py)."""
     if objective == SEQUENCES and not base.is_encoder_decoder:
-        raise ConfigError([f"the objective is {SEQUENCES}, but {name} ({base.family}) is no encoder with a decoder."])
+        raise ConfigError([
+            f"the objective is {SEQUENCES}, but {name} ({base.family}) is not an encoder with a decoder, as T5 and "
+            "BART are. Choose another model with --model, or leave out --objective."
+        ])  # fmt: skip
     if base.is_encoder_decoder and objective not in (SEQUENCES, IMAGES):
         raise ConfigError([f"the objective is {objective}, but {name} ({base.family}) is an encoder with a decoder, "
                            f"which rankwise trains with the objective {SEQUENCES}. Choose another model."])  # fmt: skip

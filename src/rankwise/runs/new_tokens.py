@@ -25,11 +25,14 @@ class NewTokenFacts(Config):
         texts = []
         if unused:
             texts.append(
-                f"{_tokens(unused)} never in the training rows, so nothing is learned of where to use "
+                f"{_never(unused)} in the training rows, so the model cannot learn where to use "
                 f"{'it' if len(unused) == 1 else 'them'}"
             )
         if self.existing:
-            texts.append(f"{_already(self.existing)}, so no row of it is added or trained")
+            texts.append(
+                f"{_already(self.existing)}, so nothing is added or trained for "
+                f"{'it' if len(self.existing) == 1 else 'them'}"
+            )
         return texts
 
     def describe(self) -> str:
@@ -38,9 +41,9 @@ class NewTokenFacts(Config):
         return f"new tokens in the training rows: {counts or 'none'}{more}"
 
 
-def _tokens(texts: Sequence[str]) -> str:
-    occur = "occurs" if len(texts) == 1 else "occur"
-    return f"the new token{'' if len(texts) == 1 else 's'} {some(map(repr, texts), MOST_TOKENS)} {occur}"
+def _never(texts: Sequence[str]) -> str:
+    token, occur = ("token", "occurs") if len(texts) == 1 else ("tokens", "occur")
+    return f"the new {token} {some(map(repr, texts), MOST_TOKENS)} never {occur}"
 
 
 def _already(texts: Sequence[str]) -> str:

@@ -122,8 +122,11 @@ def render(example: Example, template: Template) -> Rendering:
 
 def _hint(example: Example, template: Template) -> str:
     """What helps where a template drops or rewrites the reasoning in an answer."""
-    reasons = any(message.role == "assistant" and CLOSE in message.content for message in example.messages)
-    return " It has reasoning: set data.reasoning to learn or mask." if reasons and template.reasoning == "none" else ""
+    if template.reasoning != "none" or not any(
+        message.role == "assistant" and CLOSE in message.content for message in example.messages
+    ):
+        return ""
+    return " An answer has reasoning: set data.reasoning to learn or mask."
 
 
 def _whole_text(text: str, template: Template) -> Rendering:
