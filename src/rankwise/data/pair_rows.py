@@ -60,12 +60,7 @@ def pair_example(row: Row, where: str) -> Example:
 
 def _prompt(row: Row, where: str) -> str | list[Any] | None:
     name = next((name for name in PROMPTS if row.get(name) is not None), None)
-    if name is None:
-        return None
-    prompt = _turns_or_text(row[name], where, name)
-    if isinstance(prompt, list) and not prompt:
-        raise DataError(f"{where}: the {name} is empty.")
-    return prompt
+    return None if name is None else _turns_or_text(row[name], where, name)
 
 
 def _turns_or_text(value: Any, where: str, name: str) -> str | list[Any]:
