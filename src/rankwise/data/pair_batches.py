@@ -46,7 +46,7 @@ def padded_pairs(rows: Sequence[Tokens], max_tokens: int, *, prompts: bool = Fal
     tokens of a chosen conversation's prompt are targets too."""
     pairs = _pairs(rows, prompts=prompts)
     parts = _grouped(pairs, lambda pair: pair.width, lambda part, pair: part[0].width * (len(part) + 1) <= max_tokens)
-    return [_batch(part, _mean_targets(pairs), collate) for part in parts]
+    return _batches(parts, collate)
 
 
 def flat_pairs(rows: Sequence[Tokens], max_tokens: int, *, prompts: bool = False) -> list[Batch]:
@@ -56,8 +56,7 @@ def flat_pairs(rows: Sequence[Tokens], max_tokens: int, *, prompts: bool = False
     def fits(part: Sequence[_Pair], pair: _Pair) -> bool:
         return sum(one.used for one in part) + pair.used <= max_tokens
 
-    parts = _grouped(pairs, lambda pair: pair.used, fits)
-    return [_batch(part, _mean_targets(pairs), string) for part in parts]
+    return _batches(_grouped(pairs, lambda pair: pair.used, fits), string)
 
 
 def _pairs(rows: Sequence[Tokens], *, prompts: bool) -> list[_Pair]:
@@ -76,10 +75,6 @@ def _pair(position: int, row: Tokens, *, prompts: bool) -> _Pair:
     return _Pair(position, (chosen, rejected), (of_targets[0], of_targets[1]), reference)
 
 
-def _mean_targets(pairs: Sequence[_Pair]) -> float:
-    return sum(pair.chosen_targets for pair in pairs) / len(pairs)
-
-
 def _grouped(
     pairs: Sequence[_Pair], size: Callable[[_Pair], int], fits: Callable[[Sequence[_Pair], _Pair], bool]
 ) -> list[list[_Pair]]:
@@ -90,6 +85,12 @@ def _grouped(
             parts.append([])
         parts[-1].append(pair)
     return parts
+
+
+def _batches(parts: Sequence[Sequence[_Pair]], lay: Callable[[Sequence[Tokens]], Batch]) -> list[Batch]:
+    targets = [pair.chosen_targets for part in parts for pair in part]
+    mean = sum(targets) / max(1, len(targets))
+    return [_batch(part, mean, lay) for part in parts]
 
 
 def _batch(pairs: Sequence[_Pair], chosen_tokens: float, lay: Callable[[Sequence[Tokens]], Batch]) -> Batch:
