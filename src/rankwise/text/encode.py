@@ -152,19 +152,12 @@ class Encoder:
         outcome.methods = [method for method, fits in zip(outcome.methods, kept, strict=True) if fits]
 
     def _truncate(self, outcome: Outcome) -> None:
-        cut = [self._shortened(sequence) for sequence in outcome.sequences]
+        cut = [shortened(sequence, self.limit) for sequence in outcome.sequences]
         outcome.truncated += sum(len(sequence.ids) > self.limit for sequence in outcome.sequences)
         learns = [sequence.loss_count > 0 for sequence in cut]
         outcome.without_loss_tokens += learns.count(False)
         outcome.sequences = [sequence for sequence, some in zip(cut, learns, strict=True) if some]
         outcome.methods = [method for method, some in zip(outcome.methods, learns, strict=True) if some]
-
-    def _shortened(self, sequence: Tokens) -> Tokens:
-        if len(sequence.ids) <= self.limit:
-            return sequence
-        ids, learned = sequence.ids[: self.limit], sequence.loss_mask[: self.limit]
-        inside = sequence.loss_mask[self.limit] and sequence.loss_mask[self.limit - 1]
-        return Tokens(ids, learned, sequence.as_asked, ended=not inside)
 
     def _long_prompt(self, sequence: Tokens) -> bool:
         given = next((place for place, learned in enumerate(sequence.loss_mask) if learned), 0)
@@ -200,6 +193,14 @@ class Encoder:
             _take(outcome, held)
         outcome.truncated += 1 if outcome.sequences else 0
         return None
+
+
+def shortened(sequence: Tokens, limit: int) -> Tokens:
+    """The first `limit` tokens."""
+    if len(sequence.ids) <= limit:
+        return sequence
+    inside = sequence.loss_mask[limit] and sequence.loss_mask[limit - 1]
+    return Tokens(sequence.ids[:limit], sequence.loss_mask[:limit], sequence.as_asked, ended=not inside)
 
 
 def _answers(example: Example) -> int:

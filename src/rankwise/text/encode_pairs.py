@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rankwise.config.data import DataConfig
-from rankwise.text.encode import Encoder, Outcome
+from rankwise.text.encode import Encoder, Outcome, shortened
 from rankwise.text.example import Example
 from rankwise.text.rendering import Template
 from rankwise.text.tokenize import Tokenizer, Tokens
@@ -60,7 +60,7 @@ class PairEncoder:
             outcome.too_long = 1
             return outcome
         outcome.truncated = int(max(outcome.lengths) > self.limit)
-        self._add(outcome, _cut(one, self.limit), _cut(other, self.limit), chosen.methods[0])
+        self._add(outcome, shortened(one, self.limit), shortened(other, self.limit), chosen.methods[0])
         return outcome
 
     def _add(self, outcome: Outcome, chosen: Tokens, rejected: Tokens, method: str) -> None:
@@ -103,10 +103,3 @@ def _prompt_of(tokens: Tokens) -> list[int]:
     """The ids before the first token of an answer."""
     mask = np.asarray(tokens.loss_mask, dtype=bool)
     return list(tokens.ids[: int(np.argmax(mask))])
-
-
-def _cut(tokens: Tokens, limit: int) -> Tokens:
-    if len(tokens.ids) <= limit:
-        return tokens
-    inside = bool(tokens.loss_mask[limit] and tokens.loss_mask[limit - 1])
-    return Tokens(tokens.ids[:limit], tokens.loss_mask[:limit], tokens.as_asked, ended=not inside)
