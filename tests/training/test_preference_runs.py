@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rankwise.objectives.registry import objective_for
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.records import Event, ScoreRecord, StatusMessage, StepRecord, silent
 from rankwise.runs.snapshot import RunSnapshot
+from rankwise.system.cache import cache_folder
 from rankwise.training.reference import Reference
 
 STEPS = 12
@@ -91,8 +93,6 @@ def test_a_run_learns_the_preference_and_goes_on_bit_for_bit_where_it_stopped(ho
 
 
 def _forget_cache() -> None:
-    from rankwise.system.cache import cache_folder
-
     for file in (cache_folder() / "references").glob("*.json"):
         file.unlink()
 
@@ -107,6 +107,20 @@ def test_without_its_reference_a_run_is_not_resumed(home, tiny_folder):
     Path("runs/a/reference.json").write_text('{"values": [], "sha256": ""}')
     with pytest.raises(RunError, match=r"reference\.json is missing or damaged.*--restart"):
         train(settings(tiny_folder, "a"), resume=True)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"values": [[1, 2]]}', '{"values": [[1, 2]], "sha256": ""}'])
+def test_a_damaged_reference_is_not_read(text, tmp_path):
+    (tmp_path / "reference.json").write_text(text)
+    assert Reference.read(tmp_path / "reference.json", 1) is None
+
+
+def test_a_reference_from_the_cache_is_marked_as_used_so_that_it_stays(home, tiny_folder):
+    train(settings(tiny_folder, "a"))
+    (file,) = (cache_folder() / "references").glob("*.json")
+    os.utime(file, (0, 0))
+    train(settings(tiny_folder, "b"))
+    assert file.stat().st_mtime > 0 and losses("b") == losses("a")
 
 
 def test_the_reference_is_the_base_with_the_adapter_off(home, tiny_folder):

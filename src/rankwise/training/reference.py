@@ -8,8 +8,9 @@ in the folder of the run until it is finished, so that a run that is resumed goe
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -49,9 +50,9 @@ class Reference:
         try:
             stored = json.loads(file.read_text(encoding="utf-8"))
             reference = cls(np.array(stored["values"], np.float64).reshape(-1, 2))
+            same = stored["sha256"] == reference._hash and len(reference.values) == rows
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
-        same = stored["sha256"] == reference._hash and len(reference.values) == rows
         return reference if same else None
 
     @property
@@ -69,6 +70,8 @@ def reference_of(
     file = cache_folder() / "references" / f"{_key(backend, prepared, numbers, base, lineage)}.json"
     known = Reference.read(file, len(prepared.sequences))
     if known is not None:
+        with suppress(OSError):
+            os.utime(file)  # mark as used
         callback(StatusMessage("the reference of these pairs was computed before; it is taken from the cache"))
         return known
     context = nullcontext() if lineage else backend.start()
