@@ -10,7 +10,7 @@ from rankwise.config.experiment import Experiment
 from rankwise.config.images import ImagesConfig
 from rankwise.config.misfits import misfits
 from rankwise.config.models import ModelConfig
-from rankwise.config.preference import PreferenceConfig, as_pairs
+from rankwise.config.preference import PreferenceConfig, read_as
 from rankwise.data.classes import read_targets
 from rankwise.data.tag_classes import holds_tags, read_tags
 from rankwise.errors import ConfigError
@@ -64,12 +64,7 @@ def decided(experiment: Experiment, callback: Callback) -> Experiment:
         raise ConfigError([problem])
     if problems := misfits(experiment):
         raise ConfigError(problems)
-    if experiment.objective == OF_PAIRS:
-        if is_encoder(config):
-            raise ConfigError([f"the objective is {OF_PAIRS}, but {name} ({kind}) generates no text. Choose a language "
-                               "model with --model."])  # fmt: skip
-        return experiment.model_copy(update={"data": as_pairs(experiment.data)})
-    return experiment
+    return experiment.model_copy(update={"data": read_as(experiment.data, experiment.objective)})
 
 
 def _misfit(objective: str, config: dict[str, Any], model: str) -> str | None:
@@ -84,6 +79,8 @@ def _misfit(objective: str, config: dict[str, Any], model: str) -> str | None:
             f"the objective is {objective}, but {model} is an encoder with a decoder, which is trained with the "
             f"objective {SEQUENCE_TO_SEQUENCE.name}. Leave out --objective."
         )
+    if objective == OF_PAIRS and is_encoder(config):
+        return f"the objective is {OF_PAIRS}, but {model} generates no text. Choose a language model with --model."
     if objective in (OF_PAIRS, OF_WORDS) and is_encoder_decoder(config):
         return (
             f"the objective is {objective}, but {model} is an encoder with a decoder, which rankwise trains with the "
