@@ -38,7 +38,7 @@ class PairFacts(Config):
     """Pairs left out because both answers are the same tokens."""
 
     def describe(self) -> str:
-        return f"pairs are learned by {self.loss} with beta {self.beta:g}; {self.counts()}"
+        return f"{self.rows:,} pairs are learned by {self.loss} with beta {self.beta:g}{self._lengths}"
 
     def doubts(self) -> str:
         """Counts of pairs that may be mistakes."""
@@ -48,13 +48,16 @@ class PairFacts(Config):
         )
 
     def counts(self) -> str:
-        text = f"{self.rows:,}"
-        if self.chosen is not None and self.rejected is not None:
-            text += (
-                f", chosen answers have {self.chosen.median:,} tokens and rejected ones {self.rejected.median:,} "
-                f"(medians), and the chosen one is longer in {self.chosen_longer:.0%}"
-            )
-        return text
+        return f"{self.rows:,}{self._lengths}"
+
+    @property
+    def _lengths(self) -> str:
+        if self.chosen is None or self.rejected is None:
+            return ""
+        return (
+            f"; chosen answers have {self.chosen.median:,} tokens and rejected ones {self.rejected.median:,} "
+            f"(medians), and the chosen answer is the longer one in {self.chosen_longer:.0%} of the pairs"
+        )
 
 
 class PairResults(Config):
