@@ -309,7 +309,7 @@ def test_what_has_no_effect_is_refused_by_name(here, words, said):
         (("export", "t5-lora", "--to", "x", "--format", "portable"), "--format portable is for decoders alone"),
         (("export", "t5-lora", "--to", "x", "--format", "ollama"), "--format ollama is for decoders alone"),
         (("export", "t5-lora", "--to", "x", "--format", "mlx"), "--format mlx is for decoders alone"),
-        (("strength", "t5-lora"), "strength reads on in a text"),
+        (("strength", "t5-lora"), "strength measures how a model continues a text"),
         (("evaluate", "t5-lora", "--blocks", "4"), "--blocks is for running text"),
         (("evaluate", "t5-lora", "--task", "lm-eval:hellaswag"), "with decoders alone"),
         (("generate", "t5-lora", "--prompt", "a", "--system", "b"), "an encoder reads one text"),

@@ -4,8 +4,9 @@
               "base_settings": what the base's config.json lacks for readers of older names,
               "questions": [{"prompt": text, "prompt_ids": […], "answer_ids": […], "answer": text,
                              "max_new_tokens": n}, …],
-              "conversations": [[{"role": …, "content": …}, …], …]}
-             of a classifier {"outputs": n, "classes": […], "questions": [{"text": …} or {"image": file}, …]}
+              "conversations": [[{"role": …, "content": …}, …], …], "thinks": whether they are rendered for reasoning}
+             of a classifier {"outputs": n, "classes": […], "several": whether a row may have several of them,
+              "questions": [{"text": …} or {"image": file}, …]}
     reply    {"engine": name, "version": …, "end_id": id or null, "stop_ids": ids or null,
               "conversations": [ids or null, …], "conversation_sizes": [tokens or null, …],
               "replies": [{"prompt_ids": […], "answer_ids": […], "answer": text, "log_probabilities": […],

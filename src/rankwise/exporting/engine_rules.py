@@ -59,7 +59,7 @@ def verdicts(weights: AdapterWeights) -> dict[str, str | None]:
     """
     if weights.settings.get("task_type") == "SEQ_2_SEQ_LM":
         others = [name for name in RULES if name not in OF_ENCODER_DECODERS]
-        reason = "lays adapters over decoders alone, as far as rankwise knows, and this one is for an encoder with one."
+        reason = "is not known to read adapters of an encoder with a decoder."
         return dict.fromkeys(OF_ENCODER_DECODERS) | {name: f"{name} {reason}" for name in others}
     facts = declared(weights)
     return {name: _verdict(rule, weights, facts) for name, rule in RULES.items()}

@@ -67,8 +67,8 @@ class TunedModel:
         self.check_generates()
         if self.model.encoder_decoder:
             raise RunError(
-                f"{what} reads on in a text, and {self.artifact.described} is an encoder with a decoder, which answers "
-                "single texts. Use rankwise evaluate to measure it."
+                f"{what} measures how a model continues a text, and {self.artifact.described} is an encoder with a "
+                "decoder, which writes answers to single texts. Use rankwise evaluate to measure it."
             )
 
     @property
