@@ -108,8 +108,9 @@ def _by_products(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], scal
         asking = q[:, first:end].reshape(k.shape[0], -1, width)
         scores = _product(asking, k[:, start:end].mT, scale).view(heads, end - first, -1).to(log_sums.dtype)
         scores[:, :, first - start :] += _above(end - first, scores.dtype, scores.device)
-        log_sums[:, first:end] = scores.logsumexp(-1)
-        weights = torch.softmax(scores, -1).to(q.dtype).view(k.shape[0], -1, end - start)
+        sums = scores.logsumexp(-1, keepdim=True)
+        log_sums[:, first:end] = sums[:, :, 0]
+        weights = scores.sub_(sums).exp_().to(q.dtype).view(k.shape[0], -1, end - start)
         out[first:end] = (weights @ v[:, start:end]).view(heads, end - first, -1).transpose(0, 1)
     return out, log_sums
 

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from rankwise.kernels.quantized.tensor import unpacked
-from rankwise.kernels.row_pieces import row_pieces
+from rankwise.kernels.row_pieces import cached_rows
 
 ROWS = 64
 
@@ -45,7 +45,7 @@ def _rows_of(logits: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
     cache."""
     dtype = torch.promote_types(logits.dtype, torch.float32)
     total, excess = logits.new_zeros((), dtype=dtype), torch.empty_like(logits)
-    for first, last in row_pieces(*logits.shape):
+    for first, last in cached_rows(logits):
         log_p, log_q = (torch.log_softmax(one[first:last], -1, dtype=dtype) for one in (base, logits))
         p = log_p.exp()
         total += log_p.sub_(log_q).mul_(p).sum()

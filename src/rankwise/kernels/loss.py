@@ -18,19 +18,19 @@ from torch.nn import functional as F
 
 from rankwise.kernels.quantized.tensor import unpacked
 from rankwise.kernels.regions import CompiledRegion
-from rankwise.kernels.row_pieces import row_pieces
+from rankwise.kernels.row_pieces import cached_rows
 
 ROWS = 256
 
 
 def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Sum the losses in nats, as a float32 scalar, of hidden (N, d), a frozen weight (V, d) and targets (N,)."""
-    return _HeadLoss.apply(hidden, weight, targets)
+    return _HeadLosses.apply(hidden, weight, targets).sum()
 
 
 def head_log_probabilities(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """The log-probability of each target (N,) in float32, of hidden (N, d) and a frozen weight (V, d)."""
-    return _HeadLogProbabilities.apply(hidden, weight, targets)
+    return -_HeadLosses.apply(hidden, weight, targets)
 
 
 def plain_head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def _by_operations(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     here. A few rows at a time, so that their float32 copy stays in the processor's cache."""
     exact = torch.promote_types(logits.dtype, torch.float32)
     losses = logits.new_empty((len(logits), 1), dtype=exact)
-    for first, last in row_pieces(*logits.shape):
+    for first, last in cached_rows(logits):
         logs = torch.log_softmax(logits[first:last], -1, dtype=exact)
         losses[first:last] = -logs.gather(1, labels[first:last])
         shares = logs.exp_()
@@ -67,54 +67,28 @@ def _in_passes(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 _loss_and_excess = CompiledRegion(_by_operations, _in_passes)
 
 
-class _HeadLoss(torch.autograd.Function):
+class _HeadLosses(torch.autograd.Function):
+    """The loss of each target (N,)."""
+
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         exact, weight = torch.promote_types(hidden.dtype, torch.float32), unpacked(weight)
         learning = ctx.needs_input_grad[0]
-        total = hidden.new_zeros((), dtype=exact)
+        losses = hidden.new_empty((len(hidden), 1), dtype=exact)
         change = torch.empty_like(hidden) if learning else hidden[:0]
         for first in range(0, len(hidden), ROWS):
-            rows, labels = hidden[first : first + ROWS], targets[first : first + ROWS, None]
-            logits = rows @ weight.T
+            tile = slice(first, first + ROWS)
+            logits, labels = hidden[tile] @ weight.T, targets[tile, None]
             if learning:
-                losses, excess = _loss_and_excess(logits, labels)
-                loss = losses.sum()
-                torch.mm(excess, weight, out=change[first : first + ROWS])
+                losses[tile], excess = _loss_and_excess(logits, labels)
+                torch.mm(excess, weight, out=change[tile])
             else:
-                loss = -torch.log_softmax(logits, -1, dtype=exact).gather(1, labels).sum()
-            total += loss
+                losses[tile] = -torch.log_softmax(logits, -1, dtype=exact).gather(1, labels)
         ctx.save_for_backward(change)
-        return total
+        return losses[:, 0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (change,) = ctx.saved_tensors
-        return change * grad.to(change.dtype), None, None
-
-
-class _HeadLogProbabilities(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        exact, weight = torch.promote_types(hidden.dtype, torch.float32), unpacked(weight)
-        learning = ctx.needs_input_grad[0]
-        logs = hidden.new_empty(len(hidden), dtype=exact)
-        change = torch.empty_like(hidden) if learning else hidden[:0]
-        for first in range(0, len(hidden), ROWS):
-            rows, labels = hidden[first : first + ROWS], targets[first : first + ROWS, None]
-            logits = rows @ weight.T
-            if learning:
-                losses, excess = _loss_and_excess(logits, labels)
-                torch.mm(excess, weight, out=change[first : first + ROWS])
-                logs[first : first + ROWS] = -losses[:, 0]
-            else:
-                logs[first : first + ROWS] = torch.log_softmax(logits, -1, dtype=exact).gather(1, labels)[:, 0]
-        ctx.save_for_backward(change)
-        return logs
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (change,) = ctx.saved_tensors
-        return change * -grad[:, None].to(change.dtype), None, None
+        return change * grad[:, None].to(change.dtype), None, None
