@@ -7,7 +7,7 @@ BIN := .venv/bin
 RUN_READY := .venv/.ready
 DEV_READY := .venv/.ready-dev
 
-.PHONY: install demo test test-fast check format docs examples bench engines wheel gpu clean
+.PHONY: install demo test test-fast test-lowest check format docs examples bench engines wheel gpu lock sbom audit clean
 
 install: $(RUN_READY)  ## rankwise alone, in .venv
 
@@ -80,6 +80,40 @@ gpu: $(DEV_READY)  ## the checks that need a CUDA or Apple GPU, and its speed
 wheel: $(DEV_READY)
 	$(BIN)/pip wheel --no-deps --wheel-dir dist .
 
+SUPPLY := .venv-supply/bin
+$(SUPPLY)/.ready: | .venv/bin/python
+	$(PYTHON) -m venv .venv-supply
+	$(SUPPLY)/python -m pip install --quiet 'uv>=0.9' 'cyclonedx-bom>=7' 'pip-audit>=2.10'
+	@touch $@
+
+# requirements/tested.txt: what `make test` passed with. A range for torch, whose builds for one kind of processor have
+# names of their own. requirements/lowest.txt: the lowest versions that pyproject.toml admits.
+lock: $(DEV_READY) $(SUPPLY)/.ready  ## requirements/, after a change of pyproject.toml or when `make test` passed with newer versions
+	{ echo "# Constraints: the versions with which the whole test suite passed. Written by make lock."; \
+		$(BIN)/python -m pip list --format freeze --exclude-editable \
+		| sed -E 's/^(torch|torchvision)==([0-9]+\.[0-9]+).*/\1==\2.*/'; } > requirements/tested.txt
+	{ echo "# The lowest versions that pyproject.toml admits, for make test-lowest. Written by make lock."; \
+		$(SUPPLY)/uv pip compile --quiet --no-header --no-annotate --python-version 3.11 --resolution lowest-direct \
+		--no-emit-index-url --extra dev pyproject.toml; } > requirements/lowest.txt
+
+.venv-lowest/.ready: requirements/lowest.txt $(SUPPLY)/.ready
+	$(SUPPLY)/uv venv --quiet --clear --python 3.11 .venv-lowest
+	$(SUPPLY)/uv pip install --quiet --python .venv-lowest/bin/python --requirement requirements/lowest.txt
+	$(SUPPLY)/uv pip install --quiet --python .venv-lowest/bin/python --no-deps --editable .
+	@touch $@
+
+test-lowest: .venv-lowest/.ready  ## the tests of the inner loop with the lowest versions; on Linux, torch takes 7 GB there
+	HYPOTHESIS_PROFILE=fast .venv-lowest/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile \
+		-m "not slow and not gpu"
+
+sbom: $(RUN_READY) $(SUPPLY)/.ready  ## dist/sbom.json: what is installed with rankwise, in the format of CycloneDX
+	@mkdir -p dist
+	$(SUPPLY)/cyclonedx-py environment --pyproject pyproject.toml --of JSON --output-file dist/sbom.json $(BIN)/python
+
+audit: $(SUPPLY)/.ready  ## known vulnerabilities of requirements/tested.txt; asks a service on the network
+	sed -E 's/\.\*$$/.0/' requirements/tested.txt > .venv-supply/audited.txt
+	$(SUPPLY)/pip-audit --requirement .venv-supply/audited.txt --no-deps --disable-pip
+
 # A Python without ensurepip (Debian without python3-venv) cannot put pip into a new environment; its own pip can.
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; give one with PYTHON=…"; exit 1; }
@@ -95,4 +129,4 @@ $(DEV_READY): pyproject.toml | .venv/bin/python
 	@touch $@ $(RUN_READY)
 
 clean:
-	rm -rf .venv $(ENGINES:%=.venv-engines-%) .venv-engines-unsloth build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lowest .venv-supply $(ENGINES:%=.venv-engines-%) .venv-engines-unsloth build dist .pytest_cache .ruff_cache .hypothesis

@@ -225,15 +225,10 @@ class AdaLoraConfig(AdapterConfig):
     def _whole(self) -> Self:
         if self.warmup + self.final >= 1:
             raise ValueError("warmup and final together leave no steps for pruning; their sum must be below 1")
-        if self.start == "zero" and self.orthogonality:
+        if self.start == "zero" and (self.orthogonality or self.penalty != "paper"):
             raise ValueError(
-                f"orthogonality is {self.orthogonality:g}, but with start zero the rows of P begin with length 0 and "
-                "are not meant to be orthonormal; set orthogonality to 0, or start to orthonormal"
-            )
-        if self.start == "zero" and self.penalty != "paper":
-            raise ValueError(
-                f"penalty is {self.penalty}, but with start zero there is no penalty; leave it out, or set start to "
-                "orthonormal"
+                "with start zero there is no penalty, since the rows of P begin with length 0; orthogonality is "
+                f"{self.orthogonality:g} and penalty is {self.penalty}. Leave both out, or set start to orthonormal"
             )
         return self
 
