@@ -1,7 +1,8 @@
 """The frozen layers that an adapter can be laid over, and the adapter that fits each.
 
 A linear layer y = x W^T (weight (O, I)); GPT-2's Conv1D, the same with its weight stored as (I, O); an embedding,
-whose rows are the outputs; a convolution over images, whose I is channels times kernel.
+whose rows are the outputs; a convolution over images, whose I is channels times kernel; the weights of all experts of a
+block in one parameter (experts.py).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from rankwise.adapters.adalora import AdaLoRA, FusedAdaLoRA
 from rankwise.adapters.adapter import Adapter, Applied, on_embedding, on_linear
 from rankwise.adapters.convolutions import conv_problem, on_conv2d
 from rankwise.adapters.dora import DoRA
+from rankwise.adapters.experts import StackedWeight
 from rankwise.adapters.fused import Split
 from rankwise.adapters.lora import LoRA
 from rankwise.config.adapters import AdaLoraConfig
@@ -47,16 +49,9 @@ def kind_of(module: nn.Module) -> HostKind | None:
         return "linear"
     if is_conv1d(module):
         return "conv1d"
+    if isinstance(module, StackedWeight):
+        return "experts"
     return "embedding" if is_embedding(module) else "conv2d" if is_conv2d(module) else None
-
-
-def stacked_experts(module: nn.Module) -> tuple[str, ...]:
-    """Names of the parameters in which a mixture's module holds the weights of all its experts. transformers calls the
-    class of such a module by what it holds, as in `MixtralExperts`."""
-    if kind_of(module) is not None or "expert" not in type(module).__name__.lower():
-        return ()
-    weights = module.named_parameters(recurse=False)
-    return tuple(name for name, weight in weights if weight.dim() > 1 and not name.endswith("bias"))
 
 
 def is_host(module: nn.Module) -> bool:
@@ -65,6 +60,8 @@ def is_host(module: nn.Module) -> bool:
 
 def is_transposed(module: nn.Module) -> bool:
     """Whether the stored weight is (I, O)."""
+    if isinstance(module, StackedWeight):
+        return module.is_transposed
     return is_conv1d(module) or is_embedding(module)
 
 
@@ -75,12 +72,17 @@ def weight_of(module: nn.Module) -> Tensor:
 
 
 def features_of(module: nn.Module) -> tuple[int, int]:
-    """(I, O) of a host."""
+    """(I, O) of a host, of each of its experts."""
     weight = weight_of(module)
     if is_conv2d(module):
         return weight[0].numel(), weight.shape[0]
-    rows, columns = weight.shape
+    rows, columns = weight.shape[-2:]
     return (rows, columns) if is_transposed(module) else (columns, rows)
+
+
+def experts_of(module: nn.Module) -> int:
+    """How many experts' weights a host holds; 0 for a layer that is no mixture's."""
+    return len(weight_of(module)) if isinstance(module, StackedWeight) else 0
 
 
 def applied_to(module: nn.Module) -> Applied:
@@ -98,8 +100,9 @@ def lora_for(
         adapter = DoRA(module, rank, scale, dropout, generator, transposed=is_transposed(module))
     else:
         adapter = LoRA(
-            *features_of(module), rank, scale, dropout, generator, applied_to(module), looked_up=is_embedding(module)
-        )
+            *features_of(module), rank, scale, dropout, generator, applied_to(module),
+            looked_up=is_embedding(module), experts=experts_of(module),
+        )  # fmt: skip
     return adapter.to(weight_of(module).device)
 
 
@@ -124,5 +127,5 @@ def adalora_for(
 
 
 def oriented(module: nn.Module, delta: Tensor) -> Tensor:
-    """A change (O, I) in the shape of the host's weight."""
-    return delta.T if is_transposed(module) else delta.view_as(weight_of(module))
+    """A change (O, I), or one of each expert, in the shape of the host's weight."""
+    return delta.mT if is_transposed(module) else delta.view_as(weight_of(module))

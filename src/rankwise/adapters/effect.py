@@ -61,4 +61,4 @@ def _size(adapter: Adapter) -> float:
     if not adapter.additive:
         return torch.linalg.vector_norm(adapter.delta()).item()
     A, B = (factor.double() for factor in adapter.factors())
-    return abs(adapter.scale) * ((A @ A.T) * (B.T @ B)).sum().clamp_min(0.0).sqrt().item()
+    return abs(adapter.scale) * ((A @ A.mT) * (B.mT @ B)).sum().clamp_min(0.0).sqrt().item()

@@ -7,6 +7,7 @@ The root is rank-stabilised LoRA's (Kalajdzievski 2023, arXiv 2312.03732).
 A starts uniform in ±1/sqrt(I) (kaiming-uniform with a = sqrt 5), B at zero, so an adapted layer starts as its
 host; s is a plain float and never part of a parameter, so that a learning rate means the same at every rank and alpha.
 For an embedding the roles are exchanged: A starts at zero and B normal, because the lookup reads columns of A.
+Over stacked experts, each expert has factors of its own: A (E, R, I) and B (E, O, R).
 """
 
 from __future__ import annotations
@@ -20,21 +21,22 @@ from rankwise.adapters.adapter import Adapter, Applied, on_linear
 
 
 class LoRA(Adapter):
-    """`looked_up`: of a table, whose A is read and not multiplied."""
+    """`looked_up`: of a table, whose A is read and not multiplied. `experts`: how many have factors of their own here."""
 
     def __init__(
         self, in_features: int, out_features: int, rank: int, scale: float, dropout: float, generator: torch.Generator,
-        applied: Applied = on_linear, *, looked_up: bool = False,
+        applied: Applied = on_linear, *, looked_up: bool = False, experts: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(applied, scale, 0.0 if looked_up else dropout)
-        self.A = nn.Parameter(torch.empty(rank, in_features))
-        self.B = nn.Parameter(torch.empty(out_features, rank))
+        each = (experts,) if experts else ()
+        self.A = nn.Parameter(torch.empty(*each, rank, in_features))
+        self.B = nn.Parameter(torch.empty(*each, out_features, rank))
         self.looked_up = looked_up
         self.reset(generator)
 
     @property
     def rank(self) -> int:
-        return self.A.shape[0]
+        return self.A.shape[-2]
 
     @property
     def grown(self) -> nn.Parameter:
@@ -47,7 +49,7 @@ class LoRA(Adapter):
             self.A.zero_()
             self.B.copy_(torch.randn(self.B.shape, generator=generator))
             return
-        bound = 1 / math.sqrt(self.A.shape[1])
+        bound = 1 / math.sqrt(self.A.shape[-1])
         self.A.copy_((torch.rand(self.A.shape, generator=generator) * 2 - 1) * bound)
         self.B.zero_()
 

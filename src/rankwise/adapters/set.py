@@ -16,6 +16,7 @@ from torch import nn
 from rankwise.adapters.adalora import is_decided
 from rankwise.adapters.adapter import Adapter
 from rankwise.adapters.base_layers import adalora_for, features_of, lora_for
+from rankwise.adapters.experts import ExpertsWrapper, open_experts
 from rankwise.adapters.fused import split_of
 from rankwise.adapters.heads import HeadWrapper, head_paths
 from rankwise.adapters.lora import LoRA
@@ -47,6 +48,7 @@ class AdapterSet:
     ) -> None:
         """Lay a new LoRA or DoRA adapter over the chosen layers, and make it the active one."""
         generator = torch.Generator().manual_seed(seed)
+        open_experts(self.model, [choice.path for choice in choices])
 
         def made(choice: Choice) -> Adapter:
             host = self.host(choice.path)
@@ -229,9 +231,11 @@ class AdapterSet:
 
     def remove(self) -> nn.Module:
         """Take every adapter out again; returns the base model."""
-        for path, module in list(self.model.named_modules(remove_duplicate=False)):
+        for path, module in reversed(list(self.model.named_modules(remove_duplicate=False))):  # the innermost first
             if isinstance(module, AdapterWrapper):
                 module.active = ()
+                self.model.set_submodule(path, module.host)
+            elif isinstance(module, ExpertsWrapper):
                 self.model.set_submodule(path, module.host)
             elif isinstance(module, HeadWrapper):
                 self.model.set_submodule(path, module.base_layer)
@@ -274,7 +278,7 @@ def _check_name(name: str) -> None:
 
 
 def refuse_adapted(model: nn.Module) -> None:
-    if any(isinstance(module, AdapterWrapper | HeadWrapper) for module in model.modules()):
+    if any(isinstance(module, AdapterWrapper | HeadWrapper | ExpertsWrapper) for module in model.modules()):
         raise TargetError(
             "this model already has adapters. Give their AdapterSet, which inject returned (after training it is "
             "`trainable.adapters`), to rankwise.add_adapter to add another one, or call its `remove`."

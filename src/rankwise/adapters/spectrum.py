@@ -93,11 +93,11 @@ def spectrum_of(part: Factors) -> Spectrum:
 
 
 def spectra_of(weights: AdapterWeights, done: Done = lambda number, total: None) -> dict[str, Spectrum]:
-    """The spectrum of each layer by path; `done` is told how many layers of all there are so far."""
-    spectra = dict[str, Spectrum]()
-    for path, part in weights.factors.items():
+    """The spectrum of each layer and expert by path; `done` is told how many of all there are so far."""
+    spectra, factors = dict[str, Spectrum](), weights.each
+    for path, part in factors.items():
         spectra[path] = spectrum_of(part)
-        done(len(spectra), len(weights.factors))
+        done(len(spectra), len(factors))
     return spectra
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from rankwise.adapters.base_layers import kind_of, stacked_experts, weight_of
+from rankwise.adapters.base_layers import kind_of, weight_of
 from rankwise.adapters.convolutions import conv_problem
+from rankwise.adapters.experts import ExpertsWrapper, stacked_by_own_code, stacked_hosts
 from rankwise.adapters.heads import HeadWrapper
 from rankwise.adapters.token_rows import TokenRows
 from rankwise.adapters.wrapper import AdapterWrapper
@@ -62,14 +63,16 @@ def _seen(module: nn.Module, head: nn.Module | None, tables: set[int]) -> Seen:
     if isinstance(module, nn.Conv2d):
         return Seen(kind, name, head=module is head, channels=module.in_channels, problem=conv_problem(module))
     tied = kind == "linear" and id(weight_of(module)) in tables
-    return Seen(kind, name, tied, module is head, stacked=stacked_experts(module))
+    return Seen(kind, name, tied, module is head, stacked=() if kind else stacked_by_own_code(module))
 
 
 def host_view(model: nn.Module) -> dict[str, nn.Module]:
     """Every module by its path, as if no adapter were there: an adapted layer shows as its host, and so does a head
-    that is trained whole."""
+    that is trained whole. Parameters that stack the weights of experts are among them, as layers."""
     wrapped = tuple(
-        f"{path}." for path, module in model.named_modules() if isinstance(module, AdapterWrapper | HeadWrapper)
+        f"{path}."
+        for path, module in model.named_modules()
+        if isinstance(module, AdapterWrapper | HeadWrapper | ExpertsWrapper)
     )
     view: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
@@ -78,7 +81,8 @@ def host_view(model: nn.Module) -> dict[str, nn.Module]:
         if isinstance(module, HeadWrapper):
             view |= {f"{path}.{own}".rstrip("."): part for own, part in module.base_layer.named_modules()}
         else:
-            view[path] = module.host if isinstance(module, AdapterWrapper) else module
+            view[path] = module.host if isinstance(module, AdapterWrapper | ExpertsWrapper) else module
+            view |= stacked_hosts(path, view[path])
     return view
 
 

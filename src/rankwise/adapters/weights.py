@@ -1,6 +1,7 @@
 """The trained numbers of one adapter, without its model: factors by layer, and modules that were trained whole.
 
-    delta W  =  scale * B A                          A (R, I), B (O, R); of a convolution A (R, C, H, W), B (O, R, 1, 1)
+    delta W  =  scale * B A                          A (R, I), B (O, R); of a convolution A (R, C, H, W), B (O, R, 1, 1);
+                                                     of stacked experts A (E, R, I), B (E, O, R)
 
 `portable` is for engines that read one rank and one alpha: R the largest rank, zeros where a layer has less,
 lora_alpha = r = R, the scale of each layer in its B. Two adapters are compared layer by layer by
@@ -24,14 +25,16 @@ from torch.nn import functional as F
 
 from rankwise.errors import AdapterError
 
+STACKED = 3
+"""Dimensions of a factor that has one matrix for each expert."""
 NEAR = 1e-6
 """How much of a layer's change may differ, since s B is rounded to float32."""
 
 
 @dataclass(frozen=True)
 class Factors:
-    """One layer's factors: the rank is the first dimension of A and the second of B. With DoRA's `magnitude` (O,) they
-    are not the whole change."""
+    """One layer's factors: the rank is the first dimension of A and the second of B, after the experts where there are
+    any. With DoRA's `magnitude` (O,) they are not the whole change."""
 
     A: Tensor
     B: Tensor
@@ -45,7 +48,24 @@ class Factors:
 
     @property
     def rank(self) -> int:
-        return self.A.shape[0]
+        return self.A.shape[1 if self.experts else 0]
+
+    @property
+    def experts(self) -> int:
+        """How many experts have factors here; 0 for a layer that is no mixture's."""
+        return len(self.A) if self.A.ndim == STACKED else 0
+
+    @property
+    def of_each(self) -> list[Factors]:
+        """The factors of each expert, or these alone."""
+        pairs = zip(self.A, self.B, strict=True)
+        return [replace(self, A=A, B=B) for A, B in pairs] if self.experts else [self]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes that do not depend on the rank: experts, outputs and inputs."""
+        rows = self.B.shape[:2] if self.experts else self.B.shape[:1]
+        return (self.experts, *rows, *self.A.shape[2 if self.experts else 1 :])
 
     @property
     def finite(self) -> bool:
@@ -54,11 +74,13 @@ class Factors:
     def padded(self, rank: int) -> Factors:
         """Give the same change a larger rank and the scale 1."""
         missing, A, B = rank - self.rank, self.A.float(), self.B.float() * self.scale
-        below, beside = [0, 0] * (A.ndim - 1) + [0, missing], [0, 0] * (B.ndim - 2) + [0, missing]
+        outer = 2 if self.experts else A.ndim
+        below, beside = [0, 0] * (outer - 1) + [0, missing], [0, 0] * (min(B.ndim, outer) - 2) + [0, missing]
         return replace(self, A=F.pad(A, below), B=F.pad(B, beside), scale=1.0)
 
     def matrices(self) -> tuple[Tensor, Tensor]:
-        """A and scale * B in float64, each with two dimensions."""
+        """A and scale * B in float64, each with two dimensions. Experts have theirs one by one."""
+        assert not self.experts, "of_each first"
         return self.A.double().flatten(1), self.B.double().flatten(1) * self.scale
 
 
@@ -97,6 +119,15 @@ class AdapterWeights:
     @property
     def ranks(self) -> dict[str, int]:
         return {path: part.rank for path, part in self.factors.items()}
+
+    @property
+    def each(self) -> dict[str, Factors]:
+        """Factors with a matrix each: those of a layer by its path, those of an expert by its number behind the path."""
+        return {
+            f"{path}.{number}" if part.experts else path: one
+            for path, part in self.factors.items()
+            for number, one in enumerate(part.of_each)
+        }
 
     @property
     def parameters(self) -> int:
@@ -196,11 +227,13 @@ def check_same(one: AdapterWeights, other: AdapterWeights, folder: Path) -> None
 
 
 def _same(one: Factors, other: Factors) -> bool:
-    if (one.A.shape[1:], one.B.shape[0]) != (other.A.shape[1:], other.B.shape[0]):
+    if one.shape != other.shape:
         return False
     magnitudes = [torch.empty(0) if part.magnitude is None else part.magnitude for part in (one, other)]
-    if not torch.equal(*magnitudes):
-        return False
+    return torch.equal(*magnitudes) and all(map(_same_change, one.of_each, other.of_each))
+
+
+def _same_change(one: Factors, other: Factors) -> bool:
     (A, B), (C, D) = one.matrices(), other.matrices()
     return _norm(torch.cat([B, -D], 1), torch.cat([A, C])) <= NEAR * _norm(D, C)
 

@@ -23,7 +23,7 @@ QUIET_SECONDS = 3
 """Shorter work tells no progress."""
 DECLARED = (
     "peft_type", "r", "init_r", "lora_alpha", "use_rslora", "use_dora", "target_modules", "rank_pattern",
-    "alpha_pattern", "modules_to_save", "trainable_token_indices",
+    "alpha_pattern", "target_parameters", "modules_to_save", "trainable_token_indices",
 )  # fmt: skip
 
 
@@ -38,7 +38,7 @@ class AdapterFacts:
     heads: list[str]
     """Fully trained weights beside the factors."""
     scales: dict[str, float]
-    """The scale of each layer that was trained."""
+    """The scale of each layer and expert that was trained."""
     engines: dict[str, str | None]
     """By engine, None where it applies the trained change, or a sentence why not."""
     engine_factors: dict[str, dict[str, float]]
@@ -101,7 +101,7 @@ def adapter_facts(weights: AdapterWeights, recorded: BaseFacts | None, callback:
         kinds=dict(Counter(kind_of_layer(path) for path in weights.factors)),
         missing={kind: blocks for kind, blocks in missing_blocks(weights).items() if blocks},
         heads=list(weights.heads),
-        scales={path: part.scale for path, part in weights.factors.items()},
+        scales={path: part.scale for path, part in weights.each.items()},
         engines=engines,
         engine_factors={name: wrong for name in engines if (wrong := _wrong(factors_by_layer(name, weights)))},
         spectra=spectra,

@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 
+from rankwise.config.experts import stored_names
 from rankwise.config.layer import Heads, Layer
 
 PREFIX = "base_model.model."
@@ -26,7 +27,11 @@ def size_of_file(
     size, kind = (2, "F16") if half else (4, "F32")
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    factors = [tensor for layer, rank in ranks for tensor in _tensors(layer, rank, dora=dora)]
+    experts = stored_names([layer.path for layer, _ in ranks if layer.experts])
+    factors = [
+        tensor for layer, rank in ranks
+        for tensor in _tensors(layer, experts.get(layer.path, layer.path), rank, dora=dora)
+    ]  # fmt: skip
     tensors = sorted([*factors, *((PREFIX + name, size) for name, size in heads.items())])
     for name, shape in tensors:
         begin, end = end, end + size * math.prod(shape)
@@ -35,8 +40,10 @@ def size_of_file(
     return 8 + -(-length // 8) * 8 + end
 
 
-def _tensors(layer: Layer, rank: int, *, dora: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
-    A, B, path = (rank, layer.inputs), (layer.outputs, rank), f"{PREFIX}{layer.path}"
+def _tensors(layer: Layer, name: str, rank: int, *, dora: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The ranks of all experts of one parameter lie in one tensor."""
+    rank *= max(1, layer.experts)
+    A, B, path = (rank, layer.inputs), (layer.outputs, rank), f"{PREFIX}{name}"
     if layer.kind == "embedding":
         yield f"{path}.lora_embedding_A", A
         yield f"{path}.lora_embedding_B", B

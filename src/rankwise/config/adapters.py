@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from rankwise.config.adapter_file import NO_HEADS
 from rankwise.config.base import Number, PositiveInt
 from rankwise.config.budget import BudgetKind, parse_budget
+from rankwise.config.experts import refuse_experts
 from rankwise.config.layer import Heads, Layer
 from rankwise.config.matching import by_pattern, parse_layers, select, split_names
 from rankwise.config.method import NO_ADAPTER, NO_BASE_BESIDE, NO_NEW_TRIPLETS, MethodConfig
@@ -39,7 +40,8 @@ class AdapterConfig(MethodConfig):
     targets: tuple[str, ...] = (AUTO,)
     """Layers that get an adapter. `all-linear` selects every linear layer except the output head, and `all-conv` every
     two-dimensional convolution except those that read the image itself. `auto` is `all-linear`, or `all-conv` for a
-    model without linear layers. Otherwise give module names or regular expressions, for example `q_proj,v_proj`."""
+    model without linear layers. Otherwise give module names or regular expressions, for example `q_proj,v_proj`. Experts
+    of a mixture that lie in one parameter get adapters only where the parameter is named, as `experts.gate_up_proj`."""
     layers: tuple[Annotated[int, Field(ge=0, strict=True)], ...] | None = None
     """Transformer blocks that get adapters, as `0-3,7` or `[0, 1, 2, 3, 7]`. By default all blocks."""
 
@@ -106,6 +108,15 @@ class LoraConfig(AdapterConfig):
     @property
     def needs_rows_of_weights(self) -> bool:
         return self.dora
+
+    def select(self, modules: Modules) -> Selection:
+        selection = super().select(modules)
+        for setting, given in (("adapter.dropout", self.dropout > 0), ("adapter.start eva", self.start == "eva")):
+            if given:
+                refuse_experts(
+                    selection.paths, modules, f"for which there is no {setting}. Leave it out, or leave the experts out."
+                )
+        return selection
 
     def misfit(self, objective: str) -> str | None:
         """EVA reads the inputs of predicted tokens."""
@@ -231,6 +242,15 @@ class AdaLoraConfig(AdapterConfig):
                 f"{self.orthogonality:g} and penalty is {self.penalty}. Leave both out, or set start to orthonormal"
             )
         return self
+
+    def select(self, modules: Modules) -> Selection:
+        selection = super().select(modules)
+        refuse_experts(
+            selection.paths, modules,
+            "whose factors have one rank for all experts, and AdaLoRA gives each a rank of its own. Leave them out, or "
+            "set adapter.method=lora.",
+        )  # fmt: skip
+        return selection
 
     @property
     def parsed_budget(self) -> tuple[BudgetKind, float]:

@@ -1,8 +1,11 @@
-"""Experts of a mixture that a model holds as one parameter: no adapter is laid over them, and every choice says so.
+"""Experts of a mixture that a model holds as one parameter: adapted where they are named, and otherwise left out.
 
 transformers 5 stacks the weights of all experts of a block, (experts, outputs, inputs) or (experts, inputs, outputs),
-in parameters of one module, such as `mlp.experts.gate_up_proj`. There is no layer of an expert that an adapter could
-be laid over. The linear layers around them (attention, shared experts) are adapted as in every model.
+in parameters of one module, such as `mlp.experts.gate_up_proj`. Such a parameter is a target by its path, and each of
+its experts gets factors of its own. `all-linear` and names that other layers have too leave it out, as in PEFT, since
+the factors of all experts together are many times those of the other layers.
+
+Some models compute their experts by code of their own. Their parameters cannot be adapted.
 """
 
 from __future__ import annotations
@@ -10,40 +13,87 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from rankwise.config.modules import Modules
-from rankwise.errors import some
+from rankwise.errors import TargetError, some
 
 NAMED = 2
 """Parameters that a sentence names."""
+PARAMETERS = ("gate_up_proj", "up_proj", "down_proj")
+"""Names of the parameters in which transformers stacks weights of experts, in the order of its modules."""
+NESTED = ".base_layer"
+
+
+def expert_parameters(paths: Iterable[str], modules: Modules) -> list[str]:
+    """Those of `paths` that hold the weights of several experts and can be adapted."""
+    return [path for path in paths if modules[path].kind == "experts"]
 
 
 def stacked_parameters(paths: Iterable[str], modules: Modules) -> list[str]:
-    """Paths of the parameters in these modules that hold the weights of several experts."""
+    """Paths of the parameters in these modules that hold the weights of several experts and cannot be adapted."""
     return [f"{path}.{name}" if path else name for path in paths for name in modules[path].stacked]
 
 
-def stacked_matching(matches: Callable[[str], bool], modules: Modules) -> list[str]:
-    """Those that a target names, itself or by a module around it."""
-    inside = [path for path in modules if modules[path].stacked and any(matches(outer) for outer in _outwards(path))]
-    named = [one for one in stacked_parameters(modules, modules) if matches(one)]
-    return list(dict.fromkeys([*stacked_parameters(inside, modules), *named]))
+def named_experts(matches: Callable[[str], bool], modules: Modules) -> tuple[list[str], list[str]]:
+    """The parameters of experts that a target names, itself or by a module around them: those that can be adapted, and
+    those that cannot."""
+    around = {path: any(map(matches, _outwards(path))) for path in modules if _has_experts(path, modules)}
+    own = [path for path in expert_parameters(modules, modules) if around[path]]
+    inside = stacked_parameters([path for path, named in around.items() if named], modules)
+    alone = [one for one in stacked_parameters(modules, modules) if matches(one)]
+    return own, list(dict.fromkeys([*inside, *alone]))
 
 
-def left_out_experts(parameters: list[str]) -> list[str]:
-    """A note about experts that a target leaves out."""
-    if not parameters:
-        return []
-    return [
-        f"{_counted(parameters)}: they get no adapter and stay as they are. The other linear layers that the targets "
-        "name get one"
-    ]
+def left_out_experts(adaptable: list[str], others: list[str]) -> list[str]:
+    """Notes about experts that a target leaves out."""
+    notes: list[str] = []
+    if adaptable:
+        names = dict.fromkeys(_last_two(path) for path in adaptable)
+        notes.append(
+            f"{_counted(adaptable)}: they get no adapter and stay as they are. Add {some(names)} to the targets to give "
+            "each expert one"
+        )
+    if others:
+        notes.append(
+            f"{_counted(others)}, which the model computes by code of its own: they get no adapter and stay as they are"
+        )
+    return notes
 
 
 def no_adapter_over(target: str, parameters: list[str]) -> str:
-    """Why a target that names experts alone is refused."""
+    """Why a target that names nothing but experts of a model's own code is refused."""
     return (
-        f'target "{target}" names experts, over which no adapter can be laid: {_counted(parameters)}. Leave it out; '
-        "the linear layers around the experts can be adapted."
+        f'target "{target}" names experts, over which no adapter can be laid, since the model computes them by code of '
+        f"its own: {_counted(parameters)}. Leave it out; the linear layers around the experts can be adapted."
     )
+
+
+def not_by_their_module(target: str, parameters: list[str]) -> str:
+    """Why a target that names a module around experts is refused."""
+    names = dict.fromkeys(_last_two(path) for path in parameters)
+    return (
+        f'target "{target}" names a module around experts: {_counted(parameters)}. Name the parameters: {some(names)}.'
+    )
+
+
+def refuse_experts(paths: Iterable[str], modules: Modules, what: str) -> None:
+    """TargetError where experts are among the chosen layers; `what` says what they do not fit, and what to do."""
+    if experts := expert_parameters(paths, modules):
+        raise TargetError(f"the targets include experts that lie in one parameter ({some(experts, NAMED)}), {what}")
+
+
+def stored_names(paths: Iterable[str]) -> dict[str, str]:
+    """Under which name PEFT stores the factors of each of these parameters, which are all that an adapter is over.
+
+    PEFT wraps the module of the experts once for each parameter, in the module's order, and calls the factors by the
+    wrapper: those of the last parameter lie at the module's own path, and those before it one `base_layer` deeper each.
+    """
+    by_module: dict[str, list[str]] = {}
+    for path in paths:
+        by_module.setdefault(path.rpartition(".")[0], []).append(path)
+    names: dict[str, str] = {}
+    for module, inside in by_module.items():
+        ordered = sorted(inside, key=lambda path: PARAMETERS.index(path.rpartition(".")[2]))
+        names |= {path: module + NESTED * depth for depth, path in enumerate(reversed(ordered))}
+    return {path: names[path] for path in paths}
 
 
 def _counted(parameters: list[str]) -> str:
@@ -51,7 +101,16 @@ def _counted(parameters: list[str]) -> str:
     return f"{hold} the weights of all experts of a block ({some(parameters, NAMED)})"
 
 
+def _has_experts(path: str, modules: Modules) -> bool:
+    return modules[path].kind == "experts" or bool(modules[path].stacked)
+
+
+def _last_two(path: str) -> str:
+    """As short as it is clear, such as `experts.gate_up_proj`: the last name alone may be another layer's."""
+    return ".".join(path.split(".")[-2:])
+
+
 def _outwards(path: str) -> list[str]:
-    """A module's path and those of all modules around it."""
+    """A path and those of all modules around it."""
     parts = path.split(".")
     return [".".join(parts[:depth]) for depth in range(len(parts), 0, -1)]

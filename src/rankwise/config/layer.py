@@ -1,7 +1,8 @@
 """A module of a model that holds weights, by its sizes and its position, as a plan and the settings of a method see it.
 
 A weight (O, I) maps I inputs to O outputs. An embedding has I rows of O numbers; a convolution's I is channels times
-kernel. A tied head reads the embedding's weight and has none of its own.
+kernel. A tied head reads the embedding's weight and has none of its own. Experts are one parameter that holds
+a weight (O, I) of each expert of a block.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-Kind = Literal["linear", "conv1d", "conv2d", "embedding", "other"]
-"""`other` holds weights that no adapter is laid over: norms, positions, experts, single vectors."""
+Kind = Literal["linear", "conv1d", "conv2d", "embedding", "experts", "other"]
+"""`other` holds weights that no adapter is laid over: norms, positions, single vectors."""
 Position = tuple[int, int]
 """A block and a stage inside it; positions compare from input to output."""
 Heads = Mapping[str, tuple[int, ...]]
@@ -46,7 +47,9 @@ class Layer:
     problem: str = ""
     """Why no adapter can be laid over it, for a convolution that is `other`."""
     stacked: tuple[str, ...] = ()
-    """Names of its parameters that hold the weights of several experts each, for `other` alone."""
+    """Names of its parameters that hold the weights of several experts each and cannot be adapted, for `other` alone."""
+    experts: int = 0
+    """How many experts a parameter of kind `experts` holds, whose path is that of the parameter."""
     stage: int | None = None
     positions: float | None = None
     """In a model of images, how many inputs it maps for each planned token: the pixels that a convolution makes, or an
@@ -54,7 +57,7 @@ class Layer:
 
     @property
     def parameters(self) -> int:
-        return (0 if self.shares else self.inputs * self.outputs) + self.bias
+        return (0 if self.shares else self.inputs * self.outputs * max(1, self.experts)) + self.bias
 
     @property
     def channels(self) -> int:

@@ -10,7 +10,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from rankwise.config.convolutions import inner_convolutions, left_out, left_out_of_all, no_inner_convolution
-from rankwise.config.experts import left_out_experts, no_adapter_over, stacked_matching, stacked_parameters
+from rankwise.config.experts import (
+    expert_parameters,
+    left_out_experts,
+    named_experts,
+    no_adapter_over,
+    not_by_their_module,
+    stacked_parameters,
+)
 from rankwise.config.expressions import matcher
 from rankwise.config.modules import (
     ALL_CONV,
@@ -29,6 +36,7 @@ from rankwise.errors import TargetError, did_you_mean, some
 def select(modules: Modules, targets: Sequence[str], layers: tuple[int, ...] | None, *, with_rows: bool) -> Selection:
     """The modules that get an adapter. `with_rows` refuses those whose weight does not have one row for each output."""
     chosen: set[str] = set()
+    experts: tuple[list[str], list[str]] = [], []
     targets, notes = _resolved(targets, modules)
     for target in targets:
         matching = [path for path in _named(target, modules) if _in_layers(path, layers)]
@@ -36,6 +44,9 @@ def select(modules: Modules, targets: Sequence[str], layers: tuple[int, ...] | N
             raise TargetError(_nothing_in_layers(target, layers, modules))
         chosen.update(matching)
         notes += _notes(target, matching, layers, modules)
+        for meant, more in zip(experts, _experts_meant(target, modules), strict=True):
+            meant += [path for path in more if path not in meant and _in_layers(path, layers)]
+    notes += left_out_experts([path for path in experts[0] if path not in chosen], experts[1])
     paths = [path for path in modules if path in chosen]
     _refuse_absent_blocks(paths, targets, layers, modules)
     _refuse_tied_head(paths, modules)
@@ -59,12 +70,29 @@ def _named(target: str, modules: Modules, *, also_head: bool = False) -> list[st
         return inner_convolutions(modules)
     matches = matcher(target, "target")
     matching = [path for path in modules if matches(path)]
-    adaptable = [path for path in matching if modules[path].kind]
-    if not adaptable and (experts := stacked_matching(matches, modules)):
-        raise TargetError(no_adapter_over(target, experts))
+    experts = expert_parameters(matching, modules)
+    adaptable = [path for path in matching if modules[path].kind and path not in experts] or experts
+    if not adaptable:
+        _refuse_around_experts(target, modules)
     if matching and not adaptable:
         raise TargetError(_nothing_adaptable(target, matching, modules))
     return adaptable if matching else once_matched(matches, modules)
+
+
+def _refuse_around_experts(target: str, modules: Modules) -> None:
+    """Refuse a target that names no layer, but experts of a model's own code or a module around experts."""
+    own, others = _experts_meant(target, modules)
+    if own:
+        raise TargetError(not_by_their_module(target, own))
+    if others:
+        raise TargetError(no_adapter_over(target, others))
+
+
+def _experts_meant(target: str, modules: Modules) -> tuple[list[str], list[str]]:
+    """Parameters of experts that a target names or is around: those that can be adapted, and those that cannot."""
+    if target == ALL_LINEAR:
+        return expert_parameters(modules, modules), stacked_parameters(modules, modules)
+    return ([], []) if target == ALL_CONV else named_experts(matcher(target, "target"), modules)
 
 
 def _notes(target: str, chosen: list[str], layers: tuple[int, ...] | None, modules: Modules) -> list[str]:
@@ -73,12 +101,11 @@ def _notes(target: str, chosen: list[str], layers: tuple[int, ...] | None, modul
     if target == ALL_CONV:
         return [f'"{ALL_CONV}" leaves out {note}' for note in left_out_of_all(here, modules)]
     if target == ALL_LINEAR:
-        return left_out_experts(stacked_parameters(here, modules)) + _left_out_towers(here, modules)
+        return _left_out_towers(here, modules)
     matches = matcher(target, "target")
     old = [] if any(map(matches, chosen)) else [explained(target, chosen)]
     others = left_out([path for path in here if matches(path)], modules)
-    experts = [one for one in stacked_matching(matches, modules) if _in_layers(one, layers)]
-    return old + [f'"{target}" leaves out {note}' for note in others] + left_out_experts(experts)
+    return old + [f'"{target}" leaves out {note}' for note in others]
 
 
 def _left_out_towers(here: list[str], modules: Modules) -> list[str]:

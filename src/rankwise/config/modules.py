@@ -8,8 +8,9 @@ from typing import Literal
 
 AUTO, ALL_LINEAR, ALL_CONV = "auto", "all-linear", "all-conv"
 """Targets that are no names."""
-HostKind = Literal["linear", "conv1d", "conv2d", "embedding"]
-"""Kinds of layers that can have an adapter. A conv1d is GPT-2's linear layer, whose weight is stored as (I, O)."""
+HostKind = Literal["linear", "conv1d", "conv2d", "embedding", "experts"]
+"""Kinds of layers that can have an adapter. A conv1d is GPT-2's linear layer, whose weight is stored as (I, O), and
+experts are the weights of all experts of a block in one parameter (experts.py), by the path of that parameter."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Seen:
     `kind` is None for a module that cannot be adapted, and `name` is its class. `tied` marks a linear layer that shares
     an embedding's weight, and `head` the layer that computes the logits. `channels` are the input channels of a
     convolution, and `problem` says why a convolution cannot be adapted. `stacked` are the names of a module's
-    parameters that hold the weights of several experts each (experts.py).
+    parameters that hold the weights of several experts each and cannot be adapted (experts.py).
     """
 
     kind: HostKind | None

@@ -1,6 +1,6 @@
 """How many parameters train, to the last one, and how large the adapter's file becomes.
 
-LoRA      r (I + O) of each layer; with DoRA O more, the lengths
+LoRA      r (I + O) of each layer, and of each expert; with DoRA O more, the lengths
 AdaLoRA   R (I + O + 1) of each layer, or of each part of a fused one, of the R that it begins with;
           at the end as many triplets are left as the budget says, each I + O in the file
 heads     all weights of the modules that are trained whole beside an adapter, such as a classifier's new head
@@ -100,9 +100,12 @@ def with_ranks(
     """LoRA with these ranks; without layers, heads alone."""
     ranked = list(zip(layers, ranks, strict=True))
     adapted = tuple(
-        PlannedLayer(layer, (rank,), rank * (layer.inputs + layer.outputs) + (layer.outputs if dora else 0))
+        PlannedLayer(
+            layer, (rank,),
+            max(1, layer.experts) * rank * (layer.inputs + layer.outputs) + (layer.outputs if dora else 0),
+        )
         for layer, rank in ranked
-    )
+    )  # fmt: skip
     trainable = sum(planned.trainable for planned in adapted) + numbers_of(heads)
     sizes = (size_of_file(ranked, heads, dora=dora, half=half) for half in (False, True))
     return Parameters(total, trainable, adapted, trainable, *sizes, exact=exact, heads=heads)

@@ -18,8 +18,9 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 import rankwise.models.quiet as quiet
-from rankwise.adapters.base_layers import features_of, kind_of, stacked_experts, weight_of
+from rankwise.adapters.base_layers import experts_of, features_of, kind_of, weight_of
 from rankwise.adapters.convolutions import conv_problem
+from rankwise.adapters.experts import stacked_by_own_code, stacked_hosts
 from rankwise.adapters.fused import split_of
 from rankwise.config.base import shown
 from rankwise.config.layer import Layer
@@ -171,12 +172,16 @@ def _layers(model: nn.Module) -> Iterator[Layer]:
         shared = [owners[id(value)] for value in weights.values() if id(value) in owners]
         kind = kind_of(module)
         if kind is None:
-            if weights:
-                count = sum(value.numel() for value in own.values())
+            stacks = dict(stacked_hosts(path, module))
+            for parameter, stack in stacks.items():
+                yield Layer(parameter, "experts", *features_of(stack), experts=experts_of(stack))
+            count = sum(value.numel() for value in own.values())
+            count -= sum(weight_of(stack).numel() for stack in stacks.values())
+            if len(weights) > len(stacks):
                 problem = conv_problem(module) if isinstance(module, nn.Conv2d) else ""
                 yield Layer(
                     path, "other", bias=count, shares=shared[0] if shared else None,
-                    class_name=type(module).__name__, problem=problem, stacked=stacked_experts(module),
+                    class_name=type(module).__name__, problem=problem, stacked=stacked_by_own_code(module),
                 )  # fmt: skip
         else:
             yield _host(model, path, kind, owners.get(id(weight_of(module))))

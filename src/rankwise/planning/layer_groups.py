@@ -38,14 +38,17 @@ class LayerGroup:
     """Why all-linear or all-conv leaves them alone."""
     problem: str = ""
     """Why no adapter can be laid over these convolutions."""
+    experts: int = 0
+    """How many experts each of these parameters holds."""
 
     @property
     def shape(self) -> str:
-        """As a person writes it: "384 -> 1,536", and with a kernel "3 -> 384, 14 x 14"."""
+        """As a person writes it: "384 -> 1,536", with a kernel "3 -> 384, 14 x 14", of experts "8 x 32 -> 64"."""
         if not self.inputs:
             return ""
         kernel = "" if self.kernel is None else f", {self.kernel[0]} x {self.kernel[1]}"
-        return f"{self.inputs:,} -> {self.outputs:,}{kernel}"
+        experts = f"{self.experts:,} x " if self.experts else ""
+        return f"{experts}{self.inputs:,} -> {self.outputs:,}{kernel}"
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def groups_of(shape: ModelShape) -> list[LayerGroup]:
     groups: defaultdict[tuple[object, ...], list[Layer]] = defaultdict(list)
     for layer in shape.layers:
         kind, remark = NAMES.get(layer.kind, layer.class_name), _remark(layer, shape, reading)
-        groups[kind, layer.inputs, layer.outputs, layer.kernel, remark, layer.problem].append(layer)
+        groups[kind, layer.inputs, layer.outputs, layer.experts, layer.kernel, remark, layer.problem].append(layer)
     listed = [_group(layers, _remark(layers[0], shape, reading)) for layers in groups.values()]
     return sorted(listed, key=lambda group: not group.inputs)
 
@@ -77,7 +80,7 @@ def _group(layers: Sequence[Layer], remark: str) -> LayerGroup:
     return LayerGroup(
         NAMES.get(first.kind, first.class_name), first.channels or first.inputs, first.outputs, first.kernel,
         tuple(dict.fromkeys(_name(layer.path) for layer in layers)), len(layers),
-        sum(layer.parameters for layer in layers), remark, first.problem,
+        sum(layer.parameters for layer in layers), remark, first.problem, first.experts,
     )  # fmt: skip
 
 
@@ -92,6 +95,8 @@ def _remark(layer: Layer, shape: ModelShape, reading: set[str]) -> str:
         return f"new head, trained whole; here for {shape.outputs} classes"
     if layer.path == shape.head:
         return "output head"
+    if layer.experts:
+        return "adapted where they are named"
     return "reads the image" if layer.path in reading else ""
 
 

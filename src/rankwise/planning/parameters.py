@@ -11,7 +11,9 @@ from rankwise.config.modules import Modules, Seen
 from rankwise.config.parameters import Parameters
 from rankwise.planning.shape import ModelShape
 
-NAMES = {"linear": "Linear", "conv1d": "Conv1D", "conv2d": "Conv2d", "embedding": "Embedding"}
+NAMES = {
+    "linear": "Linear", "conv1d": "Conv1D", "conv2d": "Conv2d", "embedding": "Embedding", "experts": "stacked experts",
+}  # fmt: skip
 
 
 def parameters_of(shape: ModelShape, spec: MethodConfig) -> Parameters:

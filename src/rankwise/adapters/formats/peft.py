@@ -24,12 +24,14 @@ from rankwise.adapters.base_layers import is_conv2d, is_embedding, weight_of
 from rankwise.adapters.dora import DoRA
 from rankwise.adapters.formats.dialects import read_adapter
 from rankwise.adapters.formats.peft_config import NO_TARGETS, pattern_of
+from rankwise.adapters.formats.peft_experts import together
 from rankwise.adapters.formats.peft_reader import CONFIG, PREFIX, TOKENS, WEIGHTS, read_weights
 from rankwise.adapters.formats.peft_settings import COMMON, settings_of
 from rankwise.adapters.oddities import oddities
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import Choice, host_view
 from rankwise.adapters.weights import AdapterWeights, Factors, TokenValues, check_same, refuse_scaled_dora
+from rankwise.config.experts import stored_names
 from rankwise.errors import AdapterError, some
 from rankwise.runs.integrity import check_folder
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
@@ -113,10 +115,12 @@ def _write(folder: Path, weights: AdapterWeights, beside: Mapping[str, Any], fil
 def _tensors(weights: AdapterWeights) -> dict[str, Tensor]:
     tensors = {PREFIX + name: value for name, value in weights.heads.items()}
     tensors |= {f"{PREFIX}{path}.{TOKENS}": rows.values for path, rows in weights.tokens.items()}
+    experts = stored_names([path for path, part in weights.factors.items() if part.experts])
     for path, part in weights.factors.items():
         names = ("lora_embedding_A", "lora_embedding_B") if part.embedding else ("lora_A.weight", "lora_B.weight")
-        keys = [f"{PREFIX}{path}.{name}" for name in (*names, "lora_magnitude_vector")[: len(part.values)]]
-        tensors |= zip(keys, part.values, strict=True)
+        stored = f"{PREFIX}{experts.get(path, path)}"
+        keys = [f"{stored}.{name}" for name in (*names, "lora_magnitude_vector")[: len(part.values)]]
+        tensors |= zip(keys, together(part.A, part.B) if part.experts else part.values, strict=True)
     return {key: value.contiguous() for key, value in tensors.items()}
 
 

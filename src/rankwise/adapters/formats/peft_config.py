@@ -58,7 +58,8 @@ class _Common(BaseModel):
     """Modules that were trained whole."""
     trainable_token_indices: TokenIndices | dict[str, TokenIndices] | None = None
     """Tokens whose rows were trained: in the embedding, or by the name of a table or a head."""
-    target_parameters: Annotated[list[str], Field(max_length=0)] | None = None
+    target_parameters: list[Annotated[str, Field(min_length=1)]] | None = None
+    """Parameters that stack the weights of experts, whose factors lie beside those of layers."""
     layer_replication: None = None
     exclude_modules: list[str] | str | None = None
     layers_to_transform: list[int] | int | None = None
@@ -83,6 +84,11 @@ class _Common(BaseModel):
         indices = self.trainable_token_indices or []
         every = indices.values() if isinstance(indices, dict) else [indices]
         return sorted({number for ids in every for number in ids})
+
+    @property
+    def layers(self) -> list[str]:
+        """The targets that are layers."""
+        return [] if self.target_modules == "all-linear" else self._targets
 
     @property
     def _targets(self) -> list[str]:
@@ -147,6 +153,7 @@ class PeftAdaLoraConfig(_Common):
     """By `<path>.lora_E`: which of the init_r rows are left. Saving takes the others out."""
     use_dora: Literal[False] = False
     init_lora_weights: Literal[True, False] | None = True
+    target_parameters: Annotated[list[str], Field(max_length=0)] | None = None
     parts: ClassVar[str] = "ABE"
 
     def scales_of(self, paths: list[str]) -> dict[str, float]:

@@ -31,7 +31,6 @@ OTHER_STARTS = ("loftq", "lora_ga")
 INITIAL = ("pissa_init", "olora_init", "corda_init")
 FORMS = {
     "lora_bias": "has biases beside its factors, which no other program reads",
-    "target_parameters": "adapts parameters that are no layers, such as the stacked experts of a mixture",
     "layer_replication": "repeats layers of the base model",
     "alora_invocation_tokens": "is an activated LoRA, which acts only after certain tokens",
 }
@@ -114,6 +113,8 @@ def _as_plain(folder: Path, settings: dict[str, Any], modules: Modules | None) -
 
 
 def _minus(part: Factors, begun: Factors, path: str, initial: Path) -> Factors:
+    if part.experts:
+        raise AdapterError(f'"{path}" are experts, whose start inside the base\'s weights is not read. {MERGE}')
     if part.A.shape != begun.A.shape or part.B.shape != begun.B.shape:
         raise AdapterError(f'{initial} is not the start of this adapter: "{path}" has factors of another shape.')
     A = torch.cat([part.A.float(), begun.A.float()])

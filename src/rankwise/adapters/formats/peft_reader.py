@@ -5,6 +5,8 @@
     ADALORA   <path>.lora_A           (R, I)   .lora_B          (O, R)   .lora_E (R, 1)
               delta = s B diag(E) A, read as a LoRA with B diag(E) for B
 
+    <path>.lora_A.weight (E R, I), .lora_B.weight (O, R E) also for stacked experts, by target_parameters (peft_experts.py)
+
     <path>.token_adapter.trainable_tokens_delta (n, d)  rows of the tokens that trainable_token_indices names
 
 Each key begins with `base_model.model.`. `modules_to_save` names modules that were trained whole; their parameters lie
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,24 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from rankwise.adapters.base_layers import features_of, is_conv2d, is_embedding, is_host, takes_dora, weight_of
+from rankwise.adapters.base_layers import (
+    experts_of,
+    features_of,
+    is_conv2d,
+    is_embedding,
+    is_host,
+    takes_dora,
+    weight_of,
+)
 from rankwise.adapters.convolutions import conv_problem
 from rankwise.adapters.formats.peft_config import PeftConfig, check_config, is_inside, read_settings, unknown_keys
+from rankwise.adapters.formats.peft_experts import (
+    apart,
+    lost_parameters,
+    misfitting_experts,
+    parameters_by_name,
+    unmatched_parameters,
+)
 from rankwise.adapters.formats.pickles import instead_of, pickles_in
 from rankwise.adapters.formats.safetensors_header import read_header
 from rankwise.adapters.weights import AdapterWeights, Factors, TokenValues
@@ -64,7 +81,8 @@ def read_weights(folder: Path, modules: Modules | None = None) -> AdapterWeights
         reader = _Reader(tensors, config, known)
         layers, heads = reader.grouped()
         ranks = reader.checked_ranks(layers)
-        problems = [*reader.problems, *config.unmatched(list(layers))]
+        problems = [*reader.problems, *config.unmatched([path for path in layers if path not in reader.stacked])]
+        problems += unmatched_parameters(config.target_parameters or [], list(reader.stacked))
         problems += reader.lost_layers(today) if not problems else []
         if not layers and not heads and not reader.tokens and not problems:
             problems.append("it contains no LoRA factors")
@@ -73,6 +91,9 @@ def read_weights(folder: Path, modules: Modules | None = None) -> AdapterWeights
         _refuse(file, problems)
         scales = config.scales_of(list(layers))
         factors = {path: _factors(tensors, keys, scales[path]) for path, keys in layers.items()}
+        for path in reader.stacked:
+            A, B = apart(factors[path].A, factors[path].B, ranks[path])
+            factors[path] = replace(factors[path], A=A, B=B)
         whole = {name: tensors.get_tensor(PREFIX + name) for name in heads}
         tokens = {path: TokenValues(tuple(ids), tensors.get_tensor(f"{PREFIX}{path}.{TOKENS}"))
                   for path, ids in reader.tokens.items()}  # fmt: skip
@@ -128,23 +149,28 @@ class _Reader:
     def __post_init__(self) -> None:
         self.problems: list[str] = []
         self.paths: set[str] = set()
+        self.stacked: dict[str, None] = {}
+        """Parameters of experts, by path."""
         self.tokens: dict[str, list[int]] = {}
 
     def grouped(self) -> tuple[Layers, list[str]]:
         """Sort the keys into layers with all their parts, and parameters of modules that were trained whole."""
-        pattern, layers, heads = KEYS[self.config.peft_type], Layers(), []
-        for key in self.tensors.keys():  # noqa: SIM118  it is no dict
-            match = pattern.fullmatch(key)
+        layers, heads = Layers(), []
+        matches = {key: KEYS[self.config.peft_type].fullmatch(key) for key in self.tensors.keys()}  # noqa: SIM118
+        parameters = self._parameters_by_name([match["path"] for match in matches.values() if match is not None])
+        for key, match in matches.items():
             if match is None:
                 heads += self._outside_layers(key)
-            elif match["part"] == "ranknum":
+                continue
+            path = parameters.get(match["path"], match["path"])
+            if match["part"] == "ranknum":
                 self._check_initial_rank(key)
-            elif problem := self._problem_of(match):
+            elif problem := self._problem_of(match, path):
                 self.problems.append(f'"{key}" {problem}')
-            elif match["part"] in layers.setdefault(match["path"], {}):
+            elif match["part"] in layers.setdefault(path, {}):
                 self.problems.append(f'"{key}" is a second tensor for the same part of a layer')
             else:
-                layers[match["path"]][match["part"]] = key
+                layers[path][match["part"]] = key
         self.problems += [
             f'"modules_to_save" names "{name}", but the file has no weights for it'
             for name in self.config.modules_to_save or []
@@ -174,16 +200,24 @@ class _Reader:
         """Layers of the model that the targets name and that have no factors in the file, under any of their names."""
         if self.modules is None:
             return []
-        hosts = [path for path, module in self.modules.items() if is_host(module) and not _conv_problem_of(module)]
+        hosts = [path for path, module in self.modules.items()
+                 if is_host(module) and not _conv_problem_of(module) and not experts_of(module)]  # fmt: skip
         there = {today.get(path, path) for path in self.paths}
         lost = {today.get(path, path) for path in self.config.meant(hosts)} - there
+        lost |= set(lost_parameters(self.config.target_parameters or [], there, self.modules))
         return [
-            f'"{path}" has no factors, although target_modules names it; if it was left out on purpose, '
+            f'"{path}" has no factors, although the targets name it; if it was left out on purpose, '
             "list the adapted layers by their whole paths" for path in self.modules if path in lost
         ]  # fmt: skip
 
-    def _problem_of(self, match: regex.Match[str]) -> str | None:
-        path, is_table = match["path"], bool(match.groupdict().get("table"))
+    def _parameters_by_name(self, stored: list[str]) -> dict[str, str]:
+        targets = self.config.target_parameters or []
+        names = parameters_by_name(list(dict.fromkeys(stored)), self.config.layers, targets, self.modules)
+        self.stacked = dict.fromkeys(names.values())
+        return names
+
+    def _problem_of(self, match: regex.Match[str], path: str) -> str | None:
+        is_table = bool(match.groupdict().get("table"))
         if self.modules is not None:
             layer = self.modules.get(path)
             if layer is not None and (reason := _conv_problem_of(layer)):
@@ -275,6 +309,8 @@ class _Reader:
         """Compare with what the rank and the layer demand; without a model the file's own widths are the layer's."""
         A, B = shapes[:2]
         layer = self.modules[path] if self.modules is not None else None
+        if path in self.stacked:
+            return misfitting_experts(path, A, B, rank, layer)
         if layer is None:
             inside, outside, is_filter = A[1:], B[0] if B else 0, len(A) == 4
         else:  # PEFT's AdaLoRA flattens the filters of a convolution

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
-from rankwise.adapters.base_layers import is_conv1d
+from rankwise.adapters.base_layers import is_conv1d, kind_of
 from rankwise.adapters.formats.peft_config import NO_TARGETS, commonest, pattern_of, tidy
 from rankwise.adapters.weights import Factors
 
@@ -23,13 +23,18 @@ def settings_of(
 ) -> dict[str, Any]:
     """`layers` are those with factors, and `modules` the paths of all. `r` is the largest rank, since engines make room
     by it, and `lora_alpha` that of a layer which has it: lora_alpha / r, all that some engines read, is then the scale
-    wherever all layers have one."""
+    wherever all layers have one. Stacked experts are named as `target_parameters`."""
     if not factors:  # PEFT lays no factors for a target of this name, and reads the heads alone
         return {**COMMON, "lora_alpha": 1, "r": 1, "target_modules": NO_TARGETS}
     ranks = {path: part.rank for path, part in factors.items()}
     alphas = {path: tidy(part.scale * part.rank) for path, part in factors.items()}
     rank = max(ranks.values())
     alpha = commonest({path: alphas[path] for path in ranks if ranks[path] == rank})
+    experts = [path for path, part in factors.items() if part.experts]
+    named = {"target_parameters": _parameter_names(experts, modules)} if experts else {}
+    linear = modules
+    if isinstance(modules, Mapping):
+        linear = [path for path, module in modules.items() if kind_of(module) != "experts"]
     return {
         **COMMON,
         "alpha_pattern": pattern_of({path: value for path, value in alphas.items() if value != alpha}),
@@ -37,8 +42,9 @@ def settings_of(
         "lora_alpha": alpha,
         "r": rank,
         "rank_pattern": pattern_of({path: value for path, value in ranks.items() if value != rank}),
-        "target_modules": _target_names(list(factors), modules),
+        "target_modules": _target_names([path for path in factors if path not in experts], linear),
         "use_dora": any(part.magnitude is not None for part in factors.values()),
+        **named,
     }
 
 
@@ -47,3 +53,10 @@ def _target_names(paths: list[str], modules: Collection[str]) -> list[str]:
     leaves = {path.rpartition(".")[2] for path in paths}
     selected = [path for path in modules if path.rpartition(".")[2] in leaves]
     return sorted(leaves if set(selected) == set(paths) else paths)
+
+
+def _parameter_names(paths: list[str], modules: Iterable[str]) -> list[str]:
+    """The last two names where they select exactly these parameters, whole paths elsewhere."""
+    ends = {".".join(path.split(".")[-2:]) for path in paths}
+    selected = {path for path in modules if any(path == end or path.endswith(f".{end}") for end in ends)}
+    return sorted(ends if selected == set(paths) else paths)
