@@ -29,7 +29,13 @@ NEAR = 1e-5
 """The largest difference of logits, as a share of the largest."""
 STEPS = 5
 FUSED_QKV = [name for name, kind in DECODERS.items() if kind.qkv]
-METHODS = {"lora": LoraConfig(rank=4), "adalora": AdaLora(budget=4, warmup=0.2, final=0.2)}
+EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
+MIXTURES = [name for name, kind in DECODERS.items() if kind.mixture]
+METHODS = {
+    "lora": LoraConfig(rank=4),
+    "adalora": AdaLora(budget=4, warmup=0.2, final=0.2),
+    "experts": LoraConfig(rank=4, targets=("all-linear", *EXPERTS)),
+}
 ROWS = [
     {"messages": [{"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": "the quick brown fox"}]}
     for n in range(8)
@@ -58,7 +64,12 @@ def fresh(folder: Path) -> nn.Module:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "method"), [*((name, "lora") for name in DECODERS), *((name, "adalora") for name in FUSED_QKV)]
+    ("name", "method"),
+    [
+        *((name, "lora") for name in DECODERS),
+        *((name, "adalora") for name in FUSED_QKV),
+        *((name, "experts") for name in MIXTURES),
+    ],
 )
 def test_a_family_learns_and_its_adapter_is_the_same_everywhere(
     name: str, method: str, hub_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -85,7 +96,8 @@ def test_a_family_learns_and_its_adapter_is_the_same_everywhere(
     sentences = [event.text for event in events if isinstance(event, StatusMessage)]
     assert run.manifest.backend == ("fused" if DECODERS[name].fused else "eager")
     assert any(f"using the {run.manifest.backend} backend" in text for text in sentences)
-    assert any("they get no adapter" in text for text in sentences) == DECODERS[name].mixture
+    left_out = DECODERS[name].mixture and method != "experts"
+    assert any("they get no adapter" in text for text in sentences) == left_out
 
     trained = logits(run.tuned.model.module)
     assert apart(trained, base) > 0.01, "an adapter that changes nothing would prove nothing"
@@ -94,7 +106,9 @@ def test_a_family_learns_and_its_adapter_is_the_same_everywhere(
     adapters = read_peft(again, adapter)
     assert torch.equal(logits(again), trained), "reloaded"
     linear = {path for path, one in fresh(folder).named_modules() if isinstance(one, nn.Linear | Conv1D)}
-    assert method == "adalora" or set(adapters.layers) == linear - {"lm_head"}
+    experts = {path for path in adapters.layers if path.endswith(EXPERTS)}
+    assert len(experts) == (6 if method == "experts" else 0)
+    assert method == "adalora" or set(adapters.layers) == (linear | experts) - {"lm_head"}
     theirs = PeftModel.from_pretrained(fresh(folder), adapter).eval()
     assert apart(logits(theirs), trained) <= NEAR, "PEFT"
     with adapters.base():

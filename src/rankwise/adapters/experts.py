@@ -3,10 +3,9 @@
     y = x W_k^T + b_k + s (x A_k^T) B_k^T        A (E, R, I),  B (E, O, R)
 
 for the tokens x that the router sends to expert k. transformers computes a block's experts in one module that holds
-their weights as parameters, (E, O, I) or (E, I, O), and has no layer for one of them. So the wrapper lies over the whole
-module: without an active adapter it is the module as it was; with one it goes through the experts that tokens reach,
-and adds each product in its own rank. No expert's weight is copied, and what is kept for the backward pass is x and
-x A_k^T.
+their weights as parameters, (E, O, I) or (E, I, O), and has no layer for one of them. So the wrapper lies over the
+whole module. Without an active adapter it computes as the module did; with one it goes through the experts that tokens
+reach, and adds the products. No weight is copied: the backward pass needs x and x A_k^T alone.
 
 Only modules are adapted whose computation transformers itself exchanges (`use_experts_implementation`), as these say
 how they compute: their gate, their biases and which way round the weights lie.

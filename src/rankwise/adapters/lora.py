@@ -21,7 +21,7 @@ from rankwise.adapters.adapter import Adapter, Applied, on_linear
 
 
 class LoRA(Adapter):
-    """`looked_up`: of a table, whose A is read and not multiplied. `experts`: how many have factors of their own here."""
+    """`looked_up`: of a table, whose A is read and not multiplied. `experts` have factors of their own each."""
 
     def __init__(
         self, in_features: int, out_features: int, rank: int, scale: float, dropout: float, generator: torch.Generator,

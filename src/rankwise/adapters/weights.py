@@ -1,6 +1,6 @@
 """The trained numbers of one adapter, without its model: factors by layer, and modules that were trained whole.
 
-    delta W  =  scale * B A                          A (R, I), B (O, R); of a convolution A (R, C, H, W), B (O, R, 1, 1);
+    delta W  =  scale * B A                          A (R, I), B (O, R); of a convolution A (R, C, H, W), B (O, R, 1, 1)
                                                      of stacked experts A (E, R, I), B (E, O, R)
 
 `portable` is for engines that read one rank and one alpha: R the largest rank, zeros where a layer has less,
@@ -122,7 +122,7 @@ class AdapterWeights:
 
     @property
     def each(self) -> dict[str, Factors]:
-        """Factors with a matrix each: those of a layer by its path, those of an expert by its number behind the path."""
+        """Pairs of two matrices: those of a layer by its path, those of an expert by its number behind the path."""
         return {
             f"{path}.{number}" if part.experts else path: one
             for path, part in self.factors.items()
@@ -149,6 +149,10 @@ class AdapterWeights:
             f"The adapter has the names that {layers} had before transformers 5; they are read by today's names, such "
             f"as {first[1]} for {first[0]}",
         ]
+
+    @property
+    def has_experts(self) -> bool:
+        return any(part.experts for part in self.factors.values())
 
     @property
     def is_dora(self) -> bool:

@@ -40,8 +40,8 @@ class AdapterConfig(MethodConfig):
     targets: tuple[str, ...] = (AUTO,)
     """Layers that get an adapter. `all-linear` selects every linear layer except the output head, and `all-conv` every
     two-dimensional convolution except those that read the image itself. `auto` is `all-linear`, or `all-conv` for a
-    model without linear layers. Otherwise give module names or regular expressions, for example `q_proj,v_proj`. Experts
-    of a mixture that lie in one parameter get adapters only where the parameter is named, as `experts.gate_up_proj`."""
+    model without linear layers. Otherwise give module names or regular expressions, for example `q_proj,v_proj`.
+    Experts of a mixture that lie in one parameter get adapters only where it is named, as `experts.gate_up_proj`."""
     layers: tuple[Annotated[int, Field(ge=0, strict=True)], ...] | None = None
     """Transformer blocks that get adapters, as `0-3,7` or `[0, 1, 2, 3, 7]`. By default all blocks."""
 
@@ -114,7 +114,9 @@ class LoraConfig(AdapterConfig):
         for setting, given in (("adapter.dropout", self.dropout > 0), ("adapter.start eva", self.start == "eva")):
             if given:
                 refuse_experts(
-                    selection.paths, modules, f"for which there is no {setting}. Leave it out, or leave the experts out."
+                    selection.paths,
+                    modules,
+                    f"for which there is no {setting}. Leave it out, or leave the experts out.",
                 )
         return selection
 

@@ -47,7 +47,7 @@ class Layer:
     problem: str = ""
     """Why no adapter can be laid over it, for a convolution that is `other`."""
     stacked: tuple[str, ...] = ()
-    """Names of its parameters that hold the weights of several experts each and cannot be adapted, for `other` alone."""
+    """Names of its parameters that hold the weights of several experts and cannot be adapted, for `other` alone."""
     experts: int = 0
     """How many experts a parameter of kind `experts` holds, whose path is that of the parameter."""
     stage: int | None = None

@@ -29,6 +29,9 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values of vLLM's flag --max-lora-rank."""
 READ_TOKENS = ("PEFT", "transformers")
 """Engines that read the rows of new tokens."""
+READ_EXPERTS = ("PEFT", "transformers")
+"""Engines that read the factors of stacked experts. Public threads of vLLM in 2026 tell of such files that it drops,
+reads the other way round or fails on (vllm-project/vllm, 41384 and 52198)."""
 OF_ENCODER_DECODERS = ("PEFT", "transformers")
 """What lays adapters over models such as T5 and BART."""
 Problem = Callable[[AdapterWeights], str | None]
@@ -82,6 +85,9 @@ def _verdict(rule: EngineRule, weights: AdapterWeights, facts: Declared | None) 
         return f"{rule.name} reads adapters in another format; export this adapter first."
     if weights.tokens and rule.name not in READ_TOKENS:
         return f"{rule.name} is not known to read the rows of new tokens (trainable_token_indices); merge instead."
+    if rule.name not in READ_EXPERTS and weights.has_experts:
+        reason = "is not known to read factors of experts that lie in one parameter (target_parameters); merge instead"
+        return f"{rule.name} {reason}."
     for problem in rule.problems:
         if (reason := problem(weights)) is not None:
             return f"{rule.name} {reason}."

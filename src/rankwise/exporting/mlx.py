@@ -65,7 +65,11 @@ def _refuse(weights: AdapterWeights, folder: Path) -> None:
         for path in weights.factors
         if path not in OUTSIDE and not IN_BLOCK.fullmatch(path)
     ]
-    problems += [f'"{path}" is a convolution' for path, part in weights.factors.items() if not _is_matrix(part)]
+    problems += [
+        f'"{path}" {"holds all experts of a block" if part.experts else "is a convolution"}'
+        for path, part in weights.factors.items()
+        if not _is_matrix(part)
+    ]
     problems += [f'"{name}" was trained whole, which this format does not hold' for name in weights.heads]
     if not weights.factors:
         problems.append("no layer has an adapter")

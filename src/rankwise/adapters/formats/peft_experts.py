@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from rankwise.adapters.base_layers import experts_of, features_of
 from rankwise.adapters.experts import StackedWeight
 from rankwise.config.experts import NESTED, PARAMETERS, stored_names
 from rankwise.config.expressions import matches_of
@@ -49,20 +48,6 @@ def lost_parameters(targets: Sequence[str], there: set[str], modules: Mapping[st
     """Parameters of experts that the targets name in a model, and that are not `there` in the file."""
     hosts = [path for path, module in modules.items() if isinstance(module, StackedWeight)]
     return [path for path in hosts if _is_named(path, targets) and path not in there]
-
-
-def misfitting_experts(path: str, A: Sequence[int], B: Sequence[int], rank: int, host: nn.Module | None) -> list[str]:
-    """Compare the shapes of the stored matrices with what the rank demands, and the parameter where it is known."""
-    has = f'"{path}" has factors of experts of shape {tuple(A)} and {tuple(B)}'
-    if host is None:
-        fits = len(A) == len(B) == len(("rows", "columns")) and A[0] == B[1] and A[0] > 0 and A[0] % rank == 0
-        return [] if fits else [f"{has}, but its rank is {rank}"]
-    (inside, outside), rows = features_of(host), experts_of(host) * rank
-    if (tuple(A), tuple(B)) == ((rows, inside), (outside, rows)):
-        return []
-    old = (tuple(A), tuple(B)) == ((rows, outside), (inside, rows))
-    hint = "; older versions of PEFT took inputs for outputs here, so save it again with PEFT 0.21" if old else ""
-    return [f"{has}, but rank {rank} on this parameter needs {(rows, inside)} and {(outside, rows)}{hint}"]
 
 
 def apart(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:

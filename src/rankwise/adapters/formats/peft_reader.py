@@ -5,14 +5,13 @@
     ADALORA   <path>.lora_A           (R, I)   .lora_B          (O, R)   .lora_E (R, 1)
               delta = s B diag(E) A, read as a LoRA with B diag(E) for B
 
-    <path>.lora_A.weight (E R, I), .lora_B.weight (O, R E) also for stacked experts, by target_parameters (peft_experts.py)
-
     <path>.token_adapter.trainable_tokens_delta (n, d)  rows of the tokens that trainable_token_indices names
 
-Each key begins with `base_model.model.`. `modules_to_save` names modules that were trained whole; their parameters lie
-beside the factors. Any other tensor, a missing half, a shape that does not fit and a value that is not finite are
-refused, all of them at once. Shapes are in the header, so no tensor is read that could not fit. Where the model is
-known, a layer that the targets name must have factors: PEFT writes all of them, so one without is lost.
+`target_parameters` name stacked experts (peft_experts.py). Each key begins with `base_model.model.`. `modules_to_save`
+names modules that were trained whole; their parameters lie beside the factors. Any other tensor, a missing half, a
+shape that does not fit and a value that is not finite are refused, all of them at once. Shapes are in the header, so no
+tensor is read that could not fit. Where the model is known, a layer that the targets name must have factors: PEFT
+writes all of them, so one without is lost.
 """
 
 from __future__ import annotations
@@ -28,24 +27,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from rankwise.adapters.base_layers import (
-    experts_of,
-    features_of,
-    is_conv2d,
-    is_embedding,
-    is_host,
-    takes_dora,
-    weight_of,
-)
+from rankwise.adapters.base_layers import experts_of, is_embedding, is_host, takes_dora, weight_of
 from rankwise.adapters.convolutions import conv_problem
 from rankwise.adapters.formats.peft_config import PeftConfig, check_config, is_inside, read_settings, unknown_keys
-from rankwise.adapters.formats.peft_experts import (
-    apart,
-    lost_parameters,
-    misfitting_experts,
-    parameters_by_name,
-    unmatched_parameters,
-)
+from rankwise.adapters.formats.peft_experts import apart, lost_parameters, parameters_by_name, unmatched_parameters
+from rankwise.adapters.formats.peft_shapes import misfitting, misfitting_experts
 from rankwise.adapters.formats.pickles import instead_of, pickles_in
 from rankwise.adapters.formats.safetensors_header import read_header
 from rankwise.adapters.weights import AdapterWeights, Factors, TokenValues
@@ -188,7 +174,11 @@ class _Reader:
         self.problems += problems
         for path, keys in layers.items():
             slices = [self.tensors.get_slice(key) for key in keys.values()]
-            self.problems += self._wrong_shape(path, [tuple(part.get_shape()) for part in slices], ranks[path])
+            shapes, layer = [tuple(part.get_shape()) for part in slices], self.modules[path] if self.modules else None
+            if path in self.stacked:
+                self.problems += misfitting_experts(path, shapes, ranks[path], layer)
+            else:
+                self.problems += misfitting(path, shapes, ranks[path], self.config.parts, layer)
             types = [part.get_dtype() for part in slices]
             if not set(types) <= _FLOATS:
                 self.problems.append(
@@ -304,28 +294,6 @@ class _Reader:
         initial = getattr(self.config, "init_r", None)
         if self.tensors.get_slice(key).get_shape() not in ([], [1]) or self.tensors.get_tensor(key).item() != initial:
             self.problems.append(f'"{key}" differs from init_r, which is {initial}')
-
-    def _wrong_shape(self, path: str, shapes: list[tuple[int, ...]], rank: int) -> list[str]:
-        """Compare with what the rank and the layer demand; without a model the file's own widths are the layer's."""
-        A, B = shapes[:2]
-        layer = self.modules[path] if self.modules is not None else None
-        if path in self.stacked:
-            return misfitting_experts(path, A, B, rank, layer)
-        if layer is None:
-            inside, outside, is_filter = A[1:], B[0] if B else 0, len(A) == 4
-        else:  # PEFT's AdaLoRA flattens the filters of a convolution
-            (width, outside), is_filter = features_of(layer), is_conv2d(layer) and "E" not in self.config.parts
-            inside = tuple(weight_of(layer).shape[1:]) if is_filter else (width,)
-        third = {"m": (outside,), "E": (rank, 1)}
-        fitting = [(rank, *inside), (outside, rank, *((1, 1) if is_filter else ()))]
-        fitting += [third[part] for part in self.config.parts[2:]]
-        if shapes == fitting and len(A) in (2, 4):
-            return []
-        noun = "triplets" if "E" in self.config.parts else "factors"
-        has = f'"{path}" has {noun} of shape {" and ".join(map(str, shapes))}'
-        if layer is None:
-            return [f"{has}, but its rank is {rank}"]
-        return [f"{has}, but rank {rank} on this layer needs {' and '.join(map(str, fitting))}"]
 
 
 def _conv_problem_of(layer: nn.Module) -> str | None:

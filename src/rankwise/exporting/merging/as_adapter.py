@@ -24,7 +24,7 @@ from rankwise.adapters.low_rank import LowRank
 from rankwise.adapters.weights import AdapterWeights, Factors
 from rankwise.errors import AdapterError, RankwiseError, some
 from rankwise.exporting.merge import beside
-from rankwise.exporting.merging.inputs import NEW_TOKENS, Options
+from rankwise.exporting.merging.inputs import EXPERTS, NEW_TOKENS, Options
 from rankwise.methods.adapter_folder import filled_by_export
 from rankwise.methods.artifact import Artifact, open_artifact
 from rankwise.methods.stored_adapter import stored_weights
@@ -106,6 +106,7 @@ def _opened(name: str, options: Options, callback: Callback) -> tuple[Artifact, 
 def _check(opened: Sequence[tuple[Artifact, AdapterWeights]], options: Options) -> None:
     problems: list[str] = []
     problems += [f"{artifact.described} {NEW_TOKENS}" for artifact, adapter in opened if adapter.tokens]
+    problems += [f"{artifact.described} {EXPERTS}" for artifact, adapter in opened if adapter.has_experts]
     if dora := [artifact.described for artifact, adapter in opened if adapter.is_dora]:
         problems.append(f"{some(dora)} is DoRA, which is no sum of two factors; merge it into its base model instead.")
     bases = {

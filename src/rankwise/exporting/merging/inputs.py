@@ -31,6 +31,11 @@ NEW_TOKENS = (
     "export --format merged."
 )
 
+EXPERTS = (
+    "has factors of experts that lie in one parameter, which a merge file by file has no place for. Use rankwise "
+    "export --format merged."
+)
+
 
 @dataclass(frozen=True)
 class Part:
@@ -217,6 +222,8 @@ def _read(
             continue
         for note in adapter.notes:
             callback(StatusMessage(note))
+        if adapter.has_experts:
+            problems.append(f"{artifact.described} {EXPERTS}")
         yield adapter
 
 
