@@ -119,23 +119,28 @@ def test_a_family_learns_and_its_adapter_is_the_same_everywhere(
     assert torch.equal(logits(adapters.remove()), base), "removed"
 
 
-@pytest.mark.parametrize("name", [name for name, kind in DECODERS.items() if kind.mixture])
+@pytest.mark.parametrize("name", MIXTURES)
 def test_experts_in_one_parameter_are_left_out_by_name(name: str, hub_tokenizer: PreTrainedTokenizerFast) -> None:
-    """A training says it, a plan says the same, and a target that means experts alone is refused."""
+    """A training says it and how to adapt them, a plan says the same, and the module around them is no target."""
     model, kind = decoder_model(name, hub_tokenizer), DECODERS[name]
     adapters = inject(model, LoraConfig(rank=2))
     assert {path.rpartition(".")[2] for path in adapters.layers} == {"q_proj", "k_proj", "v_proj", "o_proj"}
     (note,) = adapters.notes
     assert note.startswith("6 parameters each hold the weights of all experts of a block (")
     assert "model.layers.0.mlp.experts.gate_up_proj" in note and "they get no adapter" in note
+    assert note.endswith("Add experts.gate_up_proj, experts.down_proj to the targets to adapt each expert")
     adapters.remove()
     settings = {"model_type": kind.model_type, "vocab_size": len(hub_tokenizer)} | kind.settings
     shape = shape_of_config(settings, name, "config.json")
     assert target_notes(shape, LoraConfig(rank=2)) == [note]
     assert target_notes(shape_from_json(shape_to_json(shape), name), LoraConfig(rank=2)) == [note]
-    for target in ("gate_up_proj", "experts", r"model\.layers\.1\.mlp\.experts\.down_proj"):
-        with pytest.raises(TargetError, match=r"names experts, over which no adapter can be laid: .*experts\."):
-            inject(model, LoraConfig(rank=2, targets=(target,)))
+    with pytest.raises(TargetError, match=r"names a module around experts.*Name the parameters: experts\.gate_up_proj"):
+        inject(model, LoraConfig(rank=2, targets=("experts",)))
+    for target, count in (("gate_up_proj", 3), (r"model\.layers\.1\.mlp\.experts\.down_proj", 1)):
+        spec = LoraConfig(rank=2, targets=(target,))
+        adapters = inject(model, spec)
+        assert len(adapters.layers) == count and adapters.notes == target_notes(shape, spec) == []
+        adapters.remove()
 
 
 @torch.no_grad()
