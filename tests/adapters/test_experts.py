@@ -1,4 +1,4 @@
-"""Stacked experts: factors of expert k change expert k alone, PEFT lays the same file in the same way, plans count them.
+"""Stacked experts: factors of expert k change expert k alone, PEFT lays the same file likewise, and plans count them.
 
 Hidden and inner widths are equal, so that a matrix that lies the wrong way round fits and only its numbers are wrong.
 """

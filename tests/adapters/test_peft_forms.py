@@ -95,8 +95,8 @@ def test_the_start_of_another_adapter_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("lora_bias", True), ("layer_replication", [[0, 1], [0, 1]]), ("alora_invocation_tokens", [4]), ("init_lora_weights", "loftq"),
-        ("init_lora_weights", "lora_ga"), ("init_lora_weights", "pissa_niter_4"),
+        ("lora_bias", True), ("layer_replication", [[0, 1], [0, 1]]), ("alora_invocation_tokens", [4]),
+        ("init_lora_weights", "loftq"), ("init_lora_weights", "lora_ga"), ("init_lora_weights", "pissa_niter_4"),
     ],
 )  # fmt: skip
 def test_forms_that_factors_do_not_carry_are_refused_by_name(key: str, value: object, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_forms_that_factors_do_not_carry_are_refused_by_name(key: str, value: ob
 
 
 def test_old_names_of_experts_are_refused_by_name(tmp_path: Path) -> None:
-    """transformers 5 holds a mixture's experts as stacked parameters, and a file for single experts has other factors."""
+    """transformers 5 holds a mixture's experts as stacked parameters, for which this file has no factors."""
     from safetensors.torch import save_file
     from transformers import MixtralConfig, MixtralForCausalLM
 

@@ -114,7 +114,7 @@ def export(
             from rankwise.exporting.engines import loaded_with
 
             use = loaded_with(
-                exported.format, exported.to, exported.outputs, images=exported.images, words=exported.words,
+                exported.loaded_as, exported.to, exported.outputs, images=exported.images, words=exported.words,
                 encoder_decoder=exported.encoder_decoder,
             )  # fmt: skip
             lines = [_line(exported), *_template_lines(exported), *exported.verification.lines(), use]

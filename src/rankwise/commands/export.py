@@ -82,6 +82,11 @@ class Exported:
         whole = self.merged or self.gguf
         return "float32" if whole is None else whole.dtype if whole.dtype in DTYPES else "quantised"
 
+    @property
+    def loaded_as(self) -> str:
+        """The format whose way of loading holds: factors of stacked experts are for PEFT, in `portable` too."""
+        return "peft" if self.adapter is not None and self.adapter.has_experts else self.format
+
     def summary(self) -> dict[str, Any]:
         """What `rankwise export --json` prints."""
         facts = {key: getattr(self, key) for key in ("run", "to", "format", "strength", "bytes")}

@@ -48,8 +48,8 @@ def left_out_experts(adaptable: list[str], others: list[str]) -> list[str]:
     if adaptable:
         names = dict.fromkeys(_last_two(path) for path in adaptable)
         notes.append(
-            f"{_counted(adaptable)}: they get no adapter and stay as they are. Add {some(names)} to the targets to adapt "
-            "each expert"
+            f"{_counted(adaptable)}: they get no adapter and stay as they are. Add {some(names)} to the targets to "
+            "adapt each expert"
         )
     if others:
         notes.append(
