@@ -64,8 +64,10 @@ def settings(name: str) -> dict[str, Any]:
 def mixture(name: str) -> nn.Module:
     """Three experts, of which each token is sent to two."""
     torch.manual_seed(0)
-    config = CONFIG_MAPPING[DECODERS[name].model_type](initializer_range=0.2, **settings(name))
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    config: Any = CONFIG_MAPPING[DECODERS[name].model_type]
+    model = AutoModelForCausalLM.from_config(
+        config(initializer_range=0.2, **settings(name)), dtype=torch.float32
+    ).eval()
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(torch.randn(weight.shape) * 0.05)
@@ -94,10 +96,11 @@ def apart(one: Tensor, other: Tensor) -> float:
 def factors_of_one_expert_change_it_alone(name: str, leaf: str) -> None:
     """Against the module's own code with W_k + s B_k A_k in the place of W_k."""
     adapters, expert, path = adapted(name), 1, "model.layers.0.mlp.experts"
-    for parameter, adapter in adapters.adapters().items():
+    factors = {parameter: adapter.factors() for parameter, adapter in adapters.adapters().items()}
+    for parameter, (_, B) in factors.items():
         for other in range(COUNT):
             if (parameter, other) != (f"{path}.{leaf}", expert):
-                adapter.B[other].zero_()
+                B[other].zero_()
     module: Any = adapters.model.get_submodule(path)
     x, shares = torch.randn(9, SIZES["hidden_size"]), torch.rand(9, 1) + 0.5
     chosen = torch.tensor([0, 1, 2, 1, 1, 0, 2, 2, 1])[:, None]
@@ -107,8 +110,8 @@ def factors_of_one_expert_change_it_alone(name: str, leaf: str) -> None:
     own = chosen[:, 0] == expert
     assert apart(changed[~own], base[~own]) <= SAME, "tokens of other experts"
     assert apart(changed[own], base[own]) > 0.01
-    adapter = adapters.adapters()[f"{path}.{leaf}"]
-    delta = adapter.scale * adapter.B[expert] @ adapter.A[expert]
+    A, B = factors[f"{path}.{leaf}"]
+    delta = adapters.adapters()[f"{path}.{leaf}"].scale * B[expert] @ A[expert]
     host = module.host
     getattr(host, leaf)[expert] += delta.T if name == "gpt-oss" else delta
     assert apart(changed, host(x, chosen, shares)) <= SAME, "by hand"
@@ -151,6 +154,23 @@ def test_experts_without_tokens_get_no_gradient_and_frozen_weights_none(name: st
             assert factor.grad[0].any() and factor.grad[2].any()
         assert getattr(module.host, leaf).grad is None
     assert x.grad is not None and x.grad.any()
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_nothing_as_large_as_the_weights_is_kept_for_the_backward_pass(name: str) -> None:
+    module: Any = adapted(name).model.get_submodule("model.layers.0.mlp.experts")
+    weights = {weight.untyped_storage().data_ptr() for weight in module.host.parameters()}
+    kept: list[int] = []
+
+    def keep(value: Tensor) -> Tensor:
+        if value.untyped_storage().data_ptr() not in weights:
+            kept.append(value.untyped_storage().nbytes())
+        return value
+
+    x = torch.randn(4, SIZES["hidden_size"], requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        module(x, torch.tensor([[2, 0]] * 4), torch.rand(4, 2))
+    assert kept and max(kept) < min(weight.nbytes for weight in module.host.parameters() if weight.dim() == 3)
 
 
 @pytest.mark.parametrize("name", MIXTURES)
@@ -261,8 +281,8 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
 
 def test_a_name_that_other_layers_have_too_leaves_the_experts_out() -> None:
     sizes = DECODERS["qwen3-moe"].settings | SIZES | {"shared_expert_intermediate_size": 24, "num_experts": COUNT}
-    config = CONFIG_MAPPING["qwen2_moe"](**sizes, decoder_sparse_step=1)
-    model = AutoModelForCausalLM.from_config(config)
+    config: Any = CONFIG_MAPPING["qwen2_moe"]
+    model = AutoModelForCausalLM.from_config(config(**sizes, decoder_sparse_step=1))
     adapters = inject(model, LoraConfig(rank=2, targets=("down_proj",)))
     assert all(path.endswith("shared_expert.down_proj") for path in adapters.layers) and len(adapters.layers) == 3
     (note,) = adapters.notes
@@ -290,7 +310,8 @@ def test_what_does_not_fit_experts_is_refused_by_name(spec: LoraConfig | AdaLora
 
 def test_experts_of_a_models_own_code_are_left_out_by_name() -> None:
     sizes = DECODERS["mixtral"].settings | SIZES | {"num_local_experts": COUNT, "intermediate_size_mlp": 32}
-    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING["llama4_text"](**sizes))
+    config: Any = CONFIG_MAPPING["llama4_text"]
+    model = AutoModelForCausalLM.from_config(config(**sizes))
     adapters = inject(model, LoraConfig(rank=2))
     assert any("which the model computes by code of its own: they get no adapter" in note for note in adapters.notes)
     adapters.remove()

@@ -56,11 +56,6 @@ class StackedWeight(nn.Module):
         experts = self.__dict__["experts"]
         return getattr(experts, f"{self.name}_bias") if experts.has_bias else None
 
-    @property
-    def owner(self) -> nn.Module:
-        """The module that has the parameter."""
-        return self.__dict__["experts"]
-
 
 class ExpertsWrapper(nn.Module):
     """A module of experts whose parameters may have adapters: each parameter is a child of its own name."""
@@ -129,6 +124,11 @@ class _Projection:
 def _scaled(adapter: Any) -> tuple[Tensor, Tensor]:
     assert isinstance(adapter, LoRA), "other adapters are refused over experts"
     return adapter.A * adapter.scale, adapter.B
+
+
+def owner_of(layer: nn.Module) -> nn.Module:
+    """The module that has the weight of a layer: of a stacked one that of the experts."""
+    return layer.__dict__["experts"] if isinstance(layer, StackedWeight) else layer
 
 
 def expert_weights(module: nn.Module) -> tuple[str, ...]:

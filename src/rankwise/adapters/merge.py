@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.adapters.base_layers import oriented, weight_of
-from rankwise.adapters.experts import StackedWeight
+from rankwise.adapters.experts import owner_of
 from rankwise.adapters.set import AdapterSet
 from rankwise.kernels.quantized.tensor import is_quantized
 from rankwise.kernels.quantized.whole import in_full, unpack_weights
@@ -29,7 +29,7 @@ def merge(adapters: AdapterSet, name: str = "default") -> nn.Module:
     for path, adapter in adapters.adapters(name).items():
         host = adapters.layers[path].host
         weight = weight_of(host)
-        _part(adapters.model, host.owner if isinstance(host, StackedWeight) else host, weight)
+        _part(adapters.model, owner_of(host), weight)
         changed = in_full(weight) + oriented(host, adapter.delta())
         if is_quantized(weight):
             host.weight = nn.Parameter(changed.to(weight.dtype), requires_grad=weight.requires_grad)
