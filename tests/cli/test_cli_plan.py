@@ -206,3 +206,15 @@ def test_of_a_model_that_is_not_trained_here_the_parameters_are_told_alone(model
     told = planned("--model", model, "--method", method)
     assert told["total_parameters"] == parameters and told["trained_by_rankwise"] is False
     assert told["memory_bytes"] is None and told["fits"] is None and told["seconds"] is None
+
+
+def test_of_a_mixture_the_least_memory_is_told(tmp_path):
+    sizes = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 44, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "model_type": "mixtral"}
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+    words = ("--model", tmp_path, "--targets", "experts.gate_up_proj,experts.down_proj", "--rank", "2")
+    told = planned(*words, "--set", "model.dtype=float32")
+    trained = 2 * 4 * 2 * (32 + 88 + 44 + 32)
+    assert told["trainable_parameters"] == trained and told["memory_bytes"] is None
+    assert told["memory_bytes_at_least"] == 4 * told["total_parameters"] + 16 * trained
+    assert "memory        at least" in rankwise("plan", *words).stdout

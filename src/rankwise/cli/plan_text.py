@@ -51,11 +51,13 @@ def _untrained(plan: Plan) -> Iterator[str]:
     shape = plan.shape
     is_causal = shape.auto_class == "AutoModelForCausalLM"
     why = (
-        "its forward pass cannot be simulated without its weights"
+        "its forward pass cannot be simulated without its weights; for this model, only the parameters are counted, "
+        "and the memory that follows from them"
         if is_causal
-        else "memory and time are forecast for causal language models and classifiers only"
+        else "memory and time are forecast for causal language models and classifiers only; for this model, only the "
+        "parameters are counted"
     )
-    yield _row("", f"{why}; for this model, only the parameters are counted")
+    yield _row("", why)
     if shape.is_encoder or shape.image is not None:
         objective = "sequence-classification" if shape.image is None else "image-classification"
         yield _row("", f"with --data or --objective {objective}, a classifier with a new head is planned")
@@ -142,6 +144,7 @@ def _learned(plan: Plan) -> str:
 
 def _memory(plan: Plan) -> Iterator[str]:
     if not plan.trained:
+        yield from _memory_at_least(plan)
         return
     methods = plan.methods
     yield _row("memory", "".join(f"{method:>12}" for method in methods) + f"   formula for {next(iter(methods))}")
@@ -151,6 +154,18 @@ def _memory(plan: Plan) -> Iterator[str]:
     yield _row("  peak", "".join(f"{_size(forecast.peak):>12}" for forecast in methods.values()))
     formats = ", ".join(f"{_size(amount)} in {dtype}" for dtype, amount in plan.weights_by_format.items())
     yield _row("", f"weights alone, by number format: {formats} (training uses float32 or bfloat16)")
+
+
+def _memory_at_least(plan: Plan) -> Iterator[str]:
+    """Of a language model whose activations are not known, such as a mixture."""
+    if plan.shape.auto_class == "AutoModelForCausalLM":
+        memory = plan.forecast.memory
+        learning = memory.at_least - memory["weights"]
+        yield _row(
+            "memory",
+            f"at least {_size(memory.at_least)}: {_size(memory['weights'])} of weights, and {_size(learning)} of what "
+            "is trained, its gradients and the optimizer's averages; activations are not counted",
+        )
 
 
 def _conversion(plan: Plan) -> Iterator[str]:

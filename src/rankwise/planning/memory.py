@@ -152,6 +152,11 @@ class Memory:
         """Bytes without which it does not fit."""
         return round(sum(part.bytes for part in self.parts if not part.droppable))
 
+    @property
+    def at_least(self) -> int:
+        """Bytes of the weights and of what learns, whatever the rows are."""
+        return round(sum(self[name] for name in ("weights", "adapter", "gradients", "optimizer", "averages")))
+
     def __getitem__(self, name: str) -> float:
         return next(part.bytes for part in self.parts if part.name == name)
 

@@ -24,7 +24,7 @@ def summary_of(plan: Plan) -> dict[str, Any]:
         "trainable_by_layer": {leaf: {"layers": n, "parameters": p} for leaf, (n, p) in counted.by_leaf.items()},
         "target_notes": target_notes(plan.shape, plan.config.adapter),
         "adapter_bytes": counted.file_bytes, "adapter_bytes_float16": counted.file_bytes_half,
-        "weights_bytes": plan.weights_by_format,
+        "weights_bytes": plan.weights_by_format, "memory_bytes_at_least": plan.forecast.memory.at_least,
         "tokens": _of(plan.rows and plan.rows.tokens),
         "loss_tokens": _of(plan.rows and plan.rows.supervised),
         "replay_rows": None if plan.rows is None else round(plan.rows.replayed),
