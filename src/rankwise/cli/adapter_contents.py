@@ -75,7 +75,8 @@ def _ranks(facts: AdapterFacts) -> list[str]:
         f"{rank:,} (at most {largest} in a layer) for an error of {error:.0%}"
         for error, (rank, largest) in facts.ranks_at.items()
     )
-    return [f"total rank {total:,}, of which {facts.total_used:,} is used; {enough} of each layer's change"]
+    of_all = ", with each expert's own," if len(facts.spectra) > sum(facts.kinds.values()) else ","
+    return [f"total rank {total:,}{of_all} of which {facts.total_used:,} is used; {enough} of each layer's change"]
 
 
 def _planted(facts: AdapterFacts) -> list[str]:

@@ -62,7 +62,14 @@ class AdapterConfig(MethodConfig):
         return parse_layers(value) if isinstance(value, str) else value
 
     def select(self, modules: Modules) -> Selection:
-        return select(modules, self.targets, self.layers, with_rows=self.needs_rows_of_weights)
+        selection = select(modules, self.targets, self.layers, with_rows=self.needs_rows_of_weights)
+        refuse_experts(selection.paths, modules, self.not_over_experts)
+        return selection
+
+    @property
+    def not_over_experts(self) -> str | None:
+        """The setting that stacked experts do not have, for a message."""
+        return "adapter.dropout" if self.dropout else None
 
 
 class LoraConfig(AdapterConfig):
@@ -109,16 +116,9 @@ class LoraConfig(AdapterConfig):
     def needs_rows_of_weights(self) -> bool:
         return self.dora
 
-    def select(self, modules: Modules) -> Selection:
-        selection = super().select(modules)
-        for setting, given in (("adapter.dropout", self.dropout > 0), ("adapter.start eva", self.start == "eva")):
-            if given:
-                refuse_experts(
-                    selection.paths,
-                    modules,
-                    f"for which there is no {setting}. Leave it out, or leave the experts out.",
-                )
-        return selection
+    @property
+    def not_over_experts(self) -> str | None:
+        return "adapter.start eva" if self.start == "eva" else super().not_over_experts
 
     def misfit(self, objective: str) -> str | None:
         """EVA reads the inputs of predicted tokens."""
@@ -245,14 +245,10 @@ class AdaLoraConfig(AdapterConfig):
             )
         return self
 
-    def select(self, modules: Modules) -> Selection:
-        selection = super().select(modules)
-        refuse_experts(
-            selection.paths, modules,
-            "whose factors have one rank for all experts, and AdaLoRA gives each a rank of its own. Leave them out, or "
-            "set adapter.method=lora.",
-        )  # fmt: skip
-        return selection
+    @property
+    def not_over_experts(self) -> str:
+        """PEFT stores one rank for all experts of a parameter."""
+        return "AdaLoRA (adapter.method)"
 
     @property
     def parsed_budget(self) -> tuple[BudgetKind, float]:

@@ -74,10 +74,14 @@ def not_by_their_module(target: str, parameters: list[str]) -> str:
     )
 
 
-def refuse_experts(paths: Iterable[str], modules: Modules, what: str) -> None:
-    """TargetError where experts are among the chosen layers; `what` says what they do not fit, and what to do."""
-    if experts := expert_parameters(paths, modules):
-        raise TargetError(f"the targets include experts that lie in one parameter ({some(experts, NAMED)}), {what}")
+def refuse_experts(paths: Iterable[str], modules: Modules, setting: str | None) -> None:
+    """TargetError where experts are among the chosen layers, and a setting that they do not have is given."""
+    experts = expert_parameters(paths, modules)
+    if experts and setting is not None:
+        raise TargetError(
+            f"the targets include experts that lie in one parameter ({some(experts, NAMED)}), for which there is no "
+            f"{setting}. Leave it out, or leave the experts out."
+        )
 
 
 def stored_names(paths: Iterable[str]) -> dict[str, str]:

@@ -23,10 +23,12 @@ def parameters_by_name(
 ) -> dict[str, str]:
     """Which parameter each of the `stored` paths of factors is for. `layers` are `target_modules`, whose paths are not
     among them, and `targets` are `target_parameters`."""
+    if not targets:
+        return {}
     declared = {path for matching in matches_of(layers, stored, "target_modules").values() for path in matching}
     holders = dict.fromkeys(_holder(path) for path in stored if path not in declared)
     names: dict[str, str] = {}
-    for holder in holders if targets else ():
+    for holder in holders:
         inside = [f"{holder}.{leaf}" for leaf in PARAMETERS if _is_named(f"{holder}.{leaf}", targets)]
         if modules is not None:
             inside = [path for path in inside if isinstance(modules.get(path), StackedWeight)]
@@ -53,7 +55,7 @@ def lost_parameters(targets: Sequence[str], there: set[str], modules: Mapping[st
 def apart(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """A (E, R, I) and B (E, O, R) of the stored matrices."""
     experts = A.shape[0] // rank
-    return A.view(experts, rank, -1), B.view(-1, rank, experts).permute(2, 0, 1).contiguous()
+    return A.view(experts, rank, A.shape[1]), B.view(len(B), rank, experts).permute(2, 0, 1).contiguous()
 
 
 def together(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
