@@ -295,10 +295,10 @@ def test_a_name_that_other_layers_have_too_leaves_the_experts_out() -> None:
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        (LoraConfig(targets=BOTH, dropout=0.1), "there is no adapter.dropout"),
-        (LoraConfig(targets=BOTH, start="eva"), "there is no adapter.start eva"),
+        (LoraConfig(targets=BOTH, dropout=0.1), "there is no adapter.dropout=0.1"),
+        (LoraConfig(targets=BOTH, start="eva"), "there is no adapter.start=eva"),
         (LoraConfig(targets=BOTH, dora=True), "dora is for linear layers"),
-        (AdaLora(targets=BOTH), r"there is no AdaLoRA \(adapter.method\)"),
+        (AdaLora(targets=BOTH), "there is no adapter.method=adalora"),
         (LoraConfig(targets=("experts",)), "Name the parameters: experts.gate_up_proj, experts.down_proj"),
         (LoraConfig(targets=BOTH, layers=(7,)), "none in blocks 7"),
     ],

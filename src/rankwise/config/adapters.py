@@ -11,7 +11,6 @@ from pydantic import Field, field_validator, model_validator
 from rankwise.config.adapter_file import NO_HEADS
 from rankwise.config.base import Number, PositiveInt
 from rankwise.config.budget import BudgetKind, parse_budget
-from rankwise.config.experts import refuse_experts
 from rankwise.config.layer import Heads, Layer
 from rankwise.config.matching import by_pattern, parse_layers, select, split_names
 from rankwise.config.method import NO_ADAPTER, NO_BASE_BESIDE, NO_NEW_TRIPLETS, MethodConfig
@@ -40,8 +39,7 @@ class AdapterConfig(MethodConfig):
     targets: tuple[str, ...] = (AUTO,)
     """Layers that get an adapter. `all-linear` selects every linear layer except the output head, and `all-conv` every
     two-dimensional convolution except those that read the image itself. `auto` is `all-linear`, or `all-conv` for a
-    model without linear layers. Otherwise give module names or regular expressions, for example `q_proj,v_proj`.
-    Experts of a mixture that lie in one parameter get adapters only where it is named, as `experts.gate_up_proj`."""
+    model without linear layers. Otherwise give names or regular expressions, such as `q_proj,experts.down_proj`."""
     layers: tuple[Annotated[int, Field(ge=0, strict=True)], ...] | None = None
     """Transformer blocks that get adapters, as `0-3,7` or `[0, 1, 2, 3, 7]`. By default all blocks."""
 
@@ -62,14 +60,7 @@ class AdapterConfig(MethodConfig):
         return parse_layers(value) if isinstance(value, str) else value
 
     def select(self, modules: Modules) -> Selection:
-        selection = select(modules, self.targets, self.layers, with_rows=self.needs_rows_of_weights)
-        refuse_experts(selection.paths, modules, self.not_over_experts)
-        return selection
-
-    @property
-    def not_over_experts(self) -> str | None:
-        """The setting that stacked experts do not have, for a message."""
-        return "adapter.dropout" if self.dropout else None
+        return select(modules, self.targets, self.layers, with_rows=self.needs_rows_of_weights, settings=dict(self))
 
 
 class LoraConfig(AdapterConfig):
@@ -115,10 +106,6 @@ class LoraConfig(AdapterConfig):
     @property
     def needs_rows_of_weights(self) -> bool:
         return self.dora
-
-    @property
-    def not_over_experts(self) -> str | None:
-        return "adapter.start eva" if self.start == "eva" else super().not_over_experts
 
     def misfit(self, objective: str) -> str | None:
         """EVA reads the inputs of predicted tokens."""
@@ -244,11 +231,6 @@ class AdaLoraConfig(AdapterConfig):
                 f"{self.orthogonality:g} and penalty is {self.penalty}. Leave both out, or set start to orthonormal"
             )
         return self
-
-    @property
-    def not_over_experts(self) -> str:
-        """PEFT stores one rank for all experts of a parameter."""
-        return "AdaLoRA (adapter.method)"
 
     @property
     def parsed_budget(self) -> tuple[BudgetKind, float]:

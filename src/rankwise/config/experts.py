@@ -10,7 +10,7 @@ Some models compute their experts by code of their own. Their parameters cannot 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from rankwise.config.modules import Modules
 from rankwise.errors import TargetError, some
@@ -20,6 +20,9 @@ NAMED = 2
 PARAMETERS = ("gate_up_proj", "up_proj", "down_proj")
 """Names of the parameters in which transformers stacks weights of experts, in the order of its modules."""
 NESTED = ".base_layer"
+ALLOWED: Mapping[str, object] = {"method": "lora", "dropout": 0.0, "start": "uniform"}
+"""Settings of adapters over experts. PEFT knows no dropout of theirs, and stores one rank for all experts of a
+parameter, where AdaLoRA has many; EVA reads the inputs of a layer, and an expert is none."""
 
 
 def expert_parameters(paths: Iterable[str], modules: Modules) -> list[str]:
@@ -74,13 +77,13 @@ def not_by_their_module(target: str, parameters: list[str]) -> str:
     )
 
 
-def refuse_experts(paths: Iterable[str], modules: Modules, setting: str | None) -> None:
-    """TargetError where experts are among the chosen layers, and a setting that they do not have is given."""
-    experts = expert_parameters(paths, modules)
-    if experts and setting is not None:
+def refuse_beside_experts(experts: list[str], settings: Mapping[str, object]) -> None:
+    """TargetError where experts are adapted with settings of an adapter that they do not have."""
+    other = next((name for name, only in ALLOWED.items() if settings.get(name, only) != only), None)
+    if experts and other is not None:
         raise TargetError(
             f"the targets include experts that lie in one parameter ({some(experts, NAMED)}), for which there is no "
-            f"{setting}. Leave it out, or leave the experts out."
+            f"adapter.{other}={settings[other]}. Leave it out, or leave the experts out."
         )
 
 

@@ -7,7 +7,7 @@ or pattern that matches nothing is an error that names the nearest match.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rankwise.config.convolutions import inner_convolutions, left_out, left_out_of_all, no_inner_convolution
 from rankwise.config.experts import (
@@ -16,6 +16,7 @@ from rankwise.config.experts import (
     named_experts,
     no_adapter_over,
     not_by_their_module,
+    refuse_beside_experts,
     stacked_parameters,
 )
 from rankwise.config.expressions import matcher
@@ -33,8 +34,12 @@ from rankwise.config.old_names import explained, names_of, once_matched
 from rankwise.errors import TargetError, did_you_mean, some
 
 
-def select(modules: Modules, targets: Sequence[str], layers: tuple[int, ...] | None, *, with_rows: bool) -> Selection:
-    """The modules that get an adapter. `with_rows` refuses those whose weight does not have one row for each output."""
+def select(
+    modules: Modules, targets: Sequence[str], layers: tuple[int, ...] | None, *, with_rows: bool,
+    settings: Mapping[str, object],
+) -> Selection:  # fmt: skip
+    """The modules that get an adapter with these `settings`. `with_rows` refuses those whose weight does not have one
+    row for each output."""
     chosen: set[str] = set()
     experts: tuple[list[str], list[str]] = [], []
     targets, notes = _resolved(targets, modules)
@@ -52,6 +57,7 @@ def select(modules: Modules, targets: Sequence[str], layers: tuple[int, ...] | N
     _refuse_tied_head(paths, modules)
     if with_rows:
         _refuse_without_rows(paths, modules)
+    refuse_beside_experts(expert_parameters(paths, modules), settings)
     return Selection(paths, notes)
 
 
