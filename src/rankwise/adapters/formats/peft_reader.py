@@ -176,7 +176,7 @@ class _Reader:
             slices = [self.tensors.get_slice(key) for key in keys.values()]
             shapes, layer = [tuple(part.get_shape()) for part in slices], self.modules[path] if self.modules else None
             if path in self.stacked:
-                self.problems += misfitting_experts(path, shapes, ranks[path], layer)
+                self.problems += misfitting_experts(path, shapes, ranks[path], layer, self.config.peft_version)
             else:
                 self.problems += misfitting(path, shapes, ranks[path], self.config.parts, layer)
             types = [part.get_dtype() for part in slices]

@@ -5,11 +5,14 @@ Without a model the file's own widths are the layer's. Shapes are in the header,
 
 from __future__ import annotations
 
+import regex
 from torch import nn
 
-from rankwise.adapters.base_layers import experts_of, features_of, is_conv2d, weight_of
+from rankwise.adapters.base_layers import experts_of, features_of, is_conv2d, is_transposed, weight_of
 
 Shape = tuple[int, ...]
+UNSWAPPED = (0, 19)
+"""Since this version PEFT asks a module of experts which way round its weights lie."""
 
 
 def misfitting(path: str, shapes: list[Shape], rank: int, parts: str, layer: nn.Module | None) -> list[str]:
@@ -33,16 +36,24 @@ def misfitting(path: str, shapes: list[Shape], rank: int, parts: str, layer: nn.
     return [f"{has}, but rank {rank} on this layer needs {' and '.join(map(str, fitting))}"]
 
 
-def misfitting_experts(path: str, shapes: list[Shape], rank: int, host: nn.Module | None) -> list[str]:
-    """The same of the stored matrices of experts."""
+def misfitting_experts(
+    path: str, shapes: list[Shape], rank: int, host: nn.Module | None, version: str | None
+) -> list[str]:  # fmt: skip
+    """The same of the stored matrices of experts, which PEFT of this version wrote."""
     A, B, *others = shapes
     has = f'"{path}" has factors of experts of shape {" and ".join(map(str, shapes))}'
     if host is None:
         fits = not others and len(A) == len(B) == 2 and A[0] == B[1] and A[0] > 0 and A[0] % rank == 0
         return [] if fits else [f"{has}, but its rank is {rank}"]
     (inside, outside), rows = features_of(host), experts_of(host) * rank
+    swapped = [(rows, outside), (inside, rows)]
+    if not is_transposed(host) and shapes == swapped and (inside != outside or _swaps(version)):
+        return [f"{has}: PEFT before {'.'.join(map(str, UNSWAPPED))} took their inputs for outputs. Merge it with PEFT"]
     if shapes == [(rows, inside), (outside, rows)]:
         return []
-    old = shapes == [(rows, outside), (inside, rows)]
-    hint = "; older versions of PEFT took the inputs of these weights for outputs" if old else ""
-    return [f"{has}, but rank {rank} on this parameter needs {(rows, inside)} and {(outside, rows)}{hint}"]
+    return [f"{has}, but rank {rank} on this parameter needs {(rows, inside)} and {(outside, rows)}"]
+
+
+def _swaps(version: str | None) -> bool:
+    numbers = regex.match(r"(\d+)\.(\d+)", version or "")
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) < UNSWAPPED
