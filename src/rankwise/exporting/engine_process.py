@@ -6,12 +6,13 @@
                              "max_new_tokens": n}, …],
               "conversations": [[{"role": …, "content": …}, …], …], "thinks": whether they are rendered for reasoning}
              of a classifier {"outputs": n, "classes": […], "several": whether a row may have several of them,
-              "questions": [{"text": …} or {"image": file}, …]}
+              "words": whether each word of a text has one,
+              "questions": [{"text": …} or {"text": …, "words": [[start, end], …]} or {"image": file}, …]}
     reply    {"engine": name, "version": …, "end_id": id or null, "stop_ids": ids or null,
               "conversations": [ids or null, …], "conversation_sizes": [tokens or null, …],
               "replies": [{"prompt_ids": […], "answer_ids": […], "answer": text, "log_probabilities": […],
                            "logits": […]}, …]}
-             of a classifier {"replies": [{"outputs": […]}, …]}; of a failure {"error": text,
+             of a classifier {"replies": [{"outputs": […], of words one word after the other}, …]}; of a failure {"error": text,
               "unreachable": whether no server answered}
 
 `log_probabilities` and `logits` are those of the request's answer_ids, each after the tokens before it. An engine says

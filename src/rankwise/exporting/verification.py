@@ -214,8 +214,6 @@ def _reference(
     """The model that it is asked of is freed before an engine loads its own."""
     tuned = open_float32(artifact, force_base=export.force_base)
     try:
-        if tuned.tags_words:
-            raise ModelError("engines are asked for the classes of whole texts, and this model tags their words")
         if tuned.objective.targets is not None:
             return class_reference_of(tuned, count, how.rows)
         return reference_of(tuned, export.strength, count=count, rows=how.rows, callback=callback)

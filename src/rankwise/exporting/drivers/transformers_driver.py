@@ -29,7 +29,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         engine, version = "peft", peft.__version__
     else:
         engine, version = "transformers", transformers.__version__
-    replies = _classified(request, adapter) if request.get("outputs") else _written(request, adapter)
+    of_kind = _tagged if request.get("words") else _classified if request.get("outputs") else _written
+    replies = of_kind(request, adapter)
     return {"engine": engine, "version": version, **replies}
 
 
@@ -173,9 +174,7 @@ def _classified(request: dict[str, Any], adapter: bool) -> dict[str, Any]:
 
     folder, names = request["export"], request["classes"]
     kind = transformers.AutoModelForImageClassification if images else transformers.AutoModelForSequenceClassification
-    base: Any = kind.from_pretrained(
-        _base_of(request), num_labels=request["outputs"], ignore_mismatched_sizes=True, **_options()
-    )
+    base = _with_new_head(kind, request)
     reader = transformers.AutoImageProcessor if images else transformers.AutoTokenizer
     read: Any = reader.from_pretrained(folder, local_files_only=True)
     if not images:
@@ -189,6 +188,41 @@ def _classified(request: dict[str, Any], adapter: bool) -> dict[str, Any]:
             shares = outputs.sigmoid() if request.get("several") else outputs.softmax(-1)
             replies.append({"outputs": (shares if names else outputs).tolist()})
     return {"replies": replies}
+
+
+def _with_new_head(kind: Any, request: dict[str, Any]) -> Any:
+    """The base under an adapter, which brings the head."""
+    return kind.from_pretrained(
+        _base_of(request), num_labels=request["outputs"], ignore_mismatched_sizes=True, **_options()
+    )
+
+
+def _tagged(request: dict[str, Any], adapter: bool) -> dict[str, Any]:
+    """The probability of each tag for each word, at its first token. A whole model names its outputs, and an adapter
+    has them in the order of the classes."""
+    import torch
+    import transformers
+
+    folder, names, kind = request["export"], request["classes"], transformers.AutoModelForTokenClassification
+    read: Any = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if adapter:
+        model, order = _adapted(_with_new_head(kind, request), folder), list(range(len(names)))
+    else:
+        model = kind.from_pretrained(folder, **_options()).eval()
+        order = [model.config.label2id[name] for name in names]
+    replies: list[dict[str, Any]] = []
+    with torch.inference_mode():
+        for one in request["questions"]:
+            inputs = read(one["text"], return_tensors="pt")
+            shares = model(**inputs).logits[0].double().softmax(-1)[:, order]
+            first = [_first_token(inputs, start, end) for start, end in one["words"]]
+            replies.append({"outputs": shares[[at for at in first if at is not None]].flatten().tolist()})
+    return {"replies": replies}
+
+
+def _first_token(inputs: Any, start: int, end: int) -> int | None:
+    tokens = (inputs.char_to_token(at) for at in range(start, end))
+    return next((token for token in tokens if token is not None), None)
 
 
 def _piped(request: dict[str, Any], images: bool) -> dict[str, Any]:
