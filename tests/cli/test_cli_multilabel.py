@@ -196,3 +196,17 @@ def test_one_name_is_a_label_where_this_is_asked(here, tmp_path):
 def test_a_language_model_does_not_learn_lists_as_answers(here, tiny_folder):
     result = rankwise("train", "--model", str(tiny_folder), "--data", "rows.jsonl", "--run", "answers", "--steps", "1")
     assert result.exit_code == 2 and "Add --objective sequence-classification" in result.output, result.output
+
+
+def test_rows_are_checked_and_previewed_for_the_objective_that_a_refusal_names(here, tiny_folder):
+    words = ("data", "check", "rows.jsonl", "--model", str(tiny_folder))
+    refused = rankwise(*words)
+    assert refused.exit_code == 2 and "Add --objective sequence-classification" in refused.output, refused.output
+    checked = rankwise(*words, "--objective", "sequence-classification")
+    assert checked.exit_code == 0 and "3 classes, any number of them in a row" in checked.output, checked.output
+    shown = rankwise("data", "preview", *words[2:], "--objective", "sequence-classification")
+    assert shown.exit_code == 0 and " -> film" in shown.output, shown.output
+    unknown = rankwise(*words, "--objective", "classification")
+    assert unknown.exit_code == 2 and "there is no such objective" in unknown.output, unknown.output
+    misfit = rankwise(*words, "--objective", "sequence-to-sequence")
+    assert misfit.exit_code == 2 and "is not an encoder with a decoder" in misfit.output, misfit.output

@@ -239,6 +239,8 @@ def test_a_plan_counts_the_head_of_the_training(here):
     assert result.exit_code == 0, result.output
     results = RunSnapshot.read("lora").manifest.results
     assert results is not None and str(results.trainable_parameters) in result.output
+    words = rankwise("plan", "--model", "tiny-tagger", "--data", "rows.jsonl").output
+    assert "one of 5 tags for each word" in words and " tokens x 5 outputs" in words, words
 
 
 def test_a_program_gives_texts_and_lists_of_words(here):

@@ -56,6 +56,15 @@ def test_few_answers_that_come_often_are_labels_and_others_are_not():
     assert labelled([f"answer {n}" for n in range(300)], classification=True)
 
 
+def test_the_chosen_answer_of_a_pair_is_no_label():
+    found = Labels()
+    for line in range(40):
+        question = Message("user", f"question {line}")
+        sides = [(question, Message("assistant", text)) for text in (("yes", "no") if line % 2 else ("no", "yes"))]
+        found.add([Example(sides[0], f"rows.jsonl:{line}", rejected=sides[1])], classification=False)
+    assert not found
+
+
 def test_a_row_with_several_answers_or_a_text_has_no_label():
     turns = [Message("user", "a"), Message("assistant", "b")]
     for example in (Example((*turns, *turns), "r:1"), Example((), "r:1", text="b")):

@@ -128,6 +128,8 @@ def test_columns_that_are_used_or_empty_are_not_named():
     assert [column.column for column in data_report(**how).unused_columns] == ["context"]
     write("rows.jsonl", pairs(5, topic=lambda n: f"a long remark on {n}"))
     assert data_report(group="topic", held_out=2).unused_columns == () != data_report().unused_columns
+    ignored = data_report(group="topic", held_out=2, ignore_columns="topic")
+    assert ignored.fatal == () and ignored.hold_out is not None and ignored.hold_out.groups == 2
 
 
 def test_a_field_that_another_column_stands_for_is_not_used_itself():

@@ -35,7 +35,7 @@ def test_a_processor_has_bfloat16_if_and_only_if_the_system_lists_the_feature():
 def test_what_was_asked_for_is_what_is_loaded(tiny_folder, dtype):
     loaded = load(ModelConfig(name=str(tiny_folder), dtype=dtype, device="cpu"))
     assert {str(parameter.dtype) for parameter in loaded.module.parameters()} == {f"torch.{dtype}"}
-    assert loaded.facts.dtype == dtype and loaded.precision.why == "set by the user"
+    assert loaded.facts.dtype == dtype and loaded.precision.why == "by the settings"
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "cuda", "mps"])

@@ -17,6 +17,7 @@ from rankwise.planning.fitting import Changes, fit_of, least_recomputed, most_at
 from rankwise.planning.forecast import AtOnce, at_once, forecast, operations_of
 from rankwise.planning.machine import this_machine
 from rankwise.planning.memory import COMPILER, weights_bytes
+from rankwise.planning.new_tokens import with_new_tokens
 from rankwise.planning.operations import Load
 from rankwise.planning.plan import SLOWER_WHEN_SMALL, planned
 from rankwise.planning.time import COMPILED_AFTER, Probe
@@ -30,6 +31,11 @@ HERE = replace(this_machine(), memory=int(20e9))
 
 def of(spec, shape=STARTER, training=TRAINING, device=HERE, dtype="bfloat16", amount=AMOUNT):
     return forecast(shape, spec, training, device, dtype, amount)
+
+
+def test_rows_of_new_tokens_are_computed_by_the_model_itself():
+    assert of(LoraConfig()).job.form == "fast"
+    assert of(LoraConfig(), with_new_tokens(STARTER, 3)).job.form == "plain"
 
 
 def test_each_part_is_what_its_formula_says():

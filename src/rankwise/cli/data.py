@@ -13,6 +13,7 @@ from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json, Quiet
 from rankwise.cli.settings import NONE_GIVEN, ROWS, VALIDATION_ROWS, GivenSettings, takes_settings
 from rankwise.cli.visible import visible
+from rankwise.config.experiment import OBJECTIVES
 from rankwise.config.models import ModelConfig
 from rankwise.config.reading import read_data
 from rankwise.config.recipe import RECIPES, recipe_named
@@ -34,6 +35,14 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+Objective = Annotated[
+    str | None,
+    typer.Option(
+        help="What a training would learn from the rows, such as sequence-classification, if it is not what the model "
+        "and the rows say.",
+        show_default=False,
+    ),
+]
 
 
 @data.command()
@@ -41,6 +50,7 @@ Model = Annotated[
 def check(
     files: Files,
     model: Model = None,
+    objective: Objective = None,
     given: GivenSettings = NONE_GIVEN,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -51,7 +61,8 @@ def check(
         from rankwise.commands.data import check as check_command
 
         with Display(quiet) as display:
-            data_report = check_command(spec, ModelConfig(name=model) if model is not None else None, callback=display)
+            base = ModelConfig(name=model) if model is not None else None
+            data_report = check_command(spec, base, objective=_known(objective), callback=display)
         if as_json:
             print_json(data_report.model_dump(mode="json"))
         else:
@@ -65,6 +76,7 @@ def check(
 def preview(
     files: Files,
     model: Model = None,
+    objective: Objective = None,
     rows: Annotated[
         int | None,
         typer.Option(help="Number of rows.  [default: 3, or 24 images]", show_default=False, min=1),
@@ -93,7 +105,9 @@ def preview(
 
         base = ModelConfig(name=model) if model is not None else None
         with Display(quiet) as display:
-            shown = preview_command(spec, base, rows=rows, first=first, out=out, callback=display)
+            shown = preview_command(
+                spec, base, rows=rows, first=first, out=out, objective=_known(objective), callback=display
+            )
         if as_json:
             print_json({"rows": [one.summary() for one in shown]} if isinstance(shown, list) else shown.summary())
         elif isinstance(shown, list):
@@ -101,6 +115,15 @@ def preview(
                 _show(one)
         else:
             _show_images(shown, first or 1)
+
+
+def _known(objective: str | None) -> str:
+    if objective is not None and objective not in OBJECTIVES:
+        raise ConfigError(
+            [f"--objective {objective}: there is no such objective.{did_you_mean(objective, OBJECTIVES)} Known: "
+             f"{', '.join(OBJECTIVES)}."]
+        )  # fmt: skip
+    return objective or "auto"
 
 
 @data.command()

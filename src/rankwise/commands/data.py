@@ -13,7 +13,7 @@ from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.images import ImagesConfig
 from rankwise.config.models import ModelConfig
-from rankwise.config.preference import as_pairs
+from rankwise.config.preference import as_pairs, read_as
 from rankwise.config.recipe import recipe_named
 from rankwise.data.classes import read_targets
 from rankwise.data.pair_rows import is_pair
@@ -64,13 +64,13 @@ class Shown:
 
 def check(
     data: DataConfig, model: ModelConfig | None = None, *, images: ImagesConfig = AS_THE_MODEL,
-    callback: Callback = silent,
+    objective: str = "auto", callback: Callback = silent,
 ) -> DataReport:  # fmt: skip
     """Make the data report. Tokens are counted with the tokenizer of `model`, or of a cached starter."""
     if model is None and holds_images(data):
         return _check_images(data, callback)
-    data = _as_pairs(data, callback)
-    writing = _writing(data, model, images, callback)
+    data = _as_pairs(data, objective, callback)
+    writing = _writing(data, model, images, objective, callback)
     if writing is None:
         callback(
             StatusMessage(
@@ -81,9 +81,11 @@ def check(
     return prepare(data, writing, callback).data_report
 
 
-def _as_pairs(data: DataConfig, callback: Callback) -> DataConfig:
-    """The settings of a training on preference pairs, where the first row of the data is a pair and nothing says how
-    else to read it."""
+def _as_pairs(data: DataConfig, objective: str, callback: Callback) -> DataConfig:
+    """The settings of a training on preference pairs, where this is the objective, or the first row of the data is a
+    pair and nothing says how else to read it."""
+    if objective != "auto":
+        return read_as(data, objective)
     reads = [source for source in data.all_sources if source.format == "auto" and not source.columns]
     first = open_source(data, reads[0]).parts[:1] if reads and data.prompt is None else []
     _, row = next(raw_records(first[0]), ("", None)) if first else ("", None)
@@ -124,17 +126,18 @@ def preview(
     first: int | None = None,
     out: Path | None = None,
     images: ImagesConfig = AS_THE_MODEL,
+    objective: str = "auto",
     callback: Callback = silent,
 ) -> list[Shown] | Sheet:
     """Return so many rows from row `first` on as training would see them. Images are written to `out` as a sheet;
     without `first` they are drawn from all rows."""
     are_images = holds_images(data)
-    data = data if are_images else _as_pairs(data, callback)
+    data = data if are_images else _as_pairs(data, objective, callback)
     if out is not None and not are_images:
         raise ConfigError(["--out is the name of a sheet of images, but these rows are texts. Leave it out."])
     if are_images and model is None:
         return preview_images(data, None, out, rows=rows or DEFAULT_ROWS, first=first)
-    writing = _writing(data, model, images, callback)
+    writing = _writing(data, model, images, objective, callback)
     if writing is None:
         raise DataError("no starter model is cached to show the rows with; name a model with --model.")
     if are_images != isinstance(writing, ImageWriting):
@@ -273,7 +276,7 @@ def _decoded(sequence: Any, writing: TextWriting) -> list[tuple[str, bool]]:
 
 
 def _writing(
-    data: DataConfig, model: ModelConfig | None, images: ImagesConfig, callback: Callback
+    data: DataConfig, model: ModelConfig | None, images: ImagesConfig, name: str, callback: Callback
 ) -> TextWriting | ImageWriting | None:
     """As a training with this model would read the rows; None where no tokenizer is here."""
     if model is None:
@@ -283,7 +286,7 @@ def _writing(
         callback(StatusMessage(f"tokens are counted with {starter}, which is cached; name your model with --model"))
     else:
         starter = model.name
-    objective = objective_by(model, data, images, callback)
+    objective = objective_by(model, data, images, callback, name)
     if isinstance(objective, ImageClassification):
         return ImageWriting(starter, objective.processing, objective.targets)
     spec = model or ModelConfig(name=starter)

@@ -49,13 +49,14 @@ class Row:
 def classify(rows: Sequence[Row], tuned: TunedModel, callback: Callback) -> None:
     """Give each row that can be read its prediction, or its problem."""
     questions = [row for row in rows if row.question is not None and row.problem is None]
-    of_part = _tag if tuned.tags_words else _classify
+    of_part, activity = (_tag, "Tagging") if tuned.tags_words else (_classify, "Classifying")
     for begin in range(0, len(questions), AT_ONCE):
-        of_part(questions[begin : begin + AT_ONCE], tuned, partial(_report_progress, callback, begin, len(questions)))
+        report = partial(_report_progress, callback, activity, begin, len(questions))
+        of_part(questions[begin : begin + AT_ONCE], tuned, report)
 
 
-def _report_progress(callback: Callback, before: int, rows: int, done: int) -> None:
-    callback(ProgressUpdate("Classifying", before + done, rows, "rows"))
+def _report_progress(callback: Callback, activity: str, before: int, rows: int, done: int) -> None:
+    callback(ProgressUpdate(activity, before + done, rows, "rows"))
 
 
 def _classify(rows: Sequence[Row], tuned: TunedModel, report: Callable[[int], None]) -> None:

@@ -58,7 +58,7 @@ class Reading(Config):
     """The answer to each prompt, in the same way: `{summary}`. If it is one column alone, the column may hold a list of
     alternative answers."""
     ignore_columns: tuple[str, ...] = ()
-    """Columns to ignore, as if the rows did not have them."""
+    """Columns to ignore, as if the rows did not have them. The column of `data.group` may be one of them."""
     alternatives: Literal["first", "each"] = "first"
     """If an answer is a list of texts: train on the `first`, or make a row of `each`."""
     labels: tuple[str, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -41,6 +41,13 @@ Adapting = Annotated[
 ]
 
 
+Objective = Literal[
+    "auto", "causal-lm", "sequence-to-sequence", "preference", "sequence-classification", "token-classification",
+    "image-classification",
+]  # fmt: skip
+OBJECTIVES: tuple[str, ...] = get_args(Objective)
+
+
 class Experiment(Config):
     """The settings of one training run."""
 
@@ -48,10 +55,7 @@ class Experiment(Config):
     """The base model."""
     data: DataConfig
     """The training and validation rows."""
-    objective: Literal[
-        "auto", "causal-lm", "sequence-to-sequence", "preference", "sequence-classification", "token-classification",
-        "image-classification",
-    ] = "auto"  # fmt: skip
+    objective: Objective = "auto"
     """What the model learns from a row: `causal-lm` is to predict the tokens of its answers, `sequence-to-sequence` to
     write its output with a decoder once an encoder has read its input, `preference` to prefer one of two answers,
     `sequence-classification` to predict one class or one number for its text, `token-classification` to predict a tag

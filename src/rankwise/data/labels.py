@@ -158,7 +158,9 @@ def list_problems(rows: Sequence[Sequence[Example]]) -> list[tuple[str, str]]:
 
 def label_of(row: Sequence[Example]) -> str | None:
     """The answer of a row that has exactly one."""
-    if len(row) != 1 or row[0].text is not None or row[0].tagged is not None or row[0].labels is not None:
+    if len(row) != 1 or row[0].text is not None or row[0].rejected:
+        return None
+    if row[0].tagged is not None or row[0].labels is not None:
         return None
     answers = [message for message in row[0].messages if message.role == "assistant"]
     return answers[0].content if len(answers) == 1 and not answers[0].tool_calls else None

@@ -120,13 +120,13 @@ class Reading:
             raise DataError(f"{where}: is nested too deeply to be a row.") from None
 
     def _parse(self, part: Part, where: str, row: dict[str, Any]) -> list[Example]:
-        source, system = self.source, self.system
+        source, system, whole = self.source, self.system, row
         row = {name: value for name, value in row.items() if name not in source.ignore_columns}
         if source.prompt is not None and source.completion is not None:
             part.format = "columns"
             each = source.alternatives == "each"
             examples = from_columns(row, source.prompt, source.completion, system, where, each=each)
-            return self._grouped(examples, row, where)
+            return self._grouped(examples, whole, where)
         refuse_unfilled(system, row, where)
         if source.format != "preference":
             refuse_row(row, source.columns, where)
@@ -142,7 +142,7 @@ class Reading:
             row, part.format, where, folder=part.images,
             system=system, columns=source.columns, labels=source.labels, alternatives=source.alternatives,
         )  # fmt: skip
-        return self._grouped(examples, row, where)
+        return self._grouped(examples, whole, where)
 
     def _used(self, part: Part, row: dict[str, Any]) -> set[str]:
         """Columns that the row was made from, and those that the user ignores."""

@@ -12,8 +12,8 @@
               "conversations": [ids or null, …], "conversation_sizes": [tokens or null, …],
               "replies": [{"prompt_ids": […], "answer_ids": […], "answer": text, "log_probabilities": […],
                            "logits": […]}, …]}
-             of a classifier {"replies": [{"outputs": […], of words one word after the other}, …]}; of a failure {"error": text,
-              "unreachable": whether no server answered}
+             of a classifier {"replies": [{"outputs": […]}, …]}, those of words one after the other;
+             of a failure {"error": text, "unreachable": whether no server answered}
 
 `log_probabilities` and `logits` are those of the request's answer_ids, each after the tokens before it. An engine says
 null where it cannot say something. A crash, a time-out and anything else on stdout become one sentence, and end nothing

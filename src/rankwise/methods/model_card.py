@@ -136,7 +136,7 @@ def _trained(facts: CardFacts) -> list[tuple[str, str]]:
         ("training loss", f"{results.loss:.4f} {unit}, averaged over the last tenth of the steps"),
     ]  # fmt: skip
     if targets is not None and targets.classes:
-        rows.append(("classes", some(map(escaped, targets.classes), 20)))
+        rows.append(("tags" if targets.form == "tags" else "classes", some(map(escaped, targets.classes), 20)))
     if data_report.image_processing is not None:
         rows.append(("images", data_report.image_processing.describe()))
     before, after = results.validation_loss_before, results.validation_loss_after
@@ -242,21 +242,30 @@ def _other_base(base: BaseModelFacts) -> list[str]:
 
 
 def _limits(facts: CardFacts) -> str:
-    row = "text" if facts.data_report.image_processing is None else "image"
-    measured = (
-        "- The loss says how likely the reference answers are, not how good the model's own answers are. Measure "
-        "these on your task (`rankwise evaluate`)."
-        if facts.data_report.targets is None
-        else f"- It gives every {row} one of its classes or a number, however unlike its rows the {row} is. Measure it "
-        f"on labelled {row}s of your task (`rankwise evaluate`)."
-    )
     return "\n".join((
         "- It was trained on the rows above and on nothing else; how it does on others was not measured.",
-        measured,
+        _unmeasured(facts),
         *_other_base(facts.base),
         "- It keeps the errors and the bias of its base model, and may repeat text from its rows.",
         "- It has no licence of its own yet. Choose one that the licences of the data and of the base model allow.",
     ))  # fmt: skip
+
+
+def _unmeasured(facts: CardFacts) -> str:
+    """What the losses do not say of what is predicted."""
+    targets = facts.data_report.targets
+    if targets is None:
+        return (
+            "- The loss says how likely the reference answers are, not how good the model's own answers are. Measure "
+            "these on your task (`rankwise evaluate`)."
+        )
+    row = "text" if facts.data_report.image_processing is None else "image"
+    given = {"tags": "each word one of its tags", "several": "every text any number of its classes"}
+    what = given.get(targets.form, f"every {row} one of its classes or a number")
+    return (
+        f"- It gives {what}, however unlike its rows the {row} is. Measure it on labelled {row}s of your task "
+        "(`rankwise evaluate`)."
+    )
 
 
 def _anchor(anchor: AnchorConfig | None, results: Results) -> list[tuple[str, str]]:

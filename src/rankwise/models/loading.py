@@ -192,7 +192,12 @@ def _report_unused(
 ) -> None:
     """Of a model that gets a new head, the old head is left out as expected."""
     if unused:
-        callback(kind(f"{len(unused)} weights in {source.folder} do not fit this model, such as {unused[0]}"))
+        callback(
+            kind(
+                f"{len(unused)} weights of {source.folder} have no place in this model and are not used, such as "
+                f"{unused[0]}"
+            )
+        )
 
 
 def load_tokenizer(spec: ModelConfig, callback: Callback = silent) -> tuple[HubTokenizer, str, int | None]:

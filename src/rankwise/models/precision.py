@@ -26,7 +26,7 @@ def choose_precision(spec: ModelConfig) -> Precision:
     device = torch.device(_device(spec.device))
     able, why = computes_bfloat16(device)
     if spec.dtype != "auto":
-        return Precision(device, getattr(torch, spec.dtype), "set by the user")
+        return Precision(device, getattr(torch, spec.dtype), "by the settings")
     return Precision(device, torch.bfloat16 if able else torch.float32, why)
 
 

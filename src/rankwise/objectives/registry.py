@@ -54,12 +54,6 @@ def decided(experiment: Experiment, callback: Callback) -> Experiment:
                 f"the objective is {chosen}: {name} is an encoder with a decoder ({kind}) (--objective)"
             ))  # fmt: skip
         experiment = experiment.model_copy(update={"objective": chosen})
-    if reads_images(config) != (experiment.objective == OF_IMAGES):
-        reads = "images" if reads_images(config) else "texts"
-        raise ConfigError(
-            [f"the objective is {experiment.objective}, but {name} ({kind}) is a model of {reads}. Choose another "
-             "model with --model, or leave out --objective."]
-        )  # fmt: skip
     if problem := _misfit(experiment.objective, config, f"{name} ({kind})"):
         raise ConfigError([problem])
     if problems := misfits(experiment):
@@ -68,7 +62,13 @@ def decided(experiment: Experiment, callback: Callback) -> Experiment:
 
 
 def _misfit(objective: str, config: dict[str, Any], model: str) -> str | None:
-    """Why a model of texts does not suit an objective."""
+    """Why a model does not suit an objective."""
+    if reads_images(config) != (objective == OF_IMAGES):
+        reads = "images" if reads_images(config) else "texts"
+        return (
+            f"the objective is {objective}, but {model} is a model of {reads}. Choose another model with --model, or "
+            "leave out --objective."
+        )
     if objective == SEQUENCE_TO_SEQUENCE.name and not is_encoder_decoder(config):
         return (
             f"the objective is {objective}, but {model} is not an encoder with a decoder, as T5 and BART are. Choose "
@@ -108,19 +108,22 @@ def objective_of(experiment: Experiment, callback: Callback) -> Objective:
 
 
 def objective_by(
-    model: ModelConfig | None, data: DataConfig, images: ImagesConfig, callback: Callback
+    model: ModelConfig | None, data: DataConfig, images: ImagesConfig, callback: Callback, name: str = "auto"
 ) -> CausalLM | SequenceToSequence | Preference | TextClassification | ImageClassification:
-    """For rows that are looked at before there is an experiment."""
-    if any(source.format == OF_PAIRS for source in data.all_sources):
-        return Preference(PreferenceConfig())
+    """For rows that are looked at before there is an experiment. ConfigError where the model cannot do what the
+    objective of that name needs."""
     folder = None if model is None else find(model, callback).folder
     config = {} if folder is None else read_json(folder / "config.json")
+    if model is not None and name != "auto" and (problem := _misfit(name, config, model.name)):
+        raise ConfigError([problem])
+    if any(source.format == OF_PAIRS for source in data.all_sources):
+        return Preference(PreferenceConfig())
     if folder is not None and reads_images(config):
         targets = read_targets(data, ClassificationConfig())
         return ImageClassification(targets, processing_in(folder).sized(images.size))
-    if holds_tags(data):
+    if name == OF_WORDS or (name == "auto" and holds_tags(data)):
         return TextClassification(read_tags(data, ClassificationConfig()))
-    if is_encoder(config):
+    if name == OF_TEXTS or (name == "auto" and is_encoder(config)):
         return TextClassification(read_targets(data, ClassificationConfig()))
     return language_model(config)
 

@@ -19,6 +19,7 @@ from rankwise.config.training import TrainingConfig
 from rankwise.planning.activations import FAST, OF_IMAGES, Form
 from rankwise.planning.devices import Device
 from rankwise.planning.memory import GPU, PROCESSOR, Job, Memory, Overheads, memory_of
+from rankwise.planning.new_tokens import has_new_tokens
 from rankwise.planning.operations import Load, Operations, operations
 from rankwise.planning.parameters import Parameters, parameters_of, seen
 from rankwise.planning.rows import PlannedRows
@@ -127,7 +128,7 @@ def longest_of(config: Planned, shape: ModelShape) -> int:
 def form_of(shape: ModelShape, spec: MethodConfig, training: TrainingConfig, device: Device) -> Form:
     of_images = shape.image is not None
     has_kernels = shape.family in (OF_IMAGES if of_images else FAST) and shape.is_classifier == of_images
-    fast = device.kind == "processor" and has_kernels and not spec.trains_base
+    fast = device.kind == "processor" and has_kernels and not spec.trains_base and not has_new_tokens(shape)
     return "fast" if fast and training.backend != "eager" else "plain"
 
 

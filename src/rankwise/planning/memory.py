@@ -263,6 +263,6 @@ def _logits(shape: ModelShape, job: Job, number: int) -> float:
 
 def _of_logits(shape: ModelShape, job: Job) -> str:
     if shape.outputs is not None:
-        return f"{job.learned:,} rows x {shape.outputs:,} outputs, three times"
+        return f"{job.learned:,} {'tokens' if shape.words else 'rows'} x {shape.outputs:,} outputs, three times"
     rows = min(HEAD_ROWS, job.learned) if job.form == "fast" else job.learned
     return f"{rows:,} tokens x {shape.vocabulary:,}, in two number formats"

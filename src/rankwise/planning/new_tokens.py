@@ -22,3 +22,8 @@ def with_new_tokens(shape: ModelShape, tokens: int) -> ModelShape:
     sizes = {f"{one.path}.{ROWS}": (tokens, one.outputs) for one in tables}
     sizes |= {f"{one.path}.{ROWS}": (tokens, one.inputs) for one in heads}
     return replace(shape, heads={**shape.heads, **sizes})
+
+
+def has_new_tokens(shape: ModelShape) -> bool:
+    """Whether rows of new tokens are trained, which the fused kernels do not know."""
+    return any(name.endswith(ROWS) for name in shape.heads)
