@@ -133,8 +133,16 @@ def test_tags_that_cannot_be_told_apart_are_refused(tmp_path, rows, said):
 
 def test_all_bad_rows_are_listed_at_once(tmp_path):
     bad = [{"text": TEXT, "spans": [span(9, 3)]}, {"text": TEXT, "spans": [span(0, 4)]}, {"text": TEXT, "spans": [3]}]
+    assert refused_lines(tmp_path, bad) == ["rows.jsonl:1", "rows.jsonl:3"]
+
+
+def test_tags_of_other_schemes_are_listed_with_the_other_bad_rows(tmp_path):
+    words = ["a", "b"]
+    bad = [{"tokens": words, "tags": ["O"]}, {"tokens": words, "tags": ["S-X", "O"]}]
+    assert refused_lines(tmp_path, bad) == ["rows.jsonl:1", "rows.jsonl:2"]
+
+
+def refused_lines(folder, rows):
     with pytest.raises(DataError) as error:
-        facts(tmp_path, bad)
-    assert [line.split(": ")[0].rpartition("/")[2] for line in str(error.value).splitlines()] == [
-        "rows.jsonl:1", "rows.jsonl:3"
-    ]  # fmt: skip
+        facts(folder, rows)
+    return [line.split(": ")[0].rpartition("/")[2] for line in str(error.value).splitlines()]

@@ -59,12 +59,14 @@ def read_tags(spec: DataConfig, config: ClassificationConfig) -> TargetFacts:
             tags.add(example)
         except DataError as error:
             problems.append(str(error))
+    wrong = _of_other_schemes(tags)
     if problems and (spec.on_bad_row == "stop" or not tags.counts):
-        raise DataError(f"{together(problems)}{NAMES if any(NO_FORM in why for why in problems) else ''}")
+        every = together([*problems, *wrong])
+        raise DataError(f"{every}{NAMES if any(NO_FORM in why for why in problems) else ''}")
     sources = ", ".join(source.path for source in spec.all_sources)
     if not tags.counts:
         raise DataError(f"{sources}: has no rows.")
-    if wrong := _of_other_schemes(tags):
+    if wrong:
         raise DataError(together(wrong))
     names = _ordered(tags, spec)
     if len(tags.counts) < 2:
