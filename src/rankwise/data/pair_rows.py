@@ -73,7 +73,7 @@ def _turns_or_text(value: Any, where: str, name: str) -> str | list[Any]:
     if isinstance(value, list) and value:
         return value
     if isinstance(value, list):
-        raise DataError(f"{where}: the {name} answer is empty.")
+        raise DataError(f"{where}: the {name} is empty.")
     if not isinstance(value, str):
         raise DataError(f"{where}: the {name} is {shown(value)}; a text or a list of turns is expected.")
     return text_of(value, where, name)
