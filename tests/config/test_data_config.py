@@ -14,7 +14,8 @@ from rankwise.config.experiment import Experiment
 from rankwise.config.reading import Setting, parse_setting, read_data, read_experiment
 from rankwise.config.recipe import RECIPES
 from rankwise.errors import ConfigError
-from rankwise.runs.directory import RunDirectory, read_json
+from rankwise.runs.directory import RunDirectory
+from rankwise.runs.own_files import read_json
 from sampling import draws
 
 BOTH_OR_NEITHER = "a path, or several sources"

@@ -17,7 +17,8 @@ from rankwise.config.reading import Setting, parse_setting, read_experiment
 from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError
-from rankwise.runs.directory import RunDirectory, read_json
+from rankwise.runs.directory import RunDirectory
+from rankwise.runs.own_files import read_json
 from sampling import draws
 
 NAMES = st.sampled_from(RECIPES)

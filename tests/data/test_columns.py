@@ -22,7 +22,8 @@ from rankwise.data.columns import from_columns
 from rankwise.data.formats import find_format, parse_row
 from rankwise.data.sources import open_source
 from rankwise.errors import ConfigError, DataError
-from rankwise.runs.directory import RunDirectory, read_json
+from rankwise.runs.directory import RunDirectory
+from rankwise.runs.own_files import read_json
 from shell import typed_in_bash
 
 WHERE = "rows.jsonl:7"

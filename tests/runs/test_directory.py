@@ -13,8 +13,9 @@ import pytest
 from rankwise.config.experiment import Experiment
 from rankwise.errors import RunBusyError, RunError
 from rankwise.runs.data_report import DataReport, TemplateFacts
-from rankwise.runs.directory import LARGEST_JSON, RunDirectory, read_json
+from rankwise.runs.directory import RunDirectory
 from rankwise.runs.manifest import BaseModelFacts, DataFacts, Manifest
+from rankwise.runs.own_files import LARGEST_JSON, read_json
 from rankwise.runs.snapshot import RunSnapshot
 
 EXPERIMENT = Experiment(model="m", data="d", run="r", adapter={"layers": "0-2"})

@@ -22,10 +22,10 @@ from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.objectives.causal_lm import summed
 from rankwise.runs.records import StepRecord
+from rankwise.runs.sealed import FACTS, TENSORS, hash_of
 from rankwise.system.files import sha256_of
 from rankwise.text.tokenize import Tokens
-from rankwise.training import checkpoints
-from rankwise.training.checkpoints import FACTS, TENSORS, restore, save, size_of
+from rankwise.training.checkpoints import restore, save, size_of
 from rankwise.training.losses import Loss
 from rankwise.training.schedules import rate_factor
 from rankwise.training.state import TrainState, adamw
@@ -311,8 +311,8 @@ def rewritten(folder, tensors=None, **facts):
     old = json.loads((folder / FACTS).read_text())
     del old["sha256"]
     sizes = {"bytes": (folder / TENSORS).stat().st_size, "sha256": sha256_of(folder / TENSORS)}
-    old |= {"tensors": sizes, **facts}
-    (folder / FACTS).write_text(json.dumps(old | {"sha256": checkpoints._hash(old)}))
+    old |= {"files": {TENSORS: sizes}, **facts}
+    (folder / FACTS).write_text(json.dumps(old | {"sha256": hash_of(old)}))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -355,13 +355,13 @@ def test_tensors_missing_left_over_or_of_another_shape_are_refused(tmp_path, sav
 def test_another_format_and_impossible_ranks_are_refused(tmp_path, saved):
     spec, folder = saved
     copy = shutil.copytree(folder, tmp_path / "c")
-    rewritten(copy, format=2)
-    assert "format 2" in refusal(spec, copy)
+    rewritten(copy, format=3)
+    assert "format 3" in refusal(spec, copy)
     if spec is not ADALORA:
         return
     facts = json.loads((folder / FACTS).read_text())["allocator"]
     for ranks in ([99] * len(facts["ranks"]), [-1, *facts["ranks"][1:]], facts["ranks"][1:]):
-        rewritten(copy, format=1, allocator=facts | {"ranks": ranks, "final": True})
+        rewritten(copy, format=2, allocator=facts | {"ranks": ranks, "final": True})
         assert "does not fit" in refusal(spec, copy)
 
 

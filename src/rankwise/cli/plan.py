@@ -17,7 +17,7 @@ from rankwise.config.reading import read_planned
 @takes_settings(
     "model", "quantize", "memory", "new_tokens",
     "data", "objective", *IMAGES, *ADAPTER, "epochs", "steps", "batch_size", *KEEPING,
-    "backend", *ROWS,
+    "backend", "keep_checkpoints", *ROWS,
     model="Model name from the catalogue (--models), hub id, folder with a config.json, or .gguf file.",
 )  # fmt: skip
 def plan(

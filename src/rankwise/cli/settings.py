@@ -105,6 +105,9 @@ FLAGS = {
         "Highest learning rate.  [default: by the method and the model's hidden size]"),
     "auto_batch": Flag("training.auto_batch", bool,
         "If memory runs out, compute fewer tokens at once. The rows of a step stay the same."),
+    "keep_checkpoints": Flag("training.keep_checkpoints", int,
+        "Checkpoints that are stored at a time, each about three times as large as the adapter. Where the newest one "
+        "is damaged, --resume takes the one before it.  [default: 2]"),
     "anchor": Flag("training.anchor.weight", float,
         "Hold the model to its base on other text while it learns, with this weight, so that it forgets less; 1 is "
         "usual.  [default: off]"),

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @takes_settings(
     "model", "quantize", "memory", "new_tokens", "data", "run", "objective", *PREFERENCE, *IMAGES, *ADAPTER,
     "epochs", "steps", "batch_size", "learning_rate", *KEEPING,
-    "auto_batch", "backend", *ROWS, *VALIDATION_ROWS, "validate_every", "keep",
+    "auto_batch", "backend", "keep_checkpoints", *ROWS, *VALIDATION_ROWS, "validate_every", "keep",
     "patience", "seed",
 )  # fmt: skip
 def train(

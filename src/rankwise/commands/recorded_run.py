@@ -19,6 +19,7 @@ from rankwise.runs.integrity import hashes_of
 from rankwise.runs.manifest import Manifest, now
 from rankwise.runs.metrics_log import MetricsLog
 from rankwise.runs.records import StatusMessage, WarningMessage
+from rankwise.runs.resumable import Resumable
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.files import need_space
 from rankwise.training.anchor import facts_of as facts_of_anchor
@@ -31,27 +32,27 @@ from rankwise.training.trainer import Trainer
 
 
 def record(
-    training: TrainingRun, foreseen: Foresight | None, *, resume: bool, force_memory: bool
+    training: TrainingRun, foreseen: Foresight | None, resumable: Resumable | None, *, force_memory: bool
 ) -> Manifest:  # fmt: skip
     """Begin the run or take it up, and train; however it ends, the manifest says so."""
     run, callback = training.run, training.callback
     training.check()
     setting, work = training.config.backend, training.work
     backend = (
-        backend_named(run.manifest().backend, work)
-        if resume
+        backend_named(resumable.manifest.backend, work)
+        if resumable is not None
         else choose_backend(work, setting, training.tokens_trained)
     )
     backend = over_rows(backend, work.objective)
-    training = training.with_reference(backend, resume=resume)
+    training = training.with_reference(backend, resumable)
     again = foresee_backend(foreseen, backend.name, callback)
-    if again is not None and again is not foreseen and not resume:
+    if again is not None and again is not foreseen and resumable is None:
         again.check(callback, force=force_memory)
     log, validation = MetricsLog(run.metrics), training.validation(backend)
     anchor = training.anchor(backend)
     budget = training.budget(anchor, validation)
     trainer = training.trainer(backend, validation, log, anchor, budget)
-    past = _begun(training, trainer, again, resume=resume)
+    past = _begun(training, trainer, again, resumable)
     manifest, validation.records = past.manifest, past.validations
     if budget is not None:
         budget.take_up(past.budget)
@@ -73,7 +74,9 @@ def record(
     return finished
 
 
-def _begun(training: TrainingRun, trainer: Trainer, foreseen: Foresight | None, *, resume: bool) -> Past:
+def _begun(
+    training: TrainingRun, trainer: Trainer, foreseen: Foresight | None, resumable: Resumable | None
+) -> Past:  # fmt: skip
     """From here on the folder holds a run that is running."""
     run, callback, report = training.run, training.callback, training.prepared.data_report
     need_space(run.folder, training.bytes_written(trainer.state))
@@ -83,8 +86,8 @@ def _begun(training: TrainingRun, trainer: Trainer, foreseen: Foresight | None, 
         anchor=None if training.anchor_text is None else facts_of_anchor(training.anchor_text),
         forecast=None if foreseen is None else foreseen.recorded(), tuning=training.tuning, replay=report.replay,
     )  # fmt: skip
-    if resume:
-        past = take_up(run, trainer.state, manifest, report)
+    if resumable is not None:
+        past = take_up(resumable, trainer.state, manifest, report, callback)
         for change in filter(None, (changed_since(past.manifest), _changed_start(training))):
             callback(WarningMessage(change))
     else:
@@ -96,7 +99,7 @@ def _begun(training: TrainingRun, trainer: Trainer, foreseen: Foresight | None, 
     callback(StatusMessage("\n".join(filter(None, (training.describe(), training.trainable.describe())))))
     for warning in report.warnings:
         callback(WarningMessage(warning))
-    if resume:
+    if resumable is not None:
         callback(StatusMessage(f"continuing after step {trainer.state.step}"))
     return past
 
@@ -112,9 +115,10 @@ def _write_failure(run: RunDirectory, manifest: Manifest, error: BaseException, 
     status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
     problem = str(error) or type(error).__name__
     update = {"status": status, "ended": now(), "problem": problem, "warnings": warnings}
-    with suppress(OSError):
-        run.forget_results()
     with suppress(RankwiseError, OSError):  # a full disk may refuse this too; "running" without a lock says enough
+        run.check_lock()  # what another process writes there is not ours to change
+        with suppress(OSError):
+            run.forget_results()
         run.write_manifest(manifest.model_copy(update=update))
 
 

@@ -28,6 +28,7 @@ from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.manifest import Manifest
 from rankwise.runs.records import Callback, StatusMessage, WarningCollector, WarningMessage, silent
+from rankwise.runs.resumable import Resumable
 from rankwise.runs.tuning import Tuning
 from rankwise.system.memory import limited_memory
 from rankwise.training.accuracy_budget import tasks_of_run
@@ -87,10 +88,11 @@ def train(
         raise ConfigError(["--restart starts again from the first step and --resume continues; give one of them."])
     run, callback = RunDirectory.named(experiment.run), WarningCollector(callback)
     experiment = decided(experiment, callback)
-    with run.claimed(restart=restart, resume=resume), limited_memory(experiment.model.memory_bytes):
+    with run.claimed(restart=restart, resume=resume) as run, limited_memory(experiment.model.memory_bytes):
+        resumable = Resumable(run) if resume else None
         start = None if resume else start_of(experiment, callback)
-        if resume:
-            experiment = settings_of(run, experiment)
+        if resumable is not None:
+            experiment = settings_of(resumable, experiment)
         elif start is not None:
             experiment = start.foreseen(experiment)
         objective = objective_of(experiment, callback)
@@ -114,11 +116,11 @@ def train(
         setup = Setup(
             config, config.total_steps(rows), prepared.trained_rows, described=f'run "{experiment.run}"',
             callback=callback, heads=objective.heads(loaded), load=objective.load, start=start,
-            resumed_ranks=partial(ranks_before_training, run) if resume else None,
+            resumed_ranks=partial(ranks_before_training, resumable) if resumable is not None else None,
         )  # fmt: skip
         tasks = tasks_of_run(config, loaded, prepared.data_report)
         trials = Trials(experiment, loaded, method, objective, setup, prepared)
-        if (tuning := _tuning(trials, run, foreseen, callback, resume=resume)) is not None:
+        if (tuning := _tuning(trials, resumable, foreseen, callback)) is not None:
             config = config.model_copy(update={"learning_rate": tuning.learning_rate})
         trainable = method.attach(loaded, replace(setup, training=config))
         try:
@@ -128,15 +130,17 @@ def train(
                 loaded.module, trainable, objective, config, prepared, experiment.data.packing, callback,
                 varied=experiment.images.augmentation != "none",
             )  # fmt: skip
-            lineage = run.manifest().lineage if resume else () if start is None else start.lineage
+            lineage = (
+                start.lineage if start is not None else resumable.manifest.lineage if resumable is not None else ()
+            )
             text = text_of_run(config, loaded, trainable, callback)
             training = TrainingRun(
                 experiment, config, run, loaded, method, trainable, prepared, scorer, work, callback, lineage, text,
                 tasks, tuning,
             )  # fmt: skip
-            result, manifest = training.result, record(training, foreseen, resume=resume, force_memory=force_memory)
+            result, manifest = training.result, record(training, foreseen, resumable, force_memory=force_memory)
             tuned = method.tuned(loaded, result)
-            return Trained(run, manifest, result, tuned, trainable, objective.targets)
+            return Trained(RunDirectory(run.folder), manifest, result, tuned, trainable, objective.targets)
         except BaseException:
             trainable.remove()  # a model that was given is to be what it was
             raise
@@ -178,15 +182,15 @@ def _loaded(experiment: Experiment, objective: Objective, callback: Callback) ->
 
 
 def _tuning(
-    trials: Trials, run: RunDirectory, foreseen: Foresight | None, callback: Callback, *, resume: bool
+    trials: Trials, resumable: Resumable | None, foreseen: Foresight | None, callback: Callback
 ) -> Tuning | None:
     """How trials choose the learning rate, or chose it when the run that is resumed began; None without `tune`."""
     if trials.experiment.training.learning_rate != "tune":
         return None
-    if not resume:
+    if resumable is None:
         return tune(trials, foreseen, callback)
-    if (chosen := run.manifest().tuning) is None:
-        raise RunError(f"{run.folder} does not record the learning rate that trials chose. Use --restart.")
+    if (chosen := resumable.manifest.tuning) is None:
+        raise RunError(f"{resumable.run.folder} does not record the learning rate that trials chose. Use --restart.")
     return chosen
 
 

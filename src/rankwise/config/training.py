@@ -54,8 +54,12 @@ class TrainingConfig(Config):
     seed: Seed = 0
     """Seed of initial values, row order and dropout."""
     checkpoint_steps: PositiveInt | None = None
-    """Steps between checkpoints. Only the newest checkpoint is stored, until the run is finished. The default is a
-    tenth of the run, at most 500 steps; a run of up to 100 steps writes none."""
+    """Steps between checkpoints, which are removed when the run is finished. The default is a tenth of the run, at most
+    500 steps; a run of up to 100 steps writes none."""
+    keep_checkpoints: PositiveInt = 2
+    """Number of checkpoints that are stored at a time (`--keep-checkpoints`). Where the newest one is damaged, a run is
+    resumed from the one before it. Each takes about three times the size of the trained weights in float32 on the
+    disk, and one more is there while it is written."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

@@ -9,40 +9,44 @@ gone with the process that held it.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from stat import S_ISREG
-from typing import TypeVar
+from typing import Any
 
-from pydantic import ValidationError
-
-from rankwise.config.base import Config
 from rankwise.config.experiment import Experiment
-from rankwise.errors import ConfigError, RunBusyError, RunError, did_you_mean, some
+from rankwise.errors import RunBusyError, RunError, did_you_mean, some
 from rankwise.runs.data_report import DATA_REPORT, DataReport
 from rankwise.runs.manifest import Manifest
-from rankwise.system import locks
-from rankwise.system.files import told_when_full, write_json
+from rankwise.runs.own_files import read_json
+from rankwise.runs.step_folders import StepFolders
+from rankwise.system.files import json_bytes, make_folders, told_when_full, write_atomic
+from rankwise.system.locks import Lock, owner_of
 
-LARGEST_JSON = 10_000_000
 REPORTS = ("report.html", "report.json")
-SETTINGS = "config.json"
+SETTINGS, MANIFEST = "config.json", "manifest.json"
 RESULTS = ("adapter", "model")
 CARD = "README.md"
 """The model card, in the folder of a result."""
-_STEP = re.compile(r"step-([1-9][0-9]{0,14})")
-_Kind = TypeVar("_Kind", bound=Config)
+REFERENCE = "reference.json"
+BEGINNING = {SETTINGS, DATA_REPORT, REFERENCE}
+"""What a run has before its first manifest."""
+_LEFT = re.compile(r"\..+\.[0-9]+\.tmp")
+"""What a killed process was writing."""
 
 
 @dataclass(frozen=True)
 class RunDirectory:
+    """`lock` is there while this process has claimed the run; `files` are the run's own files as it last wrote them."""
+
     folder: Path
+    lock: Lock | None = field(default=None, compare=False, repr=False)
+    files: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def named(cls, name: str) -> RunDirectory:
@@ -51,7 +55,7 @@ class RunDirectory:
     @property
     def is_run(self) -> bool:
         """Whether the folder holds a run at all, finished or not."""
-        names = ("manifest.json", SETTINGS)
+        names = (MANIFEST, SETTINGS)
         return all(os.path.isfile(self.folder / name) for name in names)  # noqa: PTH113  is_file raises on long names
 
     def forget_results(self) -> None:
@@ -68,40 +72,35 @@ class RunDirectory:
     @property
     def reference(self) -> Path:
         """What a run over preference pairs compares with, until it is finished."""
-        return self.folder / "reference.json"
+        return self.folder / REFERENCE
 
     @property
-    def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
+    def checkpoints(self) -> StepFolders:
+        return StepFolders(self.folder / "checkpoints")
 
     @property
     def steps_saved(self) -> list[int]:
-        return _steps_in(self.checkpoints)
+        return self.checkpoints.steps
 
     def checkpoint(self, step: int) -> Path:
-        return self.checkpoints / f"step-{step}"
-
-    def forget_checkpoints(self, *, but: int | None = None) -> None:
-        _forget_steps(self.checkpoints, {but})
+        return self.checkpoints.path(step)
 
     @property
-    def snapshots(self) -> Path:
-        return self.folder / "best"
+    def snapshots(self) -> StepFolders:
+        return StepFolders(self.folder / "best")
 
     @property
     def steps_kept(self) -> list[int]:
-        return _steps_in(self.snapshots)
+        return self.snapshots.steps
 
     def snapshot(self, step: int) -> Path:
-        return self.snapshots / f"step-{step}"
-
-    def forget_snapshots(self, *, but: Collection[int] = ()) -> None:
-        _forget_steps(self.snapshots, but)
+        return self.snapshots.path(step)
 
     def forget_steps(self) -> None:
         """What only a run that goes on has a use for."""
-        self.forget_checkpoints()
-        self.forget_snapshots()
+        self.check_lock()
+        self.checkpoints.forget()
+        self.snapshots.forget()
         self._remove(self.reference)
 
     @property
@@ -111,36 +110,58 @@ class RunDirectory:
         return f"{saved}--restart to start it again from the first step"
 
     def write_manifest(self, manifest: Manifest) -> None:
-        write_json(self.folder / "manifest.json", manifest.model_dump(mode="json"))
+        self._write(MANIFEST, manifest.model_dump(mode="json"))
 
     def manifest(self) -> Manifest:
-        return read_json(self.folder / "manifest.json", Manifest)
+        return read_json(self.folder / MANIFEST, Manifest)
 
     def write_data_report(self, data_report: DataReport) -> None:
-        write_json(self.folder / DATA_REPORT, data_report.model_dump(mode="json"))
+        self._write(DATA_REPORT, data_report.model_dump(mode="json"))
+
+    def write_reference(self, value: Any) -> None:
+        self._write(REFERENCE, value)
 
     @contextmanager
-    def claimed(self, *, restart: bool, resume: bool = False) -> Iterator[None]:
+    def claimed(self, *, restart: bool, resume: bool = False) -> Iterator[RunDirectory]:
         """Hold the name for writing. A claim that wrote nothing leaves nothing."""
-        lock = self._locked()
+        run = self._locked()
+        assert run.lock is not None, "it is locked"
         try:
-            self._check_free(restart=restart, resume=resume)
-            yield
+            run._check_free(restart=restart, resume=resume)
+            yield run
         finally:
-            if not self._names() & {"manifest.json", SETTINGS}:  # still held, so nobody else can have begun here
-                with suppress(OSError):  # a folder of something else; Windows removes no open file
-                    (self.folder / ".lock").unlink(missing_ok=True)
-                    self.folder.rmdir()
-            os.close(lock)
+            with suppress(OSError):  # a folder of something else; Windows removes no open file
+                if not run._names() & {MANIFEST, *BEGINNING}:  # still locked, so nobody else can have begun here
+                    run.lock.remove()
+                    run.folder.rmdir()
+            run.lock.release()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep every other writer out of a run that is there, whatever state it is in."""
-        lock = self._locked()
+        run = self._locked()
+        assert run.lock is not None, "it is locked"
         try:
             yield
         finally:
-            os.close(lock)
+            run.lock.release()
+
+    def check_lock(self) -> None:
+        """RunBusyError where the lock of a claimed run is no longer ours, so that another process may be writing.
+
+        A lock file that was only removed, as those do that clean up hidden files, is locked anew.
+        """
+        if self.lock is None or self.lock.is_there:
+            return
+        with suppress(OSError, RunError):
+            if not os.path.lexists(self.lock.path) and self._is_as_written():
+                self.lock.take_again()
+                if self._is_as_written():  # nobody began and ended here in the meantime
+                    return
+        raise RunBusyError(
+            f"{self.lock.path} was removed or replaced, so process {owner_of(self.lock.path)} may be writing run "
+            f'"{self.folder.name}" as well. This process stopped and wrote nothing more.'
+        )
 
     def begin(self, experiment: Experiment) -> None:
         """Remove what an unfinished attempt left, and write what was asked.
@@ -149,100 +170,122 @@ class RunDirectory:
         """
         self.forget_steps()
         self.forget_results()
-        reports = (self.folder / name for name in REPORTS)
-        self._remove(self.folder / DATA_REPORT, self.metrics, *reports, *self.folder.glob(".*.tmp"))
-        self._remove(self.folder / "manifest.json")
-        write_json(self.folder / SETTINGS, experiment.model_dump(mode="json"))
+        self._remove(self.folder / DATA_REPORT, self.metrics, *(self.folder / name for name in REPORTS), *self._left())
+        self._remove(self.folder / MANIFEST)
+        self.files.clear()
+        self._write(SETTINGS, experiment.model_dump(mode="json"))
 
-    def go_on(self, step: int) -> None:
-        """Remove what an attempt left that came further than its checkpoint."""
-        self.forget_checkpoints(but=step)
-        self.forget_snapshots(but=[kept for kept in self.steps_kept if kept <= step])
+    def go_on(self, step: int, files: Mapping[str, bytes]) -> None:
+        """Remove what an attempt left that came further than its checkpoint, and write the run's files as they were
+        then, each where it is not so."""
+        self.check_lock()
+        self.checkpoints.forget(but=[earlier for earlier in self.steps_saved if earlier <= step])
+        self.snapshots.forget(but=[earlier for earlier in self.steps_kept if earlier <= step])
         self.forget_results()
-        self._remove(*self.folder.glob(".*.tmp"))
+        self._remove(*self._left())
+        for name, content in files.items():
+            if not _has(self.folder / name, content):
+                write_atomic(self.folder / name, content)
+        self.files.update(files)
+
+    def _write(self, name: str, value: Any) -> None:
+        self.check_lock()
+        content = json_bytes(value)
+        write_atomic(self.folder / name, content)
+        self.files[name] = content
+
+    def _is_as_written(self) -> bool:
+        """Whether the manifest is the one that this process wrote or came upon."""
+        file, own = self.folder / MANIFEST, self.files.get(MANIFEST)
+        return not os.path.lexists(file) if own is None else _has(file, own)
+
+    def _left(self) -> list[Path]:
+        return [path for path in self.folder.iterdir() if _LEFT.fullmatch(path.name)]
 
     @staticmethod
     def _remove(*paths: Path) -> None:
         for left in paths:
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink(missing_ok=True)
 
     def _names(self) -> set[str]:
         """What stands here to be seen: the lock and the temporary files of a killed process do not count."""
         return {path.name for path in self.folder.iterdir() if not path.name.startswith(".")}
 
     def _check_free(self, *, restart: bool, resume: bool) -> None:
-        left = self._names()
-        if "manifest.json" not in left:
-            if left - {SETTINGS}:
-                raise RunError(
-                    f"{self.folder} contains {some(sorted(left), 4)} and is not a run. Use another --run name."
-                )
+        state = self._state()
+        if state is None:
             if resume:
                 raise RunError(
                     f'run "{self.folder.name}" does not exist yet, so it cannot be resumed. Leave out --resume to '
                     "start it."
                 )
-            return
-        manifest = self.manifest()
+        elif resume and not self.checkpoints.named:
+            raise RunError(
+                f'run "{self.folder.name}" has no checkpoint to resume from ({state}). '
+                f"Use {self.ways_on}. training.checkpoint_steps sets how often a checkpoint is written."
+            )
+        elif not (restart or resume):
+            raise RunError(
+                f'run "{self.folder.name}" {state}. '
+                f"Use another --run name, {'' if self.steps_saved else 'or '}{self.ways_on}."
+            )
+
+    def _state(self) -> str | None:
+        """How a run that is not finished stands, or None for a name that is free. A manifest that is missing or damaged
+        is no obstacle where there are checkpoints, which a finished run has not."""
+        left = self._names()
+        try:
+            if MANIFEST not in left:
+                if left <= BEGINNING:  # a process ended before its run had begun
+                    return None
+                raise RunError(
+                    f"{self.folder} contains {some(sorted(left), 4)} and is not a run. Use another --run name."
+                )
+            manifest = self.manifest()
+        except RunError as error:
+            if not self.steps_saved:
+                raise
+            return f"is not finished ({MANIFEST} is missing)" if MANIFEST not in left else f"is not finished ({error})"
         if manifest.status == "finished":
             raise RunError(
                 f'run "{self.folder.name}" is finished ({manifest.ended}) and is not overwritten. '
                 "Use another --run name."
             )
-        if resume and not self.steps_saved:
-            raise RunError(
-                f'run "{self.folder.name}" has no checkpoint to resume from ({manifest.status}). '
-                f"Use {self.ways_on}. training.checkpoint_steps sets how often a checkpoint is written."
-            )
-        if not (restart or resume):
-            raise RunError(
-                f'run "{self.folder.name}" was started {manifest.started} and is not finished ({manifest.status}). '
-                f"Use another --run name, {'' if self.steps_saved else 'or '}{self.ways_on}."
-            )
+        return f"was started {manifest.started} and is not finished ({manifest.status})"
 
-    def _locked(self) -> int:
-        """The open lock file, held. A lock that its last owner removed while we waited for it is no lock."""
-        while True:
-            with told_when_full(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                self._hold(lock)
-            except BaseException:
-                os.close(lock)
-                raise
-            if os.fstat(lock).st_nlink > 0:
-                return lock
-            os.close(lock)
-
-    def _hold(self, lock: int) -> None:
-        if not locks.lock(lock):
-            raise RunBusyError(
-                f'run "{self.folder.name}" is being written by process {locks.owner_of(lock)}. '
-                "Use another --run name, or stop that process."
-            )
+    def _locked(self) -> RunDirectory:
+        """The same, with its lock held by this process."""
+        path = self.folder / ".lock"
+        with told_when_full(self.folder):
+            for again in range(20):
+                make_folders(self.folder)
+                with suppress(*(() if again == 19 else (FileNotFoundError,))):  # its last owner removed it just now
+                    try:
+                        run = replace(self, lock=Lock(path), files={})
+                    except BlockingIOError:
+                        raise RunBusyError(
+                            f'run "{self.folder.name}" is being written by process {owner_of(path)}. '
+                            "Use another --run name, or stop that process."
+                        ) from None
+                    manifest = self.folder / MANIFEST
+                    if manifest.is_file():
+                        run.files[MANIFEST] = manifest.read_bytes()
+                    return run
+        raise AssertionError("the last attempt returns or raises")
 
 
-def _steps_in(folder: Path) -> list[int]:
-    """In order; what else lies in the folder is not ours."""
-    found = folder.iterdir() if folder.is_dir() else ()
-    return sorted(int(name[1]) for path in found if (name := _STEP.fullmatch(path.name)))
-
-
-def _forget_steps(folder: Path, but: Collection[int | None]) -> None:
-    for step in _steps_in(folder):
-        if step not in but:
-            shutil.rmtree(folder / f"step-{step}")
-    for left in folder.glob(".step-*.tmp"):
-        shutil.rmtree(left)
-    with suppress(OSError):  # one is kept
-        folder.rmdir()
+def _has(path: Path, content: bytes) -> bool:
+    """Whether a regular file has this content."""
+    try:
+        return S_ISREG(os.lstat(path).st_mode) and path.read_bytes() == content
+    except OSError:
+        return False
 
 
 def find_run(name: str) -> RunDirectory | None:
     """A run, finished or not, by its name or its folder."""
     for run in (RunDirectory.named(name), RunDirectory(Path(name))):
-        if os.path.isfile(run.folder / "manifest.json"):  # noqa: PTH113  is_file raises where a name is too long
+        if os.path.isfile(run.folder / MANIFEST):  # noqa: PTH113  is_file raises where a name is too long
             return run
     return None
 
@@ -255,21 +298,3 @@ def open_any_run(name: str) -> RunDirectory:
     known = sorted(path.parent.name for path in Path("runs").glob("*/manifest.json"))
     listed = f" Runs here: {some(known)}." if known else " There are no runs in this folder yet."
     raise RunError(f'there is no run "{name}".{did_you_mean(name, known)}{listed}')
-
-
-def read_json(path: Path, kind: type[_Kind], largest: int = LARGEST_JSON) -> _Kind:
-    """One of a run's own files, or a RunError that names what is wrong with it."""
-    try:
-        there = path.stat()
-        if not S_ISREG(there.st_mode):  # a pipe would be waited for
-            raise RunError(f"{path} is not a regular file.")
-        if there.st_size > largest:
-            raise RunError(f"{path} has {there.st_size:,} bytes; a run's own file is never that large.")
-        return kind(**json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise RunError(f"{path} is missing: this folder is not a complete run.") from None
-    except (ValueError, TypeError, RecursionError, ValidationError, OSError) as error:
-        if isinstance(error, RunError):
-            raise
-        detail = error.problems[0] if isinstance(error, ConfigError) else type(error).__name__
-        raise RunError(f"{path} is damaged or was written by another version: {detail}") from None

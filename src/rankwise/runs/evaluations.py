@@ -16,10 +16,11 @@ from rankwise.config.base import Config
 from rankwise.config.tasks import MEANINGS
 from rankwise.errors import RunError
 from rankwise.runs.class_details import ClassDetails
-from rankwise.runs.directory import RunDirectory, read_json
+from rankwise.runs.directory import RunDirectory
 from rankwise.runs.feature_forgetting import FeatureForgetting
 from rankwise.runs.manifest import now, versions
 from rankwise.runs.measured import Difference, Measured
+from rankwise.runs.own_files import read_json
 from rankwise.runs.set_details import SetDetails
 from rankwise.system.files import check_place, write_json
 

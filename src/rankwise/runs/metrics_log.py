@@ -57,8 +57,12 @@ class MetricsLog:
 
 def cut_metrics_log(path: Path, rows: list[dict[str, Any]]) -> None:
     """Truncate the log to the lines of `rows`."""
-    lines = path.read_bytes().splitlines()
-    write_atomic(path, b"".join(line + b"\n" for line in lines[: len(rows)]))
+    write_atomic(path, first_lines(path, len(rows)))
+
+
+def first_lines(path: Path, count: int) -> bytes:
+    """The first lines of a log, each with its end."""
+    return b"".join(line + b"\n" for line in path.read_bytes().splitlines()[:count])
 
 
 def read_metrics_log(path: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from rankwise.config.experiment import Experiment
 from rankwise.errors import RunError
 from rankwise.runs.data_report import DATA_REPORT, DataReport
-from rankwise.runs.directory import SETTINGS, RunDirectory, open_any_run, read_json
+from rankwise.runs.directory import SETTINGS, RunDirectory, open_any_run
 from rankwise.runs.evaluations import (
     Evaluation,
     Forgetting,
@@ -27,6 +27,7 @@ from rankwise.runs.evaluations import (
 )
 from rankwise.runs.manifest import Manifest
 from rankwise.runs.metrics_log import History, read_history
+from rankwise.runs.own_files import read_json
 from rankwise.runs.target_facts import OF_LANGUAGE_MODELS
 
 

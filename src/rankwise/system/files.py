@@ -47,13 +47,18 @@ def write_atomic(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         with told_when_full(path):
             temporary.replace(path)
+            _flush(path.parent)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+    write_atomic(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 @contextmanager
@@ -69,6 +74,7 @@ def published(folder: Path, *, first_stays: bool = False) -> Iterator[Path]:
         for file in temporary.rglob("*"):
             _give_mode(file, readable)
             _flush(file)
+        _flush(temporary)
         _take_name(temporary, folder, first_stays)
         _flush(folder.parent)
 
@@ -104,8 +110,7 @@ def _beside(path: Path) -> Iterator[Path]:
 def folders_above(path: Path) -> Iterator[None]:
     """Create the folders that a path lies in. If the block fails, those that were created and are empty go again."""
     with told_when_full(path):
-        created = [parent for parent in path.parents if not parent.exists()]
-        path.parent.mkdir(parents=True, exist_ok=True)
+        created = make_folders(path.parent)
     try:
         yield
     except BaseException:
@@ -113,6 +118,16 @@ def folders_above(path: Path) -> Iterator[None]:
             for parent in created:
                 parent.rmdir()
         raise
+
+
+def make_folders(folder: Path) -> list[Path]:
+    """Create a folder and those above it, for good: a power failure leaves them. Returns the new ones, the innermost
+    first."""
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(created):
+        _flush(path.parent)
+    return created
 
 
 def _clear(folder: Path) -> None:

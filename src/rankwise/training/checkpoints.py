@@ -1,7 +1,8 @@
 """Stop 10: a TrainState into a folder and back; a restored run goes on bit for bit (on the same machine and versions).
 
     state.safetensors   allocator.<name>, optimizer.<number>.<name>, random.<device>
-    state.json          the step, what learns in facts (`allocator`), size and hash of the tensors, and a hash of itself
+    state.json          the step, what learns in facts (`allocator`), and the seal (runs/sealed.py)
+    …                   copies of the run's own files, which the run gives along
 
 The rows of each step and the learning rate are functions of the step, so these need no state. Nothing is pickled, and
 what is damaged, of other adapters or not finite is refused. A snapshot is what was learned alone, in the same files: to
@@ -10,8 +11,7 @@ be kept, and not to go on from.
 
 from __future__ import annotations
 
-import json
-from hashlib import sha256
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,11 @@ from torch import Tensor
 
 from rankwise.errors import RunError, some
 from rankwise.methods.state import TrainableState
-from rankwise.system.files import published, sha256_of, write_json
+from rankwise.runs.sealed import TENSORS, DamagedStep, check_file, read_facts, seal
+from rankwise.system.files import published
 from rankwise.training.finite import check_finite, not_finite
 from rankwise.training.rng import random_states, set_random_states
 from rankwise.training.state import TrainState
-
-TENSORS, FACTS = "state.safetensors", "state.json"
-FORMAT = 1
-LARGEST_FACTS = 10_000_000
 
 
 def size_of(state: TrainState) -> int:
@@ -38,10 +35,10 @@ def size_of(state: TrainState) -> int:
     return moments + sum(value.nbytes for value in state.trainable.state_dict().tensors.values())
 
 
-def save(state: TrainState, folder: Path) -> None:
-    """Write `folder`, whole or not at all."""
+def save(state: TrainState, folder: Path, copies: Mapping[str, bytes] | None = None) -> None:
+    """Write `folder`, whole or not at all, with `copies` of other files by their names."""
     random = {f"random.{device}": value for device, value in random_states(state.device).items()}
-    _write(state, folder, _moments(state) | random)
+    _write(state, folder, _moments(state) | random, copies or {})
 
 
 def restore(state: TrainState, folder: Path) -> None:
@@ -55,7 +52,7 @@ def restore(state: TrainState, folder: Path) -> None:
 
 
 def save_snapshot(state: TrainState, folder: Path) -> None:
-    _write(state, folder, {})
+    _write(state, folder, {}, {})
 
 
 def check_snapshot(state: TrainState, folder: Path) -> None:
@@ -69,28 +66,23 @@ def load_snapshot(state: TrainState, folder: Path) -> None:
     _load_trainable(state, facts, tensors)
 
 
-def _write(state: TrainState, folder: Path, beside: dict[str, Tensor]) -> None:
+def _write(state: TrainState, folder: Path, beside: dict[str, Tensor], copies: Mapping[str, bytes]) -> None:
     learned = state.trainable.state_dict()
     tensors = {f"allocator.{name}": value for name, value in learned.tensors.items()} | beside
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     check_finite(tensors, state)  # the checkpoint before this one is worth more
     with published(folder) as temporary:
         save_file(tensors, temporary / TENSORS)
-        facts = {
-            "format": FORMAT,
-            "step": state.step,
-            "steps": state.steps,
-            "allocator": dict(learned.facts),
-            "tensors": {"bytes": (temporary / TENSORS).stat().st_size, "sha256": sha256_of(temporary / TENSORS)},
-        }
-        write_json(temporary / FACTS, facts | {"sha256": _hash(facts)})
+        for name, content in copies.items():
+            (temporary / name).write_bytes(content)
+        seal(temporary, {"step": state.step, "steps": state.steps, "allocator": dict(learned.facts)})
 
 
 def _read(state: TrainState, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    facts = _read_facts(folder / FACTS)
+    facts = read_facts(folder)
     if facts["steps"] != state.steps:
         raise RunError(f"{folder} is a checkpoint of a run of {facts['steps']} steps, but this run has {state.steps}.")
-    return facts, _read_tensors(folder / TENSORS, facts["tensors"])
+    return facts, _read_tensors(folder, facts)
 
 
 def _load_trainable(state: TrainState, facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -124,48 +116,17 @@ def _load_moments(state: TrainState, saved: dict[str, Tensor]) -> None:
             parameters[number].grad = torch.zeros_like(parameters[number])
 
 
-def _read_facts(file: Path) -> dict[str, Any]:
+def _read_tensors(folder: Path, facts: dict[str, Any]) -> dict[str, Tensor]:
+    check_file(folder, TENSORS, facts)
     try:
-        if file.stat().st_size > LARGEST_FACTS:
-            raise _damaged(file, "it is far too large")
-        facts = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        raise _damaged(file, "it is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, RunError):
-            raise
-        raise _damaged(file, type(error).__name__) from None
-    if not isinstance(facts, dict) or facts.pop("sha256", None) != _hash(facts):
-        raise _damaged(file, "its content does not match its hash")
-    if facts["format"] != FORMAT:
-        raise RunError(f"{file} has format {facts['format']}, but this version of rankwise reads format {FORMAT}.")
-    return facts
-
-
-def _read_tensors(file: Path, written: dict[str, Any]) -> dict[str, Tensor]:
-    try:
-        if file.stat().st_size != written["bytes"]:
-            raise _damaged(file, f"it has {file.stat().st_size:,} of {written['bytes']:,} bytes")
-        if sha256_of(file) != written["sha256"]:
-            raise _damaged(file, "its content does not match the recorded hash")
-        tensors = load_file(file)
-    except FileNotFoundError:
-        raise _damaged(file, "it is missing") from None
+        tensors = load_file(folder / TENSORS)
     except (OSError, SafetensorError) as error:
-        raise _damaged(file, str(error)) from None
+        raise DamagedStep(folder / TENSORS, str(error)) from None
     spoiled = not_finite(tensors)
     if spoiled:
-        raise _damaged(file, f"NaN or infinity in {some(spoiled, 3)}")
+        raise DamagedStep(folder / TENSORS, f"NaN or infinity in {some(spoiled, 3)}")
     return tensors
-
-
-def _damaged(file: Path, why: str) -> RunError:
-    return RunError(f"{file} is damaged ({why}), so the run cannot be resumed. Use --restart to start it again.")
 
 
 def _under(head: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(f"{head}."): value for name, value in tensors.items() if name.startswith(f"{head}.")}
-
-
-def _hash(facts: dict[str, Any]) -> str:
-    return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.metrics_log import MetricsLog
 from rankwise.runs.records import Callback, Event, ProgressUpdate, StatusMessage, WarningMessage
+from rankwise.runs.resumable import METRICS
 from rankwise.training.checkpoints import save
 from rankwise.training.trainer import Hook, Trainer
 
@@ -22,20 +23,27 @@ class LogMetrics(Hook):
 
 @dataclass(frozen=True)
 class SaveCheckpoints(Hook):
-    """Every `interval` steps, but not after the last; a checkpoint is removed when the next one is there."""
+    """Every `interval` steps, but not after the last; the newest `count` are there, so that a damaged one is no loss.
+
+    After each step the lock is looked at, so that nothing is written over the work of another process.
+    """
 
     run: RunDirectory
     interval: int
+    count: int
     log: MetricsLog
 
     def after_step(self, trainer: Trainer) -> None:
+        self.run.check_lock()
         state = trainer.state
         if state.finished or state.step % self.interval:
             return
         trainer.check_finite()
         self.log.sync()
-        save(state, self.run.checkpoint(state.step))
-        self.run.forget_checkpoints(but=state.step)
+        if (aside := self.run.checkpoints.make_way(state.step)) is not None:
+            trainer.emit(WarningMessage(f"{self.run.checkpoint(state.step)} was not ours and is now {aside.name}"))
+        save(state, self.run.checkpoint(state.step), self.run.files | {METRICS: self.run.metrics.read_bytes()})
+        self.run.checkpoints.forget(but=self.run.steps_saved[-self.count :])
 
 
 @dataclass(frozen=True)

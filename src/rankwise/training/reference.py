@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,8 +42,12 @@ class Reference:
     values: np.ndarray
 
     def write(self, file: Path) -> None:
+        write_json(file, self.facts)
+
+    @property
+    def facts(self) -> dict[str, Any]:
         values = [[None if np.isnan(one) else one for one in row] for row in self.values.tolist()]
-        write_json(file, {"values": values, "sha256": self._hash})
+        return {"values": values, "sha256": self._hash}
 
     @classmethod
     def read(cls, file: Path, rows: int) -> Reference | None:
@@ -85,10 +90,11 @@ def reference_of(
     return reference
 
 
-def reference_of_run(file: Path, rows: int) -> Reference:
-    """Of a run that is resumed."""
-    if (known := Reference.read(file, rows)) is None:
-        raise RunError(f"{file} is missing or damaged, so the run cannot be resumed. Use --restart.")
+def reference_of_run(files: Sequence[Path], rows: int) -> Reference:
+    """Of a run that is resumed: the first of these files that is whole."""
+    known = next(filter(None, (Reference.read(file, rows) for file in files)), None)
+    if known is None:
+        raise RunError(f"{files[0]} is missing or damaged, so the run cannot be resumed. Use --restart.")
     return known
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rankwise.config.experiment import Experiment
@@ -14,9 +15,18 @@ from rankwise.runs.comparisons import leaves
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.manifest import Manifest, Resumed
-from rankwise.runs.metrics_log import cut_metrics_log, read_metrics_log, read_ranks
-from rankwise.runs.records import BudgetRecord, LossRecord, RankRecord, ScoreRecord, StepRecord
-from rankwise.runs.snapshot import RunSnapshot
+from rankwise.runs.metrics_log import first_lines, read_metrics_log, read_ranks
+from rankwise.runs.records import (
+    BudgetRecord,
+    Callback,
+    LossRecord,
+    RankRecord,
+    ScoreRecord,
+    StepRecord,
+    WarningMessage,
+)
+from rankwise.runs.resumable import METRICS, Resumable
+from rankwise.runs.sealed import DamagedStep
 from rankwise.training.checkpoints import restore
 from rankwise.training.early_stopping import Validated
 from rankwise.training.state import TrainState
@@ -27,7 +37,7 @@ SAID_OF_ROWS: Mapping[str, Any] = {
     "files": {"__all__": {"layout", "licence"}},
 }
 """Of a data report: what follows from the rows and the settings, and what earlier versions lack or read otherwise."""
-ANY = ("model.memory",)
+ANY = ("model.memory", "training.keep_checkpoints")
 """Settings that change no result, so that a run may go on with others."""
 _Kind = TypeVar("_Kind", StepRecord, LossRecord, ScoreRecord, BudgetRecord)
 
@@ -46,9 +56,9 @@ class Past:
         return sum(record.seconds for record in self.steps)
 
 
-def settings_of(run: RunDirectory, experiment: Experiment) -> Experiment:
+def settings_of(resumable: Resumable, experiment: Experiment) -> Experiment:
     """Those of the run, or an error that names what differs; before anything is loaded."""
-    stored = RunSnapshot.of(run).experiment
+    run, stored = resumable.run, resumable.experiment
     begun_with, own = experiment.adapter.start_from, stored.adapter
     if begun_with is not None and begun_with == own.start_from:
         adapter = continued(experiment.adapter, own, f'run "{run.folder.name}"')
@@ -64,34 +74,53 @@ def settings_of(run: RunDirectory, experiment: Experiment) -> Experiment:
     return experiment
 
 
-def ranks_before_training(run: RunDirectory) -> RankRecord | None:
+def ranks_before_training(resumable: Resumable) -> RankRecord | None:
     """The ranks that data decided when the run began."""
+    metrics = resumable.checkpoint.file(METRICS)
     try:
-        given = next((record for record in read_ranks(run.metrics) if record.step == 0), None)
+        given = next((record for record in read_ranks(metrics) if record.step == 0), None)
         if given is not None and min(given.ranks.values(), default=0) < 0:
-            raise RunError(f"{run.metrics} is damaged: a rank is below 0.")
+            raise RunError(f"{metrics} is damaged: a rank is below 0.")
         return given
     except RunError as error:
         raise RunError(f"{error} Use --restart to start the run again.") from None
 
 
-def take_up(run: RunDirectory, state: TrainState, now: Manifest, data_report: DataReport) -> Past:
+def take_up(
+    resumable: Resumable, state: TrainState, now: Manifest, data_report: DataReport, callback: Callback
+) -> Past:  # fmt: skip
     """Restore `state`; `now` is the manifest that a new run would have. What is refused is left as it is."""
-    step, before = run.steps_saved[-1], RunSnapshot.of(run)
-    begun = before.manifest
-    _check_same(run, "the data", begun=before.recorded_data, now=data_report, but=SAID_OF_ROWS)
+    run, begun = resumable.run, resumable.manifest
+    _check_same(run, "the data", begun=resumable.checkpoint.data_report, now=data_report, but=SAID_OF_ROWS)
     _check_same(run, "the base model", begun=begun.base_model, now=now.base_model, but={"name": True, "source": True})
     if begun.anchor is not None and now.anchor is not None:
         _check_same(run, "the anchor's text", begun=begun.anchor, now=now.anchor, but={"text": True})
-    rows, past = _until(step, run, begun)
-    check_best(run, state, before.experiment.validation, past.validations)
-    restore(state, run.checkpoint(step))
-    assert state.step == step, "its folder is named by it"
-    run.go_on(step)
-    cut_metrics_log(run.metrics, rows)
-    again = {"status": "running", "ended": None, "problem": None, "resumed": (*begun.resumed, Resumed(step=step))}
+    past, metrics = _restored(resumable, state)
+    files, lines = resumable.restored()
+    for line in (*resumable.lines, *lines):
+        callback(WarningMessage(line))
+    run.go_on(state.step, {METRICS: metrics, **files})
+    run.files.pop(METRICS)
+    again = {"status": "running", "ended": None, "problem": None, "resumed": (*begun.resumed, Resumed(step=state.step))}
     past.manifest = begun.model_copy(update=again)
     return past
+
+
+def _restored(resumable: Resumable, state: TrainState) -> tuple[Past, bytes]:
+    """What is behind the checkpoint, and its metrics log, with the state restored. Where the checkpoint or the best
+    snapshot that it needs is damaged, those of an older one."""
+    while True:
+        checkpoint = resumable.checkpoint
+        try:
+            rows, past = _until(checkpoint.step, checkpoint.file(METRICS), resumable.manifest)
+            check_best(resumable.run, state, resumable.experiment.validation, past.validations)
+            restore(state, checkpoint.folder)
+        except DamagedStep as error:
+            if not resumable.older(error):
+                raise
+            continue
+        assert state.step == checkpoint.step, "its folder is named by it"
+        return past, first_lines(checkpoint.file(METRICS), len(rows))
 
 
 def changed_since(manifest: Manifest) -> str | None:
@@ -120,18 +149,18 @@ def _check_same(run: RunDirectory, what: str, *, begun: Any, now: Any, but: Mapp
         )
 
 
-def _until(step: int, run: RunDirectory, begun: Manifest) -> tuple[list[dict[str, Any]], Past]:
+def _until(step: int, metrics: Path, begun: Manifest) -> tuple[list[dict[str, Any]], Past]:
     """The records up to a step, as rows and as what they tell."""
     try:
-        rows = list(takewhile(lambda row: row["step"] <= step, read_metrics_log(run.metrics)))
+        rows = list(takewhile(lambda row: row["step"] <= step, read_metrics_log(metrics)))
         seen = _records(StepRecord, "step", rows)
         evaluations = [*_records(LossRecord, "validation", rows), *_records(ScoreRecord, "score", rows)]
         budget = _records(BudgetRecord, "budget", rows)
     except (OSError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{run.metrics} is damaged ({error}). Use --restart to start the run again.") from None
+        raise RunError(f"{metrics} is damaged ({error}). Use --restart to start the run again.") from None
     if [record.step for record in seen] != list(range(1, step + 1)):
         raise RunError(
-            f"{run.metrics} lacks steps before step {step}, the step of the checkpoint. Use --restart to start the "
+            f"{metrics} lacks steps before step {step}, the step of the checkpoint. Use --restart to start the "
             "run again."
         )
     return rows, Past(begun, seen, evaluations, budget)

@@ -21,11 +21,12 @@ from rankwise.methods.method import Method, Record
 from rankwise.methods.model_card import CardFacts, card
 from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
-from rankwise.runs.directory import RunDirectory
+from rankwise.runs.directory import REFERENCE, RunDirectory
 from rankwise.runs.lineage import Round
 from rankwise.runs.manifest import Results, peak_rss
 from rankwise.runs.metrics_log import MetricsLog
 from rankwise.runs.records import StepRecord, WarningCollector
+from rankwise.runs.resumable import Resumable
 from rankwise.runs.tuning import Tuning
 from rankwise.system.memory import available_memory
 from rankwise.training.accuracy_budget import AccuracyBudget, AccuracyTask
@@ -105,10 +106,12 @@ class TrainingRun:
         refuse_no_choice(config, self.validation_interval, early_stopping_of(config, self.trainable), self.steps)
 
     def bytes_written(self, state: TrainState) -> int:
-        """At most: what is learned, three snapshots of the best, two checkpoints while one takes the other's place."""
+        """At most: what is learned, all checkpoints and one more while it is written, and the best snapshot of each, of
+        the present step and one more while it is written."""
         saves = self.config.checkpoint_interval(self.steps) < self.steps
-        keeps = self.experiment.validation.keep == "best"
-        return 4 * self.trained_parameters * (1 + 3 * keeps) + 2 * size_of(state) * saves
+        keeps, count = self.experiment.validation.keep == "best", self.config.keep_checkpoints
+        snapshots = (count * saves + 2) * keeps
+        return 4 * self.trained_parameters * (1 + snapshots) + (count + 1) * size_of(state) * saves
 
     def describe(self) -> str:
         data, facts, trainable = facts_of(self.prepared), self.model.facts, self.trainable
@@ -137,15 +140,15 @@ class TrainingRun:
         self.run.begin(self.experiment)
         self.run.write_data_report(self.prepared.data_report)
         if (values := self.prepared.sequences.references) is not None:
-            Reference(values).write(self.run.reference)
+            self.run.write_reference(Reference(values).facts)
 
-    def with_reference(self, backend: Backend, *, resume: bool) -> TrainingRun:
+    def with_reference(self, backend: Backend, resumable: Resumable | None) -> TrainingRun:
         """The same with what its pairs are compared with, where they are compared with anything."""
         if not isinstance(backend, PairBackend) or not backend.objective.needs_reference:
             return self
         reference = (
-            reference_of_run(self.run.reference, len(self.prepared.sequences))
-            if resume
+            reference_of_run((self.run.reference, resumable.checkpoint.file(REFERENCE)), len(self.prepared.sequences))
+            if resumable is not None
             else reference_of(
                 backend, self.prepared, self.model.facts, self.lineage, self.config.max_batch_tokens, self.callback
             )
@@ -195,7 +198,8 @@ class TrainingRun:
     ) -> Trainer:  # fmt: skip
         """Before its first step, with everything that happens between steps. A budget comes before what measures the
         result."""
-        checkpoints = SaveCheckpoints(self.run, self.config.checkpoint_interval(self.steps), log)
+        interval, count = self.config.checkpoint_interval(self.steps), self.config.keep_checkpoints
+        checkpoints = SaveCheckpoints(self.run, interval, count, log)
         budgets = [] if budget is None else [budget]
         hooks = [LogMetrics(log), *budgets, validation, checkpoints, Report(self.callback)]
         vary = augmentation(self.experiment.images, self.config.seed)
@@ -205,6 +209,7 @@ class TrainingRun:
     def save(self, results: Results) -> Results:
         """Write what was learned."""
         data_report, folder = self.prepared.data_report, self.result
+        self.run.check_lock()
 
         def card_of(base: BaseFacts, ranks: Sequence[int]) -> str:
             facts = CardFacts(self.experiment, base, base.licence, data_report, results, self.rate, ranks)

@@ -149,9 +149,10 @@ class Validation(Hook):
         """A snapshot where this step is the best so far; the one before it may still be needed."""
         best = self.early_stopping.best(self.records)
         if self.config.keep == "best" and best is not None and best.step == state.step and not state.finished:
+            self.run.snapshots.make_way(state.step)
             save_snapshot(state, self.run.snapshot(state.step))
             before = (self.early_stopping.best(self._until(step)) for step in self.run.steps_saved)
-            self.run.forget_snapshots(but=[state.step, *(one.step for one in before if one is not None)])
+            self.run.snapshots.forget(but=[state.step, *(one.step for one in before if one is not None)])
 
     def _until(self, step: int) -> list[Validated]:
         return [record for record in self.records if record.step <= step]
