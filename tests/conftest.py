@@ -136,8 +136,7 @@ def rows_encoded_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         yield
 
 
-@pytest.fixture(scope="session")
-def hub_tokenizer() -> PreTrainedTokenizerFast:
+def chat_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE with ChatML; the pad token is the end token, as in many real models."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -155,6 +154,11 @@ def hub_tokenizer() -> PreTrainedTokenizerFast:
     )  # fmt: skip
     fast.chat_template = CHATML
     return fast
+
+
+@pytest.fixture(scope="session")
+def hub_tokenizer() -> PreTrainedTokenizerFast:
+    return chat_tokenizer()
 
 
 @pytest.fixture(scope="session")

@@ -50,10 +50,12 @@ def read_facts(folder: Path) -> dict[str, Any]:
         facts = json.loads(file.read_bytes())
     except FileNotFoundError:
         raise DamagedStep(file, "it is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise DamagedStep(file, error.strerror or type(error).__name__) from None
+    except (ValueError, RecursionError) as error:
         if isinstance(error, RunError):
             raise
-        raise DamagedStep(file, type(error).__name__) from None
+        raise DamagedStep(file, "it is not JSON") from None
     if not isinstance(facts, dict) or facts.pop("sha256", None) != hash_of(facts):
         raise DamagedStep(file, "its content does not match its hash")
     if facts["format"] == EARLIER:

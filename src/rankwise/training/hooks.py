@@ -41,7 +41,7 @@ class SaveCheckpoints(Hook):
         trainer.check_finite()
         self.log.sync()
         if (aside := self.run.checkpoints.make_way(state.step)) is not None:
-            trainer.emit(WarningMessage(f"{self.run.checkpoint(state.step)} was not ours and is now {aside.name}"))
+            trainer.emit(StatusMessage(f"{self.run.checkpoint(state.step)} was in the way and is now {aside.name}"))
         save(state, self.run.checkpoint(state.step), self.run.files | {METRICS: self.run.metrics.read_bytes()})
         self.run.checkpoints.forget(but=self.run.steps_saved[-self.count :])
 

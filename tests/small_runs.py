@@ -1,0 +1,216 @@
+"""A run of a second, with checkpoints, that tests of faults disturb in every way and let go on.
+
+`Workshop(folder, base)` is a working folder with a tiny model and rows. Its commands run in forked processes, with or
+without file operations that fail, and are judged by exit code, messages and the bytes of the adapter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from file_faults import Operation, watched
+from library import rows
+from processes import WARM
+
+STEPS, EVERY = 11, 3
+"""Checkpoints after steps 3, 6 and 9, of which the last two are there."""
+NAME = "r"
+OWN = ("config.json", "manifest.json", "data_report.json", "metrics.jsonl")
+PARTS = ("state.json", "state.safetensors", *OWN)
+RUN = Path("runs") / NAME
+
+
+def train_words(*words: object, steps: int = STEPS, every: int = EVERY) -> list[str]:
+    given = (
+        "train", "--model", "base", "--data", "rows.jsonl", "--run", NAME, "--batch-size", 2, "--rank", 2, "--targets",
+        "q_proj,v_proj", "--steps", steps, "--backend", "eager", "--learning-rate", 0.01, "--dropout", 0.2,
+        "--held-out", 2, "--set", f"training.checkpoint_steps={every}", "--quiet",
+    )  # fmt: skip
+    return [str(word) for word in (*given, *words)]
+
+
+EVALUATE = ["evaluate", NAME, "--no-forgetting", "--no-base", "--quiet"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended. A process that was killed has the negative number of the signal."""
+
+    code: int
+    text: str
+    """What it wrote on stderr."""
+
+    @property
+    def is_typed(self) -> bool:
+        """No traceback: success, or one message and one of the promised exit codes."""
+        return "Traceback" not in self.text and (
+            self.code == 0 or (self.code in (1, 2, 3, 4, 130) and self.text.count("rankwise: ") == 1)
+        )
+
+
+class Workshop:
+    def __init__(self, folder: Path, base: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(base, folder / "base", dirs_exist_ok=True)
+        (folder / "rows.jsonl").write_text(rows(9))
+
+    @property
+    def run(self) -> Path:
+        return self.folder / RUN
+
+    def clear(self) -> None:
+        shutil.rmtree(self.folder / "runs", ignore_errors=True)
+
+    def command(self, *words: str, until: int | None = None, mode: str = "death") -> Outcome:
+        """A command whose file operation number `until` under runs/ fails."""
+        return self.started(*words, until=until, mode=mode).end()
+
+    def started(self, *words: str, until: int | None = None, mode: str = "death") -> Child:
+        return Child(Job(str(self.folder), words, until, mode))
+
+    def operations(self, *words: str) -> list[Operation]:
+        """What a command does to files under runs/."""
+        record = self.folder / "operations"
+        outcome = Child(Job(str(self.folder), words, record=str(record))).end()
+        assert outcome.code == 0, outcome
+        return pickle.loads(record.read_bytes())  # noqa: S301  our own child wrote it
+
+    def train_until(self, step: int, *words: str) -> None:
+        """Train, and be killed after a step."""
+        outcome = Child(Job(str(self.folder), tuple(train_words(*words)), last_step=step)).end()
+        assert outcome.code == -signal.SIGKILL, outcome
+
+    def unlocked(self, step: int, meanwhile: Callable[[], None] | None = None) -> Outcome:
+        """Train while the lock file is removed after a step, and something happens `meanwhile`."""
+        for name in ("wait", "go", "unlocked"):
+            (self.folder / name).unlink(missing_ok=True)
+        if meanwhile is not None:
+            (self.folder / "wait").touch()
+        child = Child(Job(str(self.folder), tuple(train_words()), last_step=step, unlocked=True))
+        if meanwhile is not None:
+            while not (self.folder / "unlocked").exists():
+                time.sleep(0.02)
+            meanwhile()
+            (self.folder / "go").touch()
+        return child.end()
+
+    def finish(self) -> tuple[list[str], Outcome]:
+        """Go on as a user would: plain, else with --resume, else with --restart; the ways that were tried."""
+        ways: list[str] = []
+        for way in ("plain", "--resume", "--restart"):
+            ways.append(way)
+            outcome = self.command(*train_words(*([] if way == "plain" else [way])))
+            if outcome.code == 0 or not outcome.is_typed:
+                break
+        return ways, outcome
+
+    def adapter(self) -> str | None:
+        """The hash of the adapter's weights, None where there are none."""
+        file = self.run / "adapter" / "adapter_model.safetensors"
+        return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command in a working folder, and how it is disturbed."""
+
+    folder: str
+    words: tuple[str, ...]
+    until: int | None = None
+    mode: str = "death"
+    record: str | None = None
+    """The file for its operations."""
+    last_step: int | None = None
+    """The step after which it is killed, or, with `unlocked`, its lock file is removed."""
+    unlocked: bool = False
+    """It then waits for a file named go, if one named wait is there."""
+
+    def do(self) -> None:
+        from rankwise.cli.main import app
+
+        os.chdir(self.folder)
+        if self.last_step is not None:
+            self._after_step(self.last_step)
+        disturbed = self.until is not None or self.record is not None
+        with contextlib.ExitStack() as stack:
+            if disturbed:
+                records = self.record is not None
+                watch = stack.enter_context(watched(Path("runs"), until=self.until, mode=self.mode, records=records))
+                if self.record is not None:
+                    stack.callback(lambda: Path(str(self.record)).write_bytes(pickle.dumps(watch.operations)))
+            app([*self.words])
+
+    def _after_step(self, step: int) -> None:
+        from rankwise.training.hooks import SaveCheckpoints
+
+        save = SaveCheckpoints.after_step
+
+        def after_step(hook: SaveCheckpoints, trainer: Any) -> None:
+            save(hook, trainer)
+            if trainer.state.step == step and not self.unlocked:
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif trainer.state.step == step:
+                (RUN / ".lock").unlink()
+                Path("unlocked").touch()
+                while Path("wait").exists() and not Path("go").exists():
+                    time.sleep(0.02)
+
+        SaveCheckpoints.after_step = after_step
+
+
+class Child:
+    """A process that does a job, forked from one that has the imports and has computed nothing (processes.py)."""
+
+    def __init__(self, job: Job) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(WARM)
+        descriptor, self._text = tempfile.mkstemp(prefix="child-")
+        os.close(descriptor)
+        self.process = context.Process(target=_do, args=(job, self._text, dict(os.environ)))
+        self.process.start()
+
+    def end(self) -> Outcome:
+        """Wait for it."""
+        self.process.join()
+        text = Path(self._text)
+        outcome = Outcome(self.process.exitcode or 0, text.read_text(errors="replace"))
+        text.unlink()
+        self.process.close()
+        return outcome
+
+
+def _do(job: Job, text: str, environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    os.dup2(os.open(text, os.O_WRONLY), 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+    job.do()
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "missing": lambda file: file.unlink(),
+    "empty": lambda file: file.write_bytes(b""),
+    "half": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+    "zeros": lambda file: file.write_bytes(bytes(file.stat().st_size)),
+    "one bit": lambda file: file.write_bytes(_flipped(file.read_bytes())),
+}
+
+
+def _flipped(content: bytes) -> bytes:
+    at = len(content) // 2
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
