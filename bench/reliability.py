@@ -66,6 +66,18 @@ def measured(folder: Path, parts: list[str], counts: dict[str, int], seed: int) 
     return {"parts": {part: _summary(part, list(done.values())) for part in PARTS}}
 
 
+def base_of(folder: Path) -> Path:
+    """A tiny Llama with a tokenizer, as the tests have it."""
+    from conftest import chat_tokenizer, tiny_model
+
+    base = folder.parent / "base"
+    if not (base / "tokenizer.json").exists():
+        tokenizer = chat_tokenizer()
+        tiny_model("llama", vocab=len(tokenizer)).save_pretrained(base)
+        tokenizer.save_pretrained(base)
+    return base
+
+
 def _lines(journal: Path) -> list[str]:
     return journal.read_text().splitlines() if journal.exists() else []
 
@@ -80,7 +92,7 @@ def cells_of(part: str, folder: Path, counts: dict[str, int], seed: int) -> Iter
     from fault_cells import LIES, LOCKS, Cells, torn_cells
     from file_faults import MODES
 
-    cells, chance = Cells(folder), random.Random(f"{part}-{seed}")
+    cells, chance = Cells(folder.absolute(), base_of(folder.absolute())), random.Random(f"{part}-{seed}")
     if part in ("R01", "R02"):
         method = "lora" if part == "R01" else "adalora"
         for number in range(counts[part]):

@@ -20,7 +20,7 @@ from file_faults import Operation, PowerFailure
 from rankwise.errors import RunError
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.metrics_log import read_metrics_log
-from rankwise.runs.resumable import Resumable
+from rankwise.runs.resumable import METRICS, Resumable
 from small_runs import DAMAGES, EVALUATE, EVERY, NAME, OWN, PARTS, RUN, STEPS, Outcome, Workshop, train_words
 
 OLDER, NEWEST = STEPS // EVERY * EVERY - EVERY, STEPS // EVERY * EVERY
@@ -55,7 +55,7 @@ class Cells:
         return self.shop.run
 
     def _told(self) -> list[dict[str, object]]:
-        rows = read_metrics_log(self.shop.run / "metrics.jsonl")
+        rows = read_metrics_log(self.shop.run / METRICS)
         return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second", "resident_bytes")}
                 for row in rows]  # fmt: skip
 
@@ -67,20 +67,23 @@ class Cells:
 
     # R06
 
-    def torn(self, part: str, damage: str, *, live: bool = False, both: bool = False) -> list[str]:
-        """A file of the newest checkpoint is damaged, or the run's own (`live`), or both."""
+    def damage(self, part: str, damage: str, *, live: bool = False, both: bool = False) -> list[str]:
+        """Damage a file of the newest checkpoint, or the run's own (`live`), or both; what is to be said of it."""
         run = self._lay("begun")
         newest, another = run / "checkpoints" / f"step-{NEWEST}", run / "checkpoints" / f"step-{OLDER}" / part
-        if part in OWN and part != "metrics.jsonl":  # all steps have the same
+        if part in OWN and part != METRICS:  # all steps have the same
             another = self.kept / "other" / part
         for file in ([run / part] if live or both else []) + ([newest / part] if not live else []):
             shutil.copy(another, file) if damage == "swapped" else DAMAGES[damage](file)
-        still_begins = both and damage == "swapped" and part == "metrics.jsonl"  # with the older checkpoint's records
+        lines = [f"step-{NEWEST} was passed over: {part}: "] if not live else []
+        if part == METRICS and damage == "swapped" and both:  # its first records are those of the older checkpoint
+            return lines
+        return lines + ([f"{RUN / part} was damaged"] if live or both else [])
+
+    def torn(self, part: str, damage: str, **how: bool) -> list[str]:
+        wanted = self.damage(part, damage, **how)
         outcome = self.shop.command(*train_words("--resume"))
         lines = [line for line in outcome.text.splitlines() if line]
-        wanted = ([f"step-{NEWEST} was passed over: {part}"] if not live else []) + (
-            [f"{RUN / part} was damaged"] if (live or both) and not still_begins else []
-        )
         problems = [] if outcome.code == 0 else [f"exit {outcome.code}"]
         if len(lines) != len(wanted) or any(text not in line for text, line in zip(wanted, lines, strict=False)):
             problems.append(f"said {lines}")
@@ -157,7 +160,7 @@ class Cells:
             marker / WEIGHTS
         ).read_bytes()
         problems = [] if outcome.code == 0 or self._is_finished() else [f"{outcome}"]
-        steps = [row["step"] for row in read_metrics_log(self.shop.run / "metrics.jsonl") if row["kind"] == "step"]
+        steps = [row["step"] for row in read_metrics_log(self.shop.run / METRICS) if row["kind"] == "step"]
         problems += [] if steps == list(range(1, LONG + 1)) else [f"steps {steps}"]
         return problems + ([] if same else ["the adapter is another"])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import multiprocessing
 import os
 import pickle
@@ -24,6 +25,7 @@ from typing import Any
 from file_faults import Operation, watched
 from library import rows
 from processes import WARM
+from rankwise.runs.sealed import FACTS, TENSORS, hash_of
 
 STEPS, EVERY = 11, 3
 """Checkpoints after steps 3, 6 and 9, of which the last two are there."""
@@ -37,7 +39,7 @@ def train_words(*words: object, steps: int = STEPS, every: int = EVERY) -> list[
     given = (
         "train", "--model", "base", "--data", "rows.jsonl", "--run", NAME, "--batch-size", 2, "--rank", 2, "--targets",
         "q_proj,v_proj", "--steps", steps, "--backend", "eager", "--learning-rate", 0.01, "--dropout", 0.2,
-        "--held-out", 2, "--set", f"training.checkpoint_steps={every}", "--quiet",
+        "--held-out", 2, "--set", f"training.checkpoint_steps={every}", "--quiet", "--force-memory",
     )  # fmt: skip
     return [str(word) for word in (*given, *words)]
 
@@ -200,6 +202,17 @@ def _do(job: Job, text: str, environment: dict[str, str]) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
     job.do()
+
+
+def as_first_format(checkpoint: Path) -> None:
+    """A checkpoint as earlier versions wrote it: without copies of the run's files."""
+    facts = json.loads((checkpoint / FACTS).read_text())
+    for name in facts["files"]:
+        if name != TENSORS:
+            (checkpoint / name).unlink()
+    first = {key: facts[key] for key in ("step", "steps", "allocator")}
+    first |= {"format": 1, "tensors": facts["files"][TENSORS]}
+    (checkpoint / FACTS).write_text(json.dumps(first | {"sha256": hash_of(first)}))
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {

@@ -18,6 +18,7 @@ from processes import Command
 from rankwise.cli.main import app
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.training.trainer import Trainer
+from small_runs import as_first_format
 
 STEPS, EVERY = 120, 7
 pytestmark = pytest.mark.slow  # for its fixtures
@@ -216,11 +217,13 @@ def test_another_base_model_is_refused(it, home):
         file.write_bytes(old)
 
 
-@pytest.mark.parametrize("file", ["state.json", "state.safetensors"])
-def test_a_damaged_checkpoint_is_refused(it, file):
+@pytest.mark.parametrize("file", ["state.json", "state.safetensors", "metrics.jsonl", "manifest.json"])
+def test_a_damaged_checkpoint_without_another_is_refused(it, file):
     path = it / "checkpoints" / f"step-{saved(it)[-1]}" / file
     path.write_bytes(path.read_bytes()[:-100])
-    assert f"{file} is damaged" in (message := refused(it)) and "--restart" in message
+    message = refused(it)
+    assert "no checkpoint that is whole" in message and "--restart" in message
+    assert message.count(f"was passed over: {file}: ") == len(saved(it)) == 1
 
 
 @pytest.mark.parametrize(
@@ -234,7 +237,8 @@ def test_a_damaged_checkpoint_is_refused(it, file):
         (None, "damaged"),
     ],
 )
-def test_metrics_that_do_not_reach_the_checkpoint_are_refused(it, damage, said):
+def test_metrics_that_do_not_reach_a_checkpoint_without_copies_are_refused(it, damage, said):
+    as_first_format(it / "checkpoints" / f"step-{saved(it)[-1]}")
     file = it / "metrics.jsonl"
     file.unlink() if damage is None else file.write_text(damage(file.read_text()))
     words = {
@@ -271,6 +275,7 @@ def test_what_cannot_be_resumed_is_told(home, undisturbed):
 
 
 def test_another_version_is_told(it):
+    as_first_format(it / "checkpoints" / f"step-{saved(it)[-1]}")  # without a copy of the manifest
     found = manifest(it)
     found["versions"]["torch"] = "1.0"
     (it / "manifest.json").write_text(json.dumps(found))

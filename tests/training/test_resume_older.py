@@ -12,6 +12,7 @@ import rankwise
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import RunError
 from rankwise.runs.records import StepRecord
+from small_runs import as_first_format
 
 LATER_SETTINGS = (
     "group", "prompt", "completion", "ignore_columns", "alternatives", "delimiter", "encoding", "sheet",
@@ -61,6 +62,7 @@ def as_an_earlier_version_wrote_it():
             file["licence"] = "MIT"  # it was read out of sentences then
         content["licence"] = "MIT"
 
+    as_first_format(Path("runs/older/checkpoints/step-2"))
     rewrite("config.json", lambda content: [content["data"].pop(name) for name in LATER_SETTINGS])
     rewrite("data_report.json", data_report)
 

@@ -1,0 +1,163 @@
+"""Whatever happens to files, names, locks and the process: a run goes on from what is whole, and ends as it would have.
+
+Each cell of the tables (fault_cells.py) is looked at here without training, as far as that can be; a few go on to the
+end. `python bench/reliability.py` goes on with all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import zlib
+from pathlib import Path
+
+import pytest
+
+import rankwise
+from fault_cells import LIES, LOCKS, NEWEST, OLDER, STAGES, TORN, Cells, torn_cells
+from file_faults import MODES
+from rankwise.errors import ConfigError, RunError
+from rankwise.runs import resumable as resumable_file
+from rankwise.runs.directory import RunDirectory
+from rankwise.runs.resumable import Resumable
+from small_runs import DAMAGES, EVERY, NAME, OWN, PARTS, RUN, as_first_format, train_words
+
+EACH = 20
+"""Of the file operations, one in so many fails."""
+pytestmark = pytest.mark.slow  # for its fixture
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory, tiny_folder):
+    return Cells(tmp_path_factory.mktemp("faults"), tiny_folder)
+
+
+def drawn(count: int) -> int:
+    """A number below `count` that another state of the source changes."""
+    sources = sorted(Path(resumable_file.__file__).parent.glob("*.py"))
+    return zlib.crc32(b"".join(path.read_bytes() for path in sources)) % count
+
+
+def standing(cells):
+    """What the run would go on from: the step, and the lines about what is passed over and what is damaged."""
+    with contextlib.chdir(cells.shop.folder):
+        resumable = Resumable(RunDirectory.named(NAME))
+        return resumable.checkpoint.step, [*resumable.lines, *resumable.restored()[1]]
+
+
+@pytest.mark.parametrize(("part", "damage", "how"), torn_cells())
+def test_whatever_file_is_damaged_the_newest_whole_checkpoint_is_taken_and_one_line_says_why(cells, part, damage, how):
+    wanted = cells.damage(part, damage, **how)
+    step, lines = standing(cells)
+    assert step == (NEWEST if how == {"live": True} else OLDER)
+    assert len(lines) == len(wanted) and all(text in line for text, line in zip(wanted, lines, strict=True)), lines
+
+
+TRAINED = [(PARTS[n], TORN[n], {}) for n in (0, 1, 4)] + [
+    (OWN[1], TORN[0], {"live": True}),
+    (OWN[3], TORN[3], {"both": True}),
+]
+
+
+@pytest.mark.parametrize(("part", "damage", "how"), TRAINED, ids=str)
+def test_a_run_that_fell_back_ends_with_the_same_bytes(cells, part, damage, how):
+    assert cells.torn(part, damage, **how) == []
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_names_and_clocks_may_lie(cells, name):
+    run = cells._lay("begun")
+    _, step, lines = LIES[name](run / "checkpoints")
+    found = standing(cells)
+    assert found[0] == step and len(found[1]) == lines, found
+
+
+@pytest.mark.parametrize("name", ["a copy of a step as a far one", "the newest a link"])
+def test_what_has_the_name_of_a_step_and_is_not_ours_stays(cells, name):
+    assert cells.lie(name) == []
+
+
+def test_without_a_whole_checkpoint_every_reason_is_said_and_nothing_is_changed(cells):
+    run = cells._lay("begun")
+    for step, part in ((OLDER, "state.safetensors"), (NEWEST, "metrics.jsonl")):
+        DAMAGES["half"](run / "checkpoints" / f"step-{step}" / part)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with contextlib.chdir(cells.shop.folder), pytest.raises(RunError) as caught:
+        Resumable(RunDirectory.named(NAME))
+    message = str(caught.value)
+    assert "no checkpoint that is whole. Use --restart" in message and message.count("was passed over") == 2
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_checkpoint_of_another_run_is_passed_over(cells):
+    run = cells._lay("begun")
+    shutil.rmtree(run / "checkpoints" / f"step-{NEWEST}")
+    shutil.copytree(cells.kept / "other" / "checkpoints" / f"step-{NEWEST}", run / "checkpoints" / f"step-{NEWEST}")
+    step, lines = standing(cells)
+    assert step == OLDER and len(lines) == 1 and "of another run" in lines[0]
+
+
+def test_a_checkpoint_of_an_earlier_version_is_gone_on_from_with_the_files_of_the_run(cells):
+    run = cells._lay("begun")
+    as_first_format(run / "checkpoints" / f"step-{NEWEST}")
+    assert standing(cells) == (NEWEST, [])
+    outcome = cells.shop.command(*train_words("--resume"))
+    assert outcome.code == 0 and cells._same() == []
+
+
+def faults():
+    """One in EACH operations of each stage fails, in a way that takes turns."""
+    return [(stage, number) for stage in STAGES for number in range({"train": 10, "resume": 4, "evaluate": 1}[stage])]
+
+
+@pytest.mark.parametrize(("stage", "number"), faults())
+def test_wherever_a_file_operation_fails_the_run_is_never_stuck(cells, stage, number):
+    at = number * EACH + drawn(EACH)
+    assert cells.fault(stage, at, MODES[(number + drawn(3)) % 3]) == []
+
+
+def test_after_a_power_failure_a_checkpoint_that_was_saved_is_there(cells):
+    operations = cells.operations("train")
+    for number in range(3):
+        assert cells.power_failure(operations, (drawn(len(operations)) + number * 67) % len(operations), number) == []
+
+
+def test_two_trainings_of_one_run_and_a_lock_that_is_removed(cells):
+    assert cells.two_at_once() == []
+    assert cells.lock("removed in training, and another begins") == []
+
+
+@pytest.mark.parametrize("name", [name for name in LOCKS if not name.startswith("removed")])
+def test_what_lies_where_the_lock_should_be(tmp_path, name):
+    victim, run = tmp_path / "victim", RunDirectory(tmp_path / "r")
+    victim.write_text("precious")
+    run.folder.mkdir()
+    if LOCKS[name](run.folder / ".lock", victim):
+        with run.claimed(restart=False):
+            pass
+    else:
+        with pytest.raises(RunError, match=r"\.lock .*Remove it"), run.claimed(restart=False):
+            pytest.fail("it was granted")
+    assert victim.read_text() == "precious" and not (run.folder / "nowhere").exists()
+
+
+# How many
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, True])
+def test_fewer_than_one_checkpoint_is_refused(count):
+    with pytest.raises(ConfigError, match="keep_checkpoints"):
+        rankwise.TrainingConfig(keep_checkpoints=count)
+
+
+@pytest.mark.parametrize(("count", "steps"), [(1, [NEWEST]), (3, [OLDER - EVERY, OLDER, NEWEST])])
+def test_as_many_checkpoints_are_stored_as_were_asked_for(cells, count, steps):
+    cells.shop.clear()
+    cells.shop.train_until(NEWEST + 1, "--keep-checkpoints", str(count))
+    assert RunDirectory(cells.shop.run).steps_saved == steps
+    outcome = cells.shop.command(*train_words("--resume"))  # with another number of them
+    assert outcome.code == 0 and cells._same() == []
+    config = json.loads((cells.shop.run / "config.json").read_text())
+    assert config["training"]["keep_checkpoints"] == count
+    assert not (cells.shop.folder / RUN / "checkpoints").exists()
