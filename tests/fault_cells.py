@@ -30,8 +30,8 @@ TORN = [*DAMAGES, "swapped"]
 class Cells:
     """A workshop with a whole run's hash, and copies of a run that was killed after its last checkpoint."""
 
-    def __init__(self, folder: Path, base: Path) -> None:
-        self.shop = Workshop(folder, base)
+    def __init__(self, folder: Path, base: Path, *, without_page: bool = False) -> None:
+        self.shop = Workshop(folder, base, without_page=without_page)
         self.kept = folder / "kept"
         if not (self.kept / "finished").is_dir():
             shutil.rmtree(self.kept, ignore_errors=True)

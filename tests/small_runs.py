@@ -17,7 +17,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,8 @@ class Outcome:
 
 
 class Workshop:
-    def __init__(self, folder: Path, base: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, base: Path, *, without_page: bool = False) -> None:
+        self.folder, self.without_page = folder, without_page
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copytree(base, folder / "base", dirs_exist_ok=True)
         (folder / "rows.jsonl").write_text(rows(9))
@@ -82,18 +82,21 @@ class Workshop:
         return self.started(*words, until=until, mode=mode).end()
 
     def started(self, *words: str, until: int | None = None, mode: str = "death") -> Child:
-        return Child(Job(str(self.folder), words, until, mode))
+        return self._begun(words, until=until, mode=mode)
+
+    def _begun(self, words: Sequence[str], **how: Any) -> Child:
+        return Child(Job(str(self.folder), tuple(words), without_page=self.without_page, **how))
 
     def operations(self, *words: str) -> list[Operation]:
         """What a command does to files under runs/."""
         record = self.folder / "operations"
-        outcome = Child(Job(str(self.folder), words, record=str(record))).end()
+        outcome = self._begun(words, record=str(record)).end()
         assert outcome.code == 0, outcome
         return pickle.loads(record.read_bytes())  # noqa: S301  our own child wrote it
 
     def train_until(self, step: int, *words: str) -> None:
         """Train, and be killed after a step."""
-        outcome = Child(Job(str(self.folder), tuple(train_words(*words)), last_step=step)).end()
+        outcome = self._begun(train_words(*words), last_step=step).end()
         assert outcome.code == -signal.SIGKILL, outcome
 
     def unlocked(self, step: int, meanwhile: Callable[[], None] | None = None) -> Outcome:
@@ -102,7 +105,7 @@ class Workshop:
             (self.folder / name).unlink(missing_ok=True)
         if meanwhile is not None:
             (self.folder / "wait").touch()
-        child = Child(Job(str(self.folder), tuple(train_words()), last_step=step, unlocked=True))
+        child = self._begun(train_words(), last_step=step, unlocked=True)
         if meanwhile is not None:
             while not (self.folder / "unlocked").exists():
                 time.sleep(0.02)
@@ -138,6 +141,8 @@ class Job:
     """The file for its operations."""
     last_step: int | None = None
     """The step after which it is killed, or, with `unlocked`, its lock file is removed."""
+    without_page: bool = False
+    """No report is written, whose charts take a third of the time."""
     unlocked: bool = False
     """It then waits for a file named go, if one named wait is there."""
 
@@ -145,6 +150,10 @@ class Job:
         from rankwise.cli.main import app
 
         os.chdir(self.folder)
+        if self.without_page:
+            from rankwise.commands import recorded_run
+
+            recorded_run.write_page = lambda *given: Path()
         if self.last_step is not None:
             self._after_step(self.last_step)
         disturbed = self.until is not None or self.record is not None

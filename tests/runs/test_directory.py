@@ -138,13 +138,59 @@ def test_beginning_again_leaves_nothing_of_the_old_attempt():
     assert read_json(run.folder / "config.json", Experiment) == other
 
 
-def test_a_run_killed_between_its_first_two_files_can_be_begun():
-    run = RunDirectory.named("r")
-    with run.claimed(restart=False):
-        run.begin(EXPERIMENT)
-    assert "manifest.json" not in names(run.folder)
-    with run.claimed(restart=False):
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_run_killed_before_its_first_manifest_can_be_begun(count, again):
+    # after its data report, plain, --resume and --restart all said that the folder is not a run
+    run = written(status="failed") if again else RunDirectory.named("r")
+    with run.claimed(restart=again) as claimed:
+        claimed.begin(EXPERIMENT)
+        for act in (lambda: claimed.write_data_report(DATA_REPORT), lambda: claimed.write_reference([]))[: count - 1]:
+            act()
+    assert "manifest.json" not in names(run.folder) and len(names(run.folder)) == count + 1
+    with pytest.raises(RunError, match="Leave out --resume"), run.claimed(restart=False, resume=True):
         pass
+    for restart in (False, True):
+        with run.claimed(restart=restart):
+            pass
+    assert len(names(run.folder)) == count + 1
+
+
+def test_a_run_whose_lock_file_is_removed_locks_it_anew():
+    run = RunDirectory.named("r")
+    with run.claimed(restart=False) as claimed:
+        claimed.begin(EXPERIMENT)
+        claimed.write_manifest(manifest())
+        (run.folder / ".lock").unlink()
+        claimed.write_manifest(manifest())
+        assert claim_elsewhere().startswith("RunBusyError")
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_run_that_another_process_took_is_written_no_more(ended):
+    # both trained, and one removed what the other had finished
+    run = written(status="running")
+    with run.claimed(restart=True) as claimed:
+        (run.folder / ".lock").unlink()
+        with run.claimed(restart=True) as other:
+            other.begin(EXPERIMENT)
+            other.write_manifest(manifest(status="failed", problem="another's"))
+            if not ended:
+                refused_writing(claimed)
+        (run.folder / ".lock").unlink()
+        refused_writing(claimed)
+    assert run.manifest().problem == "another's"
+
+
+def refused_writing(run):
+    before = {path: path.read_bytes() for path in run.folder.iterdir()}
+    for act in (
+        run.check_lock, run.forget_steps, lambda: run.begin(EXPERIMENT), lambda: run.write_manifest(manifest()),
+        lambda: run.write_data_report(DATA_REPORT), lambda: run.go_on(1, {}),
+    ):  # fmt: skip
+        with pytest.raises(RunBusyError, match=r"\.lock was removed or replaced"):
+            act()
+    assert {path: path.read_bytes() for path in run.folder.iterdir()} == before
 
 
 def test_a_folder_that_is_no_run_is_refused_and_stays_as_it_is():

@@ -223,6 +223,14 @@ def test_a_checkpoint_is_as_large_as_it_was_said_to_be(tmp_path, name):
     assert said == counted > 0
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_a_checkpoint_is_as_large_as_a_plan_says(name):
+    state = begun(CASES[name]).state
+    trained = sum(parameter.numel() for parameter in state.parameters)
+    mask = size_of(state) - 4 * trained * (3 + CASES[name].averages)
+    assert 0 <= mask < trained, "one byte for each triplet"
+
+
 def test_a_checkpoint_is_not_written_over_another(tmp_path):
     run = begun(LORA)
     run.until(2)

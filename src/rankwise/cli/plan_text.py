@@ -17,7 +17,7 @@ PROBE = "; --probe measures it"
 
 def lines_of(plan: Plan) -> list[str]:
     parts = (
-        _model, _parameters, _rows, _memory, _conversion, _fit, _time, _tuning, _devices, _remedies, _savings, _advice,
+        _model, _parameters, _rows, _disk, _memory, _conversion, _fit, _time, _tuning, _devices, _remedies, _savings, _advice,
     )  # fmt: skip
     return [line for part in parts for line in part(plan)]
 
@@ -99,6 +99,21 @@ def _parameters(plan: Plan) -> Iterator[str]:
             f"{most}{_size(counted.file_bytes)} in float32; in float16 {_size(counted.file_bytes_half)}, "
             f"of which {_size(2 * counted.written)} are values and the rest is the header",
         )
+
+
+def _disk(plan: Plan) -> Iterator[str]:
+    disk = plan.disk
+    if disk is None or not plan.trained:
+        return
+    parts = [f"{_size(disk.result)} for the result"]
+    if disk.checkpoints:
+        parts.append(
+            f"{disk.checkpoints} x {_size(disk.checkpoint)} for checkpoints (--keep-checkpoints "
+            f"{disk.checkpoints - 1}, and one while it is written)"
+        )
+    if disk.snapshots:
+        parts.append(f"{disk.snapshots} x {_size(disk.result)} for the best so far")
+    yield _row("disk", f"{_size(disk.total)} while it trains: {', '.join(parts)}")
 
 
 def _rows(plan: Plan) -> Iterator[str]:

@@ -17,6 +17,7 @@ from rankwise.errors import ConfigError
 from rankwise.planning.advice import Advice, Facts, advise
 from rankwise.planning.anchor import anchor_operations
 from rankwise.planning.devices import DEVICES, Device
+from rankwise.planning.disk import EXACT, Disk
 from rankwise.planning.fitting import Changes, Fit, Remedy, fit_of, least_recomputed, remedies, savings
 from rankwise.planning.forecast import AtOnce, Forecast, at_once, forecast, longest_of, operations_of, rows_at_once
 from rankwise.planning.image_rows import images_in_memory, passes_of, reads_by_arrow
@@ -170,6 +171,15 @@ class Plan:
         operations = operations_of(forecast, self.load).total / self.load.tokens * tokens
         step = Step(operations, tokens, max(1, -(-tokens // forecast.job.tokens)), forecast.unpacked)
         return seconds_of(step, self.speed, self.flops_per_token, self.device, forecast.job.storage)
+
+    @property
+    def disk(self) -> Disk | None:
+        """What the run takes while it trains; None where its number of steps is not known."""
+        if self.steps is None:
+            return None
+        trained, averages = self.forecast.parameters.trainable, self.config.adapter.averages
+        each = EXACT * trained * (3 + averages)
+        return Disk.of(trained, each, self.config.training, self.config.validation, self.steps)
 
     @property
     def conversion(self) -> Conversion | None:

@@ -25,6 +25,7 @@ def summary_of(plan: Plan) -> dict[str, Any]:
         "target_notes": target_notes(plan.shape, plan.config.adapter),
         "adapter_bytes": counted.file_bytes, "adapter_bytes_float16": counted.file_bytes_half,
         "weights_bytes": plan.weights_by_format, "memory_bytes_at_least": plan.forecast.memory.at_least,
+        "disk": _disk(plan),
         "tokens": _of(plan.rows and plan.rows.tokens),
         "loss_tokens": _of(plan.rows and plan.rows.supervised),
         "replay_rows": None if plan.rows is None else round(plan.rows.replayed),
@@ -32,6 +33,12 @@ def summary_of(plan: Plan) -> dict[str, Any]:
     }  # fmt: skip
     parts = (_memory(plan), _fits(plan), _time(plan))
     return found | {key: value if plan.trained else None for part in parts for key, value in part.items()}
+
+
+def _disk(plan: Plan) -> dict[str, Any] | None:
+    """In bytes; null where the number of steps is not known."""
+    disk = plan.disk
+    return None if disk is None else {**vars(disk), "total": disk.total}
 
 
 def _memory(plan: Plan) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from rankwise.methods.method import Method, Record
 from rankwise.methods.model_card import CardFacts, card
 from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
+from rankwise.planning.disk import Disk
 from rankwise.runs.directory import REFERENCE, RunDirectory
 from rankwise.runs.lineage import Round
 from rankwise.runs.manifest import Results, peak_rss
@@ -106,12 +107,9 @@ class TrainingRun:
         refuse_no_choice(config, self.validation_interval, early_stopping_of(config, self.trainable), self.steps)
 
     def bytes_written(self, state: TrainState) -> int:
-        """At most: what is learned, all checkpoints and one more while it is written, and the best snapshot of each, of
-        the present step and one more while it is written."""
-        saves = self.config.checkpoint_interval(self.steps) < self.steps
-        keeps, count = self.experiment.validation.keep == "best", self.config.keep_checkpoints
-        snapshots = (count * saves + 2) * keeps
-        return 4 * self.trained_parameters * (1 + snapshots) + (count + 1) * size_of(state) * saves
+        """At most, without logs and reports."""
+        validation = self.experiment.validation
+        return Disk.of(self.trained_parameters, size_of(state), self.config, validation, self.steps).total
 
     def describe(self) -> str:
         data, facts, trainable = facts_of(self.prepared), self.model.facts, self.trainable
