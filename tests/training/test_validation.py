@@ -458,7 +458,7 @@ def test_a_run_whose_best_is_gone_or_damaged_does_not_go_on_and_stays_as_it_is(s
 def test_a_run_that_is_begun_again_forgets_what_was_best(stopped):
     assert RunDirectory.named("it").steps_kept
     rankwise.train(stopped, restart=True)
-    assert not RunDirectory.named("it").snapshots.exists()
+    assert not RunDirectory.named("it").snapshots.folder.exists()
 
 
 # What is refused, and what is not asked

@@ -17,7 +17,8 @@ PROBE = "; --probe measures it"
 
 def lines_of(plan: Plan) -> list[str]:
     parts = (
-        _model, _parameters, _rows, _disk, _memory, _conversion, _fit, _time, _tuning, _devices, _remedies, _savings, _advice,
+        _model, _parameters, _rows, _disk, _memory, _conversion, _fit, _time, _tuning, _devices, _remedies, _savings,
+        _advice,
     )  # fmt: skip
     return [line for part in parts for line in part(plan)]
 

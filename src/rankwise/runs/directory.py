@@ -36,6 +36,7 @@ CARD = "README.md"
 REFERENCE = "reference.json"
 BEGINNING = {SETTINGS, DATA_REPORT, REFERENCE}
 """What a run has before its first manifest."""
+ATTEMPTS = 20
 _LEFT = re.compile(r"\..+\.[0-9]+\.tmp")
 """What a killed process was writing."""
 
@@ -124,27 +125,28 @@ class RunDirectory:
     @contextmanager
     def claimed(self, *, restart: bool, resume: bool = False) -> Iterator[RunDirectory]:
         """Hold the name for writing. A claim that wrote nothing leaves nothing."""
-        run = self._locked()
-        assert run.lock is not None, "it is locked"
+        lock = self._lock()
+        run = replace(self, lock=lock, files={})
         try:
+            if (manifest := self.folder / MANIFEST).is_file():
+                run.files[MANIFEST] = manifest.read_bytes()
             run._check_free(restart=restart, resume=resume)
             yield run
         finally:
             with suppress(OSError):  # a folder of something else; Windows removes no open file
                 if not run._names() & {MANIFEST, *BEGINNING}:  # still locked, so nobody else can have begun here
-                    run.lock.remove()
+                    lock.remove()
                     run.folder.rmdir()
-            run.lock.release()
+            lock.release()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep every other writer out of a run that is there, whatever state it is in."""
-        run = self._locked()
-        assert run.lock is not None, "it is locked"
+        lock = self._lock()
         try:
             yield
         finally:
-            run.lock.release()
+            lock.release()
 
     def check_lock(self) -> None:
         """RunBusyError where the lock of a claimed run is no longer ours, so that another process may be writing.
@@ -253,24 +255,22 @@ class RunDirectory:
             )
         return f"was started {manifest.started} and is not finished ({manifest.status})"
 
-    def _locked(self) -> RunDirectory:
-        """The same, with its lock held by this process."""
+    def _lock(self) -> Lock:
+        """RunBusyError where another process writes the run."""
         path = self.folder / ".lock"
         with told_when_full(self.folder):
-            for again in range(20):
+            for again in range(ATTEMPTS):
                 make_folders(self.folder)
-                with suppress(*(() if again == 19 else (FileNotFoundError,))):  # its last owner removed it just now
-                    try:
-                        run = replace(self, lock=Lock(path), files={})
-                    except BlockingIOError:
-                        raise RunBusyError(
-                            f'run "{self.folder.name}" is being written by process {owner_of(path)}. '
-                            "Use another --run name, or stop that process."
-                        ) from None
-                    manifest = self.folder / MANIFEST
-                    if manifest.is_file():
-                        run.files[MANIFEST] = manifest.read_bytes()
-                    return run
+                try:
+                    return Lock(path)
+                except BlockingIOError:
+                    raise RunBusyError(
+                        f'run "{self.folder.name}" is being written by process {owner_of(path)}. '
+                        "Use another --run name, or stop that process."
+                    ) from None
+                except FileNotFoundError:  # the last owner removed the empty folder just now
+                    if again == ATTEMPTS - 1:
+                        raise
         raise AssertionError("the last attempt returns or raises")
 
 

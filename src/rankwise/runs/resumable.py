@@ -53,7 +53,7 @@ class Checkpoint:
     def verified(cls, run: RunDirectory, step: int) -> Checkpoint:
         """DamagedStep, or a RunError for another version, where it cannot be gone on from."""
         found = cls(run, step, run.checkpoints.facts(step))
-        for name in found.facts["files"]:
+        for name in {TENSORS, *found.facts["files"]}:
             check_file(found.folder, name, found.facts)
         _ = found.experiment, found.manifest, found.data_report
         return found
@@ -125,8 +125,8 @@ class Resumable:
             if name in self.checkpoint.copies and not self._fits(own):
                 why = own if isinstance(own, str) else "it differs from its copy there"
                 lines.append(f"{file} was damaged and is written anew from {self.checkpoint.folder.name}: {why}")
-                renamed = name == SETTINGS
-                files[name] = json_bytes(self.experiment.model_dump(mode="json")) if renamed else copy.read_bytes()
+                present = json_bytes(self.experiment.model_dump(mode="json"))  # with the run's present name
+                files[name] = present if name == SETTINGS else copy.read_bytes()
             else:
                 files[name] = file.read_bytes()
         if METRICS in self.checkpoint.copies:

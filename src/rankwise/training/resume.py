@@ -100,7 +100,6 @@ def take_up(
     for line in (*resumable.lines, *lines):
         callback(WarningMessage(line))
     run.go_on(state.step, {METRICS: metrics, **files})
-    run.files.pop(METRICS)
     again = {"status": "running", "ended": None, "problem": None, "resumed": (*begun.resumed, Resumed(step=state.step))}
     past.manifest = begun.model_copy(update=again)
     return past
