@@ -60,6 +60,7 @@ def record(
     try:
         with log:
             records = [*past.steps, *trainer.run()]
+            log.sync()  # a finished run has all its records, even after a power failure
         results = training.results(records, validation, past.seconds + trainer.seconds)
         results = training.save(results if budget is None else budget.recorded(results))
         callback.changed = lambda texts: None
