@@ -32,29 +32,29 @@ class Cells:
 
     def __init__(self, folder: Path, base: Path, *, without_page: bool = False) -> None:
         self.shop = Workshop(folder, base, without_page=without_page)
-        self.kept = folder / "kept"
-        if not (self.kept / "finished").is_dir():
-            shutil.rmtree(self.kept, ignore_errors=True)
-            self._keep("other", "--seed", "1", "--held-out", "3")
-            self._keep("begun")
+        self.stored = folder / "stored"
+        if not (self.stored / "finished").is_dir():
+            shutil.rmtree(self.stored, ignore_errors=True)
+            self._store("other", "--seed", "1", "--held-out", "3")
+            self._store("begun")
             assert self.shop.finish()[1].code == 0
-            shutil.copytree(self.shop.run, self.kept / "finished")
+            shutil.copytree(self.shop.run, self.stored / "finished")
         self._lay("finished")
         self.whole = self.shop.adapter()
-        self.told = self._told()
+        self.records = self._records()
 
-    def _keep(self, name: str, *words: str) -> None:
+    def _store(self, name: str, *words: str) -> None:
         self.shop.clear()
         self.shop.train_until(STEPS - 1, *words)
-        shutil.copytree(self.shop.run, self.kept / name)
+        shutil.copytree(self.shop.run, self.stored / name)
 
     def _lay(self, name: str | None) -> Path:
         self.shop.clear()
         if name is not None:
-            shutil.copytree(self.kept / name, self.shop.run, symlinks=True)
+            shutil.copytree(self.stored / name, self.shop.run, symlinks=True)
         return self.shop.run
 
-    def _told(self) -> list[dict[str, object]]:
+    def _records(self) -> list[dict[str, object]]:
         rows = read_metrics_log(self.shop.run / METRICS)
         return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second", "resident_bytes")}
                 for row in rows]  # fmt: skip
@@ -63,7 +63,7 @@ class Cells:
         """How the finished run differs from the undisturbed one."""
         if self.shop.adapter() != self.whole:
             return ["the adapter is another"]
-        return [] if self._told() == self.told else ["the metrics log differs"]
+        return [] if self._records() == self.records else ["the metrics log differs"]
 
     # R06
 
@@ -72,7 +72,7 @@ class Cells:
         run = self._lay("begun")
         newest, another = run / "checkpoints" / f"step-{NEWEST}", run / "checkpoints" / f"step-{OLDER}" / part
         if part in OWN and part != METRICS:  # all steps have the same
-            another = self.kept / "other" / part
+            another = self.stored / "other" / part
         for file in ([run / part] if live or both else []) + ([newest / part] if not live else []):
             shutil.copy(another, file) if damage == "swapped" else DAMAGES[damage](file)
         lines = [f"step-{NEWEST} was passed over: {part}: "] if not live else []
@@ -81,11 +81,11 @@ class Cells:
         return lines + ([f"{RUN / part} was damaged"] if live or both else [])
 
     def torn(self, part: str, damage: str, **how: bool) -> list[str]:
-        wanted = self.damage(part, damage, **how)
+        expected = self.damage(part, damage, **how)
         outcome = self.shop.command(*train_words("--resume"))
         lines = [line for line in outcome.text.splitlines() if line]
         problems = [] if outcome.code == 0 else [f"exit {outcome.code}"]
-        if len(lines) != len(wanted) or any(text not in line for text, line in zip(wanted, lines, strict=False)):
+        if len(lines) != len(expected) or any(text not in line for text, line in zip(expected, lines, strict=False)):
             problems.append(f"said {lines}")
         return problems or self._same()
 
@@ -144,7 +144,7 @@ class Cells:
 
     def killed(self, method: str, chance: random.Random) -> list[str]:
         """Killed at up to three random times, and resumed each time."""
-        words, marker = long_words(method), self.kept / f"long-{method}"
+        words, marker = long_words(method), self.stored / f"long-{method}"
         if not marker.exists():
             self.shop.clear()
             began = time.monotonic()
@@ -244,12 +244,12 @@ class Cells:
 
     def prepare_rotation(self) -> int:
         """The number of operations of the run that `rotation` disturbs."""
-        if not (self.kept / "rotated").is_dir():
+        if not (self.stored / "rotated").is_dir():
             self.shop.clear()
             self.shop.train_until(5, *ROTATING[len(train_words()) :])
-            shutil.copytree(self.shop.run, self.kept / "rotating", dirs_exist_ok=True)
+            shutil.copytree(self.shop.run, self.stored / "rotating", dirs_exist_ok=True)
             assert self.shop.command(*ROTATING, "--resume").code == 0
-            shutil.copytree(self.shop.run, self.kept / "rotated")
+            shutil.copytree(self.shop.run, self.stored / "rotated")
         self._lay("rotated")
         self.rotated = self.shop.adapter()
         self._lay("rotating")
@@ -266,9 +266,9 @@ class Cells:
         problems = [] if outcome.code == 0 else [f"exit {outcome.code}: {outcome.text[-300:]}"]
         if stray is not None and _state(_where(stray)) != before:
             problems.append("what was not ours is gone")
-        said = [line for line in outcome.text.splitlines() if line]
-        if len(said) != lines:
-            problems.append(f"said {said}")
+        lines_said = [line for line in outcome.text.splitlines() if line]
+        if len(lines_said) != lines:
+            problems.append(f"said {lines_said}")
         resumed = json.loads((run / "manifest.json").read_text())["resumed"]
         if [one["step"] for one in resumed] != [step]:
             problems.append(f"resumed from {resumed}")
@@ -357,7 +357,7 @@ def _saved(operations: list[Operation]) -> int:
 Lie = Callable[[Path], tuple[Path | None, int, int]]
 
 
-def _made(name: str, make: Callable[[Path], object], step: int = NEWEST, lines: int = 1) -> Lie:
+def _stray(name: str, make: Callable[[Path], object], step: int = NEWEST, lines: int = 1) -> Lie:
     """A stray of this name, the step to go on from, and the lines to be said."""
 
     def lie(folder: Path) -> tuple[Path, int, int]:
@@ -389,17 +389,17 @@ def _linked(folder: Path) -> tuple[Path, int, int]:
 
 
 LIES: dict[str, Lie] = {
-    "an empty folder of a far step": _made("step-99999999", Path.mkdir),
-    "a file of a far step": _made("step-99999999", lambda path: path.write_text("mine")),
-    "a link to a far step": _made("step-99999999", lambda path: path.symlink_to(f"step-{OLDER}")),
-    "a link to nowhere": _made("step-99999999", lambda path: path.symlink_to("nowhere")),
-    "a pipe": _made("step-99999999", os.mkfifo),
-    "a copy of a step as a far one": _made("step-99999999", _copied(OLDER)),
-    "a copy by a file manager": _made(f"step-{NEWEST} (copy)", _copied(NEWEST), lines=0),
-    "a step with zeros before": _made(f"step-0{NEWEST}", _copied(OLDER), lines=0),
-    "another folder": _made("step-", Path.mkdir, lines=0),
-    "a file named latest": _made("LATEST", lambda path: path.write_text("../../elsewhere"), lines=0),
-    "a link named latest": _made("latest", lambda path: path.symlink_to("/"), lines=0),
+    "an empty folder of a far step": _stray("step-99999999", Path.mkdir),
+    "a file of a far step": _stray("step-99999999", lambda path: path.write_text("mine")),
+    "a link to a far step": _stray("step-99999999", lambda path: path.symlink_to(f"step-{OLDER}")),
+    "a link to nowhere": _stray("step-99999999", lambda path: path.symlink_to("nowhere")),
+    "a pipe": _stray("step-99999999", os.mkfifo),
+    "a copy of a step as a far one": _stray("step-99999999", _copied(OLDER)),
+    "a copy by a file manager": _stray(f"step-{NEWEST} (copy)", _copied(NEWEST), lines=0),
+    "a step with zeros before": _stray(f"step-0{NEWEST}", _copied(OLDER), lines=0),
+    "another folder": _stray("step-", Path.mkdir, lines=0),
+    "a file named latest": _stray("LATEST", lambda path: path.write_text("../../elsewhere"), lines=0),
+    "a link named latest": _stray("latest", lambda path: path.symlink_to("/"), lines=0),
     "clocks": _clocks,
     "the newest renamed": _renamed,
     "the newest a link": _linked,

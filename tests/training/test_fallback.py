@@ -48,10 +48,10 @@ def standing(cells):
 
 @pytest.mark.parametrize(("part", "damage", "how"), torn_cells())
 def test_whatever_file_is_damaged_the_newest_whole_checkpoint_is_taken_and_one_line_says_why(cells, part, damage, how):
-    wanted = cells.damage(part, damage, **how)
+    expected = cells.damage(part, damage, **how)
     step, lines = standing(cells)
     assert step == (NEWEST if how == {"live": True} else OLDER)
-    assert len(lines) == len(wanted) and all(text in line for text, line in zip(wanted, lines, strict=True)), lines
+    assert len(lines) == len(expected) and all(text in line for text, line in zip(expected, lines, strict=True)), lines
 
 
 TRAINED = [(PARTS[1], "one bit", {}), (PARTS[0], "half", {}), (OWN[3], "zeros", {"both": True})]
@@ -66,8 +66,8 @@ def test_a_run_that_fell_back_ends_with_the_same_bytes(cells, part, damage, how)
 def test_names_and_clocks_may_lie(cells, name):
     run = cells._lay("begun")
     _, step, lines = LIES[name](run / "checkpoints")
-    found = standing(cells)
-    assert found[0] == step and len(found[1]) == lines, found
+    stands = standing(cells)
+    assert stands[0] == step and len(stands[1]) == lines, stands
 
 
 def test_what_has_the_name_of_a_step_and_is_not_ours_stays(cells):
@@ -89,7 +89,7 @@ def test_without_a_whole_checkpoint_every_reason_is_said_and_nothing_is_changed(
 def test_a_checkpoint_of_another_run_is_passed_over(cells):
     run = cells._lay("begun")
     shutil.rmtree(run / "checkpoints" / f"step-{NEWEST}")
-    shutil.copytree(cells.kept / "other" / "checkpoints" / f"step-{NEWEST}", run / "checkpoints" / f"step-{NEWEST}")
+    shutil.copytree(cells.stored / "other" / "checkpoints" / f"step-{NEWEST}", run / "checkpoints" / f"step-{NEWEST}")
     step, lines = standing(cells)
     assert step == OLDER and len(lines) == 1 and "of another run" in lines[0]
 
