@@ -7,7 +7,8 @@ BIN := .venv/bin
 RUN_READY := .venv/.ready
 DEV_READY := .venv/.ready-dev
 
-.PHONY: install demo test test-fast test-lowest check format docs examples bench engines wheel gpu lock sbom audit clean
+.PHONY: install demo test test-fast test-lowest check format docs examples bench engines wheel soak soak-short gpu lock \
+	sbom audit clean
 
 install: $(RUN_READY)  ## rankwise alone, in .venv
 
@@ -72,6 +73,12 @@ $(ENGINES_READY) .venv-engines-unsloth/.ready: .venv-engines-%/.ready: | .venv/b
 	$(PYTHON) -m venv .venv-engines-$*
 	.venv-engines-$*/bin/python -m pip install --quiet $(ENGINE_PACKAGES_$*)
 	@touch $@
+
+soak-short: $(DEV_READY)  ## runs that are disturbed in every way, the small counts; goes on where it stopped
+	$(BIN)/python bench/reliability.py .soak --counts small --out bench/results/reliability-$$(date +%F)
+
+soak: $(DEV_READY)  ## the same with the large counts, for hours
+	$(BIN)/python bench/reliability.py .soak-long --counts large --out bench/results/reliability-long-$$(date +%F)
 
 gpu: $(DEV_READY)  ## the checks that need a CUDA or Apple GPU, and its speed
 	$(BIN)/python -m pytest -m gpu tests/gpu

@@ -1,10 +1,11 @@
 """Runs that are killed, torn, starved and lied to, and whether each ends with the bytes of an undisturbed one.
 
-    python bench/reliability.py FOLDER [--parts R04 R06 …] [--counts small|large] [--seed 0] [--json] [--out TITLE]
+    python bench/reliability.py FOLDER [--parts R04 R06 …] [--counts small|large] [--seed 0] [--minutes N]
+        [--json] [--out TITLE]
 
 A tiny Llama is trained for 11 steps with a checkpoint every 3 (tests/small_runs.py). Each cell disturbs the training in
 one way (tests/fault_cells.py), lets it go on as a user would, and compares the adapter's SHA-256 and the metrics log.
-Finished cells lie in FOLDER/cells.jsonl, and a second call goes on where the first one stopped.
+Finished cells lie in FOLDER/cells.jsonl, and a second call goes on where the first one stopped. --minutes ends it.
 
     R01  SIGKILL at random times, LoRA, then --resume           R11  death while checkpoints are rotated
     R02  the same with AdaLoRA                                  R12  names and clocks lie
@@ -19,6 +20,7 @@ import json
 import os
 import random
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -43,19 +45,21 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--counts", choices=COUNTS, default="small")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=float("inf"))
     chosen = parser.parse_args()
     os.environ.setdefault("RANKWISE_CACHE", str(chosen.folder.absolute() / "cache"))
-    results = measured(chosen.folder, chosen.parts, COUNTS[chosen.counts], chosen.seed)
+    results = measured(chosen.folder, chosen.parts, COUNTS[chosen.counts], chosen.seed, chosen.minutes)
     tell(chosen, results, show)
 
 
-def measured(folder: Path, parts: list[str], counts: dict[str, int], seed: int) -> dict[str, Any]:
+def measured(folder: Path, parts: list[str], counts: dict[str, int], seed: int, minutes: float) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + 60 * minutes
     journal = folder / "cells.jsonl"
     done = {(row["part"], row["cell"]): row for row in map(json.loads, _lines(journal))}
     for part in parts:
-        for cell, act in cells_of(part, folder / "work", counts, seed):
-            if (part, cell) in done:
+        for cell, act in _shuffled(cells_of(part, folder / "work", counts, seed)):
+            if (part, cell) in done or time.monotonic() > until:
                 continue
             problems = act()
             done[part, cell] = row = {"part": part, "cell": cell, "problems": problems}
@@ -64,6 +68,13 @@ def measured(folder: Path, parts: list[str], counts: dict[str, int], seed: int) 
             if problems:
                 print(part, cell, problems, file=sys.stderr, flush=True)
     return {"parts": {part: _summary(part, list(done.values())) for part in PARTS}}
+
+
+def _shuffled(cells: Iterator[Cell]) -> list[Cell]:
+    """In a random order, always the same, so that what is done when time is up is a fair sample."""
+    listed = list(cells)
+    random.Random(0).shuffle(listed)
+    return listed
 
 
 def base_of(folder: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from rankwise.runs.records import Event, ScoreRecord, StatusMessage, StepRecord,
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.cache import cache_folder
 from rankwise.training.reference import Reference
+from small_runs import as_first_format
 
 STEPS = 12
 
@@ -97,7 +99,7 @@ def _forget_cache() -> None:
         file.unlink()
 
 
-def test_without_its_reference_a_run_is_not_resumed(home, tiny_folder):
+def test_a_run_is_resumed_with_the_reference_of_its_checkpoint_and_not_without_one(home, tiny_folder):
     def stop(event: Event) -> None:
         if isinstance(event, StepRecord) and event.step == 8:
             raise KeyboardInterrupt
@@ -105,6 +107,12 @@ def test_without_its_reference_a_run_is_not_resumed(home, tiny_folder):
     with pytest.raises(Interrupted):
         train(settings(tiny_folder, "a"), callback=stop)
     Path("runs/a/reference.json").write_text('{"values": [], "sha256": ""}')
+    shutil.copytree("runs/a", "before")
+    warnings = train(settings(tiny_folder, "a"), resume=True).manifest.warnings
+    assert any("reference.json was damaged and is written anew from step-5" in text for text in warnings)
+    shutil.rmtree("runs/a")
+    shutil.move("before", "runs/a")
+    as_first_format(Path("runs/a/checkpoints/step-5"))
     with pytest.raises(RunError, match=r"reference\.json is missing or damaged.*--restart"):
         train(settings(tiny_folder, "a"), resume=True)
 
