@@ -100,7 +100,7 @@ def _summary(part: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def cells_of(part: str, folder: Path, counts: dict[str, int], seed: int) -> Iterator[Cell]:
-    from fault_cells import LIES, LOCKS, Cells, torn_cells
+    from fault_cells import LIES, LOCKS, STAGES, Cells, torn_cells
     from file_faults import MODES
 
     cells, chance = Cells(folder.absolute(), base_of(folder.absolute())), random.Random(f"{part}-{seed}")
@@ -109,7 +109,7 @@ def cells_of(part: str, folder: Path, counts: dict[str, int], seed: int) -> Iter
         for number in range(counts[part]):
             yield f"{number}", lambda n=number: cells.killed(method, random.Random(f"{part}-{seed}-{n}"))
     elif part == "R04":
-        for stage in ("train", "resume", "evaluate"):
+        for stage in STAGES:
             for number in range(len(cells.operations(stage))):
                 for mode in MODES:
                     yield f"{stage} {number} {mode}", lambda s=stage, n=number, m=mode: cells.fault(s, n, m)

@@ -280,12 +280,12 @@ ROTATING = train_words(
     "--keep-checkpoints", 2,
 )  # fmt: skip
 """A run that stores its best step so far beside its checkpoints, and removes one of each in nearly every step."""
-STAGES: dict[str, str | None] = {"train": None, "resume": "begun", "evaluate": "finished"}
+STAGES: dict[str, str | None] = {"train": None, "resume": "begun", "restart": "begun", "evaluate": "finished"}
 """What a run is before each stage."""
 
 
 def words_of(stage: str) -> list[str]:
-    return {"train": train_words(), "resume": train_words("--resume"), "evaluate": EVALUATE}[stage]
+    return EVALUATE if stage == "evaluate" else train_words(*([] if stage == "train" else [f"--{stage}"]))
 
 
 LONG = 40

@@ -134,7 +134,8 @@ def test_beginning_again_leaves_nothing_of_the_old_attempt():
     other = EXPERIMENT.model_copy(update={"run": "other"})
     with run.claimed(restart=True):
         run.begin(other)
-        assert set(names(run.folder)) == {".lock", "config.json"}
+        assert set(names(run.folder)) == {".lock", "config.json", "manifest.json"}
+        assert run.manifest().status == "failed", "until the new one takes its place, this is a run"
     assert read_json(run.folder / "config.json", Experiment) == other
 
 
@@ -142,18 +143,23 @@ def test_beginning_again_leaves_nothing_of_the_old_attempt():
 @pytest.mark.parametrize("again", [False, True])
 def test_a_run_killed_before_its_first_manifest_can_be_begun(count, again):
     # after its data report, plain, --resume and --restart all said that the folder is not a run
-    run = written(status="failed") if again else RunDirectory.named("r")
+    run = RunDirectory.named("r")
+    if again:  # over an attempt whose manifest is damaged, with a stray that is never removed
+        written(status="failed")
+        (run.checkpoints.folder / "mine").mkdir(parents=True)
+        (run.folder / "manifest.json").unlink()
     with run.claimed(restart=again) as claimed:
         claimed.begin(EXPERIMENT)
         for act in (lambda: claimed.write_data_report(DATA_REPORT), lambda: claimed.write_reference([]))[: count - 1]:
             act()
-    assert "manifest.json" not in names(run.folder) and len(names(run.folder)) == count + 1
+    there = names(run.folder)
+    assert "manifest.json" not in there and len(there) == count + 1 + again
     with pytest.raises(RunError, match="Leave out --resume"), run.claimed(restart=False, resume=True):
         pass
     for restart in (False, True):
         with run.claimed(restart=restart):
             pass
-    assert len(names(run.folder)) == count + 1
+    assert names(run.folder) == there
 
 
 def test_a_run_whose_lock_file_is_removed_locks_it_anew():

@@ -25,7 +25,7 @@ from rankwise.runs.data_report import DATA_REPORT, DataReport
 from rankwise.runs.manifest import Manifest
 from rankwise.runs.own_files import read_json
 from rankwise.runs.step_folders import StepFolders
-from rankwise.system.files import json_bytes, make_folders, told_when_full, write_atomic
+from rankwise.system.files import json_bytes, told_when_full, write_atomic
 from rankwise.system.locks import Lock, owner_of
 
 REPORTS = ("report.html", "report.json")
@@ -36,7 +36,7 @@ CARD = "README.md"
 REFERENCE = "reference.json"
 BEGINNING = {SETTINGS, DATA_REPORT, REFERENCE}
 """What a run has before its first manifest."""
-ATTEMPTS = 20
+STEPS = {"checkpoints", "best"}
 _LEFT = re.compile(r"\..+\.[0-9]+\.tmp")
 """What a killed process was writing."""
 
@@ -168,13 +168,18 @@ class RunDirectory:
     def begin(self, experiment: Experiment) -> None:
         """Remove what an unfinished attempt left, and write what was asked.
 
-        The manifest goes last: as long as it is there, this is a run, and can be begun again.
+        At every moment the folder is free or an unfinished run, which can be begun again: the old manifest stays until
+        the new one takes its place, and where it is damaged, the checkpoints go after it.
         """
-        self.forget_steps()
+        self.check_lock()
         self.forget_results()
         self._remove(self.folder / DATA_REPORT, self.metrics, *(self.folder / name for name in REPORTS), *self._left())
-        self._remove(self.folder / MANIFEST)
-        self.files.clear()
+        try:
+            self.manifest()
+        except RunError:
+            self._remove(self.folder / MANIFEST)
+            self.files.clear()
+        self.forget_steps()
         self._write(SETTINGS, experiment.model_dump(mode="json"))
 
     def go_on(self, step: int, files: Mapping[str, bytes]) -> None:
@@ -238,7 +243,7 @@ class RunDirectory:
         left = self._names()
         try:
             if MANIFEST not in left:
-                if left <= BEGINNING:  # a process ended before its run had begun
+                if left <= BEGINNING or (SETTINGS in left and left <= BEGINNING | STEPS):  # killed before it had begun
                     return None
                 raise RunError(
                     f"{self.folder} contains {some(sorted(left), 4)} and is not a run. Use another --run name."
@@ -256,22 +261,15 @@ class RunDirectory:
         return f"was started {manifest.started} and is not finished ({manifest.status})"
 
     def _lock(self) -> Lock:
-        """RunBusyError where another process writes the run."""
         path = self.folder / ".lock"
-        with told_when_full(self.folder):
-            for again in range(ATTEMPTS):
-                make_folders(self.folder)
-                try:
-                    return Lock(path)
-                except BlockingIOError:
-                    raise RunBusyError(
-                        f'run "{self.folder.name}" is being written by process {owner_of(path)}. '
-                        "Use another --run name, or stop that process."
-                    ) from None
-                except FileNotFoundError:  # the last owner removed the empty folder just now
-                    if again == ATTEMPTS - 1:
-                        raise
-        raise AssertionError("the last attempt returns or raises")
+        try:
+            with told_when_full(self.folder):
+                return Lock.with_folder(path)
+        except BlockingIOError:
+            raise RunBusyError(
+                f'run "{self.folder.name}" is being written by process {owner_of(path)}. '
+                "Use another --run name, or stop that process."
+            ) from None
 
 
 def _has(path: Path, content: bytes) -> bool:

@@ -11,14 +11,17 @@ from __future__ import annotations
 import errno
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from stat import S_ISREG
 
 from rankwise.errors import RunError
+from rankwise.system.files import make_folders
 
 NO_LINK_AND_NO_PIPE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 LARGEST = 64
 """Bytes of a lock file at most. What a killed process or a power failure left of one is no longer either."""
+ATTEMPTS = 20
 PATIENCE, BETWEEN = 0.3, 0.02
 """Seconds in which a lock may become free. Those who ask who holds it lock the file for a moment."""
 
@@ -30,6 +33,15 @@ class Lock:
         """RunError where the path is anything but a lock file; BlockingIOError where another process holds it."""
         self.path = path
         self._descriptor = _taken(path)
+
+    @classmethod
+    def with_folder(cls, path: Path) -> Lock:
+        """The same in a folder that is created, and that its last owner may remove just now."""
+        for _ in range(ATTEMPTS):
+            make_folders(path.parent)
+            with suppress(FileNotFoundError):
+                return cls(path)
+        return cls(path)
 
     @property
     def is_there(self) -> bool:
