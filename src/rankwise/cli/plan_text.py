@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from rankwise.cli.plan_numbers import between_text, duration_text, size_text, spread_text
+
 if TYPE_CHECKING:
-    from rankwise.planning.estimate import Estimate
     from rankwise.planning.fitting import Remedy
     from rankwise.planning.plan import Plan
 
@@ -97,8 +98,8 @@ def _parameters(plan: Plan) -> Iterator[str]:
     if counted.file_bytes is not None and counted.file_bytes_half is not None:
         yield _row(
             "adapter",
-            f"{most}{_size(counted.file_bytes)} in float32; in float16 {_size(counted.file_bytes_half)}, "
-            f"of which {_size(2 * counted.written)} are values and the rest is the header",
+            f"{most}{size_text(counted.file_bytes)} in float32; in float16 {size_text(counted.file_bytes_half)}, "
+            f"of which {size_text(2 * counted.written)} are values and the rest is the header",
         )
 
 
@@ -106,15 +107,15 @@ def _disk(plan: Plan) -> Iterator[str]:
     disk = plan.disk
     if disk is None or not plan.trained:
         return
-    parts = [f"{_size(disk.result)} for the result"]
+    parts = [f"{size_text(disk.result)} for the result"]
     if disk.checkpoints:
         parts.append(
-            f"{disk.checkpoints} x {_size(disk.checkpoint)} for checkpoints (--keep-checkpoints "
+            f"{disk.checkpoints} x {size_text(disk.checkpoint)} for checkpoints (--keep-checkpoints "
             f"{disk.checkpoints - 1}, and one while it is written)"
         )
     if disk.snapshots:
-        parts.append(f"{disk.snapshots} x {_size(disk.result)} for the best so far")
-    yield _row("disk", f"{_size(disk.total)} while it trains: {', '.join(parts)}")
+        parts.append(f"{disk.snapshots} x {size_text(disk.result)} for the best so far")
+    yield _row("disk", f"{size_text(disk.total)} while it trains: {', '.join(parts)}")
 
 
 def _rows(plan: Plan) -> Iterator[str]:
@@ -132,7 +133,7 @@ def _rows(plan: Plan) -> Iterator[str]:
         "rows",
         f"{about}{rows.documents.likely:,.0f} {'sequences' if rows.sequences == 1 else 'pairs'}, "
         f"{rows.tokens.likely:,.0f} tokens"
-        f"{_between(rows.tokens, '{:,.0f}')}, {_learned(plan)}; median length "
+        f"{between_text(rows.tokens, '{:,.0f}')}, {_learned(plan)}; median length "
         f"{rows.median:,}, longest {rows.longest:,} tokens",
     )
     if rows.replayed:
@@ -167,10 +168,10 @@ def _memory(plan: Plan) -> Iterator[str]:
     methods = plan.methods
     yield _row("memory", "".join(f"{method:>12}" for method in methods) + f"   formula for {next(iter(methods))}")
     for part in plan.forecast.memory.parts:
-        cells = "".join(f"{_size(forecast.memory[part.name]):>12}" for forecast in methods.values())
+        cells = "".join(f"{size_text(forecast.memory[part.name]):>12}" for forecast in methods.values())
         yield _row(f"  {part.name}", f"{cells}   {part.formula}")
-    yield _row("  peak", "".join(f"{_size(forecast.peak):>12}" for forecast in methods.values()))
-    formats = ", ".join(f"{_size(amount)} in {dtype}" for dtype, amount in plan.weights_by_format.items())
+    yield _row("  peak", "".join(f"{size_text(forecast.peak):>12}" for forecast in methods.values()))
+    formats = ", ".join(f"{size_text(amount)} in {dtype}" for dtype, amount in plan.weights_by_format.items())
     yield _row("", f"weights alone, by number format: {formats} (training uses float32 or bfloat16)")
 
 
@@ -181,14 +182,14 @@ def _memory_at_least(plan: Plan) -> Iterator[str]:
         learning = memory.at_least - memory["weights"]
         yield _row(
             "memory",
-            f"at least {_size(memory.at_least)}: {_size(memory['weights'])} of weights, and {_size(learning)} of what "
-            "is trained, its gradients and the optimizer's averages; activations are not counted",
+            f"at least {size_text(memory.at_least)}: {size_text(memory['weights'])} of weights, and "
+            f"{size_text(learning)} of what is trained, its gradients and the optimizer's averages; activations are not counted",
         )
 
 
 def _conversion(plan: Plan) -> Iterator[str]:
     if (conversion := plan.conversion) is not None:
-        disk, seconds = _size(conversion.disk), _duration(conversion.seconds)
+        disk, seconds = size_text(conversion.disk), duration_text(conversion.seconds)
         yield _row("conversion", f"once for each model: {disk} on disk, about {seconds}")
 
 
@@ -196,12 +197,12 @@ def _fit(plan: Plan) -> Iterator[str]:
     if not plan.trained:
         return
     fit, twice = plan.fit, plan.forecast.job.recomputed
-    room = f"{_size(fit.device.usable)} on {fit.device.name}"
+    room = f"{size_text(fit.device.usable)} on {fit.device.name}"
     blocks = f", with activation checkpointing of {twice} of {plan.shape.blocks.count} blocks" if twice else ""
     if fit.fits:
-        text = f"yes: {_size(fit.peak)} of {room}{blocks}; up to {fit.tokens:,} tokens fit into one micro-batch"
+        text = f"yes: {size_text(fit.peak)} of {room}{blocks}; up to {fit.tokens:,} tokens fit into one micro-batch"
     else:
-        text = f"no: needs {_size(fit.peak)}{blocks}, but only {room} are available"
+        text = f"no: needs {size_text(fit.peak)}{blocks}, but only {room} are available"
     yield _row("fits", text)
 
 
@@ -215,15 +216,15 @@ def _time(plan: Plan) -> Iterator[str]:
         return
     step = f"{duration.step.likely:.3g} s per step" + ("" if plan.fit.fits else ", if it fit into memory")
     if plan.steps is None:
-        yield _row("time", f"{step}{_between(duration.step, '{:.2g}')}")
+        yield _row("time", f"{step}{between_text(duration.step, '{:.2g}')}")
     else:
-        yield _row("time", f"{_duration(duration.total.likely)}{_spread(duration.total)}, {step}")
+        yield _row("time", f"{duration_text(duration.total.likely)}{spread_text(duration.total)}, {step}")
     yield _row("", _speed(plan))
     cost = plan.cost
     if cost is not None and cost.kilowatt_hours is not None:
         yield _row("energy", f"{cost.kilowatt_hours.likely:.3g} kWh at {plan.watts:g} W")
     if cost is not None and cost.money is not None:
-        yield _row("money", f"{cost.money.likely:,.2f}{_between(cost.money, '{:,.2f}')} at {plan.price:g} per hour")
+        yield _row("money", f"{cost.money.likely:,.2f}{between_text(cost.money, '{:,.2f}')} at {plan.price:g} per hour")
 
 
 def _tuning(plan: Plan) -> Iterator[str]:
@@ -236,7 +237,7 @@ def _tuning(plan: Plan) -> Iterator[str]:
         yield _row("tuning", f"none: a run of fewer than {LEAST_STEPS} steps takes the default learning rate")
         return
     seconds = planned.seconds
-    time = "" if seconds is None else f", {_duration(seconds.likely)}{_spread(seconds)}"
+    time = "" if seconds is None else f", {duration_text(seconds.likely)}{spread_text(seconds)}"
     share = trials.cost / trials.run_steps
     yield _row("tuning", f"{trials.trials} trials, as long as {trials.cost:.0f} steps ({share:.0%} of the run){time}")
 
@@ -284,32 +285,10 @@ def _savings(plan: Plan) -> Iterator[str]:
 
 def _listed(name: str, remedies: list[Remedy]) -> Iterator[str]:
     for at, remedy in enumerate(remedies):
-        yield _row("" if at else name, f"{remedy.settings}  ({_size(remedy.peak)}): {remedy.price}")
+        yield _row("" if at else name, f"{remedy.settings}  ({size_text(remedy.peak)}): {remedy.price}")
 
 
 def _advice(plan: Plan) -> Iterator[str]:
     for at, advice in enumerate(plan.advice):
         yield _row("" if at else "advice", advice.text)
         yield _row("", f"  {advice.why} ({advice.source})")
-
-
-def _size(amount: float) -> str:
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if amount >= size:
-            return f"{amount / size:.1f} {unit}"
-    return f"{amount / 1e3:.1f} kB" if amount else "0"
-
-
-def _between(estimate: Estimate, form: str) -> str:
-    return "" if estimate.exact else f" ({form.format(estimate.low)} to {form.format(estimate.high)})"
-
-
-def _spread(estimate: Estimate) -> str:
-    return "" if estimate.exact else f" ({_duration(estimate.low)} to {_duration(estimate.high)})"
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"

@@ -1,0 +1,30 @@
+"""Numbers of a plan as text: sizes, durations and intervals."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rankwise.planning.estimate import Estimate
+
+
+def size_text(amount: float) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if amount >= size:
+            return f"{amount / size:.1f} {unit}"
+    return f"{amount / 1e3:.1f} kB" if amount else "0"
+
+
+def between_text(estimate: Estimate, form: str) -> str:
+    return "" if estimate.exact else f" ({form.format(estimate.low)} to {form.format(estimate.high)})"
+
+
+def spread_text(estimate: Estimate) -> str:
+    return "" if estimate.exact else f" ({duration_text(estimate.low)} to {duration_text(estimate.high)})"
+
+
+def duration_text(seconds: float) -> str:
+    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
