@@ -183,7 +183,8 @@ def _memory_at_least(plan: Plan) -> Iterator[str]:
         yield _row(
             "memory",
             f"at least {size_text(memory.at_least)}: {size_text(memory['weights'])} of weights, and "
-            f"{size_text(learning)} of what is trained, its gradients and the optimizer's averages; activations are not counted",
+            f"{size_text(learning)} of what is trained, its gradients and the optimizer's averages; "
+            "activations are not counted",
         )
 
 
