@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.errors import TemplateError
-from rankwise.exporting.served_jinja import as_openai, template_of
+from rankwise.exporting.served_jinja import rendered_prompt, template_of
 from rankwise.exporting.template_parity import Parity, template_parity
 from rankwise.methods.artifact import Artifact
 from rankwise.models.beside import TEMPLATE, TOKENIZER_CONFIG, templates_in, tokenizer_in
@@ -29,16 +29,14 @@ def folder_parity(artifact: Artifact, folder: Path, callback: Callback) -> Parit
     if tokenizer is None:
         return ABSENT
 
-    own = template_of(artifact, tokenizer)
+    own, hub = template_of(artifact, tokenizer), tokenizer.hub
 
     def render(messages: Sequence[Message], tools: Sequence[Any]) -> str:
         try:
-            return tokenizer.hub.apply_chat_template(
-                [as_openai(message) for message in messages], tools=list(tools) or None, tokenize=False,
-                add_generation_prompt=True, enable_thinking=own.thinks,
-            )  # fmt: skip
-        except Exception as error:  # a template can raise any error
+            source = hub.get_chat_template(tools=list(tools) or None)
+        except ValueError as error:  # several templates, and no default
             raise TemplateError(str(error)) from None
+        return rendered_prompt(source, {**hub.special_tokens_map, "enable_thinking": own.thinks}, messages, tools)
 
     carrier = TEMPLATE if (folder / TEMPLATE).is_file() else TOKENIZER_CONFIG
     parity = template_parity(own, render, adds_start=False, carrier=carrier)

@@ -12,7 +12,7 @@ the tokenizer puts before every text; llama.cpp does not add it twice. Here thre
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rankwise.errors import TemplateError
@@ -22,11 +22,14 @@ from rankwise.models.beside import templates_in
 from rankwise.models.saving import template_text
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.example import Message
-from rankwise.text.jinja_source import names, rendered
+from rankwise.text.jinja_source import names
+from rankwise.text.template_process import Conversation, Rules, render_conversations
 from rankwise.text.tokenizer import HubTokenizer
 
 PASSED = ("bos_token", "eos_token")
 """The special tokens that every engine passes to a template."""
+UNSET = ("functions", "function_call", "tool_choice")
+"""What llama-cpp-python passes besides, without a value."""
 
 
 def served_jinja(template: ChatTemplate) -> str:
@@ -70,17 +73,25 @@ def gguf_parity(template: ChatTemplate, source: str | None = None) -> Parity:
     written = served_jinja(template) if source is None else source
     hub = template.tokenizer.hub
 
+    values = {"bos_token": hub.bos_token or "", "eos_token": hub.eos_token or ""} | dict.fromkeys(UNSET)
+
     def render(messages: Sequence[Message], tools: Sequence[Any]) -> str:
-        try:
-            return rendered(
-                written, messages=[as_openai(message) for message in messages], tools=list(tools) or None,
-                bos_token=hub.bos_token or "", eos_token=hub.eos_token or "", add_generation_prompt=True,
-                raise_exception=_refuse, functions=None, function_call=None, tool_choice=None,
-            )  # fmt: skip
-        except Exception as error:  # a template can raise any error
-            raise TemplateError(str(error)) from None
+        return rendered_prompt(written, values, messages, tools, "llama.cpp")
 
     return template_parity(template, render, adds_start=False, carrier="tokenizer.chat_template")
+
+
+def rendered_prompt(
+    source: str, values: Mapping[str, Any], messages: Sequence[Message], tools: Sequence[Any],
+    rules: Rules = "transformers",
+) -> str:  # fmt: skip
+    """A conversation as an engine writes it, up to where the model begins to write."""
+    turns = [as_openai(message) for message in messages]
+    asked = Conversation(turns, list(tools) or None, [(len(turns), True)])
+    ((result,),) = render_conversations(source, values, [asked], rules)
+    if isinstance(result, TemplateError):
+        raise result
+    return result[0]
 
 
 def as_openai(message: Message) -> dict[str, Any]:
@@ -91,7 +102,3 @@ def as_openai(message: Message) -> dict[str, Any]:
     ]
     named = {"name": message.name} if message.name is not None else {}
     return {"role": message.role, "content": message.content} | ({"tool_calls": calls} if calls else {}) | named
-
-
-def _refuse(message: str) -> None:
-    raise ValueError(message)

@@ -1,6 +1,6 @@
 """Chat templates: the model's own, a recipe's, a plain one, or the one that a run has stored.
 
-All of them are Jinja and run in transformers' sandbox. Templates that can write a model's reasoning are told not to, in
+All of them are Jinja, rendered as transformers does in a process with limits (text/template_process.py). Templates that can write a model's reasoning are told not to, in
 training and at inference alike, unless rows with reasoning are trained on (data.reasoning). A model without a template
 gets a plain one, so that a base model can be trained and used: "User: …\nAssistant: …" with the model's end token after
 each answer.
@@ -8,10 +8,10 @@ each answer.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
 from hashlib import sha256
 from typing import Any
 
@@ -22,7 +22,10 @@ from rankwise.runs.data_report import TemplateFacts
 from rankwise.text.example import Message, ToolCall
 from rankwise.text.reasoning import OPEN, may_be_thought, without_thought
 from rankwise.text.template_probe import Shown, Span
+from rankwise.text.template_process import Conversation as PlainConversation
+from rankwise.text.template_process import Cut, Result, render_conversations
 from rankwise.text.tokenizer import HubTokenizer
+from rankwise.text.written import Conversation, Written
 
 PROBE = "an answer like no other"
 REWRITING = ("last_query_index", ".split('</think>')", '.split("</think>")')
@@ -62,6 +65,7 @@ class ChatTemplate:
         self._special = {name: token for name, token in named if isinstance(token, str)}
         if tokenizer.end_tokens:
             self._special["eos_token"] = tokenizer.end_tokens[0]
+        self._values = {"enable_thinking": self.thinks, **self._special}
         self.ends = tuple(dict.fromkeys((*tokenizer.end_tokens, *self._end_after_answer()) if ends is None else ends))
 
     @classmethod
@@ -148,12 +152,11 @@ class ChatTemplate:
         return self.tokenizer.guarded(content)
 
     def text(self, messages: Sequence[Message], tools: Sequence[Any] = (), *, answer_next: bool = False) -> str:
-        return self._prefix + self._rendered(messages, tools, answer_next)[0]
+        return self._one(messages, tools, answer_next=answer_next).text(len(messages), answer_next=answer_next)
 
     def marked(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> tuple[str, list[Span]]:
-        whole, spans = self._rendered(messages, tools, False)
-        shift = len(self._prefix)
-        return self._prefix + whole, [(start + shift, stop + shift) for start, stop in spans]
+        written = self._one(messages, tools)
+        return written.whole, written.spans
 
     def controls(self, text: str) -> int:
         return self.tokenizer.count_special(text)
@@ -205,7 +208,7 @@ class ChatTemplate:
     def _probed(self) -> tuple[str, list[Span]]:
         """A short conversation as the template writes it; empty if the template refuses it."""
         try:
-            return self._rendered([Message("user", "?"), Message("assistant", PROBE)], (), False)
+            return self._unprefixed([Message("user", "?"), Message("assistant", PROBE)])
         except TemplateError:  # rendering the real conversation reports the reason
             return "", []
 
@@ -213,9 +216,12 @@ class ChatTemplate:
     def _probe_prompt(self) -> str:
         """The prompt of this short conversation."""
         try:
-            return self._rendered([Message("user", "?")], (), True)[0]
+            return self._unprefixed([Message("user", "?")], answer_next=True)[0]
         except TemplateError:
             return ""
+
+    def _unprefixed(self, messages: Sequence[Message], *, answer_next: bool = False) -> tuple[str, list[Span]]:
+        return replace(self._one(messages, answer_next=answer_next), prefix="").result(len(messages), answer_next)
 
     def _has_place(self, source: str) -> bool:
         """Whether the template writes a context itself. Otherwise it is written below the question."""
@@ -224,7 +230,7 @@ class ChatTemplate:
             if self._placed[source]:
                 try:
                     asked = [Message("user", "?", PROBE), Message("assistant", "!")]
-                    self._placed[source] = PROBE in self._rendered(asked, (), False)[0]
+                    self._placed[source] = PROBE in self.text(asked)
                 except TemplateError:
                     self._placed[source] = False
         return self._placed[source]
@@ -234,40 +240,58 @@ class ChatTemplate:
         first = self.tokenizer.encode(self._probed[0].partition(PROBE)[2].lstrip())[:1]
         return [self.tokenizer.special[token] for token in first if token in self.tokenizer.special]
 
-    def _rendered(self, messages: Sequence[Message], tools: Sequence[Any], answer_next: bool) -> tuple[str, list[Span]]:
-        from transformers.utils.chat_template_utils import render_jinja_template
+    def written(self, conversations: Sequence[Conversation]) -> list[Written]:
+        """Conversations, each whole and up to each of its answers, all rendered together."""
+        return self._written(conversations, self._cuts)
 
-        source = self._sources.get("tool_use" if tools else "default") or self._sources["default"]
-        has_place = self._has_place(source)
-        marks = not answer_next and MARKS.search(source) is not None
+    def _cuts(self, messages: Sequence[Message]) -> list[Cut]:
+        """The whole, each prompt and, unless marks say where it ends, each answer."""
+        answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
+        marked = self._marks and self.reasoning == "none"
+        ends = [] if marked else [index + 1 for index in answers if index + 1 < len(messages)]
+        return [(len(messages), False), *((index, True) for index in answers), *((end, False) for end in ends)]
 
-        special: dict[str, Any] = self._special
+    @cached_property
+    def _marks(self) -> bool:
+        return any(MARKS.search(source) for source in self._sources.values())
 
-        def render(arguments_as_text: bool) -> Any:
-            return render_jinja_template(
-                [[_turn(message, self.guarded, has_place, arguments_as_text) for message in messages]],
-                tools=[_guarded(tool, self.guarded) for tool in tools] or None, chat_template=source,
-                add_generation_prompt=answer_next, return_assistant_tokens_mask=marks, enable_thinking=self.thinks,
-                **special,
-            )  # fmt: skip
+    def _written(
+        self, conversations: Sequence[Conversation], cuts: Callable[[Sequence[Message]], list[Cut]]
+    ) -> list[Written]:
+        """Those with tools and those without may have templates of their own."""
+        written: dict[int, Written] = {}
+        for name in ("default", "tool_use"):
+            own = {at: one for at, one in enumerate(conversations) if bool(one[1]) == (name == "tool_use")}
+            source = self._sources.get(name) or self._sources["default"]
+            place = bool(own) and self._has_place(source)
+            asked = [self._plain(messages, tools, place, cuts(messages)) for messages, tools in own.values()]
+            results = render_conversations(source, self._values, asked)
+            for (at, (messages, tools)), one, texts in zip(own.items(), asked, results, strict=True):
+                known = dict(zip(one.cuts, texts, strict=True))
+                written[at] = Written(messages, self._prefix, known, partial(self._cut, messages, tools))
+        return [written[at] for at in range(len(conversations))]
 
-        try:
-            try:
-                (text,), spans = render(False)
-            except TypeError:  # some templates expect the arguments of a call as a text
-                (text,), spans = render(True)
-        except Exception as error:  # a template can raise any error
-            roles = ", ".join(message.role for message in messages)
-            raise TemplateError(f"the chat template refuses a conversation of {roles}: {error}") from None
-        return text, [(start, stop) for start, stop in spans[0]] if spans else []
+    def _cut(self, messages: Sequence[Message], tools: Sequence[Any], cut: Cut) -> Result:
+        (written,) = self._written([(messages, tools)], lambda _: [cut])
+        return written.results[cut]
+
+    def _one(self, messages: Sequence[Message], tools: Sequence[Any] = (), *, answer_next: bool = False) -> Written:
+        (written,) = self._written([(messages, tools)], lambda _: [(len(messages), answer_next)])
+        return written
+
+    def _plain(
+        self, messages: Sequence[Message], tools: Sequence[Any], place: bool, cuts: list[Cut]
+    ) -> PlainConversation:
+        turns = [_turn(message, self.guarded, place) for message in messages]
+        return PlainConversation(turns, [_guarded(tool, self.guarded) for tool in tools] or None, cuts)
 
 
-def _turn(message: Message, guarded: Any, has_place: bool, arguments_as_text: bool) -> dict[str, Any]:
+def _turn(message: Message, guarded: Any, has_place: bool) -> dict[str, Any]:
     turn: dict[str, Any] = {"role": message.role, "content": guarded(message.content if has_place else message.whole)}
     if has_place and message.context:
         turn["context"] = guarded(message.context)
     if message.tool_calls:
-        turn["tool_calls"] = [_call(call, guarded, arguments_as_text) for call in message.tool_calls]
+        turn["tool_calls"] = [_call(call, guarded) for call in message.tool_calls]
     if message.name is not None:
         turn["name"] = guarded(message.name)
     if message.call_id is not None:
@@ -275,12 +299,8 @@ def _turn(message: Message, guarded: Any, has_place: bool, arguments_as_text: bo
     return turn
 
 
-def _call(call: ToolCall, guarded: Any, arguments_as_text: bool) -> dict[str, Any]:
-    arguments: Any = _guarded(call.arguments, guarded)
-    function = {
-        "name": guarded(call.name),
-        "arguments": json.dumps(arguments, ensure_ascii=False) if arguments_as_text else arguments,
-    }
+def _call(call: ToolCall, guarded: Any) -> dict[str, Any]:
+    function = {"name": guarded(call.name), "arguments": _guarded(call.arguments, guarded)}
     return {"type": "function", "function": function} | ({"id": guarded(call.call_id)} if call.call_id else {})
 
 

@@ -107,9 +107,10 @@ class Encoder:
 
     def _write(self, outcomes: Sequence[Outcome], *, apart: bool) -> None:
         drawn: list[tuple[Outcome, Rendering]] = []
-        for outcome in outcomes:
+        conversations = [(outcome.example.messages, outcome.example.tools) for outcome in outcomes]
+        for outcome, written in zip(outcomes, self.template.written(conversations), strict=True):
             try:
-                made = renderings(outcome.example, self.template, apart=apart)
+                made = renderings(outcome.example, self.template, apart=apart, written=written)
             except TemplateError as error:
                 outcome.problem = str(error)
                 continue

@@ -1,12 +1,9 @@
-"""The words of a Jinja template's source, and its rendering by plain Jinja, as engines beside transformers do it."""
+"""The words of a Jinja template's source."""
 
 from __future__ import annotations
 
 import ast
-import json
-from datetime import datetime
-from functools import lru_cache, partial
-from typing import Any
+from functools import lru_cache
 
 
 @lru_cache(8)
@@ -32,22 +29,3 @@ def _unquoted(literal: str) -> str:
         return str(ast.literal_eval(literal))
     except (SyntaxError, ValueError):  # a line break inside quotes, which Jinja allows
         return literal[1:-1]
-
-
-def rendered(source: str, **values: Any) -> str:
-    """Render in a sandbox by the rules of llama-cpp-python 0.3.36: Jinja with loop controls, with JSON as Python writes
-    it, and with the date."""
-    return _compiled(source).render(strftime_now=lambda form: datetime.now().astimezone().strftime(form), **values)
-
-
-@lru_cache(8)
-def _compiled(source: str) -> Any:
-    from jinja2 import BaseLoader
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(
-        loader=BaseLoader(), trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
-    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
-    return environment.from_string(source)

@@ -23,6 +23,7 @@ from rankwise.errors import TemplateError
 from rankwise.text.example import Example, Message
 from rankwise.text.reasoning import CLOSE, OPEN, parted
 from rankwise.text.template_probe import Renders, Span, merged, refuse_unshown, shown_of
+from rankwise.text.written import Conversation, Written
 
 APART = (
     " Use --set data.answers=apart, which makes a row of each answer, or split the conversation into rows with one "
@@ -79,8 +80,8 @@ class Template(Renders, Protocol):
         """Whether the template is known to rewrite earlier turns."""
         ...
 
-    def text(self, messages: Sequence[Message], tools: Sequence[Any] = (), *, answer_next: bool = False) -> str:
-        """The rendered conversation; with `answer_next`, up to the point where the model begins to write."""
+    def written(self, conversations: Sequence[Conversation]) -> list[Written]:
+        """Conversations as the template writes them, rendered together."""
         ...
 
     def guarded(self, content: str) -> str:
@@ -88,16 +89,26 @@ class Template(Renders, Protocol):
         ...
 
 
-def renderings(example: Example, template: Template, *, apart: bool = False) -> list[Rendering]:
-    """Render the conversation as one sequence, or with `apart` as one sequence for each answer."""
+def renderings(
+    example: Example, template: Template, *, apart: bool = False, written: Written | None = None
+) -> list[Rendering]:
+    """Render the conversation as one sequence, or with `apart` as one sequence for each answer. `written` is what the
+    template wrote of it, if that was asked for before."""
     answers = [index for index, message in enumerate(example.messages) if message.role == "assistant"]
+    written = written or _written(example, template)
     if not apart or len(answers) < 2:
         try:
-            return [render(example, template)]
+            return [render(example, template, written)]
         except UnstableTemplate:
             if not template.rewrites or len(answers) < 2:
                 raise
-    return [render(_up_to(example, index), template) for index in answers if example.messages[index].learned]
+    learned = [index for index in answers if example.messages[index].learned]
+    return [render(_up_to(example, index), template, written.first(index + 1)) for index in learned]
+
+
+def _written(example: Example, template: Template) -> Written:
+    (written,) = template.written([(example.messages, example.tools)])
+    return written
 
 
 def _up_to(example: Example, answer: int) -> Example:
@@ -106,15 +117,16 @@ def _up_to(example: Example, answer: int) -> Example:
     return replace(example, messages=(*given, example.messages[answer]))
 
 
-def render(example: Example, template: Template) -> Rendering:
+def render(example: Example, template: Template, written: Written | None = None) -> Rendering:
     try:
         if example.text is not None:
             return _whole_text(example.text, template)
-        whole, spans = template.marked(example.messages, example.tools)
+        written = written or _written(example, template)
+        spans = written.spans
         usable = spans and template.reasoning == "none" and shown_of(example, template).marks_fit
-        by_marks = _by_marks(example, template, whole, merged(spans)) if usable else None
-        rendering = by_marks or _by_prefix(example, template, whole)
-        refuse_unshown(example, template, whole)
+        by_marks = _by_marks(example, template, written, merged(spans)) if usable else None
+        rendering = by_marks or _by_prefix(example, template, written)
+        refuse_unshown(example, template, written.whole)
         return rendering
     except TemplateError as error:
         raise type(error)(f"{example.where}: {error}{_hint(example, template)}") from None
@@ -136,7 +148,7 @@ def _whole_text(text: str, template: Template) -> Rendering:
     return Rendering((Segment(template.start, False), learned) if template.start else (learned,), "text")
 
 
-def _by_marks(example: Example, template: Template, whole: str, spans: Sequence[Span]) -> Rendering | None:
+def _by_marks(example: Example, template: Template, written: Written, spans: Sequence[Span]) -> Rendering | None:
     """Cut at the marks. None if the marks do not fit the answers, contain other text, or leave out an end token.
 
     An answer that consists only of a tool call must begin exactly where the prompt ends.
@@ -145,10 +157,10 @@ def _by_marks(example: Example, template: Template, whole: str, spans: Sequence[
     if len(spans) != len(answers):
         return None
     found: list[Span] = []
-    as_asked = True
+    whole, as_asked = written.whole, True
     for (index, message), (start, stop) in zip(answers, spans, strict=True):
         length = _ended_length(whole[start:stop], message, template)
-        asked = template.text(example.messages[:index], example.tools, answer_next=True) == whole[:start]
+        asked = written.text(index, answer_next=True) == whole[:start]
         if length is None or not (asked or message.content.strip()):
             return None
         if message.learned:
@@ -165,15 +177,13 @@ def _ended_length(marked: str, message: Message, template: Template) -> int | No
         return None
 
 
-def _by_prefix(example: Example, template: Template, whole: str) -> Rendering:
+def _by_prefix(example: Example, template: Template, written: Written) -> Rendering:
     found: list[Span] = []
-    position = 0
+    whole, position = written.whole, 0
     for index, message in enumerate(example.messages):
         if message.role != "assistant" or not message.learned:
             continue
-        before = template.text(example.messages[:index], example.tools, answer_next=True)
-        last = index + 1 == len(example.messages)
-        after = whole if last else template.text(example.messages[: index + 1], example.tools)
+        before, after = written.text(index, answer_next=True), written.text(index + 1)
         stable = after.startswith(before) and whole.startswith(before) and len(before) >= position
         start, end = _learned_span(after[len(before) :], message, template) if stable else (0, 0)
         start, end = start + len(before), end + len(before)

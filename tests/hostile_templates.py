@@ -1,0 +1,45 @@
+"""Twenty-five chat templates that a model folder could bring: escapes, endless ones, and those that fill the memory.
+
+An escape tries to make a file named `escaped`. None of them writes a conversation, so whatever is left of it after the
+sandbox, no row can be trained on.
+"""
+
+from __future__ import annotations
+
+TEN_TIMES = "{%% macro m%d() %%}" + "{{ m%d() }}" * 10 + "{%% endmacro %%}"
+MACRO_BOMB = "{% macro m0() %}boom{% endmacro %}" + "".join(
+    TEN_TIMES % (level, *[level - 1] * 10) for level in range(1, 12)
+)
+SHELL = "'touch escaped'"
+ESCAPES = {
+    "subclasses": "{{ ''.__class__.__mro__[1].__subclasses__()[0]('escaped') }}",
+    "globals of a function": "{{ cycler.__init__.__globals__.os.popen(" + SHELL + ").read() }}",
+    "globals by key": "{{ lipsum.__globals__['os'].system(" + SHELL + ") }}",
+    "built-in names": "{{ self.__init__.__globals__.__builtins__.open('escaped', 'w') }}",
+    "attribute filter": "{{ (messages|attr('append')|attr('__self__')|attr('__class__')|attr('__base__'))() }}",
+    "format string": "{{ '{0.__class__.__init__.__globals__[os]}'.format(raise_exception)['escaped'] }}",
+    "namespace": "{% set n = namespace(__class__=1) %}{{ n.__class__ }}",
+}
+LOOP = "{% for i in range(99999) %}"
+ENDLESS = {
+    "nested loops": LOOP * 3 + "{% endfor %}" * 3,
+    "nested loops that write nothing": "{% set n = namespace(n=0) %}" + LOOP * 2 + "{% set n.n = i %}" + "{% endfor %}" * 2,
+    "macros that call macros": MACRO_BOMB + "{% set x = m11() %}",
+    "a power": "{{ 9 ** (9 ** 9) }}",
+    "a search that goes back": "{% set x = ('x' * 60000) %}" + LOOP + "{% set y = x.count('x' * 30000 + 'y') %}{% endfor %}",
+}
+LARGE = {
+    "a text of 1 GB": "{{ 'x' * 10**9 }}",
+    "a number in 1 GB": "{{ '%1000000000d' % 1 }}",
+    "a number in 1 GB by format": "{{ '{:1000000000}'.format(1) }}",
+    "join": "{{ (['x' * 1000000] * 2000)|join }}",
+    "center": "{{ 'x'|center(10**9) }}",
+    "doubling": "{% set n = namespace(x='x') %}" + "{% set n.x = n.x + n.x %}" * 40,
+    "a long list": "{% set x = messages * 10**9 %}",
+    "100 MB of output": LOOP + "{{ 'x' * 1000 }}{% endfor %}",
+    "recursion": "{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}",
+    "a long range": "{% for i in range(10**9) %}x{% endfor %}",
+    "a reason of 1 MB": "{{ raise_exception('x' * 1000000) }}",
+}
+FILES = {"include": "{% include 'chat_template.jinja' %}", "import": "{% import '/etc/passwd' as x %}{{ x }}"}
+HOSTILE = ESCAPES | ENDLESS | LARGE | FILES
