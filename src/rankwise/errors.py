@@ -17,12 +17,16 @@
     └── ResourceError               4   out of disk or memory
     Interrupted (KeyboardInterrupt) 130 Ctrl-C, or 143 when a signal ended the process
 
-A bug in rankwise is an `assert` or an ordinary exception, never one of these.
+A bug in rankwise is an `assert` or an ordinary exception, never one of these. What the operating system refuses is none
+either: `typed` turns its exceptions, and those by which libraries pass them on, into one of these.
 """
 
 from __future__ import annotations
 
 import difflib
+import errno
+import os
+import re
 from collections.abc import Iterable
 
 
@@ -96,16 +100,58 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = exit_code
 
 
-NO_MEMORY = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
-"""What torch reports on a CPU, on Windows and elsewhere."""
+NO_MEMORY = re.compile(
+    r"not enough memory|can't allocate memory|Cannot allocate memory|std::bad_alloc|can't start new thread"
+    r"|could not (?:create|execute) a (?:primitive|memory object)(?! descriptor)"
+)
+"""What torch reports on a CPU, on Windows and elsewhere, what C++ and oneDNN do, and what Python says of a thread that
+gets no stack."""
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_FILES_LEFT = {errno.EMFILE, errno.ENFILE}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out. Recognised by name and text, so that torch is not imported."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError)
-        and (type(error).__name__ == "OutOfMemoryError" or any(text in str(error) for text in NO_MEMORY))
+    return (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or (
+            isinstance(error, RuntimeError)
+            and (type(error).__name__ == "OutOfMemoryError" or NO_MEMORY.search(str(error)) is not None)
+        )
     )
+
+
+def typed(error: BaseException) -> RankwiseError | None:
+    """The error that a user meets in place of an exception of the operating system; None for a bug in rankwise."""
+    if isinstance(error, RankwiseError):
+        return error
+    if is_out_of_memory(error):
+        return ResourceError("out of memory.")
+    passed_on = re.search(r"\(os error (\d+)\)", str(error))  # the form of libraries that are written in Rust
+    if isinstance(error, OSError):
+        return _of_system(error.errno, error.strerror or first_line(error), error.filename)
+    if passed_on is not None:
+        return _of_system(int(passed_on[1]), first_line(error), None)
+    if isinstance(error, UnicodeEncodeError) and "surrogates not allowed" in error.reason:
+        return DataError(
+            f"a text cannot be written, because it has half of a character at position {error.start:,}: "
+            f"{error.object[max(0, error.start - 20) : error.end + 20]!r}. Remove it."
+        )
+    return None
+
+
+def _of_system(number: int | None, reason: str, file: object) -> RankwiseError:
+    where = "a file or folder" if file is None else os.fsdecode(file) if isinstance(file, str | bytes) else str(file)
+    if number in FULL:
+        return ResourceError(f"{where} cannot be written: {reason}. Free some space, or use another disk.")
+    if number in NO_FILES_LEFT:
+        return ResourceError(f"{where} cannot be opened: {reason}. Allow more with ulimit -n.")
+    if number in (errno.EAGAIN, errno.ENOLCK):
+        return ResourceError(f"{where} cannot be used: {reason}.")
+    if number == errno.EIO:
+        return ResourceError(f"{where} cannot be read or written: {reason}. Check the disk, or use another one.")
+    return RunError(f"{where} cannot be read or written: {reason}.")
 
 
 def first_line(error: BaseException) -> str:

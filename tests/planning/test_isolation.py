@@ -79,7 +79,7 @@ def test_a_whole_plan_loads_no_torch(tmp_path, family_folder):
     for file in family_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     loaded = loaded_after(WHOLE, str(tmp_path))
-    assert {"tokenizers", "jinja2"} <= loaded and not loaded & {"torch", "transformers"}
+    assert "tokenizers" in loaded and not loaded & {"torch", "transformers", "jinja2"}
 
 
 @pytest.fixture

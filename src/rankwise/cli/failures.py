@@ -1,12 +1,15 @@
 """Turn an error into one message and an exit code, and with --json into one object on stdout as well.
 
-Only errors that a user can correct are caught. Any other error is a bug in rankwise and keeps its traceback. With
-RANKWISE_DEBUG set, every error keeps it.
+Only what a user, a file, a disk or a signal can do is caught (errors.typed). Any other error is a bug in rankwise and
+keeps its traceback. With RANKWISE_DEBUG set, every error keeps it.
+
+Ctrl-C raises KeyboardInterrupt wherever the program is. Inside an import some libraries turn it into an error of their
+own, and where nothing can be raised Python prints it and goes on. So the request is remembered (system/signals.py), and
+any error after it is its consequence.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import signal
@@ -17,8 +20,8 @@ from types import FrameType
 from typing import NoReturn
 
 from rankwise.cli.visible import visible
-from rankwise.errors import Interrupted, RankwiseError, ResourceError, is_out_of_memory
-from rankwise.system.signals import ask_to_stop, forget
+from rankwise.errors import FULL, Interrupted, RankwiseError, ResourceError, typed
+from rankwise.system.signals import ask_to_stop, forget, requested
 
 
 @contextmanager
@@ -29,27 +32,44 @@ def report_failures(as_json: bool) -> Iterator[None]:
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup and `&` ignore some signals
             signal.signal(number, _end)
     try:
-        yield
+        with _no_report_of_ctrl_c():
+            yield
         sys.stdout.flush()
-    except RankwiseError as error:
-        _leave(str(error), type(error).__name__, error.exit_code, as_json, error)
     except KeyboardInterrupt as error:
-        code = getattr(error, "exit_code", 130)
-        _leave(str(error) or "stopped.", "Interrupted", code, as_json, error)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        _leave("out of memory.", "ResourceError", ResourceError.exit_code, as_json, error)
+        _interrupted(error, as_json)
     except BrokenPipeError as error:  # the reader of the pipe, such as `head`, has closed it
         _silence()
         raise SystemExit(0) from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+    except Exception as error:
+        if (request := requested()) is not None and not isinstance(error, RankwiseError):
+            _interrupted(request, as_json)
+        if (ours := typed(error)) is None:
             raise
-        _silence()
-        _leave(
-            f"the output cannot be written: {error.strerror}.", "ResourceError", ResourceError.exit_code, False, error
-        )
+        if isinstance(error, OSError) and error.errno in FULL and error.filename is None:  # stdout
+            _silence()
+            as_json = False
+            ours = ResourceError(f"the output cannot be written: {error.strerror}.")
+        _leave(str(ours), type(ours).__name__, ours.exit_code, as_json, error)
+
+
+@contextmanager
+def _no_report_of_ctrl_c() -> Iterator[None]:
+    """Ctrl-C in a finaliser or a callback, from which nothing can be raised, is not printed as an error."""
+    before = sys.unraisablehook
+
+    def report(unraisable: sys.UnraisableHookArgs) -> None:
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            before(unraisable)
+
+    sys.unraisablehook = report
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+def _interrupted(error: BaseException, as_json: bool) -> NoReturn:
+    _leave(str(error) or "stopped.", "Interrupted", getattr(error, "exit_code", 130), as_json, error)
 
 
 def _silence() -> None:

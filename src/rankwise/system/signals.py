@@ -16,6 +16,11 @@ def ask_to_stop(request: KeyboardInterrupt) -> NoReturn:
     raise request
 
 
+def requested() -> KeyboardInterrupt | None:
+    """The stop request of this command, if there was one."""
+    return _requests[0] if _requests else None
+
+
 def heed() -> None:
     """Raise a stop request whose exception was lost."""
     if _requests:
