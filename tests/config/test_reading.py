@@ -342,7 +342,6 @@ def test_a_flag_that_is_no_key_and_value_is_told_with_an_example(text):
         ("k=1.5", 1.5),
         ("k=true", True),
         ("k=null", None),
-        ("k=", None),
         ("k=[a, 2]", ["a", 2]),
         ("k={a: {b: 1}}", {"a": {"b": 1}}),
         ("k='1'", "1"),

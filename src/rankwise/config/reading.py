@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISCHR, S_ISFIFO
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -79,6 +80,8 @@ def parse_setting(text: str) -> Setting:
     key, equals, value = text.partition("=")
     if not equals or not all(key.split(".")):
         raise ConfigError([f'--set "{text}" is not of the form key=value, for example --set training.epochs=3.'])
+    if not value.strip():
+        raise ConfigError([f'--set "{text}" has no value. For the default, leave it out; for none, write {key}=null.'])
     return Setting(key.strip(), plain(load_yaml(value, f"--set {key}"), {}, ""), f"--set {key}")
 
 
@@ -178,7 +181,10 @@ def _with_flag(problem: str, tree: _Tree) -> str:
 
 def _read_file(file: Path) -> _Tree:
     try:
-        size = file.stat().st_size
+        status = file.stat()
+        size = status.st_size
+        if S_ISFIFO(status.st_mode) or S_ISCHR(status.st_mode):  # which may never end
+            raise ConfigError([f"{file}: is a pipe or a device. Give a file of settings."])
         if size > LARGEST_FILE:
             raise ConfigError(
                 [f"{file}: {size:,} bytes is too large for a file of settings ({LARGEST_FILE:,} at most)."]

@@ -10,6 +10,10 @@ from pydantic import Field, model_validator
 from rankwise.config.anchor import AnchorConfig
 from rankwise.config.base import Config, Number, PositiveInt, Seed
 from rankwise.config.replay import ReplayConfig
+from rankwise.errors import ConfigError
+
+MOST_PASSES = 1_000_000
+"""Over the rows, in a training whose length is a number of steps."""
 
 
 class TrainingConfig(Config):
@@ -82,7 +86,14 @@ class TrainingConfig(Config):
         return auto_rate * (576 / width) ** 0.8 if isinstance(given, str) else given
 
     def resolved(self, rows: int, width: int, auto_rate: float) -> Self:
-        """The same settings with the number of steps and the learning rate named."""
+        """The same settings with the number of steps and the learning rate named. ConfigError for a number of steps
+        that is a slip of the pen."""
+        passes = self.total_steps(rows) * self.rows_per_step(rows) // rows
+        if passes > MOST_PASSES:
+            raise ConfigError([
+                f'setting "training.steps" is {self.steps:,}, in which each of the {rows:,} rows is seen {passes:,} times '
+                f"(at most {MOST_PASSES:,})."
+            ])  # fmt: skip
         rate = self.highest_rate(width, auto_rate)
         return self.model_copy(update={"steps": self.total_steps(rows), "epochs": None, "learning_rate": rate})
 

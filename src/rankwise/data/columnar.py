@@ -17,6 +17,10 @@ from rankwise.errors import DataError, first_line
 from rankwise.system.extras import need_extra
 
 Record = tuple[str, Row | DataError]
+BATCH = 250
+"""Rows of a Parquet file at a time: a text that a file stores once may be that of every row."""
+MOST_BYTES, MOST_TIMES = 1_000_000_000, 100
+"""What the rows of a Parquet file may take, and as a multiple of the file."""
 LARGE_ROWS = 64
 """Rows at a time of files with a column of bytes, such as images, of which each may have megabytes."""
 Seen = Callable[[float], None]
@@ -40,12 +44,25 @@ def parquet(path: Path, seen: Seen) -> Iterator[Record]:
     try:
         with ParquetFile(path) as file:
             column_names(file.schema_arrow.names, str(path))
-            find_damage(file.iter_batches(1000))
-            yield from _rows_of(path, file.iter_batches(1000))
+            find_damage(_bounded(path, file.iter_batches(BATCH)))
+            yield from _rows_of(path, file.iter_batches(BATCH))
     except DataError:
         raise
     except Exception as error:  # pyarrow's errors, and Python's for a value that it cannot represent
         raise DataError(f"{path}: is damaged, or is not a readable Parquet file: {first_line(error)}") from None
+
+
+def _bounded(path: Path, batches: Iterator[Any]) -> Iterator[Any]:
+    """Refuse a small file whose rows would fill the memory."""
+    most, total = max(MOST_BYTES, MOST_TIMES * path.stat().st_size), 0
+    for batch in batches:
+        total += batch.nbytes
+        if total > most:
+            raise DataError(
+                f"{path}: has {path.stat().st_size:,} bytes, and its rows take more than {most:,}. Divide the file, or "
+                "store its rows without so much repetition."
+            )
+        yield batch
 
 
 def arrow(path: Path, seen: Seen) -> Iterator[Record]:

@@ -13,7 +13,7 @@ from typing import Any
 from rankwise.errors import ModelError, RemoteCodeError, some
 from rankwise.models.stored_quantization import quantization_problem
 from rankwise.models.timm_models import is_timm_config
-from rankwise.planning.config_check import refused, timm_problems
+from rankwise.planning.config_check import refused, size_problems, timm_problems
 from rankwise.system.files import sha256_of
 from rankwise.system.foreign_json import read_json as read_json
 
@@ -21,6 +21,7 @@ from rankwise.system.foreign_json import read_json as read_json
 def inspect_folder(folder: Path, *, trusted: bool = False) -> None:
     """Refuse a folder that cannot be loaded, or only by running its own code."""
     config = read_json(folder / "config.json")
+    _refuse_irregular(folder)
     if not any(folder.glob("*.safetensors")):
         pickled = some(sorted(path.name for path in folder.glob("*.bin")), 2)
         hint = (
@@ -33,11 +34,18 @@ def inspect_folder(folder: Path, *, trusted: bool = False) -> None:
         raise ModelError(f"{folder} contains an adapter beside its weights; give a folder with only the base model.")
     if (problem := quantization_problem(config)) is not None:
         raise ModelError(f"{folder} cannot be used: {problem}")
-    if problems := list(timm_problems(config)):
+    if problems := [*size_problems(config, any_number=False), *timm_problems(config)]:
         raise refused(str(folder / "config.json"), problems)
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         settings = config if name == "config.json" else read_json(folder / name) if (folder / name).is_file() else {}
         _refuse_code(folder, name, settings, trusted or _is_native(config))
+
+
+def _refuse_irregular(folder: Path) -> None:
+    """Reading a pipe would wait for ever, and a device may never end."""
+    for path in sorted(folder.iterdir()):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ModelError(f"{path} is a pipe or a device, and no file; this folder is not a model.")
 
 
 def reads_images(config: dict[str, Any]) -> bool:

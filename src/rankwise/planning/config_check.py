@@ -14,8 +14,10 @@ from typing import Any
 from rankwise.config.base import shown
 from rankwise.errors import ModelError
 
-LARGEST, DEEPEST = 10**9, 2_000
-"""Of any setting, and of one that counts layers: the deepest transformers have a thousand."""
+LARGEST, DEEPEST, MOST_LABELS = 10**9, 2_000, 1_000_000
+"""Of any setting, and of those that count layers and classes: the deepest transformers have a thousand layers."""
+CONTEXT = ("max_position_embeddings", "n_positions")
+"""Settings that are no lengths if they are zero."""
 CODE = ("auto_map", "implementation", "_name_or_path")
 """Keys with one of these words name code, or a place where there may be some."""
 
@@ -32,12 +34,9 @@ def checked_config(config: dict[str, Any], where: str) -> dict[str, Any]:
     """`config` without the settings that name code. ModelError with all that stands against planning it; `where` is
     the file that it was read from."""
     config = _with_model_type(config)
-    problems = [*_problems(config), *timm_problems(config)]
-    if not isinstance(config.get("model_type"), str):
-        given = config.get("model_type")
-        problems.insert(
-            0, 'setting "model_type" is missing.' if given is None else f'setting "model_type" is {shown(given)}.'
-        )
+    problems = [*size_problems(config), *timm_problems(config)]
+    if config.get("model_type") is None:
+        problems.insert(0, 'setting "model_type" is missing.')
     if config.get("quantization_config"):
         problems.append('it sets "quantization_config": quantised weights cannot be planned yet.')
     if problems:
@@ -53,19 +52,26 @@ def refused(where: str, problems: list[str]) -> ModelError:
     )
 
 
-def _problems(settings: Any, name: str = "") -> Iterator[str]:
-    """Every number at any depth; `name` is the nearest key above it."""
+def size_problems(settings: Any, name: str = "", *, any_number: bool = True) -> Iterator[str]:
+    """Every number at any depth, or with `any_number` False those alone that count layers, classes and positions;
+    `name` is the nearest key above it."""
     if isinstance(settings, dict):
+        if not name and not isinstance(settings.get("model_type"), str | None):
+            yield f'setting "model_type" is {shown(settings["model_type"])}; the name of an architecture is expected.'
         for key, value in settings.items():
-            yield from _problems(value, str(key))
+            yield from size_problems(value, str(key), any_number=any_number)
     elif isinstance(settings, list):
         for value in settings:
-            yield from _problems(value, name)
+            yield from size_problems(value, name, any_number=any_number)
     elif isinstance(settings, int | float) and not isinstance(settings, bool):
-        if not math.isfinite(settings) or abs(settings) > LARGEST:
+        if any_number and (not math.isfinite(settings) or abs(settings) > LARGEST):
             yield f'"{name}" is {shown(settings)}; no model has such a setting.'
         elif isinstance(settings, int) and settings > DEEPEST and name.endswith(("layers", "layer", "blocks", "depth")):
-            yield f'"{name}" is {shown(settings)}; at most {DEEPEST:,} layers are planned.'
+            yield f'"{name}" is {shown(settings)}; no model has more than {DEEPEST:,} layers.'
+        elif settings > MOST_LABELS and name == "num_labels":
+            yield f'"{name}" is {shown(settings)}; no classifier has more than {MOST_LABELS:,} classes.'
+        elif settings == 0 and name in CONTEXT:
+            yield f'"{name}" is 0; a model that reads no token cannot be used.'
 
 
 def _with_model_type(config: dict[str, Any]) -> dict[str, Any]:

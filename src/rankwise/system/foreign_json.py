@@ -9,7 +9,7 @@ from typing import Any
 
 from rankwise.errors import ModelError
 
-LARGEST_CONFIG = 10_000_000
+LARGEST_CONFIG, DEEPEST_CONFIG = 10_000_000, 100
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -26,6 +26,19 @@ def read_json(file: Path) -> dict[str, Any]:
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"{file} is damaged: it is not JSON.") from None
+    if _is_deeper(loaded, DEEPEST_CONFIG):
+        raise ModelError(f"{file} is damaged: its settings are nested more than {DEEPEST_CONFIG} deep.")
     if not isinstance(loaded, dict):
         raise ModelError(f"{file} is damaged: it contains a {type(loaded).__name__}.")
     return loaded
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Whether lists and objects are nested deeper. Libraries that read settings copy them by recursion."""
+    level = [value]
+    for _ in range(depth):
+        inside = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
+        level = [part for parts in inside for part in parts]
+        if not level:
+            return False
+    return any(isinstance(one, dict | list) for one in level)

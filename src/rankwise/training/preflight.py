@@ -16,7 +16,7 @@ import torch
 from rankwise.config.experiment import Experiment
 from rankwise.config.reading import as_planned
 from rankwise.config.training import TrainingConfig
-from rankwise.errors import RankwiseError, ResourceError, first_line
+from rankwise.errors import ConfigError, RankwiseError, ResourceError, first_line
 from rankwise.forward.plan import plan
 from rankwise.models.precision import choose_precision
 from rankwise.planning.devices import Device, with_memory
@@ -28,6 +28,7 @@ from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.manifest import BackendName, Forecasted
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 
+YEAR = 365.25 * 86_400
 CERTAIN = 0.85
 """A forecast is at most 15 % off (docs/plan.md), so what needs more than is there even so cannot fit."""
 OFFERED, SMALLER = 3, 0.7
@@ -58,6 +59,7 @@ class Foresight:
         return model.memory if limit is not None and self.plan.device.usable >= round(OF_LIMIT * limit) else None
 
     def check(self, callback: Callback, *, force: bool) -> None:
+        self._refuse_endless()
         room, least = self.plan.device.usable, self.least
         if least <= room:
             return
@@ -72,6 +74,14 @@ class Foresight:
             return
         found = _listed(self.plan.remedies) or "No setting would make it fit; use a smaller model."
         raise ResourceError(f"{told}, so it was not started. {found}\n--force-memory starts it anyway.")
+
+    def _refuse_endless(self) -> None:
+        duration = self.plan.duration
+        if duration is not None and duration.total.low > YEAR:
+            raise ConfigError([
+                f"{self.plan.steps:,} steps are forecast to take {duration.total.low / YEAR:,.0f} years or more. Choose "
+                "fewer with --steps or --epochs."
+            ])  # fmt: skip
 
     def remedies(self) -> list[Remedy]:
         """Where memory ran out although it was forecast to do: what is forecast to need much less."""
