@@ -117,7 +117,18 @@ def test_a_folder_that_is_none_is_one_sentence(what, tmp_path, monkeypatch):
     assert result.exception is None or isinstance(result.exception, SystemExit)
 
 
-BEGUN = "from rankwise.__main__ import run; print(flush=True); run()"
+BEGUN = """
+import signal
+real = signal.signal
+def first(*given):
+    signal.signal = real
+    before = real(*given)
+    print(flush=True)
+    return before
+signal.signal = first
+from rankwise.__main__ import run
+run()
+"""
 WORDS = ["train", "--model", "nowhere", "--data", "rows.jsonl", "--steps", "2"]
 
 

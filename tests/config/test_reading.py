@@ -335,6 +335,13 @@ def test_a_flag_that_is_no_key_and_value_is_told_with_an_example(text):
     assert "key=value" in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["training.steps=", "k= "])
+def test_a_flag_without_a_value_is_not_taken_for_the_default(text):
+    with pytest.raises(ConfigError, match="has no value") as caught:
+        parse_setting(text)
+    assert f"{text.partition('=')[0]}=null" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [

@@ -16,8 +16,13 @@ from rankwise.errors import ModelError
 
 LARGEST, DEEPEST, MOST_LABELS = 10**9, 2_000, 1_000_000
 """Of any setting, and of those that count layers and classes: the deepest transformers have a thousand layers."""
-CONTEXT = ("max_position_embeddings", "n_positions")
-"""Settings that are no lengths if they are zero."""
+NOT_ZERO = (
+    "hidden_size", "vocab_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings", "n_positions",
+)  # fmt: skip
+WIDEST = 10_000_000
+"""Of settings that count heads, the numbers of a vector, or tokens: tables of that length are made for a plan too."""
+WIDTHS = ("_size", "_dim", "_heads", "d_model", "d_ff", "n_embd", "n_inner", "n_head")
+"""How their names end."""
 CODE = ("auto_map", "implementation", "_name_or_path")
 """Keys with one of these words name code, or a place where there may be some."""
 
@@ -70,8 +75,10 @@ def size_problems(settings: Any, name: str = "", *, any_number: bool = True) -> 
             yield f'"{name}" is {shown(settings)}; no model has more than {DEEPEST:,} layers.'
         elif settings > MOST_LABELS and name == "num_labels":
             yield f'"{name}" is {shown(settings)}; no classifier has more than {MOST_LABELS:,} classes.'
-        elif settings == 0 and name in CONTEXT:
-            yield f'"{name}" is 0; a model that reads no token cannot be used.'
+        elif settings > WIDEST and name.endswith(WIDTHS):
+            yield f'"{name}" is {shown(settings)}; no model has one beyond {WIDEST:,}.'
+        elif settings == 0 and name in NOT_ZERO:
+            yield f'"{name}" is 0; every model has at least 1.'
 
 
 def _with_model_type(config: dict[str, Any]) -> dict[str, Any]:

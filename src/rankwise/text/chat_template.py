@@ -20,6 +20,7 @@ from rankwise.config.recipe import Recipe
 from rankwise.errors import TemplateError
 from rankwise.runs.data_report import TemplateFacts
 from rankwise.text.example import Message, ToolCall
+from rankwise.text.many_answers import COMPARED, answers_of, compared
 from rankwise.text.reasoning import OPEN, may_be_thought, without_thought
 from rankwise.text.template_probe import Shown, Span
 from rankwise.text.template_process import Conversation as PlainConversation
@@ -245,11 +246,11 @@ class ChatTemplate:
         return self._written(conversations, self._cuts)
 
     def _cuts(self, messages: Sequence[Message]) -> list[Cut]:
-        """The whole, each prompt and, unless marks say where it ends, each answer."""
-        answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
-        marked = self._marks and self.reasoning == "none"
-        ends = [] if marked else [index + 1 for index in answers if index + 1 < len(messages)]
-        return [(len(messages), False), *((index, True) for index in answers), *((end, False) for end in ends)]
+        """The whole, each prompt and, unless marks say where it ends, each answer; of very many, some prompts alone."""
+        answers = answers_of(messages)
+        known = len(answers) > COMPARED or (self._marks and self.reasoning == "none")
+        ends = [] if known else [index + 1 for index in answers if index + 1 < len(messages)]
+        return [(len(messages), False), *((index, True) for index in compared(answers)), *((end, False) for end in ends)]
 
     @cached_property
     def _marks(self) -> bool:

@@ -14,13 +14,14 @@ Otherwise the row is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from rankwise.config.data import Reasoning
 from rankwise.errors import TemplateError
 from rankwise.text.example import Example, Message
+from rankwise.text.many_answers import COMPARED, answers_of, compared, prompt_ends
 from rankwise.text.reasoning import CLOSE, OPEN, parted
 from rankwise.text.template_probe import Renders, Span, merged, refuse_unshown, shown_of
 from rankwise.text.written import Conversation, Written
@@ -94,7 +95,7 @@ def renderings(
 ) -> list[Rendering]:
     """Render the conversation as one sequence, or with `apart` as one sequence for each answer. `written` is what the
     template wrote of it, if that was asked for before."""
-    answers = [index for index, message in enumerate(example.messages) if message.role == "assistant"]
+    answers = answers_of(example.messages)
     written = written or _written(example, template)
     if not apart or len(answers) < 2:
         try:
@@ -158,9 +159,10 @@ def _by_marks(example: Example, template: Template, written: Written, spans: Seq
         return None
     found: list[Span] = []
     whole, as_asked = written.whole, True
+    checked = frozenset(compared([index for index, _ in answers]))
     for (index, message), (start, stop) in zip(answers, spans, strict=True):
         length = _ended_length(whole[start:stop], message, template)
-        asked = written.text(index, answer_next=True) == whole[:start]
+        asked = index not in checked or written.text(index, answer_next=True) == whole[:start]
         if length is None or not (asked or message.content.strip()):
             return None
         if message.learned:
@@ -178,6 +180,9 @@ def _ended_length(marked: str, message: Message, template: Template) -> int | No
 
 
 def _by_prefix(example: Example, template: Template, written: Written) -> Rendering:
+    answers = answers_of(example.messages)
+    if len(answers) > COMPARED and (ends := prompt_ends(written, example.tools, template)) is not None:
+        return _at(ends, example, template, written.whole)
     found: list[Span] = []
     whole, position = written.whole, 0
     for index, message in enumerate(example.messages):
@@ -196,6 +201,16 @@ def _by_prefix(example: Example, template: Template, written: Written) -> Render
             )
         found.append((start, end))
         position = end
+    return Rendering(_cut(whole, found), "prefix")
+
+
+def _at(ends: Mapping[int, int], example: Example, template: Template, whole: str) -> Rendering:
+    """The rendering of a conversation whose prompts end at these characters."""
+    found: list[Span] = []
+    for (index, begin), stop in zip(ends.items(), [*list(ends.values())[1:], len(whole)], strict=True):
+        if example.messages[index].learned:
+            start, end = _learned_span(whole[begin:stop], example.messages[index], template)
+            found.append((begin + start, begin + end))
     return Rendering(_cut(whole, found), "prefix")
 
 
