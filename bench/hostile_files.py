@@ -33,7 +33,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from damaged_configs import DAMAGES
 from hostile_templates import HOSTILE
 from processes import Command
-
 from rankwise.runs.manifest import machine, versions
 
 LONGEST = 60
@@ -99,12 +98,17 @@ def on_files(model: Path, what: str) -> list[dict[str, Any]]:
 
     Command("--version").communicate()  # the process that is forked imports torch now
     change, names = (template, list(HOSTILE)) if what == "templates" else (config, list(DAMAGES))
-    first = (["data", "check", "rows.jsonl"] if what == "templates" else ["plan", "--data", "rows.jsonl"])
+    first = ["data", "check", "rows.jsonl"] if what == "templates" else ["plan", "--data", "rows.jsonl"]
     rows = []
     for name, folder in copies(model, change, names):
-        for words in ([*first, "--model", folder], ["train", "--data", "rows.jsonl", "--steps", 1, "--run", "r", "--model", folder]):
+        for words in (
+            [*first, "--model", folder],
+            ["train", "--data", "rows.jsonl", "--steps", 1, "--run", "r", "--model", folder],
+        ):
             made = outcome(*words)
-            rows.append({"case": name, "command": words[0], **made, "passed": made["code"] == 2 and not made["traceback"]})
+            rows.append(
+                {"case": name, "command": words[0], **made, "passed": made["code"] == 2 and not made["traceback"]}
+            )
             shutil.rmtree("runs", ignore_errors=True)
             print(json.dumps(rows[-1]), flush=True)
     return rows
@@ -116,14 +120,15 @@ def command_lines(model: Path) -> list[list[str]]:
         ["--help"], ["--version"], ["models"], ["doctor"], ["cache"], ["runs"], ["data", "check", "rows.jsonl"],
         ["data", "check", "rows.jsonl", "--model", str(model)], ["plan", "--model", str(model), "--data", "rows.jsonl"],
         [*train, "a"], [*train, "b", "--json"], ["generate", "done", "--prompt", "hi", "--max-new-tokens", "200"],
-        ["evaluate", "done"], ["inspect", "done"], ["report", "done"], ["export", "done", "--to", "out", "--format", "merged"],
+        ["evaluate", "done"], ["inspect", "done"], ["report", "done"],
+        ["export", "done", "--to", "out", "--format", "merged"],
     ]  # fmt: skip
     return more
 
 
 def interrupts(model: Path) -> list[dict[str, Any]]:
-    subprocess.run([sys.executable, "-m", "rankwise", "train", "--model", str(model), "--data", "rows.jsonl", "--steps", "2",
-                    "--run", "done", "--quiet"], check=True)  # fmt: skip
+    words = ["train", "--model", str(model), "--data", "rows.jsonl", "--steps", "2", "--run", "done", "--quiet"]
+    subprocess.run([sys.executable, "-m", "rankwise", *words], check=True)
     rows = []
     for words in command_lines(model):
         for delay in DELAYS:
@@ -142,7 +147,8 @@ def interrupts(model: Path) -> list[dict[str, Any]]:
             shutil.rmtree("out", ignore_errors=True)
             passed = "Traceback" not in err and process.returncode in (0, 130, -signal.SIGINT) and not half
             rows.append({"case": " ".join(words[:3]), "delay": delay, "code": process.returncode, "left": half,
-                         "said": err.strip().splitlines()[-1][:200] if err.strip() else "", "passed": passed})  # fmt: skip
+                         "said": err.strip().splitlines()[-1][:200] if err.strip() else "", "passed": passed}
+                       )  # fmt: skip
             print(json.dumps(rows[-1]), flush=True)
     return rows
 
@@ -162,7 +168,14 @@ def main() -> None:
         made = interrupts(model) if given.what == "interrupts" else on_files(model, given.what)
         os.chdir("/")
     passed = sum(row["passed"] for row in made)
-    result = {"what": given.what, "passed": passed, "of": len(made), "machine": machine(), "versions": versions(), "cases": made}
+    result = {
+        "what": given.what,
+        "passed": passed,
+        "of": len(made),
+        "machine": machine(),
+        "versions": versions(),
+        "cases": made,
+    }
     out.with_suffix(".json").write_text(json.dumps(result, indent=1, default=str) + "\n")
     print(f"{passed} of {len(made)}")
 

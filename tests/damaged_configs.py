@@ -14,7 +14,7 @@ CHANGES: dict[str, dict[str, Any]] = {f"{name} is {value!r}": {name: value} for 
     "a hundred million labels": {"num_labels": 10**8}, "no positions": {"max_position_embeddings": 0},
     "model_type is a list": {"model_type": ["llama"]}, "model_type is missing": {"model_type": None},
     "model_type is an object": {"model_type": {"a": 1}}, "model_type is unknown": {"model_type": "nothing-like-it"},
-    "model_type is a number": {"model_type": 3}, "architectures is a text": {"architectures": "LlamaForCausalLM"},
+    "model_type is a number": {"model_type": 3}, "model_type is empty": {"model_type": ""},
     "head_dim is 10^9": {"head_dim": 10**9}, "more key heads than heads": {"num_key_value_heads": 64},
     "key heads that divide nothing": {"num_key_value_heads": 3}, "an unknown activation": {"hidden_act": "nothing"},
     "rope of an unknown kind": {"rope_parameters": {"rope_type": "nothing", "rope_theta": 1.0}},
@@ -26,7 +26,8 @@ def _deep(depth: int) -> bytes:
 
 
 CONTENTS: dict[str, bytes] = {
-    "nested 900 deep": _deep(900), "nested 100,000 deep": _deep(100_000), "a list": b"[]", "empty": b"", "a number": b"3",
+    "nested 900 deep": _deep(900), "nested 100,000 deep": _deep(100_000), "a list": b"[]", "empty": b"",
+    "a number": b"3",
 }  # fmt: skip
 
 

@@ -23,10 +23,15 @@ ESCAPES = {
 LOOP = "{% for i in range(99999) %}"
 ENDLESS = {
     "nested loops": LOOP * 3 + "{% endfor %}" * 3,
-    "nested loops that write nothing": "{% set n = namespace(n=0) %}" + LOOP * 2 + "{% set n.n = i %}" + "{% endfor %}" * 2,
+    "nested loops that write nothing": "{% set n = namespace(n=0) %}"
+    + LOOP * 2
+    + "{% set n.n = i %}"
+    + "{% endfor %}" * 2,
     "macros that call macros": MACRO_BOMB + "{% set x = m11() %}",
     "a power": "{{ 9 ** (9 ** 9) }}",
-    "a search that goes back": "{% set x = ('x' * 60000) %}" + LOOP + "{% set y = x.count('x' * 30000 + 'y') %}{% endfor %}",
+    "a search that goes back": "{% set x = ('x' * 60000) %}"
+    + LOOP
+    + "{% set y = x.count('x' * 30000 + 'y') %}{% endfor %}",
 }
 LARGE = {
     "a text of 1 GB": "{{ 'x' * 10**9 }}",

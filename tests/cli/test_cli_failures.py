@@ -1,4 +1,4 @@
-"""What a disk, a limit or a signal does to a command is one sentence and an exit code, and a bug keeps its traceback."""
+"""What a disk, a limit or a signal does to a command is one sentence and an exit code; a bug keeps its traceback."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ SYSTEM = {
     "ENOSPC": (ResourceError, "Free some space"), "EDQUOT": (ResourceError, "Free some space"),
     "EFBIG": (ResourceError, "Free some space"), "EMFILE": (ResourceError, "ulimit -n"),
     "ENFILE": (ResourceError, "ulimit -n"), "EAGAIN": (ResourceError, ""), "ENOMEM": (ResourceError, "out of memory"),
-    "EIO": (ResourceError, "Check the disk"), "EACCES": (RunError, ""), "EPERM": (RunError, ""), "EROFS": (RunError, ""),
+    "EIO": (ResourceError, "Check the disk"), "EACCES": (RunError, ""),
+    "EPERM": (RunError, ""), "EROFS": (RunError, ""),
     "ENOENT": (RunError, ""), "ENOTDIR": (RunError, ""), "EISDIR": (RunError, ""), "ELOOP": (RunError, ""),
     "ENAMETOOLONG": (RunError, ""), "ESTALE": (RunError, ""), "ENOTEMPTY": (RunError, ""), "EXDEV": (RunError, ""),
 }  # fmt: skip
@@ -53,7 +54,8 @@ def test_memory_that_ran_out_is_known_however_a_library_says_it(error):
 
 @pytest.mark.parametrize(
     "error",
-    [RuntimeError("could not create a primitive descriptor for a matmul"), AssertionError(), KeyError("x"), TypeError("y"),
+    [RuntimeError("could not create a primitive descriptor for a matmul"), AssertionError(), KeyError("x"),
+     TypeError("y"),
      RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("z")],
     ids=str,
 )  # fmt: skip
@@ -75,11 +77,17 @@ def test_a_command_ends_with_the_sentence_and_the_code(as_json, capsys):
     with pytest.raises(SystemExit) as ended, report_failures(as_json):
         raise OSError(errno.EIO, os.strerror(errno.EIO), "/disk/file")
     out, err = capsys.readouterr()
-    assert ended.value.code == 4 and err.startswith("rankwise: /disk/file cannot be read or written") and err.count("\n") == 1
+    assert (
+        ended.value.code == 4
+        and err.startswith("rankwise: /disk/file cannot be read or written")
+        and err.count("\n") == 1
+    )
     assert not as_json or json.loads(out)["kind"] == "ResourceError"
 
 
-@pytest.mark.parametrize("error", [RuntimeError("pydantic"), AttributeError("half imported"), OSError(errno.EINTR, "x")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("pydantic"), AttributeError("half imported"), OSError(errno.EINTR, "x")]
+)
 def test_an_error_that_a_library_makes_of_ctrl_c_is_ctrl_c(error, capsys):
     try:
         with pytest.raises(SystemExit) as ended, report_failures(False):

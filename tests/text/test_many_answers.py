@@ -7,7 +7,7 @@ import pytest
 from families import BY_NAME, COMBINATIONS, talk, template_of, written_by
 from rankwise.text import chat_template, many_answers, rendering
 from rankwise.text.many_answers import COMPARED, answers_of, compared
-from rankwise.text.rendering import UnstableTemplate, render
+from rankwise.text.rendering import render
 
 CHATML = BY_NAME["chatml"]
 TURNS = [text for n in range(30) for text in (f"Question {n}?", f"assistant {n % 3}" if n % 4 else f" a\nb {n} ")]
@@ -47,11 +47,13 @@ def test_a_template_that_writes_the_end_otherwise_is_still_refused(few, where):
     test = where if " " in where else f"loop.{where}"
     source = (
         "{% for m in messages %}{% set index = loop.index0 // 2 %}<|im_start|>{{ m.role }}\n"
-        "{% if m.role == 'assistant' and loop.revindex0 > 1 and (" + test.replace("loop.last", "true") + " or loop.index0 == 1) %}!{% endif %}"
+        "{% if m.role == 'assistant' and loop.revindex0 > 1 and ("
+        + test.replace("loop.last", "true")
+        + " or loop.index0 == 1) %}!{% endif %}"
         "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     template = written_by(CHATML, "gpt2", source)
-    with pytest.raises(Exception, match="inside the whole conversation|changes the answer|does not match"):
+    with pytest.raises(Exception, match=r"inside the whole conversation|changes the answer|does not match"):
         render(talk(*TURNS), template)
 
 

@@ -8,21 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import datetime
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from families import FAMILIES, talk, template_of
-from hostile_templates import ENDLESS, ESCAPES, HOSTILE, LARGE
+from families import talk
+from hostile_templates import ENDLESS, HOSTILE
 from rankwise.config.data import DataConfig
 from rankwise.errors import ModelError, ResourceError, TemplateError
 from rankwise.text import template_process
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.encode import Encoder
-from rankwise.text.example import Example, Message
 from rankwise.text.template_process import Conversation, TemplateProcess, render_conversations
 from rankwise.text.tokenizer import HubTokenizer
 
@@ -48,7 +44,9 @@ def outcome_of(source, hub):
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_template_is_refused_in_one_sentence_and_the_next_one_renders(name, hub_tokenizer, tmp_path, monkeypatch):
+def test_a_hostile_template_is_refused_in_one_sentence_and_the_next_one_renders(
+    name, hub_tokenizer, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     problem = outcome_of(HOSTILE[name], hub_tokenizer)
     assert problem is not None and "\n" not in problem and len(problem) < 600
@@ -61,16 +59,21 @@ def test_a_hostile_template_is_refused_in_one_sentence_and_the_next_one_renders(
 TOOL = {"type": "function", "function": {"name": "look_up", "description": "é <b>", "parameters": {"type": "object"}}}
 CALL = {"type": "function", "function": {"name": "look_up", "arguments": {"what": "ü", "n": [1, 2.5, None, True]}}}
 RULES = {
-    "marks": "{% for m in messages %}{{ m.role }} {% generation %}{{ m.content }}{{ eos }}{% endgeneration %}\n{% endfor %}",
-    "marks in a set block": "{% for m in messages %}{% set x %}{% generation %}{{ m.content }}{% endgeneration %}{% endset %}"
+    "marks": "{% for m in messages %}{{ m.role }} {% generation %}{{ m.content }}{{ eos }}{% endgeneration %}\n"
+    "{% endfor %}",
+    "marks in a set block": "{% for m in messages %}{% set x %}{% generation %}{{ m.content }}"
+    "{% endgeneration %}{% endset %}"
     "-{{ x }}{% endfor %}",
-    "json": "{{ tools | tojson }}{{ tools | tojson(indent=2) }}{{ messages | tojson(sort_keys=true, separators=(',', ':')) }}",
+    "json": "{{ tools | tojson }}{{ tools | tojson(indent=2) }}"
+    "{{ messages | tojson(sort_keys=true, separators=(',', ':')) }}",
     "white space": "  {% if tools %}  \n  {{ 'a' }} \n {% endif %}\n\n {{- messages[0].content -}} \n x",
     "loop controls": "{% for m in messages %}{% if loop.index == 2 %}{% break %}{% endif %}{{ m.content }}{% endfor %}",
-    "namespace and dict": "{% set n = namespace(self=1, b=2) %}{% set n.b = 3 %}{{ n.b }}{{ n.self }}{{ dict(a=1, **{'b': 2}) }}"
+    "namespace and dict": "{% set n = namespace(self=1, b=2) %}{% set n.b = 3 %}{{ n.b }}{{ n.self }}"
+    "{{ dict(a=1, **{'b': 2}) }}"
     "{{ dict.fromkeys(['x'], 0) }}",
     "hidden names": "{% set n = namespace() %}{% set n.__class__ = 1 %}",
-    "arguments as text": "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments + '!' }}{% endfor %}"
+    "arguments as text": "{% for m in messages %}{% for c in m.tool_calls or [] %}"
+    "{{ c.function.arguments + '!' }}{% endfor %}"
     "{% endfor %}",
     "undefined": "{{ documents is none }}{{ nothing is defined }}{{ enable_thinking }}{{ nothing.more }}",
     "no mutation": "{{ messages.append(1) }}",
@@ -113,7 +116,8 @@ def test_rules_are_those_of_transformers(name, tools, answer_next):
 
 
 def test_several_conversations_are_rendered_as_one_by_one():
-    source = "{% for m in messages %}{{ m.content }}{% endfor %}{% if messages[0].content == 'b' %}{{ raise_exception('b') }}{% endif %}"
+    source = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    source += "{% if messages[0].content == 'b' %}{{ raise_exception('b') }}{% endif %}"
     many = [Conversation([{"role": "user", "content": text}], None, [(1, False)]) for text in ("a", "b", "c") * 300]
     results = [result for (result,) in render_conversations(source, {}, many)]
     shown = [str(result) if isinstance(result, TemplateError) else result[0] for result in results]
@@ -121,15 +125,17 @@ def test_several_conversations_are_rendered_as_one_by_one():
 
 
 def test_a_long_row_that_exceeds_a_limit_is_refused_alone_until_there_are_several():
-    source = "{% if messages[0].content|length > 30000 %}{% set x = 'x' * 10**9 %}{% endif %}{{ messages[0].content[:3] }}"
+    source = (
+        "{% if messages[0].content|length > 30000 %}{% set x = 'x' * 10**9 %}{% endif %}{{ messages[0].content[:3] }}"
+    )
     long, short = ({"role": "user", "content": text} for text in ("long" * 10_000, "short"))
     many = [Conversation([turn], None, [(1, False)]) for turn in (short, long, short)]
     results = [result for (result,) in render_conversations(source, {}, many)]
     assert [result[0] for result in (results[0], results[2])] == ["sho", "sho"]
     assert "512 MB" in str(results[1])
-    with pytest.raises(ModelError, match="40,00. characters"):
+    with pytest.raises(ModelError, match=r"40,00. characters"):
         render_conversations(source, {}, many * 3)
-    with pytest.raises(ModelError, match="40,00. characters"):
+    with pytest.raises(ModelError, match=r"40,00. characters"):
         render_conversations(source, {}, many[:1])
 
 

@@ -91,8 +91,8 @@ class TrainingConfig(Config):
         passes = self.total_steps(rows) * self.rows_per_step(rows) // rows
         if passes > MOST_PASSES:
             raise ConfigError([
-                f'setting "training.steps" is {self.steps:,}, in which each of the {rows:,} rows is seen {passes:,} times '
-                f"(at most {MOST_PASSES:,})."
+                f'setting "training.steps" is {self.steps:,}, in which each of the {rows:,} rows is seen {passes:,} '
+                f"times (at most {MOST_PASSES:,})."
             ])  # fmt: skip
         rate = self.highest_rate(width, auto_rate)
         return self.model_copy(update={"steps": self.total_steps(rows), "epochs": None, "learning_rate": rate})

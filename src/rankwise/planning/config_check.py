@@ -63,6 +63,7 @@ def size_problems(settings: Any, name: str = "", *, any_number: bool = True) -> 
     if isinstance(settings, dict):
         if not name and not isinstance(settings.get("model_type"), str | None):
             yield f'setting "model_type" is {shown(settings["model_type"])}; the name of an architecture is expected.'
+        yield from _head_problems(settings.get("num_attention_heads"), settings.get("num_key_value_heads"))
         for key, value in settings.items():
             yield from size_problems(value, str(key), any_number=any_number)
     elif isinstance(settings, list):
@@ -72,13 +73,18 @@ def size_problems(settings: Any, name: str = "", *, any_number: bool = True) -> 
         if any_number and (not math.isfinite(settings) or abs(settings) > LARGEST):
             yield f'"{name}" is {shown(settings)}; no model has such a setting.'
         elif isinstance(settings, int) and settings > DEEPEST and name.endswith(("layers", "layer", "blocks", "depth")):
-            yield f'"{name}" is {shown(settings)}; no model has more than {DEEPEST:,} layers.'
+            yield f'"{name}" is {shown(settings)}; at most {DEEPEST:,} layers are planned or trained.'
         elif settings > MOST_LABELS and name == "num_labels":
             yield f'"{name}" is {shown(settings)}; no classifier has more than {MOST_LABELS:,} classes.'
         elif settings > WIDEST and name.endswith(WIDTHS):
             yield f'"{name}" is {shown(settings)}; no model has one beyond {WIDEST:,}.'
         elif settings == 0 and name in NOT_ZERO:
             yield f'"{name}" is 0; every model has at least 1.'
+
+
+def _head_problems(heads: Any, shared: Any) -> Iterator[str]:
+    if isinstance(heads, int) and isinstance(shared, int) and shared > 0 and heads % shared:
+        yield f'"num_key_value_heads" is {shared}, which does not divide "num_attention_heads" ({heads}).'
 
 
 def _with_model_type(config: dict[str, Any]) -> dict[str, Any]:

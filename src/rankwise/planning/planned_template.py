@@ -1,7 +1,8 @@
 """What a chat template adds to the texts of a conversation, in tokens, without transformers.
 
-The template is rendered on short conversations, as training renders it, and what is longer than the texts is counted: around each message, and once for a conversation (a start token, a system message of its own).
-Where that fails, a few tokens around each message are taken for it.
+The template is rendered on short conversations, as training renders it, and what is longer than the texts is counted:
+around each message, and once for a conversation (a start token, a system message of its own). Where that fails, a few
+tokens around each message are taken for it.
 """
 
 from __future__ import annotations

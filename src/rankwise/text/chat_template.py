@@ -1,9 +1,9 @@
 """Chat templates: the model's own, a recipe's, a plain one, or the one that a run has stored.
 
-All of them are Jinja, rendered as transformers does in a process with limits (text/template_process.py). Templates that can write a model's reasoning are told not to, in
-training and at inference alike, unless rows with reasoning are trained on (data.reasoning). A model without a template
-gets a plain one, so that a base model can be trained and used: "User: …\nAssistant: …" with the model's end token after
-each answer.
+All of them are Jinja, rendered as transformers does in a process with limits (text/template_process.py). Templates that
+can write a model's reasoning are told not to, in training and at inference alike, unless rows with reasoning are
+trained on (data.reasoning). A model without a template gets a plain one, so that a base model can be trained and used:
+"User: …\nAssistant: …" with the model's end token after each answer.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from rankwise.config.data import Reasoning
 from rankwise.config.recipe import Recipe
 from rankwise.errors import TemplateError
 from rankwise.runs.data_report import TemplateFacts
-from rankwise.text.example import Message, ToolCall
+from rankwise.text.example import Message
 from rankwise.text.many_answers import COMPARED, answers_of, compared
+from rankwise.text.plain_conversations import plain_conversation
 from rankwise.text.reasoning import OPEN, may_be_thought, without_thought
 from rankwise.text.template_probe import Shown, Span
-from rankwise.text.template_process import Conversation as PlainConversation
 from rankwise.text.template_process import Cut, Result, render_conversations
 from rankwise.text.tokenizer import HubTokenizer
 from rankwise.text.written import Conversation, Written
@@ -250,7 +250,11 @@ class ChatTemplate:
         answers = answers_of(messages)
         known = len(answers) > COMPARED or (self._marks and self.reasoning == "none")
         ends = [] if known else [index + 1 for index in answers if index + 1 < len(messages)]
-        return [(len(messages), False), *((index, True) for index in compared(answers)), *((end, False) for end in ends)]
+        return [
+            (len(messages), False),
+            *((index, True) for index in compared(answers)),
+            *((end, False) for end in ends),
+        ]
 
     @cached_property
     def _marks(self) -> bool:
@@ -264,8 +268,9 @@ class ChatTemplate:
         for name in ("default", "tool_use"):
             own = {at: one for at, one in enumerate(conversations) if bool(one[1]) == (name == "tool_use")}
             source = self._sources.get(name) or self._sources["default"]
-            place = bool(own) and self._has_place(source)
-            asked = [self._plain(messages, tools, place, cuts(messages)) for messages, tools in own.values()]
+            shows_context = bool(own) and self._has_place(source)
+            asked = [plain_conversation(messages, tools, cuts(messages), self.guarded, shows_context=shows_context)
+                     for messages, tools in own.values()]  # fmt: skip
             results = render_conversations(source, self._values, asked)
             for (at, (messages, tools)), one, texts in zip(own.items(), asked, results, strict=True):
                 known = dict(zip(one.cuts, texts, strict=True))
@@ -279,35 +284,3 @@ class ChatTemplate:
     def _one(self, messages: Sequence[Message], tools: Sequence[Any] = (), *, answer_next: bool = False) -> Written:
         (written,) = self._written([(messages, tools)], lambda _: [(len(messages), answer_next)])
         return written
-
-    def _plain(
-        self, messages: Sequence[Message], tools: Sequence[Any], place: bool, cuts: list[Cut]
-    ) -> PlainConversation:
-        turns = [_turn(message, self.guarded, place) for message in messages]
-        return PlainConversation(turns, [_guarded(tool, self.guarded) for tool in tools] or None, cuts)
-
-
-def _turn(message: Message, guarded: Any, has_place: bool) -> dict[str, Any]:
-    turn: dict[str, Any] = {"role": message.role, "content": guarded(message.content if has_place else message.whole)}
-    if has_place and message.context:
-        turn["context"] = guarded(message.context)
-    if message.tool_calls:
-        turn["tool_calls"] = [_call(call, guarded) for call in message.tool_calls]
-    if message.name is not None:
-        turn["name"] = guarded(message.name)
-    if message.call_id is not None:
-        turn["tool_call_id"] = guarded(message.call_id)
-    return turn
-
-
-def _call(call: ToolCall, guarded: Any) -> dict[str, Any]:
-    function = {"name": guarded(call.name), "arguments": _guarded(call.arguments, guarded)}
-    return {"type": "function", "function": function} | ({"id": guarded(call.call_id)} if call.call_id else {})
-
-
-def _guarded(value: Any, guarded: Any) -> Any:
-    if isinstance(value, str):
-        return guarded(value)
-    if isinstance(value, dict):
-        return {guarded(key): _guarded(inside, guarded) for key, inside in value.items()}
-    return [_guarded(inside, guarded) for inside in value] if isinstance(value, list) else value

@@ -1,9 +1,9 @@
-"""Where the prompts end in a conversation of very many answers, in a time that grows with its length and not its square.
+"""Where the prompts end in a conversation of very many answers, in a time that grows with its length, not its square.
 
-To render the conversation up to each of n answers is n times the work. So the whole is rendered once more with a word of
-its own in place of each answer. The text between those words must be the text between the answers, to the letter, which
-gives the place of every answer. That the text before an answer is the prompt at inference is then compared for COMPARED
-answers, the first, the last and those evenly between, and must be so for all of them.
+To render the conversation up to each of n answers is n times the work. So the whole is rendered once more with a word
+of its own in place of each answer. The text between those words must be the text between the answers, to the letter,
+which gives the position of every answer. That the text before an answer is the prompt at inference is then compared for
+COMPARED answers, the first, the last and those evenly between, and must be so for all of them.
 """
 
 from __future__ import annotations

@@ -4,17 +4,17 @@ A chat template is a program from somebody else's model. Jinja's sandbox keeps i
 inner parts, and lets it run for hours and fill the memory. So text/template_process.py starts this file as a process
 and sends it conversations; whatever a template does, this process alone is lost.
 
-    request  {"source": Jinja, "rules": "transformers" or "llama.cpp", "values": {name: value}, "conversations":
-              [{"messages": [...], "tools": [...] or null, "size": characters, "cuts": [[messages, answer next], ...]},
-               ...]}
+    request  {"source": Jinja, "rules": "transformers" or "llama.cpp", "values": {name: value},
+              "conversations": [{"messages": [...], "tools": [...] or null, "size": characters,
+                                 "cuts": [[messages, answer next], ...]}, ...]}
     reply    for each conversation a line [result, ...], of each cut the text of its first messages:
               [text, [[start, stop], ...]] with the {% generation %} marks of the first cut; the number of characters,
               where it is a beginning of the first cut's text; {"refused": reason}, if the template raises an error; or
               {"exceeded": "memory" or "output"}, after which the conversation's further cuts are left out
 
 Both are JSON, one line each. Limits: SECONDS of processor time for a cut, MEMORY bytes of addresses, and OUTPUT
-characters, and OUTPUT_FOR_EACH for each of the conversation's. A system without setitimer limits the time by the clock, and
-one without setrlimit does not limit the memory.
+characters with OUTPUT_FOR_EACH more for each of the conversation's. A system without setitimer limits the time by the
+clock, and one without setrlimit does not limit the memory.
 
 The rules are those of transformers (5.20 to 5.24) and of llama-cpp-python (0.3.36): what a template may call, and how
 white space and JSON are written. Nothing but Jinja and the standard library is imported.
@@ -88,9 +88,7 @@ def stop_time() -> None:
         faulthandler.cancel_dump_traceback_later()
 
 
-def rendered(
-    request: dict[str, Any], conversation: dict[str, Any], limit: Callable[[int], None]
-) -> Iterator[Any]:
+def rendered(request: dict[str, Any], conversation: dict[str, Any], limit: Callable[[int], None]) -> Iterator[Any]:
     """The results of one conversation. `limit` is called with its size before each of them."""
     size, whole = conversation["size"], None
     for count, answer_next in conversation["cuts"]:
@@ -226,12 +224,10 @@ def _as_in_transformers() -> Any:
         if isinstance(name, str) and name.startswith("_"):
             raise SecurityError(f"a template may not set the name {name!r} in a namespace")
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Marks, loopcontrols]
-    )
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Marks, loopcontrols])
     environment.filters["tojson"] = _json
     environment.globals |= {
-        "raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form),  # noqa: DTZ005
+        "raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form),
         "dict": Dict(), "namespace": OpenNamespace,
     }  # fmt: skip
     return environment

@@ -79,8 +79,8 @@ class Foresight:
         duration = self.plan.duration
         if duration is not None and duration.total.low > YEAR:
             raise ConfigError([
-                f"{self.plan.steps:,} steps are forecast to take {duration.total.low / YEAR:,.0f} years or more. Choose "
-                "fewer with --steps or --epochs."
+                f"{self.plan.steps:,} steps are forecast to take {duration.total.low / YEAR:,.0f} years or more. "
+                "Choose fewer with --steps or --epochs."
             ])  # fmt: skip
 
     def remedies(self) -> list[Remedy]:
