@@ -19,7 +19,7 @@ LARGEST, DEEPEST, MOST_LABELS = 10**9, 2_000, 1_000_000
 NOT_ZERO = (
     "hidden_size", "vocab_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings", "n_positions",
 )  # fmt: skip
-WIDEST = 10_000_000
+WIDEST = 100_000_000
 """Of settings that count heads, the numbers of a vector, or tokens: tables of that length are made for a plan too."""
 WIDTHS = ("_size", "_dim", "_heads", "d_model", "d_ff", "n_embd", "n_inner", "n_head")
 """How their names end."""
