@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -176,7 +177,8 @@ def main() -> None:
         "versions": versions(),
         "cases": made,
     }
-    out.with_suffix(".json").write_text(json.dumps(result, indent=1, default=str) + "\n")
+    text = json.dumps(result, indent=1, default=str).replace(f"{model.parent}/", "")
+    out.with_suffix(".json").write_text(re.sub(rf"{tempfile.gettempdir()}/\w+/", "", text) + "\n")
     print(f"{passed} of {len(made)}")
 
 

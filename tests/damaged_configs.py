@@ -51,6 +51,6 @@ DAMAGES: dict[str, Callable[[Path], None]] = (
 )
 BROKE = (
     "num_hidden_layers is 1000000000", "a hundred million labels", "model_type is a list", "nested 900 deep",
-    "no positions", "a pipe",
+    "no positions", "a pipe", "hidden_size is 1000000000", "key heads that divide nothing",
 )  # fmt: skip
 """Those that hung, filled the memory, ended in a traceback or were taken before there were bounds."""

@@ -28,6 +28,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rankwise.config.data import DataConfig
+from rankwise.data import columnar
 from rankwise.data.files import records
 from rankwise.data.preparing import TextWriting, facts_of, prepare
 from rankwise.data.sources import open_source
@@ -736,6 +737,7 @@ READ = """
 import sys
 from rankwise.data.sources import open_source
 from rankwise.config.data import DataConfig
+from rankwise.data import columnar
 spec = DataConfig(path="hub:me/tiny", **eval(sys.argv[1]))
 reading = open_source(spec, spec.all_sources[0])
 rows = [row for chunk in reading.chunks() for row in chunk]
@@ -747,6 +749,7 @@ from urllib.request import urlopen
 from rankwise.data.encoded_cache import content_identity
 from rankwise.runs.records import silent
 from rankwise.config.data import DataConfig
+from rankwise.data import columnar
 from rankwise.data.preparing import count_only
 spec = DataConfig(path="hub:me/tiny", **eval(sys.argv[1]))
 asked = lambda: int(urlopen(sys.argv[2] + "/asked").read())
@@ -915,3 +918,14 @@ def test_a_hub_data_set_is_asked_for_once_and_its_content_has_a_sha256(hub_rows)
         assert (some, more, licence) == ("True", "0", "MIT"), revision
         assert len(identity) == 64 and set(identity) <= set("0123456789abcdef")
     assert told["main"][2] != told["v1"][2]
+
+
+def test_a_small_parquet_file_whose_rows_fill_the_memory_is_refused(tmp_path, monkeypatch):
+    file = tmp_path / "rows.parquet"
+    as_parquet(file, [{"prompt": "x" * 100_000, "completion": "y"}] * 3000)
+    assert file.stat().st_size < 100_000
+    monkeypatch.setattr(columnar, "MOST_BYTES", 50_000_000)
+    with pytest.raises(DataError, match=r"its rows take more than 50,000,000"):
+        list(columnar.parquet(file, lambda share: None))
+    monkeypatch.setattr(columnar, "MOST_BYTES", 500_000_000)
+    assert len(list(columnar.parquet(file, lambda share: None))) == 3000
