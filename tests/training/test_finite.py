@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import rankwise
 from conftest import tiny_model
@@ -163,3 +164,41 @@ def test_an_adapter_that_is_not_finite_is_not_written(tmp_path):
     with pytest.raises(AdapterError, match=r"layers\.1\.self_attn\.q_proj\.lora_B"):
         write_peft(adapters, tmp_path / "a", base_model="tiny")
     assert not (tmp_path / "a").exists()
+
+
+WHERE = {
+    "loss": "gradient of model.layers.",
+    "activation": "gradient of model.layers.",
+    "gradient": "gradient of model.layers.0.self_attn.q_proj.A",
+    "weight": "weight model.layers.0.self_attn.q_proj.A",
+}
+
+
+@pytest.mark.parametrize("step", [1, 6, STEPS])
+@pytest.mark.parametrize("where", WHERE)
+def test_a_nan_stops_within_its_step_and_is_named(monkeypatch, where, step):
+    real = trainer.optimizer_step
+
+    def spoiled(state, batches, loss_of, *more):
+        if state.step + 1 != step:
+            return real(state, batches, loss_of, *more)
+        first = state.parameters[0]
+        if where == "loss":
+            return real(state, batches, lambda batch: loss_of(batch) * math.nan, *more)
+        if where == "activation":
+            module = state.trainable.adapters.adapters("default")["model.layers.1.self_attn.q_proj"]
+            module.register_forward_pre_hook(lambda _, inputs: (inputs[0] * math.nan, *inputs[1:]))
+        elif where == "gradient":
+            first.register_hook(lambda gradient: gradient * math.nan)
+        else:
+            first.data.view(-1)[0] = math.nan
+        return real(state, batches, loss_of, *more)
+
+    monkeypatch.setattr(trainer, "optimizer_step", spoiled)
+    said = refused(experiment("lora"))
+    assert f"step {step} of {STEPS}" in said and WHERE[where] in said
+    log = Path("runs/r/metrics.jsonl")
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if step > 1 else []
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, step))
+    for file in Path("runs/r").rglob("*.safetensors"):
+        assert not not_finite(load_file(file))

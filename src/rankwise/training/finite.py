@@ -31,13 +31,28 @@ def check_finite(tensors: Mapping[str, Tensor], state: TrainState) -> None:
 
 def averages_of(parameters: Mapping[str, Tensor], state: TrainState) -> dict[str, Tensor]:
     """The optimizer's averages of each parameter, by what they are and whose. AdaLoRA's are those of flat tensors."""
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    known = [names.get(id(parameter), f"flat tensor {number}") for number, parameter in enumerate(state.parameters)]
     return {
         f"{key} of {name}": value
-        for name, parameter in zip(known, state.parameters, strict=True)
+        for name, parameter in zip(_names(parameters, state), state.parameters, strict=True)
         for key, value in state.optimizer.state.get(parameter, {}).items()
     }
+
+
+def first_not_finite(state: TrainState) -> str:
+    """The end of a sentence about a loss or a norm that is none: the first tensor that is no number, if one is."""
+    parameters = state.trainable.named_parameters()
+    names = _names(parameters, state)
+    gradients = {name: one.grad for name, one in zip(names, state.parameters, strict=True) if one.grad is not None}
+    for what, tensors in (("weight", parameters), ("gradient of", gradients)):
+        if spoiled := not_finite(tensors):
+            return f" (the first that is none is the {what} {spoiled[0]})"
+    return ""
+
+
+def _names(parameters: Mapping[str, Tensor], state: TrainState) -> list[str]:
+    """Of what the optimizer updates."""
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    return [names.get(id(parameter), f"flat tensor {number}") for number, parameter in enumerate(state.parameters)]
 
 
 def _is_finite(value: Tensor) -> bool:

@@ -13,6 +13,7 @@ import torch
 from rankwise.data.batches import Batch
 from rankwise.errors import TrainingError, is_out_of_memory
 from rankwise.runs.records import RankRecord, StepRecord
+from rankwise.training.finite import first_not_finite
 from rankwise.training.losses import Loss
 from rankwise.training.state import TrainState
 
@@ -40,8 +41,10 @@ def optimizer_step(
     count = sum(batch.count for batch in batches)
     loss, divergence = _learn(state, batches, loss_of, count, anchor)
     state.trainable.add_penalty()
-    norm = torch.nn.utils.clip_grad_norm_(state.parameters, state.clip).item()
+    total = torch.nn.utils.get_total_norm([one.grad for one in state.parameters if one.grad is not None])
+    norm = total.item()
     _check_finite(state, loss, norm)
+    torch.nn.utils.clip_grads_with_norm_(state.parameters, state.clip, total)
     rate = state.rate(state.step)
     state.set_rate(rate)
     state.trainable.before_step(min(1.0, state.clip / (norm + CLIP_MARGIN)))
@@ -101,6 +104,7 @@ def _check_finite(state: TrainState, loss: float, norm: float) -> None:
     """Before the update, so that what learns still holds its last good values."""
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise TrainingError(
-            f"step {state.step + 1} of {state.steps}: the loss is {loss} and the gradient norm is {norm}, so training "
-            "stopped before the update. Try a learning rate several times lower, or --set model.dtype=float32."
+            f"step {state.step + 1} of {state.steps}: the loss is {loss} and the gradient norm is {norm}"
+            f"{first_not_finite(state)}, so training stopped before the update. Try a learning rate several times "
+            "lower, or --set model.dtype=float32."
         )
