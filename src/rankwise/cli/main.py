@@ -28,6 +28,7 @@ from rankwise.cli.plan import plan
 from rankwise.cli.predict import predict
 from rankwise.cli.report import report
 from rankwise.cli.runs import runs
+from rankwise.cli.selftest import selftest
 from rankwise.cli.strength import strength
 from rankwise.cli.sweep import sweep
 from rankwise.cli.train import train
@@ -80,7 +81,7 @@ def group(
 
 for command in (
     demo, plan, advise, train, sweep, chat, generate, predict, evaluate, inspect, compare, report, strength, merge,
-    extract, doctor,
+    extract, doctor, selftest,
 ):  # fmt: skip
     app.command()(command)
 app.command(cls=OptionalAddress)(export)

@@ -1,0 +1,118 @@
+"""A rankwise command in a process of its own that has torch and transformers in memory from its first moment.
+
+What is tested by kills, signals and limits needs a real process, but not the seconds that imports take. So a server
+process imports once what a training needs, and each command is a fork of it (multiprocessing's forkserver). What it
+prints goes into files; the environment is that of the caller.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rankwise.selftest.failing import Fault, fail_at
+
+WARM = ["rankwise.commands.train", "rankwise.cli.main", "transformers.models.llama.modeling_llama"]
+
+
+@dataclass(frozen=True)
+class _Start:
+    words: Sequence[str]
+    folder: str
+    environment: dict[str, str]
+    out: Path
+    largest: int | None
+    fault: Fault | None
+
+
+def _run(start: _Start) -> None:
+    """In the new process: become `rankwise WORDS`."""
+    os.chdir(start.folder)
+    os.environ.clear()
+    os.environ.update(start.environment)
+    for number, path in ((1, start.out / "stdout"), (2, start.out / "stderr")):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if start.largest is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (start.largest, start.largest))
+    sys.argv = ["rankwise", *start.words]
+    from rankwise.__main__ import run
+
+    if start.fault is not None:
+        fail_at(start.fault, Path(start.folder))
+    run()
+
+
+class Command:
+    """`rankwise WORDS`, begun in `folder`; with the methods of subprocess.Popen.
+
+    `largest` is the size in bytes of the largest file that the system lets it write; `fault` is a file operation that
+    fails. What it prints is written in a new folder below `out`.
+    """
+
+    def __init__(
+        self, *words: object, folder: Path | None = None, largest: int | None = None, fault: Fault | None = None,
+        out: Path | None = None,
+    ) -> None:  # fmt: skip
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(WARM)
+        self._out = Path(tempfile.mkdtemp(prefix="command-", dir=out))
+        start = _Start(
+            [str(word) for word in words], str(folder or Path.cwd()), dict(os.environ), self._out, largest, fault
+        )
+        self._process = context.Process(target=_run, args=(start,))
+        self._process.start()
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, or the negative number of the signal that ended it; None while it runs."""
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        """The exit code if it has ended."""
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, unless it has ended."""
+        if self._process.is_alive() and self.pid is not None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+
+    def output(self) -> tuple[str, str]:
+        """What it has printed so far on stdout and on stderr."""
+        paths = (self._out / "stdout", self._out / "stderr")
+        stdout, stderr = (path.read_text(errors="replace") if path.exists() else "" for path in paths)
+        return stdout, stderr
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Wait for its end; what it printed on stdout and on stderr."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise TimeoutError(f"still running after {timeout} s: {self.output()}")
+        return self.output()
+
+    def wait_for_output(self, characters: int) -> str:
+        """The first characters that it prints on stdout, as soon as they are there."""
+        while len(self.output()[0]) < characters:
+            assert self.poll() is None, self.output()
+            time.sleep(0.01)
+        return self.output()[0][:characters]
+
+
+def ended(*words: object, folder: Path | None = None, largest: int | None = None) -> Command:
+    """A command that has run to its end."""
+    command = Command(*words, folder=folder, largest=largest)
+    command.communicate()
+    return command
