@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import resource
+import runpy
 import signal
 import sys
 import tempfile
@@ -44,11 +45,9 @@ def _run(start: _Start) -> None:
     if start.largest is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (start.largest, start.largest))
     sys.argv = ["rankwise", *start.words]
-    from rankwise.__main__ import run
-
     if start.fault is not None:
         fail_at(start.fault, Path(start.folder))
-    run()
+    runpy.run_module("rankwise", run_name="__main__", alter_sys=True)
 
 
 class Command:
