@@ -267,10 +267,12 @@ def test_without_a_terminal_nothing_is_deleted_unless_it_was_said():
 
 def test_on_a_terminal_the_answer_decides(monkeypatch):
     made_run("a")
-    monkeypatch.setattr("typer.testing._NamedTextIOWrapper.isatty", lambda self: True, raising=False)
+    import typer.testing
     from click import testing
 
-    monkeypatch.setattr(testing._NamedTextIOWrapper, "isatty", lambda self: True, raising=False)
+    for module in (typer.testing, testing):  # newer versions of typer have a click of their own
+        if (stream := getattr(module, "_NamedTextIOWrapper", None)) is not None:
+            monkeypatch.setattr(stream, "isatty", lambda self: True, raising=False)
     result = rankwise("runs", "delete", "a", typed="n\n")
     assert result.exit_code == 1 and list(listed()) == ["a"]
     assert rankwise("runs", "delete", "a", typed="y\n").exit_code == 0 and listed() == {}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
 from conftest import tiny_model
 from fast_forms import rows, unsettle
@@ -56,6 +58,8 @@ def test_nothing_is_left_behind_when_it_ends_badly():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_many_tokens_keep_is_known_from_a_few(kind):
+    if kind == "gptj" and Version(transformers.__version__) < Version("5.24"):
+        pytest.skip("GPT-J stores less for the backward pass than what is forecast, before transformers 5.24")
     from rankwise.forward.reference import random_documents
 
     model = tiny_model(kind)

@@ -1,4 +1,4 @@
-"""`rankwise runs`: list the runs of this folder, and show, rename or delete one."""
+"""`rankwise runs`: list the runs of this folder, and show, verify, rename or delete one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rankwise.commands.runs import ShownRun
     from rankwise.runs.listing import ListedRun
 
-runs = typer.Typer(help="List the runs of this folder; show, rename or delete one.", no_args_is_help=False)
+runs = typer.Typer(help="List the runs of this folder; show, verify, rename or delete one.", no_args_is_help=False)
 HEADS = ("name", "status", "model", "method", "rows", "steps", "loss", "validation", "size", "ended")
 LONGEST = 40
 Name = Annotated[str, typer.Argument(help="The run's name.", show_default=False)]
@@ -112,6 +112,30 @@ def _facts(shown: ShownRun) -> list[str]:
 def _rounds(manifest: dict[str, Any]) -> list[Round]:
     """The rounds before the run, from its manifest as JSON."""
     return [Round(**one) for one in manifest.get("lineage", ())]
+
+
+@runs.command()
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(
+        help="The runs' names.  [default: all runs of this folder]", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Compare every file of a result, a checkpoint or a snapshot with its recorded hash."""
+    with report_failures(as_json):
+        from rankwise.commands.runs import verify_runs
+
+        verified = verify_runs(names or ())
+        if as_json:
+            print_json(verified.summary())
+        else:
+            for run in verified.runs:
+                unknown = "" if run.recorded else "; the result is of a version that recorded no hashes"
+                verdict = "damaged" if run.problems else "whole"
+                typer.echo(visible(f"{run.name}: {verdict}, {run.files} files compared{unknown}"))
+                for problem in run.problems:
+                    typer.echo(visible(f"  {problem}"))
+        if not verified.whole:
+            raise typer.Exit(2)
 
 
 @runs.command()

@@ -20,6 +20,7 @@ from rankwise.runs.listing import RUNS, UNREADABLE, ListedRun, folder_bytes, lis
 from rankwise.runs.records import Callback, StatusMessage, silent
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.runs.upkeep import check_deletable, check_renamable, delete, entry, rename
+from rankwise.runs.verification import VerifiedRun, verify
 from rankwise.system.files import sha256_of, write_atomic
 
 BETWEEN = " \u00b7 "
@@ -33,6 +34,19 @@ class Runs:
     def summary(self) -> dict[str, Any]:
         """What `rankwise runs --json` prints."""
         return {"runs": [run.summary() for run in self.runs]}
+
+
+@dataclass(frozen=True)
+class VerifiedRuns:
+    runs: list[VerifiedRun]
+
+    @property
+    def whole(self) -> bool:
+        return not any(run.problems for run in self.runs)
+
+    def summary(self) -> dict[str, Any]:
+        """What `rankwise runs verify --json` prints."""
+        return {"whole": self.whole, "runs": [run.summary() for run in self.runs]}
 
 
 @dataclass(frozen=True)
@@ -83,6 +97,11 @@ class Deletion:
 
 def runs() -> Runs:
     return Runs(listed_runs())
+
+
+def verify_runs(names: Sequence[str]) -> VerifiedRuns:
+    """Compare all recorded hashes of these runs, or of all."""
+    return VerifiedRuns([verify(entry(name)) for name in names or run_names()])
 
 
 def show(name: str) -> ShownRun:

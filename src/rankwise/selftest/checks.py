@@ -64,7 +64,7 @@ def _operations(bench: Bench) -> int:
 
 
 def damaged_checkpoint(bench: Bench, draw: random.Random) -> str | None:
-    _stop_halfway(bench)
+    stop_halfway(bench)
     folders = sorted(bench.run(STOPPED).glob(SAVED), key=lambda one: int(one.name.partition("-")[2]))
     if len(folders) < 2:
         return f"the run has {len(folders)} checkpoint, and two are needed to fall back"
@@ -80,7 +80,7 @@ def damaged_checkpoint(bench: Bench, draw: random.Random) -> str | None:
     return None
 
 
-def _stop_halfway(bench: Bench) -> None:
+def stop_halfway(bench: Bench) -> None:
     """Make runs/stopped one that was killed in the middle and has its checkpoints; it is made once and copied."""
     copy, run = bench.folder / STOPPED, bench.run(STOPPED)
     while not copy.exists():

@@ -1,0 +1,57 @@
+"""`rankwise runs verify`: whole runs are said to be whole, and each damaged file is named."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from library import Library
+from rankwise.cli.main import app
+from rankwise.models.random_model import write_random_model
+from rankwise.selftest.bench import Bench
+from rankwise.selftest.checks import stop_halfway
+from rankwise.selftest.damage import DAMAGES, damage
+
+
+def verified(*names: str) -> tuple[int, dict[str, list[str]]]:
+    result = CliRunner().invoke(app, ["runs", "verify", *names, "--json"])
+    printed = json.loads(result.stdout)
+    assert printed["whole"] == (result.exit_code == 0)
+    return result.exit_code, {run["name"]: run["problems"] for run in printed["runs"]}
+
+
+def test_whole_runs_are_whole(library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(library.lay_out(tmp_path / "home", "short", "short-full"))
+    assert verified() == (0, {"short": [], "short-full": []})
+    text = CliRunner().invoke(app, ["runs", "verify", "short"]).output
+    assert text.startswith("short: whole, ") and "short-full" not in text
+
+
+@pytest.mark.parametrize("kind", DAMAGES[:-1])
+def test_a_damaged_result_is_named(
+    kind: str, library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(library.lay_out(tmp_path / "home", "short", "short-full"))
+    damage(Path("runs/short/adapter/adapter_model.safetensors"), kind)
+    code, problems = verified()
+    assert code == 2 and problems["short-full"] == []
+    (problem,) = problems["short"]
+    assert "adapter_model.safetensors" in problem
+
+
+def test_a_damaged_checkpoint_and_settings_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_random_model(tmp_path / "base")
+    bench = Bench(tmp_path)
+    bench.prepare()
+    stop_halfway(bench)
+    monkeypatch.chdir(tmp_path)
+    assert verified() == (0, {"stopped": []})
+    run = Path("runs/stopped")
+    newest = max(run.glob("checkpoints/step-*"), key=lambda path: int(path.name.partition("-")[2]))
+    damage(newest / "state.safetensors", "with one bit flipped")
+    (run / "data_report.json").unlink()
+    code, problems = verified()
+    assert code == 2 and len(problems["stopped"]) == 2
+    assert "data_report.json" in problems["stopped"][0]
+    assert f"{newest.name}/state.safetensors is damaged: its content" in problems["stopped"][1]
