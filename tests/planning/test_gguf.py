@@ -93,7 +93,7 @@ def test_a_setting_that_is_missing_is_named(missing: str, tmp_path: Path) -> Non
     [
         ({"block_count": 2}, "but the tensors have"),
         ({"feed_forward_length": 45}, "but the tensors have"),
-        ({"attention.head_count": 5}, "is not a multiple of"),
+        ({"attention.head_count": 5}, "does not divide"),
         ({"block_count": 4_000_000_000}, '"num_hidden_layers" is 4000000000'),
     ],
     ids=str,

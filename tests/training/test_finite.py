@@ -89,7 +89,7 @@ def test_a_nan_of_the_last_update_is_an_error_of_the_training(monkeypatch, metho
     poisoned(monkeypatch, nan_in_average, STEPS)
     said = refused(experiment(method, held_out))
     assert f"after step {STEPS} of {STEPS}" in said and LEARNED[method] in said and "learning rate" in said
-    assert [path.name for path in Path("runs/r/checkpoints").iterdir()] == ["step-10"]
+    assert {path.name for path in Path("runs/r/checkpoints").iterdir()} == {"step-5", "step-10"}
 
 
 def test_the_run_can_go_on_from_its_checkpoint(monkeypatch):

@@ -31,7 +31,7 @@ class Bench:
     """`folder` has the model `base` and the rows `rows.jsonl`."""
 
     folder: Path
-    _made: int = 0
+    _number: int = 0
     _references: dict[str, tuple[str, float]] = field(default_factory=dict)
 
     def prepare(self) -> None:
@@ -40,8 +40,8 @@ class Bench:
         (self.folder / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def new_name(self) -> str:
-        self._made += 1
-        return f"run-{self._made}"
+        self._number += 1
+        return f"run-{self._number}"
 
     def begin(self, name: str, *more: str, method: str = "lora", fault: Fault | None = None) -> Command:
         return Command(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import resource
 import runpy
 import signal
 import sys
@@ -43,6 +42,8 @@ def _run(start: _Start) -> None:
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if start.largest is not None:
+        import resource  # late: Windows has none
+
         resource.setrlimit(resource.RLIMIT_FSIZE, (start.largest, start.largest))
     sys.argv = ["rankwise", *start.words]
     if start.fault is not None:
