@@ -32,24 +32,13 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from damaged_configs import DAMAGES
+from first_line import BEGUN
 from hostile_templates import HOSTILE
-from processes import Command
 from rankwise.runs.manifest import machine, versions
+from rankwise.selftest.processes import Command
 
 LONGEST = 60
 DELAYS = (0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.7, 1.0, 1.5, 2.2, 3.2)
-BEGUN = """
-import signal
-real = signal.signal
-def first(*given):
-    signal.signal = real
-    before = real(*given)
-    print(flush=True)
-    return before
-signal.signal = first
-from rankwise.__main__ import run
-run()
-"""
 
 
 def resident(process: psutil.Process) -> int:

@@ -19,13 +19,16 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from file_faults import Operation, watched
 from library import rows
-from processes import WARM
 from rankwise.runs.sealed import FACTS, TENSORS, hash_of
+from rankwise.selftest.damage import DAMAGES as KINDS
+from rankwise.selftest.damage import damage
+from rankwise.selftest.processes import WARM
 
 STEPS, EVERY = 11, 3
 """Checkpoints after steps 3, 6 and 9, of which the last two are there."""
@@ -184,7 +187,7 @@ class Job:
 
 
 class Child:
-    """A process that does a job, forked from one that has the imports and has computed nothing (processes.py)."""
+    """A process that does a job, forked from one that has the imports and has computed nothing."""
 
     def __init__(self, job: Job) -> None:
         context = multiprocessing.get_context("forkserver")
@@ -225,14 +228,6 @@ def as_first_format(checkpoint: Path) -> None:
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
-    "missing": lambda file: file.unlink(),
-    "empty": lambda file: file.write_bytes(b""),
-    "half": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
-    "zeros": lambda file: file.write_bytes(bytes(file.stat().st_size)),
-    "one bit": lambda file: file.write_bytes(_flipped(file.read_bytes())),
+    name: partial(damage, kind=kind)
+    for name, kind in zip(("missing", "empty", "half", "zeros", "one bit"), KINDS, strict=False)
 }
-
-
-def _flipped(content: bytes) -> bytes:
-    at = len(content) // 2
-    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]

@@ -13,6 +13,7 @@ import time
 import pytest
 from typer.testing import CliRunner
 
+from first_line import BEGUN
 from rankwise.cli.failures import report_failures
 from rankwise.cli.main import app
 from rankwise.errors import DataError, ResourceError, RunError, is_out_of_memory, typed
@@ -125,18 +126,6 @@ def test_a_folder_that_is_none_is_one_sentence(what, tmp_path, monkeypatch):
     assert result.exception is None or isinstance(result.exception, SystemExit)
 
 
-BEGUN = """
-import signal
-real = signal.signal
-def first(*given):
-    signal.signal = real
-    before = real(*given)
-    print(flush=True)
-    return before
-signal.signal = first
-from rankwise.__main__ import run
-run()
-"""
 WORDS = ["train", "--model", "nowhere", "--data", "rows.jsonl", "--steps", "2"]
 
 

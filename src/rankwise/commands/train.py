@@ -19,13 +19,14 @@ from rankwise.data.preparing import TextWriting, prepare, refuse_fatal
 from rankwise.errors import ConfigError, RunError, some
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
-from rankwise.methods.starting import start_of
+from rankwise.methods.starting import Start, start_of
 from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import decided, objective_of
 from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.directory import RunDirectory
+from rankwise.runs.lineage import Round
 from rankwise.runs.manifest import Manifest
 from rankwise.runs.records import Callback, StatusMessage, WarningCollector, WarningMessage, silent
 from rankwise.runs.resumable import Resumable
@@ -130,13 +131,10 @@ def train(
                 loaded.module, trainable, objective, config, prepared, experiment.data.packing, callback,
                 varied=experiment.images.augmentation != "none",
             )  # fmt: skip
-            lineage = (
-                start.lineage if start is not None else resumable.manifest.lineage if resumable is not None else ()
-            )
             text = text_of_run(config, loaded, trainable, callback)
             training = TrainingRun(
-                experiment, config, run, loaded, method, trainable, prepared, scorer, work, callback, lineage, text,
-                tasks, tuning,
+                experiment, config, run, loaded, method, trainable, prepared, scorer, work, callback,
+                _lineage(start, resumable), text, tasks, tuning,
             )  # fmt: skip
             result, manifest = training.result, record(training, foreseen, resumable, force_memory=force_memory)
             tuned = method.tuned(loaded, result)
@@ -179,6 +177,13 @@ def _loaded(experiment: Experiment, objective: Objective, callback: Callback) ->
     if loaded.own_head:
         callback(StatusMessage(OWN_HEAD))
     return loaded
+
+
+def _lineage(start: Start | None, resumable: Resumable | None) -> tuple[Round, ...]:
+    """The rounds before this one: those of the adapter that it starts from, or those that it began with."""
+    if start is not None:
+        return start.lineage
+    return () if resumable is None else resumable.manifest.lineage
 
 
 def _tuning(

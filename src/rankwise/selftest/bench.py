@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
+from rankwise.errors import TrainingError
 from rankwise.selftest.failing import Fault
 from rankwise.selftest.processes import Command
 
@@ -91,7 +92,7 @@ class Bench:
             command = self.begin(name, method=method)
             problem, text = outcome(command)
             if command.returncode != 0:
-                raise RuntimeError(problem or text)
+                raise TrainingError(f"an undisturbed training fails, so nothing can be compared: {problem or text}")
             self._references[method] = self.result_of(name), time.monotonic() - began
         return self._references[method]
 

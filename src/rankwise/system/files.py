@@ -21,11 +21,10 @@ from typing import Any
 
 import psutil
 
-from rankwise.errors import ResourceError, RunError
+from rankwise.errors import FULL, ResourceError, RunError
 
 ABANDONED = 86_400
 """Age in seconds from which a leftover temporary folder is removed."""
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NOT_WRITABLE = {
     errno.EACCES,
     errno.EPERM,
