@@ -222,6 +222,29 @@ ENTRANCES: dict[str, tuple[Prologue, Callable[..., Tensor], int]] = {
 }
 
 
+def share_of(change: torch.Tensor, between: torch.Tensor) -> float:
+    """How much of a change is in a difference, by least squares."""
+    return float((between.double() * change.double()).sum() / change.double().square().sum())
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_change_below_the_spacing_of_bfloat16_is_there_on_average(bias: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int, size: float = 1.0) -> torch.Tensor:
+        return (torch.randn(*shape, generator=generator) * size).bfloat16()
+
+    x, weight, A, B = normal(256, 192), normal(384, 192, size=1 / 14), normal(8, 192, size=1 / 14), normal(384, 8)
+    given_bias = normal(384) if bias else None
+    x, A, B = x.requires_grad_(), A.requires_grad_(), (B / 2**13).detach().requires_grad_()
+    grad = normal(256, 384)
+    spec = LinearSpec(weight, given_bias, A, B)
+    y, bare = (shared_linears(Identity(), (x,), [one])[0] for one in (spec, LinearSpec(weight, given_bias)))
+    (dx,), (bare_dx,) = (torch.autograd.grad(out, x, grad) for out in (y, bare))
+    assert 0.9 < share_of(x @ A.T @ B.T, y - bare) < 1.1
+    assert 0.9 < share_of(grad @ B @ A, dx - bare_dx) < 1.1
+
+
 @pytest.mark.parametrize("name", ENTRANCES)
 def test_what_lies_before_linear_layers(name):
     prologue, plain, count = ENTRANCES[name]

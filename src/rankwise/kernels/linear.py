@@ -3,8 +3,10 @@
     h = x [A_1; A_2; ...]^T,   y_k = x W_k^T + b_k + h_k B_k^T
     dh_k = g_k B_k,  dB_k = g_k^T h_k,  dA = dh^T x,  dx = sum g_k W_k + dh A
 
-Only x and h are saved for the backward pass. Each correction is accumulated in place by its matrix product, and so are
-the parts of dx; the products of x with all A_k are one product. The norm or activation that produces x (prologue.py)
+Only x and h are saved for the backward pass. Sums are accumulated in place by the matrix products; the products of x
+with all A_k are one product. The corrections stand first in each sum: a product adds in float32 to what is there and
+rounds once, so a change far below the spacing of bfloat16 is still there on average. Added to a sum that is rounded
+already, most of it would be lost. The norm or activation that produces x (prologue.py)
 can be part of the function: then its input is saved instead of x, and x is recomputed.
 """
 
@@ -84,8 +86,11 @@ class _SharedLinears(torch.autograd.Function):
         h = None if down is None else x @ down.T
         outputs, parts = [], _parts(h, ups)
         for (weight, bias), part, up in zip(frozen, parts, ups, strict=True):
-            y = x @ weight.T if bias is None else torch.addmm(bias, x, weight.T)
-            outputs.append(y if part is None or up is None else y.addmm_(part, up.T))
+            if part is None or up is None:
+                outputs.append(x @ weight.T if bias is None else torch.addmm(bias, x, weight.T))
+                continue
+            y = (part @ up.T).addmm_(x, weight.T)
+            outputs.append(y if bias is None else y.add_(bias))
         ctx.frozen, ctx.prologue, ctx.count = [weight for weight, _ in frozen], prologue, count
         ctx.save_for_backward(*values, down, *ups, h, saved)
         return tuple(outputs)
@@ -102,11 +107,9 @@ class _SharedLinears(torch.autograd.Function):
         d_down = None if dh is None else dh.T @ ctx.prologue.recompute(saved, *values)
         d_values: tuple[Tensor | None, ...] = (None,) * ctx.count
         if any(ctx.needs_input_grad[3 : 3 + ctx.count]):
-            dx = grads[0] @ ctx.frozen[0]
-            for grad, weight in zip(grads[1:], ctx.frozen[1:], strict=True):
-                dx.addmm_(grad, weight)
-            if dh is not None:
-                dx.addmm_(dh, down)
+            dx = None if dh is None else dh @ down
+            for grad, weight in zip(grads, ctx.frozen, strict=True):
+                dx = grad @ weight if dx is None else dx.addmm_(grad, weight)
             d_values = ctx.prologue.backward(saved, dx, *values)
         return None, None, None, *d_values, d_down, *d_ups
 
