@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -12,8 +14,9 @@ from conftest import ARCHITECTURES, tiny_model
 from rankwise.adapters.base_layers import oriented
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.wrapper import AdapterWrapper
-from rankwise.config.adapters import LoraConfig
+from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.errors import ConfigError, TargetError
+from rankwise.kernels.prepacked import prepacked_weights
 from rankwise.methods.inject import add_adapter, inject
 
 IDS = torch.arange(48).reshape(2, 24) % 96
@@ -239,3 +242,24 @@ def test_a_rank_of_zero_or_a_scale_of_zero_is_refused() -> None:
     for wrong in ({"rank": 0}, {"alpha": 0.0}, {"alpha": float("nan")}, {"rank": 5000}, {"dropout": 1.0}):
         with pytest.raises(ConfigError):
             LoraConfig(**wrong)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("decoding", [False, True])
+@pytest.mark.parametrize("method", [LoraConfig(rank=8), AdaLoraConfig(budget=8, initial=8)], ids=["lora", "adalora"])
+def test_a_change_below_the_spacing_of_bfloat16_is_there_on_average(
+    method: LoraConfig | AdaLoraConfig, decoding: bool, bias: bool
+) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(256, 512, bias=bias)).bfloat16(), torch.randn(4, 64, 256).bfloat16()
+    adapters = inject(model, method.model_copy(update={"targets": ("0",)}))
+    randomise(adapters)
+    with adapters.scaled(0):
+        bare = model(x)
+    (layer,) = adapters.layers.values()
+    with adapters.scaled(float(bare.std() / 4096 / (x.float() @ layer.adapter("default").delta().T).std())):
+        change = x.double() @ layer.adapter("default").delta().double().T
+        with torch.inference_mode(decoding), prepacked_weights(model) if decoding else nullcontext():
+            y = model(x)
+    share = float(((y - bare).double() * change).sum() / change.square().sum())
+    assert 0.9 < share < 1.1

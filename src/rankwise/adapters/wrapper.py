@@ -12,10 +12,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rankwise.adapters.adapter import Adapter
-from rankwise.kernels.linear import LinearSpec, linear_spec_of
+from rankwise.kernels.linear import LinearSpec, linear_spec_of, shared_linears
+from rankwise.kernels.prologue import Identity
+
+ROUNDED = (torch.bfloat16, torch.float16)
+"""Formats in which most of a small change would be lost if it were added to an output that is rounded already."""
 
 
 class AdapterWrapper(nn.Module):
@@ -44,6 +49,14 @@ class AdapterWrapper(nn.Module):
         return bool(self._uncalled_in)
 
     def forward(self, x: Tensor) -> Tensor:
+        if (
+            self.active
+            and x.dtype in ROUNDED
+            and (spec := self.linear_spec()) is not None
+            and spec.weight.dtype == x.dtype
+        ):
+            (y,) = shared_linears(Identity(), (x.flatten(0, -2),), [spec])  # rounds the sum once
+            return y.view(*x.shape[:-1], -1)
         y = self.host(x)
         for name in self.active:
             y = self.adapter(name).added_to(y, x)

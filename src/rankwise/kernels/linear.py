@@ -89,8 +89,7 @@ class _SharedLinears(torch.autograd.Function):
             if part is None or up is None:
                 outputs.append(x @ weight.T if bias is None else torch.addmm(bias, x, weight.T))
                 continue
-            y = (part @ up.T).addmm_(x, weight.T)
-            outputs.append(y if bias is None else y.add_(bias))
+            outputs.append(_rounded_once(part @ up.T, x, weight, bias))
         ctx.frozen, ctx.prologue, ctx.count = [weight for weight, _ in frozen], prologue, count
         ctx.save_for_backward(*values, down, *ups, h, saved)
         return tuple(outputs)
@@ -112,6 +111,17 @@ class _SharedLinears(torch.autograd.Function):
                 dx = grad @ weight if dx is None else dx.addmm_(grad, weight)
             d_values = ctx.prologue.backward(saved, dx, *values)
         return None, None, None, *d_values, d_down, *d_ups
+
+
+def _rounded_once(change: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b + change, in place of the change where that can be. With a bias only oneDNN has one product for all of
+    it; elsewhere the change is added to the bias before."""
+    if bias is None:
+        return change.addmm_(x, weight.T)
+    plain = x.dtype == torch.bfloat16 and x.device.type == "cpu" and type(weight) in (Tensor, nn.Parameter)
+    if plain and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.ops.mkldnn._linear_pointwise.binary(x, change, weight, bias, "add")
+    return change.add_(bias).addmm_(x, weight.T)
 
 
 def _parts(h: Tensor | None, ups: Sequence[Tensor | None]) -> list[Tensor | None]:

@@ -44,6 +44,7 @@ class _PrepackedLinear(TorchFunctionMode):
     def __init__(self, packed: Mapping[int, tuple[Tensor, Tensor]]) -> None:
         super().__init__()
         self._packed = packed
+        self._at = {weight.data_ptr(): id(weight) for weight, _ in packed.values()}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -52,7 +53,16 @@ class _PrepackedLinear(TorchFunctionMode):
             x, bias = args[0], args[2] if len(args) > 2 else None
             if _applies(x, known[0], bias):
                 return torch.ops.mkldnn._linear_pointwise(x, known[1], bias, "none", [], "")
+        if func is Tensor.addmm_ and not kwargs and (known := self._known_transposed(args[2])) is not None:
+            sums, x = args[0], args[1]
+            if _applies(x, known[0], None) and sums.dtype == x.dtype:
+                return torch.ops.mkldnn._linear_pointwise.binary(x, sums, known[1], None, "add")
         return func(*args, **(kwargs or {}))
+
+    def _known_transposed(self, matrix: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The weight whose transpose this is."""
+        known = self._packed.get(self._at.get(matrix.data_ptr(), -1))
+        return known if known is not None and known[0].shape == matrix.shape[::-1] else None
 
 
 def _applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
