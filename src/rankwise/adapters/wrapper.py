@@ -49,18 +49,23 @@ class AdapterWrapper(nn.Module):
         return bool(self._uncalled_in)
 
     def forward(self, x: Tensor) -> Tensor:
-        if (
-            self.active
-            and x.dtype in ROUNDED
-            and (spec := self.linear_spec()) is not None
-            and spec.weight.dtype == x.dtype
-        ):
-            (y,) = shared_linears(Identity(), (x.flatten(0, -2),), [spec])  # rounds the sum once
+        """In 16 bits, add the host's product to the correction, which rounds the sum once."""
+        spec = self.linear_spec() if self.active and x.dtype in ROUNDED and not self._is_watched() else None
+        if spec is not None and spec.weight.dtype == x.dtype:
+            (y,) = shared_linears(Identity(), (x.flatten(0, -2),), [spec])
             return y.view(*x.shape[:-1], -1)
         y = self.host(x)
         for name in self.active:
             y = self.adapter(name).added_to(y, x)
         return y
+
+    def _is_watched(self) -> bool:
+        """Whether somebody's hook expects that the host or an adapter is called."""
+        modules = (self.host, *(self.adapter(name) for name in self.active))
+        return any(
+            one._forward_hooks or one._forward_pre_hooks or one._backward_hooks or one._backward_pre_hooks
+            for one in modules
+        )
 
     def linear_spec(self) -> LinearSpec | None:
         """For the kernel that computes several linear layers at once, where this is one with at most two factors."""

@@ -9,7 +9,8 @@ Backends that round differently differ by what the dtype explains, or by more wh
 
 So a wrong formula is detected however much a model rounds, and the fused backend is not rejected for being more exact.
 The median, since the rounding of all blocks adds up in the gradients of the first ones: there a single token can make
-either backend several times as far from float32 as the other, and on other sequences it is the other way round.
+either backend several times as far from float32 as the other, and on other sequences it is the other way round. Values
+of the adapters can do the same to all blocks, so a fused backend that is farther is judged by the median of several.
 """
 
 from __future__ import annotations
@@ -18,17 +19,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from math import hypot, inf, isnan, nan
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rankwise.config.modules import layer_number
 from rankwise.data.batches import IGNORED, Batch
 from rankwise.errors import ModelError, first_line, is_out_of_memory, some
+from rankwise.forward.distances import Computed, Roundings, blocks_of, distance, middle, typical_distance
 from rankwise.forward.encoders import FusedEncoder
 from rankwise.forward.fused import PROBED, FusedLoss, probe
 from rankwise.kernels.quantized.tensor import is_quantized
@@ -42,33 +41,10 @@ ROOM = 1.25
 LOGITS = 2**23
 """Largest number of logits to compare; with a large vocabulary fewer positions are compared."""
 LEAST_POSITIONS = 16
-EXACT = 2**18
-"""Numbers converted to float64 at a time."""
+DRAWS = 5
+"""Values of what is trained that are compared before a fused backend that is farther from float32 is refused."""
 
 Logits = Callable[[Batch], Tensor]
-
-
-@dataclass(frozen=True)
-class Computed:
-    """Logits and gradients of one backend in one dtype."""
-
-    logits: Tensor
-    gradients: Tensor
-
-
-@dataclass(frozen=True)
-class Distance:
-    """The relative distance ||a - b|| / ||b|| of logits and of gradients."""
-
-    logits: float
-    gradients: float
-
-    def within(self, logits: float, gradients: float) -> bool:
-        """Compare so that NaN is never within the limits."""
-        return self.logits <= logits and self.gradients <= gradients
-
-    def __str__(self) -> str:
-        return f"logits by {self.logits:.2%} and gradients by {self.gradients:.2%}"
 
 
 @dataclass(frozen=True)
@@ -113,7 +89,14 @@ def compared(
             return Agreement(False, f"the fused backend fails ({first_line(error)})", failed=True)
         if not eager.logits.isfinite().all():
             check_finite(module)
-        return _judged(module, learned, fused, eager, fast, usual)
+        judged = _judged(module, learned, fused, eager, fast, usual)
+    if isinstance(judged, Agreement):
+        return judged
+    rounded = [judged]
+    while not (verdict := _nearer(module, rounded)).agrees and len(rounded) < DRAWS:
+        with _moved(learned, generator):
+            rounded.append(_roundings(module, learned, fast(), usual(), _exact(module, usual)))
+    return verdict
 
 
 def agrees(module: nn.Module, learned: Sequence[nn.Parameter], plain: Logits) -> bool:
@@ -136,9 +119,11 @@ def _at_fewer_positions(module: nn.Module, batch: Batch) -> Batch:
 def _judged(
     module: nn.Module, learned: Sequence[nn.Parameter], fast: Computed, usual: Computed,
     by_kernels: Callable[[], Computed], by_plain: Callable[[], Computed],
-) -> Agreement:  # fmt: skip
+) -> Agreement | Roundings:  # fmt: skip
+    """Judge by how far the backends are from each other, and by both in float32; where neither decides, return how far
+    each is from float32."""
     dtype = next(module.parameters()).dtype
-    apart, limits, name = _distance(fast, usual), _limits(dtype), str(dtype).removeprefix("torch.")
+    apart, limits, name = distance(fast, usual), _limits(dtype), _name(dtype)
     outcome = f"in {name}, the fused and the eager backend differ in {apart}"
     if apart.within(*limits):
         return Agreement(True, outcome)
@@ -150,41 +135,40 @@ def _judged(
         return Agreement(
             False, f"{outcome}; comparing both in float32 needs {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free"
         )
-    with _in_float32(module), plain_regions():
-        exact_usual, exact_fast = by_plain(), by_kernels()
-    exactly = _distance(exact_fast, exact_usual)
+    exact_usual, exact_fast = _exact(module, by_plain), _exact(module, by_kernels)
+    exactly = distance(exact_fast, exact_usual)
     if not exactly.within(*_limits(torch.float32)):
         return Agreement(False, f"{outcome}, and in float32 they differ too: {exactly}")
-    blocks = _blocks(module, learned)
-    ours, theirs = (_typical_distance(one, exact_usual, blocks) for one in (fast, usual))
-    nearer = ours.within(max(limits[0], theirs.logits), max(limits[1], theirs.gradients))
+    return _roundings(module, learned, fast, usual, exact_usual)
+
+
+def _exact(module: nn.Module, compute: Callable[[], Computed]) -> Computed:
+    with _in_float32(module), plain_regions():
+        return compute()
+
+
+def _roundings(
+    module: nn.Module, learned: Sequence[nn.Parameter], fast: Computed, usual: Computed, exact: Computed
+) -> Roundings:
+    blocks = blocks_of(module, learned)
+    return Roundings(*(typical_distance(one, exact, blocks) for one in (fast, usual)))
+
+
+def _nearer(module: nn.Module, rounded: Sequence[Roundings]) -> Agreement:
+    """Accept a fused backend that is not farther from float32 than rounding explains or than the eager one is."""
+    dtype = next(module.parameters()).dtype
+    limits = _limits(dtype)
+    ours, theirs = (middle([getattr(one, backend) for one in rounded]) for backend in ("fused", "eager"))
+    drawn = "" if len(rounded) == 1 else f" and of {len(rounded)} values of what is trained"
     return Agreement(
-        nearer,
-        f"in {name}, the fused backend differs from float32 in {ours} in the median block, and the eager backend in "
-        f"{theirs}",
+        ours.within(max(limits[0], theirs.logits), max(limits[1], theirs.gradients)),
+        f"in {_name(dtype)}, the fused backend differs from float32 in {ours} in the median block{drawn}, and the "
+        f"eager backend in {theirs}",
     )
 
 
-def _blocks(module: nn.Module, learned: Sequence[nn.Parameter]) -> list[list[slice]]:
-    """Return where the gradients of each block are among all; what is in no block counts as one for each parameter."""
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
-    blocks: dict[int | str, list[slice]] = {}
-    first = 0
-    for parameter in learned:
-        name = names.get(id(parameter), "")
-        number, last = layer_number(name), first + parameter.numel()
-        blocks.setdefault(name if number is None else number, []).append(slice(first, last))
-        first = last
-    return list(blocks.values())
-
-
-def _typical_distance(value: Computed, other: Computed, blocks: list[list[slice]]) -> Distance:
-    """Return the distance of gradients in the median block; NaN if it is NaN in any."""
-    shares = [
-        _share(*(torch.cat([one.gradients[part] for part in parts]) for one in (value, other))) for parts in blocks
-    ]
-    typical = nan if any(map(isnan, shares)) else median(shares or [0.0])
-    return Distance(_share(value.logits, other.logits), typical)
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _limits(dtype: torch.dtype) -> tuple[float, float]:
@@ -229,19 +213,6 @@ def _gradients(total: Tensor, learned: Sequence[nn.Parameter]) -> Tensor:
     pairs = zip(learned, gradients, strict=True)
     flat = [(torch.zeros_like(one) if grad is None else grad).flatten() for one, grad in pairs]
     return torch.cat(flat) if flat else torch.zeros(0)
-
-
-def _distance(value: Computed, other: Computed) -> Distance:
-    return Distance(_share(value.logits, other.logits), _share(value.gradients, other.gradients))
-
-
-def _share(value: Tensor, other: Tensor) -> float:
-    """Compute the relative distance part by part, since float64 copies of the logits would be the largest tensors of a
-    run."""
-    parts = list(zip(value.flatten().split(EXACT), other.flatten().split(EXACT), strict=True))
-    apart = hypot(*((one.double() - two.double()).norm().item() for one, two in parts))
-    whole = hypot(*(two.double().norm().item() for _, two in parts))
-    return apart / whole if whole else 0.0 if apart == 0.0 else inf
 
 
 def _short(module: nn.Module) -> list[Tensor]:

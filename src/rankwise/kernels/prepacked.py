@@ -62,7 +62,8 @@ class _PrepackedLinear(TorchFunctionMode):
     def _known_transposed(self, matrix: Tensor) -> tuple[Tensor, Tensor] | None:
         """The weight whose transpose this is."""
         known = self._packed.get(self._at.get(matrix.data_ptr(), -1))
-        return known if known is not None and known[0].shape == matrix.shape[::-1] else None
+        there = known is not None and (known[0].T.shape, known[0].T.stride()) == (matrix.shape, matrix.stride())
+        return known if there else None
 
 
 def _applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
