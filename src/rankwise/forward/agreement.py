@@ -5,7 +5,8 @@ Backends that round differently differ by what the dtype explains, or by more wh
 (deep models, large norms). In that case both are also computed in float32, and the fused backend is accepted if
 
     in float32 it equals the eager backend up to rounding, and
-    in the model's own dtype it is no farther from float32 than the eager backend is, gradients in the median block.
+    in the model's own dtype it is no farther from float32 than the eager backend is, but for chance, gradients in the
+    median block.
 
 So a wrong formula is detected however much a model rounds, and the fused backend is not rejected for being more exact.
 The median, since the rounding of all blocks adds up in the gradients of the first ones: there a single token can make
@@ -43,6 +44,9 @@ LOGITS = 2**23
 LEAST_POSITIONS = 16
 DRAWS = 5
 """Values of what is trained that are compared before a fused backend that is farther from float32 is refused."""
+CHANCE = 1.25
+"""How much farther a backend that rounds no worse may be by chance: over the families' tiny models in bfloat16 it was 0.82
+to 1.25 times as far in logits, draw by draw, and in half of the draws more than once."""
 
 Logits = Callable[[Batch], Tensor]
 
@@ -155,13 +159,14 @@ def _roundings(
 
 
 def _nearer(module: nn.Module, rounded: Sequence[Roundings]) -> Agreement:
-    """Accept a fused backend that is not farther from float32 than rounding explains or than the eager one is."""
+    """Accept a fused backend that is no farther from float32 than rounding explains, or than the eager one and chance
+    explain."""
     dtype = next(module.parameters()).dtype
     limits = _limits(dtype)
     ours, theirs = (middle([getattr(one, backend) for one in rounded]) for backend in ("fused", "eager"))
     drawn = "" if len(rounded) == 1 else f" and of {len(rounded)} values of what is trained"
     return Agreement(
-        ours.within(max(limits[0], theirs.logits), max(limits[1], theirs.gradients)),
+        ours.within(max(limits[0], CHANCE * theirs.logits), max(limits[1], CHANCE * theirs.gradients)),
         f"in {_name(dtype)}, the fused backend differs from float32 in {ours} in the median block{drawn}, and the "
         f"eager backend in {theirs}",
     )
