@@ -108,7 +108,7 @@ def test_gradients_are_judged_in_the_median_block(deep, share, blocks, agrees, m
 
 @pytest.mark.parametrize(("rough", "agrees"), [({0}, True), ({0, 2}, True), ({0, 1, 2}, False), (set(range(5)), False)])
 def test_values_that_one_backend_rounds_badly_by_chance_do_not_decide(deep, rough, agrees, monkeypatch):
-    """The fused backend is refused where it is farther from float32 in most of five draws."""
+    """The fused backend is refused where it is farther from float32 in most of five comparisons."""
     adapters = inject(deep, LoraConfig(rank=3))
     by_kernels, calls = comparison._by_kernels, []
 
@@ -122,7 +122,7 @@ def test_values_that_one_backend_rounds_badly_by_chance_do_not_decide(deep, roug
     monkeypatch.setattr(comparison, "_by_kernels", sometimes_rough)
     before = [one.clone() for one in adapters.parameters()]
     found = agreement(deep, adapters.parameters(), rough_plain(deep, 0.05))
-    assert found.agrees == agrees and "values of what is trained" in found.why
+    assert found.agrees == agrees and "comparisons" in found.why
     assert all(torch.equal(one, two) for one, two in zip(before, adapters.parameters(), strict=True))
 
 

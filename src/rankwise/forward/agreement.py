@@ -43,7 +43,7 @@ LOGITS = 2**23
 """Largest number of logits to compare; with a large vocabulary fewer positions are compared."""
 LEAST_POSITIONS = 16
 DRAWS = 5
-"""Values of what is trained that are compared before a fused backend that is farther from float32 is refused."""
+"""Comparisons, each with other values of what is trained, before a backend that is farther from float32 is refused."""
 CHANCE = 1.25
 """How much farther a backend may be that rounds no worse. In bfloat16, the logits of tiny models of three families were
 0.82 to 1.22 times as far from float32 in one backend as in the other, in either direction."""
@@ -165,7 +165,7 @@ def _nearer(module: nn.Module, rounded: Sequence[Roundings]) -> Agreement:
     dtype = next(module.parameters()).dtype
     limits = _limits(dtype)
     ours, theirs = (middle([getattr(one, backend) for one in rounded]) for backend in ("fused", "eager"))
-    drawn = "" if len(rounded) == 1 else f" and of {len(rounded)} values of what is trained"
+    drawn = "" if len(rounded) == 1 else f" and in the median of {len(rounded)} comparisons"
     return Agreement(
         ours.within(max(limits[0], CHANCE * theirs.logits), max(limits[1], CHANCE * theirs.gradients)),
         f"in {_name(dtype)}, the fused backend differs from float32 in {ours} in the median block{drawn}, and the "
