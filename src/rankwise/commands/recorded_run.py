@@ -16,14 +16,16 @@ from rankwise.errors import Interrupted, RankwiseError, is_out_of_memory
 from rankwise.methods.starting import changed_since as start_changed
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.integrity import hashes_of
-from rankwise.runs.manifest import Manifest, now
+from rankwise.runs.manifest import BackOff, Manifest, now
 from rankwise.runs.metrics_log import MetricsLog
-from rankwise.runs.records import StatusMessage, WarningMessage
+from rankwise.runs.records import BackOffRecord, StatusMessage, WarningMessage
 from rankwise.runs.resumable import Resumable
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.files import need_space
 from rankwise.training.anchor import facts_of as facts_of_anchor
+from rankwise.training.back_off import slowed, with_ways_on
 from rankwise.training.backend import backend_named, choose_backend
+from rankwise.training.finite import Diverged
 from rankwise.training.pair_backend import over_rows
 from rankwise.training.preflight import Foresight, foresee_backend, out_of_memory
 from rankwise.training.resume import Past, changed_since, take_up
@@ -32,9 +34,11 @@ from rankwise.training.trainer import Trainer
 
 
 def record(
-    training: TrainingRun, foreseen: Foresight | None, resumable: Resumable | None, *, force_memory: bool
+    training: TrainingRun, foreseen: Foresight | None, resumable: Resumable | None, *, force_memory: bool,
+    back_offs: tuple[BackOff, ...] = (),
 ) -> Manifest:  # fmt: skip
-    """Begin the run or take it up, and train; however it ends, the manifest says so."""
+    """Begin the run or take it up, and train; however it ends, the manifest says so. `back_offs` are those of a run
+    that begins again."""
     run, callback = training.run, training.callback
     training.check()
     setting, work = training.config.backend, training.work
@@ -51,14 +55,19 @@ def record(
     log, validation = MetricsLog(run.metrics), training.validation(backend)
     anchor = training.anchor(backend)
     budget = training.budget(anchor, validation)
-    trainer = training.trainer(backend, validation, log, anchor, budget)
-    past = _begun(training, trainer, again, resumable)
+    watch = training.watch()
+    trainer = training.trainer(backend, validation, log, anchor, budget, watch)
+    past = _begun(training, trainer, again, resumable, back_offs)
     manifest, validation.records = past.manifest, past.validations
+    watch.take_up(past.steps, past.validations)
+    slowed(trainer.state, manifest)
     if budget is not None:
         budget.take_up(past.budget)
     callback.changed = lambda texts: run.write_manifest(manifest.model_copy(update={"warnings": texts}))
     try:
         with log:
+            for one in back_offs if resumable is None else ():
+                log.append(BackOffRecord(0, one.begun, one.learning_rate).as_row())
             records = [*past.steps, *trainer.run()]
             log.sync()  # a finished run has all its records, even after a power failure
         results = training.results(records, validation, past.seconds + trainer.seconds)
@@ -69,6 +78,8 @@ def record(
         run.write_manifest(finished)
     except BaseException as error:
         _write_failure(run, manifest, error, callback.texts)
+        if isinstance(error, Diverged):
+            raise with_ways_on(error, run, training.config, manifest.back_offs) from None
         raise _explained(error, run, training.experiment, again) from None
     run.forget_steps()  # outside: from here on nothing may take the result away
     write_page(RunSnapshot(run, training.experiment, finished), callback)
@@ -76,7 +87,8 @@ def record(
 
 
 def _begun(
-    training: TrainingRun, trainer: Trainer, foreseen: Foresight | None, resumable: Resumable | None
+    training: TrainingRun, trainer: Trainer, foreseen: Foresight | None, resumable: Resumable | None,
+    back_offs: tuple[BackOff, ...],
 ) -> Past:  # fmt: skip
     """From here on the folder holds a run that is running."""
     run, callback, report = training.run, training.callback, training.prepared.data_report
@@ -86,6 +98,7 @@ def _begun(
         learning_rate=training.rate, backend=trainer.backend.name, lineage=training.lineage,
         anchor=None if training.anchor_text is None else facts_of_anchor(training.anchor_text),
         forecast=None if foreseen is None else foreseen.recorded(), tuning=training.tuning, replay=report.replay,
+        back_offs=back_offs,
     )  # fmt: skip
     if resumable is not None:
         past = take_up(resumable, trainer.state, manifest, report, callback)

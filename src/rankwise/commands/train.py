@@ -27,13 +27,15 @@ from rankwise.objectives.registry import decided, objective_of
 from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.lineage import Round
-from rankwise.runs.manifest import Manifest
+from rankwise.runs.manifest import BackOff, Manifest
 from rankwise.runs.records import Callback, StatusMessage, WarningCollector, WarningMessage, silent
 from rankwise.runs.resumable import Resumable
 from rankwise.runs.tuning import Tuning
 from rankwise.system.memory import limited_memory
 from rankwise.training.accuracy_budget import tasks_of_run
 from rankwise.training.anchor import text_of_run
+from rankwise.training.back_off import back_off, warning_of
+from rankwise.training.finite import Diverged
 from rankwise.training.preflight import Foresight, foresee, within_limit
 from rankwise.training.replay import with_replay
 from rankwise.training.resume import ranks_before_training, settings_of
@@ -90,58 +92,76 @@ def train(
     run, callback = RunDirectory.named(experiment.run), WarningCollector(callback)
     experiment = decided(experiment, callback)
     with run.claimed(restart=restart, resume=resume) as run, limited_memory(experiment.model.memory_bytes):
-        resumable = Resumable(run) if resume else None
-        start = None if resume else start_of(experiment, callback)
-        if resumable is not None:
-            experiment = settings_of(resumable, experiment)
-        elif start is not None:
-            experiment = start.foreseen(experiment)
-        objective = objective_of(experiment, callback)
-        if start is not None:
-            start.check_targets(objective.targets, callback)
-        if model is not None and (problem := _misfit(model, experiment, objective)):
-            raise ConfigError([problem])
-        foreseen = foresee(experiment, callback, objective.targets)
-        training_config, foreseen = within_limit(experiment, foreseen, callback)
-        if foreseen is not None and not resume:
-            foreseen.check(callback, force=force_memory)
-        own_copy = method_of(experiment.adapter).own_copy
-        loaded = _loaded(experiment, objective, callback) if model is None else own_copy(model)
-        if start is not None:
-            experiment = start.settled(experiment, loaded, callback, force_base=force_base)
-        method = method_of(experiment.adapter)
-        prepared, loaded = _prepared(experiment, objective, loaded, callback)
-        scorer = SCORERS[objective.name](experiment.validation, loaded, prepared, objective)
-        rows = prepared.rows_in_pass
-        config = training_config.resolved(rows, loaded.width, experiment.auto_rate)
-        setup = Setup(
-            config, config.total_steps(rows), prepared.trained_rows, described=f'run "{experiment.run}"',
-            callback=callback, heads=objective.heads(loaded), load=objective.load, start=start,
-            resumed_ranks=partial(ranks_before_training, resumable) if resumable is not None else None,
+        back_offs: tuple[BackOff, ...] = ()
+        while True:
+            resumable = Resumable(run) if resume else None
+            try:
+                return _trained(experiment, run, callback, resumable, model, back_offs, force_memory, force_base)
+            except Diverged as error:
+                back_offs = back_off(run, experiment.training, error)
+                if not back_offs:
+                    raise
+            callback(warning_of(back_offs[-1]))
+            resume = back_offs[-1].to > 0
+
+
+def _trained(
+    experiment: Experiment, run: RunDirectory, callback: WarningCollector, resumable: Resumable | None,
+    model: LoadedModel | None, back_offs: tuple[BackOff, ...], force_memory: bool, force_base: bool,
+) -> Trained:  # fmt: skip
+    """From what is on the disk to the end; Diverged where it may begin anew."""
+    start = None if resumable is not None else start_of(experiment, callback)
+    if resumable is not None:
+        experiment = settings_of(resumable, experiment)
+    elif start is not None:
+        experiment = start.foreseen(experiment)
+    objective = objective_of(experiment, callback)
+    if start is not None:
+        start.check_targets(objective.targets, callback)
+    if model is not None and (problem := _misfit(model, experiment, objective)):
+        raise ConfigError([problem])
+    foreseen = foresee(experiment, callback, objective.targets)
+    training_config, foreseen = within_limit(experiment, foreseen, callback)
+    if foreseen is not None and resumable is None:
+        foreseen.check(callback, force=force_memory)
+    own_copy = method_of(experiment.adapter).own_copy
+    loaded = _loaded(experiment, objective, callback) if model is None else own_copy(model)
+    if start is not None:
+        experiment = start.settled(experiment, loaded, callback, force_base=force_base)
+    method = method_of(experiment.adapter)
+    prepared, loaded = _prepared(experiment, objective, loaded, callback)
+    scorer = SCORERS[objective.name](experiment.validation, loaded, prepared, objective)
+    rows = prepared.rows_in_pass
+    config = training_config.resolved(rows, loaded.width, experiment.auto_rate)
+    setup = Setup(
+        config, config.total_steps(rows), prepared.trained_rows, described=f'run "{experiment.run}"',
+        callback=callback, heads=objective.heads(loaded), load=objective.load, start=start,
+        resumed_ranks=partial(ranks_before_training, resumable) if resumable is not None else None,
+    )  # fmt: skip
+    tasks = tasks_of_run(config, loaded, prepared.data_report)
+    trials = Trials(experiment, loaded, method, objective, setup, prepared)
+    if (tuning := _tuning(trials, resumable, foreseen, callback)) is not None:
+        config = config.model_copy(update={"learning_rate": tuning.learning_rate})
+    trainable = method.attach(loaded, replace(setup, training=config))
+    try:
+        if shared := tables_of_the_head(loaded.module, trainable.names):
+            callback(WarningMessage(_shared(shared)))
+        work = Workload.of(
+            loaded.module, trainable, objective, config, prepared, experiment.data.packing, callback,
+            varied=experiment.images.augmentation != "none",
         )  # fmt: skip
-        tasks = tasks_of_run(config, loaded, prepared.data_report)
-        trials = Trials(experiment, loaded, method, objective, setup, prepared)
-        if (tuning := _tuning(trials, resumable, foreseen, callback)) is not None:
-            config = config.model_copy(update={"learning_rate": tuning.learning_rate})
-        trainable = method.attach(loaded, replace(setup, training=config))
-        try:
-            if shared := tables_of_the_head(loaded.module, trainable.names):
-                callback(WarningMessage(_shared(shared)))
-            work = Workload.of(
-                loaded.module, trainable, objective, config, prepared, experiment.data.packing, callback,
-                varied=experiment.images.augmentation != "none",
-            )  # fmt: skip
-            text = text_of_run(config, loaded, trainable, callback)
-            training = TrainingRun(
-                experiment, config, run, loaded, method, trainable, prepared, scorer, work, callback,
-                _lineage(start, resumable), text, tasks, tuning,
-            )  # fmt: skip
-            result, manifest = training.result, record(training, foreseen, resumable, force_memory=force_memory)
-            tuned = method.tuned(loaded, result)
-            return Trained(RunDirectory(run.folder), manifest, result, tuned, trainable, objective.targets)
-        except BaseException:
-            trainable.remove()  # a model that was given is to be what it was
-            raise
+        text = text_of_run(config, loaded, trainable, callback)
+        training = TrainingRun(
+            experiment, config, run, loaded, method, trainable, prepared, scorer, work, callback,
+            _lineage(start, resumable), text, tasks, tuning,
+        )  # fmt: skip
+        result = training.result
+        manifest = record(training, foreseen, resumable, force_memory=force_memory, back_offs=back_offs)
+        tuned = method.tuned(loaded, result)
+        return Trained(RunDirectory(run.folder), manifest, result, tuned, trainable, objective.targets)
+    except BaseException:
+        trainable.remove()  # a model that was given is to be what it was
+        raise
 
 
 def _misfit(model: LoadedModel, experiment: Experiment, objective: Objective) -> str | None:

@@ -55,6 +55,10 @@ class TrainingConfig(Config):
     """Holds the model to its base on other text while it learns. Off by default."""
     replay: ReplayConfig | None = None
     """Shows other rows among the training rows, such as the base's own answers. Off by default."""
+    on_divergence: Literal["stop", "back-off"] = "stop"
+    """When the loss stays far above its past or is not a number: `stop` ends the run, which can be resumed with the
+    other value. `back-off` goes back to a checkpoint before it, or to the beginning, halves the learning rate, and goes
+    on, at most three times."""
     seed: Seed = 0
     """Seed of initial values, row order and dropout."""
     checkpoint_steps: PositiveInt | None = None

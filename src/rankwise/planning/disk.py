@@ -2,10 +2,10 @@
 
     result + (keep_checkpoints + 1) x checkpoint + snapshots x trained weights
 
-One checkpoint more than is stored is there while it is written. With validation.keep at `best`, each checkpoint needs
-the best snapshot before it, and two more are there while one is written. The weights that are trained take 4 bytes a
-parameter, and a checkpoint has the optimizer's two averages beside them, and those of the method. Logs and reports are
-not counted.
+One checkpoint more than is stored is there while it is written, and another where a run that diverges goes back to it.
+With validation.keep at `best`, each checkpoint needs the best snapshot before it, and two more are there while one is
+written. The weights that are trained take 4 bytes a parameter, and a checkpoint has the optimizer's two averages beside
+them, and those of the method. Logs and reports are not counted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Disk:
         cls, trained: int, checkpoint: int, training: TrainingConfig, validation: ValidationConfig, steps: int
     ) -> Disk:  # fmt: skip
         """`trained` is a number of parameters."""
-        stored = training.keep_checkpoints if training.checkpoint_interval(steps) < steps else 0
+        extra = training.on_divergence == "back-off"
+        stored = training.keep_checkpoints + extra if training.checkpoint_interval(steps) < steps else 0
         snapshots = stored + 2 if validation.keep == "best" else 0
         return cls(EXACT * trained, checkpoint, stored + 1 if stored else 0, snapshots)
 

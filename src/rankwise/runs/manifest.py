@@ -170,6 +170,17 @@ class Resumed(Config):
     machine: dict[str, Any] = Field(default_factory=lambda: machine())
 
 
+class BackOff(Config):
+    """Training diverged and went back (`training.on_divergence`)."""
+
+    begun: int
+    """The first step whose loss was far above its past or not a number."""
+    to: int
+    """The step whose checkpoint it went back to; 0 is the beginning."""
+    learning_rate: float
+    """Highest rate of the schedule from there on."""
+
+
 class Manifest(Config):
     format: Literal[1] = 1
     status: Literal["running", "finished", "failed", "interrupted"]
@@ -199,6 +210,8 @@ class Manifest(Config):
     """The rounds that this run began with, the earliest first; none for a new adapter."""
     problem: str | None = None
     resumed: tuple[Resumed, ...] = ()
+    back_offs: tuple[BackOff, ...] = ()
+    """How often training diverged and went back, the earliest first."""
     warnings: tuple[str, ...] = ()
     """Warnings shown in the terminal: changes of results or memory use that were not requested."""
 

@@ -32,7 +32,7 @@ class MetricsLog:
 
     def append(self, row: dict[str, Any]) -> None:
         with told_when_full(self._path):
-            self._file.write(json.dumps(row) + "\n")
+            self._file.write(row_of(row).decode())
             self._file.flush()
 
     def sync(self) -> None:
@@ -53,6 +53,11 @@ class MetricsLog:
         except (OSError, RankwiseError):
             if error is None:  # the pending error already says what went wrong
                 raise
+
+
+def row_of(record: dict[str, Any]) -> bytes:
+    """A line of the log."""
+    return json.dumps(record).encode() + b"\n"
 
 
 def cut_metrics_log(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -79,6 +79,19 @@ class BudgetRecord:
 
 
 @dataclass(frozen=True)
+class BackOffRecord:
+    """Training went back to `step`, because the loss was far above its past from step `begun` on."""
+
+    step: int
+    begun: int
+    learning_rate: float
+    """Highest rate of the schedule from there on."""
+
+    def as_row(self) -> dict[str, Any]:
+        return {"kind": "back-off", **asdict(self)}
+
+
+@dataclass(frozen=True)
 class ScoreRecord:
     """A metric of answers to validation rows (evaluation/metrics.py)."""
 
@@ -149,8 +162,8 @@ class ProgressUpdate:
 
 
 Event = (
-    StatusMessage | WarningMessage | ProgressUpdate | StepRecord | LossRecord | BudgetRecord | ScoreRecord
-    | SampleRecord | RankRecord
+    StatusMessage | WarningMessage | ProgressUpdate | StepRecord | LossRecord | BudgetRecord | BackOffRecord
+    | ScoreRecord | SampleRecord | RankRecord
 )  # fmt: skip
 Callback = Callable[[Event], None]
 

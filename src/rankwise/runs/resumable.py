@@ -35,7 +35,7 @@ OWN: dict[str, type[Config] | None] = {
     REFERENCE: None,
 }
 """The run's own files beside its metrics log, and what they are read as."""
-CHANGING = {"status", "ended", "problem", "resumed", "warnings", "results", "result_sha256"}
+CHANGING = {"status", "ended", "problem", "resumed", "back_offs", "warnings", "results", "result_sha256"}
 """Of a manifest: what is written while the run goes on."""
 _Kind = TypeVar("_Kind", bound=Config)
 
@@ -144,7 +144,7 @@ class Resumable:
             case Experiment():
                 return _renamed(own, self.run) == self.checkpoint.experiment
             case Manifest():
-                return _goes_on(own, self.checkpoint.manifest)
+                return _goes_on(own, self.checkpoint)
             case DataReport():
                 return own == self.checkpoint.data_report
             case bytes():
@@ -156,7 +156,7 @@ class Resumable:
         """The newest of this run; the newest at all where the run's manifest is damaged or agrees with none."""
         own, others = _read(self.run.folder / MANIFEST, Manifest), list[Checkpoint]()
         for checkpoint in self._candidates:
-            if not isinstance(own, Manifest) or _goes_on(own, checkpoint.manifest):
+            if not isinstance(own, Manifest) or _goes_on(own, checkpoint):
                 self.lines += [f"{_passed_over(other.folder)} it is of another run" for other in others]
                 return checkpoint
             others.append(checkpoint)
@@ -189,11 +189,19 @@ def _passed_over(folder: Path, error: DamagedStep | None = None) -> str:
     return f"{start} {file}: {error.why}"
 
 
-def _goes_on(own: Manifest, earlier: Manifest) -> bool:
-    """Whether a manifest can be what became of an earlier one."""
+def _goes_on(own: Manifest, checkpoint: Checkpoint) -> bool:
+    """Whether a manifest can be what became of that of a checkpoint, which lies before all steps that it went back
+    from since."""
+    earlier = checkpoint.manifest
     first, then = (one.model_dump(mode="json") for one in (earlier, own))
     same = all(first[key] == then[key] for key in first.keys() - CHANGING)
-    return same and own.resumed[: len(earlier.resumed)] == earlier.resumed
+    lists = ((own.resumed, earlier.resumed), (own.back_offs, earlier.back_offs))
+    since = own.back_offs[len(earlier.back_offs) :]
+    return (
+        same
+        and all(now[: len(before)] == before for now, before in lists)
+        and all(checkpoint.step <= one.to for one in since)
+    )
 
 
 def _read(file: Path, kind: type[_Kind]) -> _Kind | str:

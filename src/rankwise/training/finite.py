@@ -15,6 +15,14 @@ from rankwise.errors import TrainingError, some
 from rankwise.training.state import TrainState
 
 
+class Diverged(TrainingError):
+    """`begun` is the first step whose loss, norm or result is no longer sensible."""
+
+    def __init__(self, message: str, begun: int) -> None:
+        super().__init__(message)
+        self.begun = begun
+
+
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     """The names of those with a NaN or an infinity."""
     return [name for name, value in tensors.items() if value.is_floating_point() and not _is_finite(value.detach())]
@@ -23,9 +31,10 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 def check_finite(tensors: Mapping[str, Tensor], state: TrainState) -> None:
     """TrainingError that names the tensors and the step."""
     if spoiled := not_finite(tensors):
-        raise TrainingError(
+        raise Diverged(
             f"after step {state.step} of {state.steps}, these tensors contain NaN or infinity: {some(spoiled, 3)}. "
-            "They were not saved. Try a lower learning rate or --set model.dtype=float32, with --restart."
+            "They were not saved. Try a lower learning rate or --set model.dtype=float32, with --restart.",
+            begun=state.step,
         )
 
 

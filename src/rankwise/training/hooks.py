@@ -8,7 +8,9 @@ from rankwise.runs.directory import RunDirectory
 from rankwise.runs.metrics_log import MetricsLog
 from rankwise.runs.records import Callback, Event, ProgressUpdate, StatusMessage, WarningMessage
 from rankwise.runs.resumable import METRICS
+from rankwise.training.back_off import last_before
 from rankwise.training.checkpoints import save
+from rankwise.training.loss_watch import LossWatch
 from rankwise.training.trainer import Hook, Trainer
 
 
@@ -25,25 +27,30 @@ class LogMetrics(Hook):
 class SaveCheckpoints(Hook):
     """Every `interval` steps, but not after the last; the newest `count` are there, so that a damaged one is no loss.
 
-    After each step the lock is looked at, so that nothing is written over the work of another process.
+    None is saved while the loss is far above its past. Where a run would go back, one more is there that it can go back
+    to. After each step the lock is looked at, so that nothing is written over the work of another process.
     """
 
     run: RunDirectory
     interval: int
     count: int
     log: MetricsLog
+    watch: LossWatch
+    backs_off: bool = False
 
     def after_step(self, trainer: Trainer) -> None:
         self.run.check_lock()
         state = trainer.state
-        if state.finished or state.step % self.interval:
+        if state.finished or state.step % self.interval or self.watch.far_above:
             return
         trainer.check_finite()
         self.log.sync()
         if (aside := self.run.checkpoints.make_way(state.step)) is not None:
             trainer.emit(StatusMessage(f"{self.run.checkpoint(state.step)} was in the way and is now {aside.name}"))
         save(state, self.run.checkpoint(state.step), self.run.files | {METRICS: self.run.metrics.read_bytes()})
-        self.run.checkpoints.forget(but=self.run.steps_saved[-self.count :])
+        saved = self.run.steps_saved
+        before = last_before(saved, state.step) if self.backs_off else 0
+        self.run.checkpoints.forget(but=[before, *saved[-self.count :]])
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from rankwise.runs.comparisons import leaves
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.manifest import Manifest, Resumed
-from rankwise.runs.metrics_log import first_lines, read_metrics_log, read_ranks
+from rankwise.runs.metrics_log import first_lines, read_metrics_log, read_ranks, row_of
 from rankwise.runs.records import (
+    BackOffRecord,
     BudgetRecord,
     Callback,
     LossRecord,
@@ -37,8 +38,8 @@ SAID_OF_ROWS: Mapping[str, Any] = {
     "files": {"__all__": {"layout", "licence"}},
 }
 """Of a data report: what follows from the rows and the settings, and what earlier versions lack or read otherwise."""
-ANY = ("model.memory", "training.keep_checkpoints")
-"""Settings that change no result, so that a run may go on with others."""
+ANY = ("model.memory", "training.keep_checkpoints", "training.on_divergence")
+"""Settings that change no result of a training that converges, so that a run may go on with others."""
 _Kind = TypeVar("_Kind", StepRecord, LossRecord, ScoreRecord, BudgetRecord)
 
 
@@ -96,6 +97,8 @@ def take_up(
     if begun.anchor is not None and now.anchor is not None:
         _check_same(run, "the anchor's text", begun=begun.anchor, now=now.anchor, but={"text": True})
     past, metrics = _restored(resumable, state)
+    since = begun.back_offs[len(resumable.checkpoint.manifest.back_offs) :]
+    metrics += b"".join(row_of(BackOffRecord(state.step, one.begun, one.learning_rate).as_row()) for one in since)
     files, lines = resumable.restored()
     for line in (*resumable.lines, *lines):
         callback(WarningMessage(line))

@@ -36,6 +36,7 @@ from rankwise.training.backend import Backend, Eager, Fused
 from rankwise.training.checkpoints import size_of
 from rankwise.training.forgetting_budget import ForgettingBudget, ordinary_text
 from rankwise.training.hooks import LogMetrics, Report, SaveCheckpoints
+from rankwise.training.loss_watch import FACTOR, HEAD_FACTOR, LossWatch
 from rankwise.training.pair_backend import PairBackend
 from rankwise.training.reference import Reference, reference_of, reference_of_run
 from rankwise.training.state import TrainState
@@ -190,16 +191,24 @@ class TrainingRun:
         ordinary = replace(anchor.base, text=ordinary_text(self.model))
         return ForgettingBudget(most, ordinary, anchor, validation, interval)
 
+    def watch(self) -> LossWatch:
+        """It recommends the rate of `auto`, or a tenth of the run's where that is lower."""
+        auto = self.config.model_copy(update={"learning_rate": "auto"})
+        rate = min(self.rate / 10, auto.highest_rate(self.model.width, self.experiment.auto_rate))
+        rows = self.config.rows_per_step(self.prepared.rows_in_pass)
+        return LossWatch(HEAD_FACTOR if self.experiment.classifies else FACTOR, rows, rate)
+
     def trainer(
         self, backend: Backend, validation: Validation, log: MetricsLog, anchor: Anchor | None,
-        budget: Budget | None,
+        budget: Budget | None, watch: LossWatch,
     ) -> Trainer:  # fmt: skip
         """Before its first step, with everything that happens between steps. A budget comes before what measures the
         result."""
         interval, count = self.config.checkpoint_interval(self.steps), self.config.keep_checkpoints
-        checkpoints = SaveCheckpoints(self.run, interval, count, log)
+        backs_off = self.config.on_divergence == "back-off"
+        checkpoints = SaveCheckpoints(self.run, interval, count, log, watch, backs_off)
         budgets = [] if budget is None else [budget]
-        hooks = [LogMetrics(log), *budgets, validation, checkpoints, Report(self.callback)]
+        hooks = [LogMetrics(log), watch, *budgets, validation, checkpoints, Report(self.callback)]
         vary = augmentation(self.experiment.images, self.config.seed)
         batches = Batches.of_prepared(self.prepared, self.config, backend.layout, vary)
         return Trainer(self.trainable, batches, self.config, backend, hooks, anchor)

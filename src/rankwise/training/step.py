@@ -11,9 +11,9 @@ import psutil
 import torch
 
 from rankwise.data.batches import Batch
-from rankwise.errors import TrainingError, is_out_of_memory
+from rankwise.errors import is_out_of_memory
 from rankwise.runs.records import RankRecord, StepRecord
-from rankwise.training.finite import first_not_finite
+from rankwise.training.finite import Diverged, first_not_finite
 from rankwise.training.losses import Loss
 from rankwise.training.state import TrainState
 
@@ -103,8 +103,9 @@ def _backward(batch: Batch, loss_of: Loss, count: float) -> float:
 def _check_finite(state: TrainState, loss: float, norm: float) -> None:
     """Before the update, so that what learns still holds its last good values."""
     if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise TrainingError(
+        raise Diverged(
             f"step {state.step + 1} of {state.steps}: the loss is {loss} and the gradient norm is {norm}"
             f"{first_not_finite(state)}, so training stopped before the update. Try a learning rate several times "
-            "lower, or --set model.dtype=float32."
+            "lower, or --set model.dtype=float32.",
+            begun=state.step + 1,
         )

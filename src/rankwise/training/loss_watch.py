@@ -1,0 +1,99 @@
+"""Divergence: a loss that stays far above its own past, seen from the records of the steps alone.
+
+    past        the losses of all steps but the last 20
+    start       the largest of the losses that the first 16 rows had, and of the validation before the first step
+    reference   max(start, 90 % quantile of the past)
+    diverged    at least 8 of the last 10 losses > factor * reference + 1
+
+The factor is 3 for losses of tokens and pairs, and 10 where a head is trained, which may overshoot for hundreds of
+steps and still learn. A spike of fewer steps is none, as the loss comes back by itself. The gradient norm does not
+decide: it grew to 50 times its median in trainings that ended well, and AdamW's step does not depend on its size.
+
+OLMo-core leaves out a step that is more than six standard deviations above the last 128, Lightning reports a loss above
+twice the mean of the last ten, and PaLM went back about 100 steps by hand and left out some batches (Chowdhery et al.
+2022, 5.1). These treat a spike; none of them ends a run that does not come back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from rankwise.runs.records import Event, LossRecord, StepRecord
+from rankwise.training.finite import Diverged
+from rankwise.training.trainer import Hook, Trainer
+
+WINDOW, MOST = 10, 8
+"""Of the last steps, how many must be far above the reference."""
+RECENT = 20
+"""The last steps, which are no past yet: the loss rises before it is far above."""
+ENOUGH_ROWS = 16
+"""So many tell what the loss was at first, where nothing was validated."""
+FACTOR, HEAD_FACTOR, ABOVE = 3.0, 10.0, 1.0
+
+
+@dataclass
+class LossWatch(Hook):
+    """`rows` are those of a step, `rate` is the learning rate to try instead, for the message, and `steps` are all
+    records so far."""
+
+    factor: float
+    rows: int
+    rate: float
+    steps: list[StepRecord] = field(default_factory=list)
+    before: float | None = None
+    """The validation loss before the first step, where one was measured."""
+
+    def take_up(self, steps: Iterable[StepRecord], validations: Iterable[object]) -> None:
+        """What is behind a run that goes on."""
+        self.steps = list(steps)
+        for record in validations:
+            self._note(record)
+
+    def on_event(self, event: Event) -> None:
+        if isinstance(event, StepRecord):
+            self.steps.append(event)
+        self._note(event)
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Diverged where the last steps say so."""
+        above = self.far_above
+        if len(above) < MOST:
+            return
+        last = self.steps[-1]
+        raise Diverged(
+            f"after step {last.step} of {last.steps}, training has diverged: {len(above)} of the last {WINDOW} losses are "
+            f"above {self.limit:.3g}, the last is {last.loss:.4g}, and earlier ones were at most {self.reference:.4g} "
+            f"(learning rate {last.learning_rate:.2g}, gradient norm {last.gradient_norm:.3g}). "
+            f"Try --learning-rate {self.rate:.1g} with --restart.",
+            begun=above[0].step,
+        )
+
+    @property
+    def far_above(self) -> list[StepRecord]:
+        """Those of the last steps whose loss is far above the reference."""
+        recent = self.steps[-WINDOW:]
+        if max(record.loss for record in recent) <= self.factor * self._start + ABOVE:
+            return []  # nearly always, so that the past need not be sorted
+        limit = self.limit
+        return [record for record in recent if record.loss > limit]
+
+    @property
+    def limit(self) -> float:
+        return self.factor * self.reference + ABOVE
+
+    @property
+    def reference(self) -> float:
+        """What the loss was before, but for spikes."""
+        past = sorted(record.loss for record in self.steps[:-RECENT])
+        return max(self._start, past[int(0.9 * (len(past) - 1))] if past else 0.0)
+
+    @property
+    def _start(self) -> float:
+        first = math.ceil(ENOUGH_ROWS / self.rows) if self.before is None else 1
+        return max(self.before or 0.0, *(record.loss for record in self.steps[:first]))
+
+    def _note(self, record: object) -> None:
+        if isinstance(record, LossRecord) and record.step == 0:
+            self.before = record.loss
