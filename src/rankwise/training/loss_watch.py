@@ -63,8 +63,8 @@ class LossWatch(Hook):
             return
         last = self.steps[-1]
         raise Diverged(
-            f"after step {last.step} of {last.steps}, training has diverged: {len(above)} of the last {WINDOW} losses are "
-            f"above {self.limit:.3g}, the last is {last.loss:.4g}, and earlier ones were at most {self.reference:.4g} "
+            f"after step {last.step} of {last.steps}, training has diverged: {len(above)} of the last {WINDOW} losses "
+            f"are above {self.limit:.3g}, the last is {last.loss:.4g}, earlier ones were at most {self.reference:.4g} "
             f"(learning rate {last.learning_rate:.2g}, gradient norm {last.gradient_norm:.3g}). "
             f"Try --learning-rate {self.rate:.1g} with --restart.",
             begun=above[0].step,

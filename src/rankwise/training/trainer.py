@@ -18,7 +18,6 @@ from dataclasses import replace
 import torch
 
 from rankwise.config.training import TrainingConfig
-from rankwise.errors import TrainingError, some
 from rankwise.methods.trainable import Trainable
 from rankwise.runs.records import Event, RankRecord, StepRecord, WarningMessage
 from rankwise.system.signals import heed
@@ -26,6 +25,7 @@ from rankwise.training.anchor import Anchor
 from rankwise.training.auto_batch import StepBatches, halved
 from rankwise.training.backend import Backend
 from rankwise.training.finite import averages_of, check_finite
+from rankwise.training.liveness import AFTER, Liveness
 from rankwise.training.rng import preserve_rng_state
 from rankwise.training.schedules import rate_factor
 from rankwise.training.state import TrainState, adamw
@@ -73,6 +73,7 @@ class Trainer:
         self._aside = 0.0
         self._training = False
         self._finite_at = -1
+        self._liveness = Liveness()
 
     def run(self) -> Generator[StepRecord]:
         """Train from the state's step to the last one, and give each step's record when its hooks are done."""
@@ -82,6 +83,7 @@ class Trainer:
                     self.emit(self.trainable.initial_ranks)
                 for hook in self.hooks:
                     hook.before_first_step(self)
+                self._liveness.begin(self.state)
                 torch.manual_seed(self.config.seed)
             yield from self._steps()
             self._check_that_all_learned()
@@ -124,18 +126,16 @@ class Trainer:
         try:
             while not self.state.finished:
                 yield self._timed_step()
+                if self.state.step == AFTER:
+                    self._check_that_all_learned()
                 heed()
         finally:
             self._training = False
             self.trainable.train(False)
 
     def _check_that_all_learned(self) -> None:
-        names, unit = self.trainable.names, self.trainable.unit
-        idle = self.trainable.without_gradient(self.state.optimizer)
-        if len(idle) >= len(names):
-            raise TrainingError(f"none of the {len(names)} {unit} received a gradient, so nothing was learned.")
-        if idle:
-            self.emit(WarningMessage(f"{len(idle)} of {len(names)} {unit} never received a gradient: {some(idle, 3)}"))
+        for warning in self._liveness.check(self.state):
+            self.emit(warning)
 
     def _timed_step(self) -> StepRecord:
         began, aside = time.perf_counter(), self._aside
