@@ -12,6 +12,8 @@ Finished cells lie in FOLDER/cells.jsonl, and a second call goes on where the fi
     R04  each file operation fails: EIO, no space, death        R22  two trainers of one run at the same moment
     R05  power failure after any operation                      R23  what may lie where the lock should be
     R06  a damaged file in the newest checkpoint, in the run, in both
+    R10  the system refuses: no right, read-only, too many files open, folders removed
+    R19  memory runs out in a step, in validation, in saving
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ COUNTS = {
     "small": {"R01": 20, "R02": 15, "R05": 200, "R11": 50, "R22": 50},
     "large": {"R01": 200, "R02": 150, "R05": 2000, "R11": 300, "R22": 500},
 }
-PARTS = ("R01", "R02", "R04", "R05", "R06", "R11", "R12", "R22", "R23")
+PARTS = ("R01", "R02", "R04", "R05", "R06", "R10", "R11", "R12", "R19", "R22", "R23")
 Cell = tuple[str, Callable[[], list[str]]]
 
 
@@ -100,7 +102,7 @@ def _summary(part: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def cells_of(part: str, folder: Path, counts: dict[str, int], seed: int) -> Iterator[Cell]:
-    from fault_cells import LIES, LOCKS, STAGES, Cells, torn_cells
+    from fault_cells import LIES, LOCKS, REFUSED, REMOVED, STAGES, STARVING, Cells, torn_cells
     from file_faults import MODES
 
     cells, chance = Cells(folder.absolute(), base_of(folder.absolute())), random.Random(f"{part}-{seed}")
@@ -121,6 +123,14 @@ def cells_of(part: str, folder: Path, counts: dict[str, int], seed: int) -> Iter
     elif part == "R06":
         for name, damage, how in torn_cells():
             yield f"{name} {damage} {' '.join(how)}", lambda n=name, d=damage, h=how: cells.torn(n, d, **h)
+    elif part == "R10":
+        for mode, share in REFUSED:
+            yield f"{mode} from {share:.0%} on", lambda m=mode, p=share: cells.refused(m, p)
+        for name in REMOVED:
+            yield f"removed: {name}", lambda n=name: cells.removed(n)
+    elif part == "R19":
+        for where, count in STARVING:
+            yield f"{where} {count}", lambda w=where, n=count: cells.starved(w, n)
     elif part == "R11":
         total = cells.prepare_rotation()
         for number in sorted(chance.sample(range(total), min(total, counts[part]))):

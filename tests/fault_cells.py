@@ -131,6 +131,31 @@ class Cells:
             return Resumable(RunDirectory.named(NAME)).checkpoint.step
         return 0
 
+    # R10, R19
+
+    def refused(self, mode: str, part: float) -> list[str]:
+        """From this part of the operations of a training on, the system refuses them; then it works again."""
+        total = len(self.operations("train"))
+        return self.fault("train", int(part * total), mode)
+
+    def removed(self, name: str) -> list[str]:
+        """A folder of the run is removed while it trains."""
+        self._lay(None)
+        outcome = self.shop.removed(7, name)
+        if outcome.code == 0:
+            return self._same()
+        problems = [] if outcome.is_typed else [f"exit {outcome.code}: {outcome.text[-300:]}"]
+        return problems + self.gone_on()
+
+    def starved(self, where: str, count: int) -> list[str]:
+        """Memory runs out: the message names settings that are forecast to fit, or to lower; the run goes on after."""
+        self._lay(None)
+        outcome = self.shop.starved(where, count)
+        problems = [] if outcome.code == 4 and outcome.is_typed else [f"exit {outcome.code}: {outcome.text[-300:]}"]
+        advice = ("These settings are forecast to fit:", "max_batch_tokens")
+        problems += [] if any(one in outcome.text for one in advice) else [f"no advice: {outcome.text[-300:]}"]
+        return problems + self.gone_on()
+
     # R05
 
     def power_failure(self, operations: list[Operation], count: int, seed: int) -> list[str]:
@@ -317,6 +342,15 @@ def _never(lock: Path, victim: Path) -> bool:
     raise AssertionError("it has a way of its own")
 
 
+REFUSED = [(mode, part) for mode in ("EACCES", "EROFS", "EMFILE") for part in (0.0, 0.5, 0.9)]
+REMOVED = ("checkpoints", "data_report.json", ".")
+"""What of a run is removed in the middle; with the last, all of it."""
+STARVING = [
+    ("a step", 1),
+    ("a step", 6),
+    ("a step", 11),
+    *((where, n) for where in ("validation", "saving") for n in (1, 2, 3)),
+]
 LOCKS: dict[str, Callable[[Path, Path], bool]] = {
     "nothing": _laid(lambda lock, victim: None, goes_on=True),
     "of a process that is dead": _laid(lambda lock, victim: lock.write_text(" 4194303"), goes_on=True),

@@ -5,6 +5,8 @@ renaming, making and removing. It may record them, or let the Nth fail:
 
     EIO      it fails, and the next ones work
     ENOSPC   it fails, and so does every later one that needs room
+    EROFS    it fails, and so does every later one, as where a file system is mounted read-only; EACCES as well
+    EMFILE   it fails, and so does every later one that opens a file
     death    a write stops after half of its bytes, and the process is gone
 
 `PowerFailure` replays a record. Of each folder, the operations since it was last flushed to the disk are lost from some
@@ -30,7 +32,8 @@ from safetensors import SafetensorError
 
 MODES = ("EIO", "ENOSPC", "death")
 DEATH = 9
-NEEDS_ROOM = {"create", "write", "mkdir", "rename", "flush"}
+EVERY = ("create", "write", "mkdir", "rename", "flush", "unlink", "rmdir")
+FAILING_ON = {"ENOSPC": EVERY[:5], "EROFS": EVERY, "EACCES": EVERY, "EMFILE": EVERY[:1]}
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,11 @@ class Watch:
         if name is None:
             return write() if write else None
         number, self.count = self.count, self.count + 1
-        if self.until is not None and (number == self.until or (number > self.until and self._is_full(kind))):
+        if self.until is not None and (number == self.until or (number > self.until and self._fails_on(kind))):
             if self.mode == "death":
                 os._exit(DEATH)
-            number = errno.EIO if self.mode == "EIO" else errno.ENOSPC
-            raise OSError(number, os.strerror(number), name)
+            code = getattr(errno, self.mode)
+            raise OSError(code, os.strerror(code), name)
         done = write() if write else None
         if self.records:
             content = Path(name).read_bytes() if kind in ("write", "create") else None
@@ -74,8 +77,9 @@ class Watch:
     def dies_next(self, path: Any) -> bool:
         return self.mode == "death" and self.count == self.until and self._inside(path) is not None
 
-    def _is_full(self, kind: str) -> bool:
-        return self.mode == "ENOSPC" and kind in NEEDS_ROOM
+    def _fails_on(self, kind: str) -> bool:
+        """Whether it fails on every operation of this kind from now on."""
+        return kind in FAILING_ON.get(self.mode, ())
 
     def _inside(self, path: Any) -> str | None:
         name = os.path.abspath(os.fsdecode(path))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -108,13 +110,23 @@ class Workshop:
             (self.folder / name).unlink(missing_ok=True)
         if meanwhile is not None:
             (self.folder / "wait").touch()
-        child = self._begun(train_words(), last_step=step, unlocked=True)
+        child = self._begun(train_words(), last_step=step, removes=".lock")
         if meanwhile is not None:
             while not (self.folder / "unlocked").exists():
                 time.sleep(0.02)
             meanwhile()
             (self.folder / "go").touch()
         return child.end()
+
+    def removed(self, step: int, name: str) -> Outcome:
+        """Train while this file or folder of the run is removed after a step."""
+        for flag in ("wait", "go", "unlocked"):
+            (self.folder / flag).unlink(missing_ok=True)
+        return self._begun(train_words(), last_step=step, removes=name).end()
+
+    def starved(self, where: str, count: int) -> Outcome:
+        """Train while memory runs out in a computation (STARVED), when it is done for this time."""
+        return self._begun(train_words(), starved=where, last_step=count).end()
 
     def finish(self) -> tuple[list[str], Outcome]:
         """Go on as a user would: plain, else with --resume, else with --restart; the ways that were tried."""
@@ -143,11 +155,13 @@ class Job:
     record: str | None = None
     """The file for its operations."""
     last_step: int | None = None
-    """The step after which it is killed, or, with `unlocked`, its lock file is removed."""
+    """The step after which it is killed, or, with `removes`, a file or folder of its run is removed."""
     without_page: bool = False
     """No report is written, whose charts take a third of the time."""
-    unlocked: bool = False
+    removes: str | None = None
     """It then waits for a file named go, if one named wait is there."""
+    starved: str | None = None
+    """Where memory runs out, when that is computed for the time `last_step`."""
 
     def do(self) -> None:
         from rankwise.cli.main import app
@@ -157,7 +171,9 @@ class Job:
             from rankwise.commands import recorded_run
 
             recorded_run.write_page = lambda *given: Path()
-        if self.last_step is not None:
+        if self.starved is not None:
+            _starve(self.starved, self.last_step or 1)
+        elif self.last_step is not None:
             self._after_step(self.last_step)
         disturbed = self.until is not None or self.record is not None
         with contextlib.ExitStack() as stack:
@@ -175,15 +191,37 @@ class Job:
 
         def after_step(hook: SaveCheckpoints, trainer: Any) -> None:
             save(hook, trainer)
-            if trainer.state.step == step and not self.unlocked:
+            if trainer.state.step == step and self.removes is None:
                 os.kill(os.getpid(), signal.SIGKILL)
             elif trainer.state.step == step:
-                (RUN / ".lock").unlink()
+                there = RUN / str(self.removes)
+                shutil.rmtree(there) if there.is_dir() else there.unlink()
                 Path("unlocked").touch()
                 while Path("wait").exists() and not Path("go").exists():
                     time.sleep(0.02)
 
         SaveCheckpoints.after_step = after_step
+
+
+STARVED = {
+    "a step": ("rankwise.training.step", "_backward"),
+    "validation": ("rankwise.training.validation", "mean_loss"),
+    "saving": ("rankwise.training.checkpoints", "save_file"),
+}
+
+
+def _starve(where: str, count: int) -> None:
+    """Let memory run out when this function is called for the time `count`."""
+    module, name = STARVED[where]
+    owner, calls = importlib.import_module(module), itertools.count(1)
+    real = getattr(owner, name)
+
+    def call(*given: Any) -> Any:
+        if next(calls) == count:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes.")
+        return real(*given)
+
+    setattr(owner, name, call)
 
 
 class Child:

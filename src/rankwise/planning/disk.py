@@ -2,7 +2,7 @@
 
     result + (keep_checkpoints + 1) x checkpoint + snapshots x trained weights
 
-One checkpoint more than is stored is there while it is written, and another where a run that diverges goes back to it.
+One checkpoint more than is stored is there while it is written, and two others where a run that diverges goes back.
 With validation.keep at `best`, each checkpoint needs the best snapshot before it, and two more are there while one is
 written. The weights that are trained take 4 bytes a parameter, and a checkpoint has the optimizer's two averages beside
 them, and those of the method. Logs and reports are not counted.
@@ -34,7 +34,7 @@ class Disk:
         cls, trained: int, checkpoint: int, training: TrainingConfig, validation: ValidationConfig, steps: int
     ) -> Disk:  # fmt: skip
         """`trained` is a number of parameters."""
-        extra = training.on_divergence == "back-off"
+        extra = 2 if training.on_divergence == "back-off" else 0
         stored = training.keep_checkpoints + extra if training.checkpoint_interval(steps) < steps else 0
         snapshots = stored + 2 if validation.keep == "best" else 0
         return cls(EXACT * trained, checkpoint, stored + 1 if stored else 0, snapshots)

@@ -27,6 +27,12 @@ def last_before(saved: Sequence[int], step: int) -> int:
     return max((one for one in saved if one <= step - RECENT), default=0)
 
 
+def ways_back(saved: Sequence[int], step: int) -> list[int]:
+    """The step to go back to from `step`, and the one that takes its place later."""
+    first = last_before(saved, step)
+    return [first, *(one for one in saved if one > first)][:2]
+
+
 def back_off(run: RunDirectory, config: TrainingConfig, error: Diverged) -> tuple[BackOff, ...]:
     """Those of a run that has just failed, with a new one, which its manifest records; none where it is to stop."""
     if config.on_divergence == "stop":

@@ -8,7 +8,7 @@ from rankwise.runs.directory import RunDirectory
 from rankwise.runs.metrics_log import MetricsLog
 from rankwise.runs.records import Callback, Event, ProgressUpdate, StatusMessage, WarningMessage
 from rankwise.runs.resumable import METRICS
-from rankwise.training.back_off import last_before
+from rankwise.training.back_off import ways_back
 from rankwise.training.checkpoints import save
 from rankwise.training.loss_watch import LossWatch
 from rankwise.training.trainer import Hook, Trainer
@@ -27,8 +27,7 @@ class LogMetrics(Hook):
 class SaveCheckpoints(Hook):
     """Every `interval` steps, but not after the last; the newest `count` are there, so that a damaged one is no loss.
 
-    None is saved while the loss is far above its past. Where a run would go back, one more is there that it can go back
-    to. After each step the lock is looked at, so that nothing is written over the work of another process.
+    None is saved while the loss is far above its past. Where a run would go back, two more are there (back_off.py). After each step the lock is looked at, so that nothing is written over the work of another process.
     """
 
     run: RunDirectory
@@ -49,8 +48,8 @@ class SaveCheckpoints(Hook):
             trainer.emit(StatusMessage(f"{self.run.checkpoint(state.step)} was in the way and is now {aside.name}"))
         save(state, self.run.checkpoint(state.step), self.run.files | {METRICS: self.run.metrics.read_bytes()})
         saved = self.run.steps_saved
-        before = last_before(saved, state.step) if self.backs_off else 0
-        self.run.checkpoints.forget(but=[before, *saved[-self.count :]])
+        earlier = ways_back(saved, state.step) if self.backs_off else []
+        self.run.checkpoints.forget(but=[*earlier, *saved[-self.count :]])
 
 
 @dataclass(frozen=True)
