@@ -27,7 +27,8 @@ class LogMetrics(Hook):
 class SaveCheckpoints(Hook):
     """Every `interval` steps, but not after the last; the newest `count` are there, so that a damaged one is no loss.
 
-    None is saved while the loss is far above its past. Where a run would go back, two more are there (back_off.py). After each step the lock is looked at, so that nothing is written over the work of another process.
+    None is saved while the loss is far above its past. Where a run would go back, two more are there (back_off.py).
+    After each step the lock is looked at, so that nothing is written over the work of another process.
     """
 
     run: RunDirectory
