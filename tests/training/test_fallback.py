@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import rankwise
-from fault_cells import LIES, LOCKS, NEWEST, OLDER, Cells, torn_cells
+from fault_cells import LIES, LOCKS, NEWEST, OLDER, REFUSED, REMOVED, STARVING, Cells, torn_cells
 from file_faults import MODES
 from rankwise import errors
 from rankwise.errors import ConfigError, RunError
@@ -159,3 +159,13 @@ def test_as_many_checkpoints_are_stored_as_were_asked_for(cells, count, steps):
     config = json.loads((cells.shop.run / "config.json").read_text())
     assert config["training"]["keep_checkpoints"] == count
     assert not (cells.shop.folder / RUN / "checkpoints").exists()
+
+
+def test_what_the_system_refuses_is_one_message_and_nothing_is_lost(cells):
+    """One of the 12 cells by commit, and one of the 9 in which memory runs out; `bench/reliability.py` has all."""
+    refusing = [
+        *(lambda one=one: cells.refused(*one) for one in REFUSED),
+        *(lambda n=n: cells.removed(n) for n in REMOVED),
+    ]
+    assert refusing[drawn(len(refusing))]() == []
+    assert cells.starved(*STARVING[drawn(len(STARVING))]) == []
