@@ -77,9 +77,9 @@ def record(
         finished = manifest.model_copy(update=update | {"result_sha256": hashes_of(run.folder, training.result)})
         run.write_manifest(finished)
     except BaseException as error:
-        _write_failure(run, manifest, error, callback.texts)
         if isinstance(error, Diverged):
-            raise with_ways_on(error, run, training.config, manifest.back_offs) from None
+            error = with_ways_on(error, run, training.config, manifest.back_offs)
+        _write_failure(run, manifest, error, callback.texts)
         raise _explained(error, run, training.experiment, again) from None
     run.forget_steps()  # outside: from here on nothing may take the result away
     write_page(RunSnapshot(run, training.experiment, finished), callback)

@@ -157,7 +157,10 @@ class Resumable:
         own, others = _read(self.run.folder / MANIFEST, Manifest), list[Checkpoint]()
         for checkpoint in self._candidates:
             if not isinstance(own, Manifest) or _goes_on(own, checkpoint):
-                self.lines += [f"{_passed_over(other.folder)} it is of another run" for other in others]
+                self.lines += [
+                    f"{_passed_over(other.folder)} it is of another run, or training went back from it"
+                    for other in others
+                ]
                 return checkpoint
             others.append(checkpoint)
         if not others:

@@ -47,6 +47,7 @@ def back_off(run: RunDirectory, config: TrainingConfig, error: Diverged) -> tupl
     to = last_before(run.steps_saved, error.begun)
     every = (*manifest.back_offs, BackOff(begun=error.begun, to=to, learning_rate=rate))
     run.write_manifest(manifest.model_copy(update={"back_offs": every}))
+    run.checkpoints.forget(but=[step for step in run.steps_saved if step <= to])
     return every
 
 
