@@ -21,7 +21,8 @@ from typing import NoReturn
 
 from rankwise.cli.visible import visible
 from rankwise.errors import FULL, Interrupted, RankwiseError, ResourceError, typed
-from rankwise.system.signals import ask_to_stop, forget, requested
+from rankwise.system.launched import is_first_to_end
+from rankwise.system.signals import ask_to_stop, forget, ignore_requests, requested
 
 
 @contextmanager
@@ -44,6 +45,7 @@ def report_failures(as_json: bool) -> Iterator[None]:
         if (request := requested()) is not None and not isinstance(error, RankwiseError):
             _interrupted(request, as_json)
         if (ours := typed(error)) is None:
+            is_first_to_end({"error": f"{type(error).__name__}: {error}", "kind": "Bug", "exit_code": 1})
             raise
         if isinstance(error, OSError) and error.errno in FULL and error.filename is None:  # stdout
             _silence()
@@ -77,14 +79,17 @@ def _silence() -> None:
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
 
 
-def _end(number: int, frame: FrameType | None) -> NoReturn:
+def _end(number: int, frame: FrameType | None) -> None:
     ask_to_stop(KeyboardInterrupt() if number == signal.SIGINT else Interrupted("stopped by a signal.", 128 + number))
 
 
 def _leave(message: str, kind: str, code: int, as_json: bool, error: BaseException) -> NoReturn:
     if os.environ.get("RANKWISE_DEBUG"):
         raise error
-    print(f"rankwise: {visible(message)}", file=sys.stderr)
-    if as_json:
-        print(json.dumps({"error": message, "kind": kind, "exit_code": code}))
+    ignore_requests()
+    problem = {"error": message, "kind": kind, "exit_code": code}
+    if is_first_to_end(problem):
+        print(f"rankwise: {visible(message)}", file=sys.stderr)
+        if as_json:
+            print(json.dumps(problem))
     raise SystemExit(code) from None

@@ -27,6 +27,7 @@ from rankwise.runs.lineage import described
 from rankwise.runs.manifest import Results
 from rankwise.runs.pair_facts import OF_PAIRS
 from rankwise.system.allocator import keep_memory
+from rankwise.system.launched import launched
 
 if TYPE_CHECKING:
     from rankwise.commands.train import Trained
@@ -55,6 +56,14 @@ def train(
         bool,
         typer.Option("--force-base", help="Train on this base model even if the adapter of --from had another one."),
     ] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes", min=1, show_default=False,
+            help="Train with so many processes on this machine, which share the rows of each step. The result is the "
+            "same but for rounding.",
+        ),
+    ] = None,
     tune: Tune = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -64,6 +73,11 @@ def train(
         from rankwise.commands.starting import base_of_run, base_of_start
 
         experiment = read_experiment(config, given.read(tune), base_of_run if resume else base_of_start)
+        own = launched()
+        if own is None and processes is not None and processes > 1:
+            from rankwise.commands.launch import launch
+
+            raise SystemExit(launch(experiment, processes))
         from rankwise.commands.train import train as train_command
 
         keep_memory()
@@ -72,6 +86,8 @@ def train(
                 experiment, callback=display, restart=restart, resume=resume, force_memory=force_memory,
                 force_base=force_base,
             )  # fmt: skip
+        if own is not None and own.rank > 0:
+            return
         if as_json:
             print_json(trained.summary())
             return

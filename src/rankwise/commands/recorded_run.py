@@ -22,15 +22,18 @@ from rankwise.runs.records import BackOffRecord, StatusMessage, WarningMessage
 from rankwise.runs.resumable import Resumable
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.files import need_space
+from rankwise.system.launched import problem_of_all
+from rankwise.system.signals import deferred, ignore_requests
 from rankwise.training.anchor import facts_of as facts_of_anchor
 from rankwise.training.back_off import slowed, with_ways_on
 from rankwise.training.backend import backend_named, choose_backend
 from rankwise.training.finite import Diverged
 from rankwise.training.pair_backend import over_rows
 from rankwise.training.preflight import Foresight, foresee_backend, out_of_memory
-from rankwise.training.resume import Past, changed_since, take_up
+from rankwise.training.resume import Past, changed_since, take_up_together
 from rankwise.training.run import TrainingRun
 from rankwise.training.trainer import Trainer
+from rankwise.training.world import LostProcessError, StoppedTogether
 
 
 def record(
@@ -41,12 +44,13 @@ def record(
     that begins again."""
     run, callback = training.run, training.callback
     training.check()
-    setting, work = training.config.backend, training.work
-    backend = (
-        backend_named(resumable.manifest.backend, work)
+    setting, work, world = training.config.backend, training.work, training.world
+    name = (
+        resumable.manifest.backend
         if resumable is not None
-        else choose_backend(work, setting, training.tokens_trained)
+        else world.share(lambda: choose_backend(work, setting, training.tokens_trained).name)
     )
+    backend = backend_named(name, work)
     backend = over_rows(backend, work.objective)
     training = training.with_reference(backend, resumable)
     again = foresee_backend(foreseen, backend.name, callback)
@@ -65,12 +69,15 @@ def record(
         budget.take_up(past.budget)
     callback.changed = lambda texts: run.write_manifest(manifest.model_copy(update={"warnings": texts}))
     try:
-        with log:
-            for one in back_offs if resumable is None else ():
+        with log, deferred(world.is_several):
+            for one in back_offs if resumable is None and world.is_first else ():
                 log.append(BackOffRecord(0, one.begun, one.learning_rate).as_row())
             records = [*past.steps, *trainer.run()]
-            log.sync()  # a finished run has all its records, even after a power failure
+            if world.is_first:
+                log.sync()  # a finished run has all its records, even after a power failure
         results = training.results(records, validation, past.seconds + trainer.seconds)
+        if not world.is_first:
+            return manifest
         results = training.save(results if budget is None else budget.recorded(results))
         callback.changed = lambda texts: None
         update = {"status": "finished", "ended": now(), "results": results, "warnings": callback.texts}
@@ -79,7 +86,11 @@ def record(
     except BaseException as error:
         if isinstance(error, Diverged):
             error = with_ways_on(error, run, training.config, manifest.back_offs)
+        if world.is_several:
+            ignore_requests()  # the end has begun, and another may ask for it as well
         _write_failure(run, manifest, error, callback.texts)
+        if isinstance(error, StoppedTogether):
+            world.barrier()  # so that none is gone while the first one writes
         raise _explained(error, run, training.experiment, again) from None
     run.forget_steps()  # outside: from here on nothing may take the result away
     write_page(RunSnapshot(run, training.experiment, finished), callback)
@@ -92,7 +103,8 @@ def _begun(
 ) -> Past:  # fmt: skip
     """From here on the folder holds a run that is running."""
     run, callback, report = training.run, training.callback, training.prepared.data_report
-    need_space(run.folder, training.bytes_written(trainer.state))
+    if training.world.is_first:
+        need_space(run.folder, training.bytes_written(trainer.state))
     manifest = Manifest(
         status="running", base_model=training.model.facts, data=facts_of(training.prepared),
         learning_rate=training.rate, backend=trainer.backend.name, lineage=training.lineage,
@@ -101,7 +113,7 @@ def _begun(
         back_offs=back_offs,
     )  # fmt: skip
     if resumable is not None:
-        past = take_up(resumable, trainer.state, manifest, report, callback)
+        past = take_up_together(training.world, resumable, trainer.state, manifest, report, callback)
         for change in filter(None, (changed_since(past.manifest), _changed_start(training))):
             callback(WarningMessage(change))
     else:
@@ -128,6 +140,8 @@ def _changed_start(training: TrainingRun) -> str | None:
 def _write_failure(run: RunDirectory, manifest: Manifest, error: BaseException, warnings: tuple[str, ...]) -> None:
     status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
     problem = str(error) or type(error).__name__
+    if isinstance(error, LostProcessError) and (told := problem_of_all()) is not None:
+        problem = str(told.get("error", problem))
     update = {"status": status, "ended": now(), "problem": problem, "warnings": warnings}
     with suppress(RankwiseError, OSError):  # a full disk may refuse this too; "running" without a lock says enough
         run.check_lock()  # what another process writes there is not ours to change
@@ -139,6 +153,8 @@ def _write_failure(run: RunDirectory, manifest: Manifest, error: BaseException, 
 def _explained(
     error: BaseException, run: RunDirectory, experiment: Experiment, foreseen: Foresight | None
 ) -> BaseException:
+    if isinstance(error, LostProcessError):
+        return LostProcessError(f"{error} Use {run.ways_on}.")
     if isinstance(error, KeyboardInterrupt):
         result = experiment.adapter.artifact
         message = f"stopped. {run.folder} has the metrics so far, but no {result}. Use {run.ways_on}."

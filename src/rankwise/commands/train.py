@@ -13,6 +13,7 @@ from typing import Any
 
 from rankwise.adapters.targets import tables_of_the_head
 from rankwise.commands.recorded_run import record
+from rankwise.commands.several import refuse_preference, refuse_several
 from rankwise.config.experiment import Experiment
 from rankwise.data.preparation import Prepared
 from rankwise.data.preparing import TextWriting, prepare, refuse_fatal
@@ -26,11 +27,13 @@ from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import decided, objective_of
 from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.directory import RunDirectory
+from rankwise.runs.followed import FollowedRun
 from rankwise.runs.lineage import Round
 from rankwise.runs.manifest import BackOff, Manifest
 from rankwise.runs.records import Callback, StatusMessage, WarningCollector, WarningMessage, silent
 from rankwise.runs.resumable import Resumable
 from rankwise.runs.tuning import Tuning
+from rankwise.system.launched import launched
 from rankwise.system.memory import limited_memory
 from rankwise.training.accuracy_budget import tasks_of_run
 from rankwise.training.anchor import text_of_run
@@ -44,6 +47,7 @@ from rankwise.training.trials import Trials
 from rankwise.training.tuning import tune
 from rankwise.training.validation import SCORERS
 from rankwise.training.workload import Workload
+from rankwise.training.world import join
 
 OWN_HEAD = "the model has a head with as many outputs already, which is trained further and not drawn anew"
 LABELS_AS_ANSWERS = (
@@ -86,17 +90,25 @@ def train(
 ) -> Trained:  # fmt: skip
     """Train an adapter or a whole model; the result lies in `runs/NAME`. A `model` that is loaded already saves loading
     it again; the method full learns on a copy of it. ResourceError where the plan says that it cannot fit into memory,
-    unless `force_memory`. An adapter to begin with must have been trained on the same base, unless `force_base`."""
+    unless `force_memory`. An adapter to begin with must have been trained on the same base, unless `force_base`.
+    Several processes that torchrun started train together; the first of them writes, and speaks."""
     if restart and resume:
         raise ConfigError(["--restart starts again from the first step and --resume continues; give one of them."])
-    run, callback = RunDirectory.named(experiment.run), WarningCollector(callback)
-    experiment = decided(experiment, callback)
+    if launched() is not None:
+        refuse_several(experiment)
+    world = join()
+    run = (RunDirectory if world.is_first else FollowedRun).named(experiment.run)
+    callback = WarningCollector(callback if world.is_first else silent)
     with run.claimed(restart=restart, resume=resume) as run, limited_memory(experiment.model.memory_bytes):
+        world.wait_for_turn()
+        experiment = decided(experiment, callback)
         back_offs: tuple[BackOff, ...] = ()
         while True:
             resumable = Resumable(run) if resume else None
             try:
-                return _trained(experiment, run, callback, resumable, model, back_offs, force_memory, force_base)
+                return _trained(
+                    experiment, run, callback, resumable, model, back_offs, world, force_memory, force_base
+                )  # fmt: skip
             except Diverged as error:
                 back_offs = back_off(run, experiment.training, error)
                 if not back_offs:
@@ -107,7 +119,7 @@ def train(
 
 def _trained(
     experiment: Experiment, run: RunDirectory, callback: WarningCollector, resumable: Resumable | None,
-    model: LoadedModel | None, back_offs: tuple[BackOff, ...], force_memory: bool, force_base: bool,
+    model: LoadedModel | None, back_offs: tuple[BackOff, ...], world: World, force_memory: bool, force_base: bool,
 ) -> Trained:  # fmt: skip
     """From what is on the disk to the end; Diverged where it may begin anew."""
     start = None if resumable is not None else start_of(experiment, callback)
@@ -116,6 +128,8 @@ def _trained(
     elif start is not None:
         experiment = start.foreseen(experiment)
     objective = objective_of(experiment, callback)
+    if world.is_several:
+        refuse_preference(objective.name)
     if start is not None:
         start.check_targets(objective.targets, callback)
     if model is not None and (problem := _misfit(model, experiment, objective)):
@@ -130,6 +144,7 @@ def _trained(
         experiment = start.settled(experiment, loaded, callback, force_base=force_base)
     method = method_of(experiment.adapter)
     prepared, loaded = _prepared(experiment, objective, loaded, callback)
+    world.end_turn()
     scorer = SCORERS[objective.name](experiment.validation, loaded, prepared, objective)
     rows = prepared.rows_in_pass
     config = training_config.resolved(rows, loaded.width, experiment.auto_rate)
@@ -153,10 +168,11 @@ def _trained(
         text = text_of_run(config, loaded, trainable, callback)
         training = TrainingRun(
             experiment, config, run, loaded, method, trainable, prepared, scorer, work, callback,
-            _lineage(start, resumable), text, tasks, tuning,
+            _lineage(start, resumable), text, tasks, tuning, world,
         )  # fmt: skip
         result = training.result
         manifest = record(training, foreseen, resumable, force_memory=force_memory, back_offs=back_offs)
+        world.barrier()  # what the first one wrote is there for all
         tuned = method.tuned(loaded, result)
         return Trained(RunDirectory(run.folder), manifest, result, tuned, trainable, objective.targets)
     except BaseException:

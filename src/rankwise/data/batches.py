@@ -146,6 +146,9 @@ Vary = Callable[[Tokens, int], Tokens]
 """A row, and its position in the whole training, to the row as it is seen there."""
 
 
+Share = Callable[[Sequence[Tokens]], list[Tokens]]
+
+
 @dataclass(frozen=True)
 class Batches:
     """The rows of each step, without end: one pass after another, each in its own order."""
@@ -160,6 +163,8 @@ class Batches:
     """The number of the row that is shown at a position; None shows every row once in a pass."""
     in_pass: int | None = None
     """How many positions make a pass; None: as many as there are rows."""
+    share: Share | None = None
+    """The rows of a step to those that this process computes; None for all of them."""
 
     @classmethod
     def of(
@@ -178,8 +183,11 @@ class Batches:
         return cls.of(prepared.shown_rows, config, arrange, vary, order, in_pass)
 
     def at(self, step: int) -> list[Batch]:
-        """The micro-batches of step 0, 1, 2, …"""
-        return self.arrange(self.rows_of(step), self.max_batch_tokens)
+        """The micro-batches of step 0, 1, 2, …; none where this process has no share in it."""
+        rows = self.rows_of(step)
+        if self.share is not None and not (rows := self.share(rows)):
+            return []
+        return self.arrange(rows, self.max_batch_tokens)
 
     def rows_of(self, step: int) -> list[Tokens]:
         positions = range(step * self.batch_size, (step + 1) * self.batch_size)

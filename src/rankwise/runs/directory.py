@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any
+from typing import Any, Self
 
 from rankwise.config.experiment import Experiment
 from rankwise.errors import RunBusyError, RunError, did_you_mean, some
@@ -50,7 +50,7 @@ class RunDirectory:
     files: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def named(cls, name: str) -> RunDirectory:
+    def named(cls, name: str) -> Self:
         return cls(Path("runs") / name)
 
     @property

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 
+from rankwise.system.launched import processes_here
+
 CGROUPS, OURS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 V2 = ("memory.max", "memory.current")
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
@@ -22,8 +24,9 @@ LIMIT: ContextVar[int | None] = ContextVar("LIMIT", default=None)
 def available_memory() -> int:
     """Free memory in bytes: the smallest of the machine's free memory and what the limits of this process's control
     groups, and its own (`limited_memory`), leave. File cache that can be dropped counts as free, as in the machine's
-    own figure."""
-    return max(0, min([psutil.virtual_memory().available, *_left(), *_own_left()]))
+    own figure. Processes that train together on one machine share what is free."""
+    free = min([psutil.virtual_memory().available, *_left()]) // processes_here()
+    return max(0, min([free, *_own_left()]))
 
 
 @contextmanager

@@ -38,9 +38,15 @@ class PairTally:
 
 
 @torch.no_grad()
-def mean_loss(loss_of: Loss, batches: Iterable[Batch], device: torch.device) -> tuple[float, float]:
-    """The loss of a prediction over all batches, and the number of predictions."""
+def sum_loss(loss_of: Loss, batches: Iterable[Batch], device: torch.device) -> tuple[float, float]:
+    """The sum of the losses of all batches, and the number of predictions."""
     total, count = 0.0, 0.0
     for batch in batches:
         total, count = total + loss_of(batch.to(device)).item(), count + batch.count
+    return total, count
+
+
+def mean_loss(loss_of: Loss, batches: Iterable[Batch], device: torch.device) -> tuple[float, float]:
+    """The loss of a prediction over all batches, and the number of predictions."""
+    total, count = sum_loss(loss_of, batches, device)
     return total / count, count

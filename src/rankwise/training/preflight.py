@@ -27,6 +27,7 @@ from rankwise.planning.planned_device import OF_LIMIT
 from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.manifest import BackendName, Forecasted
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
+from rankwise.system.launched import launched, processes_here
 
 YEAR = 365.25 * 86_400
 CERTAIN = 0.85
@@ -77,7 +78,7 @@ class Foresight:
 
     def _refuse_endless(self) -> None:
         duration = self.plan.duration
-        if duration is not None and duration.total.low > YEAR:
+        if launched() is None and duration is not None and duration.total.low > YEAR:
             raise ConfigError([
                 f"{self.plan.steps:,} steps are forecast to take {duration.total.low / YEAR:,.0f} years or more. "
                 "Choose fewer with --steps or --epochs."
@@ -89,7 +90,7 @@ class Foresight:
         return self.plan.remedies_for(min(self.plan.device.usable, round(SMALLER * made.needed)))[:OFFERED]
 
     def recorded(self) -> Forecasted:
-        made, told = self.plan.forecast, self.plan.duration
+        made, told = self.plan.forecast, None if launched() else self.plan.duration  # that is of one process
         return Forecasted(
             peak_bytes=made.peak, memory={part.name: round(part.bytes) for part in made.memory.parts},
             device=self.plan.device.name, trainable_parameters=made.parameters.trainable,
@@ -169,7 +170,8 @@ def _device(experiment: Experiment) -> Device:
     device = choose_precision(experiment.base).device
     if device.type == "cpu":
         found = this_processor()
-        return with_memory(found, found.memory + psutil.Process().memory_info().rss)
+        share = (found.memory + psutil.Process().memory_info().rss) / processes_here()
+        return with_memory(found, round(share))
     if device.type == "mps":
         return this_machine()
     free, total = torch.cuda.mem_get_info(device)

@@ -32,6 +32,7 @@ from rankwise.training.checkpoints import restore
 from rankwise.training.early_stopping import Validated
 from rankwise.training.state import TrainState
 from rankwise.training.validation import check_best
+from rankwise.training.world import World
 
 SAID_OF_ROWS: Mapping[str, Any] = {
     **dict.fromkeys(("warnings", "advice", "hold_out", "labels", "distinct_labels", "unused_columns", "licence"), True),
@@ -105,6 +106,22 @@ def take_up(
     run.go_on(state.step, {METRICS: metrics, **files})
     again = {"status": "running", "ended": None, "problem": None, "resumed": (*begun.resumed, Resumed(step=state.step))}
     past.manifest = begun.model_copy(update=again)
+    return past
+
+
+def take_up_together(
+    world: World, resumable: Resumable, state: TrainState, now: Manifest, data_report: DataReport, callback: Callback
+) -> Past:  # fmt: skip
+    """The same in several processes: the first one takes the run up, and the others read what it went on from."""
+    world.barrier()  # all have read what the first may change now
+    past = take_up(resumable, state, now, data_report, callback) if world.is_first else None
+    step = world.share(lambda: state.step)
+    if past is None:
+        past = Past(resumable.manifest)
+        if step:
+            restore(state, resumable.run.checkpoint(step))
+            _, past = _until(step, resumable.run.metrics, resumable.manifest)
+    world.barrier()  # the first one writes over nothing that another still reads
     return past
 
 

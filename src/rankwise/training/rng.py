@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,11 @@ def set_random_states(device: torch.device, states: dict[str, Tensor]) -> None:
         torch.cuda.set_rng_state(states["cuda"], device)
     elif device.type == "mps":
         torch.mps.set_rng_state(states["mps"])
+
+
+def seed_process(seed: int, step: int, rank: int) -> None:
+    """Let each of several processes draw numbers of its own in a step: a function of these three alone."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1))
 
 
 @contextmanager

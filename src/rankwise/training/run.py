@@ -12,6 +12,7 @@ from pathlib import Path
 from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batches
+from rankwise.data.dealing import share_of
 from rankwise.data.preparation import Prepared
 from rankwise.data.preparing import facts_of, summary_lines
 from rankwise.evaluation.text import Text
@@ -30,6 +31,7 @@ from rankwise.runs.records import StepRecord, WarningCollector
 from rankwise.runs.resumable import Resumable
 from rankwise.runs.tuning import Tuning
 from rankwise.system.memory import available_memory
+from rankwise.text.tokenize import Tokens
 from rankwise.training.accuracy_budget import AccuracyBudget, AccuracyTask
 from rankwise.training.anchor import Anchor, BaseOnText
 from rankwise.training.backend import Backend, Eager, Fused
@@ -40,10 +42,11 @@ from rankwise.training.loss_watch import FACTOR, HEAD_FACTOR, LossWatch
 from rankwise.training.pair_backend import PairBackend
 from rankwise.training.reference import Reference, reference_of, reference_of_run
 from rankwise.training.state import TrainState
-from rankwise.training.trainer import Trainer
+from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.validation import Scorer, Validation, early_stopping_of, refuse_no_choice
 from rankwise.training.validation_pairs import PairScorer, pair_results
 from rankwise.training.workload import Workload, prefix_room
+from rankwise.training.world import ALONE, World
 
 Budget = ForgettingBudget | AccuracyBudget
 
@@ -71,6 +74,7 @@ class TrainingRun:
     """Of a budget of accuracy."""
     tuning: Tuning | None = None
     """How its learning rate was chosen, where trials were asked for."""
+    world: World = ALONE
 
     @property
     def result(self) -> Path:
@@ -163,12 +167,17 @@ class TrainingRun:
             config=config,
             interval=self.validation_interval,
             early_stopping=early_stopping_of(config, self.trainable),
-            batches=backend.layout(list(rows), self.config.max_batch_tokens) if len(rows) else [],
+            batches=backend.layout(own, self.config.max_batch_tokens) if (own := self._own(list(rows))) else [],
             rows=len(rows),
             scorer=scorer,
             run=self.run,
             unit=self.prepared.data_report.loss_unit,
+            world=self.world,
         )
+
+    def _own(self, rows: Sequence[Tokens]) -> list[Tokens]:
+        """This process's share of them."""
+        return share_of(rows, self.world.rank, self.world.size)
 
     def anchor(self, backend: Backend) -> Anchor | None:
         """None where the run is not held to its base."""
@@ -203,15 +212,18 @@ class TrainingRun:
         budget: Budget | None, watch: LossWatch,
     ) -> Trainer:  # fmt: skip
         """Before its first step, with everything that happens between steps. A budget comes before what measures the
-        result."""
+        result. Of several processes, the first writes and reports."""
         interval, count = self.config.checkpoint_interval(self.steps), self.config.keep_checkpoints
         backs_off = self.config.on_divergence == "back-off"
         checkpoints = SaveCheckpoints(self.run, interval, count, log, watch, backs_off)
         budgets = [] if budget is None else [budget]
-        hooks = [LogMetrics(log), watch, *budgets, validation, checkpoints, Report(self.callback)]
+        hooks: list[Hook] = [LogMetrics(log), watch, *budgets, validation, checkpoints, Report(self.callback)]
         vary = augmentation(self.experiment.images, self.config.seed)
         batches = Batches.of_prepared(self.prepared, self.config, backend.layout, vary)
-        return Trainer(self.trainable, batches, self.config, backend, hooks, anchor)
+        if self.world.is_several:
+            batches = replace(batches, share=self._own)
+        own = hooks if self.world.is_first else [watch, validation]
+        return Trainer(self.trainable, batches, self.config, backend, own, anchor, self.world)
 
     def save(self, results: Results) -> Results:
         """Write what was learned."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import psutil
@@ -16,9 +17,30 @@ from rankwise.runs.records import RankRecord, StepRecord
 from rankwise.training.finite import Diverged, first_not_finite
 from rankwise.training.losses import Loss
 from rankwise.training.state import TrainState
+from rankwise.training.world import ALONE, World
 
 CLIP_MARGIN = 1e-6
 """What torch adds to the norm before it divides by it."""
+
+
+@dataclass(frozen=True)
+class StepTotals:
+    """Of all micro-batches of a step, in all processes."""
+
+    count: float
+    tokens: int
+    images: int
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch], world: World = ALONE) -> StepTotals:
+        """StoppedTogether where a process was asked to stop before this step."""
+        count, tokens, images = (sum(getattr(one, name) for one in batches) for name in ("count", "tokens", "images"))
+        if not world.is_several:
+            return cls(count, tokens, images)
+        every = world.gather([count, tokens, images, world.stop_code])
+        world.heed([row[3] for row in every])
+        count, tokens, images, _ = map(sum, zip(*every, strict=True))
+        return cls(count, round(tokens), round(images))
 
 
 class Anchoring(Protocol):
@@ -30,16 +52,22 @@ class Anchoring(Protocol):
 
 
 def optimizer_step(
-    state: TrainState, batches: Sequence[Batch], loss_of: Loss, epoch: float, anchor: Anchoring | None = None
-) -> tuple[StepRecord, RankRecord | None]:
-    """Learn from all micro-batches at once; the loss is the mean over their predictions together.
+    state: TrainState, batches: Sequence[Batch], loss_of: Loss, epoch: float, anchor: Anchoring | None = None,
+    world: World = ALONE, totals: StepTotals | None = None,
+) -> tuple[StepRecord, RankRecord | None]:  # fmt: skip
+    """Learn from all micro-batches at once; the loss is the mean over their predictions together. Of several
+    processes each has some of the batches, and `totals` are those of all.
 
     What keeps an adapter's factors apart is no part of that loss: its gradient is added once, before clipping.
     NoRoom where memory runs out before the update.
     """
     began = time.perf_counter()
-    count = sum(batch.count for batch in batches)
+    totals = totals or StepTotals.of(batches)
+    count = totals.count
     loss, divergence = _learn(state, batches, loss_of, count, anchor)
+    if world.is_several:
+        (loss,) = world.sums([loss])
+        world.sum_gradients(state.parameters)
     state.trainable.add_penalty()
     total = torch.nn.utils.get_total_norm([one.grad for one in state.parameters if one.grad is not None])
     norm = total.item()
@@ -59,11 +87,11 @@ def optimizer_step(
         loss=loss,
         learning_rate=rate,
         gradient_norm=norm,
-        tokens=sum(batch.tokens for batch in batches),
+        tokens=totals.tokens,
         loss_tokens=max(1, round(count)),
         seconds=time.perf_counter() - began,
         resident_bytes=psutil.Process().memory_info().rss,
-        images=sum(batch.images for batch in batches),
+        images=totals.images,
         divergence=divergence,
     )
     return record, plan

@@ -26,10 +26,14 @@ from rankwise.training.auto_batch import StepBatches, halved
 from rankwise.training.backend import Backend
 from rankwise.training.finite import averages_of, check_finite
 from rankwise.training.liveness import AFTER, Liveness
-from rankwise.training.rng import preserve_rng_state
+from rankwise.training.rng import preserve_rng_state, seed_process
 from rankwise.training.schedules import rate_factor
 from rankwise.training.state import TrainState, adamw
-from rankwise.training.step import NoRoom, optimizer_step
+from rankwise.training.step import NoRoom, StepTotals, optimizer_step
+from rankwise.training.world import ALONE, World
+
+STEPS_BETWEEN_CHECKS = 100
+"""Between two comparisons of the weights of several processes, beside those at the decisions about ranks."""
 
 
 class Hook:
@@ -54,12 +58,12 @@ class Trainer:
 
     def __init__(
         self, trainable: Trainable, batches: StepBatches, config: TrainingConfig, backend: Backend,
-        hooks: Sequence[Hook] = (), anchor: Anchor | None = None,
+        hooks: Sequence[Hook] = (), anchor: Anchor | None = None, world: World = ALONE,
     ) -> None:  # fmt: skip
         assert config.steps is not None and not isinstance(config.learning_rate, str), "the settings are resolved"
         steps, highest = config.steps, float(config.learning_rate)
         self.trainable, self.batches, self.config, self.backend, self.hooks = trainable, batches, config, backend, hooks
-        self.anchor = anchor
+        self.anchor, self.world = anchor, world
         self.state = TrainState(
             trainable=trainable,
             optimizer=adamw(trainable, config),
@@ -78,6 +82,7 @@ class Trainer:
     def run(self) -> Generator[StepRecord]:
         """Train from the state's step to the last one, and give each step's record when its hooks are done."""
         with self.backend.active():
+            self._check_same()
             if self.state.step == 0:
                 if self.trainable.initial_ranks is not None:
                     self.emit(self.trainable.initial_ranks)
@@ -86,6 +91,7 @@ class Trainer:
                 self._liveness.begin(self.state)
                 torch.manual_seed(self.config.seed)
             yield from self._steps()
+            self.world.check_stop()
             self._check_that_all_learned()
             for hook in self.hooks:
                 hook.after_last_step(self)
@@ -128,10 +134,14 @@ class Trainer:
                 yield self._timed_step()
                 if self.state.step == AFTER:
                     self._check_that_all_learned()
-                heed()
+                if not self.world.is_several:  # several stop together, before the next step
+                    heed()
         finally:
             self._training = False
             self.trainable.train(False)
+
+    def _check_same(self) -> None:
+        self.world.check_same(self.trainable.state_dict().tensors, f"after step {self.state.step}")
 
     def _check_that_all_learned(self) -> None:
         for warning in self._liveness.check(self.state):
@@ -143,6 +153,8 @@ class Trainer:
         self.emit(record)
         if ranks is not None:
             self.emit(ranks)
+        if ranks is not None or self.state.finished or self.state.step % STEPS_BETWEEN_CHECKS == 0:
+            self._check_same()
         for hook in self.hooks:
             hook.after_step(self)
         self.seconds += time.perf_counter() - began - (self._aside - aside)
@@ -150,19 +162,23 @@ class Trainer:
 
     def _step(self) -> tuple[StepRecord, RankRecord | None]:
         """Where memory runs out and `auto_batch` is set, begin the step again with less at once."""
-        state, tally = self.state, self.backend.tally
+        state, tally, world = self.state, self.backend.tally, self.world
+        given = self.batches.at(state.step)
+        totals = StepTotals.of(given, world)
+        if world.is_several:
+            seed_process(self.config.seed, state.step, world.rank)
         while True:
-            batches = self.batches
             if tally is not None:
                 tally.clear()
             try:
-                epoch = batches.epoch(state.step + 1)
-                record, ranks = optimizer_step(state, batches.at(state.step), self.backend.loss, epoch, self.anchor)
+                epoch = self.batches.epoch(state.step + 1)
+                record, ranks = optimizer_step(state, given, self.backend.loss, epoch, self.anchor, world, totals)
                 return record if tally is None else replace(record, **tally.means), ranks
             except NoRoom:
-                smaller = halved(batches, state.step) if self.config.auto_batch else None
+                smaller = halved(self.batches, state.step) if self.config.auto_batch else None
                 if smaller is None:
                     raise
                 self.batches, message = smaller
+                given = self.batches.at(state.step)
             self.emit(WarningMessage(message))
             state.optimizer.zero_grad(set_to_none=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
 from rankwise.config.validation import ValidationConfig
@@ -25,12 +25,13 @@ from rankwise.runs.records import LossRecord, SampleRecord, ScoreRecord, StatusM
 from rankwise.runs.target_facts import OF_LANGUAGE_MODELS
 from rankwise.training.checkpoints import check_snapshot, load_snapshot, save_snapshot
 from rankwise.training.early_stopping import Candidate, EarlyStopping, Validated
-from rankwise.training.losses import mean_loss
+from rankwise.training.losses import sum_loss
 from rankwise.training.state import TrainState
 from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.validation_classes import class_scorer, tag_scorer
 from rankwise.training.validation_pairs import pair_scorer
 from rankwise.training.validation_prompts import answer_scorer
+from rankwise.training.world import ALONE, World
 
 
 class Scorer(Protocol):
@@ -68,6 +69,8 @@ class Validation(Hook):
     run: RunDirectory
     unit: str = OF_LANGUAGE_MODELS
     """Of the loss."""
+    world: World = ALONE
+    """`batches` are this process's share of the rows."""
     records: list[Validated] = field(default_factory=list)
     result_step: int = 0
     result_why: str = "the last step"
@@ -99,6 +102,7 @@ class Validation(Hook):
         if self.config.keep == "best" and best is not None:
             self.result_step, self.result_why = best.step, self._praise(best)
             if best.step != trainer.state.step:
+                self.world.barrier()  # the first process has written it
                 load_snapshot(trainer.state, self.run.snapshot(best.step))
                 trainer.emit(StatusMessage(
                     f"the result is the adapter after step {best.step}, not {trainer.state.step}: {self.result_why}"
@@ -128,7 +132,8 @@ class Validation(Hook):
     def _measured(self, trainer: Trainer, step: int) -> list[Validated]:
         with trainer.aside():
             losses = [self._loss(trainer, step)] if self.rows else []
-            records: list[Validated] = [*self.scorer.scores(step), *losses]
+            scores = self.world.share(lambda: [asdict(one) for one in self.scorer.scores(step)])
+            records: list[Validated] = [*(ScoreRecord(**one) for one in scores), *losses]
         for record in records:
             _check_loss(record)
         return records
@@ -136,10 +141,12 @@ class Validation(Hook):
     def _loss(self, trainer: Trainer, step: int) -> LossRecord:
         if (tally := trainer.backend.tally) is not None:
             tally.clear()
-        loss, count = mean_loss(trainer.backend.loss, self.batches, trainer.state.device)
-        return LossRecord(step=step, loss=loss, loss_tokens=max(1, round(count)), sequences=self.rows, unit=self.unit)
+        total, count = self.world.sums(sum_loss(trainer.backend.loss, self.batches, trainer.state.device))
+        return LossRecord(step=step, loss=total / count, loss_tokens=max(1, round(count)), sequences=self.rows, unit=self.unit)
 
     def _sample(self, trainer: Trainer, step: int) -> None:
+        if not self.world.is_first:
+            return
         with trainer.aside():
             samples = self.scorer.samples(step)
         for record in samples:
@@ -148,6 +155,8 @@ class Validation(Hook):
     def _save_best(self, state: TrainState) -> None:
         """A snapshot where this step is the best so far; the one before it may still be needed."""
         best = self.early_stopping.best(self.records)
+        if not self.world.is_first:
+            return
         if self.config.keep == "best" and best is not None and best.step == state.step and not state.finished:
             self.run.snapshots.make_way(state.step)
             save_snapshot(state, self.run.snapshot(state.step))

@@ -1,0 +1,124 @@
+"""`rankwise train --processes N`: start N processes on this machine, by torchrun's own launcher, and wait for them.
+
+Each of them runs the same command. This process trains nothing: it passes on requests to stop, ends all where one has
+ended, and says what happened where none of them could.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import fields
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from uuid import uuid4
+
+import psutil
+import torch
+from torch import distributed
+
+from rankwise.commands.several import refuse_several
+from rankwise.config.experiment import Experiment
+from rankwise.errors import ConfigError, TrainingError
+from rankwise.runs.directory import RunDirectory
+from rankwise.runs.manifest import usable_cores
+from rankwise.system.launched import ENDED, read_problem
+
+GRACE = 6
+"""Seconds in which the others must end once one has ended; then they are killed."""
+
+
+def launch(experiment: Experiment, processes: int) -> int:
+    """The exit code with which all ended; what there was to say has been said by one of them, or is a TrainingError."""
+    refuse_several(experiment)
+    _check(experiment, processes)
+    _share_machine(processes)
+    with tempfile.TemporaryDirectory(prefix="rankwise-") as folder, _quiet(), _passed_on():
+        failures = _started(processes, folder)
+        if not failures:
+            return 0
+        problem = next(filter(None, map(read_problem, Path(folder).rglob(ENDED))), None)
+    if problem is not None:
+        return int(problem["exit_code"])
+    raise TrainingError(f"{_killed(failures, processes)} Use {RunDirectory.named(experiment.run).ways_on}.")
+
+
+def _started(processes: int, folder: str) -> Mapping[int, Any]:
+    """Run the command in each process, and wait. The failures by their ranks, none where all went well."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    settings: dict[str, Any] = {
+        "min_nodes": 1, "max_nodes": 1, "nproc_per_node": processes, "run_id": uuid4().hex, "rdzv_backend": "c10d",
+        "rdzv_endpoint": "localhost:0", "local_addr": "localhost", "max_restarts": 0, "monitor_interval": 0.1,
+        "logs_specs": DefaultLogsSpecs(log_dir=folder), "signals_to_handle": "SIGQUIT", "shutdown_timeout": GRACE,
+    }  # fmt: skip
+    known = {one.name for one in fields(LaunchConfig)}  # earlier versions of torch know fewer
+    config = LaunchConfig(**{name: value for name, value in settings.items() if name in known})
+    try:
+        elastic_launch(config, sys.executable)("-m", "rankwise", *sys.argv[1:])
+    except ChildFailedError as error:
+        return error.failures
+    return {}
+
+
+def _check(experiment: Experiment, processes: int) -> None:
+    if not distributed.is_available():
+        raise ConfigError([f"--processes {processes}: this torch ({torch.__version__}) has no torch.distributed."])
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if experiment.base.device in ("auto", "cuda") and 0 < cards < processes:
+        raise ConfigError([
+            f"--processes {processes} needs as many GPUs, and there {'is' if cards == 1 else 'are'} {cards}. Use "
+            "fewer, or --set model.device=cpu."
+        ])  # fmt: skip
+
+
+def _share_machine(processes: int) -> None:
+    """Each process gets its share of the cores; what the user has set is left as it is."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
+    if sys.platform in ("linux", "darwin"):  # they meet on this machine alone
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The launcher's log repeats what the processes say."""
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+@contextmanager
+def _passed_on() -> Iterator[None]:
+    """Requests to stop go to the processes, which agree on the step before which they do."""
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for child in psutil.Process().children():
+            with suppress(psutil.Error):
+                child.send_signal(number)
+
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        for number in numbers:
+            if before[number] is not signal.SIG_IGN:
+                signal.signal(number, pass_on)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _killed(failures: Mapping[int, Any], processes: int) -> str:
+    rank, failure = min(failures.items(), key=lambda one: (one[1].exitcode >= 0, one[0]))
+    how = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"
+    return f"process {rank + 1} of the {processes} of this training ended ({how}), so all of them ended."

@@ -1,0 +1,33 @@
+"""Rows dealt over several processes by what they cost, so that all of them are ready at about the same time.
+
+    the costliest row first, each to the share that costs the least so far
+
+No share then costs more than the mean and one row together. It is a function of the costs alone, so that every process
+deals alike, and the rows of all shares together are those that were given. A share may be empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from heapq import heapify, heappop, heappush
+
+from rankwise.text.tokenize import Tokens
+
+
+def deal(costs: Sequence[int], shares: int) -> list[list[int]]:
+    """The numbers of the rows in each share, ascending. Equal rows and shares go by their numbers."""
+    dealt: list[list[int]] = [[] for _ in range(shares)]
+    loads = [(0, number) for number in range(shares)]
+    heapify(loads)
+    for row in sorted(range(len(costs)), key=lambda row: (-costs[row], row)):
+        load, number = heappop(loads)
+        dealt[number].append(row)
+        heappush(loads, (load + costs[row], number))
+    return [sorted(rows) for rows in dealt]
+
+
+def share_of(rows: Sequence[Tokens], number: int, shares: int) -> list[Tokens]:
+    """The rows of one share; a row costs as much as it has tokens."""
+    if shares == 1:
+        return list(rows)
+    return [rows[row] for row in deal([len(row.ids) for row in rows], shares)[number]]

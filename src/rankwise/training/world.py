@@ -1,0 +1,249 @@
+"""The processes that train together: their number, their sums, and how they wait for each other.
+
+torchrun starts them, and torch's process groups connect them: gloo on processors, NCCL on GPUs. One process is the
+ordinary case, `ALONE`: every sum is its own, nobody is waited for, and no process group exists.
+
+    totals of a step     gathered in float64; each process adds them up in the same order
+    gradients            one flat sum for each dtype, in parts where there are many
+    facts                decided by the first process and given to all as JSON
+
+A process that is gone ends all others: whoever waits for it gets a LostProcessError.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from hashlib import sha256
+from typing import Any, TypeVar
+
+import psutil
+import torch
+from torch import Tensor, distributed, nn
+
+from rankwise.errors import Interrupted, TrainingError, first_line, is_out_of_memory
+from rankwise.system.launched import launched
+from rankwise.system.signals import check_when_asked, requested
+
+_Value = TypeVar("_Value")
+AT_ONCE = 1 << 24
+"""Numbers of a flat sum at most, so that it needs little memory beside the gradients; a larger tensor is alone."""
+PATIENCE = timedelta(days=1)
+"""How long processes wait while the first one downloads, encodes or validates. One that is gone is noticed at once."""
+WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
+"""Integers as wide as the numbers of a tensor."""
+
+
+class LostProcessError(TrainingError):
+    """Another process of the training is gone."""
+
+
+class StoppedTogether(Interrupted):
+    """All processes agreed to stop before this step."""
+
+
+@dataclass(frozen=True)
+class World:
+    """`control` is a process group on processors; `pids` are the processes of this machine by their rank."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    control: Any = None
+    pids: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes, and speaks."""
+        return self.rank == 0
+
+    @property
+    def is_several(self) -> bool:
+        return self.size > 1
+
+    def gather(self, values: Sequence[float]) -> list[list[float]]:
+        """The values of each process, which all give as many, by rank."""
+        if not self.is_several:
+            return [list(values)]
+        own = torch.tensor(values, dtype=torch.float64)
+        every = [torch.empty_like(own) for _ in range(self.size)]
+        with self._connected():
+            distributed.all_gather(every, own, group=self.control)
+        return [one.tolist() for one in every]
+
+    def sums(self, values: Sequence[float]) -> list[float]:
+        """Added up over all processes."""
+        return list(map(sum, zip(*self.gather(values), strict=True)))
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Replace each gradient by its sum over all processes. A parameter that has none anywhere is left so; the
+        optimizer passes over it."""
+        if not self.is_several:
+            return
+        kinds = dict.fromkeys((one.dtype, one.device) for one in parameters)
+        for kind in kinds:
+            for part in _parts([one for one in parameters if (one.dtype, one.device) == kind]):
+                self._sum_part(part)
+
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
+        self.gather([0.0])
+
+    def share(self, make: Callable[[], _Value]) -> _Value:
+        """What the first process makes, for all: anything that JSON can hold."""
+        if not self.is_several:
+            return make()
+        value = make() if self.is_first else None
+        text = json.dumps(value).encode() if self.is_first else b""
+        (length, *_), *_ = self.gather([float(len(text))])
+        sent = torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.empty(
+            int(length), dtype=torch.uint8
+        )  # fmt: skip
+        with self._connected():
+            distributed.broadcast(sent, 0, group=self.control)
+        return value if self.is_first else json.loads(sent.numpy().tobytes())  # pyright: ignore[reportReturnType]
+
+    def wait_for_turn(self) -> None:
+        """The first process of each machine goes on at once, so that what it downloads, converts and encodes is there
+        for the others, which wait for its `end_turn`."""
+        if self.local_rank > 0:
+            self.barrier()
+
+    def end_turn(self) -> None:
+        if self.is_several and self.local_rank == 0:
+            self.barrier()
+
+    def check_stop(self) -> None:
+        """StoppedTogether where any process was asked to stop."""
+        if self.is_several:
+            self.heed([row[0] for row in self.gather([self.stop_code])])
+
+    @property
+    def stop_code(self) -> float:
+        """The exit code of a request to stop; 0 without one."""
+        request = requested()
+        return 0.0 if request is None else float(getattr(request, "exit_code", 130))
+
+    def heed(self, codes: Sequence[float]) -> None:
+        if any(codes):
+            raise StoppedTogether("stopped.", int(max(codes)))
+
+    def check_same(self, tensors: Mapping[str, Tensor], when: str) -> None:
+        """TrainingError where a process has other numbers than the first."""
+        if not self.is_several:
+            return
+        digests = [row[0] for row in self.gather([_digest(tensors)])]
+        others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+        if others:
+            raise TrainingError(
+                f"{when}, process {others[0] + 1} of {self.size} has other weights than the first process. Processes "
+                "that train together must compute alike: use machines of one kind, with the same versions."
+            )
+
+    def check_peers(self) -> None:
+        """LostProcessError where a process of this machine is gone."""
+        if lost := [(rank, pid) for rank, pid in self.pids if pid != os.getpid() and not _is_alive(pid)]:
+            raise self._lost(*lost[0])
+
+    def _sum_part(self, parameters: Sequence[nn.Parameter]) -> None:
+        grads = [one.grad for one in parameters]
+        first = parameters[0]
+        there = torch.tensor([float(grad is not None) for grad in grads], dtype=first.dtype, device=first.device)
+        flat = torch.cat([
+            there, *((torch.zeros_like(one) if grad is None else grad).flatten()
+            for one, grad in zip(parameters, grads, strict=True))
+        ])  # fmt: skip
+        with self._connected():
+            distributed.all_reduce(flat)
+        anywhere, *values = flat.split([len(grads), *(one.numel() for one in parameters)])
+        for one, grad, value, count in zip(parameters, grads, values, anywhere.tolist(), strict=True):
+            if grad is not None:
+                grad.copy_(value.view_as(grad))
+            elif count:
+                one.grad = value.view_as(one).clone()
+
+    @contextmanager
+    def _connected(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            self.check_peers()
+            raise self._lost() from None
+
+    def _lost(self, rank: int | None = None, pid: int | None = None) -> LostProcessError:
+        which = f"process {rank + 1}" if rank is not None else "one"
+        number = f" (number {pid})" if pid is not None else ""
+        return LostProcessError(
+            f"{which} of the {self.size} processes of this training{number} has ended, so all of them ended. It was "
+            "killed, by somebody or because memory ran out, or its machine is gone."
+        )
+
+
+ALONE = World()
+_joined: list[World] = []
+
+
+def join() -> World:
+    """The processes that torchrun started, connected at the first call; ALONE where it started none."""
+    own = launched()
+    if own is None:
+        return ALONE
+    if _joined:
+        return _joined[0]
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if cards >= own.local_size:
+        torch.cuda.set_device(own.local_rank)
+    try:
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if cards >= own.local_size else "gloo")
+        control = distributed.new_group(backend="gloo", timeout=PATIENCE)
+    except RuntimeError as error:
+        raise TrainingError(f"the {own.size} processes cannot reach each other: {first_line(error)}.") from None
+    world = World(own.rank, own.size, own.local_rank, own.local_size, control)
+    machine = float(os.environ.get("GROUP_RANK", "0"))
+    every = world.gather([machine, float(os.getpid())])
+    pids = tuple((rank, int(pid)) for rank, (where, pid) in enumerate(every) if where == machine)
+    world = World(own.rank, own.size, own.local_rank, own.local_size, control, pids)
+    check_when_asked(world.check_peers)
+    atexit.register(_leave)
+    _joined.append(world)
+    return world
+
+
+def _leave() -> None:
+    with suppress(Exception):  # the others may be gone
+        distributed.destroy_process_group()
+
+
+def _parts(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    part: list[nn.Parameter] = []
+    for one in parameters:
+        if part and sum(other.numel() for other in part) + one.numel() > AT_ONCE:
+            yield part
+            part = []
+        part.append(one)
+    if part:
+        yield part
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> float:
+    """48 bits of a hash over the names, and over the sum of the bits of each tensor."""
+    seen = sha256()
+    for name, value in tensors.items():
+        bits = value.detach().contiguous().view(WORDS[value.element_size()])
+        seen.update(f"{name} {tuple(value.shape)} {int(bits.sum(dtype=torch.int64))}\n".encode())
+    return float(int.from_bytes(seen.digest()[:6]))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
