@@ -21,6 +21,7 @@ from rankwise.cli.doctor import doctor
 from rankwise.cli.evaluate import evaluate
 from rankwise.cli.export import OptionalAddress, export
 from rankwise.cli.extract import extract
+from rankwise.cli.failures import report_failures
 from rankwise.cli.inspect import inspect
 from rankwise.cli.merge import merge
 from rankwise.cli.models import models
@@ -32,6 +33,8 @@ from rankwise.cli.selftest import selftest
 from rankwise.cli.strength import strength
 from rankwise.cli.sweep import sweep
 from rankwise.cli.train import train
+from rankwise.errors import ConfigError
+from rankwise.system.launched import launched
 
 
 class Commands(TyperGroup):
@@ -72,11 +75,15 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def group(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    if launched() is not None and context.invoked_subcommand != "train":
+        with report_failures("--json" in sys.argv):
+            name = context.invoked_subcommand
+            raise ConfigError([f"rankwise {name} runs in one process; of several, torchrun can start rankwise train."])
 
 
 for command in (

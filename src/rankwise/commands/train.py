@@ -47,7 +47,7 @@ from rankwise.training.trials import Trials
 from rankwise.training.tuning import tune
 from rankwise.training.validation import SCORERS
 from rankwise.training.workload import Workload
-from rankwise.training.world import join
+from rankwise.training.world import World, join
 
 OWN_HEAD = "the model has a head with as many outputs already, which is trained further and not drawn anew"
 LABELS_AS_ANSWERS = (
@@ -145,6 +145,7 @@ def _trained(
     method = method_of(experiment.adapter)
     prepared, loaded = _prepared(experiment, objective, loaded, callback)
     world.end_turn()
+    world.check_same_rows(prepared.data_report.model_dump_json())
     scorer = SCORERS[objective.name](experiment.validation, loaded, prepared, objective)
     rows = prepared.rows_in_pass
     config = training_config.resolved(rows, loaded.width, experiment.auto_rate)

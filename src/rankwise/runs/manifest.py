@@ -18,6 +18,7 @@ from rankwise.runs.lineage import Round
 from rankwise.runs.pair_facts import PairResults
 from rankwise.runs.replay_facts import ReplayFacts
 from rankwise.runs.tuning import Tuning
+from rankwise.system.launched import launched
 
 PACKAGES = ("rankwise", "torch", "transformers", "tokenizers", "safetensors")
 BackendName = Literal["eager", "fused", "compiled"]
@@ -232,7 +233,9 @@ def installed_version(package: str) -> str:
 
 
 def machine() -> dict[str, Any]:
-    return {
+    """With the number of processes where several train together."""
+    several = {} if (own := launched()) is None else {"processes": own.size}
+    return several | {
         "system": platform.platform(terse=True),
         "processor": processor_name(),
         "cores": usable_cores(),

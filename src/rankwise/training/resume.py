@@ -144,7 +144,7 @@ def _restored(resumable: Resumable, state: TrainState) -> tuple[Past, bytes]:
 
 def changed_since(manifest: Manifest) -> str | None:
     """A sentence where the last process had other versions or another machine: sums may round otherwise."""
-    *earlier, last = ((one.versions, one.machine) for one in (manifest, *manifest.resumed))
+    *earlier, last = ((one.versions, {"processes": 1} | one.machine) for one in (manifest, *manifest.resumed))
     differing = [
         f"{key} was {old.get(key)} and is now {new.get(key)}"
         for old, new in zip(earlier[-1], last, strict=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,7 +26,7 @@ import psutil
 import torch
 from torch import Tensor, distributed, nn
 
-from rankwise.errors import Interrupted, TrainingError, first_line, is_out_of_memory
+from rankwise.errors import DataError, Interrupted, TrainingError, first_line, is_out_of_memory
 from rankwise.system.launched import launched
 from rankwise.system.signals import check_when_asked, requested
 
@@ -49,7 +49,8 @@ class StoppedTogether(Interrupted):
 
 @dataclass(frozen=True)
 class World:
-    """`control` is a process group on processors; `pids` are the processes of this machine by their rank."""
+    """`control` is a process group on processors; `pids` are the processes of this machine by their rank, and `parent`
+    is the one that started this."""
 
     rank: int = 0
     size: int = 1
@@ -57,6 +58,7 @@ class World:
     local_size: int = 1
     control: Any = None
     pids: tuple[tuple[int, int], ...] = ()
+    parent: int = 0
 
     @property
     def is_first(self) -> bool:
@@ -126,8 +128,11 @@ class World:
 
     @property
     def stop_code(self) -> float:
-        """The exit code of a request to stop; 0 without one."""
+        """The exit code of a request to stop, which is also made by the end of what started the processes; 0 without
+        one."""
         request = requested()
+        if request is None and self.parent != os.getppid():
+            return 143.0
         return 0.0 if request is None else float(getattr(request, "exit_code", 130))
 
     def heed(self, codes: Sequence[float]) -> None:
@@ -138,18 +143,30 @@ class World:
         """TrainingError where a process has other numbers than the first."""
         if not self.is_several:
             return
-        digests = [row[0] for row in self.gather([_digest(tensors)])]
-        others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
-        if others:
+        if (other := self._unlike(_bits_of(tensors))) is not None:
             raise TrainingError(
-                f"{when}, process {others[0] + 1} of {self.size} has other weights than the first process. Processes "
+                f"{when}, process {other + 1} of {self.size} has other weights than the first process. Processes "
                 "that train together must compute alike: use machines of one kind, with the same versions."
+            )
+
+    def check_same_rows(self, report: str) -> None:
+        """DataError where a process has prepared other rows than the first, by the report on them."""
+        if self.is_several and (other := self._unlike([report])) is not None:
+            raise DataError(
+                f"process {other + 1} of {self.size} reads other rows than the first process. All must see the same "
+                "files, which nobody changes meanwhile."
             )
 
     def check_peers(self) -> None:
         """LostProcessError where a process of this machine is gone."""
         if lost := [(rank, pid) for rank, pid in self.pids if pid != os.getpid() and not _is_alive(pid)]:
             raise self._lost(*lost[0])
+
+    def _unlike(self, texts: Iterable[str]) -> int | None:
+        """The first process whose texts differ from those of process 0, by 48 bits of their hash."""
+        own = sha256("\n".join(texts).encode()).digest()
+        first, *others = (row[0] for row in self.gather([float(int.from_bytes(own[:6]))]))
+        return next((rank for rank, digest in enumerate(others, start=1) if digest != first), None)
 
     def _sum_part(self, parameters: Sequence[nn.Parameter]) -> None:
         grads = [one.grad for one in parameters]
@@ -210,7 +227,7 @@ def join() -> World:
     machine = float(os.environ.get("GROUP_RANK", "0"))
     every = world.gather([machine, float(os.getpid())])
     pids = tuple((rank, int(pid)) for rank, (where, pid) in enumerate(every) if where == machine)
-    world = World(own.rank, own.size, own.local_rank, own.local_size, control, pids)
+    world = World(own.rank, own.size, own.local_rank, own.local_size, control, pids, os.getppid())
     check_when_asked(world.check_peers)
     atexit.register(_leave)
     _joined.append(world)
@@ -233,13 +250,11 @@ def _parts(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
         yield part
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> float:
-    """48 bits of a hash over the names, and over the sum of the bits of each tensor."""
-    seen = sha256()
+def _bits_of(tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """The name and the shape of each tensor, and the sum of its bits, which reads every number once."""
     for name, value in tensors.items():
         bits = value.detach().contiguous().view(WORDS[value.element_size()])
-        seen.update(f"{name} {tuple(value.shape)} {int(bits.sum(dtype=torch.int64))}\n".encode())
-    return float(int.from_bytes(seen.digest()[:6]))
+        yield f"{name} {tuple(value.shape)} {int(bits.sum(dtype=torch.int64))}"
 
 
 def _is_alive(pid: int) -> bool:

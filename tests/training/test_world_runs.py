@@ -1,0 +1,120 @@
+"""`rankwise train` by several processes: one run folder, one sentence at the end, and any number of them goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from library import rows
+from worlds import Disturbed, Ended, command, together
+
+pytestmark = pytest.mark.slow
+STEPS, EVERY = 11, 3
+WORDS = (
+    "train", "--model", "base", "--data", "rows.jsonl", "--run", "r", "--batch-size", "3", "--rank", "2", "--steps",
+    str(STEPS), "--backend", "eager", "--learning-rate", "0.01", "--held-out", "3", "--validate-every", "4", "--keep",
+    "best", "--set", f"training.checkpoint_steps={EVERY}", "--set", "model.dtype=float32", "--quiet", "--force-memory",
+)  # fmt: skip
+
+
+@pytest.fixture
+def folder(tiny_folder: Path, tmp_path: Path) -> Path:
+    shutil.copytree(tiny_folder, tmp_path / "base")
+    (tmp_path / "rows.jsonl").write_text(rows(13))
+    return tmp_path
+
+
+def train(folder: Path, size: int, *words: str, rank: int = 0, step: int = 0, what: str = "") -> list[Ended]:
+    """How each process ended; `size` 1 is the ordinary command."""
+    return together(command, size, folder, Disturbed((*WORDS, *words), rank, step, what))
+
+
+def finished(folder: Path, size: int, *words: str) -> dict[str, Tensor]:
+    for ended in train(folder, size, *words):
+        assert ended.code == 0, ended.errors
+    return load_file(folder / "runs/r/adapter/adapter_model.safetensors")
+
+
+def sentences(ended: list[Ended]) -> list[str]:
+    """What all processes said of the end; none of them prints a traceback."""
+    lines = [line for one in ended for line in one.errors.splitlines()]
+    assert not any("Traceback" in line for line in lines), lines
+    return [line for line in lines if line.startswith("rankwise: ")]
+
+
+def manifest(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "runs/r/manifest.json").read_text())
+
+
+def again(folder: Path) -> None:
+    shutil.rmtree(folder / "runs")
+
+
+def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max(float((value - other[name]).abs().max() / value.abs().max()) for name, value in one.items())
+
+
+@pytest.mark.parametrize(("rank", "step"), [(1, 5), (0, 7)])
+def test_a_process_that_is_killed_ends_all_and_the_run_goes_on_bit_for_bit(
+    folder: Path, rank: int, step: int
+) -> None:
+    whole = finished(folder, 2)
+    steps = [row["step"] for row in map(json.loads, (folder / "runs/r/metrics.jsonl").open()) if row["kind"] == "step"]
+    assert steps == list(range(1, STEPS + 1)), "one process writes"
+    again(folder)
+    ended = train(folder, 2, rank=rank, step=step, what="kill")
+    assert [one.code for one in ended][rank] == -9 and [one.code for one in ended][1 - rank] == 1
+    (sentence,) = sentences(ended)
+    assert f"process {rank + 1} of the 2 processes of this training" in sentence
+    assert f"--resume to continue from step {(step - 1) // EVERY * EVERY}" in sentence
+    assert manifest(folder)["status"] == ("failed" if rank == 1 else "running")
+    resumed = finished(folder, 2, "--resume")
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
+def test_a_request_to_one_process_stops_all_before_the_same_step(folder: Path) -> None:
+    ended = train(folder, 2, rank=1, step=5, what="stop")
+    assert [one.code for one in ended] == [143, 143]
+    (sentence,) = sentences(ended)
+    assert "stopped. runs/r has the metrics so far" in sentence and "--resume" in sentence
+    assert manifest(folder)["status"] == "interrupted"
+
+
+def test_a_run_goes_on_with_another_number_of_processes(folder: Path) -> None:
+    alone = finished(folder, 1)
+    again(folder)
+    for size, step, more in ((1, 4, ()), (2, 7, ("--resume",))):
+        train(folder, size, *more, rank=size - 1, step=step, what="kill")
+    mixed = finished(folder, 3, "--resume")
+    assert distance(alone, mixed) <= 1e-4
+    assert [one["step"] for one in manifest(folder)["resumed"]] == [3, 6]
+
+
+def test_an_error_of_one_process_is_the_one_sentence_of_all(folder: Path) -> None:
+    ended = train(folder, 2, rank=1, what="writes too")
+    assert all(one.code for one in ended)
+    (sentence,) = sentences(ended)
+    assert 'run "r" is being written by process' in sentence, "a second writer is kept out"
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (("--set", "training.learning_rate=tune"), "training.learning_rate=tune (--tune)"),
+        (("--anchor", "1"), "training.anchor (--anchor, --forget-at-most)"),
+    ],
+)
+def test_what_needs_one_process_is_refused_by_name(folder: Path, words: tuple[str, ...], name: str) -> None:
+    usual = [word for word in WORDS if word not in ("--learning-rate", "0.01")]
+    ended = together(command, 2, folder, Disturbed((*usual, *words)))
+    assert [one.code for one in ended] == [2, 2]
+    (sentence,) = sentences(ended)
+    assert f"several processes cannot train with {name} yet" in sentence
+    assert not (folder / "runs").exists()
