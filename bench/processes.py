@@ -4,9 +4,9 @@
     python bench/processes.py FOLDER --model MODEL --data ROWS --case time [--processes 1 2]
     ... [--json] [--out TITLE]
 
-`kills`: each training is begun with `rankwise train --processes N`, a random one of its processes is killed (SIGKILL) at
-a random moment, and the run is gone on with (--resume; --restart where nothing was saved yet). Recorded: how long until
-no process is left, what was said, and whether the adapter is bit for bit that of a training nobody disturbed.
+`kills`: each training is begun with `rankwise train --processes N`, a random one of its processes is killed (SIGKILL)
+at a random moment, and the run is gone on with (--resume; --restart where nothing was saved yet). Recorded: how long
+until no process is left, what was said, and whether the adapter is bit for bit that of an undisturbed training.
 
 `time`: the same training by each number of processes, and what a step is forecast to take,
 
@@ -85,9 +85,7 @@ def whole_run(words: Sequence[str], processes: int) -> dict[str, Any]:
     return {"seconds": time.monotonic() - began, "sha256": adapter_of("whole")}
 
 
-def killed(
-    words: Sequence[str], processes: int, number: int, seed: int, whole: dict[str, Any]
-) -> dict[str, Any]:
+def killed(words: Sequence[str], processes: int, number: int, seed: int, whole: dict[str, Any]) -> dict[str, Any]:
     """One training, killed, and gone on with."""
     points = random.Random(seed * 1000 + number)
     run, rank = f"killed-{number}", points.randrange(processes)
@@ -138,7 +136,7 @@ def timed(words: Sequence[str], size: int) -> dict[str, Any]:
     """The median time of a step, and of adding up as many numbers as learn."""
     run = f"time-{size}"
     subprocess.run(command(words, run, size, "--restart"), check=True, timeout=LONGEST)
-    rows = [json.loads(line) for line in Path("runs", run, "metrics.jsonl").open()]
+    rows = [json.loads(line) for line in Path("runs", run, "metrics.jsonl").read_text().splitlines()]
     seconds = sorted(row["seconds"] for row in rows if row["kind"] == "step")
     numbers = json.loads(Path("runs", run, "manifest.json").read_text())["results"]["trainable_parameters"]
     return {

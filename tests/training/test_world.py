@@ -31,6 +31,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     return made
 
 
+def numbers(learned: Learned) -> list[float]:
+    return [number for step in learned.steps for number in step]
+
+
 def distance(one: Learned, other: Learned) -> float:
     """The largest relative difference of any weight, loss, norm or validation."""
     assert one.weights.keys() == other.weights.keys()
@@ -38,7 +42,7 @@ def distance(one: Learned, other: Learned) -> float:
     for name, value in one.weights.items():
         assert value.shape == other.weights[name].shape, name
         differences.append(float((value - other.weights[name]).abs().max() / value.abs().max()))
-    for mine, theirs in ((sum(one.steps, []), sum(other.steps, [])), (one.validations, other.validations)):
+    for mine, theirs in ((numbers(one), numbers(other)), (one.validations, other.validations)):
         assert len(mine) == len(theirs)
         differences += [abs(a - b) / abs(a) for a, b in zip(mine, theirs, strict=True)]
     return max(differences)
@@ -58,10 +62,16 @@ def test_several_processes_are_one(folders: dict[int, Path], size: int, name: st
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in IN_FULL])
 def test_in_float32_they_are_one_but_for_rounding(folders: dict[int, Path], name: str, tmp_path: Path) -> None:
+    """Adam makes a whole step of a gradient that is nothing but rounding, so that losses are compared."""
     alone = learn(CASES[name], ALONE, tmp_path)
     first, second = (learned_by(folders[2], name, rank) for rank in range(2))
-    assert distance(alone, first) <= 1e-4
+    for mine, theirs in zip([*alone.validations, *losses(alone)], [*first.validations, *losses(first)], strict=True):
+        assert abs(mine - theirs) <= 1e-4 * mine
     assert all(torch.equal(first.weights[key], second.weights[key]) for key in first.weights)
+
+
+def losses(learned: Learned) -> list[float]:
+    return [step[0] for step in learned.steps]
 
 
 @pytest.mark.parametrize(

@@ -62,9 +62,7 @@ def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 
 @pytest.mark.parametrize(("rank", "step"), [(1, 5), (0, 7)])
-def test_a_process_that_is_killed_ends_all_and_the_run_goes_on_bit_for_bit(
-    folder: Path, rank: int, step: int
-) -> None:
+def test_a_process_that_is_killed_ends_all_and_the_run_goes_on_bit_for_bit(folder: Path, rank: int, step: int) -> None:
     whole = finished(folder, 2)
     steps = [row["step"] for row in map(json.loads, (folder / "runs/r/metrics.jsonl").open()) if row["kind"] == "step"]
     assert steps == list(range(1, STEPS + 1)), "one process writes"

@@ -59,7 +59,9 @@ def train(
     processes: Annotated[
         int | None,
         typer.Option(
-            "--processes", min=1, show_default=False,
+            "--processes",
+            min=1,
+            show_default=False,
             help="Train with so many processes on this machine, which share the rows of each step. The result is the "
             "same but for rounding.",
         ),

@@ -19,7 +19,9 @@ def refuse_several(experiment: Experiment) -> None:
         f"model.device={device}": device not in ("auto", "cpu", "cuda"),
         "Windows": sys.platform == "win32",
     }
-    problems = [f"several processes cannot train with {name} yet. {REST}" for name, is_used in refused.items() if is_used]
+    problems = [
+        f"several processes cannot train with {name} yet. {REST}" for name, is_used in refused.items() if is_used
+    ]
     if problems:
         raise ConfigError(problems)
 

@@ -142,7 +142,9 @@ class Validation(Hook):
         if (tally := trainer.backend.tally) is not None:
             tally.clear()
         total, count = self.world.sums(sum_loss(trainer.backend.loss, self.batches, trainer.state.device))
-        return LossRecord(step=step, loss=total / count, loss_tokens=max(1, round(count)), sequences=self.rows, unit=self.unit)
+        return LossRecord(
+            step=step, loss=total / count, loss_tokens=max(1, round(count)), sequences=self.rows, unit=self.unit
+        )
 
     def _sample(self, trainer: Trainer, step: int) -> None:
         if not self.world.is_first:
