@@ -25,7 +25,7 @@ from torch import distributed
 
 from rankwise.commands.several import refuse_several
 from rankwise.config.experiment import Experiment
-from rankwise.errors import ConfigError, TrainingError
+from rankwise.errors import ConfigError, Interrupted, TrainingError
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.manifest import usable_cores
 from rankwise.system.launched import ENDED, read_problem
@@ -39,13 +39,15 @@ def launch(experiment: Experiment, processes: int) -> int:
     refuse_several(experiment)
     _check(experiment, processes)
     _share_machine(processes)
-    with tempfile.TemporaryDirectory(prefix="rankwise-") as folder, _quiet(), _passed_on():
+    with tempfile.TemporaryDirectory(prefix="rankwise-") as folder, _quiet(), _passed_on() as requests:
         failures = _started(processes, folder)
         if not failures:
             return 0
         problem = next(filter(None, map(read_problem, Path(folder).rglob(ENDED))), None)
     if problem is not None:
         return int(problem["exit_code"])
+    if requests:  # none of them had begun to listen
+        raise Interrupted("stopped.", 128 + requests[0])
     raise TrainingError(f"{_killed(failures, processes)} Use {RunDirectory.named(experiment.run).ways_on}.")
 
 
@@ -98,10 +100,12 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _passed_on() -> Iterator[None]:
-    """Requests to stop go to the processes, which agree on the step before which they do."""
+def _passed_on() -> Iterator[list[int]]:
+    """Requests to stop go to the processes, which agree on the step before which they do. Gives the signals so far."""
+    requests: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        requests.append(number)
         for child in psutil.Process().children():
             with suppress(psutil.Error):
                 child.send_signal(number)
@@ -112,7 +116,7 @@ def _passed_on() -> Iterator[None]:
         for number in numbers:
             if before[number] is not signal.SIG_IGN:
                 signal.signal(number, pass_on)
-        yield
+        yield requests
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

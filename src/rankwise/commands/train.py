@@ -99,9 +99,9 @@ def train(
     world = join()
     run = (RunDirectory if world.is_first else FollowedRun).named(experiment.run)
     callback = WarningCollector(callback if world.is_first else silent)
+    world.wait_for_turn()
+    experiment = decided(experiment, callback)
     with run.claimed(restart=restart, resume=resume) as run, limited_memory(experiment.model.memory_bytes):
-        world.wait_for_turn()
-        experiment = decided(experiment, callback)
         back_offs: tuple[BackOff, ...] = ()
         while True:
             resumable = Resumable(run) if resume else None
