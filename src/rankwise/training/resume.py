@@ -117,10 +117,10 @@ def take_up_together(
     past = take_up(resumable, state, now, data_report, callback) if world.is_first else None
     step = world.share(lambda: state.step)
     if past is None:
-        past = Past(resumable.manifest)
-        if step:
-            restore(state, resumable.run.checkpoint(step))
-            _, past = _until(step, resumable.run.metrics, resumable.manifest)
+        restore(state, resumable.run.checkpoint(step))
+        begun = resumable.manifest
+        begun = begun.model_copy(update={"resumed": (*begun.resumed, Resumed(step=step))})
+        _, past = _until(step, resumable.run.metrics, begun)
     world.barrier()  # the first one writes over nothing that another still reads
     return past
 
