@@ -21,7 +21,7 @@ from typing import NoReturn
 
 from rankwise.cli.visible import visible
 from rankwise.errors import FULL, Interrupted, RankwiseError, ResourceError, typed
-from rankwise.system.launched import is_first_to_end
+from rankwise.system.launched import is_first_to_end, launched
 from rankwise.system.signals import ask_to_stop, forget, ignore_requests, requested
 
 
@@ -92,4 +92,8 @@ def _leave(message: str, kind: str, code: int, as_json: bool, error: BaseExcepti
         print(f"rankwise: {visible(message)}", file=sys.stderr)
         if as_json:
             print(json.dumps(problem))
+    if launched() is not None:  # the others are gone or going: nothing is left to be put in order with them
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     raise SystemExit(code) from None

@@ -30,7 +30,7 @@ from rankwise.runs.directory import RunDirectory
 from rankwise.runs.manifest import usable_cores
 from rankwise.system.launched import ENDED, read_problem
 
-GRACE = 6
+GRACE = 4
 """Seconds in which the others must end once one has ended; then they are killed."""
 
 
