@@ -22,7 +22,7 @@ from rankwise.errors import AdapterError, TrainingError
 from rankwise.methods.inject import inject
 from rankwise.training import trainer, validation
 from rankwise.training.finite import not_finite
-from rankwise.training.losses import mean_loss
+from rankwise.training.losses import sum_loss
 
 STEPS = 12
 METHODS = {
@@ -143,10 +143,10 @@ def test_a_validation_loss_that_is_no_number_is_an_error_of_the_training(monkeyp
     count = iter(range(1, 9))
 
     def loss(*words):
-        found, tokens = mean_loss(*words)
+        found, tokens = sum_loss(*words)
         return (float("nan") if next(count) == number else found), tokens
 
-    monkeypatch.setattr(validation, "mean_loss", loss)
+    monkeypatch.setattr(validation, "sum_loss", loss)
     assert f"validation loss {when} is nan" in refused(experiment("lora", 2, validation={"steps": STEPS}))
 
 

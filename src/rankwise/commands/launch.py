@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -58,9 +59,10 @@ def _started(processes: int, folder: str) -> Mapping[int, Any]:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     settings: dict[str, Any] = {
-        "min_nodes": 1, "max_nodes": 1, "nproc_per_node": processes, "run_id": uuid4().hex, "rdzv_backend": "c10d",
-        "rdzv_endpoint": "localhost:0", "local_addr": "localhost", "max_restarts": 0, "monitor_interval": 0.1,
-        "logs_specs": DefaultLogsSpecs(log_dir=folder), "signals_to_handle": "SIGQUIT", "shutdown_timeout": GRACE,
+        "min_nodes": 1, "max_nodes": 1, "nproc_per_node": processes, "run_id": uuid4().hex, "max_restarts": 0,
+        "rdzv_backend": "static", "rdzv_endpoint": f"localhost:{_free_port()}", "rdzv_configs": {"rank": 0},
+        "local_addr": "localhost", "logs_specs": DefaultLogsSpecs(log_dir=folder), "monitor_interval": 0.1,
+        "signals_to_handle": "SIGQUIT", "shutdown_timeout": GRACE,
     }  # fmt: skip
     known = {one.name for one in fields(LaunchConfig)}  # earlier versions of torch know fewer
     config = LaunchConfig(**{name: value for name, value in settings.items() if name in known})
@@ -69,6 +71,12 @@ def _started(processes: int, folder: str) -> Mapping[int, Any]:
     except ChildFailedError as error:
         return error.failures
     return {}
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
 
 
 def _check(experiment: Experiment, processes: int) -> None:
@@ -123,6 +131,9 @@ def _passed_on() -> Iterator[list[int]]:
 
 
 def _killed(failures: Mapping[int, Any], processes: int) -> str:
-    rank, failure = min(failures.items(), key=lambda one: (one[1].exitcode >= 0, one[0]))
+    """The one that was killed; the launcher ended the others by SIGTERM."""
+    rank, failure = min(
+        failures.items(), key=lambda one: (one[1].exitcode == -signal.SIGTERM, one[1].exitcode >= 0, one[0])
+    )
     how = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"
     return f"process {rank + 1} of the {processes} of this training ended ({how}), so all of them ended."
