@@ -93,7 +93,12 @@ def _leave(message: str, kind: str, code: int, as_json: bool, error: BaseExcepti
         if as_json:
             print(json.dumps(problem))
     if launched() is not None:  # the others are gone or going: nothing is left to be put in order with them
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        end_at_once(code)
     raise SystemExit(code) from None
+
+
+def end_at_once(code: int) -> NoReturn:
+    """Without the seconds that taking torch down may take on a busy machine."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rankwise.cli.display import Display, print_json
-from rankwise.cli.failures import report_failures
+from rankwise.cli.failures import end_at_once, report_failures
 from rankwise.cli.options import ConfigFile, Json, Quiet, Tune
 from rankwise.cli.settings import (
     ADAPTER,
@@ -79,7 +79,7 @@ def train(
         if own is None and processes is not None and processes > 1:
             from rankwise.commands.launch import launch
 
-            raise SystemExit(launch(experiment, processes))
+            end_at_once(launch(experiment, processes))
         from rankwise.commands.train import train as train_command
 
         keep_memory()
