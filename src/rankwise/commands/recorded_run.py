@@ -16,7 +16,7 @@ from rankwise.errors import Interrupted, RankwiseError, is_out_of_memory
 from rankwise.methods.starting import changed_since as start_changed
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.integrity import hashes_of
-from rankwise.runs.manifest import BackOff, Manifest, now
+from rankwise.runs.manifest import BackendName, BackOff, Manifest, now
 from rankwise.runs.metrics_log import MetricsLog
 from rankwise.runs.records import BackOffRecord, StatusMessage, WarningMessage
 from rankwise.runs.resumable import Resumable
@@ -45,7 +45,7 @@ def record(
     run, callback = training.run, training.callback
     training.check()
     setting, work, world = training.config.backend, training.work, training.world
-    name = (
+    name: BackendName = (
         resumable.manifest.backend
         if resumable is not None
         else world.share(lambda: choose_backend(work, setting, training.tokens_trained).name)
