@@ -93,7 +93,8 @@ def killed(words: Sequence[str], processes: int, number: int, seed: int, whole: 
     parent = subprocess.Popen(command(words, run, processes, "--restart"), stderr=subprocess.PIPE, text=True)
     moment = points.uniform(0.1, 0.9) * whole["seconds"]
     time.sleep(max(0.0, moment - (time.monotonic() - began)))
-    children = workers(parent.pid)
+    while len(children := workers(parent.pid)) < processes and parent.poll() is None:
+        time.sleep(0.01)
     if rank < len(children):
         os.kill(children[rank].pid, signal.SIGKILL)
     dead = time.monotonic()
