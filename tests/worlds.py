@@ -300,7 +300,7 @@ PLANTED: dict[str, Callable[[World], Any]] = {
 
 @dataclass(frozen=True)
 class Disturbed:
-    """`rankwise WORDS`, in which process `rank` does `what` after step `step`."""
+    """`rankwise WORDS`, in which process `rank` does `what` after step `step`; "diverge" is of all."""
 
     words: tuple[str, ...]
     rank: int = 0
@@ -312,9 +312,12 @@ def command(folder: Path, given: Disturbed) -> None:
     """In each process."""
     from rankwise.cli.main import app
     from rankwise.commands import recorded_run, train
+    from rankwise.training import loss_watch
 
     recorded_run.write_page = lambda *given: Path()  # its charts take a third of the time
-    if given.what and int(os.environ["RANK"]) == given.rank:
+    if given.what == "diverge":
+        loss_watch.ABOVE = -100.0  # so that every loss is far above
+    elif given.what and int(os.environ["RANK"]) == given.rank:
         disturb = {"kill": signal.SIGKILL, "stop": signal.SIGTERM}.get(given.what)
         if disturb is None:
             train.FollowedRun = RunDirectory  # pyright: ignore[reportAttributeAccessIssue]

@@ -102,11 +102,20 @@ def test_an_error_of_one_process_is_the_one_sentence_of_all(folder: Path) -> Non
     assert 'run "r" is being written by process' in sentence, "a second writer is kept out"
 
 
+def test_a_training_that_diverges_ends_all_with_one_sentence(folder: Path) -> None:
+    ended = train(folder, 2, what="diverge")
+    assert [one.code for one in ended] == [1, 1]
+    (sentence,) = sentences(ended)
+    assert "training has diverged" in sentence
+    assert manifest(folder)["status"] == "failed"
+
+
 @pytest.mark.parametrize(
     ("words", "name"),
     [
         (("--set", "training.learning_rate=tune"), "training.learning_rate=tune (--tune)"),
         (("--anchor", "1"), "training.anchor (--anchor, --forget-at-most)"),
+        (("--set", "training.on_divergence=back-off"), "training.on_divergence=back-off"),
     ],
 )
 def test_what_needs_one_process_is_refused_by_name(folder: Path, words: tuple[str, ...], name: str) -> None:

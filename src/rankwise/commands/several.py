@@ -16,6 +16,7 @@ def refuse_several(experiment: Experiment) -> None:
     refused = {
         "training.learning_rate=tune (--tune)": training.learning_rate == "tune",
         "training.anchor (--anchor, --forget-at-most)": training.anchor is not None,
+        "training.on_divergence=back-off": training.on_divergence == "back-off",
         f"model.device={device}": device not in ("auto", "cpu", "cuda"),
         "Windows": sys.platform == "win32",
     }
