@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rankwise.cli.plan_numbers import between_text, duration_text, size_text, spread_text
+from rankwise.planning.forecast import limit_of
 
 if TYPE_CHECKING:
     from rankwise.planning.fitting import Remedy
@@ -58,8 +59,8 @@ def _untrained(plan: Plan) -> Iterator[str]:
         "its forward pass cannot be simulated without its weights; for this model, only the parameters are counted, "
         "and the memory that follows from them"
         if is_causal
-        else "memory and time are forecast for causal language models and classifiers only; for this model, only the "
-        "parameters are counted"
+        else "memory and time are forecast for language models, encoders with decoders and classifiers only; for this "
+        "model, only the parameters are counted"
     )
     yield _row("", why)
     if shape.is_encoder or shape.image is not None:
@@ -68,7 +69,7 @@ def _untrained(plan: Plan) -> Iterator[str]:
 
 
 def _blocks(plan: Plan) -> str:
-    if plan.shape.image is not None and plan.shape.blocks.count == 1:
+    if plan.shape.image is not None and plan.shape.block_count == 1:
         return f"{len(plan.shape.layers):,} layers"
     return " + ".join(f"{stack.count} blocks of width {stack.width:,}" for stack in plan.shape.stacks)
 
@@ -133,15 +134,14 @@ def _rows(plan: Plan) -> Iterator[str]:
         "rows",
         f"{about}{rows.documents.likely:,.0f} {'sequences' if rows.sequences == 1 else 'pairs'}, "
         f"{rows.tokens.likely:,.0f} tokens"
-        f"{between_text(rows.tokens, '{:,.0f}')}, {_learned(plan)}; median length "
-        f"{rows.median:,}, longest {rows.longest:,} tokens",
+        f"{between_text(rows.tokens, '{:,.0f}')}, {_learned(plan)}; {_lengths(plan)}",
     )
     if rows.replayed:
         yield _row("", f"{rows.replayed:,.0f} of the sequences are replay rows")
     if rows.too_long >= 1:
         yield _row("", f"about {rows.too_long:,.0f} rows are longer than --max-length")
     if plan.steps is not None:
-        padded = " with padding" if plan.shape.is_classifier else ""
+        padded = " with padding" if plan.shape.is_classifier or plan.shape.is_encoder_decoder else ""
         yield _row("steps", f"{plan.steps:,}, each of about {plan.step.tokens:,.0f} tokens{padded}")
 
 
@@ -152,6 +152,17 @@ def _images(plan: Plan) -> Iterator[str]:
     if plan.steps is not None:
         tokens = plan.step.tokens
         yield _row("steps", f"{plan.steps:,}, each of about {tokens / each:,.0f} images ({tokens:,.0f} tokens)")
+
+
+def _lengths(plan: Plan) -> str:
+    """An input and its output are compared with the largest length each, so the longer one is told, as by
+    `data check`."""
+    rows = plan.rows
+    assert rows is not None, "only called with rows"
+    if not plan.shape.is_encoder_decoder:
+        return f"median length {rows.median:,}, longest {rows.longest:,} tokens"
+    longest = min(rows.longest_found, limit_of(plan.config, plan.shape))
+    return f"of each input and output the longer has {rows.median:,} tokens in the median, at most {longest:,}"
 
 
 def _learned(plan: Plan) -> str:
@@ -199,7 +210,7 @@ def _fit(plan: Plan) -> Iterator[str]:
         return
     fit, twice = plan.fit, plan.forecast.job.recomputed
     room = f"{size_text(fit.device.usable)} on {fit.device.name}"
-    blocks = f", with activation checkpointing of {twice} of {plan.shape.blocks.count} blocks" if twice else ""
+    blocks = f", with activation checkpointing of {twice} of {plan.shape.block_count} blocks" if twice else ""
     if fit.fits:
         text = f"yes: {size_text(fit.peak)} of {room}{blocks}; up to {fit.tokens:,} tokens fit into one micro-batch"
     else:

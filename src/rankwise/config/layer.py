@@ -20,6 +20,9 @@ Position = tuple[int, int]
 """A block and a stage inside it; positions compare from input to output."""
 Heads = Mapping[str, tuple[int, ...]]
 """Sizes of the weights of modules that are trained whole beside an adapter, by their names in the model."""
+Side = Literal["", "input", "output"]
+"""Which tokens a layer of an encoder with a decoder maps: those that the encoder reads, as the keys and values of
+cross-attention also do, or those that the decoder writes. Empty for all other models."""
 BEFORE, AFTER = (-1, 0), (1 << 30, 0)
 NUMBER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 
@@ -54,6 +57,9 @@ class Layer:
     positions: float | None = None
     """In a model of images, how many inputs it maps for each planned token: the pixels that a convolution makes, or an
     encoder's own patches. None in a model of texts, where it is one."""
+    side: Side = ""
+    offset: int = 0
+    """Blocks that the forward pass goes through before the stack of this one: of a decoder, those of its encoder."""
 
     @property
     def parameters(self) -> int:
@@ -66,9 +72,9 @@ class Layer:
 
     @cached_property
     def block(self) -> int | None:
-        """The first number in the path."""
+        """Its number among all blocks in the order of the forward pass: the first number in the path, and `offset`."""
         number = NUMBER.search(self.path)
-        return None if number is None else int(number[1])
+        return None if number is None else int(number[1]) + self.offset
 
     @property
     def position(self) -> Position | None:

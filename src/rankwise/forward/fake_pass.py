@@ -25,13 +25,14 @@ from rankwise.kernels.linear import is_conv1d
 
 @dataclass
 class Trace:
-    """One forward pass: bytes saved by the path of each block, each block's width, and of each layer its stage and the
-    last size of its input."""
+    """One forward pass: bytes saved by the path of each block, each block's width, and of each layer its stage, the
+    last size of its input, and the tokens of it."""
 
     saved: Counter[str] = field(default_factory=Counter)
     widths: dict[str, int] = field(default_factory=dict)
     stages: dict[str, int] = field(default_factory=dict)
     inputs: dict[str, int] = field(default_factory=dict)
+    lengths: dict[str, int] = field(default_factory=dict)
 
 
 @contextmanager
@@ -106,12 +107,16 @@ class Recorder:
         return value
 
     def call(self, path: str, _: nn.Module, given: tuple[Any, ...]) -> None:
+        if self.block and not given[0].is_floating_point():  # a table of positions, which is no part of the chain
+            self.trace.stages.setdefault(path, 0)
+            return
         seen, storage = self._inputs.setdefault(self.block, []), given[0].untyped_storage()
         if not any(one._cdata == storage._cdata for one in seen):
             seen.append(storage)
         stage = next(at for at, one in enumerate(seen) if one._cdata == storage._cdata)
         self.trace.stages.setdefault(path, stage)
         self.trace.inputs.setdefault(path, given[0].shape[-1])
+        self.trace.lengths.setdefault(path, given[0].shape[1])
 
     def forget(self) -> None:
         """Let go of what was saved, so that it lives no longer than it is needed."""
@@ -126,9 +131,12 @@ class Recorder:
         self.block = ""
 
 
-def trace(model: nn.Module, length: int, blocks: Sequence[str], *, masked: bool = False) -> Trace:
+def trace(
+    model: nn.Module, length: int, blocks: Sequence[str], *, masked: bool = False, output: int | None = None
+) -> Trace:
     """A pass over one sequence of so many tokens. `blocks` are the paths of all blocks that are there. `masked`: behind
-    an attention mask, as the padded rows of a classifier are."""
+    an attention mask, as the padded rows of a classifier are. `output`: so many tokens are written by a decoder behind
+    the encoder that reads the others."""
     recorder = Recorder(model)
     with ExitStack() as hooks:
         for path, part in model.named_modules():
@@ -140,5 +148,10 @@ def trace(model: nn.Module, length: int, blocks: Sequence[str], *, masked: bool 
             hooks.callback(part.register_forward_hook(recorder.leave).remove)
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(recorder.save, lambda value: value):
             ids = torch.zeros(1, length, dtype=torch.long)
-            model(ids, **{"attention_mask": torch.ones_like(ids)} if masked else {"use_cache": False})
+            given: dict[str, Any] = {"use_cache": False} if not masked else {}
+            if masked or output is not None:
+                given["attention_mask"] = torch.ones_like(ids)
+            if output is not None:
+                given["decoder_input_ids"] = torch.zeros(1, output, dtype=torch.long)
+            model(ids, **given)
     return recorder.trace

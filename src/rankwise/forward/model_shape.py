@@ -28,14 +28,15 @@ from rankwise.errors import ModelError, RankwiseError, did_you_mean, first_line
 from rankwise.forward.image_shape import side_in, with_measured_images
 from rankwise.forward.positions import usable_positions
 from rankwise.forward.saved_activations import measured, stacks_of
+from rankwise.forward.two_sided_shape import measured_sides
 from rankwise.models.heads import head_modules
 from rankwise.models.timm_models import is_timm_config, need_timm
 from rankwise.planning.config_check import checked_config
 from rankwise.planning.shape import Blocks, ModelShape, NewHead
 
-CAUSAL, CLASSIFIER, TAGGER, IMAGES = (
+CAUSAL, CLASSIFIER, TAGGER, IMAGES, SEQUENCES = (
     "AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModelForTokenClassification",
-    "AutoModelForImageClassification",
+    "AutoModelForImageClassification", "AutoModelForSeq2SeqLM",
 )  # fmt: skip
 MOST_MODULES = 500_000
 """Against a config that would be built without end."""
@@ -58,7 +59,10 @@ def _shape(settings: dict[str, Any], name: str, where: str, new_head: NewHead | 
     layers = list(_layers(model))
     stacks, stages = stacks_of(model, causal=_auto_class(model.config) == CAUSAL), {}
     whole = Blocks(1, 0, 0, causal=False)  # of a model without a list of blocks
-    if not model.config.is_encoder_decoder and getattr(text, "vocab_size", 0):
+    if auto_class == SEQUENCES and (both := measured_sides(model, stacks)) is not None:
+        stacks, layers = both.stacks, [both.with_place(layer) for layer in layers]
+        stages = both.stages
+    elif not model.config.is_encoder_decoder and getattr(text, "vocab_size", 0):
         stacks, stages = measured(model, stacks, masked=new_head is not None)
     return ModelShape(
         name, settings["model_type"], auto_class,
@@ -158,7 +162,7 @@ def _auto_class(config: Any) -> str:
     family, named = config.model_type, str(getattr(config, "architectures", None) or "")
     if config.is_encoder_decoder:
         texts = family in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
-        return "AutoModelForSeq2SeqLM" if texts else "AutoModel"
+        return SEQUENCES if texts else "AutoModel"
     either = family in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not ("CausalLM" in named or "LMHead" in named)
     return CAUSAL if family in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not either else "AutoModel"
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from rankwise.forward.fake_pass import Trace, make_fake, trace, without_memory
 from rankwise.planning.shape import Blocks, Saved
 
 LENGTHS = (32, 64, 96)
+Value = TypeVar("Value")
 PASSES = (("adapter", torch.bfloat16), ("adapter", torch.float32), ("full", torch.float32))
 
 
@@ -45,6 +47,11 @@ class Stack:
         """The last of the first blocks that is of the same kind."""
         short = self.kinds[: self.short]
         return len(short) - 1 - short[::-1].index(self.kinds[number])
+
+    @cached_property
+    def examples(self) -> Counter[str]:
+        """The paths of the blocks that are gone through, with how many each of them stands for."""
+        return Counter(self.block_path(self.example(number)) for number in range(self.blocks.count))
 
 
 def stacks_of(model: Any, *, causal: bool) -> tuple[Stack, ...]:
@@ -73,8 +80,7 @@ def measured(model: Any, stacks: Sequence[Stack], *, masked: bool = False) -> tu
     """The stacks with what their blocks save, and the stage of every layer that is called. Both come back as they
     were, and empty, where a forward pass needs more than token ids or cannot be faked (experts in float32). The model's
     weights are replaced by fake ones. `masked` rows are padded."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or LENGTHS[-1]
-    lengths = [max(number, min(limit, LENGTHS[-1]) * number // 3) for number in (1, 2, 3)]
+    lengths = lengths_within(model)
     traces: dict[str, list[Trace]] = {}
     paths = [stack.block_path(at) for stack in stacks for at in range(min(stack.short, stack.blocks.count))]
     try:
@@ -87,7 +93,13 @@ def measured(model: Any, stacks: Sequence[Stack], *, masked: bool = False) -> tu
         return tuple(stacks), {}
     last = next(iter(traces.values()))[-1]
     measured = (_with_saved(stack, lengths, traces, last, model) for stack in stacks)
-    return tuple(measured), _everywhere(last.stages, stacks)
+    return tuple(measured), stages_of_layers(last.stages, stacks)
+
+
+def lengths_within(model: Any) -> list[int]:
+    """Three lengths that the model's positions allow."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or LENGTHS[-1]
+    return [max(number, min(limit, LENGTHS[-1]) * number // 3) for number in (1, 2, 3)]
 
 
 def _kind(block: nn.Module) -> Hashable:
@@ -116,13 +128,18 @@ def _with_saved(
     stack: Stack, lengths: Sequence[int], traces: Mapping[str, list[Trace]], last: Trace, model: nn.Module
 ) -> Stack:
     """The mean over all blocks of the stack, each like the example of its kind."""
-    examples = Counter(stack.block_path(stack.example(number)) for number in range(stack.blocks.count))
-    saved = {name: _mean({path: _fitted(lengths, [one.saved[path] for one in each]) for path in examples}, examples)
+    examples, sized = stack.examples, with_sizes(stack, last, model)
+    saved = {name: mean_saved({path: fitted(lengths, [one.saved[path] for one in each]) for path in examples}, examples)
              for name, each in traces.items()}  # fmt: skip
+    return replace(sized, blocks=replace(sized.blocks, saved=saved))
+
+
+def with_sizes(stack: Stack, last: Trace, model: nn.Module) -> Stack:
+    """With the width of its blocks, and of their queries in the mean."""
+    examples = stack.examples
     width = next((last.widths[path] for path in examples if path in last.widths), stack.blocks.width)
     queries = sum(count * _queries(model.get_submodule(path), path, last) for path, count in examples.items())
-    blocks = replace(stack.blocks, width=width, queries=round(queries / stack.blocks.count), saved=saved)
-    return replace(stack, blocks=blocks)
+    return replace(stack, blocks=replace(stack.blocks, width=width, queries=round(queries / stack.blocks.count)))
 
 
 def _queries(block: nn.Module, path: str, trace: Trace) -> int:
@@ -133,7 +150,7 @@ def _queries(block: nn.Module, path: str, trace: Trace) -> int:
     return next((trace.inputs[layer] for layer in inside), 0)
 
 
-def _fitted(lengths: Sequence[int], amounts: Sequence[int]) -> Saved:
+def fitted(lengths: Sequence[int], amounts: Sequence[float]) -> Saved:
     """The parabola through three points."""
     (a, b, c), (x, y, z) = lengths, amounts
     if not a < b < c:
@@ -144,7 +161,7 @@ def _fitted(lengths: Sequence[int], amounts: Sequence[int]) -> Saved:
     return Saved(x - token * a - pair * a * a, token, pair)
 
 
-def _mean(saved: Mapping[str, Saved], counts: Counter[str]) -> Saved:
+def mean_saved(saved: Mapping[str, Saved], counts: Counter[str]) -> Saved:
     total = counts.total()
     return Saved(*(
         sum(counts[path] * getattr(one, name) for path, one in saved.items()) / total
@@ -152,20 +169,29 @@ def _mean(saved: Mapping[str, Saved], counts: Counter[str]) -> Saved:
     ))  # fmt: skip
 
 
-def _everywhere(stages: Mapping[str, int], stacks: Sequence[Stack]) -> dict[str, int]:
+def stages_of_layers(stages: Mapping[str, int], stacks: Sequence[Stack]) -> dict[str, int]:
     """Of the layers of all blocks, and of those outside: -1 before the first block that is called and 0 after it."""
-    found: dict[str, int] = {}
+    found = in_all_blocks(stages, stacks)
+    at = -1
+    for path in stages:
+        if any(path.startswith(f"{stack.path}.") for stack in stacks):
+            at = 0
+        else:
+            found[path] = at
+    return found
+
+
+def in_all_blocks(known: Mapping[str, Value], stacks: Sequence[Stack]) -> dict[str, Value]:
+    """What is known of the layers of the blocks that were gone through, for the layers of all blocks like them."""
+    found: dict[str, Value] = {}
     inside = {stack.block_path(number): (stack, number) for stack in stacks for number in range(stack.blocks.count)}
-    before = True
-    for path, stage in stages.items():
+    for path, value in known.items():
         home = next((block for block in inside if path.startswith(f"{block}.")), None)
-        before = before and home is None
         if home is None:
-            found[path] = -1 if before else 0
             continue
         stack, example = inside[home]
         rest = path.removeprefix(home)
         for number, kind in enumerate(stack.kinds):
             if number == example or (kind == stack.kinds[example] and stack.example(number) == example):
-                found[f"{stack.block_path(number)}{rest}"] = stage
+                found[f"{stack.block_path(number)}{rest}"] = value
     return found

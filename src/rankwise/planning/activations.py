@@ -40,35 +40,52 @@ layers at all, or none, where a head learns alone."""
 
 def block_bytes(
     shape: ModelShape, ranks: float, number: int, form: Form, *, full: bool, tokens: int = 1, longest: int = 0,
-    adapted: str = "adapter",
+    adapted: str = "adapter", output_share: float = 0.0,
 ) -> float:  # fmt: skip
-    """Bytes that the mean block keeps of `tokens` tokens in sequences of at most `longest`. `ranks` is the sum over its
-    adapters, `number` the bytes of a number, `full` whether the model's own weights learn, and `adapted` one of
-    ADAPTED. A model whose forward pass
-    was not measured is not trained here, and its blocks count as nothing."""
-    own = number * ranks * tokens
-    if form == "fast":
-        return own + tokens * positions_of(shape) * _fast(shape, number)
-    if not shape.blocks.saved:
-        return own
-    key = "full float32" if full else f"{adapted} {DTYPES[number]}"
-    return own + shape.blocks.saved[key].of(tokens, longest)
+    """Bytes that the mean block keeps of `tokens` tokens in sequences of at most `longest`: of an encoder's block and a
+    decoder's the larger amount. `ranks` is the sum over its adapters, `number` the bytes of a number, `full` whether
+    the model's own weights learn, `adapted` one of ADAPTED, and `output_share` the share of the tokens that a decoder
+    behind an encoder has. A model whose forward pass was not measured is not trained here, and its blocks count as
+    nothing."""
+    every = _bare(
+        shape, number, form, full=full, tokens=tokens, longest=longest, adapted=adapted, share=output_share
+    )  # fmt: skip
+    return number * ranks * tokens + max((bare for bare, _ in every), default=0.0)
+
+
+def _bare(
+    shape: ModelShape, number: int, form: Form, *, full: bool, tokens: int, longest: int, adapted: str, share: float
+) -> list[tuple[float, float]]:  # fmt: skip
+    """Of each block in order, the bytes that it keeps without an adapter's own, and those of its input alone."""
+    blocks, key = shape.blocks, "full float32" if full else f"{adapted} {DTYPES[number]}"
+    whole = tokens * positions_of(shape)
+    if shape.is_encoder_decoder and shape.is_planned:
+        encoder, (given, output) = shape.stacks[0], (tokens * (1 - share), tokens * share)
+        reads = encoder.saved[key].of(given, longest * (1 - share))
+        writes = blocks.saved[key].of(output, longest * share) + blocks.reading[key].of(given, longest * share)
+        inputs = number * encoder.width * given, number * blocks.width * output
+        return [(reads, inputs[0])] * encoder.count + [(writes, inputs[1])] * blocks.count
+    bare = whole * _fast(shape, number) if form == "fast" else 0.0
+    if form != "fast" and blocks.saved:
+        bare = blocks.saved[key].of(tokens, longest)
+    return [(bare, whole * number * blocks.width)] * blocks.count
 
 
 def saved_bytes(
     shape: ModelShape, ranks: Mapping[int, float], number: int, form: Form, tokens: int, *, full: bool,
-    recomputed: int = 0, lowest: int = 0, longest: int = 0, adapted: str = "adapter",
+    recomputed: int = 0, lowest: int = 0, longest: int = 0, adapted: str = "adapter", output_share: float = 0.0,
 ) -> float:  # fmt: skip
     """Bytes of all blocks from `lowest` on, of which the first `recomputed` keep their input alone. `ranks` by the
-    block's number."""
-    count = shape.blocks.count
-    bare = block_bytes(shape, 0.0, number, form, full=full, tokens=tokens, longest=longest, adapted=adapted)
-    again = min(recomputed, count - lowest)
-    own = number * tokens * sum(rank for block, rank in ranks.items() if block >= lowest + again)
-    inputs = again * number * shape.blocks.width * tokens * positions_of(shape)
-    total = inputs + (count - lowest - again) * bare + own
-    if again:  # while it is computed again, one of them keeps everything, and those above keep nothing any more
-        total = max(total, inputs + bare + number * tokens * ranks.get(lowest, 0.0))
+    block's number; a decoder's blocks follow those of its encoder."""
+    every = _bare(
+        shape, number, form, full=full, tokens=tokens, longest=longest, adapted=adapted, share=output_share
+    )  # fmt: skip
+    whole = [bare + number * tokens * ranks.get(block, 0.0) for block, (bare, _) in enumerate(every)]
+    first = lowest + min(recomputed, len(every) - lowest)
+    inputs = sum(size for _, size in every[lowest:first])
+    total = inputs + sum(whole[first:])
+    if first > lowest:  # while it is computed again, one of them keeps everything, and those above nothing any more
+        total = max(total, inputs + max(whole[lowest:first]))
     return total
 
 

@@ -155,7 +155,7 @@ def _with(forecast: Forecast, changes: Changes, settings: tuple[str, ...], price
 
 def _blocks(forecast: Forecast) -> int:
     """That learn."""
-    return forecast.shape.blocks.count - forecast.job.lowest
+    return forecast.shape.block_count - forecast.job.lowest
 
 
 def _needed(forecast: Forecast, **changes: int) -> int:

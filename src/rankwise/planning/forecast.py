@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 
 from rankwise.config.convolutions import image_readers
 from rankwise.config.method import MethodConfig
-from rankwise.config.modules import layer_number
 from rankwise.config.planning import Planned
 from rankwise.config.training import TrainingConfig
 from rankwise.planning.activations import FAST, OF_IMAGES, Form
@@ -49,6 +48,8 @@ class AtOnce:
     """How often a training sees each image as it is."""
     arrow: bool = False
     """Whether pyarrow reads them."""
+    output_share: float = 0.0
+    """Of an encoder with a decoder, the share of the tokens that the decoder has."""
 
     def learned_of(self, tokens: int) -> int:
         """In a micro-batch of so many: of few documents some have much more to learn than the mean one."""
@@ -118,11 +119,17 @@ def rows_at_once(rows: PlannedRows | None, training: TrainingConfig, limit: int)
 
 
 def longest_of(config: Planned, shape: ModelShape) -> int:
-    """Tokens of the longest document there may be; a pair of answers is two. Images have one size."""
+    """Tokens of the longest document there may be: a pair of answers is two texts, and so is an input with its output.
+    Images have one size."""
     if shape.image is not None:
         return shape.patches
+    return limit_of(config, shape) * (2 if config.objective == "preference" or shape.is_encoder_decoder else 1)
+
+
+def limit_of(config: Planned, shape: ModelShape) -> int:
+    """Tokens of the longest text."""
     limit = UNKNOWN_LENGTH if config.data is None else config.data.max_length
-    return min(limit, shape.context or limit) * (2 if config.objective == "preference" else 1)
+    return min(limit, shape.context or limit)
 
 
 def form_of(shape: ModelShape, spec: MethodConfig, training: TrainingConfig, device: Device) -> Form:
@@ -141,8 +148,8 @@ def forecast(
     that learns is in float32. `counted` saves counting. Without kernels there is nothing to be `compiled`."""
     counted = counted or parameters_of(shape, spec)
     form = form_of(shape, spec, training, device)
-    asked, blocks = training.activation_checkpointing, shape.blocks.count
-    ranks = ranks_by_block(counted)
+    asked, blocks = training.activation_checkpointing, shape.block_count
+    ranks = ranks_by_block(counted, amount.output_share)
     numbers = [block for block in ranks if block is not None]
     lowest = min(*numbers, blocks - 1) if numbers and len(numbers) == len(ranks) else 0
     if not ranks and not spec.trains_base:  # heads alone learn, above all blocks
@@ -155,6 +162,7 @@ def forecast(
         adapted="adapter" if shape.image is None else _adapted(shape, counted),
         recomputed=0 if asked == "auto" else min(asked, blocks - lowest), writes_answers=writes_answers,
         compiled=compiled and form == "fast", storage=storage, given_back=given_back and storage != "none",
+        output_share=amount.output_share,
     )  # fmt: skip
     overheads = PROCESSOR if device.kind == "processor" else GPU
     return Forecast(shape, spec, counted, job, overheads, memory_of(shape, job, overheads))
@@ -170,17 +178,20 @@ def _adapted(shape: ModelShape, counted: Parameters) -> str:
     return "conv" if kinds == {"conv2d"} and paths.isdisjoint(image_readers(seen(shape))) else "both"
 
 
-def ranks_by_block(counted: Parameters) -> dict[int | None, float]:
-    """Sums, as training begins; None is what stands in no block."""
+def ranks_by_block(counted: Parameters, output_share: float = 0.0) -> dict[int | None, float]:
+    """Sums, as training begins, each for the share of all tokens that its layer maps; None is what stands in no
+    block."""
     found: defaultdict[int | None, float] = defaultdict(float)
+    shares = {"": 1.0, "input": 1 - output_share, "output": output_share}
     for planned in counted.adapted:
-        found[layer_number(planned.layer.path)] += sum(planned.ranks) * (planned.layer.positions or 1)
+        layer = planned.layer
+        found[layer.block] += sum(planned.ranks) * (layer.positions or 1) * shares[layer.side]
     return dict(found)
 
 
 def operations_of(forecasted: Forecast, load: Load) -> Operations:
     """With the ranks that an adapter has on average over a run."""
-    spec, blocks = forecasted.spec, max(1, forecasted.shape.blocks.count)
+    spec, blocks = forecasted.spec, max(1, forecasted.shape.block_count)
     adapted = forecasted.parameters.adapted
     ranks = {planned.layer.path: spec.mean_rank_share * sum(planned.ranks) for planned in adapted}
     learning = None if spec.trains_base else ranks

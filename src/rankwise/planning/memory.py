@@ -123,6 +123,8 @@ class Job:
     """How the base's weights are stored."""
     given_back: bool = False
     """Whether packed weights are pages of a file that are given back after each use, as under a limit of memory."""
+    output_share: float = 0.0
+    """Of an encoder with a decoder, the share of the tokens, padding included, that the decoder has."""
 
     @property
     def caches_prefix(self) -> bool:
@@ -172,7 +174,7 @@ def memory_of(shape: ModelShape, job: Job, overheads: Overheads) -> Memory:
     number, whole, count = int(FORMATS[job.dtype]), job.trains_base, job.trainable
     saved = saved_bytes(
         shape, job.ranks, number, job.form, job.tokens, full=whole, recomputed=job.recomputed, lowest=job.lowest,
-        longest=job.longest, adapted=job.adapted,
+        longest=job.longest, adapted=job.adapted, output_share=job.output_share,
     )  # fmt: skip
     averages = EXACT * job.averages * count
     logits = _logits(shape, job, number)
@@ -235,7 +237,7 @@ def _overhead(shape: ModelShape, job: Job, overheads: Overheads, kept_bytes: flo
         return Part("overhead", amount + of_averages, f"{formula} + {OF_AVERAGES:.0%} of the optimizer")
     of_block = block_bytes(
         shape, max(job.ranks.values(), default=0.0), int(FORMATS[job.dtype]), job.form, full=job.trains_base,
-        tokens=job.tokens, longest=job.longest,
+        tokens=job.tokens, longest=job.longest, output_share=job.output_share,
     )  # fmt: skip
     times, holes = overheads.blocks(shape, job), 0.0 if shape.is_classifier else overheads.holes
     copies = (1 if shape.is_classifier else 2) if job.trains_base else 0

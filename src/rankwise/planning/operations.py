@@ -37,10 +37,21 @@ class Load:
 
     lengths: tuple[int, ...]
     supervised: float
+    outputs: tuple[int, ...] = ()
+    """Of an encoder with a decoder: the tokens of each sequence that the decoder writes; the encoder reads the rest."""
 
     @property
     def tokens(self) -> int:
         return sum(self.lengths)
+
+    @property
+    def written(self) -> int:
+        return sum(self.outputs)
+
+    @property
+    def sides(self) -> list[tuple[int, int]]:
+        """Of each sequence, the tokens that an encoder reads and those that its decoder writes."""
+        return [(length - output, output) for length, output in zip(self.lengths, self.outputs, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -93,20 +104,20 @@ class _Count:
     def operations(self) -> Operations:
         linear = [(layer, at, self.tokens(layer)) for layer, at in self.multiplying]
         layers = sum(2 * _size(layer) * tokens * self.share(at) for layer, at, tokens in linear)
-        computed = self.shape.blocks.count - self.frozen * (1 - 1 / self.passes)
-        to_inputs = sum(2 * _size(layer) * tokens for layer, at, tokens in linear if self.lowest < at)
         attention = self.attention
-        back = sum(attention for block in range(self.shape.blocks.count) if self.lowest < (block, SECOND))
+        shown = sum(attention) - sum(attention[: self.frozen]) * (1 - 1 / self.passes)
+        to_inputs = sum(2 * _size(layer) * tokens for layer, at, tokens in linear if self.lowest < at)
+        back = sum(amount for block, amount in enumerate(attention) if self.lowest < (block, SECOND))
         adapters = sum(2 * self.rank(layer) * _ends(layer) * tokens for layer, _, tokens in linear)
         head, head_adapter = self.head()
         full = self.ranks is None
         return Operations(
-            layers, computed * attention, adapters + head_adapter, head,
+            layers, shown, adapters + head_adapter, head,
             layers_back=to_inputs + (layers if full else 0),
             attention_back=BACKWARD_OF_ATTENTION * back,
             adapters_back=2 * (adapters + head_adapter),
             head_back=head * (full + (self.lowest < AFTER)),
-            again=self.recomputed * (layers + self.shape.blocks.count * attention + adapters),
+            again=self.recomputed * (layers + sum(attention) + adapters),
         )  # fmt: skip
 
     @cached_property
@@ -135,18 +146,29 @@ class _Count:
         classifier of rows reads one position of each. Of images it was measured how many positions each layer maps."""
         if layer.positions is not None:
             return layer.positions * self.load.tokens
+        if layer.side:
+            return self.load.written if layer.side == "output" else self.load.tokens - self.load.written
         if self.shape.is_classifier and not self.shape.words and layer.position == AFTER:
             return self.load.supervised
         last = layer.block == self.shape.blocks.count - 1 and layer.stage != FIRST
         return self.load.supervised if self.trimmed and last else self.load.tokens
 
     @cached_property
-    def attention(self) -> float:
-        """Of one block, forward; of images all that was measured beside the layers."""
+    def attention(self) -> list[float]:
+        """Of each block, forward; of images all that was measured beside the layers."""
         blocks = self.shape.blocks
         if self.shape.image is not None:
-            return blocks.rest * self.load.tokens
-        return 4.0 * blocks.queries * sum(_pairs(length, blocks) for length in self.load.lengths)
+            return [blocks.rest * self.load.tokens] * blocks.count
+        if self.shape.is_encoder_decoder and self.load.outputs:
+            return self._both_sides(self.shape.stacks[0], blocks)
+        return [4.0 * blocks.queries * sum(_pairs(length, blocks) for length in self.load.lengths)] * blocks.count
+
+    def _both_sides(self, encoder: Blocks, decoder: Blocks) -> list[float]:
+        """A decoder's block also compares each token that it writes with each that the encoder read."""
+        sides = self.load.sides
+        reads = 4.0 * encoder.queries * sum(_pairs(given, encoder) for given, _ in sides)
+        writes = 4.0 * decoder.queries * sum(_pairs(output, decoder) + given * output for given, output in sides)
+        return [reads] * encoder.count + [writes] * decoder.count
 
     def rank(self, layer: Layer) -> float:
         return (self.ranks or {}).get(layer.path, 0)

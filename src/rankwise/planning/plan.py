@@ -19,13 +19,14 @@ from rankwise.planning.anchor import anchor_operations
 from rankwise.planning.devices import DEVICES, Device
 from rankwise.planning.disk import EXACT, Disk
 from rankwise.planning.fitting import Changes, Fit, Remedy, fit_of, least_recomputed, remedies, savings
-from rankwise.planning.forecast import AtOnce, Forecast, at_once, forecast, longest_of, operations_of, rows_at_once
-from rankwise.planning.image_rows import images_in_memory, passes_of, reads_by_arrow
+from rankwise.planning.forecast import AtOnce, Forecast, forecast, longest_of, operations_of
+from rankwise.planning.largest_batch import largest_batches
 from rankwise.planning.memory import FORMATS, weights_bytes
 from rankwise.planning.operations import Load
 from rankwise.planning.parameters import Parameters
 from rankwise.planning.planned_device import HERE, planned_device, refuse_elsewhere, within_limit
 from rankwise.planning.rows import PlannedRows, average_step, padded_load
+from rankwise.planning.sequence_batches import padded_sides
 from rankwise.planning.shape import ModelShape
 from rankwise.planning.stored_weights import Conversion, conversion_of, storage_of
 from rankwise.planning.time import (
@@ -77,10 +78,13 @@ class Plan:
         if self.rows is not None and self.rows.lengths:
             if self.shape.is_classifier:
                 return padded_load(self.rows.lengths, self.config.training)
+            if self.shape.is_encoder_decoder:
+                return padded_sides(self.rows, self.config.training)
             return self.rows.load
         count = max(1, self.amount.tokens // self.amount.longest)
-        learned = count if self.shape.is_classifier else self.amount.longest * count
-        return Load((self.amount.longest,) * count, float(learned))
+        written = round(self.amount.longest * self.amount.output_share)
+        learned = count * (1 if self.shape.is_classifier else written or self.amount.longest)
+        return Load((self.amount.longest,) * count, float(learned), (written,) * count if written else ())
 
     @cached_property
     def flops_per_token(self) -> float:
@@ -253,13 +257,8 @@ def planned(
     watts: float | None = None, price: float | None = None, *, here: bool = True,
 ) -> Plan:  # fmt: skip
     device = within_limit(device, config.model.memory_bytes)
-    amount = (rows_at_once if shape.is_classifier else at_once)(rows, config.training, longest_of(config, shape))
-    amount = replace(amount, learned=amount.tokens) if shape.words else amount
-    if shape.image is not None and rows is not None:
-        amount = replace(
-            amount, images=images_in_memory(config, rows), arrow=reads_by_arrow(config), passes=passes_of(config, rows)
-        )
-    first = _forecast(config, shape, device, amount)
+    forecasts = [(amount, _forecast(config, shape, device, amount)) for amount in largest_batches(config, shape, rows)]
+    amount, first = max(forecasts, key=lambda one: one[1].peak)
     speed = measured or speed_of(device, first.job.dtype, shape.blocks.count, shape.mostly, first.job.storage)
     plan = Plan(config, shape, device, rows, amount, first, speed, watts or device.watts, price, here)
     if not plan.may_compile:

@@ -75,9 +75,11 @@ class PlannedRows:
     too_long: float
     """Documents that are left out for their length, cut or split."""
     median: int
+    """Of an input and an output of an encoder with a decoder: the longer one."""
     longest: int
-    """That may be trained on: the longest that was found, or the limit."""
+    """That may be trained on: the longest that was found, or the limit. Of an input and an output together."""
     longest_found: int
+    """Of an input and an output: the longer one, as the limit applies to each."""
     lengths: tuple[int, ...]
     """Of the documents that were drawn and are kept."""
     exact: bool
@@ -86,6 +88,8 @@ class PlannedRows:
     """Documents among them that are replay rows."""
     sequences: int = 1
     """In each document: 2 where it is a pair of conversations."""
+    learned: tuple[int, ...] = ()
+    """Tokens with a loss of the documents whose lengths are given, in the same order."""
 
     @property
     def supervised_share(self) -> float:
@@ -104,7 +108,7 @@ class PlannedRows:
         """Without the documents that are longer, as far as those that were drawn tell."""
         lengths = tuple(length for length in self.lengths if length <= limit)
         left = self.share(sum(lengths) / max(1, sum(self.lengths)))
-        return replace(left, lengths=lengths, longest=min(limit, self.longest))
+        return replace(left, lengths=lengths, learned=self.learned[: len(lengths)], longest=min(limit, self.longest))
 
     def share(self, left: float) -> PlannedRows:
         """So many of them, as all are."""
@@ -123,7 +127,8 @@ class PlannedRows:
 def planned_rows(read: Counted, *, limit: int, too_long: TooLong = "drop", weight: float = 1.0) -> PlannedRows:
     kept = [_within_limit(document, limit, too_long) for document in read.documents]
     left = [document for document in kept if document.supervised > 0]
-    lengths = sorted(document.tokens for document in left)
+    drawn = sorted((document.tokens, document.supervised) for document in left)
+    lengths = [length for length, _ in drawn]
     tokens, supervised, documents = (
         _of_all([value(document) for document in kept], [document.size for document in kept], read).times(weight)
         for value in (_tokens, _supervised, lambda document: float(document.supervised > 0))
@@ -134,7 +139,7 @@ def planned_rows(read: Counted, *, limit: int, too_long: TooLong = "drop", weigh
     return PlannedRows(
         documents, _wider(tokens, read), _wider(supervised, read), cut, _median(lengths),
         longest=min(read.longest, sequences * limit), longest_found=read.longest, lengths=tuple(lengths),
-        exact=read.whole and read.exact, sequences=sequences,
+        exact=read.whole and read.exact, sequences=sequences, learned=tuple(learned for _, learned in drawn),
     )  # fmt: skip
 
 
@@ -219,11 +224,13 @@ def _wider(estimate: Estimate, read: Counted) -> Estimate:
 def _joined(one: PlannedRows, other: PlannedRows) -> PlannedRows:
     shares = [part.documents.likely / max(1, len(part.lengths)) for part in (one, other)]
     least = max(1e-9, min(share for share in shares if share) if any(shares) else 1.0)
-    lengths = sorted(
-        length
+    drawn = sorted(
+        pair
         for part, share in zip((one, other), shares, strict=True)
-        for length in part.lengths * max(1, min(20, round(share / least)))
+        for pair in list(zip(part.lengths, part.learned or part.lengths, strict=True))
+        * max(1, min(20, round(share / least)))
     )
+    lengths = [length for length, _ in drawn]
     documents, tokens, supervised = (
         getattr(one, name).plus(getattr(other, name)) for name in ("documents", "tokens", "supervised")
     )
@@ -231,7 +238,7 @@ def _joined(one: PlannedRows, other: PlannedRows) -> PlannedRows:
         documents, tokens, supervised, one.too_long + other.too_long, _median(lengths),
         longest=max(one.longest, other.longest), longest_found=max(one.longest_found, other.longest_found),
         lengths=tuple(lengths), exact=one.exact and other.exact,
-        sequences=max(one.sequences, other.sequences),
+        sequences=max(one.sequences, other.sequences), learned=tuple(learned for _, learned in drawn),
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 Their tokens are those that training counts (text/encode_sequences.py): the model's `tokenizer.json` puts its special
 tokens around each text, and each is compared with the largest length for itself. Where it is not on this machine,
-tokens are taken from characters.
+tokens are taken from characters. A length that is told is that of the longer of both texts, as `data check` has it.
 """
 
 from __future__ import annotations
@@ -52,14 +52,20 @@ def by_tokenizer(path: Path) -> CountTexts:
 
 def _planned(sample: Sample, count: CountTexts, limit: int, weight: float, *, cut: bool, exact: bool) -> PlannedRows:
     drawn, largest = (_lengths(rows, count) for rows in (sample.drawn, sample.largest))
-    longest = max((given + output for _, given, output in (*drawn, *largest)), default=0)
+    every = (*drawn, *largest)
+    longest = max((given + output for _, given, output in every), default=0)
     read = len(sample.drawn) + sample.unread
     whole = read == sample.rows == sample.rows_in_files
     documents = tuple(_within(one, limit, cut=cut) for one in drawn)
     counted = Counted(sample.rows, sample.size, read, whole, documents, longest, exact)
     over = sum(max(given, output) > limit for _, given, output in drawn)
     rows = planned_rows(counted, limit=2 * limit, weight=weight)
-    return replace(rows, too_long=over * weight * (1 if whole else sample.rows / max(1, read)))
+    longer = sorted(max(given, output) for _, given, output in drawn if cut or max(given, output) <= limit)
+    return replace(
+        rows, too_long=over * weight * (1 if whole else sample.rows / max(1, read)),
+        median=min(limit, longer[(len(longer) - 1) // 2]) if longer else 0,
+        longest_found=max((max(given, output) for _, given, output in every), default=0),
+    )  # fmt: skip
 
 
 def _within(row: Lengths, limit: int, *, cut: bool) -> Drawn:

@@ -46,6 +46,9 @@ class Blocks:
     and "head" stand beside "adapter", as ADAPTED has them (activations.py)."""
     passing: Mapping[str, Saved] = field(default_factory=dict)
     """Of a model of images by the same keys: bytes that live at once beside what is saved, at the most."""
+    reading: Mapping[str, Saved] = field(default_factory=dict)
+    """Of a decoder behind an encoder by the same keys: what one block keeps of the encoder's S tokens for the T tokens
+    that it writes, token S + pair S T."""
     rest: float = 0.0
     """Of a model of images: operations of the mean block's forward pass beside its layers, for each planned token."""
 
@@ -99,8 +102,13 @@ class ModelShape:
 
     @property
     def blocks(self) -> Blocks:
-        """Those that a causal language model has one stack of."""
+        """Those that a causal language model has one stack of; of an encoder with a decoder, the decoder's."""
         return self.stacks[-1]
+
+    @property
+    def block_count(self) -> int:
+        """Of an encoder and its decoder together."""
+        return sum(stack.count for stack in self.stacks)
 
     @property
     def is_classifier(self) -> bool:
@@ -119,7 +127,7 @@ class ModelShape:
     @property
     def is_planned(self) -> bool:
         """Whether its training can be planned, not its parameters alone."""
-        has_task = self.is_classifier or self.auto_class == "AutoModelForCausalLM"
+        has_task = self.is_classifier or self.is_encoder_decoder or self.auto_class == "AutoModelForCausalLM"
         return has_task and self._is_measured
 
     @property
@@ -144,7 +152,8 @@ class ModelShape:
 
     @property
     def _is_measured(self) -> bool:
-        return len(self.stacks) == 1 and bool(self.blocks.saved)
+        stacks = 2 if self.is_encoder_decoder else 1
+        return len(self.stacks) == stacks and all(stack.saved for stack in self.stacks)
 
     @cached_property
     def whole(self) -> frozenset[str]:

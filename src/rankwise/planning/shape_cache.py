@@ -21,7 +21,7 @@ from rankwise.planning.shape_file import FORMAT, shape_from_json, shape_to_json
 from rankwise.system.cache import cache_folder
 from rankwise.system.files import write_atomic
 
-RECORDED = 2
+RECORDED = 3
 """Raised whenever a shape records more than before, so that shapes which lack it are built anew."""
 IMAGE_PASSES = 1
 """Raised whenever a model of images is measured otherwise, so that shapes of older measurements are not read."""

@@ -20,14 +20,16 @@ from rankwise.planning.shape import Blocks, ModelShape, Saved
 FORMAT = 1
 """Raised whenever the meaning of a stored shape changes, so that a cache is not read with the wrong one."""
 LARGEST_COUNT = 10_000
-MEASURED = ("saved", "passing")
+MEASURED = ("saved", "passing", "reading")
 """Fields of blocks that a forward pass measured."""
 
 
 def shape_to_json(shape: ModelShape) -> dict[str, Any]:
     whole = {key: getattr(shape, key) for key in ("family", "auto_class", "vocabulary", "context", "head")}
-    stacks = [_short(stack) | {name: _measured(stack, name) for name in MEASURED if name == "saved" or stack.passing}
-              for stack in shape.stacks]  # fmt: skip
+    stacks = [
+        _short(stack) | {name: _measured(stack, name) for name in MEASURED if name == "saved" or getattr(stack, name)}
+        for stack in shape.stacks
+    ]  # fmt: skip
     head = {} if shape.outputs is None else {"outputs": shape.outputs, "heads": dict(shape.heads)}
     image = {} if shape.image is None else {"image": shape.image}
     return {"format": FORMAT, **whole, **head, **image, "stacks": stacks, "layers": list(_written(shape.layers))}

@@ -14,7 +14,7 @@ from rankwise.config.preference import read_as
 from rankwise.config.replay import ANSWER_TOKENS, replay_rows
 from rankwise.data.instructions import instructions
 from rankwise.errors import DataError
-from rankwise.planning.forecast import longest_of
+from rankwise.planning.forecast import limit_of, longest_of
 from rankwise.planning.image_rows import image_rows_of
 from rankwise.planning.labelled_rows import labelled_rows_of
 from rankwise.planning.planned_rows import counting, rows_of
@@ -43,7 +43,7 @@ def rows_of_training(config: Planned, shape: ModelShape) -> PlannedRows | None:
     if rows.documents.likely <= 0:
         learned = "label" if shape.is_classifier else "answer"
         raise DataError(
-            f"no row is left for training: every row is longer than {longest_of(config, shape):,} tokens, is a "
+            f"no row is left for training: every row is longer than {limit_of(config, shape):,} tokens, is a "
             f"validation row, or has no {learned} to learn. Raise --max-length, or give other rows."
         )
     return _with_replay(rows, config, here, shape)

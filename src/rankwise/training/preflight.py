@@ -47,7 +47,7 @@ class Foresight:
         made, training = self.plan.forecast, self.plan.config.training
         smaller = training.auto_batch or self.plan.config.model.memory is not None
         tokens = self.plan.amount.longest if smaller else made.job.tokens
-        blocks = self.plan.shape.blocks.count - made.job.lowest
+        blocks = self.plan.shape.block_count - made.job.lowest
         twice = blocks if training.activation_checkpointing == "auto" else made.job.recomputed
         job = replace(made.job, tokens=tokens, learned=self.plan.amount.learned_of(tokens), recomputed=twice)
         return min(made.needed, made.with_job(job).needed)
@@ -125,7 +125,7 @@ def within_limit(
     if not plan.fit.fits and 0 < tokens < job.tokens:
         changes["max_batch_tokens"] = tokens
     if auto and (changes or job.recomputed):
-        changes["activation_checkpointing"] = job.recomputed or plan.shape.blocks.count - job.lowest
+        changes["activation_checkpointing"] = job.recomputed or plan.shape.block_count - job.lowest
     if not changes:
         return training, foreseen
     settings = ", ".join(f"training.{name}={value}" for name, value in changes.items())

@@ -31,6 +31,7 @@ from rankwise.models.sources import find
 from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.objectives.image_classification import ImageClassification
 from rankwise.objectives.objective import Objective
+from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE
 from rankwise.objectives.text_classification import TextClassification
 from rankwise.planning.plan import Plan
 from rankwise.planning.time import Probe
@@ -105,7 +106,7 @@ def _objective(forecast: Plan, callback: Callback) -> Objective:
     """A classifier's classes have no names here, since nothing is written."""
     outputs, side = forecast.shape.outputs, forecast.shape.image
     if outputs is None:
-        return CAUSAL_LM
+        return SEQUENCE_TO_SEQUENCE if forecast.shape.is_encoder_decoder else CAUSAL_LM
     targets = TargetFacts(classes=tuple(str(number) for number in range(outputs)) if outputs > 1 else ())
     if side is None:
         return TextClassification(targets.model_copy(update={"form": "tags"}) if forecast.shape.words else targets)
@@ -141,14 +142,16 @@ def _without(measured: tuple[float, float], seconds: float) -> tuple[float, floa
 
 
 def _rows(forecast: Plan, objective: Objective, model: LoadedModel, tokens: int, turn: int) -> list[Tokens]:
-    """About so many tokens. A classifier's rows have all the same length, so that none has padding: what the plan
-    counts are padded rows."""
-    if objective.targets is None:
+    """About so many tokens. Rows of classifiers and of encoders with decoders have all the same length, so that none
+    has padding: what the plan counts are padded rows."""
+    of_sides = forecast.shape.is_encoder_decoder
+    if objective.targets is None and not of_sides:
         return _documents(forecast, objective, model, tokens, turn)
     lengths = sorted(forecast.load.lengths)
     length = lengths[(2 * turn + 1) * len(lengths) // (2 * (COUNTED + 1))]
     drawn = [length] * max(1, round(tokens / length))
-    return objective.random_rows(model.module, drawn, torch.Generator().manual_seed(turn))
+    found = objective.random_rows(model.module, drawn, torch.Generator().manual_seed(turn))
+    return [_learned(one, forecast.load.written / forecast.load.tokens) for one in found] if of_sides else found
 
 
 def _documents(forecast: Plan, objective: Objective, model: LoadedModel, tokens: int, turn: int) -> list[Tokens]:

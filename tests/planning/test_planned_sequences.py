@@ -1,0 +1,173 @@
+"""An encoder with a decoder is planned from the model itself: what its blocks keep and what they compute."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CONFIG_MAPPING, AutoModelForSeq2SeqLM
+
+from rankwise.config.adapters import FullConfig, LoraConfig
+from rankwise.config.training import TrainingConfig
+from rankwise.forward.activation_memory import saved_bytes as autograd_bytes
+from rankwise.forward.checkpointing import activation_checkpointing, blocks_in_order
+from rankwise.forward.model_shape import shape_of_config
+from rankwise.methods.full import FullFineTuning
+from rankwise.methods.inject import inject
+from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, batch_of
+from rankwise.planning.activations import saved_bytes
+from rankwise.planning.estimate import Estimate
+from rankwise.planning.forecast import ranks_by_block
+from rankwise.planning.operations import Load, operations
+from rankwise.planning.parameters import parameters_of
+from rankwise.planning.rows import PlannedRows
+from rankwise.planning.sequence_batches import micro_batches, padded_sides, sequences_at_once
+from rankwise.planning.shape_file import shape_from_json, shape_to_json
+from rankwise.text.encode_sequences import row_of
+
+CONFIGS = {
+    "t5": {"vocab_size": 64, "d_model": 48, "d_kv": 12, "d_ff": 80, "num_layers": 3, "num_decoder_layers": 4,
+           "num_heads": 4, "relative_attention_num_buckets": 8, "decoder_start_token_id": 0},
+    "t5, gated": {"vocab_size": 64, "d_model": 48, "d_kv": 16, "d_ff": 80, "num_layers": 3, "num_heads": 2,
+                  "feed_forward_proj": "gated-gelu", "decoder_start_token_id": 0},
+    "bart": {"vocab_size": 64, "d_model": 48, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4,
+             "decoder_attention_heads": 2, "encoder_ffn_dim": 80, "decoder_ffn_dim": 64,
+             "max_position_embeddings": 256},
+}  # fmt: skip
+ROWS, READ, WRITTEN, RANK = 3, 72, 40, 4
+SHARE = WRITTEN / (READ + WRITTEN)
+TOKENS = ROWS * (READ + WRITTEN)
+METHODS = [("lora", torch.float32), ("lora", torch.bfloat16), ("full", torch.float32)]
+
+
+def config_of(name: str):
+    return CONFIG_MAPPING[name.partition(",")[0]](**CONFIGS[name])
+
+
+@cache
+def shape(name: str):
+    return shape_of_config(config_of(name).to_dict(), name, "config.json")
+
+
+def built(name: str, method: str, dtype: torch.dtype):
+    torch.manual_seed(0)
+    model = AutoModelForSeq2SeqLM.from_config(config_of(name), dtype=dtype).eval()
+    tuned = FullFineTuning(model, dict) if method == "full" else inject(model, LoraConfig(rank=RANK, dropout=0.0))
+    return model, tuned
+
+
+def rows_of(count: int = ROWS, given: int = READ, output: int = WRITTEN):
+    return [row_of([1] * given, [2] * output) for _ in range(count)]
+
+
+def planned_bytes(name: str, method: str, dtype: torch.dtype, recomputed: int = 0) -> float:
+    ranks = {} if method == "full" else ranks_by_block(parameters_of(shape(name), LoraConfig(rank=RANK)), SHARE)
+    return saved_bytes(
+        shape(name), ranks, torch.finfo(dtype).bits // 8, "plain", TOKENS, full=method == "full",
+        longest=READ + WRITTEN, output_share=SHARE, recomputed=recomputed,
+    )  # fmt: skip
+
+
+def beside_blocks(model, batch) -> int:
+    """What the pass keeps where every block keeps its input alone."""
+    with activation_checkpointing(blocks_in_order(model)):
+        return autograd_bytes(lambda one: SEQUENCE_TO_SEQUENCE.loss(model, one), batch, model)
+
+
+@pytest.mark.parametrize(("method", "dtype"), METHODS, ids=["float32", "bfloat16", "full"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_blocks_keep_what_autograd_saves(name, method, dtype):
+    model, tuned = built(name, method, dtype)
+    batch = batch_of(rows_of())
+    found = autograd_bytes(lambda one: SEQUENCE_TO_SEQUENCE.loss(model, one), batch, model)
+    blocks = sum(stack.count for stack in shape(name).stacks)
+    inputs = torch.finfo(dtype).bits // 8 * 48 * sum(
+        stack.count * ROWS * length for stack, length in zip(shape(name).stacks, (READ, WRITTEN), strict=True)
+    )  # fmt: skip
+    of_blocks = found - beside_blocks(model, batch) + inputs
+    assert len(blocks_in_order(model)) == blocks and tuned is not None
+    assert planned_bytes(name, method, dtype) == pytest.approx(of_blocks, rel=0.06)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_layer_is_counted_on_the_side_that_it_maps(name):
+    """By torch's own count of the operations of a forward pass, whose head reads the decoder's tokens."""
+    model, _ = built(name, "full", torch.float32)
+    batch = batch_of(rows_of())
+    with FlopCounterMode(display=False) as counter:
+        SEQUENCE_TO_SEQUENCE.loss(model, batch)
+    load = Load((READ + WRITTEN,) * ROWS, float(ROWS * WRITTEN), (WRITTEN,) * ROWS)
+    planned = operations(shape(name), load, None)
+    halved = planned.attention - _causal_half(name)  # a decoder's scores are counted as far as they are needed
+    counted = planned.layers + planned.head + halved + 2 * _causal_half(name)
+    assert counted == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert planned.backward > 2 * (planned.layers + planned.head)
+
+
+def _causal_half(name: str) -> float:
+    blocks = shape(name).stacks[-1]
+    return 4.0 * blocks.queries * blocks.count * ROWS * WRITTEN**2 / 2
+
+
+def test_layers_below_the_lowest_that_learns_have_no_backward_pass():
+    load, ranks = Load((READ + WRITTEN,), float(WRITTEN), (WRITTEN,)), {"decoder.block.3.layer.2.DenseReluDense.wo": 4}
+    above = operations(shape("t5"), load, ranks)
+    everywhere = operations(shape("t5"), load, {**ranks, "encoder.block.0.layer.0.SelfAttention.q": 4})
+    assert above.layers_back == 0 < everywhere.layers_back
+    assert 0 < above.adapters < everywhere.adapters
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_recomputed_blocks_keep_their_input_from_the_encoders_first_on(name):
+    blocks = sum(stack.count for stack in shape(name).stacks)
+    sizes = [planned_bytes(name, "lora", torch.float32, count) for count in range(blocks + 1)]
+    assert all(later < earlier for earlier, later in zip(sizes, sizes[1:], strict=False) if later != sizes[-1])
+    inputs = 4 * 48 * ROWS * sum(
+        stack.count * length for stack, length in zip(shape(name).stacks, (READ, WRITTEN), strict=True)
+    )  # fmt: skip
+    assert inputs < sizes[-1] < sizes[0] / 2
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_shape_is_the_same_after_it_was_written(name):
+    stored = json.loads(json.dumps(shape_to_json(shape(name))))
+    again = shape_from_json(stored, name)
+    assert again.layers == shape(name).layers and again.is_planned and again.block_count == shape(name).block_count
+    assert [stack.reading.keys() for stack in again.stacks] == [stack.reading.keys() for stack in shape(name).stacks]
+
+
+def rows_planned() -> PlannedRows:
+    """Ten short rows, one of which has a long output, and one row with a long input."""
+    drawn = sorted([(20, 8)] * 9 + [(90, 60), (200, 10)])
+    lengths, learned = zip(*drawn, strict=True)
+    count, tokens = Estimate.exactly(len(drawn)), Estimate.exactly(sum(lengths))
+    return PlannedRows(count, tokens, Estimate.exactly(sum(learned)), 0.0, 12, 200, 190, lengths, True, learned=learned)
+
+
+def test_micro_batches_are_those_of_a_training():
+    training, rows = TrainingConfig(batch_size=11, max_batch_tokens=220), rows_planned()
+    real = [row_of([1] * (length - output), [2] * output) for length, output in zip(
+        rows.lengths, rows.learned, strict=True)]  # fmt: skip
+    theirs = SEQUENCE_TO_SEQUENCE.batches(real, training.max_batch_tokens)
+    ours = list(micro_batches(rows, training))
+    assert [(one.tokens, one.rows * one.output, one.learned) for one in ours] == [
+        (batch.size, batch.decoder_tokens, batch.count) for batch in theirs
+    ]
+    load = padded_sides(rows, training)
+    assert (load.tokens, load.written) == (sum(b.size for b in theirs), sum(b.decoder_tokens for b in theirs))
+    assert load.supervised == sum(rows.learned)
+
+
+def test_the_largest_micro_batch_is_looked_for_on_both_sides():
+    amounts = sequences_at_once(rows_planned(), TrainingConfig(batch_size=11, max_batch_tokens=220), 512)
+    assert max(round(one.tokens * one.output_share) for one in amounts) >= 60
+    assert max(one.longest for one in amounts) == 200
+    (alone,) = sequences_at_once(None, TrainingConfig(batch_size=2, max_batch_tokens=4096), 512)
+    assert (alone.tokens, alone.learned, alone.longest) == (1024, 512, 512)
+
+
+def test_a_method_that_trains_the_whole_model_is_planned_too():
+    assert parameters_of(shape("t5"), FullConfig()).trainable == shape("t5").parameters
