@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,22 @@ def rows(tmp_path):
     row = {"prompt": "Name a town by the sea, and say why people go there.", "completion": "Brighton, for its pier."}
     file.write_text((json.dumps(row) + "\n") * 120)
     return file
+
+
+def test_the_line_of_a_training_is_planned_in_the_same_words(rows):
+    words = ("--model", "smollm2-135m", "--data", rows, "--epochs", 1, "--set", "validation.prompts=[]")
+    others = ("--run", "towns", "--validate-every", 1, "--keep", "best", "--patience", 2, "--seed", 3, "--auto-batch")
+    whole, held_out = planned(*words), planned(*words, "--held-out", 40, "--held-out-order", "last", *others)
+    assert (whole["steps"], held_out["steps"]) == (8, 5)
+    assert held_out["tokens"]["likely"] == pytest.approx(whole["tokens"]["likely"] * 80 / 120)
+    seldom = planned(*words, "--held-out", 40, "--validate-every", 5)
+    assert held_out["seconds_per_step"] * 5 < seldom["seconds"] < held_out["seconds"]
+
+
+def test_every_setting_of_a_training_is_one_of_a_plan():
+    told = {name: rankwise(name, "--help").output for name in ("train", "plan")}
+    flags = {name: set(re.findall(r"--[a-z][a-z-]*", text)) for name, text in told.items()}
+    assert flags["train"] - flags["plan"] <= {"--restart", "--resume", "--force-memory", "--force-base"}
 
 
 @pytest.mark.parametrize(("rank", "trainable"), [(1, 4_718_592), (4, 18_874_368), (8, 37_748_736)])

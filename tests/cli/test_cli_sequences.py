@@ -259,6 +259,9 @@ def test_the_plan_counts_encoder_and_decoder(here):
     assert counted["trainable_parameters"] == manifest["results"]["trainable_parameters"]
     report = json.loads(Path("runs/t5-lora/data_report.json").read_text())
     assert counted["tokens"]["likely"] == report["tokens"] and counted["loss_tokens"]["likely"] == report["loss_tokens"]
+    assert counted["memory_bytes"]["activations"] > 0 and counted["seconds"] > 0
+    lengths, text = report["lengths"], done("plan", "--model", "tiny-t5", "--data", "rows.jsonl").stdout
+    assert f"the longer has {lengths['median']} tokens in the median, at most {lengths['longest']}" in text
 
 
 BAD = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rankwise.evaluation.class_details import figures_of
-from rankwise.evaluation.label_task import ScoredLabels
+from rankwise.evaluation.label_task import ScoredLabels, best_constant
 from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.span_metrics import ScoredTags
 from rankwise.runs.target_facts import TargetFacts
@@ -50,3 +50,15 @@ def test_figures_of_labels_are_their_definition():
     assert values["micro_f1"] == pytest.approx(2 * 3 / (4 + 4))
     assert values["f1"] == pytest.approx((1 + 2 / 3 + 0) / 3)
     assert values["exact_match"] == pytest.approx(2 / 3)  # a probability of one half is no prediction
+
+
+def test_no_constant_answer_has_a_higher_micro_f1_than_the_best_one():
+    drawn = np.random.default_rng(0)
+    for _ in range(20):
+        actual = drawn.random((9, 4)) < drawn.random(4)
+        actual[0, 0] = True
+        answers = np.array([[bool(code >> at & 1) for at in range(4)] for code in range(1, 16)])
+        scores = [2 * (answer & actual).sum() / (answer.sum() * len(actual) + actual.sum()) for answer in answers]
+        labels, score = best_constant(actual)
+        assert score == pytest.approx(max(scores))
+        assert score == pytest.approx(scores[answers.tolist().index(labels.tolist())])

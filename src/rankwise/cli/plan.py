@@ -9,15 +9,13 @@ import typer
 from rankwise.cli.display import print_json
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import ConfigFile, Json, Quiet, Tune
-from rankwise.cli.settings import ADAPTER, IMAGES, KEEPING, NONE_GIVEN, ROWS, GivenSettings, takes_settings
+from rankwise.cli.settings import NONE_GIVEN, TRAINING, GivenSettings, takes_settings
 from rankwise.cli.visible import visible
 from rankwise.config.reading import read_planned
 
 
 @takes_settings(
-    "model", "quantize", "memory", "new_tokens",
-    "data", "objective", *IMAGES, *ADAPTER, "epochs", "steps", "batch_size", *KEEPING,
-    "backend", "keep_checkpoints", *ROWS,
+    *TRAINING,
     model="Model name from the catalogue (--models), hub id, folder with a config.json, or .gguf file.",
 )  # fmt: skip
 def plan(

@@ -158,6 +158,12 @@ KEEPING = ("anchor", "anchor_text", "forget_at_most", "accuracy_tasks", "replay"
 PREFERENCE = ("preference_loss", "beta")
 IMAGES = ("image_size", "augmentation")
 ADAPTER = ("start_from", "method", "budget", "rank", "alpha", "dropout", "targets", "layers")
+TRAINING = (
+    "model", "quantize", "memory", "new_tokens", "data", "run", "objective", *PREFERENCE, *IMAGES, *ADAPTER,
+    "epochs", "steps", "batch_size", "learning_rate", *KEEPING,
+    "auto_batch", "backend", "keep_checkpoints", *ROWS, *VALIDATION_ROWS, "validate_every", "keep", "patience", "seed",
+)  # fmt: skip
+"""All that a training takes, and a plan of it in the same words."""
 _SET = Annotated[
     list[str] | None,
     typer.Option(

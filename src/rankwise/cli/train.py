@@ -9,17 +9,7 @@ import typer
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import end_at_once, report_failures
 from rankwise.cli.options import ConfigFile, Json, Quiet, Tune
-from rankwise.cli.settings import (
-    ADAPTER,
-    IMAGES,
-    KEEPING,
-    NONE_GIVEN,
-    PREFERENCE,
-    ROWS,
-    VALIDATION_ROWS,
-    GivenSettings,
-    takes_settings,
-)
+from rankwise.cli.settings import NONE_GIVEN, TRAINING, GivenSettings, takes_settings
 from rankwise.cli.visible import visible
 from rankwise.config.reading import read_experiment
 from rankwise.runs.data_report import loss_unit
@@ -33,12 +23,7 @@ if TYPE_CHECKING:
     from rankwise.commands.train import Trained
 
 
-@takes_settings(
-    "model", "quantize", "memory", "new_tokens", "data", "run", "objective", *PREFERENCE, *IMAGES, *ADAPTER,
-    "epochs", "steps", "batch_size", "learning_rate", *KEEPING,
-    "auto_batch", "backend", "keep_checkpoints", *ROWS, *VALIDATION_ROWS, "validate_every", "keep",
-    "patience", "seed",
-)  # fmt: skip
+@takes_settings(*TRAINING)
 def train(
     config: ConfigFile = None,
     given: GivenSettings = NONE_GIVEN,

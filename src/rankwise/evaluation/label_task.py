@@ -21,7 +21,7 @@ from rankwise.evaluation.row_task import Judged, RowTask, TaskKind
 from rankwise.inference.classify import THRESHOLD, outputs_of
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Classifier
-from rankwise.runs.records import Callback
+from rankwise.runs.records import Callback, StatusMessage
 from rankwise.runs.set_details import SetDetails
 from rankwise.text.tokenize import Tokens
 
@@ -69,8 +69,25 @@ def score_labels(
     return ScoredLabels(objective.targets.classes, outputs_of(objective, module, rows, done), actual)
 
 
+def best_constant(actual: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], float]:
+    """The labels (C,) by which rows (N, C) with a label at least have the highest micro F1 if every row is given the
+    same ones, and this F1: of k labels the k most frequent ones are right most often."""
+    counts = actual.sum(0)
+    order = np.argsort(-counts, kind="stable")
+    scores = 2 * np.cumsum(counts[order]) / (len(actual) * np.arange(1, len(counts) + 1) + counts.sum())
+    most = int(np.argmax(scores))
+    return np.isin(np.arange(len(counts)), order[: most + 1]), float(scores[most])
+
+
 def _judge(task: RowTask, model: LoadedModel, report: Callable[[int], None], callback: Callback) -> Judged:
     scored = score_labels(task.objective, model.module, task.rows, report)
+    if scored.actual.any():
+        labels, score = best_constant(scored.actual)
+        names, exact = ", ".join(map(one_line, scored.names(labels))), (scored.actual == labels).all(1).mean()
+        callback(StatusMessage(
+            f'the best constant answer, "{names}", has a micro F1 of {score:.3f} on these rows, and {exact:.1%} of them '
+            "have just these labels"
+        ))  # fmt: skip
     answers = [", ".join(map(one_line, scored.names(row))) for row in scored.predicted]
     return Judged(scored.rows, answers, sets=_details(task, scored, model))
 

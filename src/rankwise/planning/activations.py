@@ -27,6 +27,9 @@ FAST = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", 
 """Families that have a fast form on a processor (models/decoders); a test compares both."""
 OF_IMAGES = frozenset({"vit", "deit", "dinov2", "clip", "siglip"})
 """Families of images with a fast form on a processor (forward/encoder_families.py); a test compares both."""
+OF_TEXTS = frozenset({"bert", "roberta"})
+"""Families of encoders of texts with a fast form on a processor, likewise. Their norms come behind what they norm, so that
+a block keeps what goes into each norm and what comes out of it."""
 WITHOUT_KERNEL = frozenset({"clip"})
 """Of these: the activation is the model's own, which keeps two tensors more as wide as its feed-forward layer."""
 PARALLEL = frozenset({"gpt_neox"})
@@ -105,7 +108,7 @@ def _fast(shape: ModelShape, number: int) -> float:
     head_roots = (read + queries) // 2 // of_heads[0] if of_heads else 0  # queries + keys, in heads
     roots = len(of_stream) * (2 if any(layer.bias == 2 * width for layer in of_stream) else 1)
     parallel = shape.family in PARALLEL
-    stream = width * (1 if parallel else len(of_stream))
+    stream = width * (1 if parallel else len(of_stream)) * (2 if shape.family in OF_TEXTS else 1)
     normed = head_roots * of_heads[0] if of_heads else 0
     gates *= 3 if shape.family in WITHOUT_KERNEL else 1
     return number * (stream + read + queries + gates + normed + 2 * queries * parallel) + EXACT * (roots + head_roots)

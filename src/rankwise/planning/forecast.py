@@ -15,7 +15,7 @@ from rankwise.config.convolutions import image_readers
 from rankwise.config.method import MethodConfig
 from rankwise.config.planning import Planned
 from rankwise.config.training import TrainingConfig
-from rankwise.planning.activations import FAST, OF_IMAGES, Form
+from rankwise.planning.activations import FAST, OF_IMAGES, OF_TEXTS, Form
 from rankwise.planning.devices import Device
 from rankwise.planning.memory import GPU, PROCESSOR, Job, Memory, Overheads, memory_of
 from rankwise.planning.new_tokens import has_new_tokens
@@ -133,8 +133,8 @@ def limit_of(config: Planned, shape: ModelShape) -> int:
 
 
 def form_of(shape: ModelShape, spec: MethodConfig, training: TrainingConfig, device: Device) -> Form:
-    of_images = shape.image is not None
-    has_kernels = shape.family in (OF_IMAGES if of_images else FAST) and shape.is_classifier == of_images
+    families = FAST if not shape.is_classifier else OF_TEXTS if shape.image is None else OF_IMAGES
+    has_kernels = shape.family in families
     fast = device.kind == "processor" and has_kernels and not spec.trains_base and not has_new_tokens(shape)
     return "fast" if fast and training.backend != "eager" else "plain"
 
@@ -161,7 +161,7 @@ def forecast(
         images=amount.images, arrow=amount.arrow, passes=amount.passes,
         adapted="adapter" if shape.image is None else _adapted(shape, counted),
         recomputed=0 if asked == "auto" else min(asked, blocks - lowest), writes_answers=writes_answers,
-        compiled=compiled and form == "fast", storage=storage, given_back=given_back and storage != "none",
+        compiled=compiled and form == "fast" and not shape.is_classifier, storage=storage, given_back=given_back and storage != "none",
         output_share=amount.output_share,
     )  # fmt: skip
     overheads = PROCESSOR if device.kind == "processor" else GPU
@@ -195,8 +195,8 @@ def operations_of(forecasted: Forecast, load: Load) -> Operations:
     adapted = forecasted.parameters.adapted
     ranks = {planned.layer.path: spec.mean_rank_share * sum(planned.ranks) for planned in adapted}
     learning = None if spec.trains_base else ranks
-    job, of_texts = forecasted.job, forecasted.shape.image is None
+    job, of_tokens = forecasted.job, not forecasted.shape.is_classifier
     return operations(
-        forecasted.shape, load, learning, recomputed=job.recomputed / blocks, trimmed=job.form == "fast" and of_texts,
+        forecasted.shape, load, learning, recomputed=job.recomputed / blocks, trimmed=job.form == "fast" and of_tokens,
         frozen=job.lowest if job.caches_prefix else 0, passes=job.passes,
     )  # fmt: skip
