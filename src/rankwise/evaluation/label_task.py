@@ -85,8 +85,8 @@ def _judge(task: RowTask, model: LoadedModel, report: Callable[[int], None], cal
         labels, score = best_constant(scored.actual)
         names, exact = ", ".join(map(one_line, scored.names(labels))), (scored.actual == labels).all(1).mean()
         callback(StatusMessage(
-            f'the best constant answer, "{names}", has a micro F1 of {score:.3f} on these rows, and {exact:.1%} of them '
-            "have just these labels"
+            f'the best constant answer, "{names}", has a micro F1 of {score:.3f} on these rows, and {exact:.1%} of '
+            "them have just these labels"
         ))  # fmt: skip
     answers = [", ".join(map(one_line, scored.names(row))) for row in scored.predicted]
     return Judged(scored.rows, answers, sets=_details(task, scored, model))

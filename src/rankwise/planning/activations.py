@@ -28,8 +28,8 @@ FAST = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", 
 OF_IMAGES = frozenset({"vit", "deit", "dinov2", "clip", "siglip"})
 """Families of images with a fast form on a processor (forward/encoder_families.py); a test compares both."""
 OF_TEXTS = frozenset({"bert", "roberta"})
-"""Families of encoders of texts with a fast form on a processor, likewise. Their norms come behind what they norm, so that
-a block keeps what goes into each norm and what comes out of it."""
+"""Families of encoders of texts with a fast form on a processor, likewise. A norm is behind what it norms, so a block
+keeps what goes into each and what comes out of it."""
 WITHOUT_KERNEL = frozenset({"clip"})
 """Of these: the activation is the model's own, which keeps two tensors more as wide as its feed-forward layer."""
 PARALLEL = frozenset({"gpt_neox"})

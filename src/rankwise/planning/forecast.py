@@ -161,7 +161,8 @@ def forecast(
         images=amount.images, arrow=amount.arrow, passes=amount.passes,
         adapted="adapter" if shape.image is None else _adapted(shape, counted),
         recomputed=0 if asked == "auto" else min(asked, blocks - lowest), writes_answers=writes_answers,
-        compiled=compiled and form == "fast" and not shape.is_classifier, storage=storage, given_back=given_back and storage != "none",
+        compiled=compiled and form == "fast" and not shape.is_classifier,
+        storage=storage, given_back=given_back and storage != "none",
         output_share=amount.output_share,
     )  # fmt: skip
     overheads = PROCESSOR if device.kind == "processor" else GPU
