@@ -7,7 +7,8 @@
     optimizer     8, AdamW's two averages;   averages   8 more, AdaLoRA's importance
     activations   planning/activations.py, for the tokens of one micro-batch
     logits        the head's numbers: 256 rows at a time in the fast form; all learned tokens, 8 bytes each and those of
-                  the format, in the plain one; of a classifier as many numbers of each row as it has outputs
+                  the format, in the plain one, and 16 bytes behind an encoder; of a classifier as many numbers of
+                  each row as it has outputs
     answers       the weights of linear layers once more, laid out for decoding, where validation writes answers
     overhead      what a block's backward pass holds on its way, as a multiple of what a block keeps; holes between
                   pieces of memory, as shares of activations and logits, and of the optimizer's averages, which come
@@ -77,6 +78,9 @@ class Overheads:
         return self.process + (self.products if job.form == "fast" else self.plain_products)
 
 
+OF_LOGITS = 4
+"""Copies of an encoder-decoder's logits in float32 at once, as the loss's backward pass holds them: with T5's and BART's
+shapes a step grew by 3.9 to 4.0 of them, and three after the forward pass, beside what its blocks keep."""
 OF_AVERAGES = 0.1
 COMPILER = 0.15e9
 """Code and data of torch's compiler, and what compiling leaves behind: the same training with it took 0.06 GB and more
@@ -260,11 +264,15 @@ def _logits(shape: ModelShape, job: Job, number: int) -> float:
         return 3.0 * EXACT * job.learned * shape.outputs
     if job.form == "fast":
         return min(HEAD_ROWS, job.learned) * shape.vocabulary * (number + EXACT)
+    if shape.is_encoder_decoder:
+        return OF_LOGITS * EXACT * job.learned * shape.vocabulary
     return job.learned * shape.vocabulary * (2 * EXACT + (number if number < EXACT else 0))
 
 
 def _of_logits(shape: ModelShape, job: Job) -> str:
     if shape.outputs is not None:
         return f"{job.learned:,} {'tokens' if shape.words else 'rows'} x {shape.outputs:,} outputs, three times"
+    if shape.is_encoder_decoder:
+        return f"{job.learned:,} tokens x {shape.vocabulary:,} x {EXACT}, {OF_LOGITS} times in the loss's backward pass"
     rows = min(HEAD_ROWS, job.learned) if job.form == "fast" else job.learned
     return f"{rows:,} tokens x {shape.vocabulary:,}, in two number formats"
