@@ -11,6 +11,7 @@ from rankwise.planning.forecast import limit_of
 if TYPE_CHECKING:
     from rankwise.planning.fitting import Remedy
     from rankwise.planning.plan import Plan
+    from rankwise.planning.rows import PlannedRows
 
 COLUMN = 14
 BACKENDS = {"fast": "fused", "plain": "eager"}
@@ -53,15 +54,9 @@ def _storage(plan: Plan) -> str:
 
 
 def _untrained(plan: Plan) -> Iterator[str]:
-    shape = plan.shape
-    is_causal = shape.auto_class == "AutoModelForCausalLM"
-    why = (
-        "its forward pass cannot be simulated without its weights; for this model, only the parameters are counted, "
-        "and the memory that follows from them"
-        if is_causal
-        else "memory and time are forecast for language models, encoders with decoders and classifiers only; for this "
-        "model, only the parameters are counted"
-    )
+    shape, why = plan.shape, "memory and time are forecast for models that write texts and for classifiers only"
+    if shape.auto_class == "AutoModelForCausalLM" or shape.is_encoder_decoder:
+        why = "its forward pass cannot be simulated without its weights; only the parameters are counted"
     yield _row("", why)
     if shape.is_encoder or shape.image is not None:
         objective = "sequence-classification" if shape.image is None else "image-classification"
@@ -133,8 +128,8 @@ def _rows(plan: Plan) -> Iterator[str]:
     yield _row(
         "rows",
         f"{about}{rows.documents.likely:,.0f} {'sequences' if rows.sequences == 1 else 'pairs'}, "
-        f"{rows.tokens.likely:,.0f} tokens"
-        f"{between_text(rows.tokens, '{:,.0f}')}, {_learned(plan)}; {_lengths(plan)}",
+        f"{rows.tokens.likely:,.0f} tokens{between_text(rows.tokens, '{:,.0f}')}, {_learned(plan)}; "
+        f"{_lengths(plan, rows)}",
     )
     if rows.replayed:
         yield _row("", f"{rows.replayed:,.0f} of the sequences are replay rows")
@@ -154,15 +149,12 @@ def _images(plan: Plan) -> Iterator[str]:
         yield _row("steps", f"{plan.steps:,}, each of about {tokens / each:,.0f} images ({tokens:,.0f} tokens)")
 
 
-def _lengths(plan: Plan) -> str:
-    """An input and its output are compared with the largest length each, so the longer one is told, as by
-    `data check`."""
-    rows = plan.rows
-    assert rows is not None, "only called with rows"
-    if not plan.shape.is_encoder_decoder:
-        return f"median length {rows.median:,}, longest {rows.longest:,} tokens"
-    longest = min(rows.longest_found, limit_of(plan.config, plan.shape))
-    return f"of each input and output the longer has {rows.median:,} tokens in the median, at most {longest:,}"
+def _lengths(plan: Plan, rows: PlannedRows) -> str:
+    """Of an input and its output that of the longer one, as `data check` has it: the limit is for each of them."""
+    if plan.shape.is_encoder_decoder:
+        longest = min(rows.longest_found, limit_of(plan.config, plan.shape))
+        return f"of each input and output the longer has {rows.median:,} tokens in the median, at most {longest:,}"
+    return f"median length {rows.median:,}, longest {rows.longest:,} tokens"
 
 
 def _learned(plan: Plan) -> str:

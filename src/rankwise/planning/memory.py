@@ -79,8 +79,8 @@ class Overheads:
 
 
 OF_LOGITS = 4
-"""Copies of an encoder-decoder's logits in float32 at once, as the loss's backward pass holds them: with T5's and BART's
-shapes a step grew by 3.9 to 4.0 of them, and three after the forward pass, beside what its blocks keep."""
+"""Copies of an encoder-decoder's logits in float32 at once, as the loss's backward pass holds them: a step of T5's and
+BART's shapes grew by 3.9 to 4.0 of them beside what its blocks keep."""
 OF_AVERAGES = 0.1
 COMPILER = 0.15e9
 """Code and data of torch's compiler, and what compiling leaves behind: the same training with it took 0.06 GB and more

@@ -24,7 +24,7 @@ class Saved:
     token: float
     pair: float = 0.0
 
-    def of(self, tokens: float, longest: int = 0) -> float:
+    def of(self, tokens: float, longest: float = 0) -> float:
         """`tokens` in sequences of at most `longest`."""
         return self.constant + tokens * (self.token + self.pair * longest)
 
