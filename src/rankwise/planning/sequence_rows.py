@@ -63,7 +63,7 @@ def _planned(sample: Sample, count: CountTexts, limit: int, weight: float, *, cu
     longer = sorted(max(given, output) for _, given, output in drawn if cut or max(given, output) <= limit)
     return replace(
         rows, too_long=over * weight * (1 if whole else sample.rows / max(1, read)),
-        median=min(limit, longer[(len(longer) - 1) // 2]) if longer else 0,
+        median=min(limit, longer[len(longer) // 2]) if longer else 0,
         longest_found=max((max(given, output) for _, given, output in every), default=0),
     )  # fmt: skip
 
