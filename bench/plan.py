@@ -1,7 +1,7 @@
 """A plan held against what was measured: memory over fifteen trainings, of classifiers too, and time after a probe.
 
-    python bench/plan.py [--json] [--classifiers | --images | --compiled | --quantized] [--only 1,5,9] [--time]
-                         [--rows 240]
+    python bench/plan.py [--json] [--classifiers | --images | --compiled | --quantized | --sequences] [--only 1,5,9]
+                         [--time] [--rows 240]
 
 Rows of Dolly; SmolLM2-135M, and a model of the shape of SmolLM2-360M with random weights. Each training is a
 `rankwise train` of its own for three steps, whose peak is held against what `rankwise plan` says by config.json and a
@@ -16,6 +16,8 @@ the cache folder and not run again.
 --images: DINOv2-small and EfficientNet-Lite0 on images of CIFAR-10, enlarged to the size in the column "longest".
 
 --quantized: bases in nf4 and int8, of texts, classifiers and images, with little at once.
+
+--sequences: T5 and BART with random weights, which read a prompt of Dolly and write its answer.
 
 --time: `rankwise plan --probe`, then a training of ten steps; the forecast of seconds against those it took.
 """
@@ -33,18 +35,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from random_models import BART, RANDOM, SIDES, STARTER, T5, model_of
 from telling import parser_of, tell
 
 from rankwise.system.cache import cache_folder
 
 FOLDER = cache_folder() / "bench-plan"
-SHAPE = {
-    "hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 15,
-    "num_key_value_heads": 5, "vocab_size": 49152, "max_position_embeddings": 8192, "tie_word_embeddings": True,
-}  # fmt: skip
-STARTER, RANDOM, ENCODER, VISION, CONVOLUTIONS = (
-    "smollm2-135m", "random-360m", "minilm", "dinov2-small", "efficientnet-lite0"
-)  # fmt: skip
+ENCODER, VISION, CONVOLUTIONS = "minilm", "dinov2-small", "efficientnet-lite0"
 
 
 @dataclass(frozen=True)
@@ -71,6 +68,7 @@ class Case:
             "compiled-" * self.compiled
             + "classifier-" * (self.task is not None)
             + "images-" * self.images
+            + "sequences-" * (self.model in SIDES)
             + (f"{self.quantize}-" * (self.quantize != "auto"))
         )
 
@@ -78,7 +76,7 @@ class Case:
     def backend(self) -> str:
         if self.quantize != "auto" and (self.images or self.task):
             return "auto"
-        whole = self.plain or self.task is not None or self.images or self.method == "full"
+        whole = self.plain or self.task is not None or self.images or self.method == "full" or self.model in SIDES
         return "compiled" if self.compiled else "eager" if whole else "fused"
 
     @property
@@ -151,30 +149,19 @@ QUANTIZED = (
     Case(ENCODER, "lora", "float32", 2048, 512, 0, task="RTE", quantize="int8"),
     Case(VISION, "lora", "float32", 2048, 112, 0, 32, images=True, quantize="nf4"),
 )
+SEQUENCES = (
+    Case(T5, "lora", "float32", 2048, 512),
+    Case(BART, "lora", "float32", 1024, 256),
+    Case(T5, "full", "float32", 2048, 512),
+    Case(BART, "full", "float32", 1024, 256),
+    Case(T5, "lora", "bfloat16", 2048, 512),
+    Case(BART, "adalora", "float32", 1024, 512, batch_size=8),
+)
+"""One number of the memory model was set by steps of both shapes, without a trainer."""
 TEXTS = ("sentence", "sentence1", "sentence2")
 UNSEEN = 3
 """The last ones: by none of them was anything of a plan fitted."""
 TIMED = (CASES[0], CASES[4], CASES[7], CLASSIFIERS[0], CLASSIFIERS[2], CLASSIFIERS[6], *QUANTIZED)
-
-
-def model_of(name: str) -> str:
-    """A folder of random weights, made once."""
-    if name != RANDOM:
-        return name
-    folder = FOLDER / RANDOM
-    if not (folder / "model.safetensors").is_file():
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
-
-        from rankwise.config.models import ModelConfig
-        from rankwise.models.sources import find
-        from rankwise.runs.records import silent
-
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE), dtype=torch.bfloat16)
-        AutoTokenizer.from_pretrained(find(ModelConfig(name=STARTER), silent).folder).save_pretrained(folder)
-        model.save_pretrained(folder)
-    return str(folder)
 
 
 def rows_of(case: Case, rows: int) -> list[str]:
@@ -197,7 +184,7 @@ def words_of(case: Case, rows: int, *more: str) -> list[str]:
     dtype = [] if case.method == "full" else ["--set", f"model.dtype={case.dtype}"]
     length = ["--image-size" if case.images else "--max-length", str(case.max_length)]
     return [
-        "--model", model_of(case.model), *rows_of(case, rows), "--method", case.method, "--batch-size",
+        "--model", model_of(case.model, FOLDER), *rows_of(case, rows), "--method", case.method, "--batch-size",
         str(case.batch_size), *length,
         "--set", f"training.max_batch_tokens={case.max_batch_tokens}",
         "--set", f"training.activation_checkpointing={case.recomputed}", *dtype,
@@ -275,8 +262,15 @@ def main() -> None:
     parser.add_argument("--images", action="store_true")
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--quantized", action="store_true")
+    parser.add_argument("--sequences", action="store_true")
     asked = parser.parse_args()
-    sets = {"classifiers": CLASSIFIERS, "images": IMAGES, "compiled": COMPILED, "quantized": QUANTIZED}
+    sets = {
+        "classifiers": CLASSIFIERS,
+        "images": IMAGES,
+        "compiled": COMPILED,
+        "quantized": QUANTIZED,
+        "sequences": SEQUENCES,
+    }
     cases = next((cases for name, cases in sets.items() if getattr(asked, name)), CASES)
     chosen = [int(one) for one in asked.only.split(",")] if asked.only else range(1, len(cases) + 1)
     rows = []
