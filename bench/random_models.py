@@ -1,4 +1,5 @@
-"""Models of real shapes with random weights, for measurements of memory and time. Their tokenizer is the starter's."""
+"""Models of real shapes with random weights, for measurements of memory and time. Their tokenizer is the starter's;
+an encoder with a decoder has the end token behind every text."""
 
 from __future__ import annotations
 
@@ -35,6 +36,7 @@ def model_of(name: str, cache: Path) -> str:
 def _write(name: str, folder: Path) -> None:
     import torch
     import transformers
+    from tokenizers.processors import TemplateProcessing
 
     from rankwise.config.models import ModelConfig
     from rankwise.models.sources import find
@@ -46,9 +48,13 @@ def _write(name: str, folder: Path) -> None:
         config = transformers.LlamaConfig(**SHAPE)
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     else:
+        end, number = tokenizer.eos_token, tokenizer.eos_token_id
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"$A {end}", pair=f"$A {end} $B {end}", special_tokens=[(end, number)]
+        )  # fmt: skip
         kind, settings = SIDES[name]
         config = getattr(transformers, kind)(
-            **settings, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id,
+            **settings, vocab_size=len(tokenizer), eos_token_id=number,
             pad_token_id=tokenizer.pad_token_id, decoder_start_token_id=tokenizer.pad_token_id,
         )  # fmt: skip
         model = transformers.AutoModelForSeq2SeqLM.from_config(config)
