@@ -82,7 +82,8 @@ class Case:
     @property
     def length(self) -> list[str]:
         """Three steps, or all rows once, so that the longest is among them."""
-        return ["--steps", "3"] if self.task is None and not self.images else ["--epochs", "1"]
+        whole = self.task is not None or self.images or self.model in SIDES
+        return ["--epochs", "1"] if whole else ["--steps", "3"]
 
 
 CASES = (

@@ -34,7 +34,7 @@ AUTO = dict.fromkeys(CAUSAL, AutoModelForCausalLM) | dict.fromkeys(ENCODERS, Aut
 AUTO |= dict.fromkeys(BOTH, AutoModelForSeq2SeqLM) | {"whisper": AutoModel}
 EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss", "olmoe", "deepseek_v3")
 BLOCKS = 5
-WITHOUT_FORWARD = ("vit", "dinov2", "swin", "convnext", "clip", *BOTH, *EXPERTS)
+WITHOUT_FORWARD = ("vit", "dinov2", "swin", "convnext", "clip", "whisper", *EXPERTS)
 """Of these the parameters are planned alone."""
 
 

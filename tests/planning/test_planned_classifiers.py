@@ -28,12 +28,15 @@ from rankwise.data.classes import read_targets
 from rankwise.data.sources import open_source
 from rankwise.errors import ConfigError, DataError
 from rankwise.forward.activation_memory import saved_bytes
+from rankwise.forward.encoders import FusedEncoder, has_encoder_kernels
 from rankwise.forward.model_shape import shape_of_config
 from rankwise.forward.plan import plan, shape_of, shape_planned
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.objectives.text_classification import TextClassification
 from rankwise.planning.activations import saved_bytes as planned_bytes
+from rankwise.planning.devices import Device
+from rankwise.planning.forecast import form_of, ranks_by_block
 from rankwise.planning.labelled_rows import labelled_rows_of
 from rankwise.planning.parameters import parameters_of
 from rankwise.planning.rows import padded_load
@@ -46,6 +49,9 @@ from rankwise.training.probe import probe
 CLASSES = TargetFacts(classes=("bad", "good"), counts=(1, 1))
 FAMILIES = ["bert", "roberta", "deberta-v3", "llama", "gpt2", "gpt_neox", "qwen3", "opt", "mistral"]
 METHODS = {"lora": LoraConfig(rank=2), "dora": LoraConfig(rank=2, dora=True), "adalora": AdaLoraConfig(budget="2")}
+
+
+PROCESSOR = Device("here", "processor", 10**10, 0, None, 1e11, None, "a test")
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +152,32 @@ def test_padded_rows_keep_what_the_plan_says(here: Path, model: str, method: str
         assert grown[1] == pytest.approx(grown[0], rel=0.12) and grown[1] <= 1.03 * grown[0]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_so_do_blocks_that_kernels_compute(here: Path, dtype: str) -> None:
+    """What is kept outside of blocks, which the plan leaves out, is small."""
+    shape, spec, objective = shape_planned(planned()), METHODS["lora"], TextClassification(CLASSES)
+    loaded = objective.load(ModelConfig(name="tiny-bert", dtype=dtype), silent)
+    setup = Setup(TrainingConfig(steps=10), 10, heads=objective.heads(loaded))
+    trainable = method_of(spec).attach(loaded, setup)
+    fused = FusedEncoder(loaded.module, lambda batch: objective.loss(loaded.module, batch))
+    amounts = []
+    for count in (3, 8):
+        rows = objective.random_rows(loaded.module, [40] * count, torch.Generator().manual_seed(0))
+        (batch,) = objective.batches(rows, 10**6)
+        with fused.active():
+            amounts.append(saved_bytes(fused, batch, loaded.module))
+    ranks = {block: rank for block, rank in ranks_by_block(parameters_of(shape, spec)).items() if block is not None}
+    forecasted = planned_bytes(shape, ranks, 2 if dtype == "bfloat16" else 4, "fast", 5 * 40, full=False)
+    assert trainable.parameters() and 1 <= (amounts[1] - amounts[0]) / forecasted < 1.1
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "xlm-roberta"])
+def test_the_families_with_kernels_are_those_that_training_has(name: str) -> None:
+    has_kernels = has_encoder_kernels(built(name).eval().requires_grad_(False))
+    forms = [form_of(shape_with_head(name), one, TrainingConfig(), PROCESSOR) for one in (LoraConfig(), FullConfig())]
+    assert forms == ["fast" if has_kernels else "plain", "plain"]
+
+
 @pytest.mark.parametrize("too_long", ["drop", "truncate"])
 @pytest.mark.parametrize(("data", "limit"), [("rows.jsonl", 1024), ("rows.jsonl", 12), ("scaled.jsonl", 1024)])
 def test_tokens_are_those_that_training_counts(here: Path, data: str, limit: int, too_long: str) -> None:
@@ -183,7 +215,7 @@ def test_a_head_alone_computes_nothing_back_and_no_vocabulary_is_predicted(here:
     assert alone.forecast.memory["activations"] == 0 < adapter.forecast.memory["activations"]
     assert alone.flops_per_token < 0.5 * adapter.flops_per_token
     assert adapter.forecast.memory["logits"] == 12 * 2 * adapter.forecast.job.learned
-    assert alone.forecast.job.form == "plain" and alone.advice == []
+    assert alone.forecast.job.form == "fast" and alone.advice == []
 
 
 def test_the_objective_follows_from_model_and_rows(here: Path) -> None:

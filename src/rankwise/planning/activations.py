@@ -83,12 +83,15 @@ def saved_bytes(
     every = _bare(
         shape, number, form, full=full, tokens=tokens, longest=longest, adapted=adapted, share=output_share
     )  # fmt: skip
-    whole = [bare + number * tokens * ranks.get(block, 0.0) for block, (bare, _) in enumerate(every)]
     first = lowest + min(recomputed, len(every) - lowest)
+    own = number * tokens * sum(rank for block, rank in ranks.items() if block >= first)
     inputs = sum(size for _, size in every[lowest:first])
-    total = inputs + sum(whole[first:])
+    total = inputs + sum(bare for bare, _ in every[first:]) + own
     if first > lowest:  # while it is computed again, one of them keeps everything, and those above nothing any more
-        total = max(total, inputs + max(whole[lowest:first]))
+        again = [
+            bare + number * tokens * ranks.get(lowest + at, 0.0) for at, (bare, _) in enumerate(every[lowest:first])
+        ]
+        total = max(total, inputs + max(again))
     return total
 
 
