@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed.run import get_args_parser
 
 from library import rows
 from worlds import Disturbed, Ended, command, together
@@ -125,3 +126,14 @@ def test_what_needs_one_process_is_refused_by_name(folder: Path, words: tuple[st
     (sentence,) = sentences(ended)
     assert f"several processes cannot train with {name} yet" in sentence
     assert not (folder / "runs").exists()
+
+
+def test_torchrun_understands_the_commands_of_the_docs() -> None:
+    """It takes abbreviations of its options anywhere before `--`, and `--run` is one of them."""
+    text = (Path(__file__).parents[2] / "docs" / "several-processes.md").read_text().replace("\\\n", " ")
+    commands = [line.split()[1:] for line in text.splitlines() if line.startswith("torchrun ")]
+    assert len(commands) == 2
+    for words in commands:
+        given = get_args_parser().parse_args(words)
+        assert given.training_script == "rankwise" and "train" in given.training_script_args[:2]
+        assert given.training_script_args[-2:] == ["--run", "support"]
