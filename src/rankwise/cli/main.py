@@ -83,7 +83,9 @@ def group(
     if launched() is not None and context.invoked_subcommand != "train":
         with report_failures("--json" in sys.argv):
             name = context.invoked_subcommand
-            raise ConfigError([f"rankwise {name} runs in one process; of several, torchrun can start rankwise train."])
+            raise ConfigError(
+                [f"rankwise {name} runs in one process: start it without torchrun. Only train uses several."]
+            )
 
 
 for command in (
