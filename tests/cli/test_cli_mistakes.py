@@ -405,7 +405,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_one_and_leaves_no_adapter(ho
     result = rankwise(*training("--steps", 5, "--json", "--backend", "eager"))
     assert isinstance(result.exception, SystemExit) and result.exit_code == 1
     facts = json.loads(result.stdout)
-    assert (facts["kind"], facts["exit_code"]) == ("TrainingError", 1)
+    assert (facts["kind"], facts["exit_code"]) == ("Diverged", 1)
     assert "step 1 of 5" in facts["error"] and "nan" in facts["error"]
     manifest = json.loads((home / "runs" / "new" / "manifest.json").read_text())
     assert manifest["status"] == "failed" and "step 1 of 5" in manifest["problem"]

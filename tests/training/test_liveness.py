@@ -42,11 +42,11 @@ def trainable_of(model: nn.Module, method: str):
     return TrainableLoRA(adapters) if isinstance(spec, LoraConfig) else TrainableAdaLoRA(adapters, spec, STEPS)
 
 
-def warnings_of(model: nn.Module, method: str, rate: float = 1e-2) -> list[str]:
-    """What a training of 12 steps says."""
+def warnings_of(model: nn.Module, method: str, rate: float = 1e-2, steps: int = STEPS) -> list[str]:
+    """What a training of so many steps says."""
     trainable, said = trainable_of(model, method), []
-    spec = TrainingConfig(steps=STEPS)
-    state = TrainState(trainable, adamw(trainable, spec), lambda step: rate, STEPS, 1.0, torch.device("cpu"))
+    spec = TrainingConfig(steps=steps)
+    state = TrainState(trainable, adamw(trainable, spec), lambda step: rate, steps, 1.0, torch.device("cpu"))
     train(state, Batches(ROWS, 2, 60, 5), loss_of=summed(SupervisedLogits(model)), callback=said.append)
     return [event.text for event in said if isinstance(event, WarningMessage)]
 
@@ -77,6 +77,11 @@ def test_a_detached_path_is_named():
 def test_updates_below_the_rounding_end_the_training(method):
     with pytest.raises(TrainingError, match=r"changed in 10 steps, so nothing was learned.*\(1e-300\)"):
         warnings_of(tiny_model("llama"), method, rate=1e-300)
+
+
+def test_a_training_of_fewer_steps_says_so_and_ends_well():
+    (line,) = warnings_of(tiny_model("llama"), "full", rate=1e-300, steps=AFTER - 1)
+    assert line.startswith("none of the ") and f"changed in {AFTER - 1} steps" in line
 
 
 def test_weights_in_bfloat16_too_coarse_for_their_updates_are_named():

@@ -3,7 +3,7 @@
 A sum over the bits of each tensor before the first step is compared with that after step AFTER. A layer that the model
 does not call has no gradient; a learning rate below the rounding of a weight moves nothing, though gradients are there.
 What stays may be right: a token that has not occurred, an expert that no token was sent to, a rank that was pruned. So
-it is an error only where nothing moved at all, which hours more would not change.
+it is an error only where nothing moved at all in so many steps, which hours more would not change.
 """
 
 from __future__ import annotations
@@ -58,12 +58,17 @@ class Liveness:
         before, self.before = self.before, {}
         now = sums_of({name: one for name, one in state.trainable.named_parameters().items() if name in before})
         same = [name for name, value in now.items() if value == before[name]]
+        rate = max((state.rate(step) for step in range(state.step)), default=0.0)
+        if rate == 0:
+            return []
         if now and len(same) == len(now):
-            rate = max(state.rate(step) for step in range(state.step))
-            raise TrainingError(
+            problem = (
                 f"none of the {len(now)} tensors that learn changed in {state.step} steps, so nothing was learned: the "
                 f"updates are smaller than the weights' rounding. Raise training.learning_rate ({rate:.3g})."
             )
+            if state.step >= AFTER:
+                raise TrainingError(problem)
+            return [WarningMessage(problem)]
         named = [name for name in same if not (EXPERT.search(name) or name.startswith(self.idle))]
         if not named:
             return []

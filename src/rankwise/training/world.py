@@ -15,6 +15,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ AT_ONCE = 1 << 24
 """Numbers of a flat sum at most, so that it needs little memory beside the gradients; a larger tensor is alone."""
 PATIENCE = timedelta(days=1)
 """How long processes wait while the first one downloads, encodes or validates. One that is gone is noticed at once."""
+SECONDS_TO_DIE = 2.0
+"""After a connection broke, until a killed process of this machine is seen to be gone."""
 WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 """Integers as wide as the numbers of a tensor."""
 
@@ -192,7 +195,10 @@ class World:
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            self.check_peers()
+            until = time.monotonic() + SECONDS_TO_DIE
+            while time.monotonic() < until:  # its connections close before it is gone
+                self.check_peers()
+                time.sleep(0.05)
             raise self._lost() from None
 
     def _lost(self, rank: int | None = None, pid: int | None = None) -> LostProcessError:
