@@ -19,7 +19,7 @@ from rankwise.methods.lora import TrainableLoRA
 from rankwise.objectives.causal_lm import summed
 from rankwise.runs.records import WarningMessage
 from rankwise.text.tokenize import Tokens
-from rankwise.training.liveness import AFTER, sums_of
+from rankwise.training.liveness import AFTER, Liveness, sums_of
 from rankwise.training.state import TrainState, adamw
 from trainers import train
 
@@ -42,11 +42,14 @@ def trainable_of(model: nn.Module, method: str):
     return TrainableLoRA(adapters) if isinstance(spec, LoraConfig) else TrainableAdaLoRA(adapters, spec, STEPS)
 
 
-def warnings_of(model: nn.Module, method: str, rate: float = 1e-2, steps: int = STEPS) -> list[str]:
-    """What a training of so many steps says."""
-    trainable, said = trainable_of(model, method), []
-    spec = TrainingConfig(steps=steps)
-    state = TrainState(trainable, adamw(trainable, spec), lambda step: rate, steps, 1.0, torch.device("cpu"))
+def state_of(model: nn.Module, method: str, rate: float, steps: int = STEPS) -> TrainState:
+    trainable, spec = trainable_of(model, method), TrainingConfig(steps=steps)
+    return TrainState(trainable, adamw(trainable, spec), lambda step: rate, steps, 1.0, torch.device("cpu"))
+
+
+def warnings_of(model: nn.Module, method: str, rate: float = 1e-2) -> list[str]:
+    """What a training of 12 steps says."""
+    state, said = state_of(model, method, rate), []
     train(state, Batches(ROWS, 2, 60, 5), loss_of=summed(SupervisedLogits(model)), callback=said.append)
     return [event.text for event in said if isinstance(event, WarningMessage)]
 
@@ -79,9 +82,14 @@ def test_updates_below_the_rounding_end_the_training(method):
         warnings_of(tiny_model("llama"), method, rate=1e-300)
 
 
-def test_a_training_of_fewer_steps_says_so_and_ends_well():
-    (line,) = warnings_of(tiny_model("llama"), "full", rate=1e-300, steps=AFTER - 1)
-    assert line.startswith("none of the ") and f"changed in {AFTER - 1} steps" in line
+@pytest.mark.parametrize(("rate", "warnings"), [(1e-300, 1), (0.0, 0), (1e-2, 0)])
+def test_a_training_of_fewer_steps_ends_well_and_says_so(rate, warnings):
+    model, liveness = tiny_model("llama"), Liveness()
+    state = state_of(model, "full", rate, AFTER - 1)
+    liveness.begin(state)
+    train(state, Batches(ROWS, 2, 60, 5), loss_of=summed(SupervisedLogits(model)))
+    said = [event.text for event in liveness.check(state)]
+    assert len(said) == warnings and all(f"changed in {AFTER - 1} steps" in text for text in said)
 
 
 def test_weights_in_bfloat16_too_coarse_for_their_updates_are_named():
