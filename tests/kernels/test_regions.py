@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -74,3 +76,17 @@ def test_compiled_numbers_of_gguf_are_the_plain_ones_to_the_bit(name, compiled):
         found = form.unpack([part], shape, torch.bfloat16)[0]
     same = (found.view(torch.int16) == wanted.view(torch.int16)) | (found.isnan() & wanted.isnan())
     assert same.all() and not wanted.isnan().all()
+
+
+def test_setuptools_says_nothing_to_the_user(tmp_path):
+    """It warns of a setting that we make, wherever it is imported first."""
+    program = f"""
+from pathlib import Path
+from rankwise.kernels.regions import compiled_regions
+with compiled_regions(Path({str(tmp_path)!r})):
+    import setuptools
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "always::UserWarning", "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and "distutils" not in done.stderr, done.stderr

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import update_wrapper
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -76,6 +78,10 @@ def plain_regions() -> Iterator[None]:
 
 def _keep_distutils() -> None:
     """Let setuptools use Python's own distutils where there is one. torch's compiler asks setuptools for Python's
-    headers, and setuptools can fail to load if it is unable to replace an already imported distutils."""
+    headers, and setuptools can fail to load if it is unable to replace an already imported distutils. It warns of this
+    setting, which is no business of the user's."""
     if sys.version_info < (3, 12) and "setuptools" not in sys.modules:
         os.environ.setdefault("SETUPTOOLS_USE_DISTUTILS", "stdlib")
+        with warnings.catch_warnings(), suppress(ImportError):
+            warnings.filterwarnings("ignore", "Reliance on distutils")
+            import_module("setuptools")
