@@ -101,6 +101,26 @@ def test_an_error_that_a_library_makes_of_ctrl_c_is_ctrl_c(error, capsys):
         forget()
 
 
+SIGNALLED = """
+import os, signal
+from rankwise.cli.failures import report_failures
+with report_failures(as_json=False):
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.parametrize(("launcher", "says"), [({}, True), ({"RANKWISE_LAUNCHER": "1"}, False)])
+def test_of_several_processes_that_the_launcher_ends_only_the_launcher_says_why(launcher, says):
+    """A process whose fellow was killed gets a signal, and does not know whether the user asked for it."""
+    several = {"TORCHELASTIC_RUN_ID": "r", "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    environment = os.environ | several | launcher
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 143
+    assert done.stderr == ("rankwise: stopped by a signal.\n" if says else "")
+
+
 def test_ctrl_c_in_a_finaliser_is_not_printed(capfd):
     class Finalised:
         def __del__(self):

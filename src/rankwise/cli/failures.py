@@ -21,7 +21,7 @@ from typing import NoReturn
 
 from rankwise.cli.visible import visible
 from rankwise.errors import FULL, Interrupted, RankwiseError, ResourceError, typed
-from rankwise.system.launched import is_first_to_end, launched
+from rankwise.system.launched import LAUNCHER, is_first_to_end, launched
 from rankwise.system.signals import ask_to_stop, forget, ignore_requests, requested
 
 
@@ -86,9 +86,12 @@ def _end(number: int, frame: FrameType | None) -> None:
 def _leave(message: str, kind: str, code: int, as_json: bool, error: BaseException) -> NoReturn:
     if os.environ.get("RANKWISE_DEBUG"):
         raise error
+    left_to_launcher = (
+        error is requested() and LAUNCHER in os.environ
+    )  # it knows who asked, the user or a process's end
     ignore_requests()
     problem = {"error": message, "kind": kind, "exit_code": code}
-    if is_first_to_end(problem):
+    if is_first_to_end(problem | {"left_to_launcher": left_to_launcher}) and not left_to_launcher:
         print(f"rankwise: {visible(message)}", file=sys.stderr)
         if as_json:
             print(json.dumps(problem))

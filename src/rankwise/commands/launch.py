@@ -29,7 +29,7 @@ from rankwise.config.experiment import Experiment
 from rankwise.errors import ConfigError, Interrupted, TrainingError
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.manifest import usable_cores
-from rankwise.system.launched import ENDED, read_problem
+from rankwise.system.launched import ENDED, LAUNCHER, read_problem
 
 GRACE = 4
 """Seconds in which the others must end once one has ended; then they are killed."""
@@ -45,9 +45,9 @@ def launch(experiment: Experiment, processes: int) -> int:
         if not failures:
             return 0
         problem = next(filter(None, map(read_problem, Path(folder).rglob(ENDED))), None)
-    if problem is not None:
+    if problem is not None and not problem.get("left_to_launcher"):
         return int(problem["exit_code"])
-    if requests:  # none of them had begun to listen
+    if requests:
         raise Interrupted("stopped.", 128 + requests[0])
     raise TrainingError(f"{_killed(failures, processes)} Use {RunDirectory.named(experiment.run).ways_on}.")
 
@@ -92,6 +92,7 @@ def _check(experiment: Experiment, processes: int) -> None:
 
 def _share_machine(processes: int) -> None:
     """Each process gets its share of the cores; what the user has set is left as it is."""
+    os.environ[LAUNCHER] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
     if sys.platform in ("linux", "darwin"):  # they meet on this machine alone
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
@@ -136,4 +137,4 @@ def _killed(failures: Mapping[int, Any], processes: int) -> str:
         failures.items(), key=lambda one: (one[1].exitcode == -signal.SIGTERM, one[1].exitcode >= 0, one[0])
     )
     how = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"
-    return f"process {rank + 1} of the {processes} of this training ended ({how}), so all of them ended."
+    return f"process {rank + 1} of the {processes} processes of this training has ended ({how}), so all of them ended."

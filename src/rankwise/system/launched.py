@@ -15,6 +15,8 @@ from typing import Any
 
 ENDED = "ended.json"
 """The name of that file."""
+LAUNCHER = "RANKWISE_LAUNCHER"
+"""A variable with the number of the `rankwise train --processes` that started this process and says why it ended."""
 
 
 @dataclass(frozen=True)
