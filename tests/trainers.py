@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
+import torch
 from torch import Tensor
 
 from rankwise.config.training import TrainingConfig
@@ -33,6 +34,18 @@ class GivenLoss:
     @contextmanager
     def active(self) -> Iterator[None]:
         yield
+
+
+def random_rows(count: int, seed: int = 0) -> list[Tokens]:
+    """Rows of unequal length with unequal shares of supervised tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for _ in range(count):
+        length = int(torch.randint(4, 40, (1,), generator=generator))
+        given = int(torch.randint(1, length - 1, (1,), generator=generator))
+        ids = torch.randint(0, 96, (length,), generator=generator).tolist()
+        rows.append(Tokens(tuple(ids), tuple(place >= given for place in range(length))))
+    return rows
 
 
 def train(

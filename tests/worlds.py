@@ -46,21 +46,9 @@ from rankwise.training.step import StepTotals
 from rankwise.training.trainer import Trainer
 from rankwise.training.validation import Validation, early_stopping_of
 from rankwise.training.world import World, join
-from trainers import GivenLoss
+from trainers import GivenLoss, random_rows
 
 Job = Callable[[Path, Any], None]
-
-
-def random_rows(count: int, seed: int = 0) -> list[Tokens]:
-    """Rows of unequal length with unequal shares of loss tokens."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = []
-    for _ in range(count):
-        length = int(torch.randint(4, 40, (1,), generator=generator))
-        given = int(torch.randint(1, length - 1, (1,), generator=generator))
-        ids = torch.randint(0, 96, (length,), generator=generator).tolist()
-        rows.append(Tokens(tuple(ids), tuple(index >= given for index in range(length))))
-    return rows
 
 
 @dataclass(frozen=True)

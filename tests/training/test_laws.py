@@ -26,28 +26,16 @@ from rankwise.runs.records import StepRecord
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.example import Example, Message
 from rankwise.text.rendering import render
-from rankwise.text.tokenize import Tokens, tokenise
+from rankwise.text.tokenize import tokenise
 from rankwise.text.tokenizer import HubTokenizer
 from rankwise.training.losses import mean_loss
 from rankwise.training.schedules import rate_factor
 from rankwise.training.state import TrainState, adamw
 from rankwise.training.step import optimizer_step
 from sampling import draws
-from trainers import train
+from trainers import random_rows, train
 
 CPU = torch.device("cpu")
-
-
-def random_rows(count: int, seed: int = 0) -> list[Tokens]:
-    """Rows of unequal length with unequal shares of supervised tokens."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = []
-    for _ in range(count):
-        length = int(torch.randint(4, 40, (1,), generator=generator))
-        given = int(torch.randint(1, length - 1, (1,), generator=generator))
-        ids = torch.randint(0, 96, (length,), generator=generator).tolist()
-        rows.append(Tokens(tuple(ids), tuple(place >= given for place in range(length))))
-    return rows
 
 
 def adapted(architecture: str = "llama") -> tuple[torch.nn.Module, AdapterSet]:

@@ -19,7 +19,8 @@ from rankwise.methods.lora import TrainableLoRA
 from rankwise.objectives.causal_lm import summed
 from rankwise.runs.records import WarningMessage
 from rankwise.text.tokenize import Tokens
-from rankwise.training.liveness import AFTER, Liveness, sums_of
+from rankwise.training.bit_sums import bit_sums
+from rankwise.training.liveness import AFTER, Liveness
 from rankwise.training.state import TrainState, adamw
 from trainers import train
 
@@ -100,7 +101,7 @@ def test_weights_in_bfloat16_too_coarse_for_their_updates_are_named():
 
 def test_the_sum_of_bits_sees_one_bit_and_a_changed_sign():
     value = torch.randn(5, 7)
-    before = sums_of({"a": value, "none": torch.empty(0)})
+    before = bit_sums({"a": value, "none": torch.empty(0)})
     value[2, 3] = torch.nextafter(value[2, 3], torch.tensor(9.0))
-    assert before.keys() == {"a"} and sums_of({"a": value}) != before
-    assert sums_of({"a": torch.zeros(3)}) != sums_of({"a": torch.tensor([0.0, -0.0, 0.0])})
+    assert before.keys() == {"a"} and bit_sums({"a": value}) != before
+    assert bit_sums({"a": torch.zeros(3)}) != bit_sums({"a": torch.tensor([0.0, -0.0, 0.0])})

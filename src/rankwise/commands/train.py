@@ -15,6 +15,7 @@ from rankwise.adapters.targets import tables_of_the_head
 from rankwise.commands.recorded_run import record
 from rankwise.commands.several import refuse_preference, refuse_several
 from rankwise.config.experiment import Experiment
+from rankwise.config.training import TrainingConfig
 from rankwise.data.preparation import Prepared
 from rankwise.data.preparing import TextWriting, prepare, refuse_fatal
 from rankwise.errors import ConfigError, RunError, some
@@ -122,18 +123,8 @@ def _trained(
     model: LoadedModel | None, back_offs: tuple[BackOff, ...], world: World, force_memory: bool, force_base: bool,
 ) -> Trained:  # fmt: skip
     """From what is on the disk to the end; Diverged where it may begin anew."""
-    start = None if resumable is not None else start_of(experiment, callback)
-    if resumable is not None:
-        experiment = settings_of(resumable, experiment)
-    elif start is not None:
-        experiment = start.foreseen(experiment)
-    objective = objective_of(experiment, callback)
-    if world.is_several:
-        refuse_preference(objective.name)
-    if start is not None:
-        start.check_targets(objective.targets, callback)
-    if model is not None and (problem := _misfit(model, experiment, objective)):
-        raise ConfigError([problem])
+    experiment, start = _settled(experiment, resumable, callback)
+    objective = _objective(experiment, start, model, world, callback)
     foreseen = foresee(experiment, callback, objective.targets)
     training_config, foreseen = within_limit(experiment, foreseen, callback)
     if foreseen is not None and resumable is None:
@@ -160,16 +151,10 @@ def _trained(
         config = config.model_copy(update={"learning_rate": tuning.learning_rate})
     trainable = method.attach(loaded, replace(setup, training=config))
     try:
-        if shared := tables_of_the_head(loaded.module, trainable.names):
-            callback(WarningMessage(_shared(shared)))
-        work = Workload.of(
-            loaded.module, trainable, objective, config, prepared, experiment.data.packing, callback,
-            varied=experiment.images.augmentation != "none",
-        )  # fmt: skip
-        text = text_of_run(config, loaded, trainable, callback)
         training = TrainingRun(
-            experiment, config, run, loaded, method, trainable, prepared, scorer, work, callback,
-            _lineage(start, resumable), text, tasks, tuning, world,
+            experiment, config, run, loaded, method, trainable, prepared, scorer,
+            _workload(loaded, trainable, objective, config, prepared, experiment, callback), callback,
+            _lineage(start, resumable), text_of_run(config, loaded, trainable, callback), tasks, tuning, world,
         )  # fmt: skip
         result = training.result
         manifest = record(training, foreseen, resumable, force_memory=force_memory, back_offs=back_offs)
@@ -179,6 +164,43 @@ def _trained(
     except BaseException:
         trainable.remove()  # a model that was given is to be what it was
         raise
+
+
+def _settled(
+    experiment: Experiment, resumable: Resumable | None, callback: Callback
+) -> tuple[Experiment, Start | None]:
+    """The settings of the run that goes on, or those that the adapter to begin with leaves open."""
+    if resumable is not None:
+        return settings_of(resumable, experiment), None
+    start = start_of(experiment, callback)
+    return (experiment if start is None else start.foreseen(experiment)), start
+
+
+def _objective(
+    experiment: Experiment, start: Start | None, model: LoadedModel | None, world: World, callback: Callback
+) -> Objective:
+    """What a row means, once it suits the processes, the adapter to begin with and a model that is loaded already."""
+    objective = objective_of(experiment, callback)
+    if world.is_several:
+        refuse_preference(objective.name)
+    if start is not None:
+        start.check_targets(objective.targets, callback)
+    if model is not None and (problem := _misfit(model, experiment, objective)):
+        raise ConfigError([problem])
+    return objective
+
+
+def _workload(
+    loaded: LoadedModel, trainable: Trainable, objective: Objective, config: TrainingConfig, prepared: Prepared,
+    experiment: Experiment, callback: WarningCollector,
+) -> Workload:  # fmt: skip
+    """What each step computes, after a warning where what learns changes more than it seems to."""
+    if shared := tables_of_the_head(loaded.module, trainable.names):
+        callback(WarningMessage(_shared(shared)))
+    return Workload.of(
+        loaded.module, trainable, objective, config, prepared, experiment.data.packing, callback,
+        varied=experiment.images.augmentation != "none",
+    )  # fmt: skip
 
 
 def _misfit(model: LoadedModel, experiment: Experiment, objective: Objective) -> str | None:

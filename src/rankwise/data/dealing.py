@@ -28,6 +28,4 @@ def deal(costs: Sequence[int], shares: int) -> list[list[int]]:
 
 def share_of(rows: Sequence[Tokens], number: int, shares: int) -> list[Tokens]:
     """The rows of one share; a row costs as much as it has tokens."""
-    if shares == 1:
-        return list(rows)
     return [rows[row] for row in deal([len(row.ids) for row in rows], shares)[number]]

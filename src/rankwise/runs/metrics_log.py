@@ -32,7 +32,7 @@ class MetricsLog:
 
     def append(self, row: dict[str, Any]) -> None:
         with told_when_full(self._path):
-            self._file.write(row_of(row).decode())
+            self._file.write(line_of(row))
             self._file.flush()
 
     def sync(self) -> None:
@@ -55,9 +55,8 @@ class MetricsLog:
                 raise
 
 
-def row_of(record: dict[str, Any]) -> bytes:
-    """A line of the log."""
-    return json.dumps(record).encode() + b"\n"
+def line_of(row: dict[str, Any]) -> str:
+    return json.dumps(row) + "\n"
 
 
 def cut_metrics_log(path: Path, rows: list[dict[str, Any]]) -> None:

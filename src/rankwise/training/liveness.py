@@ -12,16 +12,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor
-
 from rankwise.errors import TrainingError, some
 from rankwise.runs.records import WarningMessage
+from rankwise.training.bit_sums import bit_sums
 from rankwise.training.state import TrainState
 
 AFTER = 10
 """Steps. The first ones move only one of two factors, and at a fraction of the learning rate."""
-BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 EXPERT = re.compile(r"\.experts\.[0-9]+\.")
 
 
@@ -34,7 +31,7 @@ class Liveness:
     """What has been named."""
 
     def begin(self, state: TrainState) -> None:
-        self.before = sums_of(state.trainable.named_parameters())
+        self.before = bit_sums(state.trainable.named_parameters())
 
     def check(self, state: TrainState) -> list[WarningMessage]:
         """TrainingError where nothing has learned; else a sentence for what has not, unless it was named before."""
@@ -56,7 +53,7 @@ class Liveness:
     def _unmoved(self, state: TrainState) -> list[WarningMessage]:
         """Of what has gradients; looked at once."""
         before, self.before = self.before, {}
-        now = sums_of({name: one for name, one in state.trainable.named_parameters().items() if name in before})
+        now = bit_sums({name: one for name, one in state.trainable.named_parameters().items() if name in before})
         same = [name for name, value in now.items() if value == before[name]]
         rate = max((state.rate(step) for step in range(state.step)), default=0.0)
         if rate == 0:
@@ -75,12 +72,3 @@ class Liveness:
         return [
             WarningMessage(f"{len(named)} of {len(now)} tensors did not change in {state.step} steps: {some(named, 3)}")
         ]
-
-
-def sums_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """A sum over the bits of each that is not empty."""
-    return {
-        name: int(value.detach().view(BITS[value.element_size()]).sum())
-        for name, value in tensors.items()
-        if value.numel()
-    }

@@ -15,7 +15,7 @@ from rankwise.runs.comparisons import leaves
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.manifest import Manifest, Resumed
-from rankwise.runs.metrics_log import first_lines, read_metrics_log, read_ranks, row_of
+from rankwise.runs.metrics_log import first_lines, line_of, read_metrics_log, read_ranks
 from rankwise.runs.records import (
     BackOffRecord,
     BudgetRecord,
@@ -99,7 +99,8 @@ def take_up(
         _check_same(run, "the anchor's text", begun=begun.anchor, now=now.anchor, but={"text": True})
     past, metrics = _restored(resumable, state)
     since = begun.back_offs[len(resumable.checkpoint.manifest.back_offs) :]
-    metrics += b"".join(row_of(BackOffRecord(state.step, one.begun, one.learning_rate).as_row()) for one in since)
+    for one in since:
+        metrics += line_of(BackOffRecord(state.step, one.begun, one.learning_rate).as_row()).encode()
     files, lines = resumable.restored()
     for line in (*resumable.lines, *lines):
         callback(WarningMessage(line))

@@ -141,7 +141,8 @@ class Trainer:
             self.trainable.train(False)
 
     def _check_same(self) -> None:
-        self.world.check_same(self.trainable.state_dict().tensors, f"after step {self.state.step}")
+        if self.world.is_several:
+            self.world.check_same(self.trainable.state_dict().tensors, f"after step {self.state.step}")
 
     def _check_that_all_learned(self) -> None:
         for warning in self._liveness.check(self.state):

@@ -30,6 +30,7 @@ from torch import Tensor, distributed, nn
 from rankwise.errors import DataError, Interrupted, TrainingError, first_line, is_out_of_memory
 from rankwise.system.launched import launched
 from rankwise.system.signals import check_when_asked, requested
+from rankwise.training.bit_sums import bit_sums
 
 _Value = TypeVar("_Value")
 AT_ONCE = 1 << 24
@@ -38,8 +39,6 @@ PATIENCE = timedelta(days=1)
 """How long processes wait while the first one downloads, encodes or validates. One that is gone is noticed at once."""
 SECONDS_TO_DIE = 2.0
 """After a connection broke, until a killed process of this machine is seen to be gone."""
-WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
-"""Integers as wide as the numbers of a tensor."""
 
 
 class LostProcessError(TrainingError):
@@ -144,9 +143,9 @@ class World:
 
     def check_same(self, tensors: Mapping[str, Tensor], when: str) -> None:
         """TrainingError where a process has other numbers than the first."""
-        if not self.is_several:
-            return
-        if (other := self._unlike(_bits_of(tensors))) is not None:
+        sums = bit_sums(tensors)
+        texts = (f"{name} {tuple(one.shape)} {sums.get(name)}" for name, one in tensors.items())
+        if (other := self._unlike(texts)) is not None:
             raise TrainingError(
                 f"{when}, process {other + 1} of {self.size} has other weights than the first process. Processes "
                 "that train together must compute alike: use machines of one kind, with the same versions."
@@ -254,13 +253,6 @@ def _parts(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
         part.append(one)
     if part:
         yield part
-
-
-def _bits_of(tensors: Mapping[str, Tensor]) -> Iterator[str]:
-    """The name and the shape of each tensor, and the sum of its bits, which reads every number once."""
-    for name, value in tensors.items():
-        bits = value.detach().contiguous().view(WORDS[value.element_size()])
-        yield f"{name} {tuple(value.shape)} {int(bits.sum(dtype=torch.int64))}"
 
 
 def _is_alive(pid: int) -> bool:
