@@ -126,6 +126,13 @@ def test_values_that_one_backend_rounds_badly_by_chance_do_not_decide(deep, roug
     assert all(torch.equal(one, two) for one, two in zip(before, adapters.parameters(), strict=True))
 
 
+@pytest.mark.parametrize(("logits", "gradients", "agrees"), [(1.2, 1.2, True), (1.3, 1.0, False), (1.0, 1.3, False)])
+def test_a_backend_may_be_a_quarter_farther_by_chance(deep, logits, gradients, agrees):
+    eager = distances.Distance(0.04, 0.5)
+    fused = distances.Distance(logits * eager.logits, gradients * eager.gradients)
+    assert comparison._nearer(deep, [distances.Roundings(fused, eager)]).agrees == agrees
+
+
 @pytest.mark.parametrize("fault", faults_of())
 def test_a_formula_that_differs_is_found_however_roughly_the_plain_form_rounds(model, fault, monkeypatch):
     adapters = inject(model, LoraConfig(rank=3, alpha=30))

@@ -20,8 +20,9 @@ from rankwise.methods.full import FullFineTuning
 from rankwise.methods.inject import inject
 from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, batch_of
 from rankwise.planning.activations import saved_bytes
+from rankwise.planning.devices import Device
 from rankwise.planning.estimate import Estimate
-from rankwise.planning.forecast import ranks_by_block
+from rankwise.planning.forecast import forecast, ranks_by_block
 from rankwise.planning.operations import Load, operations
 from rankwise.planning.parameters import parameters_of
 from rankwise.planning.rows import PlannedRows
@@ -167,3 +168,12 @@ def test_the_largest_micro_batch_is_looked_for_on_both_sides():
 
 def test_a_method_that_trains_the_whole_model_is_planned_too():
     assert parameters_of(shape("t5"), FullConfig()).trainable == shape("t5").parameters
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_loss_holds_four_copies_of_the_logits_in_float32(dtype):
+    """As trainings of T5's and BART's shapes were measured to (bench/plan.py --sequences)."""
+    (amount,) = sequences_at_once(None, TrainingConfig(batch_size=2, max_batch_tokens=4096), 512)
+    device = Device("here", "processor", 10**10, 0, None, 1e11, None, "a test")
+    planned = forecast(shape("t5"), LoraConfig(rank=RANK), TrainingConfig(steps=1), device, dtype, amount)
+    assert planned.memory["logits"] == 4 * 4 * amount.learned * shape("t5").vocabulary
