@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from rankwise.commands.several import refuse_several
 from rankwise.config.planning import Planned
-from rankwise.forward.plan import plan as plan
+from rankwise.errors import ConfigError
+from rankwise.forward.plan import plan as plan_of_config
+from rankwise.planning.plan import Plan
+from rankwise.planning.processes import ALONE, Processes
 from rankwise.planning.time import Probe
 from rankwise.runs.records import Callback, silent
+
+
+def plan(config: Planned, *, processes: Processes = ALONE, **given: Any) -> Plan:
+    """ConfigError for what several processes cannot train yet."""
+    if processes.is_several:
+        refuse_several(config)
+    return plan_of_config(config, processes=processes, **given)
+
+
+def processes_of(
+    count: int | None, nodes: int | None, link: str | None, gigabits: float | None
+) -> Processes:  # fmt: skip
+    """As they were given; ConfigError where some say nothing without others."""
+    given = {"--nodes": nodes, "--link": link, "--network": gigabits}
+    without = [name for name, value in given.items() if value is not None]
+    if (count or 1) < 2 and without:
+        raise ConfigError([f"{' and '.join(without)} need several processes; give --processes too."])
+    return Processes(count or 1, nodes or 1, link, gigabits)
 
 
 def run_probe(config: Planned, callback: Callback = silent) -> Probe:
