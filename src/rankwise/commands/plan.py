@@ -21,15 +21,14 @@ def plan(config: Planned, *, processes: Processes = ALONE, **given: Any) -> Plan
     return plan_of_config(config, processes=processes, **given)
 
 
-def processes_of(
-    count: int | None, nodes: int | None, link: str | None, gigabits: float | None
-) -> Processes:  # fmt: skip
-    """As they were given; ConfigError where some say nothing without others."""
+def processes_of(count: int | None, nodes: int | None, link: str | None, gigabits: float | None) -> Processes:
+    """As they were given; ConfigError for those that have no effect with one process."""
+    count = count or 1
     given = {"--nodes": nodes, "--link": link, "--network": gigabits}
-    without = [name for name, value in given.items() if value is not None]
-    if (count or 1) < 2 and without:
-        raise ConfigError([f"{' and '.join(without)} need several processes; give --processes too."])
-    return Processes(count or 1, nodes or 1, link, gigabits)
+    without = [f"{name} has no effect with one process; give --processes too." for name in given if given[name]]
+    if count < 2 and without:
+        raise ConfigError(without)
+    return Processes(count, nodes or 1, link, gigabits)
 
 
 def run_probe(config: Planned, callback: Callback = silent) -> Probe:

@@ -6,18 +6,18 @@
                 rate is the slowest link's; a part has AT_ONCE numbers
     totals      2 small gathers through gloo, N - 1 hops each
 
-Where the base is sharded over the processes (its blocks; all other weights stay whole),
+With a frozen base in full that is sharded over the processes, group by group (each block, the embedding, the rest),
 
-    memory      blocks / N + the largest block, gathered for its pass
-    received    2 (N - 1) / N x blocks in each micro-batch: gathered forward, and again backward
+    memory      base / N + the two largest groups: one that computes, and one that is gathered meanwhile
+    received    2 (N - 1) / N x base in each micro-batch: gathered forward, and again backward
 
-and where the base learns, its gradients and the optimizer's averages are divided too, and its gradients are sent in
-each micro-batch. The buffer of the sums adds nothing to the peak: activations are gone by then.
+The buffer of the sums adds nothing to the peak: activations are gone by then.
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 
 from rankwise.planning.devices import Device
@@ -25,7 +25,7 @@ from rankwise.planning.estimate import Estimate
 from rankwise.planning.forecast import Forecast
 from rankwise.planning.links import LOOPBACK, OVER_TCP, Link, link_of, network_of
 from rankwise.planning.processes import Processes
-from rankwise.planning.stored_weights import EXACT, packed_layers, stored_bytes
+from rankwise.planning.stored_weights import DTYPE_BYTES, EXACT
 
 AT_ONCE, TOTALS = 1 << 24, 2
 """Numbers of a sum at most, as training/world.py has it (a test compares both), and small gathers of a step."""
@@ -53,7 +53,8 @@ def exchange(processes: Processes, device: Device, trainable: int) -> Exchange |
     count, nodes, links = processes.count, processes.nodes, links_of(processes, device)
     gradients, parts = EXACT * trainable, max(1, math.ceil(trainable / AT_ONCE))
     waits = Estimate.exactly(max(link.start for link in links))
-    totals = LOOPBACK.hop.times(TOTALS * (count - nodes)).plus(OVER_TCP.times(TOTALS * (nodes - 1)))
+    inside = LOOPBACK.hop if device.kind == "processor" else OVER_TCP  # processors are busy with the training itself
+    totals = inside.times(TOTALS * (count - nodes)).plus(OVER_TCP.times(TOTALS * (nodes - 1)))
     for link in links:
         waits = waits.plus(link.hop.times(2 * (nodes - 1 if link.name == "network" else count - nodes)))
     sent = 2 * (count - 1) / count * gradients
@@ -72,7 +73,7 @@ def slowest_of(links: tuple[Link, ...]) -> Link:
 
 @dataclass(frozen=True)
 class Sharded:
-    """With the base's blocks sharded over all processes."""
+    """With the base sharded over all processes."""
 
     peak: int
     """Bytes in each process."""
@@ -83,27 +84,24 @@ class Sharded:
 
 
 def sharded(forecast: Forecast, processes: Processes, device: Device, micro_batches: float) -> Sharded | None:
-    """None where nothing can be: one process, or weights that are pages of a file."""
+    """None where no base in full stays frozen, and for one process."""
     job, count = forecast.job, processes.count
-    if not processes.is_several or job.given_back or job.storage == "file":
+    if not processes.is_several or job.storage != "none" or job.trains_base:
         return None
-    sizes = _blocks(forecast).values()
-    blocks, largest = sum(sizes), max(sizes, default=0.0)
-    parts, sums = (4 + job.averages, 1) if job.trains_base else (1, 0)
-    saved = (1 - 1 / count) * parts * blocks - (1 + sums) * largest
-    received = (2 + sums) * (count - 1) / count * blocks * micro_batches
+    groups = sorted(_groups(forecast).values())
+    base, gathered = sum(groups), sum(groups[-2:])
+    saved = (1 - 1 / count) * base - gathered
+    received = 2 * (count - 1) / count * base * micro_batches
     seconds = slowest_of(links_of(processes, device)).seconds(received)
     return Sharded(round(forecast.peak - max(0.0, saved)), received, seconds)
 
 
-def _blocks(forecast: Forecast) -> dict[int, float]:
-    """Bytes of the base's weights in each block."""
+def _groups(forecast: Forecast) -> dict[int | str, float]:
+    """Bytes of the base's weights that are gathered together; a tied embedding belongs to the rest."""
     job, shape = forecast.job, forecast.shape
-    number = EXACT if job.dtype == "float32" else EXACT // 2
-    packed = {layer.path for layer in packed_layers(shape, job.storage)}
-    sizes: dict[int, float] = {}
+    tied = {layer.shares for layer in shape.layers}
+    sizes: defaultdict[int | str, float] = defaultdict(float)
     for layer in shape.layers:
-        if layer.block is not None:
-            size = stored_bytes(layer, job.storage) if layer.path in packed else number * layer.parameters
-            sizes[layer.block] = sizes.get(layer.block, 0.0) + size
-    return sizes
+        outside = layer.path if layer.kind == "embedding" and layer.path not in tied else "rest"
+        sizes[outside if layer.block is None else layer.block] += DTYPE_BYTES[job.dtype] * layer.parameters
+    return dict(sizes)

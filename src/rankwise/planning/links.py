@@ -54,11 +54,12 @@ SLOT = 32.0
 """GB/s of PCIe 4.0 with 16 lanes; 5.0 has twice as many and 3.0 half."""
 NCCL_START = 8.4 * MICRO
 LOOPBACK = Link(
-    "loopback", 1.6 * GIGA, Estimate(0.5, 1.0, 1.5), Estimate(50 * MICRO, 130 * MICRO, 400 * MICRO), 0.0,
-    "measured with gloo on two busy cores (bench/processes.py --case exchange)",
+    "loopback", 0.25 * GIGA, Estimate(0.4, 0.7, 1.0), Estimate(190 * MICRO, 320 * MICRO, 1600 * MICRO), 0.0,
+    "measured with gloo and two processes on two busy cores (bench/results/exchange-2026-11-28.json); a machine at "
+    "rest is faster",
 )  # fmt: skip
 OVER_TCP = Estimate(20 * MICRO, 50 * MICRO, 200 * MICRO)
-"""Seconds of a hop between machines through their operating systems: a guess."""
+"""Seconds of a hop through operating systems, between machines or beside GPUs: a guess."""
 
 
 def link_of(device: Device, name: str | None) -> Link:
