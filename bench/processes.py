@@ -142,7 +142,10 @@ def times(words: Sequence[str], sizes: Sequence[int], repeats: int) -> dict[str,
     """Rounds of the same training by one process and by each other number, one after another."""
     others = [size for size in sizes if size > 1]
     rounds = [
-        {size: cell(f"time-{number}-{size}", lambda size=size: timed(words, size)) for size in (1, *others)}
+        {
+            size: cell(f"time-{number}-{size}", lambda size=size, number=number: timed(words, size, number))
+            for size in (1, *others)
+        }
         for number in range(repeats)
     ]
     plans = {size: planned(words, size) for size in others}
@@ -168,9 +171,9 @@ def planned(words: Sequence[str], size: int) -> dict[str, Any]:
     return json.loads(made.stdout)["processes"]
 
 
-def timed(words: Sequence[str], size: int) -> dict[str, Any]:
+def timed(words: Sequence[str], size: int, number: int) -> dict[str, Any]:
     """The median time of a step, and of adding up as many numbers as learn."""
-    run = f"time-{size}"
+    run = f"time-{number}-{size}"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(command(words, run, size, "--restart"), check=True, timeout=LONGEST, env=environment)
     rows = [json.loads(line) for line in Path("runs", run, "metrics.jsonl").read_text().splitlines()]

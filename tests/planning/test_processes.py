@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -160,9 +158,12 @@ def test_what_sharding_would_buy():
     block = 2 * sum(layer.parameters for layer in STARTER.block_layers(0))
     rest = base - 30 * block  # the embedding, which the head shares, and the last norm
     assert plan.forecast.peak - found.sharded.peak == pytest.approx(0.75 * base - rest - block, abs=2)
-    whole = plan_of(Processes(4))
-    full = replace(whole, forecast=whole.methods["full"])
-    assert sharded(full.forecast, Processes(4), CARD, 1) is None, "nothing of it is frozen"
+    full = plan.methods["full"]
+    whole = sharded(full, Processes(4), CARD, 1)
+    assert whole is not None, "weights, gradients and two averages are divided"
+    divided = 0.75 * 16 * STARTER.parameters
+    assert full.peak - whole.peak == pytest.approx(divided - 2 * (2 * rest + block), abs=2)
+    assert whole.received == pytest.approx(3 * 0.75 * 4 * STARTER.parameters)
 
 
 def test_links_are_those_of_the_device():

@@ -6,10 +6,13 @@
                 rate is the slowest link's; a part has AT_ONCE numbers
     totals      2 small gathers through gloo, N - 1 hops each
 
-With a frozen base in full that is sharded over the processes, group by group (each block, the embedding, the rest),
+With a base in full that is sharded over the processes, group by group (each block, the embedding, the rest),
 
     memory      base / N + the two largest groups: one that computes, and one that is gathered meanwhile
     received    2 (N - 1) / N x base in each micro-batch: gathered forward, and again backward
+
+and where the base itself learns, its gradients and the optimizer's averages are divided too, one group's gradient is
+whole at a time, and gradients are exchanged in each micro-batch: 3 instead of 2.
 
 The buffer of the sums adds nothing to the peak: activations are gone by then.
 """
@@ -84,16 +87,18 @@ class Sharded:
 
 
 def sharded(forecast: Forecast, processes: Processes, device: Device, micro_batches: float) -> Sharded | None:
-    """None where no base in full stays frozen, and for one process."""
+    """None where the base is stored in fewer bits, and for one process."""
     job, count = forecast.job, processes.count
-    if not processes.is_several or job.storage != "none" or job.trains_base:
+    if not processes.is_several or job.storage != "none":
         return None
     groups = sorted(_groups(forecast).values())
     base, gathered = sum(groups), sum(groups[-2:])
-    saved = (1 - 1 / count) * base - gathered
-    received = 2 * (count - 1) / count * base * micro_batches
+    divided, times = base, 2
+    if job.trains_base:  # float32: gradients are as large as weights, and each average is too
+        divided, gathered, times = (4 + job.averages) * base, gathered + groups[-1], 3
+    received = times * (count - 1) / count * base * micro_batches
     seconds = slowest_of(links_of(processes, device)).seconds(received)
-    return Sharded(round(forecast.peak - max(0.0, saved)), received, seconds)
+    return Sharded(round(forecast.peak - max(0.0, (1 - 1 / count) * divided - gathered)), received, seconds)
 
 
 def _groups(forecast: Forecast) -> dict[int | str, float]:
