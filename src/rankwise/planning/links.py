@@ -55,8 +55,8 @@ SLOT = 32.0
 NCCL_START = 8.4 * MICRO
 LOOPBACK = Link(
     "loopback", 0.25 * GIGA, Estimate(0.4, 0.7, 1.0), Estimate(190 * MICRO, 320 * MICRO, 1600 * MICRO), 0.0,
-    "measured with gloo and two processes on two busy cores (bench/results/exchange-2026-11-28.json); a machine at "
-    "rest is faster",
+    "measured with gloo and two processes on two busy cores (bench/processes.py --case exchange); a machine at rest is "
+    "faster",
 )  # fmt: skip
 OVER_TCP = Estimate(20 * MICRO, 50 * MICRO, 200 * MICRO)
 """Seconds of a hop through operating systems, between machines or beside GPUs: a guess."""
