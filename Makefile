@@ -80,8 +80,8 @@ soak-short: $(DEV_READY)  ## runs that are disturbed in every way, the small cou
 soak: $(DEV_READY)  ## the same with the large counts, for hours
 	$(BIN)/python bench/reliability.py .soak-long --counts large --out bench/results/reliability-long-$$(date +%F)
 
-gpu: $(DEV_READY)  ## the checks that need a CUDA or Apple GPU, and its speed
-	$(BIN)/python -m pytest -m gpu tests/gpu
+gpu: $(DEV_READY)  ## the checks that need a CUDA or Apple GPU (with two or more, also those of NCCL), and its speed
+	$(BIN)/python -m pytest -m gpu tests/gpu tests/training/test_world.py tests/training/test_world_runs.py
 	$(BIN)/python bench/gpu_step.py
 
 wheel: $(DEV_READY)

@@ -1,16 +1,23 @@
 """Trainings by several processes on this machine: killed at random moments, and their time.
 
     python bench/processes.py FOLDER --model MODEL --data ROWS --case kills [--processes 2] [--kills 10] [--seed 0]
-    python bench/processes.py FOLDER --model MODEL --data ROWS --case time [--processes 1 2]
+    python bench/processes.py FOLDER --model MODEL --data ROWS --case time [--processes 1 2] [--repeats 3]
+    python bench/processes.py FOLDER --case exchange [--processes 2]
     ... [--json] [--out TITLE]
 
 `kills`: each training is begun with `rankwise train --processes N`, a random one of its processes is killed (SIGKILL)
 at a random moment, and the run is gone on with (--resume; --restart where nothing was saved yet). Recorded: how long
 until no process is left, what was said, and whether the adapter is bit for bit that of an undisturbed training.
 
-`time`: the same training by each number of processes, and what a step is forecast to take,
+`time`: the same training by each number of processes in turn, several times over, one thread each, and what the plan
+says of its step:
 
-    time(N) = time(1) / N + exchange(N)       exchange(N) = measured alone, on as many numbers as the adapter has
+    time(N) = largest share x time(1) + sums       both as `rankwise plan --processes N --json` has them
+
+The machine may be busy, so that quotients of neighbouring runs count: of each round, time(N) / time(1).
+
+`exchange`: sums of several sizes alone, and the line through them, sent bytes / rate + 2 (N - 1) hops, by which
+planning/links.py knows what a loopback does.
 
 Each cell is a file in FOLDER; what is there is not measured again, so a measurement that was stopped goes on.
 """
@@ -26,6 +33,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -38,21 +46,27 @@ LONGEST = 600.0
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--case", choices=("kills", "time"), required=True)
+    parser.add_argument("--model")
+    parser.add_argument("--data")
+    parser.add_argument("--case", choices=("kills", "time", "exchange"), required=True)
     parser.add_argument("--processes", type=int, nargs="+", default=[2])
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--more", default="", help="more words of the command")
+    parser.add_argument("--more", default="", help="more words, which train and plan both know")
     chosen = parser.parse_args()
     chosen.folder.mkdir(parents=True, exist_ok=True)
     os.chdir(chosen.folder)
+    if chosen.case == "exchange":
+        tell(chosen, exchanges(chosen.processes[0]), show_exchanges)
+        return
+    if not chosen.model or not chosen.data:
+        parser.error(f"--case {chosen.case} needs --model and --data")
     words = ["--model", chosen.model, "--data", chosen.data, *chosen.more.split()]
     if chosen.case == "kills":
         tell(chosen, kills(words, chosen.processes[0], chosen.kills, chosen.seed), show_kills)
     else:
-        tell(chosen, times(words, chosen.processes), show_times)
+        tell(chosen, times(words, chosen.processes, chosen.repeats), show_times)
 
 
 def command(words: Sequence[str], run: str, processes: int, *more: str) -> list[str]:
@@ -124,26 +138,70 @@ def adapter_of(run: str) -> str:
     return sha256(Path("runs", run, "adapter", "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
-def times(words: Sequence[str], sizes: Sequence[int]) -> dict[str, Any]:
-    cells = {size: cell(f"time-{size}", lambda size=size: timed(words, size)) for size in sorted({1, *sizes})}
-    alone = cells[1]["seconds_of_a_step"]
-    return {
-        "cells": cells,
-        "forecast": {size: alone / size + one["exchange_seconds"] for size, one in cells.items()},
-    }
+def times(words: Sequence[str], sizes: Sequence[int], repeats: int) -> dict[str, Any]:
+    """Rounds of the same training by one process and by each other number, one after another."""
+    others = [size for size in sizes if size > 1]
+    rounds = [
+        {
+            size: cell(f"time-{number}-{size}", lambda size=size, number=number: timed(words, size, number))
+            for size in (1, *others)
+        }
+        for number in range(repeats)
+    ]
+    plans = {size: planned(words, size) for size in others}
+    alone = median([one[1]["seconds_of_a_step"] for one in rounds])
+    found = {}
+    for size in others:
+        share, sums = plans[size]["largest_share"], plans[size]["exchange_seconds"]
+        quotients = [one[size]["seconds_of_a_step"] / one[1]["seconds_of_a_step"] for one in rounds]
+        found[size] = {
+            "quotients": quotients, "quotient": median(quotients), "largest_share": share,
+            "planned": {name: share + seconds / alone for name, seconds in sums.items()},
+            "exchange_seconds": median([one[size]["exchange_seconds"] for one in rounds]), "planned_exchange": sums,
+        }  # fmt: skip
+    return {"alone_seconds": alone, "rounds": rounds, "processes": found}
 
 
-def timed(words: Sequence[str], size: int) -> dict[str, Any]:
+def planned(words: Sequence[str], size: int) -> dict[str, Any]:
+    """What the plan says of so many processes."""
+    more = ["--processes", str(size), "--steps", str(STEPS), "--device", "cpu", "--json", "--quiet"]
+    made = subprocess.run(
+        [sys.executable, "-m", "rankwise", "plan", *words, *more], check=True, capture_output=True, text=True
+    )
+    return json.loads(made.stdout)["processes"]
+
+
+def timed(words: Sequence[str], size: int, number: int) -> dict[str, Any]:
     """The median time of a step, and of adding up as many numbers as learn."""
-    run = f"time-{size}"
-    subprocess.run(command(words, run, size, "--restart"), check=True, timeout=LONGEST)
+    run = f"time-{number}-{size}"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command(words, run, size, "--restart"), check=True, timeout=LONGEST, env=environment)
     rows = [json.loads(line) for line in Path("runs", run, "metrics.jsonl").read_text().splitlines()]
-    seconds = sorted(row["seconds"] for row in rows if row["kind"] == "step")
+    seconds = [row["seconds"] for row in rows if row["kind"] == "step"]
     numbers = json.loads(Path("runs", run, "manifest.json").read_text())["results"]["trainable_parameters"]
     return {
-        "seconds_of_a_step": seconds[len(seconds) // 2], "numbers": numbers,
-        "exchange_seconds": 0.0 if size == 1 else exchanged(numbers, size),
+        "seconds_of_a_step": median(seconds), "numbers": numbers,
+        "exchange_seconds": 0.0 if size == 1 else exchanged([numbers], size)[0][0],
     }  # fmt: skip
+
+
+NUMBERS = [1_000, 100_000, 1_000_000, 5_000_000, 15_000_000]
+"""Of the sums whose time makes a line; each is one part."""
+
+
+def exchanges(size: int) -> dict[str, Any]:
+    """The line through the medians, and through the least of each: a machine that others use too, and one at rest."""
+    made = exchanged(NUMBERS, size)
+    lines = {name: line_of([one[at] for one in made], size) for at, name in enumerate(("median", "least"))}
+    return {"processes": size, "numbers": NUMBERS, **lines}
+
+
+def line_of(seconds: Sequence[float], size: int) -> dict[str, Any]:
+    """Seconds = hops + sent / rate: hops from the smallest sum, the rate from the two largest."""
+    sent = [4 * 2 * (size - 1) / size * numbers for numbers in NUMBERS]
+    hop = seconds[0] / (2 * (size - 1) + 2 * (size - 1))  # the sum's own, and two small gathers of N - 1 each
+    rate = (sent[-1] - sent[-2]) / (seconds[-1] - seconds[-2])
+    return {"seconds": list(seconds), "hop_seconds": hop, "bytes_per_second": rate}
 
 
 EXCHANGE = """
@@ -151,27 +209,30 @@ import sys, time, torch
 from torch import nn
 from rankwise.training.world import join
 world = join()
-one = nn.Parameter(torch.zeros(int(sys.argv[1])))
-one.grad = torch.ones_like(one)
-seconds = []
-for _ in range(30):
-    world.barrier()
-    began = time.perf_counter()
-    world.gather([0.0] * 4), world.gather([0.0])
-    world.sum_gradients([one])
-    seconds.append(time.perf_counter() - began)
-if world.is_first:
-    print(sorted(seconds)[15])
+for numbers in map(int, sys.argv[1:]):
+    one = nn.Parameter(torch.zeros(numbers))
+    one.grad = torch.ones_like(one)
+    seconds = []
+    for _ in range(31):
+        world.barrier()
+        began = time.perf_counter()
+        world.gather([0.0] * 4), world.gather([0.0])
+        world.sum_gradients([one])
+        seconds.append(time.perf_counter() - began)
+    if world.is_first:
+        print(sorted(seconds)[15], min(seconds))
 """
 
 
-def exchanged(numbers: int, size: int) -> float:
+def exchanged(numbers: Sequence[int], size: int) -> list[tuple[float, float]]:
+    """The median and the least seconds of the gathers of a step and one sum, for each amount of numbers."""
     Path("exchange.py").write_text(EXCHANGE)
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
-    words += ["--local-addr", "localhost", "exchange.py", str(numbers)]
+    words += ["--local-addr", "localhost", "exchange.py", *map(str, numbers)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     made = subprocess.run(words, check=True, capture_output=True, text=True, env=environment, timeout=LONGEST)
-    return float(made.stdout.split()[-1])
+    told = [float(number) for number in made.stdout.split()]
+    return list(zip(told[::2], told[1::2], strict=True))
 
 
 def show_kills(found: dict[str, Any]) -> None:
@@ -184,10 +245,22 @@ def show_kills(found: dict[str, Any]) -> None:
 
 
 def show_times(found: dict[str, Any]) -> None:
-    for size, one in found["cells"].items():
+    print(f"1 process: {found['alone_seconds']:.3f} s a step")
+    for size, one in found["processes"].items():
+        quotients, planned = ", ".join(f"{each:.2f}" for each in one["quotients"]), one["planned"]
         print(
-            f"{size} processes: {one['seconds_of_a_step']:.3f} s a step, forecast {found['forecast'][size]:.3f} s "
-            f"({one['numbers']:,} numbers in {one['exchange_seconds'] * 1e3:.1f} ms)"
+            f"{size} processes: {one['quotient']:.2f} of that ({quotients}), planned {planned['likely']:.2f} "
+            f"({planned['low']:.2f} to {planned['high']:.2f}); sums alone {one['exchange_seconds'] * 1e3:.1f} ms, "
+            f"planned {one['planned_exchange']['likely'] * 1e3:.1f} ms"
+        )
+
+
+def show_exchanges(found: dict[str, Any]) -> None:
+    for name in ("median", "least"):
+        line = found[name]
+        times = ", ".join(f"{1e3 * one:.2f}" for one in line["seconds"])
+        print(
+            f"{name}: {times} ms; {line['bytes_per_second'] / 1e9:.2f} GB/s, {line['hop_seconds'] * 1e6:.0f} us a hop"
         )
 
 

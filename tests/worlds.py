@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -49,6 +50,16 @@ from rankwise.training.world import World, join
 from trainers import GivenLoss, random_rows
 
 Job = Callable[[Path, Any], None]
+CARDS = torch.cuda.device_count() if torch.cuda.is_available() else 0
+DEVICES = ["cpu", pytest.param("cuda", marks=[
+    pytest.mark.gpu, pytest.mark.skipif(CARDS < 2, reason="NCCL needs two CUDA GPUs, and there are fewer here"),
+])]  # fmt: skip
+"""By gloo on processors, and by NCCL on GPUs, of which each process has one (`make gpu`)."""
+
+
+def skip_without_cards(device: str, count: int) -> None:
+    if device == "cuda" and count > CARDS:
+        pytest.skip(f"NCCL needs {count} CUDA GPUs for as many processes, and there are {CARDS} here")
 
 
 @dataclass(frozen=True)
@@ -63,9 +74,14 @@ class Case:
     keep: str = "last"
     dtype: torch.dtype = torch.float64
     steps: int = 8
+    device: str = "cpu"
+
+    def on(self, device: str, rank: int = 0) -> Case:
+        """On processors, or on the card of a process."""
+        return replace(self, device=device if device == "cpu" else f"{device}:{rank}")
 
     def trainable(self) -> Trainable:
-        model = tiny_model("llama").to(self.dtype)
+        model = tiny_model("llama").to(self.device, self.dtype)
         if self.method == "full":
             return FullFineTuning(model, dict)
         adalora = AdaLoraConfig(budget=2, initial=3, interval=1, importance="after")
@@ -124,7 +140,7 @@ def learn(case: Case, world: World, folder: Path) -> Learned:
     trainer = Trainer(trainable, batches, config, GivenLoss(forward), [validation], None, world)
     records = list(trainer.run())
     return Learned(
-        {name: value.detach().clone() for name, value in trainable.named_parameters().items()},
+        {name: value.detach().cpu().clone() for name, value in trainable.named_parameters().items()},
         [[record.loss, record.gradient_norm, record.tokens, record.loss_tokens] for record in records],
         [record.loss for record in validation.records], validation.result_step,
     )  # fmt: skip
@@ -135,11 +151,12 @@ def replace_tokens(config: TrainingConfig, tokens: int) -> TrainingConfig:
 
 
 def learn_all(folder: Path, given: Any) -> None:
-    """In each process: the named cases, with a mistake if one is named, into files of its rank."""
-    world, (names, mistake) = join(), given
+    """In each process: the named cases, with a mistake if one is named, into files of its rank. Another device than
+    processors may be named too."""
+    world, (names, mistake, *device) = join(), given
     with PLANTED[mistake](world) if mistake else nothing():
         for name in names:
-            learned = learn(CASES[name], world, folder / name)
+            learned = learn(CASES[name].on(*device or ["cpu"], world.local_rank), world, folder / name)
             save_file(learned.weights, folder / f"{name}-{world.rank}.safetensors")
             facts = {key: value for key, value in asdict(learned).items() if key != "weights"}
             (folder / f"{name}-{world.rank}.json").write_text(json.dumps(facts))

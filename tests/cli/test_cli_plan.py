@@ -56,7 +56,7 @@ def test_the_line_of_a_training_is_planned_in_the_same_words(rows):
 def test_every_setting_of_a_training_is_one_of_a_plan():
     told = {name: rankwise(name, "--help").output for name in ("train", "plan")}
     flags = {name: set(re.findall(r"--[a-z][a-z-]*", text)) for name, text in told.items()}
-    not_planned = {"--restart", "--resume", "--force-memory", "--force-base", "--processes"}
+    not_planned = {"--restart", "--resume", "--force-memory", "--force-base"}
     assert flags["train"] - flags["plan"] <= not_planned
 
 
@@ -86,6 +86,41 @@ def test_what_programs_read():
     assert set(told["memory_bytes_of_methods"]) == {"lora", "adalora", "full"}
     assert {"rtx-3060-12gb", "h200", "m3-max-64gb"} <= told["devices"].keys()
     assert set(told["weights_bytes"]) >= {"float32", "bfloat16", "int8", "nf4"}
+
+
+PROCESSES = {
+    "count", "nodes", "rows_per_step", "idle", "largest_share", "gradient_bytes", "sent_bytes", "exchange_seconds",
+    "speedup", "links", "sharded",
+}  # fmt: skip
+
+
+def test_several_processes_are_planned_with_what_they_send(rows):
+    words = ("--model", "smollm2-135m", "--device", "h100", "--steps", 100, "--data", rows)
+    alone, told = planned(*words), planned(*words, "--processes", 16, "--nodes", 2, "--network", 400)
+    assert alone["processes"] is None and set(told["processes"]) == PROCESSES
+    several = told["processes"]
+    assert (several["count"], several["nodes"], several["rows_per_step"], several["idle"]) == (16, 2, 16, 0)
+    assert several["gradient_bytes"] == 4 * told["trainable_parameters"]
+    assert set(several["links"]) == {"nvlink", "network"}
+    assert set(several["sharded"]) == {"peak", "received", "seconds"}
+    assert several["sharded"]["peak"] < told["memory_bytes"]["peak"] < alone["memory_bytes"]["peak"]
+    assert told["tokens_per_step"] == alone["tokens_per_step"] and told["steps"] == 100
+    assert several["speedup"] == pytest.approx(alone["seconds_per_step"] / told["seconds_per_step"])
+    text = rankwise("plan", *words, "--processes", 20).stdout
+    for line in (
+        "for each of 20 processes",
+        "4 of them have no rows",
+        "all-reduce ",
+        "sharded       over 20 processes:",
+    ):
+        assert line in text
+    assert "20 x 700 W" in text
+
+
+def test_processes_that_share_this_machine_have_a_part_of_its_memory():
+    words = ("--model", "smollm2-135m", "--device", "cpu")
+    text = rankwise("plan", *words, "--processes", 2).stdout
+    assert "2 on one machine, which share its cores and memory" in text and "loopback" in text
 
 
 def test_a_model_too_large_for_its_card_is_told_what_would_fit():
@@ -141,6 +176,12 @@ def test_the_same_file_of_settings_is_trained_and_planned(tmp_path, rows):
         (("--model", "smollm2-135m", "--device", "h100", "--probe"), "measures this machine"),
         (("--model", "smollm2-135m", "--targets", "q_prj"), "q_proj"),
         (("--model", "smollm2-135m", "--price", "-3"), "price"),
+        (("--model", "smollm2-135m", "--nodes", "2"), "--nodes has no effect with one process"),
+        (
+            ("--model", "smollm2-135m", "--device", "h100", "--processes", "3", "--nodes", "2"),
+            "--nodes 2: each machine",
+        ),
+        (("--model", "smollm2-135m", "--processes", "2", "--tune"), "several processes cannot train with"),
         (("--model", "smollm2-135m", "--method", "prefix"), "lora, adalora, head or full"),
         (("--model", "smollm2-135m", "--data", "nowhere.jsonl"), "nowhere.jsonl"),
         ((), "model"),

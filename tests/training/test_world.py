@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rankwise.data.dealing import deal
 from rankwise.training.world import ALONE
 from sampling import draws
-from worlds import CASES, Learned, learn, learn_all, learned_by, together
+from worlds import CARDS, CASES, DEVICES, Learned, learn, learn_all, learned_by, skip_without_cards, together
 
 pytestmark = pytest.mark.slow
 IN_FULL = [name for name, case in CASES.items() if case.dtype == torch.float64]
@@ -21,12 +21,19 @@ SMALL = ["lora", "adalora packed", "fewer rows than processes", "best"]
 """For four processes."""
 
 
+@pytest.fixture(scope="module", params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """What two and four processes learned."""
+def folders(device: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """What two and four processes learned, as far as there are cards."""
     made = {2: tmp_path_factory.mktemp("two"), 4: tmp_path_factory.mktemp("four")}
     for size, names in ((2, list(CASES)), (4, SMALL)):
-        for rank, ended in enumerate(together(learn_all, size, made[size], (names, None))):
+        if device == "cuda" and size > CARDS:
+            continue
+        for rank, ended in enumerate(together(learn_all, size, made[size], (names, None, device))):
             assert ended.code == 0, (rank, ended.errors[-3000:])
     return made
 
@@ -49,8 +56,9 @@ def distance(one: Learned, other: Learned) -> float:
 
 
 @pytest.mark.parametrize(("size", "name"), [*((2, name) for name in IN_FULL), *((4, name) for name in SMALL)])
-def test_several_processes_are_one(folders: dict[int, Path], size: int, name: str, tmp_path: Path) -> None:
-    alone = learn(CASES[name], ALONE, tmp_path)
+def test_several_processes_are_one(folders: dict[int, Path], size: int, name: str, device: str, tmp_path: Path) -> None:
+    skip_without_cards(device, size)
+    alone = learn(CASES[name].on(device), ALONE, tmp_path)
     for rank in range(size):
         learned = learned_by(folders[size], name, rank)
         assert distance(alone, learned) <= 1e-6
@@ -61,9 +69,11 @@ def test_several_processes_are_one(folders: dict[int, Path], size: int, name: st
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in IN_FULL])
-def test_in_float32_they_are_one_but_for_rounding(folders: dict[int, Path], name: str, tmp_path: Path) -> None:
+def test_in_float32_they_are_one_but_for_rounding(
+    folders: dict[int, Path], name: str, device: str, tmp_path: Path
+) -> None:
     """Adam makes a whole step of a gradient that is nothing but rounding, so that losses are compared."""
-    alone = learn(CASES[name], ALONE, tmp_path)
+    alone = learn(CASES[name].on(device), ALONE, tmp_path)
     first, second = (learned_by(folders[2], name, rank) for rank in range(2))
     for mine, theirs in zip([*alone.validations, *losses(alone)], [*first.validations, *losses(first)], strict=True):
         assert abs(mine - theirs) <= 1e-4 * mine
@@ -78,10 +88,10 @@ def losses(learned: Learned) -> list[float]:
     ("name", "mistake"),
     [("lora", "mean of means"), ("lora", "norm of its own"), ("adalora", "importance of its own")],
 )
-def test_a_mistake_in_the_sums_is_noticed(name: str, mistake: str, tmp_path: Path) -> None:
+def test_a_mistake_in_the_sums_is_noticed(name: str, mistake: str, device: str, tmp_path: Path) -> None:
     (tmp_path / "alone").mkdir()
-    alone = learn(CASES[name], ALONE, tmp_path / "alone")
-    ended = together(learn_all, 2, tmp_path, ([name], mistake))
+    alone = learn(CASES[name].on(device), ALONE, tmp_path / "alone")
+    ended = together(learn_all, 2, tmp_path, ([name], mistake, device))
     if any(one.code for one in ended):
         assert any("has other weights than the first process" in one.errors for one in ended)
     else:

@@ -8,6 +8,13 @@ if TYPE_CHECKING:
     from rankwise.planning.estimate import Estimate
 
 
+COLUMN = 14
+
+
+def row_text(name: str, text: str) -> str:
+    return f"{name:<{COLUMN}}{' '.join(text.splitlines())}"
+
+
 def size_text(amount: float) -> str:
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if amount >= size:
@@ -28,3 +35,10 @@ def duration_text(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.1f} s"
+
+
+def wait_text(seconds: Estimate) -> str:
+    """Of a part of a step, with its interval."""
+    factor, unit = (1e3, "ms") if seconds.high < 1 else (1.0, "s")
+    low, likely, high = (f"{factor * one:.3g}" for one in (seconds.low, seconds.likely, seconds.high))
+    return f"{likely} {unit} ({low} to {high} {unit})"

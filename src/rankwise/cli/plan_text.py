@@ -5,35 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from rankwise.cli.plan_numbers import between_text, duration_text, size_text, spread_text
+from rankwise.cli.plan_fit import devices_of, fit_of_plan, remedies_of, savings_of
+from rankwise.cli.plan_numbers import between_text, duration_text, row_text, size_text, spread_text
+from rankwise.cli.plan_processes import processes_of
 from rankwise.planning.forecast import limit_of
 
 if TYPE_CHECKING:
-    from rankwise.planning.fitting import Remedy
     from rankwise.planning.plan import Plan
     from rankwise.planning.rows import PlannedRows
 
-COLUMN = 14
 BACKENDS = {"fast": "fused", "plain": "eager"}
 PROBE = "; --probe measures it"
 
 
 def lines_of(plan: Plan) -> list[str]:
     parts = (
-        _model, _parameters, _rows, _disk, _memory, _conversion, _fit, _time, _tuning, _devices, _remedies, _savings,
-        _advice,
+        _model, _parameters, _rows, _disk, _memory, _conversion, fit_of_plan, processes_of, _time, _tuning, devices_of,
+        remedies_of, savings_of, _advice,
     )  # fmt: skip
     return [line for part in parts for line in part(plan)]
 
 
-def _row(name: str, text: str) -> str:
-    return f"{name:<{COLUMN}}{' '.join(text.splitlines())}"
-
-
 def _model(plan: Plan) -> Iterator[str]:
     shape, job, method = plan.shape, plan.forecast.job, plan.config.adapter.method
-    yield _row("model", f"{shape.name}: {shape.parameters:,} parameters, {shape.family}, {_blocks(plan)}")
-    yield _row(
+    yield row_text("model", f"{shape.name}: {shape.parameters:,} parameters, {shape.family}, {_blocks(plan)}")
+    yield row_text(
         "training", f"{method} in {job.dtype}{_storage(plan)} on {plan.device.name}, {BACKENDS[job.form]} backend"
     )
     if shape.outputs is not None:
@@ -42,7 +38,7 @@ def _model(plan: Plan) -> Iterator[str]:
         assumed = "" if plan.rows is not None else ", which is assumed, since no --data is given"
         row = "word" if shape.words else "row"
         row = row if shape.image is None else f"image of {shape.image} x {shape.image} pixels"
-        yield _row("", f"a classifier that predicts {predicts} for each {row}{assumed}")
+        yield row_text("", f"a classifier that predicts {predicts} for each {row}{assumed}")
     if not plan.trained:
         yield from _untrained(plan)
 
@@ -57,10 +53,10 @@ def _untrained(plan: Plan) -> Iterator[str]:
     shape, why = plan.shape, "memory and time are forecast for models that write texts and for classifiers only"
     if shape.auto_class == "AutoModelForCausalLM" or shape.is_encoder_decoder:
         why = "its forward pass cannot be simulated without its weights; only the parameters are counted"
-    yield _row("", why)
+    yield row_text("", why)
     if shape.is_encoder or shape.image is not None:
         objective = "sequence-classification" if shape.image is None else "image-classification"
-        yield _row("", f"with --data or --objective {objective}, a classifier with a new head is planned")
+        yield row_text("", f"with --data or --objective {objective}, a classifier with a new head is planned")
 
 
 def _blocks(plan: Plan) -> str:
@@ -75,24 +71,24 @@ def _parameters(plan: Plan) -> Iterator[str]:
     counted = plan.forecast.parameters
     most = "" if counted.exact else "at most "
     if counted.trainable == counted.total:
-        yield _row("parameters", f"all {counted.total:,} are trained")
+        yield row_text("parameters", f"all {counted.total:,} are trained")
         return
-    yield _row(
+    yield row_text(
         "parameters",
         f"{most}{counted.trainable:,} of {counted.total:,} are trained ({counted.share:.4%}); full fine-tuning would "
         f"train {counted.ratio:,.0f} times as many",
     )
     for leaf, (layers, trainable) in counted.by_leaf.items():
-        yield _row("", f"{leaf:<18}{layers:>5} layer{'s' if layers > 1 else ' '}  {trainable:>15,}")
-    yield from (_row("", note) for note in target_notes(plan.shape, plan.config.adapter))
+        yield row_text("", f"{leaf:<18}{layers:>5} layer{'s' if layers > 1 else ' '}  {trainable:>15,}")
+    yield from (row_text("", note) for note in target_notes(plan.shape, plan.config.adapter))
     if (left := counted.left) is not None:
         first, last = left.in_units
-        yield _row(
+        yield row_text(
             "",
             f"pruned from {first:,} {left.unit} to {last:,}, which leaves {left.least:,} to {left.most:,} parameters",
         )
     if counted.file_bytes is not None and counted.file_bytes_half is not None:
-        yield _row(
+        yield row_text(
             "adapter",
             f"{most}{size_text(counted.file_bytes)} in float32; in float16 {size_text(counted.file_bytes_half)}, "
             f"of which {size_text(2 * counted.written)} are values and the rest is the header",
@@ -111,7 +107,7 @@ def _disk(plan: Plan) -> Iterator[str]:
         )
     if disk.snapshots:
         parts.append(f"{disk.snapshots} x {size_text(disk.result)} for the best so far")
-    yield _row("disk", f"{size_text(disk.total)} while it trains: {', '.join(parts)}")
+    yield row_text("disk", f"{size_text(disk.total)} while it trains: {', '.join(parts)}")
 
 
 def _rows(plan: Plan) -> Iterator[str]:
@@ -119,34 +115,38 @@ def _rows(plan: Plan) -> Iterator[str]:
     if rows is None:
         if plan.trained:
             what = "images" if plan.shape.image is not None else "sequences"
-            yield _row("rows", f"no --data: assumes full micro-batches and {what} of {plan.amount.longest:,} tokens")
+            yield row_text(
+                "rows", f"no --data: assumes full micro-batches and {what} of {plan.amount.longest:,} tokens"
+            )
         return
     if plan.shape.image is not None:
         yield from _images(plan)
         return
     about = "" if rows.exact else "about "
-    yield _row(
+    yield row_text(
         "rows",
         f"{about}{rows.documents.likely:,.0f} {'sequences' if rows.sequences == 1 else 'pairs'}, "
         f"{rows.tokens.likely:,.0f} tokens{between_text(rows.tokens, '{:,.0f}')}, {_learned(plan)}; "
         f"{_lengths(plan, rows)}",
     )
     if rows.replayed:
-        yield _row("", f"{rows.replayed:,.0f} of the sequences are replay rows")
+        yield row_text("", f"{rows.replayed:,.0f} of the sequences are replay rows")
     if rows.too_long >= 1:
-        yield _row("", f"about {rows.too_long:,.0f} rows are longer than --max-length")
+        yield row_text("", f"about {rows.too_long:,.0f} rows are longer than --max-length")
     if plan.steps is not None:
         padded = " with padding" if plan.shape.is_classifier or plan.shape.is_encoder_decoder else ""
-        yield _row("steps", f"{plan.steps:,}, each of about {plan.step.tokens:,.0f} tokens{padded}")
+        yield row_text("steps", f"{plan.steps:,}, each of about {plan.step.tokens:,.0f} tokens{padded}")
 
 
 def _images(plan: Plan) -> Iterator[str]:
     rows, each = plan.rows, plan.shape.patches
     assert rows is not None, "only called with rows"
-    yield _row("images", f"{rows.documents.likely:,.0f}, each counted as {each:,} tokens (patches of 16 x 16 pixels)")
+    yield row_text(
+        "images", f"{rows.documents.likely:,.0f}, each counted as {each:,} tokens (patches of 16 x 16 pixels)"
+    )
     if plan.steps is not None:
         tokens = plan.step.tokens
-        yield _row("steps", f"{plan.steps:,}, each of about {tokens / each:,.0f} images ({tokens:,.0f} tokens)")
+        yield row_text("steps", f"{plan.steps:,}, each of about {tokens / each:,.0f} images ({tokens:,.0f} tokens)")
 
 
 def _lengths(plan: Plan, rows: PlannedRows) -> str:
@@ -169,13 +169,13 @@ def _memory(plan: Plan) -> Iterator[str]:
         yield from _memory_at_least(plan)
         return
     methods = plan.methods
-    yield _row("memory", "".join(f"{method:>12}" for method in methods) + f"   formula for {next(iter(methods))}")
+    yield row_text("memory", "".join(f"{method:>12}" for method in methods) + f"   formula for {next(iter(methods))}")
     for part in plan.forecast.memory.parts:
         cells = "".join(f"{size_text(forecast.memory[part.name]):>12}" for forecast in methods.values())
-        yield _row(f"  {part.name}", f"{cells}   {part.formula}")
-    yield _row("  peak", "".join(f"{size_text(forecast.peak):>12}" for forecast in methods.values()))
+        yield row_text(f"  {part.name}", f"{cells}   {part.formula}")
+    yield row_text("  peak", "".join(f"{size_text(forecast.peak):>12}" for forecast in methods.values()))
     formats = ", ".join(f"{size_text(amount)} in {dtype}" for dtype, amount in plan.weights_by_format.items())
-    yield _row("", f"weights alone, by number format: {formats} (training uses float32 or bfloat16)")
+    yield row_text("", f"weights alone, by number format: {formats} (training uses float32 or bfloat16)")
 
 
 def _memory_at_least(plan: Plan) -> Iterator[str]:
@@ -183,7 +183,7 @@ def _memory_at_least(plan: Plan) -> Iterator[str]:
     if plan.shape.auto_class == "AutoModelForCausalLM":
         memory = plan.forecast.memory
         learning = memory.at_least - memory["weights"]
-        yield _row(
+        yield row_text(
             "memory",
             f"at least {size_text(memory.at_least)}: {size_text(memory['weights'])} of weights, and "
             f"{size_text(learning)} of what is trained, its gradients and the optimizer's averages; "
@@ -194,41 +194,32 @@ def _memory_at_least(plan: Plan) -> Iterator[str]:
 def _conversion(plan: Plan) -> Iterator[str]:
     if (conversion := plan.conversion) is not None:
         disk, seconds = size_text(conversion.disk), duration_text(conversion.seconds)
-        yield _row("conversion", f"once for each model: {disk} on disk, about {seconds}")
-
-
-def _fit(plan: Plan) -> Iterator[str]:
-    if not plan.trained:
-        return
-    fit, twice = plan.fit, plan.forecast.job.recomputed
-    room = f"{size_text(fit.device.usable)} on {fit.device.name}"
-    blocks = f", with activation checkpointing of {twice} of {plan.shape.block_count} blocks" if twice else ""
-    if fit.fits:
-        text = f"yes: {size_text(fit.peak)} of {room}{blocks}; up to {fit.tokens:,} tokens fit into one micro-batch"
-    else:
-        text = f"no: needs {size_text(fit.peak)}{blocks}, but only {room} are available"
-    yield _row("fits", text)
+        yield row_text("conversion", f"once for each model: {disk} on disk, about {seconds}")
 
 
 def _time(plan: Plan) -> Iterator[str]:
     if not plan.trained:
         return
-    yield _row("operations", f"{plan.flops_per_token / 1e9:,.3g} GFLOP per token")
+    yield row_text("operations", f"{plan.flops_per_token / 1e9:,.3g} GFLOP per token")
     duration, speed = plan.duration, plan.speed
     if duration is None or speed is None:
-        yield _row("time", "not known for this device" + (PROBE if plan.here else ""))
+        yield row_text("time", "not known for this device" + (PROBE if plan.here else ""))
         return
     step = f"{duration.step.likely:.3g} s per step" + ("" if plan.fit.fits else ", if it fit into memory")
     if plan.steps is None:
-        yield _row("time", f"{step}{between_text(duration.step, '{:.2g}')}")
+        yield row_text("time", f"{step}{between_text(duration.step, '{:.2g}')}")
     else:
-        yield _row("time", f"{duration_text(duration.total.likely)}{spread_text(duration.total)}, {step}")
-    yield _row("", _speed(plan))
+        yield row_text("time", f"{duration_text(duration.total.likely)}{spread_text(duration.total)}, {step}")
+    yield row_text("", _speed(plan))
     cost = plan.cost
     if cost is not None and cost.kilowatt_hours is not None:
-        yield _row("energy", f"{cost.kilowatt_hours.likely:.3g} kWh at {plan.watts:g} W")
+        devices = plan.processes.drawing(plan.device)
+        power = f"{plan.watts:g} W" if devices == 1 else f"{devices} x {plan.watts:g} W"
+        yield row_text("energy", f"{cost.kilowatt_hours.likely:.3g} kWh at {power}")
     if cost is not None and cost.money is not None:
-        yield _row("money", f"{cost.money.likely:,.2f}{between_text(cost.money, '{:,.2f}')} at {plan.price:g} per hour")
+        yield row_text(
+            "money", f"{cost.money.likely:,.2f}{between_text(cost.money, '{:,.2f}')} at {plan.price:g} per hour"
+        )
 
 
 def _tuning(plan: Plan) -> Iterator[str]:
@@ -238,12 +229,14 @@ def _tuning(plan: Plan) -> Iterator[str]:
     if planned is None:
         return
     if (trials := planned.trials) is None:
-        yield _row("tuning", f"none: a run of fewer than {LEAST_STEPS} steps takes the default learning rate")
+        yield row_text("tuning", f"none: a run of fewer than {LEAST_STEPS} steps takes the default learning rate")
         return
     seconds = planned.seconds
     time = "" if seconds is None else f", {duration_text(seconds.likely)}{spread_text(seconds)}"
     share = trials.cost / trials.run_steps
-    yield _row("tuning", f"{trials.trials} trials, as long as {trials.cost:.0f} steps ({share:.0%} of the run){time}")
+    yield row_text(
+        "tuning", f"{trials.trials} trials, as long as {trials.cost:.0f} steps ({share:.0%} of the run){time}"
+    )
 
 
 def _speed(plan: Plan) -> str:
@@ -257,42 +250,7 @@ def _speed(plan: Plan) -> str:
     return assumed + (PROBE if plan.here else "")
 
 
-def _devices(plan: Plan) -> Iterator[str]:
-    if not plan.trained:
-        return
-    fits = plan.fits_elsewhere
-    fitting = [fit.device.name for fit in fits if fit.fits and not fit.recomputed]
-    checkpointed = [fit.device.name for fit in fits if fit.recomputed]
-    too_small = [fit.device.name for fit in fits if not fit.fits and fit.recomputed is None]
-    if fitting:
-        yield _row("fits on", " ".join(fitting))
-    if checkpointed:
-        yield _row("fits on", "with activation checkpointing: " + " ".join(checkpointed))
-    if too_small:
-        yield _row("too large for", " ".join(too_small))
-
-
-def _remedies(plan: Plan) -> Iterator[str]:
-    if not plan.trained or plan.fit.fits:
-        return
-    remedies = plan.remedies
-    if not remedies:
-        yield _row("to change", "no setting makes it fit; use a smaller model or a device with more memory")
-    yield from _listed("to change", remedies)
-
-
-def _savings(plan: Plan) -> Iterator[str]:
-    """Where it fits. Where it does not, the changes after which it would are told instead."""
-    if plan.trained and plan.fit.fits:
-        yield from _listed("less memory", plan.savings)
-
-
-def _listed(name: str, remedies: list[Remedy]) -> Iterator[str]:
-    for at, remedy in enumerate(remedies):
-        yield _row("" if at else name, f"{remedy.settings}  ({size_text(remedy.peak)}): {remedy.price}")
-
-
 def _advice(plan: Plan) -> Iterator[str]:
     for at, advice in enumerate(plan.advice):
-        yield _row("" if at else "advice", advice.text)
-        yield _row("", f"  {advice.why} ({advice.source})")
+        yield row_text("" if at else "advice", advice.text)
+        yield row_text("", f"  {advice.why} ({advice.source})")

@@ -20,6 +20,7 @@ from rankwise.planning.image_rows import side_of
 from rankwise.planning.new_head import TWO_CLASSES, new_head
 from rankwise.planning.new_tokens import with_new_tokens
 from rankwise.planning.plan import Plan, plan_for
+from rankwise.planning.processes import ALONE, Processes
 from rankwise.planning.reading import read_shape
 from rankwise.planning.shape import ModelShape, NewHead
 from rankwise.planning.time import Probe
@@ -30,13 +31,15 @@ SEQUENCES = "sequence-to-sequence"
 
 def plan(
     config: Planned, *, device: str | None = None, watts: float | None = None, price: float | None = None,
-    measured: Probe | None = None, on: Device | None = None, outputs: int | None = None,
+    measured: Probe | None = None, on: Device | None = None, outputs: int | None = None, processes: Processes = ALONE,
 ) -> Plan:  # fmt: skip
     """What a training by `config` would take. `device` is one of the list (`rtx-4090`) or `cpu`; by default the card or
     the processor that is here. `on` is a device that is known to be used, and `outputs` are those of a classifier whose
-    rows were read already."""
+    rows were read already. Several `processes` have a device each, or share a processor."""
     shape = with_new_tokens(shape_planned(config, outputs), len(config.model.new_tokens))
-    return plan_for(shape, config, device=device, watts=watts, price=price, measured=measured, on=on)
+    return plan_for(
+        shape, config, device=device, watts=watts, price=price, measured=measured, on=on, processes=processes
+    )  # fmt: skip
 
 
 def shape_planned(config: Planned, outputs: int | None = None) -> ModelShape:

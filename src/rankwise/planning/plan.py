@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
-from rankwise.config.method import MethodConfig
 from rankwise.config.planning import Planned
 from rankwise.config.reading import with_settings
 from rankwise.errors import ConfigError
@@ -18,17 +17,19 @@ from rankwise.planning.advice import Advice, Facts, advise
 from rankwise.planning.anchor import anchor_operations
 from rankwise.planning.devices import DEVICES, Device
 from rankwise.planning.disk import EXACT, Disk
-from rankwise.planning.fitting import Changes, Fit, Remedy, fit_of, least_recomputed, remedies, savings
-from rankwise.planning.forecast import AtOnce, Forecast, forecast, longest_of, operations_of
+from rankwise.planning.exchange import exchange
+from rankwise.planning.fitting import Changes, Fit, Remedy, fit_of, remedies, savings
+from rankwise.planning.forecast import AtOnce, Forecast, longest_of, operations_of
 from rankwise.planning.largest_batch import largest_batches
 from rankwise.planning.memory import FORMATS, weights_bytes
 from rankwise.planning.operations import Load
-from rankwise.planning.parameters import Parameters
-from rankwise.planning.planned_device import HERE, planned_device, refuse_elsewhere, within_limit
+from rankwise.planning.planned_device import HERE, for_each, planned_device, refuse_elsewhere, within_limit
+from rankwise.planning.planned_forecast import planned_forecast
+from rankwise.planning.processes import ALONE, Processes
 from rankwise.planning.rows import PlannedRows, average_step, padded_load
 from rankwise.planning.sequence_batches import padded_sides
 from rankwise.planning.shape import ModelShape
-from rankwise.planning.stored_weights import Conversion, conversion_of, storage_of
+from rankwise.planning.stored_weights import Conversion, conversion_of
 from rankwise.planning.time import (
     COMPILED_AFTER,
     Cost,
@@ -61,6 +62,8 @@ class Plan:
     price: float | None = None
     here: bool = True
     """Whether the device is one of this machine, so that its speed can be measured."""
+    processes: Processes = ALONE
+    """Of several, the device and the memory are each one's, and time is that of all together."""
 
     @property
     def trained(self) -> bool:
@@ -76,10 +79,11 @@ class Plan:
     def load(self) -> Load:
         """What goes through the model, as a sample of documents."""
         if self.rows is not None and self.rows.lengths:
+            own = self.processes.own(self.config.training, self.rows)
             if self.shape.is_classifier:
-                return padded_load(self.rows.lengths, self.config.training)
+                return padded_load(self.rows.lengths, own)
             if self.shape.is_encoder_decoder:
-                return padded_sides(self.rows, self.config.training)
+                return padded_sides(self.rows, own)
             return self.rows.load
         count = max(1, self.amount.tokens // self.amount.longest)
         written = round(self.amount.longest * self.amount.output_share)
@@ -90,14 +94,24 @@ class Plan:
     def flops_per_token(self) -> float:
         return operations_of(self.forecast, self.load).total / self.load.tokens
 
-    @cached_property
+    @property
     def step(self) -> Step:
+        """Of all processes."""
+        return self._with_penalty(self._rows_of_step)
+
+    @cached_property
+    def own_step(self) -> Step:
+        """Of the process that has the most to compute."""
+        return self._with_penalty(self.processes.slowest(self._rows_of_step, self.config.training, self.rows))
+
+    @cached_property
+    def _rows_of_step(self) -> Step:
         operations, training = operations_of(self.forecast, self.load), self.config.training
         if self.rows is not None and self.rows.lengths:
-            return self._with_penalty(average_step(operations, self.rows, training, self.load.lengths))
+            return average_step(operations, self.rows, training, self.load.lengths)
         tokens = training.batch_size * self.amount.longest
         pieces = -(-tokens // training.max_batch_tokens)
-        return self._with_penalty(Step(self.flops_per_token * tokens, tokens, pieces))
+        return Step(self.flops_per_token * tokens, tokens, pieces)
 
     def _with_penalty(self, step: Step) -> Step:
         """What the method computes once a step, such as AdaLoRA's penalty, is added."""
@@ -111,15 +125,18 @@ class Plan:
         """Of one step where it is not known how many there are."""
         if self.speed is None or not self.trained:
             return None
-        error = self.rows.error if self.rows is not None else 0.0
-        return duration(self.step, self.steps or 1, self.speed, error=error, validation=self._validation)
+        error, steps = self.rows.error if self.rows is not None else 0.0, self.steps or 1
+        speed = self.processes.speed(self.speed, self.device)
+        made = duration(self.own_step, steps, speed, error=error, validation=self._validation)
+        sums = exchange(self.processes, self.device, self.forecast.parameters.trainable)
+        return made if sums is None else made.with_wait(sums.seconds)
 
     @property
     def _validation(self) -> Step | None:
         """What is read beside the steps: half of a training step for each token, since nothing is learned from it."""
         read = validation_of(
             self.config, self.rows, self.steps, self.step.tokens, writes=not self.shape.is_classifier
-        ).tokens
+        ).tokens_of(self.processes.count)
         if not read:
             return None
         forward = operations_of(self.forecast, self.load).forward / self.load.tokens
@@ -137,7 +154,8 @@ class Plan:
     def cost(self) -> Cost | None:
         if self.duration is None or self.steps is None or (self.watts is None and self.price is None):
             return None
-        return cost(self.duration.total, watts=self.watts, price=self.price)
+        watts = self.watts and self.watts * self.processes.drawing(self.device)
+        return cost(self.duration.total, watts=watts, price=self.price)
 
     @cached_property
     def fit(self) -> Fit:
@@ -171,7 +189,7 @@ class Plan:
 
     def _seconds(self, forecast: Forecast) -> float:
         """Of a step as it would be with another forecast; where no speed is known, its operations."""
-        tokens = self.step.tokens
+        tokens = self.own_step.tokens
         operations = operations_of(forecast, self.load).total / self.load.tokens * tokens
         step = Step(operations, tokens, max(1, -(-tokens // forecast.job.tokens)), forecast.unpacked)
         return seconds_of(step, self.speed, self.flops_per_token, self.device, forecast.job.storage)
@@ -207,7 +225,7 @@ class Plan:
 
     def on(self, device: Device) -> Forecast:
         counted, compiled = self.forecast.parameters, self.forecast.job.compiled
-        return _forecast(self.config, self.shape, device, self.amount, counted=counted, compiled=compiled)
+        return planned_forecast(self.config, self.shape, device, self.amount, counted=counted, compiled=compiled)
 
     @cached_property
     def methods(self) -> dict[str, Forecast]:
@@ -216,7 +234,7 @@ class Plan:
         usual = {spec.method: spec for spec in (LoraConfig(), AdaLoraConfig(), FullConfig())}
         usual.pop(own, None)
         return {own: self.forecast} | {
-            method: _forecast(
+            method: planned_forecast(
                 self.config, self.shape, self.device, self.amount, spec, compiled=self.forecast.job.compiled
             )
             for method, spec in usual.items()
@@ -236,53 +254,38 @@ class Plan:
             rows = rows.shorter(limit)
             if not rows.lengths:
                 return None
-        return planned(changed, self.shape, self.device, rows, None).forecast
+        return planned(changed, self.shape, self.device, rows, None, processes=self.processes).forecast
 
 
 def plan_for(
     shape: ModelShape, config: Planned, *, device: str | None = None, watts: float | None = None,
-    price: float | None = None, measured: Probe | None = None, on: Device | None = None,
+    price: float | None = None, measured: Probe | None = None, on: Device | None = None, processes: Processes = ALONE,
 ) -> Plan:  # fmt: skip
-    """`device` is one of the list (`rtx-4090`) or `cpu`, by default what is here; `on` is known to be used."""
+    """`device` is one of the list (`rtx-4090`) or `cpu`, by default what is here; `on` is known to be used, with the
+    memory that each process has."""
     _refuse_negative(watts=watts, price=price)
     if measured is not None:
         refuse_elsewhere(device)
     rows = rows_of_training(config, shape)
-    found = on or planned_device(device, config)
-    return planned(config, shape, found, rows, measured, watts, price, here=device in HERE)
+    found = on or for_each(processes, planned_device(device, config), device)
+    return planned(config, shape, found, rows, measured, watts, price, here=device in HERE, processes=processes)
 
 
 def planned(
     config: Planned, shape: ModelShape, device: Device, rows: PlannedRows | None, measured: Probe | None,
-    watts: float | None = None, price: float | None = None, *, here: bool = True,
+    watts: float | None = None, price: float | None = None, *, here: bool = True, processes: Processes = ALONE,
 ) -> Plan:  # fmt: skip
     device = within_limit(device, config.model.memory_bytes)
-    forecasts = [(amount, _forecast(config, shape, device, amount)) for amount in largest_batches(config, shape, rows)]
+    own = config.model_copy(update={"training": processes.own(config.training, rows)})
+    amounts = largest_batches(own, shape, rows)
+    forecasts = [(amount, planned_forecast(config, shape, device, amount)) for amount in amounts]
     amount, first = max(forecasts, key=lambda one: one[1].peak)
     speed = measured or speed_of(device, first.job.dtype, shape.blocks.count, shape.mostly, first.job.storage)
-    plan = Plan(config, shape, device, rows, amount, first, speed, watts or device.watts, price, here)
+    plan = Plan(config, shape, device, rows, amount, first, speed, watts or device.watts, price, here, processes)
     if not plan.may_compile:
         return plan
-    again = _forecast(config, shape, device, amount, counted=first.parameters, compiled=True)
+    again = planned_forecast(config, shape, device, amount, counted=first.parameters, compiled=True)
     return replace(plan, forecast=again)
-
-
-def _forecast(
-    config: Planned, shape: ModelShape, device: Device, amount: AtOnce, spec: MethodConfig | None = None,
-    counted: Parameters | None = None, compiled: bool = False,
-) -> Forecast:  # fmt: skip
-    """Of what is asked for or of another method, with as many blocks computed twice as training chooses."""
-    dtype = device.dtype if config.model.dtype == "auto" else config.model.dtype
-    answers = validation_of(config, None, None, 0.0, writes=not shape.is_classifier).writes_answers
-    spec, limited = spec or config.adapter, config.model.memory is not None and device.kind == "processor"
-    storage = storage_of(config.model.quantize, shape, trains_base=spec.trains_base, given_back=limited)
-    first = forecast(
-        shape, spec, config.training, device, dtype, amount, counted, answers, compiled, storage, limited
-    )  # fmt: skip
-    if config.training.activation_checkpointing != "auto" or first.needed <= device.usable:
-        return first
-    twice = least_recomputed(first, device.usable)
-    return first if twice is None else first.with_job(replace(first.job, recomputed=twice))
 
 
 def _refuse_negative(**given: float | None) -> None:

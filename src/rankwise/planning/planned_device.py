@@ -6,6 +6,7 @@ from rankwise.config.planning import Planned
 from rankwise.errors import ConfigError
 from rankwise.planning.devices import Device, find_device, with_memory
 from rankwise.planning.machine import graphics_cards, this_machine, this_processor
+from rankwise.planning.processes import Processes
 
 HERE = (None, "auto", "cpu", "cuda", "mps")
 """Names of what this machine has."""
@@ -28,6 +29,15 @@ def planned_device(name: str | None, config: Planned) -> Device:
             f'no device "{wanted}" was found on this machine. Name one to plan for, such as --device rtx-4090.'
         ])  # fmt: skip
     return found
+
+
+def for_each(processes: Processes, device: Device, name: str | None) -> Device:
+    """What each process has of a device. ConfigError where they cannot train on such devices, or there are too few."""
+    if not processes.is_several:
+        return device
+    is_card_here = name in HERE and device.kind != "processor"
+    processes.check(device, len(graphics_cards()) if is_card_here else None)
+    return with_memory(device, processes.memory_of(device))
 
 
 def within_limit(device: Device, limit: int | None) -> Device:

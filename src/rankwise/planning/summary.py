@@ -9,6 +9,7 @@ from rankwise.planning.fitting import Fit
 from rankwise.planning.forecast import Forecast
 from rankwise.planning.parameters import target_notes
 from rankwise.planning.plan import Plan
+from rankwise.planning.several import several_of
 from rankwise.planning.time import Speed
 from rankwise.planning.tuning import tuning_of
 
@@ -80,7 +81,23 @@ def _time(plan: Plan) -> dict[str, Any]:
         "seconds_per_step": told and told.step.likely, "speed": speed and speed.origin,
         "speed_source": f"{speed.source}; {speed.efficiency.source}" if isinstance(speed, Speed) else None,
         "kilowatt_hours": _of(cost and cost.kilowatt_hours), "money": _of(cost and cost.money),
-        "tuning": _tuning(plan),
+        "tuning": _tuning(plan), "processes": _processes(plan),
+    }  # fmt: skip
+
+
+def _processes(plan: Plan) -> dict[str, Any] | None:
+    """Null for one process. Memory and fit are then those of each process, time is that of all together."""
+    several = several_of(plan)
+    if several is None:
+        return None
+    processes, sums = several.processes, several.exchange
+    return {
+        "count": processes.count, "nodes": processes.nodes, "rows_per_step": several.rows, "idle": several.idle,
+        "largest_share": several.largest_share, "gradient_bytes": sums.gradients, "sent_bytes": sums.sent,
+        "exchange_seconds": vars(sums.seconds), "speedup": several.speedup,
+        "links": {one.name: {"bytes_per_second": one.rate, "share": vars(one.share), "source": one.source}
+                  for one in sums.links},
+        "sharded": several.sharded and vars(several.sharded) | {"seconds": vars(several.sharded.seconds)},
     }  # fmt: skip
 
 

@@ -151,6 +151,10 @@ class Duration:
     total: Estimate
     by: Speed | Probe
 
+    def with_wait(self, seconds: Estimate) -> Duration:
+        """Where each step takes so much longer."""
+        return replace(self, step=self.step.plus(seconds), total=self.total.plus(seconds.times(self.steps)))
+
 
 @dataclass(frozen=True)
 class Cost:

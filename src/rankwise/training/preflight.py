@@ -24,6 +24,7 @@ from rankwise.planning.fitting import Remedy
 from rankwise.planning.machine import read_cards, this_machine, this_processor
 from rankwise.planning.plan import Plan
 from rankwise.planning.planned_device import OF_LIMIT
+from rankwise.planning.processes import ALONE, Processes
 from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.manifest import BackendName, Forecasted
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
@@ -78,7 +79,7 @@ class Foresight:
 
     def _refuse_endless(self) -> None:
         duration = self.plan.duration
-        if launched() is None and duration is not None and duration.total.low > YEAR:
+        if duration is not None and duration.total.low > YEAR:
             raise ConfigError([
                 f"{self.plan.steps:,} steps are forecast to take {duration.total.low / YEAR:,.0f} years or more. "
                 "Choose fewer with --steps or --epochs."
@@ -90,7 +91,7 @@ class Foresight:
         return self.plan.remedies_for(min(self.plan.device.usable, round(SMALLER * made.needed)))[:OFFERED]
 
     def recorded(self) -> Forecasted:
-        made, told = self.plan.forecast, None if launched() else self.plan.duration  # that is of one process
+        made, told = self.plan.forecast, self.plan.duration
         return Forecasted(
             peak_bytes=made.peak, memory={part.name: round(part.bytes) for part in made.memory.parts},
             device=self.plan.device.name, trainable_parameters=made.parameters.trainable,
@@ -106,7 +107,9 @@ def foresee(
     """None where the plan cannot tell. It is no part of a training, so nothing that goes wrong in it ends one. A
     classifier's `targets` are known by then."""
     outputs = None if targets is None else targets.outputs
-    made = _planned(lambda: plan(as_planned(experiment), on=_device(experiment), outputs=outputs), callback)
+    made = _planned(
+        lambda: plan(as_planned(experiment), on=_device(experiment), outputs=outputs, processes=_processes()), callback
+    )
     return made and replace(made, targets=targets)
 
 
@@ -153,7 +156,10 @@ def foresee_backend(foreseen: Foresight | None, backend: BackendName, callback: 
         return foreseen
     asked, device = foreseen.plan.config, foreseen.plan.device
     training = asked.training.model_copy(update={"backend": "eager"})
-    again = _planned(lambda: plan(asked.model_copy(update={"training": training}), on=device), callback)
+    again = _planned(
+        lambda: plan(asked.model_copy(update={"training": training}), on=device, processes=foreseen.plan.processes),
+        callback,
+    )
     if again is not None:
         before, now = foreseen.plan.forecast.peak, again.plan.forecast.peak
         callback(
@@ -162,6 +168,12 @@ def foresee_backend(foreseen: Foresight | None, backend: BackendName, callback: 
             )
         )
     return again
+
+
+def _processes() -> Processes:
+    """That torchrun started; with as many on each machine as here."""
+    own = launched()
+    return ALONE if own is None else Processes(own.size, -(-own.size // own.local_size))
 
 
 def _device(experiment: Experiment) -> Device:
