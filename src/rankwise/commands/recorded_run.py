@@ -84,6 +84,7 @@ def record(
         finished = manifest.model_copy(update=update | {"result_sha256": hashes_of(run.folder, training.result)})
         run.write_manifest(finished)
     except BaseException as error:
+        error = world.explained(error)
         if isinstance(error, Diverged):
             error = with_ways_on(error, run, training.config, manifest.back_offs)
         if world.is_several:

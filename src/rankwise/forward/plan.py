@@ -35,6 +35,11 @@ def plan(
     """What a training by `config` would take. `device` is one of the list (`rtx-4090`) or `cpu`; by default the card or
     the processor that is here. `on` is a device that is known to be used, and `outputs` are those of a classifier whose
     rows were read already."""
+    if config.model.sharded:
+        raise ConfigError([
+            "model.sharded: a plan is made for one process, which has the whole base. Leave it out; a base split over N "
+            "processes takes about an N-th of the memory of its weights in each."
+        ])  # fmt: skip
     shape = with_new_tokens(shape_planned(config, outputs), len(config.model.new_tokens))
     return plan_for(shape, config, device=device, watts=watts, price=price, measured=measured, on=on)
 

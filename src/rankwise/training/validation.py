@@ -25,6 +25,7 @@ from rankwise.runs.records import LossRecord, SampleRecord, ScoreRecord, StatusM
 from rankwise.runs.target_facts import OF_LANGUAGE_MODELS
 from rankwise.training.checkpoints import check_snapshot, load_snapshot, save_snapshot
 from rankwise.training.early_stopping import Candidate, EarlyStopping, Validated
+from rankwise.training.lockstep import filled_up
 from rankwise.training.losses import sum_loss
 from rankwise.training.state import TrainState
 from rankwise.training.trainer import Hook, Trainer
@@ -141,7 +142,8 @@ class Validation(Hook):
     def _loss(self, trainer: Trainer, step: int) -> LossRecord:
         if (tally := trainer.backend.tally) is not None:
             tally.clear()
-        total, count = self.world.sums(sum_loss(trainer.backend.loss, self.batches, trainer.state.device))
+        batches = filled_up(self.batches, self.world, trainer.backend) if trainer.sharded else self.batches
+        total, count = self.world.sums(sum_loss(trainer.backend.loss, batches, trainer.state.device))
         return LossRecord(
             step=step, loss=total / count, loss_tokens=max(1, round(count)), sequences=self.rows, unit=self.unit
         )
