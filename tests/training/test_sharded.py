@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,12 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from conftest import tiny_model
-from rankwise.training.world import ALONE
+from rankwise.commands.sharded import connect_shards
+from rankwise.config.experiment import Experiment
+from rankwise.config.models import ModelConfig
+from rankwise.errors import ConfigError
+from rankwise.models.loading import load_unchecked
+from rankwise.training.world import ALONE, World
 from shards import IDS, learn_sharded, whole_model, write_logits
 from worlds import CASES, Case, distance, learn, learned_by, together
 
@@ -72,3 +78,40 @@ def test_adapters_over_a_split_base_are_those_of_one_process(folder: Path, tmp_p
         for planted in (mistake for case, mistake in mistakes if case == name):
             if (folder / f"{name} {planted}-0.json").exists():
                 assert distance(alone, learned_by(folder, f"{name} {planted}", 0)) > 1e-3, planted
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"adapter": {"method": "full"}}, "adapter.method=full (--method full)"),
+        ({"adapter": {"dora": True}}, "adapter.dora"),
+        ({"adapter": {"start": "eva"}}, "adapter.start=eva"),
+        ({"training": {"backend": "fused"}}, "training.backend=fused (--backend fused)"),
+        ({"training": {"auto_batch": True}}, "training.auto_batch (--auto-batch)"),
+        ({"validation": {"prompts": ["Hello"]}}, "validation.prompts"),
+    ],
+)
+def test_what_does_not_go_with_a_split_base_is_refused_by_name(settings: dict[str, Any], named: str) -> None:
+    experiment = Experiment.model_validate(split_experiment() | settings)
+    with pytest.raises(ConfigError) as refused:
+        connect_shards(experiment, World(size=2))
+    assert f"cannot be used with {named} yet" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"quantize": "nf4"}, {"memory": "2GB"}, {"new_tokens": ["<city>"]}, {"trust_code": "a" * 40}]
+)
+def test_only_weights_in_full_are_split(setting: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"cannot be used with model.{next(iter(setting))} yet"):
+        ModelConfig(name="base", sharded=True, **setting)
+
+
+def test_one_process_has_nothing_to_split(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="there is only one here"):
+        connect_shards(Experiment.model_validate(split_experiment()), ALONE)
+    with pytest.raises(ConfigError, match="there is only one here"):
+        load_unchecked(ModelConfig(name=str(folder / "llama"), sharded=True))
+
+
+def split_experiment() -> dict[str, Any]:
+    return {"model": {"name": "base", "sharded": True}, "data": {"path": "rows.jsonl"}, "run": "r"}

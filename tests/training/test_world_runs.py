@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.run import get_args_parser
 
+import rankwise
 from library import rows
+from rankwise.models.sharding import is_sharded
 from worlds import Disturbed, Ended, command, together
 
 pytestmark = pytest.mark.slow
@@ -137,3 +139,21 @@ def test_torchrun_understands_the_commands_of_the_docs() -> None:
         given = get_args_parser().parse_args(words)
         assert given.training_script == "rankwise" and "train" in given.training_script_args[:2]
         assert given.training_script_args[-2:] == ["--run", "support"]
+
+
+def test_a_split_base_is_resumed_by_others_and_in_one_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = finished(folder, 1)
+    again(folder)
+    ended = train(folder, 2, "--shard", rank=1, step=5, what="kill")
+    assert [one.code for one in ended] == [1, -9]
+    (sentence,) = sentences(ended)
+    assert "process 2 of the 2 processes of this training" in sentence and "--resume" in sentence
+    train(folder, 3, "--shard", "--resume", rank=0, step=7, what="kill")
+    assert distance(alone, finished(folder, 1, "--resume")) <= 1e-4
+    assert [one["step"] for one in manifest(folder)["resumed"]] == [3, 6]
+    again(folder)
+    split = finished(folder, 2, "--shard")
+    assert distance(alone, split) <= 1e-4
+    monkeypatch.chdir(folder)
+    opened = rankwise.load_run("r").model.module
+    assert not is_sharded(opened) and any("adapters" in name for name, _ in opened.named_parameters())

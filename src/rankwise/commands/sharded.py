@@ -31,13 +31,14 @@ def _problems(experiment: Experiment) -> list[str]:
         f"adapter.method={adapter.method} (--method {adapter.method})": adapter.method not in ("lora", "adalora"),
         "adapter.dora": bool(getattr(adapter, "dora", False)),
         "adapter.start=eva": getattr(adapter, "start", None) == "eva",
-        f"training.backend={training.backend} (--backend {training.backend})": training.backend not in ("auto", "eager"),
+        f"training.backend={training.backend} (--backend {training.backend})": training.backend
+        not in ("auto", "eager"),
         "training.auto_batch (--auto-batch)": training.auto_batch,
         "validation.answers, which are generated": bool(validation.answers),
         "validation.prompts": bool(validation.prompts),
     }
-    advice = "Leave it out, or train without --shard."
-    return [f"model.sharded (--shard) cannot be used with {name} yet. {advice}" for name, used in refused.items() if used]
+    advice = "yet. Leave it out, or train without --shard."
+    return [f"model.sharded (--shard) cannot be used with {name} {advice}" for name, used in refused.items() if used]
 
 
 def refuse_other_objectives(experiment: Experiment, objective: str) -> None:

@@ -3,9 +3,10 @@
     sharded     parameters; process r of N has rows [r n, (r + 1) n) of each, with n = ceil(rows / N)
     whole       buffers, such as those of rotary positions, and adapters, which are attached later
 
-Each block is one group, and what is outside of the blocks (embedding, last norm, output head) is another. Before a
-group computes, its weights are gathered from all processes, and let go of afterwards; so all of them must make as many
-forward and backward passes (training/lockstep.py). What was gathered has the same bits, and so have the results.
+Each block is one group, the embedding is another, and so is the rest (last norm, output head), to which a tied
+embedding belongs. Before a group computes, its weights are gathered from all processes, and let go of afterwards; so all
+of them must make as many forward and backward passes (training/lockstep.py). What was gathered has the same bits, and so
+have the results.
 
 No process ever has the whole model: it is built without memory, and each process reads its rows, tensor by tensor, from
 the mapped files.
@@ -78,7 +79,7 @@ def load_sharded(folder: Path, kind: ModelKind, dtype: torch.dtype, device: torc
     return module, report
 
 
-def shard(module: nn.Module, device: torch.device) -> None:
+def shard(module: Any, device: torch.device) -> None:
     """Split the parameters over all processes. A gradient of one is the sum over them."""
     from torch.distributed.fsdp import fully_shard
     from transformers.modeling_layers import GradientCheckpointingLayer
@@ -86,7 +87,9 @@ def shard(module: nn.Module, device: torch.device) -> None:
     mesh = mesh_of(device.type)
     module.requires_grad_(False)
     blocks = [part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)]
-    for group in [*blocks, module]:
+    embedding, head = module.get_input_embeddings(), module.get_output_embeddings()
+    apart = [] if head is None or head.weight is embedding.weight else [embedding]
+    for group in [*apart, *blocks, module]:
         fully_shard(group, mesh=mesh, reshard_after_forward=True).set_gradient_divide_factor(1.0)
 
 
