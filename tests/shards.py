@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from rankwise.errors import TrainingError
 from rankwise.models import sharding
 from rankwise.models.kind import CAUSAL_LM
-from rankwise.models.sharding import is_split, load_sharded
+from rankwise.models.sharding import gathered, is_split, load_sharded
 from rankwise.training import lockstep
 from rankwise.training.world import World, join
 from worlds import CASES, learn, nothing, patched
@@ -56,7 +56,7 @@ def learn_sharded(folder: Path, given: Any) -> None:
                 learned = learn(replace(CASES[name], base=folder / "llama"), world, folder / name)
             except TrainingError:
                 continue
-            save_file(learned.weights, folder / f"{name} {mistake}-{world.rank}.safetensors")
+            save_file({key: gathered(one) for key, one in learned.weights.items()}, folder / f"{name} {mistake}-{world.rank}.safetensors")
             facts = {key: value for key, value in asdict(learned).items() if key != "weights"}
             (folder / f"{name} {mistake}-{world.rank}.json").write_text(json.dumps(facts))
 

@@ -23,7 +23,7 @@ from worlds import CASES, Case, distance, learn, learned_by, together
 
 pytestmark = pytest.mark.slow
 MODELS = ("llama", "gpt2", "neox", "tied")
-TRAINED = ("lora", "lora packed", "adalora", "accumulated", "fewer rows than processes")
+TRAINED = ("lora", "lora packed", "adalora", "accumulated", "fewer rows than processes", "full", "best")
 
 
 def case_of(name: str, folder: Path) -> Case:
@@ -83,7 +83,7 @@ def test_adapters_over_a_split_base_are_those_of_one_process(folder: Path, tmp_p
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"adapter": {"method": "full"}}, "adapter.method=full (--method full)"),
+        ({"adapter": {"method": "head"}}, "adapter.method=head (--method head)"),
         ({"adapter": {"dora": True}}, "adapter.dora"),
         ({"adapter": {"start": "eva"}}, "adapter.start=eva"),
         ({"training": {"backend": "fused"}}, "training.backend=fused (--backend fused)"),

@@ -77,6 +77,7 @@ def record(
                 log.sync()  # a finished run has all its records, even after a power failure
         results = training.results(records, validation, past.seconds + trainer.seconds)
         if not world.is_first:
+            training.give_parts()
             return manifest
         results = training.save(results if budget is None else budget.recorded(results))
         callback.changed = lambda texts: None

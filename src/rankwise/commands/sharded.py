@@ -28,7 +28,7 @@ def connect_shards(experiment: Experiment, world: World) -> None:
 def _problems(experiment: Experiment) -> list[str]:
     training, adapter, validation = experiment.training, experiment.adapter, experiment.validation
     refused = {
-        f"adapter.method={adapter.method} (--method {adapter.method})": adapter.method not in ("lora", "adalora"),
+        f"adapter.method={adapter.method} (--method {adapter.method})": adapter.method not in ("lora", "adalora", "full"),
         "adapter.dora": bool(getattr(adapter, "dora", False)),
         "adapter.start=eva": getattr(adapter, "start", None) == "eva",
         f"training.backend={training.backend} (--backend {training.backend})": training.backend

@@ -55,6 +55,27 @@ def gathered(value: Tensor) -> Tensor:
     return cast(Any, value).full_tensor() if is_split(value) else value
 
 
+def local_part(value: Tensor) -> Tensor:
+    """The rows of a tensor that this process has; all of them where it is not split."""
+    return cast(Any, value).to_local() if is_split(value) else value
+
+
+def part_of(whole: Tensor, like: Tensor) -> Tensor:
+    """Of a whole tensor, what this process has of one that is split as `like` is."""
+    if not is_split(like) or not whole.dim():
+        return whole
+    first, last = rows_of(like.shape[0], distributed.get_rank(), distributed.get_world_size())
+    return whole[first:last]
+
+
+def split_as(whole: Tensor, like: Tensor) -> Tensor:
+    """The same tensor, split as `like` is."""
+    if not is_split(like) or not whole.dim():
+        return whole
+    part = torch.empty_like(local_part(like), dtype=whole.dtype).copy_(part_of(whole, like))
+    return _joined(part, like)
+
+
 def load_sharded(folder: Path, kind: ModelKind, dtype: torch.dtype, device: torch.device) -> tuple[Any, dict[str, Any]]:
     """This process's part of a folder that was inspected, and transformers' report of what it lacks."""
     if not distributed.is_initialized() or distributed.get_world_size() < 2:
@@ -90,7 +111,9 @@ def shard(module: Any, device: torch.device) -> None:
     embedding, head = module.get_input_embeddings(), module.get_output_embeddings()
     apart = [] if head is None or head.weight is embedding.weight else [embedding]
     for group in [*apart, *blocks, module]:
-        fully_shard(group, mesh=mesh, reshard_after_forward=True).set_gradient_divide_factor(1.0)
+        sharded = fully_shard(group, mesh=mesh, reshard_after_forward=True)
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)  # gloo has no other
 
 
 def _refuse_unreadable(parts: Skeleton) -> None:
@@ -147,14 +170,17 @@ def rows_of(rows: int, rank: int, size: int) -> tuple[int, int]:
     return min(rows, rank * each), min(rows, (rank + 1) * each)
 
 
-def _fill(module: nn.Module, name: str, local: Tensor) -> None:
+def _joined(local: Tensor, like: Any) -> Tensor:
     from torch.distributed.tensor import DTensor
 
-    empty: Any = module.get_parameter(name)
-    whole = DTensor.from_local(
-        local, empty.device_mesh, empty.placements, run_check=False, shape=empty.shape, stride=empty.stride()
+    return DTensor.from_local(
+        local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
     )
-    filled = nn.Parameter(whole, requires_grad=False)
+
+
+def _fill(module: nn.Module, name: str, local: Tensor) -> None:
+    empty = module.get_parameter(name)
+    filled = nn.Parameter(_joined(local, empty), requires_grad=False)
     for owner, own, parameter in _places(module):
         if parameter is empty:
             setattr(owner, own, filled)

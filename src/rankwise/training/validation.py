@@ -159,9 +159,11 @@ class Validation(Hook):
     def _save_best(self, state: TrainState) -> None:
         """A snapshot where this step is the best so far; the one before it may still be needed."""
         best = self.early_stopping.best(self.records)
-        if not self.world.is_first:
-            return
         if self.config.keep == "best" and best is not None and best.step == state.step and not state.finished:
+            if not self.world.is_first:
+                if state.is_split:
+                    save_snapshot(state, None)
+                return
             self.run.snapshots.make_way(state.step)
             save_snapshot(state, self.run.snapshot(state.step))
             before = (self.early_stopping.best(self._until(step)) for step in self.run.steps_saved)
