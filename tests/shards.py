@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from rankwise.errors import TrainingError
 from rankwise.models import sharding
 from rankwise.models.kind import CAUSAL_LM
-from rankwise.models.sharding import gathered, is_split, load_sharded
+from rankwise.models.sharding import gathered, is_split, load_sharded, local_part
 from rankwise.training import lockstep
 from rankwise.training.world import World, join
 from worlds import CASES, learn, nothing, patched
@@ -40,8 +40,9 @@ def write_logits(folder: Path, given: Any) -> None:
             assert not report["missing_keys"]
             with torch.no_grad():
                 logits = [model(input_ids=IDS).logits for _ in range(2)]
-            shares = {key: torch.tensor(one.to_local().shape) for key, one in model.named_parameters() if is_split(one)}
-            assert shares.keys() == dict(model.named_parameters()).keys()
+            split = {key: one for key, one in model.named_parameters() if is_split(one)}
+            assert split.keys() == dict(model.named_parameters()).keys()
+            shares = {key: torch.tensor(local_part(one).shape) for key, one in split.items()}
             tensors = {"first": logits[0], "second": logits[1], **shares}
             save_file(tensors, folder / f"{name}-{mistake}-{world.rank}.safetensors")
 
@@ -56,13 +57,16 @@ def learn_sharded(folder: Path, given: Any) -> None:
                 learned = learn(replace(CASES[name], base=folder / "llama"), world, folder / name)
             except TrainingError:
                 continue
-            save_file({key: gathered(one) for key, one in learned.weights.items()}, folder / f"{name} {mistake}-{world.rank}.safetensors")
+            save_file(
+                {key: gathered(one) for key, one in learned.weights.items()},
+                folder / f"{name} {mistake}-{world.rank}.safetensors",
+            )
             facts = {key: value for key, value in asdict(learned).items() if key != "weights"}
             (folder / f"{name} {mistake}-{world.rank}.json").write_text(json.dumps(facts))
 
 
-def other_rows(world: World) -> Any:
-    """The processes exchange their rows."""
+def rows_of_the_first(world: World) -> Any:
+    """Every process reads the rows of the first."""
     return patched(sharding, "rows_of", lambda real: lambda rows, rank, size: (0, real(rows, 0, size)[1]))
 
 
@@ -104,6 +108,6 @@ def idle_rows_learn(world: World) -> Any:
 
 
 PLANTED: dict[str, Callable[[World], Any]] = {
-    "other rows": other_rows, "no buffers": no_buffers, "summed twice": summed_twice, "not summed": not_summed,
-    "idle rows learn": idle_rows_learn,
+    "rows of the first": rows_of_the_first, "no buffers": no_buffers, "summed twice": summed_twice,
+    "not summed": not_summed, "idle rows learn": idle_rows_learn,
 }  # fmt: skip

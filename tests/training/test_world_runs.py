@@ -169,7 +169,7 @@ def test_all_weights_that_are_split_go_on_in_other_numbers_of_processes(
     def full(size: int, *more: str, step: int = 0) -> None:
         disturbed = Disturbed((*words, "--method", "full", *more), 0, step, "kill" if step else "")
         ended = together(command, size, folder, disturbed)
-        assert [one.code for one in ended][0] == (-9 if step else 0), [one.errors[-2000:] for one in ended]
+        assert ended[0].code == (-9 if step else 0), [one.errors[-2000:] for one in ended]
 
     full(1)
     monkeypatch.chdir(folder)

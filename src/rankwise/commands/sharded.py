@@ -27,12 +27,12 @@ def connect_shards(experiment: Experiment, world: World) -> None:
 
 def _problems(experiment: Experiment) -> list[str]:
     training, adapter, validation = experiment.training, experiment.adapter, experiment.validation
+    method, backend = adapter.method, training.backend
     refused = {
-        f"adapter.method={adapter.method} (--method {adapter.method})": adapter.method not in ("lora", "adalora", "full"),
+        f"adapter.method={method} (--method {method})": method not in ("lora", "adalora", "full"),
         "adapter.dora": bool(getattr(adapter, "dora", False)),
         "adapter.start=eva": getattr(adapter, "start", None) == "eva",
-        f"training.backend={training.backend} (--backend {training.backend})": training.backend
-        not in ("auto", "eager"),
+        f"training.backend={backend} (--backend {backend})": backend not in ("auto", "eager"),
         "training.auto_batch (--auto-batch)": training.auto_batch,
         "validation.answers, which are generated": bool(validation.answers),
         "validation.prompts": bool(validation.prompts),

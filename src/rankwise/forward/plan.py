@@ -37,8 +37,8 @@ def plan(
     rows were read already."""
     if config.model.sharded:
         raise ConfigError([
-            "model.sharded: a plan is made for one process, which has the whole base. Leave it out; of a base split over "
-            "N processes, each has about an N-th of the weights in its memory."
+            "model.sharded: a plan is made for one process, which has the whole base. Leave it out; of a base that is "
+            "split over N processes, each has about an N-th of the weights in its memory."
         ])  # fmt: skip
     shape = with_new_tokens(shape_planned(config, outputs), len(config.model.new_tokens))
     return plan_for(shape, config, device=device, watts=watts, price=price, measured=measured, on=on)

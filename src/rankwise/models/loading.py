@@ -159,8 +159,8 @@ def _refuse_quantized(source: Source) -> None:
     stored = "GGUF" if source.mapped_file is not None else stored_format(read_json(source.folder / "config.json"))
     if stored is not None:
         raise ModelError(
-            f"{source.folder} has weights in {stored}, which cannot be split over processes. Leave out --shard, or name "
-            "the model in full precision."
+            f"{source.folder} has weights in {stored}, which cannot be split over processes. Leave out --shard, or "
+            "name the model in full precision."
         )
 
 

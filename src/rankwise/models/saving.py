@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 
 from rankwise.config.models import ModelConfig
-from rankwise.models.inspection import read_json
 from rankwise.models.gathering import save_whole
+from rankwise.models.inspection import read_json
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.preprocessing import save_processing
 from rankwise.models.rotary_names import write_older_names

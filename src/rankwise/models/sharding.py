@@ -4,9 +4,9 @@
     whole       buffers, such as those of rotary positions, and adapters, which are attached later
 
 Each block is one group, the embedding is another, and so is the rest (last norm, output head), to which a tied
-embedding belongs. Before a group computes, its weights are gathered from all processes, and let go of afterwards; so all
-of them must make as many forward and backward passes (training/lockstep.py). What was gathered has the same bits, and so
-have the results.
+embedding belongs. Before a group computes, its weights are gathered from all processes, and let go of afterwards; so
+all of them must make as many forward and backward passes (training/lockstep.py). What was gathered has the same bits,
+and so have the results.
 
 No process ever has the whole model: it is built without memory, and each process reads its rows, tensor by tensor, from
 the mapped files.
