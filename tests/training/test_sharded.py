@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_logits_are_those_of_the_whole_model_bit_for_bit(folder: Path) -> None:
     mistakes = [("llama", "rows of the first"), ("llama", "no buffers")]
-    for ended in together(write_logits, 2, folder, [*((name, None) for name in MODELS), *mistakes]):
+    for ended in together(write_logits, 2, folder, [*((name, None) for name in MODELS), *mistakes], timeout=300):
         assert ended.code == 0, ended.errors[-3000:]
     for name in MODELS:
         model = whole_model(folder / name)
@@ -69,7 +69,7 @@ def test_logits_are_those_of_the_whole_model_bit_for_bit(folder: Path) -> None:
 
 def test_adapters_over_a_split_base_are_those_of_one_process(folder: Path, tmp_path: Path) -> None:
     mistakes = [("lora", "summed twice"), ("lora", "not summed"), ("fewer rows than processes", "idle rows learn")]
-    for ended in together(learn_sharded, 2, folder, [*((name, None) for name in TRAINED), *mistakes]):
+    for ended in together(learn_sharded, 2, folder, [*((name, None) for name in TRAINED), *mistakes], timeout=300):
         assert ended.code == 0, ended.errors[-3000:]
     for name in TRAINED:
         alone = learn(case_of(name, folder), ALONE, tmp_path)

@@ -82,9 +82,8 @@ def load_sharded(folder: Path, kind: ModelKind, dtype: torch.dtype, device: torc
         raise ConfigError([ALONE])
     parts = skeleton(folder, kind)
     _refuse_unreadable(parts)
-    state = {name: _placeholder(parts, name, dtype) for name in parts.tensors}
     module, report = type(parts.module).from_pretrained(
-        None, config=parts.module.config, state_dict=state, dtype=dtype, output_loading_info=True
+        None, config=parts.module.config, state_dict=_placeholders(parts, dtype), dtype=dtype, output_loading_info=True
     )
     if report["missing_keys"] or report["mismatched_keys"]:
         return module, report  # it is refused by its names, so nothing of it is read
@@ -108,6 +107,8 @@ def shard(module: Any, device: torch.device) -> None:
     mesh = mesh_of(device.type)
     module.requires_grad_(False)
     blocks = [part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)]
+    if not blocks:
+        raise ModelError(f"{type(module).__name__} has no blocks that could be gathered one by one. Leave out --shard.")
     embedding, head = module.get_input_embeddings(), module.get_output_embeddings()
     apart = [] if head is None or head.weight is embedding.weight else [embedding]
     for group in [*apart, *blocks, module]:
@@ -126,12 +127,12 @@ def _refuse_unreadable(parts: Skeleton) -> None:
         raise ModelError(f"{parts.folder} cannot be sharded: it has weights in {some(unknown)}. Leave out --shard.")
 
 
-def _placeholder(parts: Skeleton, name: str, dtype: torch.dtype) -> Tensor:
-    """A tensor of the files as transformers is to see it: of a parameter, its shape alone, without memory."""
-    ours = parts.names.get(name)
-    if ours is not None and ours in dict(parts.module.named_buffers()):
-        return parts.mapped({name})[name]
-    return torch.zeros((), dtype=dtype).expand(parts.tensors[name].shape)
+def _placeholders(parts: Skeleton, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of the files as transformers is to see them: of a parameter, its shape alone, without memory."""
+    buffers = {parts.keys[name] for name, _ in parts.module.named_buffers() if name in parts.keys}
+    number = torch.zeros((), dtype=dtype)
+    shapes = {name: number.expand(one.shape) for name, one in parts.tensors.items() if name not in buffers}
+    return shapes | parts.mapped(buffers)
 
 
 def _without_memory(module: nn.Module, device: torch.device) -> None:
