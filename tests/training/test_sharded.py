@@ -83,7 +83,6 @@ def test_adapters_over_a_split_base_are_those_of_one_process(folder: Path, tmp_p
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"adapter": {"method": "head"}}, "adapter.method=head (--method head)"),
         ({"adapter": {"dora": True}}, "adapter.dora"),
         ({"adapter": {"start": "eva"}}, "adapter.start=eva"),
         ({"training": {"backend": "fused"}}, "training.backend=fused (--backend fused)"),

@@ -27,10 +27,9 @@ def connect_shards(experiment: Experiment, world: World) -> None:
 
 def _problems(experiment: Experiment) -> list[str]:
     training, adapter, validation = experiment.training, experiment.adapter, experiment.validation
-    method, backend = adapter.method, training.backend
+    backend = training.backend
     refused = {
-        f"adapter.method={method} (--method {method})": method not in ("lora", "adalora", "full"),
-        "adapter.dora": bool(getattr(adapter, "dora", False)),
+        "adapter.dora": adapter.needs_rows_of_weights,
         "adapter.start=eva": getattr(adapter, "start", None) == "eva",
         f"training.backend={backend} (--backend {backend})": backend not in ("auto", "eager"),
         "training.auto_batch (--auto-batch)": training.auto_batch,
