@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
 
 from conftest import tiny_model
 from rankwise.adapters.importance import Importance
@@ -36,6 +37,8 @@ from rankwise.methods.full import FullFineTuning
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.methods.trainable import Trainable
+from rankwise.models.kind import CAUSAL_LM
+from rankwise.models.sharding import load_sharded
 from rankwise.objectives.causal_lm import summed
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.followed import FollowedRun
@@ -75,13 +78,22 @@ class Case:
     dtype: torch.dtype = torch.float64
     steps: int = 8
     device: str = "cpu"
+    base: Path | None = None
+    """A folder whose model is split over the processes, where there are several."""
 
     def on(self, device: str, rank: int = 0) -> Case:
         """On processors, or on the card of a process."""
         return replace(self, device=device if device == "cpu" else f"{device}:{rank}")
 
+    def model(self) -> nn.Module:
+        if self.base is None:
+            return tiny_model("llama").to(self.device, self.dtype)
+        if join().is_several:
+            return load_sharded(self.base, CAUSAL_LM, self.dtype, torch.device(self.device))[0]
+        return LlamaForCausalLM.from_pretrained(self.base, dtype=self.dtype).to(self.device)
+
     def trainable(self) -> Trainable:
-        model = tiny_model("llama").to(self.device, self.dtype)
+        model = self.model()
         if self.method == "full":
             return FullFineTuning(model, dict)
         adalora = AdaLoraConfig(budget=2, initial=3, interval=1, importance="after")
@@ -122,6 +134,16 @@ class Learned:
     result_step: int = 0
 
 
+@dataclass(frozen=True)
+class Arranged(GivenLoss):
+    """The same that also lays out an idle row."""
+
+    arrange: Callable[[Sequence[Tokens], int], list[Batch]] = portion
+
+    def layout(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
+        return self.arrange(rows, max_tokens)
+
+
 def learn(case: Case, world: World, folder: Path) -> Learned:
     """Train as `case` says, with validation after every second step."""
     trainable = case.trainable()
@@ -137,7 +159,8 @@ def learn(case: Case, world: World, folder: Path) -> Learned:
     batches = Batches.of(random_rows(11), replace_tokens(config, case.tokens), case.arrange)
     if world.is_several:
         batches = replace(batches, share=lambda rows: share_of(rows, world.rank, world.size))
-    trainer = Trainer(trainable, batches, config, GivenLoss(forward), [validation], None, world)
+    backend = Arranged(forward, case.arrange)
+    trainer = Trainer(trainable, batches, config, backend, [validation], None, world)
     records = list(trainer.run())
     return Learned(
         {name: value.detach().cpu().clone() for name, value in trainable.named_parameters().items()},
@@ -165,6 +188,23 @@ def learn_all(folder: Path, given: Any) -> None:
 def learned_by(folder: Path, name: str, rank: int) -> Learned:
     facts = json.loads((folder / f"{name}-{rank}.json").read_text())
     return Learned(load_file(folder / f"{name}-{rank}.safetensors"), **facts)
+
+
+def numbers(learned: Learned) -> list[float]:
+    return [number for step in learned.steps for number in step]
+
+
+def distance(one: Learned, other: Learned) -> float:
+    """The largest relative difference of any weight, loss, norm or validation."""
+    assert one.weights.keys() == other.weights.keys()
+    differences = [0.0]
+    for name, value in one.weights.items():
+        assert value.shape == other.weights[name].shape, name
+        differences.append(float((value - other.weights[name]).abs().max() / value.abs().max()))
+    for mine, theirs in ((numbers(one), numbers(other)), (one.validations, other.validations)):
+        assert len(mine) == len(theirs)
+        differences += [abs(a - b) / abs(a) for a, b in zip(mine, theirs, strict=True)]
+    return max(differences)
 
 
 @dataclass(frozen=True)

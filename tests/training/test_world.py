@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rankwise.data.dealing import deal
 from rankwise.training.world import ALONE
 from sampling import draws
-from worlds import CARDS, CASES, DEVICES, Learned, learn, learn_all, learned_by, skip_without_cards, together
+from worlds import CARDS, CASES, DEVICES, Learned, distance, learn, learn_all, learned_by, skip_without_cards, together
 
 pytestmark = pytest.mark.slow
 IN_FULL = [name for name, case in CASES.items() if case.dtype == torch.float64]
@@ -36,23 +36,6 @@ def folders(device: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, 
         for rank, ended in enumerate(together(learn_all, size, made[size], (names, None, device))):
             assert ended.code == 0, (rank, ended.errors[-3000:])
     return made
-
-
-def numbers(learned: Learned) -> list[float]:
-    return [number for step in learned.steps for number in step]
-
-
-def distance(one: Learned, other: Learned) -> float:
-    """The largest relative difference of any weight, loss, norm or validation."""
-    assert one.weights.keys() == other.weights.keys()
-    differences = [0.0]
-    for name, value in one.weights.items():
-        assert value.shape == other.weights[name].shape, name
-        differences.append(float((value - other.weights[name]).abs().max() / value.abs().max()))
-    for mine, theirs in ((numbers(one), numbers(other)), (one.validations, other.validations)):
-        assert len(mine) == len(theirs)
-        differences += [abs(a - b) / abs(a) for a, b in zip(mine, theirs, strict=True)]
-    return max(differences)
 
 
 @pytest.mark.parametrize(("size", "name"), [*((2, name) for name in IN_FULL), *((4, name) for name in SMALL)])

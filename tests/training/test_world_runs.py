@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.run import get_args_parser
 
+import rankwise
 from library import rows
+from rankwise.models.sharding import is_sharded
 from worlds import DEVICES, Disturbed, Ended, command, skip_without_cards, together
 
 pytestmark = pytest.mark.slow
@@ -146,3 +148,42 @@ def test_torchrun_understands_the_commands_of_the_docs() -> None:
         given = get_args_parser().parse_args(words)
         assert given.training_script == "rankwise" and "train" in given.training_script_args[:2]
         assert given.training_script_args[-2:] == ["--run", "support"]
+
+
+def test_a_split_base_is_resumed_by_others_and_in_one_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = finished(folder, 1)
+    again(folder)
+    ended = train(folder, 2, "--shard", rank=1, step=5, what="kill")
+    assert [one.code for one in ended] == [1, -9]
+    (sentence,) = sentences(ended)
+    assert "process 2 of the 2 processes of this training" in sentence and "--resume" in sentence
+    train(folder, 1, "--resume", step=7, what="kill")
+    assert distance(alone, finished(folder, 3, "--shard", "--resume")) <= 1e-4
+    assert [one["step"] for one in manifest(folder)["resumed"]] == [3, 6]
+    monkeypatch.chdir(folder)
+    opened = rankwise.load_run("r").model.module
+    assert not is_sharded(opened) and any("adapters" in name for name, _ in opened.named_parameters())
+
+
+def test_all_weights_that_are_split_go_on_in_other_numbers_of_processes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process has its rows of the weights and of the optimizer's averages; a checkpoint has them whole."""
+    words = [word for word in WORDS if word not in ("--rank", "2")]
+    words[words.index("0.01")] = "0.001"
+
+    def full(size: int, *more: str, step: int = 0) -> None:
+        disturbed = Disturbed((*words, "--method", "full", *more), 0, step, "kill" if step else "")
+        ended = together(command, size, folder, disturbed)
+        assert ended[0].code == (-9 if step else 0), [one.errors[-2000:] for one in ended]
+
+    full(1)
+    monkeypatch.chdir(folder)
+    alone = load_file("runs/r/model/model.safetensors")
+    again(folder)
+    full(2, "--shard", step=5)
+    full(3, "--shard", "--resume", step=8)
+    full(2, "--shard", "--resume")
+    assert [one["step"] for one in manifest(folder)["resumed"]] == [3, 6]
+    assert distance(alone, load_file("runs/r/model/model.safetensors")) <= 1e-4
+    assert not is_sharded(rankwise.load_run("r").model.module)

@@ -16,6 +16,7 @@ from rankwise.adapters.adapter import Adapter
 from rankwise.adapters.base_layers import weight_of
 from rankwise.adapters.set import AdapterSet
 from rankwise.errors import TrainingError
+from rankwise.models.sharding import gathered
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def effect_of(adapters: AdapterSet, name: str = "default") -> Effect:
 
 def _effect(adapters: AdapterSet, path: str, adapter: Adapter) -> Effect:
     weight = weight_of(adapters.host(path))
-    whole = torch.linalg.vector_norm(weight, dtype=torch.promote_types(weight.dtype, torch.float32)).item()
+    norm = torch.linalg.vector_norm(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+    whole = gathered(norm).item()
     change = _size(adapter)
     share = change / whole if whole else float("inf") if change else 0.0
     return Effect(path, share, torch.finfo(weight.dtype).eps / 2)

@@ -66,6 +66,9 @@ FLAGS = {
     "memory": Flag("model.memory", str,
         "Most memory that a training on the CPU may have resident, such as 6GB. It takes longer; the "
         "result is the same but for rounding."),
+    "shard": Flag("model.sharded", bool,
+        "Split the base over the processes (PyTorch's FSDP2), so that each has its share of the weights in memory. The "
+        "result is the same but for rounding."),
     "new_tokens": Flag("model.new_tokens", str,
         "Texts that become tokens of their own, separated by commas: <city>,<date>. Only their rows are trained and "
         "stored, with the adapter."),

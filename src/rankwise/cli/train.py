@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rankwise.commands.train import Trained
 
 
-@takes_settings(*TRAINING)
+@takes_settings(*TRAINING, "shard")
 def train(
     config: ConfigFile = None,
     given: GivenSettings = NONE_GIVEN,

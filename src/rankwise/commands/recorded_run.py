@@ -77,6 +77,7 @@ def record(
                 log.sync()  # a finished run has all its records, even after a power failure
         results = training.results(records, validation, past.seconds + trainer.seconds)
         if not world.is_first:
+            training.give_parts()
             return manifest
         results = training.save(results if budget is None else budget.recorded(results))
         callback.changed = lambda texts: None
@@ -85,6 +86,7 @@ def record(
         run.write_manifest(finished)
     except BaseException as error:
         callback.changed = lambda texts: None  # what is written from here on knows more than this process's manifest
+        error = world.explained(error)
         if isinstance(error, Diverged):
             error = with_ways_on(error, run, training.config, manifest.back_offs)
         if world.is_several:

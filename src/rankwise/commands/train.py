@@ -14,6 +14,7 @@ from typing import Any
 from rankwise.adapters.targets import tables_of_the_head
 from rankwise.commands.recorded_run import record
 from rankwise.commands.several import refuse_preference, refuse_several
+from rankwise.commands.sharded import connect_shards, measured_as, refuse_other_objectives
 from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
 from rankwise.data.preparation import Prepared
@@ -98,6 +99,7 @@ def train(
     if launched() is not None:
         refuse_several(experiment)
     world = join()
+    connect_shards(experiment, world)
     run = (RunDirectory if world.is_first else FollowedRun).named(experiment.run)
     callback = WarningCollector(callback if world.is_first else silent)
     world.wait_for_turn()
@@ -137,7 +139,7 @@ def _trained(
     prepared, loaded = _prepared(experiment, objective, loaded, callback)
     world.end_turn()
     world.check_same_rows(prepared.data_report.model_dump_json())
-    scorer = SCORERS[objective.name](experiment.validation, loaded, prepared, objective)
+    scorer = SCORERS[objective.name](measured_as(experiment, callback), loaded, prepared, objective)
     rows = prepared.rows_in_pass
     config = training_config.resolved(rows, loaded.width, experiment.auto_rate)
     setup = Setup(
@@ -184,6 +186,7 @@ def _objective(
     objective = objective_of(experiment, callback)
     if world.is_several:
         refuse_preference(objective.name)
+    refuse_other_objectives(experiment, objective.name)
     if start is not None:
         start.check_targets(objective.targets, callback)
     if model is not None and (problem := _misfit(model, experiment, objective)):

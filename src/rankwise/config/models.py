@@ -33,6 +33,9 @@ class ModelConfig(Config):
     """Most memory that a training on the CPU may have resident, such as `6GB`. Frozen weights then stay in their file
     and are given back to the system after each use. Where that is necessary, more blocks use activation checkpointing
     and fewer tokens are computed at once, which takes longer and changes results by rounding at most."""
+    sharded: bool = False
+    """Split the base over the processes of a training (`--processes`), by PyTorch's FSDP2: each has its share of the
+    weights in memory, and gathers those of a block while it computes it. Results do not change."""
     new_tokens: tuple[str, ...] = ()
     """Texts that become tokens of their own, such as `["<city>", "<date>"]`. Each begins as the mean of the tokens that
     it was written with before. Their rows in the embedding and in the output head are trained and stored with the
@@ -80,6 +83,19 @@ class ModelConfig(Config):
             raise ValueError(
                 f'The setting "model.quantize" is {self.quantize}, which is not possible for a model that needs its '
                 "own Python code (model.trust_code). Leave one of the two out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _only_weights_in_full_are_sharded(self) -> Self:
+        others = {
+            "quantize": self.packed_format, "memory": self.memory, "new_tokens": self.new_tokens,
+            "trust_code": self.trust_code,
+        }  # fmt: skip
+        if self.sharded and (given := [f"model.{name}" for name, value in others.items() if value]):
+            raise ValueError(
+                f"model.sharded (--shard) splits weights in full, as their files have them, and cannot be used with "
+                f"{' or '.join(given)} yet. Leave one of them out"
             )
         return self
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rankwise.data.batches import Batch
 from rankwise.forward.fused import FusedLoss, probe
 from rankwise.kernels.quantized.tensor import is_quantized
+from rankwise.models.sharding import is_split
 
 SMALL, LARGE = (40, 24), (150, 106)
 """Lengths of two sample batches; their difference separates the memory per token from the constant part."""
@@ -34,7 +35,8 @@ class SavedActivations:
 def saved_bytes(loss_of: Callable[[Batch], Tensor], batch: Batch, module: nn.Module) -> int:
     """Sum the bytes of the distinct storages that the backward pass needs and that did not exist before the call. The
     graph is dropped at once: an output that its own node refers to would keep it, and the model, alive for ever."""
-    there = [*module.parameters(), *module.buffers(), *batch.inputs.values(), batch.targets]
+    parameters = [one for one in module.parameters() if not is_split(one)]  # what is gathered is let go of again
+    there = [*parameters, *module.buffers(), *batch.inputs.values(), batch.targets]
     known = {value.untyped_storage().data_ptr() for value in there if not is_quantized(value)}
     saved: dict[int, torch.UntypedStorage] = {}
 

@@ -36,6 +36,11 @@ def plan(
     """What a training by `config` would take. `device` is one of the list (`rtx-4090`) or `cpu`; by default the card or
     the processor that is here. `on` is a device that is known to be used, and `outputs` are those of a classifier whose
     rows were read already. Several `processes` have a device each, or share a processor."""
+    if config.model.sharded:
+        raise ConfigError([
+            "model.sharded: a plan is made of whole bases. Leave it out; with --processes N a line says what "
+            "a base takes that is split over them."
+        ])  # fmt: skip
     shape = with_new_tokens(shape_planned(config, outputs), len(config.model.new_tokens))
     return plan_for(
         shape, config, device=device, watts=watts, price=price, measured=measured, on=on, processes=processes

@@ -37,7 +37,8 @@ def base_of(run: RunSnapshot, trust_code: str | None) -> ModelConfig:
     """The base model of a run, as it is loaded here: the device is this machine's own affair, and a run, which may be
     somebody else's, cannot decide whose code to trust."""
     spec = run.experiment.base
-    return spec.model_copy(update={"name": _base_name(run, spec.name), "device": "auto", "trust_code": trust_code})
+    changes = {"name": _base_name(run, spec.name), "device": "auto", "trust_code": trust_code, "sharded": False}
+    return spec.model_copy(update=changes)
 
 
 def check_base(model: LoadedModel, trained_on: BaseModelFacts, described: str, use: str, *, force: bool) -> None:
@@ -57,7 +58,7 @@ def base_weights(
 ) -> Mapping[str, Tensor]:  # fmt: skip
     """By their names in the model, on the processor; a weight that two layers share is there once. `load` is the
     objective's."""
-    model = load(spec.model_copy(update={"device": "cpu"}), callback)
+    model = load(spec.model_copy(update={"device": "cpu", "sharded": False}), callback)
     check_base(model, trained_on, described, "use it", force=force)
     return {name: weight.detach() for name, weight in model.module.named_parameters()}
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rankwise.errors import RunError, some
+from rankwise.models.sharding import local_part, part_of
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class TrainableState:
         if wrong:
             raise RunError(f"the checkpoint does not fit these adapters: {some(wrong, 4)}.")
         for name, target in live.items():
-            target.copy_(self.tensors[name])
+            local_part(target).copy_(part_of(self.tensors[name], target))
 
     def restore(self, parameters: Mapping[str, Tensor]) -> None:
         """Into the live parameters of a state that `state_of` made."""

@@ -23,6 +23,7 @@ from rankwise.models.loaded import LoadedModel, TextReader
 from rankwise.models.new_tokens import give_rows
 from rankwise.models.precision import choose_precision
 from rankwise.models.quantized_folder import QuantizedFolder, mapped_folder, quantized_folder
+from rankwise.models.sharding import load_sharded
 from rankwise.models.skeleton import built
 from rankwise.models.sources import Source, find
 from rankwise.models.stored_quantization import stored_format
@@ -138,6 +139,9 @@ def _read(
     import transformers
 
     options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": kind.head_seed is not None}
+    if spec.sharded:
+        _refuse_quantized(source)
+        return load_sharded(source.folder, kind, dtype, choose_precision(spec).device)
     if (lying := _stored(source, dtype, kind, spec, callback)) is not None:
         if "nf4" in lying.formats and not is_unpacked_by_library():
             callback(WarningMessage(
@@ -149,6 +153,15 @@ def _read(
         source.folder, local_files_only=True, use_safetensors=True, trust_remote_code=trusted, **options,
         **kind.settings,
     )  # fmt: skip
+
+
+def _refuse_quantized(source: Source) -> None:
+    stored = "GGUF" if source.mapped_file is not None else stored_format(read_json(source.folder / "config.json"))
+    if stored is not None:
+        raise ModelError(
+            f"{source.folder} has weights in {stored}, which cannot be split over processes. Leave out --shard, or "
+            "name the model in full precision."
+        )
 
 
 def _stored(

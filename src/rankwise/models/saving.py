@@ -13,10 +13,12 @@ import torch
 from safetensors import safe_open
 
 from rankwise.config.models import ModelConfig
+from rankwise.models.gathering import save_whole
 from rankwise.models.inspection import read_json
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.preprocessing import save_processing
 from rankwise.models.rotary_names import write_older_names
+from rankwise.models.sharding import is_sharded
 from rankwise.models.sources import find
 from rankwise.runs.records import Callback
 from rankwise.system.files import write_json
@@ -46,8 +48,11 @@ def stored_as(spec: ModelConfig, callback: Callback) -> tuple[torch.dtype, int]:
 
 def save(model: LoadedModel, folder: Path, dtype: torch.dtype) -> None:
     """Save the model; its weights are converted to `dtype` in place."""
-    module: Any = model.module.to(dtype)
-    module.save_pretrained(folder)
+    module: Any = model.module
+    if is_sharded(module):
+        save_whole(module, folder)
+    else:
+        module.to(dtype).save_pretrained(folder)
     write_older_names(folder)
     if model.text is not None:
         save_end_tokens(model.source.folder, model.template, folder)

@@ -30,6 +30,7 @@ from rankwise.forward.fused import PROBED, FusedLoss, has_kernels, has_weights_t
 from rankwise.forward.reference import check_packs
 from rankwise.kernels.divergence import divergence
 from rankwise.kernels.regions import compiled_regions
+from rankwise.models.sharding import is_sharded
 from rankwise.planning.time import COMPILED_AFTER
 from rankwise.runs.manifest import BackendName
 from rankwise.runs.records import StatusMessage, WarningMessage
@@ -200,6 +201,8 @@ def _chosen(work: Workload, backend: Backend, outcome: Agreement) -> Backend:
 
 def supports(work: Workload) -> bool:
     """Whether there are kernels for this model, objective and device, with rows of this length."""
+    if is_sharded(work.module):
+        return False
     return has_kernels(work.module, work.longest) if work.predicts_tokens else supports_blocks(work)
 
 
@@ -213,6 +216,8 @@ def _eager_instead(
 
 
 def _why_unsupported(work: Workload) -> str:
+    if is_sharded(work.module):
+        return "the base is split over several processes (model.sharded), and the kernels read whole weights"
     if not work.predicts_tokens:
         return why_no_blocks(work)
     if any(isinstance(part, TokenRows) for part in work.module.modules()):

@@ -22,6 +22,8 @@ from torch import Tensor
 
 from rankwise.errors import RunError, some
 from rankwise.methods.state import TrainableState
+from rankwise.models.gathering import write_gathered
+from rankwise.models.sharding import split_as
 from rankwise.runs.sealed import TENSORS, DamagedStep, check_file, read_facts, seal
 from rankwise.system.files import published
 from rankwise.training.finite import check_finite, not_finite
@@ -35,8 +37,9 @@ def size_of(state: TrainState) -> int:
     return moments + sum(value.nbytes for value in state.trainable.state_dict().tensors.values())
 
 
-def save(state: TrainState, folder: Path, copies: Mapping[str, bytes] | None = None) -> None:
-    """Write `folder`, whole or not at all, with `copies` of other files by their names."""
+def save(state: TrainState, folder: Path | None, copies: Mapping[str, bytes] | None = None) -> None:
+    """Write `folder`, whole or not at all, with `copies` of other files by their names. Where what learns is split,
+    every process calls this, and those without a folder give their part."""
     random = {f"random.{device}": value for device, value in random_states(state.device).items()}
     _write(state, folder, _moments(state) | random, copies or {})
 
@@ -51,7 +54,7 @@ def restore(state: TrainState, folder: Path) -> None:
     set_random_states(state.device, _under("random", tensors))
 
 
-def save_snapshot(state: TrainState, folder: Path) -> None:
+def save_snapshot(state: TrainState, folder: Path | None) -> None:
     _write(state, folder, {}, {})
 
 
@@ -66,13 +69,18 @@ def load_snapshot(state: TrainState, folder: Path) -> None:
     _load_trainable(state, facts, tensors)
 
 
-def _write(state: TrainState, folder: Path, beside: dict[str, Tensor], copies: Mapping[str, bytes]) -> None:
+def _write(state: TrainState, folder: Path | None, beside: dict[str, Tensor], copies: Mapping[str, bytes]) -> None:
     learned = state.trainable.state_dict()
-    tensors = {f"allocator.{name}": value for name, value in learned.tensors.items()} | beside
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    tensors = {f"allocator.{name}": value.detach() for name, value in learned.tensors.items()} | beside
     check_finite(tensors, state)  # the checkpoint before this one is worth more
+    if folder is None:
+        write_gathered(None, tensors)
+        return
     with published(folder) as temporary:
-        save_file(tensors, temporary / TENSORS)
+        if state.is_split:
+            write_gathered(temporary / TENSORS, tensors)
+        else:
+            save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary / TENSORS)
         for name, content in copies.items():
             (temporary / name).write_bytes(content)
         seal(temporary, {"step": state.step, "steps": state.steps, "allocator": dict(learned.facts)})
@@ -108,7 +116,7 @@ def _load_moments(state: TrainState, saved: dict[str, Tensor]) -> None:
             raise RunError(
                 f"the checkpoint does not fit these adapters: optimizer.{key} is unknown or has another shape."
             )
-        known.setdefault(int(number), {})[name] = value
+        known.setdefault(int(number), {})[name] = split_as(value, parameters[int(number)])
     groups = state.optimizer.state_dict()["param_groups"]
     state.optimizer.load_state_dict({"state": known, "param_groups": groups})
     for number in known:  # who once had a gradient has one of zeros between steps, and moves by its moments

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rankwise.errors import TrainingError, some
+from rankwise.models.sharding import local_part
 from rankwise.training.state import TrainState
 
 
@@ -25,7 +26,10 @@ class Diverged(TrainingError):
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     """The names of those with a NaN or an infinity."""
-    return [name for name, value in tensors.items() if value.is_floating_point() and not _is_finite(value.detach())]
+    return [
+        name for name, value in tensors.items()
+        if value.is_floating_point() and not _is_finite(local_part(value.detach()))
+    ]  # fmt: skip
 
 
 def check_finite(tensors: Mapping[str, Tensor], state: TrainState) -> None:

@@ -21,7 +21,9 @@ from rankwise.methods.base import BaseFacts
 from rankwise.methods.method import Method, Record
 from rankwise.methods.model_card import CardFacts, card
 from rankwise.methods.trainable import Trainable
+from rankwise.models.gathering import save_whole
 from rankwise.models.loaded import LoadedModel
+from rankwise.models.sharding import is_split
 from rankwise.planning.disk import Disk
 from rankwise.runs.directory import REFERENCE, RunDirectory
 from rankwise.runs.lineage import Round
@@ -37,7 +39,7 @@ from rankwise.training.anchor import Anchor, BaseOnText
 from rankwise.training.backend import Backend, Eager, Fused
 from rankwise.training.checkpoints import size_of
 from rankwise.training.forgetting_budget import ForgettingBudget, ordinary_text
-from rankwise.training.hooks import LogMetrics, Report, SaveCheckpoints
+from rankwise.training.hooks import GiveParts, LogMetrics, Report, SaveCheckpoints
 from rankwise.training.loss_watch import FACTOR, HEAD_FACTOR, LossWatch
 from rankwise.training.pair_backend import PairBackend
 from rankwise.training.reference import Reference, reference_of, reference_of_run
@@ -223,7 +225,14 @@ class TrainingRun:
         if self.world.is_several:
             batches = replace(batches, share=self._own)
         own = hooks if self.world.is_first else [watch, validation]
+        if not self.world.is_first and any(map(is_split, self.trainable.parameters())):
+            own.append(GiveParts(interval, watch))
         return Trainer(self.trainable, batches, self.config, backend, own, anchor, self.world)
+
+    def give_parts(self) -> None:
+        """In a process that does not write: its part of what is written, where what learned is split."""
+        if any(map(is_split, self.trainable.parameters())):
+            save_whole(self.model.module, None)
 
     def save(self, results: Results) -> Results:
         """Write what was learned."""

@@ -10,6 +10,7 @@ from torch import nn
 
 from rankwise.config.training import TrainingConfig
 from rankwise.methods.trainable import Trainable
+from rankwise.models.sharding import is_split
 
 
 @dataclass
@@ -33,6 +34,11 @@ class TrainState:
     @property
     def parameters(self) -> list[nn.Parameter]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    @property
+    def is_split(self) -> bool:
+        """Whether what learns is split over several processes."""
+        return any(map(is_split, self.parameters))
 
     def set_rate(self, rate: float) -> None:
         """Each group learns at its own multiple of it."""

@@ -13,6 +13,7 @@ import torch
 
 from rankwise.data.batches import Batch
 from rankwise.errors import is_out_of_memory
+from rankwise.models.sharding import gathered
 from rankwise.runs.records import RankRecord, StepRecord
 from rankwise.training.finite import Diverged, first_not_finite
 from rankwise.training.losses import Loss
@@ -70,7 +71,7 @@ def optimizer_step(
         world.sum_gradients(state.parameters)
     state.trainable.add_penalty()
     total = torch.nn.utils.get_total_norm([one.grad for one in state.parameters if one.grad is not None])
-    norm = total.item()
+    norm = gathered(total).item()
     _check_finite(state, loss, norm)
     torch.nn.utils.clip_grads_with_norm_(state.parameters, state.clip, total)
     rate = state.rate(state.step)

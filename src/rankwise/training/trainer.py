@@ -19,6 +19,7 @@ import torch
 
 from rankwise.config.training import TrainingConfig
 from rankwise.methods.trainable import Trainable
+from rankwise.models.sharding import is_sharded, is_split
 from rankwise.runs.records import Event, RankRecord, StepRecord, WarningMessage
 from rankwise.system.signals import heed
 from rankwise.training.anchor import Anchor
@@ -26,6 +27,7 @@ from rankwise.training.auto_batch import StepBatches, halved
 from rankwise.training.backend import Backend
 from rankwise.training.finite import averages_of, check_finite
 from rankwise.training.liveness import AFTER, Liveness
+from rankwise.training.lockstep import filled_up
 from rankwise.training.rng import preserve_rng_state, seed_process
 from rankwise.training.schedules import rate_factor
 from rankwise.training.state import TrainState, adamw
@@ -64,6 +66,7 @@ class Trainer:
         steps, highest = config.steps, float(config.learning_rate)
         self.trainable, self.batches, self.config, self.backend, self.hooks = trainable, batches, config, backend, hooks
         self.anchor, self.world = anchor, world
+        self.sharded = is_sharded(trainable.model)
         self.state = TrainState(
             trainable=trainable,
             optimizer=adamw(trainable, config),
@@ -142,7 +145,9 @@ class Trainer:
 
     def _check_same(self) -> None:
         if self.world.is_several:
-            self.world.check_same(self.trainable.state_dict().tensors, f"after step {self.state.step}")
+            learned = self.trainable.state_dict().tensors
+            whole = {name: value for name, value in learned.items() if not is_split(value)}
+            self.world.check_same(whole, f"after step {self.state.step}")
 
     def _check_that_all_learned(self) -> None:
         for warning in self._liveness.check(self.state):
@@ -166,6 +171,8 @@ class Trainer:
         state, tally, world = self.state, self.backend.tally, self.world
         given = self.batches.at(state.step)
         totals = StepTotals.of(given, world)
+        if self.sharded:
+            given = filled_up(given, world, self.backend)
         if world.is_several:
             seed_process(self.config.seed, state.step, world.rank)
         while True:

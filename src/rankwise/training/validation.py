@@ -26,6 +26,7 @@ from rankwise.runs.target_facts import OF_LANGUAGE_MODELS
 from rankwise.training.checkpoints import check_snapshot, load_snapshot, save_snapshot
 from rankwise.training.early_stopping import Candidate, EarlyStopping, Validated
 from rankwise.training.finite import Diverged
+from rankwise.training.lockstep import filled_up
 from rankwise.training.losses import sum_loss
 from rankwise.training.state import TrainState
 from rankwise.training.trainer import Hook, Trainer
@@ -142,7 +143,8 @@ class Validation(Hook):
     def _loss(self, trainer: Trainer, step: int) -> LossRecord:
         if (tally := trainer.backend.tally) is not None:
             tally.clear()
-        total, count = self.world.sums(sum_loss(trainer.backend.loss, self.batches, trainer.state.device))
+        batches = filled_up(self.batches, self.world, trainer.backend) if trainer.sharded else self.batches
+        total, count = self.world.sums(sum_loss(trainer.backend.loss, batches, trainer.state.device))
         return LossRecord(
             step=step, loss=total / count, loss_tokens=max(1, round(count)), sequences=self.rows, unit=self.unit
         )
@@ -158,9 +160,11 @@ class Validation(Hook):
     def _save_best(self, state: TrainState) -> None:
         """A snapshot where this step is the best so far; the one before it may still be needed."""
         best = self.early_stopping.best(self.records)
-        if not self.world.is_first:
-            return
         if self.config.keep == "best" and best is not None and best.step == state.step and not state.finished:
+            if not self.world.is_first:
+                if state.is_split:
+                    save_snapshot(state, None)
+                return
             self.run.snapshots.make_way(state.step)
             save_snapshot(state, self.run.snapshot(state.step))
             before = (self.early_stopping.best(self._until(step)) for step in self.run.steps_saved)

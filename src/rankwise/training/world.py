@@ -15,6 +15,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -28,6 +29,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from rankwise.errors import DataError, Interrupted, TrainingError, first_line, is_out_of_memory
+from rankwise.models.sharding import is_split
 from rankwise.system.launched import launched
 from rankwise.system.signals import check_when_asked, requested
 from rankwise.training.bit_sums import bit_sums
@@ -39,6 +41,9 @@ PATIENCE = timedelta(days=1)
 """How long processes wait while the first one downloads, encodes or validates. One that is gone is noticed at once."""
 SECONDS_TO_DIE = 2.0
 """After a connection broke, until a killed process of this machine is seen to be gone."""
+
+_LOST = re.compile(r"gloo/transport|[Cc]onnection (closed|reset|refused)|NCCL|Broken pipe")
+"""In torch's messages where another process is gone."""
 
 
 class LostProcessError(TrainingError):
@@ -90,6 +95,7 @@ class World:
         optimizer passes over it."""
         if not self.is_several:
             return
+        parameters = [one for one in parameters if not is_split(one)]  # FSDP has summed these
         kinds = dict.fromkeys((one.dtype, one.device) for one in parameters)
         for kind in kinds:
             for part in _parts([one for one in parameters if (one.dtype, one.device) == kind]):
@@ -186,6 +192,16 @@ class World:
                 grad.copy_(value.view_as(grad))
             elif count:
                 one.grad = value.view_as(one).clone()
+
+    def explained(self, error: BaseException) -> BaseException:
+        """A LostProcessError where torch's own exchange of a sharded base ended because another process is gone."""
+        if not self.is_several or not isinstance(error, RuntimeError) or not _LOST.search(str(error)):
+            return error
+        try:
+            with self._connected():
+                raise error
+        except LostProcessError as lost:
+            return lost
 
     @contextmanager
     def _connected(self) -> Iterator[None]:
