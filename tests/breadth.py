@@ -1,0 +1,215 @@
+"""Whole trainings of every kind that a user can name, over tiny models in float64, by one process or several.
+
+`prepare_home(folder)` writes the models and rows, `run_case(name)` trains in the folder that is current, and `Breadth`
+is what a training came to. NARROW are the few that have no float64, since weights are stored in fewer bits.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from classifiers import encoder_folder, labelled, write_rows
+from conftest import chat_tokenizer, tiny_model
+from library import rows as questions
+from quantized_models import wide_model
+from rankwise.commands import recorded_run
+from rankwise.commands.train import train
+from rankwise.config.experiment import Experiment
+from rankwise.models import loading
+from rankwise.models.precision import Precision
+from rankwise.training.run import TrainingRun
+from rankwise.training.world import join
+from sequence_models import lands, sequence_folder
+from tagged import tagger_folder, tokenised
+from vision_models import save_folder
+from worlds import patched
+
+TEXT = "The river runs through the town, and on its banks stand houses of stone that were built long ago. " * 40
+STEPS = 4
+TIMES = ("seconds", "resident_bytes", "peak_rss_bytes", "train_seconds", "tokens_per_second", "images_per_second")
+Settings = dict[str, Any]
+
+
+def prepare_home(home: Path) -> None:
+    """Models and rows of every kind."""
+    tokenizer = chat_tokenizer()
+    for name, model in (("llama", tiny_model("llama", len(tokenizer))), ("wide", wide_model(vocab=len(tokenizer))),
+                        ("experts", _experts(len(tokenizer)))):  # fmt: skip
+        model.save_pretrained(home / name)  # pyright: ignore[reportCallIssue]
+        tokenizer.save_pretrained(home / name)
+    encoder_folder(home / "bert")
+    tagger_folder(home / "tagger")
+    for kind in ("t5", "bart"):
+        sequence_folder(kind, home / kind)
+    for family in ("vit", "resnet"):
+        save_folder(family, home / family)
+    (home / "rows.jsonl").write_text(questions(11))
+    (home / "others.jsonl").write_text(questions(5, 50))
+    (home / "text.txt").write_text(TEXT)
+    write_rows(home / "labelled.jsonl", labelled(13))
+    several = [{"text": f"the film is {word}", "label": names} for word, names in (
+        ("bright", ["good", "light"]), ("dull", ["bad"]), ("kind", ["good"]), ("cold", ["bad", "light"]), ("warm", []),
+    )]  # fmt: skip
+    write_rows(home / "several.jsonl", several * 3)
+    write_rows(home / "tagged.jsonl", tokenised(13))
+    write_rows(home / "lands.jsonl", lands(11))
+    tokens = [{"prompt": f"Where is {n}?", "completion": "In <city>" + ", since <date>" * (n % 3)} for n in range(11)]
+    write_rows(home / "tokens.jsonl", tokens)
+    pairs = [
+        {"prompt": f"What is {n}?" + " Please." * (n % 3), "chosen": "It is so." * (1 + n % 4), "rejected": "No."}
+        for n in range(13)
+    ]  # fmt: skip
+    write_rows(home / "pairs.jsonl", pairs)
+    pixels = np.random.default_rng(0).integers(0, 255, (11, 40, 40, 3), dtype=np.uint8)
+    np.savez(home / "images.npz", images=pixels, labels=np.arange(11) % 3)
+
+
+def _experts(vocabulary: int) -> nn.Module:
+    torch.manual_seed(0)
+    config: Any = CONFIG_MAPPING["qwen3_moe"]
+    return AutoModelForCausalLM.from_config(config(
+        vocab_size=vocabulary, hidden_size=32, intermediate_size=32, moe_intermediate_size=32, head_dim=8,
+        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, num_experts=3, num_experts_per_tok=2,
+    ))  # fmt: skip
+
+
+def of(name: str, rows: str, /, **changes: Settings | str) -> Settings:
+    given: Settings = {
+        "model": {"name": name}, "data": {"path": rows, "held_out": 3}, "adapter": {"rank": 2}, "run": "r",
+        "training": {"steps": STEPS, "batch_size": 5, "learning_rate": 1e-2, "backend": "eager", "max_batch_tokens": 80},
+        "validation": {"steps": 2},
+    }  # fmt: skip
+    for part, value in changes.items():
+        given[part] = value if isinstance(value, str) or "method" in value else given.get(part, {}) | value
+    return given
+
+
+CASES: dict[str, Settings] = {
+    "images": of("vit", "images.npz", images={"augmentation": "trivial"}),
+    "images, all weights": of("resnet", "images.npz", adapter={"method": "full"}, images={"augmentation": "crop"}),
+    "classes, weighted": of("bert", "labelled.jsonl", classification={"class_weights": "balanced"}),
+    "classes, balanced": of("bert", "labelled.jsonl", classification={"sampling": "balanced"}),
+    "several labels": of("bert", "several.jsonl", classification={"targets": "several"}),
+    "tags": of("tagger", "tagged.jsonl"),
+    "t5": of("t5", "lands.jsonl"),
+    "bart": of("bart", "lands.jsonl", adapter={"method": "adalora", "budget": 2}),
+    "replay": of("llama", "rows.jsonl", training={"replay": {"share": 0.3, "data": {"path": "others.jsonl"}}}),
+    "new tokens": of("llama", "tokens.jsonl", model={"new_tokens": ("<city>", "<date>")}),
+    "experts": of("experts", "rows.jsonl", adapter={"rank": 2, "targets": ("experts.gate_up_proj", "experts.down_proj")}),
+    "dora": of("llama", "rows.jsonl", adapter={"rank": 2, "dora": True}),
+    "eva": of("llama", "rows.jsonl", adapter={"rank": 2, "start": "eva"}),
+    "fused": of("llama", "rows.jsonl", training={"backend": "fused"}),
+}  # fmt: skip
+NARROW: dict[str, Settings] = {
+    name: of("wide", "rows.jsonl", model={"quantize": name, "dtype": "float32"}) for name in ("nf4", "int8")
+}
+EVERY = CASES | NARROW
+
+
+@dataclass(frozen=True)
+class Breadth:
+    """What a training came to: its weights and statistics, and the records of its run without times."""
+
+    tensors: dict[str, Tensor]
+    records: list[dict[str, Any]]
+    results: dict[str, Any]
+
+
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """Whatever would be in float32 is in float64."""
+    precision = Precision(torch.device("cpu"), torch.float64, "by the test")
+
+    def doubled(real: Any) -> Any:
+        def module_of(*given: Any) -> Any:
+            module, *others = real(*given)
+            return module.double(), *others  # timm's are read in float32
+
+        return module_of
+
+    with ExitStack() as stack:
+        stack.enter_context(patched(loading, "choose_precision", lambda real: lambda spec: precision))
+        stack.enter_context(patched(loading, "_module", doubled))
+        stack.enter_context(patched(nn.Module, "float", lambda real: nn.Module.double))
+        Tensor.float = Tensor.double
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(torch.float32)
+            del Tensor.float
+
+
+def run_case(name: str) -> Breadth:
+    """Train as the case says, in the folder that is current."""
+    settings = EVERY[name] | {"run": name.replace(",", "").replace(" ", "-")}
+    seen: list[dict[str, Tensor]] = []
+
+    def remembering(real: Any) -> Any:
+        def results(run: TrainingRun, *given: Any) -> Any:
+            statistics = {key: value for key, value in run.trainable.model.named_buffers() if "running" in key}
+            learned = run.trainable.named_parameters() | statistics
+            seen.append({key: value.detach().clone() for key, value in learned.items()})
+            return real(run, *given)
+
+        return results
+
+    with ExitStack() as stack:
+        stack.enter_context(in_float64() if name in CASES else ExitStack())
+        stack.enter_context(patched(TrainingRun, "results", remembering))
+        stack.enter_context(patched(recorded_run, "write_page", lambda real: lambda *given: Path()))
+        trained = train(Experiment(**settings), force_memory=True)
+    rows = map(json.loads, (trained.run.folder / "metrics.jsonl").read_text().splitlines())
+    records = [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+    results = trained.run.manifest().model_dump(mode="json")["results"]
+    return Breadth(seen[-1], records, {key: value for key, value in results.items() if key not in TIMES})
+
+
+def run_all(folder: Path, given: Sequence[str]) -> None:
+    """In each process of several: the named cases, into files of its rank. `folder` is a home."""
+    os.environ["RANKWISE_CACHE"] = str(folder / f"cache-several")
+    world = join()
+    for name in given:
+        breadth = run_case(name)
+        save_file(breadth.tensors, folder / f"{name}-{world.rank}.safetensors")
+        (folder / f"{name}-{world.rank}.json").write_text(json.dumps([breadth.records, breadth.results]))
+
+
+def breadth_of(folder: Path, name: str, rank: int) -> Breadth:
+    records, results = json.loads((folder / f"{name}-{rank}.json").read_text())
+    return Breadth(load_file(folder / f"{name}-{rank}.safetensors"), records, results)
+
+
+def distance(one: Breadth, other: Breadth) -> float:
+    """The largest relative difference of any weight, and of any number that was recorded."""
+    assert one.tensors.keys() == other.tensors.keys()
+    apart = [0.0]
+    for name, value in one.tensors.items():
+        assert value.shape == other.tensors[name].shape, name
+        apart.append(float((value - other.tensors[name]).abs().max() / value.abs().max().clamp_min(1e-300)))
+    assert len(one.records) == len(other.records)
+    return max(*apart, *(difference(*both) for both in zip(one.records, other.records, strict=True)),
+               difference(one.results, other.results))  # fmt: skip
+
+
+def difference(one: Any, other: Any) -> float:
+    """Of two records, relative; infinite where anything but a number differs."""
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        return max((difference(value, other[key]) for key, value in one.items()), default=0.0)
+    if isinstance(one, float) and isinstance(other, float):
+        return abs(one - other) / max(abs(one), abs(other), 1e-6)
+    return 0.0 if one == other else math.inf
