@@ -14,13 +14,15 @@ from pathlib import Path
 import pytest
 
 import rankwise
+from rankwise.commands import train
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.training import TrainingConfig
+from rankwise.config.validation import ValidationConfig
 from rankwise.errors import TrainingError
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.records import LossRecord, StepRecord
-from rankwise.training import trainer
+from rankwise.training import trainer, validation
 from rankwise.training.finite import Diverged
 from rankwise.training.loss_watch import FACTOR, HEAD_FACTOR, LossWatch
 
@@ -182,6 +184,23 @@ def stopped_after(monkeypatch, given, count):
         rankwise.train(given)
     saved = bool(RunDirectory.named("r").steps_saved)
     rankwise.train(given, resume=saved, restart=not saved)
+
+
+def test_a_validation_loss_that_is_no_number_sends_a_run_back_too(workplace, monkeypatch):
+    """Rows of validation may be longer than all others, so that only there the numbers overflow."""
+    real, losses = validation.sum_loss, iter([1.0, 1.0, float("nan")])
+    monkeypatch.setattr(validation, "sum_loss", lambda *given: (next(losses, 1.0), real(*given)[1]))
+    rankwise.train(experiment("back-off").model_copy(update={"validation": ValidationConfig(steps=30)}))
+    assert [(one.begun, one.to) for one in RunDirectory.named("r").manifest().back_offs] == [(60, 40)]
+
+
+def test_a_run_that_goes_back_to_its_beginning_keeps_the_rate_that_trials_chose(workplace, monkeypatch):
+    made, real = [], train.tune
+    monkeypatch.setattr(train, "tune", lambda *given: made.append(real(*given)) or made[-1])
+    lifted(monkeypatch, first=3, above=RATE * 1e-9)
+    with pytest.raises(TrainingError, match="went back 3 times"):
+        rankwise.train(experiment("back-off", learning_rate="tune"))
+    assert len(made) == 1 and RunDirectory.named("r").manifest().tuning == made[0]
 
 
 def test_a_run_gives_up_after_three_times(workplace, monkeypatch):

@@ -84,6 +84,7 @@ def record(
         finished = manifest.model_copy(update=update | {"result_sha256": hashes_of(run.folder, training.result)})
         run.write_manifest(finished)
     except BaseException as error:
+        callback.changed = lambda texts: None  # what is written from here on knows more than this process's manifest
         if isinstance(error, Diverged):
             error = with_ways_on(error, run, training.config, manifest.back_offs)
         if world.is_several:

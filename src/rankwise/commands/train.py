@@ -147,7 +147,8 @@ def _trained(
     )  # fmt: skip
     tasks = tasks_of_run(config, loaded, prepared.data_report)
     trials = Trials(experiment, loaded, method, objective, setup, prepared)
-    if (tuning := _tuning(trials, resumable, foreseen, callback)) is not None:
+    chosen = run.manifest().tuning if back_offs else None
+    if (tuning := chosen or _tuning(trials, resumable, foreseen, callback)) is not None:
         config = config.model_copy(update={"learning_rate": tuning.learning_rate})
     trainable = method.attach(loaded, replace(setup, training=config))
     try:

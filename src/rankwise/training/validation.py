@@ -25,6 +25,7 @@ from rankwise.runs.records import LossRecord, SampleRecord, ScoreRecord, StatusM
 from rankwise.runs.target_facts import OF_LANGUAGE_MODELS
 from rankwise.training.checkpoints import check_snapshot, load_snapshot, save_snapshot
 from rankwise.training.early_stopping import Candidate, EarlyStopping, Validated
+from rankwise.training.finite import Diverged
 from rankwise.training.losses import sum_loss
 from rankwise.training.state import TrainState
 from rankwise.training.trainer import Hook, Trainer
@@ -179,13 +180,19 @@ class Validation(Hook):
 
 
 def _check_loss(record: Validated) -> None:
-    """TrainingError where a loss is not a number, on validation rows as on training rows."""
-    if isinstance(record, LossRecord) and not math.isfinite(record.loss):
-        when = f"after step {record.step}" if record.step else "before the first step"
+    """An error where a loss is not a number, on validation rows as on training rows: Diverged once steps were made."""
+    if not isinstance(record, LossRecord) or math.isfinite(record.loss):
+        return
+    if record.step == 0:
         raise TrainingError(
-            f"the validation loss {when} is {record.loss}. Try --set model.dtype=float32"
-            f"{' or a lower learning rate' if record.step else ''}, with --restart."
+            f"the validation loss before the first step is {record.loss}. Try --set model.dtype=float32, with "
+            "--restart."
         )
+    raise Diverged(
+        f"the validation loss after step {record.step} is {record.loss}. Try --set model.dtype=float32 or a lower "
+        "learning rate, with --restart.",
+        begun=record.step,
+    )
 
 
 def early_stopping_of(config: ValidationConfig, trainable: Trainable) -> EarlyStopping:
