@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from rankwise.commands.train import train
 from rankwise.config.experiment import Experiment
 from rankwise.models import loading
 from rankwise.models.precision import Precision
+from rankwise.training import trainer
 from rankwise.training.run import TrainingRun
 from rankwise.training.world import join
 from sequence_models import lands, sequence_folder
@@ -40,7 +41,15 @@ from worlds import patched
 
 TEXT = "The river runs through the town, and on its banks stand houses of stone that were built long ago. " * 40
 STEPS = 4
-TIMES = ("seconds", "resident_bytes", "peak_rss_bytes", "train_seconds", "tokens_per_second", "images_per_second")
+TIMES = (
+    "seconds",
+    "forecast_seconds",
+    "resident_bytes",
+    "peak_rss_bytes",
+    "train_seconds",
+    "tokens_per_second",
+    "images_per_second",
+)
 Settings = dict[str, Any]
 
 
@@ -58,6 +67,7 @@ def prepare_home(home: Path) -> None:
     for family in ("vit", "resnet"):
         save_folder(family, home / family)
     (home / "rows.jsonl").write_text(questions(11))
+    (home / "many.jsonl").write_text(questions(40))
     (home / "others.jsonl").write_text(questions(5, 50))
     (home / "text.txt").write_text(TEXT)
     write_rows(home / "labelled.jsonl", labelled(13))
@@ -90,7 +100,7 @@ def _experts(vocabulary: int) -> nn.Module:
 def of(name: str, rows: str, /, **changes: Settings | str) -> Settings:
     given: Settings = {
         "model": {"name": name}, "data": {"path": rows, "held_out": 3}, "adapter": {"rank": 2}, "run": "r",
-        "training": {"steps": STEPS, "batch_size": 5, "learning_rate": 1e-2, "backend": "eager", "max_batch_tokens": 80},
+        "training": {"steps": STEPS, "batch_size": 5, "learning_rate": 1e-2, "backend": "eager"},
         "validation": {"steps": 2},
     }  # fmt: skip
     for part, value in changes.items():
@@ -98,6 +108,14 @@ def of(name: str, rows: str, /, **changes: Settings | str) -> Settings:
     return given
 
 
+SMALL = {"max_batch_tokens": 100}
+"""So that a step has several micro-batches."""
+TO_TEXT: Settings = {"text": "text.txt", "tokens": 24, "weight": 0.5}
+ANSWERS: Settings = {"steps": 2, "scores": ("chrf",), "answers": 3, "max_new_tokens": 8}
+BACK_OFF: Settings = {"on_divergence": "back-off", "checkpoint_steps": 4, "learning_rate": 0.02, "batch_size": 2}
+LIFTED = {"back off": (26, math.inf), "back off to the beginning": (2, math.inf), "tune": (math.inf, 10)}
+"""Runs whose losses are high from a step on, until the learning rate is halved, and the last step of a run whose trials
+are what is compared."""
 CASES: dict[str, Settings] = {
     "images": of("vit", "images.npz", images={"augmentation": "trivial"}),
     "images, all weights": of("resnet", "images.npz", adapter={"method": "full"}, images={"augmentation": "crop"}),
@@ -109,10 +127,27 @@ CASES: dict[str, Settings] = {
     "bart": of("bart", "lands.jsonl", adapter={"method": "adalora", "budget": 2}),
     "replay": of("llama", "rows.jsonl", training={"replay": {"share": 0.3, "data": {"path": "others.jsonl"}}}),
     "new tokens": of("llama", "tokens.jsonl", model={"new_tokens": ("<city>", "<date>")}),
-    "experts": of("experts", "rows.jsonl", adapter={"rank": 2, "targets": ("experts.gate_up_proj", "experts.down_proj")}),
+    "experts": of("experts", "rows.jsonl", adapter={"targets": ("experts.gate_up_proj", "experts.down_proj")}),
     "dora": of("llama", "rows.jsonl", adapter={"rank": 2, "dora": True}),
     "eva": of("llama", "rows.jsonl", adapter={"rank": 2, "start": "eva"}),
-    "fused": of("llama", "rows.jsonl", training={"backend": "fused"}),
+    "answers": of("llama", "rows.jsonl", validation=ANSWERS),
+    "dpo": of("llama", "pairs.jsonl", objective="preference", training=SMALL),
+    "orpo": of("llama", "pairs.jsonl", objective="preference", preference={"loss": "orpo"}, training=SMALL),
+    "anchor": of("llama", "rows.jsonl", training={"anchor": TO_TEXT} | SMALL),
+    "anchor, adalora, fused": of(
+        "llama", "rows.jsonl", adapter={"method": "adalora", "budget": 2, "interval": 1},
+        training={"anchor": TO_TEXT, "steps": 8, "backend": "fused"},
+    ),
+    "few rows, anchor": of("llama", "rows.jsonl", training={"anchor": TO_TEXT | {"tokens": 64}, "batch_size": 1}),
+    "forgetting": of("llama", "rows.jsonl", training={
+        "anchor": TO_TEXT | {"forget_at_most": 0.003}, "steps": 8, "learning_rate": 5e-2,
+    }),
+    "tune": of(
+        "llama", "many.jsonl", data={"held_out": 9},
+        training={"learning_rate": "tune", "steps": 60, "batch_size": 8}, validation={"steps": 60},
+    ),
+    "back off": of("llama", "rows.jsonl", training=BACK_OFF | {"steps": 36}, validation={"steps": 40}),
+    "back off to the beginning": of("llama", "rows.jsonl", training=BACK_OFF | {"steps": 12}, validation={"steps": 12}),
 }  # fmt: skip
 NARROW: dict[str, Settings] = {
     name: of("wide", "rows.jsonl", model={"quantize": name, "dtype": "float32"}) for name in ("nf4", "int8")
@@ -154,6 +189,21 @@ def in_float64() -> Iterator[None]:
             del Tensor.float
 
 
+def lifted(first: float, last: float) -> Any:
+    """Losses are high from step `first` on, while the learning rate is; after step `last` the run ends."""
+
+    def lift(real: Any) -> Any:
+        def step(state: Any, *given: Any) -> Any:
+            record, ranks = real(state, *given)
+            high = record.step >= first and max(map(state.rate, range(9))) > 0.015
+            state.ended = state.ended or record.step == last
+            return replace(record, loss=record.loss + 1000.0 * high), ranks
+
+        return step
+
+    return lift
+
+
 def run_case(name: str) -> Breadth:
     """Train as the case says, in the folder that is current."""
     settings = EVERY[name] | {"run": name.replace(",", "").replace(" ", "-")}
@@ -172,16 +222,25 @@ def run_case(name: str) -> Breadth:
         stack.enter_context(in_float64() if name in CASES else ExitStack())
         stack.enter_context(patched(TrainingRun, "results", remembering))
         stack.enter_context(patched(recorded_run, "write_page", lambda real: lambda *given: Path()))
+        if name in LIFTED:
+            stack.enter_context(patched(trainer, "optimizer_step", lifted(*LIFTED[name])))
         trained = train(Experiment(**settings), force_memory=True)
     rows = map(json.loads, (trained.run.folder / "metrics.jsonl").read_text().splitlines())
-    records = [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
-    results = trained.run.manifest().model_dump(mode="json")["results"]
-    return Breadth(seen[-1], records, {key: value for key, value in results.items() if key not in TIMES})
+    records = [without_times(row) for row in rows]
+    manifest = trained.run.manifest().model_dump(mode="json")
+    facts = {key: manifest[key] for key in ("results", "tuning", "back_offs", "learning_rate", "anchor", "backend")}
+    return Breadth(seen[-1], records, without_times(facts))
+
+
+def without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_times(one) for key, one in value.items() if key not in TIMES}
+    return [without_times(one) for one in value] if isinstance(value, list) else value
 
 
 def run_all(folder: Path, given: Sequence[str]) -> None:
     """In each process of several: the named cases, into files of its rank. `folder` is a home."""
-    os.environ["RANKWISE_CACHE"] = str(folder / f"cache-several")
+    os.environ["RANKWISE_CACHE"] = str(folder / "cache-several")
     world = join()
     for name in given:
         breadth = run_case(name)
@@ -212,4 +271,6 @@ def difference(one: Any, other: Any) -> float:
         return max((difference(value, other[key]) for key, value in one.items()), default=0.0)
     if isinstance(one, float) and isinstance(other, float):
         return abs(one - other) / max(abs(one), abs(other), 1e-6)
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        return max((difference(*both) for both in zip(one, other, strict=True)), default=0.0)
     return 0.0 if one == other else math.inf

@@ -54,6 +54,19 @@ class SaveCheckpoints(Hook):
 
 
 @dataclass(frozen=True)
+class CheckFinite(Hook):
+    """Looks where SaveCheckpoints of another process does, so that both end at the same step."""
+
+    interval: int
+    watch: LossWatch
+
+    def after_step(self, trainer: Trainer) -> None:
+        state = trainer.state
+        if not (state.finished or state.step % self.interval or self.watch.far_above):
+            trainer.check_finite()
+
+
+@dataclass(frozen=True)
 class Report(Hook):
     callback: Callback
 
