@@ -29,6 +29,7 @@ from quantized_models import wide_model
 from rankwise.commands import recorded_run
 from rankwise.commands.train import train
 from rankwise.config.experiment import Experiment
+from rankwise.errors import TrainingError
 from rankwise.models import loading
 from rankwise.models.precision import Precision
 from rankwise.training import trainer
@@ -204,9 +205,9 @@ def lifted(first: float, last: float) -> Any:
     return lift
 
 
-def run_case(name: str) -> Breadth:
+def run_case(name: str, run: str | None = None) -> Breadth:
     """Train as the case says, in the folder that is current."""
-    settings = EVERY[name] | {"run": name.replace(",", "").replace(" ", "-")}
+    settings = EVERY[name] | {"run": run or name.replace(",", "").replace(" ", "-")}
     seen: list[dict[str, Tensor]] = []
 
     def remembering(real: Any) -> Any:
@@ -238,19 +239,31 @@ def without_times(value: Any) -> Any:
     return [without_times(one) for one in value] if isinstance(value, list) else value
 
 
-def run_all(folder: Path, given: Sequence[str]) -> None:
-    """In each process of several: the named cases, into files of its rank. `folder` is a home."""
+def run_all(folder: Path, given: Sequence[tuple[str, str | None]]) -> None:
+    """In each process of several: the named cases, with a mistake where one is named, into files of its rank. `folder`
+    is a home."""
+    from breadth_mistakes import MISTAKES
+
     os.environ["RANKWISE_CACHE"] = str(folder / "cache-several")
     world = join()
-    for name in given:
-        breadth = run_case(name)
-        save_file(breadth.tensors, folder / f"{name}-{world.rank}.safetensors")
-        (folder / f"{name}-{world.rank}.json").write_text(json.dumps([breadth.records, breadth.results]))
+    for name, mistake in given:
+        place = folder / f"{mistake or name}-{world.rank}"
+        with ExitStack() if mistake is None else MISTAKES[mistake][1]():
+            try:
+                breadth = run_case(name, mistake and f"mistake-{mistake.replace(' ', '-')}")
+            except TrainingError as error:
+                if mistake is None:
+                    raise
+                place.with_suffix(".json").write_text(json.dumps(str(error)))
+                continue
+        save_file(breadth.tensors, place.with_suffix(".safetensors"))
+        place.with_suffix(".json").write_text(json.dumps([breadth.records, breadth.results]))
 
 
-def breadth_of(folder: Path, name: str, rank: int) -> Breadth:
-    records, results = json.loads((folder / f"{name}-{rank}.json").read_text())
-    return Breadth(load_file(folder / f"{name}-{rank}.safetensors"), records, results)
+def breadth_of(folder: Path, name: str, rank: int) -> Breadth | str:
+    """The sentence with which a training ended, where it has no result."""
+    told = json.loads((folder / f"{name}-{rank}.json").read_text())
+    return told if isinstance(told, str) else Breadth(load_file(folder / f"{name}-{rank}.safetensors"), *told)
 
 
 def distance(one: Breadth, other: Breadth) -> float:
