@@ -70,6 +70,16 @@ def prepare_home(home: Path) -> None:
     (home / "rows.jsonl").write_text(questions(11))
     (home / "many.jsonl").write_text(questions(40))
     (home / "others.jsonl").write_text(questions(5, 50))
+    words = ["fox", "dog", "town", "land", "river", "glass", "radio", "brown", "lazy"]
+    asked = [
+        {"q": f"What is {words[n % 9]} {words[n // 3 % 9]}?", "choices": [words[n % 7], words[(n + 5) % 9]],
+         "gold": n % 2}
+        for n in range(40)
+    ]  # fmt: skip
+    write_rows(home / "choices.jsonl", asked)
+    (home / "choices.yaml").write_text(
+        'task: choices\ndata: choices.jsonl\nask: "{q}"\nscore: [accuracy]\nchat: false\n'
+    )
     (home / "text.txt").write_text(TEXT)
     write_rows(home / "labelled.jsonl", labelled(13))
     several = [{"text": f"the film is {word}", "label": names} for word, names in (
@@ -143,6 +153,9 @@ CASES: dict[str, Settings] = {
     "forgetting": of("llama", "rows.jsonl", training={
         "anchor": TO_TEXT | {"forget_at_most": 0.003}, "steps": 8, "learning_rate": 5e-2,
     }),
+    "accuracy": of("llama", "rows.jsonl", training={"learning_rate": 0.1, "anchor": TO_TEXT | {
+        "forget_at_most": "3%", "tasks": ("choices.yaml",), "task_rows": 40,
+    }}),
     "tune": of(
         "llama", "many.jsonl", data={"held_out": 9},
         training={"learning_rate": "tune", "steps": 60, "batch_size": 8}, validation={"steps": 60},

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from rankwise.config.tasks import TaskConfig, task_named
 from rankwise.config.training import TrainingConfig
@@ -52,12 +53,10 @@ class AccuracyTask:
         return self.requests[1::2]
 
     def hits(self, model: LoadedModel, requests: Sequence[Request], world: World) -> Hits:
-        """Each process answers its share of the requests."""
-
-        def scored(own: Sequence[Request]) -> Hits:
-            return score_task(self.config, own, model, silent, together=TOGETHER, who="").scores[METRIC].sums
-
-        return computed_by_all(world, requests, [1] * len(requests), scored)
+        """Each process scores its share of the requests."""
+        dealing = partial(computed_by_all, world)
+        scored = score_task(self.config, requests, model, silent, together=TOGETHER, who="", dealing=dealing)
+        return scored.scores[METRIC].sums
 
 
 def tasks_of_run(config: TrainingConfig, model: LoadedModel, report: DataReport) -> tuple[AccuracyTask, ...]:

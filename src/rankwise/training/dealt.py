@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from rankwise.data.batches import Batch, Batches
-from rankwise.data.dealing import deal, share_of
+from rankwise.data.dealing import deal, share_of, undealt
 from rankwise.data.pair_batches import chosen_targets, with_chosen_tokens
 from rankwise.text.tokenize import Tokens
 from rankwise.training.world import World
@@ -26,7 +26,7 @@ def computed_by_all(
 ) -> list[Any]:
     """What `compute` makes of the items, one result for each. A process without a share computes nothing."""
     if not world.is_several:
-        return list(compute(list(items))) if len(items) else []
+        return undealt(items, costs, compute)
     shares = deal(costs, world.size)
     own = [items[place] for place in shares[world.rank]]
     results = dict[int, Any]()

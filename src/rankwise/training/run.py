@@ -152,17 +152,13 @@ class TrainingRun:
         reference = (
             reference_of_run((self.run.reference, resumable.checkpoint.file(REFERENCE)), len(self.prepared.sequences))
             if resumable is not None
-            else reference_of(
-                backend,
-                self.prepared,
-                self.model.facts,
-                self.lineage,
-                self.config.max_batch_tokens,
-                self.callback,
-                self.world,
-            )
+            else self._reference(backend)
         )
         return replace(self, prepared=self.prepared.with_references(reference.values))
+
+    def _reference(self, backend: PairBackend) -> Reference:
+        most, facts = self.config.max_batch_tokens, self.model.facts
+        return reference_of(backend, self.prepared, facts, self.lineage, most, self.callback, self.world)
 
     def validation(self, backend: Backend) -> Validation:
         rows, config = self.prepared.measured_rows, self.experiment.validation
