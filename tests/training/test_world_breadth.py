@@ -21,7 +21,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("home")
     prepare_home(made)
     given = [*((name, None) for name in EVERY), *((name, mistake) for mistake, (name, _) in MISTAKES.items())]
-    for rank, ended in enumerate(together(run_all, 2, made, given)):
+    for rank, ended in enumerate(together(run_all, 2, made, given, timeout=600)):
         assert ended.code == 0, (rank, ended.errors[-3000:])
     (made / "runs").rename(made / "runs-of-two")
     return made
