@@ -238,6 +238,7 @@ def together(job: Job, size: int, folder: Path, given: Any = None, timeout: floa
     finally:
         for process in processes:
             process.kill()
+            process.join()
     return [Ended(process.exitcode or 0, file.read_text()) for process, file in zip(processes, files, strict=True)]
 
 

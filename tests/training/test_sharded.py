@@ -87,6 +87,10 @@ def test_adapters_over_a_split_base_are_those_of_one_process(folder: Path, tmp_p
         ({"adapter": {"start": "eva"}}, "adapter.start=eva"),
         ({"training": {"backend": "fused"}}, "training.backend=fused (--backend fused)"),
         ({"training": {"auto_batch": True}}, "training.auto_batch (--auto-batch)"),
+        ({"training": {"learning_rate": "tune"}}, "training.learning_rate=tune (--tune)"),
+        ({"training": {"anchor": {}}}, "training.anchor (--anchor, --forget-at-most)"),
+        ({"training": {"replay": {"share": 0.2}}}, "training.replay (--replay)"),
+        ({"training": {"on_divergence": "back-off"}}, "training.on_divergence=back-off"),
         ({"validation": {"prompts": ["Hello"]}}, "validation.prompts"),
     ],
 )

@@ -89,7 +89,7 @@ def record(
         error = world.explained(error)
         if isinstance(error, Diverged):
             error = with_ways_on(error, run, training.config, manifest.back_offs)
-        if world.is_several:
+        if world.is_several and not isinstance(error, Diverged):  # which may begin again
             ignore_requests()  # the end has begun, and another may ask for it as well
         _write_failure(run, manifest, error, callback.texts)
         if isinstance(error, StoppedTogether):

@@ -33,6 +33,10 @@ def _problems(experiment: Experiment) -> list[str]:
         "adapter.start=eva": getattr(adapter, "start", None) == "eva",
         f"training.backend={backend} (--backend {backend})": backend not in ("auto", "eager"),
         "training.auto_batch (--auto-batch)": training.auto_batch,
+        "training.learning_rate=tune (--tune)": training.learning_rate == "tune",
+        "training.anchor (--anchor, --forget-at-most)": training.anchor is not None,
+        "training.replay (--replay)": training.replay is not None,
+        "training.on_divergence=back-off": training.on_divergence == "back-off",
         "validation.answers, which are generated": bool(validation.answers),
         "validation.prompts": bool(validation.prompts),
     }

@@ -13,7 +13,7 @@ from typing import Any
 
 from rankwise.adapters.targets import tables_of_the_head
 from rankwise.commands.recorded_run import record
-from rankwise.commands.several import refuse_preference, refuse_several
+from rankwise.commands.several import refuse_several
 from rankwise.commands.sharded import connect_shards, measured_as, refuse_other_objectives
 from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
@@ -37,9 +37,10 @@ from rankwise.runs.resumable import Resumable
 from rankwise.runs.tuning import Tuning
 from rankwise.system.launched import launched
 from rankwise.system.memory import limited_memory
+from rankwise.system.signals import deferred, ignore_requests
 from rankwise.training.accuracy_budget import tasks_of_run
 from rankwise.training.anchor import text_of_run
-from rankwise.training.back_off import back_off, warning_of
+from rankwise.training.back_off import back_off_together, warning_of
 from rankwise.training.finite import Diverged
 from rankwise.training.preflight import Foresight, foresee, within_limit
 from rankwise.training.replay import with_replay
@@ -113,11 +114,14 @@ def train(
                     experiment, run, callback, resumable, model, back_offs, world, force_memory, force_base
                 )  # fmt: skip
             except Diverged as error:
-                back_offs = back_off(run, experiment.training, error)
+                back_offs = back_off_together(world, run, experiment.training, error)
                 if not back_offs:
+                    if world.is_several:
+                        ignore_requests()
                     raise
             callback(warning_of(back_offs[-1]))
             resume = back_offs[-1].to > 0
+            world.wait_for_turn()
 
 
 def _trained(
@@ -126,7 +130,7 @@ def _trained(
 ) -> Trained:  # fmt: skip
     """From what is on the disk to the end; Diverged where it may begin anew."""
     experiment, start = _settled(experiment, resumable, callback)
-    objective = _objective(experiment, start, model, world, callback)
+    objective = _objective(experiment, start, model, callback)
     foreseen = foresee(experiment, callback, objective.targets)
     training_config, foreseen = within_limit(experiment, foreseen, callback)
     if foreseen is not None and resumable is None:
@@ -148,7 +152,7 @@ def _trained(
         resumed_ranks=partial(ranks_before_training, resumable) if resumable is not None else None,
     )  # fmt: skip
     tasks = tasks_of_run(config, loaded, prepared.data_report)
-    trials = Trials(experiment, loaded, method, objective, setup, prepared)
+    trials = Trials(experiment, loaded, method, objective, setup, prepared, world)
     chosen = run.manifest().tuning if back_offs else None
     if (tuning := chosen or _tuning(trials, resumable, foreseen, callback)) is not None:
         config = config.model_copy(update={"learning_rate": tuning.learning_rate})
@@ -157,7 +161,7 @@ def _trained(
         training = TrainingRun(
             experiment, config, run, loaded, method, trainable, prepared, scorer,
             _workload(loaded, trainable, objective, config, prepared, experiment, callback), callback,
-            _lineage(start, resumable), text_of_run(config, loaded, trainable, callback), tasks, tuning, world,
+            _lineage(start, resumable), text_of_run(config, loaded, trainable, callback, world), tasks, tuning, world,
         )  # fmt: skip
         result = training.result
         manifest = record(training, foreseen, resumable, force_memory=force_memory, back_offs=back_offs)
@@ -179,13 +183,9 @@ def _settled(
     return (experiment if start is None else start.foreseen(experiment)), start
 
 
-def _objective(
-    experiment: Experiment, start: Start | None, model: LoadedModel | None, world: World, callback: Callback
-) -> Objective:
-    """What a row means, once it suits the processes, the adapter to begin with and a model that is loaded already."""
+def _objective(experiment: Experiment, start: Start | None, model: LoadedModel | None, callback: Callback) -> Objective:
+    """What a row means, once it suits the adapter to begin with and a model that is loaded already."""
     objective = objective_of(experiment, callback)
-    if world.is_several:
-        refuse_preference(objective.name)
     refuse_other_objectives(experiment, objective.name)
     if start is not None:
         start.check_targets(objective.targets, callback)
@@ -256,7 +256,8 @@ def _tuning(
     if trials.experiment.training.learning_rate != "tune":
         return None
     if resumable is None:
-        return tune(trials, foreseen, callback)
+        with deferred(trials.world.is_several):
+            return tune(trials, foreseen, callback)
     if (chosen := resumable.manifest.tuning) is None:
         raise RunError(f"{resumable.run.folder} does not record the learning rate that trials chose. Use --restart.")
     return chosen

@@ -59,6 +59,19 @@ def flat_pairs(rows: Sequence[Tokens], max_tokens: int, *, prompts: bool = False
     return _batches(_grouped(pairs, lambda pair: pair.used, fits), string)
 
 
+def chosen_targets(batches: Sequence[Batch]) -> float:
+    """Of all chosen conversations of batches that were laid out together."""
+    return sum(batch.count * batch.pairs.chosen_tokens for batch in batches if batch.pairs is not None)
+
+
+def with_chosen_tokens(batches: Sequence[Batch], mean: float) -> list[Batch]:
+    """The same where others have laid out more pairs of the step: `mean` is that of all its pairs."""
+    return [
+        batch if batch.pairs is None else replace(batch, pairs=replace(batch.pairs, chosen_tokens=mean))
+        for batch in batches
+    ]
+
+
 def _pairs(rows: Sequence[Tokens], *, prompts: bool) -> list[_Pair]:
     return [_pair(position, row, prompts=prompts) for position, row in enumerate(rows)]
 

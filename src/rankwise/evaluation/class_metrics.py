@@ -6,7 +6,7 @@ numbers    Pearson's correlation, and Spearman's, which is Pearson's of the rank
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rankwise.evaluation.metrics import number_row
-from rankwise.inference.classify import outputs_of
+from rankwise.inference.classify import Done, Outputs, outputs_of
 from rankwise.objectives.objective import Classifier
 from rankwise.runs.data_report import TargetFacts
 from rankwise.text.tokenize import Tokens
@@ -64,12 +64,12 @@ class Scored:
 
 
 def score_rows(
-    objective: Classifier, module: nn.Module, rows: Sequence[Tokens],
-    done: Callable[[int], None] | None = None,
+    objective: Classifier, module: nn.Module, rows: Sequence[Tokens], done: Done | None = None,
+    outputs: Outputs = outputs_of,
 ) -> Scored:  # fmt: skip
     """Run the classifier over rows that have targets; `done` is told how many there are so far."""
     targets = [one_target(row) for row in rows]
-    return Scored(objective.targets, outputs_of(objective, module, rows, done), targets)
+    return Scored(objective.targets, outputs(objective, module, rows, done), targets)
 
 
 def one_target(row: Tokens) -> float:

@@ -18,7 +18,7 @@ from rankwise.errors import one_line
 from rankwise.evaluation.class_details import figures_of
 from rankwise.evaluation.class_task import target_bytes
 from rankwise.evaluation.row_task import Judged, RowTask, TaskKind
-from rankwise.inference.classify import THRESHOLD, outputs_of
+from rankwise.inference.classify import THRESHOLD, Done, Outputs, outputs_of
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Classifier
 from rankwise.runs.records import Callback, StatusMessage
@@ -62,11 +62,12 @@ class ScoredLabels:
 
 
 def score_labels(
-    objective: Classifier, module: nn.Module, rows: Sequence[Tokens], done: Callable[[int], None] | None = None
-) -> ScoredLabels:
+    objective: Classifier, module: nn.Module, rows: Sequence[Tokens], done: Done | None = None,
+    outputs: Outputs = outputs_of,
+) -> ScoredLabels:  # fmt: skip
     """Run the classifier over labelled rows; `done` is told how many there are so far."""
     actual = np.array([row.target for row in rows], np.float64).reshape(len(rows), -1) > 0
-    return ScoredLabels(objective.targets.classes, outputs_of(objective, module, rows, done), actual)
+    return ScoredLabels(objective.targets.classes, outputs(objective, module, rows, done), actual)
 
 
 def best_constant(actual: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], float]:

@@ -16,6 +16,7 @@ import regex
 
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.tasks import LIKELIHOOD, TaskConfig
+from rankwise.data.dealing import Dealing, undealt
 from rankwise.errors import DataError, ResourceError, is_out_of_memory, some
 from rankwise.evaluation.intervals import scores
 from rankwise.evaluation.likelihood import Likelihood, likelihoods
@@ -37,18 +38,23 @@ CUT = " \u2026"
 
 
 def score_task(
-    task: TaskConfig, requests: Sequence[Request], model: LoadedModel, callback: Callback, *, together: int, who: str
-) -> ModelScores:
+    task: TaskConfig, requests: Sequence[Request], model: LoadedModel, callback: Callback, *, together: int, who: str,
+    dealing: Dealing = undealt,
+) -> ModelScores:  # fmt: skip
     """Compute all metrics of a task. `together` answers are generated at once; `who` names the model in progress
-    messages."""
+    messages. What the model computes may be dealt over processes."""
     began = time.perf_counter()
     found: dict[str, Rows] = {}
     if any(score in LIKELIHOOD for score in task.score):
-        found |= _by_likelihood(task, requests, model, callback, f"Scoring {task.task}, {who}")
+        found |= _by_likelihood(task, requests, model, callback, f"Scoring {task.task}, {who}", dealing)
     written = None
     if task.written:
         what, exact = f"Answering {task.task}, {who}", task.written == ("exact",)
-        written = answers(requests, model, task.max_new_tokens, callback, together, what, until_wrong=exact)
+
+        def answered(own: Sequence[Request]) -> list[str]:
+            return answers(own, model, task.max_new_tokens, callback, together, what, until_wrong=exact)
+
+        written = dealing(requests, [len(request.given) for request in requests], answered)
         found |= {metric: _rows(metric, written, requests, task) for metric in task.written}
     assert set(task.score) <= set(found), "refuse_unfit has checked this"
     return ModelScores(
@@ -63,8 +69,25 @@ def _in_order(task: TaskConfig) -> list[str]:
 
 
 def _by_likelihood(
-    task: TaskConfig, requests: Sequence[Request], model: LoadedModel, callback: Callback, what: str
+    task: TaskConfig, requests: Sequence[Request], model: LoadedModel, callback: Callback, what: str, dealing: Dealing
 ) -> dict[str, Rows]:
+    def scored(own: Sequence[Request]) -> list[list[tuple[float, int]]]:
+        return [[(one.nats, one.tokens) for one in of] for of in _likelihoods(task, own, model, callback, what)]
+
+    costs = [sum(len(document.ids) for document in request.documents) for request in requests]
+    each = [[Likelihood(*one) for one in of] for of in dealing(requests, costs, scored)]
+    made: dict[str, Rows] = {}
+    if "loss" in task.score:
+        right = [found[request.right if task.chosen else 0 :][:1] if task.chosen else found
+                 for request, found in zip(requests, each, strict=True)]  # fmt: skip
+        made["loss"] = [[sum(part) for part in zip(*(one.sums for one in own), strict=True)] for own in right]
+    return made | (_chosen(requests, each) if task.chosen else {})
+
+
+def _likelihoods(
+    task: TaskConfig, requests: Sequence[Request], model: LoadedModel, callback: Callback, what: str
+) -> list[list[Likelihood]]:
+    """Of the documents of each request."""
     documents = [document for request in requests for document in request.documents]
     places = [request.where for request in requests for _ in request.documents]
     try:
@@ -77,13 +100,7 @@ def _by_likelihood(
             ) from None
         raise
     ends = accumulate((len(request.documents) for request in requests), initial=0)
-    each = [flat[begin:end] for begin, end in pairwise(ends)]
-    made: dict[str, Rows] = {}
-    if "loss" in task.score:
-        right = [found[request.right if task.chosen else 0 :][:1] if task.chosen else found
-                 for request, found in zip(requests, each, strict=True)]  # fmt: skip
-        made["loss"] = [[sum(part) for part in zip(*(one.sums for one in own), strict=True)] for own in right]
-    return made | (_chosen(requests, each) if task.chosen else {})
+    return [flat[begin:end] for begin, end in pairwise(ends)]
 
 
 def _apart(model: LoadedModel) -> dict[str, Any]:

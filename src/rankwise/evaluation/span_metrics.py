@@ -6,7 +6,7 @@ token of their own, belong to no span here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rankwise.evaluation.span_formulas import Sums
+from rankwise.inference.classify import Done, Outputs
 from rankwise.inference.tagging import tag_probabilities
 from rankwise.objectives.objective import Classifier
 from rankwise.runs.target_facts import TargetFacts
@@ -79,8 +80,9 @@ def _sums(predicted: set[Span], actual: set[Span]) -> list[float]:
 
 
 def score_tags(
-    objective: Classifier, module: nn.Module, rows: Sequence[Tokens], done: Callable[[int], None] | None = None
-) -> ScoredTags:
+    objective: Classifier, module: nn.Module, rows: Sequence[Tokens], done: Done | None = None,
+    outputs: Outputs = tag_probabilities,
+) -> ScoredTags:  # fmt: skip
     """Run the classifier over tagged rows; `done` is told how many there are so far."""
     actual = [np.asarray(row.tags, np.int64)[np.asarray(row.loss_mask, bool)] for row in rows]
-    return ScoredTags(objective.targets, tag_probabilities(objective, module, rows, done), actual)
+    return ScoredTags(objective.targets, outputs(objective, module, rows, done), actual)

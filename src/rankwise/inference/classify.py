@@ -17,6 +17,9 @@ from rankwise.runs.data_report import TargetFacts
 from rankwise.text.tokenize import Tokens
 
 TOKENS_AT_ONCE = 4096
+Done = Callable[[int], None]
+Outputs = Callable[[Classifier, nn.Module, Sequence[Tokens], Done | None], Any]
+"""What a classifier says of rows, in their order: `outputs_of`, or the same by several processes."""
 THRESHOLD = 0.5
 """Where a row may have several classes, the probability above which a class is predicted."""
 

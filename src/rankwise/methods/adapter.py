@@ -122,7 +122,8 @@ class AdapterTrainable:
     def train(self, mode: bool = True) -> None:
         self.adapters.train(mode)
 
-    def set_apart(self) -> None: ...
+    def set_apart(self) -> list[Tensor]:
+        return []
 
     def add_penalty(self) -> None: ...
 

@@ -86,8 +86,9 @@ class Trainable(WithBase, Protocol):
         """Whether the gradient of an anchor must be alone in the gradients at first."""
         ...
 
-    def set_apart(self) -> None:
-        """What the gradients hold now comes from an anchor and not from the rows."""
+    def set_apart(self) -> list[Tensor]:
+        """What the gradients hold now comes from an anchor and not from the rows. Of several processes the first alone
+        has an anchor, so they add up the tensors that are returned."""
         ...
 
     def add_penalty(self) -> None: ...

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from rankwise.config.tasks import TaskConfig, task_named
 from rankwise.config.training import TrainingConfig
@@ -26,8 +27,10 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.manifest import KeptAccuracy, KeptTask, Results
 from rankwise.runs.records import BudgetRecord, StatusMessage, WarningMessage, silent
+from rankwise.training.dealt import computed_by_all
 from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.validation import Validation
+from rankwise.training.world import ALONE, World
 
 STRENGTHS = tuple(tenths / 10 for tenths in range(1, 11))
 METRIC = "accuracy"
@@ -49,8 +52,10 @@ class AccuracyTask:
     def measured(self) -> tuple[Request, ...]:
         return self.requests[1::2]
 
-    def hits(self, model: LoadedModel, requests: Sequence[Request]) -> Hits:
-        scored = score_task(self.config, requests, model, silent, together=TOGETHER, who="")
+    def hits(self, model: LoadedModel, requests: Sequence[Request], world: World) -> Hits:
+        """Each process scores its share of the requests."""
+        dealing = partial(computed_by_all, world)
+        scored = score_task(self.config, requests, model, silent, together=TOGETHER, who="", dealing=dealing)
         return scored.scores[METRIC].sums
 
 
@@ -88,6 +93,7 @@ class AccuracyBudget(Hook):
     tasks: Sequence[AccuracyTask]
     model: LoadedModel
     validation: Validation
+    world: World = ALONE
     outcome: KeptAccuracy | None = None
     _lost: dict[float, float] = field(default_factory=dict[float, float])
     """Percentage points by strength."""
@@ -105,8 +111,8 @@ class AccuracyBudget(Hook):
         before = self.validation.loss_after(self.validation.result_step)
         with trainer.aside():
             with trainer.trainable.base():
-                deciding = [task.hits(self.model, task.deciding) for task in self.tasks]
-                base = [task.hits(self.model, task.measured) for task in self.tasks]
+                deciding = [task.hits(self.model, task.deciding, self.world) for task in self.tasks]
+                base = [task.hits(self.model, task.measured, self.world) for task in self.tasks]
             strength = self._strength(trainer, deciding)
         is_kept = strength is not None
         strength = 1.0 if strength is None else strength
@@ -114,7 +120,7 @@ class AccuracyBudget(Hook):
             trainer.trainable.weaken(strength)
             self.validation.measure_again(trainer)
         with trainer.aside():
-            result = [task.hits(self.model, task.measured) for task in self.tasks]
+            result = [task.hits(self.model, task.measured, self.world) for task in self.tasks]
         self.outcome = outcome = KeptAccuracy(
             points=self.points, is_kept=is_kept, strength=strength, lost=self._lost[strength],
             lost_at_full_strength=self._lost[1.0],
@@ -140,7 +146,7 @@ class AccuracyBudget(Hook):
     def _lost_at(self, strength: float, trainer: Trainer, base: Sequence[Hits]) -> float:
         """In percentage points, of the task that loses most."""
         with trainer.trainable.scaled(strength):
-            own = [task.hits(self.model, task.deciding) for task in self.tasks]
+            own = [task.hits(self.model, task.deciding, self.world) for task in self.tasks]
         lost = max(100 * (_share(before) - _share(after)) for before, after in zip(base, own, strict=True))
         self._lost[strength] = lost
         return lost

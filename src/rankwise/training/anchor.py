@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.runs.manifest import AnchorFacts
 from rankwise.runs.records import Callback
 from rankwise.training.backend import AnchoredBackend
+from rankwise.training.world import ALONE, World
 
 STREAM = 0xA17C
 """Sets the order of blocks apart from that of rows, which the same seed decides."""
@@ -46,12 +48,20 @@ def anchor_text(config: AnchorConfig, model: LoadedModel, steps: int, callback: 
     return Text(blocks, about, sha256(blocks.numpy().tobytes()).hexdigest(), ())
 
 
-def text_of_run(config: TrainingConfig, model: LoadedModel, trainable: Trainable, callback: Callback) -> Text | None:
-    """None where the run is not held to its base."""
-    if config.anchor is None:
+def text_of_run(
+    config: TrainingConfig, model: LoadedModel, trainable: Trainable, callback: Callback, world: World = ALONE
+) -> Text | None:
+    """None where the run is not held to its base. What the base writes is written by the first process, for all."""
+    if (settings := config.anchor) is None:
         return None
-    with trainable.base():
-        return anchor_text(config.anchor, model, config.steps or 1, callback)
+
+    def written() -> list[Any]:
+        with trainable.base():
+            text = anchor_text(settings, model, config.steps or 1, callback)
+        return [text.blocks.tolist(), text.about, text.sha256, text.origins]
+
+    blocks, about, digest, origins = world.share(written)
+    return Text(torch.tensor(blocks), about, digest, tuple(origins))
 
 
 def facts_of(text: Text) -> AnchorFacts:
@@ -67,6 +77,7 @@ class BaseOnText:
     backend: AnchoredBackend
     room: int
     """Bytes."""
+    world: World = ALONE
     _rows: StateCache = field(init=False)
 
     def __post_init__(self) -> None:
@@ -86,8 +97,10 @@ class BaseOnText:
 
     @torch.no_grad()
     def divergence(self, blocks: Sequence[int]) -> float:
-        """Of the tuned model as it is now, in nats per token of these blocks."""
-        total = sum(self.backend.anchored(None, *self.block(number))[1].item() for number in blocks)
+        """Of the tuned model as it is now, in nats per token of these blocks, which are dealt over the processes."""
+        own = blocks[self.world.rank :: self.world.size]
+        apart = sum(self.backend.anchored(None, *self.block(number))[1].item() for number in own)
+        (total,) = self.world.sums([apart])
         return total / (len(blocks) * self.text.length)
 
 

@@ -16,6 +16,7 @@ from rankwise.runs.records import WarningMessage
 from rankwise.training.finite import Diverged
 from rankwise.training.loss_watch import RECENT
 from rankwise.training.state import TrainState
+from rankwise.training.world import World
 
 MOST = 3
 SHARE = 0.5
@@ -49,6 +50,12 @@ def back_off(run: RunDirectory, config: TrainingConfig, error: Diverged) -> tupl
     run.write_manifest(manifest.model_copy(update={"back_offs": every}))
     run.checkpoints.forget(but=[step for step in run.steps_saved if step <= to])
     return every
+
+
+def back_off_together(world: World, run: RunDirectory, config: TrainingConfig, error: Diverged) -> tuple[BackOff, ...]:
+    """The same in several processes, which have all seen the divergence: the first one goes back, for all."""
+    every = world.share(lambda: [one.model_dump() for one in back_off(run, config, error)])
+    return tuple(BackOff(**one) for one in every)
 
 
 def with_ways_on(error: Diverged, run: RunDirectory, config: TrainingConfig, earlier: Sequence[BackOff]) -> Diverged:

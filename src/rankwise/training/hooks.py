@@ -54,17 +54,20 @@ class SaveCheckpoints(Hook):
 
 
 @dataclass(frozen=True)
-class GiveParts(Hook):
-    """In a process that does not write: its part of each checkpoint, where what learns is split."""
+class FollowCheckpoints(Hook):
+    """In a process that does not write: looks where SaveCheckpoints of the first one does, so that both end at the same
+    step, and gives its part of each checkpoint where what learns is split."""
 
     interval: int
     watch: LossWatch
+    gives: bool
 
     def after_step(self, trainer: Trainer) -> None:
         state = trainer.state
         if not (state.finished or state.step % self.interval or self.watch.far_above):
             trainer.check_finite()
-            save(state, None)
+            if self.gives:
+                save(state, None)
 
 
 @dataclass(frozen=True)

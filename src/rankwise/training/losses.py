@@ -4,7 +4,7 @@ together. Next: step.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,11 @@ class PairTally:
 
     def add(self, pairs: int, margin: float, right: float) -> None:
         self.pairs, self.margin, self.right = self.pairs + pairs, self.margin + margin, self.right + right
+
+    def sum_up(self, sums: Callable[[Sequence[float]], list[float]]) -> None:
+        """Over all processes."""
+        pairs, self.margin, self.right = sums([self.pairs, self.margin, self.right])
+        self.pairs = round(pairs)
 
     @property
     def means(self) -> dict[str, float]:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rankwise.data.dealing import deal
 from rankwise.data.encoded_cache import our_own
 from rankwise.data.preparation import Prepared
 from rankwise.errors import RankwiseError, RunError
@@ -29,6 +30,7 @@ from rankwise.system.cache import cache_folder, forget_old
 from rankwise.system.files import write_json
 from rankwise.system.signals import heed
 from rankwise.training.pair_backend import PairBackend
+from rankwise.training.world import ALONE, World
 
 TOGETHER = 64
 """Pairs between two reports of progress."""
@@ -67,27 +69,41 @@ class Reference:
 
 def reference_of(
     backend: PairBackend, prepared: Prepared, base: BaseModelFacts, lineage: Sequence[Round], max_tokens: int,
-    callback: Callback,
+    callback: Callback, world: World = ALONE,
 ) -> Reference:  # fmt: skip
     """For the rows of a training and its validation, from the cache if possible. The model must be as training begins:
-    `lineage` are the rounds behind it."""
+    `lineage` are the rounds behind it. Of several processes the first has the cache, and each computes its share."""
     numbers = np.unique(np.concatenate([prepared.trained, prepared.measured]))
-    file = cache_folder() / "references" / f"{_key(backend, prepared, numbers, base, lineage)}.json"
-    known = Reference.read(file, len(prepared.sequences))
+    file = cache_folder() / "references" / f"{_key(backend, prepared, numbers, base, lineage, world)}.json"
+    known = world.share(lambda: _cached(file, len(prepared.sequences)))
     if known is not None:
-        with suppress(OSError):
-            os.utime(file)  # mark as used
         callback(StatusMessage("the reference of these pairs was computed before; it is taken from the cache"))
-        return known
+        return Reference(np.array(known, np.float64).reshape(-1, 2))
     context = nullcontext() if lineage else backend.start()
-    reference = Reference(_computed(backend, context, prepared, numbers, max_tokens, callback))
+    lengths = prepared.sequences.starts[numbers + 1] - prepared.sequences.starts[numbers]
+    own = numbers[deal(lengths.tolist(), world.size)[world.rank]]
+    parts = world.exchange(_computed(backend, context, prepared, own, max_tokens, callback).tolist())
+    reference = Reference(np.fmax.reduce([np.array(part, np.float64).reshape(-1, 2) for part in parts]))
+    if world.is_first:
+        _cache(reference, file, callback)
+    return reference
+
+
+def _cached(file: Path, rows: int) -> list[list[float]] | None:
+    if (known := Reference.read(file, rows)) is None:
+        return None
+    with suppress(OSError):
+        os.utime(file)  # mark as used
+    return known.values.tolist()
+
+
+def _cache(reference: Reference, file: Path, callback: Callback) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         reference.write(file)
         forget_old(file.parent)
     except (RankwiseError, OSError) as error:
         callback(StatusMessage(f"the reference could not be cached: {error}"))
-    return reference
 
 
 def reference_of_run(files: Sequence[Path], rows: int) -> Reference:
@@ -99,8 +115,9 @@ def reference_of_run(files: Sequence[Path], rows: int) -> Reference:
 
 
 def _key(
-    backend: PairBackend, prepared: Prepared, numbers: np.ndarray, base: BaseModelFacts, lineage: Sequence[Round]
-) -> str:
+    backend: PairBackend, prepared: Prepared, numbers: np.ndarray, base: BaseModelFacts, lineage: Sequence[Round],
+    world: World,
+) -> str:  # fmt: skip
     rows, digest = prepared.sequences, sha256()
     types = rows.token_type_ids
     assert types is not None, "the rows are pairs"
@@ -109,7 +126,7 @@ def _key(
     parts = [
         digest.hexdigest(), base.fingerprint, base.dtype, base.device, base.quantization, backend.name,
         [one.sha256 for one in lineage], our_own(), installed_version("torch"), processor_name(),
-        torch.get_num_threads(),
+        torch.get_num_threads(), *([world.size] if world.is_several else []),
     ]  # fmt: skip
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

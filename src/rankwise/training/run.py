@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batches
-from rankwise.data.dealing import share_of
 from rankwise.data.preparation import Prepared
 from rankwise.data.preparing import facts_of, summary_lines
 from rankwise.evaluation.text import Text
@@ -33,13 +33,13 @@ from rankwise.runs.records import StepRecord, WarningCollector
 from rankwise.runs.resumable import Resumable
 from rankwise.runs.tuning import Tuning
 from rankwise.system.memory import available_memory
-from rankwise.text.tokenize import Tokens
 from rankwise.training.accuracy_budget import AccuracyBudget, AccuracyTask
 from rankwise.training.anchor import Anchor, BaseOnText
 from rankwise.training.backend import Backend, Eager, Fused
 from rankwise.training.checkpoints import size_of
+from rankwise.training.dealt import divided_over, shared_out
 from rankwise.training.forgetting_budget import ForgettingBudget, ordinary_text
-from rankwise.training.hooks import GiveParts, LogMetrics, Report, SaveCheckpoints
+from rankwise.training.hooks import FollowCheckpoints, LogMetrics, Report, SaveCheckpoints
 from rankwise.training.loss_watch import FACTOR, HEAD_FACTOR, LossWatch
 from rankwise.training.pair_backend import PairBackend
 from rankwise.training.reference import Reference, reference_of, reference_of_run
@@ -154,22 +154,26 @@ class TrainingRun:
         reference = (
             reference_of_run((self.run.reference, resumable.checkpoint.file(REFERENCE)), len(self.prepared.sequences))
             if resumable is not None
-            else reference_of(
-                backend, self.prepared, self.model.facts, self.lineage, self.config.max_batch_tokens, self.callback
-            )
+            else self._reference(backend)
         )
         return replace(self, prepared=self.prepared.with_references(reference.values))
 
+    def _reference(self, backend: PairBackend) -> Reference:
+        most, facts = self.config.max_batch_tokens, self.model.facts
+        return reference_of(backend, self.prepared, facts, self.lineage, most, self.callback, self.world)
+
     def validation(self, backend: Backend) -> Validation:
         rows, config = self.prepared.measured_rows, self.experiment.validation
-        scorer = self.scorer
+        scorer = self.scorer.over(self.world)
         if isinstance(scorer, PairScorer) and isinstance(backend, PairBackend):
             scorer = scorer.on(backend, self.config.max_batch_tokens)
         return Validation(
             config=config,
             interval=self.validation_interval,
             early_stopping=early_stopping_of(config, self.trainable),
-            batches=backend.layout(own, self.config.max_batch_tokens) if (own := self._own(list(rows))) else [],
+            batches=divided_over(
+                self.world, list(rows), partial(backend.layout, max_tokens=self.config.max_batch_tokens)
+            ),
             rows=len(rows),
             scorer=scorer,
             run=self.run,
@@ -177,16 +181,12 @@ class TrainingRun:
             world=self.world,
         )
 
-    def _own(self, rows: Sequence[Tokens]) -> list[Tokens]:
-        """This process's share of them."""
-        return share_of(rows, self.world.rank, self.world.size)
-
     def anchor(self, backend: Backend) -> Anchor | None:
         """None where the run is not held to its base."""
         if (config := self.config.anchor) is None or self.anchor_text is None:
             return None
         assert isinstance(backend, Eager | Fused), "other objectives refuse an anchor"
-        base = BaseOnText(self.anchor_text, self.trainable, backend, prefix_room(available_memory()))
+        base = BaseOnText(self.anchor_text, self.trainable, backend, prefix_room(available_memory()), self.world)
         return Anchor(base, config.weight, self.config.seed, self.config.max_batch_tokens)
 
     def budget(self, anchor: Anchor | None, validation: Validation) -> Budget | None:
@@ -195,7 +195,7 @@ class TrainingRun:
         if config is None or anchor is None:
             return None
         if config.most_points is not None:
-            return AccuracyBudget(config.most_points, self.accuracy_tasks, self.model, validation)
+            return AccuracyBudget(config.most_points, self.accuracy_tasks, self.model, validation, self.world)
         if (most := config.most_nats) is None:
             return None
         interval = ForgettingBudget.interval_of(self.steps)
@@ -222,11 +222,9 @@ class TrainingRun:
         hooks: list[Hook] = [LogMetrics(log), watch, *budgets, validation, checkpoints, Report(self.callback)]
         vary = augmentation(self.experiment.images, self.config.seed)
         batches = Batches.of_prepared(self.prepared, self.config, backend.layout, vary)
-        if self.world.is_several:
-            batches = replace(batches, share=self._own)
-        own = hooks if self.world.is_first else [watch, validation]
-        if not self.world.is_first and any(map(is_split, self.trainable.parameters())):
-            own.append(GiveParts(interval, watch))
+        batches = shared_out(batches, self.world, 0 if anchor is None else anchor.base.text.length)
+        follow = FollowCheckpoints(interval, watch, gives=any(map(is_split, self.trainable.parameters())))
+        own = hooks if self.world.is_first else [watch, *budgets, validation, follow]
         return Trainer(self.trainable, batches, self.config, backend, own, anchor, self.world)
 
     def give_parts(self) -> None:

@@ -27,8 +27,10 @@ from rankwise.objectives.objective import Objective
 from rankwise.runs.manifest import BackendName
 from rankwise.runs.records import Callback, Event, StatusMessage, WarningMessage, silent
 from rankwise.training.backend import Backend, backend_named, choose_backend
+from rankwise.training.dealt import shared_out
 from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.workload import Workload
+from rankwise.training.world import ALONE, World
 
 
 class Short(Protocol):
@@ -46,7 +48,7 @@ class Short(Protocol):
 
 def trainer_of(
     short: Short, config: TrainingConfig, trainable: Trainable, prepared: Prepared,
-    choice: Callable[[Workload], Backend], hooks: Sequence[Hook], callback: Callback = silent,
+    choice: Callable[[Workload], Backend], hooks: Sequence[Hook], callback: Callback = silent, world: World = ALONE,
 ) -> Trainer:  # fmt: skip
     """Over the rows that a run with these settings would see, in their order. `choice` chooses the backend."""
     experiment = short.experiment
@@ -57,7 +59,7 @@ def trainer_of(
     backend = choice(work)
     vary = augmentation(experiment.images, config.seed)
     batches = Batches.of_prepared(prepared, config, backend.layout, vary)
-    return Trainer(trainable, batches, config, backend, hooks)
+    return Trainer(trainable, shared_out(batches, world), config, backend, hooks, world=world)
 
 
 @dataclass(frozen=True)

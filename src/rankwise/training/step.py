@@ -10,8 +10,10 @@ from typing import Protocol
 
 import psutil
 import torch
+from torch import Tensor
 
 from rankwise.data.batches import Batch
+from rankwise.data.pair_batches import chosen_targets, with_chosen_tokens
 from rankwise.errors import is_out_of_memory
 from rankwise.models.sharding import gathered
 from rankwise.runs.records import RankRecord, StepRecord
@@ -31,6 +33,8 @@ class StepTotals:
     count: float
     tokens: int
     images: int
+    chosen: float = 0.0
+    """Targets of chosen conversations, where rows are pairs."""
 
     @classmethod
     def of(cls, batches: Sequence[Batch], world: World = ALONE) -> StepTotals:
@@ -38,10 +42,14 @@ class StepTotals:
         count, tokens, images = (sum(getattr(one, name) for one in batches) for name in ("count", "tokens", "images"))
         if not world.is_several:
             return cls(count, tokens, images)
-        every = world.gather([count, tokens, images, world.stop_code])
-        world.heed([row[3] for row in every])
-        count, tokens, images, _ = map(sum, zip(*every, strict=True))
-        return cls(count, round(tokens), round(images))
+        every = world.gather([count, tokens, images, chosen_targets(batches), world.stop_code])
+        world.heed([row[4] for row in every])
+        count, tokens, images, chosen, _ = map(sum, zip(*every, strict=True))
+        return cls(count, round(tokens), round(images), chosen)
+
+    def divided(self, batches: Sequence[Batch]) -> Sequence[Batch]:
+        """The batches of one process, whose losses count what all processes have."""
+        return with_chosen_tokens(batches, self.chosen / self.count) if self.chosen else batches
 
 
 class Anchoring(Protocol):
@@ -65,10 +73,11 @@ def optimizer_step(
     began = time.perf_counter()
     totals = totals or StepTotals.of(batches)
     count = totals.count
-    loss, divergence = _learn(state, batches, loss_of, count, anchor)
+    loss, divergence, apart = _learn(state, batches, loss_of, count, anchor, has_anchor=world.is_first)
     if world.is_several:
-        (loss,) = world.sums([loss])
+        loss, divergence = world.sums([loss, divergence])
         world.sum_gradients(state.parameters)
+        world.sum_tensors(apart)
     state.trainable.add_penalty()
     total = torch.nn.utils.get_total_norm([one.grad for one in state.parameters if one.grad is not None])
     norm = gathered(total).item()
@@ -93,7 +102,7 @@ def optimizer_step(
         seconds=time.perf_counter() - began,
         resident_bytes=psutil.Process().memory_info().rss,
         images=totals.images,
-        divergence=divergence,
+        divergence=None if anchor is None else divergence,
     )
     return record, plan
 
@@ -103,19 +112,20 @@ class NoRoom(MemoryError):
 
 
 def _learn(
-    state: TrainState, batches: Sequence[Batch], loss_of: Loss, count: float, anchor: Anchoring | None
-) -> tuple[float, float | None]:
-    """The loss of the rows, and the divergence from the base. The anchor comes first: a method may set what it has
-    learned from it apart, before the rows' gradients are added."""
+    state: TrainState, batches: Sequence[Batch], loss_of: Loss, count: float, anchor: Anchoring | None, *,
+    has_anchor: bool,
+) -> tuple[float, float, Sequence[Tensor]]:  # fmt: skip
+    """The loss of the rows, the divergence from the base, and what a method has set apart. The anchor comes first: a
+    method may set what it has learned from it apart, before the rows' gradients are added. Of several processes the
+    first has the anchor."""
+    loss, divergence, apart, alone = 0.0, 0.0, list[Tensor](), list(batches)
     try:
-        if anchor is None:
-            return sum(_backward(batch.to(state.device), loss_of, count) for batch in batches), None
-        *before, last = batches
-        shared = last.to(state.device) if anchor.joins(last) else None
-        loss, divergence = anchor.backward(shared, state.step, count)
-        state.trainable.set_apart()
-        alone = batches if shared is None else before
-        return loss + sum(_backward(batch.to(state.device), loss_of, count) for batch in alone), divergence
+        if anchor is not None and has_anchor:
+            shared = alone.pop().to(state.device) if alone and anchor.joins(alone[-1]) else None
+            loss, divergence = anchor.backward(shared, state.step, count)
+        if anchor is not None:
+            apart = state.trainable.set_apart()
+        return loss + sum(_backward(batch.to(state.device), loss_of, count) for batch in alone), divergence, apart
     except Exception as error:
         if is_out_of_memory(error):
             raise NoRoom(str(error)) from None

@@ -171,6 +171,7 @@ class Trainer:
         state, tally, world = self.state, self.backend.tally, self.world
         given = self.batches.at(state.step)
         totals = StepTotals.of(given, world)
+        given = totals.divided(given)
         if self.sharded:
             given = filled_up(given, world, self.backend)
         if world.is_several:
@@ -181,12 +182,15 @@ class Trainer:
             try:
                 epoch = self.batches.epoch(state.step + 1)
                 record, ranks = optimizer_step(state, given, self.backend.loss, epoch, self.anchor, world, totals)
-                return record if tally is None else replace(record, **tally.means), ranks
+                if tally is None:
+                    return record, ranks
+                tally.sum_up(world.sums)
+                return replace(record, **tally.means), ranks
             except NoRoom:
                 smaller = halved(self.batches, state.step) if self.config.auto_batch else None
                 if smaller is None:
                     raise
                 self.batches, message = smaller
-                given = self.batches.at(state.step)
+                given = totals.divided(self.batches.at(state.step))
             self.emit(WarningMessage(message))
             state.optimizer.zero_grad(set_to_none=False)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -26,11 +27,13 @@ from rankwise.objectives.objective import Objective
 from rankwise.runs.manifest import BackendName
 from rankwise.runs.records import silent
 from rankwise.training.backend import Backend, backend_named, choose_backend
-from rankwise.training.losses import mean_loss
+from rankwise.training.dealt import divided_over
+from rankwise.training.losses import sum_loss
 from rankwise.training.rng import preserve_rng_state
 from rankwise.training.short_runs import trainer_of
 from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.workload import Workload
+from rankwise.training.world import ALONE, LostProcessError, World
 
 RateOf = Callable[[int], float]
 
@@ -53,9 +56,11 @@ class Measure(Hook):
             self._measure(trainer)
 
     def _measure(self, trainer: Trainer) -> None:
-        batches = trainer.backend.layout(list(self.rows.measured_rows), trainer.config.max_batch_tokens)
+        layout = partial(trainer.backend.layout, max_tokens=trainer.config.max_batch_tokens)
+        batches = divided_over(trainer.world, list(self.rows.measured_rows), layout)
         with trainer.aside():
-            loss, _ = mean_loss(trainer.backend.loss, batches, trainer.state.device)
+            total, count = trainer.world.sums(sum_loss(trainer.backend.loss, batches, trainer.state.device))
+        loss = total / count
         self.loss = loss if math.isfinite(loss) else math.inf
 
 
@@ -81,6 +86,7 @@ class Trials:
     objective: Objective
     setup: Setup
     prepared: Prepared
+    world: World = ALONE
     _backend: BackendName | None = field(default=None, init=False)
 
     def run(
@@ -103,11 +109,13 @@ class Trials:
         measure, losses = Measure(self.prepared, config.steps if measured else 0), list[float]()
         trainable = self.method.attach(model, replace(self.setup, callback=silent))
         try:
-            trainer = trainer_of(self, config, trainable, self.prepared, self._backend_of, [measure])
+            trainer = trainer_of(self, config, trainable, self.prepared, self._backend_of, [measure], world=self.world)
             if rate_of is not None:
                 trainer.state.rate = rate_of
             with closing(trainer.run()) as records:  # never to its end, where what is saved would be finished
                 losses.extend(record.loss for record in islice(records, config.steps))
+        except LostProcessError:
+            raise
         except TrainingError:
             measure.loss = math.inf if measured else measure.loss
         finally:
@@ -118,9 +126,8 @@ class Trials:
         """Chosen once, and never compiled: compiling takes longer than the trials."""
         if self._backend is None:
             setting = self.setup.training.backend
-            chosen = choose_backend(work, "auto" if setting == "compiled" else setting, tokens=0)
-            self._backend = chosen.name
-            return chosen
+            setting = "auto" if setting == "compiled" else setting
+            self._backend = self.world.share(lambda: choose_backend(work, setting, tokens=0).name)
         return backend_named(self._backend, work)
 
 

@@ -39,7 +39,7 @@ def tune(trials: Trials, foreseen: Foresight | None, callback: Callback) -> Tuni
     default, batch = float(config.learning_rate), config.rows_per_step(len(setup.rows))
     plan = TrialPlan.of(setup.steps, batch, whole=trials.experiment.adapter.trains_base)
     prepared, from_training = set_aside(trials.prepared, plan.rows if plan else 0, config.seed)
-    reason = _unfit(trials, len(prepared.measured)) if plan else _too_short(setup.steps)
+    reason = trials.world.share(lambda: _unfit(trials, len(prepared.measured)) if plan else _too_short(setup.steps))
     if plan is None or reason is not None:
         tuning = Tuning(learning_rate=default, default=default, why=f"the default, because {reason}")
         callback(StatusMessage("\n".join(tuning.lines())))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from rankwise.config.validation import ValidationConfig
@@ -42,6 +42,10 @@ class Scorer(Protocol):
     @property
     def tokens_written(self) -> int:
         """Tokens that one validation generates at most; 0 where none are generated."""
+        ...
+
+    def over(self, world: World) -> Scorer:
+        """The same for several processes, each of which computes its share; all have the scores."""
         ...
 
     def scores(self, step: int) -> list[ScoreRecord]: ...
@@ -134,8 +138,7 @@ class Validation(Hook):
     def _measured(self, trainer: Trainer, step: int) -> list[Validated]:
         with trainer.aside():
             losses = [self._loss(trainer, step)] if self.rows else []
-            scores = self.world.share(lambda: [asdict(one) for one in self.scorer.scores(step)])
-            records: list[Validated] = [*(ScoreRecord(**one) for one in scores), *losses]
+            records: list[Validated] = [*self.scorer.scores(step), *losses]
         for record in records:
             _check_loss(record)
         return records
@@ -145,13 +148,13 @@ class Validation(Hook):
             tally.clear()
         batches = filled_up(self.batches, self.world, trainer.backend) if trainer.sharded else self.batches
         total, count = self.world.sums(sum_loss(trainer.backend.loss, batches, trainer.state.device))
+        if tally is not None:
+            tally.sum_up(self.world.sums)
         return LossRecord(
             step=step, loss=total / count, loss_tokens=max(1, round(count)), sequences=self.rows, unit=self.unit
         )
 
     def _sample(self, trainer: Trainer, step: int) -> None:
-        if not self.world.is_first:
-            return
         with trainer.aside():
             samples = self.scorer.samples(step)
         for record in samples:

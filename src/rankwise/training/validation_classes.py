@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
+import numpy as np
 from torch import nn
 
 from rankwise.config.validation import ValidationConfig
@@ -15,10 +16,14 @@ from rankwise.evaluation.class_metrics import metric_rows, score_rows
 from rankwise.evaluation.label_task import score_labels
 from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.span_metrics import score_tags
+from rankwise.inference.classify import Done, Outputs, outputs_of
+from rankwise.inference.tagging import tag_probabilities
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Classifier, Objective, classifier
 from rankwise.runs.records import SampleRecord, ScoreRecord
 from rankwise.text.tokenize import Tokens
+from rankwise.training.dealt import computed_by_all
+from rankwise.training.world import ALONE, World
 
 OF_SEVERAL = ("micro_f1", "f1", "exact_match")
 
@@ -32,21 +37,38 @@ class Scored(Protocol):
 
 @dataclass(frozen=True)
 class ClassScorer:
-    score: Callable[[Classifier, nn.Module, Sequence[Tokens]], Scored]
+    score: Callable[..., Scored]
+    outputs: Outputs
     objective: Classifier
     model: LoadedModel
     rows: Sequence[Tokens]
+    world: World = ALONE
     tokens_written: int = 0
+
+    def over(self, world: World) -> ClassScorer:
+        return replace(self, world=world)
 
     def scores(self, step: int) -> list[ScoreRecord]:
         """All metrics of the objective, without intervals."""
         if not self.rows:
             return []
-        rows = self.score(self.objective, self.model.module, self.rows).rows
+        rows = self.score(self.objective, self.model.module, self.rows, outputs=self._outputs).rows
         return [
             ScoreRecord(step=step, metric=metric, value=METRICS[metric].value(stored), n=len(self.rows))
             for metric, stored in rows.items()
         ]
+
+    def _outputs(self, objective: Classifier, module: nn.Module, rows: Sequence[Tokens], done: Done | None) -> Any:
+        """Of all rows, of which each process computes its share."""
+        if not self.world.is_several:
+            return self.outputs(objective, module, rows, done)
+
+        def compute(own: Sequence[Tokens]) -> list[Any]:
+            return [one.tolist() for one in self.outputs(objective, module, own, done)]
+
+        lengths, width = [len(row.ids) for row in rows], objective.targets.outputs
+        every = [np.asarray(one).reshape(-1, width) for one in computed_by_all(self.world, rows, lengths, compute)]
+        return every if self.outputs is tag_probabilities else np.concatenate(every)
 
     def samples(self, step: int) -> list[SampleRecord]:
         """A classifier writes no answers."""
@@ -65,11 +87,11 @@ def class_scorer(config: ValidationConfig, model: LoadedModel, prepared: Prepare
             "Choose one of these."
         ])  # fmt: skip
     score = score_labels if targets.form == "several" else score_rows
-    return ClassScorer(score, predicts_rows, model, prepared.measured_rows)
+    return ClassScorer(score, outputs_of, predicts_rows, model, prepared.measured_rows)
 
 
 def tag_scorer(config: ValidationConfig, model: LoadedModel, prepared: Prepared, objective: Objective) -> ClassScorer:
     """Of words with tags; that `validation.by` is one of their metrics was checked with the settings."""
     predicts_words = classifier(objective)
     assert predicts_words is not None, "the scorer of its name"
-    return ClassScorer(score_tags, predicts_words, model, prepared.measured_rows)
+    return ClassScorer(score_tags, tag_probabilities, predicts_words, model, prepared.measured_rows)

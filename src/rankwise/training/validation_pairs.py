@@ -13,6 +13,7 @@ import torch
 
 from rankwise.config.validation import ValidationConfig
 from rankwise.data.batches import Batch
+from rankwise.data.dealing import share_of
 from rankwise.data.preparation import Prepared
 from rankwise.data.sequences import evenly
 from rankwise.evaluation.intervals import measured_share
@@ -23,6 +24,7 @@ from rankwise.runs.records import SampleRecord, ScoreRecord
 from rankwise.text.tokenize import Tokens
 from rankwise.training.pair_backend import PairBackend
 from rankwise.training.validation_prompts import AnswerScorer, answer_scorer
+from rankwise.training.world import ALONE, World
 
 DIVERGENCE_PAIRS = 32
 """Pairs on which the divergence from the base is measured at each validation, at equal distances."""
@@ -34,7 +36,13 @@ class PairScorer:
     rows: Sequence[Tokens]
     backend: PairBackend | None = None
     batches: Sequence[Batch] = ()
-    """On which the divergence is measured."""
+    """This process's share of those on which the divergence is measured."""
+    measured: int = 0
+    """How many these are in all processes."""
+    world: World = ALONE
+
+    def over(self, world: World) -> PairScorer:
+        return replace(self, answers=self.answers.over(world), world=world)
 
     @property
     def tokens_written(self) -> int:
@@ -45,7 +53,9 @@ class PairScorer:
         all weights learn, the base is not in memory, so the divergence is left to an evaluation."""
         has_base = backend.inner.work.trainable.extra_parameters > 0
         rows = list(evenly(self.rows, DIVERGENCE_PAIRS)) if has_base else []
-        return replace(self, backend=backend, batches=backend.layout(rows, max(1, max_tokens // 2)) if rows else ())
+        own = share_of(rows, self.world.rank, self.world.size)
+        batches = backend.layout(own, max(1, max_tokens // 2)) if own else ()
+        return replace(self, backend=backend, batches=batches, measured=len(rows))
 
     def scores(self, step: int) -> list[ScoreRecord]:
         if not self.rows:
@@ -53,22 +63,19 @@ class PairScorer:
         assert self.backend is not None, "the run has begun"
         n = self.backend.tally.pairs
         means = [ScoreRecord(step, metric, value, n) for metric, value in self.backend.tally.means.items()]
-        if not self.batches:
+        if not self.measured:
             return means
-        return [*means, ScoreRecord(step, "kl_from_base", self._divergence(self.backend), self._measured)]
+        return [*means, ScoreRecord(step, "kl_from_base", self._divergence(self.backend), self.measured)]
 
     def samples(self, step: int) -> list[SampleRecord]:
         return self.answers.samples(step)
 
-    @property
-    def _measured(self) -> int:
-        return min(len(self.rows), DIVERGENCE_PAIRS)
-
     def _divergence(self, backend: PairBackend) -> float:
         """In nats per token of the answers."""
         device: torch.device = next(backend.inner.work.module.parameters()).device
-        sums = [backend.divergence(batch.to(device)) for batch in self.batches]
-        return sum(nats for nats, _ in sums) / sum(tokens for _, tokens in sums)
+        own = [backend.divergence(batch.to(device)) for batch in self.batches]
+        nats, tokens = self.world.sums([sum(nats for nats, _ in own), float(sum(tokens for _, tokens in own))])
+        return nats / tokens
 
 
 def pair_scorer(config: ValidationConfig, model: LoadedModel, prepared: Prepared, objective: Objective) -> PairScorer:

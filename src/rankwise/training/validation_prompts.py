@@ -7,7 +7,7 @@ too. A row without a prompt, with a cut answer, or whose answer might not fit in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,6 +27,8 @@ from rankwise.text.chat_template import PROBE
 from rankwise.text.encode_pairs import conversation_of
 from rankwise.text.example import BREAK, Message
 from rankwise.text.tokenize import Tokens
+from rankwise.training.dealt import computed_by_all
+from rankwise.training.world import ALONE, World
 
 SAMPLES = 3
 LONGEST, UNKNOWN = 256, 64
@@ -53,6 +55,11 @@ class AnswerScorer:
     scored: tuple[Prompt, ...]
     prompts: tuple[Prompt, ...]
     max_new_tokens: int
+    world: World = ALONE
+    """Each process answers its share."""
+
+    def over(self, world: World) -> AnswerScorer:
+        return replace(self, world=world)
 
     @property
     def tokens_written(self) -> int:
@@ -73,8 +80,11 @@ class AnswerScorer:
 
     def _answers(self, prompts: Sequence[Prompt]) -> list[str]:
         spec = GenerationConfig(max_new_tokens=self.max_new_tokens, repetition_check=False)
-        ids = [one.ids for one in prompts]
-        return [one.text for one in answers_in_turn(self.model, ids, spec, AT_ONCE, lay_out=False)]
+
+        def written(ids: Sequence[tuple[int, ...]]) -> list[str]:
+            return [one.text for one in answers_in_turn(self.model, ids, spec, AT_ONCE, lay_out=False)]
+
+        return computed_by_all(self.world, [one.ids for one in prompts], [len(one.ids) for one in prompts], written)
 
 
 def score(metric: str, answers: Sequence[str], references: Sequence[str]) -> float:

@@ -101,23 +101,34 @@ class World:
             for part in _parts([one for one in parameters if (one.dtype, one.device) == kind]):
                 self._sum_part(part)
 
+    def sum_tensors(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over all processes."""
+        for one in tensors if self.is_several else ():
+            with self._connected():
+                distributed.all_reduce(one)
+
     def barrier(self) -> None:
         """Wait until all processes are here."""
         self.gather([0.0])
 
     def share(self, make: Callable[[], _Value]) -> _Value:
         """What the first process makes, for all: anything that JSON can hold."""
+        return self._sent(make() if self.is_first else None, 0)  # pyright: ignore[reportReturnType]
+
+    def exchange(self, value: _Value) -> list[_Value]:
+        """The values of all processes by rank: anything that JSON can hold."""
+        return [self._sent(value, rank) for rank in range(self.size)]
+
+    def _sent(self, value: _Value, rank: int) -> _Value:
+        """That of one process, for all."""
         if not self.is_several:
-            return make()
-        value = make() if self.is_first else None
-        text = json.dumps(value).encode() if self.is_first else b""
-        (length, *_), *_ = self.gather([float(len(text))])
-        sent = torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.empty(
-            int(length), dtype=torch.uint8
-        )  # fmt: skip
+            return value
+        text = json.dumps(value).encode() if self.rank == rank else b""
+        length = int(self.gather([float(len(text))])[rank][0])
+        sent = torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.empty(length, dtype=torch.uint8)
         with self._connected():
-            distributed.broadcast(sent, 0, group=self.control)
-        return value if self.is_first else json.loads(sent.numpy().tobytes())  # pyright: ignore[reportReturnType]
+            distributed.broadcast(sent, rank, group=self.control)
+        return value if self.rank == rank else json.loads(sent.numpy().tobytes())
 
     def wait_for_turn(self) -> None:
         """The first process of each machine goes on at once, so that what it downloads, converts and encodes is there

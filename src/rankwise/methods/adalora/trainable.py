@@ -83,11 +83,13 @@ class TrainableAdaLoRA(AdapterTrainable):
         """Ranks go where the rows need them. What holds the model to its base needs them everywhere."""
         return not self.final
 
-    def set_apart(self) -> None:
-        if not self.final:
-            vectors, strengths = self.triplets.vectors.grad, self.triplets.strengths.grad
-            assert vectors is not None and strengths is not None, "gradients are views, and there from the beginning"
-            self._apart = vectors.clone(), strengths.clone()
+    def set_apart(self) -> list[Tensor]:
+        if self.final:
+            return []
+        vectors, strengths = self.triplets.vectors.grad, self.triplets.strengths.grad
+        assert vectors is not None and strengths is not None, "gradients are views, and there from the beginning"
+        self._apart = vectors.clone(), strengths.clone()
+        return [*self._apart]
 
     def before_step(self, clipped: float = 1.0) -> None:
         """For importance="before": the order of the paper's algorithm."""
