@@ -9,15 +9,15 @@ three biases at once. timm's own switch makes it call the layer and add them aft
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rankwise.adapters.adapter import Adapter, on_linear
-from rankwise.kernels.linear import LinearSpec, linear_spec_of, rounded_once, shared_linears
+from rankwise.adapters.adapter import Adapter
+from rankwise.kernels.linear import LinearSpec, linear_spec_of, shared_linears
 from rankwise.kernels.prologue import Identity
 
 ROUNDED = (torch.bfloat16, torch.float16)
@@ -30,8 +30,8 @@ class AdapterWrapper(nn.Module):
         self.host = host
         self.adapters = nn.ModuleDict()
         self._active: tuple[str, ...] = ()
-        self.mixed: Mapping[str, Tensor] | None = None
-        """Where each row of a batch has an adapter of its own: the numbers of the rows of each (by_row.py)."""
+        self.mixed: Callable[[Tensor], Tensor] | None = None
+        """The layer where each row of a batch has an adapter of its own (by_row.py)."""
         self._uncalled_in: tuple[Any, ...] = (parent,) if parent is not None and reads_weight(parent, host) else ()
         self.train(host.training)
 
@@ -54,7 +54,7 @@ class AdapterWrapper(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """In 16 bits, add the host's product to the correction, which rounds the sum once."""
         if self.mixed is not None:
-            return by_row(self, x, self.mixed)
+            return self.mixed(x)
         spec = self.linear_spec() if self.active and x.dtype in ROUNDED and not self._is_watched() else None
         if spec is not None and spec.weight.dtype == x.dtype:
             (y,) = shared_linears(Identity(), (x.flatten(0, -2),), [spec])
@@ -91,21 +91,6 @@ class AdapterWrapper(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("host"), name)
-
-
-def by_row(layer: AdapterWrapper, x: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
-    """x (B, T, I) to (B, T, O), where each row of the batch has the adapter that names it, or none."""
-    bare = linear_spec_of(layer.host) if x.dtype in ROUNDED else None
-    pairs = {name: pair for name in rows if (pair := layer.adapter(name).pair()) is not None}
-    if bare is None or bare.weight.dtype != x.dtype or len(pairs) < len(rows):
-        y = layer.host(x)
-        for name, numbers in rows.items():
-            y[numbers] = layer.adapter(name).added_to(y[numbers], x[numbers])
-        return y
-    change = x.new_zeros(*x.shape[:-1], len(bare.weight))
-    for name, numbers in rows.items():
-        change[numbers] = on_linear(x[numbers], *pairs[name])
-    return rounded_once(change.flatten(0, -2), x.flatten(0, -2), bare.weight, bare.bias).view_as(change)
 
 
 def reads_weight(parent: Any, layer: nn.Module) -> bool:

@@ -41,6 +41,13 @@ def serve(
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Largest number of tokens in an answer whose request names none.")
     ] = 1024,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="Number format: float32, bfloat16, or auto, which is that of training. In float32 an answer does not "
+            "depend on the others in its batch."
+        ),
+    ] = "auto",
     force_base: ForceBase = False,
     trust_code: TrustCode = None,
     as_json: Json = False,
@@ -58,6 +65,6 @@ def serve(
         address = Address(host, port, api_key or None, tuple(allow_origin or ()))
         with Display(quiet) as display:
             serve_command(
-                runs, address, display, together=together, waiting=waiting, most=max_new_tokens,
+                runs, address, display, together=together, waiting=waiting, most=max_new_tokens, dtype=dtype,
                 force_base=force_base, trust_code=trust_code, ready=print_json if as_json else None,
             )  # fmt: skip

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError, RunError
 from rankwise.runs.records import Callback, StatusMessage
 from rankwise.system.extras import need_extra
@@ -38,12 +39,14 @@ class Address:
 
 def serve(
     names: Sequence[str], address: Address, callback: Callback, *, together: int, waiting: int, most: int,
-    force_base: bool = False, trust_code: str | None = None, ready: Callable[[dict[str, Any]], None] | None = None,
+    dtype: str = "auto", force_base: bool = False, trust_code: str | None = None,
+    ready: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:  # fmt: skip
     """Returns when the server was asked to stop. `ready` gets its address and its models."""
     need_extra("uvicorn", "rankwise serve", "serve", ConfigError)
     need_extra("starlette", "rankwise serve", "serve", ConfigError)
     address.check()
+    number_format = ModelConfig(name="serve", dtype=dtype).dtype  # pyright: ignore[reportArgumentType]  checked there
     with _bound(address) as listening:
         import uvicorn
 
@@ -51,7 +54,7 @@ def serve(
         from rankwise.serving.engine import Engine, Limits
         from rankwise.serving.served import load_serving
 
-        serving = load_serving(names, callback, force_base=force_base, trust_code=trust_code)
+        serving = load_serving(names, callback, dtype=number_format, force_base=force_base, trust_code=trust_code)
         serving.model.module.eval()
         limits = Limits(together=together, waiting=waiting)
         engine = Engine(serving.model.module, serving.by_row, serving.mixes, limits)

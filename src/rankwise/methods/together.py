@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rankwise.adapters.formats.peft import lay_peft
 from rankwise.adapters.set import AdapterSet
+from rankwise.config.models import Dtype
 from rankwise.errors import RunError
 from rankwise.methods.adapter import AdapterMethod, AdapterTrainable
 from rankwise.methods.artifact import Artifact
@@ -26,13 +27,17 @@ class Together:
     names: tuple[str | None, ...]
 
 
-def load_together(artifacts: Sequence[Artifact], callback: Callback, *, force_base: bool = False) -> Together:
-    """RunError where they cannot be in memory over one base."""
+def load_together(
+    artifacts: Sequence[Artifact], callback: Callback, *, dtype: Dtype = "auto", force_base: bool = False
+) -> Together:
+    """RunError where they cannot be in memory over one base. With `dtype` auto, that of the first one's training."""
     first, *others = artifacts
     for one in artifacts if others else ():
         _check_shares(one)
     method = method_of(first.config)
-    model, trainable = method.load(first, method.model_of(first), callback, force_base=force_base)
+    spec = method.model_of(first)
+    spec = spec if dtype == "auto" else spec.model_copy(update={"dtype": dtype})
+    model, trainable = method.load(first, spec, callback, force_base=force_base)
     if not isinstance(trainable, AdapterTrainable):
         return Together(model, None, (None,))
     adapters, names = trainable.adapters, [trainable.name]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.adapters.by_row import AdaptersByRow
+from rankwise.config.models import Dtype
 from rankwise.errors import ConfigError, RunError, some
 from rankwise.inference.growing_batch import ByRow, can_grow
 from rankwise.inference.tuned_model import with_own_template
@@ -48,11 +49,14 @@ class Serving:
     mixes: bool
 
 
-def load_serving(names: Sequence[str], callback: Callback, *, force_base: bool, trust_code: str | None) -> Serving:
+def load_serving(
+    names: Sequence[str], callback: Callback, *, dtype: Dtype = "auto", force_base: bool = False,
+    trust_code: str | None = None,
+) -> Serving:  # fmt: skip
     """The runs and adapters of these names over their base; a RankwiseError where one cannot be served."""
     artifacts = [open_artifact(name, callback, trust_code=trust_code) for name in names]
     _check(artifacts)
-    together = load_together(artifacts, callback, force_base=force_base)
+    together = load_together(artifacts, callback, dtype=dtype, force_base=force_base)
     model = together.model
     if not can_grow(model.module):
         raise RunError(
