@@ -22,11 +22,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from rankwise.serving.asked import Asked, Piece
 from rankwise.serving.bodies import LARGEST_BODY, BadRequest, ChatBody, CompletionBody, Generation, read_body
 from rankwise.serving.engine import STOPPED, Engine, Full, Stopped
 from rankwise.serving.errors import problem, refusal
 from rankwise.serving.guards import Guard
+from rankwise.serving.pending import Pending, Piece
 from rankwise.serving.questions import Question, chat_question, completion_question
 from rankwise.serving.replies import DONE, Choice, Reply, event
 from rankwise.serving.schema import schema
@@ -99,19 +99,19 @@ class Server:
                 loop.call_soon_threadsafe(pieces.put_nowait, (number, piece))
 
         reply = Reply(question, self.serving.model.tokenizer, chat, listed)
-        asked = question.asked(body, send)
-        self.engine.submit(asked)
+        pending = question.pending(body, send)
+        self.engine.submit(pending)
         if not body.stream:
-            return await self._whole(request, reply, asked, pieces)
+            return await self._whole(request, reply, pending, pieces)
         usage = body.stream_options is not None and body.stream_options.include_usage
         return StreamingResponse(
-            self._streamed(reply, asked, pieces, usage=usage), media_type="text/event-stream",
+            self._streamed(reply, pending, pieces, usage=usage), media_type="text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )  # fmt: skip
 
-    async def _whole(self, request: Request, reply: Reply, asked: list[Asked], pieces: Pieces) -> Response:
+    async def _whole(self, request: Request, reply: Reply, pending: list[Pending], pieces: Pieces) -> Response:
         """Ends early where nobody waits for it any more."""
-        choices = [Choice() for _ in asked]
+        choices = [Choice() for _ in pending]
         left = asyncio.ensure_future(_disconnected(request))
         try:
             while any(one.finish is None for one in choices):
@@ -127,13 +127,15 @@ class Server:
             return JSONResponse(reply.whole(choices))
         finally:
             left.cancel()
-            self.engine.cancel(asked)
+            self.engine.cancel(pending)
 
-    async def _streamed(self, reply: Reply, asked: list[Asked], pieces: Pieces, *, usage: bool) -> AsyncIterator[bytes]:
+    async def _streamed(
+        self, reply: Reply, pending: list[Pending], pieces: Pieces, *, usage: bool
+    ) -> AsyncIterator[bytes]:
         """An answer that may call tools is given in one piece, since its text may be a call."""
-        choices, at_once = [Choice() for _ in asked], bool(reply.question.tools)
+        choices, at_once = [Choice() for _ in pending], bool(reply.question.tools)
         try:
-            for number in range(len(asked)) if reply.chat else ():
+            for number in range(len(pending)) if reply.chat else ():
                 yield event(reply.opening(number))
             while any(one.finish is None for one in choices):
                 number, piece = await pieces.get()
@@ -149,7 +151,7 @@ class Server:
                 yield event(reply.last(choices))
             yield DONE
         finally:
-            self.engine.cancel(asked)
+            self.engine.cancel(pending)
 
 
 async def _body(request: Request, kind: type[Any]) -> Any:

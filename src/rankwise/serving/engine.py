@@ -20,7 +20,7 @@ from torch import nn
 from rankwise.errors import RankwiseError, typed
 from rankwise.inference.growing_batch import ByRow, GrowingBatch
 from rankwise.kernels.prepacked import prepacked_weights
-from rankwise.serving.asked import Asked, Piece
+from rankwise.serving.pending import Pending, Piece
 
 _log = logging.getLogger(__name__)
 
@@ -65,8 +65,8 @@ class Engine:
     def __init__(self, module: nn.Module, by_row: ByRow, mixes: bool, limits: Limits) -> None:
         self.limits, self.counts = limits, Counts()
         self._module, self._by_row, self._mixes = module, by_row, mixes
-        self._waiting: deque[Asked] = deque()
-        self._running: dict[str | None, tuple[GrowingBatch, list[Asked]]] = {}
+        self._waiting: deque[Pending] = deque()
+        self._running: dict[str | None, tuple[GrowingBatch, list[Pending]]] = {}
         self._changed = threading.Condition()
         self._stopping = False
         self._seconds = 1.0
@@ -83,7 +83,7 @@ class Engine:
             self._changed.notify()
         self._thread.join()
 
-    def submit(self, several: list[Asked]) -> None:
+    def submit(self, several: list[Pending]) -> None:
         """All of them or, where they are too many, Full."""
         with self._changed:
             if self._stopping:
@@ -95,13 +95,13 @@ class Engine:
             self._waiting.extend(several)
             self._changed.notify()
 
-    def cancel(self, several: Iterable[Asked]) -> None:
+    def cancel(self, several: Iterable[Pending]) -> None:
         """Nobody reads these any more."""
         with self._changed:
-            for asked in several:
-                self.counts.cancelled += not (asked.finished or asked.cancelled)
-                asked.cancelled = True
-            self._waiting = deque(asked for asked in self._waiting if not asked.cancelled)
+            for pending in several:
+                self.counts.cancelled += not (pending.finished or pending.cancelled)
+                pending.cancelled = True
+            self._waiting = deque(pending for pending in self._waiting if not pending.cancelled)
 
     @property
     def waiting(self) -> int:
@@ -124,13 +124,13 @@ class Engine:
                     for key in list(self._running):
                         self._step(key)
         except Exception as error:
-            self._fail([asked for _, every in self._running.values() for asked in every], error)
+            self._fail([pending for _, every in self._running.values() for pending in every], error)
         finally:
             with self._changed:
                 self._stopping, left = True, list(self._waiting)
                 self._waiting.clear()
-            for asked in (*left, *(asked for _, every in self._running.values() for asked in every)):
-                asked.send(Piece(problem=STOPPED))
+            for pending in (*left, *(pending for _, every in self._running.values() for pending in every)):
+                pending.send(Piece(problem=STOPPED))
 
     def _awaits(self) -> bool:
         """Whether there is something to write, once there is; False when it is time to stop."""
@@ -140,26 +140,26 @@ class Engine:
             return not self._stopping
 
     def _join_waiting(self) -> None:
-        while (asked := self._next()) is not None:
-            key = None if self._mixes else asked.row.adapter
+        while (pending := self._next()) is not None:
+            key = None if self._mixes else pending.row.adapter
             batch, every = self._running.setdefault(key, (GrowingBatch(self._module, self._by_row), []))
             try:
-                chosen = batch.join(asked.row)
+                chosen = batch.join(pending.row)
             except Exception as error:
-                self._fail([asked], error)
-                batch.leave([asked.row])
+                self._fail([pending], error)
+                batch.leave([pending.row])
                 continue
-            asked.began = time.monotonic()
-            self.counts.prompt_tokens += len(asked.row.prompt)
-            every.append(asked)
-            self._deliver(key, [(asked, chosen)])
+            pending.began = time.monotonic()
+            self.counts.prompt_tokens += len(pending.row.prompt)
+            every.append(pending)
+            self._deliver(key, [(pending, chosen)])
 
-    def _next(self) -> Asked | None:
+    def _next(self) -> Pending | None:
         """The first that waits, if there is room for it."""
         with self._changed:
             if not self._waiting or self._stopping:
                 return None
-            rows = [asked.row for _, every in self._running.values() for asked in every]
+            rows = [pending.row for _, every in self._running.values() for pending in every]
             widest = max((len(row.prompt) + len(row.ids) for row in rows), default=0)
             own = self._waiting[0]
             width = max(widest, len(own.row.prompt)) + own.longest
@@ -168,7 +168,7 @@ class Engine:
 
     def _step(self, key: str | None) -> None:
         batch, every = self._running[key]
-        self._leave(key, [asked for asked in every if asked.cancelled])
+        self._leave(key, [pending for pending in every if pending.cancelled])
         if not every:
             return
         try:
@@ -181,29 +181,29 @@ class Engine:
 
     def _deliver(self, key: str | None, given: list) -> None:
         ended = []
-        for asked, chosen in given:
+        for pending, chosen in given:
             self.counts.answer_tokens += 1
-            asked.send(asked.take(chosen))
-            if asked.finished:
-                ended.append(asked)
-                self._seconds += 0.1 * (time.monotonic() - asked.began - self._seconds)
+            pending.send(pending.take(chosen))
+            if pending.finished:
+                ended.append(pending)
+                self._seconds += 0.1 * (time.monotonic() - pending.began - self._seconds)
         self._leave(key, ended)
 
-    def _leave(self, key: str | None, ended: list[Asked]) -> None:
+    def _leave(self, key: str | None, ended: list[Pending]) -> None:
         batch, every = self._running[key]
         if not ended:
             return
-        batch.leave([asked.row for asked in ended])
-        every[:] = [asked for asked in every if asked not in ended]
+        batch.leave([pending.row for pending in ended])
+        every[:] = [pending for pending in every if pending not in ended]
         if not every:
             del self._running[key]
 
-    def _fail(self, several: list[Asked], error: Exception) -> None:
+    def _fail(self, several: list[Pending], error: Exception) -> None:
         """Of one's own mistakes the log has the traceback; who asked gets a sentence."""
         own = typed(error) or error
         if not isinstance(own, RankwiseError):
             _log.error("an answer failed", exc_info=error)
         self.counts.failed += len(several)
         problem = str(own) if isinstance(own, RankwiseError) else "the answer could not be written; the log says why."
-        for asked in several:
-            asked.send(Piece(problem=problem))
+        for pending in several:
+            pending.send(Piece(problem=problem))

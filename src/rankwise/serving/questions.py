@@ -17,8 +17,8 @@ from rankwise.data.turns import read_tools, read_turns
 from rankwise.errors import DataError, RankwiseError, did_you_mean
 from rankwise.inference.growing_batch import Row
 from rankwise.inference.sampling import Sampler, Sampling
-from rankwise.serving.asked import Asked, Piece, spoken, written
 from rankwise.serving.bodies import BadRequest, ChatBody, CompletionBody, Generation
+from rankwise.serving.pending import Pending, Piece, spoken, written
 from rankwise.serving.served import Served, Serving
 from rankwise.text.example import Message
 from rankwise.text.tokenize import prompt_ids
@@ -40,14 +40,14 @@ class Question:
     tools: tuple[str, ...] = ()
     """The names of those that may be called."""
 
-    def asked(self, body: Generation, send: Send) -> list[Asked]:
+    def pending(self, body: Generation, send: Send) -> list[Pending]:
         """One for each choice. Without a seed each request draws from its own."""
         seed = secrets.randbits(63) if body.seed is None else body.seed % 2**63
-        chat, template, every = isinstance(body, ChatBody), self.served.template, list[Asked]()
+        chat, template, every = isinstance(body, ChatBody), self.served.template, list[Pending]()
         for number in range(len(self.prompts) * body.n):
             prompt = self.prompts[number // body.n]
             row = Row(prompt, self.served.adapter, Sampler.seeded(self.sampling, (seed + number % body.n) % 2**63))
-            every.append(Asked(
+            every.append(Pending(
                 row, self.longest, frozenset(template.end_ids), body.stops, (spoken if chat else written)(template),
                 template.has_end_text if chat else (lambda ids: False),
                 lambda piece, number=number: send(number, piece),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rankwise.inference.sampling import Chosen
-from rankwise.serving.asked import Piece
+from rankwise.serving.pending import Piece
 from rankwise.serving.questions import Question, tokens_of
 from rankwise.serving.tool_calls import Called, calls_in
 from rankwise.text.tokenizer import HubTokenizer

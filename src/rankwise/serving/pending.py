@@ -31,7 +31,7 @@ class Piece:
 
 
 @dataclass(eq=False)
-class Asked:
+class Pending:
     """`ends` are the tokens that end it, and `read` makes the text of its tokens: the whole, or with True as much as
     later tokens cannot change. `send` is called in the engine's thread."""
 
