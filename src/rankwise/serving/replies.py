@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rankwise.inference.sampling import Chosen
-from rankwise.serving.pending import Piece
+from rankwise.serving.pending import UNFINISHED, Piece
 from rankwise.serving.questions import Question, tokens_of
 from rankwise.serving.tool_calls import Called, calls_in
 from rankwise.text.tokenizer import HubTokenizer
@@ -112,11 +112,14 @@ class Reply:
         }  # fmt: skip
 
     def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
-        text = self._text(token)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        text = self.tokenizer.decode([token])
+        whole = UNFINISHED not in text
+        return {"token": self._text(token), "logprob": logprob, "bytes": list(text.encode()) if whole else None}
 
     def _text(self, token: int) -> str:
-        return self.tokenizer.decode([token])
+        """Of half of a character, as the vocabulary writes it, so that several are told apart."""
+        text = self.tokenizer.decode([token])
+        return text if UNFINISHED not in text else str(self.tokenizer.hub.convert_ids_to_tokens(token))
 
 
 def _as_json(called: Called) -> dict[str, Any]:
