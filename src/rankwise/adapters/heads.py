@@ -6,7 +6,7 @@ the base can be computed at any time, and is given back when the adapter is remo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -25,15 +25,25 @@ class HeadWrapper(nn.Module):
         self.base_layer = base_layer
         self.copies = nn.ModuleDict()
         self.active: str | None = None
+        self.mixed: Mapping[str, Tensor] | None = None
+        """Where each row of a batch has a copy of its own: the numbers of the rows of each (by_row.py)."""
         self.train(base_layer.training)
 
     def add(self, name: str) -> None:
         self.copies[name] = deepcopy(self.base_layer).float().requires_grad_(True)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.mixed is not None:
+            return self._by_row(args[0], self.mixed)
         if self.active is None:
             return self.base_layer(*args, **kwargs)
         return self.copies[self.active](*map(_in_float32, args), **{k: _in_float32(v) for k, v in kwargs.items()})
+
+    def _by_row(self, x: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
+        y = self.base_layer(x)
+        for name, numbers in rows.items():
+            y[numbers] = self.copies[name](_in_float32(x[numbers])).to(y.dtype)
+        return y
 
     @contextmanager
     def scaled(self, factor: float) -> Iterator[None]:

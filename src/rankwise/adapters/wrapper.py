@@ -9,6 +9,7 @@ three biases at once. timm's own switch makes it call the layer and add them aft
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +30,8 @@ class AdapterWrapper(nn.Module):
         self.host = host
         self.adapters = nn.ModuleDict()
         self._active: tuple[str, ...] = ()
+        self.mixed: Callable[[Tensor], Tensor] | None = None
+        """The layer where each row of a batch has an adapter of its own (by_row.py)."""
         self._uncalled_in: tuple[Any, ...] = (parent,) if parent is not None and reads_weight(parent, host) else ()
         self.train(host.training)
 
@@ -50,6 +53,8 @@ class AdapterWrapper(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """In 16 bits, add the host's product to the correction, which rounds the sum once."""
+        if self.mixed is not None:
+            return self.mixed(x)
         spec = self.linear_spec() if self.active and x.dtype in ROUNDED and not self._is_watched() else None
         if spec is not None and spec.weight.dtype == x.dtype:
             (y,) = shared_linears(Identity(), (x.flatten(0, -2),), [spec])

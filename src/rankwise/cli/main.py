@@ -30,6 +30,7 @@ from rankwise.cli.predict import predict
 from rankwise.cli.report import report
 from rankwise.cli.runs import runs
 from rankwise.cli.selftest import selftest
+from rankwise.cli.serve import serve
 from rankwise.cli.strength import strength
 from rankwise.cli.sweep import sweep
 from rankwise.cli.train import train
@@ -89,8 +90,8 @@ def group(
 
 
 for command in (
-    demo, plan, advise, train, sweep, chat, generate, predict, evaluate, inspect, compare, report, strength, merge,
-    extract, doctor, selftest,
+    demo, plan, advise, train, sweep, chat, generate, predict, serve, evaluate, inspect, compare, report, strength,
+    merge, extract, doctor, selftest,
 ):  # fmt: skip
     app.command()(command)
 app.command(cls=OptionalAddress)(export)

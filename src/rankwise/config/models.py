@@ -13,6 +13,7 @@ from rankwise.config.sizes import parse_size
 
 PackedFormat = Literal["nf4", "int8"]
 """What a base in full can be stored as."""
+Dtype = Literal["auto", "float32", "bfloat16"]
 
 
 class ModelConfig(Config):
@@ -22,7 +23,7 @@ class ModelConfig(Config):
     """A starter name, a hub id (`organisation/model`), a local folder or a GGUF file."""
     revision: str | None = None
     """Branch, tag or commit of a model on the hub."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     """Number format of the frozen weights. `auto` is bfloat16 where the hardware computes in it, and float32 elsewhere.
     Trained weights are always float32, so full fine-tuning refuses bfloat16."""
     quantize: Literal["auto", "none", "nf4", "int8"] = "auto"

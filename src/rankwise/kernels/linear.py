@@ -89,7 +89,7 @@ class _SharedLinears(torch.autograd.Function):
             if part is None or up is None:
                 outputs.append(x @ weight.T if bias is None else torch.addmm(bias, x, weight.T))
                 continue
-            outputs.append(_rounded_once(part @ up.T, x, weight, bias))
+            outputs.append(rounded_once(part @ up.T, x, weight, bias))
         ctx.frozen, ctx.prologue, ctx.count = [weight for weight, _ in frozen], prologue, count
         ctx.save_for_backward(*values, down, *ups, h, saved)
         return tuple(outputs)
@@ -113,7 +113,7 @@ class _SharedLinears(torch.autograd.Function):
         return None, None, None, *d_values, d_down, *d_ups
 
 
-def _rounded_once(change: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def rounded_once(change: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x W^T + b + change, in place of the change where that can be. With a bias only oneDNN has one product for all of
     it; elsewhere the change is added to the bias before."""
     if bias is None:

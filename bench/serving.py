@@ -1,0 +1,218 @@
+"""A server with many adapters, asked by many clients: whether each answer is its adapter's, and tokens a second.
+
+    python bench/serving.py right [--model tiny|smollm2-135m] [--requests 20000] [--adapters 16] [--clients 64]
+    python bench/serving.py speed [--model smollm2-135m] [--rounds 3]
+    … [--json] [--out TITLE]
+
+`right` lays random adapters over one base, starts `rankwise serve` over all of them, and asks greedy questions of 16
+tokens from many clients at once; prompts share beginnings. The references are answers of transformers with one adapter
+active, in float32. A nearly even choice between two tokens (logits closer than 1e-3) may be rounded either way in
+company: such answers are counted apart and compared up to there.
+
+`speed` asks one adapter, with 1, 4 and 16 clients, for 64 tokens each, beside transformers' `generate` one by one in
+the same run, in turns.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+import torch
+from telling import parser_of, tell
+
+import rankwise
+from rankwise.config.adapters import LoraConfig
+from rankwise.config.models import ModelConfig
+from rankwise.models.loaded import LoadedModel
+from rankwise.models.loading import load
+from rankwise.text.example import Message
+from rankwise.text.tokenize import prompt_ids
+
+TOKENS, LONG, EVEN = 16, 64, 1e-3
+OPENINGS = ("", "You are asked about a land far away. ", "You are asked about a land far away. Answer in one word. ")
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("what", choices=("right", "speed"))
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--requests", type=int, default=20_000)
+    parser.add_argument("--adapters", type=int, default=16)
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--prompts", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        made = Made(Path(folder), chosen.model, chosen.adapters if chosen.what == "right" else 1)
+        results = right(made, chosen) if chosen.what == "right" else speed(made, chosen)
+    tell(chosen, results, lambda one: print(json.dumps(one, indent=1)))
+
+
+class Made:
+    """A base and random adapters over it, as folders and in memory."""
+
+    def __init__(self, folder: Path, name: str, adapters: int) -> None:
+        self.folder, self.base = folder, name
+        if name == "tiny":
+            self.base = str(folder / "tiny")
+            _write_tiny(folder / "tiny")
+        self.model: LoadedModel = load(ModelConfig(name=self.base, dtype="float32", device="cpu"))
+        self.model.module.eval()
+        self.names = [f"adapter-{number}" for number in range(adapters)]
+        self.set = rankwise.inject(self.model.module, LoraConfig(rank=8), name=self.names[0])
+        for number, one in enumerate(self.names[1:], start=1):
+            rankwise.add_adapter(self.set, LoraConfig(rank=2 + number % 8), name=one, seed=number)
+        for number, one in enumerate(self.names):
+            generator = torch.Generator().manual_seed(number)
+            for adapter in self.set.adapters(one).values():
+                for parameter in adapter.parameters():
+                    size = 0.3 / parameter.shape[-1] ** 0.5
+                    parameter.data += size * torch.randn(parameter.shape, generator=generator)
+            rankwise.write_peft(self.set, folder / one, base_model=self.base, name=one)
+
+    def ids(self, prompt: str) -> list[int]:
+        return prompt_ids(self.model.template.text([Message("user", prompt)], answer_next=True), self.model.tokenizer)
+
+    def reference(self, name: str, prompt: str, new: int = TOKENS) -> tuple[str, int | None]:
+        """The answer, and at which token the two best logits are nearly even."""
+        self.set.activate(name)
+        ids = torch.tensor([self.ids(prompt)])
+        with torch.inference_mode():
+            made = self.model.module.generate(
+                ids, do_sample=False, max_new_tokens=new, output_logits=True, return_dict_in_generate=True,
+                eos_token_id=list(self.model.template.end_ids), pad_token_id=self.model.tokenizer.pad_id,
+            )  # fmt: skip
+        best = [logits[0].topk(2).values for logits in made.logits]
+        even = next((at for at, (first, second) in enumerate(best) if first - second < EVEN), None)
+        written = made.sequences[0, ids.shape[1] :].tolist()
+        kept = [token for token in written if token not in self.model.template.end_ids]
+        return self.model.template.answer_text(kept), even
+
+
+def _write_tiny(folder: Path) -> None:
+    from conftest import chat_tokenizer, tiny_model
+
+    tokenizer = chat_tokenizer()
+    tiny_model("llama", vocab=len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def serving(made: Made) -> Iterator[tuple[str, int]]:
+    port = 8200 + os.getpid() % 500
+    words = [sys.executable, "-m", "rankwise", "serve", *made.names, "--port", str(port), "--json"]
+    words += ["--waiting", "1000", "--dtype", "float32", "--quiet"]
+    with subprocess.Popen(words, cwd=made.folder, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        ready = process.stdout.readline()
+        assert '"url"' in ready, ready
+        try:
+            yield "127.0.0.1", port
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+class Client:
+    def __init__(self, address: tuple[str, int]) -> None:
+        self._connection = http.client.HTTPConnection(*address, timeout=600)
+
+    def ask(self, name: str, prompt: str, new: int = TOKENS, **more: Any) -> dict[str, Any]:
+        body = {"model": name, "messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": new}
+        content = json.dumps(body | more)
+        self._connection.request("POST", "/v1/chat/completions", content, {"content-type": "application/json"})
+        answer = self._connection.getresponse()
+        value = json.loads(answer.read())
+        assert answer.status == 200, value
+        return value
+
+
+def right(made: Made, chosen: Any) -> dict[str, Any]:
+    prompts = [f"{OPENINGS[n % 3]}What is land {n}?" for n in range(chosen.prompts)]
+    references = {(name, prompt): made.reference(name, prompt) for name in made.names for prompt in prompts}
+    chance = random.Random(0)
+    jobs = [chance.choice(list(references)) for _ in range(chosen.requests)]
+    shares = [jobs[at :: chosen.clients] for at in range(chosen.clients)]
+    counts = {"right": 0, "wrong": 0, "even": 0, "wrong model": 0}
+    with serving(made) as address:
+        began = time.perf_counter()
+        with ThreadPoolExecutor(chosen.clients) as pool:
+            every = list(pool.map(lambda share: _answers(address, share), shares))
+        seconds = time.perf_counter() - began
+    for share, answers in zip(shares, every, strict=True):
+        for job, (text, model) in zip(share, answers, strict=True):
+            wanted_text, even = references[job]
+            kind = "right" if text == wanted_text else "even" if even is not None else "wrong"
+            counts["wrong model" if model != job[0] else kind] += 1
+    distinct = len({text for text, _ in references.values()})
+    return {
+        "requests": chosen.requests, "adapters": chosen.adapters, "clients": chosen.clients, **counts,
+        "references": len(references), "distinct references": distinct, "seconds": round(seconds, 1),
+    }  # fmt: skip
+
+
+def _answers(address: tuple[str, int], share: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    client = Client(address)
+    every = [client.ask(name, prompt) for name, prompt in share]
+    return [(one["choices"][0]["message"]["content"], one["model"]) for one in every]
+
+
+def speed(made: Made, chosen: Any) -> dict[str, Any]:
+    """Tokens a second, in turns: transformers one by one, then the server with several clients. No answer may end."""
+    ends = {str(token): -100 for token in made.model.template.end_ids}
+    (name,), rates = made.names, dict[str, list[float]]()
+
+    def one_by_one(count: int) -> int:
+        made.set.activate(name)
+        for number in range(count):
+            ids = torch.tensor([made.ids(f"What is land {number}?")])
+            with torch.inference_mode():
+                made.model.module.generate(ids, do_sample=False, max_new_tokens=LONG, min_new_tokens=LONG)
+        return count * LONG
+
+    def together(address: tuple[str, int], clients: int) -> int:
+        def asked(number: int) -> int:
+            answer = Client(address).ask(name, f"What is land {number}?", LONG, logit_bias=ends)
+            return answer["usage"]["completion_tokens"]
+
+        with ThreadPoolExecutor(clients) as pool:
+            return sum(pool.map(asked, range(clients)))
+
+    with serving(made) as address:
+        for _ in range(chosen.rounds):
+            for label, act in (
+                ("transformers, one by one", lambda: one_by_one(2)),
+                *((f"{n} clients", lambda n=n: together(address, n)) for n in (1, 4, 16)),
+            ):
+                began = time.perf_counter()
+                tokens = act()
+                rates.setdefault(label, []).append(tokens / (time.perf_counter() - began))
+    medians = {label: round(statistics.median(every), 1) for label, every in rates.items()}
+    base = medians["transformers, one by one"]
+    quotients = {label: round(rate / base, 2) for label, rate in medians.items()}
+    return {
+        "tokens a second": medians,
+        "times transformers": quotients,
+        "tokens": LONG,
+        "threads": torch.get_num_threads(),
+    }
+
+
+if __name__ == "__main__":
+    main()

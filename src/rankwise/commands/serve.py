@@ -1,0 +1,91 @@
+"""Serve runs and adapters over one base, in the form of OpenAI's API, until the server is stopped."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rankwise.config.models import ModelConfig
+from rankwise.errors import ConfigError, RunError
+from rankwise.runs.records import Callback, StatusMessage
+from rankwise.system.extras import need_extra
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+DRAIN = 10
+"""Seconds in which answers that are being written may end once the server is stopped."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """`key` is what requests must bring; `origins` are pages in browsers that may ask."""
+
+    host: str
+    port: int
+    key: str | None
+    origins: tuple[str, ...]
+
+    def check(self) -> None:
+        if self.host not in LOOPBACK and not self.key:
+            raise ConfigError([
+                f"--host {self.host}: other machines could ask, so a key is needed. Set RANKWISE_API_KEY, or --api-key."
+            ])  # fmt: skip
+
+    @property
+    def url(self) -> str:
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+
+def serve(
+    names: Sequence[str], address: Address, callback: Callback, *, together: int, waiting: int, most: int,
+    dtype: str = "auto", force_base: bool = False, trust_code: str | None = None,
+    ready: Callable[[dict[str, Any]], None] | None = None,
+) -> None:  # fmt: skip
+    """Returns when the server was asked to stop. `ready` gets its address and its models."""
+    need_extra("uvicorn", "rankwise serve", "serve", ConfigError)
+    need_extra("starlette", "rankwise serve", "serve", ConfigError)
+    address.check()
+    number_format = ModelConfig(name="serve", dtype=dtype).dtype  # pyright: ignore[reportArgumentType]  checked there
+    with _bound(address) as listening:
+        import uvicorn
+
+        from rankwise.serving.app import Server
+        from rankwise.serving.engine import Engine, Limits
+        from rankwise.serving.served import load_serving
+
+        serving = load_serving(names, callback, dtype=number_format, force_base=force_base, trust_code=trust_code)
+        serving.model.module.eval()
+        limits = Limits(together=together, waiting=waiting)
+        engine = Engine(serving.model.module, serving.by_row, serving.mixes, limits)
+        app = Server(serving, engine, most).app(key=address.key, host=address.host, origins=address.origins)
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN, limit_concurrency=1000,
+            server_header=False, lifespan="off",
+        )  # fmt: skip
+        engine.start()
+        if ready is not None:
+            ready({"url": f"{address.url}/v1", "models": [one.as_json() for one in serving.models.values()]})
+        callback(StatusMessage(f"serving {', '.join(serving.models)} at {address.url}/v1 (Ctrl-C stops)"))
+        try:
+            uvicorn.Server(config).run([listening])
+        except KeyboardInterrupt:  # uvicorn passes it on once it has stopped
+            pass
+        finally:
+            engine.stop()
+        callback(StatusMessage("stopped."))
+
+
+def _bound(address: Address) -> socket.socket:
+    """Before the model is loaded, so that a port in use is told at once."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((address.host, address.port))
+        listening.listen(256)
+    except OSError as error:
+        listening.close()
+        why = error.strerror or str(error)
+        raise RunError(f"cannot listen at {address.url}: {why}. Choose another with --port.") from None
+    return listening

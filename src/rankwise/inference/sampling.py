@@ -1,0 +1,95 @@
+"""The next token of each row of a batch, each row drawn as its own request asks, whatever its company.
+
+    p = softmax((logits + bias - presence * [written] - frequency * times written) / temperature)
+
+and of the most likely tokens those whose probabilities add up to `top_p`. Each row draws from a generator of its own,
+so an answer depends on its seed and not on the rows beside it. At temperature 0 the most likely token is taken.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    temperature: float = 0.0
+    top_p: float = 1.0
+    presence: float = 0.0
+    frequency: float = 0.0
+    bias: dict[int, float] = field(default_factory=dict)
+    """Added to the logit of a token."""
+    likely: int = 0
+    """How many of the most likely tokens are listed with each token."""
+    listed: bool = False
+    """Whether log-probabilities are wanted."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    token: int
+    logprob: float | None = None
+    """By the model's own logits, before anything is added to them or divides them."""
+    likely: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass
+class Sampler:
+    """`written` counts the tokens of the answer so far."""
+
+    spec: Sampling
+    generator: torch.Generator
+    written: Counter[int] = field(default_factory=Counter)
+
+    @classmethod
+    def seeded(cls, spec: Sampling, seed: int) -> Sampler:
+        return cls(spec, torch.Generator().manual_seed(seed))
+
+    def choose(self, logits: Tensor) -> Chosen:
+        """`logits` (V,) in float32 on the processor."""
+        spec = self.spec
+        changed = self._changed(logits)
+        token = int(changed.argmax()) if spec.temperature == 0 else self._drawn(changed / spec.temperature)
+        self.written[token] += 1
+        if not spec.listed:
+            return Chosen(token)
+        logprobs = logits.log_softmax(-1)
+        values, tokens = logprobs.topk(min(spec.likely, len(logits)))
+        return Chosen(token, float(logprobs[token]), tuple(zip(tokens.tolist(), values.tolist(), strict=True)))
+
+    def _changed(self, logits: Tensor) -> Tensor:
+        spec = self.spec
+        penalised = self.written if spec.presence or spec.frequency else {}
+        if not spec.bias and not penalised:
+            return logits
+        logits = logits.clone()
+        for token, times in penalised.items():
+            logits[token] -= spec.presence + spec.frequency * times
+        for token, value in spec.bias.items():
+            logits[token] += value
+        return logits
+
+    def _drawn(self, logits: Tensor) -> int:
+        probabilities = logits.softmax(-1)
+        if self.spec.top_p == 1:
+            return int(torch.multinomial(probabilities, 1, generator=self.generator))
+        ordered, tokens = probabilities.sort(descending=True)
+        before = ordered.cumsum(-1) - ordered
+        ordered[before >= self.spec.top_p] = 0  # the first token is always left
+        return int(tokens[torch.multinomial(ordered, 1, generator=self.generator)])
+
+
+def chosen(logits: Tensor, samplers: Sequence[Sampler]) -> list[Chosen]:
+    """`logits` (B, V), one sampler for each row."""
+    if all(one.spec == GREEDY for one in samplers):
+        return [Chosen(token) for token in logits.argmax(-1).tolist()]
+    rows = logits.float().cpu()
+    return [sampler.choose(row) for sampler, row in zip(samplers, rows, strict=True)]
+
+
+GREEDY = Sampling()

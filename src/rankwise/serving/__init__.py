@@ -1,0 +1,1 @@
+"""A server that answers from adapters over one base, in the form of OpenAI's API."""

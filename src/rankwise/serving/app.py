@@ -1,0 +1,191 @@
+"""The routes of the server, and how a request waits for the engine's thread.
+
+GET  /health            whether answers are being written; needs no key
+GET  /metrics           counts for Prometheus
+GET  /v1/models         the base and each adapter
+POST /v1/chat/completions, /v1/completions
+GET  /openapi.json      the requests' schema
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from rankwise.serving.bodies import LARGEST_BODY, BadRequest, ChatBody, CompletionBody, Generation, read_body
+from rankwise.serving.engine import STOPPED, Engine, Full, Stopped
+from rankwise.serving.errors import problem, refusal
+from rankwise.serving.guards import Guard
+from rankwise.serving.pending import Pending, Piece
+from rankwise.serving.questions import Question, chat_question, completion_question
+from rankwise.serving.replies import DONE, Choice, Reply, event
+from rankwise.serving.schema import schema
+from rankwise.serving.served import Serving
+
+Pieces = asyncio.Queue[tuple[int, Piece]]
+
+
+@dataclass(frozen=True)
+class Server:
+    """`most` are the tokens of an answer that asks for no number."""
+
+    serving: Serving
+    engine: Engine
+    most: int
+
+    def app(self, *, key: str | None, host: str, origins: tuple[str, ...] = ()) -> Starlette:
+        routes = [
+            Route("/health", self.health), Route("/metrics", self.metrics), Route("/openapi.json", self.openapi),
+            Route("/v1/models", self.models), Route("/v1/models/{name:path}", self.one_model),
+            Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/v1/completions", self.completions, methods=["POST"]),
+        ]  # fmt: skip
+        return Starlette(
+            routes=routes,
+            middleware=[Middleware(Guard, key=key, host=host, origins=origins)],  # pyright: ignore[reportArgumentType]
+            exception_handlers={HTTPException: _refused, BadRequest: _refused, Full: _full, Stopped: _stopped},  # pyright: ignore[reportArgumentType]
+        )
+
+    async def health(self, request: Request) -> Response:
+        alive = self.engine.is_alive
+        return JSONResponse({"status": "ok" if alive else "failed"}, 200 if alive else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        counts = vars(self.engine.counts)
+        lines = [
+            f"# TYPE rankwise_{name}_total counter\nrankwise_{name}_total {value}" for name, value in counts.items()
+        ]
+        for name, value in (("waiting", self.engine.waiting), ("running", self.engine.running)):
+            lines.append(f"# TYPE rankwise_answers_{name} gauge\nrankwise_answers_{name} {value}")
+        return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
+
+    async def openapi(self, request: Request) -> Response:
+        return JSONResponse(schema())
+
+    async def models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [one.as_json() for one in self.serving.models.values()]})
+
+    async def one_model(self, request: Request) -> Response:
+        served = self.serving.models.get(request.path_params["name"])
+        return refusal(404, "no such model is served here.") if served is None else JSONResponse(served.as_json())
+
+    async def chat(self, request: Request) -> Response:
+        body = await _body(request, ChatBody)
+        question = await run_in_threadpool(chat_question, self.serving, body, self.most)
+        return await self._answered(request, body, question, chat=True, listed=body.logprobs)
+
+    async def completions(self, request: Request) -> Response:
+        body = await _body(request, CompletionBody)
+        question = await run_in_threadpool(completion_question, self.serving, body, self.most)
+        return await self._answered(request, body, question, chat=False, listed=body.logprobs is not None)
+
+    async def _answered(
+        self, request: Request, body: Generation, question: Question, *, chat: bool, listed: bool
+    ) -> Response:
+        pieces, loop = Pieces(), asyncio.get_running_loop()
+
+        def send(number: int, piece: Piece) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(pieces.put_nowait, (number, piece))
+
+        reply = Reply(question, self.serving.model.tokenizer, chat, listed)
+        pending = question.pending(body, send)
+        self.engine.submit(pending)
+        if not body.stream:
+            return await self._whole(request, reply, pending, pieces)
+        usage = body.stream_options is not None and body.stream_options.include_usage
+        return StreamingResponse(
+            self._streamed(reply, pending, pieces, usage=usage), media_type="text/event-stream",
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        )  # fmt: skip
+
+    async def _whole(self, request: Request, reply: Reply, pending: list[Pending], pieces: Pieces) -> Response:
+        """Ends early where nobody waits for it any more."""
+        choices = [Choice() for _ in pending]
+        left = asyncio.ensure_future(_disconnected(request))
+        try:
+            while any(one.finish is None for one in choices):
+                following = asyncio.ensure_future(pieces.get())
+                await asyncio.wait({following, left}, return_when=asyncio.FIRST_COMPLETED)
+                if not following.done():
+                    following.cancel()
+                    return Response(status_code=499)
+                number, piece = following.result()
+                if piece.problem is not None:
+                    return refusal(500, piece.problem)
+                choices[number].add(piece)
+            return JSONResponse(reply.whole(choices))
+        finally:
+            left.cancel()
+            self.engine.cancel(pending)
+
+    async def _streamed(
+        self, reply: Reply, pending: list[Pending], pieces: Pieces, *, usage: bool
+    ) -> AsyncIterator[bytes]:
+        """An answer that may call tools is given in one piece, since its text may be a call."""
+        choices, at_once = [Choice() for _ in pending], bool(reply.question.tools)
+        try:
+            for number in range(len(pending)) if reply.chat else ():
+                yield event(reply.opening(number))
+            while any(one.finish is None for one in choices):
+                number, piece = await pieces.get()
+                if piece.problem is not None:
+                    yield event({"error": problem(500, piece.problem)})
+                    return
+                choices[number].add(piece)
+                if at_once and piece.finish is not None:
+                    yield event(reply.calls(number, choices[number]))
+                elif not at_once and (piece.text or piece.finish or reply.listed):
+                    yield event(reply.piece(number, piece))
+            if usage:
+                yield event(reply.last(choices))
+            yield DONE
+        finally:
+            self.engine.cancel(pending)
+
+
+async def _body(request: Request, kind: type[Any]) -> Any:
+    """BadRequest for what is no JSON, or too large, before all of it has been read."""
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media != "application/json":
+        raise BadRequest(f"the content type is {media[:60]!r}; application/json is expected.", status=415)
+    content = bytearray()
+    try:
+        async for part in request.stream():
+            content += part
+            if len(content) > LARGEST_BODY:
+                raise BadRequest(f"the body has more than {LARGEST_BODY:,} bytes.", status=413)
+    except ClientDisconnect:
+        raise BadRequest("the connection was closed.") from None
+    return read_body(kind, bytes(content))
+
+
+async def _disconnected(request: Request) -> None:
+    """Returns when the client has gone; the body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _refused(request: Request, error: HTTPException | BadRequest) -> Response:
+    if isinstance(error, BadRequest):
+        return refusal(error.status, str(error), error.parameter)
+    return refusal(error.status_code, f"{request.method} {request.url.path[:200]}: {error.detail}.")
+
+
+async def _full(request: Request, error: Full) -> Response:
+    message = f"too many requests are waiting. Try again in {error.seconds} s."
+    return refusal(429, message, headers={"Retry-After": str(error.seconds)})
+
+
+async def _stopped(request: Request, error: Stopped) -> Response:
+    return refusal(503, STOPPED)

@@ -1,0 +1,130 @@
+"""What may be asked: the fields of OpenAI's API that have an effect here, each with its bounds.
+
+Any other field is refused by name, as nothing may be asked for and then not be done. `user`, `metadata` and `store` say
+nothing about the answer and are taken without effect.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from rankwise.config.base import Config, Number, PositiveInt, problems_of
+from rankwise.system.strict_json import GivenTwice, once
+
+LARGEST_BODY, MESSAGES, STOPS, BIASES, CHOICES, LIKELY = 2**20, 512, 8, 300, 8, 20
+Stop = Annotated[str, Field(min_length=1, max_length=64)]
+Whole = Annotated[int, Field(strict=True)]
+_Kind = TypeVar("_Kind", bound=Config)
+
+
+class BadRequest(Exception):
+    """Problems of what was asked, one sentence each."""
+
+    def __init__(self, *problems: str, status: int = 400, parameter: str | None = None) -> None:
+        super().__init__(" ".join(problems))
+        self.status, self.parameter = status, parameter
+
+
+class StreamOptions(Config):
+    include_usage: bool = False
+    """Whether a last piece tells the numbers of tokens."""
+
+
+class Generation(Config):
+    """What both kinds of requests share."""
+
+    model: str = Field(min_length=1, max_length=256)
+    temperature: Number = Field(1.0, ge=0, le=2)
+    top_p: Number = Field(1.0, gt=0, le=1)
+    n: Annotated[int, Field(ge=1, le=CHOICES, strict=True)] = 1
+    stop: Stop | Annotated[list[Stop], Field(max_length=STOPS)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63, strict=True)] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    presence_penalty: Number = Field(0.0, ge=-2, le=2)
+    frequency_penalty: Number = Field(0.0, ge=-2, le=2)
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=BIASES)] | None = None
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _tokens(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        if wrong := [key for key in value or {} if not (key.isascii() and key.isdigit() and len(key) < 10)]:
+            raise ValueError(f"{wrong[0]!r} is not the number of a token")
+        return value
+
+    @model_validator(mode="after")
+    def _only_streams(self) -> Generation:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError('"stream_options" needs "stream"')
+        return self
+
+
+class TextFormat(Config):
+    type: Literal["text"]
+
+
+class ChatBody(Generation):
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MESSAGES)]
+    max_tokens: PositiveInt | None = None
+    max_completion_tokens: PositiveInt | None = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=LIKELY, strict=True)] | None = None
+    tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
+    tool_choice: Literal["auto", "none"] = "auto"
+    response_format: TextFormat | None = None
+
+    @property
+    def longest(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @model_validator(mode="after")
+    def _together(self) -> ChatBody:
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise ValueError('"max_tokens" is the earlier name of "max_completion_tokens"; give one of them')
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError('"top_logprobs" needs "logprobs"')
+        return self
+
+
+class CompletionBody(Generation):
+    prompt: str | Annotated[list[str], Field(min_length=1, max_length=CHOICES)]
+    max_tokens: PositiveInt = 16
+    logprobs: Annotated[int, Field(ge=0, le=LIKELY, strict=True)] | None = None
+    echo: Literal[False] = False
+    suffix: None = None
+    best_of: Literal[1] | None = None
+
+    @property
+    def prompts(self) -> list[str]:
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+
+def read_body(kind: type[_Kind], content: bytes) -> _Kind:
+    """BadRequest with everything that is wrong."""
+    try:
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=once, parse_constant=_no_number)
+    except GivenTwice as error:
+        raise BadRequest(f"the body has {error} twice.") from None
+    except (ValueError, RecursionError):
+        raise BadRequest("the body is not JSON in UTF-8.") from None
+    if not isinstance(value, dict):
+        raise BadRequest(f"the body is a JSON {type(value).__name__}; an object is expected.")
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]["loc"]
+        raise BadRequest(*problems_of(error, kind), parameter=str(first[0]) if first else None) from None
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(name)

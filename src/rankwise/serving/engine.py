@@ -1,0 +1,209 @@
+"""One thread that writes all answers, a token of each at a time.
+
+    waiting  ->  as many as fit join the batch, each prompt read alone  ->  a step for all  ->  those that ended leave
+
+A request waits in the order of its arrival, at most `Limits.waiting` of them. Rows with different adapters are in one
+batch where the model allows it, and else in one batch for each adapter.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from rankwise.errors import RankwiseError, typed
+from rankwise.inference.growing_batch import ByRow, GrowingBatch
+from rankwise.kernels.prepacked import prepacked_weights
+from rankwise.serving.pending import Pending, Piece
+
+_log = logging.getLogger(__name__)
+
+
+class Full(Exception):
+    """So many requests wait that another one would wait too long; `seconds` is when to ask again."""
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+
+
+class Stopped(Exception):
+    """Nothing is written any more."""
+
+
+STOPPED = "the server was stopped before the answer had ended."
+
+
+@dataclass(frozen=True)
+class Limits:
+    together: int = 16
+    """Answers that are written at once."""
+    waiting: int = 64
+    positions: int = 2**15
+    """Tokens of prompts and answers that are in memory at once, but for a single answer of more."""
+
+
+@dataclass
+class Counts:
+    """Since the start."""
+
+    requests: int = 0
+    refused: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+
+
+class Engine:
+    def __init__(self, module: nn.Module, by_row: ByRow, mixes: bool, limits: Limits) -> None:
+        self.limits, self.counts = limits, Counts()
+        self._module, self._by_row, self._mixes = module, by_row, mixes
+        self._waiting: deque[Pending] = deque()
+        self._running: dict[str | None, tuple[GrowingBatch, list[Pending]]] = {}
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._seconds = 1.0
+        """How long an answer took lately, on average."""
+        self._thread = threading.Thread(target=self._run, name="rankwise-engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """After the token that is being written; what waits or runs is not finished."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    def submit(self, several: list[Pending]) -> None:
+        """All of them or, where they are too many, Full."""
+        with self._changed:
+            if self._stopping:
+                raise Stopped
+            if len(self._waiting) + len(several) > self.limits.waiting:
+                self.counts.refused += 1
+                raise Full(max(1, round(self._seconds * len(self._waiting) / self.limits.together)))
+            self.counts.requests += 1
+            self._waiting.extend(several)
+            self._changed.notify()
+
+    def cancel(self, several: Iterable[Pending]) -> None:
+        """Nobody reads these any more."""
+        with self._changed:
+            for pending in several:
+                self.counts.cancelled += not (pending.finished or pending.cancelled)
+                pending.cancelled = True
+            self._waiting = deque(pending for pending in self._waiting if not pending.cancelled)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        return sum(len(every) for _, every in self._running.values())
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        """Nobody is left waiting, whatever happens to this thread."""
+        try:
+            with prepacked_weights(self._module):
+                while self._awaits():
+                    self._join_waiting()
+                    for key in list(self._running):
+                        self._step(key)
+        except Exception as error:
+            self._fail([pending for _, every in self._running.values() for pending in every], error)
+        finally:
+            with self._changed:
+                self._stopping, left = True, list(self._waiting)
+                self._waiting.clear()
+            for pending in (*left, *(pending for _, every in self._running.values() for pending in every)):
+                pending.send(Piece(problem=STOPPED))
+
+    def _awaits(self) -> bool:
+        """Whether there is something to write, once there is; False when it is time to stop."""
+        with self._changed:
+            while not (self._waiting or self.running or self._stopping):
+                self._changed.wait()
+            return not self._stopping
+
+    def _join_waiting(self) -> None:
+        while (pending := self._next()) is not None:
+            key = None if self._mixes else pending.row.adapter
+            batch, every = self._running.setdefault(key, (GrowingBatch(self._module, self._by_row), []))
+            try:
+                chosen = batch.join(pending.row)
+            except Exception as error:
+                self._fail([pending], error)
+                batch.leave([pending.row])
+                continue
+            pending.began = time.monotonic()
+            self.counts.prompt_tokens += len(pending.row.prompt)
+            every.append(pending)
+            self._deliver(key, [(pending, chosen)])
+
+    def _next(self) -> Pending | None:
+        """The first that waits, if there is room for it."""
+        with self._changed:
+            if not self._waiting or self._stopping:
+                return None
+            rows = [pending.row for _, every in self._running.values() for pending in every]
+            widest = max((len(row.prompt) + len(row.ids) for row in rows), default=0)
+            own = self._waiting[0]
+            width = max(widest, len(own.row.prompt)) + own.longest
+            room = not rows or (len(rows) < self.limits.together and (len(rows) + 1) * width <= self.limits.positions)
+            return self._waiting.popleft() if room else None
+
+    def _step(self, key: str | None) -> None:
+        batch, every = self._running[key]
+        self._leave(key, [pending for pending in every if pending.cancelled])
+        if not every:
+            return
+        try:
+            chosen = batch.step()
+        except Exception as error:
+            self._fail(every, error)
+            del self._running[key]
+            return
+        self._deliver(key, list(zip(every, chosen, strict=True)))
+
+    def _deliver(self, key: str | None, given: list) -> None:
+        ended = []
+        for pending, chosen in given:
+            self.counts.answer_tokens += 1
+            pending.send(pending.take(chosen))
+            if pending.finished:
+                ended.append(pending)
+                self._seconds += 0.1 * (time.monotonic() - pending.began - self._seconds)
+        self._leave(key, ended)
+
+    def _leave(self, key: str | None, ended: list[Pending]) -> None:
+        batch, every = self._running[key]
+        if not ended:
+            return
+        batch.leave([pending.row for pending in ended])
+        every[:] = [pending for pending in every if pending not in ended]
+        if not every:
+            del self._running[key]
+
+    def _fail(self, several: list[Pending], error: Exception) -> None:
+        """Of one's own mistakes the log has the traceback; who asked gets a sentence."""
+        own = typed(error) or error
+        if not isinstance(own, RankwiseError):
+            _log.error("an answer failed", exc_info=error)
+        self.counts.failed += len(several)
+        problem = str(own) if isinstance(own, RankwiseError) else "the answer could not be written; the log says why."
+        for pending in several:
+            pending.send(Piece(problem=problem))

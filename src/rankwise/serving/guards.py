@@ -1,0 +1,51 @@
+"""Who may ask: any page in a browser reaches a server on this machine, so Host, Origin and key are checked first.
+
+Host      without a key, only a name of this machine: a page that made its own name point here has another
+Origin    none, that of the server itself, or one that was allowed: a request of a foreign page names its own
+key       `Authorization: Bearer KEY`, compared in constant time, on every route but /health
+"""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from rankwise.serving.errors import refusal
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class Guard:
+    app: ASGIApp
+    key: str | None
+    host: str
+    origins: tuple[str, ...] = ()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        problem = self._problem(Headers(scope=scope), scope["path"])
+        await (self.app if problem is None else refusal(*problem))(scope, receive, send)
+
+    def _problem(self, headers: Headers, path: str) -> tuple[int, str] | None:
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if self.key is None and _name(host) not in (*LOOPBACK, self.host):
+            return 403, f"the host {host[:80]!r} is none of this server's names."
+        if origin is not None and origin not in (f"http://{host}", f"https://{host}", *self.origins):
+            return 403, f"the origin {origin[:80]!r} is not allowed (--allow-origin)."
+        given = headers.get("authorization", "").removeprefix("Bearer ").encode()
+        if self.key is not None and path != "/health" and not hmac.compare_digest(given, self.key.encode()):
+            return 401, "a key is needed: Authorization: Bearer KEY."
+        return None
+
+
+def _name(host: str) -> str:
+    """Without the port."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.rpartition(":")[0] or host

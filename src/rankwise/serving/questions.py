@@ -1,0 +1,151 @@
+"""From a request to what the engine writes: prompts by the model's template, bounds, stops, samplers.
+
+A conversation gets the system message that the adapter was trained with, unless it brings one, and its texts cannot
+hold control tokens: they are read as plain text.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rankwise.data.asking import PLACEHOLDER
+from rankwise.data.turns import read_tools, read_turns
+from rankwise.errors import DataError, RankwiseError, did_you_mean
+from rankwise.inference.growing_batch import Row
+from rankwise.inference.sampling import Sampler, Sampling
+from rankwise.serving.bodies import BadRequest, ChatBody, CompletionBody, Generation
+from rankwise.serving.pending import Pending, Piece, spoken, written
+from rankwise.serving.served import Served, Serving
+from rankwise.text.example import Message
+from rankwise.text.tokenize import prompt_ids
+
+Send = Callable[[int, Piece], None]
+"""The number of the choice, and what is new of it."""
+_rendering = threading.Lock()
+"""Templates are rendered in one process, one at a time."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """`prompts` has a prompt for each choice, or one for all."""
+
+    served: Served
+    prompts: list[list[int]]
+    longest: int
+    sampling: Sampling
+    tools: tuple[str, ...] = ()
+    """The names of those that may be called."""
+
+    def pending(self, body: Generation, send: Send) -> list[Pending]:
+        """One for each choice. Without a seed each request draws from its own."""
+        seed = secrets.randbits(63) if body.seed is None else body.seed % 2**63
+        chat, template, every = isinstance(body, ChatBody), self.served.template, list[Pending]()
+        for number in range(len(self.prompts) * body.n):
+            prompt = self.prompts[number // body.n]
+            row = Row(prompt, self.served.adapter, Sampler.seeded(self.sampling, (seed + number % body.n) % 2**63))
+            every.append(Pending(
+                row, self.longest, frozenset(template.end_ids), body.stops, (spoken if chat else written)(template),
+                template.has_end_text if chat else (lambda ids: False),
+                lambda piece, number=number: send(number, piece),
+            ))  # fmt: skip
+        return every
+
+
+def served_by(serving: Serving, name: str) -> Served:
+    """BadRequest (404) where nothing has this name."""
+    if (served := serving.models.get(name)) is None:
+        known = ", ".join(serving.models)
+        raise BadRequest(
+            f'no model "{name[:80]}" is served here.{did_you_mean(name, serving.models)} Known are: {known}.',
+            status=404, parameter="model",
+        )  # fmt: skip
+    return served
+
+
+def chat_question(serving: Serving, body: ChatBody, most: int) -> Question:
+    served = served_by(serving, body.model)
+    try:
+        messages = _messages(body)
+        tools = read_tools(body.tools, "tools") if body.tool_choice != "none" else ()
+        if served.system and messages[0].role != "system":
+            messages = [Message("system", served.system), *messages]
+        with _rendering:
+            text = served.template.text(messages, tools, answer_next=True)
+            ids = prompt_ids(text, serving.model.tokenizer)
+    except RankwiseError as error:
+        raise BadRequest(str(error), parameter="messages") from None
+    likely = body.top_logprobs or 0
+    names = tuple(str(tool["function"]["name"]) for tool in tools)
+    return _question(serving, body, served, [ids], body.longest, most, likely, listed=body.logprobs, tools=names)
+
+
+def completion_question(serving: Serving, body: CompletionBody, most: int) -> Question:
+    served = served_by(serving, body.model)
+    tokenizer = serving.model.tokenizer
+    if len(body.prompts) * body.n > 8:
+        raise BadRequest(f"{len(body.prompts)} prompts with n={body.n} are more than 8 choices.", parameter="n")
+    prompts = [prompt_ids(f"{tokenizer.start}{text}", tokenizer) for text in body.prompts]
+    if not all(prompts):
+        raise BadRequest("a prompt has no token; give a text.", parameter="prompt")
+    listed = body.logprobs is not None
+    return _question(serving, body, served, prompts, body.max_tokens, most, body.logprobs or 0, listed=listed)
+
+
+def _question(
+    serving: Serving, body: Generation, served: Served, prompts: list[list[int]], longest: int | None, most: int,
+    likely: int, *, listed: bool, tools: tuple[str, ...] = (),
+) -> Question:  # fmt: skip
+    """Without a length an answer may have as many tokens as the context has left, and `most` at most."""
+    context, widest = serving.model.context_length, max(map(len, prompts))
+    room = most if context is None else context - widest
+    if room < (longest or 1):
+        raise BadRequest(
+            f"the prompt has {widest:,} tokens; with {longest or 1:,} more it does not fit into the model's context of "
+            f"{context or 0:,}.",
+            parameter="messages" if isinstance(body, ChatBody) else "prompt",
+        )
+    bias = {int(token): value for token, value in (body.logit_bias or {}).items()}
+    if bias and max(bias) >= serving.model.vocabulary:
+        raise BadRequest(
+            f"logit_bias names token {max(bias)}, and the model has {serving.model.vocabulary:,} tokens.",
+            parameter="logit_bias",
+        )
+    sampling = Sampling(
+        body.temperature, body.top_p, body.presence_penalty, body.frequency_penalty, bias, likely, listed
+    )
+    return Question(served, prompts, longest or min(room, most), sampling, tools)
+
+
+def _messages(body: ChatBody) -> list[Message]:
+    """As rows of training are read; the last turn is answered."""
+    turns = [_with_text(turn, number) for number, turn in enumerate(body.messages, start=1)]
+    if turns[-1].get("role") == "assistant":
+        raise DataError("messages: the last one is an answer; the last one must be what is to be answered.")
+    placeholder = {"role": "assistant", "content": PLACEHOLDER}
+    return list(read_turns([*turns, placeholder], "messages", "messages")[:-1])
+
+
+def _with_text(turn: dict[str, Any], number: int) -> dict[str, Any]:
+    """A content in parts as one text. An image or a sound is refused."""
+    content = turn.get("content")
+    if not isinstance(content, list):
+        return turn
+    return turn | {"content": "".join(_text_of(part, number) for part in content)}
+
+
+def _text_of(part: object, number: int) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    text = part.get("text") if isinstance(part, dict) else None
+    if kind != "text" or not isinstance(text, str):
+        raise DataError(
+            f"messages: turn {number} has a part of type {str(kind)[:40]!r}; this server reads texts alone."
+        )
+    return text
+
+
+def tokens_of(prompts: Sequence[Sequence[int]]) -> int:
+    return sum(map(len, prompts))

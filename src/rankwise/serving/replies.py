@@ -1,0 +1,135 @@
+"""Answers in the form of OpenAI's API: whole, and piece by piece."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rankwise.inference.sampling import Chosen
+from rankwise.serving.pending import UNFINISHED, Piece
+from rankwise.serving.questions import Question, tokens_of
+from rankwise.serving.tool_calls import Called, calls_in
+from rankwise.text.tokenizer import HubTokenizer
+
+
+@dataclass
+class Choice:
+    """What has come of one answer."""
+
+    text: str = ""
+    chosen: list[Chosen] = field(default_factory=list)
+    finish: str | None = None
+
+    def add(self, piece: Piece) -> None:
+        self.text += piece.text
+        self.chosen += piece.chosen
+        self.finish = piece.finish or self.finish
+
+
+@dataclass(frozen=True)
+class Reply:
+    """`chat` tells the two forms apart."""
+
+    question: Question
+    tokenizer: HubTokenizer
+    chat: bool
+    listed: bool
+    """Whether log-probabilities were asked for."""
+    id: str = field(default_factory=lambda: secrets.token_hex(12))
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        every = [self._choice(number, one) for number, one in enumerate(choices)]
+        return self._head("chat.completion" if self.chat else "text_completion") | {
+            "choices": every, "usage": self.usage(choices),
+        }  # fmt: skip
+
+    def opening(self, number: int) -> dict[str, Any]:
+        """The first piece of a chat's answer says who speaks."""
+        return self._piece(number, {"role": "assistant", "content": ""}, None, ())
+
+    def piece(self, number: int, piece: Piece) -> dict[str, Any]:
+        part = {"content": piece.text} if self.chat else {"text": piece.text}
+        return self._piece(number, part if piece.text or not self.chat else {}, piece.finish, piece.chosen)
+
+    def calls(self, number: int, choice: Choice) -> dict[str, Any]:
+        """An answer that may call tools, in one piece at its end."""
+        message, finish = self._message(choice)
+        calls = [{"index": at} | call for at, call in enumerate(message.get("tool_calls", ()))]
+        part = {"content": message["content"]} | ({"tool_calls": calls} if calls else {})
+        return self._piece(number, part, finish, choice.chosen)
+
+    def last(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        """The piece that tells the numbers of tokens."""
+        return self._stream_head() | {"choices": [], "usage": self.usage(choices)}
+
+    def usage(self, choices: Sequence[Choice]) -> dict[str, int]:
+        prompt = tokens_of(self.question.prompts)
+        answers = sum(len(one.chosen) for one in choices)
+        return {"prompt_tokens": prompt, "completion_tokens": answers, "total_tokens": prompt + answers}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        served = self.question.served
+        return {
+            "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{self.id}", "object": kind, "created": self.created,
+            "model": served.name, "system_fingerprint": served.sha256,
+        }  # fmt: skip
+
+    def _stream_head(self) -> dict[str, Any]:
+        return self._head("chat.completion.chunk" if self.chat else "text_completion")
+
+    def _piece(self, number: int, part: dict[str, Any], finish: str | None, chosen: Sequence[Chosen]) -> dict[str, Any]:
+        logprobs = self._logprobs(chosen) if self.listed and chosen else None
+        own = {"index": number, "finish_reason": finish, "logprobs": logprobs}
+        return self._stream_head() | {"choices": [own | ({"delta": part} if self.chat else part)]}
+
+    def _choice(self, number: int, choice: Choice) -> dict[str, Any]:
+        message, finish = self._message(choice)
+        own = {"index": number, "logprobs": self._logprobs(choice.chosen) if self.listed else None}
+        return own | {"finish_reason": finish} | ({"message": message} if self.chat else {"text": choice.text})
+
+    def _message(self, choice: Choice) -> tuple[dict[str, Any], str | None]:
+        content, calls = calls_in(choice.text, self.question.tools) if self.question.tools else (choice.text, [])
+        message: dict[str, Any] = {"role": "assistant", "content": content or None if calls else content}
+        if not calls:
+            return message, choice.finish
+        return message | {"tool_calls": [_as_json(one) for one in calls]}, "tool_calls"
+
+    def _logprobs(self, chosen: Iterable[Chosen]) -> dict[str, Any]:
+        if self.chat:
+            return {"content": [
+                self._token(one.token, one.logprob) | {"top_logprobs": [self._token(*pair) for pair in one.likely]}
+                for one in chosen
+            ]}  # fmt: skip
+        every = list(chosen)
+        return {
+            "tokens": [self._text(one.token) for one in every], "token_logprobs": [one.logprob for one in every],
+            "top_logprobs": [{self._text(token): value for token, value in one.likely} for one in every],
+        }  # fmt: skip
+
+    def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
+        text = self.tokenizer.decode([token])
+        whole = UNFINISHED not in text
+        return {"token": self._text(token), "logprob": logprob, "bytes": list(text.encode()) if whole else None}
+
+    def _text(self, token: int) -> str:
+        """Of half of a character, as the vocabulary writes it, so that several are told apart."""
+        text = self.tokenizer.decode([token])
+        return text if UNFINISHED not in text else str(self.tokenizer.hub.convert_ids_to_tokens(token))
+
+
+def _as_json(called: Called) -> dict[str, Any]:
+    function = {"name": called.name, "arguments": json.dumps(called.arguments, ensure_ascii=False)}
+    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
+
+
+def event(value: dict[str, Any]) -> bytes:
+    """A server-sent event."""
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
+
+
+DONE = b"data: [DONE]\n\n"

@@ -1,0 +1,140 @@
+"""Rows of different adapters in one batch, which begin and end at different times: each is what its adapter writes
+alone."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+
+import pytest
+import torch
+
+import rankwise
+from conftest import tiny_model
+from rankwise.adapters.by_row import AdaptersByRow
+from rankwise.config.adapters import LoraConfig
+from rankwise.errors import EvaluationError
+from rankwise.inference.growing_batch import GrowingBatch, Row
+from rankwise.inference.sampling import GREEDY, Sampler, Sampling
+
+NAMES = ("low", "few", "dora", "head", None)
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def adapted(request):
+    """A tiny model with adapters that change what it writes: of other ranks, over other layers, DoRA, and one with an
+    output head of its own."""
+    model = tiny_model(request.param).eval()
+    few = ("q_proj", "down_proj") if request.param == "llama" else ("c_proj",)
+    adapters = rankwise.inject(model, LoraConfig(rank=4), name="low")
+    rankwise.add_adapter(adapters, LoraConfig(rank=2, targets=few), name="few", seed=1)
+    rankwise.add_adapter(adapters, LoraConfig(rank=3, dora=True), name="dora", seed=2)
+    rankwise.add_adapter(adapters, LoraConfig(rank=2), name="head", seed=3, heads=("lm_head",))
+    with torch.no_grad():
+        for name in NAMES[:-1]:
+            for parameter in adapters.parameters(name):
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(7)))
+    return model, adapters
+
+
+def alone(model, adapters, row, count):
+    """By transformers, with one adapter active."""
+    if row.adapter:
+        adapters.activate(row.adapter)
+    with contextlib.nullcontext() if row.adapter else adapters.base():
+        made = model.generate(torch.tensor([row.prompt]), do_sample=False, max_new_tokens=count, eos_token_id=None)
+    return made[0, len(row.prompt) :].tolist()
+
+
+def written_together(batch, jobs, chance, most=6):
+    """Write each job's row to its length, joining and leaving at random moments."""
+    waiting, running = list(jobs), []
+    while waiting or running:
+        while waiting and len(running) < most and chance.random() < 0.7:
+            running.append(waiting.pop())
+            batch.join(running[-1][0])
+        ended = [job for job in running if len(job[0].ids) >= job[1]]
+        batch.leave([row for row, _ in ended])
+        running = [job for job in running if job not in ended]
+        if running:
+            batch.step()
+
+
+def jobs_of(chance, count, names, spec=GREEDY):
+    def row(number):
+        prompt = [chance.randrange(3, 96) for _ in range(chance.randrange(1, 20))]
+        return Row(prompt, chance.choice(names), Sampler.seeded(spec, number))
+
+    return [(row(number), chance.randrange(1, 12)) for number in range(count)]
+
+
+def test_each_row_is_what_its_adapter_writes_alone(adapted):
+    model, adapters = adapted
+    jobs = jobs_of(random.Random(0), 40, NAMES)
+    written_together(GrowingBatch(model, AdaptersByRow(adapters).of), jobs, random.Random(1))
+    answers = {name: [] for name in NAMES}
+    for row, count in jobs:
+        answers[row.adapter].append(row.ids[:count])
+        assert row.ids[:count] == alone(model, adapters, row, count), row
+    same = Row([5, 6, 7], None, Sampler.seeded(GREEDY, 0))
+    apart = [alone(model, adapters, Row(same.prompt, name, same.sampler), 8) for name in NAMES]
+    assert len({tuple(one) for one in apart}) == len(NAMES), "else another adapter's answer would not be seen"
+
+
+def test_in_16_bits_a_mixed_batch_rounds_as_each_adapter_alone():
+    """The change of a row is added before its sum is rounded, in company too."""
+    model = tiny_model("llama").eval().to(torch.bfloat16)
+    adapters = rankwise.inject(model, LoraConfig(rank=4), name="one")
+    rankwise.add_adapter(adapters, LoraConfig(rank=4), name="other", seed=1)
+    with torch.no_grad():
+        for name in ("one", "other"):
+            for parameter in adapters.parameters(name):
+                parameter.add_(0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+    x = torch.randn(3, 2, 32, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(0))
+    layer = next(iter(adapters.layers.values()))
+    with torch.no_grad(), AdaptersByRow(adapters).of(["one", None, "other"]):
+        together = layer(x)
+    for number, name in ((0, "one"), (2, "other")):
+        adapters.activate(name)
+        with torch.no_grad():
+            assert torch.equal(together[number], layer(x)[number])
+
+
+def test_what_is_drawn_depends_on_the_seed_and_not_on_the_company(adapted):
+    model, adapters = adapted
+    spec = Sampling(temperature=1.5, top_p=0.9, presence=0.5, frequency=0.2, bias={5: 2.0})
+    by_row = AdaptersByRow(adapters).of
+    jobs, again = (jobs_of(random.Random(4), 12, NAMES, spec) for _ in range(2))
+    written_together(GrowingBatch(model, by_row), jobs, random.Random(5))
+    for (row, count), (other, _) in zip(jobs, again, strict=True):
+        written_together(GrowingBatch(model, by_row), [(other, count)], random.Random(6), most=1)
+        assert row.ids[:count] == other.ids[:count]
+    greedy = jobs_of(random.Random(4), 12, NAMES)
+    written_together(GrowingBatch(model, by_row), greedy, random.Random(5))
+    assert any(row.ids[:count] != drawn.ids[:count] for (row, count), (drawn, _) in zip(greedy, jobs, strict=True))
+
+
+def test_top_p_leaves_the_likeliest_tokens_and_bias_and_penalties_move_them():
+    logits = torch.tensor([4.0, 3.0, 0.0, -1.0])
+    drawn = {Sampler.seeded(Sampling(1.0, top_p=0.9), seed).choose(logits).token for seed in range(200)}
+    assert drawn == {0, 1}  # 0.72 and 0.98 of the probability together
+    assert Sampler.seeded(Sampling(bias={3: 9.0}), 0).choose(logits).token == 3
+    sampler = Sampler.seeded(Sampling(presence=0.6, frequency=0.6), 0)
+    assert [sampler.choose(logits).token for _ in range(4)] == [0, 1, 0, 0]  # 2.8 < 3; then 2.8 > 1.8, and 2.2 > 1.8
+    listed = Sampler.seeded(Sampling(bias={3: 9.0}, likely=2, listed=True), 0).choose(logits)
+    assert listed.logprob == pytest.approx(float(logits.log_softmax(-1)[3]))
+    assert [token for token, _ in listed.likely] == [0, 1]
+
+
+def test_damaged_weights_are_no_answer(adapted):
+    model, adapters = adapted
+    weight = model.get_output_embeddings().weight
+    before = weight[3, 0].item()
+    with torch.no_grad():
+        weight[3, 0] = float("nan")
+    try:
+        with pytest.raises(EvaluationError, match="damaged"):
+            GrowingBatch(model, AdaptersByRow(adapters).of).join(Row([1, 2], None, Sampler.seeded(GREEDY, 0)))
+    finally:
+        with torch.no_grad():
+            weight[3, 0] = before

@@ -1,0 +1,189 @@
+"""What may not be asked, and by whom: each refused in a sentence, and the server answers as before."""
+
+from __future__ import annotations
+
+import functools
+import json
+import threading
+import time
+
+import pytest
+
+from rankwise.errors import ConfigError
+from rankwise.serving.bodies import LARGEST_BODY
+from rankwise.serving.engine import Limits
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+ASKING = [{"role": "user", "content": "hi"}]
+GOOD = {"model": "lora", "messages": ASKING, "max_tokens": 1}
+DEEP = '{"model": "lora", "messages": ' + "[" * 100_000 + "]" * 100_000 + "}"
+FIELDS = {
+    "n=1e9": {"n": 10**9}, "n is true": {"n": True}, "n is 0": {"n": 0}, "n is 1.5": {"n": 1.5},
+    "max_tokens -1": {"max_tokens": -1}, "max_tokens 1e12": {"max_tokens": 10**12}, "max_tokens x": {"max_tokens": "x"},
+    "max_tokens true": {"max_tokens": True}, "both lengths": {"max_completion_tokens": 3},
+    "temperature 1e308": {"temperature": 1e308}, "temperature -1": {"temperature": -1},
+    "temperature true": {"temperature": True}, "temperature text": {"temperature": "hot"},
+    "top_p 0": {"top_p": 0}, "top_p 2": {"top_p": 2}, "seed text": {"seed": "x"}, "seed 1e30": {"seed": 10**30},
+    "nine stops": {"stop": ["x"] * 9}, "a long stop": {"stop": "x" * 65}, "an empty stop": {"stop": ""},
+    "stop is a number": {"stop": 5}, "biases": {"logit_bias": {str(n): 1 for n in range(301)}},
+    "a bias of no token": {"logit_bias": {"x": 1}}, "a bias far away": {"logit_bias": {"99999999": 1}},
+    "a bias of 1e9": {"logit_bias": {"1": 1e9}}, "penalty 3": {"presence_penalty": 3},
+    "top_logprobs 21": {"logprobs": True, "top_logprobs": 21}, "top_logprobs alone": {"top_logprobs": 2},
+    "an unknown field": {"temprature": 0}, "chat_template": {"chat_template": "{{ 1 }}"},
+    "chat_template_kwargs": {"chat_template_kwargs": {"x": 1}}, "tensors": {"prompt_embeds": "AAAA"},
+    "json_schema": {"response_format": {"type": "json_schema"}}, "functions": {"functions": []},
+    "a forced tool": {"tool_choice": "required"}, "tools of nothing": {"tools": [1]},
+    "a tool without name": {"tools": [{"type": "function", "function": {}}]},
+    "stream_options alone": {"stream_options": {"include_usage": True}}, "stream is 3": {"stream": 3},
+    "no messages": {"messages": []}, "513 messages": {"messages": ASKING * 513}, "messages is text": {"messages": "hi"},
+    "an unknown role": {"messages": [{"role": "root", "content": "hi"}]},
+    "no content": {"messages": [{"role": "user"}]},
+    "content is a number": {"messages": [{"role": "user", "content": 3}]},
+    "an image": {"messages": [{"role": "user", "content": [
+        {"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}
+    ]}]},
+    "half a character": {"messages": [{"role": "user", "content": "\ud800"}]},
+    "ends with an answer": {"messages": [*ASKING, {"role": "assistant", "content": "ho"}]},
+    "a long conversation": {"messages": [{"role": "user", "content": "hi " * 4000}]},
+    "model ../x": {"model": "../x"}, "model of the disk": {"model": "/etc/passwd"},
+    "model is a list": {"model": ["lora"]},
+}  # fmt: skip
+BODIES = {
+    "nothing": b"", "half": b'{"model": "lo', "a list": b"[]", "a number": b"3", "invalid UTF-8": b'{"model": "\xff"}',
+    "NaN": json.dumps(GOOD).replace("1}", "1, \"temperature\": NaN}").encode(), "deep": DEEP.encode(),
+    "twice": b'{"model": "lora", "model": "lora", "messages": []}', "a megabyte": b" " * (LARGEST_BODY + 1),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def asked(serving):
+    from starlette.testclient import TestClient
+
+    from rankwise.serving.app import Server
+    from rankwise.serving.engine import Engine
+
+    engine = Engine(serving.model.module, serving.by_row, serving.mixes, Limits())
+    engine.start()
+    yield TestClient(Server(serving, engine, 8).app(key=None, host="127.0.0.1"), base_url="http://127.0.0.1")
+    assert engine.counts.failed == 0
+    engine.stop()
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_wrong_field_is_refused_in_a_sentence(asked, name):
+    answer = asked.post(CHAT, content=json.dumps(GOOD | FIELDS[name]), headers={"content-type": "application/json"})
+    problem = answer.json()["error"]
+    assert answer.status_code in (400, 404) and problem["message"].endswith("."), answer.text
+    assert "Traceback" not in answer.text and "/tmp" not in answer.text
+    assert asked.post(CHAT, json=GOOD).status_code == 200
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_wrong_body_is_refused_in_a_sentence(asked, name):
+    answer = asked.post(TEXT, content=BODIES[name], headers={"content-type": "application/json"})
+    assert answer.status_code == (413 if name == "a megabyte" else 400) and answer.json()["error"]["message"]
+    assert asked.get("/health").json() == {"status": "ok"}
+
+
+def test_another_content_type_method_or_route(asked):
+    assert asked.post(CHAT, content=json.dumps(GOOD), headers={"content-type": "text/plain"}).status_code == 415
+    assert asked.get(CHAT).status_code == 405 and asked.get("/etc/passwd").status_code == 404
+    assert asked.get("/v1/models/../../x").status_code == 404
+
+
+def test_every_problem_is_named_at_once(asked):
+    answer = asked.post(CHAT, json=GOOD | {"n": 0, "top_p": 2, "temprature": 0})
+    message = answer.json()["error"]["message"]
+    assert all(part in message for part in ('"n" is 0', '"top_p" is 2', '"temprature". Did you mean "temperature"'))
+
+
+@pytest.mark.parametrize("key", [None, "correct horse"])
+def test_every_route_needs_the_key_and_a_foreign_page_gets_nothing(started, key):
+    server = started(key=key, origins=("https://app.example",))
+    with_key = {"authorization": f"Bearer {key}"} if key else {}
+    for route in server.app.routes:
+        for method in route.methods:
+            path = route.path.replace("{name:path}", "lora")
+            for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {key}"}):
+                refused = server.client.request(method, path, headers=headers).status_code == 401
+                assert refused == (key is not None and path != "/health"), (method, path)
+            assert server.client.request(method, path, headers=with_key).status_code not in (401, 403)
+            for foreign in ({"origin": "http://evil.example"}, {"origin": "null"}):
+                assert server.client.request(method, path, headers=with_key | foreign).status_code == 403
+            rebound = server.client.request(method, path, headers=with_key | {"host": "evil.example:8000"})
+            assert (rebound.status_code == 403) == (key is None)
+            for allowed in ("https://app.example", "http://127.0.0.1:8000"):
+                assert server.client.request(method, path, headers=with_key | {"origin": allowed}).status_code != 403
+
+
+def test_other_machines_need_a_key_before_anything_is_loaded():
+    from rankwise.commands.serve import Address
+
+    with pytest.raises(ConfigError, match="RANKWISE_API_KEY"):
+        Address("0.0.0.0", 8000, None, ()).check()
+    Address("0.0.0.0", 8000, "key", ()).check()
+    Address("::1", 8000, None, ()).check()
+
+
+def test_too_many_requests_are_told_when_to_come_again(started):
+    server = started(Limits(together=1, waiting=2))
+    codes = []
+
+    def ask():
+        answer = server.client.post(CHAT, json=GOOD | {"max_tokens": 60, "logit_bias": {"2": -100}})
+        codes.append((answer.status_code, answer.headers.get("retry-after")))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    refused = [after for code, after in codes if code == 429]
+    assert {code for code, _ in codes} == {200, 429} and len(refused) >= 4 and all(int(one) >= 1 for one in refused)
+    assert server.engine.counts.refused == len(refused)
+    assert server.client.post(CHAT, json=GOOD).status_code == 200
+
+
+def test_an_answer_that_nobody_reads_any_more_is_not_written_on(started):
+    server = started()
+    with server.client.stream("POST", CHAT, json=GOOD | {"max_tokens": 200, "stream": True, "logit_bias": {"2": -100}}):
+        pass
+    until = time.monotonic() + 30
+    while (server.engine.running or server.engine.waiting) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert (server.engine.running, server.engine.waiting) == (0, 0)
+
+
+def test_a_failure_is_told_to_those_whose_answer_it_was_and_others_go_on(started, serving, monkeypatch):
+    server = started()
+    real, broken = serving.model.module.forward, [True]
+
+    @functools.wraps(real)  # its arguments are looked at
+    def forward(*args, **kwargs):
+        if broken and broken.pop():
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(serving.model.module, "forward", forward)
+    answer = server.client.post(CHAT, json=GOOD)
+    assert answer.status_code == 500 and answer.json()["error"]["message"] == "out of memory."
+    assert server.client.post(CHAT, json=GOOD).status_code == 200 and server.engine.counts.failed == 1
+
+
+def test_nobody_waits_for_a_server_that_has_stopped(started):
+    server, answers = started(Limits(together=1)), []
+
+    def ask():
+        answers.append(server.client.post(CHAT, json=GOOD | {"max_tokens": 200, "logit_bias": {"2": -100}}))
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    while server.engine.running + server.engine.waiting < 3:
+        time.sleep(0.01)
+    server.engine.stop()
+    for thread in threads:
+        thread.join()
+    assert {answer.status_code for answer in answers} == {500} and "was stopped" in answers[0].text
+    assert server.client.post(CHAT, json=GOOD).status_code == 503
+    assert server.client.get("/health").status_code == 503

@@ -1,0 +1,1 @@
+NAMES = ("lora", "adalora", "dora")
