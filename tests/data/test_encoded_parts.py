@@ -211,8 +211,9 @@ def test_an_encoding_that_was_killed_goes_on_with_what_is_missing(count, damage,
         damage(parts()[1])
     again = writing()
     before = again.tokenizer.texts
-    prepare(spec, again, silent)
-    assert content() == whole
+    heard = []
+    prepare(spec, again, heard.append)
+    assert content() == whole and "earlier run had encoded" in str(heard)
     missing = -(-ROWS // 50) - count + (damage is not None)
     assert again.tokenizer.texts - before <= 55 * missing, "what was there is not encoded again"
 

@@ -21,7 +21,7 @@ from rankwise.data.sources import CHUNK, Reading
 from rankwise.errors import DataError
 from rankwise.runs.data_report import TargetFacts, TemplateFacts
 from rankwise.runs.pair_facts import PairFacts
-from rankwise.runs.records import Callback, ProgressUpdate
+from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage
 from rankwise.text.encode import RowEncoder
 from rankwise.text.example import Example, ImageRecord
 
@@ -63,6 +63,9 @@ class Encoding:
         """Store the parts of this process that are not there."""
         for number, (reading, _) in enumerate(readings):
             self.encode(reading, number, store)
+        if store.there:
+            rows = store.there * store.chunks * CHUNK
+            self.callback(StatusMessage(f"went on with rows that an earlier run had encoded: up to {rows:,}"))
 
     def encode(self, reading: Reading, source: int, store: PartStore) -> None:
         """Store the parts of a source that are not there."""
@@ -100,13 +103,13 @@ class _Wants:
     source: int
     store: PartStore
     _part: int = -1
-    _wanted: bool = False
+    _encodes: bool = False
 
     def __call__(self, chunk: int) -> bool:
         part = chunk // self.store.chunks
         if part != self._part:
-            self._part, self._wanted = part, self.store.begin(self.reading, self.source, part)
-        return self._wanted
+            self._part, self._encodes = part, self.store.begin(self.reading, self.source, part)
+        return self._encodes
 
 
 @dataclass

@@ -43,7 +43,7 @@ class Growing:
     def extend(self, values: Sequence[Any] | np.ndarray) -> None:
         array = np.ascontiguousarray(values, self._dtype).reshape(self._shape)
         self._length += len(array)
-        content = memoryview(array).cast("B") if array.size else b""
+        content = array.data.cast("B") if array.size else b""
         if self._file is None:
             self._memory += content
         else:

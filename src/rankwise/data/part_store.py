@@ -62,8 +62,8 @@ class PartStore:
     """What the system said of the files of each source before the key was made of them."""
     chunks: int = field(default_factory=lambda: CHUNKS_OF_PART)
     """Chunks of a part at most."""
-    encoded: int = 0
-    """Parts that this process has encoded; others were there."""
+    there: int = 0
+    """Parts of this process that had been encoded before."""
     joined: Path | None = None
     """The folder that the parts were joined in."""
     _names: list[str] = field(default_factory=list)
@@ -83,11 +83,13 @@ class PartStore:
         if len(self._names) == 2:  # the first part is not the only one
             for first in list(self._in_memory):
                 self._write(first, self._in_memory.pop(first))
-        return number % self.encoders.size == self.encoders.rank and not self._is_there(name)
+        is_own = number % self.encoders.size == self.encoders.rank
+        is_there = is_own and self._is_there(name)
+        self.there += is_there
+        return is_own and not is_there
 
     def put(self, reading: Reading, part: RowPart) -> None:
         """Store the part that was announced last."""
-        self.encoded += 1
         name = self._names[-1]
         changed = self.states.get(reading.source.path) != states_of(reading)  # then it is not what the key is of
         is_only = self.encoders.is_first and len(self._names) == 1  # so far

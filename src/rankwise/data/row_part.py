@@ -2,7 +2,7 @@
 
 A part follows from its raw rows alone, so any process can make it, at any time. As a file it is
 
-    SHA-256 of the rest, then the arrays as NumPy's .npz, with the facts as JSON in one of them
+    SHA-256 of the rest, the length of the facts, the facts as JSON, and the arrays that they name one after another
 
 so a file that was cut short or damaged is noticed, and nothing in it is executed when it is read.
 """
@@ -10,10 +10,10 @@ so a file that was cut short or damaged is noticed, and nothing in it is execute
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from io import BytesIO
 from sys import intern
 from typing import Any
 
@@ -30,7 +30,7 @@ from rankwise.data.tally_facts import arrays_of, facts_of, restore
 from rankwise.data.unused import Unused
 from rankwise.text.example import Example, ImageRecord
 
-SHA = 32
+SHA, LENGTH = 32, 8
 """Bytes."""
 
 
@@ -99,19 +99,14 @@ class RowPart:
                 "classified": labels.classified,
             },
         }  # fmt: skip
-        arrays["facts"] = np.frombuffer(json.dumps(written).encode(), np.uint8)
-        content = BytesIO()
-        np.savez(content, allow_pickle=False, **{name: one for name, one in arrays.items() if one is not None})
-        return sha256(content.getbuffer()).digest() + content.getvalue()
+        return _packed(written, {name: np.asarray(one) for name, one in arrays.items() if one is not None})
 
     @classmethod
     def of_bytes(cls, content: bytes, empty: Tally) -> RowPart | None:
         """None where the bytes are not those that were written. `empty` is filled."""
         if not is_whole(content):
             return None
-        with np.load(BytesIO(memoryview(content)[SHA:]), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        written = json.loads(arrays["facts"].tobytes())
+        written, arrays = _unpacked(memoryview(content)[SHA:])
         facts = RowFacts(arrays["counts"].tolist(), groups=written["groups"])
         facts.prompts.extend(arrays["prompt_digests"], arrays["prompt_signatures"])
         facts.labels = _labels(written["labels"], arrays["labels"])
@@ -129,6 +124,25 @@ def _question(row: Sequence[Example], image: ImageRecord | None) -> str:
 def is_whole(content: bytes) -> bool:
     """Whether the bytes of a part are those that were written."""
     return sha256(memoryview(content)[SHA:]).digest() == content[:SHA]
+
+
+def _packed(facts: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
+    forms = [(name, one.dtype.str, one.shape) for name, one in arrays.items()]
+    head = json.dumps(facts | {"arrays": forms}).encode()
+    rest = b"".join([len(head).to_bytes(LENGTH), head, *(one.tobytes() for one in arrays.values())])
+    return sha256(rest).digest() + rest
+
+
+def _unpacked(rest: memoryview) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    begin = LENGTH + int.from_bytes(rest[:LENGTH])
+    facts = json.loads(bytes(rest[LENGTH:begin]))
+    arrays: dict[str, np.ndarray] = {}
+    for name, dtype, shape in facts["arrays"]:
+        count = math.prod(shape)
+        size = count * np.dtype(dtype).itemsize
+        arrays[name] = np.frombuffer(bytes(rest[begin : begin + size]), dtype, count).reshape(shape)
+        begin += size
+    return facts, arrays
 
 
 def _rows(arrays: Mapping[str, np.ndarray]) -> EncodedRows:

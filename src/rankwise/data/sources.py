@@ -73,28 +73,28 @@ class Reading:
         """Whether some of its rows are drawn, so that their numbers are known once all of them were read."""
         return self.source.rows is not None
 
-    def chunks(self, wanted: Callable[[int], bool] | None = None) -> Iterator[list[list[Example]]]:
+    def chunks(self, chooses: Callable[[int], bool] | None = None) -> Iterator[list[list[Example]]]:
         """Yield the readable rows among each thousand, or fewer images; each row is the list of its examples.
 
-        A chunk 0, 1, 2, … that is not `wanted` is yielded empty: its rows are passed over, but for those that decide
-        the format of a file. Of a source whose rows are drawn all are wanted.
+        With `chooses`, a chunk 0, 1, 2, … that it does not choose is yielded empty: its rows are passed over, but for
+        those that decide the format of a file. Of a source whose rows are drawn all are chosen.
         """
         chunk: list[list[Example]] = []
         size = 0
-        for row in self._drawn(wanted):
+        for row in self._drawn(chooses):
             size += 1
             if row is not None:
                 chunk.append(row)
-            large = wanted is None and row is not None and row[0].image is not None
+            large = chooses is None and row is not None and row[0].image is not None
             if size == CHUNK or (large and len(chunk) == LARGE_ROWS):
                 yield chunk
                 chunk, size = [], 0
         if size:
             yield chunk
 
-    def _drawn(self, wanted: Callable[[int], bool] | None) -> Iterator[list[Example] | None]:
+    def _drawn(self, chooses: Callable[[int], bool] | None) -> Iterator[list[Example] | None]:
         if self.source.rows is None:
-            return self._parsed(wanted)
+            return self._parsed(chooses)
         every: list[list[Example] | None] = []
         for row in self._readable():
             every.append(row if row[0].image is None and len(every) < MOST_IN_MEMORY else None)
@@ -112,7 +112,7 @@ class Reading:
     def _readable(self) -> Iterator[list[Example]]:
         return (row for row in self._parsed() if row is not None)
 
-    def _parsed(self, wanted: Callable[[int], bool] | None = None) -> Iterator[list[Example] | None]:
+    def _parsed(self, chooses: Callable[[int], bool] | None = None) -> Iterator[list[Example] | None]:
         """Each row of each file; None for one that cannot be read or is passed over."""
         numbers = count()
         wants = True
@@ -120,8 +120,8 @@ class Reading:
             part.rows = 0
             for where, row in raw_records(part):
                 part.rows += 1
-                if (number := next(numbers)) % CHUNK == 0 and wanted is not None:
-                    wants = wanted(number // CHUNK)
+                if (number := next(numbers)) % CHUNK == 0 and chooses is not None:
+                    wants = chooses(number // CHUNK)
                 examples, problem = self._tried(part, where, row) if wants or part.format is None else (None, None)
                 if wants and problem is not None:
                     self.skipped.append((where, problem))
