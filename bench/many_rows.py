@@ -9,7 +9,7 @@ lines; `--short` makes them of E2E's sentences. Then, with an empty cache each t
     killed    the largest number of processes, all killed (SIGKILL) once half of the parts are there, and started again
     warm      `rankwise train` for one step with what was encoded: seconds until the step is done, and peak memory
 
-Peak memory is that of each process, as the system reports it, and of its children by themselves. With `--same` all
+Peak memory is that of each process, as the system reports it, without the child that renders templates. With `--same` all
 entries of the cache are compared byte by byte.
 """
 
@@ -122,11 +122,10 @@ def encode(folder: Path, model: str) -> None:
     spec = DataConfig(path=str(folder / "rows"), held_out=HELD_OUT)
     prepare(spec, writing, silent, Encoders(world.local_rank, world.local_size, world.barrier))
     wall, cpu = time.perf_counter() - began, time.process_time() - cpu
-    own, children = (resource.getrusage(which) for which in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    own = resource.getrusage(resource.RUSAGE_SELF)
     print(json.dumps({
         "rank": world.rank, "wall_seconds": round(wall, 1), "cpu_seconds": round(cpu, 1),
         "peak_bytes": own.ru_maxrss * 1024, "before_bytes": before.ru_maxrss * 1024,
-        "children_peak_bytes": children.ru_maxrss * 1024,
     }))  # fmt: skip
 
 
