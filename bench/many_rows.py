@@ -9,8 +9,8 @@ lines; `--short` makes them of E2E's sentences. Then, with an empty cache each t
     killed    the largest number of processes, all killed (SIGKILL) once half of the parts are there, and started again
     warm      `rankwise train` for one step with what was encoded: seconds until the step is done, and peak memory
 
-Peak memory is that of each process, as the system reports it, without the child that renders templates. With `--same` all
-entries of the cache are compared byte by byte.
+Peak memory is that of each process, as the system reports it, without the child that renders templates. With `--same`
+all entries of the cache are compared byte by byte.
 """
 
 from __future__ import annotations
