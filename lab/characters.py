@@ -15,7 +15,8 @@ from pathlib import Path
 
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
-from rankwise.data.preparation import prepare_data
+from rankwise.data.encoding import Encoding, EncodingFacts
+from rankwise.data.preparation import joined_alone
 from rankwise.data.preparing import TextWriting
 from rankwise.data.report import Tally
 from rankwise.data.sample import sample_rows
@@ -54,7 +55,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for name, file in SETS.items():
         spec = DataConfig(path=str(folder / file), max_length=LONGEST, on_bad_row="skip")
-        data_report = prepare_data(spec, writing.encoder(spec), Tally(), silent, model=None, template=None).data_report
+        work = Encoding(spec, writing.encoder(spec), Tally(), silent, None, EncodingFacts(), None)
+        data_report = joined_alone(work).data_report
         assert data_report.tokens and data_report.loss_tokens
         ratio = characters_of_token(spec, model / "tokenizer.json")
         began = time.perf_counter()

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankwise.data import duplicates
-from rankwise.data.duplicates import COMPONENTS, LEAST_EQUAL, MOST_COMPARED, Duplicates, TextIndex
+from rankwise.data.duplicates import LEAST_EQUAL, MOST_COMPARED, Duplicates, TextIndex
+from rankwise.data.signatures import COMPONENTS, normalised, signature_of
 from sampling import draws
 
 VOCABULARY = [f"word{number}" for number in range(1000)]
@@ -222,8 +223,8 @@ def test_scripts_without_spaces(text):
 
 def test_most_repeated_text_is_looked_at_once(monkeypatch):
     signed = []
-    signature = duplicates._signature
-    monkeypatch.setattr(duplicates, "_signature", lambda text: signed.append(text) or signature(text))
+    signature = duplicates.signature_of
+    monkeypatch.setattr(duplicates, "signature_of", lambda text: signed.append(text) or signature(text))
     found = index_of(["The same again, and again."] * 10_000 + ["another"], 999).duplicates()
     assert found == Duplicates(exact=dict.fromkeys(range(1, 10_000), 0), near={})
     assert len(signed) == 2
@@ -277,7 +278,7 @@ def test_asking_in_between_changes_nothing():
 def test_an_answer_is_the_same_in_every_process():
     program = (
         "import sys, json; from rankwise.data.duplicates import TextIndex\n"
-        "index = TextIndex(); index.add(json.load(sys.stdin)); print(index.duplicates(), index._signatures[:256])"
+        "index = TextIndex(); index.add(json.load(sys.stdin)); print(index.duplicates(), index.signatures[:2])"
     )
     texts = json.dumps(family(random.Random(7), 30))
     answers = {
@@ -320,9 +321,7 @@ def test_real_rows_none_is_missed_and_none_made_up(shared_data, name):
     found = index_of(texts, 100).duplicates()
     distinct = [index for index in range(len(texts)) if index not in found.exact]
     assert len({said(text) for text in texts}) == len(distinct)
-    signatures = np.array(
-        [duplicates._signature(duplicates._normalised(texts[index])) for index in distinct], dtype=np.uint32
-    )
+    signatures = np.array([signature_of(normalised(texts[index])) for index in distinct], dtype=np.uint32)
     assert signatures.shape[1] == COMPONENTS
     equal = np.array([(signatures == row).sum(axis=1) for row in signatures])
     near = np.tril(equal >= LEAST_EQUAL, -1)

@@ -17,6 +17,7 @@ from rankwise.commands.several import refuse_several
 from rankwise.commands.sharded import connect_shards, measured_as, refuse_other_objectives
 from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
+from rankwise.data.part_store import Encoders
 from rankwise.data.preparation import Prepared
 from rankwise.data.preparing import TextWriting, prepare, refuse_fatal
 from rankwise.errors import ConfigError, RunError, some
@@ -140,8 +141,8 @@ def _trained(
     if start is not None:
         experiment = start.settled(experiment, loaded, callback, force_base=force_base)
     method = method_of(experiment.adapter)
-    prepared, loaded = _prepared(experiment, objective, loaded, callback)
     world.end_turn()
+    prepared, loaded = _prepared(experiment, objective, loaded, callback, world)
     world.check_same_rows(prepared.data_report.model_dump_json())
     scorer = SCORERS[objective.name](measured_as(experiment, callback), loaded, prepared, objective)
     rows = prepared.rows_in_pass
@@ -220,11 +221,12 @@ def _misfit(model: LoadedModel, experiment: Experiment, objective: Objective) ->
 
 
 def _prepared(
-    experiment: Experiment, objective: Objective, model: LoadedModel, callback: Callback
+    experiment: Experiment, objective: Objective, model: LoadedModel, callback: Callback, world: World
 ) -> tuple[Prepared, LoadedModel]:
-    """The rows, and the model with the template that they are written with."""
+    """The rows, which all processes of a machine encode together, and the model with the template that they are written
+    with."""
     writing = objective.writing(model)
-    prepared = prepare(experiment.data, writing, callback)
+    prepared = prepare(experiment.data, writing, callback, Encoders(world.local_rank, world.local_size, world.barrier))
     refuse_fatal(prepared.data_report)
     if prepared.data_report.format == "classification" and objective.targets is None:
         callback(StatusMessage(LABELS_AS_ANSWERS))
@@ -232,7 +234,10 @@ def _prepared(
     if not isinstance(used, TextWriting):
         return prepared, model
     model = model.with_template(used.template)
-    return with_replay(prepared, experiment, model, writing, callback), model
+    world.wait_for_turn()
+    replayed = with_replay(prepared, experiment, model, writing, callback)
+    world.end_turn()
+    return replayed, model
 
 
 def _loaded(experiment: Experiment, objective: Objective, callback: Callback) -> LoadedModel:

@@ -86,14 +86,24 @@ def _digest(data_report: object) -> str:
     return sha256(json.dumps(data_report, sort_keys=True).encode()).hexdigest()
 
 
-def keep(key: str, prepared: Prepared, callback: Callback) -> None:
-    """Store an entry. If the cache cannot be written, the next run encodes the rows again."""
+def partial_folder(key: str) -> Path:
+    """Where parts of an entry lie while it is made. Forgotten like an entry if nobody goes on."""
+    return cache_folder() / "encoded" / f".{key}.partial"
+
+
+def keep(key: str, prepared: Prepared, callback: Callback, written: Path | None = None) -> None:
+    """Store an entry; its sequences may be `written` in a folder of the cache already. If the cache cannot be written,
+    the next run encodes the rows again."""
     folder = _folder(key)
     try:
         if folder.exists() and recall(key) is None:  # damaged; an entry that another process has just written stays
             shutil.rmtree(folder, ignore_errors=True)
         with published(folder, first_stays=True) as temporary:
-            prepared.sequences.write(temporary)
+            if written is None:
+                prepared.sequences.write(temporary)
+            else:
+                for file in written.glob("*.bin"):
+                    file.rename(temporary / file.name)
             prepared.trained.tofile(temporary / "trained.bin")
             prepared.measured.tofile(temporary / "measured.bin")
             data_report = prepared.data_report.model_dump(mode="json")

@@ -9,7 +9,7 @@ never separated, so with groups N is approximate. `last` takes the last rows of 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,8 +26,9 @@ class Candidates:
 
     size: int
     labels: Sequence[str]
-    prompts: Sequence[Hashable]
-    groups: Sequence[str | None]
+    prompts: Sequence[Hashable] | np.ndarray
+    groups: Sequence[str | None] | np.ndarray
+    """An array has numbers, which are negative where a row has no value."""
 
 
 def hold_out(sources: Sequence[Candidates], spec: DataConfig) -> list[np.ndarray]:
@@ -50,14 +51,24 @@ def facts_of(sources: Sequence[Candidates], apart: Sequence[np.ndarray], spec: D
     held_out = [(source, one.nonzero()[0].tolist()) for source, one in zip(sources, apart, strict=True)]
     labelled = any(source.labels for source in sources)
     labels = Counter(source.labels[row] for source, rows in held_out if source.labels for row in rows)
-    groups = {source.groups[row] for source, rows in held_out if spec.group for row in rows} - {None}
-    every = {group for source in sources for group in source.groups} - {None}
+    groups = _distinct([_at(source.groups, rows) for source, rows in held_out if spec.group])
+    every = _distinct([source.groups for source in sources])
     return HoldOutFacts(
         order=spec.held_out_order, requested=spec.held_out, rows=count, of=sum(source.size for source in sources),
         seed=spec.seed if spec.held_out_order == "seed" else None,
         labels=dict(labels.most_common(MOST_LABELS)) if labelled else None,
         group=spec.group, groups=len(groups) if spec.group else None, groups_in_all=len(every) if spec.group else None,
     )  # fmt: skip
+
+
+def _at(groups: Sequence[str | None] | np.ndarray, rows: list[int]) -> Sequence[str | None] | np.ndarray:
+    return groups[rows] if isinstance(groups, np.ndarray) else [groups[row] for row in rows]
+
+
+def _distinct(parts: Sequence[Sequence[str | None] | np.ndarray]) -> set[Hashable]:
+    """The groups among those of some rows."""
+    sets = (set(np.unique(one[one >= 0]).tolist()) if isinstance(one, np.ndarray) else {*one} - {None} for one in parts)
+    return set[Hashable]().union(*sets)
 
 
 def shares(count: int, sizes: Sequence[int]) -> list[int]:
@@ -73,13 +84,13 @@ def shares(count: int, sizes: Sequence[int]) -> list[int]:
 
 
 def _by_seed(sources: Sequence[Candidates], count: int, spec: DataConfig) -> np.ndarray:
-    strata = [(number, label) for number, source in enumerate(sources) for label in source.labels or [""] * source.size]
-    total = len(strata)
-    order = np.random.default_rng([spec.seed, 3]).permutation(total).tolist()
-    units = _units([value for source in sources for value in (source.groups if spec.group else source.prompts)], order)
-    lacking = _quotas(sources, strata, count)
-    draw = _Draw(np.zeros(total, bool), strata, lacking, count)
-    rows = [[row] for row in order]
+    strata, names = _strata(sources)
+    order = np.random.default_rng([spec.seed, 3]).permutation(len(strata))
+    units = _Units(_numbered([source.groups if spec.group else source.prompts for source in sources]), order)
+    sizes = np.bincount(strata, minlength=len(names)).tolist()
+    quotas = _quotas(sources, dict(zip(names, sizes, strict=True)), count)
+    draw = _Draw(np.zeros(len(strata), bool), strata, [quotas[name] for name in names], count)
+    rows = _Units(None, order)
     for parts in [units] if spec.group else [units, rows]:
         draw.by_share(parts)
     for parts in [units] if spec.group else [units, rows]:
@@ -89,20 +100,57 @@ def _by_seed(sources: Sequence[Candidates], count: int, spec: DataConfig) -> np.
     return draw.chosen
 
 
-def _units(values: Sequence[Hashable], order: Sequence[int]) -> list[list[int]]:
-    """Group rows with the same value, in the order of their first rows. A row without a value is a unit alone."""
-    if not values:
-        return [[row] for row in order]
-    units: dict[Hashable, list[int]] = {}
-    for row in order:
-        value = values[row]
-        units.setdefault((row,) if value is None else value, []).append(row)
-    return list(units.values())
+def _strata(sources: Sequence[Candidates]) -> tuple[np.ndarray, list[tuple[int, str]]]:
+    """For each row the number of its source and label among those that are returned too."""
+    numbers: dict[tuple[int, str], int] = {}
+    strata = np.empty(sum(source.size for source in sources), np.int32)
+    begin = 0
+    for source_number, source in enumerate(sources):
+        rows = strata[begin : begin + source.size]
+        if source.size and not source.labels:
+            rows[:] = numbers.setdefault((source_number, ""), len(numbers))
+        elif source.size:
+            rows[:] = [numbers.setdefault((source_number, label), len(numbers)) for label in source.labels]
+        begin += source.size
+    return strata, list(numbers)
 
 
-def _quotas(sources: Sequence[Candidates], strata: Sequence[tuple[int, str]], count: int) -> dict[tuple[int, str], int]:
+def _numbered(parts: Sequence[Sequence[Hashable] | np.ndarray]) -> np.ndarray | None:
+    """A number for each row, the same for the same value. A row without a value, None or negative, has its own."""
+    numbers: dict[Hashable, int] = {}
+    arrays = [
+        part if isinstance(part, np.ndarray)
+        else np.array([-1 if one is None else numbers.setdefault(one, len(numbers)) for one in part], np.int64)
+        for part in parts
+    ]  # fmt: skip
+    every = np.concatenate([np.empty(0, np.int64), *arrays])
+    alone = np.flatnonzero(every < 0)
+    every[alone] = every.max(initial=0) + 1 + np.arange(len(alone))
+    return every if len(every) else None
+
+
+class _Units:
+    """Rows with the same number, in the order of their first rows; without numbers each row alone."""
+
+    def __init__(self, numbers: np.ndarray | None, order: np.ndarray) -> None:
+        self._rows = order
+        self._begins = np.arange(len(order) + 1)
+        self._turns = np.arange(len(order))
+        if numbers is not None:
+            together = np.argsort(numbers[order], kind="stable")
+            self._rows = order[together]
+            changes = np.flatnonzero(np.diff(numbers[self._rows])) + 1
+            self._begins = np.concatenate([[0], changes, [len(order)]])
+            self._turns = np.argsort(together[self._begins[:-1]])
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self._rows[self._begins[turn] : self._begins[turn + 1]] for turn in self._turns)
+
+
+def _quotas(
+    sources: Sequence[Candidates], sizes: Mapping[tuple[int, str], int], count: int
+) -> dict[tuple[int, str], int]:
     """Number of validation rows of each label of each source. The only row with a label is left for training."""
-    sizes = Counter(strata)
     quotas: dict[tuple[int, str], int] = {}
     for number, share in enumerate(shares(count, [source.size for source in sources])):
         own = [stratum for stratum in sizes if stratum[0] == number]
@@ -114,30 +162,36 @@ def _quotas(sources: Sequence[Candidates], strata: Sequence[tuple[int, str]], co
 @dataclass
 class _Draw:
     chosen: np.ndarray
-    strata: Sequence[tuple[int, str]]
-    lacking: dict[tuple[int, str], int]
+    strata: np.ndarray
+    lacking: list[int]
+    """Of each stratum."""
     left: int
 
-    def by_share(self, units: Sequence[list[int]]) -> None:
-        for unit in units:
-            stratum = self.strata[unit[0]]
+    def by_share(self, units: Iterable[np.ndarray]) -> None:
+        lacking = sum(self.lacking)
+        for unit in units if lacking else ():
+            stratum = int(self.strata[unit[0]])
             if len(unit) > 1:
-                stratum = Counter(self.strata[row] for row in unit).most_common(1)[0][0]
+                stratum = Counter(self.strata[unit].tolist()).most_common(1)[0][0]
             if len(unit) <= self.lacking[stratum] and not self.chosen[unit].any():
                 self.lacking[stratum] -= len(unit)
                 self._take(unit)
+                if not (lacking := lacking - len(unit)):
+                    return
 
-    def whatever_fits(self, units: Sequence[list[int]]) -> None:
-        for unit in units:
+    def whatever_fits(self, units: Iterable[np.ndarray]) -> None:
+        for unit in units if self.left else ():
             if len(unit) <= self.left and not self.chosen[unit].any():
                 self._take(unit)
+                if not self.left:
+                    return
 
-    def nearest(self, units: Sequence[list[int]]) -> None:
+    def nearest(self, units: Iterable[np.ndarray]) -> None:
         """Take one more group if that comes nearer to N, or if nothing is held out yet, and another group remains."""
         rest = sorted((unit for unit in units if not self.chosen[unit[0]]), key=len)
         if len(rest) > 1 and (len(rest[0]) < 2 * self.left or not self.chosen.any()):
             self._take(rest[0])
 
-    def _take(self, unit: list[int]) -> None:
+    def _take(self, unit: np.ndarray) -> None:
         self.chosen[unit] = True
         self.left -= len(unit)

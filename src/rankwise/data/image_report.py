@@ -40,6 +40,11 @@ class Findings:
     duplicates: Duplicates
     warnings: tuple[str, ...]
 
+    @property
+    def copies(self) -> tuple[int, int]:
+        """How many images are the same as an earlier one, and how many look nearly the same."""
+        return len(self.duplicates.exact), len(self.duplicates.near)
+
 
 def looked_at(example: Example) -> Outcome:
     """Decode the image of a row without a model. A row of text stays as it is."""

@@ -43,23 +43,41 @@ class Labels:
     """Whether every row was in the classification format."""
     none: bool = False
     """Whether a row had no label, or there were too many different answers."""
+    of_rows: list[str] = field(default_factory=list)
+    """The label of each row, unless there are none."""
+    classified: int = 0
+    """How many of the rows came before the first that was not in the classification format."""
 
     def add(self, row: Sequence[Example], *, classification: bool) -> str:
         """Count the row's label and return it; "" if it has none."""
-        if self.none:
-            return ""
-        label = label_of(row)
+        return "" if self.none else self._add(label_of(row), row[0].where, classification)
+
+    def join(self, other: Labels) -> None:
+        """Count the labels of the rows that follow these."""
+        if other.none:
+            self._give_up()
+        for number, label in enumerate(other.of_rows):
+            if not self.none:
+                self._add(label, other.first[label], number < other.classified)
+
+    def _add(self, label: str | None, where: str, classification: bool) -> str:
+        self.classified += self.named and classification
         self.named = self.named and classification
         if (
             label is None
             or _is_fraction(label)
             or (not self.named and (len(label) > LONGEST or len(self.counts) > MOST_DISTINCT))
         ):
-            self.none = True
-            return ""
+            return self._give_up()
         self.counts[label] += 1
-        self.first.setdefault(label, row[0].where)
-        return intern(label)
+        self.first.setdefault(label, where)
+        self.of_rows.append(intern(label))
+        return label
+
+    def _give_up(self) -> str:
+        self.none = True
+        self.of_rows.clear()
+        return ""
 
     @classmethod
     def together(cls, parts: Iterable[Labels]) -> Labels:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Protocol, Self
@@ -13,10 +14,13 @@ from rankwise.config.base import Config
 from rankwise.config.data import DataConfig
 from rankwise.config.images import ImageProcessing
 from rankwise.config.recipe import recipe_named
-from rankwise.data.encoded_cache import keep, key_of, recall
-from rankwise.data.preparation import EncodingFacts, Prepared, prepare_data
+from rankwise.data.encoded_cache import keep, key_of, partial_folder, recall
+from rankwise.data.encoding import Encoding, EncodingFacts
+from rankwise.data.part_store import ALONE, Encoders, PartMissing, PartStore, all_states
+from rankwise.data.preparation import Prepared, joined, joined_alone, open_all
 from rankwise.data.report import Tally
-from rankwise.errors import DataError
+from rankwise.data.sources import Reading
+from rankwise.errors import DataError, RankwiseError
 from rankwise.images.encode import ImageEncoder
 from rankwise.runs.data_report import MOST_LISTED, DataReport, TargetFacts
 from rankwise.runs.manifest import DataFacts, installed_version
@@ -143,10 +147,11 @@ def _written(facts: Config | None) -> str | None:
     return None if facts is None else facts.model_dump_json()
 
 
-def prepare(spec: DataConfig, writing: Writing, callback: Callback) -> Prepared:
-    """Encoded rows, from the cache if these were encoded before. What is wrong with them stands in the data report."""
+def prepare(spec: DataConfig, writing: Writing, callback: Callback, encoders: Encoders = ALONE) -> Prepared:
+    """Encoded rows, from the cache if these were encoded before. What is wrong with them stands in the data report.
+    Several `encoders` call this together, each for itself."""
     writing = writing.by(spec)
-    return with_token_counts(_prepared(spec, writing, callback), writing)
+    return with_token_counts(_prepared(spec, writing, callback, encoders), writing)
 
 
 def with_token_counts(prepared: Prepared, writing: Writing) -> Prepared:
@@ -164,25 +169,56 @@ def with_token_counts(prepared: Prepared, writing: Writing) -> Prepared:
     return replace(prepared, data_report=report.model_copy(update=changes))
 
 
-def _prepared(spec: DataConfig, writing: Writing, callback: Callback) -> Prepared:
+def _prepared(spec: DataConfig, writing: Writing, callback: Callback, encoders: Encoders) -> Prepared:
+    """From the cache, or encoded by all processes together and joined by the first of them. All meet as often."""
+    if not encoders.is_first:
+        encoders.meet()  # what the first one downloads is there
+    states = all_states(spec)
     encoder = writing.encoder(spec)
     identity = f"{type(encoder).__name__} {writing.identity}"
     key = key_of(spec, encoder, identity, writing.name)
-    prepared = recall(key)
-    if prepared is None:
-        prepared = prepare_data(
-            spec, encoder, writing.tally(), callback, model=writing.name, facts=writing.facts, targets=writing.targets
-        )
-        if key_of(spec, encoder, identity, writing.name) == key:  # else somebody wrote into a file meanwhile
-            keep(key, prepared, callback)
-            if prepared.sequences.images is not None:  # so that pixels lie on the disk once
-                prepared = recall(key) or prepared
+    if encoders.is_first:
+        encoders.meet()
+    work = Encoding(spec, encoder, writing.tally(), callback, writing.name, writing.facts, writing.targets)
+    store = PartStore(None if isinstance(writing, ImageWriting) else partial_folder(key), encoders, states)
+    prepared, readings = recall(key), open_all(spec)
+    if prepared is None and encoders.is_first:
+        prepared = _encoded(work, readings, store, key, identity)
+    elif prepared is None:
+        with suppress(DataError):  # the first one meets it too, since a part is missing
+            work.encode_all(readings, store)
+        encoders.meet()
+    else:
+        encoders.meet()
+    encoders.meet()
+    return prepared or recall(key) or joined_alone(work)
+
+
+def _encoded(
+    work: Encoding, readings: Sequence[tuple[Reading, float]], store: PartStore, key: str, identity: str
+) -> Prepared:
+    """Encode this process's parts, join them with those of the others, and put the result into the cache."""
+    try:
+        work.encode_all(readings, store)
+        store.encoders.meet()
+        prepared = joined(work, readings, store)
+    except PartMissing:  # another run may have finished the same rows meanwhile
+        prepared = recall(key) or joined_alone(work)
+    except RankwiseError:
+        store.forget()
+        raise
+    assert work.encoder is not None, "rows are encoded with one"
+    if key_of(work.spec, work.encoder, identity, work.model or "") == key:  # else somebody wrote into a file meanwhile
+        keep(key, prepared, work.callback, store.joined)
+        if prepared.sequences.images is not None:  # so that pixels lie on the disk once
+            prepared = recall(key) or prepared
+    store.forget()
     return prepared
 
 
 def count_only(spec: DataConfig, callback: Callback) -> DataReport:
     """What can be said of rows without any tokenizer."""
-    return prepare_data(spec, None, Tally(), callback, model=None, facts=EncodingFacts()).data_report
+    return joined_alone(Encoding(spec, None, Tally(), callback, None, EncodingFacts(), None)).data_report
 
 
 def refuse_fatal(data_report: DataReport) -> None:

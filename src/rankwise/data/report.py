@@ -7,6 +7,7 @@ and the rows that are left out.
 from __future__ import annotations
 
 import re
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -63,7 +64,7 @@ class Tally:
     ended: int = 0
     truncated: int = 0
     without_loss_tokens: int = 0
-    lengths: list[int] = field(default_factory=list)
+    lengths: array[int] = field(default_factory=lambda: array("i"))
     shortest_left_out: int | None = None
     answers_too_long: int = 0
     """Answers left out because they are too long, from rows with other answers that are used."""
@@ -88,21 +89,24 @@ class Tally:
             self._skip(UNREAD, where, why)
             self.unread.append(why)
 
-    def read(self, examples: Sequence[Example]) -> None:
-        """Count a row that could be read."""
-        self.rows += 1
-        if examples[0].image is not None:
-            return
+    def read(self, rows: Sequence[Sequence[Example]]) -> None:
+        """Count rows that could be read."""
+        self.rows += len(rows)
+        texts = [row for row in rows if row[0].image is None]
+        self.texts.add([_text_of(row) for row in texts])
+        for row in texts:
+            self._look_at(row)
+
+    def _look_at(self, examples: Sequence[Example]) -> None:
         for example in examples:
             if example.rejected:
                 self.pairs.read(example)
             if example.tagged is not None:
                 self.tags.read(example.tagged)
-        text = "\n".join(example.full_text for example in examples)
-        self.texts.add([text])
         systems = {example.system for example in examples}
-        text = "\n".join([text, *filter(None, systems)])
-        self.unknown_special.update(set(LOOKS_SPECIAL.findall(text)) - self.known)
+        text = "\n".join([_text_of(examples), *filter(None, systems)])
+        special = dict.fromkeys(LOOKS_SPECIAL.findall(text))
+        self.unknown_special.update([token for token in special if token not in self.known])
         self.replacements += "\ufffd" in text
         self.looks_rendered += any(LOOKS_RENDERED.search(example.prompt_text) is not None for example in examples)
         if self.guards is not None:
@@ -114,7 +118,7 @@ class Tally:
             self._unusable(examples[0].where, problem)
             return False
         self.used += 1
-        self.systems |= {example.system for example in examples}
+        self.add_systems(example.system for example in examples)
         return True
 
     def _unusable(self, where: str, problem: str) -> None:
@@ -136,7 +140,7 @@ class Tally:
             self._count(outcome)
         if any(outcome.sequences for outcome in outcomes):
             self.used += 1
-            self.systems |= {outcome.example.system for outcome in outcomes}
+            self.add_systems(outcome.example.system for outcome in outcomes)
             self.answers_too_long += sum(outcome.too_long for outcome in outcomes)
             return True
         longest = max(length for outcome in outcomes for length in outcome.lengths)
@@ -151,7 +155,7 @@ class Tally:
         return False
 
     def _count(self, outcome: Outcome) -> None:
-        self.lengths += outcome.lengths
+        self.lengths.extend(outcome.lengths)
         self.truncated += outcome.truncated
         self.without_loss_tokens += outcome.without_loss_tokens
         self.masks.update(outcome.methods)
@@ -175,6 +179,11 @@ class Tally:
         if len(self.skipped_rows) < MOST_LISTED:
             self.skipped_rows.append(Skipped(where=where, why=why))
 
+    def add_systems(self, systems: Iterable[str | None]) -> None:
+        """Two are enough to know that they differ."""
+        if len(self.systems) < 2:
+            self.systems.update(systems)
+
     @property
     def system(self) -> str | None:
         return next(iter(self.systems)) if len(self.systems) == 1 else None
@@ -188,14 +197,8 @@ class Tally:
         )
 
 
-def overlap_of(measured: Sequence[str], trained: Iterable[Sequence[str]]) -> OverlapFacts:
-    """How many validation prompts are also in the training rows."""
-    of_measured, of_trained = TextIndex(), TextIndex()
-    of_measured.add(measured)
-    for chunk in trained:
-        of_trained.add(chunk)
-    shared = of_measured.overlap(of_trained)
-    return OverlapFacts(exact=len(shared.exact), near=len(shared.near), of=len(measured))
+def _text_of(row: Sequence[Example]) -> str:
+    return "\n".join(example.full_text for example in row)
 
 
 def fatal_problems(tally: Tally, spec: DataConfig, *, limit: int | None, trained: int, name: str) -> list[str]:

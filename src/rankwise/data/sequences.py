@@ -26,6 +26,7 @@ COLUMNS: dict[str, Any] = {"ids": np.int32, "loss_mask": np.bool_, "token_type_i
 OPTIONAL = ("token_type_ids", "tags", "targets")
 IMAGES = "images.bin"
 CHANNELS = 3
+ROWS_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,8 @@ class EncodedRows(Sequence[Tokens]):
     def lengths_of_sides(self, numbers: np.ndarray) -> np.ndarray:
         """(N, 2) tokens of the chosen and the rejected conversation of such rows of pairs."""
         assert self.token_type_ids is not None, "the rows are pairs"
-        second = np.concatenate([[0], np.cumsum(self.token_type_ids, dtype=np.int64)])
-        starts, stops = self.starts[numbers], self.starts[numbers + 1]
-        rejected = second[stops] - second[starts]
-        return np.stack([stops - starts - rejected, rejected], axis=1)
+        rejected = sums_of_rows(self.token_type_ids, self.starts)[numbers]
+        return np.stack([self.starts[numbers + 1] - self.starts[numbers] - rejected, rejected], axis=1)
 
     @classmethod
     def gathered(cls, parts: Sequence[EncodedRows]) -> EncodedRows:
@@ -178,6 +177,16 @@ def _images(file: Path, rows: int) -> np.ndarray | None:
     return np.memmap(file, np.uint8, "r", shape=(rows, side, side, CHANNELS))
 
 
+def sums_of_rows(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """(N,): the sum of a column over each row, with a few rows in memory at a time."""
+    sums = np.empty(len(starts) - 1, np.int64)
+    for begin in range(0, len(sums), ROWS_AT_ONCE):
+        borders = starts[begin : begin + ROWS_AT_ONCE + 1]
+        running = np.concatenate([[0], np.cumsum(values[borders[0] : borders[-1]], dtype=np.int64)])
+        sums[begin : begin + ROWS_AT_ONCE] = np.diff(running[borders - borders[0]])
+    return sums
+
+
 _Row = TypeVar("_Row")
 
 
@@ -219,7 +228,6 @@ class SelectedRows(Sequence[Tokens]):
         token of a row has nothing to be predicted from, unless it has a tag."""
         if self.rows.targets is not None:
             return len(self)
-        running = np.concatenate([[0], np.cumsum(self.rows.loss_mask, dtype=np.int64)])
-        starts, stops = self.rows.starts[self.numbers], self.rows.starts[self.numbers + 1]
-        first = self.rows.loss_mask[starts] if self.rows.tags is None else 0
-        return int((running[stops] - running[starts] - first).sum())
+        counts = sums_of_rows(self.rows.loss_mask, self.rows.starts)
+        first = self.rows.loss_mask[self.rows.starts[self.numbers]] if self.rows.tags is None else 0
+        return int((counts[self.numbers] - first).sum())

@@ -2,62 +2,77 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from sys import intern
 from typing import TypeVar
 
 import numpy as np
 
-from rankwise.config.data import DataConfig
-from rankwise.data.duplicates import digest_of
+from rankwise.data.duplicates import TextIndex, overlap
 from rankwise.data.hold_out import Candidates
 from rankwise.data.image_report import SeenImage, overlap_of_images
 from rankwise.data.labels import Labels
-from rankwise.data.report import overlap_of
+from rankwise.data.row_part import RowFacts
 from rankwise.data.sources import Reading
 from rankwise.runs.data_report import OverlapFacts
-from rankwise.text.example import Example, ImageRecord
 
 _Value = TypeVar("_Value")
 
 
 @dataclass
 class SourceRows:
-    """Lists with one entry per row. Lists that are not needed are empty."""
+    """`begin` is the number of its first sequence, and `question` that of its first row among the questions of all."""
 
     reading: Reading
     weight: float
-    rows: list[range] = field(default_factory=list)
-    """The numbers of each row's sequences."""
-    prompts: list[str] = field(default_factory=list)
-    """What rows with the same question share: its text, or the hash of an image's pixels."""
+    begin: int = 0
+    question: int = 0
+    counts: array[int] = field(default_factory=lambda: array("i"))
+    """Number of sequences of each row."""
     images: list[SeenImage] = field(default_factory=list)
-    groups: list[str | None] = field(default_factory=list)
+    groups: array[int] = field(default_factory=lambda: array("q"))
+    """Of each row a number of its group, negative and its own where it has none. Empty if not needed."""
     labels: Labels = field(default_factory=Labels)
-    label_of_row: list[str] = field(default_factory=list)
     apart: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     """Whether each row is a validation row."""
 
-    def add(self, row: Sequence[Example], sequences: range, image: ImageRecord | None, spec: DataConfig) -> None:
-        self.rows.append(sequences)
-        if image is not None:
-            self.images.append(SeenImage(row[0].where, intern(row[0].messages[-1].content), image))
-        if spec.held_out or spec.validation is not None:
-            texts = (example.prompt_text for example in row)
-            self.prompts.append("\n".join(texts) if image is None else image.content.hex())
-        if spec.group is not None:
-            self.groups.append(row[0].group)
-        formats = {part.format for part in self.reading.parts} - {None}
-        classification = bool(formats) and formats <= {"classification", "image"}
-        self.label_of_row.append(self.labels.add(row, classification=classification))
-        if self.labels.none:
-            self.label_of_row.clear()
+    def __len__(self) -> int:
+        return len(self.counts)
 
-    def candidates(self, spec: DataConfig) -> Candidates:
-        by_prompt = spec.held_out > 0 and spec.held_out_order == "seed" and spec.group is None
-        prompts = [digest_of(text) for text in self.prompts] if by_prompt else []
-        return Candidates(len(self.rows), self.label_of_row if self.labels else [], prompts, self.groups)
+    def extend(self, facts: RowFacts, groups: dict[str, int]) -> None:
+        """Add the rows that follow. `groups` numbers the groups of all sources."""
+        for group in facts.groups:
+            number = -1 if group is None else groups.setdefault(group, len(groups))
+            self.groups.append(number)
+        self.counts.extend(facts.counts)
+        self.images.extend(facts.images)
+        self.labels.join(facts.labels)
+
+    def candidates(self, questions: np.ndarray | None) -> Candidates:
+        own = questions[self.question : self.question + len(self)] if questions is not None else ()
+        groups = np.frombuffer(self.groups, np.int64) if self.groups else ()
+        return Candidates(len(self), self.labels.of_rows if self.labels else (), own, groups)
+
+    @property
+    def starts(self) -> np.ndarray:
+        """(N + 1,): row n has the sequences starts[n] … starts[n + 1] - 1."""
+        return self.begin + np.concatenate([[0], np.cumsum(self.counts, dtype=np.int64)])
+
+    def numbers(self, rows: np.ndarray) -> np.ndarray:
+        """The numbers of the sequences of some rows."""
+        starts = self.starts
+        firsts, counts = starts[rows], starts[rows + 1] - starts[rows]
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return np.repeat(firsts, counts) + within
+
+    def rows(self, *, apart: bool) -> np.ndarray:
+        """The validation rows, or the training rows."""
+        return np.flatnonzero(self.apart == apart)
+
+    def questions(self, *, apart: bool) -> np.ndarray:
+        """The numbers of their questions."""
+        return self.question + self.rows(apart=apart)
 
     def side(self, values: Sequence[_Value], *, apart: bool) -> list[_Value]:
         """The values of the validation rows, or those of the training rows."""
@@ -66,20 +81,20 @@ class SourceRows:
     def weighted(self, rng: np.random.Generator) -> np.ndarray:
         """Numbers of the training sequences in one pass. A weight of 2.5 repeats each row twice, and a random half of
         the rows a third time."""
-        rows = self.side(self.rows, apart=False)
+        rows = self.rows(apart=False)
         times = int(self.weight)
         drawn = rng.permutation(len(rows))[: round((self.weight - times) * len(rows))]
-        return np.concatenate([np.tile(numbers_of(rows), times), numbers_of([rows[index] for index in sorted(drawn)])])
+        return np.concatenate([np.tile(self.numbers(rows), times), self.numbers(rows[np.sort(drawn)])])
 
     def weighed_out(self) -> list[str]:
-        rows = len(self.side(self.rows, apart=False))
+        rows = len(self.rows(apart=False))
         if rows < 1 or round(self.weight * rows):
             return []
         path = self.reading.source.path
         return [f"{path}: the weight {self.weight:g} leaves none of its {rows:,} rows for training."]
 
 
-def overlap_between(trained: Sequence[SourceRows], measured: Sequence[SourceRows]) -> OverlapFacts:
+def overlap_between(prompts: TextIndex, trained: Sequence[SourceRows], measured: Sequence[SourceRows]) -> OverlapFacts:
     """How many validation rows, held out or of the validation source, are also in the training rows."""
     if any(source.images for source in trained):
         images = [image for source in trained for image in source.side(source.images, apart=True)]
@@ -87,10 +102,11 @@ def overlap_between(trained: Sequence[SourceRows], measured: Sequence[SourceRows
         return overlap_of_images(
             images, [image for source in trained for image in source.side(source.images, apart=False)]
         )
-    texts = [text for source in trained for text in source.side(source.prompts, apart=True)]
-    texts += [text for source in measured for text in source.prompts]
-    return overlap_of(texts, (source.side(source.prompts, apart=False) for source in trained))
-
-
-def numbers_of(rows: Sequence[range]) -> np.ndarray:
-    return np.array([number for row in rows for number in row], np.int64)
+    none = np.empty(0, np.int64)
+    others = np.concatenate([none, *(source.questions(apart=False) for source in trained)])
+    own = np.concatenate([
+        none, *(source.questions(apart=True) for source in trained),
+        *(source.question + np.arange(len(source)) for source in measured),
+    ])  # fmt: skip
+    exact, near = overlap(prompts, own, prompts, others).counts
+    return OverlapFacts(exact=exact, near=near, of=len(own))

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ from rankwise.errors import DataError, did_you_mean, some
 from rankwise.text.example import Example
 
 CHUNK = 1000
+MOST_IN_MEMORY = 100_000
+"""Rows of which some are drawn that are held until it is known which; of a larger source, they are read again."""
 
 
 @dataclass
@@ -65,50 +68,83 @@ class Reading:
         """Share of the source that has been read, as far as it is known."""
         return sum(part.share for part in self.parts) / len(self.parts)
 
-    def chunks(self) -> Iterator[list[list[Example]]]:
-        """Yield a thousand rows at a time, or fewer images. Each row is the list of its examples."""
+    @property
+    def is_drawn(self) -> bool:
+        """Whether some of its rows are drawn, so that their numbers are known once all of them were read."""
+        return self.source.rows is not None
+
+    def chunks(self, chooses: Callable[[int], bool] | None = None) -> Iterator[list[list[Example]]]:
+        """Yield the readable rows among each thousand, or fewer images; each row is the list of its examples.
+
+        With `chooses`, a chunk 0, 1, 2, … that it does not choose is yielded empty: its rows are passed over, but for
+        those that decide the format of a file. Of a source whose rows are drawn all are chosen.
+        """
         chunk: list[list[Example]] = []
-        for row in self._drawn():
-            chunk.append(row)
-            if len(chunk) == (CHUNK if row[0].image is None else LARGE_ROWS):
+        size = 0
+        for row in self._drawn(chooses):
+            size += 1
+            if row is not None:
+                chunk.append(row)
+            large = chooses is None and row is not None and row[0].image is not None
+            if size == CHUNK or (large and len(chunk) == LARGE_ROWS):
                 yield chunk
-                chunk = []
-        if chunk:
+                chunk, size = [], 0
+        if size:
             yield chunk
 
-    def _drawn(self) -> Iterator[list[Example]]:
+    def _drawn(self, chooses: Callable[[int], bool] | None) -> Iterator[list[Example] | None]:
         if self.source.rows is None:
-            return self._parsed()
-        every = [row if row[0].image is None else None for row in self._parsed()]
-        count = min(self.source.rows, len(every))
-        drawn = np.random.default_rng([self.spec.seed, 1]).choice(len(every), count, replace=False)
+            return self._parsed(chooses)
+        every: list[list[Example] | None] = []
+        for row in self._readable():
+            every.append(row if row[0].image is None and len(every) < MOST_IN_MEMORY else None)
+        drawn_rows = min(self.source.rows, len(every))
+        drawn = np.random.default_rng([self.spec.seed, 1]).choice(len(every), drawn_rows, replace=False)
         rows = [row for index in sorted(drawn) if (row := every[index]) is not None]
-        return iter(rows) if len(rows) == count else self._again({*drawn.tolist()})
+        return iter(rows) if len(rows) == drawn_rows else self._again({*drawn.tolist()})
 
     def _again(self, numbers: set[int]) -> Iterator[list[Example]]:
-        """The rows with these numbers, read once more, since all images together may not fit into the memory."""
+        """The rows with these numbers, read once more, since all rows together may not fit into the memory."""
         self.skipped.clear()
         self.unused.clear()
-        return (row for number, row in enumerate(self._parsed()) if number in numbers)
+        return (row for number, row in enumerate(self._readable()) if number in numbers)
 
-    def _parsed(self) -> Iterator[list[Example]]:
+    def _readable(self) -> Iterator[list[Example]]:
+        return (row for row in self._parsed() if row is not None)
+
+    def _parsed(self, chooses: Callable[[int], bool] | None = None) -> Iterator[list[Example] | None]:
+        """Each row of each file; None for one that cannot be read or is passed over."""
+        numbers = count()
+        wants = True
         for part in self.parts:
             part.rows = 0
             for where, row in raw_records(part):
                 part.rows += 1
-                try:
-                    examples = self.examples(part, where, row)
-                    assert not isinstance(row, DataError), "examples() raises it"
-                    self.unused.setdefault(part.name, Unused()).add(row, self._used(part, row), examples)
-                    if part.of_images and examples[0].image is not None and isinstance(examples[0].image.source, Path):
-                        self.named_images.setdefault(part.name, set()).add(examples[0].image.source)
-                    yield examples
-                except DataError as error:
-                    self.skipped.append((where, str(error)))
-                    of_no_form = part.format is None and not isinstance(row, DataError)
-                    if of_no_form and self.spec.on_bad_row == "stop":
-                        break  # every row would have the same problem
+                if (number := next(numbers)) % CHUNK == 0 and chooses is not None:
+                    wants = chooses(number // CHUNK)
+                examples, problem = self._tried(part, where, row) if wants or part.format is None else (None, None)
+                if wants and problem is not None:
+                    self.skipped.append((where, problem))
+                elif wants and examples is not None:
+                    self._note(part, row, examples)
+                yield examples if wants else None
+                of_no_form = problem is not None and part.format is None and not isinstance(row, DataError)
+                if of_no_form and self.spec.on_bad_row == "stop":
+                    break  # every row would have the same problem
             part.share = 1.0
+
+    def _tried(self, part: Part, where: str, row: Any) -> tuple[list[Example] | None, str | None]:
+        """The examples of a raw row, or what is wrong with it."""
+        try:
+            return self.examples(part, where, row), None
+        except DataError as error:
+            return None, str(error)
+
+    def _note(self, part: Part, row: Any, examples: Sequence[Example]) -> None:
+        """Look at the columns of a readable row, and at the image that it names."""
+        self.unused.setdefault(part.name, Unused()).add(row, self._used(part, row), examples, part.rows)
+        if part.of_images and examples[0].image is not None and isinstance(examples[0].image.source, Path):
+            self.named_images.setdefault(part.name, set()).add(examples[0].image.source)
 
     def examples(self, part: Part, where: str, row: Any) -> list[Example]:
         """The examples of one raw row. The first row of a file decides its format."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
 from itertools import islice
 from typing import Any
 
@@ -51,6 +52,17 @@ class Column:
     """Whether each of its values can be filled into a column text."""
     values: set[int] = field(default_factory=set)
 
+    def join(self, other: Column) -> None:
+        self.filled += other.filled
+        self.example = self.example or other.example
+        self.texts += other.texts
+        self.known += other.known
+        self.long += other.long
+        self.writable = self.writable and other.writable
+        for value in other.values:
+            if len(self.values) <= CATEGORIES:
+                self.values.add(value)
+
     def stops(self, judged: int) -> bool:
         return 2 * self.texts > judged and self._differs
 
@@ -83,10 +95,11 @@ class Unused:
     names: dict[str, None] = field(default_factory=dict)
     """All columns of the file's rows, in order."""
 
-    def add(self, row: Mapping[str, Any], used: Iterable[str], examples: Sequence[Example]) -> None:
+    def add(self, row: Mapping[str, Any], used: Iterable[str], examples: Sequence[Example], number: int) -> None:
+        """`number` is that of the row in its file, from 1."""
         self.rows += 1
         self.names.update(dict.fromkeys(row))
-        judges = self.rows <= ALL_JUDGED or self.rows % THEN_EACH == 0
+        judges = number <= ALL_JUDGED or number % THEN_EACH == 0
         self.judged += judges
         parts = None
         aside = set(used)
@@ -101,6 +114,24 @@ class Unused:
             if counted >= WORDS:
                 parts = parts or _Parts.of(examples)
                 _judge(column, text, isinstance(value, str), parts)
+
+    def join(self, other: Unused) -> None:
+        """Count the rows that follow these."""
+        self.rows += other.rows
+        self.judged += other.judged
+        self.names.update(other.names)
+        for name, column in other.columns.items():
+            self.columns.setdefault(name, Column()).join(column)
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        columns = {name: asdict(one) | {"values": sorted(one.values)} for name, one in self.columns.items()}
+        return {"rows": self.rows, "judged": self.judged, "columns": columns, "names": list(self.names)}
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> Unused:
+        columns = {name: Column(**one | {"values": set(one["values"])}) for name, one in facts["columns"].items()}
+        return cls(facts["rows"], facts["judged"], columns, dict.fromkeys(facts["names"]))
 
 
 @dataclass(frozen=True)
@@ -134,7 +165,7 @@ def _judge(column: Column, text: str, single: bool, parts: _Parts) -> None:
     column.texts += 1
     column.long += not again and single and len(words) >= LONG
     if len(column.values) <= CATEGORIES:
-        column.values.add(hash(rest if again else text))
+        column.values.add(_number_of(rest if again else text))
 
 
 def _text(value: Any) -> tuple[str, int]:
@@ -146,6 +177,11 @@ def _text(value: Any) -> tuple[str, int]:
     if len(pieces) == 1 and ((len(every) < LONG and 2 * words <= len(every)) or _PATH.fullmatch(text)):
         return text, 0
     return text, max(words, len(_WIDE.findall(text[:100])) // 2)
+
+
+def _number_of(text: str) -> int:
+    """The same in every process."""
+    return int.from_bytes(blake2b(text.encode(errors="backslashreplace"), digest_size=6).digest())
 
 
 def _writable(value: Any) -> bool:
