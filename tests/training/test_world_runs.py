@@ -156,6 +156,19 @@ def test_a_split_base_is_resumed_by_others_and_in_one_process(folder: Path, monk
     assert not is_sharded(opened) and any("adapters" in name for name, _ in opened.named_parameters())
 
 
+def test_a_run_of_the_fused_backend_goes_on_over_a_split_base(folder: Path) -> None:
+    """The kernels read whole weights, so it goes on with the eager backend, and says so."""
+    words = [word for word in WORDS if word not in ("--backend", "eager")]
+
+    def part(size: int, *more: str, step: int = 0) -> Ended:
+        return together(command, size, folder, Disturbed((*words, *more), 0, step, "kill" if step else ""))[0]
+
+    assert part(1, step=5).code == -9 and manifest(folder)["backend"] == "fused"
+    ended = part(2, "--shard", "--resume")
+    assert ended.code == 0, ended.errors
+    assert "goes on with the eager one" in str(manifest(folder)["warnings"])
+
+
 def test_all_weights_that_are_split_go_on_in_other_numbers_of_processes(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

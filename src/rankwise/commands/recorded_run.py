@@ -14,6 +14,7 @@ from rankwise.config.experiment import Experiment
 from rankwise.data.preparing import facts_of
 from rankwise.errors import Interrupted, RankwiseError, is_out_of_memory
 from rankwise.methods.starting import changed_since as start_changed
+from rankwise.models.sharding import is_sharded
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.integrity import hashes_of
 from rankwise.runs.manifest import BackendName, BackOff, Manifest, now
@@ -35,6 +36,11 @@ from rankwise.training.run import TrainingRun
 from rankwise.training.trainer import Trainer
 from rankwise.training.world import LostProcessError, StoppedTogether
 
+OTHER_BACKEND = (
+    "the run began with the {} backend and goes on with the eager one, since the base is split over several processes "
+    "(model.sharded); the result may differ by rounding"
+)
+
 
 def record(
     training: TrainingRun, foreseen: Foresight | None, resumable: Resumable | None, *, force_memory: bool,
@@ -44,13 +50,8 @@ def record(
     that begins again."""
     run, callback = training.run, training.callback
     training.check()
-    setting, work, world = training.config.backend, training.work, training.world
-    name: BackendName = (
-        resumable.manifest.backend
-        if resumable is not None
-        else world.share(lambda: choose_backend(work, setting, training.tokens_trained).name)
-    )
-    backend = backend_named(name, work)
+    work, world = training.work, training.world
+    backend = backend_named(_backend_of(training, resumable), work)
     backend = over_rows(backend, work.objective)
     training = training.with_reference(backend, resumable)
     again = foresee_backend(foreseen, backend.name, callback)
@@ -98,6 +99,18 @@ def record(
     run.forget_steps()  # outside: from here on nothing may take the result away
     write_page(RunSnapshot(run, training.experiment, finished), callback)
     return finished
+
+
+def _backend_of(training: TrainingRun, resumable: Resumable | None) -> BackendName:
+    """That which the run began with, or the best for a new one; over a split base there is only one."""
+    work, setting = training.work, training.config.backend
+    if resumable is None:
+        return training.world.share(lambda: choose_backend(work, setting, training.tokens_trained).name)
+    begun = resumable.manifest.backend
+    if begun == "eager" or not is_sharded(work.module):
+        return begun
+    training.callback(WarningMessage(OTHER_BACKEND.format(begun)))
+    return "eager"
 
 
 def _begun(

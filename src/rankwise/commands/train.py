@@ -226,7 +226,8 @@ def _prepared(
     """The rows, which all processes of a machine encode together, and the model with the template that they are written
     with."""
     writing = objective.writing(model)
-    prepared = prepare(experiment.data, writing, callback, Encoders(world.local_rank, world.local_size, world.barrier))
+    encoders = Encoders(world.local_rank, world.local_size, world.barrier, world.check_own_stop)
+    prepared = prepare(experiment.data, writing, callback, encoders)
     refuse_fatal(prepared.data_report)
     if prepared.data_report.format == "classification" and objective.targets is None:
         callback(StatusMessage(LABELS_AS_ANSWERS))

@@ -77,6 +77,7 @@ class Encoding:
         rows = 0
         for number, chunk in enumerate(reading.chunks(wants if divides else None)):
             self._report_progress(reading, rows)
+            store.encoders.check_stop()
             rows += CHUNK
             place = number % store.chunks
             if not wants(number):

@@ -43,6 +43,8 @@ class Encoders:
     rank: int = 0
     size: int = 1
     meet: Callable[[], None] = _nothing
+    check_stop: Callable[[], None] = _nothing
+    """Raises where this process is to end, whatever the others do."""
 
     @property
     def is_first(self) -> bool:

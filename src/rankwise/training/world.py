@@ -145,6 +145,11 @@ class World:
         if self.is_several:
             self.heed([row[0] for row in self.gather([self.stop_code])])
 
+    def check_own_stop(self) -> None:
+        """The same of this process alone, where the others may be anywhere."""
+        if self.is_several:
+            self.heed([self.stop_code])
+
     @property
     def stop_code(self) -> float:
         """The exit code of a request to stop, which is also made by the end of what started the processes; 0 without
