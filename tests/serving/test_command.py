@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import os
 import signal
 import socket
@@ -14,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rankwise.cli.main import app
+from rankwise.commands.serve import hangup, is_mistake
 
 
 @pytest.fixture
@@ -50,8 +53,29 @@ def test_what_cannot_be_served_is_refused_by_name(library, tmp_path, monkeypatch
     assert "under the name" in refused("lora", "lora", "--port", free_port())
 
 
+def test_a_closed_terminal_stops_a_server_as_other_signals_do():
+    stopped, before = [], signal.getsignal(signal.SIGHUP)
+    with hangup(lambda number, frame: stopped.append(number)):
+        signal.raise_signal(signal.SIGHUP)
+    assert stopped == [signal.SIGHUP] and signal.getsignal(signal.SIGHUP) is before
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # by nohup
+    with hangup(lambda number, frame: stopped.append(number)):
+        signal.raise_signal(signal.SIGHUP)
+    signal.signal(signal.SIGHUP, before)
+    assert len(stopped) == 1
+
+
+def test_the_log_has_no_traceback_of_an_answer_that_was_cut_off():
+    def record(error):
+        return logging.LogRecord("uvicorn.error", 40, "", 0, "", (), (type(error), error, None))
+
+    assert not is_mistake(record(asyncio.CancelledError())) and is_mistake(record(ValueError()))
+    assert is_mistake(logging.LogRecord("uvicorn.error", 40, "", 0, "", (), None))
+
+
 @pytest.mark.slow
 def test_a_server_is_started_asked_and_stopped(in_home):
+    """An answer that is being written ends as if there had been no signal."""
     words = [sys.executable, "-m", "rankwise", "serve", "lora", "--json", "--port", free_port()]
     with subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -60,13 +84,20 @@ def test_a_server_is_started_asked_and_stopped(in_home):
         ready = json.loads(process.stdout.readline())
         assert [one["id"] for one in ready["models"]] == ["tiny-llama", "lora"]
         body = {"model": "lora", "messages": [{"role": "user", "content": "What is land 1?"}], "temperature": 0}
-        request = urllib.request.Request(
-            f"{ready['url']}/chat/completions", json.dumps(body).encode(),
-            {"content-type": "application/json", "authorization": "Bearer secret"},
-        )  # fmt: skip
-        answer = json.loads(urllib.request.urlopen(request).read())
-        process.send_signal(signal.SIGTERM)
+
+        def asked(**more):
+            return urllib.request.urlopen(urllib.request.Request(
+                f"{ready['url']}/chat/completions", json.dumps(body | more).encode(),
+                {"content-type": "application/json", "authorization": "Bearer secret"},
+            ))  # fmt: skip
+
+        answer = json.loads(asked().read())
+        with asked(stream=True, max_tokens=200, logit_bias={"2": -100}) as pieces:
+            first = pieces.readline()
+            process.send_signal(signal.SIGTERM)
+            rest = pieces.read()
         _, remarks = process.communicate(timeout=60)
     assert answer["choices"][0]["message"]["content"]
+    assert first.startswith(b"data: ") and rest.endswith(b"data: [DONE]\n\n")
     assert process.returncode == 0 and remarks.rstrip().endswith("stopped.") and "secret" not in remarks
     assert "Traceback" not in remarks

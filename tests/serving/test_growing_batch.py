@@ -126,6 +126,13 @@ def test_top_p_leaves_the_likeliest_tokens_and_bias_and_penalties_move_them():
     assert [token for token, _ in listed.likely] == [0, 1]
 
 
+@pytest.mark.parametrize("spec", [{"temperature": 1e-38}, {"temperature": 5e-324}, {"top_p": 1e-300}], ids=str)
+def test_numbers_too_small_for_float32_draw_the_most_likely_token(spec):
+    """No division by them overflows, as that would end all answers of the batch."""
+    sampler = Sampler.seeded(Sampling(**{"temperature": 1.0} | spec), 0)
+    assert sampler.choose(torch.tensor([4.0, 9.0, -60.0])).token == 1
+
+
 def test_damaged_weights_are_no_answer(adapted):
     model, adapters = adapted
     weight = model.get_output_embeddings().weight

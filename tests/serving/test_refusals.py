@@ -91,6 +91,11 @@ def test_another_content_type_method_or_route(asked):
     assert asked.get("/v1/models/../../x").status_code == 404
 
 
+def test_a_question_is_missed_by_its_name(asked):
+    answer = asked.post(CHAT, json=GOOD | {"messages": [{"role": "system", "content": "hi"}]})
+    assert "there is no question" in answer.json()["error"]["message"]
+
+
 def test_every_problem_is_named_at_once(asked):
     answer = asked.post(CHAT, json=GOOD | {"n": 0, "top_p": 2, "temprature": 0})
     message = answer.json()["error"]["message"]
@@ -114,6 +119,19 @@ def test_every_route_needs_the_key_and_a_foreign_page_gets_nothing(started, key)
             assert (rebound.status_code == 403) == (key is None)
             for allowed in ("https://app.example", "http://127.0.0.1:8000"):
                 assert server.client.request(method, path, headers=with_key | {"origin": allowed}).status_code != 403
+
+
+@pytest.mark.parametrize("key", [None, "correct horse"])
+def test_a_browser_lets_an_allowed_page_ask_and_read(started, key):
+    """It asks without the key first, and gives the page only answers that name its origin."""
+    server = started(key=key, origins=("https://app.example",))
+    wish = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
+    asking = {"authorization": f"Bearer {key}"}
+    for origin, allowed in (("https://app.example", "https://app.example"), ("http://evil.example", None)):
+        before = server.client.options(CHAT, headers=wish | {"origin": origin})
+        assert before.headers.get("access-control-allow-origin") == allowed and before.is_success == bool(allowed)
+        answer = server.client.post(CHAT, json=GOOD, headers=asking | {"origin": origin})
+        assert answer.headers.get("access-control-allow-origin") == allowed and answer.is_success == bool(allowed)
 
 
 def test_other_machines_need_a_key_before_anything_is_loaded():
@@ -144,6 +162,12 @@ def test_too_many_requests_are_told_when_to_come_again(started):
     assert server.client.post(CHAT, json=GOOD).status_code == 200
 
 
+def test_where_nothing_may_wait_there_is_room_for_what_is_written_at_once(started):
+    server = started(Limits(together=2, waiting=0))
+    assert server.client.post(CHAT, json=GOOD | {"n": 2}).status_code == 200
+    assert server.client.post(CHAT, json=GOOD | {"n": 3}).status_code == 429
+
+
 def test_an_answer_that_nobody_reads_any_more_is_not_written_on(started):
     server = started()
     with server.client.stream("POST", CHAT, json=GOOD | {"max_tokens": 200, "stream": True, "logit_bias": {"2": -100}}):
@@ -167,7 +191,21 @@ def test_a_failure_is_told_to_those_whose_answer_it_was_and_others_go_on(started
     monkeypatch.setattr(serving.model.module, "forward", forward)
     answer = server.client.post(CHAT, json=GOOD)
     assert answer.status_code == 500 and answer.json()["error"]["message"] == "out of memory."
-    assert server.client.post(CHAT, json=GOOD).status_code == 200 and server.engine.counts.failed == 1
+    assert server.client.post(CHAT, json=GOOD).status_code == 200
+    assert (server.engine.counts.failed, server.engine.counts.cancelled) == (1, 0)
+
+
+def test_what_nobody_foresaw_is_told_in_the_same_form(started, monkeypatch):
+    server = started()
+
+    def broken(*given):
+        raise LookupError("our own mistake")
+
+    monkeypatch.setattr("rankwise.serving.app.chat_question", broken)
+    client = type(server.client)(server.app, base_url="http://127.0.0.1", raise_server_exceptions=False)
+    answer = client.post(CHAT, json=GOOD)
+    assert answer.status_code == 500 and "the log says why" in answer.json()["error"]["message"]
+    assert "our own mistake" not in answer.text
 
 
 def test_nobody_waits_for_a_server_that_has_stopped(started):

@@ -148,3 +148,15 @@ def test_a_typed_control_token_is_plain_text(server, serving):
     answer = server.client.post(CHAT, json=chat("lora", f"What is {end} land 1?", max_tokens=1)).json()
     plain = server.client.post(CHAT, json=chat("lora", "What is  land 1?", max_tokens=1)).json()
     assert answer["usage"]["prompt_tokens"] > plain["usage"]["prompt_tokens"] + 1
+
+
+def test_null_is_a_field_that_is_not_given(server):
+    """As in OpenAI's API, whose clients send it."""
+    without = chat("lora", QUESTIONS[0])
+    nothing = dict.fromkeys(("top_p", "n", "stream", "stop", "logprobs", "presence_penalty", "tools", "tool_choice"))
+    assert said(server.client.post(CHAT, json=without | nothing)) == said(server.client.post(CHAT, json=without))
+    assert "temprature" in server.client.post(CHAT, json=without | {"temprature": None}).text
+
+
+def test_a_host_may_be_in_capitals(server):
+    assert server.client.get("/health", headers={"host": "LocalHost:8000"}).status_code == 200

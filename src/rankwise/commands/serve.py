@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,13 +71,36 @@ def serve(
         if ready is not None:
             ready({"url": f"{address.url}/v1", "models": [one.as_json() for one in serving.models.values()]})
         callback(StatusMessage(f"serving {', '.join(serving.models)} at {address.url}/v1 (Ctrl-C stops)"))
+        server = uvicorn.Server(config)
+        logging.getLogger("uvicorn.error").addFilter(is_mistake)
         try:
-            uvicorn.Server(config).run([listening])
+            with hangup(server.handle_exit):
+                server.run([listening])
         except KeyboardInterrupt:  # uvicorn passes it on once it has stopped
             pass
         finally:
             engine.stop()
         callback(StatusMessage("stopped."))
+
+
+@contextmanager
+def hangup(stop: Callable[..., None]) -> Iterator[None]:
+    """A closed terminal stops the server as Ctrl-C does, which uvicorn takes care of; under nohup it does not."""
+    number = getattr(signal, "SIGHUP", None)  # Windows has no such signal
+    before = signal.SIG_IGN if number is None else signal.getsignal(number)
+    if number is None or before is signal.SIG_IGN:
+        yield
+        return
+    signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def is_mistake(record: logging.LogRecord) -> bool:
+    """Whether the log has it: an answer that was cut off when the server stopped is none."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], asyncio.CancelledError)
 
 
 def _bound(address: Address) -> socket.socket:

@@ -54,7 +54,7 @@ class Sampler:
         """`logits` (V,) in float32 on the processor."""
         spec = self.spec
         changed = self._changed(logits)
-        token = int(changed.argmax()) if spec.temperature == 0 else self._drawn(changed / spec.temperature)
+        token = int(changed.argmax()) if spec.temperature == 0 else self._drawn(changed)
         self.written[token] += 1
         if not spec.listed:
             return Chosen(token)
@@ -75,12 +75,13 @@ class Sampler:
         return logits
 
     def _drawn(self, logits: Tensor) -> int:
-        probabilities = logits.softmax(-1)
+        """The highest logit is made 0 first, so that no division by a small temperature overflows."""
+        probabilities = ((logits - logits.max()) / max(self.spec.temperature, LEAST)).softmax(-1)
         if self.spec.top_p == 1:
             return int(torch.multinomial(probabilities, 1, generator=self.generator))
         ordered, tokens = probabilities.sort(descending=True)
         before = ordered.cumsum(-1) - ordered
-        ordered[before >= self.spec.top_p] = 0  # the first token is always left
+        ordered[before >= max(self.spec.top_p, LEAST)] = 0  # the first token is always left
         return int(tokens[torch.multinomial(ordered, 1, generator=self.generator)])
 
 
@@ -93,3 +94,5 @@ def chosen(logits: Tensor, samplers: Sequence[Sampler]) -> list[Chosen]:
 
 
 GREEDY = Sampling()
+LEAST = 1e-30
+"""Float32 has no much smaller numbers."""

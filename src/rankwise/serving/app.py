@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -44,16 +45,19 @@ class Server:
     most: int
 
     def app(self, *, key: str | None, host: str, origins: tuple[str, ...] = ()) -> Starlette:
+        """A browser asks without the key whether a page may ask, so that comes before the Guard."""
         routes = [
             Route("/health", self.health), Route("/metrics", self.metrics), Route("/openapi.json", self.openapi),
             Route("/v1/models", self.models), Route("/v1/models/{name:path}", self.one_model),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/v1/completions", self.completions, methods=["POST"]),
         ]  # fmt: skip
+        allowed = {"allow_origins": origins, "allow_methods": ("GET", "POST"), "allow_headers": ("*",)}
+        pages = [Middleware(CORSMiddleware, **allowed, expose_headers=("Retry-After",))] if origins else []
         return Starlette(
             routes=routes,
-            middleware=[Middleware(Guard, key=key, host=host, origins=origins)],  # pyright: ignore[reportArgumentType]
-            exception_handlers={HTTPException: _refused, BadRequest: _refused, Full: _full, Stopped: _stopped},  # pyright: ignore[reportArgumentType]
+            middleware=[*pages, Middleware(Guard, key=key, host=host, origins=origins)],  # pyright: ignore[reportArgumentType]
+            exception_handlers=HANDLERS,  # pyright: ignore[reportArgumentType]
         )
 
     async def health(self, request: Request) -> Response:
@@ -182,6 +186,11 @@ async def _refused(request: Request, error: HTTPException | BadRequest) -> Respo
     return refusal(error.status_code, f"{request.method} {request.url.path[:200]}: {error.detail}.")
 
 
+async def _failed(request: Request, error: Exception) -> Response:
+    """Our own mistake, whose traceback starlette passes on to the log."""
+    return refusal(500, "the request could not be answered; the log says why.")
+
+
 async def _full(request: Request, error: Full) -> Response:
     message = f"too many requests are waiting. Try again in {error.seconds} s."
     return refusal(429, message, headers={"Retry-After": str(error.seconds)})
@@ -189,3 +198,6 @@ async def _full(request: Request, error: Full) -> Response:
 
 async def _stopped(request: Request, error: Stopped) -> Response:
     return refusal(503, STOPPED)
+
+
+HANDLERS = {HTTPException: _refused, BadRequest: _refused, Full: _full, Stopped: _stopped, Exception: _failed}

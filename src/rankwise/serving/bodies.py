@@ -110,7 +110,7 @@ class CompletionBody(Generation):
 
 
 def read_body(kind: type[_Kind], content: bytes) -> _Kind:
-    """BadRequest with everything that is wrong."""
+    """BadRequest with everything that is wrong. Clients write null for a field that they do not give."""
     try:
         value = json.loads(content.decode("utf-8"), object_pairs_hook=once, parse_constant=_no_number)
     except GivenTwice as error:
@@ -119,8 +119,9 @@ def read_body(kind: type[_Kind], content: bytes) -> _Kind:
         raise BadRequest("the body is not JSON in UTF-8.") from None
     if not isinstance(value, dict):
         raise BadRequest(f"the body is a JSON {type(value).__name__}; an object is expected.")
+    given = {key: one for key, one in value.items() if one is not None or key not in kind.model_fields}
     try:
-        return kind.model_validate(value)
+        return kind.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]["loc"]
         raise BadRequest(*problems_of(error, kind), parameter=str(first[0]) if first else None) from None

@@ -69,6 +69,8 @@ class Engine:
         self._running: dict[str | None, tuple[GrowingBatch, list[Pending]]] = {}
         self._changed = threading.Condition()
         self._stopping = False
+        self._joining = 0
+        """Whether a prompt is being read."""
         self._seconds = 1.0
         """How long an answer took lately, on average."""
         self._thread = threading.Thread(target=self._run, name="rankwise-engine", daemon=True)
@@ -88,7 +90,7 @@ class Engine:
         with self._changed:
             if self._stopping:
                 raise Stopped
-            if len(self._waiting) + len(several) > self.limits.waiting:
+            if self.waiting + self.running + len(several) > self.limits.waiting + self.limits.together:
                 self.counts.refused += 1
                 raise Full(max(1, round(self._seconds * len(self._waiting) / self.limits.together)))
             self.counts.requests += 1
@@ -109,7 +111,8 @@ class Engine:
 
     @property
     def running(self) -> int:
-        return sum(len(every) for _, every in self._running.values())
+        every_batch = tuple(self._running.values())  # the engine's thread changes it
+        return self._joining + sum(len(every) for _, every in every_batch)
 
     @property
     def is_alive(self) -> bool:
@@ -148,10 +151,12 @@ class Engine:
             except Exception as error:
                 self._fail([pending], error)
                 batch.leave([pending.row])
+                self._joining = 0
                 continue
             pending.began = time.monotonic()
             self.counts.prompt_tokens += len(pending.row.prompt)
             every.append(pending)
+            self._joining = 0
             self._deliver(key, [(pending, chosen)])
 
     def _next(self) -> Pending | None:
@@ -164,6 +169,7 @@ class Engine:
             own = self._waiting[0]
             width = max(widest, len(own.row.prompt)) + own.longest
             room = not rows or (len(rows) < self.limits.together and (len(rows) + 1) * width <= self.limits.positions)
+            self._joining = int(room)
             return self._waiting.popleft() if room else None
 
     def _step(self, key: str | None) -> None:
@@ -206,4 +212,5 @@ class Engine:
         self.counts.failed += len(several)
         problem = str(own) if isinstance(own, RankwiseError) else "the answer could not be written; the log says why."
         for pending in several:
+            pending.cancelled = True
             pending.send(Piece(problem=problem))

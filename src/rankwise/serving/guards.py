@@ -34,7 +34,7 @@ class Guard:
 
     def _problem(self, headers: Headers, path: str) -> tuple[int, str] | None:
         host, origin = headers.get("host", ""), headers.get("origin")
-        if self.key is None and _name(host) not in (*LOOPBACK, self.host):
+        if self.key is None and _name(host) not in (*LOOPBACK, self.host.lower()):
             return 403, f"the host {host[:80]!r} is none of this server's names."
         if origin is not None and origin not in (f"http://{host}", f"https://{host}", *self.origins):
             return 403, f"the origin {origin[:80]!r} is not allowed (--allow-origin)."
@@ -46,6 +46,7 @@ class Guard:
 
 def _name(host: str) -> str:
     """Without the port."""
+    host = host.lower()
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.rpartition(":")[0] or host

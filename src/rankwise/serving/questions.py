@@ -125,6 +125,8 @@ def _messages(body: ChatBody) -> list[Message]:
     turns = [_with_text(turn, number) for number, turn in enumerate(body.messages, start=1)]
     if turns[-1].get("role") == "assistant":
         raise DataError("messages: the last one is an answer; the last one must be what is to be answered.")
+    if all(turn.get("role") in ("system", "developer") for turn in turns):
+        raise DataError("messages: there is no question; a turn with the role user is expected.")
     placeholder = {"role": "assistant", "content": PLACEHOLDER}
     return list(read_turns([*turns, placeholder], "messages", "messages")[:-1])
 
