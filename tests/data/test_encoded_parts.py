@@ -168,6 +168,19 @@ def test_parts_of_one_encoder_or_of_several_are_what_is_encoded_at_once(name, wr
         assert content() == whole
 
 
+def test_a_process_that_is_to_end_ends_between_chunks(writing, cache):
+    """As one whose launcher was killed, which no signal reaches."""
+    left = iter(range(3))
+
+    def check_stop():
+        if next(left, None) is None:
+            raise Killed
+
+    with pytest.raises(Killed):
+        spec = DataConfig(**SPECS["held out"])
+        prepare(spec, writing(spec), silent, Encoders(check_stop=check_stop))
+
+
 def killed_after(count, spec, writing, monkeypatch):
     """Encode until so many parts are there."""
     real = PartStore.put

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -50,6 +51,12 @@ def test_what_cannot_be_served_is_refused_by_name(library, tmp_path, monkeypatch
     monkeypatch.chdir(home)
     assert 'run "full" is no adapter but a model of its own' in refused("lora", "full", "--port", free_port())
     assert "no run" in refused("nothing", "--port", free_port()).lower()
+    foreign = home / "foreign"
+    shutil.copytree(home / "runs" / "lora" / "adapter", foreign)
+    (foreign / "base_model.json").unlink()
+    settings = json.loads((foreign / "adapter_config.json").read_text())
+    (foreign / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": "other/base"}))
+    assert 'names the base model "other/base"' in refused("lora", "foreign", "--port", free_port())
     assert "under the name" in refused("lora", "lora", "--port", free_port())
 
 

@@ -12,6 +12,7 @@ import pytest
 from rankwise.errors import ConfigError
 from rankwise.serving.bodies import LARGEST_BODY
 from rankwise.serving.engine import Limits
+from rankwise.serving.pending import Pending
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 ASKING = [{"role": "user", "content": "hi"}]
@@ -143,6 +144,47 @@ def test_other_machines_need_a_key_before_anything_is_loaded():
     Address("::1", 8000, None, ()).check()
 
 
+@pytest.mark.parametrize("origin", ["https://app.example/", "*", "app.example", "https://app.example/page"])
+def test_an_origin_that_no_browser_sends_and_a_key_that_no_request_brings(origin):
+    from rankwise.commands.serve import Address
+
+    with pytest.raises(ConfigError) as refused:
+        Address("127.0.0.1", 8000, "schlüssel", (origin, "https://app.example:8080")).check()
+    assert len(refused.value.problems) == 2 and origin in refused.value.problems[0]
+
+
+def test_more_choices_than_will_ever_fit(started):
+    server = started(Limits(together=1, waiting=1))
+    assert server.client.post(CHAT, json=GOOD | {"n": 3}).status_code == 400
+    assert server.client.post(CHAT, json=GOOD | {"n": 2}).status_code == 200
+
+
+def test_tools_that_the_template_does_not_write(asked):
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {}}}
+    answer = asked.post(CHAT, json=GOOD | {"tools": [tool]})
+    assert answer.status_code == 400 and "writes no tools" in answer.text
+    assert asked.post(CHAT, json=GOOD | {"tools": [tool], "tool_choice": "none"}).status_code == 200
+
+
+def test_an_answer_that_was_empty_may_be_sent_back(asked):
+    turns = [*ASKING, {"role": "assistant", "content": ""}, {"role": "user", "content": ""}]
+    assert asked.post(CHAT, json=GOOD | {"messages": turns}).status_code == 200
+
+
+def test_a_text_that_cannot_be_read_ends_its_own_answer(started, serving, monkeypatch):
+    server, real = started(), Pending.take
+
+    def take(self, chosen):
+        if len(self.row.prompt) > 30:
+            raise ValueError
+        return real(self, chosen)
+
+    monkeypatch.setattr(Pending, "take", take)
+    long = GOOD | {"messages": [{"role": "user", "content": "hi " * 20}]}
+    assert server.client.post(CHAT, json=long).status_code == 500
+    assert server.client.post(CHAT, json=GOOD).status_code == 200 and server.engine.running == 0
+
+
 def test_too_many_requests_are_told_when_to_come_again(started):
     server = started(Limits(together=1, waiting=2))
     codes = []
@@ -165,7 +207,7 @@ def test_too_many_requests_are_told_when_to_come_again(started):
 def test_where_nothing_may_wait_there_is_room_for_what_is_written_at_once(started):
     server = started(Limits(together=2, waiting=0))
     assert server.client.post(CHAT, json=GOOD | {"n": 2}).status_code == 200
-    assert server.client.post(CHAT, json=GOOD | {"n": 3}).status_code == 429
+    assert server.client.post(CHAT, json=GOOD | {"n": 3}).status_code == 400
 
 
 def test_an_answer_that_nobody_reads_any_more_is_not_written_on(started):

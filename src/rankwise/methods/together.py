@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rankwise.adapters.formats.peft import lay_peft
 from rankwise.adapters.set import AdapterSet
@@ -56,11 +57,26 @@ def _lay_beside(
             model, other.trained_on, other.described, f"lay it over the base of {first.described}", force=force_base
         )
     else:
+        _check_named_alike(other, first, force=force_base)
         callback(WarningMessage(
             f"{other.folder} does not record its base model's weights, so it is unknown whether "
             f"{model.source.name} from {model.source.where} is the right base model"
         ))  # fmt: skip
     lay_peft(model.module, other.result, name=name, into=adapters, callback=callback)
+
+
+def _check_named_alike(other: Artifact, first: Artifact, *, force: bool) -> None:
+    """RunError where the files name other bases; which weights they were trained on, nobody recorded."""
+    names = [one.base_named.name for one in (other, first) if one.base_named is not None]
+    if len(names) == 2 and names[0] != names[1] and not _are_one_folder(*names) and not force:
+        raise RunError(
+            f'{other.described} names the base model "{names[0]}", and {first.described} names "{names[1]}". Serve '
+            "them apart, or use --force-base if these are the same weights."
+        )
+
+
+def _are_one_folder(one: str, other: str) -> bool:
+    return Path(one).is_dir() and Path(other).is_dir() and Path(one).samefile(other)
 
 
 def _check_shares(artifact: Artifact) -> None:

@@ -104,6 +104,8 @@ class Server:
 
         reply = Reply(question, self.serving.model.tokenizer, chat, listed)
         pending = question.pending(body, send)
+        if len(pending) > self.engine.limits.together + self.engine.limits.waiting:
+            raise BadRequest(f"{len(pending)} answers are more than this server takes at once.", parameter="n")
         self.engine.submit(pending)
         if not body.stream:
             return await self._whole(request, reply, pending, pieces)

@@ -189,7 +189,11 @@ class Engine:
         ended = []
         for pending, chosen in given:
             self.counts.answer_tokens += 1
-            pending.send(pending.take(chosen))
+            try:
+                pending.send(pending.take(chosen))
+            except Exception as error:  # of its text; the others go on
+                self._fail([pending], error)
+                ended.append(pending)
             if pending.finished:
                 ended.append(pending)
                 self._seconds += 0.1 * (time.monotonic() - pending.began - self._seconds)

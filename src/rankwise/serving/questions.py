@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rankwise.data.asking import PLACEHOLDER
@@ -75,6 +75,8 @@ def chat_question(serving: Serving, body: ChatBody, most: int) -> Question:
             messages = [Message("system", served.system), *messages]
         with _rendering:
             text = served.template.text(messages, tools, answer_next=True)
+            if tools and text == served.template.text(messages, answer_next=True):
+                raise BadRequest(f'the chat template of "{served.name}" writes no tools.', parameter="tools")
             ids = prompt_ids(text, serving.model.tokenizer)
     except RankwiseError as error:
         raise BadRequest(str(error), parameter="messages") from None
@@ -121,14 +123,17 @@ def _question(
 
 
 def _messages(body: ChatBody) -> list[Message]:
-    """As rows of training are read; the last turn is answered."""
+    """As rows of training are read; the last turn is answered. Here a text may be empty, as an answer may have been."""
     turns = [_with_text(turn, number) for number, turn in enumerate(body.messages, start=1)]
     if turns[-1].get("role") == "assistant":
         raise DataError("messages: the last one is an answer; the last one must be what is to be answered.")
     if all(turn.get("role") in ("system", "developer") for turn in turns):
         raise DataError("messages: there is no question; a turn with the role user is expected.")
-    placeholder = {"role": "assistant", "content": PLACEHOLDER}
-    return list(read_turns([*turns, placeholder], "messages", "messages")[:-1])
+    empty = [turn.get("content") == "" and turn.get("role") in ("user", "assistant") for turn in turns]
+    filled = [turn | {"content": PLACEHOLDER} if one else turn for turn, one in zip(turns, empty, strict=True)]
+    answer = {"role": "assistant", "content": PLACEHOLDER}
+    messages = read_turns([*filled, answer], "messages", "messages")[:-1]
+    return [replace(message, content="") if one else message for message, one in zip(messages, empty, strict=True)]
 
 
 def _with_text(turn: dict[str, Any], number: int) -> dict[str, Any]:
