@@ -19,7 +19,6 @@ from torch import nn
 
 from rankwise.errors import RankwiseError, typed
 from rankwise.inference.growing_batch import ByRow, GrowingBatch
-from rankwise.kernels.prepacked import prepacked_weights
 from rankwise.serving.pending import Pending, Piece
 
 _log = logging.getLogger(__name__)
@@ -121,11 +120,10 @@ class Engine:
     def _run(self) -> None:
         """Nobody is left waiting, whatever happens to this thread."""
         try:
-            with prepacked_weights(self._module):
-                while self._awaits():
-                    self._join_waiting()
-                    for key in list(self._running):
-                        self._step(key)
+            while self._awaits():
+                self._join_waiting()
+                for key in list(self._running):
+                    self._step(key)
         except Exception as error:
             self._fail([pending for _, every in self._running.values() for pending in every], error)
         finally:
