@@ -1,12 +1,11 @@
 """A batch whose rows have different adapters over one base, computed together.
 
-    y = x W^T + (x A[k]^T) B[k]^T          A (K, R, I) and B (K, O, R) of all adapters, k (B,) the adapter of each row
+    y = x W^T + m(x A^T) B^T        A (R, I) and B (O, R) have the factors of all adapters, one behind the other
 
-The product with W, which is nearly all of the work, is one for all rows, and so are the two small ones: the factors of
-all adapters are laid side by side, padded with zeros to the largest rank, and each row takes its own. Row 0 of A and B
-is the base's, all zeros. What is no pair of factors over a linear layer (DoRA, embeddings) is computed for the rows of
-one adapter after the other. A row's result is that of its adapter alone, but for rounding; where all rows have the same
-adapter, the layers compute as they do with that one active.
+where m leaves of each row what its own adapter's A gave, and zeros. The product with W, which is nearly all of the
+work, is one for all rows, and so are the two small ones. What is no pair of factors over a linear layer (DoRA,
+embeddings) is computed for the rows of one adapter after the other. A row's result is that of its adapter alone, but for
+rounding; where all rows have the same adapter, the layers compute as they do with that one active.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from rankwise.adapters.experts import ExpertsWrapper
 from rankwise.adapters.set import AdapterSet
@@ -29,16 +27,19 @@ from rankwise.kernels.linear import LinearSpec, linear_spec_of, rounded_once
 
 @dataclass(frozen=True)
 class Stack:
-    """The factors of those adapters of a layer that are pairs: A (K, R, I) and B (K, O, R), and each one's place."""
+    """The factors of those adapters of a layer that are pairs: A (R, I) and B (O, R), the place of each adapter from 1,
+    and `owner` (R,), the place of the adapter of each row of A."""
 
     host: LinearSpec
     A: Tensor
     B: Tensor
+    owner: Tensor
     places: Mapping[str, int]
 
     def change(self, x: Tensor, which: Tensor) -> Tensor:
-        """x (B, T, I) to (B, T, O); `which` (B,) are places."""
-        return torch.bmm(torch.bmm(x, self.A[which].mT), self.B[which].mT)
+        """x (B, T, I) to (B, T, O); `which` (B,) are places, 0 for the base."""
+        down = x @ self.A.T
+        return down.masked_fill(which[:, None, None] != self.owner, 0) @ self.B.T
 
 
 class AdaptersByRow:
@@ -112,10 +113,11 @@ def _stack_of(layer: AdapterWrapper) -> Stack | None:
     if host is None or not there:
         return None
     dtype = host.weight.dtype if host.weight.is_floating_point() else torch.float32
-    A = pad_sequence([A.detach().to(dtype) for A, _ in there.values()], batch_first=True)
-    B = pad_sequence([B.detach().to(dtype).T for _, B in there.values()], batch_first=True).mT
-    A, B = (torch.cat([torch.zeros_like(one[:1]), one]).contiguous() for one in (A, B))
-    return Stack(host, A, B, {name: place for place, name in enumerate(there, start=1)})
+    A = torch.cat([A.detach().to(dtype) for A, _ in there.values()])
+    B = torch.cat([B.detach().to(dtype) for _, B in there.values()], 1)
+    places = {name: place for place, name in enumerate(there, start=1)}
+    owner = torch.tensor([places[name] for name, (A_of, _) in there.items() for _ in A_of], device=A.device)
+    return Stack(host, A, B, owner, places)
 
 
 def _numbers(names: Sequence[str | None]) -> dict[str, list[int]]:
