@@ -4,8 +4,8 @@
 
 where m leaves of each row what its own adapter's A gave, and zeros. The product with W, which is nearly all of the
 work, is one for all rows, and so are the two small ones. What is no pair of factors over a linear layer (DoRA,
-embeddings) is computed for the rows of one adapter after the other. A row's result is that of its adapter alone, but for
-rounding; where all rows have the same adapter, the layers compute as they do with that one active.
+embeddings) is computed for the rows of one adapter after the other. A row's result is that of its adapter alone, but
+for rounding; where all rows have the same adapter, the layers compute as they do with that one active.
 """
 
 from __future__ import annotations
