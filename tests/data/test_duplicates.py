@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankwise.data import duplicates
-from rankwise.data.duplicates import LEAST_EQUAL, MOST_COMPARED, Duplicates, TextIndex
+from rankwise.data.duplicates import LEAST_EQUAL, MOST_COMPARED, Duplicates, Signatures, TextIndex, near_of
+from rankwise.data.growing import View
 from rankwise.data.signatures import COMPONENTS, normalised, signature_of
 from sampling import draws
 
@@ -165,23 +166,29 @@ def test_overlap_is_that_of_brute_force(seed):
     assert list(found.near) == sorted(found.near) and list(found.exact) == sorted(found.exact)
 
 
+def near_rows(mine, theirs):
+    """Of whole matrices of signatures."""
+    both = [None if one is None else Signatures(View(one), np.arange(len(one))) for one in (mine, theirs)]
+    return dict(zip(*map(np.ndarray.tolist, near_of(*both)), strict=True))
+
+
 @given(st.sets(st.integers(0, 127), min_size=25, max_size=25), SEEDS, st.booleans())
 def test_no_pair_of_signatures_is_missed_that_differs_in_25_of_128(places, seed, evenly):
     rng = np.random.default_rng(seed)
     signatures = rng.integers(0, 2**32, (4, 128), dtype=np.uint32)
     signatures[3] = signatures[1]
     signatures[3, range(2, 127, 5) if evenly else sorted(places)] ^= 1
-    assert duplicates._near_rows(signatures, None) == {3: 1}
-    assert duplicates._near_rows(signatures[2:], signatures[:2]) == {1: 1}
+    assert near_rows(signatures, None) == {3: 1}
+    assert near_rows(signatures[2:], signatures[:2]) == {1: 1}
     signatures[3, rng.choice(np.flatnonzero(signatures[3] == signatures[1]))] ^= 1  # 102 are less than 0.8
-    assert duplicates._near_rows(signatures, None) == {}
+    assert near_rows(signatures, None) == {}
 
 
 def test_the_first_of_many_near_ones_is_named():
     signatures = np.zeros((500, 128), dtype=np.uint32)
     signatures[:, 127] = np.arange(500)
-    assert duplicates._near_rows(signatures, None) == dict.fromkeys(range(1, 500), 0)
-    assert duplicates._near_rows(signatures[:9], signatures[9:]) == dict.fromkeys(range(9), 0)
+    assert near_rows(signatures, None) == dict.fromkeys(range(1, 500), 0)
+    assert near_rows(signatures[:9], signatures[9:]) == dict.fromkeys(range(9), 0)
 
 
 def test_every_copy_of_a_near_text_overlaps():

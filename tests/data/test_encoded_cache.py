@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rankwise
+from counted_tokenizer import Counted
 from rankwise.commands.data import check
 from rankwise.config.data import DataConfig, Reading
 from rankwise.config.models import ModelConfig
@@ -33,16 +34,6 @@ from rankwise.text.tokenizer import HubTokenizer
 from sampling import draws
 
 ENTRY = ("ids.bin", "loss_mask.bin", "starts.bin", "trained.bin", "measured.bin", "facts.json")
-
-
-class Counted(HubTokenizer):
-    """Counts the texts that it is asked to encode."""
-
-    texts = 0
-
-    def encode_all(self, texts):
-        self.texts += len(texts)
-        return super().encode_all(texts)
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from counted_tokenizer import Counted
 from rankwise.config.data import DataConfig
 from rankwise.data import part_store, sources
 from rankwise.data.part_store import Encoders, PartStore
@@ -25,7 +26,6 @@ from rankwise.runs.pair_facts import PairFacts
 from rankwise.runs.records import StatusMessage, silent
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.encode_pairs import PairEncoder
-from rankwise.text.tokenizer import HubTokenizer
 
 WORDS = [f"w{number}" for number in range(200)]
 ROWS = 430
@@ -45,14 +45,6 @@ SPECS = {
 
 class Killed(BaseException):
     """As SIGKILL: nothing tidies up behind it."""
-
-
-class Counted(HubTokenizer):
-    texts = 0
-
-    def encode_all(self, texts):
-        self.texts += len(texts)
-        return super().encode_all(texts)
 
 
 @pytest.fixture(autouse=True)

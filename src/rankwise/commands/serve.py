@@ -4,51 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError, RunError
 from rankwise.runs.records import Callback, StatusMessage
+from rankwise.serving.address import Address
 from rankwise.system.extras import need_extra
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_ORIGIN = re.compile(r"https?://[A-Za-z0-9.:\[\]-]+")
 DRAIN = 10
 """Seconds in which answers that are being written may end once the server is stopped."""
-
-
-@dataclass(frozen=True)
-class Address:
-    """`key` is what requests must bring; `origins` are pages in browsers that may ask."""
-
-    host: str
-    port: int
-    key: str | None
-    origins: tuple[str, ...]
-
-    def check(self) -> None:
-        wrong = [one for one in self.origins if not _ORIGIN.fullmatch(one)]
-        problems = [f"--allow-origin {one}: write scheme and host alone, such as https://app.example." for one in wrong]
-        if self.key is not None and not self.key.isascii():
-            problems.append(
-                "the key (RANKWISE_API_KEY, --api-key) has characters that no request can bring; use ASCII."
-            )
-        if problems:
-            raise ConfigError(problems)
-        if self.host not in LOOPBACK and not self.key:
-            raise ConfigError([
-                f"--host {self.host}: other machines could ask, so a key is needed. Set RANKWISE_API_KEY, or --api-key."
-            ])  # fmt: skip
-
-    @property
-    def url(self) -> str:
-        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
 
 def serve(

@@ -36,7 +36,7 @@ class ModelConfig(Config):
     and fewer tokens are computed at once, which takes longer and changes results by rounding at most."""
     sharded: bool = False
     """Split the base over the processes of a training (`--processes`), by PyTorch's FSDP2: each has its share of the
-    weights in memory, and gathers those of a block while it computes it. Results do not change."""
+    weights in memory, and gathers those of a block while it computes it. The result is the same but for rounding."""
     new_tokens: tuple[str, ...] = ()
     """Texts that become tokens of their own, such as `["<city>", "<date>"]`. Each begins as the mean of the tokens that
     it was written with before. Their rows in the embedding and in the output head are trained and stored with the

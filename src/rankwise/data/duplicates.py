@@ -172,13 +172,6 @@ class Signatures:
         return keys
 
 
-def _near_rows(mine: np.ndarray, theirs: np.ndarray | None) -> dict[int, int]:
-    """As `near_of`, of whole matrices."""
-    both = [None if one is None else Signatures(View(one), np.arange(len(one))) for one in (mine, theirs)]
-    assert both[0] is not None
-    return dict(zip(*map(np.ndarray.tolist, near_of(both[0], both[1])), strict=True))
-
-
 def near_of(mine: Signatures, theirs: Signatures | None) -> tuple[np.ndarray, np.ndarray]:
     """Rows of `mine`, and of each the first row found of `theirs` that is near; without `theirs`, an earlier one of
     `mine`."""

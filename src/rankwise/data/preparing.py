@@ -201,9 +201,7 @@ def _encoded(
     try:
         work.encode_all(readings, store)
         store.encoders.meet()
-        prepared = joined(work, readings, store)
-    except PartMissing:  # another run may have finished the same rows meanwhile
-        prepared = recall(key) or joined_alone(work)
+        prepared = _joined(work, readings, store, key)
     except RankwiseError:
         store.forget()
         raise
@@ -214,6 +212,14 @@ def _encoded(
             prepared = recall(key) or prepared
     store.forget()
     return prepared
+
+
+def _joined(work: Encoding, readings: Sequence[tuple[Reading, float]], store: PartStore, key: str) -> Prepared:
+    """Where a part is missing, another run may have finished the same rows meanwhile."""
+    try:
+        return joined(work, readings, store)
+    except PartMissing:
+        return recall(key) or joined_alone(work)
 
 
 def count_only(spec: DataConfig, callback: Callback) -> DataReport:

@@ -236,13 +236,7 @@ class AdapterMethod(ABC, Generic[Settings]):
         self, artifact: Artifact, spec: ModelConfig, callback: Callback, *, force_base: bool
     ) -> tuple[LoadedModel, AdapterTrainable]:
         model = _load_base(artifact, spec, callback)
-        if artifact.trained_on is not None:
-            check_base(model, artifact.trained_on, artifact.described, "apply the adapter", force=force_base)
-        else:
-            callback(WarningMessage(
-                f"{artifact.folder} does not record its base model's weights, so it is unknown whether "
-                f"{model.source.name} from {model.source.where} is the right base model"
-            ))  # fmt: skip
+        check_trained_on(model, artifact, "apply the adapter", callback, force=force_base)
         adapters = lay_peft(model.module, artifact.result, callback=callback)
         check_tokens(adapters, model, artifact)
         return model, self.trainable(adapters)
@@ -275,6 +269,17 @@ def decayed_groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
         {"params": [one for one in every if one.dim() <= 1], "rate": 1.0, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def check_trained_on(model: LoadedModel, artifact: Artifact, use: str, callback: Callback, *, force: bool) -> None:
+    """RunError where an adapter was trained on another base, and a warning where nobody recorded on which."""
+    if artifact.trained_on is not None:
+        check_base(model, artifact.trained_on, artifact.described, use, force=force)
+        return
+    callback(WarningMessage(
+        f"{artifact.folder} does not record its base model's weights, so it is unknown whether "
+        f"{model.source.name} from {model.source.where} is the right base model"
+    ))  # fmt: skip
 
 
 def _load_base(artifact: Artifact, spec: ModelConfig, callback: Callback) -> LoadedModel:

@@ -10,12 +10,11 @@ from rankwise.adapters.formats.peft import lay_peft
 from rankwise.adapters.set import AdapterSet
 from rankwise.config.models import Dtype
 from rankwise.errors import RunError
-from rankwise.methods.adapter import AdapterMethod, AdapterTrainable
+from rankwise.methods.adapter import AdapterMethod, AdapterTrainable, check_trained_on
 from rankwise.methods.artifact import Artifact
-from rankwise.methods.base import check_base
 from rankwise.methods.registry import method_of
 from rankwise.models.loaded import LoadedModel
-from rankwise.runs.records import Callback, WarningMessage
+from rankwise.runs.records import Callback
 
 
 @dataclass(frozen=True)
@@ -52,16 +51,9 @@ def _lay_beside(
     other: Artifact, first: Artifact, model: LoadedModel, adapters: AdapterSet, name: str, callback: Callback, *,
     force_base: bool,
 ) -> None:  # fmt: skip
-    if other.trained_on is not None:
-        check_base(
-            model, other.trained_on, other.described, f"lay it over the base of {first.described}", force=force_base
-        )
-    else:
+    if other.trained_on is None:
         _check_named_alike(other, first, force=force_base)
-        callback(WarningMessage(
-            f"{other.folder} does not record its base model's weights, so it is unknown whether "
-            f"{model.source.name} from {model.source.where} is the right base model"
-        ))  # fmt: skip
+    check_trained_on(model, other, f"lay it over the base of {first.described}", callback, force=force_base)
     lay_peft(model.module, other.result, name=name, into=adapters, callback=callback)
 
 

@@ -30,12 +30,6 @@ class Validation:
     passes: int
     tokens: float
     writes_answers: bool
-    written: float = 0.0
-    """Of `tokens`, those of answers, which one process writes however many there are."""
-
-    def tokens_of(self, processes: int) -> float:
-        """That the process with answers reads and writes, where several share the rows."""
-        return (self.tokens - self.written) / processes + self.written
 
 
 def validation_of(
@@ -61,7 +55,7 @@ def validation_of(
     tokens = passes * read + AT_ONCE * WRITTEN * decoded
     if config.objective == "preference":
         tokens += _of_pairs(config, rows, count, passes, read)
-    return Validation(passes, tokens, bool(samples or answers), AT_ONCE * WRITTEN * decoded)
+    return Validation(passes, tokens, bool(samples or answers))
 
 
 def _of_pairs(config: Planned, rows: PlannedRows, count: int, passes: int, read: float) -> float:

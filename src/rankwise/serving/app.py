@@ -28,7 +28,7 @@ from rankwise.serving.engine import STOPPED, Engine, Full, Stopped
 from rankwise.serving.errors import problem, refusal
 from rankwise.serving.guards import Guard
 from rankwise.serving.pending import Pending, Piece
-from rankwise.serving.questions import Question, chat_question, completion_question
+from rankwise.serving.questions import Question, chat_question, completion_question, served_by
 from rankwise.serving.replies import DONE, Choice, Reply, event
 from rankwise.serving.schema import schema
 from rankwise.serving.served import Serving
@@ -80,8 +80,7 @@ class Server:
         return JSONResponse({"object": "list", "data": [one.as_json() for one in self.serving.models.values()]})
 
     async def one_model(self, request: Request) -> Response:
-        served = self.serving.models.get(request.path_params["name"])
-        return refusal(404, "no such model is served here.") if served is None else JSONResponse(served.as_json())
+        return JSONResponse(served_by(self.serving, request.path_params["name"]).as_json())
 
     async def chat(self, request: Request) -> Response:
         body = await _body(request, ChatBody)

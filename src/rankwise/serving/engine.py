@@ -12,13 +12,14 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from rankwise.errors import RankwiseError, typed
 from rankwise.inference.growing_batch import ByRow, GrowingBatch
+from rankwise.inference.sampling import Chosen
 from rankwise.serving.pending import Pending, Piece
 
 _log = logging.getLogger(__name__)
@@ -183,7 +184,7 @@ class Engine:
             return
         self._deliver(key, list(zip(every, chosen, strict=True)))
 
-    def _deliver(self, key: str | None, given: list) -> None:
+    def _deliver(self, key: str | None, given: Sequence[tuple[Pending, Chosen]]) -> None:
         ended = []
         for pending, chosen in given:
             self.counts.answer_tokens += 1

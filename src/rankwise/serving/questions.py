@@ -17,7 +17,7 @@ from rankwise.data.turns import read_tools, read_turns
 from rankwise.errors import DataError, RankwiseError, did_you_mean
 from rankwise.inference.growing_batch import Row
 from rankwise.inference.sampling import Sampler, Sampling
-from rankwise.serving.bodies import BadRequest, ChatBody, CompletionBody, Generation
+from rankwise.serving.bodies import CHOICES, BadRequest, ChatBody, CompletionBody, Generation
 from rankwise.serving.pending import Pending, Piece, spoken, written
 from rankwise.serving.served import Served, Serving
 from rankwise.text.example import Message
@@ -88,8 +88,8 @@ def chat_question(serving: Serving, body: ChatBody, most: int) -> Question:
 def completion_question(serving: Serving, body: CompletionBody, most: int) -> Question:
     served = served_by(serving, body.model)
     tokenizer = serving.model.tokenizer
-    if len(body.prompts) * body.n > 8:
-        raise BadRequest(f"{len(body.prompts)} prompts with n={body.n} are more than 8 choices.", parameter="n")
+    if len(body.prompts) * body.n > CHOICES:
+        raise BadRequest(f"{len(body.prompts)} prompts with n={body.n} are more than {CHOICES} choices.", parameter="n")
     prompts = [prompt_ids(f"{tokenizer.start}{text}", tokenizer) for text in body.prompts]
     if not all(prompts):
         raise BadRequest("a prompt has no token; give a text.", parameter="prompt")
