@@ -18,10 +18,11 @@ import pytest
 
 from counted_tokenizer import Counted
 from rankwise.config.data import DataConfig
-from rankwise.data import part_store, sources
-from rankwise.data.part_store import Encoders, PartStore
+from rankwise.data import part_store, preparing, sources
+from rankwise.data.part_store import Encoders, PartMissing, PartStore
 from rankwise.data.preparing import TextWriting, prepare
 from rankwise.data.row_part import RowPart
+from rankwise.errors import DataError
 from rankwise.runs.pair_facts import PairFacts
 from rankwise.runs.records import StatusMessage, silent
 from rankwise.text.chat_template import ChatTemplate
@@ -158,6 +159,25 @@ def test_parts_of_one_encoder_or_of_several_are_what_is_encoded_at_once(name, wr
         cache()
         together(spec, writing, count)
         assert content() == whole
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_nothing_is_left_of_rows_that_are_refused(missing, writing, monkeypatch, cache):
+    """Whether it is seen as parts are joined, or as all rows are encoded again because a part is missing."""
+
+    def refuse(*given):
+        assert parts()
+        raise PartMissing("a part is missing") if missing else DataError("these rows are refused")
+
+    def refuse_again(work):
+        raise DataError("these rows are refused")
+
+    monkeypatch.setattr(preparing, "joined", refuse)
+    monkeypatch.setattr(preparing, "joined_alone", refuse_again)
+    spec = DataConfig(**SPECS["held out"])
+    with pytest.raises(DataError, match="refused"):
+        prepare(spec, writing(spec), silent)
+    assert not parts()
 
 
 def test_a_process_that_is_to_end_ends_between_chunks(writing, cache):
