@@ -116,7 +116,8 @@ def killed(words: Sequence[str], processes: int, number: int, seed: int, whole: 
     seconds = time.monotonic() - dead
     sentences = [line for line in said.splitlines() if line.startswith("rankwise: ")]
     again = "--resume" if any(Path("runs", run, "checkpoints").glob("step-*")) else "--restart"
-    finished = parent.returncode == 0
+    manifest = Path("runs", run, "manifest.json")
+    finished = manifest.exists() and json.loads(manifest.read_text())["status"] == "finished"  # killed at the very end
     if not finished:
         subprocess.run(command(words, run, processes, again), check=True, timeout=LONGEST)
     return {

@@ -14,7 +14,9 @@ from torch.distributed.run import get_args_parser
 
 import rankwise
 from library import rows
+from rankwise.commands.launch import what_now
 from rankwise.models.sharding import is_sharded
+from rankwise.runs.directory import RunDirectory
 from worlds import DEVICES, Disturbed, Ended, command, skip_without_cards, together
 
 pytestmark = pytest.mark.slow
@@ -120,6 +122,13 @@ def test_a_training_that_diverges_ends_all_with_one_sentence(folder: Path) -> No
     (sentence,) = sentences(ended)
     assert "training has diverged" in sentence
     assert manifest(folder)["status"] == "failed"
+
+
+def test_a_process_that_is_killed_after_the_end_is_no_reason_to_train_again(folder: Path) -> None:
+    run = RunDirectory(folder / "runs" / "r")
+    assert what_now(run) == "Use --restart to start it again from the first step."
+    finished(folder, 1)
+    assert "had finished before" in what_now(run) and "--restart" not in what_now(run)
 
 
 def test_what_needs_one_process_is_refused_by_name(folder: Path) -> None:

@@ -26,7 +26,7 @@ from torch import distributed
 
 from rankwise.commands.several import refuse_several
 from rankwise.config.experiment import Experiment
-from rankwise.errors import ConfigError, Interrupted, TrainingError
+from rankwise.errors import ConfigError, Interrupted, RunError, TrainingError
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.manifest import usable_cores
 from rankwise.system.launched import ENDED, LAUNCHER, read_problem
@@ -49,7 +49,15 @@ def launch(experiment: Experiment, processes: int) -> int:
         return int(problem["exit_code"])
     if requests:
         raise Interrupted("stopped.", 128 + requests[0])
-    raise TrainingError(f"{_killed(failures, processes)} Use {RunDirectory.named(experiment.run).ways_on}.")
+    raise TrainingError(f"{_killed(failures, processes)} {what_now(RunDirectory.named(experiment.run))}")
+
+
+def what_now(run: RunDirectory) -> str:
+    """With a run whose processes have ended; a process may be killed after the result was written."""
+    with suppress(RunError):
+        if run.manifest().status == "finished":
+            return f'The training had finished before, and the result of run "{run.folder.name}" is whole.'
+    return f"Use {run.ways_on}."
 
 
 def _started(processes: int, folder: str) -> Mapping[int, Any]:
