@@ -65,9 +65,10 @@ PROCESSORS = {
         "(docs/speed.md)",
     ),
     "float32": Efficiency(
-        Estimate(0.20, 0.40, 0.80),
-        "docs/speed.md: full fine-tuning of the starter model in float32 took 9.91 s for about 1,750 tokens on two "
-        "cores, 132 of 332 GFLOP/s; the range from half to twice this is a guess",
+        Estimate(0.25, 0.55, 0.85),
+        "lab/LOG.md, 2026-11-28: one core of a Xeon: the starter model reached 0.71 of the assumed rate with LoRA and "
+        "the fused backend, and 0.63 with full fine-tuning and the eager one; on two cores of an EPYC full fine-tuning "
+        "reached 0.40 (docs/speed.md); the range around this is a guess",
     ),
 }
 IMAGES_SOURCE = (
