@@ -86,6 +86,10 @@ LAUNCH = Estimate(1.37e-3, 4.1e-3, 4.1e-3)
 """Seconds of one block for a micro-batch, however little there is to compute: axolotl's PR 2324 has 41.2 ms forward for
 the 30 blocks of SmolLM2-135M on an H100 (512 tokens, LoRA). The backward pass is taken as twice that; at least, as
 nothing."""
+PREPARATION = Estimate(1e-3, 4e-3, 8e-3)
+"""Seconds of one block for a micro-batch on a processor, beside its products: processor time of a step of 98 tokens of
+the starter model (30 blocks) was 3.9 ms a block above that of its operations, and of a model of two tiny blocks 4 to 6
+ms (lab/LOG.md, 2026-11-28); the range is a guess."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,9 @@ class Speed:
     """Operations per second that were assumed."""
     efficiency: Efficiency
     launch: Estimate
-    """Seconds that a micro-batch takes at least."""
+    """Seconds that a micro-batch takes at least: a GPU computes while its next operation is prepared."""
+    preparation: Estimate
+    """Seconds of a micro-batch beside its operations: a processor does not."""
     source: str
     """Of the rate."""
     unpacking: Estimate | None = None
@@ -172,11 +178,13 @@ def speed_of(
     rate = device.rate(dtype)
     if rate is None:
         return None
-    cuda = device.kind in ("datacentre", "consumer")
-    launch = LAUNCH.times(blocks) if cuda else Estimate.exactly(0.0)
+    none = Estimate.exactly(0.0)
+    launch = LAUNCH.times(blocks) if device.kind in ("datacentre", "consumer") else none
+    preparation = PREPARATION.times(blocks) if device.kind == "processor" and images is None else none
     return Speed(
-        rate, _efficiency(device, dtype, images), launch, device.source, unpacking=unpacking_on(device, storage)
-    )
+        rate, _efficiency(device, dtype, images), launch, preparation, device.source,
+        unpacking=unpacking_on(device, storage),
+    )  # fmt: skip
 
 
 def unpacking_on(device: Device, storage: Storage) -> Estimate | None:
@@ -222,6 +230,7 @@ def _assumed(step: Step, speed: Speed) -> Estimate:
     share, launch = speed.efficiency.share, speed.launch.times(step.micro_batches)
     low, likely, high = (step.operations / (speed.rate * part) for part in (share.high, share.likely, share.low))
     seconds = Estimate(max(low, launch.low), max(likely, launch.likely), max(high, launch.high))
+    seconds = seconds.plus(speed.preparation.times(step.micro_batches))
     if not step.unpacked or speed.unpacking is None:
         return seconds
     rate, numbers = speed.unpacking, step.unpacked * step.micro_batches
