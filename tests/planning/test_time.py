@@ -16,7 +16,16 @@ from rankwise.planning.devices import DEVICES, Device
 from rankwise.planning.estimate import Estimate
 from rankwise.planning.operations import Load, operations
 from rankwise.planning.time import (
-    EFFICIENCIES, PREPARATION, PROCESSORS, Cost, Probe, Speed, Step, cost, duration, speed_of,
+    EFFICIENCIES,
+    PREPARATION,
+    PROCESSORS,
+    Cost,
+    Probe,
+    Speed,
+    Step,
+    cost,
+    duration,
+    speed_of,
 )  # fmt: skip
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
