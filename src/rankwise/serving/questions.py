@@ -66,8 +66,7 @@ def served_by(serving: Serving, name: str) -> Served:
     return served
 
 
-def chat_question(serving: Serving, body: ChatBody, most: int) -> Question:
-    served = served_by(serving, body.model)
+def chat_question(serving: Serving, served: Served, body: ChatBody, most: int) -> Question:
     try:
         messages = _messages(body)
         tools = read_tools(body.tools, "tools") if body.tool_choice != "none" else ()
@@ -85,8 +84,7 @@ def chat_question(serving: Serving, body: ChatBody, most: int) -> Question:
     return _question(serving, body, served, [ids], body.longest, most, likely, listed=body.logprobs, tools=names)
 
 
-def completion_question(serving: Serving, body: CompletionBody, most: int) -> Question:
-    served = served_by(serving, body.model)
+def completion_question(serving: Serving, served: Served, body: CompletionBody, most: int) -> Question:
     tokenizer = serving.model.tokenizer
     if len(body.prompts) * body.n > CHOICES:
         raise BadRequest(f"{len(body.prompts)} prompts with n={body.n} are more than {CHOICES} choices.", parameter="n")
