@@ -37,7 +37,7 @@ sys.exit(run.startswith("bad"))
 """Stands for a training where only its turn matters."""
 
 
-def command(settings, resume):
+def command(settings, waiting):
     return [sys.executable, "-c", RECORDER, str(settings.absolute())]
 
 

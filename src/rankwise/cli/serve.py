@@ -51,6 +51,10 @@ LoadFrom = Annotated[
         show_default=False,
     ),
 ]
+Aliases = Annotated[
+    list[str] | None,
+    typer.Option("--alias", help="Another name of the base, such as one that a script asks for.", show_default=False),
+]
 FineTuning = Annotated[
     bool,
     typer.Option("--fine-tuning", help="Let requests upload files and train on them, as OpenAI's fine-tuning does."),
@@ -70,6 +74,7 @@ def serve(
     dtype: Format = "auto",
     load_from: LoadFrom = None,
     fine_tuning: FineTuning = False,
+    alias: Aliases = None,
     force_base: ForceBase = False,
     trust_code: TrustCode = None,
     as_json: Json = False,
@@ -85,7 +90,9 @@ def serve(
         from rankwise.commands.serve import serve as serve_command
 
         address = Address(host, port, api_key or None, tuple(allow_origin or ()))
-        offer = Offer(runs or (), model, max_new_tokens, dtype, force_base, trust_code, load_from, fine_tuning)
+        offer = Offer(
+            runs or (), model, max_new_tokens, dtype, force_base, trust_code, load_from, fine_tuning, alias or ()
+        )
         ready = print_json if as_json else None
         with Display(quiet) as display:
             serve_command(offer, address, display, together=together, waiting=waiting, ready=ready)

@@ -7,7 +7,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +21,10 @@ from rankwise.system.extras import need_extra
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
+    from rankwise.serving.changes import Changes
     from rankwise.serving.engine import Engine
     from rankwise.serving.served import Serving
+    from rankwise.serving.tuning.routes import FineTuning
 
 DRAIN = 10
 """Seconds in which answers that are being written may end once the server is stopped."""
@@ -42,6 +44,8 @@ class Offer:
     load_from: Path | None = None
     fine_tuning: bool = False
     """Whether requests may upload files and train on them."""
+    aliases: Sequence[str] = ()
+    """Other names of the base."""
 
     def check(self) -> None:
         """ConfigError with all that is wrong."""
@@ -73,30 +77,52 @@ def serve(
         from rankwise.serving.served import load_serving
 
         serving = load_serving(
-            offer.names, callback, base=offer.base, dtype=number_format, force_base=offer.force_base,
-            trust_code=offer.trust_code,
+            offer.names, callback, base=offer.base, aliases=offer.aliases, dtype=number_format,
+            force_base=offer.force_base, trust_code=offer.trust_code,
         )  # fmt: skip
         serving.model.module.eval()
         engine = Engine(serving.model.module, serving.by_row, serving.mixes, Limits(together, waiting))
         engine.start()
         try:
-            app = _app(offer, address, serving, engine, callback)
-            if ready is not None:
-                ready({"url": f"{address.url}/v1", "models": [one.as_json() for one in serving.models.values()]})
-            callback(StatusMessage(f"serving {', '.join(serving.models)} at {address.url}/v1 (Ctrl-C stops)"))
-            _answer(app, listening)
+            with _app(offer, address, serving, engine, callback) as app:
+                if ready is not None:
+                    ready({"url": f"{address.url}/v1", "models": [one.as_json() for one in serving.models.values()]})
+                callback(StatusMessage(f"serving {', '.join(serving.models)} at {address.url}/v1 (Ctrl-C stops)"))
+                _answer(app, listening)
         finally:
             engine.stop()
         callback(StatusMessage("stopped."))
 
 
-def _app(offer: Offer, address: Address, serving: Serving, engine: Engine, callback: Callback) -> Starlette:
+@contextmanager
+def _app(offer: Offer, address: Address, serving: Serving, engine: Engine, callback: Callback) -> Iterator[Starlette]:
     from rankwise.serving.app import Server
     from rankwise.serving.changes import Changes
 
     changes = Changes(serving, engine, folder=offer.load_from, force_base=offer.force_base, callback=callback)
-    server = Server(serving, engine, offer.most, changes)
-    return server.app(key=address.key, host=address.host, origins=address.origins)
+    with _tuning(serving, changes) if offer.fine_tuning else nullcontext() as tuning:
+        server = Server(serving, engine, offer.most, changes, tuning)
+        yield server.app(key=address.key, host=address.host, origins=address.origins)
+
+
+@contextmanager
+def _tuning(serving: Serving, changes: Changes) -> Iterator[FineTuning]:
+    """What lies in this folder's runs from earlier servers is taken up again."""
+    from rankwise.runs.queue import Queue
+    from rankwise.serving.tuning.files import Files
+    from rankwise.serving.tuning.jobs import Jobs
+    from rankwise.serving.tuning.offered import Offered
+    from rankwise.serving.tuning.routes import FineTuning
+
+    queue = Queue()
+    folder = queue.runs_folder / ".fine-tuning"
+    files = Files(folder / "files")
+    offered = Offered(serving, changes, Jobs(folder / "jobs", files, queue))
+    offered.start()
+    try:
+        yield FineTuning(offered, files)
+    finally:
+        offered.stop()
 
 
 def _answer(app: Starlette, listening: socket.socket) -> None:

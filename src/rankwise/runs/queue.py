@@ -47,6 +47,7 @@ class Waiting(Config):
     added: str
     order: int
     resume: bool = False
+    restart: bool = False
     config: Experiment
 
 
@@ -106,17 +107,17 @@ class Queue:
         """The object that `train --json` prints at its end."""
         return self.folder / "logs" / f"{run}.json"
 
-    def add(self, run: str, experiment: Experiment, *, resume: bool = False) -> Waiting:
+    def add(self, run: str, experiment: Experiment, *, resume: bool = False, restart: bool = False) -> Waiting:
         """Let a run wait, and start a worker if there is none. RunError where the name is taken, or where there is
-        nothing to resume."""
+        nothing to resume. With `restart` an unfinished run begins again from its first step."""
         experiment = Experiment.model_validate(experiment.model_dump() | {"run": run})  # a name is also a file's
         if (own := self.working()) is not None and own.run == run:
             raise RunError(f'run "{run}" is trained just now. Use another --run name.')
-        with RunDirectory(self.runs_folder / run).claimed(restart=False, resume=resume):
+        with RunDirectory(self.runs_folder / run).claimed(restart=restart, resume=resume):
             pass
         if len(self.waiting()) >= MOST:
             raise RunError(f"{MOST} runs wait already. Remove some with rankwise queue remove.")
-        waiting = Waiting(run=run, added=now(), order=time.time_ns(), resume=resume, config=experiment)
+        waiting = Waiting(run=run, added=now(), order=time.time_ns(), resume=resume, restart=restart, config=experiment)
         for file in (self.entry(run), self.settings(run), self.log(run)):
             make_folders(file.parent)
         try:
@@ -173,8 +174,10 @@ class Queue:
 
     def ended(self, run: str) -> Ended | None:
         """How the last training of this name ended; None where the queue trained none, or it goes on."""
-        own, file = self.working(), self.outcome(run)
-        if (own is not None and own.run == run) or self.entry(run).exists() or not file.is_file():
+        file = self.outcome(run)
+        if self.entry(run).exists() or not file.is_file():
+            return None
+        if (own := self.working()) is not None and own.run == run:  # looked at last: an entry goes after its beginning
             return None
         printed = last_object(file)
         if printed is None:

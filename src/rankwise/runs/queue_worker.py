@@ -27,13 +27,13 @@ from rankwise.system.locks import Lock
 
 BETWEEN = 0.2
 """Seconds between two looks at a training that another worker started."""
-Command = Callable[[Path, bool], Sequence[str]]
-"""The training of a settings file, resumed or not."""
+Command = Callable[[Path, Waiting], Sequence[str]]
+"""What trains a run by its settings file."""
 
 
-def training(settings: Path, resume: bool) -> Sequence[str]:
+def training(settings: Path, waiting: Waiting) -> Sequence[str]:
     words = [sys.executable, "-P", "-m", "rankwise", "train", str(settings.absolute()), "--json"]
-    return [*words, "--resume"] if resume else words
+    return [*words, *["--resume"] * waiting.resume, *["--restart"] * waiting.restart]
 
 
 def work(queue: Queue, command: Command = training) -> None:
@@ -99,7 +99,7 @@ def _start(queue: Queue, first: Waiting, command: Command, lock: Lock) -> subpro
     with queue.outcome(first.run).open("wb") as out, queue.log(first.run).open("wb") as log:
         posix = os.name == "posix"
         process = subprocess.Popen(
-            command(queue.settings(first.run), first.resume), cwd=queue.runs_folder.absolute().parent,
+            command(queue.settings(first.run), first), cwd=queue.runs_folder.absolute().parent,
             stdin=subprocess.DEVNULL, stdout=out, stderr=log, start_new_session=posix,
             pass_fds=(lock.descriptor,) if posix else (),
         )  # fmt: skip

@@ -6,6 +6,7 @@ GET  /v1/models         the base and each adapter
 POST /v1/chat/completions, /v1/completions
 GET  /openapi.json      the requests' schema
 POST /v1/load_lora_adapter, /v1/unload_lora_adapter     where it is allowed (loading.py)
+/v1/files, /v1/fine_tuning/jobs                         where it is allowed (tuning/routes.py)
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from rankwise.serving.reading import read_json_body
 from rankwise.serving.replies import DONE, Choice, Reply, event
 from rankwise.serving.schema import schema
 from rankwise.serving.served import Serving
+from rankwise.serving.tuning.routes import FineTuning
 
 Pieces = asyncio.Queue[tuple[int, Piece]]
 
@@ -48,6 +50,8 @@ class Server:
     most: int
     changes: Changes | None = None
     """Where adapters may be loaded and removed."""
+    tuning: FineTuning | None = None
+    """Where files may be uploaded and trained on."""
 
     def app(self, *, key: str | None, host: str, origins: tuple[str, ...] = ()) -> Starlette:
         """A browser asks without the key whether a page may ask, so that comes before the Guard."""
@@ -57,8 +61,9 @@ class Server:
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/v1/completions", self.completions, methods=["POST"]),
             *(loading_routes(self.changes) if self.changes is not None else ()),
+            *(self.tuning.routes() if self.tuning is not None else ()),
         ]  # fmt: skip
-        allowed = {"allow_origins": origins, "allow_methods": ("GET", "POST"), "allow_headers": ("*",)}
+        allowed = {"allow_origins": origins, "allow_methods": ("GET", "POST", "DELETE"), "allow_headers": ("*",)}
         pages = [Middleware(CORSMiddleware, **allowed, expose_headers=("Retry-After",))] if origins else []
         return Starlette(
             routes=routes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,8 @@ class Serving:
 
 
 def load_serving(
-    names: Sequence[str], callback: Callback, *, base: str | None = None, dtype: Dtype = "auto",
-    force_base: bool = False, trust_code: str | None = None,
+    names: Sequence[str], callback: Callback, *, base: str | None = None, aliases: Sequence[str] = (),
+    dtype: Dtype = "auto", force_base: bool = False, trust_code: str | None = None,
 ) -> Serving:  # fmt: skip
     """The runs and adapters of these names over their base, or the model `base` alone; a RankwiseError where one cannot
     be served."""
@@ -87,6 +87,9 @@ def load_serving(
         Served(own_name(model.source.name), None, model.template, None, None, _created(Path(model.source.folder)), None)
     ]  # fmt: skip
     parent = None if adapters is None else served[0].name
+    if aliases and not served:
+        raise ConfigError([f"--alias {aliases[0]}: the base is not served beside a model whose own weights learned."])
+    served += [replace(served[0], name=alias) for alias in aliases]
     for artifact, adapter in zip(artifacts, together.names, strict=True):
         served.append(served_as(own_name(artifact.name), artifact, adapter, model, parent, callback))
     if twice := {one.name for one in served if [other.name for other in served].count(one.name) > 1}:
