@@ -128,10 +128,13 @@ def _tuning(serving: Serving, changes: Changes) -> Iterator[FineTuning]:
 def _answer(app: Starlette, listening: socket.socket) -> None:
     """Until somebody stops it."""
     import uvicorn
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+    from rankwise.serving.patience import patient
 
     server = uvicorn.Server(uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN, limit_concurrency=1000,
-        server_header=False, lifespan="off",
+        app, http=patient(AutoHTTPProtocol), log_level="warning", access_log=False, server_header=False, lifespan="off",
+        timeout_graceful_shutdown=DRAIN, limit_concurrency=1000,
     ))  # fmt: skip
     logging.getLogger("uvicorn.error").addFilter(is_mistake)
     with suppress(KeyboardInterrupt), hangup(server.handle_exit):  # uvicorn passes it on once it has stopped

@@ -85,7 +85,8 @@ class Server:
         return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
 
     async def openapi(self, request: Request) -> Response:
-        return JSONResponse(schema())
+        loading = self.changes is not None and self.changes.folder is not None
+        return JSONResponse(schema(loading=loading, tuning=self.tuning is not None))
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [one.as_json() for one in self.serving.models.values()]})

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from rankwise.errors import RankwiseError, typed
-from rankwise.inference.growing_batch import ByRow, GrowingBatch
+from rankwise.errors import EvaluationError, RankwiseError, typed
+from rankwise.inference.growing_batch import NO_NUMBER, ByRow, GrowingBatch
 from rankwise.inference.sampling import Chosen
 from rankwise.serving.pending import Pending, Piece
 from rankwise.serving.served import Served
@@ -244,7 +244,13 @@ class Engine:
             self._fail(every, error)
             del self._running[key]
             return
-        self._deliver(key, list(zip(every, chosen, strict=True)))
+        numbered = [(pending, one) for pending, one in zip(every, chosen, strict=True) if one is not None]
+        broken = [pending for pending, one in zip(every, chosen, strict=True) if one is None]
+        if broken:
+            self._fail(broken, EvaluationError(NO_NUMBER))
+            self._leave(key, broken)
+        if numbered:
+            self._deliver(key, numbered)
 
     def _deliver(self, key: str | None, given: Sequence[tuple[Pending, Chosen]]) -> None:
         ended = []

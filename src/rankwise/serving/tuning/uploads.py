@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
+from rankwise.serving import patience
 from rankwise.serving.bodies import BadRequest
 from rankwise.serving.tuning.files import LARGEST_FILE
 
@@ -77,8 +79,15 @@ def filling(file: UploadFile) -> Callable[[Path], None]:
 
 
 async def _limited(request: Request) -> AsyncGenerator[bytes, None]:
-    size = 0
-    async for part in request.stream():
+    size, stream = 0, aiter(request.stream())
+    while True:
+        try:
+            async with asyncio.timeout(patience.BETWEEN):
+                part = await anext(stream, None)
+        except TimeoutError:
+            raise BadRequest(f"nothing came for {patience.BETWEEN:.0f} s.", status=408, parameter="file") from None
+        if part is None:
+            return
         size += len(part)
         if size > LARGEST_FILE + BESIDE:
             raise BadRequest(f"the file has more than {LARGEST_FILE:,} bytes.", status=413, parameter="file")
