@@ -193,6 +193,7 @@ def test_all_problems_of_a_file_are_told_with_their_lines_and_nothing_is_stored(
     before = [one.id for one in door.client.files.list()]
     rows = [conversation(1), {"messages": []}, {"messages": [{"role": "root", "content": "x"}]}, conversation(2)]
     message = refused(upload, door, lines(rows), "../../mine.jsonl")
+    assert message.endswith("2 of 4 rows cannot be used. Repair them, or leave them out.")
     assert "mine.jsonl:2" in message and "mine.jsonl:3" in message and str(door.home) not in message
     broken = [pair(1), {"input": {}, "preferred_output": []}, pair(2) | {"extra": 1}, pair(3)]
     message = refused(upload, door, lines(broken), "pairs.jsonl")

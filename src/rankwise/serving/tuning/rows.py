@@ -49,6 +49,7 @@ def check_rows(folder: Path, filename: str, model: LoadedModel) -> Content:
         refuse_fatal(report)
     except RankwiseError as error:
         message = str(error).replace(str(path), filename).replace(str(folder / CONTENT), filename)
+        message = message.replace("To leave them out, use --on-bad-row skip.", "Repair them, or leave them out.")
         raise BadRequest(message[:LONGEST_MESSAGE], parameter="file") from None
     return content.model_copy(update={"rows": report.rows})
 
