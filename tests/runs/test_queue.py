@@ -59,7 +59,7 @@ def queue(monkeypatch):
     return Queue()
 
 
-def until(condition, seconds=60):
+def until(condition, seconds=200):
     end = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < end, "it never happened"
@@ -130,11 +130,11 @@ def test_a_training_that_fails_stops_no_other_and_neither_does_a_damaged_entry(q
 
 
 def test_a_killed_worker_leaves_a_training_that_the_next_one_waits_for(queue):
-    Path("seconds").write_text("1.5")
+    Path("seconds").write_text("3")
     for run in ("a", "b"):
         queue.add(run, experiment(run))
     first = worker(queue)
-    own = until(lambda: (one := queue.working()) and one.process and one)
+    own = until(lambda: (one := queue.working()) and one.process and not queue.entry("a").exists() and one)
     first.kill()
     first.join()
     assert queue.working() == own and [one.run for one in queue.waiting()] == ["b"]

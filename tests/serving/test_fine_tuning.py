@@ -102,7 +102,7 @@ def refused(call, *args, **values):
     return error.value.body["message"]
 
 
-def ended(client, job, seconds=120):
+def ended(client, job, seconds=300):
     end = time.monotonic() + seconds
     while job.status not in ("succeeded", "failed", "cancelled"):
         assert time.monotonic() < end, job
@@ -171,7 +171,7 @@ def test_pairs_wait_with_the_settings_that_were_given(waits_only):
     client, jobs = waits_only.client, waits_only.client.fine_tuning.jobs
     file = upload(waits_only, PAIRS, "pairs.jsonl")
     settings = {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 0.5, "beta": 0.2}
-    method = {"type": "dpo", "dpo": {"hyperparameters": settings}}
+    method = {"type": "dpo", "dpo": {"hyperparameters": settings}, "supervised": None, "reinforcement": None}
     job = jobs.create(model="tiny-llama", training_file=file.id, method=method)
     (waiting,) = Queue(waits_only.home / "runs").waiting()
     given = waiting.config
@@ -234,6 +234,7 @@ WRONG = {
     "reinforcement": ({"method": {"type": "reinforcement", "reinforcement": {"grader": {}}}}, "graders"),
     "both places": ({"method": {"type": "supervised"}, "hyperparameters": {"n_epochs": 1}}, "earlier place"),
     "another method's": ({"method": {"type": "supervised", "dpo": {}}}, "another method"),
+    "two methods": ({"method": {"type": "dpo", "supervised": {}, "dpo": None}}, "another method"),
     "51 epochs": ({"hyperparameters": {"n_epochs": 51}}, "n_epochs"),
     "true": ({"hyperparameters": {"n_epochs": True}}, "n_epochs"),
     "rate 0": ({"hyperparameters": {"learning_rate_multiplier": 0}}, "learning_rate_multiplier"),
@@ -290,3 +291,20 @@ def test_every_route_needs_the_key(door):
         for method in route.methods - {"HEAD"}:
             for headers in ({}, {"authorization": "Bearer wrong"}):
                 assert door.http.request(method, path, headers=headers).status_code == 401, (method, path)
+
+
+@pytest.mark.slow
+def test_a_running_job_is_paused_resumed_and_cancelled(door):
+    """Its training has stopped once it is said to be paused."""
+    jobs = door.client.fine_tuning.jobs
+    settings = {"n_epochs": 50, "batch_size": 1}
+    job = jobs.create(model="tiny-llama", training_file=upload(door).id, hyperparameters=settings)
+    end = time.monotonic() + 200
+    while not any(event.type == "metrics" for event in jobs.list_events(job.id).data):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert jobs.retrieve(job.id).status == "running" and jobs.retrieve(job.id).estimated_finish
+    assert jobs.pause(job.id).status == "paused" and Queue(door.home / "runs").working() is None
+    assert jobs.resume(job.id).status in ("queued", "running")
+    assert jobs.cancel(job.id).status == "cancelled" and Queue(door.home / "runs").working() is None
+    assert jobs.list_events(job.id).data[0].message == "The job was cancelled"

@@ -148,6 +148,8 @@ class Queue:
             names = [one.run for one in self.waiting()]
             listed = f" Waiting: {some(names)}." if names else " No run waits."
             raise RunError(f'run "{run}" does not wait.{did_you_mean(run, names)}{listed}') from None
+        if (own := self.working()) is not None and own.run == run:  # the worker had read it already
+            raise RunError(f'run "{run}" has just begun. Stop it with rankwise queue stop.')
 
     def working(self) -> Working | None:
         """The run that is trained, whoever started it from here."""

@@ -3,6 +3,7 @@ the reason."""
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -19,12 +20,19 @@ SUFFIX = r"^[A-Za-z0-9._-]{1,64}$"
 
 
 class Hyperparameters(Config):
+    """A value that is null counts as not given."""
+
     n_epochs: Auto | Epochs = "auto"
     """Passes over the rows."""
     batch_size: Auto | Rows = "auto"
     """Rows of one step."""
     learning_rate_multiplier: Auto | Multiplier = "auto"
     """Times the learning rate that suits the model."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_null(cls, value: Any) -> Any:
+        return {key: one for key, one in value.items() if one is not None} if isinstance(value, dict) else value
 
 
 class PairHyperparameters(Hyperparameters):
@@ -50,7 +58,7 @@ class Method(Config):
     def _not_reinforcement(cls, value: Any) -> Any:
         if isinstance(value, dict) and "reinforcement" in (value.get("type"), *(k for k, v in value.items() if v)):
             raise ValueError("reinforcement learning with graders is not trained here; use supervised or dpo")
-        return value
+        return {key: one for key, one in value.items() if one is not None} if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _one_method(self) -> Method:
@@ -74,8 +82,6 @@ class JobBody(Config):
     @field_validator("suffix")
     @classmethod
     def _plain(cls, value: str | None) -> str | None:
-        import re
-
         if value is not None and not re.fullmatch(SUFFIX, value):
             raise ValueError("write up to 64 letters, digits, dots, _ and -, since it is part of a model's name")
         return value

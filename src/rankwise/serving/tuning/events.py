@@ -91,8 +91,8 @@ def checkpoints_of(job: Job, state: State, history: History) -> list[dict[str, A
     }]  # fmt: skip
 
 
-def as_json(job: Job, state: State, history: History) -> dict[str, Any]:
-    """The job as OpenAI's API shows it."""
+def as_json(job: Job, state: State, history: History | None) -> dict[str, Any]:
+    """The job as OpenAI's API shows it; the history is of a running one."""
     own = job.hyperparameters.model_dump()
     kind = "dpo" if job.dpo else "supervised"
     manifest = state.manifest
@@ -110,9 +110,9 @@ def as_json(job: Job, state: State, history: History) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _estimated(state: State, history: History) -> int | None:
+def _estimated(state: State, history: History | None) -> int | None:
     """By the steps so far."""
-    if state.status != "running" or state.manifest is None or not history.steps:
+    if history is None or state.manifest is None or not history.steps:
         return None
     last, spent = history.steps[-1], sum(one.seconds for one in history.steps)
     return seconds_of(state.manifest.started) + int(spent * last.steps / last.step)

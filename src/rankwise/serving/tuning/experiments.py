@@ -8,7 +8,6 @@ beta                        preference.beta            auto: 0.1
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +28,11 @@ EPOCHS = 2
 
 @dataclass(frozen=True)
 class Base:
-    """What jobs train: the model as it is named, its hidden size, and the runs behind the names of tuned models."""
+    """What a job trains: the model as it is named, its hidden size, and the run whose adapter it begins with."""
 
     spec: ModelConfig
     width: int
-    runs: Mapping[str, str]
+    start_from: str | None = None
 
 
 def resolved(given: Hyperparameters, rows: int) -> Hyperparameters:
@@ -60,7 +59,7 @@ def experiment_of(
     model = base.spec.model_copy(update={"dtype": "auto", "device": "auto"})
     settings: dict[str, Any] = {
         "model": model, "data": data, "run": job.run, "objective": "preference" if job.dpo else "causal-lm",
-        "adapter": {"method": "lora", "start_from": base.runs.get(job.model)},
+        "adapter": {"method": "lora", "start_from": base.start_from},
         "training": {"epochs": own["n_epochs"], "batch_size": own["batch_size"], "seed": job.seed},
     }  # fmt: skip
     if job.dpo:

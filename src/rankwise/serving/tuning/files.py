@@ -10,14 +10,14 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from rankwise.config.base import Config
-from rankwise.errors import RunError
+from rankwise.errors import ResourceError, RunError
 from rankwise.runs.own_files import read_json
 from rankwise.serving.bodies import BadRequest
 from rankwise.serving.tuning.identity import FILE, checked_id, new_id, no_such
@@ -95,7 +95,7 @@ class Files:
                 )
             make_folders(self.folder)
             name = new_id(FILE)
-            with published(self.folder / name) as folder:
+            with _room(), published(self.folder / name) as folder:
                 fill(folder / CONTENT)
                 content = check(folder)
                 stored = StoredFile(
@@ -113,6 +113,14 @@ class Files:
 
     def _place(self, name: str, parameter: str | None = None) -> Path:
         return self.folder / checked_id(FILE, name, parameter)
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    try:
+        yield
+    except ResourceError:
+        raise BadRequest("the server's disk is full.", status=507, parameter="file") from None
 
 
 def shown_name(name: str) -> str:

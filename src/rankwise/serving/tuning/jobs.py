@@ -7,6 +7,7 @@ cancelled or paused it.
 
 from __future__ import annotations
 
+import re
 import secrets
 import threading
 import time
@@ -30,7 +31,9 @@ from rankwise.serving.tuning.files import Files, StoredFile
 from rankwise.serving.tuning.identity import JOB, checked_id, new_id, no_such
 from rankwise.system.files import make_folders, write_json
 
-MOST_JOBS, MOST_UNFINISHED = 10_000, 100
+MOST_JOBS, MOST_WAITING = 10_000, 100
+PATIENCE = 15.0
+"""Seconds in which a training that is stopped should end."""
 ORGANIZATION = "rankwise"
 Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 ENDED: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
@@ -91,10 +94,10 @@ class Jobs:
         training = self._rows(body.training_file, "training_file", body)
         validation = None if body.validation_file is None else self._rows(body.validation_file, "validation_file", body)
         with self._changing:
-            every = self.every()
-            unfinished = [one for one in every if self.state(one).status not in ENDED] if every else []
-            if len(every) >= MOST_JOBS or len(unfinished) >= MOST_UNFINISHED:
-                raise BadRequest(f"{len(unfinished)} jobs are unfinished, of {len(every)}; cancel some.", status=429)
+            if len(self.ids()) >= MOST_JOBS or len(self.queue.entries()) >= MOST_WAITING:
+                raise BadRequest(
+                    f"this server lets {MOST_WAITING} jobs wait, and has {MOST_JOBS:,} at most.", status=429
+                )
             job = Job(
                 id=new_id(JOB), created_at=int(time.time()), model=body.model, training_file=training.id,
                 validation_file=None if validation is None else validation.id, suffix=body.suffix,
@@ -107,6 +110,20 @@ class Jobs:
                 raise BadRequest(str(error)) from None
             self.write(job)
         return job
+
+    def ids(self) -> list[str]:
+        return [file.stem for file in self.folder.glob(f"{JOB}-*.json")]
+
+    def that_made(self, model: str) -> Job | None:
+        """The job whose model has this name."""
+        number = model.rpartition(":")[2]
+        if not re.fullmatch(r"[0-9a-f]{8}", number):
+            return None
+        for name in [name for name in self.ids() if name.endswith(number)]:
+            with suppress(BadRequest):
+                if (job := self.get(name)).tuned == model and self.state(job).status == "succeeded":
+                    return job
+        return None
 
     def every(self) -> list[Job]:
         """The newest first."""
@@ -168,12 +185,22 @@ class Jobs:
             status = self.state(job).status
             if status in ENDED or (status == "paused" and how == "paused"):
                 raise BadRequest(f"job {job.id} is {status}, so it cannot be {how}.")
-            with suppress(RunError):  # it may have begun just now
-                self.queue.remove(job.run)
             changed = self.change(job, **values)
-            with suppress(RunError):
-                self.queue.stop(job.run)
+            self._end(job.run)
         return changed
+
+    def _end(self, run: str) -> None:
+        """Take a run out of the queue, or stop it, and wait a while for its end. Before it can be stopped, it may be
+        about to begin."""
+        with suppress(RunError):
+            self.queue.remove(run)
+        asked, until = False, time.monotonic() + PATIENCE
+        while (own := self.queue.working()) is not None and own.run == run and time.monotonic() < until:
+            with suppress(RunError):
+                if not asked:
+                    self.queue.stop(run)
+                    asked = True
+            time.sleep(0.05)
 
     def resume(self, job: Job, base: Base) -> Job:
         """From the last checkpoint, or from the first step where there is none."""

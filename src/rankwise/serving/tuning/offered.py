@@ -47,9 +47,13 @@ class Offered:
 
     def settle(self) -> None:
         self.jobs.queue.start_worker()
-        for job in self.jobs.every():
-            if job.id not in self._settled:
-                self.look_at(job)
+        unsettled = [name for name in self.jobs.ids() if name not in self._settled]
+        jobs = list[Job]()
+        for name in unsettled:
+            with suppress(BadRequest):  # damaged
+                jobs.append(self.jobs.get(name))
+        for job in sorted(jobs, key=lambda one: one.created_at, reverse=True):
+            self.look_at(job)
 
     def look_at(self, job: Job) -> tuple[Job, State]:
         """The job as it stands. Once it is said to have succeeded, its model answers."""
@@ -58,25 +62,30 @@ class Offered:
             if state.status in ENDED and job.id not in self._settled:
                 self._settled[job.id] = None
                 if state.status == "succeeded":
-                    job = self._finish(job)
-            return job, state
+                    self._finish(job)
+            return self.jobs.get(job.id), state
 
     def warning(self, job: Job) -> str | None:
         return self._settled.get(job.id)
 
-    def base(self) -> Base:
-        runs = {job.tuned: job.run for job in self.jobs.every() if self.jobs.state(job).status == "succeeded"}
-        return Base(self.serving.model.spec, self.serving.model.width, runs)
-
-    def can_train(self, name: str) -> bool:
-        served = self.serving.models.get(name)
-        return served is not None and (served.adapter is None or name in self.base().runs)
+    def base(self, name: str) -> Base:
+        """What a job trains that names this model. BadRequest (404) where it is none that can be trained."""
+        model, served = self.serving.model, self.serving.models.get(name)
+        if served is not None and served.adapter is None:
+            return Base(model.spec, model.width)
+        if served is not None and (made := self.jobs.that_made(name)) is not None:
+            return Base(model.spec, model.width, made.run)
+        known = ", ".join(one.name for one in self.serving.models.values() if one.adapter is None)
+        raise BadRequest(
+            f"no model {name[:80]!r} is trained here. The base is known as {known}; other names for it are given with "
+            "rankwise serve --alias.", status=404, parameter="model",
+        )  # fmt: skip
 
     def delete(self, name: str) -> None:
         """BadRequest where no job made this model. Its run stays."""
         with self._settling:
-            job = next((one for one in self.jobs.every() if one.tuned == name and not one.model_deleted), None)
-            if job is None or self.jobs.state(job).status != "succeeded":
+            job = self.jobs.that_made(name)
+            if job is None or job.model_deleted:
                 raise BadRequest(
                     f"no fine-tuning job of this server made {name[:80]!r}.", status=404, parameter="model"
                 )
@@ -84,20 +93,19 @@ class Offered:
             with suppress(BadRequest):  # it was not loaded
                 self._changes.unload(name)
 
-    def _finish(self, job: Job) -> Job:
+    def _finish(self, job: Job) -> None:
         if job.result_file is None:
             text = results_of(history_of(job, self.jobs.queue)).encode()
             stored = self.jobs.files.add(
                 f"results-{job.id}.csv", "fine-tune-results", lambda path: write_atomic(path, text),
                 lambda folder: Content(),
             )  # fmt: skip
-            job = self.jobs.change(job, result_file=stored.id)
+            self.jobs.change(job, result_file=stored.id)
         if not job.model_deleted and job.tuned not in self.serving.models:
             try:
                 self._changes.load(job.tuned, RunDirectory(self.jobs.queue.runs_folder / job.run).folder)
             except RankwiseError as error:
                 self._settled[job.id] = f"The model is not served: {error}"
-        return job
 
     def _follow(self) -> None:
         while not self._stop.wait(BETWEEN):

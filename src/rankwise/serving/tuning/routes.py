@@ -86,16 +86,10 @@ class FineTuning:
     async def create(self, request: Request) -> Response:
         body = await read_json_body(request, JobBody)
 
-        def create() -> Job:
-            if not self.offered.can_train(body.model):
-                known = ", ".join(name for name in self.offered.serving.models if self.offered.can_train(name))
-                raise BadRequest(
-                    f"no model {body.model[:80]!r} is trained here. Known are: {known}. Other names for the base are "
-                    "given with rankwise serve --alias.", status=404, parameter="model",
-                )  # fmt: skip
-            return self.offered.jobs.create(body, self.offered.base())
+        def created() -> dict[str, Any]:
+            return self._shown(self.offered.jobs.create(body, self.offered.base(body.model)))
 
-        return JSONResponse(await run_in_threadpool(lambda: self._shown(create())))
+        return JSONResponse(await run_in_threadpool(created))
 
     async def list_jobs(self, request: Request) -> Response:
         metadata = {
@@ -140,7 +134,7 @@ class FineTuning:
             def changed() -> dict[str, Any]:
                 job, jobs = self._job(request), self.offered.jobs
                 if how == "resume":
-                    return self._shown(jobs.resume(job, self.offered.base()))
+                    return self._shown(jobs.resume(job, self.offered.base(job.model)))
                 return self._shown(jobs.cancel(job) if how == "cancel" else jobs.pause(job))
 
             return JSONResponse(await run_in_threadpool(changed))
@@ -152,7 +146,7 @@ class FineTuning:
 
     def _shown(self, job: Job) -> dict[str, Any]:
         job, state = self.offered.look_at(job)
-        return as_json(job, state, history_of(job, self.offered.jobs.queue))
+        return as_json(job, state, history_of(job, self.offered.jobs.queue) if state.status == "running" else None)
 
 
 def _query(request: Request, *known: str) -> dict[str, str]:
