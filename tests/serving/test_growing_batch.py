@@ -145,3 +145,41 @@ def test_damaged_weights_are_no_answer(adapted):
     finally:
         with torch.no_grad():
             weight[3, 0] = before
+
+
+def test_a_row_without_numbers_takes_no_other_with_it(adapted):
+    """An adapter that overflows, in the middle of answers of others."""
+    model, adapters = adapted
+    others = jobs_of(random.Random(5), 3, ("low", "dora", None))
+    broken = Row([5, 6, 7], "few", Sampler.seeded(GREEDY, 0))
+    batch = GrowingBatch(model, AdaptersByRow(adapters).of)
+    for row in (*(row for row, _ in others), broken):
+        batch.join(row)
+    weights = adapters.parameters("few")
+    before = [weight.clone() for weight in weights]
+    with torch.no_grad():
+        for weight in weights:
+            weight.fill_(3e37)
+    try:
+        batch._by_row = AdaptersByRow(adapters).of
+        chosen = batch.step()
+        assert chosen[-1] is None and None not in chosen[:-1]
+        batch.leave([broken])
+        batch.step()
+    finally:
+        with torch.no_grad():
+            for weight, values in zip(weights, before, strict=True):
+                weight.copy_(values)
+    for row, _ in others:
+        assert row.ids == alone(model, adapters, row, 3)
+
+
+@pytest.mark.parametrize("spec", [GREEDY, Sampling(temperature=1.0)], ids=["greedy", "drawn"])
+def test_a_broken_row_is_told_apart_however_tokens_are_chosen(adapted, spec):
+    model, adapters = adapted
+    batch = GrowingBatch(model, AdaptersByRow(adapters).of)
+    rows = [Row([1, 2], None, Sampler.seeded(spec, number)) for number in range(2)]
+    logits = torch.zeros(2, 96)
+    logits[0, 3] = float("nan")
+    first, second = batch._choose(logits, rows)
+    assert first is None and second is not None and rows[0].ids == [] and len(rows[1].ids) == 1

@@ -44,6 +44,11 @@ FIELDS = {
     "an image": {"messages": [{"role": "user", "content": [
         {"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}
     ]}]},
+    "an unknown field of a turn": {"messages": [ASKING[0] | {"cache_control": {"type": "ephemeral"}}]},
+    "loss of a turn": {"messages": [ASKING[0] | {"weight": 0}]},
+    "an unknown field of a part": {"messages": [{"role": "user", "content": [
+        {"type": "text", "text": "hi", "detail": "low"}
+    ]}]},
     "half a character": {"messages": [{"role": "user", "content": "\ud800"}]},
     "ends with an answer": {"messages": [*ASKING, {"role": "assistant", "content": "ho"}]},
     "a long conversation": {"messages": [{"role": "user", "content": "hi " * 4000}]},

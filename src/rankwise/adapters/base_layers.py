@@ -129,3 +129,14 @@ def adalora_for(
 def oriented(module: nn.Module, delta: Tensor) -> Tensor:
     """A change (O, I), or one of each expert, in the shape of the host's weight."""
     return delta.mT if is_transposed(module) else delta.view_as(weight_of(module))
+
+
+@torch.no_grad()
+def plain_lora(host: nn.Module, adapter: Adapter) -> LoRA:
+    """The same change with two factors."""
+    A, B = adapter.factors()
+    assert adapter.additive, "two factors would not be the same change"
+    lora = lora_for(host, A.shape[0], adapter.scale, adapter.dropout, torch.Generator())
+    lora.A.copy_(A)
+    lora.B.copy_(B)
+    return lora.train(adapter.training)

@@ -43,21 +43,40 @@ class Stack:
 
 
 class AdaptersByRow:
-    """The factors are copied once, so the set must stay as it is."""
+    """The factors are copied, so `update` must be called after the set has changed."""
 
     def __init__(self, adapters: AdapterSet) -> None:
-        self._layers = list(adapters.layers.values())
-        self._heads = list(adapters.heads.values())
-        self._stacks = [_stack_of(layer) for layer in self._layers]
+        self._adapters = adapters
+        self._layers: list[AdapterWrapper] = []
+        self._stacks: list[Stack | None] = []
         self._device = next(adapters.model.parameters()).device
-        self.mixes = not any(isinstance(one, TokenRows | ExpertsWrapper) for one in adapters.model.modules())
-        """Whether rows of several adapters can be in one batch. Experts get the tokens of all rows in one list."""
+        self.update()
+        self.mixes = not self.separates()
+        """Whether rows of several adapters can be in one batch, decided once."""
+
+    def separates(self) -> bool:
+        """Whether the set has what cannot be mixed. Experts get the tokens of all rows in one list."""
+        return any(isinstance(one, TokenRows | ExpertsWrapper) for one in self._adapters.model.modules())
+
+    def update(self) -> None:
+        """Copy the factors of those layers whose adapters are others than before. An adapter of the same name counts as
+        the same."""
+        before = dict(zip(map(id, self._layers), zip(self._layers, self._stacks, strict=True), strict=True))
+        self._layers = list(self._adapters.layers.values())
+        self._heads = list(self._adapters.heads.values())
+        self._names = set(self._adapters.names)
+        self._stacks = []
+        for layer in self._layers:
+            _, stack = before.pop(id(layer), (None, None))
+            pairs = [name for name in layer.adapters if layer.adapter(name).pair() is not None]
+            self._stacks.append(stack if stack is not None and list(stack.places) == pairs else _stack_of(layer))
 
     @contextmanager
     def of(self, names: Sequence[str | None]) -> Iterator[None]:
         """Inside, row i of a batch is computed with the adapter `names[i]`, or by the base where that is None."""
         alone = len(set(names)) == 1
         assert alone or self.mixes, "the caller asks first"
+        assert self._names.issuperset(name for name in names if name is not None), "an adapter is gone before its rows"
         active = [layer.active for layer in self._layers], [head.active for head in self._heads]
         numbers = {name: torch.tensor(rows, device=self._device) for name, rows in _numbers(names).items()}
         places: dict[tuple[int, ...], Tensor] = {}  # of most layers they are the same

@@ -32,6 +32,11 @@ class HeadWrapper(nn.Module):
     def add(self, name: str) -> None:
         self.copies[name] = deepcopy(self.base_layer).float().requires_grad_(True)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no adapter has a copy."""
+        return not self.copies
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.mixed is not None:
             return self._by_row(args[0], self.mixed)

@@ -15,7 +15,7 @@ from torch import nn
 
 from rankwise.adapters.adalora import is_decided
 from rankwise.adapters.adapter import Adapter
-from rankwise.adapters.base_layers import adalora_for, features_of, lora_for
+from rankwise.adapters.base_layers import adalora_for, features_of, lora_for, plain_lora
 from rankwise.adapters.experts import ExpertsWrapper, open_experts
 from rankwise.adapters.fused import split_of
 from rankwise.adapters.heads import HeadWrapper, head_paths
@@ -28,6 +28,9 @@ from rankwise.config.budget import budget_of
 from rankwise.config.strength import check_strength
 from rankwise.errors import TargetError, TrainingError, some
 
+APART = (
+    ", and of two adapters one cannot have factors where the other trains the whole (modules_to_save). Use them apart."
+)
 _NAME = regex.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -64,6 +67,8 @@ class AdapterSet:
         _check_name(name)
         for path in head_paths(self.model, heads) if heads else []:
             module = self.model.get_submodule(path)
+            if isinstance(module, AdapterWrapper):
+                raise TargetError(f'"{path}" has factors of an adapter of this model{APART}')
             wrapper = module if isinstance(module, HeadWrapper) else HeadWrapper(module)
             wrapper.add(name)
             wrapper.active = name
@@ -109,7 +114,10 @@ class AdapterSet:
             )
 
     def host(self, path: str) -> nn.Module:
+        """The base's module at a path; TargetError where it is trained whole, so that no adapter can lie over it."""
         module = self.model.get_submodule(path)
+        if isinstance(module, HeadWrapper) and not isinstance(module, TokenRows):
+            raise TargetError(f'"{path}" is trained whole by an adapter of this model{APART}')
         return module.host if isinstance(module, AdapterWrapper) else module
 
     def discard_empty(self, name: str = "default") -> None:
@@ -283,14 +291,3 @@ def refuse_adapted(model: nn.Module) -> None:
             "this model already has adapters. Give their AdapterSet, which inject returned (after training it is "
             "`trainable.adapters`), to rankwise.add_adapter to add another one, or call its `remove`."
         )
-
-
-@torch.no_grad()
-def plain_lora(host: nn.Module, adapter: Adapter) -> LoRA:
-    """The same change with two factors."""
-    A, B = adapter.factors()
-    assert adapter.additive, "two factors would not be the same change"
-    lora = lora_for(host, A.shape[0], adapter.scale, adapter.dropout, torch.Generator())
-    lora.A.copy_(A)
-    lora.B.copy_(B)
-    return lora.train(adapter.training)

@@ -49,6 +49,10 @@ class TokenRows(HeadWrapper):
     def active(self, name: str | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._active = name
 
+    @property
+    def is_empty(self) -> bool:
+        return not (self.copies if self._shared is None else self._shared.copies)
+
     def add(self, name: str) -> None:
         if self._shared is None:
             weight: Any = self.base_layer.weight

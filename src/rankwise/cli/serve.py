@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,44 +11,70 @@ from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import ForceBase, Json, Quiet, TrustCode
 
+Runs = Annotated[
+    list[str] | None,
+    typer.Argument(help="Finished runs, or adapters by folder or file, all over one base model.", show_default=False),
+]
+Base = Annotated[
+    str | None, typer.Option("--model", help="A base model alone, instead of runs or adapters.", show_default=False)
+]
+Host = Annotated[str, typer.Option(help="Address to listen at. Any but this machine's own needs a key.")]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key",
+        envvar="RANKWISE_API_KEY",
+        show_envvar=True,
+        show_default=False,
+        help="Key that every request must bring. In the variable it is seen by no other user of the machine.",
+    ),
+]
+Origins = Annotated[
+    list[str] | None,
+    typer.Option(help="A page that may ask from a browser, such as https://app.example.", show_default=False),
+]
+Together = Annotated[int, typer.Option(min=1, max=256, help="Answers that are written at once.")]
+Waiting = Annotated[int, typer.Option(min=0, max=100_000, help="Requests that may wait; others get 429.")]
+Most = Annotated[int, typer.Option(min=1, help="Largest number of tokens in an answer whose request names none.")]
+Format = Annotated[
+    str,
+    typer.Option(
+        help="Number format: float32, bfloat16, or auto, which is that of training. In float32 an answer does not "
+        "depend on the others in its batch."
+    ),
+]
+LoadFrom = Annotated[
+    Path | None,
+    typer.Option(
+        "--load-from",
+        help="Folder whose runs and adapters requests may load and remove, such as runs.",
+        show_default=False,
+    ),
+]
+Aliases = Annotated[
+    list[str] | None,
+    typer.Option("--alias", help="Another name of the base, such as one that a script asks for.", show_default=False),
+]
+FineTuning = Annotated[
+    bool,
+    typer.Option("--fine-tuning", help="Let requests upload files and train on them, as OpenAI's fine-tuning does."),
+]
+
 
 def serve(
-    runs: Annotated[
-        list[str],
-        typer.Argument(
-            help="Finished runs, or adapters by folder or file, all over one base model.", show_default=False
-        ),
-    ],
-    host: Annotated[str, typer.Option(help="Address to listen at. Any but this machine's own needs a key.")] = (
-        "127.0.0.1"
-    ),
+    runs: Runs = None,
+    model: Base = None,
+    host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8000,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            "--api-key",
-            envvar="RANKWISE_API_KEY",
-            show_envvar=True,
-            show_default=False,
-            help="Key that every request must bring. In the variable it is seen by no other user of the machine.",
-        ),
-    ] = None,
-    allow_origin: Annotated[
-        list[str] | None,
-        typer.Option(help="A page that may ask from a browser, such as https://app.example.", show_default=False),
-    ] = None,
-    together: Annotated[int, typer.Option(min=1, max=256, help="Answers that are written at once.")] = 16,
-    waiting: Annotated[int, typer.Option(min=0, max=100_000, help="Requests that may wait; others get 429.")] = 64,
-    max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Largest number of tokens in an answer whose request names none.")
-    ] = 1024,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            help="Number format: float32, bfloat16, or auto, which is that of training. In float32 an answer does not "
-            "depend on the others in its batch."
-        ),
-    ] = "auto",
+    api_key: Key = None,
+    allow_origin: Origins = None,
+    together: Together = 16,
+    waiting: Waiting = 64,
+    max_new_tokens: Most = 1024,
+    dtype: Format = "auto",
+    load_from: LoadFrom = None,
+    fine_tuning: FineTuning = False,
+    alias: Aliases = None,
     force_base: ForceBase = False,
     trust_code: TrustCode = None,
     as_json: Json = False,
@@ -59,12 +86,13 @@ def serve(
     and the models, as soon as requests are answered.
     """
     with report_failures(as_json):
-        from rankwise.commands.serve import Address
+        from rankwise.commands.serve import Address, Offer
         from rankwise.commands.serve import serve as serve_command
 
         address = Address(host, port, api_key or None, tuple(allow_origin or ()))
+        offer = Offer(
+            runs or (), model, max_new_tokens, dtype, force_base, trust_code, load_from, fine_tuning, alias or ()
+        )
+        ready = print_json if as_json else None
         with Display(quiet) as display:
-            serve_command(
-                runs, address, display, together=together, waiting=waiting, most=max_new_tokens, dtype=dtype,
-                force_base=force_base, trust_code=trust_code, ready=print_json if as_json else None,
-            )  # fmt: skip
+            serve_command(offer, address, display, together=together, waiting=waiting, ready=ready)

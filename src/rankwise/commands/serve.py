@@ -7,8 +7,10 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError, RunError
@@ -16,50 +18,127 @@ from rankwise.runs.records import Callback, StatusMessage
 from rankwise.serving.address import Address
 from rankwise.system.extras import need_extra
 
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+    from rankwise.serving.changes import Changes
+    from rankwise.serving.engine import Engine
+    from rankwise.serving.served import Serving
+    from rankwise.serving.tuning.routes import FineTuning
+
 DRAIN = 10
 """Seconds in which answers that are being written may end once the server is stopped."""
 
 
+@dataclass(frozen=True)
+class Offer:
+    """What is served: runs and adapters by name, or a base alone. `most` are the tokens of an answer that asks for no
+    number; requests may load adapters that lie below `load_from`."""
+
+    names: Sequence[str]
+    base: str | None = None
+    most: int = 1024
+    dtype: str = "auto"
+    force_base: bool = False
+    trust_code: str | None = None
+    load_from: Path | None = None
+    fine_tuning: bool = False
+    """Whether requests may upload files and train on them."""
+    aliases: Sequence[str] = ()
+    """Other names of the base."""
+
+    def check(self) -> None:
+        """ConfigError with all that is wrong."""
+        problems = []
+        if not self.names and self.base is None:
+            problems.append("name runs or adapters to serve, or a base alone with --model.")
+        if self.names and self.base is not None:
+            problems.append(f"--model {self.base} is for a base alone: the runs and adapters name theirs.")
+        if self.load_from is not None and not self.load_from.is_dir():
+            problems.append(f"--load-from {self.load_from} is no folder.")
+        if problems:
+            raise ConfigError(problems)
+
+
 def serve(
-    names: Sequence[str], address: Address, callback: Callback, *, together: int, waiting: int, most: int,
-    dtype: str = "auto", force_base: bool = False, trust_code: str | None = None,
+    offer: Offer, address: Address, callback: Callback, *, together: int, waiting: int,
     ready: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:  # fmt: skip
     """Returns when the server was asked to stop. `ready` gets its address and its models."""
-    need_extra("uvicorn", "rankwise serve", "serve", ConfigError)
-    need_extra("starlette", "rankwise serve", "serve", ConfigError)
+    for package in ("uvicorn", "starlette"):
+        need_extra(package, "rankwise serve", "serve", ConfigError)
+    if offer.fine_tuning:
+        need_extra("python_multipart", "rankwise serve --fine-tuning", "serve", ConfigError)
     address.check()
-    number_format = ModelConfig(name="serve", dtype=dtype).dtype  # pyright: ignore[reportArgumentType]  checked there
+    offer.check()
+    number_format = ModelConfig(name="serve", dtype=offer.dtype).dtype  # pyright: ignore[reportArgumentType]  checked there
     with _bound(address) as listening:
-        import uvicorn
-
-        from rankwise.serving.app import Server
         from rankwise.serving.engine import Engine, Limits
         from rankwise.serving.served import load_serving
 
-        serving = load_serving(names, callback, dtype=number_format, force_base=force_base, trust_code=trust_code)
-        serving.model.module.eval()
-        limits = Limits(together=together, waiting=waiting)
-        engine = Engine(serving.model.module, serving.by_row, serving.mixes, limits)
-        app = Server(serving, engine, most).app(key=address.key, host=address.host, origins=address.origins)
-        config = uvicorn.Config(
-            app, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN, limit_concurrency=1000,
-            server_header=False, lifespan="off",
+        serving = load_serving(
+            offer.names, callback, base=offer.base, aliases=offer.aliases, dtype=number_format,
+            force_base=offer.force_base, trust_code=offer.trust_code,
         )  # fmt: skip
+        serving.model.module.eval()
+        engine = Engine(serving.model.module, serving.by_row, serving.mixes, Limits(together, waiting))
         engine.start()
-        if ready is not None:
-            ready({"url": f"{address.url}/v1", "models": [one.as_json() for one in serving.models.values()]})
-        callback(StatusMessage(f"serving {', '.join(serving.models)} at {address.url}/v1 (Ctrl-C stops)"))
-        server = uvicorn.Server(config)
-        logging.getLogger("uvicorn.error").addFilter(is_mistake)
         try:
-            with hangup(server.handle_exit):
-                server.run([listening])
-        except KeyboardInterrupt:  # uvicorn passes it on once it has stopped
-            pass
+            with _app(offer, address, serving, engine, callback) as app:
+                if ready is not None:
+                    ready({"url": f"{address.url}/v1", "models": [one.as_json() for one in serving.models.values()]})
+                callback(StatusMessage(f"serving {', '.join(serving.models)} at {address.url}/v1 (Ctrl-C stops)"))
+                _answer(app, listening)
         finally:
             engine.stop()
         callback(StatusMessage("stopped."))
+
+
+@contextmanager
+def _app(offer: Offer, address: Address, serving: Serving, engine: Engine, callback: Callback) -> Iterator[Starlette]:
+    from rankwise.serving.app import Server
+    from rankwise.serving.changes import Changes
+
+    changes = Changes(serving, engine, folder=offer.load_from, force_base=offer.force_base, callback=callback)
+    with _tuning(serving, changes) if offer.fine_tuning else nullcontext() as tuning:
+        server = Server(serving, engine, offer.most, changes, tuning)
+        yield server.app(key=address.key, host=address.host, origins=address.origins)
+
+
+@contextmanager
+def _tuning(serving: Serving, changes: Changes) -> Iterator[FineTuning]:
+    """What lies in this folder's runs from earlier servers is taken up again."""
+    from rankwise.runs.queue import Queue
+    from rankwise.serving.tuning.files import Files
+    from rankwise.serving.tuning.jobs import Jobs
+    from rankwise.serving.tuning.offered import Offered
+    from rankwise.serving.tuning.routes import FineTuning
+
+    queue = Queue()
+    folder = queue.runs_folder / ".fine-tuning"
+    files = Files(folder / "files")
+    offered = Offered(serving, changes, Jobs(folder / "jobs", files, queue))
+    offered.start()
+    try:
+        yield FineTuning(offered, files)
+    finally:
+        offered.stop()
+
+
+def _answer(app: Starlette, listening: socket.socket) -> None:
+    """Until somebody stops it."""
+    import uvicorn
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+    from rankwise.serving.patience import patient
+
+    server = uvicorn.Server(uvicorn.Config(
+        app, http=patient(AutoHTTPProtocol), log_level="warning", access_log=False, server_header=False, lifespan="off",
+        timeout_graceful_shutdown=DRAIN, limit_concurrency=1000,
+    ))  # fmt: skip
+    logging.getLogger("uvicorn.error").addFilter(is_mistake)
+    with suppress(KeyboardInterrupt), hangup(server.handle_exit):  # uvicorn passes it on once it has stopped
+        server.run([listening])
 
 
 @contextmanager

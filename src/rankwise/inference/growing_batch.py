@@ -26,6 +26,10 @@ from rankwise.errors import EvaluationError
 from rankwise.inference.kv_cache import RoomyLayer, preallocated_cache
 from rankwise.inference.sampling import Chosen, Sampler, chosen
 
+NO_NUMBER = (
+    "an answer's highest logit is no number. The model's weights are damaged, or its number format overflows; try "
+    "--dtype float32 to find out which."
+)
 ByRow = Callable[[Sequence[str | None]], AbstractContextManager[None]]
 
 
@@ -58,18 +62,22 @@ class GrowingBatch:
 
     @torch.inference_mode()
     def join(self, row: Row) -> Chosen:
-        """Read a prompt, and choose the first token of its answer."""
+        """Read a prompt, and choose the first token of its answer. EvaluationError where the model gives no numbers."""
         ids = torch.tensor([row.prompt], device=self._device)
         cache = preallocated_cache(self._module)[self._name]
         mask = torch.ones_like(ids)
         logits = self._forward(ids, mask, cache, [row])
         self.rows.append(row)
         self._lay_beside(cache, mask)
-        return self._choose(logits, [row])[0]
+        (first,) = self._choose(logits, [row])
+        if first is None:
+            raise EvaluationError(NO_NUMBER)
+        return first
 
     @torch.inference_mode()
-    def step(self) -> list[Chosen]:
-        """One more token for each row, in the order of `rows`."""
+    def step(self) -> list[Chosen | None]:
+        """One more token for each row, in the order of `rows`; None where the model gives no numbers for a row, which
+        must leave then."""
         ids = torch.tensor([row.ids[-1:] for row in self.rows], device=self._device)
         self._mask = F.pad(self._mask, (0, 1), value=1)
         return self._choose(self._forward(ids, self._mask, self._cache, self.rows), self.rows)
@@ -102,16 +110,16 @@ class GrowingBatch:
         with self._by_row([row.adapter for row in rows]):
             return self._module(input_ids=ids, logits_to_keep=1, **given).logits[:, -1].float()
 
-    def _choose(self, logits: Tensor, rows: Sequence[Row]) -> list[Chosen]:
-        if not bool(logits.amax(-1).isfinite().all()):
-            raise EvaluationError(
-                "an answer's highest logit is no number. The model's weights are damaged, or its number format "
-                "overflows; try --dtype float32 to find out which."
-            )
-        every = chosen(logits, [row.sampler for row in rows])
-        for row, one in zip(rows, every, strict=True):
-            row.ids.append(one.token)
-        return every
+    def _choose(self, logits: Tensor, rows: Sequence[Row]) -> list[Chosen | None]:
+        """None for a row whose logits are no numbers; the others do not depend on it."""
+        numbers = logits.amax(-1).isfinite()
+        whole = bool(numbers.all())
+        every = chosen(logits if whole else logits.where(numbers[:, None], 0), [row.sampler for row in rows])
+        kept = [one if whole or good else None for one, good in zip(every, numbers.tolist(), strict=True)]
+        for row, one in zip(rows, kept, strict=True):
+            if one is not None:
+                row.ids.append(one.token)
+        return kept
 
     def _lay_beside(self, cache: DynamicCache, mask: Tensor) -> None:
         """A row of its own cache beside the others; the shorter side is padded on the left."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rankwise.adapters.formats.peft import lay_peft
+from rankwise.adapters.formats.peft import lay, weights_for
 from rankwise.adapters.set import AdapterSet
-from rankwise.config.models import Dtype
-from rankwise.errors import RunError
+from rankwise.adapters.weights import AdapterWeights
+from rankwise.config.models import Dtype, ModelConfig
+from rankwise.errors import RunError, some
 from rankwise.methods.adapter import AdapterMethod, AdapterTrainable, check_trained_on
 from rankwise.methods.artifact import Artifact
 from rankwise.methods.registry import method_of
 from rankwise.models.loaded import LoadedModel
+from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.runs.records import Callback
 
 
@@ -27,13 +29,19 @@ class Together:
     names: tuple[str | None, ...]
 
 
+def load_base(name: str, callback: Callback, *, dtype: Dtype = "auto", trust_code: str | None = None) -> Together:
+    """A base model with no adapter yet."""
+    model = CAUSAL_LM.load(ModelConfig(name=name, dtype=dtype, trust_code=trust_code), callback, checked=False)
+    return Together(model, AdapterSet(model.module), ())
+
+
 def load_together(
     artifacts: Sequence[Artifact], callback: Callback, *, dtype: Dtype = "auto", force_base: bool = False
 ) -> Together:
     """RunError where they cannot be in memory over one base. With `dtype` auto, that of the first one's training."""
     first, *others = artifacts
     for one in artifacts if others else ():
-        _check_shares(one)
+        check_shares(one)
     method = method_of(first.config)
     spec = method.model_of(first)
     spec = spec if dtype == "auto" else spec.model_copy(update={"dtype": dtype})
@@ -41,29 +49,35 @@ def load_together(
     if not isinstance(trainable, AdapterTrainable):
         return Together(model, None, (None,))
     adapters, names = trainable.adapters, [trainable.name]
+    base = () if first.base_named is None else (first.base_named.name,)
     for number, other in enumerate(others, start=2):
         names.append(f"adapter-{number}")
-        _lay_beside(other, first, model, adapters, names[-1], callback, force_base=force_base)
+        weights = read_beside(other, model, base, callback, force_base=force_base)
+        lay(model.module, weights, name=names[-1], into=adapters)
     return Together(model, adapters, tuple(names))
 
 
-def _lay_beside(
-    other: Artifact, first: Artifact, model: LoadedModel, adapters: AdapterSet, name: str, callback: Callback, *,
-    force_base: bool,
-) -> None:  # fmt: skip
+def read_beside(
+    other: Artifact, model: LoadedModel, base: Collection[str], callback: Callback, *, force_base: bool = False
+) -> AdapterWeights:
+    """The weights of an adapter, once it has proved to belong over a model that is known by the names `base`. The model
+    is not changed."""
+    check_shares(other)
     if other.trained_on is None:
-        _check_named_alike(other, first, force=force_base)
-    check_trained_on(model, other, f"lay it over the base of {first.described}", callback, force=force_base)
-    lay_peft(model.module, other.result, name=name, into=adapters, callback=callback)
+        _check_named_alike(other, base, force=force_base)
+    check_trained_on(model, other, f"lay it over {model.source.name}", callback, force=force_base)
+    return weights_for(model.module, other.result, callback)
 
 
-def _check_named_alike(other: Artifact, first: Artifact, *, force: bool) -> None:
-    """RunError where the files name other bases; which weights they were trained on, nobody recorded."""
-    names = [one.base_named.name for one in (other, first) if one.base_named is not None]
-    if len(names) == 2 and names[0] != names[1] and not _are_one_folder(*names) and not force:
+def _check_named_alike(other: Artifact, base: Collection[str], *, force: bool) -> None:
+    """RunError where the files name another base; which weights they were trained on, nobody recorded."""
+    if other.base_named is None or not base or force:
+        return
+    name = other.base_named.name
+    if name not in base and not any(_are_one_folder(name, one) for one in base):
         raise RunError(
-            f'{other.described} names the base model "{names[0]}", and {first.described} names "{names[1]}". Serve '
-            "them apart, or use --force-base if these are the same weights."
+            f'{other.described} names the base model "{name}", and {some(list(base))} is served. Serve them apart, or '
+            "use --force-base if these are the same weights."
         )
 
 
@@ -71,7 +85,7 @@ def _are_one_folder(one: str, other: str) -> bool:
     return Path(one).is_dir() and Path(other).is_dir() and Path(one).samefile(other)
 
 
-def _check_shares(artifact: Artifact) -> None:
+def check_shares(artifact: Artifact) -> None:
     """RunError where an artifact needs a model, or a tokenizer, of its own."""
     if not isinstance(method_of(artifact.config), AdapterMethod):
         raise RunError(f"{artifact.described} is no adapter but a model of its own. Use it alone.")

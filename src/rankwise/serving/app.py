@@ -5,33 +5,38 @@ GET  /metrics           counts for Prometheus
 GET  /v1/models         the base and each adapter
 POST /v1/chat/completions, /v1/completions
 GET  /openapi.json      the requests' schema
+POST /v1/load_lora_adapter, /v1/unload_lora_adapter     where it is allowed (loading.py)
+/v1/files, /v1/fine_tuning/jobs                         where it is allowed (tuning/routes.py)
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from rankwise.serving.bodies import LARGEST_BODY, BadRequest, ChatBody, CompletionBody, Generation, read_body
+from rankwise.serving.bodies import BadRequest, ChatBody, CompletionBody, Generation
+from rankwise.serving.changes import Changes
 from rankwise.serving.engine import STOPPED, Engine, Full, Stopped
 from rankwise.serving.errors import problem, refusal
 from rankwise.serving.guards import Guard
+from rankwise.serving.loading import loading_routes
 from rankwise.serving.pending import Pending, Piece
 from rankwise.serving.questions import Question, chat_question, completion_question, served_by
+from rankwise.serving.reading import read_json_body
 from rankwise.serving.replies import DONE, Choice, Reply, event
 from rankwise.serving.schema import schema
 from rankwise.serving.served import Serving
+from rankwise.serving.tuning.routes import FineTuning
 
 Pieces = asyncio.Queue[tuple[int, Piece]]
 
@@ -43,6 +48,10 @@ class Server:
     serving: Serving
     engine: Engine
     most: int
+    changes: Changes | None = None
+    """Where adapters may be loaded and removed."""
+    tuning: FineTuning | None = None
+    """Where files may be uploaded and trained on."""
 
     def app(self, *, key: str | None, host: str, origins: tuple[str, ...] = ()) -> Starlette:
         """A browser asks without the key whether a page may ask, so that comes before the Guard."""
@@ -51,8 +60,10 @@ class Server:
             Route("/v1/models", self.models), Route("/v1/models/{name:path}", self.one_model),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/v1/completions", self.completions, methods=["POST"]),
+            *(loading_routes(self.changes) if self.changes is not None else ()),
+            *(self.tuning.routes() if self.tuning is not None else ()),
         ]  # fmt: skip
-        allowed = {"allow_origins": origins, "allow_methods": ("GET", "POST"), "allow_headers": ("*",)}
+        allowed = {"allow_origins": origins, "allow_methods": ("GET", "POST", "DELETE"), "allow_headers": ("*",)}
         pages = [Middleware(CORSMiddleware, **allowed, expose_headers=("Retry-After",))] if origins else []
         return Starlette(
             routes=routes,
@@ -74,7 +85,8 @@ class Server:
         return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
 
     async def openapi(self, request: Request) -> Response:
-        return JSONResponse(schema())
+        loading = self.changes is not None and self.changes.folder is not None
+        return JSONResponse(schema(loading=loading, tuning=self.tuning is not None))
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [one.as_json() for one in self.serving.models.values()]})
@@ -83,17 +95,15 @@ class Server:
         return JSONResponse(served_by(self.serving, request.path_params["name"]).as_json())
 
     async def chat(self, request: Request) -> Response:
-        body = await _body(request, ChatBody)
-        question = await run_in_threadpool(chat_question, self.serving, body, self.most)
-        return await self._answered(request, body, question, chat=True, listed=body.logprobs)
+        body = await read_json_body(request, ChatBody)
+        return await self._answered(request, body, chat_question, listed=body.logprobs)
 
     async def completions(self, request: Request) -> Response:
-        body = await _body(request, CompletionBody)
-        question = await run_in_threadpool(completion_question, self.serving, body, self.most)
-        return await self._answered(request, body, question, chat=False, listed=body.logprobs is not None)
+        body = await read_json_body(request, CompletionBody)
+        return await self._answered(request, body, completion_question, listed=body.logprobs is not None)
 
     async def _answered(
-        self, request: Request, body: Generation, question: Question, *, chat: bool, listed: bool
+        self, request: Request, body: Generation, ask: Callable[..., Question], *, listed: bool
     ) -> Response:
         pieces, loop = Pieces(), asyncio.get_running_loop()
 
@@ -101,11 +111,13 @@ class Server:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(pieces.put_nowait, (number, piece))
 
-        reply = Reply(question, self.serving.model.tokenizer, chat, listed)
-        pending = question.pending(body, send)
-        if len(pending) > self.engine.limits.together + self.engine.limits.waiting:
-            raise BadRequest(f"{len(pending)} answers are more than this server takes at once.", parameter="n")
-        self.engine.submit(pending)
+        with self.engine.leased(lambda: served_by(self.serving, body.model)) as served:
+            question = await run_in_threadpool(ask, self.serving, served, body, self.most)
+            reply = Reply(question, self.serving.model.tokenizer, isinstance(body, ChatBody), listed)
+            pending = question.pending(body, send)
+            if len(pending) > self.engine.limits.together + self.engine.limits.waiting:
+                raise BadRequest(f"{len(pending)} answers are more than this server takes at once.", parameter="n")
+            self.engine.submit(pending)
         if not body.stream:
             return await self._whole(request, reply, pending, pieces)
         usage = body.stream_options is not None and body.stream_options.include_usage
@@ -157,22 +169,6 @@ class Server:
             yield DONE
         finally:
             self.engine.cancel(pending)
-
-
-async def _body(request: Request, kind: type[Any]) -> Any:
-    """BadRequest for what is no JSON, or too large, before all of it has been read."""
-    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media != "application/json":
-        raise BadRequest(f"the content type is {media[:60]!r}; application/json is expected.", status=415)
-    content = bytearray()
-    try:
-        async for part in request.stream():
-            content += part
-            if len(content) > LARGEST_BODY:
-                raise BadRequest(f"the body has more than {LARGEST_BODY:,} bytes.", status=413)
-    except ClientDisconnect:
-        raise BadRequest("the connection was closed.") from None
-    return read_body(kind, bytes(content))
 
 
 async def _disconnected(request: Request) -> None:

@@ -11,16 +11,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import nn
 
-from rankwise.errors import RankwiseError, typed
-from rankwise.inference.growing_batch import ByRow, GrowingBatch
+from rankwise.errors import EvaluationError, RankwiseError, typed
+from rankwise.inference.growing_batch import NO_NUMBER, ByRow, GrowingBatch
 from rankwise.inference.sampling import Chosen
 from rankwise.serving.pending import Pending, Piece
+from rankwise.serving.served import Served
 
 _log = logging.getLogger(__name__)
 
@@ -69,6 +72,9 @@ class Engine:
         self._running: dict[str | None, tuple[GrowingBatch, list[Pending]]] = {}
         self._changed = threading.Condition()
         self._stopping = False
+        self._actions: deque[Callable[[], None]] = deque()
+        self._leases: Counter[str | None] = Counter()
+        self._retired: dict[str, Callable[[], None]] = {}
         self._joining = 0
         """Whether a prompt is being read."""
         self._seconds = 1.0
@@ -97,6 +103,42 @@ class Engine:
             self._waiting.extend(several)
             self._changed.notify()
 
+    def between(self, action: Callable[[], None]) -> None:
+        """Let the engine's thread do this between two tokens, and wait for its end. Its errors are raised here."""
+        done: Future[None] = Future()
+
+        def act() -> None:
+            try:
+                done.set_result(action())
+            except BaseException as error:
+                done.set_exception(error)
+
+        with self._changed:
+            if self._stopping:
+                raise Stopped
+            self._actions.append(act)
+            self._changed.notify()
+        done.result()
+
+    @contextmanager
+    def leased(self, choose: Callable[[], Served]) -> Iterator[Served]:
+        """Inside, the adapter of a model that was chosen stays: a question about it is written, and then submitted."""
+        with self._changed:
+            served = choose()
+            self._leases[served.adapter] += 1
+        try:
+            yield served
+        finally:
+            with self._changed:
+                self._leases[served.adapter] -= 1
+                self._changed.notify()
+
+    def retire(self, adapter: str, discard: Callable[[], None]) -> None:
+        """Let the engine's thread discard an adapter that can no longer be chosen, once its last answer has ended."""
+        with self._changed:
+            self._retired[adapter] = discard
+            self._changed.notify()
+
     def cancel(self, several: Iterable[Pending]) -> None:
         """Nobody reads these any more."""
         with self._changed:
@@ -122,6 +164,7 @@ class Engine:
         """Nobody is left waiting, whatever happens to this thread."""
         try:
             while self._awaits():
+                self._act()
                 self._join_waiting()
                 for key in list(self._running):
                     self._step(key)
@@ -131,15 +174,34 @@ class Engine:
             with self._changed:
                 self._stopping, left = True, list(self._waiting)
                 self._waiting.clear()
+                actions = list(self._actions)
+            for act in actions:  # as there are no answers any more
+                act()
             for pending in (*left, *(pending for _, every in self._running.values() for pending in every)):
                 pending.send(Piece(problem=STOPPED))
 
     def _awaits(self) -> bool:
         """Whether there is something to write, once there is; False when it is time to stop."""
         with self._changed:
-            while not (self._waiting or self.running or self._stopping):
+            while not (self._waiting or self.running or self._stopping or self._actions or self._unused()):
                 self._changed.wait()
             return not self._stopping
+
+    def _act(self) -> None:
+        """What others want done between two tokens."""
+        with self._changed:
+            actions = [*self._actions, *(self._retired.pop(name) for name in self._unused())]
+            self._actions.clear()
+        for action in actions:
+            action()
+
+    def _unused(self) -> list[str]:
+        """Retired adapters that no answer needs any more."""
+        if not self._retired:
+            return []
+        rows = (pending.row.adapter for _, every in self._running.values() for pending in every)
+        used = {*rows, *(pending.row.adapter for pending in self._waiting)}
+        return [name for name in self._retired if name not in used and not self._leases[name]]
 
     def _join_waiting(self) -> None:
         while (pending := self._next()) is not None:
@@ -182,7 +244,13 @@ class Engine:
             self._fail(every, error)
             del self._running[key]
             return
-        self._deliver(key, list(zip(every, chosen, strict=True)))
+        numbered = [(pending, one) for pending, one in zip(every, chosen, strict=True) if one is not None]
+        broken = [pending for pending, one in zip(every, chosen, strict=True) if one is None]
+        if broken:
+            self._fail(broken, EvaluationError(NO_NUMBER))
+            self._leave(key, broken)
+        if numbered:
+            self._deliver(key, numbered)
 
     def _deliver(self, key: str | None, given: Sequence[tuple[Pending, Chosen]]) -> None:
         ended = []

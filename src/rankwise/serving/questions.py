@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rankwise.data.asking import PLACEHOLDER
-from rankwise.data.turns import read_tools, read_turns
+from rankwise.data.turns import NOT_SUPPORTED, read_tools, read_turns
 from rankwise.errors import DataError, RankwiseError, did_you_mean
 from rankwise.inference.growing_batch import Row
 from rankwise.inference.sampling import Sampler, Sampling
@@ -25,6 +25,8 @@ from rankwise.text.tokenize import prompt_ids
 
 Send = Callable[[int, Piece], None]
 """The number of the choice, and what is new of it."""
+OF_TURNS = ("role", "content", "name", "tool_calls", "tool_call_id", *NOT_SUPPORTED)
+"""The fields of a turn that are read, and those that are refused with a reason of their own."""
 _rendering = threading.Lock()
 """Templates are rendered in one process, one at a time."""
 
@@ -66,8 +68,7 @@ def served_by(serving: Serving, name: str) -> Served:
     return served
 
 
-def chat_question(serving: Serving, body: ChatBody, most: int) -> Question:
-    served = served_by(serving, body.model)
+def chat_question(serving: Serving, served: Served, body: ChatBody, most: int) -> Question:
     try:
         messages = _messages(body)
         tools = read_tools(body.tools, "tools") if body.tool_choice != "none" else ()
@@ -85,8 +86,7 @@ def chat_question(serving: Serving, body: ChatBody, most: int) -> Question:
     return _question(serving, body, served, [ids], body.longest, most, likely, listed=body.logprobs, tools=names)
 
 
-def completion_question(serving: Serving, body: CompletionBody, most: int) -> Question:
-    served = served_by(serving, body.model)
+def completion_question(serving: Serving, served: Served, body: CompletionBody, most: int) -> Question:
     tokenizer = serving.model.tokenizer
     if len(body.prompts) * body.n > CHOICES:
         raise BadRequest(f"{len(body.prompts)} prompts with n={body.n} are more than {CHOICES} choices.", parameter="n")
@@ -137,7 +137,11 @@ def _messages(body: ChatBody) -> list[Message]:
 
 
 def _with_text(turn: dict[str, Any], number: int) -> dict[str, Any]:
-    """A content in parts as one text. An image or a sound is refused."""
+    """A content in parts as one text, without the fields that are null, as clients write those that they do not give.
+    An image or a sound is refused, and so is a field without effect."""
+    turn = {key: value for key, value in turn.items() if value is not None or key == "content"}
+    if unknown := [key for key in turn if key not in OF_TURNS]:
+        raise DataError(f"messages: turn {number} has {unknown[0][:40]!r}, which has no effect here. Leave it out.")
     content = turn.get("content")
     if not isinstance(content, list):
         return turn
@@ -145,12 +149,15 @@ def _with_text(turn: dict[str, Any], number: int) -> dict[str, Any]:
 
 
 def _text_of(part: object, number: int) -> str:
+    unknown = [key for key in part if key not in ("type", "text")] if isinstance(part, dict) else []
     kind = part.get("type") if isinstance(part, dict) else None
     text = part.get("text") if isinstance(part, dict) else None
     if kind != "text" or not isinstance(text, str):
         raise DataError(
             f"messages: turn {number} has a part of type {str(kind)[:40]!r}; this server reads texts alone."
         )
+    if unknown:
+        raise DataError(f"messages: turn {number} has a part with {unknown[0][:40]!r}, which has no effect here.")
     return text
 
 

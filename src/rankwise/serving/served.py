@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rankwise.adapters.by_row import AdaptersByRow
+from rankwise.adapters.set import AdapterSet
 from rankwise.config.models import Dtype
 from rankwise.errors import ConfigError, RunError, some
 from rankwise.inference.growing_batch import ByRow, can_grow
 from rankwise.inference.tuned_model import with_own_template
 from rankwise.methods.artifact import Artifact, open_artifact
-from rankwise.methods.together import load_together
+from rankwise.methods.together import load_base, load_together
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.records import Callback
 from rankwise.system.files import sha256_of
@@ -39,51 +40,76 @@ class Served:
         return own | {"parent": self.parent, "sha256": self.sha256}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Serving:
-    """`models` by name, the base first."""
+    """`models` by name, the base first: it is replaced as a whole, so that who reads it sees it as it was at once."""
 
     model: LoadedModel
     models: dict[str, Served]
-    by_row: ByRow
-    mixes: bool
+    adapters: AdapterSet | None
+    """None where the model's own weights learned."""
+    rows: AdaptersByRow | None
+
+    @property
+    def by_row(self) -> ByRow:
+        return (lambda names: nullcontext()) if self.rows is None else self.rows.of
+
+    @property
+    def mixes(self) -> bool:
+        return self.rows is None or self.rows.mixes
+
+    @property
+    def base_names(self) -> tuple[str, str]:
+        """The names that adapter files know the base by."""
+        return self.model.source.name, self.model.source.name_for_peft
 
 
 def load_serving(
-    names: Sequence[str], callback: Callback, *, dtype: Dtype = "auto", force_base: bool = False,
-    trust_code: str | None = None,
+    names: Sequence[str], callback: Callback, *, base: str | None = None, aliases: Sequence[str] = (),
+    dtype: Dtype = "auto", force_base: bool = False, trust_code: str | None = None,
 ) -> Serving:  # fmt: skip
-    """The runs and adapters of these names over their base; a RankwiseError where one cannot be served."""
+    """The runs and adapters of these names over their base, or the model `base` alone; a RankwiseError where one cannot
+    be served."""
     artifacts = [open_artifact(name, callback, trust_code=trust_code) for name in names]
-    _check(artifacts)
-    together = load_together(artifacts, callback, dtype=dtype, force_base=force_base)
-    model = together.model
+    check_generates(artifacts)
+    if artifacts:
+        together = load_together(artifacts, callback, dtype=dtype, force_base=force_base)
+    else:
+        assert base is not None, "the command asks for one of them"
+        together = load_base(base, callback, dtype=dtype, trust_code=trust_code)
+    model, adapters = together.model, together.adapters
     if not can_grow(model.module):
         raise RunError(
             f"{model.source.name} keeps more than keys and values of what it has read, so its answers cannot be "
             "written together. Use rankwise chat, or an export in another server."
         )
-    base = model.source.name
-    served = [] if together.adapters is None else [
-        Served(_own_name(base), None, model.template, None, None, _created(Path(model.source.folder)), None)
+    served = [] if adapters is None else [
+        Served(own_name(model.source.name), None, model.template, None, None, _created(Path(model.source.folder)), None)
     ]  # fmt: skip
+    parent = None if adapters is None else served[0].name
+    if aliases and not served:
+        raise ConfigError([f"--alias {aliases[0]}: the base is not served beside a model whose own weights learned."])
+    served += [replace(served[0], name=alias) for alias in aliases]
     for artifact, adapter in zip(artifacts, together.names, strict=True):
-        report = artifact.data_report
-        served.append(Served(
-            _own_name(artifact.name), adapter, _template(artifact, model, callback),
-            None if report is None else report.system, _hash_of(artifact.result), _created(artifact.result),
-            None if adapter is None else _own_name(base),
-        ))  # fmt: skip
+        served.append(served_as(own_name(artifact.name), artifact, adapter, model, parent, callback))
     if twice := {one.name for one in served if [other.name for other in served].count(one.name) > 1}:
         raise ConfigError([f"several models would be served under the name {some(sorted(twice))}. Rename a run."])
-    by_row = AdaptersByRow(together.adapters) if together.adapters is not None else None
     models = {one.name: one for one in served}
-    if by_row is None:
-        return Serving(model, models, lambda names: nullcontext(), mixes=True)
-    return Serving(model, models, by_row.of, by_row.mixes)
+    return Serving(model, models, adapters, None if adapters is None else AdaptersByRow(adapters))
 
 
-def _check(artifacts: Sequence[Artifact]) -> None:
+def served_as(
+    name: str, artifact: Artifact, adapter: str | None, model: LoadedModel, parent: str | None, callback: Callback
+) -> Served:
+    """`adapter` is its name in the set, and `parent` that of the base."""
+    report = artifact.data_report
+    system = None if report is None else report.system
+    sha256, created = _hash_of(artifact.result), _created(artifact.result)
+    return Served(name, adapter, _template(artifact, model, callback), system, sha256, created, parent)
+
+
+def check_generates(artifacts: Sequence[Artifact]) -> None:
+    """RunError for what writes no answers to a conversation."""
     for artifact in artifacts:
         if artifact.targets is not None:
             raise RunError(f"{artifact.described} is a classifier, which generates no text. Use rankwise predict.")
@@ -99,7 +125,7 @@ def _template(artifact: Artifact, model: LoadedModel, callback: Callback) -> Cha
     return with_own_template(artifact.folder, model.tokenizer, model.source.folder, model.template, callback)
 
 
-def _own_name(name: str) -> str:
+def own_name(name: str) -> str:
     """Without the folders before it."""
     return Path(name).name if Path(name).exists() else name
 

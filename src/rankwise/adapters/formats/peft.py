@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from rankwise.adapters.adapter import Adapter
 from rankwise.adapters.base_layers import is_conv2d, is_embedding, weight_of
+from rankwise.adapters.discarding import discard
 from rankwise.adapters.dora import DoRA
 from rankwise.adapters.formats.dialects import read_adapter
 from rankwise.adapters.formats.peft_config import NO_TARGETS, pattern_of
@@ -175,12 +176,17 @@ def lay_peft(
     callback: Callback = silent,
 ) -> AdapterSet:  # fmt: skip
     """Do the same without a look at the run that the folder lies in."""
+    return lay(model, weights_for(model, folder, callback), name=name, into=into)
+
+
+def weights_for(model: nn.Module, folder: Path | str, callback: Callback = silent) -> AdapterWeights:
+    """The adapter in `folder`, of any dialect, for a model that may have adapters; the model is not changed."""
     weights = read_adapter(Path(folder), host_view(model))
     for note in weights.notes:
         callback(StatusMessage(note))
     for warning in (*weights.warnings, *oddities(weights)):
         callback(WarningMessage(warning))
-    return lay(model, weights, name=name, into=into)
+    return weights
 
 
 def lay(
@@ -189,6 +195,7 @@ def lay(
     """Lay the factors over a model that has the layers, and the heads in the place of its own."""
     factors = {path: part for path, part in weights.factors.items() if part.rank}
     adapters = into if into is not None else AdapterSet(model)
+    is_there = name in adapters.names
     try:
         _lay_heads(adapters, weights, name)
         _lay_tokens(adapters, weights, name)
@@ -201,6 +208,8 @@ def lay(
     except BaseException:
         if into is None:
             adapters.remove()
+        elif not is_there:
+            discard(adapters, name)
         raise
     return adapters
 

@@ -1,0 +1,138 @@
+"""Adapters that come and go while answers are written.
+
+What takes long, reading and checking files, is done beside the engine; the layers change in its thread, between two
+tokens. Each adapter that is loaded has a name of its own in the set, which is never used again. So an answer is written
+to its end with the adapter that it began with, whatever its public name means by then; an adapter whose name was
+removed or replaced goes with its last answer.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from pathlib import Path
+
+from rankwise.adapters.discarding import discard
+from rankwise.adapters.formats.peft import lay
+from rankwise.adapters.set import AdapterSet
+from rankwise.adapters.weights import AdapterWeights
+from rankwise.errors import AdapterError, RankwiseError, RunError
+from rankwise.methods.artifact import Artifact, open_artifact
+from rankwise.methods.together import read_beside
+from rankwise.runs.records import Callback, silent
+from rankwise.serving.bodies import BadRequest
+from rankwise.serving.engine import Engine
+from rankwise.serving.questions import served_by
+from rankwise.serving.served import Served, Serving, check_generates, served_as
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._:@/-]{0,255}$"
+MOST = 64
+"""Adapters in memory at once, with those whose last answers are still written."""
+
+
+class Changes:
+    """`folder` is where requests may load adapters from; None where they may not."""
+
+    def __init__(
+        self, serving: Serving, engine: Engine, *, folder: Path | None = None, force_base: bool = False,
+        callback: Callback = silent,
+    ) -> None:  # fmt: skip
+        self.folder = folder
+        self._serving, self._engine, self._force_base, self._callback = serving, engine, force_base, callback
+        self._changing = threading.Lock()
+        self._count = 0
+
+    def load_below(self, name: str, path: str, *, replace: bool = False) -> Served:
+        """Serve an adapter of the folder that is meant for it. BadRequest with what is wrong."""
+        assert self.folder is not None, "there is no route otherwise"
+        folder = self.folder.resolve()
+        try:
+            place = (folder / path).resolve()
+        except (OSError, ValueError):  # a loop of links, or a zero byte
+            place = folder
+        if folder not in place.parents:
+            raise BadRequest(
+                "lora_path names nothing below the folder that adapters are loaded from.", parameter="lora_path"
+            )
+        try:
+            return self.load(name, place, replace=replace)
+        except RankwiseError as error:
+            raise BadRequest(str(error), parameter="lora_path") from None
+
+    def load(self, name: str, place: Path, *, replace: bool = False) -> Served:
+        """Serve a run or an adapter under this name. A RankwiseError where it cannot be served over the base; nothing
+        has changed then."""
+        with self._changing:
+            adapters, before = self._adapters(), self._serving.models.get(name)
+            if not re.fullmatch(NAME, name):
+                raise RunError(f"{name[:80]!r} cannot be the name of a model here.")
+            if before is not None and not replace:
+                raise RunError(f'"{name}" is served already. With "load_inplace" the new one takes its name.')
+            if before is not None and before.adapter is None:
+                raise RunError(f'"{name}" is the base, which cannot be replaced.')
+            if len(adapters.names) >= MOST:
+                raise RunError(f"{MOST} adapters are in memory already. Unload one.")
+            artifact = open_artifact(str(place), self._callback)
+            self._count += 1
+            own, parent = f"loaded-{self._count}", next(iter(self._serving.models))
+            weights, served = self._read(artifact, own, name, parent)
+            self._engine.between(lambda: self._lay(adapters, weights, own))
+            self._serving.models = {**self._serving.models, name: served}
+            if before is not None and before.adapter is not None:
+                self._retire(adapters, before.adapter)
+            return served
+
+    def unload(self, name: str) -> None:
+        """BadRequest where no adapter has this name."""
+        with self._changing:
+            served = served_by(self._serving, name)
+            if served.adapter is None:
+                raise BadRequest(f'"{name}" is the base, which stays.', parameter="lora_name")
+            self._serving.models = {one: other for one, other in self._serving.models.items() if one != name}
+            self._retire(self._adapters(), served.adapter)
+
+    def _adapters(self) -> AdapterSet:
+        if self._serving.adapters is None:
+            raise RunError("the served model is no adapter, so none can be laid beside it.")
+        return self._serving.adapters
+
+    def _read(self, artifact: Artifact, own: str, name: str, parent: str) -> tuple[AdapterWeights, Served]:
+        """The hash is that of what was read."""
+        serving = self._serving
+        check_generates([artifact])
+
+        def described() -> Served:
+            return served_as(name, artifact, own, serving.model, parent, self._callback)
+
+        served = described()
+        weights = read_beside(
+            artifact, serving.model, serving.base_names, self._callback, force_base=self._force_base
+        )  # fmt: skip
+        if described().sha256 != served.sha256:
+            raise AdapterError(f"{artifact.described} was changed while it was read. Load it again.")
+        return weights, served
+
+    def _lay(self, adapters: AdapterSet, weights: AdapterWeights, own: str) -> None:
+        """In the engine's thread; all of it or nothing."""
+        rows = self._serving.rows
+        assert rows is not None, "where there are adapters"
+        lay(adapters.model, weights, name=own, into=adapters)
+        adapters.model.eval()
+        try:
+            rows.update()
+            if rows.mixes and rows.separates():
+                raise RunError("this adapter is of experts or new tokens, which cannot be in a batch with others.")
+        except BaseException:
+            discard(adapters, own)
+            rows.update()
+            raise
+
+    def _retire(self, adapters: AdapterSet, own: str) -> None:
+        rows = self._serving.rows
+        assert rows is not None, "where there are adapters"
+
+        def leave() -> None:
+            discard(adapters, own)
+            rows.update()
+
+        self._engine.retire(own, leave)

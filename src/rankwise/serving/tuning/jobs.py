@@ -1,0 +1,253 @@
+"""Fine-tuning jobs: each is one file, `runs/.fine-tuning/jobs/ID.json`, and the run of its name.
+
+A job's state is read from the queue and the run, and never written down: what was trained while no server ran, or was
+killed, is known to the next one. Written down is only what nobody else knows: what was asked for, and that a client
+cancelled or paused it.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from rankwise.config.base import Config
+from rankwise.errors import RankwiseError, RunError
+from rankwise.runs.directory import RunDirectory
+from rankwise.runs.manifest import Manifest
+from rankwise.runs.own_files import read_json
+from rankwise.runs.queue import Queue
+from rankwise.serving.bodies import BadRequest
+from rankwise.serving.tuning.bodies import Hyperparameters, JobBody, PairHyperparameters
+from rankwise.serving.tuning.experiments import Base, experiment_of, resolved
+from rankwise.serving.tuning.files import Files, StoredFile
+from rankwise.serving.tuning.identity import JOB, checked_id, new_id, no_such
+from rankwise.system.files import make_folders, write_json
+
+MOST_JOBS, MOST_WAITING = 10_000, 100
+PATIENCE = 15.0
+"""Seconds in which a training that is stopped should end."""
+ORGANIZATION = "rankwise"
+Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
+ENDED: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
+
+
+class Job(Config):
+    """What is written down."""
+
+    id: str
+    created_at: int
+    model: str
+    training_file: str
+    validation_file: str | None
+    seed: int
+    suffix: str | None
+    metadata: dict[str, str] | None
+    dpo: bool
+    hyperparameters: Hyperparameters | PairHyperparameters
+    """As they were resolved."""
+    cancelled_at: int | None = None
+    paused_at: int | None = None
+    result_file: str | None = None
+    model_deleted: bool = False
+
+    @property
+    def run(self) -> str:
+        return self.id
+
+    @property
+    def tuned(self) -> str:
+        """The name of the model that comes of it."""
+        return f"ft:{self.model}:{ORGANIZATION}:{self.suffix or ''}:{self.id[-8:]}"
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a job stands. `problem` is why it failed."""
+
+    status: Status
+    problem: str | None = None
+    manifest: Manifest | None = None
+
+    @property
+    def ended_at(self) -> int | None:
+        ended = None if self.manifest is None else self.manifest.ended
+        return None if ended is None else seconds_of(ended)
+
+
+@dataclass(frozen=True)
+class Jobs:
+    folder: Path
+    files: Files
+    queue: Queue
+    _changing: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
+
+    def create(self, body: JobBody, base: Base) -> Job:
+        """Let a training wait for its turn. BadRequest with what is wrong."""
+        training = self._rows(body.training_file, "training_file", body)
+        validation = None if body.validation_file is None else self._rows(body.validation_file, "validation_file", body)
+        with self._changing:
+            if len(self.ids()) >= MOST_JOBS or len(self.queue.entries()) >= MOST_WAITING:
+                raise BadRequest(
+                    f"this server lets {MOST_WAITING} jobs wait, and has {MOST_JOBS:,} at most.", status=429
+                )
+            job = Job(
+                id=new_id(JOB), created_at=int(time.time()), model=body.model, training_file=training.id,
+                validation_file=None if validation is None else validation.id, suffix=body.suffix,
+                seed=secrets.randbelow(2**31) if body.seed is None else body.seed, metadata=body.metadata,
+                dpo=body.is_dpo, hyperparameters=resolved(body.chosen, training.content.rows),
+            )  # fmt: skip
+            try:
+                self.queue.add(job.run, experiment_of(job, base, self.files, training, validation))
+            except RankwiseError as error:
+                raise BadRequest(str(error)) from None
+            self.write(job)
+        return job
+
+    def ids(self) -> list[str]:
+        return [file.stem for file in self.folder.glob(f"{JOB}-*.json")]
+
+    def that_made(self, model: str) -> Job | None:
+        """The job whose model has this name."""
+        number = model.rpartition(":")[2]
+        if not re.fullmatch(r"[0-9a-f]{8}", number):
+            return None
+        for name in [name for name in self.ids() if name.endswith(number)]:
+            with suppress(BadRequest):
+                if (job := self.get(name)).tuned == model and self.state(job).status == "succeeded":
+                    return job
+        return None
+
+    def every(self) -> list[Job]:
+        """The newest first."""
+        jobs = list[Job]()
+        for file in self.folder.glob(f"{JOB}-*.json"):
+            with suppress(RunError):
+                jobs.append(read_json(file, Job))
+        return sorted(jobs, key=lambda one: (one.created_at, one.id), reverse=True)
+
+    def get(self, name: str) -> Job:
+        try:
+            return read_json(self._file(checked_id(JOB, name)), Job)
+        except RunError:
+            raise no_such(JOB, name) from None
+
+    def write(self, job: Job) -> None:
+        make_folders(self.folder)
+        write_json(self._file(job.id), job.model_dump(mode="json"))
+
+    def change(self, job: Job, **values: Any) -> Job:
+        with self._changing:
+            changed = self.get(job.id).model_copy(update=values)
+            self.write(changed)
+        return changed
+
+    def state(self, job: Job) -> State:
+        manifest = self._manifest(job)
+        if manifest is not None and manifest.status == "finished":
+            return State("succeeded", manifest=manifest)
+        if job.cancelled_at is not None:
+            return State("cancelled", manifest=manifest)
+        if job.paused_at is not None:
+            return State("paused", manifest=manifest)
+        waits, working = self.queue.entry(job.run).exists(), self.queue.working()
+        if working is not None and working.run == job.run:
+            return State("running", manifest=manifest)
+        return State("queued", manifest=manifest) if waits else self._left(job)
+
+    def _left(self, job: Job) -> State:
+        """Of a training that is neither waiting nor working; it may have ended just now."""
+        ended, manifest = self.queue.ended(job.run), self._manifest(job)
+        if manifest is not None and manifest.status == "finished":
+            return State("succeeded", manifest=manifest)
+        if ended is not None:
+            return State("failed", ended.problem or "the training ended without a result.", manifest)
+        if self.queue.entry(job.run).exists() or self.queue.working() is not None:
+            return State("queued", manifest=manifest)  # it begins just now
+        return State("failed", "it was taken out of the queue.", manifest)
+
+    def cancel(self, job: Job) -> Job:
+        return self._halt(job, "cancelled", cancelled_at=int(time.time()), paused_at=None)
+
+    def pause(self, job: Job) -> Job:
+        """The training stops as Ctrl-C stops it, and can go on from its last checkpoint."""
+        return self._halt(job, "paused", paused_at=int(time.time()))
+
+    def _halt(self, job: Job, how: str, **values: Any) -> Job:
+        with self._changing:
+            status = self.state(job).status
+            if status in ENDED or (status == "paused" and how == "paused"):
+                raise BadRequest(f"job {job.id} is {status}, so it cannot be {how}.")
+            changed = self.change(job, **values)
+            self._end(job.run)
+        return changed
+
+    def _end(self, run: str) -> None:
+        """Take a run out of the queue, or stop it, and wait a while for its end. Before it can be stopped, it may be
+        about to begin."""
+        with suppress(RunError):
+            self.queue.remove(run)
+        asked, until = False, time.monotonic() + PATIENCE
+        while (own := self.queue.working()) is not None and own.run == run and time.monotonic() < until:
+            with suppress(RunError):
+                if not asked:
+                    self.queue.stop(run)
+                    asked = True
+            time.sleep(0.05)
+
+    def resume(self, job: Job, base: Base) -> Job:
+        """From the last checkpoint, or from the first step where there is none."""
+        with self._changing:
+            if self.state(job).status != "paused":
+                raise BadRequest(f"job {job.id} is {self.state(job).status}, so it cannot be resumed.")
+            run = RunDirectory(self.queue.runs_folder / job.run)
+            try:
+                training = self.files.get(job.training_file, "training_file")
+                validation = self.files.get(job.validation_file) if job.validation_file is not None else None
+                experiment = experiment_of(job, base, self.files, training, validation)
+                again = bool(run.checkpoints.named)
+                self.queue.add(job.run, experiment, resume=again, restart=not again and run.is_run)
+            except RankwiseError as error:
+                raise BadRequest(str(error)) from None
+            return self.change(job, paused_at=None)
+
+    def using(self, file: str) -> list[Job]:
+        """The unfinished jobs that read a file."""
+        reading = [one for one in self.every() if file in (one.training_file, one.validation_file)]
+        return [one for one in reading if self.state(one).status not in ENDED]
+
+    def _rows(self, name: str, parameter: str, body: JobBody) -> StoredFile:
+        file = self.files.get(name, parameter)
+        if file.purpose != "fine-tune":
+            raise BadRequest(f"{parameter} has the purpose {file.purpose}; fine-tune is expected.", parameter=parameter)
+        if file.content.pairs != body.is_dpo:
+            rows, method = ("pairs of answers", "dpo") if file.content.pairs else ("answers", "supervised")
+            raise BadRequest(
+                f"{parameter} holds {rows}, which the method {method} learns from. Set method.type to it, or give "
+                "another file.", parameter=parameter,
+            )  # fmt: skip
+        return file
+
+    def _manifest(self, job: Job) -> Manifest | None:
+        with suppress(RunError):
+            return RunDirectory(self.queue.runs_folder / job.run).manifest()
+        return None
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+
+def matches(job: Job, metadata: Mapping[str, str]) -> bool:
+    own = job.metadata or {}
+    return all(own.get(key) == value for key, value in metadata.items())
+
+
+def seconds_of(moment: str) -> int:
+    return int(datetime.fromisoformat(moment).timestamp())
