@@ -34,6 +34,8 @@ RESULTS = ("adapter", "model")
 CARD = "README.md"
 """The model card, in the folder of a result."""
 REFERENCE = "reference.json"
+TRACKING = "tracking"
+"""What trackers write of a run, in its folder."""
 BEGINNING = {SETTINGS, DATA_REPORT, REFERENCE}
 """What a run has before its first manifest."""
 STEPS = {"checkpoints", "best"}
@@ -173,7 +175,8 @@ class RunDirectory:
         """
         self.check_lock()
         self.forget_results()
-        self._remove(self.folder / DATA_REPORT, self.metrics, *(self.folder / name for name in REPORTS), *self._left())
+        earlier = (DATA_REPORT, TRACKING, *REPORTS)
+        self._remove(self.metrics, *(self.folder / name for name in earlier), *self._left())
         try:
             self.manifest()
         except RunError:
