@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -29,6 +30,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,8 +95,11 @@ class Answer:
     body: bytes
 
 
-async def ask(port: int, body: bytes | dict[str, Any], *, drop_after: int | None = None) -> Answer:
-    """One request over a connection of its own; with `drop_after`, it goes once so many bytes of the answer came."""
+async def ask(
+    port: int, body: bytes | dict[str, Any], *, drop_after: int | None = None, give_up: float | None = None
+) -> Answer:
+    """One request over a connection of its own; with `drop_after`, it goes once so many bytes of the answer came, and
+    with `give_up` after so many seconds."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
@@ -105,11 +110,13 @@ async def ask(port: int, body: bytes | dict[str, Any], *, drop_after: int | None
     received = b""
     try:
         writer.write(head + content)
-        while part := await reader.read(65536):
+        while part := await asyncio.wait_for(reader.read(65536), give_up):
             received += part
             if drop_after is not None and len(received) > drop_after:
                 writer.transport.abort()
                 break
+    except TimeoutError:
+        writer.transport.abort()
     finally:
         writer.close()
     opening, _, rest = received.partition(b"\r\n\r\n")
@@ -131,72 +138,102 @@ def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, round(share * (len(values) - 1)))] if values else float("nan")
 
 
+@dataclass(frozen=True)
+class Load:
+    """Requests of another process, so that this one can look at the server while they come."""
+
+    port: int
+    bias: dict[str, int]
+
+    def closed(self, clients: int, seconds: float) -> list[tuple[int, float]]:
+        """Status and seconds of each answer, to clients that ask again as soon as they have one."""
+
+        async def all_clients() -> list[tuple[int, float]]:
+            until, every = time.perf_counter() + seconds, list[tuple[int, float]]()
+
+            async def client(number: int) -> None:
+                while time.perf_counter() < until:
+                    answer = await ask(self.port, question(number, logit_bias=self.bias))
+                    every.append((answer.status, answer.seconds))
+
+            await asyncio.gather(*map(client, range(clients)))
+            return every
+
+        return asyncio.run(all_clients())
+
+    def offered(self, rate: float, seconds: float) -> list[tuple[int, float]]:
+        """The same at a fixed rate, whatever becomes of the earlier requests."""
+
+        async def all_requests() -> list[tuple[int, float]]:
+            jobs, every, number = set[asyncio.Task[Answer]](), list[tuple[int, float]](), 0
+            began = time.perf_counter()
+            while (now := time.perf_counter() - began) < seconds:
+                while number < now * rate and len(jobs) < 900:  # the server refuses connections beyond 1,000
+                    job = asyncio.create_task(ask(self.port, question(number, logit_bias=self.bias)))
+                    jobs.add(job)
+                    job.add_done_callback(jobs.discard)
+                    job.add_done_callback(lambda one: every.append((one.result().status, one.result().seconds)))
+                    number += 1
+                await asyncio.sleep(0.005)
+            if jobs:
+                await asyncio.wait(jobs)
+            return every
+
+        return asyncio.run(all_requests())
+
+
 def overload(made: Made, chosen: Any) -> dict[str, Any]:
-    together, waiting = 16, 64
-    more = {"logit_bias": never_ending(made)}
-
-    async def closed_loop(port: int, clients: int, seconds: float) -> list[Answer]:
-        until, every = time.perf_counter() + seconds, list[Answer]()
-
-        async def client(number: int) -> None:
-            while time.perf_counter() < until:
-                every.append(await ask(port, question(number, **more)))
-
-        await asyncio.gather(*map(client, range(clients)))
-        return every
-
-    async def open_loop(port: int, rate: float, seconds: float) -> tuple[list[Answer], float]:
-        """Requests at a fixed rate, whatever becomes of the earlier ones; and how long the last ones took to end."""
-        jobs, every, number = set[asyncio.Task[Answer]](), list[Answer](), 0
+    """A process offers four times what the server can do; this one asks beside it, and times refusals and /health."""
+    together, waiting, seconds = 16, 64, chosen.seconds
+    with serving(made, "--waiting", str(waiting), "--together", str(together)) as server:
+        load = Load(server.port, never_ending(made))
+        load.closed(4, 1)
+        single = [took for _, took in load.closed(1, max(3.0, seconds / 12))]
+        full = [took for _, took in load.closed(together, max(5.0, seconds / 6))]
+        peak = len(full) / max(5.0, seconds / 6)
+        with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+            began = time.perf_counter()
+            offering = pool.submit(load.offered, 4 * peak, seconds)
+            refused, healthy, most = _beside(load, server, offering)
+            every = offering.result()
+            lasted = time.perf_counter() - began
         began = time.perf_counter()
-        while (now := time.perf_counter() - began) < seconds:
-            while number < now * rate and len(jobs) < 900:  # the server refuses connections beyond 1,000
-                job = asyncio.create_task(ask(port, question(number, **more)))
-                jobs.add(job)
-                job.add_done_callback(jobs.discard)
-                job.add_done_callback(lambda one: every.append(one.result()))
-                number += 1
-            await asyncio.sleep(0.005)
-        began = time.perf_counter()
-        if jobs:
-            await asyncio.wait(jobs)
-        return every, time.perf_counter() - began
-
-    async def measured(port: int) -> dict[str, Any]:
-        await closed_loop(port, 4, 1)
-        alone = await closed_loop(port, 1, max(3.0, chosen.seconds / 12))
-        full = await closed_loop(port, together, max(4.0, chosen.seconds / 6))
-        peak = len(full) / max(4.0, chosen.seconds / 6)
-        began = time.perf_counter()
-        every, drained = await open_loop(port, 4 * peak, chosen.seconds)
-        lasted = time.perf_counter() - began
-        accepted = [one.seconds for one in every if one.status == 200]
-        refused = [one.seconds for one in every if one.status == 429]
-        began, recovered = time.perf_counter(), float("nan")
-        single, slow = [one.seconds for one in alone], percentile([one.seconds for one in full], 0.99)
         usual = percentile(single, 0.99)
-        while time.perf_counter() - began < 10:
-            if (await ask(port, question(0, **more))).seconds <= 1.5 * usual:
-                recovered = time.perf_counter() - began
-                break
-        bound = 2 * usual * (1 + waiting / together)
-        without_time = sum(one.status == 429 and "retry-after" not in one.headers.lower() for one in every)
+        while (left := asyncio.run(ask(server.port, question(0, logit_bias=load.bias))).seconds) > 1.5 * usual:
+            assert time.perf_counter() - began < 30, left
+        recovered = time.perf_counter() - began
+        accepted, timed = [took for status, took in every if status == 200], [one for one in refused if one]
+        slow = percentile(full, 0.99)
         return {
             "offered a second": round(4 * peak, 1), "asked": len(every), "seconds": round(lasted, 1),
-            "status": dict(Counter(one.status for one in every)),
-            "refusals without Retry-After": without_time,
-            "refused p50, p99 ms": [round(1e3 * percentile(refused, share), 1) for share in (0.5, 0.99)],
-            "accepted p50, p99 s": [round(percentile(accepted, share), 3) for share in (0.5, 0.99)],
-            "one client p50, p99 s": [round(percentile(single, share), 4) for share in (0.5, 0.99)],
-            "sixteen clients p99 s": round(slow, 3),
-            "bound of the queue s": round(2 * slow * (1 + waiting / together), 3),
-            "bound for one client s": round(bound, 3),
-            "answers a second at peak, under load": [round(peak, 1), round(len(accepted) / lasted, 1)],
-            "drained in s": round(drained, 2), "recovered in s": round(recovered, 3),
+            "status": dict(Counter(status for status, _ in every)), "most waiting or running": most,
+            "refused beside the load": len(refused), "without Retry-After": sum(one is None for one in refused),
+            "refused ms, p50, p99": [round(1e3 * percentile(timed, at), 1) for at in (0.5, 0.99)],
+            "health ms, p50, p99": [round(1e3 * percentile(healthy, at), 1) for at in (0.5, 0.99)],
+            "accepted s, p50, p99": [round(percentile(accepted, at), 3) for at in (0.5, 0.99)],
+            "alone s, p50, p99": [round(percentile(single, at), 3) for at in (0.5, 0.99)],
+            "sixteen clients s, p99": round(slow, 3), "bound s": round(2 * slow * (1 + waiting / together), 3),
+            "answers a second, at peak and under load": [round(peak, 1), round(len(accepted) / lasted, 1)],
+            "recovered in s": round(recovered, 3), "left running": server.metrics()["rankwise_answers_running"],
         }  # fmt: skip
 
-    with serving(made, "--waiting", str(waiting), "--together", str(together)) as server:
-        return asyncio.run(measured(server.port)) | {"left running": server.metrics()["rankwise_answers_running"]}
+
+def _beside(load: Load, server: Server, offering: Future[Any]) -> tuple[list[float | None], list[float], float]:
+    """Seconds of refusals (None without Retry-After) and of /health, and how many answers waited or ran at most."""
+    refused, healthy, most = list[float | None](), list[float](), 0.0
+    time.sleep(2)
+    while not offering.done():
+        answer = asyncio.run(ask(server.port, question(0, logit_bias=load.bias), give_up=1.0))
+        if answer.status == 429:
+            refused.append(answer.seconds if "retry-after" in answer.headers.lower() else None)
+        began = time.perf_counter()
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/health", timeout=30) as healthy_answer:
+            assert healthy_answer.status == 200
+        healthy.append(time.perf_counter() - began)
+        counts = server.metrics()
+        most = max(most, counts["rankwise_answers_running"] + counts["rankwise_answers_waiting"])
+        time.sleep(0.02)
+    return refused, healthy, most
 
 
 def disconnects(made: Made, chosen: Any) -> dict[str, Any]:
@@ -223,18 +260,19 @@ def disconnects(made: Made, chosen: Any) -> dict[str, Any]:
         settled(server)
         before = (server.facts.num_fds(), server.facts.num_threads(), server.facts.memory_info().rss)
         tokens = []
-        for _ in range(20):  # one after the other: tokens that are written for nobody
-            asyncio.run(ask(server.port, body, drop_after=400))
+        for _ in range(20):  # one after the other: tokens that are written after the client had its last piece
             first = server.metrics()["rankwise_answer_tokens_total"]
+            received = asyncio.run(ask(server.port, body, drop_after=2000)).body.count(b"data: ") - 1
             settled(server)
-            tokens.append(server.metrics()["rankwise_answer_tokens_total"] - first)
+            tokens.append(server.metrics()["rankwise_answer_tokens_total"] - first - received)
         answers = asyncio.run(many(server.port, chosen.count))
         seconds = settled(server)
         after = (server.facts.num_fds(), server.facts.num_threads(), server.facts.memory_info().rss)
         counts = server.metrics()
     return {
         "dropped": chosen.count, "status": dict(Counter(one.status for one in answers)),
-        "tokens after one has gone, most": max(tokens), "settled in s": round(seconds, 2),
+        "tokens written and not received, median and most": [statistics.median(tokens), max(tokens)],
+        "settled in s": round(seconds, 2),
         "files, threads, MB before": [*before[:2], round(before[2] / 1e6, 1)],
         "files, threads, MB after": [*after[:2], round(after[2] / 1e6, 1)],
         "cancelled": counts["rankwise_cancelled_total"], "failed": counts["rankwise_failed_total"],

@@ -49,7 +49,8 @@ def experiment(run, log_to=(), **settings):
     return Experiment.model_validate(
         {
             "model": {"name": "tiny-llama", "dtype": "float32"}, "run": run,
-            "data": {"path": "rows.jsonl", "held_out": 4, "system": f"Answer as {SECRET} does."},
+            "data": {"path": "rows.jsonl", "held_out": 4, "system": f"Answer as {SECRET} does.",
+                     "ignore_columns": ["größe|?"]},
             "adapter": {"method": "adalora", "budget": 2, "targets": "q_proj,v_proj"},
             "training": {"steps": 12, "batch_size": 2, "learning_rate": 0.01, "backend": "eager",
                          "checkpoint_steps": 4},

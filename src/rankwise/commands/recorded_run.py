@@ -97,7 +97,7 @@ def record(
         if world.is_several and not isinstance(error, Diverged):  # which may begin again
             ignore_requests()  # the end has begun, and another may ask for it as well
         _write_failure(run, manifest, error, callback.texts)
-        trackers.end(0.0 if is_out_of_memory(error) else SECONDS_TO_STOP)
+        trackers.end(SECONDS_TO_STOP)
         if isinstance(error, StoppedTogether):
             world.barrier()  # so that none is gone while the first one writes
         raise _explained(error, run, training.experiment, again) from None

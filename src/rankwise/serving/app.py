@@ -84,11 +84,13 @@ class Server:
 
     async def chat(self, request: Request) -> Response:
         body = await _body(request, ChatBody)
+        self.engine.check_room()
         question = await run_in_threadpool(chat_question, self.serving, body, self.most)
         return await self._answered(request, body, question, chat=True, listed=body.logprobs)
 
     async def completions(self, request: Request) -> Response:
         body = await _body(request, CompletionBody)
+        self.engine.check_room()
         question = await run_in_threadpool(completion_question, self.serving, body, self.most)
         return await self._answered(request, body, question, chat=False, listed=body.logprobs is not None)
 

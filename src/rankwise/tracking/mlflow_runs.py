@@ -7,6 +7,7 @@ that was computed again after a kill keeps its first numbers there.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -17,8 +18,8 @@ from rankwise.tracking.tracker import Known, TrackedRun
 STARTED = "rankwise.started"
 AT_ONCE = 100
 """Parameters and tags that one request may carry."""
-LONGEST = 500
-"""Characters of a value."""
+LONGEST, LONGEST_NAME = 500, 250
+"""Characters of a value and of a name."""
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 
 
@@ -48,9 +49,9 @@ class MlflowRuns:
 
         settings = ((name, str(value)[:LONGEST]) for name, value in run.settings.items())
         for part in _parts(settings):
-            self._client.log_batch(self._id, params=[Param(name, value) for name, value in part])
+            self._client.log_batch(self._id, params=[Param(valid(name), value) for name, value in part])
         for part in _parts((name, str(value)[:LONGEST]) for name, value in run.facts.items()):
-            self._client.log_batch(self._id, tags=[RunTag(name, value) for name, value in part])
+            self._client.log_batch(self._id, tags=[RunTag(valid(name), value) for name, value in part])
 
     def known(self) -> Known:
         latest = self._client.get_run(self._id).data.metrics
@@ -68,7 +69,7 @@ class MlflowRuns:
 
         now = int(time.time() * 1000)
         for part in _parts(iter(numbers.items())):
-            self._client.log_batch(self._id, metrics=[Metric(name, value, now, step) for name, value in part])
+            self._client.log_batch(self._id, metrics=[Metric(valid(name), value, now, step) for name, value in part])
 
     def log_histogram(self, name: str, values: Sequence[int], step: int) -> None: ...
 
@@ -77,10 +78,15 @@ class MlflowRuns:
 
         self.log(numbers, step)
         for part in _parts((name, value[:LONGEST]) for name, value in words.items()):
-            self._client.log_batch(self._id, tags=[RunTag(name, value) for name, value in part])
+            self._client.log_batch(self._id, tags=[RunTag(valid(name), value) for name, value in part])
 
     def close(self, status: str) -> None:
         self._client.set_terminated(self._id, STATUS.get(status, "FAILED"))
+
+
+def valid(name: str) -> str:
+    """The name with the characters that MLflow allows, which column names in settings may exceed."""
+    return re.sub(r"[^A-Za-z0-9_\-. /:]", "_", name)[:LONGEST_NAME]
 
 
 def _parts(items: Iterator[Any]) -> Iterator[list[Any]]:
