@@ -105,7 +105,7 @@ def test_a_run_is_waited_for_and_followed_to_its_end(home):
 
 def test_lines_are_plain_and_few(home):
     text = watched("adalora").stdout
-    assert text.splitlines()[0] == "adalora: finished"
+    assert text.splitlines()[-1] == "adalora: finished"
     assert "adalora: step 40/40  loss " in text and "validation loss after step 40: " in text
     assert text.count("adalora: step ") == 1 and "\x1b" not in text
 

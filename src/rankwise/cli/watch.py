@@ -76,21 +76,26 @@ def _lines(runs: Sequence[WatchedRun]) -> None:
     """One line for each validation, and for a step every ten seconds."""
     from rankwise.commands.watch import watch as looks
 
-    written: dict[str, float] = {}
-    states = dict[str, str]()
+    written, states = dict[str, float](), dict[str, str]()
     for news in looks(runs):
         for run, rows in news:
-            name = f"{visible(run.name)}: "
-            if states.get(run.name) != run.state:
-                states[run.name] = run.state
-                typer.echo(name + _ended(run) if run.has_ended else name + WORDS[run.state])
-            for text in _events(rows):
-                typer.echo(name + text)
-            steps = [row for row in rows if row["kind"] == "step"]
-            last = bool(steps) and steps[-1].get("step") == steps[-1].get("steps")
-            if steps and (last or time.monotonic() - written.get(run.name, -1e9) >= SECONDS_BETWEEN_LINES):
-                written[run.name] = time.monotonic()
-                typer.echo(name + _step_line(run, steps[-1]))
+            for text in _news(run, rows, written, changed=states.get(run.name) != run.state):
+                typer.echo(f"{visible(run.name)}: {text}")
+            states[run.name] = run.state
+
+
+def _news(run: WatchedRun, rows: Sequence[dict[str, Any]], written: dict[str, float], changed: bool) -> Iterator[str]:
+    """Lines of one run; `written` has the time of its last line of a step."""
+    if changed and not run.has_ended:
+        yield WORDS[run.state]
+    yield from _events(rows)
+    steps = [row for row in rows if row["kind"] == "step"]
+    last = bool(steps) and steps[-1].get("step") == steps[-1].get("steps")
+    if steps and (last or time.monotonic() - written.get(run.name, -1e9) >= SECONDS_BETWEEN_LINES):
+        written[run.name] = time.monotonic()
+        yield _step_line(run, steps[-1])
+    if changed and run.has_ended:
+        yield _ended(run)
 
 
 WORDS = {

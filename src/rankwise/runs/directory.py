@@ -29,13 +29,11 @@ from rankwise.system.files import json_bytes, told_when_full, write_atomic
 from rankwise.system.locks import Lock, owner_of
 
 REPORTS = ("report.html", "report.json")
-SETTINGS, MANIFEST = "config.json", "manifest.json"
+SETTINGS, MANIFEST, TRACKING = "config.json", "manifest.json", "tracking"
 RESULTS = ("adapter", "model")
 CARD = "README.md"
 """The model card, in the folder of a result."""
 REFERENCE = "reference.json"
-TRACKING = "tracking"
-"""What trackers write of a run, in its folder."""
 BEGINNING = {SETTINGS, DATA_REPORT, REFERENCE}
 """What a run has before its first manifest."""
 STEPS = {"checkpoints", "best"}
