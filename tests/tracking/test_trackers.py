@@ -21,6 +21,7 @@ from rankwise.config.tracking import TRACKERS, TrackingConfig
 from rankwise.errors import ConfigError, RankwiseError
 from rankwise.runs.records import StepRecord, WarningMessage
 from rankwise.tracking import follower, following
+from rankwise.tracking.mlflow_runs import valid
 from rankwise.tracking.tracker import Known
 from rankwise.tracking.values import HISTOGRAM, NOT_LOGGED, numbers_of
 from tracked import READERS
@@ -49,8 +50,7 @@ def experiment(run, log_to=(), **settings):
     return Experiment.model_validate(
         {
             "model": {"name": "tiny-llama", "dtype": "float32"}, "run": run,
-            "data": {"path": "rows.jsonl", "held_out": 4, "system": f"Answer as {SECRET} does.",
-                     "ignore_columns": ["größe|?"]},
+            "data": {"path": "rows.jsonl", "held_out": 4, "system": f"Answer as {SECRET} does."},
             "adapter": {"method": "adalora", "budget": 2, "targets": "q_proj,v_proj"},
             "training": {"steps": 12, "batch_size": 2, "learning_rate": 0.01, "backend": "eager",
                          "checkpoint_steps": 4},
@@ -241,6 +241,12 @@ def test_a_tracker_that_fails_is_reported_once_and_changes_nothing(at, error, tr
     assert len(warnings) == 1 and "logging to mlflow ended: " in warnings[0] and "runs log" in warnings[0]
     assert sum(isinstance(event, StepRecord) for event in seen) == 12
     assert same_but_for_tracking(trained / run, trained / "without")
+
+
+def test_names_that_mlflow_refuses_are_changed():
+    # a setting's name may have that of a column in it, and MLflow ends with an error at some characters
+    assert valid("data.columns.größe|?") == "data.columns.gr__e__" and len(valid("x" * 400)) == 250
+    assert valid("evaluation/arc_easy/accuracy/low") == "evaluation/arc_easy/accuracy/low"
 
 
 def test_a_missing_library_is_refused_before_anything_is_read(tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ class MlflowRuns:
     def __init__(self, run: TrackedRun) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # it asks for this, since its database has more
-        from mlflow.tracking import MlflowClient
+        from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]
 
         self._went_back, self._last_step = run.went_back, run.last_step
         where = os.environ.get("MLFLOW_TRACKING_URI") or (run.tracking / "mlflow").resolve().as_uri()
@@ -45,7 +45,7 @@ class MlflowRuns:
             self._log_settings(run)
 
     def _log_settings(self, run: TrackedRun) -> None:
-        from mlflow.entities import Param, RunTag
+        from mlflow.entities import Param, RunTag  # pyright: ignore[reportMissingImports]
 
         settings = ((name, str(value)[:LONGEST]) for name, value in run.settings.items())
         for part in _parts(settings):
@@ -65,7 +65,7 @@ class MlflowRuns:
         return Known(newest)
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
-        from mlflow.entities import Metric
+        from mlflow.entities import Metric  # pyright: ignore[reportMissingImports]
 
         now = int(time.time() * 1000)
         for part in _parts(iter(numbers.items())):
@@ -74,7 +74,7 @@ class MlflowRuns:
     def log_histogram(self, name: str, values: Sequence[int], step: int) -> None: ...
 
     def log_result(self, numbers: Mapping[str, float], words: Mapping[str, str], step: int) -> None:
-        from mlflow.entities import RunTag
+        from mlflow.entities import RunTag  # pyright: ignore[reportMissingImports]
 
         self.log(numbers, step)
         for part in _parts((name, value[:LONGEST]) for name, value in words.items()):

@@ -65,7 +65,7 @@ def newest_in(folder: Path, last_step: int) -> dict[str, tuple[int, float]]:
     """The newest step and value of each number up to a step, as TensorBoard's own reader reads the files."""
     if not any(folder.glob("events.out.tfevents.*")):
         return {}
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # pyright: ignore[reportMissingImports]
 
     events = EventAccumulator(str(folder), {"scalars": ALL, "histograms": ALL, "tensors": ALL})
     events.Reload()

@@ -17,7 +17,7 @@ STARTED = "rankwise/started"
 
 class TrackioRuns:
     def __init__(self, run: TrackedRun) -> None:
-        import trackio
+        import trackio  # pyright: ignore[reportMissingImports]
 
         self._library = trackio
         remote = any(os.environ.get(name) for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"))
@@ -48,7 +48,7 @@ class TrackioRuns:
 
 def _forget(run: TrackedRun) -> None:
     """What trackio has of this very run."""
-    from trackio import Api
+    from trackio import Api  # pyright: ignore[reportMissingImports]
 
     try:
         runs = list(Api().runs(run.project))

@@ -23,7 +23,7 @@ ENDS = {"finished": 0, "failed": 1, "interrupted": 130}
 class WandbRuns:
     def __init__(self, run: TrackedRun) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         mode: Any = os.environ.get("WANDB_MODE") or OFFLINE
         own = hashlib.sha256(f"{run.name} {run.started}".encode()).hexdigest()[:12]
