@@ -12,7 +12,7 @@ from contextlib import suppress
 from rankwise.commands.report import write_page
 from rankwise.config.experiment import Experiment
 from rankwise.data.preparing import facts_of
-from rankwise.errors import Interrupted, RankwiseError, is_out_of_memory
+from rankwise.errors import Interrupted, RankwiseError, is_out_of_memory, some
 from rankwise.methods.starting import changed_since as start_changed
 from rankwise.models.sharding import is_sharded
 from rankwise.runs.directory import RunDirectory
@@ -109,11 +109,18 @@ def record(
 
 def _trackers(training: TrainingRun, log: MetricsLog, went_back: bool) -> Following:
     """They follow the log from here on. What they report is shown and not stored: it is nothing of the run."""
-    names, project = training.experiment.tracking.log_to, training.experiment.tracking.project
-    show = training.callback.callback
-    names = names if training.world.is_first else ()
-    trackers = Following(training.run, names, project, lambda text: show(WarningMessage(text)), went_back)
-    log.follow = trackers if names else None
+    tracking, show = training.experiment.tracking, training.callback.callback
+    names = tracking.log_to if training.world.is_first else ()
+
+    def report(text: str) -> None:
+        show(WarningMessage(text))
+
+    try:
+        trackers = Following(training.run, names, tracking.project, report, went_back)
+    except (RankwiseError, OSError) as error:
+        report(f"nothing is logged to {some(names)}: {error}")
+        trackers = Following(training.run, (), tracking.project, report)
+    log.follow = trackers if trackers.followers else None
     return trackers
 
 
