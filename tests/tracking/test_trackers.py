@@ -26,6 +26,7 @@ from rankwise.tracking.tracker import Known
 from rankwise.tracking.values import HISTOGRAM, NOT_LOGGED, numbers_of
 from tracked import READERS
 
+pytestmark = pytest.mark.slow
 WITH_LIBRARY = [name for name in TRACKERS if following.find_spec(name) is not None]
 SECRET = "Sesame7421"
 CHANGING = {"train/seconds", "train/tokens_per_second", "train/resident_bytes"}
