@@ -6,7 +6,7 @@
     python bench/hostile_serving.py stops [--count 10]          R43
     python bench/hostile_serving.py damaged                     R44
     python bench/hostile_serving.py schema [--count 10000]      R45, by schemathesis over /openapi.json
-    … [--json] [--out TITLE]
+    … several of them, one after the other; [--json] [--out TITLE]
 
 Each starts `rankwise serve` over random adapters on a tiny model, in float32, and asks it from this process, on the
 cores that both share. schemathesis is looked for on PYTHONPATH; without it `schema` says so and ends with 0.
@@ -14,6 +14,7 @@ cores that both share. schemathesis is looked for on PYTHONPATH; without it `sch
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import importlib.util
 import json
@@ -60,6 +61,12 @@ class Server:
     @property
     def facts(self) -> psutil.Process:
         return psutil.Process(self.process.pid)
+
+    @property
+    def busy(self) -> float:
+        """Seconds of processor time, which do not depend on what else the machine does."""
+        times = self.facts.cpu_times()
+        return times.user + times.system
 
     def metrics(self) -> dict[str, float]:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=30) as answer:
@@ -189,21 +196,23 @@ def overload(made: Made, chosen: Any) -> dict[str, Any]:
         load = Load(server.port, never_ending(made))
         load.closed(4, 1)
         single = [took for _, took in load.closed(1, max(3.0, seconds / 12))]
+        before = server.busy
         full = [took for _, took in load.closed(together, max(5.0, seconds / 6))]
+        at_peak = (server.busy - before) / len(full)
         peak = len(full) / max(5.0, seconds / 6)
         with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
-            began = time.perf_counter()
+            began, before = time.perf_counter(), server.busy
             offering = pool.submit(load.offered, 4 * peak, seconds)
             refused, healthy, most = _beside(load, server, offering)
             every = offering.result()
-            lasted = time.perf_counter() - began
+            lasted, busy = time.perf_counter() - began, server.busy - before
         began = time.perf_counter()
         usual = percentile(single, 0.99)
         while (left := asyncio.run(ask(server.port, question(0, logit_bias=load.bias))).seconds) > 1.5 * usual:
             assert time.perf_counter() - began < 30, left
         recovered = time.perf_counter() - began
         accepted, timed = [took for status, took in every if status == 200], [one for one in refused if one]
-        slow = percentile(full, 0.99)
+        slow, others = percentile(full, 0.99), len(every) - len(accepted)
         return {
             "offered a second": round(4 * peak, 1), "asked": len(every), "seconds": round(lasted, 1),
             "status": dict(Counter(status for status, _ in every)), "most waiting or running": most,
@@ -214,6 +223,8 @@ def overload(made: Made, chosen: Any) -> dict[str, Any]:
             "alone s, p50, p99": [round(percentile(single, at), 3) for at in (0.5, 0.99)],
             "sixteen clients s, p99": round(slow, 3), "bound s": round(2 * slow * (1 + waiting / together), 3),
             "answers a second, at peak and under load": [round(peak, 1), round(len(accepted) / lasted, 1)],
+            "server's processor ms for an answer, at peak": round(1e3 * at_peak, 2),
+            "and for a refusal": round(1e3 * (busy - at_peak * len(accepted)) / (others + len(timed)), 2),
             "recovered in s": round(recovered, 3), "left running": server.metrics()["rankwise_answers_running"],
         }  # fmt: skip
 
@@ -443,16 +454,18 @@ USUAL = {
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("what", choices=KINDS)
+    parser.add_argument("what", nargs="+", choices=KINDS)
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--count", type=int)
     chosen = parser.parse_args()
-    seconds, count = USUAL[chosen.what]
-    chosen.seconds, chosen.count = chosen.seconds or seconds, chosen.count or count
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         made = Made(Path(folder), "tiny", 4)
-        results = KINDS[chosen.what](made, chosen)
-    tell(chosen, results, lambda one: print(json.dumps(one, indent=1)))
+        for what in chosen.what:
+            seconds, count = USUAL[what]
+            own = argparse.Namespace(seconds=chosen.seconds or seconds, count=chosen.count or count)
+            results[what] = KINDS[what](made, own)
+            tell(chosen, results, lambda one: print(json.dumps(one, indent=1)))
 
 
 if __name__ == "__main__":
