@@ -1,7 +1,7 @@
 """A server with many adapters, asked by many clients: whether each answer is its adapter's, and tokens a second.
 
     python bench/serving.py right [--model tiny|smollm2-135m] [--requests 20000] [--adapters 16] [--clients 64]
-    python bench/serving.py speed [--model smollm2-135m] [--rounds 3]
+    python bench/serving.py speed [--model smollm2-135m] [--rounds 3] [--llama-cpp FOLDER]
     … [--json] [--out TITLE]
 
 `right` lays random adapters over one base, starts `rankwise serve` over all of them, and asks greedy questions of 16
@@ -10,7 +10,8 @@ active, in float32. A nearly even choice between two tokens (logits closer than 
 company: such answers are counted apart and compared up to there.
 
 `speed` asks one adapter, with 1, 4 and 16 clients, for 64 tokens each, beside transformers' `generate` one by one in
-the same run, in turns.
+the same run, in turns. With `--llama-cpp`, the folder of an installed llama-cpp-python and its server's libraries, that
+server answers the same requests in the same turns: the model with its adapter merged, in float32, by our GGUF export.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import http.client
 import json
 import os
 import random
+import socket
 import statistics
 import subprocess
 import sys
@@ -26,7 +28,8 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--llama-cpp", type=Path)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         made = Made(Path(folder), chosen.model, chosen.adapters if chosen.what == "right" else 1)
@@ -129,6 +133,40 @@ def serving(made: Made) -> Iterator[tuple[str, int]]:
             process.wait(60)
 
 
+@contextmanager
+def llama_cpp_serving(made: Made, library: Path | None) -> Iterator[tuple[str, int] | None]:
+    """The first adapter's model by `llama_cpp.server`, or None without the library."""
+    if library is None:
+        yield None
+        return
+    file, port = made.folder / "merged.gguf", 8700 + os.getpid() % 500
+    words = ["export", made.names[0], "--to", str(file), "--format", "gguf", "--dtype", "float32", "--no-verify"]
+    subprocess.run([sys.executable, "-m", "rankwise", *words, "--force-base"], cwd=made.folder, check=True)
+    threads = str(torch.get_num_threads())
+    words = ["--model", str(file), "--port", str(port), "--n_ctx", "2048", "--n_threads", threads]
+    words += ["--n_threads_batch", threads, "--verbose", "False", "--model_alias", made.names[0]]
+    path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(library))))
+    with subprocess.Popen(
+        [sys.executable, "-m", "llama_cpp.server", *words], cwd=made.folder, env=os.environ | {"PYTHONPATH": path},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    ) as process:  # fmt: skip
+        try:
+            _wait_for(port, process)
+            yield "127.0.0.1", port
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        assert process.poll() is None, "llama_cpp.server ended"
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.1)
+    raise TimeoutError("llama_cpp.server does not listen")
+
+
 class Client:
     def __init__(self, address: tuple[str, int]) -> None:
         self._connection = http.client.HTTPConnection(*address, timeout=600)
@@ -194,12 +232,15 @@ def speed(made: Made, chosen: Any) -> dict[str, Any]:
         with ThreadPoolExecutor(clients) as pool:
             return sum(pool.map(asked, range(clients)))
 
-    with serving(made) as address:
-        for _ in range(chosen.rounds):
-            for label, act in (
-                ("transformers, one by one", lambda: one_by_one(2)),
-                *((f"{n} clients", lambda n=n: together(address, n)) for n in (1, 4, 16)),
-            ):
+    with serving(made) as address, llama_cpp_serving(made, chosen.llama_cpp) as other:
+        ways = [("transformers, one by one", lambda: one_by_one(2))]
+        for n in (1, 4, 16):
+            ways.append((f"{n} clients", lambda n=n: together(address, n)))
+            if other is not None:
+                asked = partial(together, other, n)
+                ways.append((f"{n} clients, llama_cpp.server", asked))
+        for number in range(chosen.rounds):
+            for label, act in ways if number % 2 == 0 else reversed(ways):
                 began = time.perf_counter()
                 tokens = act()
                 rates.setdefault(label, []).append(tokens / (time.perf_counter() - began))

@@ -14,6 +14,7 @@
     ├── TrainingError               1   training started and could not continue
     ├── EvaluationError             1   an evaluation started and could not continue
     ├── ExportError                 1   an engine does not do with an export what the trained model does
+    ├── TrackingError               1   a tracker could not take the records of a run
     └── ResourceError               4   out of disk or memory
     Interrupted (KeyboardInterrupt) 130 Ctrl-C, or 143 when a signal ended the process
 
@@ -87,6 +88,10 @@ class EvaluationError(RankwiseError):
 
 
 class ExportError(RankwiseError):
+    exit_code = 1
+
+
+class TrackingError(RankwiseError):
     exit_code = 1
 
 

@@ -185,7 +185,7 @@ def test_the_search_for_settings_finds_them_all():
         "Experiment", "ModelConfig", "DataConfig", "SourceConfig", "ValidationDataConfig", "LoraConfig",
         "AdaLoraConfig", "HeadConfig", "FullConfig", "ClassificationConfig", "ImagesConfig", "TrainingConfig",
         "GenerationConfig", "TaskConfig", "ValidationConfig", "AnchorConfig", "ReplayConfig",
-        "ReplayDataConfig", "PreferenceConfig",
+        "ReplayDataConfig", "PreferenceConfig", "TrackingConfig",
     }  # fmt: skip
     # every other class of config/ is the base of one of these, an experiment as it is planned, with the same settings,
     # or a recipe, which we wrote and no user sets; or the preprocessing of images, which a model's own folder sets

@@ -56,7 +56,7 @@ def test_the_line_of_a_training_is_planned_in_the_same_words(rows):
 def test_every_setting_of_a_training_is_one_of_a_plan():
     told = {name: rankwise(name, "--help").output for name in ("train", "plan")}
     flags = {name: set(re.findall(r"--[a-z][a-z-]*", text)) for name, text in told.items()}
-    not_planned = {"--restart", "--resume", "--force-memory", "--force-base", "--shard"}
+    not_planned = {"--restart", "--resume", "--force-memory", "--force-base", "--shard", "--log-to"}
     assert flags["train"] - flags["plan"] <= not_planned
 
 

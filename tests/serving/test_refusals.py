@@ -219,6 +219,17 @@ def test_too_many_requests_are_told_when_to_come_again(started):
     assert server.client.post(CHAT, json=GOOD).status_code == 200
 
 
+@pytest.mark.parametrize(("route", "writer"), [(CHAT, "chat_question"), (TEXT, "completion_question")])
+def test_a_request_without_room_is_refused_before_its_prompt_is_written(route, writer, started, monkeypatch):
+    # the template and the tokenizer of refused requests took the time of answers that were being written
+    monkeypatch.setattr(f"rankwise.serving.app.{writer}", lambda *given: pytest.fail("a prompt was written"))
+    server = started(Limits(together=0, waiting=0))
+    body = GOOD if route == CHAT else {"model": "lora", "prompt": "hi"}
+    answer = server.client.post(route, json=body)
+    assert answer.status_code == 429 and int(answer.headers["retry-after"]) >= 1
+    assert server.engine.counts.refused == 1
+
+
 def test_where_nothing_may_wait_there_is_room_for_what_is_written_at_once(started):
     server = started(Limits(together=2, waiting=0))
     assert server.client.post(CHAT, json=GOOD | {"n": 2}).status_code == 200

@@ -35,6 +35,7 @@ from rankwise.cli.serve import serve
 from rankwise.cli.strength import strength
 from rankwise.cli.sweep import sweep
 from rankwise.cli.train import train
+from rankwise.cli.watch import watch
 from rankwise.errors import ConfigError
 from rankwise.system.launched import launched
 
@@ -91,8 +92,8 @@ def group(
 
 
 for command in (
-    demo, plan, advise, train, sweep, chat, generate, predict, serve, evaluate, inspect, compare, report, strength,
-    merge, extract, doctor, selftest,
+    demo, plan, advise, train, watch, sweep, chat, generate, predict, serve, evaluate, inspect, compare, report,
+    strength, merge, extract, doctor, selftest,
 ):  # fmt: skip
     app.command()(command)
 app.command(cls=OptionalAddress)(export)

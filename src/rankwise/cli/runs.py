@@ -1,4 +1,4 @@
-"""`rankwise runs`: list the runs of this folder, and show, verify, rename or delete one."""
+"""`rankwise runs`: list the runs of this folder, and show, verify, log, rename or delete one."""
 
 from __future__ import annotations
 
@@ -156,6 +156,32 @@ def rename(
         else:
             pages = f"; rewritten: {some(renamed.pages)}" if renamed.pages else ""
             typer.echo(f"Renamed {renamed.old} to {renamed.new}{pages}")
+
+
+@runs.command()
+def log(
+    name: Name,
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", help="Trackers, separated by commas: tensorboard, wandb, mlflow, trackio.", show_default=False
+        ),
+    ],
+    project: Annotated[
+        str, typer.Option("--project", help="Project of W&B and trackio, experiment of MLflow.")
+    ] = "rankwise",
+    as_json: Json = False,
+) -> None:
+    """Send the records of a run to trackers, as --log-to does while a run trains, and its evaluations."""
+    with report_failures(as_json):
+        from rankwise.commands.tracking import log_run
+        from rankwise.config.tracking import TrackingConfig
+
+        logged = log_run(name, TrackingConfig.model_validate({"log_to": to, "project": project}))
+        if as_json:
+            print_json(logged.summary())
+        else:
+            typer.echo(f"Logged {logged.records:,} records of {name} to {some(logged.config.log_to)}.")
 
 
 @runs.command()

@@ -25,6 +25,7 @@ from rankwise.config.head import HeadConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.preference import PreferenceConfig
 from rankwise.config.reading import Setting, parse_setting
+from rankwise.config.tracking import TrackingConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import ValidationConfig
 from rankwise.errors import ConfigError
@@ -32,7 +33,7 @@ from rankwise.errors import ConfigError
 CONFIGS = {
     "model": [ModelConfig], "data": [DataConfig], "adapter": [LoraConfig, AdaLoraConfig, HeadConfig, FullConfig],
     "training": [TrainingConfig], "validation": [ValidationConfig], "classification": [ClassificationConfig],
-    "preference": [PreferenceConfig],
+    "preference": [PreferenceConfig], "tracking": [TrackingConfig],
 }  # fmt: skip
 
 
@@ -152,6 +153,9 @@ FLAGS = {
     "keep": Flag("validation.keep", str, "Which checkpoint to keep: best (by validation loss) or last."),
     "patience": Flag("validation.patience", int, "Stop early after N validations without improvement."),
     "seed": Flag("training.seed", int, "Seed of the training."),
+    "log_to": Flag("tracking.log_to", str,
+        "Trackers that receive the run's records, separated by commas: tensorboard, wandb, mlflow, trackio. They write "
+        "to this machine unless their own settings name a server."),
 }  # fmt: skip
 ROWS = (
     "recipe", "format", "prompt", "completion", "system", "ignore_columns", "reasoning", "max_length", "on_bad_row",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rankwise.commands.train import Trained
 
 
-@takes_settings(*TRAINING, "shard")
+@takes_settings(*TRAINING, "shard", "log_to")
 def train(
     config: ConfigFile = None,
     given: GivenSettings = NONE_GIVEN,

@@ -12,7 +12,7 @@ from contextlib import suppress
 from rankwise.commands.report import write_page
 from rankwise.config.experiment import Experiment
 from rankwise.data.preparing import facts_of
-from rankwise.errors import Interrupted, RankwiseError, is_out_of_memory
+from rankwise.errors import Interrupted, RankwiseError, is_out_of_memory, some
 from rankwise.methods.starting import changed_since as start_changed
 from rankwise.models.sharding import is_sharded
 from rankwise.runs.directory import RunDirectory
@@ -25,6 +25,7 @@ from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.files import need_space
 from rankwise.system.launched import problem_of_all
 from rankwise.system.signals import deferred, ignore_requests
+from rankwise.tracking.following import Following
 from rankwise.training.anchor import facts_of as facts_of_anchor
 from rankwise.training.back_off import slowed, with_ways_on
 from rankwise.training.backend import backend_named, choose_backend
@@ -36,6 +37,8 @@ from rankwise.training.run import TrainingRun
 from rankwise.training.trainer import Trainer
 from rankwise.training.world import LostProcessError, StoppedTogether
 
+SECONDS_TO_STOP = 10.0
+"""That trackers have when a run was stopped or failed."""
 OTHER_BACKEND = (
     "the run began with the {} backend and goes on with the eager one, since the base is split over several processes "
     "(model.sharded); the result may differ by rounding"
@@ -63,6 +66,7 @@ def record(
     watch = training.watch()
     trainer = training.trainer(backend, validation, log, anchor, budget, watch)
     past = _begun(training, trainer, again, resumable, back_offs)
+    trackers = _trackers(training, log, went_back=bool(back_offs))
     manifest, validation.records = past.manifest, past.validations
     watch.take_up(past.steps, past.validations)
     slowed(trainer.state, manifest)
@@ -93,12 +97,31 @@ def record(
         if world.is_several and not isinstance(error, Diverged):  # which may begin again
             ignore_requests()  # the end has begun, and another may ask for it as well
         _write_failure(run, manifest, error, callback.texts)
+        trackers.end(SECONDS_TO_STOP)
         if isinstance(error, StoppedTogether):
             world.barrier()  # so that none is gone while the first one writes
         raise _explained(error, run, training.experiment, again) from None
     run.forget_steps()  # outside: from here on nothing may take the result away
     write_page(RunSnapshot(run, training.experiment, finished), callback)
+    trackers.end()
     return finished
+
+
+def _trackers(training: TrainingRun, log: MetricsLog, went_back: bool) -> Following:
+    """They follow the log from here on. What they report is shown and not stored: it is nothing of the run."""
+    tracking, show = training.experiment.tracking, training.callback.callback
+    names = tracking.log_to if training.world.is_first else ()
+
+    def report(text: str) -> None:
+        show(WarningMessage(text))
+
+    try:
+        trackers = Following(training.run, names, tracking.project, report, went_back)
+    except (RankwiseError, OSError) as error:
+        report(f"nothing is logged to {some(names)}: {error}")
+        trackers = Following(training.run, (), tracking.project, report)
+    log.follow = trackers if trackers.followers else None
+    return trackers
 
 
 def _backend_of(training: TrainingRun, resumable: Resumable | None) -> BackendName:

@@ -39,6 +39,7 @@ from rankwise.runs.tuning import Tuning
 from rankwise.system.launched import launched
 from rankwise.system.memory import limited_memory
 from rankwise.system.signals import deferred, ignore_requests
+from rankwise.tracking.following import check_installed
 from rankwise.training.accuracy_budget import tasks_of_run
 from rankwise.training.anchor import text_of_run
 from rankwise.training.back_off import back_off_together, warning_of
@@ -98,6 +99,7 @@ def train(
     Several processes that torchrun started train together; the first of them writes, and speaks."""
     if restart and resume:
         raise ConfigError(["--restart starts again from the first step and --resume continues; give one of them."])
+    check_installed(experiment.tracking.log_to)
     if launched() is not None:
         refuse_several(experiment)
     world = join()

@@ -16,6 +16,7 @@ from rankwise.config.images import ImagesConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.preference import PreferenceConfig
 from rankwise.config.recipe import RECIPES, recipe_named
+from rankwise.config.tracking import TrackingConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import ValidationConfig
 
@@ -77,6 +78,8 @@ class Experiment(Config):
     """How the run is trained."""
     validation: ValidationConfig = Field(default_factory=ValidationConfig)
     """How the run is measured while it trains."""
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    """Other programs that receive the run's records."""
 
     @model_validator(mode="before")
     @classmethod

@@ -29,7 +29,7 @@ from rankwise.system.files import json_bytes, told_when_full, write_atomic
 from rankwise.system.locks import Lock, owner_of
 
 REPORTS = ("report.html", "report.json")
-SETTINGS, MANIFEST = "config.json", "manifest.json"
+SETTINGS, MANIFEST, TRACKING = "config.json", "manifest.json", "tracking"
 RESULTS = ("adapter", "model")
 CARD = "README.md"
 """The model card, in the folder of a result."""
@@ -173,7 +173,8 @@ class RunDirectory:
         """
         self.check_lock()
         self.forget_results()
-        self._remove(self.folder / DATA_REPORT, self.metrics, *(self.folder / name for name in REPORTS), *self._left())
+        earlier = (DATA_REPORT, TRACKING, *REPORTS)
+        self._remove(self.metrics, *(self.folder / name for name in earlier), *self._left())
         try:
             self.manifest()
         except RunError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -19,9 +20,12 @@ _Record = TypeVar("_Record", StepRecord, LossRecord, ScoreRecord, SampleRecord, 
 
 
 class MetricsLog:
+    """`follow`, where it is set, receives each record once it has been written."""
+
     def __init__(self, path: Path) -> None:
         self._path = path
         self._opened: TextIO | None = None
+        self.follow: Callable[[dict[str, Any]], None] | None = None
 
     @property
     def _file(self) -> TextIO:
@@ -34,6 +38,8 @@ class MetricsLog:
         with told_when_full(self._path):
             self._file.write(line_of(row))
             self._file.flush()
+        if self.follow is not None:
+            self.follow(row)
 
     def sync(self) -> None:
         """Flush to disk, so that a checkpoint never survives without the records before it."""

@@ -105,6 +105,7 @@ class Server:
     async def _answered(
         self, request: Request, body: Generation, ask: Callable[..., Question], *, listed: bool
     ) -> Response:
+        self.engine.check_room()
         pieces, loop = Pieces(), asyncio.get_running_loop()
 
         def send(number: int, piece: Piece) -> None:

@@ -96,9 +96,7 @@ class Engine:
         with self._changed:
             if self._stopping:
                 raise Stopped
-            if self.waiting + self.running + len(several) > self.limits.waiting + self.limits.together:
-                self.counts.refused += 1
-                raise Full(max(1, round(self._seconds * len(self._waiting) / self.limits.together)))
+            self._check_room(len(several))
             self.counts.requests += 1
             self._waiting.extend(several)
             self._changed.notify()
@@ -138,6 +136,15 @@ class Engine:
         with self._changed:
             self._retired[adapter] = discard
             self._changed.notify()
+    def check_room(self) -> None:
+        """Full where not one more may wait, before anything is done for it."""
+        with self._changed:
+            self._check_room(1)
+
+    def _check_room(self, more: int) -> None:
+        if self.waiting + self.running + more > self.limits.waiting + self.limits.together:
+            self.counts.refused += 1
+            raise Full(max(1, round(self._seconds * len(self._waiting) / max(1, self.limits.together))))
 
     def cancel(self, several: Iterable[Pending]) -> None:
         """Nobody reads these any more."""

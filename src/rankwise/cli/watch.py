@@ -1,0 +1,208 @@
+"""`rankwise watch`: follow runs in a terminal, with their curves; plain lines elsewhere, or their records as JSON."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from rankwise.cli.display import SECONDS_BETWEEN_LINES
+from rankwise.cli.failures import report_failures
+from rankwise.cli.text_charts import chart
+from rankwise.cli.visible import visible
+
+if TYPE_CHECKING:
+    from rankwise.commands.watch import WatchedRun
+
+NARROWEST = 46
+"""Columns that a run needs beside another one; with fewer, runs stand one above the other."""
+LABEL, FEWEST, LOSS_LINES = 24, 8, 5
+"""Columns of a label and, at least, of a curve; lines of the curve of the loss."""
+CURVES = (
+    ("validation", "validation", "loss", "{:.4f}"), ("learning rate", "step", "learning_rate", "{:.2e}"),
+    ("gradient norm", "step", "gradient_norm", "{:.3f}"), ("tokens/s", "step", "tokens_per_second", "{:,.0f}"),
+    ("memory GB", "step", "resident_bytes", "{:.2f}"), ("KL to base", "step", "divergence", "{:.3f}"),
+    ("margin", "step", "margin", "{:.3f}"), ("mean rank", "ranks", "mean", "{:.2f}"),
+)  # fmt: skip
+"""Label, kind of record, name and form of the last value. Those without values are left out."""
+
+
+def watch(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(help="Runs; one that has not begun is waited for.  [default: those that train now]",
+                       show_default=False),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print each record as one JSON object on a line, with the name of its run.")
+    ] = False,
+) -> None:  # fmt: skip
+    """Follow runs that other processes train, until they end. The exit code is that of the runs: 0 finished, 1 failed,
+    130 interrupted."""
+    with report_failures(as_json):
+        from rankwise.commands.watch import exit_code, watched
+
+        followed = watched(runs or ())
+        console = Console(highlight=False)
+        if as_json:
+            _stream(followed)
+        elif console.is_terminal and not console.is_dumb_terminal:
+            _live(followed, console)
+        else:
+            _lines(followed)
+    raise typer.Exit(exit_code(followed))
+
+
+def _stream(runs: Sequence[WatchedRun]) -> None:
+    from rankwise.commands.watch import watch as looks
+
+    for news in looks(runs):
+        for run, rows in news:
+            for row in rows:
+                print(json.dumps({"run": run.name, **row}), flush=True)
+    for run in runs:
+        end = {"run": run.name, "kind": "end", "status": run.state, "problem": run.problem, "exit_code": run.exit_code}
+        print(json.dumps(end), flush=True)
+
+
+def _lines(runs: Sequence[WatchedRun]) -> None:
+    """One line for each validation, and for a step every ten seconds."""
+    from rankwise.commands.watch import watch as looks
+
+    written, states = dict[str, float](), dict[str, str]()
+    for news in looks(runs):
+        for run, rows in news:
+            for text in _news(run, rows, written, changed=states.get(run.name) != run.state):
+                typer.echo(f"{visible(run.name)}: {text}")
+            states[run.name] = run.state
+
+
+def _news(run: WatchedRun, rows: Sequence[dict[str, Any]], written: dict[str, float], changed: bool) -> Iterator[str]:
+    """Lines of one run; `written` has the time of its last line of a step."""
+    if changed and not run.has_ended:
+        yield WORDS[run.state]
+    yield from _events(rows)
+    steps = [row for row in rows if row["kind"] == "step"]
+    last = bool(steps) and steps[-1].get("step") == steps[-1].get("steps")
+    if steps and (last or time.monotonic() - written.get(run.name, -1e9) >= SECONDS_BETWEEN_LINES):
+        written[run.name] = time.monotonic()
+        yield _step_line(run, steps[-1])
+    if changed and run.has_ended:
+        yield _ended(run)
+
+
+WORDS = {
+    "waiting": "has not begun yet; waiting for it (Ctrl-C stops)", "starting": "is starting", "running": "is training",
+}  # fmt: skip
+
+
+def _ended(run: WatchedRun) -> str:
+    return run.state if run.problem is None else f"{run.state}: {visible(run.problem)}"
+
+
+def _events(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    for row in rows:
+        match row["kind"]:
+            case "validation":
+                yield f"validation loss after step {row.get('step')}: {_number(row.get('loss'), '{:.4f}')}"
+            case "budget":
+                divergence = _number(row.get("divergence"), "{:.4f}")
+                yield f"forgetting after step {row.get('step')}: {divergence} nats per token"
+            case "back-off":
+                yield f"training diverged and went back to step {row.get('step')}"
+
+
+def _step_line(run: WatchedRun, row: dict[str, Any]) -> str:
+    parts = [
+        f"step {row.get('step')}/{row.get('steps')}", f"loss {_number(row.get('loss'), '{:.4f}')}",
+        f"gradient norm {_number(row.get('gradient_norm'), '{:.3f}')}",
+        f"{_number(row.get('tokens_per_second'), '{:,.0f}')} tokens/s",
+        f"{_number(row.get('resident_bytes'), '{:.1f}', 1e9)} GB",
+    ]  # fmt: skip
+    left = run.seconds_left
+    return "  ".join(parts) + ("" if left is None else f", {_clock(left)} left")
+
+
+def _number(value: Any, form: str, unit: float = 1.0) -> str:
+    return form.format(value / unit) if isinstance(value, int | float) else "-"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _live(runs: Sequence[WatchedRun], console: Console) -> None:
+    from rankwise.commands.watch import watch as looks
+
+    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+        for _ in looks(runs):
+            live.update(picture(runs, console.width, _has_blocks(console)), refresh=True)
+
+
+def _has_blocks(console: Console) -> bool:
+    return console.encoding.lower().replace("-", "") == "utf8"
+
+
+def picture(runs: Sequence[WatchedRun], width: int, blocks: bool) -> RenderableType:
+    """All runs, side by side where there is room."""
+    beside = max(1, min(len(runs), width // NARROWEST))
+    each = (width - 2 * (beside - 1)) // beside
+    grid = Table.grid(padding=(0, 2, 0, 0), collapse_padding=True, pad_edge=False)
+    for _ in range(beside):
+        grid.add_column(width=each, no_wrap=True, overflow="crop")
+    for at in range(0, len(runs), beside):
+        grid.add_row(*(one_run(run, each, blocks) for run in runs[at : at + beside]))
+    return grid
+
+
+def one_run(run: WatchedRun, width: int, blocks: bool) -> Group:
+    """The lines of one run, none wider than `width`."""
+    lines = [Text(visible(run.name)[:width], style="bold"), *(Text(line[:width]) for line in _head(run, width))]
+    room = width - LABEL
+    losses = run.curve("step", "loss")
+    if losses and room >= FEWEST:
+        columns = chart(losses, room, LOSS_LINES, blocks)
+        labels = [f"loss {losses[-1]:.4f}", f"high {max(losses):.4f}", "", "", f"low {min(losses):.4f}"]
+        lines += [_line(*both) for both in zip(labels, columns, strict=True)]
+    elif losses:
+        lines.append(Text(f"loss {losses[-1]:.4f}"))
+    for label, kind, name, form in CURVES:
+        values = _ranks(run) if kind == "ranks" else run.curve(kind, name)
+        if values:
+            last = form.format(values[-1] / (1e9 if name == "resident_bytes" else 1))
+            [line] = chart(values, room, 1, blocks) if room >= FEWEST else [""]
+            lines.append(_line(f"{label} {last}", line))
+    for line in lines:
+        line.truncate(width)
+    return Group(*lines)
+
+
+def _line(label: str, curve: str) -> Text:
+    return Text(f"{label:<{LABEL}}") + Text(curve, style="cyan")
+
+
+def _ranks(run: WatchedRun) -> list[float]:
+    ranks = [row["ranks"] for row in run.of_kind("ranks") if isinstance(row.get("ranks"), dict) and row["ranks"]]
+    return [sum(one.values()) / len(one) for one in ranks]
+
+
+def _head(run: WatchedRun, width: int) -> Iterator[str]:
+    steps = run.of_kind("step")
+    if steps:
+        row, left = steps[-1], run.seconds_left
+        done, total = row.get("step", 0), row.get("steps") or 1
+        bar = max(0, min(20, width - 40))
+        filled = round(bar * done / total)
+        yield f"{'#' * filled}{'-' * (bar - filled)} {done:,}/{total:,} {done / total:.0%}" + (
+            "" if left is None else f"  {_clock(left)} left"
+        )
+    yield _ended(run) if run.has_ended else WORDS[run.state]
