@@ -32,6 +32,7 @@ from rankwise.cli.runs import runs
 from rankwise.cli.selftest import selftest
 from rankwise.cli.serve import serve
 from rankwise.cli.strength import strength
+from rankwise.cli.studio import studio
 from rankwise.cli.sweep import sweep
 from rankwise.cli.train import train
 from rankwise.errors import ConfigError
@@ -90,8 +91,8 @@ def group(
 
 
 for command in (
-    demo, plan, advise, train, sweep, chat, generate, predict, serve, evaluate, inspect, compare, report, strength,
-    merge, extract, doctor, selftest,
+    demo, plan, advise, train, sweep, chat, generate, predict, serve, studio, evaluate, inspect, compare, report,
+    strength, merge, extract, doctor, selftest,
 ):  # fmt: skip
     app.command()(command)
 app.command(cls=OptionalAddress)(export)

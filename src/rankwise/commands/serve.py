@@ -30,7 +30,7 @@ def serve(
     need_extra("starlette", "rankwise serve", "serve", ConfigError)
     address.check()
     number_format = ModelConfig(name="serve", dtype=dtype).dtype  # pyright: ignore[reportArgumentType]  checked there
-    with _bound(address) as listening:
+    with bound(address) as listening:
         import uvicorn
 
         from rankwise.serving.app import Server
@@ -82,8 +82,8 @@ def is_mistake(record: logging.LogRecord) -> bool:
     return record.exc_info is None or not isinstance(record.exc_info[1], asyncio.CancelledError)
 
 
-def _bound(address: Address) -> socket.socket:
-    """Before the model is loaded, so that a port in use is told at once."""
+def bound(address: Address) -> socket.socket:
+    """A port to listen at, before anything is loaded, so that one in use is told at once."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
