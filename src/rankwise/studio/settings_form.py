@@ -18,15 +18,19 @@ from functools import cached_property
 from typing import Any
 
 from rankwise.commands.starting import base_of_start
+from rankwise.config.data import OF_HUB, OF_TABLES, DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.planning import Planned
-from rankwise.config.reading import Setting, parse_setting, read_experiment, read_planned
+from rankwise.config.reading import Setting, parse_setting, read_data, read_experiment, read_planned
 from rankwise.config.yaml import dump_yaml
 from rankwise.errors import ConfigError
 from rankwise.studio.knobs import CARD_OF, KNOBS, Knob
 
 CARD, OTHER, TUNE = "card", "other", "tune"
 """Fields that are no settings: the method card, further settings line by line, and --tune."""
+READING = ("model.", "data.", "objective", "images.", "classification.", "preference.", "adapter.start_from")
+"""Beginnings of the settings that say what a row is and how it is encoded."""
+OF_FILES = (*OF_HUB, *OF_TABLES, "split")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -73,9 +77,18 @@ class SettingsForm:
         """ConfigError with all problems."""
         return read_experiment(None, self.settings(), base_of_start)
 
-    def planned(self, *, without: tuple[str, ...] = ()) -> Planned:
-        """The same to plan, without the settings that begin so."""
-        return read_planned(None, [one for one in self.settings() if not one.key.startswith(without)], base_of_start)
+    def planned(self, *, without: tuple[str, ...] = (), only: tuple[str, ...] = ("",)) -> Planned:
+        """The same to plan, without the settings that begin so, or with those alone."""
+        return read_planned(
+            None, [one for one in self.settings() if not one.key.startswith(without) and one.key.startswith(only)],
+            base_of_start,
+        )  # fmt: skip
+
+    def table(self) -> DataConfig:
+        """The rows as they lie in their files, whatever they are to mean."""
+        return read_data(
+            [self.given["data.path"]], [one for one in self.settings() if one.key.removeprefix("data.") in OF_FILES]
+        )
 
     def command(self) -> str:
         """What `rankwise train` is told to do the same."""
@@ -99,6 +112,7 @@ class SettingsForm:
         return dump_yaml(nested)
 
 
+MISSING = "is required and was not given."
 PLAIN = ("adapter.method", "lora")
 """What a training does where nothing is said."""
 
@@ -145,7 +159,8 @@ def _named_in(text: str) -> str:
     words = set(re.findall(r"[a-z_]+", text))
     part = match[1] if (match := re.match(r'setting "([\w.]+)"', text)) else ""
     inside = [name for name in KNOBS if name.startswith(part)]
-    return max(whole, key=len, default="") or next((name for name in inside if name.split(".")[-1] in words), "")
+    named = max(whole, key=len, default="") or next((name for name in inside if name.split(".")[-1] in words), "")
+    return named or (inside[0] if part and inside and text.endswith(MISSING) else "")
 
 
 def fields_of(experiment: Experiment) -> dict[str, str]:
