@@ -27,6 +27,7 @@ from rankwise.cli.merge import merge
 from rankwise.cli.models import models
 from rankwise.cli.plan import plan
 from rankwise.cli.predict import predict
+from rankwise.cli.queue import queue
 from rankwise.cli.report import report
 from rankwise.cli.runs import runs
 from rankwise.cli.selftest import selftest
@@ -99,4 +100,5 @@ app.command(cls=OptionalAddress)(export)
 app.add_typer(data, name="data")
 app.add_typer(models, name="models")
 app.add_typer(runs, name="runs")
+app.add_typer(queue, name="queue")
 app.add_typer(cache, name="cache")

@@ -1,4 +1,4 @@
-"""`rankwise runs`: list the runs of this folder, and show, verify, rename or delete one."""
+"""`rankwise runs`: list the runs of this folder, and show, verify, rename, end or delete one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rankwise.commands.runs import ShownRun
     from rankwise.runs.listing import ListedRun
 
-runs = typer.Typer(help="List the runs of this folder; show, verify, rename or delete one.", no_args_is_help=False)
+runs = typer.Typer(help="List the runs of this folder; show, verify, rename, end or delete one.", no_args_is_help=False)
 HEADS = ("name", "status", "model", "method", "rows", "steps", "loss", "validation", "size", "ended")
 LONGEST = 40
 Name = Annotated[str, typer.Argument(help="The run's name.", show_default=False)]
@@ -156,6 +156,19 @@ def rename(
         else:
             pages = f"; rewritten: {some(renamed.pages)}" if renamed.pages else ""
             typer.echo(f"Renamed {renamed.old} to {renamed.new}{pages}")
+
+
+@runs.command()
+def end(name: Name, as_json: Json = False) -> None:
+    """Ask a training to end with the step that it is at, and to save its result. Ctrl-C would save none."""
+    with report_failures(as_json):
+        from rankwise.commands.runs import end_run
+
+        end_run(name)
+        if as_json:
+            print_json({"asked_to_end": name})
+        else:
+            typer.echo(f"{name} was asked to end after its present step.")
 
 
 @runs.command()

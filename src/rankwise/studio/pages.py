@@ -34,14 +34,14 @@ def _environment() -> Environment:
     return environment
 
 
-def page(request: Request, template: str, status: int = 200, **context: Any) -> Response:
+def page(request: Request, template: str, code: int = 200, **context: Any) -> Response:
     """`title` names the page in the browser; `notice` is what the last change came to."""
     app = request.app.state
     known = {
         "screens": [one for one in app.screens if one.label is not None], "path": request.url.path,
         "with_key": app.with_key, "notice": _notice(request), "title": "rankwise",
     }  # fmt: skip
-    answer = HTMLResponse(ENVIRONMENT.get_template(template).render(known | context), status)
+    answer = HTMLResponse(ENVIRONMENT.get_template(template).render(known | context), code)
     if request.cookies.get(NOTICE):
         answer.delete_cookie(NOTICE)
     return answer

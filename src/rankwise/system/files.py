@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -46,6 +47,28 @@ def write_atomic(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         with told_when_full(path):
             temporary.replace(path)
+            _flush(path.parent)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """The same for a name that must be free: FileExistsError where it is not, whoever came first."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        with told_when_full(path), temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)
+        except OSError as error:
+            if error.errno == errno.EEXIST:
+                raise
+            with told_when_full(path), path.open("xb") as file:  # a file system without hard links
+                file.write(content)
+        with told_when_full(path):
             _flush(path.parent)
     finally:
         with suppress(OSError):

@@ -51,6 +51,11 @@ class Lock:
         except OSError:
             return False
 
+    @property
+    def descriptor(self) -> int:
+        """Of the open file. A process that inherits it holds the lock as well, until both have ended."""
+        return self._descriptor
+
     def take_again(self) -> None:
         """Lock the path anew after the file was removed. Errors are those of the first time."""
         again = _taken(self.path)

@@ -1,0 +1,94 @@
+"""`rankwise queue`: list the trainings that wait and the one that runs, take one back, stop one."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rankwise.cli.display import print_json
+from rankwise.cli.failures import report_failures
+from rankwise.cli.options import ConfigFile, Json
+from rankwise.cli.settings import NONE_GIVEN, TRAINING, GivenSettings, takes_settings
+from rankwise.cli.visible import visible
+from rankwise.config.reading import read_experiment
+
+queue = typer.Typer(
+    help="List the trainings that wait and the one that runs; add one, take one back, stop one.",
+    no_args_is_help=False,
+)
+Name = Annotated[str, typer.Argument(help="The run's name.", show_default=False)]
+
+
+@queue.callback(invoke_without_command=True)
+def list_queue(context: typer.Context, as_json: Json = False) -> None:
+    """List what waits. A worker is started where trainings wait and none works, as after a restart of the machine."""
+    if context.invoked_subcommand is not None:
+        return
+    with report_failures(as_json):
+        from rankwise.commands.queue import listed
+
+        state = listed()
+        if as_json:
+            print_json(state.summary())
+            return
+        for line in state.lines():
+            typer.echo(visible(line))
+
+
+@queue.command()
+@takes_settings(*TRAINING)
+def add(
+    config: ConfigFile = None,
+    given: GivenSettings = NONE_GIVEN,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an unfinished run from its last checkpoint.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Let a training wait for its turn, with the settings of a YAML file, flags and --set."""
+    with report_failures(as_json):
+        from rankwise.commands.queue import add as add_command
+        from rankwise.commands.starting import base_of_run, base_of_start
+
+        experiment = read_experiment(config, given.read(), base_of_run if resume else base_of_start)
+        add_command(experiment, resume=resume)
+        if as_json:
+            print_json({"added": experiment.run})
+        else:
+            typer.echo(visible(f"{experiment.run} waits for its turn. rankwise queue lists what waits."))
+
+
+@queue.command()
+def remove(name: Name, as_json: Json = False) -> None:
+    """Take back a training that waits."""
+    with report_failures(as_json):
+        from rankwise.commands.queue import remove as remove_command
+
+        remove_command(name)
+        if as_json:
+            print_json({"removed": name})
+        else:
+            typer.echo(visible(f"{name} no longer waits."))
+
+
+@queue.command()
+def stop(name: Name, as_json: Json = False) -> None:
+    """Stop a training as Ctrl-C does. Its run can be resumed from its last checkpoint."""
+    with report_failures(as_json):
+        from rankwise.commands.queue import stop as stop_command
+
+        stop_command(name)
+        if as_json:
+            print_json({"stopping": name})
+        else:
+            typer.echo(visible(f"{name} was asked to stop."))
+
+
+@queue.command(hidden=True)
+def work() -> None:
+    """Train what waits, one run after the other."""
+    from rankwise.runs.queue import Queue
+    from rankwise.runs.queue_worker import work as work_through
+
+    work_through(Queue())

@@ -1,0 +1,51 @@
+"""The trainings that wait in this folder, the one that runs, and how the last ones ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rankwise.config.experiment import Experiment
+from rankwise.runs.queue import Ended, Queue, Waiting, Working
+
+
+@dataclass(frozen=True)
+class QueueState:
+    working: Working | None
+    waiting: list[Waiting]
+    ended: list[Ended]
+    """Those that the queue trained and that did not finish."""
+
+    def summary(self) -> dict[str, Any]:
+        """What `rankwise queue --json` prints."""
+        return {
+            "working": None if self.working is None else self.working.model_dump(mode="json"),
+            "waiting": [one.model_dump(mode="json", include={"run", "added", "resume"}) for one in self.waiting],
+            "failed": [vars(one) for one in self.ended],
+        }
+
+    def lines(self) -> list[str]:
+        lines = [] if self.working is None else [f"{self.working.run}  running since {self.working.started}"]
+        lines += [f"{one.run}  waiting since {one.added}" for one in self.waiting]
+        lines += [f"{one.run}  ended: {one.problem}" for one in self.ended]
+        return lines or ["No training waits."]
+
+
+def listed() -> QueueState:
+    queue = Queue()
+    queue.start_worker()
+    names = sorted(file.stem for file in (queue.folder / "logs").glob("*.log"))
+    ended = [one for one in map(queue.ended, names) if one is not None and one.problem is not None]
+    return QueueState(queue.working(), queue.waiting(), ended)
+
+
+def add(experiment: Experiment, *, resume: bool = False) -> None:
+    Queue().add(experiment.run, experiment, resume=resume)
+
+
+def remove(run: str) -> None:
+    Queue().remove(run)
+
+
+def stop(run: str) -> None:
+    Queue().stop(run)

@@ -1,0 +1,122 @@
+"""The worker of the queue: it starts one training after the other, each in a process and a session of its own.
+
+A training inherits a lock (`training.lock`) from its worker. Where the worker is killed, the training goes on, and the
+next worker waits for that lock before it starts another: there is never more than one. A worker that ends looks once
+more for a run that was added in its last moment, after it has let go of its own lock.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from rankwise.errors import RunError
+from rankwise.runs.directory import RunDirectory
+from rankwise.runs.manifest import now
+from rankwise.runs.own_files import read_json
+from rankwise.runs.queue import Queue, Waiting, Working, began, read_entry
+from rankwise.system.files import write_atomic, write_json
+from rankwise.system.locks import Lock
+
+BETWEEN = 0.2
+"""Seconds between two looks at a training that another worker started."""
+Command = Callable[[Path, bool], Sequence[str]]
+"""The training of a settings file, resumed or not."""
+
+
+def training(settings: Path, resume: bool) -> Sequence[str]:
+    words = [sys.executable, "-P", "-m", "rankwise", "train", str(settings.absolute()), "--json"]
+    return [*words, "--resume"] if resume else words
+
+
+def work(queue: Queue, command: Command = training) -> None:
+    """Train until nothing waits; returns at once where another worker works."""
+    for name in ("SIGINT", "SIGHUP"):  # a training that would inherit an ignored signal could not be stopped
+        if (number := getattr(signal, name, None)) is not None:
+            signal.signal(number, signal.SIG_DFL)
+    while queue.entries():
+        try:
+            own = Lock.with_folder(queue.worker_lock)
+        except BlockingIOError:
+            return
+        try:
+            _wait(queue)
+            while queue.entries():
+                _next(queue, command)
+        finally:
+            own.release()
+
+
+def _wait(queue: Queue) -> None:
+    """For a training that a worker left that was killed; its entry goes, if that worker could not remove it."""
+    while True:
+        with suppress(BlockingIOError):
+            lock = Lock.with_folder(queue.training_lock)
+            break
+        time.sleep(BETWEEN)
+    try:
+        left = read_json(queue.present, Working)
+        folder = queue.runs_folder / left.run
+        if queue.outcome(left.run).read_bytes() or RunDirectory(folder).is_run:
+            queue.entry(left.run).unlink(missing_ok=True)
+    except (RunError, OSError):  # there was none
+        pass
+    finally:
+        queue.present.unlink(missing_ok=True)
+        lock.release()
+
+
+def _next(queue: Queue, command: Command) -> None:
+    """Train the first run that waits, and wait for its end."""
+    _refuse_damaged(queue)
+    if not (waiting := queue.waiting()):
+        return
+    first = waiting[0]
+    write_json(queue.settings(first.run), first.config.model_dump(mode="json"))
+    lock = Lock.with_folder(queue.training_lock)
+    try:
+        process = _start(queue, first, command, lock)
+    finally:
+        lock.release()
+    if process is not None:
+        process.wait()
+    queue.present.unlink(missing_ok=True)
+
+
+def _start(queue: Queue, first: Waiting, command: Command, lock: Lock) -> subprocess.Popen[bytes] | None:
+    """The entry goes last, so that a worker that is killed here loses no run. None where it was removed just now."""
+    working = Working(run=first.run, started=now())
+    write_json(queue.present, working.model_dump(mode="json"))
+    if not queue.entry(first.run).exists():
+        return None
+    with queue.outcome(first.run).open("wb") as out, queue.log(first.run).open("wb") as log:
+        posix = os.name == "posix"
+        process = subprocess.Popen(
+            command(queue.settings(first.run), first.resume), cwd=queue.runs_folder.absolute().parent,
+            stdin=subprocess.DEVNULL, stdout=out, stderr=log, start_new_session=posix,
+            pass_fds=(lock.descriptor,) if posix else (),
+        )  # fmt: skip
+    known = {"process": process.pid, "began": began(process.pid)}
+    write_json(queue.present, working.model_copy(update=known).model_dump(mode="json"))
+    queue.entry(first.run).unlink(missing_ok=True)
+    return process
+
+
+def _refuse_damaged(queue: Queue) -> None:
+    """An entry that cannot be read ends at once, with what is wrong with it, and stops no other."""
+    for file in queue.entries():
+        try:
+            read_entry(file)
+        except RunError as error:
+            if not file.is_file():  # removed just now
+                continue
+            with suppress(OSError):
+                write_atomic(queue.outcome(file.stem), json.dumps({"error": str(error)}).encode())
+                file.unlink()
