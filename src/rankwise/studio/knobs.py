@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -24,6 +25,7 @@ from rankwise.config.head import HeadConfig
 
 Kind = Literal["text", "long", "number", "choice", "switch"]
 ADAPTERS = ("lora", "dora", "eva", "adalora")
+_SENTENCE = re.compile(r"(?<=[.])\s+(?=[A-Z`])")
 OF_LORA = ("lora", "dora", "eva")
 
 
@@ -71,6 +73,16 @@ class Knob:
     @property
     def help(self) -> str:
         return help_of(self.setting)
+
+    @property
+    def hint(self) -> str:
+        """The first sentence of its help."""
+        return _SENTENCE.split(self.help, maxsplit=1)[0]
+
+    @property
+    def more(self) -> str:
+        """The others."""
+        return self.help[len(self.hint) :].strip()
 
     @property
     def default(self) -> str:
