@@ -85,7 +85,10 @@ def report(form: SettingsForm) -> Report:
 
 def _as_report(made: DataReport, remarks: Sequence[str]) -> Report:
     lines = [(label, text) for label, text, count in lines_of(made) if count or not made.fatal]
-    files = [*map(about, made.files), *(f"{name}: belongs to another split and is not read" for name in made.left_aside)]
+    files = [
+        *map(about, made.files),
+        *(f"{name}: belongs to another split and is not read" for name in made.left_aside),
+    ]
     listed = [one.why for one in made.skipped_rows[:LISTED]]
     return Report(
         fatal=made.fatal, files=files, lines=lines, warnings=made.warnings, advice=made.advice, left_out=listed,

@@ -122,9 +122,13 @@ def _path_of(name: str) -> Path:
     """Of plain names alone, which cannot lead elsewhere on any system."""
     parts = name.split("/")
     if not 0 < len(parts) <= 8 or not all(_PLAIN.fullmatch(part) and not part.endswith((".", " ")) for part in parts):
-        raise DataError(f"the archive names a file {name[:80]!r}; names of letters, digits, spaces and .-_()+ are read.")
+        raise DataError(
+            f"the archive names a file {name[:80]!r}; names of letters, digits, spaces and .-_()+ are read."
+        )
     if not name.lower().endswith(tuple(IMAGE_SUFFIXES)) and parts[-1].lower() not in METADATA:
-        raise DataError(f"the archive has a file {name[:80]!r}, which is no image. A zip is read as a folder of images.")
+        raise DataError(
+            f"the archive has a file {name[:80]!r}, which is no image. A zip is read as a folder of images."
+        )
     return Path(*parts)
 
 
