@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.adapters.by_row import AdaptersByRow
+from rankwise.adapters.set import AdapterSet
 from rankwise.config.models import Dtype
 from rankwise.errors import ConfigError, RunError, some
 from rankwise.inference.growing_batch import ByRow, can_grow
@@ -47,6 +48,8 @@ class Serving:
     models: dict[str, Served]
     by_row: ByRow
     mixes: bool
+    adapters: AdapterSet | None = None
+    """None where the model's own weights learned."""
 
 
 def load_serving(
@@ -80,7 +83,7 @@ def load_serving(
     models = {one.name: one for one in served}
     if by_row is None:
         return Serving(model, models, lambda names: nullcontext(), mixes=True)
-    return Serving(model, models, by_row.of, by_row.mixes)
+    return Serving(model, models, by_row.of, by_row.mixes, together.adapters)
 
 
 def _check(artifacts: Sequence[Artifact]) -> None:

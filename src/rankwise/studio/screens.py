@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rankwise.studio import report, run, runs
+from rankwise.studio import ask, export, new_run, report, run, runs
 from rankwise.studio.screen import Screen
 
-SCREENS: tuple[Screen, ...] = (runs.SCREEN, run.SCREEN, report.SCREEN)
+SCREENS: tuple[Screen, ...] = (runs.SCREEN, new_run.SCREEN, ask.SCREEN, export.SCREEN, run.SCREEN, report.SCREEN)
