@@ -25,7 +25,8 @@ def studio_app(*, key: Key | None, host: str) -> Starlette:
         middleware=[Middleware(Security, key=key, host=host)],  # pyright: ignore[reportArgumentType]
         exception_handlers={HTTPException: _refused, RankwiseError: _mistaken, Exception: _failed},  # pyright: ignore[reportArgumentType]
     )
-    app.state.screens, app.state.key, app.state.with_key = screens, key, key is not None
+    app.router.redirect_slashes = False  # a path has one form
+    app.state.screens, app.state.key = screens, key
     return app
 
 

@@ -80,18 +80,22 @@ class Follower:
 
 def message(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The records as the page draws them: steps as columns, and the last of the rank allocations."""
-    steps = [one for row in rows if row.get("kind") == "step" and (one := _numbers(row, COLUMNS)) is not None]
-    ranks = next((row for row in reversed(rows) if row.get("kind") == "ranks"), None)
+    of = {kind: [row for row in rows if row.get("kind") == kind] for kind in ("step", "validation", "score", "ranks")}
+    totals = [row["steps"] for row in of["step"] if _is_count(row.get("steps"))]
     return {
-        "steps": _thinned(steps),
-        "of": next((row["steps"] for row in reversed(rows) if row.get("kind") == "step" and _is_count(row.get("steps"))
-                    ), None),
-        "validation": [one for row in rows if row.get("kind") == "validation"
-                       and (one := _numbers(row, ("step", "loss"))) is not None],
-        "scores": [[row["step"], str(row.get("metric"))[:60], row["value"]] for row in rows
-                   if row.get("kind") == "score" and _numbers(row, ("step", "value")) is not None],
-        "ranks": None if ranks is None else _grid(ranks),
+        "steps": _thinned([one for row in of["step"] if (one := _numbers(row, COLUMNS)) is not None]),
+        "of": totals[-1] if totals else None,
+        "validation": [one for row in of["validation"] if (one := _point(row, "loss")) is not None],
+        "scores": [[str(row.get("metric"))[:60], *one] for row in of["score"]
+                   if (one := _point(row, "value")) is not None],
+        "ranks": _grid(of["ranks"][-1]) if of["ranks"] else None,
     }  # fmt: skip
+
+
+def _point(row: dict[str, Any], value: str) -> list[float | None] | None:
+    """A step and its value, where both are numbers."""
+    numbers = _numbers(row, ("step", value))
+    return None if numbers is None or None in numbers else numbers
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

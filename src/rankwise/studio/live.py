@@ -23,14 +23,14 @@ from rankwise.errors import RankwiseError
 from rankwise.runs.directory import MANIFEST, RunDirectory
 from rankwise.runs.listing import status_of, writer_of
 from rankwise.runs.manifest import Manifest
-from rankwise.runs.upkeep import entry
 from rankwise.studio.follow import Follower, message
+from rankwise.studio.queued import GONE, STARTING, known_run, without_folder
 
 EVERY, IDLE = 0.5, 3.0
 """Seconds between two looks at a run that is trained, and at one that is not."""
 HEARTBEAT = 15.0
 """Seconds after which something is sent in any case, so that a browser that has gone is noticed."""
-AT_WORK = ("starting", "running")
+AT_WORK = (STARTING, "running")
 
 
 @dataclass
@@ -44,25 +44,26 @@ class StateReader:
     def read(self) -> dict[str, Any]:
         """Status `gone` where the folder was deleted or renamed."""
         if not self.run.folder.is_dir():
-            return {"status": "gone", "problem": None, "warnings": []}
+            status, problem = without_folder(self.run.folder.name)
+            return {"status": status, "problem": problem, "warnings": []}
         try:
             facts = (self.run.folder / MANIFEST).stat()
             if (stamp := (facts.st_mtime_ns, facts.st_ino)) != self._seen:
                 self._manifest, self._seen = self.run.manifest(), stamp
         except (OSError, RankwiseError) as error:
             if writer_of(self.run) is not None:
-                return {"status": "starting", "problem": None, "warnings": []}
+                return {"status": STARTING, "problem": None, "warnings": []}
             return {"status": "unreadable", "problem": str(error), "warnings": []}
         manifest = self._manifest
         assert manifest is not None, "it was read"
         status = status_of(self.run, manifest)
         if status not in AT_WORK and writer_of(self.run) is not None:  # it begins again, or goes on
-            status = "starting"
+            status = STARTING
         return {"status": status, "problem": manifest.problem, "warnings": list(manifest.warnings)}
 
 
 async def events(request: Request) -> Response:
-    run = await run_in_threadpool(entry, request.path_params["name"])
+    run = await run_in_threadpool(known_run, request.path_params["name"])
     after = request.headers.get("last-event-id") or request.query_params.get("after", "")
     return StreamingResponse(
         _events(Follower.after(run.metrics, after), StateReader(run)), media_type="text/event-stream",
@@ -79,7 +80,7 @@ async def _events(follower: Follower, reader: StateReader) -> AsyncIterator[byte
         parts += [event("records", message(rows), follower.position)] if rows else []
         parts += [event("state", state)] if state != before else []
         before = state
-        if state["status"] == "gone":
+        if state["status"] == GONE:
             yield b"".join(parts)
             return
         pause = EVERY if state["status"] in AT_WORK else IDLE

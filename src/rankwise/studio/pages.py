@@ -39,7 +39,8 @@ def page(request: Request, template: str, code: int = 200, **context: Any) -> Re
     app = request.app.state
     known = {
         "screens": [one for one in app.screens if one.label is not None], "path": request.url.path,
-        "with_key": app.with_key, "notice": _notice(request), "title": "rankwise",
+        "with_key": app.key is not None, "known": app.key is None or app.key.is_proven(request),
+        "notice": _notice(request), "title": "rankwise",
     }  # fmt: skip
     answer = HTMLResponse(ENVIRONMENT.get_template(template).render(known | context), code)
     if request.cookies.get(NOTICE):
@@ -51,7 +52,8 @@ def moved(path: str, notice: str = "") -> Response:
     """After a change: the browser goes on to `path`, and the next page says what was done."""
     answer = RedirectResponse(path, 303)
     if notice:
-        answer.set_cookie(NOTICE, quote(notice[:LONGEST_NOTICE]), max_age=60, httponly=True, samesite="strict")
+        text = quote(notice[:LONGEST_NOTICE], errors="replace")
+        answer.set_cookie(NOTICE, text, max_age=60, httponly=True, samesite="strict")
     return answer
 
 
@@ -62,8 +64,8 @@ def drawing(markup: Markup) -> markupsafe.Markup:
 
 
 def segment(name: str) -> str:
-    """A name as one part of a path."""
-    return quote(name, safe="")
+    """A name as one part of a path; a folder's name may be no text at all."""
+    return quote(name, safe="", errors="surrogateescape")
 
 
 def when(timestamp: str | None) -> str:

@@ -14,7 +14,7 @@ from rankwise.errors import RankwiseError
 from rankwise.reporting.sparkline import bucket_means, sparkline
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.evaluations import evaluations_of
-from rankwise.runs.listing import UNREADABLE, ListedRun, listed, run_names, writer_of
+from rankwise.runs.listing import ListedRun, listed, run_names, writer_of
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.snapshot import forgetting_of
 from rankwise.studio.pages import drawing
@@ -65,7 +65,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Row], Any]]] = {
 
 def row_of(name: str) -> Row:
     run, directory = listed(name), RunDirectory.named(name)
-    starting = run.status == UNREADABLE and writer_of(directory) is not None
+    starting = run.status not in ("running", "finished") and writer_of(directory) is not None
     forgetting = None
     with suppress(RankwiseError, OSError):
         one = forgetting_of(evaluations_of(directory))

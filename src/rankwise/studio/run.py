@@ -23,6 +23,7 @@ from rankwise.runs.upkeep import entry
 from rankwise.studio.forms import read_form
 from rankwise.studio.live import AT_WORK, StateReader, events
 from rankwise.studio.pages import drawing, moved, page, segment
+from rankwise.studio.queued import known_run
 from rankwise.studio.screen import Screen
 
 LOG_BYTES = 60_000
@@ -91,24 +92,29 @@ def overview(request: Request) -> Response:
 
 
 def _shown(name: str) -> Shown:
-    run = entry(name)
-    shown, state = show(run.folder.name), StateReader(run).read()
+    run = known_run(name)
+    state, name = StateReader(run).read(), run.folder.name
+    if not run.folder.is_dir():
+        return Shown(name, state, None, 0, {}, [])
+    shown = show(name)
     try:
         snapshot = RunSnapshot.of(run)
     except RankwiseError:
         snapshot = None
-    return Shown(run.folder.name, state, snapshot, shown.run.bytes, shown.parts, run.steps_saved)
+    return Shown(name, state, snapshot, shown.run.bytes, shown.parts, run.steps_saved)
 
 
 def log(request: Request) -> Response:
     """The end of what a training of the queue printed."""
-    return PlainTextResponse(_log(entry(request.path_params["name"])) or "")
+    return PlainTextResponse(_log(known_run(request.path_params["name"])) or "")
 
 
 def _log(run: RunDirectory) -> str | None:
     """None for a training that was started elsewhere, whose output stands there."""
     file = Queue().log(run.folder.name)
     try:
+        if not file.is_file():
+            return None
         with file.open("rb") as opened:
             opened.seek(max(0, file.stat().st_size - LOG_BYTES))
             return opened.read().decode(errors="replace")

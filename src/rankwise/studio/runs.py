@@ -16,8 +16,11 @@ from rankwise.commands.runs import delete_runs, deletion, show
 from rankwise.errors import some
 from rankwise.reporting.quantities import size
 from rankwise.runs.listing import RUNS
+from rankwise.runs.queue import Queue
 from rankwise.studio.forms import read_form
+from rankwise.studio.live import AT_WORK
 from rankwise.studio.pages import moved, page
+from rankwise.studio.queued import queued
 from rankwise.studio.rows import COLUMNS, Order, in_order, rows
 from rankwise.studio.screen import Screen
 
@@ -43,12 +46,12 @@ def table(request: Request) -> Response:
     by = query.get("sort", "when") if query.get("sort") in COLUMNS else "when"
     order: Order = "ascending" if query.get("order", _first(by)) == "ascending" else "descending"
     words, status = query.get("words", "")[:200], query.get("status", "")
-    every = rows()
+    every, waiting = rows(), queued()
     chosen = [row for row in every if row.matches(words) and status in ("", row.status)]
     return page(
         request, "runs.html", title="Runs", rows=in_order(chosen, by, order), count=len(every),
         heads=_heads(by, order, words, status), words=words, status=status, statuses=STATUSES, by=by, order=order,
-        live=any(row.status in ("starting", "running") for row in every), folder=str(RUNS.absolute()),
+        live=bool(waiting) or any(row.status in AT_WORK for row in every), folder=str(RUNS.absolute()), queued=waiting,
     )  # fmt: skip
 
 
@@ -99,7 +102,16 @@ async def delete(request: Request) -> Response:
     return moved("/", f"Deleted {some(deleted.names)} and freed {size(deleted.bytes)}.")
 
 
+async def remove(request: Request) -> Response:
+    name = (await read_form(request)).text("run")
+    await run_in_threadpool(Queue().remove, name)
+    return moved("/", f"{name} no longer waits.")
+
+
 SCREEN = Screen(
-    [Route("/", table), Route("/delete", ask_to_delete), Route("/delete", delete, methods=["POST"])],
+    [
+        Route("/", table), Route("/delete", ask_to_delete), Route("/delete", delete, methods=["POST"]),
+        Route("/queue/remove", remove, methods=["POST"]),
+    ],
     label="Runs",
-)
+)  # fmt: skip

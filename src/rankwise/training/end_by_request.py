@@ -26,10 +26,9 @@ class EndByRequest(Hook):
         state.ended = True
         self.validation.stopped_early = f"{BY_REQUEST} after step {state.step} of {state.steps}"
         trainer.emit(StatusMessage(f"ended {self.validation.stopped_early}"))
-        if state.step < trainer.trainable.first_final_step:
-            trainer.emit(
-                WarningMessage(
-                    f"the run was ended after step {state.step}, and its ranks are decided after step "
-                    f"{trainer.trainable.first_final_step - 1}: the adapter is larger than its budget"
-                )
-            )
+        if (ranks := trainer.trainable.end_early(state.step - 1, state.optimizer)) is not None:
+            trainer.emit(ranks)
+            trainer.emit(WarningMessage(
+                f"the run was ended after step {state.step}, before its ranks were decided: the adapter has "
+                f"{sum(ranks.ranks.values()):,} ranks, more than its budget"
+            ))  # fmt: skip

@@ -12,9 +12,9 @@ const number = (value) => (value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(va
 const bytes = (value) => (value >= 1e9 ? `${(value / 1e9).toFixed(2)} GB` : `${(value / 1e6).toFixed(0)} MB`);
 const short = (value) => (value >= 1e9 ? `${number(value / 1e9)} GB` : `${number(value / 1e6)} MB`);
 const duration = (seconds) => {
-  const minutes = Math.floor(seconds / 60), hours = Math.floor(minutes / 60);
-  if (seconds < 60) return `${Math.ceil(seconds)} s`;
-  return hours ? `${hours} h ${String(minutes % 60).padStart(2, "0")} min` : `${minutes} min ${String(Math.round(seconds % 60)).padStart(2, "0")} s`;
+  const whole = Math.round(seconds), minutes = Math.floor(whole / 60), hours = Math.floor(minutes / 60);
+  if (whole < 60) return `${whole} s`;
+  return hours ? `${hours} h ${String(minutes % 60).padStart(2, "0")} min` : `${minutes} min ${String(whole % 60).padStart(2, "0")} s`;
 };
 
 const charts = byId("charts");
@@ -31,7 +31,7 @@ function take(message) {
   steps.push(...message.steps);
   validation.push(...message.validation);
   total = message.of ?? total;
-  for (const [step, metric, value] of message.scores) (scores.get(metric) ?? scores.set(metric, []).get(metric)).push([step, value]);
+  for (const [metric, step, value] of message.scores) (scores.get(metric) ?? scores.set(metric, []).get(metric)).push([step, value]);
   if (message.ranks) {
     byId("ranks").hidden = false;
     drawRanks(byId("rank-map"), byId("ranks-about"), message.ranks);
