@@ -23,6 +23,8 @@ from rankwise.runs.records import Callback, silent
 
 OTHER_WAYS = {"mlx-lm": ("mlx",), "llama.cpp": ("gguf-lora", "gguf"), "Ollama": ("ollama",)}
 """Formats of an engine's own, beside PEFT's."""
+UNIFORM = ("portable", "mlx", "gguf-lora")
+"""Formats with one rank and scale."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,18 @@ def export_choices(run: str, callback: Callback = silent) -> ExportChoices:
         why = "The rules of engines are known for language models. A classifier is loaded by PEFT and transformers."
         return ExportChoices(run, classifies, formats, (), why)
     own = as_lora(stored_weights(artifact, callback), empty=False)
-    return ExportChoices(run, classifies, formats, _engines(own, formats))
+    uniform, why = _uniform(own)
+    if why is not None:
+        formats |= dict.fromkeys(UNIFORM, why)
+    return ExportChoices(run, classifies, formats, _engines(own, uniform, formats))
+
+
+def _uniform(own: AdapterWeights) -> tuple[AdapterWeights | None, str | None]:
+    """The adapter with one rank and scale, or why there is none, such as for DoRA."""
+    try:
+        return own.portable(()), None
+    except RankwiseError as error:
+        return None, str(error)
 
 
 def _refused(artifact: Artifact, format: str) -> str | None:
@@ -76,9 +89,11 @@ def _refused(artifact: Artifact, format: str) -> str | None:
     return None
 
 
-def _engines(own: AdapterWeights, formats: dict[str, str | None]) -> tuple[EngineChoice, ...]:
+def _engines(
+    own: AdapterWeights, other: AdapterWeights | None, formats: dict[str, str | None]
+) -> tuple[EngineChoice, ...]:
     native = verdicts(own)
-    uniform = native if formats["portable"] is not None else verdicts(own.portable(()))
+    uniform = dict.fromkeys(RULES, formats["portable"]) if other is None else verdicts(other)
     made: list[EngineChoice] = []
     for name, rule in RULES.items():
         format = _format_for(name, native[name], uniform[name], formats)

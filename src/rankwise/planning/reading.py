@@ -62,7 +62,7 @@ def read_image_side(name: str, revision: str | None) -> int | None:
 
 
 def needs_hub(name: str, revision: str | None = None) -> bool:
-    """Whether `read_shape` would ask the hub for this name: it is none of the catalogue's, and nothing of it is here."""
+    """Whether `read_shape` would ask the hub for this name: it is not in the catalogue, and nothing of it is here."""
     path = _path_of(name)
     here = (path is not None and path.exists()) or (catalogue_model(name) is not None and revision is None)
     return not here and could_be_hub_id(name) and _cached(name, revision) is None

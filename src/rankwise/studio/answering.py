@@ -77,8 +77,8 @@ class Together:
         said = trained if body.system is None else body.system
         system = [{"role": "system", "content": said}] if said and said.strip() else []
         chat = ChatBody(
-            model=side.run or self._base, messages=[*system, *side.messages], temperature=body.temperature, top_p=body.top_p,
-            seed=body.seed, max_tokens=body.max_new_tokens,
+            model=side.run or self._base, messages=[*system, *side.messages], temperature=body.temperature,
+            top_p=body.top_p, seed=body.seed, max_tokens=body.max_new_tokens,
         )  # fmt: skip
         question = chat_question(self._serving, chat, LONGEST)
         served = replace(question.served, adapter=keyed(question.served.adapter, side.strength))

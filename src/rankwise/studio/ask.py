@@ -20,20 +20,19 @@ from rankwise.runs.listing import listed_runs
 from rankwise.runs.records import Event, StatusMessage, WarningMessage
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.serving.bodies import BadRequest, read_body
-from rankwise.serving.engine import Full, Stopped
 from rankwise.studio.asking import AskBody, Desk
 from rankwise.studio.pages import moved, page
 from rankwise.studio.screen import Screen
 
 LARGEST = 2_000_000
 """Bytes of what the page sends: its conversations."""
-FAILED = "The model could not be loaded; the terminal that runs the studio says why."
+FAILED = "This could not be asked; the terminal that runs the studio says why."
 DESK = Desk()
 
 
 @dataclass(frozen=True)
 class Askable:
-    """A finished run. `kind` is text, classes, tags, number or images; a run that is alone shares its base with none."""
+    """A finished run. `kind` is text, classes, tags or images; one that is `alone` shares its base with no other."""
 
     name: str
     base: str
@@ -135,10 +134,6 @@ def _begun(body: AskBody, send: Any, told: Any) -> Any:
         return DESK.ask(body, send, told)
     except (RankwiseError, BadRequest) as error:
         send({"problem": str(error)})
-    except Full:
-        send({"problem": "Too many answers are being written. Try again in a moment."})
-    except Stopped:
-        send({"problem": "The model was given back just now. Ask again."})
     except Exception:
         send({"problem": FAILED})
         send({"end": True})

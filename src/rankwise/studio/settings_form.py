@@ -23,7 +23,7 @@ from rankwise.config.experiment import Experiment
 from rankwise.config.planning import Planned
 from rankwise.config.reading import Setting, parse_setting, read_data, read_experiment, read_planned
 from rankwise.config.yaml import dump_yaml
-from rankwise.errors import ConfigError
+from rankwise.errors import ConfigError, RankwiseError
 from rankwise.studio.knobs import CARD_OF, KNOBS, Knob
 
 CARD, OTHER, TUNE = "card", "other", "tune"
@@ -63,6 +63,10 @@ class SettingsForm:
         card = CARD_OF.get(self.card)
         if card is None:
             raise ConfigError([f"{CARD}: there is no method {self.card[:60]!r}."])
+        if self.fields.get(TUNE) and "training.learning_rate" in self.given:
+            raise ConfigError(
+                ["training.learning_rate: a rate is given, and it is to be tuned. Leave one out."]
+            )
         chosen = [Setting(key, value, CARD) for key, value in card.settings.items() if (key, value) != PLAIN]
         named = [Setting(name, _value(KNOBS[name], value), name) for name, value in self.given.items()]
         tuned = [Setting("training.learning_rate", "tune", TUNE)] if self.fields.get(TUNE) else []
@@ -164,19 +168,30 @@ def _named_in(text: str) -> str:
 
 
 def fields_of(experiment: Experiment) -> dict[str, str]:
-    """The form that gives this experiment, its name left empty."""
-    values = experiment.model_dump(mode="json", exclude_defaults=experiment.data.recipe is None, exclude_none=True)
+    """The form that gives this experiment, its name left empty. Settings at their defaults are left out, unless another
+    setting, such as a recipe, brings other ones."""
+    short = _fields(experiment, whole=False)
+    try:
+        if SettingsForm(short | {"run": experiment.run}).experiment() == experiment:
+            return short
+    except RankwiseError:  # an adapter to begin with may be gone
+        pass
+    return _fields(experiment, whole=True)
+
+
+def _fields(experiment: Experiment, *, whole: bool) -> dict[str, str]:
+    values = experiment.model_dump(mode="json", exclude_defaults=not whole, exclude_none=True)
     card = _card_of(experiment)
-    values["adapter"] = {key: value for key, value in values.get("adapter", {}).items()
-                         if f"adapter.{key}" not in CARD_OF[card].settings and key != "method"}  # fmt: skip
+    adapter = {key: value for key, value in values.pop("adapter", {}).items()
+               if f"adapter.{key}" not in CARD_OF[card].settings and key != "method"}  # fmt: skip
     fields, others = {CARD: card}, list[str]()
-    for key, value in _leaves(values):
+    for key, value in _leaves(values | ({"adapter": adapter} if adapter else {})):
         text = _as_field(key, value, card)
         if key == "training.learning_rate" and value == "tune":
             fields[TUNE] = "true"
         elif text is not None:
             fields[key] = text
-        else:
+        elif value not in ([], {}):
             others.append(f"{key}={json.dumps(value, ensure_ascii=False)}")
     return {name: text for name, text in fields.items() if name != "run"} | {OTHER: "\n".join(others)}
 

@@ -106,7 +106,8 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 def _is_read(name: str) -> bool:
     """Files that a tool of the system adds are passed over, as in a folder."""
-    return not any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
+    parts = PurePosixPath(name).parts
+    return not any(part.startswith((".", "__MACOSX")) and part != ".." for part in parts)
 
 
 def _check(members: list[zipfile.ZipInfo]) -> None:
