@@ -41,7 +41,7 @@ def test_a_cached_model_loads_by_name_without_one_connection(tmp_path, tiny_fold
         "sys.addaudithook(lambda event, given: event in ('socket.connect', 'socket.getaddrinfo') and "
         "tried.append(str(given)))\n"
         "from rankwise.models.loading import load\n"
-        "from rankwise.models.sources import cached_hub_models\n"
+        "from rankwise.models.cached import cached_hub_models\n"
         "model = load('some/model')\n"
         "print(json.dumps([str(model.source.folder), model.source.where, model.facts.name, list(cached_hub_models()), "
         "tried]))\n",
@@ -106,7 +106,7 @@ def test_stray_folders_in_the_hub_cache_do_no_harm(tmp_path):
     for stray in ("models--a--b--c", "models--", "models--some--empty"):
         (tmp_path / "hub" / stray).mkdir(parents=True)
     found = python(
-        "import json\nfrom rankwise.models.sources import cached_hub_models\nprint(json.dumps(cached_hub_models()))\n",
+        "import json\nfrom rankwise.models.cached import cached_hub_models\nprint(json.dumps(cached_hub_models()))\n",
         tmp_path,
     )
     assert found == {}

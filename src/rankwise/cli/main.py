@@ -33,6 +33,7 @@ from rankwise.cli.runs import runs
 from rankwise.cli.selftest import selftest
 from rankwise.cli.serve import serve
 from rankwise.cli.strength import strength
+from rankwise.cli.studio import studio
 from rankwise.cli.sweep import sweep
 from rankwise.cli.train import train
 from rankwise.cli.watch import watch
@@ -92,7 +93,7 @@ def group(
 
 
 for command in (
-    demo, plan, advise, train, watch, sweep, chat, generate, predict, serve, evaluate, inspect, compare, report,
+    demo, plan, advise, train, watch, sweep, chat, generate, predict, serve, studio, evaluate, inspect, compare, report,
     strength, merge, extract, doctor, selftest,
 ):  # fmt: skip
     app.command()(command)

@@ -1,4 +1,4 @@
-"""`rankwise runs`: list the runs of this folder, and show, verify, log, rename or delete one."""
+"""`rankwise runs`: list the runs of this folder, and show, verify, log, rename, end or delete one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rankwise.commands.runs import ShownRun
     from rankwise.runs.listing import ListedRun
 
-runs = typer.Typer(help="List the runs of this folder; show, verify, rename or delete one.", no_args_is_help=False)
+runs = typer.Typer(help="List the runs of this folder; show, verify, rename, end or delete one.", no_args_is_help=False)
 HEADS = ("name", "status", "model", "method", "rows", "steps", "loss", "validation", "size", "ended")
 LONGEST = 40
 Name = Annotated[str, typer.Argument(help="The run's name.", show_default=False)]
@@ -182,6 +182,19 @@ def log(
             print_json(logged.summary())
         else:
             typer.echo(f"Logged {logged.records:,} records of {name} to {some(logged.config.log_to)}.")
+
+
+@runs.command()
+def end(name: Name, as_json: Json = False) -> None:
+    """Ask a training to end with the step that it is at, and to save its result. Ctrl-C would save none."""
+    with report_failures(as_json):
+        from rankwise.commands.runs import end_run
+
+        end_run(name)
+        if as_json:
+            print_json({"asked_to_end": name})
+        else:
+            typer.echo(f"{name} was asked to end after its present step.")
 
 
 @runs.command()

@@ -21,8 +21,8 @@ from rankwise.data.preparing import ImageWriting, TextWriting, count_only, prepa
 from rankwise.data.sources import Reading, open_source, raw_records
 from rankwise.data.unused_report import problems, sentence, unused_columns
 from rankwise.errors import ConfigError, DataError, together
+from rankwise.models.cached import cached_starter
 from rankwise.models.loading import load_tokenizer
-from rankwise.models.sources import cached_starter
 from rankwise.objectives.image_classification import ImageClassification
 from rankwise.objectives.preference import Preference
 from rankwise.objectives.registry import objective_by

@@ -14,8 +14,9 @@ import torch
 
 from rankwise.config.models import ModelConfig
 from rankwise.errors import RankwiseError
+from rankwise.models.cached import cached_conversions, cached_hub_models
 from rankwise.models.precision import choose_precision, processor_features
-from rankwise.models.sources import cached_conversions, cached_hub_models, hub_answers
+from rankwise.models.sources import hub_answers
 from rankwise.runs.manifest import processor_name, usable_cores, versions
 from rankwise.system.cache import cache_folder
 from rankwise.system.files import write_atomic

@@ -15,6 +15,7 @@ from typing import Any
 from rankwise.commands.report import report, write_page
 from rankwise.errors import RankwiseError, first_line
 from rankwise.runs.directory import CARD, RunDirectory
+from rankwise.runs.end_request import ask_to_end
 from rankwise.runs.evaluations import FOLDER
 from rankwise.runs.listing import RUNS, UNREADABLE, ListedRun, folder_bytes, listed, listed_runs, run_names
 from rankwise.runs.records import Callback, StatusMessage, silent
@@ -108,10 +109,16 @@ def show(name: str) -> ShownRun:
     run = entry(name)
     run_facts = listed(run.folder.name)
     manifest = None if run_facts.status == UNREADABLE else run.manifest().model_dump(mode="json")
-    parts = {path.name: folder_bytes(path) if path.is_dir() else path.lstat().st_size
-             for path in sorted(run.folder.iterdir()) if not path.name.startswith(".")}  # fmt: skip
+    parts = {path.name: _bytes(path) for path in sorted(run.folder.iterdir()) if not path.name.startswith(".")}
     evaluations = sorted(path.stem for path in (run.folder / FOLDER).glob("*.json"))
     return ShownRun(run_facts, run.folder, parts, evaluations, manifest)
+
+
+def _bytes(path: Path) -> int:
+    try:
+        return folder_bytes(path) if path.is_dir() else path.lstat().st_size
+    except FileNotFoundError:  # a training has just removed it
+        return 0
 
 
 def rename_run(old: str, new: str, callback: Callback = silent) -> RenamedRun:
@@ -167,6 +174,11 @@ def _names_in(data: Path) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
     return title.split(BETWEEN) if isinstance(title, str) else []
+
+
+def end_run(name: str) -> None:
+    """Ask a training to end with the step that it is at, and to save its result."""
+    ask_to_end(entry(name))
 
 
 def deletion(names: Sequence[str]) -> Deletion:

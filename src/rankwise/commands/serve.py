@@ -72,7 +72,7 @@ def serve(
     address.check()
     offer.check()
     number_format = ModelConfig(name="serve", dtype=offer.dtype).dtype  # pyright: ignore[reportArgumentType]  checked there
-    with _bound(address) as listening:
+    with bound(address) as listening:
         from rankwise.serving.engine import Engine, Limits
         from rankwise.serving.served import load_serving
 
@@ -161,8 +161,8 @@ def is_mistake(record: logging.LogRecord) -> bool:
     return record.exc_info is None or not isinstance(record.exc_info[1], asyncio.CancelledError)
 
 
-def _bound(address: Address) -> socket.socket:
-    """Before the model is loaded, so that a port in use is told at once."""
+def bound(address: Address) -> socket.socket:
+    """A port to listen at, before anything is loaded, so that one in use is told at once."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:

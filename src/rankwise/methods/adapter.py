@@ -132,6 +132,9 @@ class AdapterTrainable:
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> RankRecord | None:
         return None
 
+    def end_early(self, step: int, optimizer: torch.optim.Optimizer) -> RankRecord | None:
+        return None
+
     def finish(self) -> None:
         """The adapter is LoRA from here on, without layers of rank 0."""
         self.adapters.settle(self.name)

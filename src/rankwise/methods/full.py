@@ -92,6 +92,9 @@ class FullFineTuning:
     def load_state_dict(self, state: TrainableState, optimizer: torch.optim.Optimizer) -> None:
         state.restore(self.named_parameters())
 
+    def end_early(self, step: int, optimizer: torch.optim.Optimizer) -> RankRecord | None:
+        return None
+
     def finish(self) -> None:
         """The weights are what they are."""
 

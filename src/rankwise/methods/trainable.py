@@ -113,6 +113,10 @@ class Trainable(WithBase, Protocol):
         """Over a freshly attached method, before the optimizer's own state is loaded."""
         ...
 
+    def end_early(self, step: int, optimizer: torch.optim.Optimizer) -> RankRecord | None:
+        """`step` becomes the last one, though it was not to be: ranks that are open stay as they are."""
+        ...
+
     def finish(self) -> None:
         """After the last step: what is left is only what will be written."""
         ...

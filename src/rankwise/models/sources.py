@@ -13,20 +13,22 @@ from pathlib import Path
 import rankwise.models.quiet as _quiet  # noqa: F401  sets the environment before the hub client reads it
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RankwiseError, did_you_mean, first_line, some
+from rankwise.models.cached import (
+    FILES,
+    UNUSED,
+    cached_hub_models,
+    in_hub_cache,
+)
 from rankwise.models.gguf import converted
 from rankwise.models.gguf_mapped import gguf_folder
 from rankwise.models.inspection import fingerprint, inspect_folder, read_json
 from rankwise.models.starters import STARTERS, Starter, index_copy, index_folder
 from rankwise.models.stored_quantization import stored_format
 from rankwise.runs.records import Callback, StatusMessage
-from rankwise.system.cache import GGUF_FOLDER, STARTER_FOLDER, cache_folder, mark_used
+from rankwise.system.cache import GGUF_FOLDER, cache_folder, mark_used
 from rankwise.system.files import told_when_full
 from rankwise.system.hub import could_be_hub_id, hub_answers, is_offline
 
-FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
-UNUSED = ["consolidated*", "*/*"]
-"""Weights in another layout, and subfolders with other formats."""
-ESSENTIAL = ["config.json", "tokenizer.json", "model*.safetensors"]
 LONGEST_NAME = 256
 LOCAL, FROM_GGUF, GGUF_FILE, FROM_INDEX = "local folder", "converted from GGUF", "GGUF file", "package index"
 
@@ -90,10 +92,10 @@ def is_here(spec: ModelConfig) -> bool:
     path = Path(spec.name).expanduser() if len(spec.name) < LONGEST_NAME else Path()
     if spec.name in STARTERS and spec.revision is None:
         starter = STARTERS[spec.name]
-        return index_folder(starter) is not None or _in_hub_cache(starter.hub_id, None) is not None
+        return index_folder(starter) is not None or in_hub_cache(starter.hub_id, None) is not None
     if path != Path() and path.exists():
         return True
-    return could_be_hub_id(spec.name) and _in_hub_cache(spec.name, spec.revision) is not None
+    return could_be_hub_id(spec.name) and in_hub_cache(spec.name, spec.revision) is not None
 
 
 def _find(spec: ModelConfig, callback: Callback) -> Source:
@@ -111,7 +113,7 @@ def _find(spec: ModelConfig, callback: Callback) -> Source:
         return Source(converted(path, callback), spec.name, FROM_GGUF, gguf=path)
     if not could_be_hub_id(spec.name):
         raise ModelError(f'"{spec.name}" is not a local folder or file.{_known(spec.name)}')
-    folder = _in_hub_cache(spec.name, spec.revision) or _from_hub(spec, callback)
+    folder = in_hub_cache(spec.name, spec.revision) or _from_hub(spec, callback)
     if folder is None:
         raise ModelError(
             f'model "{spec.name}" is not a starter, a local file or a cached model, and the hub '
@@ -126,7 +128,7 @@ def _starter(starter: Starter, callback: Callback) -> Source:
     folder = index_folder(starter)
     if folder is None:
         try:
-            hub = _in_hub_cache(starter.hub_id, None) or _from_hub(ModelConfig(name=starter.hub_id), callback)
+            hub = in_hub_cache(starter.hub_id, None) or _from_hub(ModelConfig(name=starter.hub_id), callback)
             why = "The hub cannot be reached"
         except ModelError as error:
             hub, why = None, str(error).rstrip(".")
@@ -135,32 +137,6 @@ def _starter(starter: Starter, callback: Callback) -> Source:
         callback(StatusMessage(f"{why}; {starter.name} comes from the package index ({starter.package})"))
         folder = index_copy(starter, callback)
     return Source(folder, starter.hub_id, f"{FROM_INDEX} ({starter.package})")
-
-
-def _in_hub_cache(repo: str, revision: str | None) -> Path | None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    for wanted in (FILES, ESSENTIAL):  # another program may have downloaded fewer files
-        try:
-            folder = Path(
-                snapshot_download(
-                    repo, revision=revision, local_files_only=True, allow_patterns=wanted, ignore_patterns=UNUSED
-                )
-            )
-        except (LocalEntryNotFoundError, OSError):
-            continue
-        if (folder / "config.json").exists() and _shards_are_there(folder):
-            return folder
-    return None
-
-
-def _shards_are_there(folder: Path) -> bool:
-    """Tell whether all weight files of the index are there, or any weight file if there is no index."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return any(folder.glob("*.safetensors"))
-    return all((folder / str(shard)).is_file() for shard in set(read_json(index).get("weight_map", {}).values()))
 
 
 def _from_hub(spec: ModelConfig, callback: Callback) -> Path | None:
@@ -190,32 +166,3 @@ def _from_hub(spec: ModelConfig, callback: Callback) -> Path | None:
 def _known(name: str) -> str:
     known = [*STARTERS, *cached_hub_models()]
     return f" Known here: {some(known)}.{did_you_mean(name, known)}"
-
-
-def cached_hub_models() -> dict[str, Path]:
-    """List cached hub models that have weights, by name."""
-    from huggingface_hub import constants
-
-    found: dict[str, Path] = {}
-    for folder in sorted(Path(constants.HF_HUB_CACHE).glob("models--*")):
-        name = folder.name.removeprefix("models--").replace("--", "/")
-        snapshot = _in_hub_cache(name, None) if could_be_hub_id(name) else None
-        if snapshot is not None:
-            found[name] = snapshot
-    return found
-
-
-def cached_conversions() -> list[Path]:
-    """Folders of models that were converted, or came as a starter's folder."""
-    names = (f"{GGUF_FOLDER}*", f"{STARTER_FOLDER}*")
-    return sorted(path for name in names for path in (cache_folder() / "models").glob(name) if path.is_dir())
-
-
-def cached_starter() -> str | None:
-    """Return the name of a cached starter that generates text, if there is one."""
-    for starter in STARTERS.values():
-        if not starter.generates:
-            continue
-        if index_folder(starter) is not None or _in_hub_cache(starter.hub_id, None) is not None:
-            return starter.name
-    return None

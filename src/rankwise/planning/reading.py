@@ -61,6 +61,13 @@ def read_image_side(name: str, revision: str | None) -> int | None:
     return processing_of(read_json(file), str(file)).size
 
 
+def needs_hub(name: str, revision: str | None = None) -> bool:
+    """Whether `read_shape` would ask the hub for this name: it is not in the catalogue, and nothing of it is here."""
+    path = _path_of(name)
+    here = (path is not None and path.exists()) or (catalogue_model(name) is not None and revision is None)
+    return not here and could_be_hub_id(name) and _cached(name, revision) is None
+
+
 def _path_of(name: str) -> Path | None:
     try:
         return Path(name).expanduser() if 0 < len(name) < LONGEST_NAME and "\0" not in name else None

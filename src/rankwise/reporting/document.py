@@ -54,7 +54,7 @@ class Document:
     sections: Sequence[Section] = field(default_factory=list)
 
     def as_html(self) -> bytes:
-        body = element("body", element("main", self._head(), [_section(one) for one in self.sections], self._foot()))
+        body = element("body", element("main", self.content(), self._foot()))
         head = element(
             "head",
             element("meta", charset="utf-8"),
@@ -70,6 +70,10 @@ class Document:
             Markup(f"<style>{_style()}</style>"),
         )
         return f"{BEGINS}{head}{body}</html>\n".encode()
+
+    def content(self) -> Markup:
+        """The report without its frame, for a page that has one of its own."""
+        return joined(self._head(), [_section(one) for one in self.sections])
 
     def as_json(self) -> bytes:
         """Render JSON in ASCII, since an answer may contain incomplete or invisible characters."""

@@ -34,6 +34,7 @@ RESULTS = ("adapter", "model")
 CARD = "README.md"
 """The model card, in the folder of a result."""
 REFERENCE = "reference.json"
+END_REQUEST = ".end"  # that the training ends with a result (runs/end_request.py)
 BEGINNING = {SETTINGS, DATA_REPORT, REFERENCE}
 """What a run has before its first manifest."""
 STEPS = {"checkpoints", "best"}
@@ -208,7 +209,7 @@ class RunDirectory:
         return not os.path.lexists(file) if own is None else _has(file, own)
 
     def _left(self) -> list[Path]:
-        return [path for path in self.folder.iterdir() if _LEFT.fullmatch(path.name)]
+        return [path for path in self.folder.iterdir() if _LEFT.fullmatch(path.name) or path.name == END_REQUEST]
 
     @staticmethod
     def _remove(*paths: Path) -> None:

@@ -77,7 +77,7 @@ def listed(name: str) -> ListedRun:
         "rows": manifest.data.rows, "started": manifest.started, "ended": manifest.ended,
         "rounds": len(manifest.lineage) + 1,
     }  # fmt: skip
-    return ListedRun(name, _status(run, manifest), size, **facts, **_progress(run, manifest))
+    return ListedRun(name, status_of(run, manifest), size, **facts, **_progress(run, manifest))
 
 
 def _refuse_special(run: RunDirectory) -> None:
@@ -87,7 +87,8 @@ def _refuse_special(run: RunDirectory) -> None:
             raise RunError(f"{file} is not a file.")
 
 
-def _status(run: RunDirectory, manifest: Manifest) -> Status:
+def status_of(run: RunDirectory, manifest: Manifest) -> Status:
+    """That of the manifest, unless it says `running` and its process is gone."""
     return "interrupted" if manifest.status == "running" and writer_of(run) is None else manifest.status
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.config.experiment import RUN_NAME
-from rankwise.errors import RankwiseError, RunBusyError, RunError, did_you_mean, some
+from rankwise.errors import RunBusyError, RunError, did_you_mean, some
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.evaluations import FOLDER
 from rankwise.runs.listing import RUNS, run_names, writer_of
@@ -28,7 +28,7 @@ OF_A_RUN = ("manifest.json", "config.json", "data_report.json")
 
 def entry(name: str) -> RunDirectory:
     """Find a run of the runs folder by its name, or by `runs/NAME` as a shell completes it."""
-    path = Path(name)
+    path = Path(name.replace("\0", ""))  # which no name of a file has
     bare = path.name if len(path.parts) > 1 and path.parent.resolve() == RUNS.resolve() else name
     if bare not in run_names():
         known = run_names()
@@ -85,7 +85,7 @@ def dependents(run: RunDirectory) -> list[str]:
         other = RunDirectory.named(name)
         try:
             model = Path(RunSnapshot.of(other).experiment.model.name).resolve()
-        except (RankwiseError, OSError):
+        except (ValueError, OSError):  # also a name that no path can have
             continue
         if name != run.folder.name and (model == inside or inside in model.parents):
             found.append(name)

@@ -8,6 +8,7 @@ from rankwise.config.built_in_tasks import BUILT_IN
 from rankwise.config.experiment import Experiment
 from rankwise.config.tasks import HELD_OUT
 from rankwise.runs.data_report import DataReport
+from rankwise.runs.end_request import BY_REQUEST
 from rankwise.runs.evaluations import Evaluation, ModelScores, StrengthCurve
 from rankwise.runs.manifest import Results
 
@@ -60,7 +61,7 @@ def chosen_by_held_out(experiment: Experiment, results: Results | None) -> str:
     """Say what the held-out rows decided during training; empty if nothing."""
     if experiment.validation.keep == "best":
         return "chose the step that was kept (validation.keep)"
-    if results is not None and results.ended_early:
+    if results is not None and results.ended_early and not results.ended_early.startswith(BY_REQUEST):
         return "decided when training ended (validation.patience)"
     return ""
 

@@ -32,15 +32,24 @@ class Guard:
         await (self.app if problem is None else refusal(*problem))(scope, receive, send)
 
     def _problem(self, headers: Headers, path: str) -> tuple[int, str] | None:
-        host, origin = headers.get("host", ""), headers.get("origin")
-        if self.key is None and _name(host) not in (*LOOPBACK, self.host.lower()):
-            return 403, f"the host {host[:80]!r} is none of this server's names."
-        if origin is not None and origin not in (f"http://{host}", f"https://{host}", *self.origins):
-            return 403, f"the origin {origin[:80]!r} is not allowed (--allow-origin)."
+        if (problem := foreign(headers, self.host, self.origins, names_any=self.key is not None)) is not None:
+            return 403, problem
         given = headers.get("authorization", "").removeprefix("Bearer ").encode()
         if self.key is not None and path != "/health" and not hmac.compare_digest(given, self.key.encode()):
             return 401, "a key is needed: Authorization: Bearer KEY."
         return None
+
+
+def foreign(
+    headers: Headers, own: str, origins: tuple[str, ...] = (), *, names_any: bool, hint: str = " (--allow-origin)"
+) -> str | None:
+    """Why a request is not one of this server's own pages. With `names_any` it may have any name."""
+    host, origin = headers.get("host", ""), headers.get("origin")
+    if not names_any and _name(host) not in (*LOOPBACK, own.lower()):
+        return f"the host {host[:80]!r} is none of this server's names."
+    if origin is not None and origin not in (f"http://{host}", f"https://{host}", *origins):
+        return f"the origin {origin[:80]!r} is not allowed{hint}."
+    return None
 
 
 def _name(host: str) -> str:

@@ -38,6 +38,7 @@ from rankwise.training.anchor import Anchor, BaseOnText
 from rankwise.training.backend import Backend, Eager, Fused
 from rankwise.training.checkpoints import size_of
 from rankwise.training.dealt import divided_over, shared_out
+from rankwise.training.end_by_request import EndByRequest
 from rankwise.training.forgetting_budget import ForgettingBudget, ordinary_text
 from rankwise.training.hooks import FollowCheckpoints, LogMetrics, Report, SaveCheckpoints
 from rankwise.training.loss_watch import FACTOR, HEAD_FACTOR, LossWatch
@@ -219,7 +220,8 @@ class TrainingRun:
         backs_off = self.config.on_divergence == "back-off"
         checkpoints = SaveCheckpoints(self.run, interval, count, log, watch, backs_off)
         budgets = [] if budget is None else [budget]
-        hooks: list[Hook] = [LogMetrics(log), watch, *budgets, validation, checkpoints, Report(self.callback)]
+        ends = [] if self.world.is_several else [EndByRequest(self.run, validation)]
+        hooks: list[Hook] = [LogMetrics(log), *ends, watch, *budgets, validation, checkpoints, Report(self.callback)]
         vary = augmentation(self.experiment.images, self.config.seed)
         batches = Batches.of_prepared(self.prepared, self.config, backend.layout, vary)
         batches = shared_out(batches, self.world, 0 if anchor is None else anchor.base.text.length)

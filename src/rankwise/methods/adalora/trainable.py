@@ -112,6 +112,13 @@ class TrainableAdaLoRA(AdapterTrainable):
         self._decide(step)
         return self._plan(step) if step % self._report_every == 0 else None
 
+    def end_early(self, step: int, optimizer: torch.optim.Optimizer) -> RankRecord | None:
+        if self.final:
+            return None
+        plan = replace(self._plan(step), final=True)
+        self._end_allocation(self.alive, optimizer)
+        return plan
+
     def without_gradient(self, optimizer: torch.optim.Optimizer) -> list[str]:
         """What never got a gradient has averages of zero in the optimizer. Where P or Q starts at zero, the first
         gradient of a strength is zero too, but that matrix has moved."""

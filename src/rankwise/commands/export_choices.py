@@ -1,0 +1,120 @@
+"""What can be exported of a run, and what each engine would do with its adapter, before anything is written.
+
+Each engine is judged by its rule (exporting/engine_rules.py) over the adapter as the run holds it (`peft`) and in the
+form with one rank and scale for all layers (`portable`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rankwise.adapters.formats.peft import as_lora
+from rankwise.adapters.weights import AdapterWeights
+from rankwise.commands.export import FORMATS, OF_ENCODER_DECODERS
+from rankwise.errors import RankwiseError
+from rankwise.exporting.engine_rules import RULES, verdicts
+from rankwise.exporting.engines import ENGINES
+from rankwise.exporting.gguf import DTYPES as GGUF_DTYPES
+from rankwise.exporting.merge import DTYPES
+from rankwise.methods.artifact import Artifact, open_artifact
+from rankwise.methods.registry import method_of
+from rankwise.methods.stored_adapter import stored_weights
+from rankwise.runs.records import Callback, silent
+
+OTHER_WAYS = {"mlx-lm": ("mlx",), "llama.cpp": ("gguf-lora", "gguf"), "Ollama": ("ollama",)}
+"""Formats of an engine's own, beside PEFT's."""
+UNIFORM = ("portable", "mlx", "gguf-lora")
+"""Formats with one rank and scale."""
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """`peft` and `portable` are None where the engine applies the trained change, or a sentence why not. `format` is
+    the one to export for it."""
+
+    engine: str
+    version: str
+    evidence: str
+    peft: str | None
+    portable: str | None
+    format: str
+    use: str
+
+
+@dataclass(frozen=True)
+class ExportChoices:
+    run: str
+    classifies: bool
+    formats: dict[str, str | None]
+    """By format, None or a sentence why it is not possible."""
+    engines: tuple[EngineChoice, ...]
+    """Of an adapter; none for a whole model and a classifier, which the rules do not cover."""
+    why_none: str | None = None
+    dtypes: tuple[str, ...] = tuple(dict.fromkeys((*DTYPES, *GGUF_DTYPES)))
+    """Number formats of a whole model."""
+
+
+def export_choices(run: str, callback: Callback = silent) -> ExportChoices:
+    artifact = open_artifact(run, callback)
+    formats = {format: _refused(artifact, format) for format in FORMATS}
+    classifies = artifact.targets is not None
+    if artifact.config.trains_base:
+        why = "The whole model learned, so there is no adapter: every engine loads it as a model."
+        return ExportChoices(run, classifies, formats, (), why)
+    if classifies:
+        why = "The rules of engines are known for language models. A classifier is loaded by PEFT and transformers."
+        return ExportChoices(run, classifies, formats, (), why)
+    own = as_lora(stored_weights(artifact, callback), empty=False)
+    uniform, why = _uniform(own)
+    if why is not None:
+        formats |= dict.fromkeys(UNIFORM, why)
+    return ExportChoices(run, classifies, formats, _engines(own, uniform, formats))
+
+
+def _uniform(own: AdapterWeights) -> tuple[AdapterWeights | None, str | None]:
+    """The adapter with one rank and scale, or why there is none, such as for DoRA."""
+    try:
+        return own.portable(()), None
+    except RankwiseError as error:
+        return None, str(error)
+
+
+def _refused(artifact: Artifact, format: str) -> str | None:
+    if artifact.encoder_decoder and format not in OF_ENCODER_DECODERS:
+        return "It is for decoders alone, and this is an encoder with a decoder."
+    try:
+        method_of(artifact.config).check_export(format, artifact.folder)
+    except RankwiseError as error:
+        return str(error)
+    return None
+
+
+def _engines(
+    own: AdapterWeights, other: AdapterWeights | None, formats: dict[str, str | None]
+) -> tuple[EngineChoice, ...]:
+    native = verdicts(own)
+    uniform = dict.fromkeys(RULES, formats["portable"]) if other is None else verdicts(other)
+    made: list[EngineChoice] = []
+    for name, rule in RULES.items():
+        format = _format_for(name, native[name], uniform[name], formats)
+        made.append(EngineChoice(
+            name, rule.version, rule.evidence, native[name], uniform[name], format, _use(name, format)
+        ))  # fmt: skip
+    return tuple(made)
+
+
+def _format_for(engine: str, native: str | None, uniform: str | None, formats: dict[str, str | None]) -> str:
+    """The engine's own format, or else the smallest that it reads as it was trained."""
+    for format in OTHER_WAYS.get(engine, ()):
+        if formats[format] is None:
+            return format
+    if native is None:
+        return "peft"
+    return "portable" if uniform is None and formats["portable"] is None else "merged"
+
+
+def _use(engine: str, format: str) -> str:
+    """The command of the engine, or of another one that loads the same format."""
+    ways = [one for one in ENGINES if one.format == format]
+    own = [one for one in ways if engine.lower().startswith(one.name.lower()[:3])]
+    return (own or ways)[0].use if ways else ""

@@ -1,0 +1,42 @@
+"""A loss at a glance: a line without scales, drawn without matplotlib, since a table has one in each row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from rankwise.reporting.markup import Markup, element
+from rankwise.reporting.quantities import figure
+
+WIDTH, HEIGHT, EDGE = 120, 28, 2
+MOST_POINTS = 60
+CUT = 0.02
+"""The share of the points above the top of the line: a first step far above all others would flatten the rest."""
+
+
+def sparkline(losses: Sequence[float]) -> Markup:
+    """Each point is the mean of its share of the steps."""
+    means = bucket_means([one for one in losses if math.isfinite(one)], MOST_POINTS)
+    if len(means) < 2:
+        return Markup("")
+    low, high = min(means), sorted(means)[-1 - int(CUT * len(means))]
+    apart, tall = (WIDTH - 2 * EDGE) / (len(means) - 1), HEIGHT - 2 * EDGE
+    points = [
+        (EDGE + at * apart, EDGE + tall * (1 - min(1.0, (mean - low) / (high - low or 1))))
+        for at, mean in enumerate(means)
+    ]
+    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+    return element(
+        "svg",
+        element("path", d=path, class_="s-tuned f-none", stroke_width="1.6", stroke_linejoin="round"),
+        class_="spark", viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img",
+        aria_label=f"loss from {figure(means[0])} to {figure(means[-1])}",
+    )  # fmt: skip
+
+
+def bucket_means(values: Sequence[float], most: int) -> list[float]:
+    """At most so many means of neighbouring values, of equal shares as far as they can be."""
+    count = min(most, len(values))
+    ends = [round(at * len(values) / count) for at in range(count + 1)] if count else []
+    return [sum(values[a:b]) / (b - a) for a, b in pairwise(ends)]

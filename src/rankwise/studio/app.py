@@ -1,0 +1,53 @@
+"""The application: all screens, static files, and pages for what went wrong."""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
+
+from rankwise.errors import RankwiseError, ResourceError
+from rankwise.studio import login
+from rankwise.studio.pages import FOLDER, page
+from rankwise.studio.screens import SCREENS
+from rankwise.studio.security import Key, Security
+
+
+def studio_app(*, key: Key | None, host: str) -> Starlette:
+    screens = (*SCREENS, login.SCREEN)
+    static = Mount("/static", StaticFiles(directory=FOLDER / "static"), name="static")
+    app = Starlette(
+        routes=[*(route for screen in screens for route in screen.routes), static],
+        middleware=[Middleware(Security, key=key, host=host)],  # pyright: ignore[reportArgumentType]
+        exception_handlers={HTTPException: _refused, RankwiseError: _mistaken, Exception: _failed},  # pyright: ignore[reportArgumentType]
+    )
+    app.router.redirect_slashes = False  # a path has one form
+    app.state.screens, app.state.key = screens, key
+    return app
+
+
+def problem(request: Request, status: int, text: str) -> Response:
+    """What went wrong: a page, or an object where a script of the page asks."""
+    if "text/html" not in request.headers.get("accept", ""):
+        return JSONResponse({"error": text}, status)
+    return page(request, "problem.html", status, title="That did not work", text=text)
+
+
+async def _refused(request: Request, error: HTTPException) -> Response:
+    if error.status_code == 404:
+        return problem(request, 404, f"There is nothing at {request.url.path[:200]}.")
+    return problem(request, error.status_code, f"{error.detail}.")
+
+
+async def _mistaken(request: Request, error: RankwiseError) -> Response:
+    """What the terminal would say as well."""
+    return problem(request, 507 if isinstance(error, ResourceError) else 400, str(error))
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """Our own mistake, whose traceback starlette passes on to the log."""
+    return problem(request, 500, "This is a mistake in rankwise; the terminal that runs the studio shows where.")

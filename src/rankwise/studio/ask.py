@@ -1,0 +1,171 @@
+"""The screen that asks: a run, its base and other runs over the same base, side by side, as they write."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from rankwise.errors import RankwiseError, RunError
+from rankwise.runs.listing import listed_runs
+from rankwise.runs.records import Event, StatusMessage, WarningMessage
+from rankwise.runs.snapshot import RunSnapshot
+from rankwise.serving.bodies import BadRequest, read_body
+from rankwise.studio.asking import AskBody, Desk
+from rankwise.studio.pages import moved, page
+from rankwise.studio.screen import Screen
+
+LARGEST = 2_000_000
+"""Bytes of what the page sends: its conversations."""
+FAILED = "This could not be asked; the terminal that runs the studio says why."
+DESK = Desk()
+
+
+@dataclass(frozen=True)
+class Askable:
+    """A finished run. `kind` is text, classes, tags or images; one that is `alone` shares its base with no other."""
+
+    name: str
+    base: str
+    kind: str
+    alone: bool
+    scales: bool
+    system: str
+
+
+def askable(snapshot: RunSnapshot) -> Askable:
+    report, adapter = snapshot.recorded_data, snapshot.experiment.adapter
+    targets = None if report is None else report.targets
+    images = report is not None and report.image_processing is not None
+    form = None if targets is None else targets.form
+    kind = "images" if images else "text" if form is None else "tags" if form == "tags" else "classes"
+    return Askable(
+        snapshot.folder.name, snapshot.manifest.base_model.name, kind,
+        alone=targets is not None or adapter.trains_base or snapshot.experiment.objective == "sequence-to-sequence",
+        scales=kind == "text", system=(report.system or "") if report is not None else "",
+    )  # fmt: skip
+
+
+def finished_runs() -> list[Askable]:
+    runs: list[Askable] = []
+    for one in listed_runs():
+        if one.status == "finished":
+            try:
+                runs.append(askable(RunSnapshot.finished(one.name)))
+            except (RankwiseError, OSError):  # damaged since; the table of runs says so
+                continue
+    return runs
+
+
+async def shown(request: Request) -> Response:
+    """`run` is what is asked, and each `with` another run beside it."""
+    runs = await run_in_threadpool(finished_runs)
+    by_name = {one.name: one for one in runs}
+    named = request.query_params.get("run", "")
+    if named and named not in by_name:
+        raise RunError(f'there is no finished run "{named}" to ask.')
+    run = by_name.get(named) or (runs[0] if runs else None)
+    beside = [name for name in request.query_params.getlist("with") if name in by_name]
+    others = [one for one in runs if run is not None and not run.alone and one.base == run.base
+              and one.name != run.name and not one.alone]  # fmt: skip
+    chosen = [one for one in others if one.name in beside]
+    return page(
+        request, "ask.html", title="Ask", runs=runs, run=run, others=others, beside=beside, chosen=chosen,
+        training=await run_in_threadpool(_training), loaded=DESK.names,
+    )  # fmt: skip
+
+
+def _training() -> str | None:
+    """A run that is trained just now, beside which answers come slower."""
+    return next((one.name for one in listed_runs() if one.status == "running"), None)
+
+
+async def answer(request: Request) -> Response:
+    """Server-sent events: what loading says, and what is new of each side."""
+    try:
+        body = read_body(AskBody, await _content(request))
+    except BadRequest as error:
+        return JSONResponse({"error": str(error)}, 400)
+    events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def send(event: dict[str, Any]) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+    def told(event: Event) -> None:
+        if isinstance(event, StatusMessage | WarningMessage):
+            send({"status": event.text})
+
+    return StreamingResponse(
+        _streamed(body, events, send, told), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"}
+    )
+
+
+async def _streamed(body: AskBody, events: asyncio.Queue[dict[str, Any]], send: Any, told: Any) -> AsyncIterator[bytes]:
+    """Ends early, and stops the answers, where the page has gone."""
+    if tuple(body.runs) != DESK.names:
+        yield _event({"status": "Loading the model"})
+    work = asyncio.ensure_future(run_in_threadpool(_begun, body, send, told))
+    try:
+        while "end" not in (event := await events.get()):
+            yield _event(event)
+        yield _event(event)
+    finally:  # nothing can be awaited here any more
+        work.add_done_callback(_stopped)
+
+
+def _stopped(work: asyncio.Future[Callable[[], None] | None]) -> None:
+    if not work.cancelled() and work.exception() is None and (cancel := work.result()) is not None:
+        threading.Thread(target=cancel, daemon=True).start()  # it may wait for a model that is being loaded
+
+
+def _begun(body: AskBody, send: Any, told: Any) -> Any:
+    try:
+        return DESK.ask(body, send, told)
+    except (RankwiseError, BadRequest) as error:
+        send({"problem": str(error)})
+    except Exception:
+        send({"problem": FAILED})
+        send({"end": True})
+        raise
+    send({"end": True})
+    return None
+
+
+async def _content(request: Request) -> bytes:
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media != "application/json":
+        raise HTTPException(415, "this address takes JSON of the page")
+    content = bytearray()
+    async for part in request.stream():
+        content += part
+        if len(content) > LARGEST:
+            raise HTTPException(413, "the conversation is too long")
+    return bytes(content)
+
+
+def _event(value: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
+
+
+async def release(request: Request) -> Response:
+    """Give the memory back now."""
+    freed = await run_in_threadpool(DESK.release)
+    return moved("/ask", "The model's memory was given back." if freed else "The model is answering just now.")
+
+
+SCREEN = Screen(
+    [Route("/ask", shown), Route("/ask/answer", answer, methods=["POST"]),
+     Route("/ask/release", release, methods=["POST"])],
+    label="Ask", path="/ask",
+)  # fmt: skip

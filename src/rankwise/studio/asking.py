@@ -1,0 +1,135 @@
+"""One model in memory for the Ask screen: loaded when it is first asked, and given back when nobody asks any more.
+
+    runs over one base      serving's engine writes the answers of all sides at once, each with its adapter and strength
+    any other run           a classifier, a whole model, an encoder with a decoder: one side after the other
+
+Answers are those of `rankwise chat`: the same prompt, the same ends, and a stop where an answer repeats itself.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Protocol
+
+from pydantic import Field
+
+from rankwise.config.base import Config, Number
+from rankwise.config.strength import LARGEST_STRENGTH
+from rankwise.errors import RunError
+from rankwise.runs.records import Callback
+from rankwise.system.memory import give_back
+
+IDLE = 300.0
+"""Seconds after the last answer in which the model stays in memory."""
+MOST_SIDES, LONGEST = 6, 4096
+BASE = ""
+"""The side of the untouched base."""
+Send = Callable[[dict[str, Any]], None]
+Cancel = Callable[[], None]
+
+
+class Side(Config):
+    """One column of the page: a run, or the base, with its own conversation."""
+
+    run: str = Field(max_length=256)
+    strength: Number = Field(1.0, ge=0, le=LARGEST_STRENGTH)
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=512)]
+
+
+class AskBody(Config):
+    """What the page sends. `runs` are those in memory."""
+
+    runs: Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(min_length=1, max_length=8)]
+    sides: Annotated[list[Side], Field(min_length=1, max_length=MOST_SIDES)]
+    system: str | None = Field(None, max_length=100_000)
+    temperature: Number = Field(0.0, ge=0, le=2)
+    top_p: Number = Field(1.0, gt=0, le=1)
+    seed: Annotated[int, Field(ge=0, lt=2**53, strict=True)] = 0
+    max_new_tokens: Annotated[int, Field(ge=1, le=LONGEST, strict=True)] = 512
+
+
+class Answering(Protocol):
+    """A model in memory. `begin` returns at once; `send` gets what is new of each side, and at last {"end": true}."""
+
+    def begin(self, body: AskBody, send: Send) -> Cancel: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class Desk:
+    """The one model, and who uses it."""
+
+    idle: float = IDLE
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _names: tuple[str, ...] = ()
+    _loaded: Answering | None = None
+    _using: int = 0
+    _used: float = 0.0
+    _timer: threading.Timer | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The runs in memory."""
+        return self._names
+
+    def ask(self, body: AskBody, send: Send, callback: Callback) -> Cancel:
+        """Load what is not loaded yet, and begin. RunError while answers of another model are being written."""
+        with self._lock:
+            names = tuple(body.runs)
+            if self._loaded is None or self._names != names:
+                if self._using:
+                    raise RunError("Another model is answering just now. Stop it, or wait for its answer.")
+                self._close()
+                from rankwise.studio.answering import load
+
+                self._loaded, self._names = load(names, callback), names
+            self._using += 1
+            loaded = self._loaded
+        try:
+            cancel = loaded.begin(body, send)
+        except BaseException:
+            self._left()
+            raise
+
+        def done() -> None:
+            cancel()
+            self._left()
+
+        return done
+
+    def _left(self) -> None:
+        with self._lock:
+            self._using -= 1
+            self._used = time.monotonic()
+            self._wait()
+
+    def _wait(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = threading.Timer(self.idle, self.release, (self.idle,))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def release(self, after: float = 0.0) -> bool:
+        """Give the memory back, if nothing was asked for so many seconds."""
+        with self._lock:
+            if self._using or time.monotonic() - self._used < after:
+                return False
+            self._close()
+            return True
+
+    def _close(self) -> None:
+        if self._loaded is None:
+            return
+        self._loaded.close()
+        self._loaded, self._names = None, ()
+        gc.collect()
+        if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        give_back()

@@ -1,0 +1,143 @@
+"""Whether a training fits and what it would take, as figures for the page: the plan that the terminal prints.
+
+torch is not imported for a model of the catalogue, so the figures are there while a knob is turned (forward/plan.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rankwise.commands.plan import plan
+from rankwise.commands.starting import as_continued
+from rankwise.errors import ConfigError, DataError, ModelError, RankwiseError
+from rankwise.planning.estimate import Estimate
+from rankwise.planning.plan import Plan
+from rankwise.reporting.quantities import size
+from rankwise.studio.settings_form import Problem, SettingsForm, problems_of
+
+TIGHT = 0.85
+"""Share of the memory from which a training is called tight."""
+OF_DATA = ("data.", "validation.")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`word` is fits, tight, too large, or unknown where rankwise forecasts no memory for such a model."""
+
+    word: str
+    sentence: str
+    peak: int = 0
+    usable: int = 0
+
+    @property
+    def share(self) -> float:
+        """Of the memory, at most 1 as a gauge has it."""
+        return min(1.0, self.peak / max(1, self.usable))
+
+
+@dataclass(frozen=True)
+class Figure:
+    name: str
+    value: str
+    beside: str = ""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A plan on the page, or problems, each with its field."""
+
+    problems: tuple[Problem, ...] = ()
+    verdict: Verdict | None = None
+    figures: tuple[Figure, ...] = ()
+    remedies: tuple[tuple[str, str], ...] = ()
+    """Settings after which it fits, and their price."""
+    notes: tuple[str, ...] = ()
+    rows: int | None = None
+    """Training rows, as far as they are known."""
+
+    @property
+    def fits(self) -> bool:
+        return self.verdict is None or self.verdict.word != "too large"
+
+
+def forecast(form: SettingsForm) -> Shown:
+    """What is wrong with the data does not keep the model from being planned, and is told beside it."""
+    if not form.given.get("model.name") and not form.given.get("adapter.start_from"):
+        return Shown(notes=("Choose a model to see what it takes.",))
+    try:
+        return _shown(plan(as_continued(form.planned(without=("run",) if form.given.get("data.path") else
+                                                     ("run", *OF_DATA)))))  # fmt: skip
+    except RankwiseError as error:
+        problems = placed(error)
+    if any(not one.field.startswith(OF_DATA) for one in problems) or not form.given.get("data.path"):
+        return Shown(tuple(problems))
+    try:
+        without = plan(as_continued(form.planned(without=("run", *OF_DATA))))
+    except RankwiseError:
+        return Shown(tuple(problems))
+    shown = _shown(without)
+    return Shown(tuple(problems), shown.verdict, shown.figures, shown.remedies, shown.notes)
+
+
+def placed(error: RankwiseError) -> list[Problem]:
+    """The problems of an error, each with its field."""
+    if isinstance(error, ConfigError):
+        return problems_of(error)
+    field = "data.path" if isinstance(error, DataError) else "model.name" if isinstance(error, ModelError) else ""
+    return [Problem(field, str(error))]
+
+
+def _shown(made: Plan) -> Shown:
+    verdict = _verdict(made)
+    remedies = made.remedies if made.trained and not made.fit.fits else []
+    return Shown(
+        verdict=verdict, figures=tuple(_figures(made)), remedies=tuple((one.settings, one.price) for one in remedies),
+        notes=tuple(advice.text for advice in made.advice),
+        rows=None if made.rows is None else round(made.rows.documents.likely),
+    )  # fmt: skip
+
+
+def _verdict(made: Plan) -> Verdict:
+    if not made.trained:
+        return Verdict("unknown", "Memory and time are not forecast for this kind of model.")
+    fit = made.fit
+    peak, usable, name = fit.peak, fit.device.usable, fit.device.name
+    room = f"{size(peak)} of {size(usable)} on {name}"
+    again = f", with {fit.recomputed} blocks computed twice" if fit.recomputed else ""
+    if not fit.fits:
+        return Verdict("too large", f"Needs {size(peak)}{again}, and {size(usable)} are there on {name}.", peak, usable)
+    if peak > TIGHT * usable:
+        return Verdict("tight", f"Fits, but is tight: {room}{again}.", peak, usable)
+    return Verdict("fits", f"Fits: {room}{again}.", peak, usable)
+
+
+def _figures(made: Plan) -> list[Figure]:
+    counted, duration = made.forecast.parameters, made.duration
+    most = "" if counted.exact else "at most "
+    figures = [Figure("Trained parameters", f"{most}{counted.trainable:,}", f"of {counted.total:,}")]
+    if made.trained:
+        figures.append(Figure("Memory", size(made.fit.peak)))
+    if duration is not None and made.steps is not None:
+        figures.append(Figure("Time", about(duration.total.likely), _between(duration.total)))
+    elif duration is not None:
+        figures.append(Figure("Time of a step", about(duration.step.likely), _between(duration.step)))
+    if counted.file_bytes is not None:
+        figures.append(Figure("Adapter", f"{most}{size(counted.file_bytes)}", "in float32"))
+    if made.steps is not None and made.rows is not None:
+        tokens = made.rows.tokens.likely
+        figures.append(Figure("Steps", f"{made.steps:,}", f"over {tokens:,.0f} tokens"))
+    if made.disk is not None:
+        figures.append(Figure("Disk while it trains", size(made.disk.total)))
+    return figures
+
+
+def about(seconds: float) -> str:
+    """A forecast time, with no more digits than it deserves."""
+    for unit, each in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * each:
+            return f"{seconds / each:.1f} {unit}"
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def _between(estimate: Estimate) -> str:
+    return "" if estimate.exact else f"{about(estimate.low)} to {about(estimate.high)}"

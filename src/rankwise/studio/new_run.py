@@ -1,0 +1,214 @@
+"""The screen of a new run: a form that is planned while it is filled in, and that puts a training into the queue."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from rankwise.commands.models import known_models
+from rankwise.errors import ConfigError, RankwiseError
+from rankwise.planning.reading import needs_hub
+from rankwise.runs.directory import RunDirectory
+from rankwise.runs.listing import RUNS
+from rankwise.runs.queue import Queue
+from rankwise.runs.snapshot import RunSnapshot
+from rankwise.studio import data_views, uploads
+from rankwise.studio.forecast import Shown, forecast
+from rankwise.studio.forms import Form, read_form
+from rankwise.studio.knobs import CARDS, KNOBS
+from rankwise.studio.pages import moved, page, segment
+from rankwise.studio.screen import Screen
+from rankwise.studio.settings_form import CARD, OTHER, TUNE, Problem, SettingsForm, fields_of, problems_of
+
+HUB = "hub"
+"""The box that allows to ask the hub for names that are not here."""
+NOT_HERE = "is not on this machine. Tick “May ask the hub” below it to look there, which takes the network."
+NAMES = (*KNOBS, CARD, OTHER, TUNE)
+
+
+def form_of(sent: Form) -> SettingsForm:
+    return SettingsForm({name: sent.text(name) for name in NAMES if name in sent.fields})
+
+
+async def empty(request: Request) -> Response:
+    """With `from`, the form of that run."""
+    name = request.query_params.get("from", "")
+    fields = await run_in_threadpool(_of_run, name) if name else {}
+    return await _page(request, fields | {"run": await run_in_threadpool(free_name, name or "run")}, source=name)
+
+
+def _of_run(name: str) -> dict[str, str]:
+    return fields_of(RunSnapshot.read(name).experiment)
+
+
+def free_name(name: str) -> str:
+    """A name like this one that no run has."""
+    stem = name.rstrip("0123456789").rstrip("-")[:50] or "run"
+    waiting = {one.run for one in Queue().waiting()}
+    names = (f"{stem}-{number}" for number in itertools.count(1))
+    return next(one for one in names if one not in waiting and not (RUNS / one).exists())
+
+
+async def _page(
+    request: Request, fields: dict[str, str], problems: Sequence[Problem] = (), *, source: str = "", hub: bool = False
+) -> Response:
+    form = SettingsForm(fields)
+    shown = await run_in_threadpool(_forecast, form, hub)
+    models = await run_in_threadpool(known_models)
+    beside: dict[str, list[str]] = {}
+    for problem in problems:
+        beside.setdefault(problem.field, []).append(problem.text)
+    groups: dict[str, list[Any]] = {}
+    for knob in KNOBS.values():
+        groups.setdefault(knob.group, []).append(knob)
+    return page(
+        request, "new_run.html", 422 if problems else 200, title="New run", fields=fields, problems=problems,
+        beside=beside, groups=groups, cards=CARDS, card=form.card, shown=shown, text=_as_text(form), source=source,
+        models=[one for one in models if one.kind in ("starter", "hub")], hub=hub, endings=",".join(uploads.KNOWN),
+        upload=uploads.name_of(fields.get("data.path", "")),
+    )  # fmt: skip
+
+
+def _as_text(form: SettingsForm) -> dict[str, str] | None:
+    """The command and the file that say the same."""
+    try:
+        return {"command": form.command(), "yaml": form.yaml()}
+    except ConfigError:
+        return None
+
+
+def _forecast(form: SettingsForm, hub: bool) -> Shown:
+    """Nothing is asked of the hub unless the box is ticked."""
+    if not hub and (missing := _elsewhere(form)):
+        return Shown(problems=tuple(missing))
+    return forecast(form)
+
+
+def _elsewhere(form: SettingsForm) -> list[Problem]:
+    """Names that only the hub could know."""
+    model, given = form.given.get("model.name", ""), form.given
+    names = [Problem("model.name", f"{model} {NOT_HERE}")] if model and needs_hub(model) else []
+    return names + [
+        Problem(field, f"{given[field]} {NOT_HERE}")
+        for field in ("data.path", "data.validation.path")
+        if given.get(field, "").startswith("hub:")
+    ]
+
+
+async def turned(request: Request) -> Response:
+    """The forecast for a form that was changed."""
+    sent = await read_form(request)
+    form = form_of(sent)
+    shown = await run_in_threadpool(_forecast, form, bool(sent.text(HUB)))
+    return page(request, "forecast.html", shown=shown, text=_as_text(form))
+
+
+async def columns(request: Request) -> Response:
+    form = form_of(await read_form(request))
+    if not form.given.get("data.path") or form.given["data.path"].startswith("hub:"):
+        return page(request, "columns.html", columns=None, problems=[], name=None)
+    found, problems = await run_in_threadpool(data_views.columns, form)
+    name = uploads.name_of(form.given["data.path"])
+    return page(request, "columns.html", columns=found, problems=problems, name=name)
+
+
+async def report(request: Request) -> Response:
+    sent = await read_form(request)
+    form = form_of(sent)
+    if problems := [] if sent.text(HUB) else await run_in_threadpool(_elsewhere, form):
+        return page(request, "data_report.html", report=data_views.Report(problems=problems))
+    return page(request, "data_report.html", report=await run_in_threadpool(data_views.report, form))
+
+
+async def preview(request: Request) -> Response:
+    sent = await read_form(request)
+    form, first = form_of(sent), sent.text("first", "1")
+    if not first.isdecimal() or not 0 < int(first) < 10**9:
+        raise HTTPException(400, "there is no such row")
+    if problems := [] if sent.text(HUB) else await run_in_threadpool(_elsewhere, form):
+        return page(request, "preview.html", preview=data_views.Preview(problems=problems), number=0)
+    made = await run_in_threadpool(data_views.preview, form, int(first), 3)
+    return page(request, "preview.html", preview=made, number=sheet_number())
+
+
+def sheet_number() -> int:
+    """When the sheet of images was drawn, so that a browser asks for it anew."""
+    file = data_views.sheet_file()
+    return file.stat().st_mtime_ns if file.is_file() else 0
+
+
+async def sheet(request: Request) -> Response:
+    file = data_views.sheet_file()
+    if not file.is_file():
+        raise HTTPException(404)
+    return FileResponse(file, media_type="image/png")
+
+
+async def upload(request: Request) -> Response:
+    """The file as the body; its name says of which kind it is."""
+    name, length = request.query_params.get("name", ""), request.headers.get("content-length", "")
+    try:
+        uploads.ending_of(name)
+        uploads.check_size(int(length) if length.isdecimal() else None)
+        path = await uploads.stored(request.stream(), name)
+    except ClientDisconnect:
+        raise HTTPException(400, "the upload was broken off") from None
+    except RankwiseError as error:
+        return JSONResponse({"error": str(error)}, 400)
+    return JSONResponse({"path": str(path), "name": name[:200]})
+
+
+async def start(request: Request) -> Response:
+    """Into the queue, or the form again with all problems at once."""
+    sent = await read_form(request)
+    form, hub = form_of(sent), bool(sent.text(HUB))
+    problems = await run_in_threadpool(_problems, form, hub)
+    if problems:
+        return await _page(request, dict(form.fields), problems, hub=hub)
+    experiment = form.experiment()
+    try:
+        await run_in_threadpool(Queue().add, experiment.run, experiment)
+    except RankwiseError as error:
+        return await _page(request, dict(form.fields), [Problem("run", str(error))], hub=hub)
+    return moved(f"/runs/{segment(experiment.run)}", f"{experiment.run} is in the queue.")
+
+
+def _problems(form: SettingsForm, hub: bool) -> list[Problem]:
+    problems: list[Problem] = []
+    try:
+        problems += _taken(form.experiment().run)
+    except ConfigError as error:
+        problems += problems_of(error)
+    except RankwiseError as error:  # of the adapter to begin with
+        problems.append(Problem("adapter.start_from", str(error)))
+    shown = _forecast(form, hub)
+    problems += shown.problems
+    if not shown.fits and shown.verdict is not None:
+        ways = "".join(f"\n{setting}: {price}" for setting, price in shown.remedies)
+        problems.append(Problem("model.name", f"{shown.verdict.sentence}{ways}"))
+    return list(dict.fromkeys(problems))
+
+
+def _taken(run: str) -> list[Problem]:
+    queue = Queue()
+    if RunDirectory.named(run).is_run or run in {one.run for one in queue.waiting()}:
+        return [Problem("run", f'There is a run "{run}" already. Choose another name.')]
+    return []
+
+
+SCREEN = Screen(
+    [
+        Route("/new", empty), Route("/new/forecast", turned, methods=["POST"]),
+        Route("/new/columns", columns, methods=["POST"]), Route("/new/report", report, methods=["POST"]),
+        Route("/new/preview", preview, methods=["POST"]), Route("/new/sheet", sheet),
+        Route("/new/upload", upload, methods=["POST"]), Route("/new/start", start, methods=["POST"]),
+    ],
+    label="New run", path="/new",
+)  # fmt: skip

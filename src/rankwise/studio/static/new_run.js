@@ -1,0 +1,136 @@
+// The form of a new run: what it takes is asked anew while it is filled in. Without this script the form still starts.
+import { copyButtons, load, place } from "/static/doing.js";
+
+const form = document.getElementById("new-run");
+const forecast = document.getElementById("forecast");
+const field = (name) => form.elements[name];
+let timer = 0, asked = null, rows = 0;
+
+function turned(wait = 350) {
+  clearTimeout(timer);
+  timer = setTimeout(ask, wait);
+}
+
+async function ask() {
+  asked?.abort();
+  asked = new AbortController();
+  forecast.setAttribute("aria-busy", "true");
+  const open = forecast.querySelector("details")?.open;
+  const done = await load("/new/forecast", form, forecast, {}, asked.signal);
+  if (!done) return;
+  forecast.setAttribute("aria-busy", "false");
+  if (open) forecast.querySelector("details")?.setAttribute("open", "");
+  place(form, forecast);
+  noteRows(forecast);
+}
+
+function noteRows(holder) {
+  const told = Number(holder.querySelector("[data-rows]")?.dataset.rows || 0);
+  if (told && holder.id === "columns") rows = told;
+  else if (told && !rows) rows = told;
+}
+
+function showCard() {
+  const card = new FormData(form).get("card");
+  for (const one of form.querySelectorAll("[data-cards]")) {
+    const cards = one.dataset.cards.split(" ").filter(Boolean);
+    const own = !cards.length || cards.includes(card);
+    one.hidden = !own;
+    for (const control of one.querySelectorAll("input, select, textarea")) control.disabled = !own;
+  }
+}
+
+function set(name, value) {
+  const control = field(name);
+  if (!control) return false;
+  if (control.type === "checkbox") control.checked = value === "true";
+  else control.value = value;
+  control.dispatchEvent(new Event("change", { bubbles: true }));
+  return true;
+}
+
+async function columns() {
+  rows = 0;
+  const holder = document.getElementById("columns");
+  await load("/new/columns", form, holder);
+  noteRows(holder);
+  if (holder.querySelector("[data-prompt]")) document.getElementById("mapping").open = true;
+}
+
+function add(name, column) {
+  const control = field(name), before = control.value.trim();
+  if (name === "data.ignore_columns") control.value = before ? `${before},${column}` : column;
+  else control.value = name === "data.completion" || !before ? `{${column}}` : `${before}\n{${column}}`;
+  document.getElementById("mapping").open = true;
+  control.dispatchEvent(new Event("change", { bubbles: true }));
+}
+
+function setting(text) {
+  const at = text.indexOf("="), name = text.slice(0, at), value = text.slice(at + 1);
+  if (name === "adapter.method") {
+    const card = form.querySelector(`[name=card][value="${CSS.escape(value)}"]`);
+    if (card) { card.checked = true; card.dispatchEvent(new Event("change", { bubbles: true })); }
+    return;
+  }
+  if (set(name, value)) return;
+  const other = field("other");
+  other.value = [...other.value.split("\n").filter((line) => line && !line.startsWith(`${name}=`)), text].join("\n");
+  turned(0);
+}
+
+function upload(file) {
+  const bar = document.getElementById("upload-bar"), state = document.getElementById("upload-state");
+  const request = new XMLHttpRequest();
+  bar.hidden = false;
+  state.textContent = `Uploading ${file.name}`;
+  request.upload.onprogress = (event) => { if (event.lengthComputable) bar.value = event.loaded / event.total; };
+  request.onloadend = () => {
+    bar.hidden = true;
+    let answer = {};
+    try { answer = JSON.parse(request.responseText); } catch { answer = {}; }
+    state.textContent = answer.path ? `${answer.name} is uploaded.` : answer.error || "The upload was broken off.";
+    if (answer.path) set("data.path", answer.path);
+  };
+  request.open("POST", `/new/upload?name=${encodeURIComponent(file.name)}`);
+  request.send(file);
+}
+
+form.addEventListener("input", (event) => { if (event.target.name) turned(); });
+form.addEventListener("change", (event) => {
+  if (event.target.id === "upload") { if (event.target.files[0]) upload(event.target.files[0]); return; }
+  if (event.target.id === "share") {
+    if (event.target.value && rows) set("data.held_out", String(Math.round(rows * Number(event.target.value))) || "0");
+    return;
+  }
+  if (event.target.name === "card") showCard();
+  if (event.target.name === "data.path") columns();
+  if (event.target.name) turned(0);
+});
+form.addEventListener("click", (event) => {
+  const button = event.target.closest("button[type=button]");
+  if (!button) return;
+  const told = button.dataset;
+  if (told.set) set(told.set, told.value);
+  else if (told.setting) setting(told.setting);
+  else if (told.add) add(told.add, told.column);
+  else if (told.prompt) { field("data.prompt").value = told.prompt; set("data.completion", told.completion); }
+  else if (told.load) into(button);
+});
+
+async function into(button) {
+  const holder = document.getElementById(button.dataset.into);
+  holder.textContent = "Reading the rows …";
+  button.disabled = true;
+  await load(button.dataset.load, form, holder, { first: button.dataset.first || "1" });
+  button.disabled = false;
+}
+
+const drop = document.getElementById("drop");
+for (const kind of ["dragenter", "dragover"]) drop.addEventListener(kind, (event) => { event.preventDefault(); drop.classList.add("over"); });
+for (const kind of ["dragleave", "drop"]) drop.addEventListener(kind, (event) => { event.preventDefault(); drop.classList.remove("over"); });
+drop.addEventListener("drop", (event) => { if (event.dataTransfer.files[0]) upload(event.dataTransfer.files[0]); });
+
+copyButtons(document);
+showCard();
+document.getElementById("problems")?.focus();
+if (field("data.path").value) columns();

@@ -1,0 +1,146 @@
+"""Files that a browser sends: stored under the hash of their content, in `runs/.uploads`.
+
+The name that a browser gives decides nothing but the ending, of which few are known; it is never a part of a path. A
+zip archive is taken for a folder of images: each member is written under names of plain letters, links and paths that
+lead elsewhere are refused, and its sizes are counted while it is unpacked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import AsyncIterator
+from pathlib import Path, PurePosixPath
+
+from starlette.concurrency import run_in_threadpool
+
+from rankwise.data.files import SUFFIXES
+from rankwise.data.image_folder import METADATA
+from rankwise.data.image_rows import IMAGE_SUFFIXES
+from rankwise.errors import DataError
+from rankwise.runs.listing import RUNS
+from rankwise.system.files import make_folders, need_space, published, published_file, write_atomic
+
+FOLDER = RUNS / ".uploads"
+LARGEST = 4_000_000_000
+"""Bytes of a file, and of all images of an archive once they are unpacked."""
+MOST_IMAGES = 200_000
+KNOWN = (*SUFFIXES, ".zip")
+_PLAIN = re.compile(r"[^\W_][\w .()+-]{0,99}")
+CHUNK = 1 << 20
+
+
+def ending_of(name: str) -> str:
+    """The known ending of a client's file name; DataError with those that are known."""
+    ending = next((one for one in KNOWN if name.lower().endswith(one)), None)
+    if ending is None:
+        raise DataError(f"{name[-60:]!r} is no file of rows that is known by its ending: {', '.join(KNOWN)}.")
+    return ending
+
+
+def check_size(size: int | None) -> None:
+    """Before anything is read, as far as the browser says how much comes."""
+    if size is not None and size > LARGEST:
+        raise DataError(f"the file has {size:,} bytes; at most {LARGEST:,} are taken. Give its path on this machine.")
+    if size is not None:
+        make_folders(FOLDER)
+        need_space(FOLDER / "upload", size)
+
+
+async def stored(parts: AsyncIterator[bytes], name: str) -> Path:
+    """The file under its own name; the same content is stored once."""
+    ending, digest, size = ending_of(name), hashlib.sha256(), 0
+    make_folders(FOLDER)
+    with tempfile.NamedTemporaryFile(dir=FOLDER, prefix=".", suffix=".part") as file:
+        async for part in parts:
+            size += len(part)
+            check_size(size if size > LARGEST else None)
+            digest.update(part)
+            file.write(part)
+        file.flush()
+        if not size:
+            raise DataError("the file is empty.")
+        return await run_in_threadpool(_named, Path(file.name), digest.hexdigest()[:32], ending, name)
+
+
+def _named(temporary: Path, digest: str, ending: str, name: str) -> Path:
+    path = FOLDER / (digest if ending == ".zip" else f"{digest}{ending}")
+    if not path.exists():
+        if ending == ".zip":
+            _unpack(temporary, path)
+        else:
+            with published_file(path) as copy:
+                shutil.copyfile(temporary, copy)
+    write_atomic(FOLDER / f"{digest}.json", json.dumps({"name": name[:200], "path": path.name}).encode())
+    return path
+
+
+def name_of(path: str) -> str | None:
+    """What the browser called an uploaded file, for people; None for any other path."""
+    file = Path(path)
+    if file.parent != FOLDER:
+        return None
+    try:
+        told = json.loads((FOLDER / f"{file.name.partition('.')[0]}.json").read_text(encoding="utf-8"))
+        return str(told["name"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """DataError, and nothing left, where a member is no image or leads elsewhere."""
+    try:
+        with zipfile.ZipFile(archive) as opened, published(folder) as temporary:
+            members = [one for one in opened.infolist() if not one.is_dir() and _is_read(one.filename)]
+            _check(members)
+            left = LARGEST
+            for member in members:
+                left -= _written(opened, member, temporary / _path_of(member.filename), left)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        raise DataError(f"the archive cannot be read: {error}.") from None
+
+
+def _is_read(name: str) -> bool:
+    """Files that a tool of the system adds are passed over, as in a folder."""
+    parts = PurePosixPath(name).parts
+    return not any(part.startswith((".", "__MACOSX")) and part != ".." for part in parts)
+
+
+def _check(members: list[zipfile.ZipInfo]) -> None:
+    if not members:
+        raise DataError("the archive has no images.")
+    if len(members) > MOST_IMAGES or sum(one.file_size for one in members) > LARGEST:
+        raise DataError(f"the archive is too large: at most {MOST_IMAGES:,} images of {LARGEST:,} bytes together.")
+    for member in members:
+        _path_of(member.filename)
+
+
+def _path_of(name: str) -> Path:
+    """Of plain names alone, which cannot lead elsewhere on any system."""
+    parts = name.split("/")
+    if not 0 < len(parts) <= 8 or not all(_PLAIN.fullmatch(part) and not part.endswith((".", " ")) for part in parts):
+        raise DataError(
+            f"the archive names a file {name[:80]!r}; names of letters, digits, spaces and .-_()+ are read."
+        )
+    if not name.lower().endswith(tuple(IMAGE_SUFFIXES)) and parts[-1].lower() not in METADATA:
+        raise DataError(
+            f"the archive has a file {name[:80]!r}, which is no image. A zip is read as a folder of images."
+        )
+    return Path(*parts)
+
+
+def _written(opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, left: int) -> int:
+    """The bytes of a member, whatever its header says."""
+    make_folders(path.parent)
+    size = 0
+    with opened.open(member) as source, path.open("xb") as file:
+        while part := source.read(CHUNK):
+            size += len(part)
+            if size > left:
+                raise DataError(f"the archive unpacks to more than {LARGEST:,} bytes.")
+            file.write(part)
+    return size

@@ -1,0 +1,247 @@
+"""A person goes from an empty folder to a trained adapter, answers side by side and a verified export, in a browser.
+
+Once by mouse on a desktop, once by keyboard alone on a phone; each screen has no serious finding of axe on the way.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hostile_texts import PAYLOADS
+from library import rows
+
+
+class Mouse:
+    def __init__(self, page):
+        self.page = page
+
+    def press(self, target):
+        target.click()
+
+    def write(self, target, text):
+        target.fill(text)
+
+    def choose(self, target, label):
+        target.select_option(label=label)
+
+    def rows(self, file):
+        self.page.get_by_label("Upload a file").set_input_files(str(file))
+        self.page.get_by_text("is uploaded").wait_for()
+
+
+class Keyboard:
+    """Tab, arrows, Space, Enter and letters."""
+
+    def __init__(self, page):
+        self.page = page
+
+    def reach(self, target):
+        """Tab until the element has the focus, from wherever it is."""
+        handle = target.element_handle()
+        for _ in range(250):
+            if self.page.evaluate("one => document.activeElement === one", handle):
+                assert self.page.evaluate(VISIBLE), "the focus can be seen"
+                return
+            self.page.keyboard.press("Tab")
+        raise AssertionError(f"{target} cannot be reached by Tab")
+
+    def press(self, target):
+        if target.get_attribute("type") == "radio":
+            self._radio(target)
+            return
+        self.reach(target)
+        self.page.keyboard.press("Enter")
+
+    def _radio(self, target):
+        group = self.page.locator(f"[name={target.get_attribute('name')}]:checked")
+        self.reach(group)
+        for _ in range(12):
+            if target.is_checked():
+                return
+            self.page.keyboard.press("ArrowDown")
+        raise AssertionError(f"{target} cannot be chosen by arrows")
+
+    def write(self, target, text):
+        self.reach(target)
+        self.page.keyboard.press("Control+A")
+        self.page.keyboard.press("Delete")
+        self.page.keyboard.type(text)
+
+    def choose(self, target, label):
+        self.reach(target)
+        self.page.keyboard.type(label)
+
+    def rows(self, file):
+        self.write(self.page.get_by_label("Rows on this machine"), str(file))
+        self.page.keyboard.press("Tab")
+
+
+VISIBLE = """() => {
+  const one = document.activeElement, look = getComputedStyle(one), near = one.closest("label, .card");
+  const outlined = (style) => style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0;
+  return outlined(look) || (near && outlined(getComputedStyle(near)));
+}"""
+
+
+@pytest.fixture
+def engines(monkeypatch):
+    """Exports are verified in the engines that are installed."""
+    monkeypatch.delenv("RANKWISE_ENGINES", raising=False)
+
+
+@pytest.fixture(scope="session")
+def rows_file(tmp_path_factory):
+    file = tmp_path_factory.mktemp("rows") / "lands.jsonl"
+    file.write_text(rows(24))
+    return file
+
+
+@pytest.mark.parametrize(("width", "scheme", "hand"), [("desktop", "light", Mouse), ("phone", "dark", Keyboard)])
+def test_from_an_empty_folder_to_a_verified_export(
+    engines, visitor, tmp_path, tiny_folder, rows_file, width, scheme, hand
+):
+    page = visitor(width, scheme).open("/")
+    page.set_default_timeout(60_000)
+    person = hand(page)
+    check_accessible(page)
+    person.press(page.get_by_role("navigation").get_by_role("link", name="New run"))
+    page.wait_for_url("**/new")
+    train(page, person, tiny_folder, rows_file)
+    page.wait_for_url("**/runs/lands")
+    page.locator("#status", has_text="finished").wait_for(timeout=240_000)
+    page.reload()
+    assert (tmp_path / "runs/lands/adapter/adapter_model.safetensors").is_file()
+    ask(page, person)
+    export(page, person)
+    written = tmp_path / "exports" / "lands-portable"
+    assert (written / "adapter_model.safetensors").is_file()
+    assert "peft" in (written / "README.md").read_text().lower()
+
+
+def train(page, person, model: Path, rows: Path) -> None:
+    person.write(page.get_by_label("Model", exact=True), str(model))
+    person.rows(rows)
+    page.get_by_text("24 rows").wait_for()
+    page.locator(".verdict.fits").wait_for()
+    before = page.locator("#forecast .tiles").inner_text()
+    person.write(page.get_by_label("Rank", exact=True), "4")
+    page.wait_for_function("before => document.querySelector('#forecast .tiles')?.innerText !== before", arg=before)
+    person.press(page.get_by_role("button", name="Preview rows"))
+    page.locator("#preview mark.learned").nth(1).wait_for()
+    assert "It is town 0." in page.locator("#preview pre mark").first.inner_text()
+    person.press(page.get_by_role("button", name="Check all rows"))
+    page.locator("#report").get_by_text("No problems found").wait_for()
+    check_accessible(page)
+    person.choose(page.get_by_label("Share of the rows"), "10 %")
+    page.wait_for_function("document.getElementById('f-data-held_out').value === '2'")
+    for label, text in (("Or steps", "40"), ("Rows in a step", "2"), ("Learning rate", "0.01"), ("Name", "lands")):
+        person.write(page.get_by_label(label, exact=True), text)
+    page.wait_for_function("document.getElementById('command')?.textContent.includes('--run lands')")
+    command = page.locator("#command").text_content()
+    assert "--steps 40" in command and "--held-out 2" in command and "--rank 4" in command
+    person.press(page.get_by_role("button", name="Start", exact=True))
+
+
+def ask(page, person) -> None:
+    person.press(page.get_by_role("link", name="Ask", exact=True).first)
+    page.wait_for_url("**/ask**")
+    person.write(page.get_by_label("Message"), "What is land 3?")
+    person.press(page.get_by_role("button", name="Ask", exact=True))
+    page.wait_for_function(ANSWERED, timeout=120_000)
+    texts = [one.inner_text() for one in page.locator(".said.assistant").all()]
+    assert len(texts) == 2 and texts[0] != texts[1] and "It is town" in texts[1]
+    check_accessible(page)
+
+
+ANSWERED = """() => [...document.querySelectorAll(".side")].every((side) => side.querySelector(".talk > .hint"))"""
+
+
+def export(page, person) -> None:
+    person.press(page.get_by_role("navigation").get_by_role("link", name="Export"))
+    page.wait_for_url("**/export**")
+    check_accessible(page)
+    person.press(page.locator("[name=format][value=portable]"))
+    assert page.get_by_label("Name", exact=True).input_value() == "lands-portable"
+    person.choose(page.get_by_label("Verify"), "in every engine at hand")
+    person.press(page.get_by_role("button", name="Export", exact=True))
+    page.wait_for_url("**/exports/*")
+    page.locator(".chip.good").wait_for(timeout=240_000)
+    ran = page.locator("tr", has_text="it was run")
+    assert ran.count() >= 1 and "right" in ran.first.inner_text()
+    assert page.locator("code").first.inner_text().strip()
+    check_accessible(page)
+
+
+def check_accessible(page) -> None:
+    """No finding of axe that is serious or critical, and nothing is cut off at the side."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    found = [one for one in axe.run(page).response["violations"] if one["impact"] in ("serious", "critical")]
+    assert [(one["id"], one["nodes"][0]["html"]) for one in found] == [], page.url
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), page.url
+
+
+def test_a_form_that_is_wrong_says_so_beside_its_fields(visitor, tiny_folder):
+    seen = visitor("phone", "light")
+    page = seen.open("/new")
+    person = Keyboard(page)
+    person.write(page.get_by_label("Model", exact=True), str(tiny_folder))
+    person.write(page.get_by_label("Rank", exact=True), "many")
+    page.locator("#p-adapter-rank", has_text="many").wait_for()
+    assert page.get_by_label("Rank", exact=True).get_attribute("aria-invalid") == "true"
+    check_accessible(page)
+    person.write(page.get_by_label("Rank", exact=True), "4")
+    page.wait_for_function("!document.getElementById('f-adapter-rank').hasAttribute('aria-invalid')")
+    person.press(page.get_by_role("button", name="Start", exact=True))
+    page.locator("#problems").wait_for()
+    assert page.evaluate("document.activeElement.id") == "problems"
+    seen.heard[:] = [one for one in seen.heard if "422" not in one]  # Chromium writes the status of the answer
+    assert page.get_by_label("Rank", exact=True).input_value() == "4"
+    check_accessible(page)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", ["desktop", "phone"])
+def test_each_screen_is_accessible_with_all_that_it_can_show(library, tmp_path, monkeypatch, request, width, scheme):
+    monkeypatch.chdir(library.lay_out(tmp_path / "home", "lora", "adalora"))
+    seen = request.getfixturevalue("visitor")(width, scheme)
+    for path in ("/new?from=adalora", "/ask?run=lora&with=adalora", "/export?run=adalora"):
+        page = seen.open(path)
+        page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+        page.wait_for_load_state("networkidle")
+        check_accessible(page)
+
+
+def test_hostile_rows_names_and_files_are_text(visitor, tmp_path, tiny_folder):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"prompt": one, "completion": one}) + "\n" for one in PAYLOADS))
+    page = visitor().open("/new")
+    elements = "[...new Set([...document.querySelectorAll('main *')].map((one) => one.tagName))].sort().join()"
+    page.locator("#f-model-name").fill(str(tiny_folder))
+    page.locator("#f-data-path").fill(str(file))
+    page.locator("#f-data-path").dispatch_event("change")
+    page.get_by_role("button", name="Check all rows").click()
+    page.locator("#report h3").first.wait_for()
+    before = set(page.evaluate(elements).split(","))
+    assert not before & {"SCRIPT", "IFRAME", "OBJECT", "EMBED", "STYLE", "IMG", "svg", "math", "META", "BASE", "LINK"}
+    page.get_by_role("button", name="Preview rows").click()
+    for _ in range(len(PAYLOADS) // 3):
+        page.locator("#preview figure").first.wait_for()
+        assert set(page.evaluate(elements).split(",")) <= before | {"FIGURE", "FIGCAPTION", "PRE", "MARK"}
+        page.get_by_role("button", name="Next rows").click()
+        page.wait_for_load_state("networkidle")
+    for payload in PAYLOADS:
+        page.get_by_label("Upload a file").set_input_files(
+            {"name": f"{payload[:80].replace('/', '_')}.jsonl", "mimeType": "text/plain", "buffer": ROW}
+        )
+        page.wait_for_function("document.getElementById('upload-state').textContent.endsWith('is uploaded.')")
+        page.evaluate("text => { for (const id of FIELDS) document.getElementById(id).value = text; }".replace(
+            "FIELDS", json.dumps(["f-data-system", "f-run", "f-other", "f-data-prompt"])), payload)  # fmt: skip
+        with page.expect_response("**/new/forecast"):
+            page.locator("#f-run").dispatch_event("change")
+    assert set(page.evaluate(elements).split(",")) <= before | {"FIGURE", "FIGCAPTION", "PRE", "MARK", "IMG"} - {"IMG"}
+
+
+ROW = b'{"text": "a"}\n'

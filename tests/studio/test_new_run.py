@@ -1,0 +1,153 @@
+"""A new run from the page: what it takes, what the rows are, all problems at once, and a training in the queue."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from light import loaded_by_each
+from rankwise.commands.data import preview
+from rankwise.config.data import DataConfig
+from rankwise.config.models import ModelConfig
+from rankwise.runs.queue import Queue
+from rankwise.studio.settings_form import SettingsForm
+
+FORM = {"model.name": "tiny-llama", "data.path": "rows.jsonl", "run": "one", "card": "lora", "adapter.rank": "4"}
+
+
+class Page(HTMLParser):
+    """Texts of a page: those in marks, and those beside fields."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.marked, self.beside, self.values, self.checked, self._in = [], {}, {}, set(), []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self._in.append((tag, given))
+        if tag == "input" and "name" in given:
+            self.values[given["name"]] = given.get("value")
+            if "checked" in given:
+                self.checked.add((given["name"], given.get("value")))
+        if tag in ("input", "meta", "link", "br", "img"):
+            self._in.pop()
+
+    def handle_endtag(self, tag):
+        while self._in and self._in.pop()[0] != tag:
+            pass
+
+    def handle_data(self, data):
+        tag, given = self._in[-1] if self._in else ("", {})
+        if tag == "mark":
+            self.marked.append(data)
+        if given.get("class") == "wrong":
+            self.beside[given["id"]] = self.beside.get(given["id"], "") + data
+
+
+@pytest.fixture
+def home(library, tmp_path, monkeypatch):
+    library.lay_out(tmp_path / "home", "short")
+    monkeypatch.chdir(tmp_path / "home")
+    monkeypatch.setattr(Queue, "start_worker", lambda queue: True)  # the queue's own tests train
+    return tmp_path / "home"
+
+
+def test_the_form_brings_no_torch():
+    (loaded,) = loaded_by_each(["rankwise.studio.new_run"])
+    assert not loaded & {"torch", "transformers"}
+
+
+def test_the_forecast_turns_with_a_knob(client, home):
+    def figures(**given):
+        text = client.post("/new/forecast", data=FORM | given).text
+        return dict(re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)", text)), text
+
+    few, text = figures()
+    many, _ = figures(**{"adapter.rank": "16"})
+    count = [int(one["Trained parameters"].strip().replace(",", "")) for one in (few, many)]
+    assert count[1] == 4 * count[0]
+    assert few["Memory"] != "" and "Time" in few and few["Adapter"] != many["Adapter"]
+    assert "Fits." in text and "rankwise train --model tiny-llama" in text and "rank: 4" in text
+
+
+def test_a_model_that_does_not_fit_is_told_with_what_would(client, home):
+    text = client.post("/new/forecast", data={"model.name": "llama-2-70b", "card": "full"}).text
+    assert ("Too large." in text and "To make it fit" not in text) or "data-setting" in text
+    answer = client.post("/new/start", data=FORM | {"model.name": "llama-2-70b", "card": "full"})
+    assert answer.status_code == 422 and not Queue().waiting()
+    assert "are there on" in Page(answer.text).beside["p-model-name"]
+
+
+def test_nothing_is_asked_of_the_hub_unless_the_box_is_ticked(client, home, monkeypatch):
+    asked = []
+    monkeypatch.setattr("rankwise.planning.reading.hub_answers", lambda: bool(asked.append(1)))
+    elsewhere = FORM | {"model.name": "someone/unknown"}
+    for path in ("/new/forecast", "/new/report", "/new/preview", "/new/start"):
+        assert "is not on this machine" in client.post(path, data=elsewhere).text, path
+    rows = client.post("/new/forecast", data=FORM | {"data.path": "hub:someone/rows"})
+    assert "is not on this machine" in rows.text and not asked
+    client.post("/new/forecast", data=elsewhere | {"hub": "true"})
+    assert asked
+
+
+def test_a_run_is_queued_with_the_settings_of_the_form(client, home):
+    answer = client.post("/new/start", data=FORM | {"training.epochs": "1", "data.held_out": "2", "tune": ""})
+    assert (answer.status_code, answer.headers["location"]) == (303, "/runs/one")
+    (waiting,) = Queue().waiting()
+    assert waiting.config == SettingsForm(FORM | {"training.epochs": "1", "data.held_out": "2"}).experiment()
+    again = client.post("/new/start", data=FORM)
+    assert again.status_code == 422 and "already" in Page(again.text).beside["p-run"]
+
+
+def test_all_problems_stand_beside_their_fields_and_what_was_typed_stays(client, home):
+    wrong = FORM | {"run": "short", "adapter.rank": "lots", "data.path": "none.jsonl", "training.epochs": "0"}
+    answer = client.post("/new/start", data=wrong)
+    page = Page(answer.text)
+    assert answer.status_code == 422 and not Queue().waiting()
+    assert {"p-adapter-rank", "p-training-epochs"} <= set(page.beside)
+    assert {name: page.values[name] for name in wrong if name != "card"} == {
+        name: value for name, value in wrong.items() if name != "card"
+    }
+    page = Page(client.post("/new/start", data=wrong | {"adapter.rank": "4", "training.epochs": "1"}).text)
+    assert {"p-run", "p-data-path"} <= set(page.beside)
+
+
+def test_a_run_is_duplicated_with_its_settings_and_another_name(client, home):
+    page = Page(client.get("/new?from=short").text)
+    assert page.values["adapter.rank"] == "2" and page.values["adapter.targets"] == "q_proj,v_proj"
+    assert page.values["model.name"] == "tiny-llama" and page.values["run"] not in ("", "short")
+    assert ("card", "lora") in page.checked
+
+
+def test_the_preview_marks_exactly_the_tokens_of_the_loss(client, home):
+    page = Page(client.post("/new/preview", data=FORM | {"first": "2"}).text)
+    rows = preview(DataConfig(path="rows.jsonl"), ModelConfig(name="tiny-llama"), rows=3, first=2)
+    learned = [text for row in rows for text, is_learned in row.segments if is_learned]
+    assert page.marked[1:] == learned  # the first explains the mark
+    assert "town 3" in client.post("/new/preview", data=FORM | {"first": "4"}).text
+
+
+def test_the_report_tells_what_is_dropped_and_guessed(client, home):
+    rows = [{"prompt": f"What is {n}?", "completion": f"It is {n}."} for n in range(5)]
+    lines = [json.dumps(row) for row in [*rows, rows[0], {"prompt": "x"}]]
+    (home / "some.jsonl").write_text("\n".join(lines))
+    text = client.post("/new/report", data=FORM | {"data.path": "some.jsonl", "data.on_bad_row": "skip"}).text
+    assert "7 read, 6 used" in text and "some.jsonl:7" in text and "1 exact" in text
+    text = client.post("/new/report", data=FORM | {"data.path": "some.jsonl"}).text
+    assert "some.jsonl:7" in text and 'class="problem"' in text
+
+
+def test_columns_get_a_proposal_that_trains(client, home):
+    (home / "odd.csv").write_text("frage,antwort,id\nWas ist das genau?,Ein Haus,3\nWo liegt denn Rom?,Italien,4\n")
+    odd = FORM | {"data.path": "odd.csv"}
+    text = client.post("/new/columns", data=odd).text
+    prompt, answer = re.search(r'data-prompt="([^"]*)" data-completion="([^"]*)"', text).groups()
+    assert (prompt, answer) == ("{frage}", "{antwort}") and "2 rows" in text
+    assert client.post("/new/start", data=odd).status_code == 422
+    mapped = odd | {"data.prompt": prompt, "data.completion": answer}
+    assert "No errors found" in client.post("/new/report", data=mapped).text
+    assert client.post("/new/start", data=mapped).status_code == 303

@@ -1,0 +1,85 @@
+"""What a browser uploads is stored by its content, and no name of a client or of an archive leads anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from rankwise.commands.columns import columns_of
+from rankwise.config.data import DataConfig
+from rankwise.studio import uploads
+
+ROW = b'{"prompt": "a", "completion": "b"}\n'
+
+
+def sent(client, name, content=ROW):
+    answer = client.post("/new/upload", params={"name": name}, content=content)
+    return answer.status_code, answer.json()
+
+
+def archive(*members, **contents):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as opened:
+        for name in members:
+            opened.writestr(name, b"\x89PNG")
+        for name, content in contents.items():
+            opened.writestr(name, content)
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize("name", [
+    "rows.jsonl", "../../rows.jsonl", "/etc/passwd.jsonl", "C:\\rows.jsonl", "a\0b.jsonl", "<script>.jsonl", ".jsonl",
+    "\u202e" * 500 + ".JSONL", "con.jsonl", "x.jsonl\n.jsonl",
+])  # fmt: skip
+def test_the_path_is_the_content_alone(client, name):
+    status, answer = sent(client, name)
+    digest = hashlib.sha256(ROW).hexdigest()[:32]
+    assert status == 200 and answer["path"] == f"runs/.uploads/{digest}.jsonl"
+    assert {file.name for file in Path("runs/.uploads").iterdir()} == {f"{digest}.jsonl", f"{digest}.json"}
+    assert Path(answer["path"]).read_bytes() == ROW
+    assert uploads.name_of(answer["path"]) == name[:200] and uploads.name_of("rows.jsonl") is None
+    assert sorted(path.name for path in Path().iterdir()) == ["runs"]
+
+
+@pytest.mark.parametrize(("name", "content", "why"), [
+    ("rows.exe", ROW, "is no file of rows"), ("rows", ROW, "is no file of rows"), ("", ROW, "is no file of rows"),
+    ("rows.jsonl", b"", "is empty"), ("x.zip", b"PK\x03\x04 nothing", "cannot be read"),
+    ("x.zip", archive("../a.png"), "names a file"), ("x.zip", archive("/a.png"), "names a file"),
+    ("x.zip", archive("a/../../b.png"), "names a file"), ("x.zip", archive("c:\\a.png"), "names a file"),
+    ("x.zip", archive("a.png "), "names a file"), ("x.zip", archive("cat/a.py"), "no image"),
+    ("x.zip", archive(), "no images"), ("x.zip", archive("a/b/c/d/e/f/g/h/i.png"), "names a file"),
+])  # fmt: skip
+def test_what_is_refused_leaves_nothing(client, name, content, why):
+    status, answer = sent(client, name, content)
+    assert status == 400 and why in answer["error"]
+    assert not [file for file in Path("runs").rglob("*") if file.is_file()]
+
+
+def test_too_much_is_refused_before_and_while_it_comes(client, monkeypatch):
+    monkeypatch.setattr(uploads, "LARGEST", 100)
+    assert sent(client, "rows.jsonl", b"x" * 101)[0] == 400
+    answer = client.post("/new/upload?name=rows.jsonl", content=iter([b"x" * 60] * 3))  # no length is told
+    assert answer.status_code == 400 and "at most 100" in answer.json()["error"]
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as opened:
+        opened.writestr("cat/a.png", b"\0" * 5000)
+    monkeypatch.setattr(uploads, "LARGEST", 1000)
+    status, answer = sent(client, "x.zip", bomb.getvalue())
+    assert status == 400 and "too large" in answer["error"]
+    assert not [file for file in Path("runs").rglob("*") if file.is_file()]
+
+
+def test_a_zip_is_a_folder_of_images_with_their_labels(client):
+    status, answer = sent(
+        client, "pets.zip", archive("cat/1.png", "dog/2.png", "__MACOSX/cat/._1.png", "cat/.DS_Store")
+    )
+    assert status == 200
+    assert sorted(str(file.relative_to(answer["path"])) for file in Path(answer["path"]).rglob("*.*")) == [
+        "cat/1.png", "dog/2.png",
+    ]  # fmt: skip
+    found = columns_of(DataConfig(path=answer["path"]))
+    assert found.images and found.rows == 2 and found.format == "image"
