@@ -64,9 +64,7 @@ class SettingsForm:
         if card is None:
             raise ConfigError([f"{CARD}: there is no method {self.card[:60]!r}."])
         if self.fields.get(TUNE) and "training.learning_rate" in self.given:
-            raise ConfigError(
-                ["training.learning_rate: a rate is given, and it is to be tuned. Leave one out."]
-            )
+            raise ConfigError(["training.learning_rate: a rate is given, and it is to be tuned. Leave one out."])
         chosen = [Setting(key, value, CARD) for key, value in card.settings.items() if (key, value) != PLAIN]
         named = [Setting(name, _value(KNOBS[name], value), name) for name, value in self.given.items()]
         tuned = [Setting("training.learning_rate", "tune", TUNE)] if self.fields.get(TUNE) else []
