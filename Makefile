@@ -7,7 +7,7 @@ BIN := .venv/bin
 RUN_READY := .venv/.ready
 DEV_READY := .venv/.ready-dev
 
-.PHONY: install demo test test-fast test-lowest check format docs examples bench engines wheel soak soak-short gpu lock \
+.PHONY: install demo test test-fast test-lowest check format docs examples bench engines browser wheel soak soak-short gpu lock \
 	sbom audit clean
 
 install: $(RUN_READY)  ## rankwise alone, in .venv
@@ -83,6 +83,10 @@ soak: $(DEV_READY)  ## the same with the large counts, for hours
 gpu: $(DEV_READY)  ## the checks that need a CUDA or Apple GPU (with two or more, also those of NCCL), and its speed
 	$(BIN)/python -m pytest -m gpu tests/gpu tests/training/test_world.py tests/training/test_world_runs.py
 	$(BIN)/python bench/gpu_step.py
+
+browser: $(DEV_READY)  ## the studio in the system's Chromium, driven by Playwright
+	$(BIN)/python -m pip install --quiet --editable '.[browser]'
+	$(PYTEST) tests/browser
 
 wheel: $(DEV_READY)
 	$(BIN)/pip wheel --no-deps --wheel-dir dist .
