@@ -47,19 +47,19 @@ class Changes:
         assert self.folder is not None, "there is no route otherwise"
         folder = self.folder.resolve()
         try:
-            place = (folder / path).resolve()
+            target = (folder / path).resolve()
         except (OSError, ValueError):  # a loop of links, or a zero byte
-            place = folder
-        if folder not in place.parents:
+            target = folder
+        if folder not in target.parents:
             raise BadRequest(
                 "lora_path names nothing below the folder that adapters are loaded from.", parameter="lora_path"
             )
         try:
-            return self.load(name, place, replace=replace)
+            return self.load(name, target, replace=replace)
         except RankwiseError as error:
             raise BadRequest(str(error), parameter="lora_path") from None
 
-    def load(self, name: str, place: Path, *, replace: bool = False) -> Served:
+    def load(self, name: str, path: Path, *, replace: bool = False) -> Served:
         """Serve a run or an adapter under this name. A RankwiseError where it cannot be served over the base; nothing
         has changed then."""
         with self._changing:
@@ -72,7 +72,7 @@ class Changes:
                 raise RunError(f'"{name}" is the base, which cannot be replaced.')
             if len(adapters.names) >= MOST:
                 raise RunError(f"{MOST} adapters are in memory already. Unload one.")
-            artifact = open_artifact(str(place), self._callback)
+            artifact = open_artifact(str(path), self._callback)
             self._count += 1
             own, parent = f"loaded-{self._count}", next(iter(self._serving.models))
             weights, served = self._read(artifact, own, name, parent)

@@ -9,7 +9,7 @@ beta                        preference.beta            auto: 0.1
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rankwise.config.data import ValidationDataConfig
 from rankwise.config.experiment import Experiment
@@ -19,9 +19,6 @@ from rankwise.config.training import TrainingConfig
 from rankwise.serving.tuning.bodies import Hyperparameters, PairHyperparameters
 from rankwise.serving.tuning.files import Files, StoredFile
 from rankwise.serving.tuning.rows import data_of
-
-if TYPE_CHECKING:
-    from rankwise.serving.tuning.jobs import Job
 
 EPOCHS = 2
 
@@ -46,10 +43,11 @@ def resolved(given: Hyperparameters, rows: int) -> Hyperparameters:
 
 
 def experiment_of(
-    job: Job, base: Base, files: Files, training: StoredFile, validation: StoredFile | None
-) -> Experiment:
-    """ConfigError where its numbers are refused."""
-    own: dict[str, Any] = job.hyperparameters.model_dump()
+    base: Base, files: Files, training: StoredFile, validation: StoredFile | None, *, run: str, dpo: bool, seed: int,
+    hyperparameters: Hyperparameters,
+) -> Experiment:  # fmt: skip
+    """ConfigError where its numbers, which are resolved, are refused."""
+    own: dict[str, Any] = hyperparameters.model_dump()
     data = data_of(files.training(training), training.content)
     if validation is not None:
         apart = ValidationDataConfig(
@@ -58,11 +56,11 @@ def experiment_of(
         data = data.model_copy(update={"validation": apart})
     model = base.spec.model_copy(update={"dtype": "auto", "device": "auto"})
     settings: dict[str, Any] = {
-        "model": model, "data": data, "run": job.run, "objective": "preference" if job.dpo else "causal-lm",
+        "model": model, "data": data, "run": run, "objective": "preference" if dpo else "causal-lm",
         "adapter": {"method": "lora", "start_from": base.start_from},
-        "training": {"epochs": own["n_epochs"], "batch_size": own["batch_size"], "seed": job.seed},
+        "training": {"epochs": own["n_epochs"], "batch_size": own["batch_size"], "seed": seed},
     }  # fmt: skip
-    if job.dpo:
+    if dpo:
         settings["preference"] = {"beta": own["beta"]}
     experiment = Experiment(**settings)
     rate = own["learning_rate_multiplier"] * experiment.training.highest_rate(base.width, experiment.auto_rate)

@@ -71,16 +71,16 @@ class Files:
     def get(self, name: str, parameter: str | None = None) -> StoredFile:
         """BadRequest (404) where there is none."""
         try:
-            return read_json(self._place(name, parameter) / FACTS, StoredFile)
+            return read_json(self._folder_of(name, parameter) / FACTS, StoredFile)
         except RunError:
             raise no_such(FILE, name, parameter) from None
 
     def content(self, name: str) -> Path:
-        return self._place(self.get(name).id) / CONTENT
+        return self._folder_of(self.get(name).id) / CONTENT
 
     def training(self, file: StoredFile) -> Path:
         """What a training reads."""
-        return self._place(file.id) / (PAIRS if file.content.pairs else CONTENT)
+        return self._folder_of(file.id) / (PAIRS if file.content.pairs else CONTENT)
 
     def add(
         self, filename: str, purpose: Purpose, fill: Callable[[Path], None], check: Callable[[Path], Content]
@@ -106,12 +106,12 @@ class Files:
             return stored
 
     def delete(self, name: str) -> None:
-        place = self._place(self.get(name).id)
+        place = self._folder_of(self.get(name).id)
         with self._changing:
             (place / FACTS).unlink(missing_ok=True)  # from here on it is not there
             shutil.rmtree(place, ignore_errors=True)
 
-    def _place(self, name: str, parameter: str | None = None) -> Path:
+    def _folder_of(self, name: str, parameter: str | None = None) -> Path:
         return self.folder / checked_id(FILE, name, parameter)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rankwise.config.base import Config
+from rankwise.config.experiment import Experiment
 from rankwise.errors import RankwiseError, RunError
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.manifest import Manifest
@@ -105,7 +106,7 @@ class Jobs:
                 dpo=body.is_dpo, hyperparameters=resolved(body.chosen, training.content.rows),
             )  # fmt: skip
             try:
-                self.queue.add(job.run, experiment_of(job, base, self.files, training, validation))
+                self.queue.add(job.run, self._experiment(job, base, training, validation))
             except RankwiseError as error:
                 raise BadRequest(str(error)) from None
             self.write(job)
@@ -211,7 +212,7 @@ class Jobs:
             try:
                 training = self.files.get(job.training_file, "training_file")
                 validation = self.files.get(job.validation_file) if job.validation_file is not None else None
-                experiment = experiment_of(job, base, self.files, training, validation)
+                experiment = self._experiment(job, base, training, validation)
                 again = bool(run.checkpoints.named)
                 self.queue.add(job.run, experiment, resume=again, restart=not again and run.is_run)
             except RankwiseError as error:
@@ -234,6 +235,12 @@ class Jobs:
                 "another file.", parameter=parameter,
             )  # fmt: skip
         return file
+
+    def _experiment(self, job: Job, base: Base, training: StoredFile, validation: StoredFile | None) -> Experiment:
+        return experiment_of(
+            base, self.files, training, validation, run=job.run, dpo=job.dpo, seed=job.seed,
+            hyperparameters=job.hyperparameters,
+        )  # fmt: skip
 
     def _manifest(self, job: Job) -> Manifest | None:
         with suppress(RunError):
