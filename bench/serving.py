@@ -11,8 +11,8 @@ company: such answers are counted apart and compared up to there.
 
 `speed` asks one adapter, with 1, 4 and 16 clients, for 64 tokens each, beside transformers' `generate` one by one in
 the same run, in turns: by the clock, and by the processor time of the process that answers, which does not depend on
-what else the machine does. With `--llama-cpp`, the folder of an installed llama-cpp-python and its server's libraries, that
-server answers the same requests in the same turns: the model with its adapter merged, in float32, by our GGUF export.
+what else the machine does. With `--llama-cpp`, the folder of an installed llama-cpp-python and its server's libraries,
+that server answers the same requests in the same turns: the model with its adapter merged, in float32, by our export.
 """
 
 from __future__ import annotations
