@@ -10,8 +10,9 @@ active, in float32. A nearly even choice between two tokens (logits closer than 
 company: such answers are counted apart and compared up to there.
 
 `speed` asks one adapter, with 1, 4 and 16 clients, for 64 tokens each, beside transformers' `generate` one by one in
-the same run, in turns. With `--llama-cpp`, the folder of an installed llama-cpp-python and its server's libraries, that
-server answers the same requests in the same turns: the model with its adapter merged, in float32, by our GGUF export.
+the same run, in turns: by the clock, and by the processor time of the process that answers, which does not depend on
+what else the machine does. With `--llama-cpp`, the folder of an installed llama-cpp-python and its server's libraries,
+that server answers the same requests in the same turns: the model with its adapter merged, in float32, by our export.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -36,6 +38,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
+import psutil
 import torch
 from telling import parser_of, tell
 
@@ -61,6 +64,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--llama-cpp", type=Path)
+    parser.add_argument("--tokens", type=int, default=LONG)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         made = Made(Path(folder), chosen.model, chosen.adapters if chosen.what == "right" else 1)
@@ -118,7 +122,8 @@ def _write_tiny(folder: Path) -> None:
 
 
 @contextmanager
-def serving(made: Made) -> Iterator[tuple[str, int]]:
+def serving(made: Made) -> Iterator[tuple[tuple[str, int], int]]:
+    """The address and the number of the process."""
     port = 8200 + os.getpid() % 500
     words = [sys.executable, "-m", "rankwise", "serve", *made.names, "--port", str(port), "--json"]
     words += ["--waiting", "1000", "--dtype", "float32", "--quiet"]
@@ -127,14 +132,14 @@ def serving(made: Made) -> Iterator[tuple[str, int]]:
         ready = process.stdout.readline()
         assert '"url"' in ready, ready
         try:
-            yield "127.0.0.1", port
+            yield ("127.0.0.1", port), process.pid
         finally:
             process.terminate()
             process.wait(60)
 
 
 @contextmanager
-def llama_cpp_serving(made: Made, library: Path | None) -> Iterator[tuple[str, int] | None]:
+def llama_cpp_serving(made: Made, library: Path | None) -> Iterator[tuple[tuple[str, int], int] | None]:
     """The first adapter's model by `llama_cpp.server`, or None without the library."""
     if library is None:
         yield None
@@ -152,7 +157,7 @@ def llama_cpp_serving(made: Made, library: Path | None) -> Iterator[tuple[str, i
     ) as process:  # fmt: skip
         try:
             _wait_for(port, process)
-            yield "127.0.0.1", port
+            yield ("127.0.0.1", port), process.pid
         finally:
             process.terminate()
             process.wait(60)
@@ -188,7 +193,7 @@ def right(made: Made, chosen: Any) -> dict[str, Any]:
     jobs = [chance.choice(list(references)) for _ in range(chosen.requests)]
     shares = [jobs[at :: chosen.clients] for at in range(chosen.clients)]
     counts = {"right": 0, "wrong": 0, "even": 0, "wrong model": 0}
-    with serving(made) as address:
+    with serving(made) as (address, _):
         began = time.perf_counter()
         with ThreadPoolExecutor(chosen.clients) as pool:
             every = list(pool.map(lambda share: _answers(address, share), shares))
@@ -212,47 +217,57 @@ def _answers(address: tuple[str, int], share: Sequence[tuple[str, str]]) -> list
 
 
 def speed(made: Made, chosen: Any) -> dict[str, Any]:
-    """Tokens a second, in turns: transformers one by one, then the server with several clients. No answer may end."""
+    """Tokens a second, in turns: transformers one by one, then each server with several clients. No answer may end."""
     ends = {str(token): -100 for token in made.model.template.end_ids}
-    (name,), rates = made.names, dict[str, list[float]]()
+    (name,), new = made.names, chosen.tokens
 
-    def one_by_one(count: int) -> int:
+    def one_by_one() -> int:
         made.set.activate(name)
-        for number in range(count):
+        for number in range(2):
             ids = torch.tensor([made.ids(f"What is land {number}?")])
             with torch.inference_mode():
-                made.model.module.generate(ids, do_sample=False, max_new_tokens=LONG, min_new_tokens=LONG)
-        return count * LONG
+                made.model.module.generate(ids, do_sample=False, max_new_tokens=new, min_new_tokens=new)
+        return 2 * new
 
     def together(address: tuple[str, int], clients: int) -> int:
         def asked(number: int) -> int:
-            answer = Client(address).ask(name, f"What is land {number}?", LONG, logit_bias=ends)
+            answer = Client(address).ask(name, f"What is land {number}?", new, logit_bias=ends)
             return answer["usage"]["completion_tokens"]
 
         with ThreadPoolExecutor(clients) as pool:
             return sum(pool.map(asked, range(clients)))
 
-    with serving(made) as address, llama_cpp_serving(made, chosen.llama_cpp) as other:
-        ways = [("transformers, one by one", lambda: one_by_one(2))]
+    with serving(made) as own, llama_cpp_serving(made, chosen.llama_cpp) as other:
+        ways: list[tuple[str, Callable[[], int], int]] = [("transformers, one by one", one_by_one, os.getpid())]
         for n in (1, 4, 16):
-            ways.append((f"{n} clients", lambda n=n: together(address, n)))
+            ways.append((f"{n} clients", partial(together, own[0], n), own[1]))
             if other is not None:
-                asked = partial(together, other, n)
-                ways.append((f"{n} clients, llama_cpp.server", asked))
-        for number in range(chosen.rounds):
-            for label, act in ways if number % 2 == 0 else reversed(ways):
-                began = time.perf_counter()
-                tokens = act()
-                rates.setdefault(label, []).append(tokens / (time.perf_counter() - began))
-    medians = {label: round(statistics.median(every), 1) for label, every in rates.items()}
-    base = medians["transformers, one by one"]
-    quotients = {label: round(rate / base, 2) for label, rate in medians.items()}
+                ways.append((f"{n} clients, llama_cpp.server", partial(together, other[0], n), other[1]))
+        by_clock, by_processor = in_turns(ways, chosen.rounds)
+    base = by_clock["transformers, one by one"]
     return {
-        "tokens a second": medians,
-        "times transformers": quotients,
-        "tokens": LONG,
-        "threads": torch.get_num_threads(),
-    }
+        "tokens a second": by_clock, "tokens a second of processor time": by_processor,
+        "times transformers": {label: round(rate / base, 2) for label, rate in by_clock.items()},
+        "tokens": new, "threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+
+def in_turns(
+    ways: Sequence[tuple[str, Callable[[], int], int]], rounds: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Median tokens a second of each way, by the clock and by its process's processor time; every second round goes
+    backwards."""
+    clock, processor = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
+    for number in range(rounds):
+        for label, act, process in ways if number % 2 == 0 else reversed(ways):
+            began, busy = time.perf_counter(), sum(psutil.Process(process).cpu_times()[:2])
+            tokens = act()
+            clock[label].append(tokens / (time.perf_counter() - began))
+            processor[label].append(tokens / (sum(psutil.Process(process).cpu_times()[:2]) - busy))
+    medians = [
+        {label: round(statistics.median(every), 1) for label, every in one.items()} for one in (clock, processor)
+    ]
+    return medians[0], medians[1]
 
 
 if __name__ == "__main__":

@@ -136,6 +136,7 @@ class Engine:
         with self._changed:
             self._retired[adapter] = discard
             self._changed.notify()
+
     def check_room(self) -> None:
         """Full where not one more may wait, before anything is done for it."""
         with self._changed:
