@@ -34,6 +34,9 @@ from rankwise.system.allocator import keep_memory
 SIZE, EPOCHS, BATCH, CHOOSING, MEASURED = 112, 10, 16, 30, 100
 """Pixels, passes, images of a step, and images of each class that choose the rate and that are measured."""
 SIZES = (100, 30, 10)
+DTYPE = "float32"
+"""Of the frozen weights, and so the same for all methods. Cells that name none ran before this was set, on the number
+format that the machine had then, bfloat16 but for full fine-tuning."""
 RATES = {
     "head": (2e-3, 1e-2, 5e-2), "lora": (2e-4, 6e-4, 2e-3), "adalora": (4e-4, 1.2e-3, 4e-3),
     "full": (1e-5, 3e-5, 1e-4), "conv-lora": (5e-4, 2e-3, 8e-3),
@@ -74,7 +77,7 @@ def run(folder: Path, cell: Cell) -> dict[str, Any]:
     paths, name = files(folder, size), f"{method}-{size}-{rate:g}-{seed}"
     model, rankwise_method = MODELS.get(method, ("dinov2-small", method))
     experiment = Experiment(
-        model=model, run=name, adapter={"method": rankwise_method}, images={"size": SIZE},
+        model={"name": model, "dtype": DTYPE}, run=name, adapter={"method": rankwise_method}, images={"size": SIZE},
         data={"path": str(paths["trained"]), "validation": str(paths["choosing"])},
         training={"epochs": EPOCHS, "batch_size": BATCH, "learning_rate": rate, "seed": seed},
         validation={"steps": 100_000},
@@ -84,7 +87,7 @@ def run(folder: Path, cell: Cell) -> dict[str, Any]:
     assert results is not None
     measured = evaluate(name, data=str(paths["measured"]), with_forgetting=False, callback=silent)
     return {
-        "kind": "cell", "cell": list(cell), "choosing": results.validation_accuracy_after,
+        "kind": "cell", "cell": list(cell), "dtype": DTYPE, "choosing": results.validation_accuracy_after,
         "accuracy": measured.tuned.metrics["accuracy"].model_dump(), "rows": measured.n,
         "train_seconds": results.train_seconds, "images_per_second": results.images_per_second,
         "seconds": time.perf_counter() - began, "peak_rss_bytes": results.peak_rss_bytes,

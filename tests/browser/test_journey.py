@@ -75,7 +75,7 @@ class Keyboard:
         self.page.keyboard.type(label)
 
     def rows(self, file):
-        self.write(self.page.get_by_label("Rows on this machine"), str(file))
+        self.write(self.page.locator("#f-data-path"), str(file))
         self.page.keyboard.press("Tab")
 
 
@@ -122,12 +122,12 @@ def test_from_an_empty_folder_to_a_verified_export(
 
 
 def train(page, person, model: Path, rows: Path) -> None:
-    person.write(page.get_by_label("Model", exact=True), str(model))
+    person.write(page.locator("#f-model-name"), str(model))
     person.rows(rows)
     page.get_by_text("24 rows").wait_for()
     page.locator(".verdict.fits").wait_for()
     before = page.locator("#forecast .tiles").inner_text()
-    person.write(page.get_by_label("Rank", exact=True), "4")
+    person.write(page.locator("#f-adapter-rank"), "4")
     page.wait_for_function("before => document.querySelector('#forecast .tiles')?.innerText !== before", arg=before)
     person.press(page.get_by_role("button", name="Preview rows"))
     page.locator("#preview mark.learned").nth(1).wait_for()
@@ -135,11 +135,12 @@ def train(page, person, model: Path, rows: Path) -> None:
     person.press(page.get_by_role("button", name="Check all rows"))
     page.locator("#report").get_by_text("No problems found").wait_for()
     check_accessible(page)
-    person.choose(page.get_by_label("Share of the rows"), "10 %")
-    page.wait_for_function("document.getElementById('f-data-held_out').value === '2'")
-    for label, text in (("Or steps", "40"), ("Rows in a step", "2"), ("Learning rate", "0.01"), ("Name", "lands")):
-        person.write(page.get_by_label(label, exact=True), text)
-    page.wait_for_function("document.getElementById('command')?.textContent.includes('--run lands')")
+    person.choose(page.locator("#share"), "10 %")
+    page.wait_for_function("() => document.getElementById('f-data-held_out').value === '2'")
+    given = {"training-steps": "40", "training-batch_size": "2", "training-learning_rate": "0.01", "run": "lands"}
+    for name, text in given.items():
+        person.write(page.locator(f"#f-{name}"), text)
+    page.wait_for_function("() => document.getElementById('command')?.textContent.includes('--run lands')")
     command = page.locator("#command").text_content()
     assert "--steps 40" in command and "--held-out 2" in command and "--rank 4" in command
     person.press(page.get_by_role("button", name="Start", exact=True))
@@ -148,7 +149,7 @@ def train(page, person, model: Path, rows: Path) -> None:
 def ask(page, person) -> None:
     person.press(page.get_by_role("link", name="Ask", exact=True).first)
     page.wait_for_url("**/ask**")
-    person.write(page.get_by_label("Message"), "What is land 3?")
+    person.write(page.locator("#prompt"), "What is land 3?")
     person.press(page.get_by_role("button", name="Ask", exact=True))
     page.wait_for_function(ANSWERED, timeout=120_000)
     texts = [one.inner_text() for one in page.locator(".said.assistant").all()]
@@ -164,8 +165,8 @@ def export(page, person) -> None:
     page.wait_for_url("**/export**")
     check_accessible(page)
     person.press(page.locator("[name=format][value=portable]"))
-    assert page.get_by_label("Name", exact=True).input_value() == "lands-portable"
-    person.choose(page.get_by_label("Verify"), "in every engine at hand")
+    assert page.locator("#to").input_value() == "lands-portable"
+    person.choose(page.locator("#verify"), "in every engine at hand")
     person.press(page.get_by_role("button", name="Export", exact=True))
     page.wait_for_url("**/exports/*")
     page.locator(".chip.good").wait_for(timeout=240_000)
@@ -187,18 +188,18 @@ def test_a_form_that_is_wrong_says_so_beside_its_fields(visitor, tiny_folder):
     seen = visitor("phone", "light")
     page = seen.open("/new")
     person = Keyboard(page)
-    person.write(page.get_by_label("Model", exact=True), str(tiny_folder))
-    person.write(page.get_by_label("Rank", exact=True), "many")
+    person.write(page.locator("#f-model-name"), str(tiny_folder))
+    person.write(page.locator("#f-adapter-rank"), "many")
     page.locator("#p-adapter-rank", has_text="many").wait_for()
-    assert page.get_by_label("Rank", exact=True).get_attribute("aria-invalid") == "true"
+    assert page.locator("#f-adapter-rank").get_attribute("aria-invalid") == "true"
     check_accessible(page)
-    person.write(page.get_by_label("Rank", exact=True), "4")
-    page.wait_for_function("!document.getElementById('f-adapter-rank').hasAttribute('aria-invalid')")
+    person.write(page.locator("#f-adapter-rank"), "4")
+    page.wait_for_function("() => !document.getElementById('f-adapter-rank').hasAttribute('aria-invalid')")
     person.press(page.get_by_role("button", name="Start", exact=True))
     page.locator("#problems").wait_for()
     assert page.evaluate("document.activeElement.id") == "problems"
     seen.heard[:] = [one for one in seen.heard if "422" not in one]  # Chromium writes the status of the answer
-    assert page.get_by_label("Rank", exact=True).input_value() == "4"
+    assert page.locator("#f-adapter-rank").input_value() == "4"
     check_accessible(page)
 
 
@@ -236,7 +237,7 @@ def test_hostile_rows_names_and_files_are_text(visitor, tmp_path, tiny_folder):
         page.get_by_label("Upload a file").set_input_files(
             {"name": f"{payload[:80].replace('/', '_')}.jsonl", "mimeType": "text/plain", "buffer": ROW}
         )
-        page.wait_for_function("document.getElementById('upload-state').textContent.endsWith('is uploaded.')")
+        page.wait_for_function("() => document.getElementById('upload-state').textContent.endsWith('is uploaded.')")
         page.evaluate("text => { for (const id of FIELDS) document.getElementById(id).value = text; }".replace(
             "FIELDS", json.dumps(["f-data-system", "f-run", "f-other", "f-data-prompt"])), payload)  # fmt: skip
         with page.expect_response("**/new/forecast"):

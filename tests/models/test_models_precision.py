@@ -25,10 +25,27 @@ def test_auto_is_bfloat16_exactly_where_the_device_computes_it():
 @pytest.mark.skipif(not CPUINFO.exists(), reason="no list of the processor's features but torch's own")
 def test_a_processor_has_bfloat16_if_and_only_if_the_system_lists_the_feature():
     lines = CPUINFO.read_text().splitlines()
-    words = {word for line in lines if line.startswith(("flags", "Features")) for word in line.split()}
+    listed = ("flags", "Features", "vendor_id")
+    words = {word for line in lines if line.startswith(listed) for word in line.split()}
     able, why = computes_bfloat16(torch.device("cpu"))
-    assert able == bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
-    assert ("has no" in why) != able
+    slow = {"avx512_bf16", "avx512_fp16", "GenuineIntel"} <= words
+    assert able == bool(words & {"amx_bf16", "bf16"} or ("avx512_bf16" in words and not slow))
+    assert ("has no" in why or "half the rate" in why) != able
+
+
+CAPABILITIES = {"avx2": True, "avx512_f": True, "avx512_bf16": True, "avx512_fp16": True, "amx_bf16": False}
+
+
+@pytest.mark.parametrize(
+    ("vendor", "amx", "expected"),
+    [("GenuineIntel", False, False), ("GenuineIntel", True, True), ("AuthenticAMD", False, True), ("", False, True)],
+)
+def test_bfloat16_is_slow_on_intels_processors_that_hide_amx(monkeypatch, vendor, amx, expected):
+    monkeypatch.setattr("rankwise.models.precision.processor_features", lambda: {**CAPABILITIES, "amx_bf16": amx})
+    monkeypatch.setattr("rankwise.models.precision.processor_vendor", lambda: vendor)
+    able, why = computes_bfloat16(torch.device("cpu"))
+    assert able == expected
+    assert ("half the rate of float32" in why) != expected
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -9,7 +9,7 @@ import pytest
 
 from rankwise.errors import ConfigError
 from rankwise.planning.devices import CARDS, DEVICES, GIB, apple, find_device
-from rankwise.planning.machine import graphics_cards, read_cards, read_processor, this_machine
+from rankwise.planning.machine import BFLOAT16, graphics_cards, read_cards, read_processor, this_machine
 from rankwise.system.memory import available_memory
 
 SPARSE = {"l4": 242, "l40s": 733, "a10": 250, "a100-40gb": 624, "h100": 1979, "rtx-4090": 330, "rtx-5090": 838}
@@ -103,6 +103,17 @@ def test_a_processors_rate_is_cores_times_clock_times_its_widest_products():
     assert read_processor(AMX, "x", 1, highest=3e9).rate("bfloat16") == 3e9 * 1024
     assert read_processor("flags : avx2\ncpu MHz : 3000\n", "old", 8).rate("bfloat16") is None
     assert read_processor("", "unknown", 8).rate("float32") is None
+
+
+XEON = "vendor_id : GenuineIntel\nflags : avx2 avx512f avx512_bf16 avx512_fp16 {}\ncpu MHz : 2600.0\n"
+
+
+def test_intels_bfloat16_without_amx_is_slower_than_float32():
+    hidden = read_processor(XEON.format("avx_vnni"), "Xeon", 2)
+    assert hidden.rate("bfloat16") == 2 * 2.6e9 * 32 == (hidden.rate("float32") or 0) / 2
+    assert not hidden.flags & BFLOAT16
+    for fast in (XEON.format("amx_bf16"), XEON.format("").replace("GenuineIntel", "AuthenticAMD"), ZEN):
+        assert read_processor(fast, "x", 2).flags & BFLOAT16
 
 
 def test_this_machine_has_the_memory_that_is_free():

@@ -15,7 +15,18 @@ from rankwise.errors import RankwiseError
 from rankwise.planning.devices import DEVICES, Device
 from rankwise.planning.estimate import Estimate
 from rankwise.planning.operations import Load, operations
-from rankwise.planning.time import EFFICIENCIES, PROCESSORS, Cost, Probe, Speed, Step, cost, duration, speed_of
+from rankwise.planning.time import (
+    EFFICIENCIES,
+    PREPARATION,
+    PROCESSORS,
+    Cost,
+    Probe,
+    Speed,
+    Step,
+    cost,
+    duration,
+    speed_of,
+)  # fmt: skip
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 
@@ -48,6 +59,13 @@ def test_a_small_model_on_a_large_card_waits_for_its_kernels():
     assert step.likely == pytest.approx(3 * 0.0412, rel=0.01)
     twice = duration(Step(made, 512, micro_batches=2), 1, assumed(DEVICES["h100"], blocks=30)).step
     assert twice.likely == 2 * step.likely
+
+
+def test_a_processor_prepares_each_block_of_each_micro_batch_beside_its_products():
+    whole, apart = assumed(epyc(), blocks=30), assumed(epyc(), blocks=0)
+    step = Step(operations=1e11, tokens=100, micro_batches=2)
+    more = duration(step, 1, whole).step.likely - duration(step, 1, apart).step.likely
+    assert more == pytest.approx(2 * 30 * PREPARATION.likely)
 
 
 ANCHORS = [

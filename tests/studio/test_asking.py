@@ -98,6 +98,13 @@ def test_a_strength_scales_the_change(client, run):
     assert texts == expected and texts[0] == base and texts[0] != texts[2]
 
 
+@pytest.mark.parametrize("run", ["lora", "full"])
+def test_an_answer_without_a_length_fits_into_the_context(client, run):
+    looping = [{"role": "user", "content": "What?"}]
+    _, (end,) = asked(client, {"run": "", "messages": looping}, runs=(run,), max_new_tokens=None)
+    assert end["finish"] == "length" and 200 < end["tokens"] < 256
+
+
 def test_what_is_wrong_is_told_beside_its_side_and_the_others_answer(client):
     long = [{"role": "user", "content": "land " * 400}]
     texts, ends = asked(client, {"run": "lora"}, {"run": "lora", "messages": long}, {"run": "nobody"}, max_new_tokens=4)

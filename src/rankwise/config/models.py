@@ -24,7 +24,8 @@ class ModelConfig(Config):
     revision: str | None = None
     """Branch, tag or commit of a model on the hub."""
     dtype: Dtype = "auto"
-    """Number format of the frozen weights. `auto` is bfloat16 where the hardware computes in it, and float32 elsewhere.
+    """Number format of the frozen weights. `auto` is bfloat16 where the hardware computes faster in it, and float32
+    elsewhere.
     Trained weights are always float32, so full fine-tuning refuses bfloat16."""
     quantize: Literal["auto", "none", "nf4", "int8"] = "auto"
     """Store the frozen weights of linear layers in fewer bits, which takes a quarter (`nf4`) or half (`int8`) of

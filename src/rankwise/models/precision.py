@@ -1,7 +1,9 @@
 """The device and dtype of a base model, and the reason for the choice.
 
 bfloat16 halves the memory. On hardware with bfloat16 arithmetic (AVX512-BF16, AMX, ARM BF16, CUDA from Ampere, Apple
-GPUs from macOS 14) it also more than doubles the speed; elsewhere it is emulated and float32 is faster.
+GPUs from macOS 14) it also more than doubles the speed; elsewhere it is emulated and float32 is faster. So it is on
+Intel's processors from Sapphire Rapids on where AMX is hidden, as in many virtual machines: their AVX512-BF16 does half
+of what float32 does.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import torch
 
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError
+from rankwise.planning.machine import HALF_RATE, processor_vendor, with_rates
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,11 @@ def computes_bfloat16(device: torch.device) -> tuple[bool, str]:
     if device.type == "mps":
         able = torch.backends.mps.is_macos_or_newer(14, 0)
         return able, f"this macOS {'has' if able else 'lacks'} bfloat16 on its GPU"
-    features = processor_features()
-    found = [name for name in ("amx_bf16", "avx512_bf16", "bf16") if features.get(name)]
-    return bool(found), f"the processor has {found[0]}" if found else "the processor has no bfloat16 arithmetic"
+    flags = with_rates(frozenset(name for name, there in processor_features().items() if there), processor_vendor())
+    fast = [name for name in ("amx_bf16", "avx512_bf16", "bf16") if name in flags]
+    if fast:
+        return True, f"the processor has {fast[0]}"
+    return False, f"the processor has {HALF_RATE if HALF_RATE in flags else 'no bfloat16 arithmetic'}"
 
 
 def processor_features() -> dict[str, bool | int | str]:
@@ -62,4 +67,5 @@ def _older_torch_features() -> dict[str, bool | int | str]:
     listed = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     flags = next((line for line in listed.splitlines() if line.startswith(("flags", "Features"))), "").split()
     names = {"avx512f": "avx512_f"}
-    return {names.get(flag, flag): flag in flags for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "bf16")}
+    known = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "bf16")
+    return {names.get(flag, flag): flag in flags for flag in known}

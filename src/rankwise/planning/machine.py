@@ -38,12 +38,15 @@ class Instructions:
     source: str
 
 
+HALF_RATE = "avx512_bf16 at half the rate of float32"
+"""In place of `avx512_bf16` where a processor has the instruction and is slower for it."""
 LANES = "two units of 512 bits: 16 sums each in float32"
 INSTRUCTIONS = (
     Instructions("amx_bf16", "bfloat16", 1024, "Intel: 1,024 bfloat16 operations in each cycle of a core with AMX"),
     Instructions("avx512_bf16", "bfloat16", 128, f"VDPBF16PS, two products for each sum (wikichip.org); {LANES}"),
     Instructions("avx512f", "float32", 64, LANES),
     Instructions("avx2", "float32", 32, "two units of 256 bits: 8 sums each in float32"),
+    Instructions(HALF_RATE, "bfloat16", 32, "VDPBF16PS in every second cycle: half the sums of float32 (design/0004)"),
 )
 """The first that a processor has decides for its dtype."""
 
@@ -65,7 +68,14 @@ class Processor:
 
 
 BFLOAT16 = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
-"""Flags of processors that multiply in it, as models/precision.py has them."""
+"""Flags of processors that multiply faster in it than in float32."""
+
+
+def with_rates(flags: frozenset[str], vendor: str) -> frozenset[str]:
+    """`flags` with `HALF_RATE` where it holds: on Intel's processors since Sapphire Rapids (they have AVX512-FP16), of
+    which a virtual machine may show all but AMX."""
+    slow = "GenuineIntel" in vendor and {"avx512_bf16", "avx512_fp16"} <= flags and "amx_bf16" not in flags
+    return (flags - {"avx512_bf16"}) | {HALF_RATE} if slow else flags
 
 
 def this_machine() -> Device:
@@ -75,7 +85,8 @@ def this_machine() -> Device:
 
 def this_processor() -> Device:
     found = processor()
-    known = found.instructions("bfloat16") or found.instructions("float32")
+    dtype = "bfloat16" if BFLOAT16 & found.flags else "float32"
+    known = found.instructions(dtype)
     clock = f"{found.clock / 1e9:.2f} GHz" if found.clock else "an unknown clock"
     how = (
         f"{known.cycle} operations per cycle ({known.flag}; {known.source})"
@@ -84,8 +95,7 @@ def this_processor() -> Device:
     )
     return Device(
         found.name, "processor", available_memory(), 0, found.rate("bfloat16"), found.rate("float32"), None,
-        f"assumed: {found.cores} cores x {clock} x {how}", "bfloat16" if BFLOAT16 & found.flags else "float32",
-        known and known.flag,
+        f"assumed: {found.cores} cores x {clock} x {how}", dtype, known and known.flag,
     )  # fmt: skip
 
 
@@ -94,10 +104,21 @@ def processor() -> Processor:
     return read_processor(text, processor_name(), usable_cores(), _highest_clock())
 
 
+def processor_vendor() -> str:
+    """As the processor calls its maker, such as `GenuineIntel`; empty where the system does not tell it."""
+    return _vendor(CPUINFO.read_text() if CPUINFO.exists() else "") or platform.processor()
+
+
+def _vendor(cpuinfo: str) -> str:
+    line = re.search(r"^vendor_id\s*:\s*(.*)$", cpuinfo, re.MULTILINE)
+    return line[1] if line is not None else ""
+
+
 def read_processor(cpuinfo: str, name: str, cores: int, highest: float | None = None) -> Processor:
     """`highest`, or the clock in the name, or the fastest that a core runs with now."""
     found = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", cpuinfo, re.MULTILINE)
-    flags = frozenset(found[1].split()) if found is not None else frozenset()
+    listed = frozenset(found[1].split()) if found is not None else frozenset[str]()
+    flags = with_rates(listed, _vendor(cpuinfo))
     named = re.search(r"@ ([\d.]+)GHz", name)
     told = [float(clock) * 1e6 for clock in re.findall(r"^cpu MHz\s*:\s*([\d.]+)$", cpuinfo, re.MULTILINE)]
     clock = highest or (float(named[1]) * 1e9 if named is not None else max(told, default=None))

@@ -65,9 +65,10 @@ PROCESSORS = {
         "(docs/speed.md)",
     ),
     "float32": Efficiency(
-        Estimate(0.20, 0.40, 0.80),
-        "docs/speed.md: full fine-tuning of the starter model in float32 took 9.91 s for about 1,750 tokens on two "
-        "cores, 132 of 332 GFLOP/s; the range from half to twice this is a guess",
+        Estimate(0.25, 0.55, 0.85),
+        "lab/LOG.md, 2026-11-28: one core of a Xeon: the starter model reached 0.71 of the assumed rate with LoRA and "
+        "the fused backend, and 0.63 with full fine-tuning and the eager one; on two cores of an EPYC full fine-tuning "
+        "reached 0.40 (docs/speed.md); the range around this is a guess",
     ),
 }
 IMAGES_SOURCE = (
@@ -85,6 +86,10 @@ LAUNCH = Estimate(1.37e-3, 4.1e-3, 4.1e-3)
 """Seconds of one block for a micro-batch, however little there is to compute: axolotl's PR 2324 has 41.2 ms forward for
 the 30 blocks of SmolLM2-135M on an H100 (512 tokens, LoRA). The backward pass is taken as twice that; at least, as
 nothing."""
+PREPARATION = Estimate(1e-3, 4e-3, 8e-3)
+"""Seconds of one block for a micro-batch on a processor, beside its products: processor time of a step of 98 tokens of
+the starter model (30 blocks) was 3.9 ms a block above that of its operations, and of a model of two tiny blocks 4 to 6
+ms (lab/LOG.md, 2026-11-28); the range is a guess."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,9 @@ class Speed:
     """Operations per second that were assumed."""
     efficiency: Efficiency
     launch: Estimate
-    """Seconds that a micro-batch takes at least."""
+    """Seconds that a micro-batch takes at least: a GPU computes while its next operation is prepared."""
+    preparation: Estimate
+    """Seconds of a micro-batch beside its operations: a processor does not."""
     source: str
     """Of the rate."""
     unpacking: Estimate | None = None
@@ -171,11 +178,13 @@ def speed_of(
     rate = device.rate(dtype)
     if rate is None:
         return None
-    cuda = device.kind in ("datacentre", "consumer")
-    launch = LAUNCH.times(blocks) if cuda else Estimate.exactly(0.0)
+    none = Estimate.exactly(0.0)
+    launch = LAUNCH.times(blocks) if device.kind in ("datacentre", "consumer") else none
+    preparation = PREPARATION.times(blocks) if device.kind == "processor" and images is None else none
     return Speed(
-        rate, _efficiency(device, dtype, images), launch, device.source, unpacking=unpacking_on(device, storage)
-    )
+        rate, _efficiency(device, dtype, images), launch, preparation, device.source,
+        unpacking=unpacking_on(device, storage),
+    )  # fmt: skip
 
 
 def unpacking_on(device: Device, storage: Storage) -> Estimate | None:
@@ -221,6 +230,7 @@ def _assumed(step: Step, speed: Speed) -> Estimate:
     share, launch = speed.efficiency.share, speed.launch.times(step.micro_batches)
     low, likely, high = (step.operations / (speed.rate * part) for part in (share.high, share.likely, share.low))
     seconds = Estimate(max(low, launch.low), max(likely, launch.likely), max(high, launch.high))
+    seconds = seconds.plus(speed.preparation.times(step.micro_batches))
     if not step.unpacked or speed.unpacking is None:
         return seconds
     rate, numbers = speed.unpacking, step.unpacked * step.micro_batches

@@ -11,6 +11,7 @@ from typing import Any
 
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import RankwiseError, RunError, typed
+from rankwise.inference.generate import asking_ids
 from rankwise.inference.growing_batch import ByRow
 from rankwise.inference.repetition import STAGE, repeats
 from rankwise.inference.tuned_model import TunedModel, load_tuned
@@ -21,7 +22,7 @@ from rankwise.serving.engine import Engine, Limits
 from rankwise.serving.pending import Pending, Piece
 from rankwise.serving.questions import chat_question
 from rankwise.serving.served import Serving, load_serving
-from rankwise.studio.asking import BASE, LONGEST, MOST_SIDES, Answering, AskBody, Cancel, Send, Side
+from rankwise.studio.asking import BASE, MOST_SIDES, USUAL, Answering, AskBody, Cancel, Send, Side
 from rankwise.text.example import Example, Message
 from rankwise.text.tagged import TaggedWords, words_of
 
@@ -80,7 +81,7 @@ class Together:
             model=side.run or self._base, messages=[*system, *side.messages], temperature=body.temperature,
             top_p=body.top_p, seed=body.seed, max_tokens=body.max_new_tokens,
         )  # fmt: skip
-        question = chat_question(self._serving, chat, LONGEST)
+        question = chat_question(self._serving, chat, USUAL)
         served = replace(question.served, adapter=keyed(question.served.adapter, side.strength))
         began, written, looping = time.monotonic(), [0], [False]
 
@@ -184,13 +185,15 @@ class Alone:
                 raise _Cancelled
             send({"side": number, "text": part})
 
-        spec = GenerationConfig(
-            max_new_tokens=body.max_new_tokens, temperature=body.temperature, top_p=body.top_p, seed=body.seed
-        )
         turns = [Message(one["role"], str(one["content"])) for one in side.messages if one.get("role") in ROLES]
         turns = turns[-1:] if tuned.model.encoder_decoder else turns
+        messages = [*tuned.opening(body.system), *turns]
+        spec = GenerationConfig(
+            max_new_tokens=body.max_new_tokens or room_for(tuned, messages), temperature=body.temperature,
+            top_p=body.top_p, seed=body.seed,
+        )  # fmt: skip
         with tuned.base(side.run == BASE), tuned.trainable.scaled(1.0 if side.run == BASE else side.strength):
-            answer = tuned.answer([*tuned.opening(body.system), *turns], spec, on_text=on_text)
+            answer = tuned.answer(messages, spec, on_text=on_text)
         told = {"finish": answer.stopped, "tokens": answer.tokens, "seconds": round(answer.seconds, 2)}
         send({"side": number} | told)
 
@@ -201,6 +204,14 @@ class Alone:
 
 class _Cancelled(Exception):
     pass
+
+
+def room_for(tuned: TunedModel, messages: Sequence[Message]) -> int:
+    """The usual length of an answer, or what the context has left."""
+    context = tuned.model.context_length
+    if context is None or tuned.model.encoder_decoder:
+        return USUAL
+    return max(1, min(USUAL, context - len(asking_ids(tuned.model, messages))))
 
 
 def classified(tuned: TunedModel, text: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -40,6 +41,11 @@ class Askable:
     alone: bool
     scales: bool
     system: str
+
+    @property
+    def label(self) -> str:
+        """The base without the folders before it."""
+        return Path(self.base).name
 
 
 def askable(snapshot: RunSnapshot) -> Askable:

@@ -26,7 +26,7 @@ from rankwise.system.memory import give_back
 
 IDLE = 300.0
 """Seconds after the last answer in which the model stays in memory."""
-MOST_SIDES, LONGEST = 6, 4096
+MOST_SIDES, LONGEST, USUAL = 6, 4096, 512
 BASE = ""
 """The side of the untouched base."""
 Send = Callable[[dict[str, Any]], None]
@@ -50,7 +50,8 @@ class AskBody(Config):
     temperature: Number = Field(0.0, ge=0, le=2)
     top_p: Number = Field(1.0, gt=0, le=1)
     seed: Annotated[int, Field(ge=0, lt=2**53, strict=True)] = 0
-    max_new_tokens: Annotated[int, Field(ge=1, le=LONGEST, strict=True)] = 512
+    max_new_tokens: Annotated[int, Field(ge=1, le=LONGEST, strict=True)] | None = None
+    """Without a number USUAL, or fewer where the context has no room for so many."""
 
 
 class Answering(Protocol):
