@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,26 @@ from starlette.routing import Route
 
 from rankwise.errors import RankwiseError, RunError
 from rankwise.runs.listing import listed_runs
-from rankwise.runs.records import Event, StatusMessage, WarningMessage
+from rankwise.runs.records import Callback, Event, StatusMessage, WarningMessage
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.serving.bodies import BadRequest, read_body
-from rankwise.studio.asking import AskBody, Desk
+from rankwise.studio.asking import Answering, AskBody, Desk
 from rankwise.studio.pages import moved, page
 from rankwise.studio.screen import Screen
 
 LARGEST = 2_000_000
 """Bytes of what the page sends: its conversations."""
 FAILED = "This could not be asked; the terminal that runs the studio says why."
-DESK = Desk()
+
+
+def _load(names: Sequence[str], callback: Callback) -> Answering:
+    """torch comes in with the first question."""
+    from rankwise.studio.answering import load
+
+    return load(names, callback)
+
+
+DESK = Desk(_load)
 
 
 @dataclass(frozen=True)
