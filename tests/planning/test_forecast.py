@@ -12,7 +12,7 @@ from rankwise.config.planning import Planned
 from rankwise.config.training import TrainingConfig
 from rankwise.forward.plan import shape_of
 from rankwise.planning.anchor import anchor_operations
-from rankwise.planning.devices import find_device
+from rankwise.planning.devices import Device, find_device
 from rankwise.planning.fitting import Changes, fit_of, least_recomputed, most_at_once, remedies
 from rankwise.planning.forecast import AtOnce, at_once, forecast, operations_of
 from rankwise.planning.machine import this_machine
@@ -127,6 +127,31 @@ def test_every_remedy_is_forecast_to_fit(spec, room):
 
     for remedy in remedies(made, int(room), Changes(AMOUNT, other, lambda made: 1.0, auto=False)):
         assert remedy.peak <= room and remedy.price and remedy.changes
+
+
+def test_a_processor_with_too_little_memory_can_leave_weights_in_their_file():
+    """The same result, before any rounding of weights; on a card there is no such setting."""
+    settings = {"model": {"name": "any", "dtype": "float32"}, "adapter": {"method": "lora"}, "training": {"steps": 10}}
+    room, given = 1_600_000_000, Planned.model_validate(settings)
+    processor = Device("here", "processor", room, 0, None, 1e11, None, "a test", "float32")
+    offered = {remedy.changes[0]: remedy for remedy in planned(given, STARTER, processor, None, None).remedies}
+    assert offered["model.memory=1.6GB"].peak <= room
+    assert "model.dtype=bfloat16" not in offered, "it is emulated there"
+    card = planned(given, STARTER, replace(processor, kind="consumer", memory=2 * room), None, None)
+    assert card.remedies and not any("model.memory" in change for one in card.remedies for change in one.changes)
+
+
+def test_another_number_format_has_a_speed_of_its_own():
+    settings = {"model": {"name": "any", "dtype": "float32"}, "adapter": {"method": "lora"}, "training": {"steps": 10}}
+    given = Planned.model_validate(settings)
+    slow = Device("here", "processor", 1_600_000_000, 0, 0.2e11, 1e11, None, "a test", "float32")
+    price = {
+        device.bfloat16: next(
+            remedy.price for remedy in planned(given, STARTER, device, None, None).remedies
+            if remedy.changes == ("model.dtype=bfloat16",)
+        ) for device in (slow, replace(slow, bfloat16=4e11))
+    }  # fmt: skip
+    assert "times as long" in price[0.2e11] and "times as long" not in price[4e11]
 
 
 def test_a_step_that_is_smaller_than_a_micro_batch_is_what_is_held():

@@ -15,6 +15,7 @@ from rankwise.planning.forecast import AtOnce, Forecast
 LARGEST, STEP_OF_TOKENS = 65_536, 64
 SMALLER = "a smaller adapter can learn less"
 SAME, SAME_IN_PARTS = "the same result", "the same result, in more micro-batches"
+LEFT_IN_FILE = "the same result but for rounding; weights stay in their file and are read from it at each use"
 FEWER_BITS = {"int8": "the base's weights are rounded to 8 bits", "nf4": "the base's weights are rounded to 4 bits"}
 
 
@@ -127,7 +128,15 @@ def _tried(forecast: Forecast, room: int, changes: Changes) -> Iterator[Remedy]:
     if twice is None and 0 < (least := most_at_once(forecast, room, amount, blocks)) < job.tokens:
         settings = (f"training.activation_checkpointing={blocks}", f"training.max_batch_tokens={least}")
         yield from _with(forecast, changes, settings, SAME_IN_PARTS)
+    yield from _in_file(forecast, room, changes)
     yield from _others(forecast, changes)
+
+
+def _in_file(forecast: Forecast, room: int, changes: Changes) -> Iterator[Remedy]:
+    """The base's weights are left in their file."""
+    tenths = room // 10**8
+    if not forecast.spec.trains_base and tenths > 0:
+        yield from _with(forecast, changes, (f"model.memory={tenths / 10:.1f}GB",), LEFT_IN_FILE)
 
 
 def _others(forecast: Forecast, changes: Changes) -> Iterator[Remedy]:

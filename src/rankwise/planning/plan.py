@@ -23,7 +23,7 @@ from rankwise.planning.forecast import AtOnce, Forecast, longest_of, operations_
 from rankwise.planning.largest_batch import largest_batches
 from rankwise.planning.memory import FORMATS, weights_bytes
 from rankwise.planning.operations import Load
-from rankwise.planning.planned_device import HERE, for_each, planned_device, refuse_elsewhere, within_limit
+from rankwise.planning.planned_device import HERE, for_each, is_possible, planned_device, refuse_elsewhere, within_limit
 from rankwise.planning.planned_forecast import planned_forecast
 from rankwise.planning.processes import ALONE, Processes
 from rankwise.planning.rows import PlannedRows, average_step, padded_load
@@ -195,7 +195,10 @@ class Plan:
         tokens = self.own_step.tokens
         operations = operations_of(forecast, self.load).total / self.load.tokens * tokens
         step = Step(operations, tokens, max(1, -(-tokens // forecast.job.tokens)), forecast.unpacked)
-        return seconds_of(step, self.speed, self.flops_per_token, self.device, forecast.job.storage)
+        by, job = self.speed, forecast.job
+        if isinstance(by, Speed) and job.dtype != self.forecast.job.dtype:
+            by = speed_of(self.device, job.dtype, self.shape.blocks.count, self.shape.mostly, job.storage)
+        return seconds_of(step, by, self.flops_per_token, self.device, job.storage)
 
     @property
     def disk(self) -> Disk | None:
@@ -245,10 +248,8 @@ class Plan:
 
     def changed(self, *settings: str) -> Forecast | None:
         """The same with some settings otherwise; None where they mean nothing here."""
-        lengths = [setting for setting in settings if setting.startswith("data.")]
-        if lengths and (self.rows is None or self.config.data is None or self.config.data.too_long == "split"):
-            return None
-        if "model.dtype=bfloat16" in settings and self.device.bfloat16 is None and self.device.dtype == "float32":
+        alone = self.processes is ALONE
+        if not is_possible(settings, self.config, self.device, has_rows=self.rows is not None, alone=alone):
             return None
         changed = with_settings(self.config, *settings)
         rows, data = self.rows, changed.data

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rankwise.config.planning import Planned
 from rankwise.errors import ConfigError
 from rankwise.planning.devices import Device, find_device, with_memory
@@ -51,6 +53,20 @@ def within_limit(device: Device, limit: int | None) -> Device:
             "or use --set model.device=cpu."
         ])  # fmt: skip
     return with_memory(device, min(device.memory, round(OF_LIMIT * limit)))
+
+
+def is_possible(settings: Sequence[str], config: Planned, device: Device, *, has_rows: bool, alone: bool) -> bool:
+    """Whether a training on the device could have these settings, of which `config` has none. `alone` is a training by
+    one process."""
+    model, data = config.model, config.data
+    shortens = any(setting.startswith("data.") for setting in settings)
+    if shortens and (not has_rows or data is None or data.too_long == "split"):
+        return False
+    if "model.dtype=bfloat16" in settings and device.bfloat16 is None and device.dtype == "float32":
+        return False
+    limits = any(setting.startswith("model.memory=") for setting in settings)
+    in_the_way = model.memory or model.sharded or model.new_tokens or device.kind != "processor"
+    return not limits or bool(alone and not in_the_way)
 
 
 def refuse_elsewhere(device: str | None) -> None:
