@@ -1,6 +1,6 @@
 """What a page that follows a training costs it, and what it misses when the server is killed.
 
-    python bench/studio.py [--steps 2000] [--rounds 2] [--json] [--out bench/results/TITLE]
+    python bench/studio.py [--steps 2000] [--rounds 2] [--writer 50] [--json] [--out bench/results/TITLE]
 
 A tiny Llama (two blocks of width 32) is trained with LoRA for so many steps, in turns without a studio and with one
 whose page of the run is open in headless Chromium, ABAB. Its steps take a few milliseconds, so there is more to draw
@@ -10,6 +10,9 @@ browser took as a share of the training's own, as if all of them had one core.
 
 Then a run is stopped and goes on by the page's button; the server is killed with SIGKILL while it trains, and started
 anew. `missed` counts the steps of the log that the page, which was never loaded again, has not drawn.
+
+With --writer nothing is trained: the log of a run grows by so many steps a second, and there is only the processor time
+that the server and the browser took to follow all of them. A machine that is busy with other work can measure that.
 
 Needs Playwright and a Chromium (make browser).
 """
@@ -153,6 +156,47 @@ def followed(name: str, steps: int, studio: Studio, browser: Any) -> dict[str, f
     }  # fmt: skip
 
 
+def written(steps: int, a_second: float, studio: Studio, browser: Any) -> dict[str, float]:
+    """The processor time for the steps of a log that nobody trains."""
+    from rankwise.runs.metrics_log import MetricsLog
+    from rankwise.runs.records import StepRecord
+    from report_runs import made_run
+
+    run = made_run("written", steps=1, evaluated=False, during=False, method="lora", held_out=False)
+    run.write_manifest(run.manifest().model_copy(update={"status": "running", "results": None}))
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    with run.locked(), MetricsLog(run.metrics) as log:
+        page.goto(f"{studio.url}/runs/written")
+        until(lambda: "1 of" in page.locator("[data-tile=step]").inner_text())
+        server, before, began = [psutil.Process(studio.process.pid)], 0.0, time.monotonic()
+        before = processor_seconds(server), processor_seconds(browsers())
+        for step in range(2, steps + 1):
+            noise = 1 + 0.1 * ((step * 7919) % 13) / 13
+            log.append(
+                StepRecord(step, steps, step / 99, 2 * noise / step**0.2, 1e-3, noise, 80, 40, 0.02, 10**9).as_row()
+            )
+            time.sleep(max(0.0, began + step / a_second - time.monotonic()))
+        seconds = time.monotonic() - began
+        page.wait_for_timeout(3000)
+        after, seen = (processor_seconds(server), processor_seconds(browsers())), points(page)
+    return {
+        "steps": steps, "missed": steps - seen, "seconds": seconds, "server": after[0] - before[0],
+        "browser": after[1] - before[1], "server_share": (after[0] - before[0]) / seconds,
+        "browser_share": (after[1] - before[1]) / seconds,
+    }  # fmt: skip
+
+
+def only_written(steps: int, a_second: float) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder, chromium() as browser:
+        os.chdir(folder)
+        studio = Studio(8378)
+        try:
+            return {"steps_a_second": a_second} | written(steps, a_second, studio, browser)
+        finally:
+            studio.stop()
+            os.chdir("/")
+
+
 def killed(steps: int, studio: Studio, browser: Any) -> dict[str, Any]:
     """A run that is stopped, goes on by the page, and is trained while the server is killed."""
     first = train("killed", steps)
@@ -225,8 +269,12 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--writer", type=float)
     asked = parser.parse_args()
-    tell(asked, measured(asked.steps, asked.rounds), show)
+    if asked.writer:
+        tell(asked, only_written(asked.steps, asked.writer), print)
+    else:
+        tell(asked, measured(asked.steps, asked.rounds), show)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def running(name="r"):
 
 def points(page, count):
     """Wait until the loss is drawn over so many points."""
-    page.wait_for_selector(f".drawing[aria-label*='over {count} points']", timeout=20_000)
+    page.wait_for_selector(f".drawing[aria-label*='over {count} points']", timeout=60_000)
     label = page.locator(".drawing").first.get_attribute("aria-label")
     assert f"over {count} points" in label
     return page.locator("[data-tile=step]").inner_text()
@@ -101,7 +101,7 @@ def test_a_page_in_the_background_asks_for_nothing_and_catches_up(visitor, workp
         points(page, 10)
         page.evaluate(HIDE, True)
         steps(run, 11, 70)
-        page.wait_for_timeout(1500)
+        page.wait_for_timeout(3500)
         assert "over 10 points" in page.locator(".drawing").first.get_attribute("aria-label")
         page.evaluate(HIDE, False)
         assert points(page, 70) == "70 of 200"

@@ -121,7 +121,7 @@ def test_a_wrong_question_is_refused_by_name(client, body, why):
     assert answer.status_code == 400 and why in answer.json()["error"]
 
 
-def test_the_model_is_loaded_once_and_given_back_when_nobody_asks(monkeypatch):
+def test_the_model_is_loaded_once_and_given_back_when_nobody_asks():
     loads, closed = [], []
 
     class Loaded:
@@ -132,8 +132,7 @@ def test_the_model_is_loaded_once_and_given_back_when_nobody_asks(monkeypatch):
         def close(self):
             closed.append(1)
 
-    monkeypatch.setattr("rankwise.studio.answering.load", lambda names, callback: loads.append(names) or Loaded())
-    desk, ended = Desk(idle=0.2), threading.Event()
+    desk, ended = Desk(lambda names, callback: loads.append(names) or Loaded(), idle=0.2), threading.Event()
     side = {"run": "", "messages": [{"role": "user", "content": "x"}]}
     one, other = (AskBody.model_validate({"runs": [name], "sides": [side]}) for name in ("a", "b"))
     first = desk.ask(one, lambda event: ended.set(), lambda event: None)

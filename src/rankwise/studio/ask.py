@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,26 @@ from starlette.routing import Route
 
 from rankwise.errors import RankwiseError, RunError
 from rankwise.runs.listing import listed_runs
-from rankwise.runs.records import Event, StatusMessage, WarningMessage
+from rankwise.runs.records import Callback, Event, StatusMessage, WarningMessage
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.serving.bodies import BadRequest, read_body
-from rankwise.studio.asking import AskBody, Desk
+from rankwise.studio.asking import Answering, AskBody, Cancel, Desk, Send
 from rankwise.studio.pages import moved, page
 from rankwise.studio.screen import Screen
 
 LARGEST = 2_000_000
 """Bytes of what the page sends: its conversations."""
 FAILED = "This could not be asked; the terminal that runs the studio says why."
-DESK = Desk()
+
+
+def _load(names: Sequence[str], callback: Callback) -> Answering:
+    """torch comes in with the first question."""
+    from rankwise.studio.answering import load
+
+    return load(names, callback)
+
+
+DESK = Desk(_load)
 
 
 @dataclass(frozen=True)
@@ -108,20 +117,22 @@ async def answer(request: Request) -> Response:
         if not loop.is_closed():
             loop.call_soon_threadsafe(events.put_nowait, event)
 
-    def told(event: Event) -> None:
+    def callback(event: Event) -> None:
         if isinstance(event, StatusMessage | WarningMessage):
             send({"status": event.text})
 
     return StreamingResponse(
-        _streamed(body, events, send, told), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"}
+        _streamed(body, events, send, callback), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"}
     )
 
 
-async def _streamed(body: AskBody, events: asyncio.Queue[dict[str, Any]], send: Any, told: Any) -> AsyncIterator[bytes]:
+async def _streamed(
+    body: AskBody, events: asyncio.Queue[dict[str, Any]], send: Send, callback: Callback
+) -> AsyncIterator[bytes]:
     """Ends early, and stops the answers, where the page has gone."""
     if tuple(body.runs) != DESK.names:
         yield _event({"status": "Loading the model"})
-    work = asyncio.ensure_future(run_in_threadpool(_begun, body, send, told))
+    work = asyncio.ensure_future(run_in_threadpool(_begun, body, send, callback))
     try:
         while "end" not in (event := await events.get()):
             yield _event(event)
@@ -130,14 +141,14 @@ async def _streamed(body: AskBody, events: asyncio.Queue[dict[str, Any]], send: 
         work.add_done_callback(_stopped)
 
 
-def _stopped(work: asyncio.Future[Callable[[], None] | None]) -> None:
+def _stopped(work: asyncio.Future[Cancel | None]) -> None:
     if not work.cancelled() and work.exception() is None and (cancel := work.result()) is not None:
         threading.Thread(target=cancel, daemon=True).start()  # it may wait for a model that is being loaded
 
 
-def _begun(body: AskBody, send: Any, told: Any) -> Any:
+def _begun(body: AskBody, send: Send, callback: Callback) -> Cancel | None:
     try:
-        return DESK.ask(body, send, told)
+        return DESK.ask(body, send, callback)
     except (RankwiseError, BadRequest) as error:
         send({"problem": str(error)})
     except Exception:

@@ -12,7 +12,7 @@ import gc
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
 
@@ -62,10 +62,14 @@ class Answering(Protocol):
     def close(self) -> None: ...
 
 
+Load = Callable[[Sequence[str], Callback], Answering]
+
+
 @dataclass
 class Desk:
-    """The one model, and who uses it."""
+    """The one model, and who uses it. `load` takes the names of runs (answering.py)."""
 
+    load: Load
     idle: float = IDLE
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _names: tuple[str, ...] = ()
@@ -87,9 +91,7 @@ class Desk:
                 if self._using:
                     raise RunError("Another model is answering just now. Stop it, or wait for its answer.")
                 self._close()
-                from rankwise.studio.answering import load
-
-                self._loaded, self._names = load(names, callback), names
+                self._loaded, self._names = self.load(names, callback), names
             self._using += 1
             loaded = self._loaded
         try:

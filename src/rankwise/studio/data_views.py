@@ -83,16 +83,16 @@ def report(form: SettingsForm) -> Report:
     return _as_report(made, remarks.texts)
 
 
-def _as_report(made: DataReport, remarks: Sequence[str]) -> Report:
-    lines = [(label, text) for label, text, count in lines_of(made) if count or not made.fatal]
+def _as_report(report: DataReport, remarks: Sequence[str]) -> Report:
+    lines = [(label, text) for label, text, count in lines_of(report) if count or not report.fatal]
     files = [
-        *map(about, made.files),
-        *(f"{name}: belongs to another split and is not read" for name in made.left_aside),
+        *map(about, report.files),
+        *(f"{name}: belongs to another split and is not read" for name in report.left_aside),
     ]
-    listed = [one.why for one in made.skipped_rows[:LISTED]]
+    listed = [one.why for one in report.skipped_rows[:LISTED]]
     return Report(
-        fatal=made.fatal, files=files, lines=lines, warnings=made.warnings, advice=made.advice, left_out=listed,
-        more_left_out=made.skipped - len(listed), remarks=remarks, verdict=verdict_of(made),
+        fatal=report.fatal, files=files, lines=lines, warnings=report.warnings, advice=report.advice, left_out=listed,
+        more_left_out=report.skipped - len(listed), remarks=remarks, verdict=verdict_of(report),
     )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from rankwise.system.files import json_bytes, make_folders, sha256_of, write_ato
 EXPORTS = Path("exports")
 JOBS = EXPORTS / ".studio"
 LOG_BYTES = 20_000
-_started: list[subprocess.Popen[bytes]] = []
+_started: list[subprocess.Popen[Any]] = []
 """Exports that this process started, which are waited for when they have ended."""
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rankwise.commands.plan import plan
+from rankwise.commands.plan import plan as plan_of
 from rankwise.commands.starting import as_continued
 from rankwise.errors import ConfigError, DataError, ModelError, RankwiseError
 from rankwise.planning.estimate import Estimate
@@ -65,14 +65,14 @@ def forecast(form: SettingsForm) -> Shown:
     if not form.given.get("model.name") and not form.given.get("adapter.start_from"):
         return Shown(notes=("Choose a model to see what it takes.",))
     try:
-        return _shown(plan(as_continued(form.planned(without=("run",) if form.given.get("data.path") else
+        return _shown(plan_of(as_continued(form.planned(without=("run",) if form.given.get("data.path") else
                                                      ("run", *OF_DATA)))))  # fmt: skip
     except RankwiseError as error:
         problems = placed(error)
     if any(not one.field.startswith(OF_DATA) for one in problems) or not form.given.get("data.path"):
         return Shown(tuple(problems))
     try:
-        without = plan(as_continued(form.planned(without=("run", *OF_DATA))))
+        without = plan_of(as_continued(form.planned(without=("run", *OF_DATA))))
     except RankwiseError:
         return Shown(tuple(problems))
     shown = _shown(without)
@@ -87,20 +87,20 @@ def placed(error: RankwiseError) -> list[Problem]:
     return [Problem(field, str(error))]
 
 
-def _shown(made: Plan) -> Shown:
-    verdict = _verdict(made)
-    remedies = made.remedies if made.trained and not made.fit.fits else []
+def _shown(plan: Plan) -> Shown:
+    verdict = _verdict(plan)
+    remedies = plan.remedies if plan.trained and not plan.fit.fits else []
     return Shown(
-        verdict=verdict, figures=tuple(_figures(made)), remedies=tuple((one.settings, one.price) for one in remedies),
-        notes=tuple(advice.text for advice in made.advice),
-        rows=None if made.rows is None else round(made.rows.documents.likely),
+        verdict=verdict, figures=tuple(_figures(plan)), remedies=tuple((one.settings, one.price) for one in remedies),
+        notes=tuple(advice.text for advice in plan.advice),
+        rows=None if plan.rows is None else round(plan.rows.documents.likely),
     )  # fmt: skip
 
 
-def _verdict(made: Plan) -> Verdict:
-    if not made.trained:
+def _verdict(plan: Plan) -> Verdict:
+    if not plan.trained:
         return Verdict("unknown", "Memory and time are not forecast for this kind of model.")
-    fit = made.fit
+    fit = plan.fit
     peak, usable, name = fit.peak, fit.device.usable, fit.device.name
     room = f"{size(peak)} of {size(usable)} on {name}"
     again = f", with {fit.recomputed} blocks computed twice" if fit.recomputed else ""
@@ -111,23 +111,23 @@ def _verdict(made: Plan) -> Verdict:
     return Verdict("fits", f"Fits: {room}{again}.", peak, usable)
 
 
-def _figures(made: Plan) -> list[Figure]:
-    counted, duration = made.forecast.parameters, made.duration
+def _figures(plan: Plan) -> list[Figure]:
+    counted, duration = plan.forecast.parameters, plan.duration
     most = "" if counted.exact else "at most "
     figures = [Figure("Trained parameters", f"{most}{counted.trainable:,}", f"of {counted.total:,}")]
-    if made.trained:
-        figures.append(Figure("Memory", size(made.fit.peak)))
-    if duration is not None and made.steps is not None:
+    if plan.trained:
+        figures.append(Figure("Memory", size(plan.fit.peak)))
+    if duration is not None and plan.steps is not None:
         figures.append(Figure("Time", about(duration.total.likely), _between(duration.total)))
     elif duration is not None:
         figures.append(Figure("Time of a step", about(duration.step.likely), _between(duration.step)))
     if counted.file_bytes is not None:
         figures.append(Figure("Adapter", f"{most}{size(counted.file_bytes)}", "in float32"))
-    if made.steps is not None and made.rows is not None:
-        tokens = made.rows.tokens.likely
-        figures.append(Figure("Steps", f"{made.steps:,}", f"over {tokens:,.0f} tokens"))
-    if made.disk is not None:
-        figures.append(Figure("Disk while it trains", size(made.disk.total)))
+    if plan.steps is not None and plan.rows is not None:
+        tokens = plan.rows.tokens.likely
+        figures.append(Figure("Steps", f"{plan.steps:,}", f"over {tokens:,.0f} tokens"))
+    if plan.disk is not None:
+        figures.append(Figure("Disk while it trains", size(plan.disk.total)))
     return figures
 
 

@@ -26,7 +26,7 @@ from rankwise.runs.manifest import Manifest
 from rankwise.studio.follow import Follower, message
 from rankwise.studio.queued import GONE, STARTING, known_run, without_folder
 
-EVERY, IDLE = 1.0, 3.0
+EVERY, IDLE = 3.0, 5.0
 """Seconds between two looks at a run that is trained, and at one that is not."""
 HEARTBEAT = 15.0
 """Seconds after which something is sent in any case, so that a browser that has gone is noticed."""

@@ -19,12 +19,14 @@ REMEMBERED = 30 * 86_400
 """Seconds for which a browser stays logged in."""
 
 
+async def shown(request: Request) -> Response:
+    return moved("/") if request.app.state.key is None else page(request, "login.html", title="Log in", wrong=False)
+
+
 async def login(request: Request) -> Response:
     key: Key | None = request.app.state.key
     if key is None:
         return moved("/")
-    if request.method != "POST":
-        return page(request, "login.html", title="Log in", wrong=False)
     if not key.opens((await read_form(request)).text("key")):
         await asyncio.sleep(PAUSE)
         return page(request, "login.html", 401, title="Log in", wrong=True)
@@ -40,4 +42,6 @@ async def logout(request: Request) -> Response:
     return answer
 
 
-SCREEN = Screen([Route("/login", login, methods=["GET", "POST"]), Route("/logout", logout, methods=["POST"])])
+SCREEN = Screen([
+    Route("/login", shown), Route("/login", login, methods=["POST"]), Route("/logout", logout, methods=["POST"]),
+])  # fmt: skip

@@ -195,10 +195,10 @@ def _fields(experiment: Experiment, *, whole: bool) -> dict[str, str]:
 
 
 def _card_of(experiment: Experiment) -> str:
+    """Two cards are LoRA with another setting, which other methods do not have."""
     adapter: Any = experiment.adapter
-    if adapter.method != "lora":
-        return adapter.method
-    return "dora" if adapter.dora and adapter.start == "uniform" else "eva" if adapter.start == "eva" else "lora"
+    dora, start = getattr(adapter, "dora", False), getattr(adapter, "start", None)
+    return "dora" if dora and start == "uniform" else "eva" if start == "eva" else adapter.method
 
 
 def _leaves(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
