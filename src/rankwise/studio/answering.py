@@ -20,7 +20,7 @@ from rankwise.runs.records import Callback
 from rankwise.serving.bodies import BadRequest, ChatBody
 from rankwise.serving.engine import Engine, Limits
 from rankwise.serving.pending import Pending, Piece
-from rankwise.serving.questions import chat_question
+from rankwise.serving.questions import chat_question, served_by
 from rankwise.serving.served import Serving, load_serving
 from rankwise.studio.asking import BASE, MOST_SIDES, USUAL, Answering, AskBody, Cancel, Send, Side
 from rankwise.text.example import Example, Message
@@ -81,7 +81,7 @@ class Together:
             model=side.run or self._base, messages=[*system, *side.messages], temperature=body.temperature,
             top_p=body.top_p, seed=body.seed, max_tokens=body.max_new_tokens,
         )  # fmt: skip
-        question = chat_question(self._serving, chat, USUAL)
+        question = chat_question(self._serving, served_by(self._serving, chat.model), chat, USUAL)
         served = replace(question.served, adapter=keyed(question.served.adapter, side.strength))
         began, written, looping = time.monotonic(), [0], [False]
 
