@@ -24,7 +24,7 @@ from rankwise.config.planning import Planned
 from rankwise.config.reading import Setting, parse_setting, read_data, read_experiment, read_planned
 from rankwise.config.yaml import dump_yaml
 from rankwise.errors import ConfigError, RankwiseError
-from rankwise.studio.knobs import CARD_OF, KNOBS, Knob
+from rankwise.studio.knobs import CARD_OF, CARDS, KNOBS, Knob
 
 CARD, OTHER, TUNE = "card", "other", "tune"
 """Fields that are no settings: the method card, further settings line by line, and --tune."""
@@ -195,10 +195,10 @@ def _fields(experiment: Experiment, *, whole: bool) -> dict[str, str]:
 
 
 def _card_of(experiment: Experiment) -> str:
-    """Two cards are LoRA with another setting, which other methods do not have."""
-    adapter: Any = experiment.adapter
-    dora, start = getattr(adapter, "dora", False), getattr(adapter, "start", None)
-    return "dora" if dora and start == "uniform" else "eva" if start == "eva" else adapter.method
+    """The most particular card whose settings it has."""
+    adapter = {f"adapter.{name}": value for name, value in dict(experiment.adapter).items()}
+    own = [card for card in CARDS if card.settings.items() <= adapter.items()]
+    return max(own, key=lambda card: len(card.settings)).name
 
 
 def _leaves(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
