@@ -41,6 +41,7 @@ RANKWISE = [sys.executable, "-m", "rankwise"]
 SETTINGS = ["--model", "tiny-llama", "--data", "rows.jsonl", "--rank", "4", "--batch-size", "2", "--held-out", "6",
             "--learning-rate", "0.01", "--set", "model.dtype=float32", "--quiet"]  # fmt: skip
 LONGEST = 900.0
+HOME = Path.cwd()
 
 
 def lay_out(folder: Path) -> None:
@@ -194,7 +195,7 @@ def only_written(steps: int, a_second: float) -> dict[str, Any]:
             return {"steps_a_second": a_second} | written(steps, a_second, studio, browser)
         finally:
             studio.stop()
-            os.chdir("/")
+            os.chdir(HOME)
 
 
 def killed(steps: int, studio: Studio, browser: Any) -> dict[str, Any]:
@@ -241,7 +242,7 @@ def measured(steps: int, rounds: int) -> dict[str, Any]:
             interrupted = killed(steps, studio, browser)
         finally:
             studio.stop()
-            os.chdir("/")
+            os.chdir(HOME)
     medians = {
         name: {key: statistics.median(one[key] for one in every) for key in every[0]} for name, every in arms.items()
     }

@@ -61,6 +61,7 @@ class Visitor:
 
     def __init__(self, page, url):
         self.page, self.url, self.heard = page, url, []
+        page.set_default_timeout(120_000)  # a machine that is busy with other work
         page.on("console", lambda message: self.heard.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: self.heard.append(f"error: {error}"))
         page.on("dialog", lambda dialog: (self.heard.append(f"dialog: {dialog.message}"), dialog.dismiss()))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from rankwise.cli.main import app
 from rankwise.commands.train import train
 from rankwise.config.experiment import Experiment
 from rankwise.errors import RunError
@@ -108,3 +112,13 @@ def test_held_out_rows_did_not_decide_a_run_that_was_asked_to_end():
     snapshot = RunSnapshot.of(made_run("r"))
     results = snapshot.manifest.results.model_copy(update={"ended_early": "by request after step 5 of 12"})
     assert chosen_by_held_out(snapshot.experiment, results) == ""
+
+
+def test_a_terminal_asks_as_a_page_does():
+    run = made_run("r")
+    refused = CliRunner().invoke(app, ["runs", "end", "r", "--json"])
+    assert refused.exit_code == 2 and "is not trained just now" in json.loads(refused.stdout)["error"]
+    run.write_manifest(run.manifest().model_copy(update={"status": "running", "results": None}))
+    with run.locked():
+        asked = CliRunner().invoke(app, ["runs", "end", "r", "--json"])
+    assert json.loads(asked.stdout) == {"asked_to_end": "r"} and is_asked_to_end(run)
