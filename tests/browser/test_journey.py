@@ -125,7 +125,7 @@ def train(page, person, model: Path, rows: Path) -> None:
     person.write(page.locator("#f-model-name"), str(model))
     person.rows(rows)
     page.get_by_text("24 rows").wait_for()
-    page.locator(".verdict.fits").wait_for()
+    page.locator(".verdict.fits").wait_for(timeout=200_000)  # a model of an unknown shape is built first
     before = page.locator("#forecast .tiles").inner_text()
     person.write(page.locator("#f-adapter-rank"), "4")
     page.wait_for_function("before => document.querySelector('#forecast .tiles')?.innerText !== before", arg=before)
