@@ -1,8 +1,8 @@
 """Server-sent events of a run: its records as they are written, and its state as it changes.
 
-event  records   what is new in the metrics log; its id is the position after it (follow.py)
+event  records   what is new in the metrics log; its id is the position after it (runs/log_tail.py)
        begin     the log begins anew: the page forgets what it drew
-       state     status, problem, warnings and log, whenever one of them changes
+       state     status, problem and warnings, whenever one of them changes
 
 The run is only read, from its files, so it does not matter who trains it.
 """
@@ -22,8 +22,9 @@ from starlette.responses import Response, StreamingResponse
 from rankwise.errors import RankwiseError
 from rankwise.runs.directory import MANIFEST, RunDirectory
 from rankwise.runs.listing import status_of, writer_of
+from rankwise.runs.log_tail import LogTail
 from rankwise.runs.manifest import Manifest
-from rankwise.studio.follow import Follower, message
+from rankwise.studio.drawn_records import message
 from rankwise.studio.queued import GONE, STARTING, known_run, without_folder
 
 EVERY, IDLE = 3.0, 5.0
@@ -66,18 +67,18 @@ async def events(request: Request) -> Response:
     run = await run_in_threadpool(known_run, request.path_params["name"])
     after = request.headers.get("last-event-id") or request.query_params.get("after", "")
     return StreamingResponse(
-        _events(Follower.after(run.metrics, after), StateReader(run)), media_type="text/event-stream",
+        _events(LogTail.after(run.metrics, after), StateReader(run)), media_type="text/event-stream",
         headers={"X-Accel-Buffering": "no"},
     )  # fmt: skip
 
 
-async def _events(follower: Follower, reader: StateReader) -> AsyncIterator[bytes]:
+async def _events(tail: LogTail, reader: StateReader) -> AsyncIterator[bytes]:
     before, silent = None, 0.0
     while True:
-        anew, rows = await run_in_threadpool(follower.read)
+        anew, rows = await run_in_threadpool(tail.read)
         state = await run_in_threadpool(reader.read)
-        parts = [event("begin", {}, follower.position)] if anew else []
-        parts += [event("records", message(rows), follower.position)] if rows else []
+        parts = [event("begin", {}, tail.position)] if anew else []
+        parts += [event("records", message(rows), tail.position)] if rows else []
         parts += [event("state", state)] if state != before else []
         before = state
         if state["status"] == GONE:
