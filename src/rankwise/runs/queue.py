@@ -11,15 +11,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from rankwise.config.base import Config
 from rankwise.config.experiment import Experiment
@@ -30,14 +27,11 @@ from rankwise.runs.manifest import now
 from rankwise.runs.own_files import read_json
 from rankwise.system.files import json_bytes, make_folders, write_new
 from rankwise.system.locks import owner_if_locked
+from rankwise.system.processes import began, start_detached
 
 MOST = 1000
 """Runs that may wait."""
 WORKER = ("-P", "-m", "rankwise", "queue", "work")
-DETACHED = 0 if os.name == "posix" else 0x208
-"""On Windows: a process group of its own, without a console."""
-_started: list[subprocess.Popen[bytes]] = []
-"""Workers that this process started; one that has ended is waited for when the next is started."""
 
 
 class Waiting(Config):
@@ -58,7 +52,7 @@ class Working(Config):
     started: str
     process: int | None = None
     began: float | None = None
-    """When the system started the process, which tells it from a later one of the same number."""
+    """When the system started the process."""
 
 
 @dataclass(frozen=True)
@@ -188,14 +182,10 @@ class Queue:
 
     def start_worker(self) -> bool:
         """Start a worker, if a run waits and none works. A second worker would end at once."""
-        _started[:] = [one for one in _started if one.poll() is None]
         if not self.entries() or owner_if_locked(self.worker_lock) is not None:
             return False
         with (self.folder / "worker.log").open("ab") as log:
-            _started.append(subprocess.Popen(
-                [sys.executable, *WORKER], cwd=self.runs_folder.absolute().parent, stdin=subprocess.DEVNULL,
-                stdout=log, stderr=log, start_new_session=os.name == "posix", creationflags=DETACHED,
-            ))  # fmt: skip
+            start_detached([sys.executable, *WORKER], out=log, log=log, folder=self.runs_folder.absolute().parent)
         return True
 
 
@@ -215,11 +205,3 @@ def last_object(file: Path) -> dict[str, Any] | None:
                 if isinstance(value := json.loads(line), dict):
                     return value
     return None
-
-
-def began(number: int) -> float | None:
-    """When a process began; None where it has ended."""
-    try:
-        return psutil.Process(number).create_time()
-    except psutil.Error:
-        return None

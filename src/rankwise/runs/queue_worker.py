@@ -21,9 +21,10 @@ from rankwise.errors import RunError
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.manifest import now
 from rankwise.runs.own_files import read_json
-from rankwise.runs.queue import Queue, Waiting, Working, began, read_entry
+from rankwise.runs.queue import Queue, Waiting, Working, read_entry
 from rankwise.system.files import write_atomic, write_json
 from rankwise.system.locks import Lock
+from rankwise.system.processes import began
 
 BETWEEN = 0.2
 """Seconds between two looks at a training that another worker started."""
