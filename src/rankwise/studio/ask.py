@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from rankwise.errors import RankwiseError, RunError
 from rankwise.runs.listing import listed_runs
 from rankwise.runs.records import Callback, Event, StatusMessage, WarningMessage
 from rankwise.runs.snapshot import RunSnapshot
-from rankwise.serving.bodies import BadRequest, read_body
+from rankwise.serving.bodies import BadRequest
+from rankwise.serving.reading import read_json_body
 from rankwise.studio.asking import Answering, AskBody, Cancel, Desk, Send
 from rankwise.studio.pages import moved, page
 from rankwise.studio.screen import Screen
@@ -106,10 +106,7 @@ def _training() -> str | None:
 
 async def answer(request: Request) -> Response:
     """Server-sent events: what loading says, and what is new of each side."""
-    try:
-        body = read_body(AskBody, await _content(request))
-    except BadRequest as error:
-        return JSONResponse({"error": str(error)}, 400)
+    body = await read_json_body(request, AskBody, LARGEST)
     events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     loop = asyncio.get_running_loop()
 
@@ -157,18 +154,6 @@ def _begun(body: AskBody, send: Send, callback: Callback) -> Cancel | None:
         raise
     send({"end": True})
     return None
-
-
-async def _content(request: Request) -> bytes:
-    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media != "application/json":
-        raise HTTPException(415, "this address takes JSON of the page")
-    content = bytearray()
-    async for part in request.stream():
-        content += part
-        if len(content) > LARGEST:
-            raise HTTPException(413, "the conversation is too long")
-    return bytes(content)
 
 
 def _event(value: dict[str, Any]) -> bytes:
