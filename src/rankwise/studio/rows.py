@@ -50,17 +50,17 @@ class Row:
         return all(any(word in text.lower() for text in texts) for word in words.lower().split())
 
 
-COLUMNS: dict[str, tuple[str, Callable[[Row], Any]]] = {
-    "name": ("name", lambda row: row.run.name.lower()),
-    "status": ("status", lambda row: row.status),
-    "model": ("model", lambda row: (row.run.model or "").lower()),
-    "method": ("method", lambda row: row.run.method or ""),
-    "loss": ("loss", lambda row: row.loss),
-    "forgetting": ("forgetting", lambda row: row.forgetting),
-    "size": ("size", lambda row: row.run.bytes),
-    "when": ("when", lambda row: row.when),
+COLUMNS: dict[str, Callable[[Row], Any]] = {
+    "name": lambda row: row.run.name.lower(),
+    "status": lambda row: row.status,
+    "model": lambda row: (row.run.model or "").lower(),
+    "method": lambda row: row.run.method or "",
+    "loss": lambda row: row.loss,
+    "forgetting": lambda row: row.forgetting,
+    "size": lambda row: row.run.bytes,
+    "when": lambda row: row.when,
 }
-"""By which the table can be sorted: the heading, and the value."""
+"""By which the table can be sorted: the heading, and its value in a row."""
 
 
 def row_of(name: str) -> Row:
@@ -73,14 +73,13 @@ def row_of(name: str) -> Row:
     return Row(run, "starting" if starting else run.status, forgetting, losses_of(directory.metrics))
 
 
-def rows(words: str = "", status: str = "") -> list[Row]:
-    every = map(row_of, run_names())
-    return [row for row in every if row.matches(words) and status in ("", row.status)]
+def rows() -> list[Row]:
+    return [row_of(name) for name in run_names()]
 
 
 def in_order(chosen: Sequence[Row], by: str, order: Order) -> list[Row]:
     """Runs that are trained come first, and those without a value last."""
-    value = COLUMNS[by][1]
+    value = COLUMNS[by]
     known = sorted((row for row in chosen if value(row) is not None), key=value, reverse=order == "descending")
     unknown = [row for row in chosen if value(row) is None]
     return sorted([*known, *unknown], key=lambda row: row.status not in ("running", "starting"))

@@ -57,11 +57,11 @@ def table(request: Request) -> Response:
 
 def _heads(by: str, order: Order, words: str, status: str) -> list[Head]:
     heads = []
-    for name, (label, _) in COLUMNS.items():
+    for name in COLUMNS:
         turned = "ascending" if order == "descending" else "descending"
         query = {"sort": name, "order": turned if name == by else _first(name), "words": words, "status": status}
         address = f"/?{urlencode({key: value for key, value in query.items() if value})}"
-        heads.append(Head(label, address, order if name == by else None))
+        heads.append(Head(name, address, order if name == by else None))
     return heads
 
 
