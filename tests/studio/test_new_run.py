@@ -76,7 +76,7 @@ def test_the_forecast_turns_with_a_knob(client, home):
 
 def test_a_model_that_does_not_fit_is_told_with_what_would(client, home):
     text = client.post("/new/forecast", data={"model.name": "llama-2-70b", "card": "full"}).text
-    assert ("Too large." in text and "To make it fit" not in text) or "data-setting" in text
+    assert "Too large." in text and "data-setting" in text
     answer = client.post("/new/start", data=FORM | {"model.name": "llama-2-70b", "card": "full"})
     assert answer.status_code == 422 and not Queue().waiting()
     assert "are there on" in Page(answer.text).beside["p-model-name"]

@@ -93,7 +93,7 @@ def watched(names: Sequence[str]) -> list[WatchedRun]:
     if not names:
         names = [name for name in run_names() if writer_of(RunDirectory.named(name)) is not None]
         if not names:
-            raise ConfigError(["no run is being trained in this folder. Name the run to wait for or to look at."])
+            raise ConfigError(["no run is being trained in this folder. Name a run to wait for or to show."])
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigError([f'run "{twice[0]}" is named twice.'])
     return [WatchedRun(name) for name in names]

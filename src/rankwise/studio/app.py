@@ -42,7 +42,7 @@ async def _refused(request: Request, error: HTTPException | BadRequest) -> Respo
     if isinstance(error, BadRequest):
         return problem(request, error.status, str(error))
     if error.status_code == 404:
-        return problem(request, 404, f"There is nothing at {request.url.path[:200]}.")
+        return problem(request, 404, f"There is no page at {request.url.path[:200]}.")
     return problem(request, error.status_code, f"{error.detail}.")
 
 
@@ -53,7 +53,7 @@ async def _mistaken(request: Request, error: RankwiseError) -> Response:
 
 async def _failed(request: Request, error: Exception) -> Response:
     """Our own mistake, whose traceback starlette passes on to the log."""
-    return problem(request, 500, "This is a mistake in rankwise; the terminal that runs the studio shows where.")
+    return problem(request, 500, "This is an error in rankwise. The terminal that runs the studio shows the details.")
 
 
 HANDLERS = {HTTPException: _refused, BadRequest: _refused, RankwiseError: _mistaken, Exception: _failed}

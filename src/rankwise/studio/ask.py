@@ -1,4 +1,4 @@
-"""The screen that asks: a run, its base and other runs over the same base, side by side, as they write."""
+"""The Ask screen: answers of a run, its base and other runs over the same base, side by side, as they are written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from rankwise.studio.screen import Screen
 
 LARGEST = 2_000_000
 """Bytes of what the page sends: its conversations."""
-FAILED = "This could not be asked; the terminal that runs the studio says why."
+FAILED = "The question failed. The terminal that runs the studio shows why."
 
 
 def _load(names: Sequence[str], callback: Callback) -> Answering:
@@ -161,9 +161,11 @@ def _event(value: dict[str, Any]) -> bytes:
 
 
 async def release(request: Request) -> Response:
-    """Give the memory back now."""
+    """Free the memory now."""
     freed = await run_in_threadpool(DESK.release)
-    return moved("/ask", "The model's memory was given back." if freed else "The model is answering just now.")
+    return moved(
+        "/ask", "The model's memory was freed." if freed else "The model is answering; its memory stays in use."
+    )
 
 
 SCREEN = Screen(

@@ -62,7 +62,7 @@ class State:
     def problem(self) -> str | None:
         if self.printed is not None:
             return str(self.printed["error"]) if "error" in self.printed else None
-        return None if self.running else "The export was ended before it was finished."
+        return None if self.running else "The export was stopped before it was finished."
 
     @property
     def done(self) -> bool:
@@ -79,7 +79,7 @@ class State:
 def start(run: str, to: Path, format: str, options: Sequence[str]) -> Job:
     """RunError while another export runs."""
     if (other := next((one for one in states() if one.running), None)) is not None:
-        raise RunError(f"{other.job.to} is being exported just now. Wait for it, since each takes a model's memory.")
+        raise RunError(f"{other.job.to} is being exported. Wait for it, since each export needs the memory of a model.")
     words = ("export", run, "--to", str(to), "--format", format, *options, "--json")
     number = secrets.token_hex(8)
     folder = JOBS / number

@@ -29,7 +29,7 @@ from rankwise.studio.settings_form import CARD, OTHER, TUNE, Problem, SettingsFo
 
 HUB = "hub"
 """The box that allows to ask the hub for names that are not here."""
-NOT_HERE = "is not on this machine. Tick “May ask the hub” below it to look there, which takes the network."
+NOT_HERE = "is not on this machine. Tick “May ask the hub” below it to look there, which uses the network."
 NAMES = (*KNOBS, CARD, OTHER, TUNE)
 
 
@@ -159,7 +159,7 @@ async def upload(request: Request) -> Response:
         uploads.check_size(int(length) if length.isdecimal() else None)
         path = await uploads.stored(request.stream(), name)
     except ClientDisconnect:
-        raise HTTPException(400, "the upload was broken off") from None
+        raise HTTPException(400, "the upload was interrupted") from None
     except RankwiseError as error:
         return JSONResponse({"error": str(error)}, 400)
     return JSONResponse({"path": str(path), "name": name[:200]})

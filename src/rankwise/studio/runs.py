@@ -83,7 +83,7 @@ class Leaving:
 def ask_to_delete(request: Request) -> Response:
     names = request.query_params.getlist("run")
     if not names:
-        return moved("/", "No run was chosen. Tick the runs to delete.")
+        return moved("/", "No run is ticked. Tick the runs to delete.")
     planned = deletion(names)
     leaving = [_leaving(run.folder.name) for run in planned.runs]
     free = shutil.disk_usage(RUNS).free
@@ -105,7 +105,7 @@ async def delete(request: Request) -> Response:
 async def remove(request: Request) -> Response:
     name = (await read_form(request)).text("run")
     await run_in_threadpool(Queue().remove, name)
-    return moved("/", f"{name} no longer waits.")
+    return moved("/", f"Removed {name} from the queue.")
 
 
 SCREEN = Screen(

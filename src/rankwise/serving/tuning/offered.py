@@ -77,8 +77,8 @@ class Offered:
             return Base(model.spec, model.width, made.run)
         known = ", ".join(one.name for one in self.serving.models.values() if one.adapter is None)
         raise BadRequest(
-            f"no model {name[:80]!r} is trained here. The base is known as {known}; other names for it are given with "
-            "rankwise serve --alias.", status=404, parameter="model",
+            f"no model {name[:80]!r} can be trained here. The base is called {known}; rankwise serve --alias adds "
+            "names.", status=404, parameter="model",
         )  # fmt: skip
 
     def delete(self, name: str) -> None:

@@ -88,7 +88,7 @@ function upload(file) {
     bar.hidden = true;
     let answer = {};
     try { answer = JSON.parse(request.responseText); } catch { answer = {}; }
-    state.textContent = answer.path ? `${answer.name} is uploaded.` : answer.error || "The upload was broken off.";
+    state.textContent = answer.path ? `${answer.name} is uploaded.` : answer.error || "The upload was interrupted.";
     if (answer.path) set("data.path", answer.path);
   };
   request.open("POST", `/new/upload?name=${encodeURIComponent(file.name)}`);
