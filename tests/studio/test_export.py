@@ -78,8 +78,8 @@ def test_an_export_is_the_commands_and_its_files_come_with_their_hashes(client, 
     assert "is being exported" in client.post("/export/begin", data=given | {"to": "other"}).text
     page = finished(client, address)
     assert 'class="chip good"' in page, page
-    told = "export adalora --to theirs --format portable --strength 0.5 --no-verify --quiet".split()
-    assert CliRunner().invoke(app, told).exit_code == 0
+    words = "adalora --to theirs --format portable --strength 0.5 --no-verify --quiet"
+    assert CliRunner().invoke(app, ["export", *words.split()]).exit_code == 0
     rows = re.findall(r'href="(/exports/[^"]*/files/([^"]*))".*?<code>([0-9a-f]{64})</code>', page, re.DOTALL)
     assert {name for _, name, _ in rows} == {file.name for file in Path("theirs").iterdir()}
     for link, name, digest in rows:

@@ -50,7 +50,7 @@ class Shown:
     verdict: Verdict | None = None
     figures: tuple[Figure, ...] = ()
     remedies: tuple[tuple[str, str], ...] = ()
-    """Settings after which it fits, and their price."""
+    """Settings after which it fits, separated by spaces, and their price."""
     notes: tuple[str, ...] = ()
     rows: int | None = None
     """Training rows, as far as they are known."""
@@ -91,7 +91,8 @@ def _shown(plan: Plan) -> Shown:
     verdict = _verdict(plan)
     remedies = plan.remedies if plan.trained and not plan.fit.fits else []
     return Shown(
-        verdict=verdict, figures=tuple(_figures(plan)), remedies=tuple((one.settings, one.price) for one in remedies),
+        verdict=verdict, figures=tuple(_figures(plan)),
+        remedies=tuple((" ".join(one.changes), one.price) for one in remedies),
         notes=tuple(advice.text for advice in plan.advice),
         rows=None if plan.rows is None else round(plan.rows.documents.likely),
     )  # fmt: skip

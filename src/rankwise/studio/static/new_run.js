@@ -111,7 +111,7 @@ form.addEventListener("click", (event) => {
   if (!button) return;
   const told = button.dataset;
   if (told.set) set(told.set, told.value);
-  else if (told.setting) setting(told.setting);
+  else if (told.setting) told.setting.split(" ").forEach(setting);
   else if (told.add) add(told.add, told.column);
   else if (told.prompt) { field("data.prompt").value = told.prompt; set("data.completion", told.completion); }
   else if (told.load) into(button);
