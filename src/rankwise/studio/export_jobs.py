@@ -1,7 +1,7 @@
 """Exports as processes of their own: `exports/.studio/ID/{job.json, printed.json, log.txt, hashes.json}`.
 
 An export loads a model and asks engines, which takes minutes and memory; in its own process it outlives the page, and
-gives everything back at its end. What it prints is what the page shows, read from these files alone.
+frees everything at its end. What it prints is what the page shows, read from these files alone.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Whether a training fits and what it would take, as figures for the page: the plan that the terminal prints.
+"""Whether a training fits and what it takes, as figures for the page: the plan that the terminal prints.
 
-torch is not imported for a model of the catalogue, so the figures are there while a knob is turned (forward/plan.py).
+torch is not imported for a model of the catalogue, so the figures follow each change of the form.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Shown:
 
 
 def forecast(form: SettingsForm) -> Shown:
-    """What is wrong with the data does not keep the model from being planned, and is told beside it."""
+    """Problems of the data are listed, and the model is planned all the same."""
     if not form.given.get("model.name") and not form.given.get("adapter.start_from"):
         return Shown(notes=("Choose a model to see what it takes.",))
     try:

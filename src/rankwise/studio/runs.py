@@ -29,7 +29,7 @@ RESULTS = {"adapter": "the adapter", "model": "the trained model", "checkpoints"
            "best": "the best weights so far", "metrics.jsonl": "the record of its steps",
            "evaluations": "its evaluations", "report.html": "its report"}  # fmt: skip
 DESCENDING = ("size", "when")
-"""Columns that begin with the largest value."""
+"""Columns that are sorted with the largest value first, unless another order is chosen."""
 
 
 @dataclass(frozen=True)

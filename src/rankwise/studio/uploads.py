@@ -1,7 +1,7 @@
 """Files that a browser sends: stored under the hash of their content, in `runs/.uploads`.
 
-The name that a browser gives decides nothing but the ending, of which few are known; it is never a part of a path. A
-zip archive is taken for a folder of images: each member is written under names of plain letters, links and paths that
+The name that a browser gives decides only the ending, which must be a known one; it is never a part of a path. A zip
+archive is read as a folder of images: each member is written under names of plain letters, links and paths that
 lead elsewhere are refused, and its sizes are counted while it is unpacked.
 """
 
@@ -43,7 +43,7 @@ def ending_of(name: str) -> str:
 
 
 def check_size(size: int | None) -> None:
-    """Before anything is read, as far as the browser says how much comes."""
+    """Before anything is read, if the browser says how large the file is."""
     if size is not None and size > LARGEST:
         raise DataError(
             f"the file has {size:,} bytes; at most {LARGEST:,} are accepted. Give its path on this machine."

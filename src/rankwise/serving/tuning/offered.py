@@ -19,7 +19,7 @@ from rankwise.serving.tuning.jobs import ENDED, Job, Jobs, State
 from rankwise.system.files import write_atomic
 
 BETWEEN = 1.0
-"""Seconds between two looks at the jobs that are not ended."""
+"""Seconds between two looks at unfinished jobs."""
 _log = logging.getLogger(__name__)
 
 
@@ -32,7 +32,7 @@ class Offered:
         self._changes = changes
         self._settling = threading.RLock()
         self._settled: dict[str, str | None] = {}
-        """Jobs that are ended and were looked at, and why a model of them is not served."""
+        """Ended jobs that were handled, and why the model of one is not served."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="rankwise-jobs", daemon=True)
 
@@ -56,7 +56,7 @@ class Offered:
             self.look_at(job)
 
     def look_at(self, job: Job) -> tuple[Job, State]:
-        """The job as it stands. Once it is said to have succeeded, its model answers."""
+        """The job as it stands. Its model answers before the job is reported as succeeded."""
         with self._settling:
             state = self.jobs.state(job)
             if state.status in ENDED and job.id not in self._settled:
