@@ -16,6 +16,7 @@ from rankwise.runs.metrics_log import line_of
 from rankwise.studio import drawn_records, live
 from rankwise.studio.drawn_records import message
 from rankwise.studio.live import StateReader, _events
+from rankwise.studio.rows import row_of
 from report_runs import made_run
 
 
@@ -134,15 +135,17 @@ def test_the_stream_of_a_run_has_its_records_and_its_state_and_goes_on_from_an_i
 
 def test_a_run_whose_process_was_killed_is_interrupted_and_one_that_was_deleted_is_gone():
     run = made_run("r")
-    run.write_manifest(run.manifest().model_copy(update={"status": "running", "results": None}))
     reader = StateReader(run)
+    with run.locked():  # its report is written, say
+        assert reader.read()["status"] == "finished" == row_of("r").status
+    run.write_manifest(run.manifest().model_copy(update={"status": "running", "results": None}))
     with run.locked():
         assert reader.read()["status"] == "running"
     assert reader.read()["status"] == "interrupted"
     run.write_manifest(run.manifest().model_copy(update={"status": "failed", "problem": "no memory"}))
     assert reader.read() == {"status": "failed", "problem": "no memory", "warnings": []}
     with run.locked():
-        assert reader.read()["status"] == "starting"
+        assert reader.read()["status"] == "starting" == row_of("r").status
         (run.folder / "manifest.json").unlink()
         assert reader.read()["status"] == "starting"
     assert reader.read()["status"] == "unreadable"

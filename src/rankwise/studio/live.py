@@ -21,11 +21,11 @@ from starlette.responses import Response, StreamingResponse
 
 from rankwise.errors import RankwiseError
 from rankwise.runs.directory import MANIFEST, RunDirectory
-from rankwise.runs.listing import status_of, writer_of
+from rankwise.runs.listing import STARTING, UNREADABLE, present_status, status_of
 from rankwise.runs.log_tail import LogTail
 from rankwise.runs.manifest import Manifest
 from rankwise.studio.drawn_records import message
-from rankwise.studio.queued import GONE, STARTING, known_run, without_folder
+from rankwise.studio.queued import GONE, known_run, without_folder
 
 EVERY, IDLE = 3.0, 5.0
 """Seconds between two looks at a run that is trained, and at one that is not."""
@@ -52,14 +52,11 @@ class StateReader:
             if (stamp := (facts.st_mtime_ns, facts.st_ino)) != self._seen:
                 self._manifest, self._seen = self.run.manifest(), stamp
         except (OSError, RankwiseError) as error:
-            if writer_of(self.run) is not None:
-                return {"status": STARTING, "problem": None, "warnings": []}
-            return {"status": "unreadable", "problem": str(error), "warnings": []}
+            status = present_status(self.run, UNREADABLE)
+            return {"status": status, "problem": str(error) if status == UNREADABLE else None, "warnings": []}
         manifest = self._manifest
         assert manifest is not None, "it was read"
-        status = status_of(self.run, manifest)
-        if status not in AT_WORK and writer_of(self.run) is not None:  # it begins again, or goes on
-            status = STARTING
+        status = present_status(self.run, status_of(self.run, manifest))
         return {"status": status, "problem": manifest.problem, "warnings": list(manifest.warnings)}
 
 

@@ -14,7 +14,7 @@ from rankwise.errors import RankwiseError
 from rankwise.reporting.sparkline import bucket_means, sparkline
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.evaluations import evaluations_of
-from rankwise.runs.listing import ListedRun, listed, run_names, writer_of
+from rankwise.runs.listing import STARTING, ListedRun, listed, present_status, run_names
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.snapshot import forgetting_of
 from rankwise.studio.pages import drawing
@@ -65,12 +65,11 @@ COLUMNS: dict[str, Callable[[Row], Any]] = {
 
 def row_of(name: str) -> Row:
     run, directory = listed(name), RunDirectory.named(name)
-    starting = run.status not in ("running", "finished") and writer_of(directory) is not None
     forgetting = None
     with suppress(RankwiseError, OSError):
         one = forgetting_of(evaluations_of(directory))
         forgetting = None if one is None or not math.isfinite(one.kl) else one.kl
-    return Row(run, "starting" if starting else run.status, forgetting, losses_of(directory.metrics))
+    return Row(run, present_status(directory, run.status), forgetting, losses_of(directory.metrics))
 
 
 def rows() -> list[Row]:
@@ -82,7 +81,7 @@ def in_order(chosen: Sequence[Row], by: str, order: Order) -> list[Row]:
     value = COLUMNS[by]
     known = sorted((row for row in chosen if value(row) is not None), key=value, reverse=order == "descending")
     unknown = [row for row in chosen if value(row) is None]
-    return sorted([*known, *unknown], key=lambda row: row.status not in ("running", "starting"))
+    return sorted([*known, *unknown], key=lambda row: row.status not in ("running", STARTING))
 
 
 def losses_of(metrics: Path) -> Sequence[float]:
