@@ -105,7 +105,7 @@ def _training() -> str | None:
 
 
 async def answer(request: Request) -> Response:
-    """Server-sent events: what loading says, and what is new of each side."""
+    """Server-sent events: messages of loading, and what is new of each side."""
     body = await read_json_body(request, AskBody, LARGEST)
     events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     loop = asyncio.get_running_loop()

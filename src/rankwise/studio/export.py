@@ -49,9 +49,10 @@ async def _page(request: Request, named: str, fields: dict[str, str], problem: s
         except RankwiseError as error:
             problem = problem or str(error)
     exports = [one for one in await run_in_threadpool(export_jobs.states) if one.job.run == run]
-    defaults = {"to": _free(run, "peft"), "format": "peft", "strength": "1", "verify": "auto"} if choices else {}
-    if choices and choices.formats["peft"] is not None:
-        defaults |= {"format": "merged", "to": _free(run, "merged")}
+    defaults: dict[str, str] = {}
+    if choices:
+        usual = "peft" if choices.formats["peft"] is None else "merged"
+        defaults = {"to": _free(run, usual), "format": usual, "strength": "1", "verify": "auto"}
     return page(
         request, "export.html", 422 if problem and fields else 200, title="Export", runs=finished, run=run,
         choices=choices, exports=exports, fields=defaults | fields, problem=problem, about=ABOUT,
@@ -106,7 +107,7 @@ def _begun(sent: Form, run: str) -> export_jobs.Job:
     options += ["--round-rank"] if sent.text("round_rank") and format == "portable" else []
     if base := sent.text("base_model").strip():
         options += [f"--base-model={base}"]
-    return export_jobs.start(run, Path(EXPORTS) / to, format, options)
+    return export_jobs.start(run, EXPORTS / to, format, options)
 
 
 async def job(request: Request) -> Response:
