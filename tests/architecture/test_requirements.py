@@ -13,7 +13,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OF_TESTS = ("data", "excel", "vision", "quantized", "sweep", "tensorboard", "dev")
+OF_TESTS = ("data", "excel", "vision", "quantized", "sweep", "serve", "studio", "tensorboard", "dev")
 REQUIREMENTS = [
     Requirement(text)
     for text in (

@@ -166,7 +166,7 @@ def export(page, person) -> None:
     check_accessible(page)
     person.press(page.locator("[name=format][value=portable]"))
     assert page.locator("#to").input_value() == "lands-portable"
-    person.choose(page.locator("#verify"), "in every engine at hand")
+    person.choose(page.locator("#verify"), "in every installed engine")
     person.press(page.get_by_role("button", name="Export", exact=True))
     page.wait_for_url("**/exports/*")
     page.locator(".chip.good").wait_for(timeout=240_000)

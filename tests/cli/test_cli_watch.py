@@ -22,7 +22,6 @@ from rankwise.cli import watch as of_terminal
 from rankwise.cli.main import app
 from rankwise.cli.text_charts import chart
 from rankwise.commands import watch as watching
-from rankwise.runs.log_tail import LogTail
 from rankwise.system.locks import Lock
 from sampling import draws
 
@@ -159,16 +158,15 @@ def test_a_terminal_gets_curves_and_no_color_means_none(home):
         assert (b"\x1b[36m" in output) is not bool(colour)
 
 
-def test_a_tail_forgets_nothing_and_repeats_nothing(tmp_path):
-    file = tmp_path / "metrics.jsonl"
-    tail = LogTail(file)
-    assert tail.new() == ()
-    file.write_text('{"kind": "step", "step": 1}\n{"kind": "st')
-    assert [row["step"] for row in tail.new()] == [1]
+def test_records_that_a_shortened_log_still_has_are_not_new(home):
+    file = Path("runs/adalora/metrics.jsonl")
+    run, lines = watching.WatchedRun("adalora"), file.read_text().splitlines(keepends=True)
+    assert list(run.look()) == rows_of("adalora") and list(run.look()) == []
+    file.write_text("".join(lines[:2]))
+    assert list(run.look()) == [] and run.rows == rows_of("adalora")
     with file.open("a") as log:
-        log.write('ep", "step": 2}\nnot json\n[1]\n')
-    assert [row["step"] for row in tail.new()] == [2]
-    assert list(tail.new()) == [] and len(tail.rows) == 2
+        log.write('{"kind": "step", "step": 9}\nnot json\n[1]\n{"kind": "st')
+    assert list(run.look()) == [{"kind": "step", "step": 9}] and len(run.rows) == 3
 
 
 @given(

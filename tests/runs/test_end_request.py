@@ -96,10 +96,10 @@ def test_adalora_has_the_ranks_that_it_had_when_it_was_asked_to_end(home, step, 
 
 def test_a_request_is_refused_where_it_would_have_no_effect():
     run = made_run("r")
-    with pytest.raises(RunError, match="is not trained just now"):
+    with pytest.raises(RunError, match="is not being trained"):
         ask_to_end(run)
     with run.locked():
-        with pytest.raises(RunError, match=r"has ended its steps already \(finished\)"):
+        with pytest.raises(RunError, match=r"has already ended its steps \(finished\)"):
             ask_to_end(run)
         machine = run.manifest().machine | {"processes": 2}
         run.write_manifest(run.manifest().model_copy(update={"status": "running", "machine": machine}))
@@ -117,7 +117,7 @@ def test_held_out_rows_did_not_decide_a_run_that_was_asked_to_end():
 def test_a_terminal_asks_as_a_page_does():
     run = made_run("r")
     refused = CliRunner().invoke(app, ["runs", "end", "r", "--json"])
-    assert refused.exit_code == 2 and "is not trained just now" in json.loads(refused.stdout)["error"]
+    assert refused.exit_code == 2 and "is not being trained" in json.loads(refused.stdout)["error"]
     run.write_manifest(run.manifest().model_copy(update={"status": "running", "results": None}))
     with run.locked():
         asked = CliRunner().invoke(app, ["runs", "end", "r", "--json"])

@@ -174,14 +174,14 @@ def test_a_killed_adder_leaves_nothing_half_written(queue):
 def test_what_waits_can_be_taken_back_and_a_name_waits_once(queue):
     for run in ("a", "b"):
         queue.add(run, experiment(run))
-    with pytest.raises(RunError, match="waits already"):
+    with pytest.raises(RunError, match="is already in the queue"):
         queue.add("a", experiment("a"))
     queue.remove("a")
-    with pytest.raises(RunError, match=r'"a" does not wait. Waiting: b.'):
+    with pytest.raises(RunError, match=r'"a" does not wait in the queue. Waiting: b.'):
         queue.remove("a")
-    with pytest.raises(RunError, match="does not wait"):
+    with pytest.raises(RunError, match="does not wait in the queue"):
         queue.remove("../../etc/passwd")
-    with pytest.raises(RunError, match="not trained"):
+    with pytest.raises(RunError, match="not being trained"):
         queue.stop("b")
     with pytest.raises(ValueError, match="run"):
         queue.add("../x", experiment())
@@ -197,8 +197,8 @@ def test_the_terminal_lists_takes_back_and_adds(queue):
     assert queue.waiting()[0].config == experiment("a", adapter={"rank": 3})
     assert invoke(app, ["queue"]).stdout.startswith("a  waiting since 20")
     again = invoke(app, ["queue", "add", *given])
-    assert again.exit_code == 2 and "waits already" in again.stderr
-    assert invoke(app, ["queue", "remove", "a"]).stdout == "a no longer waits.\n"
+    assert again.exit_code == 2 and "is already in the queue" in again.stderr
+    assert invoke(app, ["queue", "remove", "a"]).stdout == "Removed a from the queue.\n"
     assert "work" not in invoke(app, ["queue", "--help"]).stdout.split()
 
 

@@ -138,7 +138,7 @@ def test_the_model_is_loaded_once_and_given_back_when_nobody_asks():
     first = desk.ask(one, lambda event: ended.set(), lambda event: None)
     second = desk.ask(one, lambda event: None, lambda event: None)
     assert loads == [("a",)] and desk.names == ("a",) and ended.is_set()
-    with pytest.raises(ValueError, match="is answering just now"):  # one model at a time
+    with pytest.raises(ValueError, match="is still answering"):  # one model at a time
         desk.ask(other, lambda event: None, lambda event: None)
     first()
     assert not desk.release()  # the second one is still answered

@@ -1,4 +1,4 @@
-"""The page says what each engine makes of an adapter, and an export from it is that of the command, with its hashes."""
+"""The page says how each engine reads an adapter, and an export from it is that of the command, with its hashes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_formats_that_a_run_cannot_have_are_told_with_why():
 
 @pytest.mark.parametrize(("given", "why"), [
     ({"to": "../out"}, "is not possible"), ({"to": "a/b"}, "is not possible"), ({"to": ""}, "is not possible"),
-    ({"format": "exe"}, "Choose a format"), ({"strength": "-1"}, "no number"), ({"verify": "--to"}, "how to verify"),
+    ({"format": "exe"}, "Choose a format"), ({"strength": "-1"}, "not a number"), ({"verify": "--to"}, "how to verify"),
     ({"run": "--help"}, "no finished run"), ({"run": "none"}, "no finished run"),
 ])  # fmt: skip
 def test_a_wrong_wish_starts_nothing(client, given, why):
@@ -78,19 +78,8 @@ def test_an_export_is_the_commands_and_its_files_come_with_their_hashes(client, 
     assert "is being exported" in client.post("/export/begin", data=given | {"to": "other"}).text
     page = finished(client, address)
     assert 'class="chip good"' in page, page
-    told = [
-        "export",
-        "adalora",
-        "--to",
-        "theirs",
-        "--format",
-        "portable",
-        "--strength",
-        "0.5",
-        "--no-verify",
-        "--quiet",
-    ]
-    assert CliRunner().invoke(app, told).exit_code == 0
+    words = "adalora --to theirs --format portable --strength 0.5 --no-verify --quiet"
+    assert CliRunner().invoke(app, ["export", *words.split()]).exit_code == 0
     rows = re.findall(r'href="(/exports/[^"]*/files/([^"]*))".*?<code>([0-9a-f]{64})</code>', page, re.DOTALL)
     assert {name for _, name, _ in rows} == {file.name for file in Path("theirs").iterdir()}
     for link, name, digest in rows:
@@ -113,6 +102,6 @@ def test_an_export_that_fails_says_why_and_one_that_was_killed_too(client):
     assert "chip bad" in page and "DoRA" in page
     number = answer.headers["location"].rpartition("/")[2]
     (export_jobs.JOBS / number / "printed.json").write_text("")  # as a killed process leaves it
-    assert "ended before it was finished" in client.get(f"/exports/{number}").text
+    assert "stopped before it was finished" in client.get(f"/exports/{number}").text
     for other in ("abc", "0" * 16):
         assert client.get(f"/exports/{other}").status_code in (400, 404)

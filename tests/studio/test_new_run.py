@@ -13,6 +13,7 @@ from rankwise.commands.data import preview
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.runs.queue import Queue
+from rankwise.studio.knobs import KNOBS
 from rankwise.studio.settings_form import SettingsForm
 
 FORM = {"model.name": "tiny-llama", "data.path": "rows.jsonl", "run": "one", "card": "lora", "adapter.rank": "4"}
@@ -75,8 +76,16 @@ def test_the_forecast_turns_with_a_knob(client, home):
 
 
 def test_a_model_that_does_not_fit_is_told_with_what_would(client, home):
-    text = client.post("/new/forecast", data={"model.name": "llama-2-70b", "card": "full"}).text
-    assert ("Too large." in text and "To make it fit" not in text) or "data-setting" in text
+    large = {"model.name": "smollm2-135m", "card": "lora", "model.memory": "1GB"}
+    text = client.post("/new/forecast", data=large).text
+    ways = re.findall(r'data-setting="([^"]*)"', text)
+    assert "Too large." in text and ways
+    for way in ways:  # what the button does: a field, or one more line of further settings
+        changes = dict(one.split("=") for one in way.split())
+        fields = {name: value for name, value in changes.items() if name in KNOBS}
+        other = "\n".join(f"{name}={value}" for name, value in changes.items() if name not in KNOBS)
+        changed = client.post("/new/forecast", data=large | fields | {"other": other}).text
+        assert re.search("<strong>(Fits|Tight)", changed), way
     answer = client.post("/new/start", data=FORM | {"model.name": "llama-2-70b", "card": "full"})
     assert answer.status_code == 422 and not Queue().waiting()
     assert "are there on" in Page(answer.text).beside["p-model-name"]

@@ -46,11 +46,11 @@ def test_the_path_is_the_content_alone(client, name):
 
 
 @pytest.mark.parametrize(("name", "content", "why"), [
-    ("rows.exe", ROW, "is no file of rows"), ("rows", ROW, "is no file of rows"), ("", ROW, "is no file of rows"),
+    ("rows.exe", ROW, "is not a known kind"), ("rows", ROW, "is not a known kind"), ("", ROW, "is not a known kind"),
     ("rows.jsonl", b"", "is empty"), ("x.zip", b"PK\x03\x04 nothing", "cannot be read"),
     ("x.zip", archive("../a.png"), "names a file"), ("x.zip", archive("/a.png"), "names a file"),
     ("x.zip", archive("a/../../b.png"), "names a file"), ("x.zip", archive("c:\\a.png"), "names a file"),
-    ("x.zip", archive("a.png "), "names a file"), ("x.zip", archive("cat/a.py"), "no image"),
+    ("x.zip", archive("a.png "), "names a file"), ("x.zip", archive("cat/a.py"), "not an image"),
     ("x.zip", archive(), "no images"), ("x.zip", archive("a/b/c/d/e/f/g/h/i.png"), "names a file"),
 ])  # fmt: skip
 def test_what_is_refused_leaves_nothing(client, name, content, why):

@@ -128,7 +128,7 @@ class Display(AbstractContextManager["Display"]):
             return
         self._last_line = now
         spent = now - self._began
-        left = f", {_clock(spent * (total - done) / done)} left" if 0 < done < total and spent > 1 else ""
+        left = f", {clock(spent * (total - done) / done)} left" if 0 < done < total and spent > 1 else ""
         share = done / total if total else 1.0
         self._console.print(f"{what} {share:.0%}  {facts}{left}", markup=False, soft_wrap=True)
 
@@ -210,8 +210,10 @@ def _amount(event: ProgressUpdate) -> str:
     return f"{event.done:,.0f} of {event.total:,.0f} {event.unit}"
 
 
-def _clock(seconds: float) -> str:
-    return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
+def clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def print_json(value: dict[str, Any]) -> None:

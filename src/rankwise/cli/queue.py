@@ -1,4 +1,4 @@
-"""`rankwise queue`: list the trainings that wait and the one that runs, take one back, stop one."""
+"""`rankwise queue`: list the trainings that wait and the one that runs; add, remove or stop one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rankwise.cli.visible import visible
 from rankwise.config.reading import read_experiment
 
 queue = typer.Typer(
-    help="List the trainings that wait and the one that runs; add one, take one back, stop one.",
+    help="List the trainings that wait and the one that runs; add, remove or stop one.",
     no_args_is_help=False,
 )
 Name = Annotated[str, typer.Argument(help="The run's name.", show_default=False)]
@@ -22,7 +22,7 @@ Name = Annotated[str, typer.Argument(help="The run's name.", show_default=False)
 
 @queue.callback(invoke_without_command=True)
 def list_queue(context: typer.Context, as_json: Json = False) -> None:
-    """List what waits. A worker is started where trainings wait and none works, as after a restart of the machine."""
+    """List the queue. If trainings wait and none runs, as after a restart of the machine, the first one is started."""
     if context.invoked_subcommand is not None:
         return
     with report_failures(as_json):
@@ -46,7 +46,7 @@ def add(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Let a training wait for its turn, with the settings of a YAML file, flags and --set."""
+    """Add a training to the queue, with the settings of a YAML file, flags and --set."""
     with report_failures(as_json):
         from rankwise.commands.queue import add as add_command
         from rankwise.commands.starting import base_of_run, base_of_start
@@ -56,12 +56,12 @@ def add(
         if as_json:
             print_json({"added": experiment.run})
         else:
-            typer.echo(visible(f"{experiment.run} waits for its turn. rankwise queue lists what waits."))
+            typer.echo(visible(f"{experiment.run} is in the queue. rankwise queue lists it."))
 
 
 @queue.command()
 def remove(name: Name, as_json: Json = False) -> None:
-    """Take back a training that waits."""
+    """Remove a training that waits."""
     with report_failures(as_json):
         from rankwise.commands.queue import remove as remove_command
 
@@ -69,7 +69,7 @@ def remove(name: Name, as_json: Json = False) -> None:
         if as_json:
             print_json({"removed": name})
         else:
-            typer.echo(visible(f"{name} no longer waits."))
+            typer.echo(visible(f"Removed {name} from the queue."))
 
 
 @queue.command()

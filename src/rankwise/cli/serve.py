@@ -16,7 +16,8 @@ Runs = Annotated[
     typer.Argument(help="Finished runs, or adapters by folder or file, all over one base model.", show_default=False),
 ]
 Base = Annotated[
-    str | None, typer.Option("--model", help="A base model alone, instead of runs or adapters.", show_default=False)
+    str | None,
+    typer.Option("--model", help="Serve this base model alone, without runs or adapters.", show_default=False),
 ]
 Host = Annotated[str, typer.Option(help="Address to listen at. Any but this machine's own needs a key.")]
 Key = Annotated[

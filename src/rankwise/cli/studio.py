@@ -23,7 +23,7 @@ def studio(
             envvar="RANKWISE_API_KEY",
             show_envvar=True,
             show_default=False,
-            help="Key that the page asks for. In the variable it is seen by no other user of the machine.",
+            help="Key that the browser is asked for. In the variable, other users of the machine cannot see it.",
         ),
     ] = None,
     as_json: Json = False,
@@ -31,8 +31,8 @@ def studio(
 ) -> None:
     """Show the runs of this folder in the browser: watch, start, compare, ask and export.
 
-    The page is for this machine alone unless a key is set. Trainings are processes of their own: stopping the studio
-    stops none of them. With --json the object on stdout has the address, as soon as pages are answered.
+    Without a key, only this machine can open it. Trainings are processes of their own, and go on when the studio stops.
+    With --json, an object on stdout has the address as soon as the studio is ready.
     """
     with report_failures(as_json):
         from rankwise.serving.address import Address

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from rankwise.cli.display import SECONDS_BETWEEN_LINES
+from rankwise.cli.display import SECONDS_BETWEEN_LINES, clock
 from rankwise.cli.failures import report_failures
 from rankwise.cli.text_charts import chart
 from rankwise.cli.visible import visible
@@ -127,17 +127,11 @@ def _step_line(run: WatchedRun, row: dict[str, Any]) -> str:
         f"{_number(row.get('resident_bytes'), '{:.1f}', 1e9)} GB",
     ]  # fmt: skip
     left = run.seconds_left
-    return "  ".join(parts) + ("" if left is None else f", {_clock(left)} left")
+    return "  ".join(parts) + ("" if left is None else f", {clock(left)} left")
 
 
 def _number(value: Any, form: str, unit: float = 1.0) -> str:
     return form.format(value / unit) if isinstance(value, int | float) else "-"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def _live(runs: Sequence[WatchedRun], console: Console) -> None:
@@ -203,6 +197,6 @@ def _head(run: WatchedRun, width: int) -> Iterator[str]:
         bar = max(0, min(20, width - 40))
         filled = round(bar * done / total)
         yield f"{'#' * filled}{'-' * (bar - filled)} {done:,}/{total:,} {done / total:.0%}" + (
-            "" if left is None else f"  {_clock(left)} left"
+            "" if left is None else f"  {clock(left)} left"
         )
     yield _ended(run) if run.has_ended else WORDS[run.state]

@@ -18,7 +18,7 @@ from rankwise.errors import DataError
 
 LONGEST_EXAMPLE = 160
 COUNTING_SECONDS = 2.0
-"""For as long rows are counted."""
+"""For which rows are counted at most."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def columns_of(data: DataConfig) -> Columns:
     if isinstance(row, DataError):
         raise row
     if row is None:
-        raise DataError(f"{data.all_sources[0].path}: holds no rows.")
+        raise DataError(f"{data.all_sources[0].path}: has no rows.")
     images = part.of_images
     known = "image" if images else form_of(row)
     guess = guessed(row) if known is None else None

@@ -13,7 +13,6 @@ from rankwise.adapters.weights import AdapterWeights
 from rankwise.commands.export import FORMATS, OF_ENCODER_DECODERS
 from rankwise.errors import RankwiseError
 from rankwise.exporting.engine_rules import RULES, verdicts
-from rankwise.exporting.engines import ENGINES
 from rankwise.exporting.gguf import DTYPES as GGUF_DTYPES
 from rankwise.exporting.merge import DTYPES
 from rankwise.methods.artifact import Artifact, open_artifact
@@ -38,12 +37,10 @@ class EngineChoice:
     peft: str | None
     portable: str | None
     format: str
-    use: str
 
 
 @dataclass(frozen=True)
 class ExportChoices:
-    run: str
     classifies: bool
     formats: dict[str, str | None]
     """By format, None or a sentence why it is not possible."""
@@ -60,15 +57,15 @@ def export_choices(run: str, callback: Callback = silent) -> ExportChoices:
     classifies = artifact.targets is not None
     if artifact.config.trains_base:
         why = "The whole model learned, so there is no adapter: every engine loads it as a model."
-        return ExportChoices(run, classifies, formats, (), why)
+        return ExportChoices(classifies, formats, (), why)
     if classifies:
         why = "The rules of engines are known for language models. A classifier is loaded by PEFT and transformers."
-        return ExportChoices(run, classifies, formats, (), why)
+        return ExportChoices(classifies, formats, (), why)
     own = as_lora(stored_weights(artifact, callback), empty=False)
     uniform, why = _uniform(own)
     if why is not None:
         formats |= dict.fromkeys(UNIFORM, why)
-    return ExportChoices(run, classifies, formats, _engines(own, uniform, formats))
+    return ExportChoices(classifies, formats, _engines(own, uniform, formats))
 
 
 def _uniform(own: AdapterWeights) -> tuple[AdapterWeights | None, str | None]:
@@ -94,13 +91,12 @@ def _engines(
 ) -> tuple[EngineChoice, ...]:
     native = verdicts(own)
     uniform = dict.fromkeys(RULES, formats["portable"]) if other is None else verdicts(other)
-    made: list[EngineChoice] = []
-    for name, rule in RULES.items():
-        format = _format_for(name, native[name], uniform[name], formats)
-        made.append(EngineChoice(
-            name, rule.version, rule.evidence, native[name], uniform[name], format, _use(name, format)
-        ))  # fmt: skip
-    return tuple(made)
+    return tuple(
+        EngineChoice(
+            name, rule.version, rule.evidence, native[name], uniform[name],
+            _format_for(name, native[name], uniform[name], formats),
+        ) for name, rule in RULES.items()
+    )  # fmt: skip
 
 
 def _format_for(engine: str, native: str | None, uniform: str | None, formats: dict[str, str | None]) -> str:
@@ -111,10 +107,3 @@ def _format_for(engine: str, native: str | None, uniform: str | None, formats: d
     if native is None:
         return "peft"
     return "portable" if uniform is None and formats["portable"] is None else "merged"
-
-
-def _use(engine: str, format: str) -> str:
-    """The command of the engine, or of another one that loads the same format."""
-    ways = [one for one in ENGINES if one.format == format]
-    own = [one for one in ways if engine.lower().startswith(one.name.lower()[:3])]
-    return (own or ways)[0].use if ways else ""

@@ -53,9 +53,11 @@ class Offer:
         if not self.names and self.base is None:
             problems.append("name runs or adapters to serve, or a base alone with --model.")
         if self.names and self.base is not None:
-            problems.append(f"--model {self.base} is for a base alone: the runs and adapters name theirs.")
+            problems.append(
+                f"--model {self.base} serves a base alone, and runs or adapters bring their own. Leave one of them out."
+            )
         if self.load_from is not None and not self.load_from.is_dir():
-            problems.append(f"--load-from {self.load_from} is no folder.")
+            problems.append(f"--load-from {self.load_from} is not a folder.")
         if problems:
             raise ConfigError(problems)
 
@@ -162,7 +164,7 @@ def is_mistake(record: logging.LogRecord) -> bool:
 
 
 def bound(address: Address) -> socket.socket:
-    """A port to listen at, before anything is loaded, so that one in use is told at once."""
+    """A socket that listens, before anything is loaded, so that a port in use is reported at once."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:

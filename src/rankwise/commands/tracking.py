@@ -1,7 +1,7 @@
 """Send a run's records to trackers afterwards: `rankwise runs log RUN --to mlflow`.
 
 The records are those of its metrics log, so a tracker gets the same as it would have while the run trained, and the
-evaluations that were made since. What it has already is not sent again.
+evaluations that were made since. What the tracker already has is not sent again.
 """
 
 from __future__ import annotations

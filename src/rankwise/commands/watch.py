@@ -29,19 +29,28 @@ class WatchedRun:
     name: str
     state: State = "waiting"
     problem: str | None = None
-    tail: LogTail | None = None
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """All records so far."""
+    _tail: LogTail | None = None
     _looked: float = field(default=-SECONDS_BETWEEN_STATES)
 
     def look(self) -> Sequence[dict[str, Any]]:
         """The records since the last look, with the state as it is now."""
         if (run := find_run(self.name)) is None:
             return ()
-        if self.tail is None or self.tail.path != run.metrics:
-            self.tail = LogTail(run.metrics)
+        if self._tail is None or self._tail.path != run.metrics:
+            self._tail = LogTail(run.metrics)
         if (now := time.monotonic()) - self._looked >= SECONDS_BETWEEN_STATES:
             self._looked = now
             self.state, self.problem = _state_of(run)  # before the records, so that none is missed at the end
-        return self.tail.new()
+        return self._new(self._tail)
+
+    def _new(self, tail: LogTail) -> Sequence[dict[str, Any]]:
+        """Records that a shortened log still has are not new."""
+        anew, rows = tail.read()
+        before, self.rows = (self.rows, rows) if anew else ([], self.rows + rows)
+        same = next((at for at, pair in enumerate(zip(before, rows, strict=False)) if pair[0] != pair[1]), len(before))
+        return rows[same:]
 
     @property
     def has_ended(self) -> bool:
@@ -52,7 +61,7 @@ class WatchedRun:
         return EXIT_CODES[self.state]
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
-        return [] if self.tail is None else [row for row in self.tail.rows if row["kind"] == kind]
+        return [row for row in self.rows if row["kind"] == kind]
 
     def curve(self, kind: str, name: str) -> list[float]:
         values = (row.get(name) for row in self.of_kind(kind))
@@ -84,7 +93,7 @@ def watched(names: Sequence[str]) -> list[WatchedRun]:
     if not names:
         names = [name for name in run_names() if writer_of(RunDirectory.named(name)) is not None]
         if not names:
-            raise ConfigError(["no run is being trained in this folder. Name the run to wait for or to look at."])
+            raise ConfigError(["no run is being trained in this folder. Name a run to wait for or to show."])
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigError([f'run "{twice[0]}" is named twice.'])
     return [WatchedRun(name) for name in names]

@@ -14,7 +14,7 @@ WITH_PROJECTS = ("wandb", "mlflow", "trackio")
 
 
 class TrackingConfig(Config):
-    """Programs that receive the run's records beside its own log. Nothing of this changes what is trained."""
+    """Programs that receive the run's records in addition to its own log. They do not change what is trained."""
 
     log_to: tuple[TrackerName, ...] = ()
     """Trackers: tensorboard, wandb, mlflow or trackio, several separated by commas. Each is an extra of the package

@@ -19,10 +19,10 @@ def ask_to_end(run: RunDirectory) -> None:
     """RunError where nobody trains, or where several processes do, which cannot see the request at the same step."""
     name = run.folder.name
     if writer_of(run) is None:
-        raise RunError(f'run "{name}" is not trained just now, so it cannot be ended.')
+        raise RunError(f'run "{name}" is not being trained, so it cannot be ended.')
     manifest = run.manifest()
     if manifest.status != "running":
-        raise RunError(f'run "{name}" has ended its steps already ({manifest.status}).')
+        raise RunError(f'run "{name}" has already ended its steps ({manifest.status}).')
     if manifest.machine.get("processes", 1) > 1:
         raise RunError(f'run "{name}" is trained by several processes, which cannot be ended early with a result.')
     write_atomic(run.folder / END_REQUEST, b"")

@@ -20,7 +20,7 @@ from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.locks import owner_if_locked
 
 RUNS = Path("runs")
-UNREADABLE = "unreadable"
+UNREADABLE, STARTING = "unreadable", "starting"
 Status = Literal["running", "finished", "failed", "interrupted", "unreadable"]
 
 
@@ -90,6 +90,13 @@ def _refuse_special(run: RunDirectory) -> None:
 def status_of(run: RunDirectory, manifest: Manifest) -> Status:
     """That of the manifest, unless it says `running` and its process is gone."""
     return "interrupted" if manifest.status == "running" and writer_of(run) is None else manifest.status
+
+
+def present_status(run: RunDirectory, recorded: Status) -> Status | Literal["starting"]:
+    """`starting` where a process has the run, and its manifest is missing or of an earlier attempt. A finished run is
+    none of these, although its process still writes the report, and other commands may lock it."""
+    begins = recorded not in ("running", "finished") and writer_of(run) is not None
+    return STARTING if begins else recorded
 
 
 def _progress(run: RunDirectory, manifest: Manifest) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Trainings that wait for their turn: `runs/.queue/{waiting/NAME.json, started/NAME.json, logs/NAME.log, …}`.
 
 A waiting run is one small file with its whole experiment, which appears complete or not at all. One worker, a process
-of its own session (runs/queue_worker.py), trains one run after the other, and ends when none waits; who adds a run
-starts it. So a training outlives the page or the server that asked for it, and any other process reads from the files
-alone what waits, what is trained and how it ended.
+of its own session (runs/queue_worker.py), trains one run after the other, and ends when none waits. It is started by
+whoever adds a run. So a training outlives the page or the server that requested it, and any process can read from the
+files alone what waits, what is trained and how it ended.
 """
 
 from __future__ import annotations
@@ -11,15 +11,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from rankwise.config.base import Config
 from rankwise.config.experiment import Experiment
@@ -30,14 +27,11 @@ from rankwise.runs.manifest import now
 from rankwise.runs.own_files import read_json
 from rankwise.system.files import json_bytes, make_folders, write_new
 from rankwise.system.locks import owner_if_locked
+from rankwise.system.processes import began, start_detached
 
 MOST = 1000
 """Runs that may wait."""
 WORKER = ("-P", "-m", "rankwise", "queue", "work")
-DETACHED = 0 if os.name == "posix" else 0x208
-"""On Windows: a process group of its own, without a console."""
-_started: list[subprocess.Popen[bytes]] = []
-"""Workers that this process started; one that has ended is waited for when the next is started."""
 
 
 class Waiting(Config):
@@ -58,7 +52,7 @@ class Working(Config):
     started: str
     process: int | None = None
     began: float | None = None
-    """When the system started the process, which tells it from a later one of the same number."""
+    """When the system started the process."""
 
 
 @dataclass(frozen=True)
@@ -108,22 +102,22 @@ class Queue:
         return self.folder / "logs" / f"{run}.json"
 
     def add(self, run: str, experiment: Experiment, *, resume: bool = False, restart: bool = False) -> Waiting:
-        """Let a run wait, and start a worker if there is none. RunError where the name is taken, or where there is
-        nothing to resume. With `restart` an unfinished run begins again from its first step."""
+        """Add a run, and start a worker if there is none. RunError where the name is taken, or nothing can be resumed.
+        With `restart` an unfinished run begins again from its first step."""
         experiment = Experiment.model_validate(experiment.model_dump() | {"run": run})  # a name is also a file's
         if (own := self.working()) is not None and own.run == run:
-            raise RunError(f'run "{run}" is trained just now. Use another --run name.')
+            raise RunError(f'run "{run}" is being trained. Use another --run name.')
         with RunDirectory(self.runs_folder / run).claimed(restart=restart, resume=resume):
             pass
         if len(self.waiting()) >= MOST:
-            raise RunError(f"{MOST} runs wait already. Remove some with rankwise queue remove.")
+            raise RunError(f"{MOST} runs wait in the queue, the most that may. Remove some with rankwise queue remove.")
         waiting = Waiting(run=run, added=now(), order=time.time_ns(), resume=resume, restart=restart, config=experiment)
         for file in (self.entry(run), self.settings(run), self.log(run)):
             make_folders(file.parent)
         try:
             write_new(self.entry(run), json_bytes(waiting.model_dump(mode="json")))
         except FileExistsError:
-            raise RunError(f'run "{run}" waits already. Use another --run name.') from None
+            raise RunError(f'run "{run}" is already in the queue. Use another --run name.') from None
         self.start_worker()
         return waiting
 
@@ -139,17 +133,17 @@ class Queue:
         return [file for file in sorted(self.entry("x").parent.glob("*.json")) if not file.name.startswith(".")]
 
     def remove(self, run: str) -> None:
-        """Take back a run that waits."""
+        """Remove a run that waits."""
         try:
             if run not in {file.stem for file in self.entries()}:
                 raise FileNotFoundError
             self.entry(run).unlink()
         except FileNotFoundError:
             names = [one.run for one in self.waiting()]
-            listed = f" Waiting: {some(names)}." if names else " No run waits."
-            raise RunError(f'run "{run}" does not wait.{did_you_mean(run, names)}{listed}') from None
+            listed = f" Waiting: {some(names)}." if names else " The queue is empty."
+            raise RunError(f'run "{run}" does not wait in the queue.{did_you_mean(run, names)}{listed}') from None
         if (own := self.working()) is not None and own.run == run:  # the worker had read it already
-            raise RunError(f'run "{run}" has just begun. Stop it with rankwise queue stop.')
+            raise RunError(f'run "{run}" has just started. Stop it with rankwise queue stop.')
 
     def working(self) -> Working | None:
         """The run that is trained, whoever started it from here."""
@@ -170,7 +164,7 @@ class Queue:
         elif own is not None and own.began != began(number):
             number = None
         if number is None:
-            raise RunError(f'run "{run}" is not trained just now.')
+            raise RunError(f'run "{run}" is not being trained.')
         with suppress(ProcessLookupError):
             os.kill(number, signal.SIGINT if sys.platform != "win32" else signal.CTRL_C_EVENT)
 
@@ -188,14 +182,10 @@ class Queue:
 
     def start_worker(self) -> bool:
         """Start a worker, if a run waits and none works. A second worker would end at once."""
-        _started[:] = [one for one in _started if one.poll() is None]
         if not self.entries() or owner_if_locked(self.worker_lock) is not None:
             return False
         with (self.folder / "worker.log").open("ab") as log:
-            _started.append(subprocess.Popen(
-                [sys.executable, *WORKER], cwd=self.runs_folder.absolute().parent, stdin=subprocess.DEVNULL,
-                stdout=log, stderr=log, start_new_session=os.name == "posix", creationflags=DETACHED,
-            ))  # fmt: skip
+            start_detached([sys.executable, *WORKER], out=log, log=log, folder=self.runs_folder.absolute().parent)
         return True
 
 
@@ -215,11 +205,3 @@ def last_object(file: Path) -> dict[str, Any] | None:
                 if isinstance(value := json.loads(line), dict):
                     return value
     return None
-
-
-def began(number: int) -> float | None:
-    """When a process began; None where it has ended."""
-    try:
-        return psutil.Process(number).create_time()
-    except psutil.Error:
-        return None

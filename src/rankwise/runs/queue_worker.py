@@ -1,8 +1,8 @@
 """The worker of the queue: it starts one training after the other, each in a process and a session of its own.
 
 A training inherits a lock (`training.lock`) from its worker. Where the worker is killed, the training goes on, and the
-next worker waits for that lock before it starts another: there is never more than one. A worker that ends looks once
-more for a run that was added in its last moment, after it has let go of its own lock.
+next worker waits for that lock before it starts another: there is never more than one. After a
+worker has released its own lock, it looks once more for a run that was added in its last moment.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from rankwise.errors import RunError
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.manifest import now
 from rankwise.runs.own_files import read_json
-from rankwise.runs.queue import Queue, Waiting, Working, began, read_entry
+from rankwise.runs.queue import Queue, Waiting, Working, read_entry
 from rankwise.system.files import write_atomic, write_json
 from rankwise.system.locks import Lock
+from rankwise.system.processes import began
 
 BETWEEN = 0.2
 """Seconds between two looks at a training that another worker started."""

@@ -52,7 +52,7 @@ class Changes:
             target = folder
         if folder not in target.parents:
             raise BadRequest(
-                "lora_path names nothing below the folder that adapters are loaded from.", parameter="lora_path"
+                "lora_path is not below the folder that adapters may be loaded from.", parameter="lora_path"
             )
         try:
             return self.load(name, target, replace=replace)
@@ -65,11 +65,11 @@ class Changes:
         with self._changing:
             adapters, before = self._adapters(), self._serving.models.get(name)
             if not re.fullmatch(NAME, name):
-                raise RunError(f"{name[:80]!r} cannot be the name of a model here.")
+                raise RunError(f"{name[:80]!r} is not a possible name of a model.")
             if before is not None and not replace:
                 raise RunError(f'"{name}" is served already. With "load_inplace" the new one takes its name.')
             if before is not None and before.adapter is None:
-                raise RunError(f'"{name}" is the base, which cannot be replaced.')
+                raise RunError(f'"{name}" is the base model, which cannot be replaced.')
             if len(adapters.names) >= MOST:
                 raise RunError(f"{MOST} adapters are in memory already. Unload one.")
             artifact = open_artifact(str(path), self._callback)
@@ -87,13 +87,13 @@ class Changes:
         with self._changing:
             served = served_by(self._serving, name)
             if served.adapter is None:
-                raise BadRequest(f'"{name}" is the base, which stays.', parameter="lora_name")
+                raise BadRequest(f'"{name}" is the base model, which cannot be unloaded.', parameter="lora_name")
             self._serving.models = {one: other for one, other in self._serving.models.items() if one != name}
             self._retire(self._adapters(), served.adapter)
 
     def _adapters(self) -> AdapterSet:
         if self._serving.adapters is None:
-            raise RunError("the served model is no adapter, so none can be laid beside it.")
+            raise RunError("this server serves a whole model, so no adapter can be loaded beside it.")
         return self._serving.adapters
 
     def _read(self, artifact: Artifact, own: str, name: str, parent: str) -> tuple[AdapterWeights, Served]:
@@ -121,7 +121,7 @@ class Changes:
         try:
             rows.update()
             if rows.mixes and rows.separates():
-                raise RunError("this adapter is of experts or new tokens, which cannot be in a batch with others.")
+                raise RunError("this adapter is of experts or new tokens, and cannot be in one batch with others.")
         except BaseException:
             discard(adapters, own)
             rows.update()

@@ -1,4 +1,4 @@
-"""How long a connection may take to send a request: slow headers and bodies would hold a place for ever.
+"""How long a connection may take to send a request: slow headers and bodies would occupy the server for ever.
 
 uvicorn closes a connection that is idle between two requests; here it also closes one whose headers are not complete
 some seconds after their first byte, or after the connection was opened.

@@ -14,20 +14,25 @@ from rankwise.serving.bodies import LARGEST_BODY, BadRequest, read_body
 _Kind = TypeVar("_Kind", bound=Config)
 
 
-async def read_json_body(request: Request, kind: type[_Kind]) -> _Kind:
-    """BadRequest for what is no JSON, or too large, before all of it has been read."""
+async def read_json_body(request: Request, kind: type[_Kind], largest: int = LARGEST_BODY) -> _Kind:
+    """BadRequest for what is not JSON of this kind."""
+    return read_body(kind, await read_content(request, "application/json", largest))
+
+
+async def read_content(request: Request, expected: str, largest: int) -> bytes:
+    """BadRequest for another media type, for more bytes, before all of them are read, and for a body that is slow."""
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media != "application/json":
-        raise BadRequest(f"the content type is {media[:60]!r}; application/json is expected.", status=415)
+    if media != expected:
+        raise BadRequest(f"the content type is {media[:60]!r}; {expected} is expected.", status=415)
     content = bytearray()
     try:
         async with asyncio.timeout(patience.BODY):
             async for part in request.stream():
                 content += part
-                if len(content) > LARGEST_BODY:
-                    raise BadRequest(f"the body has more than {LARGEST_BODY:,} bytes.", status=413)
+                if len(content) > largest:
+                    raise BadRequest(f"the body has more than {largest:,} bytes.", status=413)
     except TimeoutError:
         raise BadRequest(f"the body took more than {patience.BODY:.0f} s.", status=408) from None
     except ClientDisconnect:
         raise BadRequest("the connection was closed.") from None
-    return read_body(kind, bytes(content))
+    return bytes(content)

@@ -26,7 +26,7 @@ from rankwise.studio.asking import BASE, MOST_SIDES, USUAL, Answering, AskBody, 
 from rankwise.text.example import Example, Message
 from rankwise.text.tagged import TaggedWords, words_of
 
-FAILED = "The answer could not be written; the terminal that runs the studio says why."
+FAILED = "The answer failed. The terminal that runs the studio shows why."
 ROLES = ("user", "assistant")
 
 

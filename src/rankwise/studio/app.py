@@ -11,6 +11,7 @@ from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
 from rankwise.errors import RankwiseError, ResourceError
+from rankwise.serving.bodies import BadRequest
 from rankwise.studio import login
 from rankwise.studio.pages import FOLDER, page
 from rankwise.studio.screens import SCREENS
@@ -23,7 +24,7 @@ def studio_app(*, key: Key | None, host: str) -> Starlette:
     app = Starlette(
         routes=[*(route for screen in screens for route in screen.routes), static],
         middleware=[Middleware(Security, key=key, host=host)],  # pyright: ignore[reportArgumentType]
-        exception_handlers={HTTPException: _refused, RankwiseError: _mistaken, Exception: _failed},  # pyright: ignore[reportArgumentType]
+        exception_handlers=HANDLERS,  # pyright: ignore[reportArgumentType]
     )
     app.router.redirect_slashes = False  # a path has one form
     app.state.screens, app.state.key = screens, key
@@ -37,9 +38,11 @@ def problem(request: Request, status: int, text: str) -> Response:
     return page(request, "problem.html", status, title="That did not work", text=text)
 
 
-async def _refused(request: Request, error: HTTPException) -> Response:
+async def _refused(request: Request, error: HTTPException | BadRequest) -> Response:
+    if isinstance(error, BadRequest):
+        return problem(request, error.status, str(error))
     if error.status_code == 404:
-        return problem(request, 404, f"There is nothing at {request.url.path[:200]}.")
+        return problem(request, 404, f"There is no page at {request.url.path[:200]}.")
     return problem(request, error.status_code, f"{error.detail}.")
 
 
@@ -50,4 +53,7 @@ async def _mistaken(request: Request, error: RankwiseError) -> Response:
 
 async def _failed(request: Request, error: Exception) -> Response:
     """Our own mistake, whose traceback starlette passes on to the log."""
-    return problem(request, 500, "This is a mistake in rankwise; the terminal that runs the studio shows where.")
+    return problem(request, 500, "This is an error in rankwise. The terminal that runs the studio shows the details.")
+
+
+HANDLERS = {HTTPException: _refused, BadRequest: _refused, RankwiseError: _mistaken, Exception: _failed}

@@ -1,4 +1,4 @@
-"""The screen that asks: a run, its base and other runs over the same base, side by side, as they write."""
+"""The Ask screen: answers of a run, its base and other runs over the same base, side by side, as they are written."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from rankwise.errors import RankwiseError, RunError
 from rankwise.runs.listing import listed_runs
 from rankwise.runs.records import Callback, Event, StatusMessage, WarningMessage
 from rankwise.runs.snapshot import RunSnapshot
-from rankwise.serving.bodies import BadRequest, read_body
+from rankwise.serving.bodies import BadRequest
+from rankwise.serving.reading import read_json_body
 from rankwise.studio.asking import Answering, AskBody, Cancel, Desk, Send
 from rankwise.studio.pages import moved, page
 from rankwise.studio.screen import Screen
 
 LARGEST = 2_000_000
 """Bytes of what the page sends: its conversations."""
-FAILED = "This could not be asked; the terminal that runs the studio says why."
+FAILED = "The question failed. The terminal that runs the studio shows why."
 
 
 def _load(names: Sequence[str], callback: Callback) -> Answering:
@@ -105,11 +105,8 @@ def _training() -> str | None:
 
 
 async def answer(request: Request) -> Response:
-    """Server-sent events: what loading says, and what is new of each side."""
-    try:
-        body = read_body(AskBody, await _content(request))
-    except BadRequest as error:
-        return JSONResponse({"error": str(error)}, 400)
+    """Server-sent events: messages of loading, and what is new of each side."""
+    body = await read_json_body(request, AskBody, LARGEST)
     events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     loop = asyncio.get_running_loop()
 
@@ -159,26 +156,16 @@ def _begun(body: AskBody, send: Send, callback: Callback) -> Cancel | None:
     return None
 
 
-async def _content(request: Request) -> bytes:
-    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media != "application/json":
-        raise HTTPException(415, "this address takes JSON of the page")
-    content = bytearray()
-    async for part in request.stream():
-        content += part
-        if len(content) > LARGEST:
-            raise HTTPException(413, "the conversation is too long")
-    return bytes(content)
-
-
 def _event(value: dict[str, Any]) -> bytes:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
 
 
 async def release(request: Request) -> Response:
-    """Give the memory back now."""
+    """Free the memory now."""
     freed = await run_in_threadpool(DESK.release)
-    return moved("/ask", "The model's memory was given back." if freed else "The model is answering just now.")
+    return moved(
+        "/ask", "The model's memory was freed." if freed else "The model is answering; its memory stays in use."
+    )
 
 
 SCREEN = Screen(

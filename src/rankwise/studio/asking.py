@@ -1,4 +1,4 @@
-"""One model in memory for the Ask screen: loaded when it is first asked, and given back when nobody asks any more.
+"""One model in memory for the Ask screen: loaded with the first question, and freed after some time without one.
 
     runs over one base      serving's engine writes the answers of all sides at once, each with its adapter and strength
     any other run           a classifier, a whole model, an encoder with a decoder: one side after the other
@@ -89,7 +89,7 @@ class Desk:
             names = tuple(body.runs)
             if self._loaded is None or self._names != names:
                 if self._using:
-                    raise RunError("Another model is answering just now. Stop it, or wait for its answer.")
+                    raise RunError("Another model is still answering. Stop it, or wait for its answer.")
                 self._close()
                 self._loaded, self._names = self.load(names, callback), names
             self._using += 1

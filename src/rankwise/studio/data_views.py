@@ -28,7 +28,7 @@ MOST_ROWS = 20
 
 @dataclass
 class Remarks:
-    """What a command says while it works."""
+    """Collects the messages of a command."""
 
     texts: list[str] = field(default_factory=list)
 
@@ -76,7 +76,7 @@ def report(form: SettingsForm) -> Report:
         planned = form.planned(only=READING)
         from rankwise.commands.data import check
 
-        assert planned.data is not None, "it was asked for"
+        assert planned.data is not None, "the form has rows"
         made = check(planned.data, planned.model, images=planned.images, objective=planned.objective, callback=remarks)
     except RankwiseError as error:
         return Report(problems=placed(error), remarks=remarks.texts)
@@ -104,7 +104,7 @@ def preview(form: SettingsForm, first: int, rows: int) -> Preview:
         from rankwise.commands.data import preview as preview_command
         from rankwise.commands.preview_images import Sheet, holds_images
 
-        assert planned.data is not None, "it was asked for"
+        assert planned.data is not None, "the form has rows"
         images = holds_images(planned.data)
         made = preview_command(
             planned.data, planned.model, rows=min(rows, MOST_ROWS) if not images else None, first=first,

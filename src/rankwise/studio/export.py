@@ -1,4 +1,4 @@
-"""The screen that hands over: what each engine makes of a run's adapter, exports, and what they were verified with."""
+"""The Export screen: how each engine reads a run's adapter, the exports, and what verified them."""
 
 from __future__ import annotations
 
@@ -49,9 +49,10 @@ async def _page(request: Request, named: str, fields: dict[str, str], problem: s
         except RankwiseError as error:
             problem = problem or str(error)
     exports = [one for one in await run_in_threadpool(export_jobs.states) if one.job.run == run]
-    defaults = {"to": _free(run, "peft"), "format": "peft", "strength": "1", "verify": "auto"} if choices else {}
-    if choices and choices.formats["peft"] is not None:
-        defaults |= {"format": "merged", "to": _free(run, "merged")}
+    defaults: dict[str, str] = {}
+    if choices:
+        usual = "peft" if choices.formats["peft"] is None else "merged"
+        defaults = {"to": _free(run, usual), "format": usual, "strength": "1", "verify": "auto"}
     return page(
         request, "export.html", 422 if problem and fields else 200, title="Export", runs=finished, run=run,
         choices=choices, exports=exports, fields=defaults | fields, problem=problem, about=ABOUT,
@@ -87,13 +88,13 @@ def _begun(sent: Form, run: str) -> export_jobs.Job:
     to, format, strength = sent.text("to").strip(), sent.text("format"), sent.text("strength", "1").strip() or "1"
     dtype, wish, problems = sent.text("dtype"), sent.text("verify", "auto"), []
     if not re.fullmatch(RUN_NAME, to):
-        problems.append(f"The name {to[:60]!r} is not possible: letters, digits and ._- are, up to 64 of them.")
+        problems.append(f"The name {to[:60]!r} is not possible. Use up to 64 letters, digits, dots, _ and -.")
     elif (EXPORTS / to).exists():
-        problems.append(f"{EXPORTS / to} is there already, and is not overwritten. Choose another name.")
+        problems.append(f"{EXPORTS / to} exists already, and is not overwritten. Choose another name.")
     if format not in ABOUT:
         problems.append("Choose a format.")
     if not re.fullmatch(r"\d+\.?\d*", strength):
-        problems.append(f"The strength {strength[:20]!r} is no number; 1 is the adapter as trained.")
+        problems.append(f"The strength {strength[:20]!r} is not a number; 1 is the adapter as trained.")
     if wish not in VERIFY:
         problems.append("Choose how to verify.")
     if run not in {one.name for one in listed_runs() if one.status == "finished"}:
@@ -106,7 +107,7 @@ def _begun(sent: Form, run: str) -> export_jobs.Job:
     options += ["--round-rank"] if sent.text("round_rank") and format == "portable" else []
     if base := sent.text("base_model").strip():
         options += [f"--base-model={base}"]
-    return export_jobs.start(run, Path(EXPORTS) / to, format, options)
+    return export_jobs.start(run, EXPORTS / to, format, options)
 
 
 async def job(request: Request) -> Response:

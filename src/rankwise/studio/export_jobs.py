@@ -1,16 +1,14 @@
 """Exports as processes of their own: `exports/.studio/ID/{job.json, printed.json, log.txt, hashes.json}`.
 
 An export loads a model and asks engines, which takes minutes and memory; in its own process it outlives the page, and
-gives everything back at its end. What it prints is what the page shows, read from these files alone.
+frees everything at its end. What it prints is what the page shows, read from these files alone.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,14 +20,13 @@ from rankwise.config.base import Config
 from rankwise.errors import RunError
 from rankwise.runs.manifest import now
 from rankwise.runs.own_files import read_json
-from rankwise.runs.queue import began, last_object
+from rankwise.runs.queue import last_object
 from rankwise.system.files import json_bytes, make_folders, sha256_of, write_atomic
+from rankwise.system.processes import began, start_detached
 
 EXPORTS = Path("exports")
 JOBS = EXPORTS / ".studio"
 LOG_BYTES = 20_000
-_started: list[subprocess.Popen[Any]] = []
-"""Exports that this process started, which are waited for when they have ended."""
 
 
 class Job(Config):
@@ -65,7 +62,7 @@ class State:
     def problem(self) -> str | None:
         if self.printed is not None:
             return str(self.printed["error"]) if "error" in self.printed else None
-        return None if self.running else "The export was ended before it was finished."
+        return None if self.running else "The export was stopped before it was finished."
 
     @property
     def done(self) -> bool:
@@ -82,18 +79,13 @@ class State:
 def start(run: str, to: Path, format: str, options: Sequence[str]) -> Job:
     """RunError while another export runs."""
     if (other := next((one for one in states() if one.running), None)) is not None:
-        raise RunError(f"{other.job.to} is being exported just now. Wait for it, since each takes a model's memory.")
+        raise RunError(f"{other.job.to} is being exported. Wait for it, since each export needs the memory of a model.")
     words = ("export", run, "--to", str(to), "--format", format, *options, "--json")
     number = secrets.token_hex(8)
     folder = JOBS / number
     make_folders(folder)
     with (folder / "printed.json").open("wb") as printed, (folder / "log.txt").open("wb") as log:
-        alone: dict[str, Any] = {"start_new_session": True} if os.name == "posix" else {"creationflags": 0x208}
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "rankwise", *words], stdin=subprocess.DEVNULL, stdout=printed, stderr=log,
-            **alone,
-        )  # fmt: skip
-    _started.append(process)
+        process = start_detached([sys.executable, "-P", "-m", "rankwise", *words], out=printed, log=log)
     job = Job(
         id=number, run=run, to=str(to), format=format, words=words, started=now(), process=process.pid,
         began=began(process.pid),
@@ -107,7 +99,6 @@ def state_of(number: str) -> State:
     folder = JOBS / number
     if not re.fullmatch(r"[0-9a-f]{16}", number) or not (folder / "job.json").is_file():
         raise RunError("there is no such export.")
-    _started[:] = [one for one in _started if one.poll() is None]
     job = read_json(folder / "job.json", Job)
     running = job.began is not None and began(job.process) == job.began
     return State(job, running, last_object(folder / "printed.json") if not running else None, _log(folder))

@@ -1,6 +1,6 @@
-"""Whether a training fits and what it would take, as figures for the page: the plan that the terminal prints.
+"""Whether a training fits and what it takes, as figures for the page: the plan that the terminal prints.
 
-torch is not imported for a model of the catalogue, so the figures are there while a knob is turned (forward/plan.py).
+torch is not imported for a model of the catalogue, so the figures follow each change of the form.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Shown:
     verdict: Verdict | None = None
     figures: tuple[Figure, ...] = ()
     remedies: tuple[tuple[str, str], ...] = ()
-    """Settings after which it fits, and their price."""
+    """Settings after which it fits, separated by spaces, and their price."""
     notes: tuple[str, ...] = ()
     rows: int | None = None
     """Training rows, as far as they are known."""
@@ -61,7 +61,7 @@ class Shown:
 
 
 def forecast(form: SettingsForm) -> Shown:
-    """What is wrong with the data does not keep the model from being planned, and is told beside it."""
+    """Problems of the data are listed, and the model is planned all the same."""
     if not form.given.get("model.name") and not form.given.get("adapter.start_from"):
         return Shown(notes=("Choose a model to see what it takes.",))
     try:
@@ -91,7 +91,8 @@ def _shown(plan: Plan) -> Shown:
     verdict = _verdict(plan)
     remedies = plan.remedies if plan.trained and not plan.fit.fits else []
     return Shown(
-        verdict=verdict, figures=tuple(_figures(plan)), remedies=tuple((one.settings, one.price) for one in remedies),
+        verdict=verdict, figures=tuple(_figures(plan)),
+        remedies=tuple((" ".join(one.changes), one.price) for one in remedies),
         notes=tuple(advice.text for advice in plan.advice),
         rows=None if plan.rows is None else round(plan.rows.documents.likely),
     )  # fmt: skip

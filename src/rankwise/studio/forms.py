@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import parse_qs
 
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
+
+from rankwise.serving.bodies import BadRequest
+from rankwise.serving.reading import read_content
 
 LARGEST = 1_000_000
 """Bytes of a form."""
@@ -28,17 +30,10 @@ class Form:
 
 
 async def read_form(request: Request) -> Form:
-    """HTTPException for anything but a form of a page."""
-    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media != "application/x-www-form-urlencoded":
-        raise HTTPException(415, "this address takes a form of the page")
-    content = bytearray()
-    async for part in request.stream():
-        content += part
-        if len(content) > LARGEST:
-            raise HTTPException(413, f"the form has more than {LARGEST:,} bytes")
+    """BadRequest for anything but a form of a page."""
+    content = await read_content(request, "application/x-www-form-urlencoded", LARGEST)
     try:
         written = content.decode("utf-8")
         return Form(parse_qs(written, keep_blank_values=True, max_num_fields=MOST_FIELDS, errors="strict"))
     except ValueError:
-        raise HTTPException(400, "the form cannot be read") from None
+        raise BadRequest("the form cannot be read.") from None

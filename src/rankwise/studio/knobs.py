@@ -68,7 +68,7 @@ class Knob:
     choices: tuple[str, ...] = ()
     cards: tuple[str, ...] = ()
     off: bool = False
-    """Whether nothing given turns off what it belongs to."""
+    """Whether the feature is off unless a value is given."""
 
     @property
     def help(self) -> str:

@@ -1,8 +1,8 @@
 """Server-sent events of a run: its records as they are written, and its state as it changes.
 
-event  records   what is new in the metrics log; its id is the position after it (follow.py)
+event  records   what is new in the metrics log; its id is the position after it (runs/log_tail.py)
        begin     the log begins anew: the page forgets what it drew
-       state     status, problem, warnings and log, whenever one of them changes
+       state     status, problem and warnings, whenever one of them changes
 
 The run is only read, from its files, so it does not matter who trains it.
 """
@@ -21,10 +21,11 @@ from starlette.responses import Response, StreamingResponse
 
 from rankwise.errors import RankwiseError
 from rankwise.runs.directory import MANIFEST, RunDirectory
-from rankwise.runs.listing import status_of, writer_of
+from rankwise.runs.listing import STARTING, UNREADABLE, present_status, status_of
+from rankwise.runs.log_tail import LogTail
 from rankwise.runs.manifest import Manifest
-from rankwise.studio.follow import Follower, message
-from rankwise.studio.queued import GONE, STARTING, known_run, without_folder
+from rankwise.studio.drawn_records import message
+from rankwise.studio.queued import GONE, known_run, without_folder
 
 EVERY, IDLE = 3.0, 5.0
 """Seconds between two looks at a run that is trained, and at one that is not."""
@@ -51,14 +52,11 @@ class StateReader:
             if (stamp := (facts.st_mtime_ns, facts.st_ino)) != self._seen:
                 self._manifest, self._seen = self.run.manifest(), stamp
         except (OSError, RankwiseError) as error:
-            if writer_of(self.run) is not None:
-                return {"status": STARTING, "problem": None, "warnings": []}
-            return {"status": "unreadable", "problem": str(error), "warnings": []}
+            status = present_status(self.run, UNREADABLE)
+            return {"status": status, "problem": str(error) if status == UNREADABLE else None, "warnings": []}
         manifest = self._manifest
         assert manifest is not None, "it was read"
-        status = status_of(self.run, manifest)
-        if status not in AT_WORK and writer_of(self.run) is not None:  # it begins again, or goes on
-            status = STARTING
+        status = present_status(self.run, status_of(self.run, manifest))
         return {"status": status, "problem": manifest.problem, "warnings": list(manifest.warnings)}
 
 
@@ -66,18 +64,18 @@ async def events(request: Request) -> Response:
     run = await run_in_threadpool(known_run, request.path_params["name"])
     after = request.headers.get("last-event-id") or request.query_params.get("after", "")
     return StreamingResponse(
-        _events(Follower.after(run.metrics, after), StateReader(run)), media_type="text/event-stream",
+        _events(LogTail.after(run.metrics, after), StateReader(run)), media_type="text/event-stream",
         headers={"X-Accel-Buffering": "no"},
     )  # fmt: skip
 
 
-async def _events(follower: Follower, reader: StateReader) -> AsyncIterator[bytes]:
+async def _events(tail: LogTail, reader: StateReader) -> AsyncIterator[bytes]:
     before, silent = None, 0.0
     while True:
-        anew, rows = await run_in_threadpool(follower.read)
+        anew, rows = await run_in_threadpool(tail.read)
         state = await run_in_threadpool(reader.read)
-        parts = [event("begin", {}, follower.position)] if anew else []
-        parts += [event("records", message(rows), follower.position)] if rows else []
+        parts = [event("begin", {}, tail.position)] if anew else []
+        parts += [event("records", message(rows), tail.position)] if rows else []
         parts += [event("state", state)] if state != before else []
         before = state
         if state["status"] == GONE:

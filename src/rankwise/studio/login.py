@@ -14,7 +14,7 @@ from rankwise.studio.screen import Screen
 from rankwise.studio.security import Key
 
 PAUSE = 1.0
-"""Seconds before a wrong key is answered."""
+"""Seconds before a wrong key is refused."""
 REMEMBERED = 30 * 86_400
 """Seconds for which a browser stays logged in."""
 

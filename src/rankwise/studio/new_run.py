@@ -1,4 +1,4 @@
-"""The screen of a new run: a form that is planned while it is filled in, and that puts a training into the queue."""
+"""The New run screen: a form that forecasts the training as it is filled in, and puts it into the queue."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from rankwise.studio.screen import Screen
 from rankwise.studio.settings_form import CARD, OTHER, TUNE, Problem, SettingsForm, fields_of, problems_of
 
 HUB = "hub"
-"""The box that allows to ask the hub for names that are not here."""
-NOT_HERE = "is not on this machine. Tick “May ask the hub” below it to look there, which takes the network."
+"""The box that allows asking the hub for names that are not on this machine."""
+NOT_HERE = "is not on this machine. Tick “May ask the hub” below it to look there, which uses the network."
 NAMES = (*KNOBS, CARD, OTHER, TUNE)
 
 
@@ -102,7 +102,7 @@ def _elsewhere(form: SettingsForm) -> list[Problem]:
     ]
 
 
-async def turned(request: Request) -> Response:
+async def forecast_again(request: Request) -> Response:
     """The forecast for a form that was changed."""
     sent = await read_form(request)
     form = form_of(sent)
@@ -159,7 +159,7 @@ async def upload(request: Request) -> Response:
         uploads.check_size(int(length) if length.isdecimal() else None)
         path = await uploads.stored(request.stream(), name)
     except ClientDisconnect:
-        raise HTTPException(400, "the upload was broken off") from None
+        raise HTTPException(400, "the upload was interrupted") from None
     except RankwiseError as error:
         return JSONResponse({"error": str(error)}, 400)
     return JSONResponse({"path": str(path), "name": name[:200]})
@@ -205,7 +205,7 @@ def _taken(run: str) -> list[Problem]:
 
 SCREEN = Screen(
     [
-        Route("/new", empty), Route("/new/forecast", turned, methods=["POST"]),
+        Route("/new", empty), Route("/new/forecast", forecast_again, methods=["POST"]),
         Route("/new/columns", columns, methods=["POST"]), Route("/new/report", report, methods=["POST"]),
         Route("/new/preview", preview, methods=["POST"]), Route("/new/sheet", sheet),
         Route("/new/upload", upload, methods=["POST"]), Route("/new/start", start, methods=["POST"]),

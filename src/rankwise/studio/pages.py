@@ -1,7 +1,7 @@
 """Pages, rendered on the server by templates that escape everything.
 
 A name, a prompt or a row is text in a page, whatever stands in it: templates escape each value, and only `drawing`
-lets markup by, which reporting/markup.py has made. No template may use the filter `safe` (tests/studio).
+lets markup pass, which reporting/markup.py has made. No template may use the filter `safe` (tests/studio).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _environment() -> Environment:
 
 
 def page(request: Request, template: str, code: int = 200, **context: Any) -> Response:
-    """`title` names the page in the browser; `notice` is what the last change came to."""
+    """`title` names the page in the browser; `notice` says what the last change did."""
     app = request.app.state
     known = {
         "screens": [one for one in app.screens if one.label is not None], "path": request.url.path,

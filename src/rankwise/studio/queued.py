@@ -8,11 +8,11 @@ from pathlib import Path
 
 from rankwise.commands.queue import listed
 from rankwise.runs.directory import RunDirectory
-from rankwise.runs.listing import run_names
+from rankwise.runs.listing import STARTING, run_names
 from rankwise.runs.queue import Ended, Queue, Waiting, Working
 from rankwise.runs.upkeep import entry
 
-WAITING, STARTING, FAILED, GONE = "waiting", "starting", "failed", "gone"
+WAITING, FAILED, GONE = "waiting", "failed", "gone"
 
 
 @dataclass(frozen=True)

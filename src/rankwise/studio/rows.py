@@ -14,7 +14,7 @@ from rankwise.errors import RankwiseError
 from rankwise.reporting.sparkline import bucket_means, sparkline
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.evaluations import evaluations_of
-from rankwise.runs.listing import ListedRun, listed, run_names, writer_of
+from rankwise.runs.listing import STARTING, ListedRun, listed, present_status, run_names
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.snapshot import forgetting_of
 from rankwise.studio.pages import drawing
@@ -50,40 +50,38 @@ class Row:
         return all(any(word in text.lower() for text in texts) for word in words.lower().split())
 
 
-COLUMNS: dict[str, tuple[str, Callable[[Row], Any]]] = {
-    "name": ("name", lambda row: row.run.name.lower()),
-    "status": ("status", lambda row: row.status),
-    "model": ("model", lambda row: (row.run.model or "").lower()),
-    "method": ("method", lambda row: row.run.method or ""),
-    "loss": ("loss", lambda row: row.loss),
-    "forgetting": ("forgetting", lambda row: row.forgetting),
-    "size": ("size", lambda row: row.run.bytes),
-    "when": ("when", lambda row: row.when),
+COLUMNS: dict[str, Callable[[Row], Any]] = {
+    "name": lambda row: row.run.name.lower(),
+    "status": lambda row: row.status,
+    "model": lambda row: (row.run.model or "").lower(),
+    "method": lambda row: row.run.method or "",
+    "loss": lambda row: row.loss,
+    "forgetting": lambda row: row.forgetting,
+    "size": lambda row: row.run.bytes,
+    "when": lambda row: row.when,
 }
-"""By which the table can be sorted: the heading, and the value."""
+"""By which the table can be sorted: the heading, and its value in a row."""
 
 
 def row_of(name: str) -> Row:
     run, directory = listed(name), RunDirectory.named(name)
-    starting = run.status not in ("running", "finished") and writer_of(directory) is not None
     forgetting = None
     with suppress(RankwiseError, OSError):
         one = forgetting_of(evaluations_of(directory))
         forgetting = None if one is None or not math.isfinite(one.kl) else one.kl
-    return Row(run, "starting" if starting else run.status, forgetting, losses_of(directory.metrics))
+    return Row(run, present_status(directory, run.status), forgetting, losses_of(directory.metrics))
 
 
-def rows(words: str = "", status: str = "") -> list[Row]:
-    every = map(row_of, run_names())
-    return [row for row in every if row.matches(words) and status in ("", row.status)]
+def rows() -> list[Row]:
+    return [row_of(name) for name in run_names()]
 
 
 def in_order(chosen: Sequence[Row], by: str, order: Order) -> list[Row]:
     """Runs that are trained come first, and those without a value last."""
-    value = COLUMNS[by][1]
+    value = COLUMNS[by]
     known = sorted((row for row in chosen if value(row) is not None), key=value, reverse=order == "descending")
     unknown = [row for row in chosen if value(row) is None]
-    return sorted([*known, *unknown], key=lambda row: row.status not in ("running", "starting"))
+    return sorted([*known, *unknown], key=lambda row: row.status not in ("running", STARTING))
 
 
 def losses_of(metrics: Path) -> Sequence[float]:

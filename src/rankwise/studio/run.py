@@ -1,4 +1,4 @@
-"""The screen of one run: its course as it is written, what it was asked, and what can be done with it."""
+"""The screen of one run: its progress as it is written, its settings and files, and what can be done with it."""
 
 from __future__ import annotations
 
@@ -142,13 +142,13 @@ async def rename(request: Request) -> Response:
 def end(request: Request) -> Response:
     name = request.path_params["name"]
     end_run(name)
-    return moved(_path(name), "The training ends with the step that it is at, and saves its result.")
+    return moved(_path(name), "The training ends after its present step, and saves its result.")
 
 
 def stop(request: Request) -> Response:
     name = entry(request.path_params["name"]).folder.name
     Queue().stop(name)
-    return moved(_path(name), "The training was asked to stop. It can go on from its last checkpoint.")
+    return moved(_path(name), "The training is stopping. It can be resumed from its last checkpoint.")
 
 
 def resume(request: Request) -> Response:

@@ -29,7 +29,7 @@ RESULTS = {"adapter": "the adapter", "model": "the trained model", "checkpoints"
            "best": "the best weights so far", "metrics.jsonl": "the record of its steps",
            "evaluations": "its evaluations", "report.html": "its report"}  # fmt: skip
 DESCENDING = ("size", "when")
-"""Columns that begin with the largest value."""
+"""Columns that are sorted with the largest value first, unless another order is chosen."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ def table(request: Request) -> Response:
 
 def _heads(by: str, order: Order, words: str, status: str) -> list[Head]:
     heads = []
-    for name, (label, _) in COLUMNS.items():
+    for name in COLUMNS:
         turned = "ascending" if order == "descending" else "descending"
         query = {"sort": name, "order": turned if name == by else _first(name), "words": words, "status": status}
         address = f"/?{urlencode({key: value for key, value in query.items() if value})}"
-        heads.append(Head(label, address, order if name == by else None))
+        heads.append(Head(name, address, order if name == by else None))
     return heads
 
 
@@ -83,7 +83,7 @@ class Leaving:
 def ask_to_delete(request: Request) -> Response:
     names = request.query_params.getlist("run")
     if not names:
-        return moved("/", "No run was chosen. Tick the runs to delete.")
+        return moved("/", "No run is ticked. Tick the runs to delete.")
     planned = deletion(names)
     leaving = [_leaving(run.folder.name) for run in planned.runs]
     free = shutil.disk_usage(RUNS).free
@@ -105,7 +105,7 @@ async def delete(request: Request) -> Response:
 async def remove(request: Request) -> Response:
     name = (await read_form(request)).text("run")
     await run_in_threadpool(Queue().remove, name)
-    return moved("/", f"{name} no longer waits.")
+    return moved("/", f"Removed {name} from the queue.")
 
 
 SCREEN = Screen(

@@ -83,9 +83,11 @@ class Security:
         if (problem := foreign(headers, self.host, names_any=self.key is not None, hint="")) is not None:
             return PlainTextResponse(problem, 403)
         if method not in ("GET", "HEAD") and headers.get("origin") is None:
-            return PlainTextResponse("a change must come from the page itself (no Origin was named).", 403)
+            return PlainTextResponse(
+                "a change must come from a page of the studio, and this request has no Origin.", 403
+            )
         if self.key is None or path.startswith(OPEN) or self.key.is_proven(connection):
             return None
         if method == "GET" and "text/html" in headers.get("accept", ""):
             return RedirectResponse("/login", 303)
-        return PlainTextResponse("the key of this page is needed.", 401)
+        return PlainTextResponse("this studio needs its key; log in first.", 401)

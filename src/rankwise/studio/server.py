@@ -1,4 +1,4 @@
-"""Run the page until it is stopped. Trainings are processes of their own and go on without it."""
+"""Run the studio until it is stopped. Trainings are processes of their own and go on without it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rankwise.serving.address import Address
 from rankwise.system.extras import need_extra
 
 DRAIN = 1
-"""Seconds in which answers may end once the page is stopped; a page that follows a run asks again."""
+"""Seconds that open answers get once the studio is stopped; a page that follows a run connects again."""
 
 
 def run_studio(address: Address, callback: Callback, ready: Callable[[dict[str, Any]], None] | None = None) -> None:
-    """Returns when it was asked to stop. `ready` gets the address."""
+    """Returns once it has been stopped. `ready` gets the address."""
     for module in ("uvicorn", "starlette", "jinja2"):
         need_extra(module, "rankwise studio", "studio", ConfigError)
     address.check()

@@ -27,7 +27,7 @@ from rankwise.errors import ConfigError, RankwiseError
 from rankwise.studio.knobs import CARD_OF, CARDS, KNOBS, Knob
 
 CARD, OTHER, TUNE = "card", "other", "tune"
-"""Fields that are no settings: the method card, further settings line by line, and --tune."""
+"""Fields that are not settings: the method card, further settings line by line, and --tune."""
 READING = ("model.", "data.", "objective", "images.", "classification.", "preference.", "adapter.start_from")
 """Beginnings of the settings that say what a row is and how it is encoded."""
 OF_FILES = (*OF_HUB, *OF_TABLES, "split")
@@ -59,12 +59,14 @@ class SettingsForm:
         return {name: value for name, value in own.items() if not KNOBS[name].cards or self.card in KNOBS[name].cards}
 
     def settings(self) -> list[Setting]:
-        """ConfigError for further settings that are none."""
+        """ConfigError where a line of further settings is not a setting."""
         card = CARD_OF.get(self.card)
         if card is None:
             raise ConfigError([f"{CARD}: there is no method {self.card[:60]!r}."])
         if self.fields.get(TUNE) and "training.learning_rate" in self.given:
-            raise ConfigError(["training.learning_rate: a rate is given, and it is to be tuned. Leave one out."])
+            raise ConfigError(
+                ["training.learning_rate: a rate is given, but it is to be tuned. Leave one of them out."]
+            )
         chosen = [Setting(key, value, CARD) for key, value in card.settings.items() if (key, value) != PLAIN]
         named = [Setting(name, _value(KNOBS[name], value), name) for name, value in self.given.items()]
         tuned = [Setting("training.learning_rate", "tune", TUNE)] if self.fields.get(TUNE) else []
@@ -93,14 +95,14 @@ class SettingsForm:
         )
 
     def command(self) -> str:
-        """What `rankwise train` is told to do the same."""
+        """The command line of `rankwise train` that does the same."""
         words = ["rankwise", "train"]
         for setting in self.settings():
             words += _words(setting)
         return shlex.join(words)
 
     def yaml(self) -> str:
-        """The file of settings that says the same."""
+        """The settings file that does the same."""
         nested: dict[str, Any] = {}
         for setting in self.settings():
             *parents, last = setting.key.split(".")
@@ -116,7 +118,7 @@ class SettingsForm:
 
 MISSING = "is required and was not given."
 PLAIN = ("adapter.method", "lora")
-"""What a training does where nothing is said."""
+"""The default of a training."""
 
 
 def _value(knob: Knob, text: str) -> Any:

@@ -1,7 +1,7 @@
 """Files that a browser sends: stored under the hash of their content, in `runs/.uploads`.
 
-The name that a browser gives decides nothing but the ending, of which few are known; it is never a part of a path. A
-zip archive is taken for a folder of images: each member is written under names of plain letters, links and paths that
+The name that a browser gives decides only the ending, which must be a known one; it is never a part of a path. A zip
+archive is read as a folder of images: each member is written under names of plain letters, links and paths that
 lead elsewhere are refused, and its sizes are counted while it is unpacked.
 """
 
@@ -38,14 +38,16 @@ def ending_of(name: str) -> str:
     """The known ending of a client's file name; DataError with those that are known."""
     ending = next((one for one in KNOWN if name.lower().endswith(one)), None)
     if ending is None:
-        raise DataError(f"{name[-60:]!r} is no file of rows that is known by its ending: {', '.join(KNOWN)}.")
+        raise DataError(f"{name[-60:]!r} is not a known kind of file of rows; known endings are {', '.join(KNOWN)}.")
     return ending
 
 
 def check_size(size: int | None) -> None:
-    """Before anything is read, as far as the browser says how much comes."""
+    """Before anything is read, if the browser says how large the file is."""
     if size is not None and size > LARGEST:
-        raise DataError(f"the file has {size:,} bytes; at most {LARGEST:,} are taken. Give its path on this machine.")
+        raise DataError(
+            f"the file has {size:,} bytes; at most {LARGEST:,} are accepted. Give its path on this machine."
+        )
     if size is not None:
         make_folders(FOLDER)
         need_space(FOLDER / "upload", size)
@@ -85,8 +87,8 @@ def name_of(path: str) -> str | None:
     if file.parent != FOLDER:
         return None
     try:
-        told = json.loads((FOLDER / f"{file.name.partition('.')[0]}.json").read_text(encoding="utf-8"))
-        return str(told["name"])
+        stored_facts = json.loads((FOLDER / f"{file.name.partition('.')[0]}.json").read_text(encoding="utf-8"))
+        return str(stored_facts["name"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
@@ -128,7 +130,7 @@ def _path_of(name: str) -> Path:
         )
     if not name.lower().endswith(tuple(IMAGE_SUFFIXES)) and parts[-1].lower() not in METADATA:
         raise DataError(
-            f"the archive has a file {name[:80]!r}, which is no image. A zip is read as a folder of images."
+            f"the archive has a file {name[:80]!r}, which is not an image. A zip is read as a folder of images."
         )
     return Path(*parts)
 

@@ -55,7 +55,7 @@ class Follower:
             try:
                 self._waiting.put_nowait(dict(row))
             except queue.Full:
-                self.problem = f"it takes records more slowly than training makes them ({MOST_WAITING:,} wait)"
+                self.problem = f"it is slower than the training ({MOST_WAITING:,} records wait)"
         self._report_once()
 
     def end(self, end: End, seconds: float = SECONDS_TO_END) -> None:
@@ -69,7 +69,7 @@ class Follower:
         except queue.Full:
             self.problem = f"it had not taken all records {seconds:.0f} s after the end"
         except KeyboardInterrupt:
-            self.problem = "it was not waited for any longer"
+            self.problem = "its end was not waited for"
         self._report_once()
 
     def _report_once(self) -> None:

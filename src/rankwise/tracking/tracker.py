@@ -57,7 +57,7 @@ class Known:
 
 class Tracker(Protocol):
     def known(self) -> Known:
-        """What it has already, and is not to receive again."""
+        """What it has already, so that it is not sent again."""
         ...
 
     def log(self, numbers: Mapping[str, float], step: int) -> None: ...

@@ -32,7 +32,7 @@ Purpose = Literal["fine-tune", "fine-tune-results"]
 
 
 class Content(Config):
-    """What was seen when the file was checked."""
+    """What the check of the file found out."""
 
     rows: int = 0
     pairs: bool = False
@@ -63,9 +63,9 @@ class Files:
     def every(self) -> list[StoredFile]:
         """The newest first. What is not whole is left out."""
         files = list[StoredFile]()
-        for place in self.folder.glob(f"{FILE}-*"):
+        for folder in self.folder.glob(f"{FILE}-*"):
             with suppress(RunError):
-                files.append(read_json(place / FACTS, StoredFile))
+                files.append(read_json(folder / FACTS, StoredFile))
         return sorted(files, key=lambda one: (one.created_at, one.id), reverse=True)
 
     def get(self, name: str, parameter: str | None = None) -> StoredFile:
@@ -106,10 +106,10 @@ class Files:
             return stored
 
     def delete(self, name: str) -> None:
-        place = self._folder_of(self.get(name).id)
+        folder = self._folder_of(self.get(name).id)
         with self._changing:
-            (place / FACTS).unlink(missing_ok=True)  # from here on it is not there
-            shutil.rmtree(place, ignore_errors=True)
+            (folder / FACTS).unlink(missing_ok=True)  # without it, the file does not exist for any reader
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _folder_of(self, name: str, parameter: str | None = None) -> Path:
         return self.folder / checked_id(FILE, name, parameter)

@@ -1,5 +1,4 @@
-"""Names that the server gives out. What a client sends back is looked up by its form, and is never part of a path
-otherwise."""
+"""Ids that the server draws. What a client sends back becomes part of a path only if it has the form of an id."""
 
 from __future__ import annotations
 

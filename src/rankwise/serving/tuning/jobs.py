@@ -1,8 +1,8 @@
 """Fine-tuning jobs: each is one file, `runs/.fine-tuning/jobs/ID.json`, and the run of its name.
 
 A job's state is read from the queue and the run, and never written down: what was trained while no server ran, or was
-killed, is known to the next one. Written down is only what nobody else knows: what was asked for, and that a client
-cancelled or paused it.
+killed, is known to the next one. Only what nothing else records is written down: the request, and that a client
+cancelled or paused the job.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Jobs:
         with self._changing:
             if len(self.ids()) >= MOST_JOBS or len(self.queue.entries()) >= MOST_WAITING:
                 raise BadRequest(
-                    f"this server lets {MOST_WAITING} jobs wait, and has {MOST_JOBS:,} at most.", status=429
+                    f"at most {MOST_WAITING} jobs may wait, and this server has {MOST_JOBS:,} at most.", status=429
                 )
             job = Job(
                 id=new_id(JOB), created_at=int(time.time()), model=body.model, training_file=training.id,
@@ -195,12 +195,12 @@ class Jobs:
         about to begin."""
         with suppress(RunError):
             self.queue.remove(run)
-        asked, until = False, time.monotonic() + PATIENCE
+        signalled, until = False, time.monotonic() + PATIENCE
         while (own := self.queue.working()) is not None and own.run == run and time.monotonic() < until:
             with suppress(RunError):
-                if not asked:
+                if not signalled:
                     self.queue.stop(run)
-                    asked = True
+                    signalled = True
             time.sleep(0.05)
 
     def resume(self, job: Job, base: Base) -> Job:
@@ -231,7 +231,7 @@ class Jobs:
         if file.content.pairs != body.is_dpo:
             rows, method = ("pairs of answers", "dpo") if file.content.pairs else ("answers", "supervised")
             raise BadRequest(
-                f"{parameter} holds {rows}, which the method {method} learns from. Set method.type to it, or give "
+                f"{parameter} has {rows}, which the method {method} learns from. Set method.type to it, or give "
                 "another file.", parameter=parameter,
             )  # fmt: skip
         return file

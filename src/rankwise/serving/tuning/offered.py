@@ -19,7 +19,7 @@ from rankwise.serving.tuning.jobs import ENDED, Job, Jobs, State
 from rankwise.system.files import write_atomic
 
 BETWEEN = 1.0
-"""Seconds between two looks at the jobs that are not ended."""
+"""Seconds between two looks at unfinished jobs."""
 _log = logging.getLogger(__name__)
 
 
@@ -32,7 +32,7 @@ class Offered:
         self._changes = changes
         self._settling = threading.RLock()
         self._settled: dict[str, str | None] = {}
-        """Jobs that are ended and were looked at, and why a model of them is not served."""
+        """Ended jobs that were handled, and why the model of one is not served."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="rankwise-jobs", daemon=True)
 
@@ -56,7 +56,7 @@ class Offered:
             self.look_at(job)
 
     def look_at(self, job: Job) -> tuple[Job, State]:
-        """The job as it stands. Once it is said to have succeeded, its model answers."""
+        """The job as it stands. Its model answers before the job is reported as succeeded."""
         with self._settling:
             state = self.jobs.state(job)
             if state.status in ENDED and job.id not in self._settled:
@@ -77,8 +77,8 @@ class Offered:
             return Base(model.spec, model.width, made.run)
         known = ", ".join(one.name for one in self.serving.models.values() if one.adapter is None)
         raise BadRequest(
-            f"no model {name[:80]!r} is trained here. The base is known as {known}; other names for it are given with "
-            "rankwise serve --alias.", status=404, parameter="model",
+            f"no model {name[:80]!r} can be trained here. The base is called {known}; rankwise serve --alias adds "
+            "names.", status=404, parameter="model",
         )  # fmt: skip
 
     def delete(self, name: str) -> None:

@@ -96,7 +96,7 @@ def _converted(path: Path) -> Iterator[str]:
 def _pair(row: Any) -> dict[str, Any]:
     """DataError with what is wrong, without file and line."""
     if not isinstance(row, dict):
-        raise DataError("the row is no JSON object.")
+        raise DataError("the row is not a JSON object.")
     if missing := [name for name in OF_PAIRS if name not in row]:
         raise DataError(f"the row has no {', '.join(missing)}.")
     if more := sorted(row.keys() - {*OF_PAIRS, *SAYS_NOTHING}):

@@ -41,7 +41,7 @@ async def uploaded(request: Request) -> AsyncGenerator[UploadFile, None]:
     except MultiPartException as error:
         raise BadRequest(f"the upload cannot be read: {error.message}") from None
     except (KeyError, ClientDisconnect, UnicodeDecodeError):
-        raise BadRequest("the upload cannot be read: it is no multipart/form-data.") from None
+        raise BadRequest("the upload cannot be read: it is not multipart/form-data.") from None
     try:
         yield _checked(form)
     finally:
@@ -52,7 +52,7 @@ def _checked(form: Any) -> UploadFile:
     problems, files = list[str](), form.getlist("file")
     purpose = form.get("purpose")
     if len(files) != 1 or not isinstance(files[0], UploadFile):
-        problems.append('one "file" is expected, with a name.')
+        problems.append('exactly one "file" with a name is expected.')
     if purpose in PURPOSES:
         problems.append(f'"purpose" is {purpose}: {PURPOSES[purpose]}. Use fine-tune.')
     elif purpose != "fine-tune":

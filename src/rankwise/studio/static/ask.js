@@ -115,13 +115,13 @@ async function ask() {
   for (const side of sides) { turn(side, "user", text); side.answer = turn(side, "assistant", ""); side.failed = side.done = false; }
   try {
     const answer = await fetch("/ask/answer", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(sent), signal: asked.signal });
-    if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).error || "This could not be asked.");
+    if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).error || "The question failed.");
     await follow(answer.body, text);
     if (sides.every((side) => side.done)) prompt.value = "";
   } catch (error) {
     state.textContent = error.name === "AbortError" ? "Stopped." : error.message;
   }
-  for (const side of sides) if (!side.done && !side.failed) note(side, "not finished, and not a part of the conversation");
+  for (const side of sides) if (!side.done && !side.failed) note(side, "not finished, so it is not part of the conversation");
   asked = null;
   stop.disabled = true;
   send.disabled = false;

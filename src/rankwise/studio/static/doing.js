@@ -7,7 +7,7 @@ export async function load(path, form, holder, more = {}, signal = undefined) {
   try {
     const answer = await fetch(path, { method: "POST", body: sent, signal, headers: { accept: "text/html" } });
     holder.innerHTML = answer.ok ? await answer.text() : "";
-    if (!answer.ok) holder.textContent = "This could not be read; the terminal that runs the studio says why.";
+    if (!answer.ok) holder.textContent = "This failed. The terminal that runs the studio shows why.";
     return true;
   } catch (error) {
     if (error.name === "AbortError") return false;

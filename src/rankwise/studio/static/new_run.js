@@ -88,7 +88,7 @@ function upload(file) {
     bar.hidden = true;
     let answer = {};
     try { answer = JSON.parse(request.responseText); } catch { answer = {}; }
-    state.textContent = answer.path ? `${answer.name} is uploaded.` : answer.error || "The upload was broken off.";
+    state.textContent = answer.path ? `${answer.name} is uploaded.` : answer.error || "The upload was interrupted.";
     if (answer.path) set("data.path", answer.path);
   };
   request.open("POST", `/new/upload?name=${encodeURIComponent(file.name)}`);
@@ -111,7 +111,7 @@ form.addEventListener("click", (event) => {
   if (!button) return;
   const told = button.dataset;
   if (told.set) set(told.set, told.value);
-  else if (told.setting) setting(told.setting);
+  else if (told.setting) told.setting.split(" ").forEach(setting);
   else if (told.add) add(told.add, told.column);
   else if (told.prompt) { field("data.prompt").value = told.prompt; set("data.completion", told.completion); }
   else if (told.load) into(button);

@@ -1,0 +1,38 @@
+"""Processes that outlive the one that started them, and whether a recorded one still runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+FLAGS = 0 if os.name == "posix" else 0x208
+"""On Windows: a process group of its own, without a console."""
+_started: list[subprocess.Popen[bytes]] = []
+"""Those that this process started. Ended ones are waited for when the next is started, so that no zombie stays."""
+
+
+def start_detached(
+    command: Sequence[str], *, out: IO[bytes], log: IO[bytes], folder: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """In a session of its own, so that neither Ctrl-C nor a closed terminal ends it."""
+    _started[:] = [one for one in _started if one.poll() is None]
+    process = subprocess.Popen(
+        command, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=log, start_new_session=os.name == "posix",
+        creationflags=FLAGS,
+    )  # fmt: skip
+    _started.append(process)
+    return process
+
+
+def began(number: int) -> float | None:
+    """When a process began, which tells it from a later one of the same number; None where it has ended."""
+    try:
+        process = psutil.Process(number)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.Error:
+        return None
