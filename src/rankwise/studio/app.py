@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
-from rankwise.errors import RankwiseError, ResourceError
+from rankwise.errors import RankwiseError, ResourceError, typed
 from rankwise.studio import login
 from rankwise.studio.pages import FOLDER, page
 from rankwise.studio.screens import SCREENS
@@ -23,7 +23,7 @@ def studio_app(*, key: Key | None, host: str) -> Starlette:
     app = Starlette(
         routes=[*(route for screen in screens for route in screen.routes), static],
         middleware=[Middleware(Security, key=key, host=host)],  # pyright: ignore[reportArgumentType]
-        exception_handlers={HTTPException: _refused, RankwiseError: _mistaken, Exception: _failed},  # pyright: ignore[reportArgumentType]
+        exception_handlers={HTTPException: _refused, **MET, Exception: _failed},  # pyright: ignore[reportArgumentType]
     )
     app.router.redirect_slashes = False  # a path has one form
     app.state.screens, app.state.key = screens, key
@@ -43,11 +43,18 @@ async def _refused(request: Request, error: HTTPException) -> Response:
     return problem(request, error.status_code, f"{error.detail}.")
 
 
-async def _mistaken(request: Request, error: RankwiseError) -> Response:
+async def _mistaken(request: Request, error: Exception) -> Response:
     """What the terminal would say as well."""
-    return problem(request, 507 if isinstance(error, ResourceError) else 400, str(error))
+    known = typed(error)
+    if known is None:
+        raise error
+    return problem(request, 507 if isinstance(known, ResourceError) else 400, str(known))
 
 
 async def _failed(request: Request, error: Exception) -> Response:
     """Our own mistake, whose traceback starlette passes on to the log."""
     return problem(request, 500, "This is a mistake in rankwise; the terminal that runs the studio shows where.")
+
+
+MET = dict.fromkeys((RankwiseError, OSError, MemoryError, UnicodeEncodeError), _mistaken)
+"""What a user meets, also where the system refuses something (errors.py)."""
