@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import multiprocessing
 import os
@@ -127,6 +128,25 @@ def test_a_training_that_fails_stops_no_other_and_neither_does_a_damaged_entry(q
     assert trained() == ["+bad", "-bad", "+good", "-good"]
     assert queue.ended("bad").problem == "no rows" and queue.ended("good").problem is None
     assert "damaged" in queue.ended("broken").problem and 'run "good"' in queue.ended("other").problem
+
+
+def test_an_entry_that_cannot_be_removed_does_not_keep_the_worker_busy_for_ever(queue, monkeypatch):
+    queue.add("good", experiment("good"))
+    folder = queue.entry("x").parent
+    (folder / "folder.json").mkdir()
+    (folder / "link.json").symlink_to("nothing")
+    queue.entry("broken").write_text('{"run": "bro')
+    monkeypatch.setattr("rankwise.runs.queue_worker.write_atomic", _no_space)
+    process = worker(queue)
+    process.join(60)
+    stays = process.is_alive()
+    process.kill()
+    assert not stays and trained() == ["+good", "-good"]
+    assert [file.name for file in queue.entries()] == ["broken.json"]
+
+
+def _no_space(path, content):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def test_a_killed_worker_leaves_a_training_that_the_next_one_waits_for(queue):

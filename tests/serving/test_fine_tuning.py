@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -27,6 +28,7 @@ from rankwise.serving.tuning.files import Files  # noqa: E402
 from rankwise.serving.tuning.jobs import Jobs  # noqa: E402
 from rankwise.serving.tuning.offered import Offered  # noqa: E402
 from rankwise.serving.tuning.routes import FineTuning  # noqa: E402
+from report_runs import made_run  # noqa: E402
 
 
 def conversation(number):
@@ -198,6 +200,8 @@ def test_all_problems_of_a_file_are_told_with_their_lines_and_nothing_is_stored(
     broken = [pair(1), {"input": {}, "preferred_output": []}, pair(2) | {"extra": 1}, pair(3)]
     message = refused(upload, door, lines(broken), "pairs.jsonl")
     assert "pairs.jsonl:2" in message and "pairs.jsonl:3" in message and "'extra'" in message
+    half = lines([pair(1)]).replace(b"town 1", b"\\ud800")
+    assert "pairs.jsonl:2" in refused(upload, door, lines([pair(2)]) + half, "pairs.jsonl")
     same = pair(1) | {"non_preferred_output": pair(1)["preferred_output"]}
     assert "pairs.jsonl:2" in refused(upload, door, lines([pair(2), same]), "pairs.jsonl")
     for content in (b"", b"\xff\xfe\x00", b"not json\n", b"[" * 100_000):
@@ -308,3 +312,20 @@ def test_a_running_job_is_paused_resumed_and_cancelled(door):
     assert jobs.resume(job.id).status in ("queued", "running")
     assert jobs.cancel(job.id).status == "cancelled" and Queue(door.home / "runs").working() is None
     assert jobs.list_events(job.id).data[0].message == "The job was cancelled"
+
+
+@pytest.mark.parametrize(("file", "before", "after"), [
+    ("manifest.json", '"started": "', '"started": "not '), ("manifest.json", '"ended": "', '"ended": "not '),
+    ("metrics.jsonl", '"loss":', '"loss": NaN, "was":'), ("metrics.jsonl", '"seconds":', '"seconds": 1e999, "was":'),
+    ("metrics.jsonl", '"step":', '"step": 0, "was":'),
+])  # fmt: skip
+def test_a_run_that_was_damaged_by_hand_breaks_no_list(waits_only, file, before, after):
+    client = waits_only.client.fine_tuning.jobs
+    job = client.create(model="tiny-llama", training_file=upload(waits_only).id)
+    made_run(job.id, steps=3)
+    damaged = Path("runs", job.id, file)
+    text = damaged.read_text()
+    assert before in text
+    damaged.write_text(text.replace(before, after))
+    assert client.retrieve(job.id).status == "succeeded" and client.list().data
+    assert client.list_events(job.id).data and client.checkpoints.list(job.id).data

@@ -63,7 +63,9 @@ def test_formats_that_a_run_cannot_have_are_told_with_why():
 @pytest.mark.parametrize(("given", "why"), [
     ({"to": "../out"}, "is not possible"), ({"to": "a/b"}, "is not possible"), ({"to": ""}, "is not possible"),
     ({"format": "exe"}, "Choose a format"), ({"strength": "-1"}, "not a number"), ({"verify": "--to"}, "how to verify"),
-    ({"run": "--help"}, "no finished run"), ({"run": "none"}, "no finished run"),
+    ({"base_model": "a\0b"}, "is not possible"), ({"base_model": "a" * 200_000}, "is not possible"),
+    ({"dtype": "--to"}, "number format"), ({"run": "--help"}, "no finished run"),
+    ({"run": "none"}, "no finished run"),
 ])  # fmt: skip
 def test_a_wrong_wish_starts_nothing(client, given, why):
     answer = client.post("/export/begin", data={"run": "adalora", "to": "out", "format": "peft"} | given)

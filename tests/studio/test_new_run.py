@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 
 import pytest
@@ -13,6 +16,8 @@ from rankwise.commands.data import preview
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.runs.queue import Queue
+from rankwise.studio import new_run
+from rankwise.studio.forecast import Shown
 from rankwise.studio.knobs import KNOBS
 from rankwise.studio.settings_form import SettingsForm
 
@@ -160,3 +165,50 @@ def test_columns_get_a_proposal_that_trains(client, home):
     mapped = odd | {"data.prompt": prompt, "data.completion": answer}
     assert "No errors found" in client.post("/new/report", data=mapped).text
     assert client.post("/new/start", data=mapped).status_code == 303
+
+
+def test_of_forecasts_that_one_page_asks_for_at_once_only_the_newest_follows(client, home, monkeypatch):
+    computed, may_end = [], threading.Event()
+
+    def slow(form, hub):
+        computed.append(form.fields["adapter.rank"])
+        assert may_end.wait(60)
+        return Shown()
+
+    monkeypatch.setattr(new_run, "_forecast", slow)
+
+    def ask(rank, page="one"):
+        return client.post("/new/forecast", data=FORM | {"adapter.rank": rank, "page": page}).status_code
+
+    def waiting(page):
+        return new_run.TURNS._pages[page].waiting if page in new_run.TURNS._pages else 0
+
+    with client, ThreadPoolExecutor() as browser:  # one loop for all requests
+        asked = []
+        for at, rank in enumerate(("1", "2", "3", "4"), start=1):
+            asked.append(browser.submit(ask, rank))
+            until(lambda at=at: waiting("one") == at)
+        asked.append(browser.submit(ask, "9", "two"))
+        until(lambda: computed == ["1", "9"])  # one of each page
+        may_end.set()
+        assert [one.result() for one in asked] == [200, 409, 409, 200, 200]
+    assert computed == ["1", "9", "4"] and not new_run.TURNS._pages
+
+
+def until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("first", ["0", "-1", "9" * 5000, "x", ""])
+def test_a_row_that_is_none_is_refused(client, home, first):
+    assert client.post("/new/preview", data=FORM | {"first": first}).status_code == 400
+
+
+@pytest.mark.parametrize("line", ["training.clip=&a [*a]", "adapter.targets=&a {x: *a}"])
+def test_a_setting_that_has_itself_as_a_part_is_a_problem(client, home, line):
+    for path in ("/new/forecast", "/new/columns"):
+        answer = client.post(path, data=FORM | {"other": line})
+        assert answer.status_code == 200 and "has itself as a part" in answer.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -16,6 +17,7 @@ from rankwise.runs.end_request import is_asked_to_end
 from rankwise.runs.queue import Queue
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.runs.step_folders import StepFolders
+from rankwise.studio.queued import queued
 from rankwise.studio.rows import COLUMNS, losses_of
 from report_runs import made_run
 
@@ -155,6 +157,34 @@ def test_a_run_that_waits_has_a_page_and_is_removed(client, three, monkeypatch):
     assert client.get("/runs/later").status_code == 400
 
 
+def test_a_run_that_waits_to_go_on_is_neither_deleted_nor_renamed(client, three, monkeypatch):
+    monkeypatch.setattr(Queue, "start_worker", lambda self: False)
+    monkeypatch.setattr(StepFolders, "_is_ours", lambda self, step: True)
+    (RunDirectory.named("c").folder / "checkpoints" / "step-2").mkdir(parents=True)
+    assert client.post("/runs/c/resume").status_code == 303
+    Queue().add("later", Experiment(model="m", run="later", data={"path": "rows.jsonl"}))
+    for path, given in (("/delete", {"run": ["a", "c"]}), ("/runs/c/rename", {"new": "d"}),
+                        ("/runs/a/rename", {"new": "later"})):  # fmt: skip
+        answer = client.post(path, data=given)
+        assert answer.status_code == 400 and "waits in the queue" in answer.text
+    Queue().remove("c")
+    assert client.post("/delete", data={"run": ["a", "c"]}).status_code == 303
+
+
+def test_a_run_that_failed_in_the_queue_leaves_nothing_there_once_it_is_deleted(client, three):
+    def left_by_the_worker(name):
+        Queue().log(name).parent.mkdir(parents=True, exist_ok=True)
+        Queue().log(name).write_text("It could not go on.")
+        Queue().outcome(name).write_text(json.dumps({"error": "It could not go on."}))
+
+    left_by_the_worker("c")
+    assert client.post("/runs/c/rename", data={"new": "d"}).status_code == 303
+    assert "It could not go on." in client.get("/runs/d").text
+    assert [one.run for one in queued().refused] == []
+    assert client.post("/delete", data={"run": "d"}).status_code == 303
+    assert [one.run for one in queued().refused] == []
+
+
 def test_a_run_goes_on_from_its_checkpoint_through_the_queue(client, three, monkeypatch):
     monkeypatch.setattr(Queue, "start_worker", lambda self: False)
     run = RunDirectory.named("c")
@@ -164,3 +194,19 @@ def test_a_run_goes_on_from_its_checkpoint_through_the_queue(client, three, monk
     assert "Resume from step 2" in client.get("/runs/c").text
     assert client.post("/runs/c/resume").status_code == 303
     assert [(one.run, one.resume) for one in Queue().waiting()] == [("c", True)]
+
+
+@pytest.mark.parametrize("length", [250, 300, 5000])
+@pytest.mark.parametrize("path", ["/runs/{}", "/runs/{}/events", "/runs/{}/log", "/delete?run={}", "/new?from={}"])
+def test_a_name_that_no_folder_can_have_is_no_run(client, path, length):
+    assert client.get(path.format("x" * length)).status_code == 400
+
+
+def test_what_the_system_refuses_is_said_without_a_traceback(client, three):
+    (RunDirectory.named("a").folder.parent / ".queue").write_text("no folder")
+    answer = client.post("/runs/c/resume")
+    assert answer.status_code == 400
+    (RunDirectory.named("c").folder / "metrics.jsonl").unlink()
+    Path("exports").write_text("no folder")
+    answer = client.post("/export/begin", data={"run": "a", "to": "out", "format": "peft"})
+    assert answer.status_code in (400, 422) and "exports" in answer.text

@@ -31,6 +31,16 @@ def archive(*members, **contents):
     return packed.getvalue()
 
 
+def damaged(compression):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", compression) as opened:
+        opened.writestr("x.png", bytes(4000))
+    content = bytearray(packed.getvalue())
+    begin = content.index(b"x.png") + (5 if compression == zipfile.ZIP_DEFLATED else 14)
+    content[begin : begin + 8] = b"\xff" * 8
+    return bytes(content)
+
+
 @pytest.mark.parametrize("name", [
     "rows.jsonl", "../../rows.jsonl", "/etc/passwd.jsonl", "C:\\rows.jsonl", "a\0b.jsonl", "<script>.jsonl", ".jsonl",
     "\u202e" * 500 + ".JSONL", "con.jsonl", "x.jsonl\n.jsonl",
@@ -51,6 +61,7 @@ def test_the_path_is_the_content_alone(client, name):
     ("x.zip", archive("../a.png"), "names a file"), ("x.zip", archive("/a.png"), "names a file"),
     ("x.zip", archive("a/../../b.png"), "names a file"), ("x.zip", archive("c:\\a.png"), "names a file"),
     ("x.zip", archive("a.png "), "names a file"), ("x.zip", archive("cat/a.py"), "not an image"),
+    ("x.zip", archive("a.png", "a.png"), "twice"), ("x.zip", archive("a.png", "a.png/b.png"), "and as a folder"),
     ("x.zip", archive(), "no images"), ("x.zip", archive("a/b/c/d/e/f/g/h/i.png"), "names a file"),
 ])  # fmt: skip
 def test_what_is_refused_leaves_nothing(client, name, content, why):
@@ -83,3 +94,10 @@ def test_a_zip_is_a_folder_of_images_with_their_labels(client):
     ]  # fmt: skip
     found = columns_of(DataConfig(path=answer["path"]))
     assert found.images and found.rows == 2 and found.format == "image"
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_archive_whose_content_is_damaged_is_refused(client, compression):
+    status, answer = sent(client, "x.zip", damaged(compression))
+    assert status == 400 and "the archive cannot be read" in answer["error"]
+    assert not [file for file in Path("runs").rglob("*") if file.is_file()]

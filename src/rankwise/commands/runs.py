@@ -18,6 +18,7 @@ from rankwise.runs.directory import CARD, RunDirectory
 from rankwise.runs.end_request import ask_to_end
 from rankwise.runs.evaluations import FOLDER
 from rankwise.runs.listing import RUNS, UNREADABLE, ListedRun, folder_bytes, listed, listed_runs, run_names
+from rankwise.runs.queue import Queue
 from rankwise.runs.records import Callback, StatusMessage, silent
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.runs.upkeep import check_deletable, check_renamable, delete, entry, rename
@@ -126,6 +127,7 @@ def rename_run(old: str, new: str, callback: Callback = silent) -> RenamedRun:
     check_renamable(run, new)
     before = run.folder.name
     renamed = rename(run, new)
+    Queue().rename(before, new)
     _retitle_card(renamed, new)
     pages = [str(renamed.page)] if renamed.page.exists() else []
     if pages:
@@ -193,4 +195,5 @@ def delete_runs(names: Sequence[str]) -> Deletion:
     planned = deletion(names)
     for run in planned.runs:
         delete(run)
+        Queue().forget(run.folder.name)
     return planned

@@ -18,7 +18,7 @@ from ruamel.yaml.scalarbool import ScalarBoolean
 from rankwise.config.base import Location
 from rankwise.errors import ConfigError
 
-MOST_VALUES = 10_000
+MOST_VALUES, DEEPEST = 10_000, 100
 PLAIN_TAGS = {"str", "int", "float", "bool", "null", "map", "seq"}
 
 
@@ -43,7 +43,7 @@ def plain(
 ) -> Any:
     """Convert ruamel's annotated nodes to plain Python values, and record the line of every key in `origins`."""
     count = count or _Count()
-    count.up(name)
+    count.up(name, len(location))
     _refuse_tag(node, name)
     if isinstance(node, CommentedMap):
         for key in node:
@@ -76,8 +76,11 @@ class _Count:
 
     values: int = 0
 
-    def up(self, name: str) -> None:
+    def up(self, name: str, depth: int) -> None:
+        """`depth` has no end where an alias stands inside of itself."""
         self.values += 1
+        if depth > DEEPEST:
+            raise ConfigError([f"{name or '--set'}: is nested more than {DEEPEST} deep, or has itself as a part."])
         if self.values > MOST_VALUES:
             raise ConfigError([f"{name or '--set'}: expands to more than {MOST_VALUES:,} values."])
 

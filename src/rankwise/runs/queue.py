@@ -130,7 +130,9 @@ class Queue:
         return sorted(entries, key=lambda one: (one.order, one.run))
 
     def entries(self) -> list[Path]:
-        return [file for file in sorted(self.entry("x").parent.glob("*.json")) if not file.name.startswith(".")]
+        """Files alone: what else lies there is nobody's training, and nothing could take it away."""
+        found = sorted(self.entry("x").parent.glob("*.json"))
+        return [file for file in found if not file.name.startswith(".") and file.is_file()]
 
     def remove(self, run: str) -> None:
         """Remove a run that waits."""
@@ -144,6 +146,20 @@ class Queue:
             raise RunError(f'run "{run}" does not wait in the queue.{did_you_mean(run, names)}{listed}') from None
         if (own := self.working()) is not None and own.run == run:  # the worker had read it already
             raise RunError(f'run "{run}" has just started. Stop it with rankwise queue stop.')
+
+    def forget(self, run: str) -> None:
+        """Remove what is left of a training that has ended, after its run was deleted."""
+        for file in (self.outcome(run), self.log(run), self.settings(run)):
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
+
+    def rename(self, run: str, new: str) -> None:
+        """What was printed goes with a run that is renamed."""
+        self.forget(new)
+        for before, after in ((self.outcome(run), self.outcome(new)), (self.log(run), self.log(new))):
+            with suppress(OSError):  # a terminal trained it
+                before.rename(after)
+        self.forget(run)
 
     def working(self) -> Working | None:
         """The run that is trained, whoever started it from here."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from rankwise.errors import RunError
+from rankwise.errors import RankwiseError, RunError
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.manifest import now
 from rankwise.runs.own_files import read_json
@@ -42,15 +42,16 @@ def work(queue: Queue, command: Command = training) -> None:
     for name in ("SIGINT", "SIGHUP"):  # a training that would inherit an ignored signal could not be stopped
         if (number := getattr(signal, name, None)) is not None:
             signal.signal(number, signal.SIG_DFL)
-    while queue.entries():
+    stuck = set[Path]()
+    while set(queue.entries()) - stuck:
         try:
             own = Lock.with_folder(queue.worker_lock)
         except BlockingIOError:
             return
         try:
             _wait(queue)
-            while queue.entries():
-                _next(queue, command)
+            while set(queue.entries()) - stuck:
+                stuck = _next(queue, command)
         finally:
             own.release()
 
@@ -74,11 +75,11 @@ def _wait(queue: Queue) -> None:
         lock.release()
 
 
-def _next(queue: Queue, command: Command) -> None:
-    """Train the first run that waits, and wait for its end."""
-    _refuse_damaged(queue)
+def _next(queue: Queue, command: Command) -> set[Path]:
+    """Train the first run that waits, and wait for its end. Returns damaged entries that could not be removed."""
+    stuck = _refuse_damaged(queue)
     if not (waiting := queue.waiting()):
-        return
+        return stuck
     first = waiting[0]
     write_json(queue.settings(first.run), first.config.model_dump(mode="json"))
     lock = Lock.with_folder(queue.training_lock)
@@ -89,6 +90,7 @@ def _next(queue: Queue, command: Command) -> None:
     if process is not None:
         process.wait()
     queue.present.unlink(missing_ok=True)
+    return stuck
 
 
 def _start(queue: Queue, first: Waiting, command: Command, lock: Lock) -> subprocess.Popen[bytes] | None:
@@ -110,14 +112,19 @@ def _start(queue: Queue, first: Waiting, command: Command, lock: Lock) -> subpro
     return process
 
 
-def _refuse_damaged(queue: Queue) -> None:
-    """An entry that cannot be read ends at once, with what is wrong with it, and stops no other."""
+def _refuse_damaged(queue: Queue) -> set[Path]:
+    """An entry that cannot be read ends at once, with what is wrong with it, and stops no other. Returns those that
+    stay, since the disk is full, or the folder cannot be written."""
+    stuck = set[Path]()
     for file in queue.entries():
         try:
             read_entry(file)
         except RunError as error:
             if not file.is_file():  # removed just now
                 continue
-            with suppress(OSError):
+            try:
                 write_atomic(queue.outcome(file.stem), json.dumps({"error": str(error)}).encode())
                 file.unlink()
+            except (OSError, RankwiseError):
+                stuck.add(file)
+    return stuck

@@ -20,6 +20,7 @@ from rankwise.errors import RunBusyError, RunError, did_you_mean, some
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.evaluations import FOLDER
 from rankwise.runs.listing import RUNS, run_names, writer_of
+from rankwise.runs.queue import Queue
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.files import told_when_full, write_json
 
@@ -49,6 +50,7 @@ def check_deletable(runs: Sequence[RunDirectory]) -> None:
                 "Delete these runs too, or keep all of them."
             )
     _refuse_busy(runs)
+    _refuse_queued(runs)
     if problems:
         raise RunError("\n".join(problems))
 
@@ -66,6 +68,18 @@ def _refuse_busy(runs: Sequence[RunDirectory]) -> None:
     if busy:
         name, process = busy[0]
         raise RunBusyError(f'run "{name}" is being written by process {process}. Wait until it ends, or stop it.')
+
+
+def _refuse_queued(runs: Sequence[RunDirectory]) -> None:
+    """A training that is to go on, or is started just now, would not find its run."""
+    queue = Queue()
+    waiting, working = {file.stem for file in queue.entries()}, queue.working()
+    for run in runs:
+        name = run.folder.name
+        if name in waiting:
+            raise RunError(f'run "{name}" waits in the queue. Take it out first: rankwise queue remove {name}')
+        if working is not None and working.run == name:
+            raise RunBusyError(f'run "{name}" is being started by the queue. Wait until it ends, or stop it.')
 
 
 def delete(run: RunDirectory) -> None:
@@ -108,6 +122,9 @@ def check_renamable(run: RunDirectory, new: str) -> None:
             "another name. It was not renamed."
         )
     _refuse_busy([run])
+    _refuse_queued([run])
+    if Queue().entry(new).exists():
+        raise RunError(f'a run "{new}" waits in the queue. Choose another name.')
     RunSnapshot.of(run)  # a run with unreadable settings cannot be renamed in them
 
 

@@ -24,6 +24,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from rankwise.errors import RankwiseError, ResourceError, typed
 from rankwise.serving.bodies import BadRequest, ChatBody, CompletionBody, Generation
 from rankwise.serving.changes import Changes
 from rankwise.serving.engine import STOPPED, Engine, Full, Stopped
@@ -189,6 +190,14 @@ async def _failed(request: Request, error: Exception) -> Response:
     return refusal(500, "the request could not be answered; the log says why.")
 
 
+async def _met(request: Request, error: Exception) -> Response:
+    """What the system refuses to the server, such as a full disk."""
+    known = typed(error)
+    if known is None:
+        raise error
+    return refusal(507 if isinstance(known, ResourceError) else 500, str(known))
+
+
 async def _full(request: Request, error: Full) -> Response:
     message = f"too many requests are waiting. Try again in {error.seconds} s."
     return refusal(429, message, headers={"Retry-After": str(error.seconds)})
@@ -198,4 +207,5 @@ async def _stopped(request: Request, error: Stopped) -> Response:
     return refusal(503, STOPPED)
 
 
-HANDLERS = {HTTPException: _refused, BadRequest: _refused, Full: _full, Stopped: _stopped, Exception: _failed}
+MET = dict.fromkeys((RankwiseError, OSError, MemoryError, UnicodeEncodeError), _met)
+HANDLERS = {**MET, HTTPException: _refused, BadRequest: _refused, Full: _full, Stopped: _stopped, Exception: _failed}

@@ -16,7 +16,7 @@ from rankwise.adapters.discarding import discard
 from rankwise.adapters.formats.peft import lay
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.weights import AdapterWeights
-from rankwise.errors import AdapterError, RankwiseError, RunError
+from rankwise.errors import AdapterError, RankwiseError, RunError, typed
 from rankwise.methods.artifact import Artifact, open_artifact
 from rankwise.methods.together import read_beside
 from rankwise.runs.records import Callback, silent
@@ -56,8 +56,8 @@ class Changes:
             )
         try:
             return self.load(name, target, replace=replace)
-        except RankwiseError as error:
-            raise BadRequest(str(error), parameter="lora_path") from None
+        except (RankwiseError, OSError) as error:
+            raise BadRequest(str(typed(error)), parameter="lora_path") from None
 
     def load(self, name: str, path: Path, *, replace: bool = False) -> Served:
         """Serve a run or an adapter under this name. A RankwiseError where it cannot be served over the base; nothing

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
-from rankwise.errors import RankwiseError, ResourceError
+from rankwise.errors import RankwiseError, ResourceError, typed
 from rankwise.serving.bodies import BadRequest
 from rankwise.studio import login
 from rankwise.studio.pages import FOLDER, page
@@ -46,9 +46,12 @@ async def _refused(request: Request, error: HTTPException | BadRequest) -> Respo
     return problem(request, error.status_code, f"{error.detail}.")
 
 
-async def _mistaken(request: Request, error: RankwiseError) -> Response:
+async def _mistaken(request: Request, error: Exception) -> Response:
     """What the terminal would say as well."""
-    return problem(request, 507 if isinstance(error, ResourceError) else 400, str(error))
+    known = typed(error)
+    if known is None:
+        raise error
+    return problem(request, 507 if isinstance(known, ResourceError) else 400, str(known))
 
 
 async def _failed(request: Request, error: Exception) -> Response:
@@ -56,4 +59,6 @@ async def _failed(request: Request, error: Exception) -> Response:
     return problem(request, 500, "This is an error in rankwise. The terminal that runs the studio shows the details.")
 
 
-HANDLERS = {HTTPException: _refused, BadRequest: _refused, RankwiseError: _mistaken, Exception: _failed}
+MET = dict.fromkeys((RankwiseError, OSError, MemoryError, UnicodeEncodeError), _mistaken)
+"""What a user meets, also where the system refuses something (errors.py)."""
+HANDLERS = {HTTPException: _refused, BadRequest: _refused, **MET, Exception: _failed}

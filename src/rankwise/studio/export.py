@@ -31,6 +31,8 @@ ABOUT = {
     "ollama": "The merged model with a Modelfile.",
 }
 OF_WHOLE = ("merged", "gguf", "ollama")
+LONGEST_BASE = 4096
+"""Characters of a folder or a name of the hub."""
 VERIFY = {"auto": [], "yes": ["--verify"], "no": ["--no-verify"]}
 
 
@@ -86,7 +88,8 @@ async def begin(request: Request) -> Response:
 def _begun(sent: Form, run: str) -> export_jobs.Job:
     """ConfigError with all that is wrong, as far as the page can know it; the export itself says the rest."""
     to, format, strength = sent.text("to").strip(), sent.text("format"), sent.text("strength", "1").strip() or "1"
-    dtype, wish, problems = sent.text("dtype"), sent.text("verify", "auto"), []
+    dtype, wish, problems = sent.text("dtype"), sent.text("verify", "auto"), list[str]()
+    base = sent.text("base_model").strip()
     if not re.fullmatch(RUN_NAME, to):
         problems.append(f"The name {to[:60]!r} is not possible. Use up to 64 letters, digits, dots, _ and -.")
     elif (EXPORTS / to).exists():
@@ -97,6 +100,10 @@ def _begun(sent: Form, run: str) -> export_jobs.Job:
         problems.append(f"The strength {strength[:20]!r} is not a number; 1 is the adapter as trained.")
     if wish not in VERIFY:
         problems.append("Choose how to verify.")
+    if not re.fullmatch(r"[a-z0-9]{0,20}", dtype):
+        problems.append(f"There is no number format {dtype[:20]!r}.")
+    if "\0" in base or len(base) > LONGEST_BASE:
+        problems.append(f"The base model {base[:60]!r} is not possible.")
     if run not in {one.name for one in listed_runs() if one.status == "finished"}:
         problems.append(f"There is no finished run {run[:80]!r}.")
     if problems:
@@ -105,7 +112,7 @@ def _begun(sent: Form, run: str) -> export_jobs.Job:
     options += ["--strength", strength] if float(strength) != 1 else []
     options += ["--dtype", dtype] if dtype and format in OF_WHOLE else []
     options += ["--round-rank"] if sent.text("round_rank") and format == "portable" else []
-    if base := sent.text("base_model").strip():
+    if base:
         options += [f"--base-model={base}"]
     return export_jobs.start(run, EXPORTS / to, format, options)
 

@@ -26,11 +26,13 @@ from rankwise.studio.knobs import CARDS, KNOBS
 from rankwise.studio.pages import moved, page, segment
 from rankwise.studio.screen import Screen
 from rankwise.studio.settings_form import CARD, OTHER, TUNE, Problem, SettingsForm, fields_of, problems_of
+from rankwise.studio.turns import LONGEST, Turns
 
 HUB = "hub"
 """The box that allows asking the hub for names that are not on this machine."""
 NOT_HERE = "is not on this machine. Tick “May ask the hub” below it to look there, which uses the network."
 NAMES = (*KNOBS, CARD, OTHER, TUNE)
+TURNS = Turns()
 
 
 def form_of(sent: Form) -> SettingsForm:
@@ -103,10 +105,13 @@ def _elsewhere(form: SettingsForm) -> list[Problem]:
 
 
 async def forecast_again(request: Request) -> Response:
-    """The forecast for a form that was changed."""
+    """The forecast for a form that was changed; `page` names the page that asks (turns.py)."""
     sent = await read_form(request)
     form = form_of(sent)
-    shown = await run_in_threadpool(_forecast, form, bool(sent.text(HUB)))
+    async with TURNS.turn(sent.text("page")[:LONGEST]) as is_newest:
+        if not is_newest:
+            raise HTTPException(409, "the form was changed again meanwhile")
+        shown = await run_in_threadpool(_forecast, form, bool(sent.text(HUB)))
     return page(request, "forecast.html", shown=shown, text=_as_text(form))
 
 
@@ -130,7 +135,7 @@ async def report(request: Request) -> Response:
 async def preview(request: Request) -> Response:
     sent = await read_form(request)
     form, first = form_of(sent), sent.text("first", "1")
-    if not first.isdecimal() or not 0 < int(first) < 10**9:
+    if not (first.isdecimal() and len(first) < 10 and int(first)):
         raise HTTPException(400, "there is no such row")
     if problems := [] if sent.text(HUB) else await run_in_threadpool(_elsewhere, form):
         return page(request, "preview.html", preview=data_views.Preview(problems=problems), number=0)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rankwise.commands.queue import listed
+from rankwise.config.experiment import RUN_NAME
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.listing import STARTING, run_names
 from rankwise.runs.queue import Ended, Queue, Waiting, Working
@@ -51,7 +52,7 @@ def without_folder(name: str) -> tuple[str, str | None]:
         return WAITING, None
     if (working := queue.working()) is not None and working.run == name:
         return STARTING, None
-    if Path(name).name != name:
+    if not re.fullmatch(RUN_NAME, name):  # it is a file's name in the queue
         return GONE, None
     ended = queue.ended(name)
     return (GONE, None) if ended is None else (FAILED, ended.problem)

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import re
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from starlette.concurrency import run_in_threadpool
 
@@ -117,8 +120,15 @@ def _check(members: list[zipfile.ZipInfo]) -> None:
         raise DataError("the archive has no images.")
     if len(members) > MOST_IMAGES or sum(one.file_size for one in members) > LARGEST:
         raise DataError(f"the archive is too large: at most {MOST_IMAGES:,} images of {LARGEST:,} bytes together.")
+    paths, folders = set[Path](), set[Path]()
     for member in members:
-        _path_of(member.filename)
+        path = _path_of(member.filename)
+        if path in paths:
+            raise DataError(f"the archive has the file {member.filename[:80]!r} twice.")
+        paths.add(path)
+        folders.update(path.parents)
+    if both := sorted(paths & folders):
+        raise DataError(f"the archive has {str(both[0])[:80]!r} as a file and as a folder.")
 
 
 def _path_of(name: str) -> Path:
@@ -140,9 +150,18 @@ def _written(opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, left:
     make_folders(path.parent)
     size = 0
     with opened.open(member) as source, path.open("xb") as file:
-        while part := source.read(CHUNK):
+        while part := _read(source):
             size += len(part)
             if size > left:
                 raise DataError(f"the archive unpacks to more than {LARGEST:,} bytes.")
             file.write(part)
     return size
+
+
+def _read(source: IO[bytes]) -> bytes:
+    try:
+        return source.read(CHUNK)
+    except (zlib.error, lzma.LZMAError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk; bzip2 says it so of its data
+            raise
+        raise DataError(f"the archive cannot be read: {error}.") from None

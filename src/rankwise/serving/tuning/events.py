@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from contextlib import suppress
 from typing import Any
 
@@ -33,7 +34,7 @@ def events_of(job: Job, state: State, history: History, warning: str | None = No
 
     add(job.created_at, f"Created fine-tuning job: {job.id}")
     add(job.created_at, f"Files validated, moving job to queued state: {job.training_file}")
-    began = job.created_at if state.manifest is None else seconds_of(state.manifest.started)
+    began = (None if state.manifest is None else seconds_of(state.manifest.started)) or job.created_at
     if state.manifest is not None:
         add(began, "Fine-tuning job started")
         for text in state.manifest.warnings:
@@ -41,14 +42,14 @@ def events_of(job: Job, state: State, history: History, warning: str | None = No
     losses = {one.step: one.loss for one in history.losses}
     elapsed = 0.0
     for step in history.steps:
-        elapsed += step.seconds
-        data = {"step": step.step, "total_steps": step.steps, "train_loss": step.loss}
+        elapsed += _finite(step.seconds) or 0.0
+        data = {"step": step.step, "total_steps": step.steps, "train_loss": _finite(step.loss)}
         message = f"Step {step.step}/{step.steps}: training loss={step.loss:.4f}"
         if (loss := losses.get(step.step)) is not None:
             message += f", validation loss={loss:.4f}"
-            data["valid_loss"] = loss
+            data["valid_loss"] = _finite(loss)
         if step.preference_accuracy is not None:
-            data["train_preference_accuracy"] = step.preference_accuracy
+            data["train_preference_accuracy"] = _finite(step.preference_accuracy)
         add(began + int(elapsed), message, data=data)
     ended = state.ended_at or began + int(elapsed)
     if state.status == "succeeded":
@@ -83,8 +84,9 @@ def checkpoints_of(job: Job, state: State, history: History) -> list[dict[str, A
         return []
     step = results.kept_step or results.steps
     losses = {one.step: one.loss for one in history.steps}
-    metrics = {"step": step, "train_loss": losses.get(step, results.loss), "valid_loss": results.validation_loss_after,
-               "full_valid_loss": results.validation_loss_after}  # fmt: skip
+    validation = _finite(results.validation_loss_after)
+    metrics = {"step": step, "train_loss": _finite(losses.get(step, results.loss)), "valid_loss": validation,
+               "full_valid_loss": validation}  # fmt: skip
     return [{
         "object": "fine_tuning.job.checkpoint", "id": f"ftckpt-{job.id[6:]}", "created_at": state.ended_at,
         "fine_tuned_model_checkpoint": job.tuned, "fine_tuning_job_id": job.id, "metrics": metrics, "step_number": step,
@@ -115,4 +117,10 @@ def _estimated(state: State, history: History | None) -> int | None:
     if history is None or state.manifest is None or not history.steps:
         return None
     last, spent = history.steps[-1], sum(one.seconds for one in history.steps)
-    return seconds_of(state.manifest.started) + int(spent * last.steps / last.step)
+    began = seconds_of(state.manifest.started)
+    return None if began is None or not math.isfinite(spent) else began + int(spent * last.steps / max(1, last.step))
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no other numbers."""
+    return value if value is not None and math.isfinite(value) else None

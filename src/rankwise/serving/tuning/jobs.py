@@ -256,5 +256,8 @@ def matches(job: Job, metadata: Mapping[str, str]) -> bool:
     return all(own.get(key) == value for key, value in metadata.items())
 
 
-def seconds_of(moment: str) -> int:
-    return int(datetime.fromisoformat(moment).timestamp())
+def seconds_of(moment: str) -> int | None:
+    """None for what is no moment, in a manifest that was damaged."""
+    with suppress(ValueError, OverflowError):
+        return int(datetime.fromisoformat(moment).timestamp())
+    return None

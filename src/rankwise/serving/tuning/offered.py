@@ -6,7 +6,7 @@ import logging
 import threading
 from contextlib import suppress
 
-from rankwise.errors import RankwiseError
+from rankwise.errors import RankwiseError, typed
 from rankwise.runs.directory import RunDirectory
 from rankwise.serving.bodies import BadRequest
 from rankwise.serving.changes import Changes
@@ -104,8 +104,8 @@ class Offered:
         if not job.model_deleted and job.tuned not in self.serving.models:
             try:
                 self._changes.load(job.tuned, RunDirectory(self.jobs.queue.runs_folder / job.run).folder)
-            except RankwiseError as error:
-                self._settled[job.id] = f"The model is not served: {error}"
+            except (RankwiseError, OSError) as error:  # its files may be gone
+                self._settled[job.id] = f"The model is not served: {typed(error)}"
 
     def _follow(self) -> None:
         while not self._stop.wait(BETWEEN):

@@ -82,7 +82,7 @@ def _converted(path: Path) -> Iterator[str]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             try:
-                yield (json.dumps(_pair(json.loads(line)), ensure_ascii=False) if line.strip() else "") + "\n"
+                yield (json.dumps(_pair(json.loads(line))) if line.strip() else "") + "\n"
             except RecursionError:
                 problems.append(f"{path}:{number}: the row is nested too deeply.")
             except DataError as error:

@@ -4,6 +4,7 @@ import { copyButtons, load, place } from "/static/doing.js";
 const form = document.getElementById("new-run");
 const forecast = document.getElementById("forecast");
 const field = (name) => form.elements[name];
+const page = `${Date.now()}-${Math.random()}`; // requests of one page take turns
 let timer = 0, asked = null, rows = 0;
 
 function turned(wait = 350) {
@@ -16,7 +17,7 @@ async function ask() {
   asked = new AbortController();
   forecast.setAttribute("aria-busy", "true");
   const open = forecast.querySelector("details")?.open;
-  const done = await load("/new/forecast", form, forecast, {}, asked.signal);
+  const done = await load("/new/forecast", form, forecast, { page }, asked.signal);
   if (!done) return;
   forecast.setAttribute("aria-busy", "false");
   if (open) forecast.querySelector("details")?.setAttribute("open", "");
