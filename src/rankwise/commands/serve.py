@@ -90,7 +90,7 @@ def serve(
                 if ready is not None:
                     ready({"url": f"{address.url}/v1", "models": [one.as_json() for one in serving.models.values()]})
                 callback(StatusMessage(f"serving {', '.join(serving.models)} at {address.url}/v1 (Ctrl-C stops)"))
-                _answer(app, listening)
+                answer(app, listening, drain=DRAIN, connections=1000)
         finally:
             engine.stop()
         callback(StatusMessage("stopped."))
@@ -127,8 +127,8 @@ def _tuning(serving: Serving, changes: Changes) -> Iterator[FineTuning]:
         offered.stop()
 
 
-def _answer(app: Starlette, listening: socket.socket) -> None:
-    """Until somebody stops it."""
+def answer(app: Starlette, listening: socket.socket, *, drain: int, connections: int) -> None:
+    """Until somebody stops it; answers that are being written then have `drain` seconds to end."""
     import uvicorn
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
@@ -136,7 +136,7 @@ def _answer(app: Starlette, listening: socket.socket) -> None:
 
     server = uvicorn.Server(uvicorn.Config(
         app, http=patient(AutoHTTPProtocol), log_level="warning", access_log=False, server_header=False, lifespan="off",
-        timeout_graceful_shutdown=DRAIN, limit_concurrency=1000,
+        ws="none", timeout_graceful_shutdown=drain, limit_concurrency=connections,
     ))  # fmt: skip
     logging.getLogger("uvicorn.error").addFilter(is_mistake)
     with suppress(KeyboardInterrupt), hangup(server.handle_exit):  # uvicorn passes it on once it has stopped

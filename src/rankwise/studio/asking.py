@@ -120,7 +120,7 @@ class Desk:
         self._timer.start()
 
     def release(self, after: float = 0.0) -> bool:
-        """Give the memory back, if nothing was asked for so many seconds."""
+        """Free the memory, if no question came for so many seconds."""
         with self._lock:
             if self._using or time.monotonic() - self._used < after:
                 return False

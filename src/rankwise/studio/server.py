@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
-from rankwise.commands.serve import bound, hangup, is_mistake
+from rankwise.commands.serve import answer, bound
 from rankwise.errors import ConfigError
 from rankwise.runs.records import Callback, StatusMessage
 from rankwise.serving.address import Address
@@ -22,24 +21,12 @@ def run_studio(address: Address, callback: Callback, ready: Callable[[dict[str, 
         need_extra(module, "rankwise studio", "studio", ConfigError)
     address.check()
     with bound(address) as listening:
-        import uvicorn
-
         from rankwise.studio.app import studio_app
         from rankwise.studio.security import Key
 
         key = None if address.key is None else Key(address.key, address.port)
-        config = uvicorn.Config(
-            studio_app(key=key, host=address.host), log_level="warning", access_log=False, lifespan="off",
-            timeout_graceful_shutdown=DRAIN, limit_concurrency=200, server_header=False, ws="none",
-        )  # fmt: skip
         if ready is not None:
             ready({"url": address.url})
         callback(StatusMessage(f"the studio is at {address.url} (Ctrl-C stops it; trainings go on)"))
-        server = uvicorn.Server(config)
-        logging.getLogger("uvicorn.error").addFilter(is_mistake)
-        try:
-            with hangup(server.handle_exit):
-                server.run([listening])
-        except KeyboardInterrupt:  # uvicorn passes it on once it has stopped
-            pass
+        answer(studio_app(key=key, host=address.host), listening, drain=DRAIN, connections=200)
         callback(StatusMessage("stopped."))

@@ -37,7 +37,7 @@ class Hyperparameters(Config):
 
 class PairHyperparameters(Hyperparameters):
     beta: Auto | Annotated[Number, Field(gt=0, le=100)] = "auto"
-    """How strongly the model is held to the one before training."""
+    """How closely the model stays to the one before training."""
 
 
 class Supervised(Config):
