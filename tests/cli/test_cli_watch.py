@@ -109,7 +109,27 @@ def test_lines_are_plain_and_few(home):
     assert text.count("adalora: step ") == 1 and "\x1b" not in text
 
 
-@pytest.mark.parametrize(("given_names", "problem"), [((), "no run is being trained"), (("a", "a"), "named twice")])
+@pytest.mark.parametrize("value", ["NaN", "1e999", "1" + "0" * 400, '"\\u001b]0;x\\u0007"', "null", "{}", "true"])
+@pytest.mark.parametrize("name", ["loss", "step", "steps", "seconds", "resident_bytes"])
+def test_a_damaged_log_is_watched_to_its_end(home, name, value):
+    log = Path("runs/short/metrics.jsonl")
+    text = log.read_text().replace(f'"{name}":', f'"{name}": {value}, "was":')
+    log.write_text(text + f'{{"kind": "ranks", "step": 1, "ranks": {{"a": {value}}}}}\n')
+    result = watched("short")
+    assert result.exit_code == 0 and "short: finished" in result.stdout and "\x1b" not in result.stdout
+    (run,) = watching.watched(["short"])
+    run.look()
+    run.state = "running"
+    assert drawn([run], 60, True)
+
+
+@pytest.mark.parametrize(
+    ("given_names", "problem"),
+    [
+        ((), "no run is being trained"), (("a", "a"), "named twice"), (("..",), "none can get this name"),
+        (("x" * 300,), "none can get this name"), (("",), "none can get this name"),
+    ],
+)  # fmt: skip
 def test_mistakes_are_told(given_names, problem, home):
     result = watched(*given_names)
     assert (result.exit_code, problem in result.stderr) == (2, True)

@@ -90,7 +90,8 @@ def test_an_unknown_key_is_told_with_line_and_nearest_name(problems, text, line,
 def test_an_unknown_key_is_told_with_the_keys_known_there(problems):
     [problem] = problems(BASE + "model_: 1\nadapter: {}\n")
     assert problem.endswith(
-        "Known here: model, data, objective, classification, preference, images, run, adapter, training, validation."
+        "Known here: model, data, objective, classification, preference, images, run, adapter, training, validation, "
+        "tracking."
     )
     [problem] = problems(BASE + "adapter: {zzz: 1}\n")
     known = "dropout, targets, layers, method, rank, alpha, rank_pattern, alpha_pattern, start, eva_rho, eva_batches"

@@ -111,17 +111,17 @@ def _events(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     for row in rows:
         match row["kind"]:
             case "validation":
-                yield f"validation loss after step {row.get('step')}: {_number(row.get('loss'), '{:.4f}')}"
+                yield f"validation loss after step {_count(row, 'step')}: {_number(row.get('loss'), '{:.4f}')}"
             case "budget":
                 divergence = _number(row.get("divergence"), "{:.4f}")
-                yield f"forgetting after step {row.get('step')}: {divergence} nats per token"
+                yield f"forgetting after step {_count(row, 'step')}: {divergence} nats per token"
             case "back-off":
-                yield f"training diverged and went back to step {row.get('step')}"
+                yield f"training diverged and went back to step {_count(row, 'step')}"
 
 
 def _step_line(run: WatchedRun, row: dict[str, Any]) -> str:
     parts = [
-        f"step {row.get('step')}/{row.get('steps')}", f"loss {_number(row.get('loss'), '{:.4f}')}",
+        f"step {_count(row, 'step')}/{_count(row, 'steps')}", f"loss {_number(row.get('loss'), '{:.4f}')}",
         f"gradient norm {_number(row.get('gradient_norm'), '{:.3f}')}",
         f"{_number(row.get('tokens_per_second'), '{:,.0f}')} tokens/s",
         f"{_number(row.get('resident_bytes'), '{:.1f}', 1e9)} GB",
@@ -131,7 +131,13 @@ def _step_line(run: WatchedRun, row: dict[str, Any]) -> str:
 
 
 def _number(value: Any, form: str, unit: float = 1.0) -> str:
-    return form.format(value / unit) if isinstance(value, int | float) else "-"
+    from rankwise.commands.watch import is_number
+
+    return form.format(value / unit) if is_number(value) else "-"
+
+
+def _count(row: dict[str, Any], name: str) -> str:
+    return _number(row.get(name), "{:.0f}")
 
 
 def _live(runs: Sequence[WatchedRun], console: Console) -> None:
@@ -185,18 +191,24 @@ def _line(label: str, curve: str) -> Text:
 
 
 def _ranks(run: WatchedRun) -> list[float]:
+    from rankwise.commands.watch import is_number
+
     ranks = [row["ranks"] for row in run.of_kind("ranks") if isinstance(row.get("ranks"), dict) and row["ranks"]]
-    return [sum(one.values()) / len(one) for one in ranks]
+    return [sum(map(float, one.values())) / len(one) for one in ranks if all(map(is_number, one.values()))]
 
 
 def _head(run: WatchedRun, width: int) -> Iterator[str]:
+    from rankwise.commands.watch import is_number
+
     steps = run.of_kind("step")
     if steps:
         row, left = steps[-1], run.seconds_left
-        done, total = row.get("step", 0), row.get("steps") or 1
+        done, total = row.get("step"), row.get("steps")
+        share = max(0.0, min(1.0, done / total)) if is_number(done) and is_number(total) and total >= 1 else 0.0
         bar = max(0, min(20, width - 40))
-        filled = round(bar * done / total)
-        yield f"{'#' * filled}{'-' * (bar - filled)} {done:,}/{total:,} {done / total:.0%}" + (
+        filled = round(bar * share)
+        counted = f"{_number(done, '{:,.0f}')}/{_number(total, '{:,.0f}')}"
+        yield f"{'#' * filled}{'-' * (bar - filled)} {counted} {share:.0%}" + (
             "" if left is None else f"  {clock(left)} left"
         )
     yield _ended(run) if run.has_ended else WORDS[run.state]

@@ -5,11 +5,15 @@ A run has ended once its manifest is there and no process writes it. A name that
 
 from __future__ import annotations
 
+import re
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, TypeGuard
 
+from rankwise.config.experiment import RUN_NAME
 from rankwise.errors import ConfigError, RankwiseError
 from rankwise.runs.directory import RunDirectory, find_run
 from rankwise.runs.listing import run_names, writer_of
@@ -65,16 +69,18 @@ class WatchedRun:
 
     def curve(self, kind: str, name: str) -> list[float]:
         values = (row.get(name) for row in self.of_kind(kind))
-        return [float(value) for value in values if isinstance(value, int | float)]
+        return [float(value) for value in values if is_number(value)]
 
     @property
     def seconds_left(self) -> float | None:
         steps = self.of_kind("step")
         if not steps or self.state != "running":
             return None
-        seconds = [row["seconds"] for row in steps[-RECENT:] if isinstance(row.get("seconds"), int | float)]
-        left = steps[-1].get("steps", 0) - steps[-1].get("step", 0)
-        return sum(seconds) / len(seconds) * left if seconds else None
+        seconds = [float(row["seconds"]) for row in steps[-RECENT:] if is_number(row.get("seconds"))]
+        last, done = steps[-1].get("steps"), steps[-1].get("step")
+        left = float(last) - float(done) if is_number(last) and is_number(done) else 0.0
+        expected = sum(seconds) / len(seconds) * left if seconds else None
+        return expected if is_number(expected) else None
 
 
 def _state_of(run: RunDirectory) -> tuple[State, str | None]:
@@ -89,14 +95,26 @@ def _state_of(run: RunDirectory) -> tuple[State, str | None]:
 
 
 def watched(names: Sequence[str]) -> list[WatchedRun]:
-    """ConfigError for a name twice, or for none where no run is being written."""
+    """ConfigError for a name twice, for one that no run can get, or for none where no run is being written."""
     if not names:
         names = [name for name in run_names() if writer_of(RunDirectory.named(name)) is not None]
         if not names:
             raise ConfigError(["no run is being trained in this folder. Name a run to wait for or to show."])
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigError([f'run "{twice[0]}" is named twice.'])
+    if never := [name for name in names if find_run(name) is None and not _may_come(name)]:
+        raise ConfigError([f'there is no run "{never[0][:80]}", and none can get this name, so it is not waited for.'])
     return [WatchedRun(name) for name in names]
+
+
+def _may_come(name: str) -> bool:
+    """A folder may be named too, as a shell completes it."""
+    return re.fullmatch(RUN_NAME, Path(name).name) is not None
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it can be drawn, which not all can that stand in a damaged log."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def watch(runs: Sequence[WatchedRun]) -> Iterator[list[tuple[WatchedRun, Sequence[dict[str, Any]]]]]:

@@ -96,7 +96,9 @@ function upload(file) {
   request.send(file);
 }
 
-form.addEventListener("input", (event) => { if (event.target.name) turned(); });
+// a path that is half typed may be a folder of everything, which takes long to read
+const whole = ["data.path", "data.validation.path"];
+form.addEventListener("input", ({ target }) => { if (target.name && !whole.includes(target.name)) turned(); });
 form.addEventListener("change", (event) => {
   if (event.target.id === "upload") { if (event.target.files[0]) upload(event.target.files[0]); return; }
   if (event.target.id === "share") {
