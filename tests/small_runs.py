@@ -205,7 +205,7 @@ class Job:
 
 STARVED = {
     "a step": ("rankwise.training.step", "_backward"),
-    "validation": ("rankwise.training.validation", "mean_loss"),
+    "validation": ("rankwise.training.validation", "sum_loss"),
     "saving": ("rankwise.training.checkpoints", "save_file"),
 }
 

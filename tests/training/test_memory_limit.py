@@ -57,7 +57,11 @@ def test_what_no_setting_brings_under_the_limit_is_refused_with_what_it_needs(ro
 
 def starter(memory: str, **training):
     """A forecast without loading anything; the rows are as long as rows may be."""
-    settings = {"model": {"name": "smollm2-135m", "memory": memory}, "data": "rows.jsonl", "run": "none"}
+    settings = {
+        "model": {"name": "smollm2-135m", "memory": memory, "dtype": "float32"},
+        "data": "rows.jsonl",
+        "run": "none",
+    }
     return rankwise.Experiment.model_validate(settings | {"training": {"batch_size": 8, **training}})
 
 
@@ -69,7 +73,7 @@ def long_rows(tmp_path, monkeypatch):
 
 
 def test_blocks_and_tokens_follow_from_the_limit(long_rows):
-    for memory, changed in (("9GB", set()), ("1.35GB", {"activation_checkpointing"}),
+    for memory, changed in (("9GB", set()), ("1.5GB", {"activation_checkpointing"}),
                             ("1.2GB", {"activation_checkpointing", "max_batch_tokens"})):  # fmt: skip
         asked = starter(memory)
         training, foreseen = preflight.within_limit(asked, preflight.foresee(asked), silent)
