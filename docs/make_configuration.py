@@ -8,13 +8,10 @@ The description of a setting is the docstring below its field.
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
 import sys
-from itertools import pairwise
 from pathlib import Path
-from textwrap import dedent
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -22,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from rankwise.config.base import Config
 from rankwise.config.data import DataConfig, Reading
+from rankwise.config.descriptions import descriptions_of
 from rankwise.config.experiment import Experiment
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.tasks import TaskConfig
@@ -92,20 +90,6 @@ def section(heading: str, prefix: str, config: type[Config], listed: type[Config
         names = ", ".join(f"`{name}`" for name in repeated)
         lines.append(f"- {names}: as in {'[data](#data)' if issubclass(config, Reading) else 'method: lora'}")
     return "\n".join(lines) + "\n"
-
-
-def descriptions_of(config: type[Config]) -> dict[str, str]:
-    """The docstring of each field, from the class that declares it."""
-    descriptions: dict[str, str] = {}
-    for owner in reversed([cls for cls in config.__mro__ if issubclass(cls, Config) and cls is not Config]):
-        [body] = (
-            node.body for node in ast.parse(dedent(inspect.getsource(owner))).body if isinstance(node, ast.ClassDef)
-        )
-        for field, text in pairwise(body):
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
-                assert isinstance(text.value, ast.Constant), ast.unparse(text)
-                descriptions[field.target.id] = " ".join(str(text.value.value).split())
-    return descriptions
 
 
 def _type(annotation: Any, metadata: list[Any]) -> str:

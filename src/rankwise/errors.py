@@ -127,6 +127,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+TYPED = (RankwiseError, OSError, MemoryError, UnicodeEncodeError)
+"""The kinds of exceptions that `typed` may turn into an error for a user."""
+
+
 def typed(error: BaseException) -> RankwiseError | None:
     """The error that a user meets in place of an exception of the operating system; None for a bug in rankwise."""
     if isinstance(error, RankwiseError):

@@ -86,7 +86,7 @@ def _end(number: int, frame: FrameType | None) -> None:
 def _leave(message: str, kind: str, code: int, as_json: bool, error: BaseException) -> NoReturn:
     if os.environ.get("RANKWISE_DEBUG"):
         raise error
-    left_to_launcher = error is requested() and LAUNCHER in os.environ  # which knows who asked: the user, or an end
+    left_to_launcher = error is requested() and LAUNCHER in os.environ  # it knows who asked
     ignore_requests()
     problem = {"error": message, "kind": kind, "exit_code": code}
     if is_first_to_end(problem | {"left_to_launcher": left_to_launcher}) and not left_to_launcher:

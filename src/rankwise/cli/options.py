@@ -62,4 +62,16 @@ TrustCode = Annotated[
         show_default=False,
     ),
 ]
+Host = Annotated[str, typer.Option(help="Address to listen at. Any but this machine's own needs a key.")]
+Port = Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key",
+        envvar="RANKWISE_API_KEY",
+        show_envvar=True,
+        show_default=False,
+        help="Key that whoever asks must give. In the variable, other users of the machine cannot see it.",
+    ),
+]
 ConfigFile = Annotated[Path | None, typer.Argument(help="YAML file of settings.", show_default=False)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rankwise.reporting.quantities import rough_duration
+
 if TYPE_CHECKING:
     from rankwise.planning.estimate import Estimate
 
@@ -27,14 +29,7 @@ def between_text(estimate: Estimate, form: str) -> str:
 
 
 def spread_text(estimate: Estimate) -> str:
-    return "" if estimate.exact else f" ({duration_text(estimate.low)} to {duration_text(estimate.high)})"
-
-
-def duration_text(seconds: float) -> str:
-    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"
+    return "" if estimate.exact else f" ({rough_duration(estimate.low)} to {rough_duration(estimate.high)})"
 
 
 def wait_text(seconds: Estimate) -> str:

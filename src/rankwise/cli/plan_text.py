@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rankwise.cli.plan_fit import devices_of, fit_of_plan, remedies_of, savings_of
-from rankwise.cli.plan_numbers import between_text, duration_text, row_text, size_text, spread_text
+from rankwise.cli.plan_numbers import between_text, row_text, size_text, spread_text
 from rankwise.cli.plan_processes import processes_of
 from rankwise.planning.forecast import limit_of
+from rankwise.reporting.quantities import rough_duration
 
 if TYPE_CHECKING:
     from rankwise.planning.plan import Plan
@@ -193,7 +194,7 @@ def _memory_at_least(plan: Plan) -> Iterator[str]:
 
 def _conversion(plan: Plan) -> Iterator[str]:
     if (conversion := plan.conversion) is not None:
-        disk, seconds = size_text(conversion.disk), duration_text(conversion.seconds)
+        disk, seconds = size_text(conversion.disk), rough_duration(conversion.seconds)
         yield row_text("conversion", f"once for each model: {disk} on disk, about {seconds}")
 
 
@@ -209,7 +210,7 @@ def _time(plan: Plan) -> Iterator[str]:
     if plan.steps is None:
         yield row_text("time", f"{step}{between_text(duration.step, '{:.2g}')}")
     else:
-        yield row_text("time", f"{duration_text(duration.total.likely)}{spread_text(duration.total)}, {step}")
+        yield row_text("time", f"{rough_duration(duration.total.likely)}{spread_text(duration.total)}, {step}")
     yield row_text("", _speed(plan))
     cost = plan.cost
     if cost is not None and cost.kilowatt_hours is not None:
@@ -232,7 +233,7 @@ def _tuning(plan: Plan) -> Iterator[str]:
         yield row_text("tuning", f"none: a run of fewer than {LEAST_STEPS} steps takes the default learning rate")
         return
     seconds = planned.seconds
-    time = "" if seconds is None else f", {duration_text(seconds.likely)}{spread_text(seconds)}"
+    time = "" if seconds is None else f", {rough_duration(seconds.likely)}{spread_text(seconds)}"
     share = trials.cost / trials.run_steps
     yield row_text(
         "tuning", f"{trials.trials} trials, as long as {trials.cost:.0f} steps ({share:.0%} of the run){time}"

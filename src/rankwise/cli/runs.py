@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from rankwise.commands.runs import ShownRun
     from rankwise.runs.listing import ListedRun
 
-runs = typer.Typer(help="List the runs of this folder; show, verify, rename, end or delete one.", no_args_is_help=False)
+runs = typer.Typer(
+    help="List the runs of this folder; show, verify, log, rename, end or delete one.", no_args_is_help=False
+)
 HEADS = ("name", "status", "model", "method", "rows", "steps", "loss", "validation", "size", "ended")
 LONGEST = 40
 Name = Annotated[str, typer.Argument(help="The run's name.", show_default=False)]

@@ -9,7 +9,7 @@ import typer
 
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import ForceBase, Json, Quiet, TrustCode
+from rankwise.cli.options import ApiKey, ForceBase, Host, Json, Port, Quiet, TrustCode
 
 Runs = Annotated[
     list[str] | None,
@@ -18,17 +18,6 @@ Runs = Annotated[
 Base = Annotated[
     str | None,
     typer.Option("--model", help="Serve this base model alone, without runs or adapters.", show_default=False),
-]
-Host = Annotated[str, typer.Option(help="Address to listen at. Any but this machine's own needs a key.")]
-Key = Annotated[
-    str | None,
-    typer.Option(
-        "--api-key",
-        envvar="RANKWISE_API_KEY",
-        show_envvar=True,
-        show_default=False,
-        help="Key that every request must bring. In the variable it is seen by no other user of the machine.",
-    ),
 ]
 Origins = Annotated[
     list[str] | None,
@@ -66,8 +55,8 @@ def serve(
     runs: Runs = None,
     model: Base = None,
     host: Host = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8000,
-    api_key: Key = None,
+    port: Port = 8000,
+    api_key: ApiKey = None,
     allow_origin: Origins = None,
     together: Together = 16,
     waiting: Waiting = 64,

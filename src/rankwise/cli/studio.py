@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import Json, Quiet
+from rankwise.cli.options import ApiKey, Host, Json, Port, Quiet
 
 
 def studio(
-    host: Annotated[str, typer.Option(help="Address to listen at. Any but this machine's own needs a key.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8321,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            "--api-key",
-            envvar="RANKWISE_API_KEY",
-            show_envvar=True,
-            show_default=False,
-            help="Key that the browser is asked for. In the variable, other users of the machine cannot see it.",
-        ),
-    ] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8321,
+    api_key: ApiKey = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

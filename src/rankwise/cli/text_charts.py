@@ -12,28 +12,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from rankwise.reporting.sparkline import bucket_means
+
 BLOCKS, SIGNS = " ▁▂▃▄▅▆▇█", " .#"
 EMPTY = ""
 
 
 def chart(values: Sequence[float], width: int, height: int, blocks: bool = True) -> list[str]:
     """Lines from the top, each of `width` characters at most. Values that are not finite leave their column empty."""
-    columns = condensed(values, width)
-    finite = [value for value in columns if value is not None]
+    columns = bucket_means(values, width)
+    finite = [value for value in columns if math.isfinite(value)]
     if not finite:
         return [EMPTY] * height
     low, high, levels = min(finite), max(finite), BLOCKS if blocks else SIGNS
     fine = len(levels) - 1
-    heights = [None if one is None else 1 + round(_share(one, low, high) * (height * fine - 1)) for one in columns]
+    heights = [
+        1 + round(_share(one, low, high) * (height * fine - 1)) if math.isfinite(one) else None for one in columns
+    ]
     return ["".join(_sign(one, line, levels) for one in heights).rstrip() for line in reversed(range(height))]
-
-
-def condensed(values: Sequence[float], width: int) -> list[float | None]:
-    """At most `width` means of neighbours, in order."""
-    count = min(width, len(values))
-    parts = (values[len(values) * at // count : len(values) * (at + 1) // count] for at in range(count))
-    kept = ([value for value in part if math.isfinite(value)] for part in parts)
-    return [sum(part) / len(part) if part else None for part in kept]
 
 
 def _share(value: float, low: float, high: float) -> float:

@@ -144,8 +144,12 @@ def _live(runs: Sequence[WatchedRun], console: Console) -> None:
     from rankwise.commands.watch import watch as looks
 
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
-        for _ in looks(runs):
-            live.update(picture(runs, console.width, _has_blocks(console)), refresh=True)
+        shown: object = None
+        for news in looks(runs):
+            states = [run.state for run in runs]
+            if any(rows for _, rows in news) or (console.width, states) != shown:
+                live.update(picture(runs, console.width, _has_blocks(console)), refresh=True)
+                shown = console.width, states
 
 
 def _has_blocks(console: Console) -> bool:

@@ -47,9 +47,10 @@ class Offer:
     aliases: Sequence[str] = ()
     """Other names of the base."""
 
-    def check(self) -> None:
-        """ConfigError with all that is wrong."""
-        problems = []
+    @property
+    def problems(self) -> list[str]:
+        """All that is wrong with it."""
+        problems = list[str]()
         if not self.names and self.base is None:
             problems.append("name runs or adapters to serve, or a base alone with --model.")
         if self.names and self.base is not None:
@@ -58,8 +59,7 @@ class Offer:
             )
         if self.load_from is not None and not self.load_from.is_dir():
             problems.append(f"--load-from {self.load_from} is not a folder.")
-        if problems:
-            raise ConfigError(problems)
+        return problems
 
 
 def serve(
@@ -71,8 +71,7 @@ def serve(
         need_extra(package, "rankwise serve", "serve", ConfigError)
     if offer.fine_tuning:
         need_extra("python_multipart", "rankwise serve --fine-tuning", "serve", ConfigError)
-    address.check()
-    offer.check()
+    address.check(*offer.problems)
     number_format = ModelConfig(name="serve", dtype=offer.dtype).dtype  # pyright: ignore[reportArgumentType]  checked there
     with bound(address) as listening:
         from rankwise.serving.engine import Engine, Limits

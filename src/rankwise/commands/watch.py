@@ -52,7 +52,10 @@ class WatchedRun:
     def _new(self, tail: LogTail) -> Sequence[dict[str, Any]]:
         """Records that a shortened log still has are not new."""
         anew, rows = tail.read()
-        before, self.rows = (self.rows, rows) if anew else ([], self.rows + rows)
+        if not anew:
+            self.rows += rows
+            return rows
+        before, self.rows = self.rows, rows
         same = next((at for at, pair in enumerate(zip(before, rows, strict=False)) if pair[0] != pair[1]), len(before))
         return rows[same:]
 

@@ -15,7 +15,7 @@ import torch
 
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError
-from rankwise.planning.machine import HALF_RATE, processor_vendor, with_rates
+from rankwise.planning.machine import BFLOAT16, HALF_RATE, processor_vendor, with_rates
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,8 @@ def computes_bfloat16(device: torch.device) -> tuple[bool, str]:
         able = torch.backends.mps.is_macos_or_newer(14, 0)
         return able, f"this macOS {'has' if able else 'lacks'} bfloat16 on its GPU"
     flags = with_rates(frozenset(name for name, there in processor_features().items() if there), processor_vendor())
-    fast = [name for name in ("amx_bf16", "avx512_bf16", "bf16") if name in flags]
-    if fast:
-        return True, f"the processor has {fast[0]}"
+    if (fast := next((flag for flag in BFLOAT16 if flag in flags), None)) is not None:
+        return True, f"the processor has {fast}"
     return False, f"the processor has {HALF_RATE if HALF_RATE in flags else 'no bfloat16 arithmetic'}"
 
 

@@ -67,7 +67,7 @@ class Processor:
         return self.cores * self.clock * known.cycle if known is not None and self.clock else None
 
 
-BFLOAT16 = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
+BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16")
 """Flags of processors that multiply faster in it than in float32."""
 
 
@@ -85,7 +85,7 @@ def this_machine() -> Device:
 
 def this_processor() -> Device:
     found = processor()
-    dtype = "bfloat16" if BFLOAT16 & found.flags else "float32"
+    dtype = "bfloat16" if found.flags.intersection(BFLOAT16) else "float32"
     known = found.instructions(dtype)
     clock = f"{found.clock / 1e9:.2f} GHz" if found.clock else "an unknown clock"
     how = (

@@ -134,12 +134,8 @@ class Plan:
     @property
     def _validation(self) -> Step | None:
         """What is read beside the steps: half of a training step for each token, since nothing is learned from it."""
-        read = (
-            validation_of(
-                self.config, self.rows, self.steps, self.step.tokens, writes=not self.shape.is_classifier
-            ).tokens
-            / self.processes.count
-        )
+        made = validation_of(self.config, self.rows, self.steps, self.step.tokens, writes=not self.shape.is_classifier)
+        read = made.tokens / self.processes.count
         if not read:
             return None
         forward = operations_of(self.forecast, self.load).forward / self.load.tokens

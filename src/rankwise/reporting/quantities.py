@@ -64,6 +64,14 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
+def rough_duration(seconds: float) -> str:
+    """Format a forecast time, with no more digits than it deserves."""
+    for unit, each in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * each:
+            return f"{seconds / each:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
 def share(part: float, whole: float) -> str:
     """Format a share in percent with three digits."""
     return f"{100 * part / whole:.3g} %" if whole else "\u2013"

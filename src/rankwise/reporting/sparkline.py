@@ -36,7 +36,9 @@ def sparkline(losses: Sequence[float]) -> Markup:
 
 
 def bucket_means(values: Sequence[float], most: int) -> list[float]:
-    """At most so many means of neighbouring values, of equal shares as far as they can be."""
+    """At most so many means of neighbouring values, of equal shares as far as they can be. Values that are not finite
+    are left out; NaN where none is left."""
     count = min(most, len(values))
     ends = [round(at * len(values) / count) for at in range(count + 1)] if count else []
-    return [sum(values[a:b]) / (b - a) for a, b in pairwise(ends)]
+    parts = ([one for one in values[a:b] if math.isfinite(one)] for a, b in pairwise(ends))
+    return [sum(part) / len(part) if part else math.nan for part in parts]

@@ -1,14 +1,13 @@
 """The worker of the queue: it starts one training after the other, each in a process and a session of its own.
 
 A training inherits a lock (`training.lock`) from its worker. Where the worker is killed, the training goes on, and the
-next worker waits for that lock before it starts another: there is never more than one. After a
-worker has released its own lock, it looks once more for a run that was added in its last moment.
+next worker waits for that lock before it starts another: there is never more than one. After a worker has released its
+own lock, it looks once more for a run that was added in its last moment.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from rankwise.runs.own_files import read_json
 from rankwise.runs.queue import Queue, Waiting, Working, read_entry
 from rankwise.system.files import write_atomic, write_json
 from rankwise.system.locks import Lock
-from rankwise.system.processes import began
+from rankwise.system.processes import began, start_detached
 
 BETWEEN = 0.2
 """Seconds between two looks at a training that another worker started."""
@@ -100,11 +99,9 @@ def _start(queue: Queue, first: Waiting, command: Command, lock: Lock) -> subpro
     if not queue.entry(first.run).exists():
         return None
     with queue.outcome(first.run).open("wb") as out, queue.log(first.run).open("wb") as log:
-        posix = os.name == "posix"
-        process = subprocess.Popen(
-            command(queue.settings(first.run), first), cwd=queue.runs_folder.absolute().parent,
-            stdin=subprocess.DEVNULL, stdout=out, stderr=log, start_new_session=posix,
-            pass_fds=(lock.descriptor,) if posix else (),
+        process = start_detached(
+            command(queue.settings(first.run), first), out=out, log=log, folder=queue.runs_folder.absolute().parent,
+            inherits=(lock.descriptor,),
         )  # fmt: skip
     known = {"process": process.pid, "began": began(process.pid)}
     write_json(queue.present, working.model_copy(update=known).model_dump(mode="json"))

@@ -21,8 +21,8 @@ class Address:
     key: str | None
     origins: tuple[str, ...]
 
-    def check(self) -> None:
-        """ConfigError with all that is wrong."""
+    def check(self, *others: str) -> None:
+        """ConfigError with all that is wrong, and with other problems of the same command."""
         wrong = [one for one in self.origins if not _ORIGIN.fullmatch(one)]
         problems = [f"--allow-origin {one}: write scheme and host alone, such as https://app.example." for one in wrong]
         if self.key is not None and not self.key.isascii():
@@ -33,8 +33,8 @@ class Address:
             problems.append(
                 f"--host {self.host}: other machines could ask, so a key is needed. Set RANKWISE_API_KEY, or --api-key."
             )
-        if problems:
-            raise ConfigError(problems)
+        if problems or others:
+            raise ConfigError([*problems, *others])
 
     @property
     def url(self) -> str:

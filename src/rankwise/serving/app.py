@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from rankwise.errors import RankwiseError, ResourceError, typed
+from rankwise.errors import TYPED, ResourceError, typed
 from rankwise.serving.bodies import BadRequest, ChatBody, CompletionBody, Generation
 from rankwise.serving.changes import Changes
 from rankwise.serving.engine import STOPPED, Engine, Full, Stopped
@@ -207,5 +207,7 @@ async def _stopped(request: Request, error: Stopped) -> Response:
     return refusal(503, STOPPED)
 
 
-MET = dict.fromkeys((RankwiseError, OSError, MemoryError, UnicodeEncodeError), _met)
-HANDLERS = {**MET, HTTPException: _refused, BadRequest: _refused, Full: _full, Stopped: _stopped, Exception: _failed}
+HANDLERS = {
+    **dict.fromkeys(TYPED, _met), HTTPException: _refused, BadRequest: _refused, Full: _full, Stopped: _stopped,
+    Exception: _failed,
+}  # fmt: skip

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
-from rankwise.errors import RankwiseError, ResourceError, typed
+from rankwise.errors import TYPED, ResourceError, typed
 from rankwise.serving.bodies import BadRequest
 from rankwise.studio import login
 from rankwise.studio.pages import FOLDER, page
@@ -47,7 +47,7 @@ async def _refused(request: Request, error: HTTPException | BadRequest) -> Respo
 
 
 async def _mistaken(request: Request, error: Exception) -> Response:
-    """What the terminal would say as well."""
+    """What the terminal would say as well, also where the system refuses something."""
     known = typed(error)
     if known is None:
         raise error
@@ -59,6 +59,4 @@ async def _failed(request: Request, error: Exception) -> Response:
     return problem(request, 500, "This is an error in rankwise. The terminal that runs the studio shows the details.")
 
 
-MET = dict.fromkeys((RankwiseError, OSError, MemoryError, UnicodeEncodeError), _mistaken)
-"""What a user meets, also where the system refuses something (errors.py)."""
-HANDLERS = {HTTPException: _refused, BadRequest: _refused, **MET, Exception: _failed}
+HANDLERS = {HTTPException: _refused, BadRequest: _refused, **dict.fromkeys(TYPED, _mistaken), Exception: _failed}

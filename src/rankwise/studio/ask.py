@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -16,11 +15,12 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from rankwise.errors import RankwiseError, RunError
-from rankwise.runs.listing import listed_runs
+from rankwise.runs.listing import ListedRun, listed_runs
 from rankwise.runs.records import Callback, Event, StatusMessage, WarningMessage
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.serving.bodies import BadRequest
 from rankwise.serving.reading import read_json_body
+from rankwise.serving.replies import event as event_of
 from rankwise.studio.asking import Answering, AskBody, Cancel, Desk, Send
 from rankwise.studio.pages import moved, page
 from rankwise.studio.screen import Screen
@@ -70,9 +70,9 @@ def askable(snapshot: RunSnapshot) -> Askable:
     )  # fmt: skip
 
 
-def finished_runs() -> list[Askable]:
+def finished(listed: Sequence[ListedRun]) -> list[Askable]:
     runs: list[Askable] = []
-    for one in listed_runs():
+    for one in listed:
         if one.status == "finished":
             try:
                 runs.append(askable(RunSnapshot.finished(one.name)))
@@ -82,8 +82,9 @@ def finished_runs() -> list[Askable]:
 
 
 async def shown(request: Request) -> Response:
-    """`run` is what is asked, and each `with` another run beside it."""
-    runs = await run_in_threadpool(finished_runs)
+    """`run` is what is asked, and each `with` another run beside it. Answers come slower beside a training."""
+    listed = await run_in_threadpool(listed_runs)
+    runs = await run_in_threadpool(finished, listed)
     by_name = {one.name: one for one in runs}
     named = request.query_params.get("run", "")
     if named and named not in by_name:
@@ -95,13 +96,8 @@ async def shown(request: Request) -> Response:
     chosen = [one for one in others if one.name in beside]
     return page(
         request, "ask.html", title="Ask", runs=runs, run=run, others=others, beside=beside, chosen=chosen,
-        training=await run_in_threadpool(_training), loaded=DESK.names,
+        training=next((one.name for one in listed if one.status == "running"), None), loaded=DESK.names,
     )  # fmt: skip
-
-
-def _training() -> str | None:
-    """A run that is trained just now, beside which answers come slower."""
-    return next((one.name for one in listed_runs() if one.status == "running"), None)
 
 
 async def answer(request: Request) -> Response:
@@ -128,12 +124,12 @@ async def _streamed(
 ) -> AsyncIterator[bytes]:
     """Ends early, and stops the answers, where the page has gone."""
     if tuple(body.runs) != DESK.names:
-        yield _event({"status": "Loading the model"})
+        yield event_of({"status": "Loading the model"})
     work = asyncio.ensure_future(run_in_threadpool(_begun, body, send, callback))
     try:
         while "end" not in (event := await events.get()):
-            yield _event(event)
-        yield _event(event)
+            yield event_of(event)
+        yield event_of(event)
     finally:  # nothing can be awaited here any more
         work.add_done_callback(_stopped)
 
@@ -154,10 +150,6 @@ def _begun(body: AskBody, send: Send, callback: Callback) -> Cancel | None:
         raise
     send({"end": True})
     return None
-
-
-def _event(value: dict[str, Any]) -> bytes:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
 
 
 async def release(request: Request) -> Response:

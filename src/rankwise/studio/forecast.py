@@ -12,7 +12,7 @@ from rankwise.commands.starting import as_continued
 from rankwise.errors import ConfigError, DataError, ModelError, RankwiseError
 from rankwise.planning.estimate import Estimate
 from rankwise.planning.plan import Plan
-from rankwise.reporting.quantities import size
+from rankwise.reporting.quantities import rough_duration, size
 from rankwise.studio.settings_form import Problem, SettingsForm, problems_of
 
 TIGHT = 0.85
@@ -119,9 +119,9 @@ def _figures(plan: Plan) -> list[Figure]:
     if plan.trained:
         figures.append(Figure("Memory", size(plan.fit.peak)))
     if duration is not None and plan.steps is not None:
-        figures.append(Figure("Time", about(duration.total.likely), _between(duration.total)))
+        figures.append(Figure("Time", rough_duration(duration.total.likely), _between(duration.total)))
     elif duration is not None:
-        figures.append(Figure("Time of a step", about(duration.step.likely), _between(duration.step)))
+        figures.append(Figure("Time of a step", rough_duration(duration.step.likely), _between(duration.step)))
     if counted.file_bytes is not None:
         figures.append(Figure("Adapter", f"{most}{size(counted.file_bytes)}", "in float32"))
     if plan.steps is not None and plan.rows is not None:
@@ -132,13 +132,5 @@ def _figures(plan: Plan) -> list[Figure]:
     return figures
 
 
-def about(seconds: float) -> str:
-    """A forecast time, with no more digits than it deserves."""
-    for unit, each in (("days", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * each:
-            return f"{seconds / each:.1f} {unit}"
-    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-
-
 def _between(estimate: Estimate) -> str:
-    return "" if estimate.exact else f"{about(estimate.low)} to {about(estimate.high)}"
+    return "" if estimate.exact else f"{rough_duration(estimate.low)} to {rough_duration(estimate.high)}"

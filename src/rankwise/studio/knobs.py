@@ -6,20 +6,18 @@ some cards has no effect with the others, and is left out there.
 
 from __future__ import annotations
 
-import ast
-import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from textwrap import dedent
 from typing import Any, Literal, get_args
 
 from pydantic_core import PydanticUndefined
 
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.config.base import Config
-from rankwise.config.data import DataConfig, Format, Reasoning, ValidationDataConfig
+from rankwise.config.data import Format, Reasoning, ValidationDataConfig
+from rankwise.config.descriptions import descriptions_of
 from rankwise.config.experiment import OBJECTIVES, Experiment
 from rankwise.config.head import HeadConfig
 
@@ -151,7 +149,7 @@ def help_of(setting: str) -> str:
     if (found := _field(setting)) is None:
         return ""
     config, name = found
-    return next((docs[name] for one in config.__mro__ if name in (docs := _docstrings(one))), "")
+    return descriptions_of(config).get(name, "")
 
 
 def _field(setting: str) -> tuple[type[Config], str] | None:
@@ -170,18 +168,3 @@ def _field(setting: str) -> tuple[type[Config], str] | None:
 def _configs(info: Any) -> list[type[Config]]:
     options = (info.annotation, *get_args(info.annotation))
     return [one for one in options if isinstance(one, type) and issubclass(one, Config)]
-
-
-@cache
-def _docstrings(config: type) -> dict[str, str]:
-    """The text below each field of a class."""
-    if not issubclass(config, Config) or config in (Config, DataConfig.__mro__[-1]):
-        return {}
-    (tree,) = ast.parse(dedent(inspect.getsource(config))).body
-    assert isinstance(tree, ast.ClassDef), "the source of a class"
-    texts: dict[str, str] = {}
-    for before, after in zip(tree.body, tree.body[1:], strict=False):
-        is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-        if isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name) and is_text:
-            texts[before.target.id] = " ".join(str(after.value.value).split())  # pyright: ignore[reportAttributeAccessIssue]
-    return texts

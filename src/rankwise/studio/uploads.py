@@ -63,7 +63,8 @@ async def stored(parts: AsyncIterator[bytes], name: str) -> Path:
     with tempfile.NamedTemporaryFile(dir=FOLDER, prefix=".", suffix=".part") as file:
         async for part in parts:
             size += len(part)
-            check_size(size if size > LARGEST else None)
+            if size > LARGEST:
+                check_size(size)
             digest.update(part)
             file.write(part)
         file.flush()

@@ -17,13 +17,20 @@ _started: list[subprocess.Popen[bytes]] = []
 
 
 def start_detached(
-    command: Sequence[str], *, out: IO[bytes], log: IO[bytes], folder: Path | None = None
+    command: Sequence[str],
+    *,
+    out: IO[bytes],
+    log: IO[bytes],
+    folder: Path | None = None,
+    inherits: tuple[int, ...] = (),
 ) -> subprocess.Popen[bytes]:
-    """In a session of its own, so that neither Ctrl-C nor a closed terminal ends it."""
+    """In a session of its own, so that neither Ctrl-C nor a closed terminal ends it. It inherits these open files,
+    except on Windows."""
     _started[:] = [one for one in _started if one.poll() is None]
+    posix = os.name == "posix"
     process = subprocess.Popen(
-        command, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=log, start_new_session=os.name == "posix",
-        creationflags=FLAGS,
+        command, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=log, start_new_session=posix,
+        creationflags=FLAGS, pass_fds=inherits if posix else (),
     )  # fmt: skip
     _started.append(process)
     return process
