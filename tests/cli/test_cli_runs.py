@@ -154,6 +154,18 @@ def test_show_has_the_manifest_the_evaluations_and_the_parts_of_the_folder():
     assert "validation loss 0.7" in rankwise("runs", "show", "runs/r").stdout
 
 
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("--to", "mlflow,mlflow"), "mlflow is named twice"), (("--to", "nothing"), "'nothing'"),
+        (("--to", "mlflow", "--project", "a/b"), "a/b"), (("--to", "tensorboard", "--project", "mine"), "no effect"),
+    ],
+)  # fmt: skip
+def test_trackers_that_make_no_sense_are_refused(words, problem):
+    made_run("a")
+    assert problem in refused("runs", "log", "a", *words)
+
+
 @pytest.mark.parametrize(("verb", "rest"), [("show", ()), ("rename", ("b",)), ("delete", ("--yes",))])
 @pytest.mark.parametrize("name", ["fish", "..", "../elsewhere", "runs/..", ""])
 def test_what_is_no_run_of_this_folder_is_refused_by_name(verb, rest, name, tmp_path):

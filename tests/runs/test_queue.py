@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from rankwise.cli.main import app
 from rankwise.config.experiment import Experiment
-from rankwise.errors import RunError
+from rankwise.errors import ConfigError, RunError
 from rankwise.runs.listing import listed
 from rankwise.runs.queue import Queue
 from rankwise.runs.queue_worker import work
@@ -203,7 +203,7 @@ def test_what_waits_can_be_taken_back_and_a_name_waits_once(queue):
         queue.remove("../../etc/passwd")
     with pytest.raises(RunError, match="not being trained"):
         queue.stop("b")
-    with pytest.raises(ValueError, match="run"):
+    with pytest.raises(ConfigError, match="run"):
         queue.add("../x", experiment())
     work(queue, command)
     assert trained() == ["+b", "-b"]
@@ -219,6 +219,8 @@ def test_the_terminal_lists_takes_back_and_adds(queue):
     again = invoke(app, ["queue", "add", *given])
     assert again.exit_code == 2 and "is already in the queue" in again.stderr
     assert invoke(app, ["queue", "remove", "a"]).stdout == "Removed a from the queue.\n"
+    tracked = invoke(app, ["queue", "add", *given, "--log-to", "nothing"])
+    assert tracked.exit_code == 2 and "'nothing'" in tracked.stderr
     assert "work" not in invoke(app, ["queue", "--help"]).stdout.split()
 
 

@@ -248,6 +248,8 @@ def _speed(plan: Plan) -> str:
         return f"measured: {line}, {speed.when}, {speed.machine}"
     share, rate = speed.efficiency.share, f"{speed.rate / 1e12:,.3g} TFLOP/s"
     assumed = f"assumed: {share.likely:.0%} ({share.low:.0%} to {share.high:.0%}) of the device's {rate}"
+    if (beside := speed.preparation.likely) > 0:
+        assumed += f", and {beside:.2g} s beside it for each micro-batch"
     return assumed + (PROBE if plan.here else "")
 
 

@@ -37,7 +37,7 @@ def list_queue(context: typer.Context, as_json: Json = False) -> None:
 
 
 @queue.command()
-@takes_settings(*TRAINING)
+@takes_settings(*TRAINING, "log_to")
 def add(
     config: ConfigFile = None,
     given: GivenSettings = NONE_GIVEN,

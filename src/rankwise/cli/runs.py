@@ -179,7 +179,7 @@ def log(
         from rankwise.commands.tracking import log_run
         from rankwise.config.tracking import TrackingConfig
 
-        logged = log_run(name, TrackingConfig.model_validate({"log_to": to, "project": project}))
+        logged = log_run(name, TrackingConfig(log_to=to, project=project))
         if as_json:
             print_json(logged.summary())
         else:

@@ -104,7 +104,7 @@ class Queue:
     def add(self, run: str, experiment: Experiment, *, resume: bool = False, restart: bool = False) -> Waiting:
         """Add a run, and start a worker if there is none. RunError where the name is taken, or nothing can be resumed.
         With `restart` an unfinished run begins again from its first step."""
-        experiment = Experiment.model_validate(experiment.model_dump() | {"run": run})  # a name is also a file's
+        experiment = Experiment(**experiment.model_dump() | {"run": run})  # a name is also a file's
         if (own := self.working()) is not None and own.run == run:
             raise RunError(f'run "{run}" is being trained. Use another --run name.')
         with RunDirectory(self.runs_folder / run).claimed(restart=restart, resume=resume):

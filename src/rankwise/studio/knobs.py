@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from pydantic_core import PydanticUndefined
 
@@ -143,13 +143,18 @@ KNOBS: dict[str, Knob] = {knob.setting: knob for knob in _knobs()}
 METHODS: tuple[type[Config], ...] = (LoraConfig, AdaLoraConfig, HeadConfig, FullConfig)
 
 
-@cache
 def help_of(setting: str) -> str:
     """The docstring of a setting."""
     if (found := _field(setting)) is None:
         return ""
     config, name = found
-    return descriptions_of(config).get(name, "")
+    return _descriptions(cast("type", config)).get(name, "")
+
+
+@cache
+def _descriptions(config: type) -> dict[str, str]:
+    """Read once: each reading parses the source of a class."""
+    return descriptions_of(config)
 
 
 def _field(setting: str) -> tuple[type[Config], str] | None:
