@@ -106,23 +106,24 @@ class Workshop:
 
     def unlocked(self, step: int, meanwhile: Callable[[], None] | None = None) -> Outcome:
         """Train while the lock file is removed after a step, and something happens `meanwhile`."""
-        for name in ("wait", "go", "unlocked"):
-            (self.folder / name).unlink(missing_ok=True)
         if meanwhile is not None:
-            (self.folder / "wait").touch()
-        child = self._begun(train_words(), last_step=step, removes=".lock")
-        if meanwhile is not None:
-            while not (self.folder / "unlocked").exists():
-                time.sleep(0.02)
-            meanwhile()
-            (self.folder / "go").touch()
-        return child.end()
+            return self.resting(step, lambda process: meanwhile(), removes=".lock")
+        return self.removed(step, ".lock")
 
     def removed(self, step: int, name: str) -> Outcome:
         """Train while this file or folder of the run is removed after a step."""
-        for flag in ("wait", "go", "unlocked"):
-            (self.folder / flag).unlink(missing_ok=True)
         return self._begun(train_words(), last_step=step, removes=name).end()
+
+    def resting(self, step: int, meanwhile: Callable[[int], None], removes: str | None = None) -> Outcome:
+        """Train, and rest after a step until `meanwhile(process)` is over."""
+        for name in ("rests", "go"):
+            (self.folder / name).unlink(missing_ok=True)
+        child = self._begun(train_words(), last_step=step, removes=removes, rests=True)
+        while not (self.folder / "rests").exists() and child.process.is_alive():
+            time.sleep(0.02)
+        meanwhile(child.process.pid or 0)
+        (self.folder / "go").touch()
+        return child.end()
 
     def starved(self, where: str, count: int) -> Outcome:
         """Train while memory runs out in a computation (STARVED), when it is done for this time."""
@@ -155,11 +156,12 @@ class Job:
     record: str | None = None
     """The file for its operations."""
     last_step: int | None = None
-    """The step after which it is killed, or, with `removes`, a file or folder of its run is removed."""
+    """The step after which it is killed; or a file or folder of its run is removed, or it rests, or both."""
     without_page: bool = False
     """No report is written, whose charts take a third of the time."""
     removes: str | None = None
-    """It then waits for a file named go, if one named wait is there."""
+    rests: bool = False
+    """It says so by a file named rests, and waits for one named go."""
     starved: str | None = None
     """Where memory runs out, when that is computed for the time `last_step`."""
 
@@ -191,16 +193,21 @@ class Job:
 
         def after_step(hook: SaveCheckpoints, trainer: Any) -> None:
             save(hook, trainer)
-            if trainer.state.step == step and self.removes is None:
-                os.kill(os.getpid(), signal.SIGKILL)
-            elif trainer.state.step == step:
-                there = RUN / str(self.removes)
-                shutil.rmtree(there) if there.is_dir() else there.unlink()
-                Path("unlocked").touch()
-                while Path("wait").exists() and not Path("go").exists():
-                    time.sleep(0.02)
+            if trainer.state.step == step:
+                self._disturb()
 
         SaveCheckpoints.after_step = after_step
+
+    def _disturb(self) -> None:
+        if self.removes is None and not self.rests:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.removes is not None:
+            there = RUN / self.removes
+            shutil.rmtree(there) if there.is_dir() else there.unlink()
+        if self.rests:
+            Path("rests").touch()
+            while not Path("go").exists():
+                time.sleep(0.02)
 
 
 STARVED = {

@@ -172,6 +172,20 @@ def test_a_worker_that_was_killed_before_it_removed_the_entry_trains_no_run_twic
     assert trained() == ["+a", "-a"] and not queue.waiting()
 
 
+def test_a_worker_that_cannot_start_a_training_loses_no_run(queue):
+    """Whatever happens between the entry's turn and the start of its process, the entry is still there."""
+    queue.add("a", experiment("a"))
+
+    def dies(settings, waiting):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work(queue, dies)
+    assert [one.run for one in queue.waiting()] == ["a"] and not trained()
+    work(queue, command)
+    assert trained() == ["+a", "-a"] and not queue.waiting()
+
+
 def test_a_killed_adder_leaves_nothing_half_written(queue):
     """Killed at any moment, among them that between the file and its name."""
 

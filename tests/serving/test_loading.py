@@ -127,6 +127,20 @@ def test_an_answer_ends_with_the_adapter_that_it_began_with(open_server, referen
     assert not open_server.serving.adapters.names
 
 
+def test_an_adapter_stays_while_a_question_about_it_is_written(open_server):
+    """Between the choice of a model and the question's turn, no answer needs the adapter yet."""
+    server, engine = open_server, open_server.engine
+    server.load("it", "lora")
+    chosen = server.serving.models["it"]
+    with engine.leased(lambda: chosen):
+        assert server.unload("it").status_code == 200
+        engine.between(lambda: None)  # the engine's thread has looked at what is retired
+        engine.between(lambda: None)
+        assert chosen.adapter in server.serving.adapters.names
+    settled(server)
+    assert chosen.adapter not in server.serving.adapters.names
+
+
 def test_right_adapter_while_others_come_and_go(open_server, references):
     """Five names change their meaning all the time; an answer and its hash belong together."""
     hashes, stop, changed = {}, threading.Event(), []
