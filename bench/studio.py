@@ -1,12 +1,12 @@
 """What a page that follows a training costs it, and what it misses when the server is killed.
 
-    python bench/studio.py [--steps 2000] [--rounds 2] [--writer 50] [--json] [--out bench/results/TITLE]
+    python bench/studio.py [--steps 2000] [--rounds 2] [--blocks 2] [--writer 50] [--json] [--out bench/results/TITLE]
 
-A tiny Llama (two blocks of width 32) is trained with LoRA for so many steps, in turns without a studio and with one
-whose page of the run is open in headless Chromium, ABAB. Its steps take a few milliseconds, so there is more to draw
-than with any real training. Beside the seconds of training there are the seconds of processor time that the training,
-the server and the browser took, which another load on the machine hardly changes. `lost` is what the server and the
-browser took as a share of the training's own, as if all of them had one core.
+A tiny Llama (blocks of width 32) is trained with LoRA for so many steps, in turns without a studio and with one whose
+page of the run is open in headless Chromium, ABAB. With two blocks its steps take a few milliseconds, so there is more
+to draw than with any real training; more blocks make slower steps. Beside the seconds of training there are the seconds
+of processor time that the training, the server and the browser took, which another load on the machine hardly changes.
+`lost` is what the server and the browser took as a share of the training's own, as if all of them had one core.
 
 Then a run is stopped and goes on by the page's button; the server is killed with SIGKILL while it trains, and started
 anew. `missed` counts the steps of the log that the page, which was never loaded again, has not drawn.
@@ -44,12 +44,12 @@ LONGEST = 900.0
 HOME = Path.cwd()
 
 
-def lay_out(folder: Path) -> None:
+def lay_out(folder: Path, blocks: int) -> None:
     from conftest import chat_tokenizer, tiny_model
     from library import rows
 
     tokenizer = chat_tokenizer()
-    tiny_model("llama", vocab=len(tokenizer)).save_pretrained(folder / "tiny-llama")
+    tiny_model("llama", vocab=len(tokenizer), layers=blocks).save_pretrained(folder / "tiny-llama")
     tokenizer.save_pretrained(folder / "tiny-llama")
     (folder / "rows.jsonl").write_text(rows(60))
 
@@ -227,10 +227,10 @@ def killed(steps: int, studio: Studio, browser: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def measured(steps: int, rounds: int) -> dict[str, Any]:
+def measured(steps: int, rounds: int, blocks: int) -> dict[str, Any]:
     arms: dict[str, list[dict[str, float]]] = {"alone": [], "followed": []}
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
-        lay_out(Path(folder))
+        lay_out(Path(folder), blocks)
         os.chdir(folder)
         alone("first", 20)  # files come from the disk, and rows are encoded
         studio = Studio(8377)
@@ -248,7 +248,7 @@ def measured(steps: int, rounds: int) -> dict[str, Any]:
     }
     page = medians["followed"]
     return {
-        "steps": steps, "rounds": rounds, "medians": medians,
+        "steps": steps, "rounds": rounds, "blocks": blocks, "medians": medians,
         "lost": {name: page[name] / page["training"] for name in ("server", "browser")},
         "slower": page["seconds"] / medians["alone"]["seconds"] - 1,
         "slower_in_processor_time": page["training"] / medians["alone"]["training"] - 1,
@@ -270,12 +270,13 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--writer", type=float)
     asked = parser.parse_args()
     if asked.writer:
         tell(asked, only_written(asked.steps, asked.writer), print)
     else:
-        tell(asked, measured(asked.steps, asked.rounds), show)
+        tell(asked, measured(asked.steps, asked.rounds, asked.blocks), show)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,205 @@
+"""The studio on a real model: twice from an empty folder to a verified export, without a terminal.
+
+    RANKWISE_DATA=… python bench/studio_journey.py [--model smollm2-135m] [--rows 120] [--steps 40]
+                                                   [--pictures docs/studio] [--json] [--out TITLE]
+
+A person with a mouse on a desktop trains LoRA on facts, asks the base and the run side by side, and exports the adapter
+verified by the engines that are installed; then one with a keyboard alone, on a phone in the dark, trains AdaLoRA. The
+page's console, its requests to other addresses, and axe's serious findings on each screen are counted. With --pictures
+the screens on the way are stored as the pictures of the documents.
+
+Needs Playwright, axe and a Chromium (make browser).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from telling import parser_of, tell
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from browser_hands import ANSWERED, Keyboard, Mouse
+from browser_visits import CHROMIUM, FLAGS, WIDTHS, Server, Visitor
+
+QUESTION = "What was the final score of Super Bowl LIX?"
+LONGEST = 200
+"""Characters of an answer that is learned."""
+PATIENCE = 1_200_000
+"""Milliseconds for a training, and for what else takes long."""
+
+
+@dataclass
+class Journey:
+    """`run` is the name of its run and `card` its method."""
+
+    seen: Visitor
+    person: Mouse | Keyboard
+    run: str
+    card: str
+    chosen: argparse.Namespace
+    pictures: dict[str, str]
+    """The name of a picture for a screen on the way."""
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+    findings: list[str] = field(default_factory=list[str])
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[stage] = round(time.perf_counter() - began, 1)
+
+    def screen(self, name: str, top: Any = None) -> None:
+        """One screen on the way: axe looks at it, and its picture is taken, from an element that is scrolled up."""
+        from axe_playwright_python.sync_playwright import Axe
+
+        page = self.seen.page
+        found = Axe().run(page).response["violations"]
+        self.findings += [f"{name}: {one['id']}" for one in found if one["impact"] in ("serious", "critical")]
+        if self.chosen.pictures and name in self.pictures:
+            position = "one => one ? one.scrollIntoView({block: 'start'}) : scrollTo(0, 0)"
+            page.evaluate(position, None if top is None else top.element_handle())
+            page.wait_for_timeout(400)
+            page.screenshot(path=self.chosen.pictures / f"{self.pictures[name]}.png")
+
+    def train(self, rows: Path) -> None:
+        page, person = self.seen.page, self.person
+        person.press(page.get_by_role("navigation").get_by_role("link", name="New run"))
+        page.wait_for_url("**/new")
+        with self.timed("form"):
+            person.write(page.locator("#f-model-name"), self.chosen.model)
+            person.rows(rows)
+            page.get_by_text(f"{self.chosen.rows} rows").wait_for()
+            person.press(page.locator(f"[name=card][value={self.card}]"))
+            given = {"run": self.run, "training-steps": str(self.chosen.steps), "training-batch_size": "4"}
+            for name, text in given.items():
+                person.write(page.locator(f"#f-{name}"), text)
+            person.choose(page.locator("#share"), "10 %")
+            page.locator(".verdict.fits").wait_for()
+            page.wait_for_function(f"() => document.getElementById('command')?.textContent.includes({self.run!r})")
+            page.locator("#forecast[aria-busy=false]").wait_for()
+            self.screen("form")
+            person.press(page.get_by_role("button", name="Preview rows"))
+            page.locator("#preview mark.learned").nth(1).wait_for()
+            person.press(page.get_by_role("button", name="Check all rows"))
+            page.locator("#report h3").first.wait_for()
+            self.screen("rows", page.locator("#preview"))
+            person.press(page.get_by_role("button", name="Start", exact=True))
+            page.wait_for_url(f"**/runs/{self.run}")
+        with self.timed("training"):
+            half = f"() => parseInt(document.querySelector('[data-tile=step]').innerText) > {self.chosen.steps // 2}"
+            page.wait_for_function(half, timeout=PATIENCE)
+            self.screen("run")
+            page.locator("#status", has_text="finished").wait_for(timeout=PATIENCE)
+        self.screen("finished")
+
+    def ask(self) -> dict[str, str]:
+        page, person = self.seen.page, self.person
+        person.press(page.get_by_role("link", name="Ask", exact=True).first)
+        page.wait_for_url("**/ask**")
+        with self.timed("two answers"):
+            person.write(page.locator("#prompt"), QUESTION)
+            person.press(page.get_by_role("button", name="Ask", exact=True))
+            page.wait_for_function(ANSWERED, timeout=PATIENCE)
+        self.screen("ask")
+        base, tuned = (one.inner_text() for one in page.locator(".said.assistant").all())
+        return {"base": base, self.run: tuned}
+
+    def export(self) -> list[str]:
+        """What the engines said of it."""
+        page, person = self.seen.page, self.person
+        person.press(page.get_by_role("navigation").get_by_role("link", name="Export"))
+        page.wait_for_url("**/export**")
+        self.screen("export")
+        person.press(page.locator("[name=format][value=portable]"))
+        person.choose(page.locator("#verify"), "in every installed engine")
+        with self.timed("export"):
+            person.press(page.get_by_role("button", name="Export", exact=True))
+            page.wait_for_url("**/exports/*")
+            page.locator(".chip.good").wait_for(timeout=PATIENCE)
+        self.screen("verified")
+        return [" ".join(one.inner_text().split()) for one in page.locator("tr", has_text="it was run").all()]
+
+    def whole(self, rows: Path) -> dict[str, Any]:
+        self.train(rows)
+        answers = self.ask()
+        engines = self.export()
+        folder = Path("exports") / f"{self.run}-portable"
+        assert (folder / "adapter_model.safetensors").is_file()
+        self.seen.open("/")
+        self.screen("runs")
+        results = json.loads((Path("runs") / self.run / "manifest.json").read_text())["results"]
+        return {
+            "seconds": self.seconds, "answers": answers, "engines that ran it": engines,
+            "validation loss": [results.get("validation_loss_before"), results.get("validation_loss")],
+            "axe, serious": self.findings, "console and other addresses": self.seen.heard,
+        }  # fmt: skip
+
+
+DESKTOP = {
+    "form": "new-run", "rows": "rows", "run": "run-desktop", "ask": "ask", "export": "export", "verified": "verified",
+}  # fmt: skip
+PHONE = {"form": "new-run-phone", "run": "run-phone-dark", "runs": "runs-phone"}
+
+
+def facts(folder: Path, count: int) -> Path:
+    """Short questions and answers, as many as asked for."""
+    source = Path(os.environ["RANKWISE_DATA"]) / "superbowl_facts" / "train.jsonl"
+    rows = [json.loads(line) for line in source.read_text().splitlines()]
+    short = [row for row in rows if len(row["completion"]) < LONGEST][:count]
+    file = folder / "facts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in short))
+    return file
+
+
+def journeys(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    from playwright.sync_api import sync_playwright
+
+    rows = facts(folder, chosen.rows)
+    (folder / "work").mkdir()
+    os.chdir(folder / "work")
+    found, server = dict[str, Any](), Server().start()
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        for who, hand, width, scheme, card, pictures in (
+            ("mouse, desktop", Mouse, "desktop", "light", "lora", DESKTOP),
+            ("keyboard, phone", Keyboard, "phone", "dark", "adalora", PHONE),
+        ):
+            context = browser.new_context(viewport=WIDTHS[width], color_scheme=scheme)
+            seen = Visitor(context.new_page(), server.url)
+            page = seen.open("/")
+            found[who] = Journey(seen, hand(page), f"facts-{card}", card, chosen, pictures).whole(rows)
+        seen = Visitor(browser.new_page(viewport=WIDTHS["desktop"]), server.url)
+        Journey(seen, Mouse(seen.open("/")), "", "", chosen, {"both": "runs-desktop"}).screen("both")
+        browser.close()
+    server.stop()
+    return found
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--rows", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--pictures", type=lambda text: Path(text).absolute())
+    chosen = parser.parse_args()
+    home = Path.cwd()
+    with tempfile.TemporaryDirectory() as name:
+        found = journeys(chosen, Path(name))
+        os.chdir(home)
+    same = {"model": chosen.model, "rows": chosen.rows, "steps": chosen.steps}
+    tell(chosen, same | found, lambda one: print(json.dumps(one, indent=1)))
+
+
+if __name__ == "__main__":
+    main()
