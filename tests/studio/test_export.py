@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from concurrent.futures import ThreadPoolExecutor
 import time
 from pathlib import Path
 
@@ -96,6 +97,18 @@ def test_an_export_is_the_commands_and_its_files_come_with_their_hashes(client, 
     for name in ("../job.json", "..%2F..%2Frows.jsonl", "/etc/passwd", "nothing"):
         assert client.get(f"{address}/files/{name}").status_code in (400, 404)
     assert "already" in client.post("/export/begin", data=given).text
+
+
+@pytest.mark.parametrize(("verify", "options"), [("auto", []), ("yes", ["--verify"]), ("no", ["--no-verify"])])
+def test_the_wish_to_verify_reaches_the_command_and_of_two_at_once_one_begins(client, verify, options):
+    given = {"run": "adalora", "format": "portable", "verify": verify}
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda n: client.post("/export/begin", data=given | {"to": f"out-{n}"}), range(4)))
+    (begun,) = [one for one in answers if one.status_code == 303]
+    assert all("is being exported" in one.text for one in answers if one is not begun)
+    words = export_jobs.state_of(begun.headers["location"].rpartition("/")[2]).job.words
+    assert [one for one in words if "verify" in one] == options
+    finished(client, begun.headers["location"])
 
 
 def test_an_export_that_fails_says_why_and_one_that_was_killed_too(client):

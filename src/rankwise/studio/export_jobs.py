@@ -10,6 +10,7 @@ import json
 import re
 import secrets
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -76,8 +77,16 @@ class State:
         return sorted(rows, key=lambda row: (row[1].get("by") != "run", row[0]))
 
 
+_starting = threading.Lock()
+
+
 def start(run: str, to: Path, format: str, options: Sequence[str]) -> Job:
     """RunError while another export runs."""
+    with _starting:
+        return _start(run, to, format, options)
+
+
+def _start(run: str, to: Path, format: str, options: Sequence[str]) -> Job:
     if (other := next((one for one in states() if one.running), None)) is not None:
         raise RunError(f"{other.job.to} is being exported. Wait for it, since each export needs the memory of a model.")
     words = ("export", run, "--to", str(to), "--format", format, *options, "--json")
