@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from concurrent.futures import ThreadPoolExecutor
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -103,7 +103,7 @@ def test_an_export_is_the_commands_and_its_files_come_with_their_hashes(client, 
 def test_the_wish_to_verify_reaches_the_command_and_of_two_at_once_one_begins(client, verify, options):
     given = {"run": "adalora", "format": "portable", "verify": verify}
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda n: client.post("/export/begin", data=given | {"to": f"out-{n}"}), range(4)))
+        answers = list(pool.map(lambda n: client.post("/export/begin", data=given | {"to": f"{verify}-{n}"}), range(4)))
     (begun,) = [one for one in answers if one.status_code == 303]
     assert all("is being exported" in one.text for one in answers if one is not begun)
     words = export_jobs.state_of(begun.headers["location"].rpartition("/")[2]).job.words
