@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from io import StringIO
+from itertools import accumulate
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -19,12 +20,16 @@ from rankwise.config.base import Location
 from rankwise.errors import ConfigError
 
 MOST_VALUES, DEEPEST = 10_000, 100
+MOST_OPEN = 1000
+"""Brackets that are open at once, those in texts included: the reader's time grows with their square."""
 PLAIN_TAGS = {"str", "int", "float", "bool", "null", "map", "seq"}
 
 
 def load_yaml(text: str, name: str) -> Any:
     if text.lstrip().startswith("%"):
         raise ConfigError([f"{name}: begins with a directive (%…), which is refused; remove the line."])
+    if _open_at_most(text) > MOST_OPEN:
+        raise ConfigError([f"{name}: more than {MOST_OPEN:,} brackets are open at once; settings nest far less."])
     try:
         return YAML(typ="rt", pure=True).load(text)
     except MarkedYAMLError as error:
@@ -36,6 +41,11 @@ def load_yaml(text: str, name: str) -> Any:
         raise ConfigError(
             [f"{name}: is not YAML ({str(error).splitlines()[0] if str(error) else type(error).__name__})."]
         ) from None
+
+
+def _open_at_most(text: str) -> int:
+    steps = ((char in "[{") - (char in "]}") for char in text if char in "[]{}")
+    return max(accumulate(steps), default=0)
 
 
 def plain(
