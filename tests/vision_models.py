@@ -9,6 +9,7 @@ the two heads of a distilled model, and timm's have no model_type, timm's names 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -144,4 +145,21 @@ def _save_timm(family: str, folder: Path, labels: tuple[str, ...], seed: int) ->
         "label_names": list(labels), "pretrained_cfg": pretrained, **({"model_args": arguments} if arguments else {}),
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    return folder
+
+
+def lay_pictures(folder: Path) -> Path:
+    """A folder with a tiny ViT, eight dark and light images in `rows`, and the finished run `pictures` over both."""
+    from PIL import Image
+
+    from rankwise.commands.train import train
+    from rankwise.config.experiment import Experiment
+
+    save_folder("vit", folder / "vit")
+    for number in range(8):
+        path = folder / "rows" / ("dark", "light")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), (9 * number, 20, 200 * (number % 2))).save(path)
+    with contextlib.chdir(folder):
+        train(Experiment(model="vit", data="rows", run="pictures", training={"steps": 2, "batch_size": 4}))
     return folder

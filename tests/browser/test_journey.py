@@ -13,6 +13,7 @@ import pytest
 from browser_hands import ANSWERED, Keyboard, Mouse
 from hostile_texts import PAYLOADS
 from library import rows
+from vision_models import lay_pictures
 
 
 @pytest.fixture
@@ -139,6 +140,19 @@ def test_each_screen_is_accessible_with_all_that_it_can_show(library, tmp_path, 
         page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
         page.wait_for_load_state("networkidle")
         check_accessible(page)
+
+
+def test_a_classifier_of_images_is_asked_with_a_file(visitor, tmp_path):
+    lay_pictures(tmp_path)
+    page = visitor("phone", "dark").open("/ask?run=pictures")
+    for name in ("rows/dark/0.png", "vit/config.json"):
+        page.get_by_label("Image", exact=True).set_input_files(str(tmp_path / name))
+        page.get_by_role("button", name="Ask", exact=True).click()
+        page.locator(".said.wrong" if "json" in name else ".bars li").first.wait_for()
+        check_accessible(page)
+    assert page.locator(".bars li").count() == 2 and page.locator(".bars").inner_text().count("%") == 2
+    assert page.evaluate("document.querySelector('.talk img').naturalWidth") == 40
+    assert "config.json" in page.locator(".said.wrong").inner_text()
 
 
 def test_hostile_rows_names_and_files_are_text(visitor, tmp_path, tiny_folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 import time
@@ -17,6 +18,7 @@ from rankwise.inference.tuned_model import load_tuned
 from rankwise.studio.ask import DESK
 from rankwise.studio.asking import AskBody, Desk
 from rankwise.text.example import Message
+from vision_models import lay_pictures
 
 QUESTION = "What is land 3?"
 
@@ -165,6 +167,45 @@ def test_a_classifier_tells_its_classes_with_probabilities(client, classifier_ho
     assert told["labels"][0][1] == max(shares.values())
     assert "text" not in told
     assert client.get("/ask?run=classes").status_code == 200
+
+
+def said_of(client, run, name, **more):
+    """What one side was told of an image, or of a text."""
+    sides = [{"run": run, "messages": [{"role": "user", "content": name}]}]
+    answer = client.post("/ask/answer", json={"runs": [run], "sides": sides} | more)
+    told = [json.loads(one.removeprefix("data: ")) for one in answer.text.split("\n\n") if one]
+    return next(one for one in told if "side" in one)
+
+
+def test_a_classifier_of_images_tells_its_classes_as_predict_does(client, picture_home, monkeypatch):
+    monkeypatch.chdir(picture_home)
+    rows = predict("pictures", "rows", "out.jsonl", overwrite=True).rows
+    for row in (rows[0], rows[-1]):
+        content = row.question.image.source.read_bytes()
+        told = said_of(client, "pictures", "a.png", image=base64.b64encode(content).decode())
+        assert dict(told["labels"]) == pytest.approx(row.prediction.probabilities, rel=1e-5)
+        assert told["chosen"] == row.prediction.label
+    page = client.get("/ask?run=pictures").text
+    assert 'type="file"' in page and ".png" in page and 'id="prompt"' not in page
+
+
+@pytest.mark.parametrize(("image", "why"), [
+    (None, "reads images"), ("a-b", "not base64"), ("", "a.png"), (base64.b64encode(b"no image").decode(), "a.png"),
+    (base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(99)).decode(), "a.png"),
+])  # fmt: skip
+def test_what_is_no_image_is_a_sentence_beside_its_side(client, picture_home, monkeypatch, image, why):
+    monkeypatch.chdir(picture_home)
+    assert why in said_of(client, "pictures", "a.png", image=image)["problem"]
+
+
+def test_a_classifier_of_texts_says_that_it_reads_no_image(client, classifier_home, monkeypatch):
+    monkeypatch.chdir(classifier_home)
+    assert "reads texts" in said_of(client, "classes", "a.png", image="aaaa")["problem"]
+
+
+@pytest.fixture(scope="module")
+def picture_home(tmp_path_factory):
+    return lay_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="module")

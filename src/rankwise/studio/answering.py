@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ from rankwise.serving.pending import Pending, Piece
 from rankwise.serving.questions import chat_question, served_by
 from rankwise.serving.served import Serving, load_serving
 from rankwise.studio.asking import BASE, MOST_SIDES, USUAL, Answering, AskBody, Cancel, Send, Side
-from rankwise.text.example import Example, Message
+from rankwise.text.example import Example, ImageContent, Message
 from rankwise.text.tagged import TaggedWords, words_of
 
 FAILED = "The answer failed. The terminal that runs the studio shows why."
@@ -177,7 +178,7 @@ class Alone:
     def _answer(self, body: AskBody, number: int, side: Side, send: Send, cancelled: threading.Event) -> None:
         tuned, text = self._tuned, str(side.messages[-1].get("content", ""))
         if tuned.objective.targets is not None:
-            send({"side": number, "finish": "end"} | classified(tuned, text))
+            send({"side": number, "finish": "end"} | classified(tuned, text, body.image))
             return
 
         def on_text(part: str) -> None:
@@ -214,19 +215,28 @@ def room_for(tuned: TunedModel, messages: Sequence[Message]) -> int:
     return max(1, min(USUAL, context - len(asking_ids(tuned.model, messages))))
 
 
-def classified(tuned: TunedModel, text: str) -> dict[str, Any]:
-    """What a classifier says of a text: probabilities, a number, or the spans that it tags."""
-    if tuned.reads_images:
-        raise RunError("This classifier reads images, and the page asks with text. Use rankwise predict.")
+def classified(tuned: TunedModel, text: str, image: str | None) -> dict[str, Any]:
+    """What a classifier says of a text, or of an image of this name: probabilities, a number, or tagged spans."""
+    if tuned.reads_images != (image is not None):
+        raise RunError(f"This classifier reads {'images' if tuned.reads_images else 'texts'}.")
     if tuned.tags_words:
         example = Example((Message("user", text),), "the text", tagged=TaggedWords(words_of(text)))
         tagged, problems = tuned.tag([example])
         if problems:
             raise RunError(problems[0])
         return {"spans": tagged[0].spans, "whole": text}
-    rows, problems = tuned.rows_of([(text, "")])
+    rows, problems = tuned.rows_of([(text, "")]) if image is None else tuned.image_rows_of([_pictured(text, image)])
     if problems:
-        raise RunError(f"The text {problems[0]}")
+        raise RunError(problems[0] if image is not None else f"The text {problems[0]}")
     (made,) = tuned.classify(rows)
     shares = sorted(made.probabilities.items(), key=lambda one: -one[1])
     return {"labels": shares, "value": made.value, "chosen": made.labels if made.labels is not None else made.label}
+
+
+def _pictured(name: str, image: str) -> Example:
+    """A row without a label."""
+    try:
+        content = base64.b64decode(image, validate=True)
+    except ValueError:
+        raise RunError("the image is not base64.") from None
+    return Example((Message("user", name), Message("assistant", "")), name[:200], image=ImageContent(content))

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from rankwise.data.image_rows import IMAGE_SUFFIXES
 from rankwise.errors import RankwiseError, RunError
 from rankwise.runs.listing import ListedRun, listed_runs
 from rankwise.runs.records import Callback, Event, StatusMessage, WarningMessage
@@ -21,12 +22,12 @@ from rankwise.runs.snapshot import RunSnapshot
 from rankwise.serving.bodies import BadRequest
 from rankwise.serving.reading import read_json_body
 from rankwise.serving.replies import event as event_of
-from rankwise.studio.asking import Answering, AskBody, Cancel, Desk, Send
+from rankwise.studio.asking import LARGEST_IMAGE, Answering, AskBody, Cancel, Desk, Send
 from rankwise.studio.pages import moved, page
 from rankwise.studio.screen import Screen
 
-LARGEST = 2_000_000
-"""Bytes of what the page sends: its conversations."""
+LARGEST = 2_000_000 + LARGEST_IMAGE * 4 // 3
+"""Bytes of what the page sends: its conversations, or an image."""
 FAILED = "The question failed. The terminal that runs the studio shows why."
 
 
@@ -96,6 +97,7 @@ async def shown(request: Request) -> Response:
     chosen = [one for one in others if one.name in beside]
     return page(
         request, "ask.html", title="Ask", runs=runs, run=run, others=others, beside=beside, chosen=chosen,
+        endings=",".join(IMAGE_SUFFIXES), largest=LARGEST_IMAGE,
         training=next((one.name for one in listed if one.status == "running"), None), loaded=DESK.names,
     )  # fmt: skip
 

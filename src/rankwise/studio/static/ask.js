@@ -3,7 +3,7 @@ const sides = [...document.querySelectorAll(".side")].map((holder) => ({
   holder, run: holder.dataset.run, talk: holder.querySelector(".talk"), slider: holder.querySelector("input[type=range]"),
   messages: [], answer: null,
 }));
-const form = document.getElementById("ask"), prompt = document.getElementById("prompt");
+const form = document.getElementById("ask"), prompt = document.getElementById("prompt"), image = document.getElementById("image");
 const state = document.getElementById("state"), stop = document.getElementById("stop"), send = document.getElementById("send");
 const kind = document.getElementById("sides")?.dataset.kind;
 let asked = null;
@@ -104,8 +104,28 @@ function take(event, text) {
   }
 }
 
+// The chosen file as a data: URL, whose part after the comma is base64.
+function read(file) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(new Error(`${file.name} cannot be read.`));
+    reader.readAsDataURL(file);
+  });
+}
+
+async function pictured(sent, file) {
+  if (file.size > Number(image.dataset.largest)) throw new Error(`${file.name} is larger than ${Number(image.dataset.largest) / 1e6} MB.`);
+  const url = await read(file), seen = document.createElement("img");
+  seen.onerror = () => seen.remove();
+  seen.src = url;
+  seen.alt = "";
+  sides[0].talk.insertBefore(seen, sides[0].answer);
+  sent.image = url.slice(url.indexOf(",") + 1);
+}
+
 async function ask() {
-  const text = prompt.value;
+  const file = image?.files[0], text = image ? file?.name ?? "" : prompt.value;
   if (!text.trim() || asked) return;
   asked = new AbortController();
   stop.disabled = false;
@@ -114,10 +134,11 @@ async function ask() {
   const sent = body(text);
   for (const side of sides) { turn(side, "user", text); side.answer = turn(side, "assistant", ""); side.failed = side.done = false; }
   try {
+    if (file) await pictured(sent, file);
     const answer = await fetch("/ask/answer", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(sent), signal: asked.signal });
     if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).error || "The question failed.");
     await follow(answer.body, text);
-    if (sides.every((side) => side.done)) prompt.value = "";
+    if (prompt && sides.every((side) => side.done)) prompt.value = "";
   } catch (error) {
     state.textContent = error.name === "AbortError" ? "Stopped." : error.message;
   }
@@ -125,7 +146,7 @@ async function ask() {
   asked = null;
   stop.disabled = true;
   send.disabled = false;
-  prompt.focus();
+  (image ?? prompt).focus();
 }
 
 async function follow(stream, text) {
