@@ -146,6 +146,8 @@ def test_a_run_whose_process_was_killed_is_interrupted_and_one_that_was_deleted_
     assert reader.read() == {"status": "failed", "problem": "no memory", "warnings": []}
     with run.locked():
         assert reader.read()["status"] == "starting" == row_of("r").status
+        run.write_manifest(run.manifest())
+        assert reader.read()["status"] == "failed" == row_of("r").status, "it failed just now, and trackers are closed"
         (run.folder / "manifest.json").unlink()
         assert reader.read()["status"] == "starting"
     assert reader.read()["status"] == "unreadable"

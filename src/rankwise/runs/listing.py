@@ -8,12 +8,13 @@ says `running` until its process ends. If that process was killed, the run's loc
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from rankwise.errors import RankwiseError, RunError, first_line
-from rankwise.runs.directory import RunDirectory
+from rankwise.runs.directory import MANIFEST, RunDirectory
 from rankwise.runs.manifest import Manifest
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.snapshot import RunSnapshot
@@ -93,10 +94,17 @@ def status_of(run: RunDirectory, manifest: Manifest) -> Status:
 
 
 def present_status(run: RunDirectory, recorded: Status) -> Status | Literal["starting"]:
-    """`starting` where a process has the run, and its manifest is missing or of an earlier attempt. A finished run is
-    none of these, although its process still writes the report, and other commands may lock it."""
+    """`starting` where a process has the run, and its manifest is missing or of an earlier attempt: older than the
+    lock. A finished run is none of these, although its process still writes the report, and other commands may lock
+    it; nor is one that failed just now, whose process may still hand records to trackers."""
     begins = recorded not in ("running", "finished") and writer_of(run) is not None
-    return STARTING if begins else recorded
+    return STARTING if begins and not _ended_since_locked(run) else recorded
+
+
+def _ended_since_locked(run: RunDirectory) -> bool:
+    with suppress(OSError):
+        return (run.folder / MANIFEST).stat().st_mtime_ns > (run.folder / ".lock").stat().st_mtime_ns
+    return False
 
 
 def _progress(run: RunDirectory, manifest: Manifest) -> dict[str, Any]:
