@@ -77,23 +77,23 @@ class AdaptersByRow:
         alone = len(set(names)) == 1
         assert alone or self.mixes, "the caller asks first"
         assert self._names.issuperset(name for name in names if name is not None), "an adapter is gone before its rows"
-        active = [layer.active for layer in self._layers], [head.active for head in self._heads]
+        before = [layer.active for layer in self._layers], [head.active for head in self._heads]
         numbers = {name: torch.tensor(rows, device=self._device) for name, rows in _numbers(names).items()}
         places: dict[tuple[int, ...], Tensor] = {}  # of most layers they are the same
         try:
             for layer, stack in zip(self._layers, self._stacks, strict=True):
                 own = {name: rows for name, rows in numbers.items() if name in layer.adapters}
-                layer.active, layer.mixed = (tuple(own), None) if alone else ((), None)
-                if not alone and own:
-                    layer.mixed = partial(_mixed, layer, stack, self._which(stack, names, places), own)
+                mixes = bool(own) and not alone
+                mixed = partial(_mixed, layer, stack, self._which(stack, names, places), own) if mixes else None
+                layer.lay(tuple(own) if alone else (), mixed)
             for head in self._heads:
                 own = {name: rows for name, rows in numbers.items() if name in head.copies}
                 head.active, head.mixed = (next(iter(own), None), None) if alone else (None, own or None)
             yield
         finally:
-            for layer, names_before in zip(self._layers, active[0], strict=True):
-                layer.active, layer.mixed = names_before, None
-            for head, name_before in zip(self._heads, active[1], strict=True):
+            for layer, names_before in zip(self._layers, before[0], strict=True):
+                layer.lay(names_before, None)
+            for head, name_before in zip(self._heads, before[1], strict=True):
                 head.active, head.mixed = name_before, None
 
     def _which(

@@ -42,7 +42,12 @@ class AdapterWrapper(nn.Module):
 
     @active.setter
     def active(self, names: tuple[str, ...]) -> None:
-        self._active = names
+        self.lay(names, self.mixed)
+
+    def lay(self, names: tuple[str, ...], mixed: Callable[[Tensor], Tensor] | None) -> None:
+        """Set `active` and `mixed` of a layer, which a server does twice for each token: not by nn.Module's own way of
+        setting an attribute, which takes longer than the small products of an adapter."""
+        self.__dict__.update(_active=names, mixed=mixed)
         for parent in self._uncalled_in:
             parent.qkv_bias_separate = bool(names)
 
