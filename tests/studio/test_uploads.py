@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import zipfile
 from pathlib import Path
 
@@ -11,7 +12,10 @@ import pytest
 
 from rankwise.commands.columns import columns_of
 from rankwise.config.data import DataConfig
+from rankwise.config.experiment import Experiment
+from rankwise.runs.queue import Queue
 from rankwise.studio import uploads
+from report_runs import made_run
 
 ROW = b'{"prompt": "a", "completion": "b"}\n'
 
@@ -49,10 +53,18 @@ def test_the_path_is_the_content_alone(client, name):
     status, answer = sent(client, name)
     digest = hashlib.sha256(ROW).hexdigest()[:32]
     assert status == 200 and answer["path"] == f"runs/.uploads/{digest}.jsonl"
-    assert {file.name for file in Path("runs/.uploads").iterdir()} == {f"{digest}.jsonl", f"{digest}.json"}
+    assert {file.name for file in Path("runs/.uploads").iterdir()} == {f"{digest}.jsonl", f"{digest}.about.json"}
     assert Path(answer["path"]).read_bytes() == ROW
     assert uploads.name_of(answer["path"]) == name[:200] and uploads.name_of("rows.jsonl") is None
     assert sorted(path.name for path in Path().iterdir()) == ["runs"]
+
+
+@pytest.mark.parametrize("ending", [one for one in uploads.KNOWN if one != ".zip"])
+def test_a_file_of_each_kind_is_stored_as_it_was_sent(client, ending):
+    """What is noted of a file of JSON was written over it."""
+    content = b'[{"prompt": "a", "completion": "b"}]'
+    _, answer = sent(client, f"rows{ending}", content)
+    assert Path(answer["path"]).read_bytes() == content and uploads.name_of(answer["path"]) == f"rows{ending}"
 
 
 @pytest.mark.parametrize(("name", "content", "why"), [
@@ -101,3 +113,25 @@ def test_an_archive_whose_content_is_damaged_is_refused(client, compression):
     status, answer = sent(client, "x.zip", damaged(compression))
     assert status == 400 and "the archive cannot be read" in answer["error"]
     assert not [file for file in Path("runs").rglob("*") if file.is_file()]
+
+
+def test_uploads_that_no_run_and_no_entry_names_can_be_removed(client, monkeypatch):
+    run, entry, free, young = (
+        Path(sent(client, f"rows{ending}", f'{{"text": "{ending}"}}\n'.encode())[1]["path"])
+        for ending in (".jsonl", ".json", ".csv", ".tsv")
+    )
+    folder = Path(sent(client, "x.zip", archive("a/1.png", "b/2.png"))[1]["path"])
+    made_run("r", steps=3)
+    config = Path("runs/r/config.json")
+    config.write_text(config.read_text().replace('"path": "', f'"path": "{run}', 1))
+    monkeypatch.setattr(Queue, "start_worker", lambda self: False)
+    Queue().add("next", Experiment(model="tiny-llama", data=str(entry), run="next"))
+    assert "unused uploads" not in client.get("/").text, "all of them are young"
+    for one in Path("runs/.uploads").glob("*.about.json"):
+        if not one.name.startswith(young.stem):
+            os.utime(one, (0, 0))
+    assert "2 uploaded files" in client.get("/").text
+    client.post("/uploads/remove")
+    assert run.exists() and entry.exists() and young.exists() and not free.exists() and not folder.exists()
+    assert len(list(Path("runs/.uploads").glob("*.about.json"))) == 3
+    assert "unused uploads" not in client.get("/").text

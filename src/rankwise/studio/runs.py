@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
@@ -17,12 +18,14 @@ from rankwise.errors import some
 from rankwise.reporting.quantities import size
 from rankwise.runs.listing import RUNS
 from rankwise.runs.queue import Queue
+from rankwise.studio import unused_uploads
 from rankwise.studio.forms import read_form
 from rankwise.studio.live import AT_WORK
 from rankwise.studio.pages import moved, page
 from rankwise.studio.queued import queued
 from rankwise.studio.rows import COLUMNS, Order, in_order, rows
 from rankwise.studio.screen import Screen
+from rankwise.studio.unused_uploads import Unused
 
 STATUSES = ("starting", "running", "finished", "interrupted", "failed", "unreadable")
 RESULTS = {"adapter": "the adapter", "model": "the trained model", "checkpoints": "the checkpoints to go on from",
@@ -52,7 +55,14 @@ def table(request: Request) -> Response:
         request, "runs.html", title="Runs", rows=in_order(chosen, by, order), count=len(every),
         heads=_heads(by, order, words, status), words=words, status=status, statuses=STATUSES, by=by, order=order,
         live=bool(waiting) or any(row.status in AT_WORK for row in every), folder=str(RUNS.absolute()), queued=waiting,
+        unused=_unused(),
     )  # fmt: skip
+
+
+def _unused() -> Unused | None:
+    with suppress(OSError):
+        return unused_uploads.unused()
+    return None
 
 
 def _heads(by: str, order: Order, words: str, status: str) -> list[Head]:
@@ -102,6 +112,11 @@ async def delete(request: Request) -> Response:
     return moved("/", f"Deleted {some(deleted.names)} and freed {size(deleted.bytes)}.")
 
 
+async def remove_uploads(request: Request) -> Response:
+    gone = await run_in_threadpool(unused_uploads.remove)
+    return moved("/", f"Removed {len(gone.digests):,} uploads and freed {size(gone.bytes)}.")
+
+
 async def remove(request: Request) -> Response:
     name = (await read_form(request)).text("run")
     await run_in_threadpool(Queue().remove, name)
@@ -112,6 +127,7 @@ SCREEN = Screen(
     [
         Route("/", table), Route("/delete", ask_to_delete), Route("/delete", delete, methods=["POST"]),
         Route("/queue/remove", remove, methods=["POST"]),
+        Route("/uploads/remove", remove_uploads, methods=["POST"]),
     ],
     label="Runs",
 )  # fmt: skip

@@ -33,6 +33,8 @@ LARGEST = 4_000_000_000
 """Bytes of a file, and of all images of an archive once they are unpacked."""
 MOST_IMAGES = 200_000
 KNOWN = (*SUFFIXES, ".zip")
+ABOUT = ".about.json"
+"""The ending of what is noted beside each upload: the browser's name for it."""
 _PLAIN = re.compile(r"[^\W_][\w .()+-]{0,99}")
 CHUNK = 1 << 20
 
@@ -81,7 +83,7 @@ def _named(temporary: Path, digest: str, ending: str, name: str) -> Path:
         else:
             with published_file(path) as copy:
                 shutil.copyfile(temporary, copy)
-    write_atomic(FOLDER / f"{digest}.json", json.dumps({"name": name[:200], "path": path.name}).encode())
+    write_atomic(FOLDER / f"{digest}{ABOUT}", json.dumps({"name": name[:200], "path": path.name}).encode())
     return path
 
 
@@ -91,7 +93,7 @@ def name_of(path: str) -> str | None:
     if file.parent != FOLDER:
         return None
     try:
-        stored_facts = json.loads((FOLDER / f"{file.name.partition('.')[0]}.json").read_text(encoding="utf-8"))
+        stored_facts = json.loads((FOLDER / f"{file.name.partition('.')[0]}{ABOUT}").read_text(encoding="utf-8"))
         return str(stored_facts["name"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
