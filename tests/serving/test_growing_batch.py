@@ -15,6 +15,7 @@ from rankwise.adapters.by_row import AdaptersByRow
 from rankwise.config.adapters import LoraConfig
 from rankwise.errors import EvaluationError
 from rankwise.inference.growing_batch import GrowingBatch, Row
+from rankwise.inference.prefixes import SHORTEST, Prefixes
 from rankwise.inference.sampling import GREEDY, Sampler, Sampling
 
 NAMES = ("low", "few", "dora", "head", None)
@@ -79,6 +80,88 @@ def test_each_row_is_what_its_adapter_writes_alone(adapted):
     same = Row([5, 6, 7], None, Sampler.seeded(GREEDY, 0))
     apart = [alone(model, adapters, Row(same.prompt, name, same.sampler), 8) for name in NAMES]
     assert len({tuple(one) for one in apart}) == len(NAMES), "else another adapter's answer would not be seen"
+
+
+def conversations(chance, count, names):
+    """Rows whose prompts begin as earlier ones, with their answers or without, or as none."""
+    prompts, jobs = [[chance.randrange(3, 96) for _ in range(30)]], []
+    for number in range(count):
+        begin = chance.choice(prompts)[: chance.randrange(10, 60)]
+        prompts.append([*begin, *(chance.randrange(3, 96) for _ in range(chance.randrange(1, 20)))])
+        jobs.append((Row(prompts[-1], chance.choice(names), Sampler.seeded(GREEDY, number)), chance.randrange(1, 12)))
+    return jobs
+
+
+def test_what_a_prompt_shares_with_an_earlier_one_is_not_read_again_and_changes_no_answer(adapted):
+    model, adapters = adapted
+    prefixes = Prefixes()
+    jobs = conversations(random.Random(3), 60, NAMES)
+    written_together(GrowingBatch(model, AdaptersByRow(adapters).of, prefixes), jobs, random.Random(1))
+    for row, count in jobs:
+        assert row.ids[:count] == alone(model, adapters, row, count), (row.adapter, row.reused)
+    assert sum(row.reused >= SHORTEST for row, _ in jobs) > 20
+    assert all(row.reused < len(row.prompt) for row, _ in jobs)
+    goes_on = [
+        Row([*row.prompt, *row.ids[:count], 7, 8], row.adapter, Sampler.seeded(GREEDY, 0)) for row, count in jobs
+    ]
+    row = max(goes_on, key=lambda one: len(one.prompt))
+    written_together(GrowingBatch(model, AdaptersByRow(adapters).of, prefixes), [(row, 6)], random.Random(1))
+    assert row.reused >= len(row.prompt) - 3, "an answer is not read again either, but for its last token"
+    assert row.ids[:6] == alone(model, adapters, row, 6)
+
+
+def test_another_adapter_and_one_that_was_forgotten_read_everything(adapted):
+    model, adapters = adapted
+    prefixes, by_row = Prefixes(), AdaptersByRow(adapters).of
+    prompt = list(range(3, 43))
+
+    def reused(name):
+        row = Row(prompt, name, Sampler.seeded(GREEDY, 0))
+        written_together(GrowingBatch(model, by_row, prefixes), [(row, 3)], random.Random(0))
+        assert row.ids[:3] == alone(model, adapters, row, 3)
+        return row.reused
+
+    assert [reused(name) for name in NAMES] == [0] * len(NAMES)
+    assert [reused(name) for name in NAMES] == [len(prompt) - 1] * len(NAMES)
+    prefixes.forget(NAMES[0])
+    assert [reused(name) for name in NAMES] == [0] + [len(prompt) - 1] * (len(NAMES) - 1)
+
+
+def test_what_stays_is_bounded_and_the_least_recently_used_goes():
+    layers = [(torch.zeros(2, 100, 8), torch.zeros(2, 100, 8))]
+    of = lambda first: [first, *range(99)]  # noqa: E731
+    prefixes = Prefixes(3 * 2 * 2 * 100 * 8 * 4)
+    for first in (1, 2, 3):
+        prefixes.add(of(first), None, layers)
+    assert prefixes.beginning_of([*of(1), 5], None)[0] == 100
+    prefixes.add(of(4), None, layers)
+    assert [prefixes.beginning_of([*of(one), 5], None)[0] for one in (1, 2, 3, 4)] == [100, 0, 100, 100]
+    before = prefixes.bytes
+    prefixes.add([*of(4)[:50]], None, [(a[:, :50], b[:, :50]) for a, b in layers])
+    assert prefixes.bytes == before, "it is a beginning of what is there"
+    nothing = Prefixes(0)
+    nothing.add(of(1), None, layers)
+    assert nothing.bytes == 0 and nothing.beginning_of([*of(1), 5], None) == (0, ())
+
+
+def test_what_gave_no_numbers_is_not_used_again(adapted):
+    model, adapters = adapted
+    prefixes = Prefixes()
+    batch = GrowingBatch(model, AdaptersByRow(adapters).of, prefixes)
+    row = Row(list(range(3, 43)), None, Sampler.seeded(GREEDY, 0))
+    batch.join(row)
+    before, real = prefixes.bytes, model.lm_head.weight.data
+    model.lm_head.weight.data = torch.full_like(real, float("nan"))
+    try:
+        assert batch.step() == [None]
+        batch.leave([row])
+        with pytest.raises(EvaluationError):
+            GrowingBatch(model, AdaptersByRow(adapters).of, prefixes).join(
+                Row([9] * 40, None, Sampler.seeded(GREEDY, 0))
+            )
+    finally:
+        model.lm_head.weight.data = real
+    assert prefixes.bytes == before
 
 
 def test_in_16_bits_a_mixed_batch_rounds_as_each_adapter_alone():

@@ -80,7 +80,11 @@ def test_pieces_are_the_whole_answer(server):
         assert parts[0]["delta"]["role"] == "assistant"
         assert "".join(part["delta"].get("content", "") for part in parts) == whole["choices"][0]["message"]["content"]
         assert parts[-1]["finish_reason"] == whole["choices"][0]["finish_reason"]
-        assert made[-1]["usage"] == whole["usage"] and {piece["id"] for piece in made} == {made[0]["id"]}
+        usage = whole["usage"]
+        assert usage.pop("prompt_tokens_details") == {"cached_tokens": 0}
+        reused = {"cached_tokens": usage["prompt_tokens"] - 1}  # the same prompt was read a moment ago
+        assert made[-1]["usage"] == usage | {"prompt_tokens_details": reused}
+        assert {piece["id"] for piece in made} == {made[0]["id"]}
 
 
 def test_a_stop_text_ends_an_answer_before_it(server):

@@ -25,6 +25,13 @@ Origins = Annotated[
 ]
 Together = Annotated[int, typer.Option(min=1, max=256, help="Answers that are written at once.")]
 Waiting = Annotated[int, typer.Option(min=0, max=100_000, help="Requests that may wait; others get 429.")]
+PrefixMemory = Annotated[
+    str,
+    typer.Option(
+        help="Memory for keys and values of earlier prompts and answers: what a prompt shares with one of them is not "
+        "read again. 0 for none."
+    ),
+]
 Most = Annotated[int, typer.Option(min=1, help="Largest number of tokens in an answer whose request names none.")]
 Format = Annotated[
     str,
@@ -60,6 +67,7 @@ def serve(
     allow_origin: Origins = None,
     together: Together = 16,
     waiting: Waiting = 64,
+    prefix_memory: PrefixMemory = "512MB",
     max_new_tokens: Most = 1024,
     dtype: Format = "auto",
     load_from: LoadFrom = None,
@@ -85,4 +93,6 @@ def serve(
         )
         ready = print_json if as_json else None
         with Display(quiet) as display:
-            serve_command(offer, address, display, together=together, waiting=waiting, ready=ready)
+            serve_command(
+                offer, address, display, together=together, waiting=waiting, prefix_memory=prefix_memory, ready=ready
+            )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rankwise.config.models import ModelConfig
+from rankwise.config.sizes import parse_size
 from rankwise.errors import ConfigError, RunError
 from rankwise.runs.records import Callback, StatusMessage
 from rankwise.serving.address import Address
@@ -63,7 +64,7 @@ class Offer:
 
 
 def serve(
-    offer: Offer, address: Address, callback: Callback, *, together: int, waiting: int,
+    offer: Offer, address: Address, callback: Callback, *, together: int, waiting: int, prefix_memory: str = "512MB",
     ready: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:  # fmt: skip
     """Returns when the server was asked to stop. `ready` gets its address and its models."""
@@ -71,10 +72,12 @@ def serve(
         need_extra(package, "rankwise serve", "serve", ConfigError)
     if offer.fine_tuning:
         need_extra("python_multipart", "rankwise serve --fine-tuning", "serve", ConfigError)
-    address.check(*offer.problems)
+    prefix_bytes, problems = _prefix_bytes(prefix_memory)
+    address.check(*offer.problems, *problems)
     number_format = ModelConfig(name="serve", dtype=offer.dtype).dtype  # pyright: ignore[reportArgumentType]  checked there
     with bound(address) as listening:
-        from rankwise.serving.engine import Engine, Limits
+        from rankwise.serving.engine import Engine
+        from rankwise.serving.limits import Limits
         from rankwise.serving.served import load_serving
 
         serving = load_serving(
@@ -82,7 +85,9 @@ def serve(
             force_base=offer.force_base, trust_code=offer.trust_code,
         )  # fmt: skip
         serving.model.module.eval()
-        engine = Engine(serving.model.module, serving.by_row, serving.mixes, Limits(together, waiting))
+        engine = Engine(
+            serving.model.module, serving.by_row, serving.mixes, Limits(together, waiting, prefix_bytes=prefix_bytes)
+        )
         engine.start()
         try:
             with _app(offer, address, serving, engine, callback) as app:
@@ -93,6 +98,16 @@ def serve(
         finally:
             engine.stop()
         callback(StatusMessage("stopped."))
+
+
+def _prefix_bytes(text: str) -> tuple[int, list[str]]:
+    """And what is wrong with it."""
+    if text.strip() == "0":
+        return 0, []
+    try:
+        return parse_size(text), []
+    except ValueError as error:
+        return 0, [f"--prefix-memory {text[:40]!r}: {error}; 0 keeps none."]
 
 
 @contextmanager

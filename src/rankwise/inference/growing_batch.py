@@ -7,6 +7,7 @@ place:
     row 2   a b c d e f | g          a row that joins is read alone, then laid beside the others
     row 3   . . . . a b | c          a row that ends is taken out, and padding that no row needs any more is cut
 
+What a prompt shares with an earlier one is not read again (prefixes.py).
 A step computes one token for every row, each with its own adapter (adapters/by_row.py).
 """
 
@@ -24,6 +25,7 @@ from transformers import DynamicCache
 
 from rankwise.errors import EvaluationError
 from rankwise.inference.kv_cache import RoomyLayer, preallocated_cache
+from rankwise.inference.prefixes import Prefixes
 from rankwise.inference.sampling import Chosen, Sampler, chosen
 
 NO_NUMBER = (
@@ -42,14 +44,18 @@ class Row:
     sampler: Sampler
     ids: list[int] = field(default_factory=list)
     """Its tokens so far."""
+    reused: int = 0
+    """Tokens of the prompt that were not read again."""
+    sound: bool = True
+    """False once the model gave no numbers for it."""
 
 
 class GrowingBatch:
     """The rows that are being written. `by_row` lays the adapters of these names over the rows of a batch."""
 
-    def __init__(self, module: nn.Module, by_row: ByRow) -> None:
+    def __init__(self, module: nn.Module, by_row: ByRow, prefixes: Prefixes | None = None) -> None:
         self._module: Any = module
-        self._by_row = by_row
+        self._by_row, self._prefixes = by_row, Prefixes(0) if prefixes is None else prefixes
         (self._name,) = preallocated_cache(module)
         self._cache: DynamicCache | None = None
         self._mask = torch.empty(0)
@@ -63,13 +69,18 @@ class GrowingBatch:
     @torch.inference_mode()
     def join(self, row: Row) -> Chosen:
         """Read a prompt, and choose the first token of its answer. EvaluationError where the model gives no numbers."""
-        ids = torch.tensor([row.prompt], device=self._device)
         cache = preallocated_cache(self._module)[self._name]
-        mask = torch.ones_like(ids)
+        row.reused, layers = self._prefixes.beginning_of(row.prompt, row.adapter)
+        for layer, (keys, values) in zip(_layers(cache), layers, strict=False):
+            layer.update(keys[None], values[None])
+        ids = torch.tensor([row.prompt[row.reused :]], device=self._device)
+        mask = ids.new_ones((1, len(row.prompt)))
         logits = self._forward(ids, mask, cache, [row])
         self.rows.append(row)
-        self._lay_beside(cache, mask)
         (first,) = self._choose(logits, [row])
+        if first is not None:
+            self._prefixes.add(row.prompt, row.adapter, [(one.keys[0], one.values[0]) for one in _layers(cache)])
+        self._lay_beside(cache, mask)
         if first is None:
             raise EvaluationError(NO_NUMBER)
         return first
@@ -88,6 +99,8 @@ class GrowingBatch:
         staying = [number for number, row in enumerate(self.rows) if row not in ended]
         if len(staying) == len(self.rows):
             return
+        for number in set(range(len(self.rows))).difference(staying):
+            self._store(number)
         self.rows = [self.rows[number] for number in staying]
         if not staying or self._cache is None:
             self._cache = None
@@ -98,6 +111,15 @@ class GrowingBatch:
         numbers = torch.tensor(staying, device=self._device)
         for layer in _layers(self._cache):
             layer.keys, layer.values = (one[numbers, :, unused:].contiguous() for one in (layer.keys, layer.values))
+
+    def _store(self, number: int) -> None:
+        """What the row has read, for others that begin so: its last token was chosen and not read."""
+        row = self.rows[number]
+        if row.sound and self._cache is not None:
+            ids = [*row.prompt, *row.ids[:-1]]
+            own = (slice(None), slice(-len(ids), None))
+            layers = [(one.keys[number][own], one.values[number][own]) for one in _layers(self._cache)]
+            self._prefixes.add(ids, row.adapter, layers)
 
     @property
     def _device(self) -> torch.device:
@@ -119,6 +141,7 @@ class GrowingBatch:
         for row, one in zip(rows, kept, strict=True):
             if one is not None:
                 row.ids.append(one.token)
+            row.sound = one is not None
         return kept
 
     def _lay_beside(self, cache: DynamicCache, mask: Tensor) -> None:

@@ -130,7 +130,7 @@ class Server:
 
     async def _whole(self, request: Request, reply: Reply, pending: list[Pending], pieces: Pieces) -> Response:
         """Ends early where nobody waits for it any more."""
-        choices = [Choice() for _ in pending]
+        choices = [Choice(one.row) for one in pending]
         left = asyncio.ensure_future(_disconnected(request))
         try:
             while any(one.finish is None for one in choices):
@@ -152,7 +152,7 @@ class Server:
         self, reply: Reply, pending: list[Pending], pieces: Pieces, *, usage: bool
     ) -> AsyncIterator[bytes]:
         """An answer that may call tools is given in one piece, since its text may be a call."""
-        choices, at_once = [Choice() for _ in pending], bool(reply.question.tools)
+        choices, at_once = [Choice(one.row) for one in pending], bool(reply.question.tools)
         try:
             for number in range(len(pending)) if reply.chat else ():
                 yield event(reply.opening(number))

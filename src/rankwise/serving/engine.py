@@ -15,13 +15,14 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from torch import nn
 
 from rankwise.errors import EvaluationError, RankwiseError, typed
 from rankwise.inference.growing_batch import NO_NUMBER, ByRow, GrowingBatch
+from rankwise.inference.prefixes import Prefixes
 from rankwise.inference.sampling import Chosen
+from rankwise.serving.limits import Counts, Limits
 from rankwise.serving.pending import Pending, Piece
 from rankwise.serving.served import Served
 
@@ -43,31 +44,11 @@ class Stopped(Exception):
 STOPPED = "the server was stopped before the answer had ended."
 
 
-@dataclass(frozen=True)
-class Limits:
-    together: int = 16
-    """Answers that are written at once."""
-    waiting: int = 64
-    positions: int = 2**15
-    """Tokens of prompts and answers that are in memory at once, but for a single answer of more."""
-
-
-@dataclass
-class Counts:
-    """Since the start."""
-
-    requests: int = 0
-    refused: int = 0
-    cancelled: int = 0
-    failed: int = 0
-    prompt_tokens: int = 0
-    answer_tokens: int = 0
-
-
 class Engine:
     def __init__(self, module: nn.Module, by_row: ByRow, mixes: bool, limits: Limits) -> None:
         self.limits, self.counts = limits, Counts()
         self._module, self._by_row, self._mixes = module, by_row, mixes
+        self._prefixes = Prefixes(limits.prefix_bytes)
         self._waiting: deque[Pending] = deque()
         self._running: dict[str | None, tuple[GrowingBatch, list[Pending]]] = {}
         self._changed = threading.Condition()
@@ -198,8 +179,11 @@ class Engine:
     def _act(self) -> None:
         """What others want done between two tokens."""
         with self._changed:
-            actions = [*self._actions, *(self._retired.pop(name) for name in self._unused())]
+            unused = self._unused()
+            actions = [*self._actions, *map(self._retired.pop, unused)]
             self._actions.clear()
+        for name in unused:
+            self._prefixes.forget(name)
         for action in actions:
             action()
 
@@ -214,7 +198,7 @@ class Engine:
     def _join_waiting(self) -> None:
         while (pending := self._next()) is not None:
             key = None if self._mixes else pending.row.adapter
-            batch, every = self._running.setdefault(key, (GrowingBatch(self._module, self._by_row), []))
+            batch, every = self._running.setdefault(key, (GrowingBatch(self._module, self._by_row, self._prefixes), []))
             try:
                 chosen = batch.join(pending.row)
             except Exception as error:
@@ -224,6 +208,7 @@ class Engine:
                 continue
             pending.began = time.monotonic()
             self.counts.prompt_tokens += len(pending.row.prompt)
+            self.counts.reused_prompt_tokens += pending.row.reused
             every.append(pending)
             self._joining = 0
             self._deliver(key, [(pending, chosen)])

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rankwise.inference.growing_batch import Row
 from rankwise.inference.sampling import Chosen
 from rankwise.serving.pending import UNFINISHED, Piece
 from rankwise.serving.questions import Question, tokens_of
@@ -18,8 +19,9 @@ from rankwise.text.tokenizer import HubTokenizer
 
 @dataclass
 class Choice:
-    """What has come of one answer."""
+    """What has come of one answer, whose row the engine writes."""
 
+    row: Row
     text: str = ""
     chosen: list[Chosen] = field(default_factory=list)
     finish: str | None = None
@@ -67,10 +69,15 @@ class Reply:
         """The piece that tells the numbers of tokens."""
         return self._stream_head() | {"choices": [], "usage": self.usage(choices)}
 
-    def usage(self, choices: Sequence[Choice]) -> dict[str, int]:
+    def usage(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        """A prompt counts once, however many answers it has."""
         prompt = tokens_of(self.question.prompts)
         answers = sum(len(one.chosen) for one in choices)
-        return {"prompt_tokens": prompt, "completion_tokens": answers, "total_tokens": prompt + answers}
+        reused = sum(one.row.reused for one in choices[:: len(choices) // len(self.question.prompts)])
+        return {
+            "prompt_tokens": prompt, "completion_tokens": answers, "total_tokens": prompt + answers,
+            "prompt_tokens_details": {"cached_tokens": reused},
+        }  # fmt: skip
 
     def _head(self, kind: str) -> dict[str, Any]:
         served = self.question.served

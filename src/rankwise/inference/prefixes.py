@@ -1,0 +1,84 @@
+"""Keys and values of what was read and written lately, for prompts that begin in the same way.
+
+    a prompt was read, or an answer ended     its tokens stay here, with their keys and values
+    a prompt is to be read                    the longest beginning that it shares with one of them is not read again
+
+So a conversation is read from its last turn on, and a system message that many requests share is read once. Each
+adapter has its own keys and values. Those that were used least recently go where there are more bytes than `most`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+SHORTEST = 16
+"""Tokens that a shared beginning must have; to read fewer takes hardly longer than to copy them."""
+MOST, MOST_READ = 512_000_000, 256
+"""Bytes, and prompts and answers, that stay."""
+
+KeysValues = Sequence[tuple[Tensor, Tensor]]
+"""Of each layer, (heads, T, head size) both."""
+
+
+@dataclass(eq=False)
+class Read:
+    """Tokens, and their keys and values with an adapter."""
+
+    adapter: str | None
+    ids: tuple[int, ...]
+    layers: KeysValues
+
+    @property
+    def bytes(self) -> int:
+        return sum(one.numel() * one.element_size() for pair in self.layers for one in pair)
+
+
+class Prefixes:
+    """Not for several threads."""
+
+    def __init__(self, most: int = MOST) -> None:
+        self._most = most
+        self._read: list[Read] = []
+        """The one that was used last stands last."""
+
+    @property
+    def bytes(self) -> int:
+        return sum(one.bytes for one in self._read)
+
+    def beginning_of(self, prompt: Sequence[int], adapter: str | None) -> tuple[int, KeysValues]:
+        """How many tokens of the prompt need not be read, and their keys and values. At least one token is left."""
+        best, length = None, SHORTEST - 1
+        for one in self._read:
+            if one.adapter == adapter and (same := common(one.ids, prompt[:-1])) > length:
+                best, length = one, same
+        if best is None:
+            return 0, ()
+        self._read.remove(best)
+        self._read.append(best)
+        return length, [(keys[:, :length], values[:, :length]) for keys, values in best.layers]
+
+    def add(self, ids: Sequence[int], adapter: str | None, layers: KeysValues) -> None:
+        """In place of those that are a beginning of it. The tensors are copied."""
+        new, of_adapter = Read(adapter, tuple(ids), layers), [one for one in self._read if one.adapter == adapter]
+        known = any(common(one.ids, new.ids) == len(new.ids) for one in of_adapter)
+        if known or len(new.ids) < SHORTEST or new.bytes > self._most:
+            return
+        for one in of_adapter:
+            if common(one.ids, new.ids) == len(one.ids):
+                self._read.remove(one)
+        self._read.append(replace(new, layers=[(keys.clone(), values.clone()) for keys, values in layers]))
+        while self.bytes > self._most or len(self._read) > MOST_READ:
+            del self._read[0]
+
+    def forget(self, adapter: str | None) -> None:
+        """Of an adapter that is discarded."""
+        self._read = [one for one in self._read if one.adapter != adapter]
+
+
+def common(first: Sequence[int], second: Sequence[int]) -> int:
+    """The number of tokens with which both begin."""
+    return next((at for at, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
+                min(len(first), len(second)))  # fmt: skip
