@@ -2,6 +2,7 @@
 
     python bench/serving.py right [--model tiny|smollm2-135m] [--requests 20000] [--adapters 16] [--clients 64]
     python bench/serving.py speed [--model smollm2-135m] [--rounds 3] [--llama-cpp FOLDER]
+    python bench/serving.py turns [--model smollm2-135m] [--rounds 3] [--llama-cpp FOLDER]
     … [--json] [--out TITLE]
 
 `right` lays random adapters over one base, starts `rankwise serve` over all of them, and asks greedy questions of 16
@@ -13,6 +14,9 @@ company: such answers are counted apart and compared up to there.
 the same run, in turns: by the clock, and by the processor time of the process that answers, which does not depend on
 what else the machine does. With `--llama-cpp`, the folder of an installed llama-cpp-python and its server's libraries,
 that server answers the same requests in the same turns: the model with its adapter merged, in float32, by our export.
+
+`turns` times a conversation of eight messages of some 80 tokens and answers of 16, with what was read before and
+(`--prefix-memory 0`) without it.
 """
 
 from __future__ import annotations
@@ -56,7 +60,7 @@ OPENINGS = ("", "You are asked about a land far away. ", "You are asked about a 
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("what", choices=("right", "speed"))
+    parser.add_argument("what", choices=("right", "speed", "turns"))
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--adapters", type=int, default=16)
@@ -68,7 +72,7 @@ def main() -> None:
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         made = Made(Path(folder), chosen.model, chosen.adapters if chosen.what == "right" else 1)
-        results = right(made, chosen) if chosen.what == "right" else speed(made, chosen)
+        results = {"right": right, "speed": speed, "turns": turns}[chosen.what](made, chosen)
     tell(chosen, results, lambda one: print(json.dumps(one, indent=1)))
 
 
@@ -122,11 +126,11 @@ def _write_tiny(folder: Path) -> None:
 
 
 @contextmanager
-def serving(made: Made) -> Iterator[tuple[tuple[str, int], int]]:
+def serving(made: Made, *more: str, port: int = 0) -> Iterator[tuple[tuple[str, int], int]]:
     """The address and the number of the process."""
-    port = 8200 + os.getpid() % 500
+    port = port or 8200 + os.getpid() % 500
     words = [sys.executable, "-m", "rankwise", "serve", *made.names, "--port", str(port), "--json"]
-    words += ["--waiting", "1000", "--dtype", "float32", "--quiet"]
+    words += ["--waiting", "1000", "--dtype", "float32", "--quiet", *more]
     with subprocess.Popen(words, cwd=made.folder, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         ready = process.stdout.readline()
@@ -176,8 +180,11 @@ class Client:
     def __init__(self, address: tuple[str, int]) -> None:
         self._connection = http.client.HTTPConnection(*address, timeout=600)
 
-    def ask(self, name: str, prompt: str, new: int = TOKENS, **more: Any) -> dict[str, Any]:
-        body = {"model": name, "messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": new}
+    def ask(
+        self, name: str, prompt: str, new: int = TOKENS, before: Sequence[dict[str, str]] = (), **more: Any
+    ) -> dict[str, Any]:
+        messages = [*before, {"role": "user", "content": prompt}]
+        body = {"model": name, "messages": messages, "temperature": 0, "max_tokens": new}
         content = json.dumps(body | more)
         self._connection.request("POST", "/v1/chat/completions", content, {"content-type": "application/json"})
         answer = self._connection.getresponse()
@@ -249,6 +256,40 @@ def speed(made: Made, chosen: Any) -> dict[str, Any]:
         "tokens a second": by_clock, "tokens a second of processor time": by_processor,
         "times transformers": {label: round(rate / base, 2) for label, rate in by_clock.items()},
         "tokens": new, "threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+
+MESSAGE = "and I would like to know more about the rivers, the towns and the hills of this land. " * 4
+
+
+def turns(made: Made, chosen: Any) -> dict[str, Any]:
+    """Seconds of each message's answer; no two conversations begin alike, so that nothing is left of an earlier one."""
+    (name,), ends = made.names, {str(token): -100 for token in made.model.template.end_ids}
+
+    def conversation(address: tuple[str, int], first: str) -> list[float]:
+        client, said, took = Client(address), list[dict[str, str]](), list[float]()
+        for number in range(8):
+            text = f"{first} message {number}: {MESSAGE}"
+            began = time.perf_counter()
+            answer = client.ask(name, text, before=said, logit_bias=ends)["choices"][0]["message"]["content"]
+            took.append(time.perf_counter() - began)
+            said += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+        return took
+
+    port = 8200 + os.getpid() % 500
+    with serving(made) as own, serving(made, "--prefix-memory", "0", port=port + 1) as without, \
+            llama_cpp_serving(made, chosen.llama_cpp) as other:  # fmt: skip
+        servers = {"rankwise": own, "without earlier prompts": without}
+        servers |= {} if other is None else {"llama_cpp.server": other}
+        every = defaultdict[str, list[list[float]]](list)
+        for number in range(chosen.rounds):
+            for label in list(servers) if number % 2 == 0 else reversed(servers):
+                every[label].append(conversation(servers[label][0], f"{label} {number}"))
+    medians = {label: [statistics.median(one) for one in zip(*runs, strict=True)] for label, runs in every.items()}
+    return {
+        "seconds of each answer": {label: [round(one, 2) for one in values] for label, values in medians.items()},
+        "seconds of all": {label: round(sum(values), 2) for label, values in medians.items()},
+        "threads": torch.get_num_threads(),
     }  # fmt: skip
 
 
