@@ -133,6 +133,8 @@ def test_an_adapter_stays_while_a_question_about_it_is_written(open_server):
     server, engine = open_server, open_server.engine
     server.load("it", "lora")
     chosen = server.serving.models["it"]
+    text_of(server.client.post(CHAT, json=question("it")))
+    assert chosen.adapter in {one.adapter for one in engine._prefixes._read}
     with engine.leased(lambda: chosen):
         assert server.unload("it").status_code == 200
         engine.between(lambda: None)  # the engine's thread has looked at what is retired
@@ -140,6 +142,7 @@ def test_an_adapter_stays_while_a_question_about_it_is_written(open_server):
         assert chosen.adapter in server.serving.adapters.names
     settled(server)
     assert chosen.adapter not in server.serving.adapters.names
+    assert chosen.adapter not in {one.adapter for one in engine._prefixes._read}, "what it read goes with it"
 
 
 def test_right_adapter_while_others_come_and_go(open_server, references):
