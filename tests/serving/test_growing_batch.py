@@ -136,6 +136,9 @@ def test_what_stays_is_bounded_and_the_least_recently_used_goes():
     assert prefixes.beginning_of([*of(1), 5], None)[0] == 100
     prefixes.add(of(4), None, layers)
     assert [prefixes.beginning_of([*of(one), 5], None)[0] for one in (1, 2, 3, 4)] == [100, 0, 100, 100]
+    prefixes.add([9] * 20, None, [(a[:, 30:50], b[:, 30:50]) for a, b in layers])
+    own = [part.untyped_storage().nbytes() for one in prefixes._read for pair in one.layers for part in pair]
+    assert sum(own) == prefixes.bytes, "a view would keep all of a batch in memory"
     before = prefixes.bytes
     prefixes.add([*of(4)[:50]], None, [(a[:, :50], b[:, :50]) for a, b in layers])
     assert prefixes.bytes == before, "it is a beginning of what is there"
@@ -150,6 +153,7 @@ def test_what_gave_no_numbers_is_not_used_again(adapted):
     batch = GrowingBatch(model, AdaptersByRow(adapters).of, prefixes)
     row = Row(list(range(3, 43)), None, Sampler.seeded(GREEDY, 0))
     batch.join(row)
+    batch.step()
     before, real = prefixes.bytes, model.lm_head.weight.data
     model.lm_head.weight.data = torch.full_like(real, float("nan"))
     try:
