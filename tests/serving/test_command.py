@@ -38,6 +38,8 @@ def test_a_port_in_use_and_another_machine_without_a_key(in_home):
         taken.listen()
         assert "Choose another with --port" in refused("lora", "--port", str(taken.getsockname()[1]))
     assert "a key is needed" in refused("lora", "--host", "0.0.0.0")
+    several = refused("--load-from", "nowhere", "--prefix-memory", "many")
+    assert all(one in several for one in ("name runs", "is not a folder", "--prefix-memory 'many'", "0 keeps none"))
 
 
 def free_port():
