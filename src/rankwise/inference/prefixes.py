@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from torch import Tensor
 
@@ -31,7 +32,7 @@ class Read:
     ids: tuple[int, ...]
     layers: KeysValues
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         return sum(one.numel() * one.element_size() for pair in self.layers for one in pair)
 
