@@ -8,6 +8,8 @@ import random
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import rankwise
 from conftest import tiny_model
@@ -15,7 +17,7 @@ from rankwise.adapters.by_row import AdaptersByRow
 from rankwise.config.adapters import LoraConfig
 from rankwise.errors import EvaluationError
 from rankwise.inference.growing_batch import GrowingBatch, Row
-from rankwise.inference.prefixes import SHORTEST, Prefixes
+from rankwise.inference.prefixes import SHORTEST, Prefixes, common
 from rankwise.inference.sampling import GREEDY, Sampler, Sampling
 
 NAMES = ("low", "few", "dora", "head", None)
@@ -125,6 +127,12 @@ def test_another_adapter_and_one_that_was_forgotten_read_everything(adapted):
     assert [reused(name) for name in NAMES] == [len(prompt) - 1] * len(NAMES)
     prefixes.forget(NAMES[0])
     assert [reused(name) for name in NAMES] == [0] + [len(prompt) - 1] * (len(NAMES) - 1)
+
+
+@given(st.lists(st.integers(0, 1), max_size=30), st.lists(st.integers(0, 1), max_size=30))
+def test_the_beginning_of_two_lists_that_is_the_same(first, second):
+    same = common(tuple(first), tuple(second))
+    assert first[:same] == second[:same] and (first[same : same + 1] != second[same : same + 1] or first == second)
 
 
 def test_what_stays_is_bounded_and_the_least_recently_used_goes():

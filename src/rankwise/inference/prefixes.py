@@ -51,9 +51,9 @@ class Prefixes:
 
     def beginning_of(self, prompt: Sequence[int], adapter: str | None) -> tuple[int, KeysValues]:
         """How many tokens of the prompt need not be read, and their keys and values. At least one token is left."""
-        best, length = None, SHORTEST - 1
+        best, length, ids = None, SHORTEST - 1, tuple(prompt[:-1])
         for one in self._read:
-            if one.adapter == adapter and (same := common(one.ids, prompt[:-1])) > length:
+            if one.adapter == adapter and (same := common(one.ids, ids)) > length:
                 best, length = one, same
         if best is None:
             return 0, ()
@@ -79,7 +79,13 @@ class Prefixes:
         self._read = [one for one in self._read if one.adapter != adapter]
 
 
-def common(first: Sequence[int], second: Sequence[int]) -> int:
-    """The number of tokens with which both begin."""
-    return next((at for at, (a, b) in enumerate(zip(first, second, strict=False)) if a != b),
-                min(len(first), len(second)))  # fmt: skip
+def common(first: tuple[int, ...], second: tuple[int, ...]) -> int:
+    """The number of tokens with which both begin, by halves, since slices are compared fast."""
+    same, end = 0, min(len(first), len(second))
+    while same < end:
+        middle = (same + end + 1) // 2
+        if first[same:middle] == second[same:middle]:
+            same = middle
+        else:
+            end = middle - 1
+    return same
