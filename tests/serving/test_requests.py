@@ -9,7 +9,9 @@ from contextlib import chdir
 import pytest
 
 from rankwise.config.generation import GenerationConfig
+from rankwise.inference.growing_batch import GrowingBatch
 from rankwise.inference.tuned_model import load_tuned
+from rankwise.serving.limits import Limits
 from rankwise.system.files import sha256_of
 from rankwise.text.example import Message
 from serving_names import NAMES
@@ -164,3 +166,17 @@ def test_null_is_a_field_that_is_not_given(server):
 
 def test_a_host_may_be_in_capitals(server):
     assert server.client.get("/health", headers={"host": "LocalHost:8000"}).status_code == 200
+
+
+@pytest.mark.parametrize(("reading", "order"), [(10, "JSJSJS"), (30, "JJSJSS"), (10_000, "JJJSSS")])
+def test_answers_go_on_while_many_prompts_are_read(started, monkeypatch, reading, order):
+    """Prompts of some twenty tokens, there at once; J is one that is read, S a token for all that are written."""
+    server, seen = started(Limits(reading=reading, prefix_bytes=0)), []
+    join, step = GrowingBatch.join, GrowingBatch.step
+    monkeypatch.setattr(GrowingBatch, "join", lambda *given: (seen.append("J"), join(*given))[1])
+    monkeypatch.setattr(GrowingBatch, "step", lambda *given: (seen.append("S"), step(*given))[1])
+    prompts = [f"{word} " * 20 for word in ("fox", "the", "dog")]
+    body = {"model": "lora", "prompt": prompts, "max_tokens": 12, "temperature": 0, "logit_bias": {"2": -100}}
+    answer = server.client.post(TEXT, json=body)
+    assert answer.json()["usage"]["prompt_tokens"] == 65
+    assert "".join(seen).startswith(order)

@@ -2,6 +2,8 @@
 
     waiting  ->  as many as fit join the batch, each prompt read alone  ->  a step for all  ->  those that ended leave
 
+Of prompts no more than `Limits.reading` tokens are read between two steps, so that answers go on.
+
 A request waits in the order of its arrival, at most `Limits.waiting` of them. Rows with different adapters are in one
 batch where the model allows it, and else in one batch for each adapter.
 """
@@ -196,7 +198,8 @@ class Engine:
         return [name for name in self._retired if name not in used and not self._leases[name]]
 
     def _join_waiting(self) -> None:
-        while (pending := self._next()) is not None:
+        read = 0
+        while read < self.limits.reading and (pending := self._next()) is not None:
             key = None if self._mixes else pending.row.adapter
             batch, every = self._running.setdefault(key, (GrowingBatch(self._module, self._by_row, self._prefixes), []))
             try:
@@ -209,6 +212,7 @@ class Engine:
             pending.began = time.monotonic()
             self.counts.prompt_tokens += len(pending.row.prompt)
             self.counts.reused_prompt_tokens += pending.row.reused
+            read += len(pending.row.prompt) - pending.row.reused
             every.append(pending)
             self._joining = 0
             self._deliver(key, [(pending, chosen)])
