@@ -94,6 +94,23 @@ def conversations(chance, count, names):
     return jobs
 
 
+@pytest.mark.parametrize("most", [1, 7])
+def test_a_prompt_that_is_read_in_parts_is_the_same_prompt(adapted, most):
+    model, adapters = adapted
+    batch, jobs = GrowingBatch(model, AdaptersByRow(adapters).of), jobs_of(random.Random(8), 12, NAMES)
+    for row, _ in jobs:
+        parts = 0
+        while batch.read(row, most) is None:
+            parts += 1
+            if batch.rows:
+                batch.step()  # the others go on
+        assert parts == (len(row.prompt) - 1) // most
+    while min(len(row.ids) - count for row, count in jobs) < 0:
+        batch.step()
+    for row, count in jobs:
+        assert row.ids[:count] == alone(model, adapters, row, count), row
+
+
 def test_what_a_prompt_shares_with_an_earlier_one_is_not_read_again_and_changes_no_answer(adapted):
     model, adapters = adapted
     prefixes = Prefixes()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir
 
@@ -168,15 +170,45 @@ def test_a_host_may_be_in_capitals(server):
     assert server.client.get("/health", headers={"host": "LocalHost:8000"}).status_code == 200
 
 
-@pytest.mark.parametrize(("reading", "order"), [(10, "JSJSJS"), (30, "JJSJSS"), (10_000, "JJJSSS")])
-def test_answers_go_on_while_many_prompts_are_read(started, monkeypatch, reading, order):
-    """Prompts of some twenty tokens, there at once; J is one that is read, S a token for all that are written."""
+@pytest.mark.parametrize(
+    ("reading", "order"), [(10, "ppRpSpSRpSpSRSS"), (30, "RpSRpSRSS"), (10_000, "RRRSSS")], ids=str
+)
+def test_answers_go_on_while_long_and_many_prompts_are_read(started, monkeypatch, reading, order):
+    """p is a part of a prompt of some twenty tokens, R its rest, S a token for all that are written."""
     server, seen = started(Limits(reading=reading, prefix_bytes=0)), []
-    join, step = GrowingBatch.join, GrowingBatch.step
-    monkeypatch.setattr(GrowingBatch, "join", lambda *given: (seen.append("J"), join(*given))[1])
+    read, step = GrowingBatch.read, GrowingBatch.step
+
+    def reads(*given):
+        chosen = read(*given)
+        seen.append("p" if chosen is None else "R")
+        return chosen
+
+    monkeypatch.setattr(GrowingBatch, "read", reads)
     monkeypatch.setattr(GrowingBatch, "step", lambda *given: (seen.append("S"), step(*given))[1])
     prompts = [f"{word} " * 20 for word in ("fox", "the", "dog")]
     body = {"model": "lora", "prompt": prompts, "max_tokens": 12, "temperature": 0, "logit_bias": {"2": -100}}
     answer = server.client.post(TEXT, json=body)
     assert answer.json()["usage"]["prompt_tokens"] == 65
-    assert "".join(seen).startswith(order)
+    assert "".join(seen).startswith(order), "".join(seen)
+
+
+def test_a_prompt_whose_client_goes_while_it_is_read_is_dropped(started, monkeypatch):
+    server, parts = started(Limits(reading=2)), []
+    read = GrowingBatch.read
+
+    def reads(batch, row, most):
+        parts.append(row)
+        if len(parts) == 3:
+            server.engine.cancel([server.engine._reading])
+        return read(batch, row, most)
+
+    monkeypatch.setattr(GrowingBatch, "read", reads)
+    gone = threading.Thread(
+        target=lambda: server.client.post(CHAT, json=chat("lora", QUESTIONS[0], stream=True, max_tokens=4)), daemon=True
+    )
+    gone.start()
+    while server.engine.counts.cancelled < 1 or server.engine.running:
+        time.sleep(0.01)
+    assert len(parts) == 3 and parts[0].cache is not None and server.engine.counts.failed == 0
+    monkeypatch.setattr(GrowingBatch, "read", read)
+    assert said(server.client.post(CHAT, json=chat("lora", QUESTIONS[0], max_tokens=4)))

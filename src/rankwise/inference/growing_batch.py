@@ -4,7 +4,7 @@ Keys and values of all rows lie in one cache, padded on the left, so that every 
 place:
 
     row 1   . . a b c d | e          T positions, then one more with each step
-    row 2   a b c d e f | g          a row that joins is read alone, then laid beside the others
+    row 2   a b c d e f | g          a row that joins is read alone, in parts if it is long, then laid beside the others
     row 3   . . . . a b | c          a row that ends is taken out, and padding that no row needs any more is cut
 
 What a prompt shares with an earlier one is not read again (prefixes.py).
@@ -46,6 +46,10 @@ class Row:
     """Its tokens so far."""
     reused: int = 0
     """Tokens of the prompt that were not read again."""
+    read: int = 0
+    """Tokens of the prompt that have keys and values."""
+    cache: Any = None
+    """These, until the whole prompt is read."""
     sound: bool = True
     """False once the model gave no numbers for it."""
 
@@ -66,16 +70,24 @@ class GrowingBatch:
         """Of each row in the cache, padding included."""
         return 0 if self._cache is None else self._mask.shape[1]
 
-    @torch.inference_mode()
     def join(self, row: Row) -> Chosen:
         """Read a prompt, and choose the first token of its answer. EvaluationError where the model gives no numbers."""
-        cache = preallocated_cache(self._module)[self._name]
-        row.reused, layers = self._prefixes.beginning_of(row.prompt, row.adapter)
-        for layer, (keys, values) in zip(_layers(cache), layers, strict=False):
-            layer.update(keys[None], values[None])
-        ids = torch.tensor([row.prompt[row.reused :]], device=self._device)
-        mask = ids.new_ones((1, len(row.prompt)))
-        logits = self._forward(ids, mask, cache, [row])
+        first = self.read(row, len(row.prompt))
+        assert first is not None, "all of it is read"
+        return first
+
+    @torch.inference_mode()
+    def read(self, row: Row, most: int) -> Chosen | None:
+        """The same in parts: None, until the last of so many more tokens of the prompt was read."""
+        if row.cache is None:
+            row.cache = self._with_beginning(row)
+        begin, row.read = row.read, min(len(row.prompt), row.read + most)
+        ids = torch.tensor([row.prompt[begin : row.read]], device=self._device)
+        mask = ids.new_ones((1, row.read))
+        logits = self._forward(ids, mask, row.cache, [row])
+        if row.read < len(row.prompt):
+            return None
+        cache, row.cache = row.cache, None
         self.rows.append(row)
         (first,) = self._choose(logits, [row])
         if first is not None:
@@ -111,6 +123,15 @@ class GrowingBatch:
         numbers = torch.tensor(staying, device=self._device)
         for layer in _layers(self._cache):
             layer.keys, layer.values = (one[numbers, :, unused:].contiguous() for one in (layer.keys, layer.values))
+
+    def _with_beginning(self, row: Row) -> DynamicCache:
+        """Of a prompt that is read from here on, with what need not be read again."""
+        cache = preallocated_cache(self._module)[self._name]
+        row.reused, layers = self._prefixes.beginning_of(row.prompt, row.adapter)
+        for layer, (keys, values) in zip(_layers(cache), layers, strict=False):
+            layer.update(keys[None], values[None])
+        row.read = row.reused
+        return cache
 
     def _store(self, number: int) -> None:
         """What the row has read, for others that begin so: its last token was chosen and not read."""

@@ -2,7 +2,7 @@
 
     waiting  ->  as many as fit join the batch, each prompt read alone  ->  a step for all  ->  those that ended leave
 
-Of prompts no more than `Limits.reading` tokens are read between two steps, so that answers go on.
+No more than `Limits.reading` tokens of prompts are read between two steps, a long one in parts, so that answers go on.
 
 A request waits in the order of its arrival, at most `Limits.waiting` of them. Rows with different adapters are in one
 batch where the model allows it, and else in one batch for each adapter.
@@ -58,8 +58,8 @@ class Engine:
         self._actions: deque[Callable[[], None]] = deque()
         self._leases: Counter[str | None] = Counter()
         self._retired: dict[str, Callable[[], None]] = {}
-        self._joining = 0
-        """Whether a prompt is being read."""
+        self._reading: Pending | None = None
+        """Whose prompt is being read."""
         self._seconds = 1.0
         """How long an answer took lately, on average."""
         self._thread = threading.Thread(target=self._run, name="rankwise-engine", daemon=True)
@@ -145,7 +145,13 @@ class Engine:
     @property
     def running(self) -> int:
         every_batch = tuple(self._running.values())  # the engine's thread changes it
-        return self._joining + sum(len(every) for _, every in every_batch)
+        return int(self._reading is not None) + sum(len(every) for _, every in every_batch)
+
+    @property
+    def _begun(self) -> list[Pending]:
+        """Those whose prompts are read and whose answers are written, in the engine's thread."""
+        reading = [] if self._reading is None else [self._reading]
+        return [*reading, *(pending for _, every in self._running.values() for pending in every)]
 
     @property
     def is_alive(self) -> bool:
@@ -160,7 +166,7 @@ class Engine:
                 for key in list(self._running):
                     self._step(key)
         except Exception as error:
-            self._fail([pending for _, every in self._running.values() for pending in every], error)
+            self._fail(self._begun, error)
         finally:
             with self._changed:
                 self._stopping, left = True, list(self._waiting)
@@ -168,7 +174,7 @@ class Engine:
                 actions = list(self._actions)
             for act in actions:  # as there are no answers any more
                 act()
-            for pending in (*left, *(pending for _, every in self._running.values() for pending in every)):
+            for pending in (*left, *self._begun):
                 pending.send(Piece(problem=STOPPED))
 
     def _awaits(self) -> bool:
@@ -193,42 +199,48 @@ class Engine:
         """Retired adapters that no answer needs any more."""
         if not self._retired:
             return []
-        rows = (pending.row.adapter for _, every in self._running.values() for pending in every)
-        used = {*rows, *(pending.row.adapter for pending in self._waiting)}
+        used = {pending.row.adapter for pending in (*self._begun, *self._waiting)}
         return [name for name in self._retired if name not in used and not self._leases[name]]
 
     def _join_waiting(self) -> None:
-        read = 0
-        while read < self.limits.reading and (pending := self._next()) is not None:
-            key = None if self._mixes else pending.row.adapter
-            batch, every = self._running.setdefault(key, (GrowingBatch(self._module, self._by_row, self._prefixes), []))
-            try:
-                chosen = batch.join(pending.row)
-            except Exception as error:
-                self._fail([pending], error)
-                batch.leave([pending.row])
-                self._joining = 0
-                continue
+        """Read prompts, first of all the one that was begun; those that are read join."""
+        left = self.limits.reading
+        while left > 0 and (pending := self._reading or self._next()) is not None:
+            left -= self._read(pending, left)
+
+    def _read(self, pending: Pending, most: int) -> int:
+        """So many tokens of a prompt; returns how many there were."""
+        key, row, before = None if self._mixes else pending.row.adapter, pending.row, pending.row.read
+        batch, every = self._running.setdefault(key, (GrowingBatch(self._module, self._by_row, self._prefixes), []))
+        chosen = None
+        try:
+            chosen = None if pending.cancelled else batch.read(row, most)
+        except Exception as error:
+            self._fail([pending], error)
+            batch.leave([row])
+        if chosen is not None:
             pending.began = time.monotonic()
-            self.counts.prompt_tokens += len(pending.row.prompt)
-            self.counts.reused_prompt_tokens += pending.row.reused
-            read += len(pending.row.prompt) - pending.row.reused
+            self.counts.prompt_tokens += len(row.prompt)
+            self.counts.reused_prompt_tokens += row.reused
             every.append(pending)
-            self._joining = 0
+        if chosen is not None or pending.cancelled:
+            self._reading = None
+        if chosen is not None:
             self._deliver(key, [(pending, chosen)])
+        return row.read - max(before, row.reused)
 
     def _next(self) -> Pending | None:
         """The first that waits, if there is room for it."""
         with self._changed:
             if not self._waiting or self._stopping:
                 return None
-            rows = [pending.row for _, every in self._running.values() for pending in every]
+            rows = [pending.row for pending in self._begun]
             widest = max((len(row.prompt) + len(row.ids) for row in rows), default=0)
             own = self._waiting[0]
             width = max(widest, len(own.row.prompt)) + own.longest
             room = not rows or (len(rows) < self.limits.together and (len(rows) + 1) * width <= self.limits.positions)
-            self._joining = int(room)
-            return self._waiting.popleft() if room else None
+            self._reading = self._waiting.popleft() if room else None
+            return self._reading
 
     def _step(self, key: str | None) -> None:
         batch, every = self._running[key]

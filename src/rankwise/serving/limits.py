@@ -15,8 +15,7 @@ class Limits:
     positions: int = 2**15
     """Tokens of prompts and answers that are in memory at once, but for a single answer of more."""
     reading: int = 512
-    """Tokens of prompts that are read, but for a single longer prompt, before the answers that are being written get
-    their next token."""
+    """Tokens of prompts that are read before the answers that are being written get their next token."""
     prefix_bytes: int = MOST
     """Keys and values that stay for prompts that begin as earlier ones did."""
 
