@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 
 from rankwise.adapters.formats.peft import lay_peft
 from rankwise.errors import TargetError
+from rankwise.inference.growing_batch import GrowingBatch
 from rankwise.runs.records import silent
 from rankwise.serving import changes as changing
 from rankwise.serving.app import Server
@@ -143,6 +144,24 @@ def test_an_adapter_stays_while_a_question_about_it_is_written(open_server):
     settled(server)
     assert chosen.adapter not in server.serving.adapters.names
     assert chosen.adapter not in {one.adapter for one in engine._prefixes._read}, "what it read goes with it"
+
+
+def test_an_adapter_stays_while_a_prompt_is_read_in_parts(open_server, references, monkeypatch):
+    server, parts, read = open_server, [], GrowingBatch.read
+    server.engine.limits = Limits(reading=4)
+    server.load("it", "lora")
+
+    def reads(*given):
+        parts.append(given)
+        if len(parts) == 2:
+            assert server.unload("it").status_code == 200
+        return read(*given)
+
+    monkeypatch.setattr(GrowingBatch, "read", reads)
+    assert text_of(server.client.post(CHAT, json=question("it"))) == references("lora")
+    assert len(parts) > 3
+    settled(server)
+    assert not server.serving.adapters.names
 
 
 def test_right_adapter_while_others_come_and_go(open_server, references):
