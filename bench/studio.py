@@ -238,7 +238,8 @@ def measured(steps: int, rounds: int, blocks: int) -> dict[str, Any]:
             for number in range(rounds):
                 arms["alone"].append(alone(f"alone-{number}", steps))
                 arms["followed"].append(followed(f"followed-{number}", steps, studio, browser))
-                print(f"round {number + 1} of {rounds} is done", file=sys.stderr)
+                seconds = [round(every[-1]["seconds"], 1) for every in arms.values()]
+                print(f"round {number + 1} of {rounds}: {seconds} s, {arms['followed'][-1]}", file=sys.stderr)
             interrupted = killed(steps, studio, browser)
         finally:
             studio.stop()

@@ -139,9 +139,10 @@ class Journey:
         self.seen.open("/")
         self.screen("runs")
         results = json.loads((Path("runs") / self.run / "manifest.json").read_text())["results"]
+        losses = [results[f"validation_loss_{when}"] for when in ("before", "after")]
         return {
             "seconds": self.seconds, "answers": answers, "engines that ran it": engines,
-            "validation loss": [results.get("validation_loss_before"), results.get("validation_loss")],
+            "validation loss": losses,
             "axe, serious": self.findings, "console and other addresses": self.seen.heard,
         }  # fmt: skip
 
@@ -165,6 +166,10 @@ def facts(folder: Path, count: int) -> Path:
 def journeys(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from playwright.sync_api import sync_playwright
 
+    from rankwise.system.cache import cache_folder
+
+    os.environ["RANKWISE_CACHE"] = str(cache_folder())
+    os.environ["HOME"] = str(folder)  # the pictures are of nobody's own folder
     rows = facts(folder, chosen.rows)
     (folder / "work").mkdir()
     os.chdir(folder / "work")

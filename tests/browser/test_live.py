@@ -81,6 +81,23 @@ def test_a_run_that_begins_anew_is_drawn_anew(visitor, workplace):
         assert points(page, 3) == "3 of 200"
 
 
+def test_the_buttons_are_those_of_the_present_state_without_a_reload(visitor, workplace):
+    run = running()
+    page = visitor().open("/runs/r")
+    page.wait_for_selector("#status.interrupted")
+    assert page.get_by_role("button", name="Stop", exact=True).count() == 0
+    with run.locked():
+        page.get_by_role("button", name="Stop", exact=True).wait_for()
+        assert page.locator("#changed").inner_text().strip() == "The training is running now."
+        assert page.locator("[data-tile=left]").locator("xpath=preceding-sibling::dt").inner_text() == "time left"
+        page.get_by_role("button", name="Stop", exact=True).focus()
+    page.wait_for_selector("#status.interrupted")
+    with run.locked():
+        page.wait_for_function("() => document.getElementById('changed').textContent.includes('running now')")
+        page.wait_for_timeout(1000)
+        assert page.evaluate("document.activeElement.textContent") == "Stop", "nothing is taken from under a hand"
+
+
 def test_the_table_keeps_what_was_ticked_while_it_is_brought_up_to_date(visitor, workplace):
     run = running()
     with run.locked():

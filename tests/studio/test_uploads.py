@@ -135,3 +135,23 @@ def test_uploads_that_no_run_and_no_entry_names_can_be_removed(client, monkeypat
     assert run.exists() and entry.exists() and young.exists() and not free.exists() and not folder.exists()
     assert len(list(Path("runs/.uploads").glob("*.about.json"))) == 3
     assert "unused uploads" not in client.get("/").text
+
+
+def test_people_read_the_names_of_their_files_and_not_where_these_lie(client, tiny_folder):
+    """In the preview, in the data report, and where something is wrong with a row."""
+    given = {"model.name": str(tiny_folder)}
+    for content, said in (
+        (ROW * 3, ("my rows.jsonl:1", "my rows.jsonl: 3 rows")),
+        (ROW + b"{]\n", ("my rows.jsonl:2",)),
+    ):
+        given["data.path"] = sent(client, "my rows.jsonl", content)[1]["path"]
+        shown = "".join(client.post(f"/new/{part}", data=given).text for part in ("preview", "report"))
+        assert all(one in shown for one in said), shown
+        assert ".uploads" not in shown
+
+
+def test_a_path_below_the_own_folder_is_short(client, monkeypatch, tmp_path):
+    assert str(Path("runs").absolute()) in client.get("/").text
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert "~/runs" in client.get("/").text and str(tmp_path) not in client.get("/").text

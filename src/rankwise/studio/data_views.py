@@ -6,7 +6,7 @@ The same functions as `rankwise data check` and `rankwise data preview`; what th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from rankwise.runs.data_report_text import about, lines_of, verdict_of
 from rankwise.runs.records import Event, StatusMessage, WarningMessage
 from rankwise.studio.forecast import placed
 from rankwise.studio.settings_form import READING, Problem, SettingsForm
-from rankwise.studio.uploads import FOLDER
+from rankwise.studio.uploads import FOLDER, with_names
 
 if TYPE_CHECKING:
     from rankwise.commands.data import Shown
@@ -91,7 +91,8 @@ def _as_report(report: DataReport, remarks: Sequence[str]) -> Report:
     ]
     listed = [one.why for one in report.skipped_rows[:LISTED]]
     return Report(
-        fatal=report.fatal, files=files, lines=lines, warnings=report.warnings, advice=report.advice, left_out=listed,
+        fatal=[*map(with_names, report.fatal)], files=[*map(with_names, files)], lines=lines,
+        warnings=[*map(with_names, report.warnings)], advice=report.advice, left_out=[*map(with_names, listed)],
         more_left_out=report.skipped - len(listed), remarks=remarks, verdict=verdict_of(report),
     )  # fmt: skip
 
@@ -116,6 +117,7 @@ def preview(form: SettingsForm, first: int, rows: int) -> Preview:
         named = [f"{at}  {one.label}{'' if one.left_out is None else f', left out: {one.left_out}'}"
                  for at, one in enumerate(made.rows, start=first)]  # fmt: skip
         return Preview(images=named, sheet=True, first=first, remarks=remarks.texts)
+    made = [replace(one, where=with_names(one.where)) for one in made]
     return Preview(rows=made, first=first, remarks=remarks.texts)
 
 

@@ -14,6 +14,7 @@ from rankwise.planning.estimate import Estimate
 from rankwise.planning.plan import Plan
 from rankwise.reporting.quantities import rough_duration, size
 from rankwise.studio.settings_form import Problem, SettingsForm, problems_of
+from rankwise.studio.uploads import with_names
 
 TIGHT = 0.85
 """Share of the memory from which a training is called tight."""
@@ -84,7 +85,7 @@ def placed(error: RankwiseError) -> list[Problem]:
     if isinstance(error, ConfigError):
         return problems_of(error)
     field = "data.path" if isinstance(error, DataError) else "model.name" if isinstance(error, ModelError) else ""
-    return [Problem(field, str(error))]
+    return [Problem(field, with_names(str(error)))]
 
 
 def _shown(plan: Plan) -> Shown:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlencode
 
 from starlette.concurrency import run_in_threadpool
@@ -54,9 +55,16 @@ def table(request: Request) -> Response:
     return page(
         request, "runs.html", title="Runs", rows=in_order(chosen, by, order), count=len(every),
         heads=_heads(by, order, words, status), words=words, status=status, statuses=STATUSES, by=by, order=order,
-        live=bool(waiting) or any(row.status in AT_WORK for row in every), folder=str(RUNS.absolute()), queued=waiting,
-        unused=_unused(),
+        live=bool(waiting) or any(row.status in AT_WORK for row in every), queued=waiting,
+        folder=_short(RUNS.absolute()), unused=_unused(),
     )  # fmt: skip
+
+
+def _short(folder: Path) -> str:
+    """With ~ for the user's own folder."""
+    with suppress(ValueError, RuntimeError):
+        return str(Path("~") / folder.relative_to(Path.home()))
+    return str(folder)
 
 
 def _unused() -> Unused | None:

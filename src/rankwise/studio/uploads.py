@@ -36,6 +36,7 @@ KNOWN = (*SUFFIXES, ".zip")
 ABOUT = ".about.json"
 """The ending of what is noted beside each upload: the browser's name for it."""
 _PLAIN = re.compile(r"[^\W_][\w .()+-]{0,99}")
+_PATH = re.compile(rf"{re.escape(str(FOLDER))}/[0-9a-f]{{32}}(\.[a-z]+)?")
 CHUNK = 1 << 20
 
 
@@ -97,6 +98,11 @@ def name_of(path: str) -> str | None:
         return str(stored_facts["name"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def with_names(text: str) -> str:
+    """With the browser's names in place of the paths of uploads."""
+    return _PATH.sub(lambda found: name_of(found[0]) or found[0], text)
 
 
 def _unpack(archive: Path, folder: Path) -> None:

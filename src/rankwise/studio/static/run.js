@@ -54,6 +54,7 @@ function show() {
   if (validation.length) tile("validation", number(validation.at(-1)[1]));
   tile("speed", number(Math.round(mean(SPEED))));
   if (last[MEMORY] !== null) tile("memory", bytes(last[MEMORY]));
+  if (AT_WORK.includes(status)) document.querySelector("[data-tile=left]").previousElementSibling.textContent = "time left";
   if (AT_WORK.includes(status) && total) tile("left", last[STEP] >= total ? "saving" : `about ${duration((total - last[STEP]) * mean(SECONDS))}`);
   byId("progress").value = total ? last[STEP] / total : 0;
   if (AT_WORK.includes(status) && total) document.title = `${Math.floor((100 * last[STEP]) / total)} % · ${document.title.split(" % · ").at(-1)}`;
@@ -69,6 +70,21 @@ function tile(name, text) {
   document.querySelector(`[data-tile=${name}]`).textContent = text;
 }
 
+// The heading, its buttons and what they do, as the page has them now; not while somebody is among them.
+async function renew() {
+  const head = byId("head");
+  try {
+    const answer = await fetch(run.path);
+    const fresh = new DOMParser().parseFromString(answer.ok ? await answer.text() : "", "text/html").getElementById("head");
+    if (!fresh || head.contains(document.activeElement)) return;
+    head.replaceWith(document.adoptNode(fresh));
+    document.querySelector("main > .notice:not(#changed)")?.remove();
+    byId("changed").querySelector("a")?.remove();
+  } catch {
+    // the studio was stopped; the link stays
+  }
+}
+
 function change(state) {
   const chip = byId("status");
   chip.textContent = state.status;
@@ -82,6 +98,7 @@ function change(state) {
     byId("changed").textContent = said[state.status] ?? `The training is ${state.status} now.`;
     byId("changed").append(" ", element("a", { href: state.status === "gone" ? "/" : run.path }, "Show what can be done now"));
     byId("changed").hidden = false;
+    if (AT_WORK.includes(state.status)) renew();
   }
   status = state.status;
   show();
