@@ -274,6 +274,9 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--writer", type=float)
     asked = parser.parse_args()
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # in a background job it is ignored, also by what it starts
     if asked.writer:
         tell(asked, only_written(asked.steps, asked.writer), print)
     else:
