@@ -276,7 +276,7 @@ def main() -> None:
     asked = parser.parse_args()
     signal.signal(
         signal.SIGINT, signal.default_int_handler
-    )  # in a background job it is ignored, also by what it starts
+    )  # a background job and its children ignore it
     if asked.writer:
         tell(asked, only_written(asked.steps, asked.writer), print)
     else:
