@@ -274,9 +274,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--writer", type=float)
     asked = parser.parse_args()
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a background job and its children ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job and its children ignore it
     if asked.writer:
         tell(asked, only_written(asked.steps, asked.writer), print)
     else:
