@@ -102,7 +102,7 @@ def name_of(path: str) -> str | None:
 
 def with_names(text: str) -> str:
     """With the browser's names in place of the paths of uploads."""
-    return _PATH.sub(lambda found: name_of(found[0]) or found[0], text)
+    return _PATH.sub(lambda match: name_of(match[0]) or match[0], text)
 
 
 def _unpack(archive: Path, folder: Path) -> None:
