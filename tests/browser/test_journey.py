@@ -123,8 +123,7 @@ def test_a_form_that_is_wrong_says_so_beside_its_fields(visitor, tiny_folder):
     person.write(page.locator("#f-adapter-rank"), "4")
     page.wait_for_function("() => !document.getElementById('f-adapter-rank').hasAttribute('aria-invalid')")
     person.press(page.get_by_role("button", name="Start", exact=True))
-    page.locator("#problems").wait_for()
-    assert page.evaluate("document.activeElement.id") == "problems"
+    page.wait_for_function("() => document.activeElement.id === 'problems'")
     seen.heard[:] = [one for one in seen.heard if "422" not in one]  # Chromium writes the status of the answer
     assert page.locator("#f-adapter-rank").input_value() == "4"
     check_accessible(page)
