@@ -198,6 +198,14 @@ def test_what_is_no_image_is_a_sentence_beside_its_side(client, picture_home, mo
     assert why in said_of(client, "pictures", "a.png", image=image)["problem"]
 
 
+def test_a_conversation_is_as_short_as_ever_beside_an_image(client):
+    """An image may be large; what is said may not."""
+    sides = [{"run": "lora", "messages": [{"role": "user", "content": "x" * 2_000_000}]}]
+    for more in ({}, {"image": "aaaa"}):
+        answer = client.post("/ask/answer", json={"runs": ["lora"], "sides": sides} | more)
+        assert answer.status_code == 413 and "2,000,000 bytes" in answer.text
+
+
 def test_a_classifier_of_texts_says_that_it_reads_no_image(client, classifier_home, monkeypatch):
     monkeypatch.chdir(classifier_home)
     assert "reads texts" in said_of(client, "classes", "a.png", image="aaaa")["problem"]

@@ -116,14 +116,17 @@ def test_an_archive_whose_content_is_damaged_is_refused(client, compression):
 
 
 def test_uploads_that_no_run_and_no_entry_names_can_be_removed(client, monkeypatch):
-    run, entry, free, young = (
+    run, entry, free, young, restorable = (
         Path(sent(client, f"rows{ending}", f'{{"text": "{ending}"}}\n'.encode())[1]["path"])
-        for ending in (".jsonl", ".json", ".csv", ".tsv")
+        for ending in (".jsonl", ".json", ".csv", ".tsv", ".ndjson")
     )
     folder = Path(sent(client, "x.zip", archive("a/1.png", "b/2.png"))[1]["path"])
     made_run("r", steps=3)
     config = Path("runs/r/config.json")
     config.write_text(config.read_text().replace('"path": "', f'"path": "{run}', 1))
+    saved = Path("runs/r/checkpoints/step-3/config.json")
+    saved.parent.mkdir(parents=True)
+    saved.write_text(f'{{"path": "{restorable}"}}')
     monkeypatch.setattr(Queue, "start_worker", lambda self: False)
     Queue().add("next", Experiment(model="tiny-llama", data=str(entry), run="next"))
     assert "unused uploads" not in client.get("/").text, "all of them are young"
@@ -132,8 +135,15 @@ def test_uploads_that_no_run_and_no_entry_names_can_be_removed(client, monkeypat
             os.utime(one, (0, 0))
     assert "2 uploaded files" in client.get("/").text
     client.post("/uploads/remove")
-    assert run.exists() and entry.exists() and young.exists() and not free.exists() and not folder.exists()
-    assert len(list(Path("runs/.uploads").glob("*.about.json"))) == 3
+    assert (
+        run.exists()
+        and entry.exists()
+        and young.exists()
+        and restorable.exists()
+        and not free.exists()
+        and not folder.exists()
+    )
+    assert len(list(Path("runs/.uploads").glob("*.about.json"))) == 4
     assert "unused uploads" not in client.get("/").text
 
 

@@ -89,10 +89,17 @@ def serve(
 
         address = Address(host, port, api_key or None, tuple(allow_origin or ()))
         offer = Offer(
-            runs or (), model, max_new_tokens, dtype, force_base, trust_code, load_from, fine_tuning, alias or ()
+            runs or (),
+            model,
+            max_new_tokens,
+            dtype,
+            force_base,
+            trust_code,
+            load_from,
+            fine_tuning,
+            alias or (),
+            prefix_memory,
         )
         ready = print_json if as_json else None
         with Display(quiet) as display:
-            serve_command(
-                offer, address, display, together=together, waiting=waiting, prefix_memory=prefix_memory, ready=ready
-            )
+            serve_command(offer, address, display, together=together, waiting=waiting, ready=ready)

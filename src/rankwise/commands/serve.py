@@ -47,6 +47,13 @@ class Offer:
     """Whether requests may upload files and train on them."""
     aliases: Sequence[str] = ()
     """Other names of the base."""
+    prefix_memory: str = "512MB"
+    """For keys and values of earlier prompts and answers; 0 for none."""
+
+    @property
+    def prefix_bytes(self) -> int:
+        """ValueError where it is no amount of memory."""
+        return 0 if self.prefix_memory.strip() == "0" else parse_size(self.prefix_memory)
 
     @property
     def problems(self) -> list[str]:
@@ -60,11 +67,15 @@ class Offer:
             )
         if self.load_from is not None and not self.load_from.is_dir():
             problems.append(f"--load-from {self.load_from} is not a folder.")
+        try:
+            _ = self.prefix_bytes
+        except ValueError as error:
+            problems.append(f"--prefix-memory {self.prefix_memory[:40]!r}: {error}; 0 keeps none.")
         return problems
 
 
 def serve(
-    offer: Offer, address: Address, callback: Callback, *, together: int, waiting: int, prefix_memory: str = "512MB",
+    offer: Offer, address: Address, callback: Callback, *, together: int, waiting: int,
     ready: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:  # fmt: skip
     """Returns when the server was asked to stop. `ready` gets its address and its models."""
@@ -72,8 +83,7 @@ def serve(
         need_extra(package, "rankwise serve", "serve", ConfigError)
     if offer.fine_tuning:
         need_extra("python_multipart", "rankwise serve --fine-tuning", "serve", ConfigError)
-    prefix_bytes, problems = _prefix_bytes(prefix_memory)
-    address.check(*offer.problems, *problems)
+    address.check(*offer.problems)
     number_format = ModelConfig(name="serve", dtype=offer.dtype).dtype  # pyright: ignore[reportArgumentType]  checked there
     with bound(address) as listening:
         from rankwise.serving.engine import Engine
@@ -85,9 +95,8 @@ def serve(
             force_base=offer.force_base, trust_code=offer.trust_code,
         )  # fmt: skip
         serving.model.module.eval()
-        engine = Engine(
-            serving.model.module, serving.by_row, serving.mixes, Limits(together, waiting, prefix_bytes=prefix_bytes)
-        )
+        limits = Limits(together, waiting, prefix_bytes=offer.prefix_bytes)
+        engine = Engine(serving.model.module, serving.by_row, serving.mixes, limits)
         engine.start()
         try:
             with _app(offer, address, serving, engine, callback) as app:
@@ -98,16 +107,6 @@ def serve(
         finally:
             engine.stop()
         callback(StatusMessage("stopped."))
-
-
-def _prefix_bytes(text: str) -> tuple[int, list[str]]:
-    """And what is wrong with it."""
-    if text.strip() == "0":
-        return 0, []
-    try:
-        return parse_size(text), []
-    except ValueError as error:
-        return 0, [f"--prefix-memory {text[:40]!r}: {error}; 0 keeps none."]
 
 
 @contextmanager

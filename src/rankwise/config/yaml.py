@@ -29,7 +29,9 @@ def load_yaml(text: str, name: str) -> Any:
     if text.lstrip().startswith("%"):
         raise ConfigError([f"{name}: begins with a directive (%…), which is refused; remove the line."])
     if _open_at_most(text) > MOST_OPEN:
-        raise ConfigError([f"{name}: more than {MOST_OPEN:,} brackets are open at once; settings nest far less."])
+        raise ConfigError(
+            [f"{name}: more than {MOST_OPEN:,} brackets are open at once, where settings need a few. Close them."]
+        )
     try:
         return YAML(typ="rt", pure=True).load(text)
     except MarkedYAMLError as error:

@@ -138,8 +138,8 @@ class GrowingBatch:
         row = self.rows[number]
         if row.sound and self._cache is not None:
             ids = [*row.prompt, *row.ids[:-1]]
-            own = (slice(None), slice(-len(ids), None))
-            layers = [(one.keys[number][own], one.values[number][own]) for one in _layers(self._cache)]
+            own = [(one.keys[number], one.values[number]) for one in _layers(self._cache)]
+            layers = [(keys[:, -len(ids) :], values[:, -len(ids) :]) for keys, values in own]
             self._prefixes.add(ids, row.adapter, layers)
 
     @property

@@ -63,12 +63,14 @@ class Prefixes:
 
     def add(self, ids: Sequence[int], adapter: str | None, layers: KeysValues) -> None:
         """In place of those that are a beginning of it. The tensors are copied."""
-        new, of_adapter = Read(adapter, tuple(ids), layers), [one for one in self._read if one.adapter == adapter]
-        known = any(common(one.ids, new.ids) == len(new.ids) for one in of_adapter)
-        if known or len(new.ids) < SHORTEST or new.bytes > self._most:
+        new = Read(adapter, tuple(ids), layers)
+        if len(new.ids) < SHORTEST or new.bytes > self._most:
             return
-        for one in of_adapter:
-            if common(one.ids, new.ids) == len(one.ids):
+        shared = [(one, common(one.ids, new.ids)) for one in self._read if one.adapter == adapter]
+        if any(same == len(new.ids) for _, same in shared):
+            return
+        for one, same in shared:
+            if same == len(one.ids):
                 self._read.remove(one)
         self._read.append(replace(new, layers=[(keys.clone(), values.clone()) for keys, values in layers]))
         while self.bytes > self._most or len(self._read) > MOST_READ:

@@ -209,7 +209,7 @@ class Engine:
             left -= self._read(pending, left)
 
     def _read(self, pending: Pending, most: int) -> int:
-        """So many tokens of a prompt; returns how many there were."""
+        """Read so many tokens of a prompt at most; after the last of them it joins. Returns how many were read."""
         key, row, before = None if self._mixes else pending.row.adapter, pending.row, pending.row.read
         batch, every = self._running.setdefault(key, (GrowingBatch(self._module, self._by_row, self._prefixes), []))
         chosen = None
@@ -223,10 +223,10 @@ class Engine:
             self.counts.prompt_tokens += len(row.prompt)
             self.counts.reused_prompt_tokens += row.reused
             every.append(pending)
-        if chosen is not None or pending.cancelled:
             self._reading = None
-        if chosen is not None:
             self._deliver(key, [(pending, chosen)])
+        elif pending.cancelled:
+            self._reading = None
         return row.read - max(before, row.reused)
 
     def _next(self) -> Pending | None:

@@ -219,7 +219,8 @@ def room_for(tuned: TunedModel, messages: Sequence[Message]) -> int:
 def classified(tuned: TunedModel, text: str, image: str | None) -> dict[str, Any]:
     """What a classifier says of a text, or of an image of this name: probabilities, a number, or tagged spans."""
     if tuned.reads_images != (image is not None):
-        raise RunError(f"This classifier reads {'images' if tuned.reads_images else 'texts'}.")
+        reads, sent = ("images", "no image") if tuned.reads_images else ("texts", "an image")
+        raise RunError(f"This classifier reads {reads}, and the question has {sent}.")
     if tuned.tags_words:
         example = Example((Message("user", text),), "the text", tagged=TaggedWords(words_of(text)))
         tagged, problems = tuned.tag([example])

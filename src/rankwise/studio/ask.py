@@ -19,15 +19,15 @@ from rankwise.errors import RankwiseError, RunError
 from rankwise.runs.listing import ListedRun, listed_runs
 from rankwise.runs.records import Callback, Event, StatusMessage, WarningMessage
 from rankwise.runs.snapshot import RunSnapshot
-from rankwise.serving.bodies import BadRequest
-from rankwise.serving.reading import read_json_body
+from rankwise.serving.bodies import BadRequest, read_body
+from rankwise.serving.reading import read_content
 from rankwise.serving.replies import event as event_of
-from rankwise.studio.asking import LARGEST_IMAGE, Answering, AskBody, Cancel, Desk, Send
+from rankwise.studio.asking import LARGEST_IMAGE, LONGEST_IMAGE, Answering, AskBody, Cancel, Desk, Send
 from rankwise.studio.pages import moved, page
 from rankwise.studio.screen import Screen
 
-LARGEST = 2_000_000 + LARGEST_IMAGE * 4 // 3
-"""Bytes of what the page sends: its conversations, or an image."""
+LARGEST = 2_000_000
+"""Bytes of what the page sends beside an image: its conversations."""
 FAILED = "The question failed. The terminal that runs the studio shows why."
 
 
@@ -104,7 +104,10 @@ async def shown(request: Request) -> Response:
 
 async def answer(request: Request) -> Response:
     """Server-sent events: messages of loading, and what is new of each side."""
-    body = await read_json_body(request, AskBody, LARGEST)
+    content = await read_content(request, "application/json", LARGEST + LONGEST_IMAGE)
+    body = read_body(AskBody, content)
+    if len(content) - len(body.image or "") > LARGEST:
+        raise BadRequest(f"the conversations have more than {LARGEST:,} bytes.", status=413)
     events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     loop = asyncio.get_running_loop()
 

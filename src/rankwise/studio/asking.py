@@ -29,6 +29,8 @@ IDLE = 300.0
 MOST_SIDES, LONGEST, USUAL = 6, 4096, 512
 LARGEST_IMAGE = 20_000_000
 """Bytes of an image file that is asked about."""
+LONGEST_IMAGE = LARGEST_IMAGE * 4 // 3 + 4
+"""Characters of it in base64."""
 BASE = ""
 """The side of the untouched base."""
 Send = Callable[[dict[str, Any]], None]
@@ -48,7 +50,7 @@ class AskBody(Config):
 
     runs: Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(min_length=1, max_length=8)]
     sides: Annotated[list[Side], Field(min_length=1, max_length=MOST_SIDES)]
-    image: str | None = Field(None, max_length=LARGEST_IMAGE * 4 // 3 + 4)
+    image: str | None = Field(None, max_length=LONGEST_IMAGE)
     """The bytes of an image file, in base64, for a classifier of images; the message is then the file's name."""
     system: str | None = Field(None, max_length=100_000)
     temperature: Number = Field(0.0, ge=0, le=2)

@@ -34,7 +34,7 @@ class Remarks:
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, StatusMessage | WarningMessage):
-            self.texts.append(event.text)
+            self.texts.append(with_names(event.text))
 
 
 @dataclass(frozen=True)

@@ -81,26 +81,24 @@ _starting = threading.Lock()
 
 
 def start(run: str, to: Path, format: str, options: Sequence[str]) -> Job:
-    """RunError while another export runs."""
+    """RunError while another export runs. Of two that are wanted at once, one begins."""
     with _starting:
-        return _start(run, to, format, options)
-
-
-def _start(run: str, to: Path, format: str, options: Sequence[str]) -> Job:
-    if (other := next((one for one in states() if one.running), None)) is not None:
-        raise RunError(f"{other.job.to} is being exported. Wait for it, since each export needs the memory of a model.")
-    words = ("export", run, "--to", str(to), "--format", format, *options, "--json")
-    number = secrets.token_hex(8)
-    folder = JOBS / number
-    make_folders(folder)
-    with (folder / "printed.json").open("wb") as printed, (folder / "log.txt").open("wb") as log:
-        process = start_detached([sys.executable, "-P", "-m", "rankwise", *words], out=printed, log=log)
-    job = Job(
-        id=number, run=run, to=str(to), format=format, words=words, started=now(), process=process.pid,
-        began=began(process.pid),
-    )  # fmt: skip
-    write_atomic(folder / "job.json", json_bytes(job.model_dump(mode="json")))
-    return job
+        if (other := next((one for one in states() if one.running), None)) is not None:
+            raise RunError(
+                f"{other.job.to} is being exported. Wait for it, since each export needs the memory of a model."
+            )
+        words = ("export", run, "--to", str(to), "--format", format, *options, "--json")
+        number = secrets.token_hex(8)
+        folder = JOBS / number
+        make_folders(folder)
+        with (folder / "printed.json").open("wb") as printed, (folder / "log.txt").open("wb") as log:
+            process = start_detached([sys.executable, "-P", "-m", "rankwise", *words], out=printed, log=log)
+        job = Job(
+            id=number, run=run, to=str(to), format=format, words=words, started=now(), process=process.pid,
+            began=began(process.pid),
+        )  # fmt: skip
+        write_atomic(folder / "job.json", json_bytes(job.model_dump(mode="json")))
+        return job
 
 
 def state_of(number: str) -> State:

@@ -1,7 +1,8 @@
 """Uploads that no run and no entry of the queue names, and that can go.
 
 An upload lies under the hash of its content (uploads.py), and whoever uses it has this hash in its settings: a run in
-its config.json, an entry of the queue in its own file. A young upload stays, since somebody may be filling in the form.
+its config.json and in the copies of it beside its checkpoints, from which a damaged one is restored; an entry of the
+queue in its own file. A young upload stays, since somebody may be filling in the form.
 """
 
 from __future__ import annotations
@@ -45,9 +46,10 @@ def remove() -> Unused:
 
 
 def _settings() -> str:
-    runs = [RUNS / name / SETTINGS for name in run_names()]
-    return "\n".join(file.read_text("utf-8", "replace") for file in (*runs, *Queue().folder.rglob("*.json"))
-                     if file.is_file())  # fmt: skip
+    of_runs = [file for name in run_names() for where in ("", "checkpoints/*/")
+               for file in (RUNS / name).glob(f"{where}{SETTINGS}")]  # fmt: skip
+    files = [file for file in (*of_runs, *Queue().folder.rglob("*.json")) if file.is_file()]
+    return "\n".join(file.read_text("utf-8", "replace") for file in files)
 
 
 def _parts(digest: str) -> list[Path]:

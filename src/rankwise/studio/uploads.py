@@ -36,7 +36,7 @@ KNOWN = (*SUFFIXES, ".zip")
 ABOUT = ".about.json"
 """The ending of what is noted beside each upload: the browser's name for it."""
 _PLAIN = re.compile(r"[^\W_][\w .()+-]{0,99}")
-_PATH = re.compile(rf"{re.escape(str(FOLDER))}/[0-9a-f]{{32}}(\.[a-z]+)?")
+_PATH = re.compile(rf"{re.escape(str(FOLDER))}[/\\][0-9a-f]{{32}}(\.[a-z]+)?")
 CHUNK = 1 << 20
 
 
