@@ -167,6 +167,10 @@ def test_what_stays_is_bounded_and_the_least_recently_used_goes():
     before = prefixes.bytes
     prefixes.add([*of(4)[:50]], None, [(a[:, :50], b[:, :50]) for a, b in layers])
     assert prefixes.bytes == before, "it is a beginning of what is there"
+    one = Prefixes()
+    for length in (30, 60):
+        one.add(of(1)[:length], None, [(a[:, :length], b[:, :length]) for a, b in layers])
+    assert [len(read.ids) for read in one._read] == [60], "the longer one is in the place of the shorter"
     nothing = Prefixes(0)
     nothing.add(of(1), None, layers)
     assert nothing.bytes == 0 and nothing.beginning_of([*of(1), 5], None) == (0, ())
