@@ -61,7 +61,8 @@ bench: $(DEV_READY) .venv-engines-unsloth/.ready  ## long measurements, on the d
 ENGINES := mlx openvino
 ENGINE_PACKAGES_mlx := 'mlx[cpu]' mlx-lm
 ENGINE_PACKAGES_openvino := openvino-genai 'optimum-intel[openvino]'
-ENGINE_PACKAGES_unsloth := unsloth unsloth-zoo --editable .
+# It asks for an older transformers than rankwise, which is installed beside it without its own dependencies.
+ENGINE_PACKAGES_unsloth := 'unsloth>=2026.10' 'unsloth-zoo>=2026.10' gguf platformdirs rensa ruamel.yaml sacrebleu rouge-score matplotlib
 ENGINES_READY := $(ENGINES:%=.venv-engines-%/.ready)
 
 engines: $(DEV_READY) $(ENGINES_READY)  ## exports of the demo's adapter, verified in the engines that others run
@@ -72,6 +73,7 @@ engines: $(DEV_READY) $(ENGINES_READY)  ## exports of the demo's adapter, verifi
 $(ENGINES_READY) .venv-engines-unsloth/.ready: .venv-engines-%/.ready: | .venv/bin/python
 	$(PYTHON) -m venv .venv-engines-$*
 	.venv-engines-$*/bin/python -m pip install --quiet $(ENGINE_PACKAGES_$*)
+	.venv-engines-$*/bin/python -m pip install --quiet --no-deps --editable .
 	@touch $@
 
 soak-short: $(DEV_READY)  ## runs that are disturbed in every way, the small counts; goes on where it stopped

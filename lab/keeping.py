@@ -94,7 +94,7 @@ def texts(model: LoadedModel) -> dict[str, Text]:
     }  # fmt: skip
 
 
-def experiment_of(folder: Path, cell: Cell) -> Experiment:
+def experiment_of(folder: Path, cell: Cell, run: str = "cell") -> Experiment:
     task, way, seed = cell
     (files,) = tasks(folder, [task])
     name, _, text = way.partition(":")
@@ -105,7 +105,7 @@ def experiment_of(folder: Path, cell: Cell) -> Experiment:
     if text:
         training["anchor"] = training["anchor"] | {"text": text}
     return Experiment(
-        model="smollm2-135m", run="cell", adapter={"method": method} | setting.get("adapter", {}), training=training,
+        model="smollm2-135m", run=run, adapter={"method": method} | setting.get("adapter", {}), training=training,
         data={"path": str(files.trained), "rows": ROWS[task], "max_length": 512, "validation": str(files.measured)},
     )  # fmt: skip
 

@@ -74,6 +74,18 @@ def test_a_short_run_is_not_compiled(small):
     assert rankwise.train(small).manifest.backend == "fused"
 
 
+def test_a_comparison_that_takes_long_is_announced_before_it(small, monkeypatch):
+    quick, slow = Listener(), Listener()
+    rankwise.train(small, callback=quick)
+    monkeypatch.setattr(backends, "LARGE", 1)
+    rankwise.train(small.model_copy(update={"run": "large"}), callback=slow)
+    announced, outcome = (
+        next(number for number, text in enumerate(slow.said) if begins in text)
+        for begins in ("comparing the fused backend", "using the fused backend")
+    )
+    assert announced < outcome and not any("comparing" in text for text in quick.said)
+
+
 def test_where_compiling_fails_a_run_is_fused_and_says_so(small, monkeypatch):
     monkeypatch.setattr(backends, "COMPILED_AFTER", 0.0)
     monkeypatch.setattr(backends, "compiled_regions", broken)

@@ -40,8 +40,9 @@ FOR_MAXIMA = 3
 IN_FLOAT32 = 2
 """Copies in float32 that torch's own operations make of a weight in NF4."""
 DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
-PACKED_PER_SECOND: Mapping[str, float] = {"nf4": 14e6, "int8": 150e6}
-"""Numbers that a conversion packs in a second, roughly, on two cores."""
+PACKED_PER_SECOND: Mapping[str, float] = {"nf4": 60e6, "int8": 300e6}
+"""Numbers that a conversion packs in a second, roughly: what one core of an EPYC does for nf4, and a part of it for int8,
+which the disk is slower than."""
 UNPACKED_PER_SECOND: Mapping[str, Estimate] = {
     "nf4": Estimate(0.5e9, 1.2e9, 2.0e9), "int8": Estimate(1.0e9, 4.0e9, 5.0e9), "file": Estimate(0.1e9, 0.3e9, 1.0e9),
     "mapped": Estimate(0.3e9, 1.5e9, 4.0e9),

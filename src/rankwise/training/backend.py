@@ -43,6 +43,8 @@ from rankwise.training.losses import PairTally
 from rankwise.training.workload import Workload, prefix_room
 
 NO_COMPILER = "not compiled: torch's compiler, which needs a C++ compiler, does not work on this machine"
+LARGE = 10**9
+"""Weights of a model that takes noticeably long to compare."""
 ADVICE = "use --restart to start it again with another backend."
 
 
@@ -233,6 +235,11 @@ def _why_unsupported(work: Workload) -> str:
 
 
 def _agreement(work: Workload) -> Agreement:
+    """Both backends compared, which takes minutes for a large model, so that is said before."""
+    if sum(parameter.numel() for parameter in work.module.parameters()) >= LARGE:
+        work.callback(StatusMessage(
+            "comparing the fused backend with the model's own code, which takes some passes over the whole model"
+        ))  # fmt: skip
     if not work.predicts_tokens:
         return block_agreement(work)
     return agreement(work.module, work.trainable.parameters(), partial(work.objective.predict, work.module))

@@ -29,6 +29,7 @@ LEVELS = (
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
 """Of bitsandbytes, where they are rounded to float32."""
+FEW = 16
 TINY = torch.finfo(torch.float32).tiny
 Unpack = Callable[[Tensor, Tensor, tuple[int, int], torch.dtype], Tensor]
 
@@ -87,8 +88,17 @@ class NF4:
 
 
 def nearest(numbers: Tensor, levels: Tensor) -> Tensor:
-    """The number of the nearest of sorted levels, in uint8."""
-    return torch.bucketize(numbers.contiguous(), (levels[1:] + levels[:-1]) / 2).to(torch.uint8)
+    """The number of the nearest of sorted levels, in uint8: how many middles between two levels lie below. For few
+    levels, a comparison with each middle is faster than a binary search, which the processor cannot do for several
+    numbers at once."""
+    middles = (levels[1:] + levels[:-1]) / 2
+    if len(levels) > FEW:
+        return torch.bucketize(numbers.contiguous(), middles).to(torch.uint8)
+    number = torch.zeros(numbers.shape, dtype=torch.uint8, device=numbers.device)
+    above = torch.empty(numbers.shape, dtype=torch.bool, device=numbers.device)
+    for middle in middles:
+        number += torch.gt(numbers, middle, out=above).view(torch.uint8)
+    return number
 
 
 def block_maxima(codes: Tensor, outer: Tensor, mean: Tensor) -> Tensor:
