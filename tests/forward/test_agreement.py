@@ -148,6 +148,14 @@ def test_where_memory_is_short_nothing_is_computed_in_float32(model, monkeypatch
     assert not found.agrees and "0.0 GB are free" in found.why
 
 
+def test_what_the_passes_left_behind_is_given_back_before_free_memory_is_asked_for(model, monkeypatch):
+    """A process that keeps what it frees would seem to have no memory left."""
+    adapters, free = inject(model, LoraConfig(rank=3)), [1000]
+    monkeypatch.setattr(comparison, "give_back", lambda: free.append(10**12))
+    monkeypatch.setattr(comparison, "available_memory", lambda: free[-1])
+    assert "GB are free" not in agreement(model, adapters.parameters(), rough_plain(model, 0.3)).why
+
+
 def test_the_model_is_left_as_it_was(model):
     adapters = inject(model, LoraConfig(rank=3))
     everything = {**dict(model.named_parameters()), **dict(model.named_buffers())}

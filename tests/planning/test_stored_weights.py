@@ -34,6 +34,7 @@ from rankwise.planning.stored_weights import (
     storage_of,
     unpacked_numbers,
     unpacking_bytes,
+    unpacking_rate,
 )
 from rankwise.planning.time import Probe, Speed, Step, duration, speed_of
 from rankwise.runs.records import silent
@@ -110,11 +111,14 @@ def test_each_weight_is_unpacked_forward_backward_and_again():
     assert of("none").unpacked == 0
 
 
-def test_without_the_library_nf4_needs_copies_in_float32(monkeypatch):
-    monkeypatch.setattr("rankwise.planning.stored_weights.has_library", lambda: True)
-    least = unpacking_bytes(STARTER, "nf4", 2, given_back=False)
-    monkeypatch.setattr("rankwise.planning.stored_weights.has_library", lambda: False)
-    assert unpacking_bytes(STARTER, "nf4", 2, given_back=False) == least + 6 * 576 * 1536
+def test_without_the_library_nf4_takes_the_same_memory_and_more_time(monkeypatch):
+    needed, rates = [], []
+    for installed in (True, False):
+        monkeypatch.setattr("rankwise.planning.stored_weights.has_library", lambda installed=installed: installed)
+        needed.append(unpacking_bytes(STARTER, "nf4", 2, given_back=False))
+        rates.append(unpacking_rate("nf4").likely)
+    assert needed[0] == needed[1] == (2 + 12 / 64) * 576 * 1536
+    assert rates[1] < rates[0]
 
 
 def test_unpacking_takes_time_in_each_micro_batch_of_a_processor_alone():

@@ -96,6 +96,19 @@ def test_what_is_told_to_be_enough_is_enough(long_rows):
     foreseen.check(silent, force=False)
 
 
+def test_a_backend_that_needs_more_than_the_chosen_settings_allow_is_refused(long_rows):
+    """The blocks and tokens that were chosen for the fused backend are not chosen again for the eager one."""
+    asked = starter("1.2GB")
+    _, foreseen = preflight.within_limit(asked, preflight.foresee(asked), silent)
+    foreseen.check(silent, force=False)
+    eager = preflight.foresee_backend(foreseen, "eager", silent)
+    assert eager is not None and eager.plan.forecast.needed > OF_LIMIT * parse_size("1.2GB")
+    assert eager.least == eager.plan.forecast.needed
+    with pytest.raises(ResourceError, match=r"needs a limit of at least \d\.\d GB of memory, but --memory is 1.2GB"):
+        eager.check(silent, force=False)
+    assert preflight.foresee_backend(foreseen, "fused", silent) is foreseen
+
+
 def test_free_memory_is_what_the_limit_leaves():
     free, rss = available_memory(), psutil.Process().memory_info().rss
     with limited_memory(rss + 100_000_000):

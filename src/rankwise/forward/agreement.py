@@ -93,6 +93,7 @@ def compared(
             return Agreement(False, f"the fused backend fails ({first_line(error)})", failed=True)
         if not eager.logits.isfinite().all():
             check_finite(module)
+        give_back()  # what both passes left behind would count as used
         judged = _judged(module, learned, fused, eager, fast, usual)
     if isinstance(judged, Agreement):
         return judged

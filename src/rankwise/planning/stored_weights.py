@@ -37,19 +37,18 @@ BLOCK, OUTER = 64, 256
 """Numbers of NF4 that share a maximum, and maxima that share one; a test compares both with the format's own."""
 FOR_MAXIMA = 3
 """Copies of the block maxima in 4 bytes each while they are unpacked."""
-IN_FLOAT32 = 2
-"""Copies in float32 that torch's own operations make of a weight in NF4."""
 DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 PACKED_PER_SECOND: Mapping[str, float] = {"nf4": 60e6, "int8": 300e6}
-"""Numbers that a conversion packs in a second, roughly: what one core of an EPYC does for nf4, and a part of it for int8,
-which the disk is slower than."""
+"""Numbers that a conversion packs in a second, roughly: what one core of an EPYC does for nf4, and for int8 a part of
+it, since the disk is slower."""
 UNPACKED_PER_SECOND: Mapping[str, Estimate] = {
     "nf4": Estimate(0.5e9, 1.2e9, 2.0e9), "int8": Estimate(1.0e9, 4.0e9, 5.0e9), "file": Estimate(0.1e9, 0.3e9, 1.0e9),
     "mapped": Estimate(0.3e9, 1.5e9, 4.0e9),
 }  # fmt: skip
 """Numbers that one core unpacks in a second into bfloat16, where freed memory stays in the process. Those of nf4 and
 int8 are of weights of 576 x 1,536 to 4,096 x 4,096 on a busy machine; the others are estimates."""
-NF4_WITHOUT_LIBRARY = Estimate(0.03e9, 0.05e9, 0.06e9)
+NF4_WITHOUT_LIBRARY = Estimate(0.1e9, 0.35e9, 1.5e9)
+"""A quarter of the library's: 1.4e9 to 1.9e9 where that has 4.9e9 to 7.2e9, on one core of an EPYC."""
 BESIDE_PACKED = "bfloat16"
 """The number format of what is not packed, where none is named."""
 
@@ -125,7 +124,6 @@ def unpacking_bytes(shape: ModelShape, storage: Storage, number: float, *, given
     beside = 0.0
     if storage == "nf4":
         beside = FOR_MAXIMA * EXACT * size / BLOCK
-        beside += 0 if has_library() else max(0.0, IN_FLOAT32 * EXACT - number) * size
     return number * size + beside + (stored_bytes(largest, storage) if given_back else 0.0)
 
 

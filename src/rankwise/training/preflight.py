@@ -39,14 +39,17 @@ OFFERED, SMALLER = 3, 0.7
 
 @dataclass(frozen=True)
 class Foresight:
+    """`settled`: the settings for a limit of memory are chosen, and the run does not choose again."""
+
     plan: Plan
     targets: TargetFacts | None = None
+    settled: bool = False
 
     @property
     def least(self) -> int:
         """Bytes, with as many blocks computed twice and as little at once as a run may choose by itself."""
         made, training = self.plan.forecast, self.plan.config.training
-        smaller = training.auto_batch or self.plan.config.model.memory is not None
+        smaller = training.auto_batch or (self.plan.config.model.memory is not None and not self.settled)
         tokens = self.plan.amount.longest if smaller else made.job.tokens
         blocks = self.plan.shape.block_count - made.job.lowest
         twice = blocks if training.activation_checkpointing == "auto" else made.job.recomputed
@@ -167,7 +170,7 @@ def foresee_backend(foreseen: Foresight | None, backend: BackendName, callback: 
                 f"the eager backend is forecast to need {_gigabytes(now)} of memory, instead of {_gigabytes(before)}"
             )
         )
-    return again
+    return again and replace(again, settled=True)
 
 
 def _processes() -> Processes:
