@@ -234,11 +234,11 @@ def _why_unsupported(work: Workload) -> str:
     return "there are no fused kernels for this model and device"
 
 
-def _agreement(work: Workload) -> Agreement:
-    """Both backends compared, which takes minutes for a large model, so that is said before."""
+def _agreement(work: Workload, name: Literal["fused", "compiled"] = "fused") -> Agreement:
+    """The backend compared with the eager one, which takes minutes for a large model, so that is said before."""
     if sum(parameter.numel() for parameter in work.module.parameters()) >= LARGE:
         work.callback(StatusMessage(
-            "comparing the fused backend with the model's own code, which takes some passes over the whole model"
+            f"comparing the {name} backend with the model's own code, which takes some passes over the whole model"
         ))  # fmt: skip
     if not work.predicts_tokens:
         return block_agreement(work)
@@ -261,7 +261,7 @@ def _gradients(work: Workload, batch: Batch) -> None:
 def _compiles(work: Workload, *, required: bool) -> bool:
     began = time.perf_counter()
     with _compiled():
-        found = _agreement(work)
+        found = _agreement(work, "compiled")
     if found.agrees:
         work.callback(StatusMessage(f"compiled in {time.perf_counter() - began:.0f} s"))
         return True
