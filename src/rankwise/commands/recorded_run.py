@@ -33,8 +33,9 @@ from rankwise.training.finite import Diverged
 from rankwise.training.pair_backend import over_rows
 from rankwise.training.preflight import Foresight, foresee_backend, out_of_memory
 from rankwise.training.resume import Past, changed_since, take_up_together
-from rankwise.training.run import TrainingRun
+from rankwise.training.run import Budget, TrainingRun
 from rankwise.training.trainer import Trainer
+from rankwise.training.validation import Validation
 from rankwise.training.world import LostProcessError, StoppedTogether
 
 SECONDS_TO_STOP = 10.0
@@ -74,21 +75,10 @@ def record(
         budget.take_up(past.budget)
     callback.changed = lambda texts: run.write_manifest(manifest.model_copy(update={"warnings": texts}))
     try:
-        with log, deferred(world.is_several):
-            for one in back_offs if resumable is None and world.is_first else ():
-                log.append(BackOffRecord(0, one.begun, one.learning_rate).as_row())
-            records = [*past.steps, *trainer.run()]
-            if world.is_first:
-                log.sync()  # a finished run has all its records, even after a power failure
-        results = training.results(records, validation, past.seconds + trainer.seconds)
-        if not world.is_first:
-            training.give_parts()
+        begins = back_offs if resumable is None else ()
+        finished = _completed(training, trainer, log, past, validation, budget, begins)
+        if finished is None:
             return manifest
-        results = training.save(results if budget is None else budget.recorded(results))
-        callback.changed = lambda texts: None
-        update = {"status": "finished", "ended": now(), "results": results, "warnings": callback.texts}
-        finished = manifest.model_copy(update=update | {"result_sha256": hashes_of(run.folder, training.result)})
-        run.write_manifest(finished)
     except BaseException as error:
         callback.changed = lambda texts: None  # what is written from here on knows more than this process's manifest
         error = world.explained(error)
@@ -104,6 +94,30 @@ def record(
     run.forget_steps()  # outside: from here on nothing may take the result away
     write_page(RunSnapshot(run, training.experiment, finished), callback)
     trackers.end()
+    return finished
+
+
+def _completed(
+    training: TrainingRun, trainer: Trainer, log: MetricsLog, past: Past, validation: Validation,
+    budget: Budget | None, back_offs: tuple[BackOff, ...],
+) -> Manifest | None:  # fmt: skip
+    """Make the steps that are left and write the result; None in processes that only give their part of it."""
+    run, callback, world = training.run, training.callback, training.world
+    with log, deferred(world.is_several):
+        for one in back_offs if world.is_first else ():
+            log.append(BackOffRecord(0, one.begun, one.learning_rate).as_row())
+        records = [*past.steps, *trainer.run()]
+        if world.is_first:
+            log.sync()  # a finished run has all its records, even after a power failure
+    results = training.results(records, validation, past.seconds + trainer.seconds)
+    if not world.is_first:
+        training.give_parts()
+        return None
+    results = training.save(results if budget is None else budget.recorded(results))
+    callback.changed = lambda texts: None
+    update = {"status": "finished", "ended": now(), "results": results, "warnings": callback.texts}
+    finished = past.manifest.model_copy(update=update | {"result_sha256": hashes_of(run.folder, training.result)})
+    run.write_manifest(finished)
     return finished
 
 
