@@ -74,6 +74,16 @@ def test_a_short_run_is_not_compiled(small):
     assert rankwise.train(small).manifest.backend == "fused"
 
 
+@pytest.mark.parametrize(("quick", "compiled"), [(1e9, True), (1e-9, False)])
+def test_where_a_comparison_takes_long_a_run_must_be_longer_to_be_compiled(small, monkeypatch, quick, compiled):
+    tried = []
+    monkeypatch.setattr(backends, "COMPILED_AFTER", 1e-6)
+    monkeypatch.setattr(backends, "QUICK", quick)
+    monkeypatch.setattr(backends, "_compiles", lambda work, required: tried.append(work) or False)
+    assert rankwise.train(small).manifest.backend == "fused"
+    assert bool(tried) == compiled
+
+
 def test_a_comparison_that_takes_long_is_announced_before_it(small, monkeypatch):
     quick, slow = Listener(), Listener()
     rankwise.train(small, callback=quick)

@@ -45,6 +45,9 @@ from rankwise.training.workload import Workload, prefix_room
 NO_COMPILER = "not compiled: torch's compiler, which needs a C++ compiler, does not work on this machine"
 LARGE = 10**9
 """Weights of a model that takes noticeably long to compare."""
+QUICK = 15.0
+"""Seconds that a comparison may take. Compiling compares once more, so where that takes longer, a run must last so much
+longer to be worth it."""
 ADVICE = "use --restart to start it again with another backend."
 
 
@@ -184,12 +187,14 @@ def choose_backend(work: Workload, setting: BackendName | Literal["auto"], token
     if not supports(work) or (setting == "compiled" and not work.predicts_tokens):
         kind = WarningMessage if has_kernels(work.module, 1) and work.predicts_tokens else StatusMessage
         return _eager_instead(work, setting, "", _why_unsupported(work), kind)
+    began = time.perf_counter()
     found = _agreement(work)
+    enough = COMPILED_AFTER * max(1.0, (time.perf_counter() - began) / QUICK)
     if not found.agrees:
         return _eager_instead(work, setting, ", which takes more time and memory", found.why, WarningMessage)
     if not work.predicts_tokens:
         return _chosen(work, FusedBlocks(work, ADVICE), found)
-    compiles = setting == "compiled" or (setting == "auto" and _seconds_per_token(work) * tokens > COMPILED_AFTER)
+    compiles = setting == "compiled" or (setting == "auto" and _seconds_per_token(work) * tokens > enough)
     return _chosen(work, Fused(work, compiled=compiles and _compiles(work, required=setting == "compiled")), found)
 
 
