@@ -60,6 +60,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "replay-0.5": {"training": {"replay": {"share": 0.5}}},
     "half-rate": {"rate": 0.5},
     "quarter-rate": {"rate": 0.25},
+    "anchor-half-rate": {"training": {"anchor": {"weight": 1.0}}, "rate": 0.5},
     "anchor-double-rate": {"training": {"anchor": {"weight": 1.0}}, "rate": 2.0},
     "mlp": {"adapter": {"targets": ["gate_proj", "up_proj", "down_proj"]}},
     "decay": {"training": {"weight_decay": 0.3}},
