@@ -112,9 +112,9 @@ def cells_of(part: str, folder: Path, counts: dict[str, int], seed: int) -> Iter
             yield f"{number}", lambda n=number: cells.killed(method, random.Random(f"{part}-{seed}-{n}"))
     elif part == "R04":
         for stage in STAGES:
-            for number in range(len(cells.operations(stage))):
+            for one in cells.operations(stage):
                 for mode in MODES:
-                    yield f"{stage} {number} {mode}", lambda s=stage, n=number, m=mode: cells.fault(s, n, m)
+                    yield f"{stage} {one.number} {mode}", lambda s=stage, n=one.number, m=mode: cells.fault(s, n, m)
     elif part == "R05":
         operations = cells.operations("train")
         for number in range(counts[part]):

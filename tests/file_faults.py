@@ -44,6 +44,8 @@ class Operation:
     """The new name."""
     content: bytes | None = None
     """Of the whole file, after it was written."""
+    number: int = 0
+    """By which `Watch.until` names it: operations that failed by themselves are counted, and not recorded."""
 
 
 @dataclass
@@ -71,7 +73,7 @@ class Watch:
         done = write() if write else None
         if self.records:
             content = Path(name).read_bytes() if kind in ("write", "create") else None
-            self.operations.append(Operation(kind, name, self._inside(other) or "" if other else "", content))
+            self.operations.append(Operation(kind, name, self._inside(other) or "" if other else "", content, number))
         return done
 
     def dies_next(self, path: Any) -> bool:

@@ -198,9 +198,8 @@ def _write_failure(run: RunDirectory, manifest: Manifest, error: BaseException, 
     update = {"status": status, "ended": now(), "problem": problem, "warnings": warnings}
     with suppress(RankwiseError, OSError):  # a full disk may refuse this too; "running" without a lock says enough
         run.check_lock()  # what another process writes there is not ours to change
-        with suppress(OSError):
-            run.forget_results()
         run.write_manifest(manifest.model_copy(update=update))
+        run.forget_results()  # after it: where it cannot be written, the manifest may say that the run is finished
 
 
 def _explained(
