@@ -99,8 +99,9 @@ def _is_unicode(name: str) -> bool:
 
 
 def sha256_or_nothing(path: Path) -> str:
+    """The hash of a file; nothing for what is no file, such as a pipe, which would never end."""
     try:
-        return sha256_of(path)
+        return sha256_of(path) if path.is_file() else ""
     except (OSError, ValueError):  # a broken link, or no permission; reading the row reports it
         return ""
 

@@ -98,11 +98,16 @@ def _file(name: str, where: str, folder: Path | None) -> Path:
         raise DataError(
             f"{where}: its image is the web address {one_line(name)}. Download it, and give the file's path."
         )
+    if name.startswith("data:"):
+        raise DataError(
+            f"{where}: its image is written into the row ({one_line(name)}). Save it as a file, and give the file's "
+            "path."
+        )
     if folder is None:
         raise DataError(f"{where}: its image is the path {one_line(name)} without a folder to look in.")
     path = folder / name
     _refuse_outside(path, folder, where, name)
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113  Path's raises where a name is too long
         raise DataError(f"{where}: its image {one_line(name)} is missing: there is no such file in {folder}.")
     return path
 
