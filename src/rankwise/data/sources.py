@@ -268,6 +268,8 @@ def _open_folder(spec: DataConfig, source: Rows, folder: Path) -> Reading:
     saved = (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file()  # datasets' own layout
     suffixes = (".arrow",) if saved else SUFFIXES
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and visible(path, folder))
+    if illegible := [legible(path) for path in files if legible(path) != path.as_posix()]:
+        raise DataError(f"{illegible[0]}: its name is not UTF-8 text. Rename it.")
     if not saved and all(path.name.lower() in METADATA for path in files):
         listing = list_folder(folder)
         if listing.images and not files:
