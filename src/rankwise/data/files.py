@@ -26,7 +26,9 @@ LONGEST_LINE = 16_000_000
 Kind = Callable[..., Iterator[Record]]
 NOT_TEXT = {
     b"\x1f\x8b": "is compressed (gzip)", b"PK\x03\x04": "is a zip archive", b"\x28\xb5\x2f\xfd": "is compressed (zstd)",
-    b"\x80\x04": "is a pickle, which is never read", b"SQLite": "is a database",
+    b"\x80\x04": "is a pickle, which is never read", b"SQLite": "is a database", b"BZh": "is compressed (bzip2)",
+    b"\xfd7zXZ\0": "is compressed (xz)", b"7z\xbc\xaf": "is a 7-Zip archive", b"%PDF": "is a PDF",
+    b"version https://git-lfs": "is a pointer of Git LFS (run git lfs pull)",
 }  # fmt: skip
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", *WORKBOOKS, ".parquet", ".arrow")
 SETTINGS = {"delimiter": table_records, "encoding": table_records, "sheet": workbook_records}
