@@ -160,6 +160,25 @@ def _check_order(messages: list[Message], where: str, skipped: int) -> None:
         if message.role == "tool" and not called:
             raise DataError(f"{where}: turn {number} is a tool's result, but no turn before it calls a tool.")
         called = bool(message.tool_calls) or (called and message.role == "tool")
+    _check_ids(messages, where, first)
+
+
+def _check_ids(messages: list[Message], where: str, first: int) -> None:
+    """Refuse results that belong to no call, or to a call that has its result, where calls have ids."""
+    named, waiting = False, set[str | None]()
+    for number, message in enumerate(messages, start=first):
+        ids = [call.call_id for call in message.tool_calls]
+        twice = next((name for name in ids if name is not None and ids.count(name) > 1), None)
+        if twice is not None:
+            raise DataError(f"{where}: turn {number} has two calls with the id {shown(twice)}.")
+        named, waiting = named or any(ids), waiting | {*ids}
+        if message.role == "tool" and named and message.call_id is not None:
+            if message.call_id not in waiting:
+                raise DataError(
+                    f"{where}: turn {number} is the result of the call {shown(message.call_id)}, and no turn before it "
+                    "has a call with this id that waits for its result."
+                )
+            waiting.remove(message.call_id)
 
 
 def turns_of_prompt(prompt: Any, completion: Any, where: str) -> tuple[Message, ...]:
