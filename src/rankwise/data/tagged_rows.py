@@ -120,11 +120,16 @@ def _name(value: Any, labels: tuple[str, ...], what: str, problems: list[str]) -
             return labels[value]
         known = f"data.labels has {len(labels)} names" if labels else "name the tags 0, 1, 2, … with data.labels"
         problems.append(f"{what} is {value}, and a name is expected ({known})")
-    elif not isinstance(value, str) or not value.strip() or value.strip() in (BEGIN, INSIDE):
+    elif not isinstance(value, str) or not value.strip() or value.strip() in (BEGIN, INSIDE) or not _is_text(value):
         problems.append(f"{what} is {shown(value)}, and a name is expected")
     else:
         return value.strip()
     return OUTSIDE
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name has no half characters, which cannot be written, and no NUL."""
+    return "\0" not in name and name.encode(errors="replace").decode() == name
 
 
 def _span(item: Any, number: int, text: str, labels: tuple[str, ...], problems: list[str]) -> Span | None:
