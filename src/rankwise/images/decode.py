@@ -38,6 +38,8 @@ MOST_SLENDER = 100
 ORIENTATION = 0x0112
 TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
 """EXIF's orientation -> Pillow's transposition that makes an image upright."""
+SCAN, END = b"\xda", b"\xff\xd9"
+"""Markers of a JPEG file: what follows are pixels, and the end of the file."""
 _PIXELS = re.compile(r"\((\d+) pixels\)")
 
 
@@ -100,6 +102,8 @@ def _of_file(source: Path | bytes) -> tuple[Any, list[str]]:
         raise Refused("is empty (0 bytes)")
     with _open(source) as opened:
         _check_size(*opened.size)
+        if opened.format in ("JPEG", "MPO") and not _has_end(source):
+            raise Refused("cannot be decoded as an image: the end of the JPEG file is lost")
         notes = _of_wrong_name(source, opened) + _of_frames(opened)
         if opened.format == "PNG":
             with _open(source) as again:
@@ -112,6 +116,16 @@ def _of_file(source: Path | bytes) -> tuple[Any, list[str]]:
         notes += ["turned upright (EXIF orientation)"] * (turn in TURNS)
         notes += ["read without their damaged EXIF data"] * (not is_read)
         return picture, notes + changes
+
+
+def _has_end(source: Path | bytes) -> bool:
+    """Whether a JPEG has its end marker behind the beginning of its pixels. The decoder takes zeros in the place of a
+    lost rest for pixels, as a download that was broken off leaves them."""
+    content = source if isinstance(source, bytes) else source.read_bytes()
+    position = 2
+    while content[position : position + 1] == b"\xff" and content[position + 1 : position + 2] != SCAN:
+        position += 2 + int.from_bytes(content[position + 2 : position + 4], "big")
+    return content.find(END, position) >= 0
 
 
 def _open(source: Path | bytes) -> Any:
