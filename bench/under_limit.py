@@ -2,8 +2,8 @@
 
     python bench/under_limit.py FOLDER [--limit 5GB] [--quantize nf4] [--layers 32] [--steps 2] [--free] [--out TITLE]
 
-FOLDER keeps the model (13 GB in bfloat16), which is written a block at a time, and the run. A step has 1,024 tokens:
-four rows of 256, the second half of each learned. LoRA of r 16 lies on all linear layers. The first command stores the
+FOLDER keeps the model (13 GB in bfloat16), which is written a block at a time, and the run. A step has about 1,090
+tokens: four rows, of each the second half learned. LoRA of r 16 lies on all linear layers. The first command stores the
 weights in fewer bits too, inside the limit. Where this process may make a memory control group, the command runs inside
 one of that size, so the kernel ends what goes beyond it. Its resident memory is read ten times a second too. With
 --free the same training runs without a limit before.

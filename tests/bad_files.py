@@ -187,7 +187,7 @@ IMAGES = [
     image("a web page under the name of an image", "cat/x.png", PAGE, "it is a web page"),
     image("a pipe under the name of an image", "cat/x.png", os.mkfifo, "there is no such file"),
     image("a link to a device", "cat/x.png", lambda path: path.symlink_to("/dev/zero"), "leads out of the folder"),
-    image_row("an image written into its row", DATA_URL, "is written into the row"),
+    image_row("an image written into its row", DATA_URL, "is a data: URL"),
     image_row("a path that is too long", "x" * 5000 + ".png", "is missing: there is no such file"),
     Case("an image cut in its cell", "images", {"x.parquet": image_bytes(WHOLE[:60])}, "x.parquet", "dropped",
          "x.parquet:3", ("cannot be decoded as an image",)),

@@ -75,6 +75,12 @@ def test_a_jpeg_and_arrays_are_read():
         assert decoded(pixels)[1] == ("converted from grayscale",)
 
 
+def test_bytes_that_fill_up_a_jpeg_before_a_marker_are_passed_over():
+    written = file_of(Image.fromarray(COLORS), "JPEG", quality=95, subsampling=0)
+    filled = written[:2] + b"\xff\xff" + written[2:]
+    assert (decoded(filled)[0] == decoded(written)[0]).all()
+
+
 def test_a_file_is_read_as_its_bytes_are(tmp_path):
     (tmp_path / "1.png").write_bytes(file_of(Image.fromarray(COLORS)))
     assert (decoded(tmp_path / "1.png")[0] == COLORS).all()

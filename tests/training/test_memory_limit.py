@@ -104,8 +104,13 @@ def test_a_backend_that_needs_more_than_the_chosen_settings_allow_is_refused(lon
     eager = preflight.foresee_backend(foreseen, "eager", silent)
     assert eager is not None and eager.plan.forecast.needed > OF_LIMIT * parse_size("1.2GB")
     assert eager.least == eager.plan.forecast.needed
-    with pytest.raises(ResourceError, match=r"needs a limit of at least \d\.\d GB of memory, but --memory is 1.2GB"):
+    with pytest.raises(
+        ResourceError, match=r"with the eager backend these settings need \d\.\d GB .* --memory is 1.2GB"
+    ):
         eager.check(silent, force=False)
+    asked = starter("1.5GB", backend="eager")  # what the refusal advises
+    _, chosen = preflight.within_limit(asked, preflight.foresee(asked), silent)
+    chosen.check(silent, force=False)
     assert preflight.foresee_backend(foreseen, "fused", silent) is foreseen
 
 

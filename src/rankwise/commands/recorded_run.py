@@ -75,8 +75,7 @@ def record(
         budget.take_up(past.budget)
     callback.changed = lambda texts: run.write_manifest(manifest.model_copy(update={"warnings": texts}))
     try:
-        begins = back_offs if resumable is None else ()
-        finished = _completed(training, trainer, log, past, validation, budget, begins)
+        finished = _completed(training, trainer, log, past, validation, budget, back_offs if resumable is None else ())
         if finished is None:
             return manifest
     except BaseException as error:
@@ -199,7 +198,7 @@ def _write_failure(run: RunDirectory, manifest: Manifest, error: BaseException, 
     with suppress(RankwiseError, OSError):  # a full disk may refuse this too; "running" without a lock says enough
         run.check_lock()  # what another process writes there is not ours to change
         run.write_manifest(manifest.model_copy(update=update))
-        run.forget_results()  # after it: where it cannot be written, the manifest may say that the run is finished
+        run.forget_results()  # only now: a manifest that could not be written may say "finished" and name these files
 
 
 def _explained(

@@ -70,7 +70,9 @@ def _rows_at_a_time(path: Path, file: Any) -> int:
     longest = 1
     with path.open("rb") as raw:
         for number in range(file.metadata.num_row_groups):
-            next(file.iter_batches(1, row_groups=[number]), None)  # raises for damage that ends the process below
+            next(
+                file.iter_batches(1, row_groups=[number]), None
+            )  # pyarrow raises here for damage that would crash it below
             group = file.metadata.row_group(number)
             longest = max(longest, *(_bytes_stored_once(raw, group.column(at)) for at in range(group.num_columns)), 0)
     return max(1, min(BATCH, BATCH_BYTES // longest))
@@ -137,7 +139,7 @@ def arrow(path: Path, seen: Seen) -> Iterator[Record]:
 
 
 def _whole(batch: Any) -> Any:
-    """The batch, if its columns point nowhere but into their own values; else reading them would end the process."""
+    """Return the batch if all its offsets are valid; reading invalid ones would crash the process."""
     for column in batch.columns:
         kind = _in_bytes(column.type)
         (column if kind == column.type else column.view(kind)).validate(full=True)
@@ -145,7 +147,7 @@ def _whole(batch: Any) -> Any:
 
 
 def _in_bytes(kind: Any) -> Any:
-    """The type with bytes in the place of texts, of which one that is no UTF-8 is a bad row and no damage."""
+    """The type with bytes in place of text: text that is not UTF-8 is a bad row, not a damaged file."""
     import pyarrow
     from pyarrow import types
 

@@ -100,8 +100,7 @@ def _file(name: str, where: str, folder: Path | None) -> Path:
         )
     if name.startswith("data:"):
         raise DataError(
-            f"{where}: its image is written into the row ({one_line(name)}). Save it as a file, and give the file's "
-            "path."
+            f"{where}: its image is a data: URL ({one_line(name)}). Save it as a file, and give the file's path."
         )
     if folder is None:
         raise DataError(f"{where}: its image is the path {one_line(name)} without a folder to look in.")

@@ -119,12 +119,13 @@ def _of_file(source: Path | bytes) -> tuple[Any, list[str]]:
 
 
 def _has_end(source: Path | bytes) -> bool:
-    """Whether a JPEG has its end marker behind the beginning of its pixels. The decoder takes zeros in the place of a
-    lost rest for pixels, as a download that was broken off leaves them."""
+    """Whether a JPEG has its end marker after the pixels begin. Where the rest of a file was replaced by zeros, as an
+    interrupted download leaves it, the decoder reads the zeros as pixels."""
     content = source if isinstance(source, bytes) else source.read_bytes()
     position = 2
     while content[position : position + 1] == b"\xff" and content[position + 1 : position + 2] != SCAN:
-        position += 2 + int.from_bytes(content[position + 2 : position + 4], "big")
+        fills = content[position + 1 : position + 2] == b"\xff"
+        position += 1 if fills else 2 + int.from_bytes(content[position + 2 : position + 4], "big")
     return content.find(END, position) >= 0
 
 

@@ -39,15 +39,14 @@ FOR_MAXIMA = 3
 """Copies of the block maxima in 4 bytes each while they are unpacked."""
 DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 PACKED_PER_SECOND: Mapping[str, float] = {"nf4": 60e6, "int8": 300e6}
-"""Numbers that a conversion packs in a second, roughly: what one core of an EPYC does for nf4, and for int8 a part of
-it, since the disk is slower."""
+"""Numbers that a conversion packs in a second, roughly: for nf4 on one core of an EPYC; for int8 the disk limits it."""
 UNPACKED_PER_SECOND: Mapping[str, Estimate] = {
     "nf4": Estimate(0.5e9, 1.2e9, 2.0e9), "int8": Estimate(1.0e9, 4.0e9, 5.0e9), "file": Estimate(0.1e9, 0.3e9, 1.0e9),
     "mapped": Estimate(0.3e9, 1.5e9, 4.0e9),
 }  # fmt: skip
 """Numbers that one core unpacks in a second into bfloat16, where freed memory stays in the process. Those of nf4 and
 int8 are of weights of 576 x 1,536 to 4,096 x 4,096 on a busy machine; the others are estimates."""
-NF4_WITHOUT_LIBRARY = Estimate(0.1e9, 0.35e9, 1.5e9)
+NF4_WITHOUT_LIBRARY = Estimate(0.1e9, 0.3e9, 0.5e9)
 """A quarter of the library's: 1.4e9 to 1.9e9 where that has 4.9e9 to 7.2e9, on one core of an EPYC."""
 BESIDE_PACKED = "bfloat16"
 """The number format of what is not packed, where none is named."""
@@ -148,7 +147,7 @@ def conversion_of(shape: ModelShape, storage: Storage) -> Conversion | None:
 
 @cache
 def has_library() -> bool:
-    """Whether bitsandbytes is installed, which unpacks NF4 without copies in float32."""
+    """Whether bitsandbytes is installed, which unpacks NF4 about four times as fast."""
     return find_spec("bitsandbytes") is not None
 
 

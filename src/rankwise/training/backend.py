@@ -46,8 +46,8 @@ NO_COMPILER = "not compiled: torch's compiler, which needs a C++ compiler, does 
 LARGE = 10**9
 """Weights of a model that takes noticeably long to compare."""
 QUICK = 15.0
-"""Seconds that a comparison may take. Compiling compares once more, so where that takes longer, a run must last so much
-longer to be worth it."""
+"""Compiling runs the comparison again. Where one takes longer than these seconds, a run must be longer by the same
+factor before it is compiled."""
 ADVICE = "use --restart to start it again with another backend."
 
 
@@ -240,7 +240,7 @@ def _why_unsupported(work: Workload) -> str:
 
 
 def _agreement(work: Workload, name: Literal["fused", "compiled"] = "fused") -> Agreement:
-    """The backend compared with the eager one, which takes minutes for a large model, so that is said before."""
+    """Compare a backend with the eager one, and announce it for a large model, where it takes minutes."""
     if sum(parameter.numel() for parameter in work.module.parameters()) >= LARGE:
         work.callback(StatusMessage(
             f"comparing the {name} backend with the model's own code, which takes some passes over the whole model"

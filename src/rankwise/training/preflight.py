@@ -39,7 +39,7 @@ OFFERED, SMALLER = 3, 0.7
 
 @dataclass(frozen=True)
 class Foresight:
-    """`settled`: the settings for a limit of memory are chosen, and the run does not choose again."""
+    """`settled`: the settings were chosen for the limit of memory and are not chosen again."""
 
     plan: Plan
     targets: TargetFacts | None = None
@@ -69,7 +69,12 @@ class Foresight:
         if least <= room:
             return
         limited = self._limited
-        if limited:
+        if limited and self.settled:
+            told = (
+                f"with the eager backend these settings need {_gigabytes(least)} of memory, but --memory is {limited}. "
+                "Start again with --backend eager, which chooses settings for it"
+            )
+        elif limited:
             needed = math.ceil(least / OF_LIMIT / 1e8) / 10
             told = f"this run needs a limit of at least {needed:.1f} GB of memory, but --memory is {limited}"
         else:

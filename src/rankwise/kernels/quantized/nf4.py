@@ -19,7 +19,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from rankwise.kernels.row_pieces import cached_rows, row_pieces
+from rankwise.kernels.row_pieces import row_pieces
 
 BLOCK, OUTER = 64, 256
 """Numbers that share a maximum, and maxima that share one."""
@@ -30,6 +30,7 @@ LEVELS = (
 )  # fmt: skip
 """Of bitsandbytes, where they are rounded to float32."""
 FEW = 16
+"""Up to so many levels, a number is compared with each midpoint between two of them."""
 TINY = torch.finfo(torch.float32).tiny
 Unpack = Callable[[Tensor, Tensor, tuple[int, int], torch.dtype], Tensor]
 
@@ -88,9 +89,9 @@ class NF4:
 
 
 def nearest(numbers: Tensor, levels: Tensor) -> Tensor:
-    """The number of the nearest of sorted levels, in uint8: how many middles between two levels lie below. For few
-    levels, a comparison with each middle is faster than a binary search, which the processor cannot do for several
-    numbers at once."""
+    """The number of the nearest of sorted levels, in uint8: how many midpoints between two levels lie below. For
+    few levels, a comparison with each midpoint is faster than a binary search, which the processor cannot do for
+    several numbers at once."""
     middles = (levels[1:] + levels[:-1]) / 2
     if len(levels) > FEW:
         return torch.bucketize(numbers.contiguous(), middles).to(torch.uint8)
@@ -169,7 +170,7 @@ def plain_unpacked(codes: Tensor, maxima: Tensor, shape: tuple[int, int], dtype:
     pairs = torch.stack([levels[byte >> 4], levels[byte & 15]], 1).view(torch.int64).flatten()
     codes, maxima = codes.view(-1, BLOCK // 2), maxima.view(-1, 1)
     blocks = torch.empty((len(maxima), BLOCK), dtype=dtype, device=codes.device)
-    for first, last in cached_rows(blocks):
+    for first, last in row_pieces(*blocks.shape):
         numbers = pairs.index_select(0, codes[first:last].flatten().int()).view(torch.float32)
         blocks[first:last] = numbers.view(-1, BLOCK).mul_(maxima[first:last])
     return blocks.view(shape)
