@@ -168,6 +168,21 @@ def test_the_norm_of_layers_in_bfloat16_is_torch_s_and_its_gradient_is_nearer():
     assert (ours[1] - right).norm() < (theirs[1] - right).norm()
 
 
+def test_on_a_gpu_attention_is_torch_s_own(monkeypatch):
+    """Looked at on the device "meta", which has shapes and no numbers; tests/gpu computes it."""
+    taken = []
+
+    def own(q, *given):
+        taken.append(q.device.type)
+        return q.transpose(0, 1)
+
+    monkeypatch.setattr(attention, "plain_causal_attention", own)
+    for device in ("cpu", "meta"):
+        q, k, v = (torch.zeros(2, 9, 8, device=device) for _ in range(3))
+        assert causal_attention(q, k, v, (4, 5), 0.5).shape == (9, 2, 8)
+    assert taken == ["meta"]
+
+
 def test_rotary_positions():
     x, angles = drawn(3, 8, 6), torch.cat([drawn(8, 3, seed=1, learned=False)] * 2, 1)
     assert_twins(rotated, plain_rotated, x, angles.cos(), angles.sin())

@@ -8,7 +8,7 @@ backward pass is made of matrix products, which torch's backward kernel does not
 at a time, against the keys up to the block's end. So the part above the diagonal is computed only inside a block, and
 the full score matrix never exists. Only Q, K, V and l are saved. The backward pass takes P from l without another
 softmax: l stands in three more columns of Q, its rounded value and what rounding lost twice, against columns of -1 in
-K. Query heads that share a key head are rows of one matrix. On a GPU torch's own kernels are faster.
+K. Query heads that share a key head are rows of one matrix. On a GPU torch's own kernels compute both passes.
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ it so large that a weight is infinite."""
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
     """Map q (H, T, D), k and v (K, T, D) to (T, H, D). `lengths` of the sequences add up to T, and K divides H."""
+    if q.device.type != "cpu":
+        return plain_causal_attention(q, k, v, lengths, scale)
     return _CausalAttention.apply(q, k, v, tuple(lengths), scale)
 
 
 def plain_causal_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
-    """Compute the same with torch, one sequence at a time, as the reference for tests."""
+    """Compute the same with torch, one sequence at a time: on a GPU, and as the reference for tests."""
     parts = [
         torch.nn.functional.scaled_dot_product_attention(*part, is_causal=True, scale=scale, enable_gqa=True)
         for part in zip(*(values[None].split(list(lengths), 2) for values in (q, k, v)), strict=True)
@@ -47,8 +49,7 @@ def plain_causal_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[in
 class _CausalAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], scale: float) -> Tensor:
-        with_flash = q.device.type == "cpu" and q.shape[2] == v.shape[2]
-        out, log_sums = (_by_flash if with_flash else _by_products)(q, k, v, lengths, scale)
+        out, log_sums = (_by_flash if q.shape[2] == v.shape[2] else _by_products)(q, k, v, lengths, scale)
         ctx.save_for_backward(q, k, v, log_sums)
         ctx.lengths, ctx.scale = lengths, scale
         return out
@@ -101,7 +102,7 @@ def _rows(values: Tensor, start: int, count: int) -> Tensor:
 
 
 def _by_products(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], scale: float) -> tuple[Tensor, Tensor]:
-    """Compute the same by matrix products: on other devices, and where values are not as wide as queries."""
+    """Compute the same by matrix products, where values are not as wide as queries."""
     heads, tokens, width = q.shape
     out, log_sums = q.new_empty(tokens, heads, v.shape[2]), q.new_empty(heads, tokens, dtype=_exact(q.dtype))
     for start, first, end, _ in _blocks(lengths):
