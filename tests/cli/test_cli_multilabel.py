@@ -58,7 +58,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_rows("apart.jsonl", [row | {"text": f"a {row['text']}"} for row in several(9, 24)])
         result = trained("lora", "rows.jsonl", "--validation-data", "apart.jsonl")
         assert result.exit_code == 0, (result.output, result.exception)
-        result = trained("learned", "rows.jsonl", "--method", "full", "--steps", "300", "--learning-rate", "0.003")
+        result = trained("learned", "rows.jsonl", "--method", "full", "--steps", "1500", "--learning-rate", "0.001")
         assert result.exit_code == 0, (result.output, result.exception)
     return folder
 

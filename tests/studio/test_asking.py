@@ -15,6 +15,7 @@ from rankwise.cli.main import app
 from rankwise.commands.predict import predict
 from rankwise.config.generation import GenerationConfig
 from rankwise.inference.tuned_model import load_tuned
+from rankwise.studio import ask
 from rankwise.studio.ask import DESK
 from rankwise.studio.asking import AskBody, Desk
 from rankwise.text.example import Message
@@ -167,6 +168,17 @@ def test_a_classifier_tells_its_classes_with_probabilities(client, classifier_ho
     assert told["labels"][0][1] == max(shares.values())
     assert "text" not in told
     assert client.get("/ask?run=classes").status_code == 200
+
+
+@pytest.mark.parametrize("first", ["begun", "left"])
+def test_what_was_begun_is_stopped_when_the_page_has_left_whichever_comes_first(first):
+    """An answer may be whole, and its page gone, before the thread that began it comes back."""
+    question, stopped = ask._Question(), threading.Event()
+    acts = [lambda: question.begun(stopped.set), question.left]
+    for act in acts if first == "begun" else reversed(acts):
+        assert not stopped.is_set()
+        act()
+    assert stopped.wait(20)
 
 
 def said_of(client, run, name, **more):

@@ -81,12 +81,12 @@ def test_the_forecast_turns_with_a_knob(client, home):
 
 
 def test_a_model_that_does_not_fit_is_told_with_what_would(client, home):
-    large = {"model.name": "smollm2-135m", "card": "lora", "model.memory": "1GB"}
+    large = {"model.name": "smollm2-135m", "card": "lora", "model.memory": "1GB", "other": "model.dtype=float32"}
     text = client.post("/new/forecast", data=large).text
     ways = re.findall(r'data-setting="([^"]*)"', text)
     assert "Too large." in text and ways
     for way in ways:  # what the button does: a field, or one more line of further settings
-        changes = dict(one.split("=") for one in way.split())
+        changes = {"model.dtype": "float32"} | dict(one.split("=") for one in way.split())
         fields = {name: value for name, value in changes.items() if name in KNOBS}
         other = "\n".join(f"{name}={value}" for name, value in changes.items() if name not in KNOBS)
         changed = client.post("/new/forecast", data=large | fields | {"other": other}).text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -130,31 +130,51 @@ async def _streamed(
     """Ends early, and stops the answers, where the page has gone."""
     if tuple(body.runs) != DESK.names:
         yield event_of({"status": "Loading the model"})
-    work = asyncio.ensure_future(run_in_threadpool(_begun, body, send, callback))
+    question = _Question()
+    work = asyncio.ensure_future(run_in_threadpool(_begin, question, body, send, callback))
+    work.add_done_callback(lambda done: done.cancelled() or done.exception())  # the page was told of it
     try:
         while "end" not in (event := await events.get()):
             yield event_of(event)
         yield event_of(event)
-    finally:  # nothing can be awaited here any more
-        work.add_done_callback(_stopped)
+    finally:
+        question.left()
 
 
-def _stopped(work: asyncio.Future[Cancel | None]) -> None:
-    if not work.cancelled() and work.exception() is None and (cancel := work.result()) is not None:
-        threading.Thread(target=cancel, daemon=True).start()  # it may wait for a model that is being loaded
+@dataclass
+class _Question:
+    """Stops what was begun once it has begun and the page has left, whichever comes last. No loop of events is needed
+    for it, since that may have ended by then."""
+
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _cancel: Cancel | None = None
+    _has_left: bool = False
+
+    def begun(self, cancel: Cancel) -> None:
+        with self._lock:
+            self._cancel = cancel
+            has_left = self._has_left
+        if has_left:
+            cancel()
+
+    def left(self) -> None:
+        with self._lock:
+            self._has_left = True
+            cancel = self._cancel
+        if cancel is not None:
+            threading.Thread(target=cancel, daemon=True).start()  # it may wait for a model that is being loaded
 
 
-def _begun(body: AskBody, send: Send, callback: Callback) -> Cancel | None:
+def _begin(question: _Question, body: AskBody, send: Send, callback: Callback) -> None:
     try:
-        return DESK.ask(body, send, callback)
+        question.begun(DESK.ask(body, send, callback))
     except (RankwiseError, BadRequest) as error:
         send({"problem": str(error)})
+        send({"end": True})
     except Exception:
         send({"problem": FAILED})
         send({"end": True})
         raise
-    send({"end": True})
-    return None
 
 
 async def release(request: Request) -> Response:
