@@ -11,17 +11,14 @@ cells lie in FOLDER/accuracy.jsonl.
 
 from __future__ import annotations
 
-import argparse
-import os
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from claims import data
 from keeping import experiment_of
-from stored_cells import alone, done_in, run_missing
+from stored_cells import command
 
 from rankwise.commands.evaluate import evaluate
 from rankwise.commands.train import train
@@ -48,7 +45,7 @@ def run(folder: Path, cell: Cell) -> dict[str, Any]:
     return {"kind": "cell", "cell": list(cell), "differences": differences, "seconds": time.perf_counter() - began}
 
 
-def table(done: dict[Cell, dict[str, Any]]) -> Iterator[str]:
+def table(folder: Path, done: dict[Cell, dict[str, Any]]) -> Iterator[str]:
     yield "| rows | way | set | measure | base | tuned | difference (95 %) |"
     yield "|---|---|---|---|---:|---:|---|"
     for (task, way), row in done.items():
@@ -61,22 +58,11 @@ def table(done: dict[Cell, dict[str, Any]]) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--tasks", default="e2e,dolly")
-    parser.add_argument("--ways", default="plain,anchor,full")
-    parser.add_argument("--table", action="store_true")
-    given = parser.parse_args()
-    folder = given.folder.absolute()
-    log = folder / "accuracy.jsonl"
-    done = done_in(log)
-    if given.table:
-        print("\n".join(table(done)))
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    os.chdir(folder)
-    chosen = [(task, way) for way in given.ways.split(",") for task in given.tasks.split(",")]
-    run_missing(log, done, chosen, partial(alone, run, folder), lambda row: f"{row['seconds']:.0f} s")
+    command(
+        __doc__, "accuracy.jsonl", {"tasks": "e2e,dolly", "ways": "plain,anchor,full"},
+        lambda tasks, ways: [(task, way) for way in ways for task in tasks], run,
+        lambda row: f"{row['seconds']:.0f} s", table,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

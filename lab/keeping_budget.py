@@ -11,21 +11,18 @@ Finished cells lie in FOLDER/budget.jsonl.
 
 from __future__ import annotations
 
-import argparse
-import os
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from claims import data
 from keeping import BLOCKS, experiment_of, loss_of
-from stored_cells import alone, done_in, run_missing
+from stored_cells import command, done_in
 
 from rankwise.commands.evaluate import evaluate
 from rankwise.commands.train import train
-from rankwise.config.experiment import Experiment
+from rankwise.config.anchor import AnchorConfig
 from rankwise.runs.records import silent
 from rankwise.system.allocator import keep_memory
 
@@ -38,9 +35,8 @@ def run(folder: Path, cell: Cell) -> dict[str, Any]:
     task, budget = cell
     began, name = time.perf_counter(), f"{task}-{budget:g}"
     plain = experiment_of(folder, (task, "plain", 0), name)
-    training = plain.training.model_copy(update={"anchor": {"forget_at_most": budget}})
-    experiment = Experiment(**plain.model_dump(exclude={"training"}), training=training.model_dump())
-    results = train(experiment, restart=True).manifest.results
+    training = plain.training.model_copy(update={"anchor": AnchorConfig(forget_at_most=budget)})
+    results = train(plain.model_copy(update={"training": training}), restart=True).manifest.results
     assert results is not None and results.budget is not None, "the run is finished, and has a budget"
     text = str(data("retention/wikitext-2/valid.txt"))
     forgotten = evaluate(name, text=text, blocks=BLOCKS, dtype="bfloat16", callback=silent).forgetting
@@ -51,7 +47,8 @@ def run(folder: Path, cell: Cell) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def table(done: dict[Cell, dict[str, Any]], fixed: dict[tuple[str, str, int], dict[str, Any]]) -> Iterator[str]:
+def table(folder: Path, done: dict[Cell, dict[str, Any]]) -> Iterator[str]:
+    fixed = done_in(folder / "keeping.jsonl")
     yield "| rows | budget | on WikiText-2 | of the budget | strength | loss | best fixed weight that keeps it | loss |"
     yield "|---|---:|---:|---:|---:|---:|---|---:|"
     for (task, budget), row in sorted(done.items()):
@@ -68,24 +65,10 @@ def table(done: dict[Cell, dict[str, Any]], fixed: dict[tuple[str, str, int], di
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--tasks", default="e2e,superbowl,dolly")
-    parser.add_argument("--budgets", default="0.01,0.03,0.1")
-    parser.add_argument("--table", action="store_true")
-    given = parser.parse_args()
-    folder = given.folder.absolute()
-    log = folder / "budget.jsonl"
-    done = done_in(log)
-    if given.table:
-        print("\n".join(table(done, done_in(folder / "keeping.jsonl"))))
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    os.chdir(folder)
-    chosen = [(task, float(budget)) for task in given.tasks.split(",") for budget in given.budgets.split(",")]
-    run_missing(
-        log, done, chosen, partial(alone, run, folder),
-        lambda row: f"{row['loss']:.4f}, {row['wikitext']:.4f} on WikiText-2, {row['seconds']:.0f} s",
+    command(
+        __doc__, "budget.jsonl", {"tasks": "e2e,superbowl,dolly", "budgets": "0.01,0.03,0.1"},
+        lambda tasks, budgets: [(task, float(budget)) for task in tasks for budget in budgets], run,
+        lambda row: f"{row['loss']:.4f}, {row['wikitext']:.4f} on WikiText-2, {row['seconds']:.0f} s", table,
     )  # fmt: skip
 
 

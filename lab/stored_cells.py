@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import argparse
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -36,3 +39,26 @@ def run_missing(
                 done[cell] = run(cell)
                 written.append(done[cell])
                 print(cell, line(done[cell]), flush=True)
+
+
+def command(
+    doc: str | None, file: str, options: Mapping[str, str], cells: Callable[..., Iterable[Cell]],
+    run: Callable[[Path, Any], Row], line: Callable[[Row], str], table: Callable[[Path, dict[Any, Row]], Iterator[str]],
+) -> None:  # fmt: skip
+    """`python LAB.py FOLDER [--OPTION a,b] [--table]`: run the cells of these options that are not in FOLDER/`file`,
+    each in a process of its own, or print the table of those that are. `cells` gets the options' values as lists."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    for name, usual in options.items():
+        parser.add_argument(f"--{name}", default=usual)
+    parser.add_argument("--table", action="store_true")
+    given = parser.parse_args()
+    folder = given.folder.absolute()
+    done = done_in(folder / file)
+    if given.table:
+        print("\n".join(table(folder, done)))
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chdir(folder)
+    chosen = cells(**{name: getattr(given, name).split(",") for name in options})
+    run_missing(folder / file, done, chosen, partial(alone, run, folder), line)

@@ -70,11 +70,10 @@ def _rows_at_a_time(path: Path, file: Any) -> int:
     longest = 1
     with path.open("rb") as raw:
         for number in range(file.metadata.num_row_groups):
-            next(
-                file.iter_batches(1, row_groups=[number]), None
-            )  # pyarrow raises here for damage that would crash it below
+            # pyarrow raises here for damage that would crash it below
+            next(file.iter_batches(1, row_groups=[number]), None)
             group = file.metadata.row_group(number)
-            longest = max(longest, *(_bytes_stored_once(raw, group.column(at)) for at in range(group.num_columns)), 0)
+            longest = max([longest, *(_bytes_stored_once(raw, group.column(at)) for at in range(group.num_columns))])
     return max(1, min(BATCH, BATCH_BYTES // longest))
 
 

@@ -21,6 +21,7 @@ from rankwise.data.columnar import Record, Seen
 from rankwise.data.image_rows import IMAGE_SUFFIXES
 from rankwise.data.licences import FILES, READMES
 from rankwise.data.splits import SPLITS, chosen_files, split_word
+from rankwise.data.text_encoding import is_unicode
 from rankwise.errors import DataError, some
 from rankwise.system.files import sha256_of
 
@@ -68,7 +69,7 @@ class ImageFolder:
         for number, (image, label) in enumerate(self.images, start=1):
             seen(number / len(self.images))
             where, row = os.path.join(folder, image), {"image": image}  # noqa: PTH118  Path is many times as slow
-            if not _is_unicode(image):
+            if not is_unicode(image):
                 yield f"{where!a}", DataError(f"{where!a}: its name is not UTF-8 text. Rename it.")
                 continue
             yield where, row if label is None else row | {"label": label}
@@ -91,11 +92,6 @@ def _paths(holder: Path, names: list[str]) -> list[str]:
 def legible(path: Path) -> str:
     """The path with escapes for bytes that are no UTF-8 text, since reports are."""
     return path.as_posix().encode(errors="backslashreplace").decode()
-
-
-def _is_unicode(name: str) -> bool:
-    """Whether a name was decoded without stand-ins for bytes."""
-    return not any("\ud800" <= sign <= "\udfff" for sign in name)
 
 
 def sha256_or_nothing(path: Path) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 
 from rankwise.data.hub import with_names
 from rankwise.data.in_memory_images import with_image_files
+from rankwise.data.text_encoding import is_unicode
 from rankwise.errors import DataError, some
 from rankwise.system.files import write_atomic
 
@@ -104,7 +105,7 @@ def _value(value: Any, where: str, problems: list[str]) -> Any:
 
 def _text(value: str, where: str, problems: list[str]) -> str:
     """Half of a surrogate pair is not a character and cannot be written as UTF-8."""
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    if not is_unicode(value):
         problems.append(f"{where} holds a lone surrogate, which is not text")
     return value
 

@@ -30,6 +30,7 @@ from rankwise.data.image_folder import METADATA, ImageFolder, choose_images, leg
 from rankwise.data.parts import arrays_in, file_part
 from rankwise.data.reasoning import reasoning_in_content
 from rankwise.data.splits import chosen_files, split_word, visible
+from rankwise.data.text_encoding import is_unicode
 from rankwise.data.unsupported import refuse_images, refuse_row
 from rankwise.data.unused import Unused
 from rankwise.errors import DataError, did_you_mean, some
@@ -268,8 +269,8 @@ def _open_folder(spec: DataConfig, source: Rows, folder: Path) -> Reading:
     saved = (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file()  # datasets' own layout
     suffixes = (".arrow",) if saved else SUFFIXES
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and visible(path, folder))
-    if illegible := [legible(path) for path in files if legible(path) != path.as_posix()]:
-        raise DataError(f"{illegible[0]}: its name is not UTF-8 text. Rename it.")
+    if (illegible := next((path for path in files if not is_unicode(str(path))), None)) is not None:
+        raise DataError(f"{legible(illegible)}: its name is not UTF-8 text. Rename it.")
     if not saved and all(path.name.lower() in METADATA for path in files):
         listing = list_folder(folder)
         if listing.images and not files:

@@ -17,6 +17,7 @@ from typing import Any
 from rankwise.config.base import shown
 from rankwise.data.columns import Row
 from rankwise.data.fields import require
+from rankwise.data.text_encoding import is_unicode
 from rankwise.data.turns import text_of
 from rankwise.errors import DataError
 from rankwise.system.strict_json import loads
@@ -120,16 +121,11 @@ def _name(value: Any, labels: tuple[str, ...], what: str, problems: list[str]) -
             return labels[value]
         known = f"data.labels has {len(labels)} names" if labels else "name the tags 0, 1, 2, … with data.labels"
         problems.append(f"{what} is {value}, and a name is expected ({known})")
-    elif not isinstance(value, str) or not value.strip() or value.strip() in (BEGIN, INSIDE) or not _is_text(value):
+    elif not isinstance(value, str) or value.strip() in ("", BEGIN, INSIDE) or "\0" in value or not is_unicode(value):
         problems.append(f"{what} is {shown(value)}, and a name is expected")
     else:
         return value.strip()
     return OUTSIDE
-
-
-def _is_text(name: str) -> bool:
-    """Whether a name has no half characters, which cannot be written, and no NUL."""
-    return "\0" not in name and name.encode(errors="replace").decode() == name
 
 
 def _span(item: Any, number: int, text: str, labels: tuple[str, ...], problems: list[str]) -> Span | None:

@@ -114,3 +114,8 @@ def _looks_western(text: str) -> bool:
     words = _WORD.findall(text)
     strange = sum(bool(_FOREIGN_WORD.search(word) or _SYMBOL_IN_WORD.search(word)) for word in words)
     return 4 * strange < len(words)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair, which is no character; in names of files it stands for a byte."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in text)
