@@ -180,3 +180,10 @@ def test_nf4_takes_the_nearest_level() -> None:
     levels, numbers = torch.tensor(LEVELS), torch.linspace(-1.2, 1.2, 4001)
     best = (numbers[:, None] - levels).abs().amin(1)
     assert torch.allclose((levels[nearest(numbers, levels).int()] - numbers).abs(), best, atol=1e-7)
+
+
+def test_a_number_between_two_levels_takes_the_lower_one_as_in_a_binary_search() -> None:
+    levels = torch.tensor(LEVELS)
+    midpoints = (levels[1:] + levels[:-1]) / 2
+    numbers = torch.cat([midpoints, levels, torch.linspace(-1.2, 1.2, 999)]).view(-1, 2)
+    assert torch.equal(nearest(numbers, levels), torch.bucketize(numbers, midpoints).to(torch.uint8))
