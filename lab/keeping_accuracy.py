@@ -5,7 +5,7 @@
 
 The trainings are those of lab/keeping.py with seed 0, as runs of their own. ARC-Easy and HellaSwag are questions with
 several answers, of which the likeliest counts; LAMBADA is the loss of a passage's last word, in nats. All are the same
-500 rows (HellaSwag and LAMBADA: 300) before and after, in float32, so the difference has a paired interval. Finished
+200 rows (HellaSwag and LAMBADA: 150) before and after, in float32, so the difference has a paired interval. Finished
 cells lie in FOLDER/accuracy.jsonl.
 """
 
@@ -26,9 +26,9 @@ from rankwise.runs.records import silent
 from rankwise.system.allocator import keep_memory
 
 SETS = {
-    "arc_easy": ("retention/arc_easy_test.jsonl", 500),
-    "hellaswag": ("retention/hellaswag_val.jsonl", 300),
-    "lambada": ("retention/lambada_openai_test.jsonl", 300),
+    "arc_easy": ("retention/arc_easy_test.jsonl", 200),
+    "hellaswag": ("retention/hellaswag_val.jsonl", 150),
+    "lambada": ("retention/lambada_openai_test.jsonl", 150),
 }
 Cell = tuple[str, str]
 
@@ -60,7 +60,7 @@ def table(folder: Path, done: dict[Cell, dict[str, Any]]) -> Iterator[str]:
 def main() -> None:
     command(
         __doc__, "accuracy.jsonl", {"tasks": "e2e,dolly", "ways": "plain,anchor,full"},
-        lambda tasks, ways: [(task, way) for way in ways for task in tasks], run,
+        lambda _, tasks, ways: [(task, way) for way in ways for task in tasks], run,
         lambda row: f"{row['seconds']:.0f} s", table,
     )  # fmt: skip
 

@@ -67,7 +67,7 @@ def table(folder: Path, done: dict[Cell, dict[str, Any]]) -> Iterator[str]:
 def main() -> None:
     command(
         __doc__, "budget.jsonl", {"tasks": "e2e,superbowl,dolly", "budgets": "0.01,0.03,0.1"},
-        lambda tasks, budgets: [(task, float(budget)) for task in tasks for budget in budgets], run,
+        lambda _, tasks, budgets: [(task, float(budget)) for task in tasks for budget in budgets], run,
         lambda row: f"{row['loss']:.4f}, {row['wikitext']:.4f} on WikiText-2, {row['seconds']:.0f} s", table,
     )  # fmt: skip
 

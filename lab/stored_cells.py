@@ -46,7 +46,8 @@ def command(
     run: Callable[[Path, Any], Row], line: Callable[[Row], str], table: Callable[[Path, dict[Any, Row]], Iterator[str]],
 ) -> None:  # fmt: skip
     """`python LAB.py FOLDER [--OPTION a,b] [--table]`: run the cells of these options that are not in FOLDER/`file`,
-    each in a process of its own, or print the table of those that are. `cells` gets the options' values as lists."""
+    each in a process of its own, or print the table of those that are. `cells` gets what is done, to which each
+    finished cell is added, and the options' values as lists."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     for name, usual in options.items():
@@ -60,5 +61,5 @@ def command(
         return
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
-    chosen = cells(**{name: getattr(given, name).split(",") for name in options})
-    run_missing(folder / file, done, chosen, partial(alone, run, folder), line)
+    values = {name: getattr(given, name).split(",") for name in options}
+    run_missing(folder / file, done, cells(done, **values), partial(alone, run, folder), line)

@@ -236,6 +236,9 @@ def test_the_automatic_rate_of_a_classifier_is_lower_and_follows_from_the_object
         classifier = Experiment(**given, objective="sequence-classification")
         assert TrainingConfig().highest_rate(384, classifier.auto_rate) == pytest.approx(at_384, rel=0.01)
         assert Experiment(**given, objective="causal-lm").auto_rate == adapter.auto_rate > classifier.auto_rate
+    for adapter, at_384 in ((LoraConfig(), 5.8e-4), (AdaLoraConfig(), 5.8e-4), (FullConfig(), 8.3e-5)):
+        images = Experiment(model="m", data="d", run="r", adapter=adapter, objective="image-classification")
+        assert TrainingConfig().highest_rate(384, images.auto_rate) == pytest.approx(at_384, rel=0.01)
 
 
 def test_steps_follow_epochs_and_batch_size() -> None:

@@ -126,6 +126,27 @@ def test_trials_that_learn_nothing_leave_the_default(monkeypatch: pytest.MonkeyP
     assert "learned too little" in tuning.why and tuning.loss_before is not None
 
 
+def test_trials_that_only_do_harm_end_after_the_first_stage(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tuning_of_rates, "choose", lambda *given: choose(*given[:3], before=0.0))
+    tuning = train(experiment("harm"), restart=True).manifest.tuning
+    assert tuning is not None and tuning.learning_rate == tuning.default and "learned too little" in tuning.why
+    assert {one.stage for one in tuning.trials} == {0, 1}
+    plan = TrialPlan.of(50, 8, whole=False)
+    assert plan is not None and tuning.steps == plan.cost_of(one.steps for one in tuning.trials) < plan.cost
+
+
+def test_a_first_stage_that_learned_nothing_is_no_reason_for_a_second():
+    tried: list[Stage] = []
+
+    def measured(stage: Stage, x: float) -> float:
+        tried.append(stage)
+        return 2 + 0.1 * x
+
+    stages = Stage(4, 7), Stage(2, 18)
+    assert choose(stages, math.inf, measured, before=1.7) is None and tried == [stages[0]] * 4  # at least 1.7
+    assert choose(stages, math.inf, measured, before=1.8) is not None and tried[-1] == stages[1]
+
+
 def test_a_rate_at_which_training_diverges_has_no_loss():
     trials = trials_of(experiment("none"))
     assert trials.run(1e30, 4, 2).diverged
@@ -283,12 +304,12 @@ def test_no_row_is_on_both_sides_of_a_trial(count, asked, seed, repeated):
 def test_the_least_point_of_a_parabola_is_found(least, curvature, height, steps):
     stages = Stage(4, 7), Stage(2, steps)
     choice = choose(stages, math.inf, lambda stage, x: height + curvature * (x - least) ** 2)
-    assert choice.best == pytest.approx(least, abs=0.01)
+    assert choice is not None and choice.best == pytest.approx(least, abs=0.01)
     assert abs(choice.x) <= abs(choice.best) and choice.x * choice.best >= 0  # drawn towards the default
     longer = choose(
         (Stage(4, 7), Stage(2, 10 * steps)), math.inf, lambda stage, x: height + curvature * (x - least) ** 2
     )
-    assert abs(longer.x) >= abs(choice.x)
+    assert longer is not None and abs(longer.x) >= abs(choice.x)
 
 
 @settings(max_examples=draws(100))
@@ -303,7 +324,7 @@ def test_a_rate_that_diverges_is_never_chosen(edge, losses):
 
     choice = choose((Stage(4, 7), Stage(2, 18)), math.inf, measured)
     finite = [x for x in tried if x <= edge]
-    assert choice.best <= max(finite, default=min(tried)) + 1
+    assert choice is not None and choice.best <= max(finite, default=min(tried)) + 1
     assert abs(choice.best) <= WIDEST
 
 

@@ -34,6 +34,7 @@ class AdapterConfig(MethodConfig):
     artifact: ClassVar[Literal["adapter", "model"]] = "adapter"
     auto_rate: ClassVar[float] = 2e-3
     classifier_rate: ClassVar[float] = 3e-4
+    image_rate: ClassVar[float | None] = 4.2e-4
     dropout: Number = Field(0.0, ge=0, lt=1)
     """Dropout probability on the input of each adapter during training."""
     targets: tuple[str, ...] = (AUTO,)

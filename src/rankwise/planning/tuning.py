@@ -10,6 +10,7 @@ is left for attaching, comparing backends and the like. How the trials are used 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
@@ -80,9 +81,12 @@ class TrialPlan:
     @property
     def cost(self) -> float:
         """In steps of the run."""
-        trained = self.range_steps + sum(stage.rates * stage.steps for stage in self.stages)
-        read = READ * self.rows * READINGS
-        return (trained * self.batch + read) / self.run_batch
+        return self.cost_of([self.range_steps, *(stage.steps for stage in self.stages for _ in range(stage.rates))])
+
+    def cost_of(self, trials: Iterable[int]) -> float:
+        """That of trials of so many steps each. The rows apart are read once in each."""
+        steps = list(trials)
+        return (sum(steps) * self.batch + READ * self.rows * len(steps)) / self.run_batch
 
 
 def most_cost(steps: int) -> float:

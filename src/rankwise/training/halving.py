@@ -38,11 +38,15 @@ class Choice:
     """Between which rates the parabola is less than FLAT above its least point."""
 
 
-def choose(stages: Sequence[Stage], ceiling: float, measured: Measured) -> Choice:
-    """By successive halving over rates below the ceiling, which may leave only the lowest."""
+def choose(stages: Sequence[Stage], ceiling: float, measured: Measured, before: float = math.inf) -> Choice | None:
+    """By successive halving over rates below the ceiling, which may leave only the lowest. None, without the second
+    stage, where no trial of the first ended below the loss `before` training."""
     first, second = stages
     spread = [2 * (at - (first.rates - 1) / 2) for at in range(first.rates)]
-    curve = parabola([(x, measured(first, x)) for x in spread if x <= ceiling or x == spread[0]])
+    points = [(x, measured(first, x)) for x in spread if x <= ceiling or x == spread[0]]
+    if min(loss for _, loss in points) >= before:
+        return None
+    curve = parabola(points)
     middle = min(max(curve.least, -WIDEST), WIDEST, max(ceiling - 0.5, spread[0]))
     low, high = middle - 0.5, middle + 0.5
     best = curve.moved(middle, measured(second, low), measured(second, high))

@@ -55,7 +55,7 @@ def tune(trials: Trials, foreseen: Foresight | None, callback: Callback) -> Tuni
         raise
     tuning = tuning.model_copy(update={
         "rows": len(prepared.measured), "rows_from": "training" if from_training else "validation",
-        "forecast_seconds": seconds, "steps": plan.cost,
+        "forecast_seconds": seconds, "steps": plan.cost_of(one.steps for one in tuning.trials),
     })  # fmt: skip
     callback(StatusMessage("\n".join(tuning.lines())))
     return tuning
@@ -76,9 +76,9 @@ class Search:
     def run(self) -> Tuning:
         began = time.perf_counter()
         ceiling = self._range()
-        choice = choose(self.plan.stages, ceiling, self._measured)
+        choice = choose(self.plan.stages, ceiling, self._measured, self.before)
         after = min((one.loss for one in self.done if one.loss is not None), default=math.inf)
-        if after > (1 - LEARNED) * self.before:
+        if choice is None or after > (1 - LEARNED) * self.before:
             return Tuning(
                 learning_rate=self.default, default=self.default, trials=tuple(self.done), loss_before=self.before,
                 why=f"the default, because the trials learned too little to tell rates apart: the loss was "
