@@ -36,9 +36,9 @@ def step(number, loss):
     )  # fmt: skip
 
 
-def stopped_at(losses, factor=FACTOR, rows=16, before=None):
+def stopped_at(losses, factor=FACTOR, rows=16, before=None, tokens=None):
     """The step after which the watch ends a run with these losses, and where it began to diverge."""
-    watch = LossWatch(factor, rows, 1e-3)
+    watch = LossWatch(factor, rows, 1e-3, tokens)
     if before is not None:
         watch.on_event(LossRecord(step=0, loss=before, loss_tokens=9, sequences=9))
     for number, loss in enumerate(losses, start=1):
@@ -89,6 +89,26 @@ def test_a_loss_that_stays_far_above_its_past_is_seen_within_twenty_steps(quiet,
     crossed = next(number for number, loss in enumerate(losses, start=1) if loss > FACTOR * 2.0 + 1)
     number, begun = stopped_at(losses)
     assert begun == crossed and number - crossed < 20
+
+
+# the losses of SmolLM2-135M on E2E, all weights at 0.1, a thousand times `auto`, in steps of four rows
+THOUSANDFOLD = [2.09, 33.7, 39.6, 33.5, 48.6, 83.1, 66.2, 101.9, 60.0, 55.3, 64.3, 44.5, 36.4, 33.0, 25.9, 28.9, 21.2]
+
+
+def test_harm_done_by_the_first_steps_is_seen_by_what_knowing_nothing_costs():
+    assert stopped_at(THOUSANDFOLD, rows=4) is None
+    assert stopped_at(THOUSANDFOLD, rows=4, tokens=49_152) == (9, 2)
+    assert stopped_at([2.1, *[12.0] * 20], rows=4, tokens=49_152) == (9, 2)
+
+
+@pytest.mark.parametrize("name", QUIET)
+def test_a_number_of_tokens_raises_no_false_alarm(name):
+    assert stopped_at(QUIET[name], rows=1 if "one" in name else 16, tokens=49_152) is None
+
+
+def test_a_base_that_is_worse_than_one_that_knows_nothing_may_stay_so_for_a_while():
+    assert stopped_at([12.0, *noisy(12.0, 40, 0.2), *FALLING], rows=4, tokens=49_152) is None
+    assert stopped_at(noisy(12.0, 40, 0.2), rows=4, before=12.0, tokens=300) is None
 
 
 def test_few_rows_without_a_validation_tell_little():

@@ -3,11 +3,14 @@
     past        the losses of all steps but the last 20
     start       the largest of the losses that the first 16 rows had, and of the validation before the first step
     reference   max(start, 90 % quantile of the past)
-    diverged    at least 8 of the last 10 losses > factor * reference + 1
+    untrained   max(log of the number of tokens, factor * the loss before any step)
+    diverged    at least 8 of the last 10 losses > min(factor * reference, untrained) + 1
 
-The factor is 3 for losses of tokens and pairs, and 10 where a head is trained, which may overshoot for hundreds of
-steps and still learn. A spike of fewer steps is none, as the loss comes back by itself. The gradient norm does not
-decide: it grew to 50 times its median in trainings that ended well, and AdamW's step does not depend on its size.
+A loss of tokens above the log of their number is worse than that of a model that knows nothing. This bound holds where
+the first steps have done the harm, so that no past tells what is usual. The factor is 3 for losses of tokens and pairs,
+and 10 where a head is trained, which may overshoot for hundreds of steps and still learn. A spike of fewer steps is
+none, as the loss comes back by itself. The gradient norm does not decide: it grew to 50 times its median in trainings
+that ended well, and AdamW's step does not depend on its size.
 
 OLMo-core leaves out a step that is more than six standard deviations above the last 128, Lightning reports a loss above
 twice the mean of the last ten, and PaLM went back about 100 steps by hand and left out some batches (Chowdhery et al.
@@ -35,12 +38,13 @@ FACTOR, HEAD_FACTOR, ABOVE = 3.0, 10.0, 1.0
 
 @dataclass
 class LossWatch(Hook):
-    """`rows` are those of a step, `rate` is the learning rate to try instead, for the message, and `steps` are all
-    records so far."""
+    """`rows` are those of a step, `rate` is the learning rate to try instead, for the message, `tokens` is how many
+    there are to choose from, where a token is predicted, and `steps` are all records so far."""
 
     factor: float
     rows: int
     rate: float
+    tokens: int | None = None
     steps: list[StepRecord] = field(default_factory=list)
     before: float | None = None
     """The validation loss before the first step, where one was measured."""
@@ -64,7 +68,7 @@ class LossWatch(Hook):
         last = self.steps[-1]
         raise Diverged(
             f"after step {last.step} of {last.steps}, training has diverged: {len(above)} of the last {WINDOW} losses "
-            f"are above {self.limit:.3g}, the last is {last.loss:.4g}, earlier ones were at most {self.reference:.4g} "
+            f"are above {self.limit:.3g}, the last is {last.loss:.4g}, {self._earlier} "
             f"(learning rate {last.learning_rate:.2g}, gradient norm {last.gradient_norm:.3g}). "
             f"Try --learning-rate {self.rate:.1g} with --restart.",
             begun=above[0].step,
@@ -74,14 +78,14 @@ class LossWatch(Hook):
     def far_above(self) -> list[StepRecord]:
         """Those of the last steps whose loss is far above the reference."""
         recent = self.steps[-WINDOW:]
-        if max(record.loss for record in recent) <= self.factor * self._start + ABOVE:
+        if max(record.loss for record in recent) <= min(self.factor * self._start, self._untrained) + ABOVE:
             return []  # nearly always, so that the past need not be sorted
         limit = self.limit
         return [record for record in recent if record.loss > limit]
 
     @property
     def limit(self) -> float:
-        return self.factor * self.reference + ABOVE
+        return min(self.factor * self.reference, self._untrained) + ABOVE
 
     @property
     def reference(self) -> float:
@@ -93,6 +97,19 @@ class LossWatch(Hook):
     def _start(self) -> float:
         first = math.ceil(ENOUGH_ROWS / self.rows) if self.before is None else 1
         return max(self.before or 0.0, *(record.loss for record in self.steps[:first]))
+
+    @property
+    def _untrained(self) -> float:
+        if self.tokens is None:
+            return math.inf
+        before = self.steps[0].loss if self.before is None else self.before
+        return max(math.log(self.tokens), self.factor * before)
+
+    @property
+    def _earlier(self) -> str:
+        if self.limit < self.factor * self.reference + ABOVE:
+            return f"and a model that knows nothing has {math.log(self.tokens or 1):.3g}"
+        return f"earlier ones were at most {self.reference:.4g}"
 
     def _note(self, record: object) -> None:
         if isinstance(record, LossRecord) and record.step == 0:

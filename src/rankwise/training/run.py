@@ -208,7 +208,9 @@ class TrainingRun:
         auto = self.config.model_copy(update={"learning_rate": "auto"})
         rate = min(self.rate / 10, auto.highest_rate(self.model.width, self.experiment.auto_rate))
         rows = self.config.rows_per_step(self.prepared.rows_in_pass)
-        return LossWatch(HEAD_FACTOR if self.experiment.classifies else FACTOR, rows, rate)
+        classifies, pairs = self.experiment.classifies, self.experiment.objective == "preference"
+        tokens = None if classifies or pairs else self.model.vocabulary
+        return LossWatch(HEAD_FACTOR if classifies else FACTOR, rows, rate, tokens)
 
     def trainer(
         self, backend: Backend, validation: Validation, log: MetricsLog, anchor: Anchor | None,
