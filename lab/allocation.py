@@ -51,7 +51,7 @@ METHODS = ("lora", "mlp", "gradient", "adalora", "eva")
 MLP = re.compile(r"(intermediate|(?<!attention\.)output)\.dense$|fc[12]$|(gate|up|down)_proj$")
 """Paths of the linear layers of the MLPs of BERT, DINOv2 and Llama."""
 RATES = {
-    "cifar10": (4e-4, 8e-4, 1.6e-3, 3.2e-3), "cola": (4e-4, 8e-4, 1.6e-3, 3.2e-3), "rte": (4e-4, 8e-4, 1.6e-3),
+    "cifar10": (4e-4, 8e-4, 1.6e-3), "cola": (4e-4, 8e-4, 1.6e-3), "rte": (4e-4, 8e-4, 1.6e-3),
     "e2e": (4e-3, 8e-3),
 }  # fmt: skip
 METRIC = {"cifar10": "accuracy", "cola": "matthews", "rte": "accuracy", "e2e": "loss"}

@@ -155,7 +155,7 @@ CASES: dict[str, Settings] = {
     }}),
     "tune": of(
         "llama", "many.jsonl", data={"held_out": 9},
-        training={"learning_rate": "tune", "steps": 60, "batch_size": 8}, validation={"steps": 60},
+        training={"learning_rate": "tune", "steps": 300, "batch_size": 8}, validation={"steps": 300},
     ),
     "back off": of("llama", "rows.jsonl", training=BACK_OFF | {"steps": 36}, validation={"steps": 40}),
     "back off to the beginning": of("llama", "rows.jsonl", training=BACK_OFF | {"steps": 12}, validation={"steps": 12}),

@@ -230,7 +230,9 @@ def _tuning(plan: Plan) -> Iterator[str]:
     if planned is None:
         return
     if (trials := planned.trials) is None:
-        yield row_text("tuning", f"none: a run of fewer than {LEAST_STEPS} steps takes the default learning rate")
+        short = plan.steps is not None and plan.steps < LEAST_STEPS
+        why = f"the run has fewer than {LEAST_STEPS} steps" if short else "in steps so small they would tell too little"
+        yield row_text("tuning", f"no trials, and the default learning rate: {why}")
         return
     seconds = planned.seconds
     time = "" if seconds is None else f", {rough_duration(seconds.likely)}{spread_text(seconds)}"

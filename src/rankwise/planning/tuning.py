@@ -1,10 +1,12 @@
 """The trials by which `--tune` chooses a learning rate, and what they cost in steps of the run.
 
-    a trial = steps x (its rows in a step / the run's) + the rows apart, read once / (2 x the run's rows in a step)
+    work(rows) = rows x tokens of a row + 64        of a step; the 64 are what a step takes however few tokens it has
+    a trial    = (steps x work(its rows) + the tokens of the rows apart / 2) / work(the run's rows)
 
 A row that is only read costs half of a row that is trained on. All trials together take at most 30 % of a run of 100
 steps (of a shorter one, at most 20 steps), and less than that from there on, down to 15 % at 300 steps; a sixth of this
-is left for attaching, comparing backends and the like. How the trials are used is in training/tuning.py.
+is left for attaching, comparing backends and the like. Trials that would be too short to tell anything are not made.
+How they are used is in training/tuning.py.
 """
 
 from __future__ import annotations
@@ -19,6 +21,10 @@ from rankwise.planning.plan import Plan
 
 LEAST_STEPS = 50
 """Of a run that is worth trials: in a third of a shorter one no rate shows what it is worth."""
+LEAST_LAST = 10
+"""Steps of the longest trials. In shorter ones the highest rates are always the best (lab/tuning.md)."""
+FIXED = 64.0
+"""Tokens that take as long as what every step does besides."""
 SHARE, LATE_SHARE = 0.30, 0.15
 LEAST, LATE_FROM, MOST = 20.0, 300, 120.0
 """Steps that trials may take in any case, from how many the lower share holds, and steps that they take at most."""
@@ -48,6 +54,7 @@ class TrialPlan:
     run_steps: int
     run_batch: int
     """Rows in a step of the run."""
+    row_tokens: float
     batch: int
     """Rows in a step of a trial."""
     rows: int
@@ -56,18 +63,20 @@ class TrialPlan:
     stages: tuple[Stage, ...]
 
     @classmethod
-    def of(cls, steps: int, batch: int, *, whole: bool) -> Self | None:
+    def of(cls, steps: int, batch: int, row_tokens: float, *, whole: bool) -> Self | None:
         """None where trials that tell something would cost more than they may: in a run that is too short, or whose
-        steps have a row or two. `whole`: every weight learns."""
+        steps have few rows or tokens. `whole`: every weight learns."""
         part = min(WHOLE_PART if whole else PART, batch)
-        small, budget = max(1, batch // part), most_cost(steps) * (1 - OVERHEAD)
-        rows = min(MOST_ROWS, max(LEAST_ROWS, ROWS * batch), int(budget * batch / (2 * READ * READINGS)))
+        small = max(1, batch // part)
+        budget = most_cost(steps) * (1 - OVERHEAD) * _work(batch, row_tokens)
+        rows = min(MOST_ROWS, max(LEAST_ROWS, ROWS * batch), int(budget / (2 * READ * READINGS * row_tokens)))
         range_steps = RANGE_STEPS if part > 1 else RANGE_STEPS // 2
-        left = (budget * batch - READ * READINGS * rows) / small - range_steps
+        left = (budget - READ * READINGS * rows * row_tokens) / _work(small, row_tokens) - range_steps
         first, second = int(left / (FIRST + SECOND * LONGER)), int(LONGER * left / (FIRST + SECOND * LONGER))
-        if steps < LEAST_STEPS or rows < LEAST_ROWS // 2 or first < 2:
+        if steps < LEAST_STEPS or rows < LEAST_ROWS // 2 or first < 2 or second < LEAST_LAST:
             return None
-        return cls(steps, batch, small, rows, range_steps, (Stage(FIRST, first), Stage(SECOND, second)))
+        stages = Stage(FIRST, first), Stage(SECOND, second)
+        return cls(steps, batch, row_tokens, small, rows, range_steps, stages)
 
     @property
     def shift(self) -> float:
@@ -86,7 +95,12 @@ class TrialPlan:
     def cost_of(self, trials: Iterable[int]) -> float:
         """That of trials of so many steps each. The rows apart are read once in each."""
         steps = list(trials)
-        return (sum(steps) * self.batch + READ * self.rows * len(steps)) / self.run_batch
+        read = READ * self.rows * self.row_tokens * len(steps)
+        return (sum(steps) * _work(self.batch, self.row_tokens) + read) / _work(self.run_batch, self.row_tokens)
+
+
+def _work(rows: int, row_tokens: float) -> float:
+    return rows * row_tokens + FIXED
 
 
 def most_cost(steps: int) -> float:
@@ -102,7 +116,7 @@ def most_cost(steps: int) -> float:
 @dataclass(frozen=True)
 class PlannedTuning:
     trials: TrialPlan | None
-    """None where the run is too short."""
+    """None where the run is too short, or its steps too small."""
     seconds: Estimate | None
     """None where the device's speed is not known."""
 
@@ -113,7 +127,9 @@ def tuning_of(plan: Plan) -> PlannedTuning | None:
     if training.learning_rate != "tune" or plan.steps is None or not plan.trained:
         return None
     batch = training.batch_size if rows is None else training.rows_per_step(max(1, round(rows.documents.likely)))
-    trials = TrialPlan.of(plan.steps, batch, whole=plan.config.adapter.trains_base)
+    trials = TrialPlan.of(
+        plan.steps, batch, plan.step.tokens / training.batch_size, whole=plan.config.adapter.trains_base
+    )
     if trials is None or plan.duration is None:
         return PlannedTuning(trials, None)
     return PlannedTuning(trials, plan.duration.step.times(trials.cost))

@@ -37,7 +37,9 @@ LEAST_ROWS = 8
 def tune(trials: Trials, foreseen: Foresight | None, callback: Callback) -> Tuning:
     setup, config = trials.setup, trials.setup.training
     default, batch = float(config.learning_rate), config.rows_per_step(len(setup.rows))
-    plan = TrialPlan.of(setup.steps, batch, whole=trials.experiment.adapter.trains_base)
+    rows = trials.prepared.trained_rows
+    row_tokens = rows.tokens / len(rows)
+    plan = TrialPlan.of(setup.steps, batch, row_tokens, whole=trials.experiment.adapter.trains_base)
     prepared, from_training = set_aside(trials.prepared, plan.rows if plan else 0, config.seed)
     reason = trials.world.share(lambda: _unfit(trials, len(prepared.measured)) if plan else _too_short(setup.steps))
     if plan is None or reason is not None:
