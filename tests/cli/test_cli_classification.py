@@ -388,6 +388,18 @@ def test_the_automatic_rate_is_that_of_classifiers(here, method, rate):
     assert used == pytest.approx(rate * (576 / 32) ** 0.8)
 
 
+@pytest.mark.parametrize(("labels", "warned"), [("good bad", True), ("good", False)])
+def test_a_classifier_that_tells_nothing_apart_is_named(here, labels, warned):
+    """Equal texts get equal answers. Rows of one class say nothing of a classifier."""
+    rows = [{"text": "a film", "label": label} for label in labels.split() * 16]
+    alike = write_rows("alike.jsonl", rows[: 16 if warned else 12])
+    both = ("--validation-data", alike, "--steps", "2")
+    result = trained(f"alike-{len(labels)}", "rows.jsonl", *both)
+    assert warned == ("have nothing to do with their classes" in result.stderr)
+    warnings = RunSnapshot.finished(f"alike-{len(labels)}").manifest.warnings
+    assert warned == any("--learning-rate 0.0025" in one for one in warnings)
+
+
 def test_a_whole_number_is_the_same_class_in_a_table_and_in_json(here):
     rows = [{"text": f"film {n}", "label": n % 2} for n in range(8)]
     Path("floats.csv").write_text("text,label\n" + "".join(f"{row['text']},{row['label']}.0\n" for row in rows))

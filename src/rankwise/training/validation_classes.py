@@ -12,6 +12,7 @@ from torch import nn
 from rankwise.config.validation import ValidationConfig
 from rankwise.data.preparation import Prepared
 from rankwise.errors import ConfigError
+from rankwise.evaluation.advised_rows import labels_of
 from rankwise.evaluation.class_metrics import metric_rows, score_rows
 from rankwise.evaluation.label_task import score_labels
 from rankwise.evaluation.metrics import METRICS
@@ -20,11 +21,13 @@ from rankwise.inference.classify import Done, Outputs, outputs_of
 from rankwise.inference.tagging import tag_probabilities
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Classifier, Objective, classifier
-from rankwise.runs.records import SampleRecord, ScoreRecord
+from rankwise.runs.records import SampleRecord, ScoreRecord, WarningMessage
 from rankwise.text.tokenize import Tokens
 from rankwise.training.dealt import computed_by_all
 from rankwise.training.world import ALONE, World
 
+ENOUGH = 8
+"""Rows on which a correlation of exactly zero is no accident."""
 OF_SEVERAL = ("micro_f1", "f1", "exact_match")
 
 
@@ -95,3 +98,15 @@ def tag_scorer(config: ValidationConfig, model: LoadedModel, prepared: Prepared,
     predicts_words = classifier(objective)
     assert predicts_words is not None, "the scorer of its name"
     return ClassScorer(score_tags, tag_probabilities, predicts_words, model, prepared.measured_rows)
+
+
+def chance_warning(matthews: ScoreRecord | None, rows: Sequence[Tokens], rate: float) -> list[WarningMessage]:
+    """That a result tells the classes of these rows not apart, by its Matthews correlation, which is exactly 0 where
+    every row is given the same class."""
+    if matthews is None or matthews.n < ENOUGH or matthews.value != 0.0 or len(set(labels_of(rows))) < 2:
+        return []
+    return [WarningMessage(
+        f"the predictions for the {matthews.n:,} validation rows have nothing to do with their classes (Matthews "
+        f"correlation 0), as where every row is given the same class. Try a lower learning rate (--learning-rate "
+        f"{rate / 4:.2g}), more steps, or --method head."
+    )]  # fmt: skip
