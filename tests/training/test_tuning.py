@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -27,7 +28,7 @@ from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.objectives.registry import decided, objective_of
 from rankwise.planning import tuning as planned_trials
-from rankwise.planning.tuning import LEAST_STEPS, Stage, TrialPlan, most_cost
+from rankwise.planning.tuning import TOO_DEAR, Stage, TrialPlan, most_cost
 from rankwise.runs.records import StatusMessage, StepRecord, silent
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.training import tuning as tuning_of_rates
@@ -57,8 +58,8 @@ def home(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
 def there(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With trials in runs that are too small for any: what they must not do shows in few steps."""
     monkeypatch.chdir(home)
-    monkeypatch.setattr(planned_trials, "FIXED", 0.0)
-    monkeypatch.setattr(planned_trials, "LEAST_LAST", 2)
+    for name, value in {"FIXED": 0.0, "LEAST_LAST": 2, "SHARE": 0.4}.items():
+        monkeypatch.setattr(planned_trials, name, value)
 
 
 def experiment(run: str, rate: float | str = "tune", **changes: Any) -> Experiment:
@@ -131,7 +132,13 @@ def test_trials_that_learn_nothing_leave_the_default(monkeypatch: pytest.MonkeyP
 
 
 def test_trials_that_only_do_harm_end_after_the_first_stage(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tuning_of_rates, "choose", lambda *given: choose(*given[:3], before=0.0))
+    real = Trials.run
+
+    def run(trials: Trials, *given: Any, **named: Any) -> Any:
+        trial = real(trials, *given, **named)
+        return trial if named.get("measured", True) else dataclasses.replace(trial, loss=0.0)
+
+    monkeypatch.setattr(Trials, "run", run)
     tuning = train(experiment("harm"), restart=True).manifest.tuning
     assert tuning is not None and tuning.learning_rate == tuning.default and "learned too little" in tuning.why
     assert {one.stage for one in tuning.trials} == {0, 1}
@@ -169,11 +176,7 @@ CLASSIFIERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", CLASSIFIERS)
 def test_a_classifier_is_tuned_and_its_head_begins_as_without_trials(kind):
     changes = CLASSIFIERS[kind]
-    if kind == "images" and not Path("vit").exists():
-        pytest.importorskip("PIL")
-        from vision_models import save_folder
-
-        save_folder("vit", "vit")
+    if kind == "images":
         write_pictures(Path("pictures"), 48)
     tuned = train(experiment(f"{kind}-tuned", **changes), restart=True)
     assert tuned.manifest.tuning is not None and tuned.manifest.tuning.rows_from == "validation"
@@ -183,9 +186,15 @@ def test_a_classifier_is_tuned_and_its_head_begins_as_without_trials(kind):
 
 
 def write_pictures(folder: Path, count: int) -> None:
-    """Of noise around two colours."""
+    """Of noise around two colours, and a model of images beside them."""
+    pytest.importorskip("PIL")
     from PIL import Image
 
+    from vision_models import save_folder
+
+    if folder.exists():
+        return
+    save_folder("vit", "vit")
     generator = np.random.default_rng(0)
     for number in range(count):
         name, colour = ("red", (230, 30, 30)) if number % 2 else ("blue", (30, 30, 230))
@@ -204,13 +213,13 @@ def test_an_adapter_that_is_trained_on_begins_every_trial_and_the_run():
 
 def test_a_short_run_takes_the_default_and_says_so():
     lines: list[str] = []
-    short = experiment("short", training={"steps": LEAST_STEPS - 1, "batch_size": 8, "learning_rate": "tune"})
+    short = experiment("short", training={"steps": 20, "batch_size": 8, "learning_rate": "tune"})
     tuned = train(
         short, restart=True, callback=lambda event: lines.append(getattr(event, "text", "")),
     )  # fmt: skip
     tuning = tuned.manifest.tuning
     assert tuning is not None and not tuning.trials and tuning.learning_rate == tuning.default
-    assert f"fewer than {LEAST_STEPS} steps" in tuning.why
+    assert TOO_DEAR in tuning.why
     assert any(tuning.why in line for line in lines)
 
 
@@ -261,6 +270,30 @@ def test_what_the_command_line_says_and_refuses():
     assert both.exit_code == 2 and "--learning-rate" in both.output and "Give one of them" in both.output
 
 
+LIKE_THE_RUN: dict[str, tuple[str, ...]] = {
+    "rows": ("--model", "tiny", "--data", "rows.jsonl", "--batch-size", "8"),
+    "fewer rows than a step has": ("--model", "tiny", "--data", "rows.jsonl", "--batch-size", "64"),
+    "labels of two lengths": ("--model", "tiny-bert", "--data", "uneven.jsonl", "--batch-size", "8"),
+    "images": ("--model", "vit", "--data", "pictures", "--batch-size", "8"),
+}
+
+
+@pytest.mark.parametrize("name", LIKE_THE_RUN)
+def test_the_plan_has_the_trials_of_the_run(name, monkeypatch: pytest.MonkeyPatch):
+    uneven = [row | {"text": row["text"] * (12 if number % 10 == 0 else 1)} for number, row in enumerate(labelled(60))]
+    write_rows("uneven.jsonl", uneven)
+    if name == "images":
+        write_pictures(Path("pictures"), 48)
+    made, real = [], TrialPlan.of
+    monkeypatch.setattr(TrialPlan, "of", lambda *given, **named: made.append((given, named)) or real(*given, **named))
+    words = (*LIKE_THE_RUN[name], "--steps", "3", "--tune", "--json")
+    for command in (["plan"], ["train", "--run", f"planned-{name[:6].strip()}"]):
+        result = CliRunner().invoke(app, [*command, *words])
+        assert result.exit_code == 0, result.output
+    (steps, batch, tokens), whole = made[0]
+    assert made[-1] == ((steps, batch, pytest.approx(tokens, rel=0.05)), whole)
+
+
 def test_the_plan_tells_what_trials_cost():
     words = ["plan", "--model", "tiny", "--data", "rows.jsonl", "--batch-size", "8", "--json"]
     plans = [json.loads(CliRunner().invoke(app, [*words, *more]).stdout)
@@ -279,8 +312,6 @@ def test_no_row_is_on_both_sides_of_a_trial(count, asked, seed, repeated):
         trained = np.concatenate([np.arange(count), np.arange(min(repeated, count))])
         measured = np.arange(0)
 
-    import dataclasses
-
     from rankwise.data.preparation import Prepared
 
     prepared = Prepared(None, Rows.trained, Rows.measured, None)  # pyright: ignore[reportArgumentType]
@@ -297,11 +328,11 @@ def test_no_row_is_on_both_sides_of_a_trial(count, asked, seed, repeated):
 @given(st.floats(-1.5, 1.5), st.floats(0.01, 0.2), st.floats(0.5, 5), st.integers(3, 200))
 def test_the_least_point_of_a_parabola_is_found(least, curvature, height, steps):
     stages = Stage(4, 7), Stage(2, steps)
-    choice = choose(stages, math.inf, lambda stage, x: height + curvature * (x - least) ** 2)
+    choice = choose(stages, math.inf, lambda stage, x: height + curvature * (x - least) ** 2, math.inf)
     assert choice is not None and choice.best == pytest.approx(least, abs=0.01)
     assert abs(choice.x) <= abs(choice.best) and choice.x * choice.best >= 0  # drawn towards the default
     longer = choose(
-        (Stage(4, 7), Stage(2, 10 * steps)), math.inf, lambda stage, x: height + curvature * (x - least) ** 2
+        (Stage(4, 7), Stage(2, 10 * steps)), math.inf, lambda stage, x: height + curvature * (x - least) ** 2, math.inf
     )
     assert longer is not None and abs(longer.x) >= abs(choice.x)
 
@@ -316,7 +347,7 @@ def test_a_rate_that_diverges_is_never_chosen(edge, losses):
         tried.append(x)
         return math.inf if x > edge else next(given_losses)
 
-    choice = choose((Stage(4, 7), Stage(2, 18)), math.inf, measured)
+    choice = choose((Stage(4, 7), Stage(2, 18)), math.inf, measured, math.inf)
     finite = [x for x in tried if x <= edge]
     assert choice is not None and choice.best <= max(finite, default=min(tried)) + 1
     assert abs(choice.best) <= WIDEST
@@ -330,7 +361,7 @@ def test_no_trial_is_run_above_the_ceiling_but_the_lowest(ceiling):
         tried.append(x)
         return 1 - 0.1 * x
 
-    choose((Stage(4, 7), Stage(2, 18)), ceiling, measured)
+    choose((Stage(4, 7), Stage(2, 18)), ceiling, measured, math.inf)
     assert all(x <= max(ceiling, -2.5) for x in tried)
 
 

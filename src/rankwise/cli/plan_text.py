@@ -224,15 +224,13 @@ def _time(plan: Plan) -> Iterator[str]:
 
 
 def _tuning(plan: Plan) -> Iterator[str]:
-    from rankwise.planning.tuning import LEAST_STEPS, tuning_of
+    from rankwise.planning.tuning import TOO_DEAR, tuning_of
 
     planned = tuning_of(plan)
     if planned is None:
         return
     if (trials := planned.trials) is None:
-        short = plan.steps is not None and plan.steps < LEAST_STEPS
-        why = f"the run has fewer than {LEAST_STEPS} steps" if short else "in steps so small they would tell too little"
-        yield row_text("tuning", f"no trials, and the default learning rate: {why}")
+        yield row_text("tuning", f"the default learning rate, because {TOO_DEAR}")
         return
     seconds = planned.seconds
     time = "" if seconds is None else f", {rough_duration(seconds.likely)}{spread_text(seconds)}"

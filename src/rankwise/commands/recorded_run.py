@@ -36,7 +36,7 @@ from rankwise.training.resume import Past, changed_since, take_up_together
 from rankwise.training.run import Budget, TrainingRun
 from rankwise.training.trainer import Trainer
 from rankwise.training.validation import Validation
-from rankwise.training.validation_classes import chance_warning
+from rankwise.training.validation_classes import one_class_warning
 from rankwise.training.world import LostProcessError, StoppedTogether
 
 SECONDS_TO_STOP = 10.0
@@ -113,8 +113,8 @@ def _completed(
     if not world.is_first:
         training.give_parts()
         return None
-    score, rows = validation.score_after(validation.result_step, "matthews"), training.prepared.measured_rows
-    for warning in chance_warning(score, rows, training.rate):
+    rate = past.manifest.back_offs[-1].learning_rate if past.manifest.back_offs else training.rate
+    if (warning := one_class_warning(training.scorer, validation.result_step, rate)) is not None:
         callback(warning)
     results = training.save(results if budget is None else budget.recorded(results))
     callback.changed = lambda texts: None

@@ -90,7 +90,6 @@ class LoraConfig(AdapterConfig):
     """Largest rank of one layer under `eva`, as a multiple of its own rank. 1 keeps the ranks equal."""
     eva_batches: PositiveInt = 8
     """Number of micro-batches that `eva` reads, at most one pass over the training rows."""
-
     scaling: Literal["rank", "sqrt-rank"] = "rank"
     """Divisor of alpha in the scale. `sqrt-rank` is rank-stabilised LoRA (arXiv 2312.03732)."""
     b_rate: Number = Field(1.0, gt=0, le=1e3)

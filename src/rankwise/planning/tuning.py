@@ -3,10 +3,9 @@
     work(rows) = rows x tokens of a row + 64        of a step; the 64 are what a step takes however few tokens it has
     a trial    = (steps x work(its rows) + the tokens of the rows apart / 2) / work(the run's rows)
 
-A row that is only read costs half of a row that is trained on. All trials together take at most 30 % of a run of 100
-steps (of a shorter one, at most 20 steps), and less than that from there on, down to 15 % at 300 steps; a sixth of this
-is left for attaching, comparing backends and the like. Trials that would be too short to tell anything are not made.
-How they are used is in training/tuning.py.
+A row that is only read costs half of a row that is trained on. All trials together take at most 30 % of a run of up to
+100 steps, and less than that from there on, down to 15 % at 300 steps; a sixth of this is left for attaching, comparing
+backends and the like. Trials that would be too short are not made. How they are used is in training/tuning.py.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from typing import Self
 from rankwise.planning.estimate import Estimate
 from rankwise.planning.plan import Plan
 
-LEAST_STEPS = 50
-"""Of a run that is worth trials: in a third of a shorter one no rate shows what it is worth."""
+TOO_DEAR = "trials long enough to tell something would cost too much of this run"
 LEAST_LAST = 10
-"""Steps of the longest trials. In shorter ones the highest rates are always the best (lab/tuning.md)."""
+"""Steps of the longest trials. Those of three and seven told nothing but that lower rates learn less in so few
+(lab/tuning.md)."""
 FIXED = 64.0
 """Tokens that take as long as what every step does besides."""
 SHARE, LATE_SHARE = 0.30, 0.15
-LEAST, LATE_FROM, MOST = 20.0, 300, 120.0
-"""Steps that trials may take in any case, from how many the lower share holds, and steps that they take at most."""
+LATE_FROM, MOST = 300, 120.0
+"""From how many steps on the lower share holds, and steps that trials take at most."""
 ROWS, LEAST_ROWS, MOST_ROWS = 2, 16, 64
 """Rows apart, as a multiple of those in a step of the run, and at least and at most."""
 OVERHEAD = 1 / 6
@@ -64,8 +63,8 @@ class TrialPlan:
 
     @classmethod
     def of(cls, steps: int, batch: int, row_tokens: float, *, whole: bool) -> Self | None:
-        """None where trials that tell something would cost more than they may: in a run that is too short, or whose
-        steps have few rows or tokens. `whole`: every weight learns."""
+        """None where trials of that length would cost more than they may: in runs of fewer than 73 steps, or 165 where
+        every weight learns (`whole`), and in somewhat longer ones if steps have few tokens."""
         part = min(WHOLE_PART if whole else PART, batch)
         small = max(1, batch // part)
         budget = most_cost(steps) * (1 - OVERHEAD) * _work(batch, row_tokens)
@@ -73,7 +72,7 @@ class TrialPlan:
         range_steps = RANGE_STEPS if part > 1 else RANGE_STEPS // 2
         left = (budget - READ * READINGS * rows * row_tokens) / _work(small, row_tokens) - range_steps
         first, second = int(left / (FIRST + SECOND * LONGER)), int(LONGER * left / (FIRST + SECOND * LONGER))
-        if steps < LEAST_STEPS or rows < LEAST_ROWS // 2 or first < 2 or second < LEAST_LAST:
+        if rows < LEAST_ROWS // 2 or first < 2 or second < LEAST_LAST:
             return None
         stages = Stage(FIRST, first), Stage(SECOND, second)
         return cls(steps, batch, row_tokens, small, rows, range_steps, stages)
@@ -106,7 +105,7 @@ def _work(rows: int, row_tokens: float) -> float:
 def most_cost(steps: int) -> float:
     """Steps that the trials of a run may take."""
     if steps <= 100:
-        return max(LEAST, SHARE * steps)
+        return SHARE * steps
     if steps < LATE_FROM:
         share = (steps - 100) / (LATE_FROM - 100)
         return SHARE * 100 * (1 - share) + LATE_SHARE * LATE_FROM * share
@@ -116,7 +115,7 @@ def most_cost(steps: int) -> float:
 @dataclass(frozen=True)
 class PlannedTuning:
     trials: TrialPlan | None
-    """None where the run is too short, or its steps too small."""
+    """None where they would be too dear."""
     seconds: Estimate | None
     """None where the device's speed is not known."""
 
@@ -126,10 +125,11 @@ def tuning_of(plan: Plan) -> PlannedTuning | None:
     training, rows = plan.config.training, plan.rows
     if training.learning_rate != "tune" or plan.steps is None or not plan.trained:
         return None
-    batch = training.batch_size if rows is None else training.rows_per_step(max(1, round(rows.documents.likely)))
-    trials = TrialPlan.of(
-        plan.steps, batch, plan.step.tokens / training.batch_size, whole=plan.config.adapter.trains_base
-    )
+    batch, row_tokens = training.batch_size, plan.step.tokens / training.batch_size
+    if rows is not None and rows.documents.likely:
+        batch = training.rows_per_step(max(1, round(rows.documents.likely)))
+        row_tokens = rows.tokens.likely / rows.documents.likely
+    trials = TrialPlan.of(plan.steps, batch, row_tokens, whole=plan.config.adapter.trains_base)
     if trials is None or plan.duration is None:
         return PlannedTuning(trials, None)
     return PlannedTuning(trials, plan.duration.step.times(trials.cost))

@@ -102,14 +102,20 @@ class LossWatch(Hook):
     def _untrained(self) -> float:
         if self.tokens is None:
             return math.inf
-        before = self.steps[0].loss if self.before is None else self.before
-        return max(math.log(self.tokens), self.factor * before)
+        return max(math.log(self.tokens), self.factor * self._first)
+
+    @property
+    def _first(self) -> float:
+        """The loss before any update."""
+        return self.steps[0].loss if self.before is None else self.before
 
     @property
     def _earlier(self) -> str:
-        if self.limit < self.factor * self.reference + ABOVE:
-            return f"and a model that knows nothing has {math.log(self.tokens or 1):.3g}"
-        return f"earlier ones were at most {self.reference:.4g}"
+        if self.limit == self.factor * self.reference + ABOVE:
+            return f"earlier ones were at most {self.reference:.4g}"
+        if self._untrained > self.factor * self._first:
+            return f"and a model that knows nothing has a loss of {self._untrained:.3g}"
+        return f"and it was {self._first:.4g} before training"
 
     def _note(self, record: object) -> None:
         if isinstance(record, LossRecord) and record.step == 0:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from rankwise.errors import is_out_of_memory
-from rankwise.planning.tuning import LEAST_STEPS, Stage, TrialPlan
+from rankwise.planning.tuning import TOO_DEAR, Stage, TrialPlan
 from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage
 from rankwise.runs.tuning import TrialFacts, Tuning
 from rankwise.system.memory import available_memory
@@ -35,13 +35,12 @@ LEAST_ROWS = 8
 
 
 def tune(trials: Trials, foreseen: Foresight | None, callback: Callback) -> Tuning:
-    setup, config = trials.setup, trials.setup.training
-    default, batch = float(config.learning_rate), config.rows_per_step(len(setup.rows))
-    rows = trials.prepared.trained_rows
-    row_tokens = rows.tokens / len(rows)
-    plan = TrialPlan.of(setup.steps, batch, row_tokens, whole=trials.experiment.adapter.trains_base)
+    setup, config, rows = trials.setup, trials.setup.training, trials.prepared.rows_in_pass
+    default, row_tokens = float(config.learning_rate), trials.prepared.tokens_in_pass / rows
+    whole = trials.experiment.adapter.trains_base
+    plan = TrialPlan.of(setup.steps, config.rows_per_step(rows), row_tokens, whole=whole)
     prepared, from_training = set_aside(trials.prepared, plan.rows if plan else 0, config.seed)
-    reason = trials.world.share(lambda: _unfit(trials, len(prepared.measured)) if plan else _too_short(setup.steps))
+    reason = trials.world.share(lambda: _unfit(trials, len(prepared.measured)) if plan else TOO_DEAR)
     if plan is None or reason is not None:
         tuning = Tuning(learning_rate=default, default=default, why=f"the default, because {reason}")
         callback(StatusMessage("\n".join(tuning.lines())))
@@ -146,12 +145,6 @@ def ceiling_of(losses: Sequence[float], grown: Sequence[float]) -> float:
     while first > 0 and losses[first - 1] > RISES * calm:
         first -= 1
     return grown[-1] if first == len(grown) else grown[max(0, first - 2)]
-
-
-def _too_short(steps: int) -> str:
-    if steps < LEAST_STEPS:
-        return f"the run has fewer than {LEAST_STEPS} steps"
-    return "trials long enough to tell something would cost too much of this run"
 
 
 def _unfit(trials: Trials, rows: int) -> str | None:

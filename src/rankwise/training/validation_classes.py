@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,8 +11,7 @@ from torch import nn
 
 from rankwise.config.validation import ValidationConfig
 from rankwise.data.preparation import Prepared
-from rankwise.errors import ConfigError
-from rankwise.evaluation.advised_rows import labels_of
+from rankwise.errors import ConfigError, one_line
 from rankwise.evaluation.class_metrics import metric_rows, score_rows
 from rankwise.evaluation.label_task import score_labels
 from rankwise.evaluation.metrics import METRICS
@@ -26,8 +25,6 @@ from rankwise.text.tokenize import Tokens
 from rankwise.training.dealt import computed_by_all
 from rankwise.training.world import ALONE, World
 
-ENOUGH = 8
-"""Rows on which a correlation of exactly zero is no accident."""
 OF_SEVERAL = ("micro_f1", "f1", "exact_match")
 
 
@@ -47,6 +44,8 @@ class ClassScorer:
     rows: Sequence[Tokens]
     world: World = ALONE
     tokens_written: int = 0
+    only: dict[int, str] = field(default_factory=dict)
+    """The class that all rows were given, though they have several, after so many steps."""
 
     def over(self, world: World) -> ClassScorer:
         return replace(self, world=world)
@@ -56,10 +55,16 @@ class ClassScorer:
         if not self.rows:
             return []
         rows = self.score(self.objective, self.model.module, self.rows, outputs=self._outputs).rows
+        self._note_one_class(step, rows.get("matthews", []))
         return [
             ScoreRecord(step=step, metric=metric, value=METRICS[metric].value(stored), n=len(self.rows))
             for metric, stored in rows.items()
         ]
+
+    def _note_one_class(self, step: int, pairs: Sequence[Sequence[float]]) -> None:
+        predicted, actual = ({pair[at] for pair in pairs} for at in (0, 1))
+        if len(predicted) == 1 < len(actual):
+            self.only[step] = self.objective.targets.classes[int(predicted.pop())]
 
     def _outputs(self, objective: Classifier, module: nn.Module, rows: Sequence[Tokens], done: Done | None) -> Any:
         """Of all rows, of which each process computes its share."""
@@ -100,13 +105,12 @@ def tag_scorer(config: ValidationConfig, model: LoadedModel, prepared: Prepared,
     return ClassScorer(score_tags, tag_probabilities, predicts_words, model, prepared.measured_rows)
 
 
-def chance_warning(matthews: ScoreRecord | None, rows: Sequence[Tokens], rate: float) -> list[WarningMessage]:
-    """That a result tells the classes of these rows not apart, by its Matthews correlation, which is exactly 0 where
-    every row is given the same class."""
-    if matthews is None or matthews.n < ENOUGH or matthews.value != 0.0 or len(set(labels_of(rows))) < 2:
-        return []
-    return [WarningMessage(
-        f"the predictions for the {matthews.n:,} validation rows have nothing to do with their classes (Matthews "
-        f"correlation 0), as where every row is given the same class. Try a lower learning rate (--learning-rate "
-        f"{rate / 4:.2g}), more steps, or --method head."
-    )]  # fmt: skip
+def one_class_warning(scorer: object, step: int, rate: float) -> WarningMessage | None:
+    """Where a result gives every validation row the same class, and the rows have several."""
+    only = scorer.only.get(step) if isinstance(scorer, ClassScorer) else None
+    if only is None:
+        return None
+    return WarningMessage(
+        f"every validation row is given the same class, {one_line(only)}, so the result tells none apart. Try a lower "
+        f"learning rate (--learning-rate {rate / 4:.2g}) or more steps, under another --run name."
+    )
