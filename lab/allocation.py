@@ -33,7 +33,7 @@ import torch
 from advising import glue
 from classification import rows_of
 from keeping import QUANTILES
-from stored_cells import command
+from stored_cells import command, fresh
 
 import images
 from rankwise.adapters.base_layers import weight_of
@@ -54,7 +54,10 @@ RATES = {
     "cifar10": (4e-4, 8e-4, 1.6e-3), "cola": (4e-4, 8e-4, 1.6e-3), "rte": (4e-4, 8e-4, 1.6e-3),
     "e2e": (4e-3, 8e-3),
 }  # fmt: skip
-METRIC = {"cifar10": "accuracy", "cola": "matthews", "rte": "accuracy", "e2e": "loss"}
+METRICS = {
+    "cifar10": ("accuracy", "cross_entropy"), "cola": ("matthews", "cross_entropy"),
+    "rte": ("accuracy", "cross_entropy"), "e2e": ("loss",),
+}  # fmt: skip
 READ, MOST, SIDE = 64, 4, 84
 """Rows whose gradient is looked at, the highest rank as a multiple of the mean one, and pixels."""
 Cell = tuple[str, str, int, float, int]
@@ -158,6 +161,7 @@ def run(folder: Path, cell: Cell) -> dict[str, Any]:
     keep_memory()
     began, adapter = time.perf_counter(), adapter_of(folder, cell)
     experiment = experiment_of(folder, cell, adapter)
+    fresh(experiment.run)
     results = train(experiment, restart=True).manifest.results
     assert results is not None, "it finished"
     measured = evaluate(
@@ -190,33 +194,36 @@ def cells(done: Mapping[Cell, Any], tasks: list[str], methods: list[str], ranks:
 
 
 def table(_: Path, done: dict[Cell, dict[str, Any]]) -> Iterator[str]:
-    yield "| rows | rank | method | parameters | best rate | loss apart | metric | seeds | against lora (95 %) |"
-    yield "|---|---:|---|---:|---:|---:|---|---|---|"
+    yield "| rows | rank | method | parameters | best rate | loss apart | metric | mean | seeds | against lora (95 %) |"
+    yield "|---|---:|---|---:|---:|---:|---|---:|---|---|"
     for task, method, rank in dict.fromkeys((cell[0], cell[1], cell[2]) for cell in done):
-        rate = best_rate(done, task, method, rank)
-        if rate is None:
+        if (rate := best_rate(done, task, method, rank)) is None:
             continue
-        rates, rows = RATES[task], [done[task, method, rank, rate, seed] for seed in range(3)
-                                    if (task, method, rank, rate, seed) in done]  # fmt: skip
-        values = [row["scores"][METRIC[task]]["value"] for row in rows]
+        rates, rows = RATES[task], seeds_of(done, task, method, rank)
         edge = " (at the edge)" if rate in (rates[0], rates[-1]) else ""
-        yield (
-            f"| {task} | {rank} | {method} | {rows[0]['parameters']:,} | {rate:g}{edge} | "
-            f"{statistics.mean(row['choosing'] for row in rows):.4f} | {METRIC[task]} {statistics.mean(values):.4f} | "
-            f"{', '.join(f'{value:.4f}' for value in values)} | {against(done, task, method, rank, values)} |"
-        )
+        apart = statistics.mean(row["choosing"] for row in rows)
+        for metric in METRICS[task]:
+            values = [row["scores"][metric]["value"] for row in rows]
+            others = [row["scores"][metric]["value"] for row in seeds_of(done, task, "lora", rank)]
+            yield (
+                f"| {task} | {rank} | {method} | {rows[0]['parameters']:,} | {rate:g}{edge} | {apart:.4f} | {metric} | "
+                f"{statistics.mean(values):.4f} | {', '.join(f'{value:.4f}' for value in values)} | "
+                f"{'' if method == 'lora' else against(values, others)} |"
+            )
 
 
-def against(done: Mapping[Cell, Any], task: str, method: str, rank: int, values: list[float]) -> str:
-    rate = best_rate(done, task, "lora", rank)
-    others = [] if rate is None else [
-        done[task, "lora", rank, rate, seed] for seed in range(3) if (task, "lora", rank, rate, seed) in done
-    ]  # fmt: skip
-    if method == "lora" or len(values) < 3 or len(others) < 3:
+def seeds_of(done: Mapping[Cell, Any], task: str, method: str, rank: int) -> list[dict[str, Any]]:
+    """At the best rate."""
+    rate = best_rate(done, task, method, rank)
+    cells = [] if rate is None else [(task, method, rank, rate, seed) for seed in range(3)]
+    return [done[cell] for cell in cells if cell in done]
+
+
+def against(values: list[float], others: list[float]) -> str:
+    if len(values) < 3 or len(others) < 3:
         return ""
-    apart = [value - other["scores"][METRIC[task]]["value"] for value, other in zip(values, others, strict=True)]
-    half = QUANTILES[3] * statistics.stdev(apart) / 3**0.5
-    mean = statistics.mean(apart)
+    apart = [value - other for value, other in zip(values, others, strict=True)]
+    half, mean = QUANTILES[3] * statistics.stdev(apart) / 3**0.5, statistics.mean(apart)
     return f"{mean:+.4f} ({mean - half:+.4f} to {mean + half:+.4f})"
 
 

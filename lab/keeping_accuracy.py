@@ -18,7 +18,7 @@ from typing import Any
 
 from claims import data
 from keeping import experiment_of
-from stored_cells import command
+from stored_cells import command, fresh
 
 from rankwise.commands.evaluate import evaluate
 from rankwise.commands.train import train
@@ -36,7 +36,7 @@ Cell = tuple[str, str]
 def run(folder: Path, cell: Cell) -> dict[str, Any]:
     keep_memory()
     task, way = cell
-    began, name = time.perf_counter(), f"{task}-{way.replace(':', '-')}"
+    began, name = time.perf_counter(), fresh(f"{task}-{way.replace(':', '-')}")
     train(experiment_of(folder, (task, way, 0), name), restart=True)
     differences = {}
     for benchmark, (file, rows) in SETS.items():
@@ -52,7 +52,7 @@ def table(folder: Path, done: dict[Cell, dict[str, Any]]) -> Iterator[str]:
         for benchmark, measures in row["differences"].items():
             for measure, one in measures.items():
                 yield (
-                    f"| {task} | {way} | {benchmark} | {measure} | {one['b']:.3f} | {one['a']:.3f} | "
+                    f"| {task} | {way} | {benchmark} | {measure} | {one['a']:.3f} | {one['b']:.3f} | "
                     f"{one['difference']:+.3f} ({one['low']:+.3f} to {one['high']:+.3f}) |"
                 )
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from claims import data
 from keeping import BLOCKS, experiment_of, loss_of
-from stored_cells import command, done_in
+from stored_cells import command, done_in, fresh
 
 from rankwise.commands.evaluate import evaluate
 from rankwise.commands.train import train
@@ -33,7 +33,7 @@ Cell = tuple[str, float]
 def run(folder: Path, cell: Cell) -> dict[str, Any]:
     keep_memory()
     task, budget = cell
-    began, name = time.perf_counter(), f"{task}-{budget:g}"
+    began, name = time.perf_counter(), fresh(f"{task}-{budget:g}")
     plain = experiment_of(folder, (task, "plain", 0), name)
     training = plain.training.model_copy(update={"anchor": AnchorConfig(forget_at_most=budget)})
     results = train(plain.model_copy(update={"training": training}), restart=True).manifest.results

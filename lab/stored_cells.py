@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -27,6 +28,12 @@ def alone(run: Callable[[Path, Any], Row], folder: Path, cell: Cell) -> Row:
     """Run a cell in a process of its own, whose peak memory is that of nothing else."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(run, folder, cell).result()
+
+
+def fresh(run: str) -> str:
+    """The name of a run of the working folder, without what a cell that was stopped has left of it."""
+    shutil.rmtree(Path("runs") / run, ignore_errors=True)
+    return run
 
 
 def run_missing(
