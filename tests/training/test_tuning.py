@@ -299,6 +299,7 @@ def test_the_plan_tells_what_trials_cost():
     plans = [json.loads(CliRunner().invoke(app, [*words, *more]).stdout)
              for more in (["--steps", "100"], ["--steps", "100", "--tune"], ["--steps", "20", "--tune"])]  # fmt: skip
     assert plans[0]["tuning"] is None and plans[2]["tuning"]["trials"] == 0
+    assert TOO_DEAR in CliRunner().invoke(app, [*words[:-1], "--steps", "20", "--tune"]).stdout
     assert 0 < plans[1]["tuning"]["steps"] <= most_cost(100)
     assert plans[1]["seconds"] == plans[0]["seconds"]
     seconds, step = plans[1]["tuning"]["seconds"], plans[1]["seconds_per_step"]
