@@ -16,6 +16,7 @@ import pytest
 import rankwise
 from rankwise.commands import train
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
+from rankwise.config.data import DataConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import ValidationConfig
 from rankwise.errors import TrainingError
@@ -166,6 +167,14 @@ def test_a_run_stops_before_it_saves_what_diverged_and_says_what_to_do(workplace
     assert run.steps_saved == [36, 40] and run.manifest().status == "failed" and caught.value.exit_code == 1
     rankwise.train(experiment("back-off"), resume=True)  # another value, as the message says
     assert [one.begun for one in run.manifest().back_offs] == [41]
+
+
+def test_a_run_stops_where_its_first_steps_did_the_harm(workplace, monkeypatch):
+    """Without a validation, eight steps of two rows say what is usual, and all but the first are harmed."""
+    lifted(monkeypatch, first=2)
+    alone = experiment("stop").model_copy(update={"data": DataConfig(path="rows.jsonl")})
+    with pytest.raises(TrainingError, match="after step 9 of 60, training has diverged"):
+        rankwise.train(alone)
 
 
 @pytest.mark.parametrize(

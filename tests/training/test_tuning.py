@@ -28,7 +28,7 @@ from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.objectives.registry import decided, objective_of
 from rankwise.planning import tuning as planned_trials
-from rankwise.planning.tuning import TOO_DEAR, Stage, TrialPlan, most_cost
+from rankwise.planning.tuning import TOO_COSTLY, Stage, TrialPlan, most_cost
 from rankwise.runs.records import StatusMessage, StepRecord, silent
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.training import tuning as tuning_of_rates
@@ -56,7 +56,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def there(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With trials in runs that are too small for any: what they must not do shows in few steps."""
+    """Runs of 50 steps, which are too short for trials, have some here, so that the tests are short."""
     monkeypatch.chdir(home)
     for name, value in {"FIXED": 0.0, "LEAST_LAST": 2, "SHARE": 0.4}.items():
         monkeypatch.setattr(planned_trials, name, value)
@@ -219,7 +219,7 @@ def test_a_short_run_takes_the_default_and_says_so():
     )  # fmt: skip
     tuning = tuned.manifest.tuning
     assert tuning is not None and not tuning.trials and tuning.learning_rate == tuning.default
-    assert TOO_DEAR in tuning.why
+    assert TOO_COSTLY in tuning.why
     assert any(tuning.why in line for line in lines)
 
 
@@ -275,7 +275,9 @@ LIKE_THE_RUN: dict[str, tuple[str, ...]] = {
     "fewer rows than a step has": ("--model", "tiny", "--data", "rows.jsonl", "--batch-size", "64"),
     "labels of two lengths": ("--model", "tiny-bert", "--data", "uneven.jsonl", "--batch-size", "8"),
     "images": ("--model", "vit", "--data", "pictures", "--batch-size", "8"),
-}
+    "replay": ("--model", "tiny", "--data", "rows.jsonl", "--batch-size", "8", "--replay", "0.5",
+               "--replay-data", "apart.jsonl"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LIKE_THE_RUN)
@@ -299,7 +301,7 @@ def test_the_plan_tells_what_trials_cost():
     plans = [json.loads(CliRunner().invoke(app, [*words, *more]).stdout)
              for more in (["--steps", "100"], ["--steps", "100", "--tune"], ["--steps", "20", "--tune"])]  # fmt: skip
     assert plans[0]["tuning"] is None and plans[2]["tuning"]["trials"] == 0
-    assert TOO_DEAR in CliRunner().invoke(app, [*words[:-1], "--steps", "20", "--tune"]).stdout
+    assert TOO_COSTLY in CliRunner().invoke(app, [*words[:-1], "--steps", "20", "--tune"]).stdout
     assert 0 < plans[1]["tuning"]["steps"] <= most_cost(100)
     assert plans[1]["seconds"] == plans[0]["seconds"]
     seconds, step = plans[1]["tuning"]["seconds"], plans[1]["seconds_per_step"]

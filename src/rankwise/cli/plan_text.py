@@ -224,13 +224,13 @@ def _time(plan: Plan) -> Iterator[str]:
 
 
 def _tuning(plan: Plan) -> Iterator[str]:
-    from rankwise.planning.tuning import TOO_DEAR, tuning_of
+    from rankwise.planning.tuning import TOO_COSTLY, tuning_of
 
     planned = tuning_of(plan)
     if planned is None:
         return
     if (trials := planned.trials) is None:
-        yield row_text("tuning", f"the default learning rate, because {TOO_DEAR}")
+        yield row_text("tuning", f"the default learning rate, because {TOO_COSTLY}")
         return
     seconds = planned.seconds
     time = "" if seconds is None else f", {rough_duration(seconds.likely)}{spread_text(seconds)}"

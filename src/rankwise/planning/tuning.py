@@ -18,7 +18,7 @@ from typing import Self
 from rankwise.planning.estimate import Estimate
 from rankwise.planning.plan import Plan
 
-TOO_DEAR = "trials long enough to tell something would cost too much of this run"
+TOO_COSTLY = "trials long enough to tell something would cost too much of this run"
 LEAST_LAST = 10
 """Steps of the longest trials. Those of three and seven told nothing but that lower rates learn less in so few
 (lab/tuning.md)."""
@@ -115,7 +115,7 @@ def most_cost(steps: int) -> float:
 @dataclass(frozen=True)
 class PlannedTuning:
     trials: TrialPlan | None
-    """None where they would be too dear."""
+    """None where trials long enough to tell something would cost too much."""
     seconds: Estimate | None
     """None where the device's speed is not known."""
 

@@ -38,7 +38,7 @@ class Choice:
     """Between which rates the parabola is less than FLAT above its least point."""
 
 
-def choose(stages: Sequence[Stage], ceiling: float, measured: Measured, before: float = math.inf) -> Choice | None:
+def choose(stages: Sequence[Stage], ceiling: float, measured: Measured, before: float) -> Choice | None:
     """By successive halving over rates below the ceiling, which may leave only the lowest. None, without the second
     stage, where no trial of the first ended below the loss `before` training."""
     first, second = stages

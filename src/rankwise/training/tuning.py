@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from rankwise.errors import is_out_of_memory
-from rankwise.planning.tuning import TOO_DEAR, Stage, TrialPlan
+from rankwise.planning.tuning import TOO_COSTLY, Stage, TrialPlan
 from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage
 from rankwise.runs.tuning import TrialFacts, Tuning
 from rankwise.system.memory import available_memory
@@ -40,7 +40,7 @@ def tune(trials: Trials, foreseen: Foresight | None, callback: Callback) -> Tuni
     whole = trials.experiment.adapter.trains_base
     plan = TrialPlan.of(setup.steps, config.rows_per_step(rows), row_tokens, whole=whole)
     prepared, from_training = set_aside(trials.prepared, plan.rows if plan else 0, config.seed)
-    reason = trials.world.share(lambda: _unfit(trials, len(prepared.measured)) if plan else TOO_DEAR)
+    reason = trials.world.share(lambda: _unfit(trials, len(prepared.measured)) if plan else TOO_COSTLY)
     if plan is None or reason is not None:
         tuning = Tuning(learning_rate=default, default=default, why=f"the default, because {reason}")
         callback(StatusMessage("\n".join(tuning.lines())))

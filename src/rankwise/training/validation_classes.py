@@ -45,7 +45,7 @@ class ClassScorer:
     world: World = ALONE
     tokens_written: int = 0
     only: dict[int, str] = field(default_factory=dict)
-    """The class that all rows were given, though they have several, after so many steps."""
+    """The class that all rows were given, though they have several, after so many steps. Copies share it (`over`)."""
 
     def over(self, world: World) -> ClassScorer:
         return replace(self, world=world)
@@ -111,6 +111,6 @@ def one_class_warning(scorer: object, step: int, rate: float) -> WarningMessage 
     if only is None:
         return None
     return WarningMessage(
-        f"every validation row is given the same class, {one_line(only)}, so the result tells none apart. Try a lower "
-        f"learning rate (--learning-rate {rate / 4:.2g}) or more steps, under another --run name."
+        f'every validation row is given the same class, "{one_line(only)}", so the result tells no classes apart. Try '
+        f"a lower learning rate (--learning-rate {rate / 4:.2g}) or more steps, under another --run name."
     )
