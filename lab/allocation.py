@@ -1,7 +1,7 @@
 """Does it pay to move a small budget of rank between layers? Five ways to spend it, at equal parameters.
 
-    python lab/allocation.py FOLDER [--tasks cifar10,cola,rte,e2e] [--methods lora,mlp] [--ranks 2]   what is missing
-    python lab/allocation.py FOLDER --table                                             the table of what is done
+    python lab/allocation.py FOLDER [--tasks cifar10,rte] [--methods lora,mlp] [--ranks 2] [--seeds 0]   what is missing
+    python lab/allocation.py FOLDER --table                                                the table of what is done
 
     lora       the same rank on every linear layer
     mlp        the same rank on the linear layers of the MLPs alone
@@ -13,7 +13,7 @@
 All have the parameters of LoRA of the named rank on every linear layer, within a hundredth, and a scale of 2. CoLA and
 RTE: MiniLM, 2,000 rows of at most 300 characters, 300 steps of 16. CIFAR-10: DINOv2-small, 1,000 images of 84 pixels,
 300 steps of 8. E2E: SmolLM2-135M, the rows of lab/adalora.py, 100 steps of 8. A method's rates are run with seed 0; the
-best on rows apart gets seeds 1 and 2. The table is of other rows, which chose nothing. Finished cells lie in
+best on rows apart gets the other seeds. The table is of other rows, which chose nothing. Finished cells lie in
 FOLDER/allocation.jsonl.
 """
 
@@ -183,14 +183,16 @@ def best_rate(done: Mapping[Cell, Any], task: str, method: str, rank: int) -> fl
     return min(cells, key=lambda cell: done[cell]["choosing"])[3]
 
 
-def cells(done: Mapping[Cell, Any], tasks: list[str], methods: list[str], ranks: list[str]) -> Iterator[Cell]:
+def cells(
+    done: Mapping[Cell, Any], tasks: list[str], methods: list[str], ranks: list[str], seeds: list[str]
+) -> Iterator[Cell]:
     chosen = [(task, method, int(rank)) for task in tasks for rank in ranks for method in methods
               if method != "eva" or task == "e2e"]  # fmt: skip
     for task, method, rank in chosen:
         yield from ((task, method, rank, rate, 0) for rate in RATES[task])
         rate = best_rate(done, task, method, rank)
         assert rate is not None, "all rates are done"
-        yield from ((task, method, rank, rate, seed) for seed in (1, 2))
+        yield from ((task, method, rank, rate, int(seed)) for seed in seeds)
 
 
 def table(_: Path, done: dict[Cell, dict[str, Any]]) -> Iterator[str]:
@@ -229,8 +231,9 @@ def against(values: list[float], others: list[float]) -> str:
 
 def main() -> None:
     command(
-        __doc__, "allocation.jsonl", {"tasks": "cifar10,cola,rte,e2e", "methods": ",".join(METHODS), "ranks": "2"},
-        cells, run, lambda row: f"{row['choosing']:.4f} apart, {row['seconds']:.0f} s", table,
+        __doc__, "allocation.jsonl",
+        {"tasks": "cifar10,cola,rte,e2e", "methods": ",".join(METHODS), "ranks": "2", "seeds": "0,1,2"}, cells, run,
+        lambda row: f"{row['choosing']:.4f} apart, {row['seconds']:.0f} s", table,
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ CHANGES: dict[str, dict[str, Any]] = {f"{name} is {value!r}": {name: value} for 
     "model_type is an object": {"model_type": {"a": 1}}, "model_type is unknown": {"model_type": "nothing-like-it"},
     "model_type is a number": {"model_type": 3}, "model_type is empty": {"model_type": ""},
     "head_dim is 10^9": {"head_dim": 10**9}, "more key heads than heads": {"num_key_value_heads": 64},
-    "key heads that divide nothing": {"num_key_value_heads": 3}, "an unknown activation": {"hidden_act": "nothing"},
+    "an unknown activation": {"hidden_act": "nothing"},
     "rope of an unknown kind": {"rope_parameters": {"rope_type": "nothing", "rope_theta": 1.0}},
 }  # fmt: skip
 
@@ -36,6 +36,12 @@ def _pipe(file: Path) -> None:
     os.mkfifo(file)
 
 
+def _one_key_head_less(file: Path) -> None:
+    """Than there are heads, which divides them by nothing."""
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"num_key_value_heads": config["num_attention_heads"] - 1}))
+
+
 def _changed(changes: dict[str, Any]) -> Callable[[Path], None]:
     return lambda file: (file.write_text(json.dumps(json.loads(file.read_text()) | changes)), None)[1]
 
@@ -47,7 +53,7 @@ def _replaced(content: bytes) -> Callable[[Path], None]:
 DAMAGES: dict[str, Callable[[Path], None]] = (
     {name: _changed(changes) for name, changes in CHANGES.items()}
     | {name: _replaced(content) for name, content in CONTENTS.items()}
-    | {"a pipe": _pipe}
+    | {"a pipe": _pipe, "key heads that divide nothing": _one_key_head_less}
 )
 BROKE = (
     "num_hidden_layers is 1000000000", "a hundred million labels", "model_type is a list", "nested 900 deep",

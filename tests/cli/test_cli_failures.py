@@ -13,7 +13,7 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from first_line import BEGUN
+from first_line import BEGUN, WITHIN
 from rankwise.cli.failures import report_failures
 from rankwise.cli.main import app
 from rankwise.errors import DataError, ResourceError, RunError, is_out_of_memory, typed
@@ -159,3 +159,17 @@ def test_ctrl_c_from_the_first_line_on_is_no_traceback(milliseconds, tmp_path):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert "Traceback" not in err and process.returncode in (2, 130, -signal.SIGINT), err
+
+
+@pytest.mark.parametrize("function", ["_c10d_init", "_multiprocessing_init"])
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_ctrl_c_in_compiled_code_that_is_being_imported_aborts_nothing(function, options, tmp_path):
+    """Both functions begin a part of torch, and abort the process where the Python that they call raises."""
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 50)
+    (tmp_path / "nowhere").mkdir()  # a folder that is no model is noticed once torch is there
+    (tmp_path / "nowhere/config.json").write_text('{"model_type": "llama"}')
+    words = [sys.executable, "-c", WITHIN, function, *WORDS, "--run", "a", *options]
+    ended = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert (ended.returncode, ended.stderr) == (130, "rankwise: stopped.\n")
+    if options:
+        assert json.loads(ended.stdout) == {"error": "stopped.", "kind": "Interrupted", "exit_code": 130}

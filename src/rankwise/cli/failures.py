@@ -5,7 +5,8 @@ keeps its traceback. With RANKWISE_DEBUG set, every error keeps it.
 
 Ctrl-C raises KeyboardInterrupt wherever the program is. Inside an import some libraries turn it into an error of their
 own, and where nothing can be raised Python prints it and goes on. So the request is remembered (system/signals.py), and
-any error after it is its consequence.
+any error after it is its consequence. While torch is being imported nothing is raised: its compiled parts, which call
+Python as they begin, would abort the process. Nothing has to be put in order then, so it ends at once.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import NoReturn
 
@@ -31,7 +33,7 @@ def report_failures(as_json: bool) -> Iterator[None]:
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # a closed terminal sends SIGHUP; Windows has no such signal
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup and `&` ignore some signals
-            signal.signal(number, _end)
+            signal.signal(number, partial(_end, as_json))
     try:
         with _no_report_of_ctrl_c():
             yield
@@ -79,8 +81,20 @@ def _silence() -> None:
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
 
 
-def _end(number: int, frame: FrameType | None) -> None:
-    ask_to_stop(KeyboardInterrupt() if number == signal.SIGINT else Interrupted("stopped by a signal.", 128 + number))
+def _end(as_json: bool, number: int, frame: FrameType | None) -> None:
+    try:
+        ask_to_stop(
+            KeyboardInterrupt() if number == signal.SIGINT else Interrupted("stopped by a signal.", 128 + number)
+        )
+    except KeyboardInterrupt as error:
+        if _torch_is_being_imported():
+            _interrupted(error, as_json)
+        raise
+
+
+def _torch_is_being_imported() -> bool:
+    spec = getattr(sys.modules.get("torch"), "__spec__", None)
+    return getattr(spec, "_initializing", False)
 
 
 def _leave(message: str, kind: str, code: int, as_json: bool, error: BaseException) -> NoReturn:
@@ -93,7 +107,8 @@ def _leave(message: str, kind: str, code: int, as_json: bool, error: BaseExcepti
         print(f"rankwise: {visible(message)}", file=sys.stderr)
         if as_json:
             print(json.dumps(problem))
-    if launched() is not None:  # the others are gone or going: nothing is left to be put in order with them
+    # of several processes the others are gone or going: nothing is left to be put in order with them
+    if launched() is not None or _torch_is_being_imported():
         end_at_once(code)
     raise SystemExit(code) from None
 
