@@ -9,6 +9,7 @@
                GoRA): at least 1 and at most 4 times the mean rank
     adalora    training prunes from 1.5 times the budget, by sensitivity
     eva        ranks and start by the directions of the inputs (language models only)
+    adalora-eva, gates   AdaLoRA with another start, and with another measure (rivals.py)
 
 All have the parameters of LoRA of the named rank on every linear layer, within a hundredth, and a scale of 2. CoLA and
 RTE: MiniLM, 2,000 rows of at most 300 characters, 300 steps of 16. CIFAR-10: DINOv2-small, 1,000 images of 84 pixels,
@@ -33,6 +34,7 @@ import torch
 from advising import glue
 from classification import rows_of
 from keeping import QUANTILES
+from rivals import rival
 from stored_cells import command, fresh
 
 import images
@@ -47,7 +49,7 @@ from rankwise.objectives.registry import decided, objective_of
 from rankwise.runs.records import silent
 from rankwise.system.allocator import keep_memory
 
-METHODS = ("lora", "mlp", "gradient", "adalora", "eva")
+METHODS = ("lora", "mlp", "gradient", "adalora", "eva", "adalora-eva", "gates")
 MLP = re.compile(r"(intermediate|(?<!attention\.)output)\.dense$|fc[12]$|(gate|up|down)_proj$")
 """Paths of the linear layers of the MLPs of BERT, DINOv2 and Llama."""
 RATES = {
@@ -109,7 +111,7 @@ def adapter_of(folder: Path, cell: Cell) -> dict[str, Any]:
         return same | ({"start": "eva"} if method == "eva" else {})
     sizes, importance = looked_at(folder, cell, gradients=method == "gradient")
     total = rank * sum(sizes.values())
-    if method == "adalora":
+    if method in ("adalora", "adalora-eva", "gates"):
         return {"method": "adalora", "budget": f"{total} parameters"}
     if method == "mlp":
         wanted = {path: float(size) for path, size in sizes.items() if MLP.search(path)}
@@ -162,7 +164,8 @@ def run(folder: Path, cell: Cell) -> dict[str, Any]:
     began, adapter = time.perf_counter(), adapter_of(folder, cell)
     experiment = experiment_of(folder, cell, adapter)
     fresh(experiment.run)
-    results = train(experiment, restart=True).manifest.results
+    with rival(cell[1]):
+        results = train(experiment, restart=True).manifest.results
     assert results is not None, "it finished"
     measured = evaluate(
         experiment.run, data=str(files(folder, cell[0])[2]), base=False, with_forgetting=False, callback=silent
@@ -187,7 +190,7 @@ def cells(
     done: Mapping[Cell, Any], tasks: list[str], methods: list[str], ranks: list[str], seeds: list[str]
 ) -> Iterator[Cell]:
     chosen = [(task, method, int(rank)) for task in tasks for rank in ranks for method in methods
-              if method != "eva" or task == "e2e"]  # fmt: skip
+              if "eva" not in method or task == "e2e"]  # fmt: skip
     for task, method, rank in chosen:
         yield from ((task, method, rank, rate, 0) for rate in RATES[task])
         rate = best_rate(done, task, method, rank)

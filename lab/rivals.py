@@ -1,0 +1,92 @@
+"""Two rivals of AdaLoRA that rankwise does not have, made of its parts for lab/allocation.py.
+
+    adalora-eva   rows of Q begin as the leading directions of each layer's inputs (adapters/eva.py), as long as usual
+    gates         no importance: an L1 penalty draws every strength towards zero, and what has the largest is kept (the
+                  idea of L1RA)
+
+The penalty takes half a learning rate of a strength's size in each step, whatever Adam did: what the rows pull on
+steadily grows by up to half a rate, and what they leave alone falls. Pruning has AdaLoRA's schedule and budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from rankwise.adapters.adalora import LENGTH, AdaLoRA, FusedAdaLoRA
+from rankwise.adapters.importance import Importance
+from rankwise.adapters.set import AdapterSet
+from rankwise.adapters.targets import Choice
+from rankwise.adapters.triplets import Triplets
+from rankwise.config.adapters import AdaLoraConfig, LoraConfig
+from rankwise.methods.adalora.method import AdaLoraMethod
+from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.eva_start import eva_start
+from rankwise.methods.method import Setup
+from rankwise.models.loaded import LoadedModel
+from rankwise.runs.records import RankRecord
+
+SHARE = 0.5
+"""Of the learning rate, by which a strength shrinks in a step."""
+MOST = 8
+"""Directions of a layer's inputs that are looked for."""
+
+
+class Largest(Importance):
+    def scores(self, triplets: Triplets) -> Tensor:
+        return triplets.strengths.detach().abs()
+
+
+class Gated(TrainableAdaLoRA):
+    def __init__(self, adapters: AdapterSet, spec: AdaLoraConfig, steps: int) -> None:
+        super().__init__(adapters, spec, steps)
+        self.importance = Largest.of(self.triplets, self.spec.beta1, self.spec.beta2)
+
+    @torch.no_grad()
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> RankRecord | None:
+        if not self.final:
+            sizes = self.triplets.strengths.abs()
+            signs, groups = self.triplets.strengths.sign(), optimizer.param_groups
+            (rate,) = (group["lr"] for group in groups if group["params"][0] is self.triplets.strengths)
+            self.triplets.strengths.copy_(signs * (sizes - SHARE * rate).clamp_min(0.0))
+        return super().after_step(step, optimizer)
+
+
+@contextmanager
+def rival(method: str) -> Iterator[None]:
+    """Inside, the method adalora is the rival."""
+    usual = AdaLoraMethod.attach_to
+
+    def from_inputs(self: AdaLoraMethod, adapters: AdapterSet, model: LoadedModel, setup: Setup) -> TrainableAdaLoRA:
+        choices, _ = eva_start(LoraConfig(start="eva", rank=MOST, eva_rho=1.0), model, setup)
+        tuned = usual(self, adapters, model, setup)
+        begin_with(tuned, choices)
+        return tuned
+
+    patches = {
+        "gates": patch("rankwise.methods.adalora.method.TrainableAdaLoRA", Gated),
+        "adalora-eva": patch.object(AdaLoraMethod, "attach_to", from_inputs),
+    }
+    if method not in patches:
+        yield
+        return
+    with patches[method]:
+        yield
+
+
+@torch.no_grad()
+def begin_with(tuned: TrainableAdaLoRA, choices: list[Choice]) -> None:
+    """Parts of one layer have the same directions. A direction that no input has stays as it was."""
+    directions = {choice.path: choice.A for choice in choices}
+    for path, adapter in tuned.adapters.adapters(tuned.name).items():
+        rows = directions.get(path)
+        if rows is None:
+            continue
+        assert isinstance(adapter, AdaLoRA | FusedAdaLoRA), "it is attached by adalora"
+        for part in adapter.parts:
+            count = min(part.rank, len(rows))
+            part.Q[:count].copy_(torch.nn.functional.normalize(rows[:count], dim=1) * LENGTH)
