@@ -33,5 +33,5 @@ def test_every_way_of_the_picture_is_one_of_the_lab():
 
 @pytest.mark.parametrize("task", keeping.ROWS)
 def test_each_task_of_the_picture_has_plain_and_the_anchor(task):
-    done = keeping_picture.done_in(Path(keeping.__file__).parent / "keeping/keeping.jsonl")
+    done = keeping_picture.done_in(Path(__file__).parents[2] / "lab/keeping/keeping.jsonl")
     assert len(keeping_picture.points(done, task, "plain")) == len(keeping_picture.points(done, task, "anchor")) == 3
