@@ -1,6 +1,6 @@
 """The fronts of lab/keeping.py as a picture: what a way loses on unseen rows, and how far it moves from its base.
 
-    python lab/keeping_picture.py lab/keeping/keeping.jsonl docs/keeping.svg
+    python lab/keeping_picture.py [CELLS PICTURE]   by default of lab/keeping/keeping.jsonl, as docs/keeping.svg
 
 Seed 0, a panel for each task. A line joins one adapter at full, three quarters and half of its strength. Nearer to the
 lower left is better.
@@ -25,6 +25,7 @@ WAYS = {
 }  # fmt: skip
 """Their names, colours and marks."""
 TEXT = "wikitext"
+HERE = Path(__file__).parents[1]
 
 
 def points(done: dict[Cell, dict[str, Any]], task: str, way: str) -> list[tuple[float, float]]:
@@ -65,8 +66,8 @@ def draw(done: dict[Cell, dict[str, Any]], file: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cells", type=Path)
-    parser.add_argument("to", type=Path)
+    parser.add_argument("cells", type=Path, nargs="?", default=HERE / "lab/keeping/keeping.jsonl")
+    parser.add_argument("to", type=Path, nargs="?", default=HERE / "docs/keeping.svg")
     given = parser.parse_args()
     draw(done_in(given.cells), given.to)
 

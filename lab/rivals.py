@@ -1,11 +1,13 @@
 """Two rivals of AdaLoRA that rankwise does not have, made of its parts for lab/allocation.py.
 
-    adalora-eva   rows of Q begin as the leading directions of each layer's inputs (adapters/eva.py), as long as usual
-    gates         no importance: an L1 penalty draws every strength towards zero, and what has the largest is kept (the
-                  idea of L1RA)
+    adalora-eva   rows of Q begin as the leading directions of each layer's inputs (adapters/eva.py), with their usual
+                  length
+    gates         no importance: an L1 penalty draws every strength towards zero, and the triplets with the largest
+                  strengths are kept (the idea of L1RA)
 
-The penalty takes half a learning rate of a strength's size in each step, whatever Adam did: what the rows pull on
-steadily grows by up to half a rate, and what they leave alone falls. Pruning has AdaLoRA's schedule and budget.
+The penalty takes half the learning rate off each strength's size in each step, after Adam has moved it. So a strength
+that the rows steadily pull up grows by at most half a rate, one that they leave alone falls by as much, and one that
+they pull down falls by up to one and a half. Pruning has AdaLoRA's schedule and budget.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ MOST = 8
 
 class Largest(Importance):
     def scores(self, triplets: Triplets) -> Tensor:
-        return triplets.strengths.detach().abs()
+        return triplets.strengths.detach().abs() * triplets.costs  # they are divided by their costs again
 
 
 class Gated(TrainableAdaLoRA):

@@ -11,6 +11,7 @@ import sys
 import time
 
 import pytest
+from tests.report_runs import made_run
 from typer.testing import CliRunner
 
 from first_line import BEGUN, WITHIN
@@ -161,15 +162,42 @@ def test_ctrl_c_from_the_first_line_on_is_no_traceback(milliseconds, tmp_path):
     assert "Traceback" not in err and process.returncode in (2, 130, -signal.SIGINT), err
 
 
+def within(function, *words):
+    """A command that gets Ctrl-C as a function of torch begins a part of it."""
+    return [sys.executable, "-c", WITHIN, function, *words]
+
+
+@pytest.fixture
+def no_model(tmp_path):
+    """A folder with rows and one that is no model, which is noticed once torch is there."""
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 50)
+    (tmp_path / "nowhere").mkdir()
+    (tmp_path / "nowhere/config.json").write_text('{"model_type": "llama"}')
+    return tmp_path
+
+
 @pytest.mark.parametrize("function", ["_c10d_init", "_multiprocessing_init"])
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_ctrl_c_in_compiled_code_that_is_being_imported_aborts_nothing(function, options, tmp_path):
-    """Both functions begin a part of torch, and abort the process where the Python that they call raises."""
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 50)
-    (tmp_path / "nowhere").mkdir()  # a folder that is no model is noticed once torch is there
-    (tmp_path / "nowhere/config.json").write_text('{"model_type": "llama"}')
-    words = [sys.executable, "-c", WITHIN, function, *WORDS, "--run", "a", *options]
-    ended = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+def test_ctrl_c_in_compiled_code_that_is_being_imported_aborts_nothing(function, options, no_model):
+    """Both functions abort the process where the Python that they call raises."""
+    words = within(function, *WORDS, "--run", "a", *options)
+    ended = subprocess.run(words, capture_output=True, text=True, cwd=no_model, timeout=60)
     assert (ended.returncode, ended.stderr) == (130, "rankwise: stopped.\n")
     if options:
         assert json.loads(ended.stdout) == {"error": "stopped.", "kind": "Interrupted", "exit_code": 130}
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_ctrl_c_there_ends_a_command_whose_output_nobody_reads(closed, no_model):
+    words = within("_c10d_init", *WORDS, "--run", "a", "--json")
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, closed: subprocess.PIPE}
+    with subprocess.Popen(words, cwd=no_model, **pipes) as process:
+        getattr(process, closed).close()
+        assert process.wait(timeout=60) == 130
+
+
+def test_ctrl_c_there_comes_before_a_run_is_renamed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made_run("a")
+    assert subprocess.run(within("_c10d_init", "runs", "rename", "a", "b"), timeout=60).returncode == 130
+    assert [folder.name for folder in (tmp_path / "runs").iterdir() if folder.is_dir()] == ["a"]

@@ -87,9 +87,12 @@ def _end(as_json: bool, number: int, frame: FrameType | None) -> None:
             KeyboardInterrupt() if number == signal.SIGINT else Interrupted("stopped by a signal.", 128 + number)
         )
     except KeyboardInterrupt as error:
-        if _torch_is_being_imported():
+        if not _torch_is_being_imported():
+            raise
+        try:
             _interrupted(error, as_json)
-        raise
+        finally:  # where nobody reads what it prints, too
+            os._exit(getattr(error, "exit_code", 130))
 
 
 def _torch_is_being_imported() -> bool:
@@ -98,7 +101,8 @@ def _torch_is_being_imported() -> bool:
 
 
 def _leave(message: str, kind: str, code: int, as_json: bool, error: BaseException) -> NoReturn:
-    if os.environ.get("RANKWISE_DEBUG"):
+    at_once = _torch_is_being_imported()
+    if os.environ.get("RANKWISE_DEBUG") and not at_once:
         raise error
     left_to_launcher = error is requested() and LAUNCHER in os.environ  # it knows who asked
     ignore_requests()
@@ -108,7 +112,7 @@ def _leave(message: str, kind: str, code: int, as_json: bool, error: BaseExcepti
         if as_json:
             print(json.dumps(problem))
     # of several processes the others are gone or going: nothing is left to be put in order with them
-    if launched() is not None or _torch_is_being_imported():
+    if launched() is not None or at_once:
         end_at_once(code)
     raise SystemExit(code) from None
 

@@ -7,7 +7,7 @@ updates all of them; the command that made the run stays in the manifest as it w
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,27 +123,28 @@ def _bytes(path: Path) -> int:
 
 
 def rename_run(old: str, new: str, callback: Callback = silent) -> RenamedRun:
+    # imported late, so that listing runs stays fast, and before anything is renamed: Ctrl-C ends an import of torch
+    from rankwise.methods.model_card import retitled
+
     run = entry(old)
     check_renamable(run, new)
     before = run.folder.name
     renamed = rename(run, new)
     Queue().rename(before, new)
-    _retitle_card(renamed, new)
+    _change_card(renamed, lambda card: retitled(card, new))
     pages = [str(renamed.page)] if renamed.page.exists() else []
     if pages:
         write_page(RunSnapshot.of(renamed), callback)
     return RenamedRun(before, new, pages + _compared_again(before, new, callback))
 
 
-def _retitle_card(run: RunDirectory, new: str) -> None:
-    """Update the heading of the adapter's model card, and its hash in the manifest, unless the card was edited."""
-    from rankwise.methods.model_card import retitled  # imported late, so that listing runs stays fast
-
+def _change_card(run: RunDirectory, changed: Callable[[str], str]) -> None:
+    """The model card of the adapter, and its hash in the manifest, unless the card was edited."""
     snapshot = RunSnapshot.of(run)
     manifest, card = snapshot.manifest, snapshot.result / CARD
     name, recorded = card.relative_to(run.folder).as_posix(), manifest.result_sha256 or {}
     if name in recorded and card.is_file() and sha256_of(card) == recorded[name]:
-        write_atomic(card, retitled(card.read_text(encoding="utf-8"), new).encode())
+        write_atomic(card, changed(card.read_text(encoding="utf-8")).encode())
         run.write_manifest(manifest.model_copy(update={"result_sha256": {**recorded, name: sha256_of(card)}}))
 
 

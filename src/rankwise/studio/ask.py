@@ -32,7 +32,7 @@ FAILED = "The question failed. The terminal that runs the studio shows why."
 
 
 def _load(names: Sequence[str], callback: Callback) -> Answering:
-    """torch comes in with the first question."""
+    """What loads models comes in with the first question."""
     from rankwise.studio.answering import load
 
     return load(names, callback)

@@ -82,8 +82,8 @@ class Foresight:
         if force or (CERTAIN * least <= room and not limited):
             callback(WarningMessage(f"{told}; it may run out of memory"))
             return
-        more = "give it that much, or " if limited else ""
-        offered = _listed(self.plan.remedies) or f"No setting would make it fit into less: {more}use a smaller model."
+        more = "give it that much, or " if limited and not self.settled else ""
+        offered = _listed(self.plan.remedies) or f"No setting would make it fit: {more}use a smaller model."
         raise ResourceError(f"{told}, so it was not started. {offered}\n--force-memory starts it anyway.")
 
     def _refuse_endless(self) -> None:
