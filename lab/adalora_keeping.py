@@ -14,7 +14,8 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ class Variant:
 
     adapter: dict[str, Any]
     start: tuple[float, float] | None = None
+    strengths: tuple[float, ...] | None = None
+    """Those at which it is measured, if not the usual ones."""
 
 
 def _zero(strengths: float, rows: float, **adapter: Any) -> Variant:
@@ -69,6 +72,7 @@ VARIANTS: dict[str, Variant] = {
     "zero-unit-unpruned": _zero(3**-0.5, 1.0, initial=1.0),
     "zero-unit-triplets": _zero(3**-0.5, 1.0, budget="16"),
     "zero": _zero(1.0, 3**-0.5, budget="16"),
+    "zero-fine": replace(_zero(1.0, 3**-0.5, budget="16"), strengths=(1.0, 0.95, 0.9, 0.85)),
     "zero-0.67": _zero(1 / 1.5, 3**-0.5, budget="16"),
     "zero-1.2": _zero(1.0, 3**-0.5, budget="16", initial=1.2),
 }
@@ -76,7 +80,7 @@ VARIANTS: dict[str, Variant] = {
 where triplets compete one for one. With `unit`, the rows of Q have length 1 and the strengths are 0.58, and competition
 is by parameters unless the name says otherwise. `early`: the ranks are decided after 30 % of the steps, not 60 %.
 `unpruned`: the first ranks stay. `1.2`: a fifth more triplets at first, not half as many again.
-`0.67`: strengths of two thirds."""
+`0.67`: strengths of two thirds. `fine`: measured at strengths near 1, to be compared at LoRA's loss."""
 BUDGET = 305_280 * 16
 """Parameters of LoRA of rank 16 on all linear layers of SmolLM2-135M."""
 Cell = tuple[str, str, float, int]
@@ -112,7 +116,7 @@ def run(folder: Path, cell: Cell, model: LoadedModel, base: Callable[[Forward], 
         seconds = [record.seconds for record in trainer.run()]
         sizes = sizes_of(tuned)
         sides = base_and_tuned(tuned)
-        for strength in STRENGTHS if cell[0] == "e2e" and cell[3] == 0 else STRENGTHS[:1]:
+        for strength in variant.strengths or (STRENGTHS if cell[0] == "e2e" and cell[3] == 0 else STRENGTHS[:1]):
             with tuned.scaled(strength):
                 sums = [one.sums for one in likelihoods(model.module, rows)]
                 kls = {}
@@ -209,6 +213,39 @@ def table(done: dict[Cell, dict[str, Any]], plain: dict[tuple[str, str, int], di
             )
 
 
+def at_equal_loss(done: dict[Cell, dict[str, Any]], plain: dict[tuple[str, str, int], dict[str, Any]]) -> Iterator[str]:
+    """Shares of LoRA's divergence at the strength of AdaLoRA at which its loss is LoRA's, on the line between the two
+    measured strengths around it."""
+    yield "| rows | variant | seeds | strength | of LoRA's KL at its loss, WikiText-2 and C | means |"
+    yield "|---|---|---|---|---|---|"
+    for task, name in dict.fromkeys((cell[0], cell[1]) for cell in done if VARIANTS[cell[1]].strengths):
+        cells = sorted((cell for cell in done if cell[:2] == (task, name)), key=lambda cell: cell[3])
+        met = [meeting(done[cell], plain[task, "plain", cell[3]]) for cell in cells]
+        shares = [
+            [kl / plain_kl(plain[task, "plain", cell[3]], text, "1.0") for kl, text in zip(kls, TEXTS, strict=True)]
+            for cell, (_, kls) in zip(cells, met, strict=True)
+        ]
+        means = [statistics.mean(values) for values in zip(*shares, strict=True)]
+        yield (
+            f"| {task} | {name} | {', '.join(str(cell[3]) for cell in cells)} "
+            f"| {', '.join(f'{strength:.3f}' for strength, _ in met)} "
+            f"| {'; '.join(', '.join(f'{share:.2f}' for share in pair) for pair in shares)} "
+            f"| {', '.join(f'{value:.2f}' for value in means)} |"
+        )
+
+
+def meeting(row: dict[str, Any], other: dict[str, Any]) -> tuple[float, list[float]]:
+    """The strength, and the divergence on each text. At full strength where that has a higher loss already."""
+    goal = loss_of(other)
+    points = [(float(at), loss_of(row, at), [kl_of(row, text, at) for text in TEXTS]) for at in row["measured"]]
+    for (higher, lost, kls), (lower, more, less) in pairwise(points):
+        if lost <= goal <= more:
+            part = (goal - lost) / (more - lost)
+            between = [kl + part * (low - kl) for kl, low in zip(kls, less, strict=True)]
+            return higher + part * (lower - higher), between
+    return points[0][0], points[0][2]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -218,7 +255,8 @@ def main() -> None:
     folder = given.folder.absolute()
     log = folder / "keeping.jsonl"
     if given.table:
-        print("\n".join(table(done_in(log), done_in(Path(__file__).parent / "keeping" / "keeping.jsonl"))))
+        done, plain = done_in(log), done_in(Path(__file__).parent / "keeping" / "keeping.jsonl")
+        print("\n".join([*table(done, plain), "", *at_equal_loss(done, plain)]))
         return
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
