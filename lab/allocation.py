@@ -52,7 +52,8 @@ from rankwise.system.allocator import keep_memory
 METHODS = ("lora", "mlp", "gradient", "adalora", "eva", "adalora-eva", "gates")
 MLP = re.compile(r"(intermediate|(?<!attention\.)output)\.dense$|fc[12]$|(gate|up|down)_proj$")
 """Paths of the linear layers of the MLPs of BERT, DINOv2 and Llama."""
-RATES = {"e2e": (4e-3, 8e-3)} | dict.fromkeys(("cifar10", "cola", "sst-2", "rte"), (4e-4, 8e-4, 1.6e-3))
+RATES = {"e2e": (4e-3, 8e-3), "sst-2": (2e-4, 4e-4, 8e-4)}
+RATES |= dict.fromkeys(("cifar10", "cola", "rte"), (4e-4, 8e-4, 1.6e-3))
 METRICS = {
     "cifar10": ("accuracy", "cross_entropy"), "cola": ("matthews", "cross_entropy"),
     "sst-2": ("accuracy", "cross_entropy"), "rte": ("accuracy", "cross_entropy"), "e2e": ("loss",),
