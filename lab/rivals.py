@@ -12,8 +12,8 @@ they pull down falls by up to one and a half. Pruning has AdaLoRA's schedule and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -36,6 +36,7 @@ SHARE = 0.5
 """Of the learning rate, by which a strength shrinks in a step."""
 MOST = 8
 """Directions of a layer's inputs that are looked for."""
+attach = AdaLoraMethod.attach_to
 
 
 class Largest(Importance):
@@ -58,26 +59,20 @@ class Gated(TrainableAdaLoRA):
         return super().after_step(step, optimizer)
 
 
-@contextmanager
-def rival(method: str) -> Iterator[None]:
+def rival(method: str) -> AbstractContextManager[Any]:
     """Inside, the method adalora is the rival."""
-    usual = AdaLoraMethod.attach_to
+    if method == "gates":
+        return patch("rankwise.methods.adalora.method.TrainableAdaLoRA", Gated)
+    if method == "adalora-eva":
+        return patch.object(AdaLoraMethod, "attach_to", from_inputs)
+    return nullcontext()
 
-    def from_inputs(self: AdaLoraMethod, adapters: AdapterSet, model: LoadedModel, setup: Setup) -> TrainableAdaLoRA:
-        choices, _ = eva_start(LoraConfig(start="eva", rank=MOST, eva_rho=1.0), model, setup)
-        tuned = usual(self, adapters, model, setup)
-        begin_with(tuned, choices)
-        return tuned
 
-    patches = {
-        "gates": patch("rankwise.methods.adalora.method.TrainableAdaLoRA", Gated),
-        "adalora-eva": patch.object(AdaLoraMethod, "attach_to", from_inputs),
-    }
-    if method not in patches:
-        yield
-        return
-    with patches[method]:
-        yield
+def from_inputs(self: AdaLoraMethod, adapters: AdapterSet, model: LoadedModel, setup: Setup) -> TrainableAdaLoRA:
+    choices, _ = eva_start(LoraConfig(start="eva", rank=MOST, eva_rho=1.0), model, setup)
+    tuned = attach(self, adapters, model, setup)
+    begin_with(tuned, choices)
+    return tuned
 
 
 @torch.no_grad()
