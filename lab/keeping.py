@@ -17,12 +17,14 @@ import os
 import statistics
 import sysconfig
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from claims import data, tasks
+from intruders import damped, intruders_of
 from stored_cells import done_in, run_missing
 
 from rankwise.config.experiment import Experiment
@@ -34,8 +36,10 @@ from rankwise.evaluation.base_and_tuned import BaseAndTuned, base_and_tuned, of_
 from rankwise.evaluation.forgetting import compared
 from rankwise.evaluation.likelihood import likelihoods
 from rankwise.evaluation.text import BETWEEN, Text, Written, cut
+from rankwise.methods.lora import TrainableLoRA
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
+from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.objectives.causal_lm import CAUSAL_LM
@@ -64,12 +68,14 @@ WAYS: dict[str, dict[str, Any]] = {
     "anchor-double-rate": {"training": {"anchor": {"weight": 1.0}}, "rate": 2.0},
     "mlp": {"adapter": {"targets": ["gate_proj", "up_proj", "down_proj"]}},
     "decay": {"training": {"weight_decay": 0.3}},
+    "intruders": {"damped": (1.0, 0.75, 0.5, 0.0)},
     "adalora": {"method": "adalora", "adapter": {"budget": "16"}},
     "adalora-anchor": {"method": "adalora", "adapter": {"budget": "16"}, "training": {"anchor": {"weight": 1.0}}},
     "full": {"method": "full"},
     "full-half-rate": {"method": "full", "rate": 0.5},
 }
-"""Each with what differs from LoRA of rank 16 at its usual rate. An anchor of another text is `anchor:FILE`."""
+"""Each with what differs from LoRA of rank 16 at its usual rate. An anchor of another text is `anchor:FILE`. `damped`:
+what the singular values of intruder dimensions are multiplied by, in place of strengths (lab/intruders.py)."""
 STRENGTHS = (1.0, 0.75, 0.5)
 """The lower ones with seed 0 alone."""
 BLOCKS, LENGTH = 6, 512
@@ -138,8 +144,9 @@ def run(folder: Path, cell: Cell, model: LoadedModel) -> dict[str, Any]:
         rows = list(prepared.measured_rows)
         whole = experiment.adapter.method == "full"
         sides = of_two_models(load(base_of(folder, cell[0]), silent), model) if whole else base_and_tuned(tuned)
-        for strength in STRENGTHS[: 1 if whole or cell[2] else None]:
-            with nullcontext() if whole else tuned.scaled(strength):
+        change = nullcontext if whole else changed_by(tuned, cell[1])
+        for strength in WAYS[cell[1].partition(":")[0]].get("damped", STRENGTHS)[: 1 if whole or cell[2] else None]:
+            with change(strength):
                 apart = {name: divergence_of(sides, text) for name, text in texts(model).items()}
                 measured[str(strength)] = {"rows": [one.sums for one in likelihoods(model.module, rows)], "kl": apart}
         failed = None
@@ -151,6 +158,13 @@ def run(folder: Path, cell: Cell, model: LoadedModel) -> dict[str, Any]:
         "kind": "cell", "cell": list(cell), "measured": measured, "failed": failed, "steps": len(seconds),
         "step_seconds": statistics.median(seconds) if seconds else None, "seconds": time.perf_counter() - began,
     }  # fmt: skip
+
+
+def changed_by(tuned: Trainable, way: str) -> Callable[[float], AbstractContextManager[None]]:
+    if "damped" not in WAYS[way.partition(":")[0]]:
+        return tuned.scaled
+    assert isinstance(tuned, TrainableLoRA)
+    return partial(damped, tuned.adapters, intruders_of(tuned.adapters))
 
 
 def base_of(folder: Path, task: str) -> ModelConfig:

@@ -1,9 +1,11 @@
 """What `--tune` chooses, against seven rates a factor of the square root of two apart, on six tasks of three starters.
 
-    python lab/tuning.py FOLDER [--tasks e2e,dolly] [--kinds rate,tune,short]    run what is not done yet
-    python lab/tuning.py FOLDER --table                                          the tables of what is done
+    python lab/tuning.py FOLDER [--tasks e2e,dolly] [--kinds rate,tune] [--seeds 0,1] [--steps 100]    what is missing
+    python lab/tuning.py FOLDER --table                                                      the tables of what is done
 
     regret = (loss of the rate - least loss of the seven) / least loss of the seven,    on rows that chose nothing
+
+Each loss is the mean over the seeds for which everything is done.
 
 A cell is one training: `rate` a whole run at one of the seven rates around the default (0), `tune` what --tune chooses
 and a whole run at that rate, `short` a trial of few steps, from which the correction of training/tuning.py was read.
@@ -23,6 +25,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +48,15 @@ from rankwise.training.tuning import tune
 CHOOSING, MEASURED, LABELS, SIDE = 16, 32, 160, 84
 """Rows that choose, rows that are measured, such of labels, and pixels of an image."""
 STEPS = {"e2e": 60, "superbowl": 60, "gsm8k": 60, "dolly": 60, "sst-2": 100, "cifar10": 100}
-"""Of a whole run."""
+"""Of a whole run, unless --steps says otherwise."""
 GRID = range(-3, 4)
 SHORT = {(8, 4): range(-3, 6, 2), (20, 4): range(-3, 6, 2)}
 """Trials: steps, and by how much their batch is smaller than the run's; at which rates."""
 LANGUAGE = {"e2e": (4, 180, 120), "superbowl": (4, 220, 120), "gsm8k": (4, 260, 120), "dolly": (4, 350, 110)}
 """Rows of a step, characters of a row at most, and rows to train on."""
 TASKS = (*LANGUAGE, "sst-2", "cifar10")
-Cell = tuple[str, str, int, int, int]
+Cell = tuple[str, str, int, int, int, int]
+"""Task, kind, steps, by how much the batch is smaller, half octaves from the default rate, seed."""
 
 
 def language(folder: Path, task: str) -> Experiment:
@@ -64,7 +68,7 @@ def language(folder: Path, task: str) -> Experiment:
         model="smollm2-135m", run="tuning", objective="causal-lm",
         data={"path": str(claims.written(folder, f"{task}-trained", rows)),
               "validation": str(claims.written(folder, f"{task}-apart", apart))},
-        training={"steps": STEPS[task], "batch_size": batch},
+        training={"batch_size": batch},
     )  # fmt: skip
 
 
@@ -79,7 +83,7 @@ def labels(folder: Path, task: str) -> Experiment:
     return Experiment(
         model={"name": "minilm", "dtype": "float32"}, run="tuning", objective="sequence-classification",
         data={"path": str(folder / f"{task}-trained.jsonl"), "validation": str(folder / f"{task}-apart.jsonl")},
-        training={"steps": STEPS[task], "batch_size": 16},
+        training={"batch_size": 16},
     )  # fmt: skip
 
 
@@ -92,7 +96,7 @@ def images(folder: Path, task: str) -> Experiment:
     return Experiment(
         model="dinov2-small", run="tuning", images={"size": SIDE}, objective="image-classification",
         data={"path": str(folder / f"{task}-trained.parquet"), "validation": str(folder / f"{task}-apart.parquet")},
-        training={"steps": STEPS[task], "batch_size": 8},
+        training={"batch_size": 8},
     )  # fmt: skip
 
 
@@ -102,9 +106,11 @@ MAKERS: dict[str, Callable[[Path, str], Experiment]] = {
 
 
 @cache
-def loaded(folder: Path, task: str) -> tuple[Trials, Trials, float]:
+def loaded(folder: Path, task: str, steps: int, seed: int) -> tuple[Trials, Trials, float]:
     """Trials that are measured on the rows that choose, the same measured on the other rows, and the default rate."""
-    experiment = decided(MAKERS[task](folder, task), silent)
+    settings = MAKERS[task](folder, task).model_dump()
+    settings["training"] |= {"steps": steps, "seed": seed}
+    experiment = decided(Experiment.model_validate(settings), silent)
     objective = objective_of(experiment, silent)
     model, method = objective.load(experiment.base, silent), method_of(experiment.adapter)
     prepared = prepare(experiment.data, objective.writing(model), silent)
@@ -112,7 +118,7 @@ def loaded(folder: Path, task: str) -> tuple[Trials, Trials, float]:
     choosing, measured = (replace(prepared, measured=_sorted(part)) for part in (order[:CHOOSING], order[CHOOSING:]))
     config = experiment.training.resolved(len(prepared.trained), model.width, experiment.auto_rate)
     setup = Setup(
-        config, STEPS[task], prepared.trained_rows, heads=objective.heads(model), load=objective.load, callback=silent
+        config, steps, prepared.trained_rows, heads=objective.heads(model), load=objective.load, callback=silent
     )
     first, second = (Trials(experiment, model, method, objective, setup, rows) for rows in (choosing, measured))
     return first, second, float(config.learning_rate)
@@ -123,8 +129,8 @@ def _sorted(numbers: list[Any]) -> Any:
 
 
 def run(folder: Path, cell: Cell) -> dict[str, Any]:
-    task, kind, steps, smaller, exponent = cell
-    choosing, measured, default = loaded(folder, task)
+    task, kind, steps, smaller, exponent, seed = cell
+    choosing, measured, default = loaded(folder, task, STEPS[task] if kind == "short" else steps, seed)
     trials, batch = choosing if kind == "short" else measured, choosing.setup.training.batch_size
     rate, tuning, began = default * 2 ** (exponent / 2), None, time.process_time()
     if kind == "tune":
@@ -139,38 +145,52 @@ def run(folder: Path, cell: Cell) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def cells(tasks: list[str], kinds: list[str]) -> Iterator[Cell]:
-    for task in tasks:
+def cells(tasks: list[str], kinds: list[str], seeds: list[int], whole: int | None) -> Iterator[Cell]:
+    for seed, task in product(seeds, tasks):
+        steps = whole or STEPS[task]
         if "short" in kinds:
-            yield from ((task, "short", steps, part, at) for (steps, part), rates in SHORT.items() for at in rates)
+            yield from ((task, "short", few, part, at, seed) for (few, part), rates in SHORT.items() for at in rates)
         if "rate" in kinds:
-            yield from ((task, "rate", STEPS[task], 1, at) for at in (0, 2, -2, 1, -1, 3, -3))
+            yield from ((task, "rate", steps, 1, at, seed) for at in (0, 2, -2, 1, -1, 3, -3))
         if "tune" in kinds:
-            yield (task, "tune", STEPS[task], 1, 0)
+            yield (task, "tune", steps, 1, 0, seed)
 
 
 def done_in(log: Path) -> dict[Cell, dict[str, Any]]:
+    """Cells of seed 0 have no seed in the file."""
     rows = read_metrics_log(log) if log.exists() else []
-    return {tuple(row["cell"]): row for row in rows if row["kind"] == "cell"}
+    done: dict[Cell, dict[str, Any]] = {}
+    for row in rows:
+        if row["kind"] == "cell":
+            cell: Any = (*row["cell"], 0)[:6]
+            done[cell] = row
+    return done
 
 
 def table(done: dict[Cell, dict[str, Any]]) -> Iterator[str]:
     """Of the tasks whose seven rates are done."""
-    yield "| task | best of seven | its loss | default | its regret | chosen | its regret | trials, of the run's time |"
-    yield "|---|---:|---:|---:|---:|---:|---:|---:|"
+    yield (
+        "| task | steps | seeds | best of seven | its loss | default | its regret | chosen | its regret "
+        "| trials, of the run's time |"
+    )
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
     regrets: list[float] = []
-    for task in TASKS:
-        losses = {at: done[cell]["loss"] for at in GRID if (cell := (task, "rate", STEPS[task], 1, at)) in done}
-        chosen = done.get((task, "tune", STEPS[task], 1, 0))
-        if len(losses) < len(GRID) or chosen is None:
+    for task, steps in dict.fromkeys((task, steps) for task, kind, steps, *_ in done if kind == "tune"):
+        seeds = [
+            seed for seed in range(9) if all(cell in done for cell in cells([task], ["rate", "tune"], [seed], steps))
+        ]
+        if not seeds:
             continue
+        losses = {at: statistics.mean(done[task, "rate", steps, 1, at, seed]["loss"] for seed in seeds) for at in GRID}
+        chosen = [done[task, "tune", steps, 1, 0, seed] for seed in seeds]
         best = min(losses, key=lambda at: losses[at])
-        least, default = losses[best], chosen["default"]
-        regrets.append(chosen["loss"] / least - 1)
-        share = chosen["tuning_seconds"] / chosen["seconds"]
+        least, default = losses[best], chosen[0]["default"]
+        regrets.append(statistics.mean(one["loss"] for one in chosen) / least - 1)
+        share = sum(one["tuning_seconds"] for one in chosen) / sum(one["seconds"] for one in chosen)
+        rates = ", ".join(f"{one['rate']:.2g}" for one in chosen)
         yield (
-            f"| {task} | {default * 2 ** (best / 2):.2g} | {least:.4f} | {default:.2g} | {losses[0] / least - 1:+.1%} "
-            f"| {chosen['rate']:.2g} | {regrets[-1]:+.1%} | {share:.0%} |"
+            f"| {task} | {steps} | {len(seeds)} | {default * 2 ** (best / 2):.2g} | {least:.4f} | {default:.2g} "
+            f"| {losses[0] / least - 1:+.1%} | {rates} | {regrets[-1]:+.1%} | {share:.0%} |"
         )
     if regrets:
         yield f"\nMedian regret of {len(regrets)} tasks {statistics.median(regrets):+.2%}, worst {max(regrets):+.2%}."
@@ -178,15 +198,15 @@ def table(done: dict[Cell, dict[str, Any]]) -> Iterator[str]:
 
 def curves(done: dict[Cell, dict[str, Any]]) -> Iterator[str]:
     """Every loss, by half octaves from the default."""
-    yield "| task | steps | part of the rows | " + " | ".join(f"{at:+d}" for at in range(-3, 6)) + " |"
-    yield "|---|---:|---:|" + "---:|" * 9
-    groups: dict[tuple[str, int, int], dict[int, float]] = defaultdict(dict)
-    for (task, kind, steps, part, at), cell in done.items():
+    yield "| task | steps | part of the rows | seed | " + " | ".join(f"{at:+d}" for at in range(-3, 6)) + " |"
+    yield "|---|---:|---:|---:|" + "---:|" * 9
+    groups: dict[tuple[str, int, int, int], dict[int, float]] = defaultdict(dict)
+    for (task, kind, steps, part, at, seed), cell in done.items():
         if kind in ("short", "rate"):
-            groups[task, steps, part][at] = cell["loss"]
-    for (task, steps, part), losses in groups.items():
+            groups[task, steps, part, seed][at] = cell["loss"]
+    for (task, steps, part, seed), losses in groups.items():
         row = " | ".join(f"{losses[at]:.4f}" if at in losses else "" for at in range(-3, 6))
-        yield f"| {task} | {steps} | 1/{part} | {row} |"
+        yield f"| {task} | {steps} | 1/{part} | {seed} | {row} |"
 
 
 def main() -> None:
@@ -194,6 +214,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--kinds", default="rate,tune,short")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--steps", type=int)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no cell after so many")
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
@@ -207,7 +229,9 @@ def main() -> None:
     keep_memory()
     done, began = done_in(log), time.monotonic()
     with MetricsLog(log) as written:
-        for cell in cells(given.tasks.split(","), given.kinds.split(",")):
+        for cell in cells(
+            given.tasks.split(","), given.kinds.split(","), [int(seed) for seed in given.seeds.split(",")], given.steps
+        ):  # fmt: skip
             if cell not in done and time.monotonic() - began < given.seconds:
                 done[cell] = run(folder, cell)
                 written.append(done[cell])
