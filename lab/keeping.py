@@ -45,7 +45,8 @@ from rankwise.models.loading import load
 from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.runs.records import silent
 from rankwise.system.allocator import keep_memory
-from rankwise.training.anchor import Anchor, BaseOnText, anchor_text
+from rankwise.training.anchor import Anchor, BaseOnText
+from rankwise.training.anchor_text import anchor_text
 from rankwise.training.backend import Eager, Fused, choose_backend
 from rankwise.training.replay import with_replay
 from rankwise.training.trainer import Trainer
@@ -74,10 +75,13 @@ WAYS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
     "full-half-rate": {"method": "full", "rate": 0.5},
 }
-"""Each with what differs from LoRA of rank 16 at its usual rate. An anchor of another text is `anchor:FILE`. `damped`:
-what the singular values of intruder dimensions are multiplied by, in place of strengths (lab/intruders.py)."""
+"""Each with what differs from LoRA of rank 16 at its usual rate. An anchor of another text is `anchor:FILE`; in
+stored cells `anchor:base` is the text that the base writes, alone. `damped`: what the singular values of intruder
+dimensions are multiplied by, in place of strengths (lab/intruders.py)."""
 STRENGTHS = (1.0, 0.75, 0.5)
 """The lower ones with seed 0 alone."""
+ANCHORED = (1.0, 0.9, 0.8, 0.75, 0.5)
+"""Those of the way `anchor`, the lowest with seed 0 alone."""
 BLOCKS, LENGTH = 6, 512
 GERMAN = Path("/usr/share/vim/vim91/tutor/tutor1.de.utf-8")
 QUANTILES = {2: 12.706, 3: 4.303}
@@ -145,7 +149,7 @@ def run(folder: Path, cell: Cell, model: LoadedModel) -> dict[str, Any]:
         whole = experiment.adapter.method == "full"
         sides = of_two_models(load(base_of(folder, cell[0]), silent), model) if whole else base_and_tuned(tuned)
         change = nullcontext if whole else changed_by(tuned, cell[1])
-        for strength in WAYS[cell[1].partition(":")[0]].get("damped", STRENGTHS)[: 1 if whole or cell[2] else None]:
+        for strength in strengths_of(cell[1], cell[2], whole=whole):
             with change(strength):
                 apart = {name: divergence_of(sides, text) for name, text in texts(model).items()}
                 measured[str(strength)] = {"rows": [one.sums for one in likelihoods(model.module, rows)], "kl": apart}
@@ -158,6 +162,12 @@ def run(folder: Path, cell: Cell, model: LoadedModel) -> dict[str, Any]:
         "kind": "cell", "cell": list(cell), "measured": measured, "failed": failed, "steps": len(seconds),
         "step_seconds": statistics.median(seconds) if seconds else None, "seconds": time.perf_counter() - began,
     }  # fmt: skip
+
+
+def strengths_of(way: str, seed: int, *, whole: bool) -> tuple[float, ...]:
+    if way == "anchor":
+        return ANCHORED[: -1 if seed else None]
+    return WAYS[way.partition(":")[0]].get("damped", STRENGTHS)[: 1 if whole or seed else None]
 
 
 def changed_by(tuned: Trainable, way: str) -> Callable[[float], AbstractContextManager[None]]:

@@ -16,11 +16,14 @@ from keeping import ROWS, Cell, loss_of
 from stored_cells import done_in
 
 WAYS = {
-    "plain": ("LoRA", "#333333", "o"), "anchor-0.3": ("with --anchor 0.3", "#56b4e9", "o"),
-    "anchor": ("with --anchor 1", "#0072b2", "o"), "anchor-3": ("with --anchor 3", "#004466", "o"),
+    "plain": ("LoRA", "#333333", "o"), "anchor": ("with --anchor 1", "#0072b2", "o"),
+    "anchor-0.3:base": ("0.3, on the base's text alone", "#a6d8f5", "o"),
+    "anchor:base": ("1, on the base's text alone", "#56b4e9", "o"),
+    "anchor-3:base": ("3, on the base's text alone", "#004466", "o"),
     "replay": ("with --replay 0.2", "#e69f00", "s"), "half-rate": ("at half the rate", "#009e73", "^"),
     "quarter-rate": ("at a quarter of the rate", "#66c2a5", "^"), "mlp": ("on the MLPs alone", "#cc79a7", "v"),
-    "decay": ("with weight decay 0.3", "#999999", "v"), "full": ("all weights", "#d55e00", "*"),
+    "decay": ("with weight decay 0.3", "#999999", "v"), "intruders": ("with intruders damped", "#f0e442", "D"),
+    "full": ("all weights", "#d55e00", "*"),
     "full-half-rate": ("all weights at half the rate", "#f0a070", "*"),
 }  # fmt: skip
 """Their names, colours and marks."""

@@ -76,7 +76,11 @@ def test_an_anchored_run_forgets_less_and_says_how_far_it_is() -> None:
     assert len(apart) == 40 and apart[0] == 0.0 and max(apart) > 0
     assert all("divergence" not in row for row in rows_of("free", "step"))
     manifest = json.loads(Path("runs/held/manifest.json").read_text())
-    assert manifest["anchor"]["text"] == "text that the base model wrote itself: 64 blocks of 16 tokens"
+    text = manifest["anchor"]["text"]
+    assert text.startswith(
+        "text that the base model wrote itself, and source code of Python's standard library (Python 3."
+    )
+    assert text.endswith(": 64 blocks of 16 tokens")
     forgotten = {}
     for name in ("held", "free"):
         result = rankwise("evaluate", name, "--blocks", "4", "--json")

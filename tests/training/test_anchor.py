@@ -166,6 +166,15 @@ def test_blocks_follow_from_seed_and_step_alone_and_all_come_before_one_comes_ag
     assert sorted(drawn(3)[:5]) == sorted(drawn(3)[5:]) == list(range(5)) and drawn(3)[:5] != drawn(3)[5:]
 
 
+def test_kinds_of_text_take_turns_and_each_block_comes_once_before_one_comes_again() -> None:
+    model, _, trainable = adapted()
+    computing = Eager(Workload(model, trainable, CAUSAL_LM))
+    anchor = Anchor(BaseOnText(replace(text(6), kinds=2), trainable, computing, 0), WEIGHT, 3, 1)
+    drawn = [anchor.block(number) for number in range(12)]
+    assert [block % 2 for block in drawn] == [0, 1] * 6
+    assert sorted(drawn[:6]) == sorted(drawn[6:]) == list(range(6)) and drawn[:6] != drawn[6:]
+
+
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_adalora_gives_ranks_by_what_the_rows_need_alone(order: str) -> None:
     """The averages after a step with an anchor are those after one without."""

@@ -26,7 +26,7 @@ from rankwise.system.files import need_space
 from rankwise.system.launched import problem_of_all
 from rankwise.system.signals import deferred, ignore_requests
 from rankwise.tracking.following import Following
-from rankwise.training.anchor import facts_of as facts_of_anchor
+from rankwise.training.anchor_text import facts_of as facts_of_anchor
 from rankwise.training.back_off import slowed, with_ways_on
 from rankwise.training.backend import backend_named, choose_backend
 from rankwise.training.finite import Diverged

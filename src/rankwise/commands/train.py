@@ -41,7 +41,7 @@ from rankwise.system.memory import limited_memory
 from rankwise.system.signals import deferred, ignore_requests
 from rankwise.tracking.following import check_installed
 from rankwise.training.accuracy_budget import tasks_of_run
-from rankwise.training.anchor import text_of_run
+from rankwise.training.anchor_text import text_of_run
 from rankwise.training.back_off import back_off_together, warning_of
 from rankwise.training.finite import Diverged
 from rankwise.training.preflight import Foresight, foresee, within_limit

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from rankwise.config.base import Config, Number, PositiveInt
 
 OWN_TEXT = "text that the base model wrote itself"
+CODE_TEXT = "source code of Python's standard library"
 BLOCKS = 256
 """At most so many blocks of the text are drawn from. A run of fewer steps sees none of them twice."""
 TASK_ROWS = 400
@@ -21,8 +22,9 @@ class AnchorConfig(Config):
 
     text: str | None = None
     """The other text: a plain text file; or a file, folder or hub data set with rows that have a `text`. It should be
-    unlike the rows, and like what the model must go on doing well. By default the base writes it itself, from short
-    openings of several kinds of text; that takes place once for each base, and the text lies in the cache."""
+    unlike the rows, and like what the model must go on doing well. By default it has two halves: text that the base
+    writes itself from short openings, which takes place once for each base and lies in the cache; and source code of
+    Python's standard library, with the prose of its comments."""
     tokens: PositiveInt = 128
     """Tokens of that text in each step."""
     weight: Annotated[Number, Field(gt=0, le=1000)] = 1.0

@@ -61,6 +61,8 @@ class Text:
     sha256: str
     """Hash of the blocks."""
     origins: tuple[str, ...]
+    kinds: int = 1
+    """Block i is of kind i modulo this number, which divides the number of blocks."""
 
     @property
     def length(self) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from rankwise.config.anchor import OWN_TEXT, AnchorConfig
+from rankwise.config.anchor import CODE_TEXT, OWN_TEXT, AnchorConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.yaml import dump_yaml
 from rankwise.errors import some
@@ -272,7 +272,7 @@ def _anchor(anchor: AnchorConfig | None, results: Results) -> list[tuple[str, st
     """How the model was held to its base. None where it was not."""
     if anchor is None:
         return []
-    text = OWN_TEXT if anchor.text is None else PurePath(anchor.text).name
+    text = f"{OWN_TEXT}, and {CODE_TEXT}" if anchor.text is None else PurePath(anchor.text).name
     rows = [("held to its base", f"on {escaped(text)}, {anchor.tokens} tokens a step")]
     if results.budget is not None:
         budget = results.budget
