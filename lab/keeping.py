@@ -57,6 +57,7 @@ RATES = {"lora": 2e-3, "adalora": 2e-3, "full": 1e-4}
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
     "anchor": {"training": {"anchor": {"weight": 1.0}}},
+    "anchor-code": {"training": {"anchor": {"weight": 1.0, "code": True}}},
     "anchor-0.3": {"training": {"anchor": {"weight": 0.3}}},
     "anchor-3": {"training": {"anchor": {"weight": 3.0}}},
     "anchor-256": {"training": {"anchor": {"weight": 1.0, "tokens": 256}}},
@@ -75,13 +76,12 @@ WAYS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
     "full-half-rate": {"method": "full", "rate": 0.5},
 }
-"""Each with what differs from LoRA of rank 16 at its usual rate. An anchor of another text is `anchor:FILE`; in
-stored cells `anchor:base` is the text that the base writes, alone. `damped`: what the singular values of intruder
-dimensions are multiplied by, in place of strengths (lab/intruders.py)."""
+"""Each with what differs from LoRA of rank 16 at its usual rate. An anchor of another text is `anchor:FILE`. `damped`:
+what the singular values of intruder dimensions are multiplied by, in place of strengths (lab/intruders.py)."""
 STRENGTHS = (1.0, 0.75, 0.5)
 """The lower ones with seed 0 alone."""
-ANCHORED = (1.0, 0.9, 0.8, 0.75, 0.5)
-"""Those of the way `anchor`, the lowest with seed 0 alone."""
+WITH_CODE = (1.0, 0.9, 0.8, 0.75, 0.5)
+"""Those of the way `anchor-code`, the lowest with seed 0 alone."""
 BLOCKS, LENGTH = 6, 512
 GERMAN = Path("/usr/share/vim/vim91/tutor/tutor1.de.utf-8")
 QUANTILES = {2: 12.706, 3: 4.303}
@@ -165,9 +165,11 @@ def run(folder: Path, cell: Cell, model: LoadedModel) -> dict[str, Any]:
 
 
 def strengths_of(way: str, seed: int, *, whole: bool) -> tuple[float, ...]:
-    if way == "anchor":
-        return ANCHORED[: -1 if seed else None]
-    return WAYS[way.partition(":")[0]].get("damped", STRENGTHS)[: 1 if whole or seed else None]
+    if way == "anchor-code":
+        return WITH_CODE[: -1 if seed else None]
+    if (factors := WAYS[way.partition(":")[0]].get("damped")) is not None:
+        return factors
+    return STRENGTHS[: 1 if whole or seed else None]
 
 
 def changed_by(tuned: Trainable, way: str) -> Callable[[float], AbstractContextManager[None]]:

@@ -5,7 +5,7 @@
 
 The trainings are those of lab/keeping.py with seed 0 and a budget, as runs of their own. What they forgot is measured
 on six blocks of 512 tokens of WikiText-2, as there. Beside each stands the best of the fixed weights in
-FOLDER/keeping.jsonl (0.3, 1 and 3, at the strengths measured there) whose result keeps the budget.
+FOLDER/keeping.jsonl (anchor-0.3, anchor, anchor-3, at the strengths measured there) whose result keeps the budget.
 Finished cells lie in FOLDER/budget.jsonl.
 """
 
@@ -26,7 +26,7 @@ from rankwise.config.anchor import AnchorConfig
 from rankwise.runs.records import silent
 from rankwise.system.allocator import keep_memory
 
-WEIGHTS = ("plain", "anchor", "anchor-0.3:base", "anchor:base", "anchor-3:base")
+WEIGHTS = ("plain", "anchor-0.3", "anchor", "anchor-3")
 Cell = tuple[str, float]
 
 

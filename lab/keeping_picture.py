@@ -2,7 +2,7 @@
 
     python lab/keeping_picture.py [CELLS PICTURE]   by default of lab/keeping/keeping.jsonl, as docs/keeping.svg
 
-Seed 0, a panel for each task. A line joins one adapter at full, three quarters and half of its strength. Nearer to the
+Seed 0, a panel for each task. A line joins one adapter at its strengths. Nearer to the
 lower left is better.
 """
 
@@ -16,13 +16,12 @@ from keeping import ROWS, Cell, loss_of
 from stored_cells import done_in
 
 WAYS = {
-    "plain": ("LoRA", "#333333", "o"), "anchor": ("with --anchor 1", "#0072b2", "o"),
-    "anchor-0.3:base": ("0.3, on the base's text alone", "#a6d8f5", "o"),
-    "anchor:base": ("1, on the base's text alone", "#56b4e9", "o"),
-    "anchor-3:base": ("3, on the base's text alone", "#004466", "o"),
+    "plain": ("LoRA", "#333333", "o"), "anchor-0.3": ("with --anchor 0.3", "#56b4e9", "o"),
+    "anchor": ("with --anchor 1", "#0072b2", "o"), "anchor-code": ("with --anchor 1 and code", "#5a3fc0", "o"),
+    "anchor-3": ("with --anchor 3", "#004466", "o"),
     "replay": ("with --replay 0.2", "#e69f00", "s"), "half-rate": ("at half the rate", "#009e73", "^"),
     "quarter-rate": ("at a quarter of the rate", "#66c2a5", "^"), "mlp": ("on the MLPs alone", "#cc79a7", "v"),
-    "decay": ("with weight decay 0.3", "#999999", "v"), "intruders": ("with intruders damped", "#f0e442", "D"),
+    "decay": ("with weight decay 0.3", "#999999", "v"), "intruders": ("with intruders damped", "#c9b200", "D"),
     "full": ("all weights", "#d55e00", "*"),
     "full-half-rate": ("all weights at half the rate", "#f0a070", "*"),
 }  # fmt: skip

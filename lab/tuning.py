@@ -9,8 +9,7 @@ Each loss is the mean over the seeds for which everything is done.
 
 A cell is one training: `rate` a whole run at one of the seven rates around the default (0), `tune` what --tune chooses
 and a whole run at that rate, `short` a trial of few steps, from which the correction of training/tuning.py was read.
-Trials are measured on 32 validation rows, whole runs on 64 others. Each task's model is loaded once; finished cells lie
-in FOLDER/tuning.jsonl.
+Trials are measured on 32 validation rows, whole runs on 64 others. Finished cells lie in FOLDER/tuning.jsonl.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -105,7 +104,7 @@ MAKERS: dict[str, Callable[[Path, str], Experiment]] = {
 }  # fmt: skip
 
 
-@cache
+@lru_cache(maxsize=1)
 def loaded(folder: Path, task: str, steps: int, seed: int) -> tuple[Trials, Trials, float]:
     """Trials that are measured on the rows that choose, the same measured on the other rows, and the default rate."""
     settings = MAKERS[task](folder, task).model_dump()
@@ -176,9 +175,8 @@ def table(done: dict[Cell, dict[str, Any]]) -> Iterator[str]:
     yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
     regrets: list[float] = []
     for task, steps in dict.fromkeys((task, steps) for task, kind, steps, *_ in done if kind == "tune"):
-        seeds = [
-            seed for seed in range(9) if all(cell in done for cell in cells([task], ["rate", "tune"], [seed], steps))
-        ]
+        known = sorted({cell[5] for cell in done})
+        seeds = [seed for seed in known if all(cell in done for cell in cells([task], ["rate", "tune"], [seed], steps))]
         if not seeds:
             continue
         losses = {at: statistics.mean(done[task, "rate", steps, 1, at, seed]["loss"] for seed in seeds) for at in GRID}
@@ -193,7 +191,7 @@ def table(done: dict[Cell, dict[str, Any]]) -> Iterator[str]:
             f"| {losses[0] / least - 1:+.1%} | {rates} | {regrets[-1]:+.1%} | {share:.0%} |"
         )
     if regrets:
-        yield f"\nMedian regret of {len(regrets)} tasks {statistics.median(regrets):+.2%}, worst {max(regrets):+.2%}."
+        yield f"\nMedian regret of {len(regrets)} lines {statistics.median(regrets):+.2%}, worst {max(regrets):+.2%}."
 
 
 def curves(done: dict[Cell, dict[str, Any]]) -> Iterator[str]:

@@ -48,9 +48,12 @@ def home(library: Library, tmp_path: Path):
 
 
 @pytest.mark.usefixtures("home")
-def test_a_run_that_was_stopped_ends_with_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a budget, whose weight must go on where it was; in packed rows as the fast form has them, or in padded."""
-    options = ("--forget-at-most", "0.5", "--set", "training.checkpoint_steps=7", "--backend", "eager")
+@pytest.mark.parametrize("text", [(), ("--set", "training.anchor.text=null", "--set", "training.anchor.code=true")])
+def test_a_run_that_was_stopped_ends_with_the_same_bytes(
+    monkeypatch: pytest.MonkeyPatch, text: tuple[str, ...]
+) -> None:
+    """With a budget, whose weight must go on where it was; on a text that is given, or on the base's own and code."""
+    options = ("--forget-at-most", "0.5", "--set", "training.checkpoint_steps=7", "--backend", "eager", *text)
     trained("whole", *options)
     original = Trainer._timed_step
 
@@ -76,11 +79,7 @@ def test_an_anchored_run_forgets_less_and_says_how_far_it_is() -> None:
     assert len(apart) == 40 and apart[0] == 0.0 and max(apart) > 0
     assert all("divergence" not in row for row in rows_of("free", "step"))
     manifest = json.loads(Path("runs/held/manifest.json").read_text())
-    text = manifest["anchor"]["text"]
-    assert text.startswith(
-        "text that the base model wrote itself, and source code of Python's standard library (Python 3."
-    )
-    assert text.endswith(": 64 blocks of 16 tokens")
+    assert manifest["anchor"]["text"] == "text that the base model wrote itself: 64 blocks of 16 tokens"
     forgotten = {}
     for name in ("held", "free"):
         result = rankwise("evaluate", name, "--blocks", "4", "--json")

@@ -65,6 +65,15 @@ def test_a_damaged_entry_is_written_again(model: LoadedModel, tmp_path: Path) ->
         assert torch.equal(own_blocks(model, 1, LENGTH, silent), first)
 
 
+@pytest.mark.parametrize("length", [1, 2, 3])
+@pytest.mark.parametrize("start", [[], [0]], ids=["", "a token before every text"])
+def test_blocks_may_be_as_short_as_their_openings(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch, start: list[int], length: int
+) -> None:
+    monkeypatch.setattr(own_text, "_openings", lambda _: [[*start, 5, 6] for _ in OPENINGS])
+    assert own_blocks(model, 1, length, silent).shape == (len(OPENINGS), length + 1)
+
+
 def test_an_adapter_does_not_write_the_text_of_its_base(model: LoadedModel, tmp_path: Path) -> None:
     expected = own_blocks(model, 1, LENGTH, silent)
     cached(tmp_path).unlink()
@@ -74,6 +83,6 @@ def test_an_adapter_does_not_write_the_text_of_its_base(model: LoadedModel, tmp_
             adapter.B.normal_()
     with adapters.base():
         text = anchor_text(AnchorConfig(tokens=LENGTH), model, 5, silent)
-    assert torch.equal(text.blocks[::2], expected) and text.length == LENGTH
+    assert torch.equal(text.blocks, expected) and text.length == LENGTH
     cached(tmp_path).unlink()
     assert not torch.equal(own_blocks(model, 1, LENGTH, silent), expected), "or the adapter would not matter"

@@ -17,7 +17,7 @@ def test_regret_is_counted_against_the_best_of_the_seven_rates():
     done["dolly", "rate", 60, 1, 0, 0] = {"loss": 2.0}
     text = "\n".join(tuning.table(done))
     assert "| e2e | 60 | 1 | 0.0028 | 1.0000 | 0.002 | +1.0% | 0.003 | +2.0% | 25% |" in text
-    assert "dolly" not in text and "Median regret of 1 tasks +2.00%, worst +2.00%" in text
+    assert "dolly" not in text and "Median regret of 1 lines +2.00%, worst +2.00%" in text
     assert "| dolly | 60 | 1/1 | 0 |" in "\n".join(tuning.curves(done))
 
 

@@ -1,10 +1,13 @@
-"""By default half of an anchor's blocks are the base's own text and half are code, and neither shows forgetting."""
+"""An anchor's text is the base's own; with `code`, every second block is code, and neither shows forgetting."""
 
 from __future__ import annotations
 
+import json
 import statistics
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -24,6 +27,7 @@ from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import silent
 from rankwise.training import anchor_text as module
 from rankwise.training.anchor_text import anchor_text, facts_of, source_code, text_of_run
+from rankwise.training.world import World
 
 LENGTH = 10
 
@@ -34,44 +38,68 @@ def model(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return load(ModelConfig(name=str(tiny_folder), dtype="float32"), silent)
 
 
-def default_text(model: LoadedModel, steps: int = 5) -> Text:
-    return anchor_text(AnchorConfig(tokens=LENGTH), model, steps, silent)
+def default_text(model: LoadedModel, steps: int = 5, *, code: bool = False) -> Text:
+    return anchor_text(AnchorConfig(tokens=LENGTH, code=code), model, steps, silent)
 
 
 def test_blocks_of_both_kinds_take_turns(model: LoadedModel) -> None:
-    text, own = default_text(model), own_blocks(model, 1, LENGTH, silent)
-    code = source_code()
-    assert code is not None
-    assert torch.equal(text.blocks[::2], own)
-    assert torch.equal(text.blocks[1::2], cut(code, model, blocks=len(own), length=LENGTH).blocks)
-    assert len(text.blocks) == 2 * len(own) and text.length == LENGTH and text.kinds == 2
+    text, own = default_text(model, code=True), own_blocks(model, 1, LENGTH, silent)
+    code = cut(source_code(), model, blocks=3, length=LENGTH).blocks
+    assert torch.equal(text.blocks[::2], own[:3]) and torch.equal(text.blocks[1::2], code)
+    assert text.length == LENGTH and text.kinds == 2
 
 
-def test_a_long_run_has_as_many_blocks_as_are_drawn_from_and_the_base_writes_half(model: LoadedModel) -> None:
-    assert len(default_text(model, 10_000).blocks) == BLOCKS
+def test_without_code_the_base_writes_every_block(model: LoadedModel) -> None:
+    text = default_text(model)
+    assert torch.equal(text.blocks, own_blocks(model, 1, LENGTH, silent)) and text.kinds == 1 and text.origins == ()
+
+
+@pytest.mark.parametrize("code", [True, False])
+@pytest.mark.parametrize(("steps", "least"), [(1, 1), (65, 65), (10_000, BLOCKS)])
+def test_no_block_comes_twice_in_a_run_of_few_steps(model: LoadedModel, steps: int, least: int, code: bool) -> None:
+    assert len(default_text(model, steps, code=code).blocks) >= least
+
+
+def test_blocks_may_be_longer_than_the_code_has_enough_of(
+    model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then each kind has as many as the code, and the base writes no others."""
+    monkeypatch.setattr(module.sysconfig, "get_path", lambda _: str(tmp_path))
+    (tmp_path / "csv.py").write_bytes(b"# \xe9 is not UTF-8\n" + b"import io  # for reading\n" * 3)
+    count = len(source_code().content) // (LENGTH + 1)
+    text = default_text(model, 1000, code=True)
+    assert 4 <= len(text.blocks) < 2 * count
+    assert len(next((tmp_path / "cache" / "anchors").iterdir()).read_bytes()) < 10_000
+
+
+def test_a_python_without_source_files_is_named(
+    model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.sysconfig, "get_path", lambda _: str(tmp_path))
+    with pytest.raises(DataError, match="has no source files"):
+        default_text(model, code=True)
+    assert not (tmp_path / "cache" / "anchors").exists(), "nothing was written for it"
+
+
+def test_code_beside_a_text_of_ones_own_has_no_effect() -> None:
+    with pytest.raises(ValueError, match=r"training\.anchor\.code has no effect"):
+        AnchorConfig(text="other.txt", code=True)
 
 
 def test_the_text_of_a_run_is_the_text_whoever_wrote_it(model: LoadedModel) -> None:
-    """It goes from the first process to the others."""
+    """It goes from the first process to the others as JSON does."""
     trainable = TrainableLoRA(inject(model.module, LoraConfig(rank=2)))
-    config = TrainingConfig(anchor=AnchorConfig(tokens=LENGTH), steps=5)
-    expected, got = default_text(model), text_of_run(config, model, trainable, silent)
+    config = TrainingConfig(anchor=AnchorConfig(tokens=LENGTH, code=True), steps=5)
+    expected = default_text(model, code=True)
+    world = SimpleNamespace(share=lambda value: json.loads(json.dumps(value())))
+    got = text_of_run(config, model, trainable, silent, cast("World", world))
     assert got is not None and torch.equal(got.blocks, expected.blocks)
     assert replace(got, blocks=expected.blocks) == expected
 
 
 def test_the_files_of_the_code_cannot_show_forgetting(model: LoadedModel) -> None:
-    facts = facts_of(default_text(model))
+    facts = facts_of(default_text(model, code=True))
     assert len(facts.origins) >= len(module.MODULES) - 1, "more than `turtle` is missing in this Python"
     other = cut(read_text(statistics.__file__), model, blocks=2, length=LENGTH)
     with pytest.raises(DataError, match="held to its base on this text"):
         refuse_trained_on(other, DataReport.model_construct(files=(), replay=None), facts)
-
-
-def test_a_python_without_source_files_leaves_the_base_s_own_text(
-    model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module.sysconfig, "get_path", lambda _: str(tmp_path))
-    text = default_text(model)
-    assert torch.equal(text.blocks, own_blocks(model, 1, LENGTH, silent)) and text.origins == () and text.kinds == 1
-    assert text.about == f"text that the base model wrote itself: 32 blocks of {LENGTH} tokens"

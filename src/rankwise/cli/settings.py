@@ -116,8 +116,7 @@ FLAGS = {
         "Hold the model to its base on other text while it learns, with this weight, so that it forgets less; 1 is "
         "usual.  [default: off]"),
     "anchor_text": Flag("training.anchor.text", str,
-        "The other text: a text file, or rows with a `text`.  [default: text that the base writes itself, and "
-        "code of Python's standard library]"),
+        "The other text: a text file, or rows with a `text`.  [default: text that the base writes itself]"),
     "forget_at_most": Flag("training.anchor.forget_at_most", str,
         "Budget of forgetting: 0.03 is the KL divergence from the base in nats per token of ordinary text, and 5% the "
         "percentage points of accuracy on the tasks of --accuracy-tasks. The result keeps it."),

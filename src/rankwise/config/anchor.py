@@ -22,9 +22,11 @@ class AnchorConfig(Config):
 
     text: str | None = None
     """The other text: a plain text file; or a file, folder or hub data set with rows that have a `text`. It should be
-    unlike the rows, and like what the model must go on doing well. By default it has two halves: text that the base
-    writes itself from short openings, which takes place once for each base and lies in the cache; and source code of
-    Python's standard library, with the prose of its comments."""
+    unlike the rows, and like what the model must go on doing well. By default the base writes it itself, from short
+    openings of several kinds of text; that takes place once for each base, and the text lies in the cache."""
+    code: bool = False
+    """Every second step takes source code of Python's standard library, with its comments, in place of what the base
+    writes. It keeps more of what the model knows of code, and less of its prose."""
     tokens: PositiveInt = 128
     """Tokens of that text in each step."""
     weight: Annotated[Number, Field(gt=0, le=1000)] = 1.0
@@ -74,7 +76,17 @@ class AnchorConfig(Config):
         idle = ["tasks"] * bool(self.tasks) + ["task_rows"] * (self.task_rows != TASK_ROWS)
         if idle and self.most_points is None:
             raise ValueError(
-                f"training.anchor.{idle[0]} has no effect without a budget of accuracy, such as forget_at_most 5%"
+                f"the setting training.anchor.{idle[0]} has no effect without a budget of accuracy, such as "
+                "forget_at_most 5%"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _code_beside_own_text(self) -> Self:
+        if self.code and self.text is not None:
+            raise ValueError(
+                "the setting training.anchor.code has no effect where training.anchor.text names a text. Put code into "
+                "that text"
             )
         return self
 

@@ -161,6 +161,6 @@ def refuse_trained_on(text: Text, data_report: DataReport, anchor: AnchorFacts |
         )
     if anchor is not None and set(anchor.origins) & set(text.origins):
         raise DataError(
-            "the run was held to its base on this text (training.anchor.text), so it cannot show what the model has "
+            "the run was held to its base on this text (training.anchor), so it cannot show what the model has "
             "forgotten elsewhere. Give another text."
         )

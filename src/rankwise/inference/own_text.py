@@ -52,7 +52,9 @@ def _batch(model: LoadedModel, number: int, length: int) -> Tensor:
     from rankwise.inference.kv_cache import preallocated_cache
 
     module: Any = model.module
-    prompts = torch.tensor(_openings(model), device=model.precision.device)
+    prompts = torch.tensor(_openings(model), device=model.precision.device)[:, : length + 1]
+    if prompts.shape[1] > length:
+        return prompts.cpu().contiguous()
     settings = GenerationConfig(
         do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=length + 1 - prompts.shape[1],
         eos_token_id=None, pad_token_id=model.tokenizer.pad_id,

@@ -272,7 +272,7 @@ def _anchor(anchor: AnchorConfig | None, results: Results) -> list[tuple[str, st
     """How the model was held to its base. None where it was not."""
     if anchor is None:
         return []
-    text = f"{OWN_TEXT}, and {CODE_TEXT}" if anchor.text is None else PurePath(anchor.text).name
+    text = PurePath(anchor.text).name if anchor.text is not None else OWN_TEXT + f", and {CODE_TEXT}" * anchor.code
     rows = [("held to its base", f"on {escaped(text)}, {anchor.tokens} tokens a step")]
     if results.budget is not None:
         budget = results.budget

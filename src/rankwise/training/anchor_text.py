@@ -1,10 +1,7 @@
-"""The text that an anchor holds a model to its base on: one that is given, or by default two kinds in equal parts.
+"""The text that an anchor holds a model to its base on: one that is given, or one that the base writes itself.
 
-    text that the base writes itself (inference/own_text.py)    what it knows, in the proportions in which it knows it
-    source code of Python's standard library                    code and the prose of its comments, by many people
-
-What the base writes keeps ordinary prose and other languages; code, which it seldom writes by itself, is kept by code
-(measured in lab/keeping.md). Nothing is downloaded, and the code is read, never run.
+With `code`, every second step takes source code of Python's standard library instead. What the base writes keeps prose
+and other languages, and code keeps code (lab/keeping.md). The files are read and never run.
 """
 
 from __future__ import annotations
@@ -16,9 +13,11 @@ from platform import python_version
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rankwise.config.anchor import BLOCKS, CODE_TEXT, OWN_TEXT, AnchorConfig
 from rankwise.config.training import TrainingConfig
+from rankwise.errors import DataError
 from rankwise.evaluation.text import BETWEEN, Text, Written, cut, read_text
 from rankwise.inference.own_text import own_blocks
 from rankwise.methods.trainable import Trainable
@@ -35,34 +34,40 @@ MODULES = (
 )  # fmt: skip
 """Files of the standard library of Python 3.11 to 3.14. One that is missing, as `turtle` is without Tk, is left out."""
 BEGINNING = 20_000
-"""Characters of each that are read, which together are enough for BLOCKS."""
+"""Characters of each that are read."""
 
 
 def anchor_text(config: AnchorConfig, model: LoadedModel, steps: int, callback: Callback) -> Text:
-    """Where no text is named, the base writes half of it: `model` must be as it was before it learned. A Python without
-    its source files leaves the base's part alone. DataError where a text has fewer than two blocks."""
+    """Where no text is named, the base writes one: `model` must be as it was before it learned. DataError where a text
+    has fewer than two blocks."""
     if config.text is not None:
         return cut(read_text(config.text), model, blocks=BLOCKS, length=config.tokens, least=2)
-    length = min(config.tokens, model.context_length or config.tokens)
-    blocks = own_blocks(model, -(-min(BLOCKS, steps) // 2), length, callback)
-    about, code = OWN_TEXT, source_code()
-    if code is not None:
-        pairs = zip(blocks, cut(code, model, blocks=len(blocks), length=length, least=2).blocks, strict=False)
-        blocks = torch.stack([block for pair in pairs for block in pair])
-        about = f"{OWN_TEXT}, and {code.name}"
-    about = f"{about}: {len(blocks)} blocks of {length} tokens"
-    digest = sha256(blocks.numpy().tobytes()).hexdigest()
-    return Text(blocks, about, digest, *(((), 1) if code is None else (code.origins, 2)))
+    length, count = min(config.tokens, model.context_length or config.tokens), min(BLOCKS, steps)
+    if not config.code:
+        own = own_blocks(model, count, length, callback)
+        return _text(own, f"{OWN_TEXT}: {len(own)} blocks of {length} tokens", (), 1)
+    written = source_code()
+    code = cut(written, model, blocks=-(-count // 2), length=length, least=2)
+    pairs = zip(own_blocks(model, len(code.blocks), length, callback), code.blocks, strict=False)
+    blocks = torch.stack([block for pair in pairs for block in pair])
+    about = f"{OWN_TEXT}, and {written.name}: {len(blocks)} blocks of {length} tokens"
+    return _text(blocks, about, written.origins, 2)
 
 
-def source_code() -> Written | None:
-    """None where this Python has no source files."""
+def _text(blocks: Tensor, about: str, origins: tuple[str, ...], kinds: int) -> Text:
+    return Text(blocks, about, sha256(blocks.numpy().tobytes()).hexdigest(), origins, kinds)
+
+
+def source_code() -> Written:
     folder = Path(sysconfig.get_path("stdlib"))
     files = [file for name in MODULES if (file := folder / f"{name}.py").is_file()]
     if not files:
-        return None
+        raise DataError(
+            f"{folder}: has no source files of Python's standard library, so training.anchor.code has no text. Name a "
+            "text that contains code instead (training.anchor.text)."
+        )
     name = f"{CODE_TEXT} (Python {python_version()}, the beginnings of {len(files)} files)"
-    content = BETWEEN.join(file.read_text(encoding="utf-8")[:BEGINNING] for file in files)
+    content = BETWEEN.join(file.read_text(encoding="utf-8", errors="replace")[:BEGINNING] for file in files)
     return Written(name, content, tuple(sha256_of(file) for file in files))
 
 

@@ -99,7 +99,8 @@ def take_up(
     _check_same(run, "the data", begun=resumable.checkpoint.data_report, now=data_report, but=SAID_OF_ROWS)
     _check_same(run, "the base model", begun=begun.base_model, now=now.base_model, but={"name": True, "source": True})
     if begun.anchor is not None and now.anchor is not None:
-        _check_same(run, "the anchor's text", begun=begun.anchor, now=now.anchor, but={"text": True})
+        what = f"the anchor's text ({begun.anchor.text}; now {now.anchor.text})"
+        _check_same(run, what, begun=begun.anchor, now=now.anchor, but={"text": True, "origins": True})
     past, metrics = _restored(resumable, state)
     since = begun.back_offs[len(resumable.checkpoint.manifest.back_offs) :]
     for one in since:
