@@ -130,3 +130,22 @@ def test_forgetting_is_not_measured_on_the_anchors_own_text() -> None:
     trained("mine")
     result = rankwise("evaluate", "mine", "--text", "other.txt", "--blocks", "2")
     assert result.exit_code == 2 and "held to its base on this text" in " ".join(result.output.split())
+
+
+@pytest.mark.usefixtures("home")
+def test_forgetting_of_a_run_with_code_is_not_measured_on_like_text_in_silence() -> None:
+    code = ("--set", "training.anchor.text=null", "--set", "training.anchor.code=true")
+    trained("coded", *code, "--steps", "2")
+    trained("given", "--steps", "2")
+    Path("elsewhere.txt").write_text("The tide turns at noon. " * 400)
+    for command, run, text, warned in (
+        ("evaluate", "coded", (), True), ("strength", "coded", (), True), ("evaluate", "given", (), False),
+        ("evaluate", "coded", ("--text", "elsewhere.txt"), False),
+    ):  # fmt: skip
+        result = rankwise(command, run, "--blocks", "2", *text)
+        assert result.exit_code == 0, result.output
+        assert ("which is like it" in " ".join(result.output.split())) == warned, (command, run, text)
+    (held,) = [
+        line for line in Path("runs/coded/adapter/README.md").read_text().splitlines() if "held to its base" in line
+    ]
+    assert "and source code of Python" in held

@@ -31,7 +31,7 @@ from rankwise.evaluation.span_task import SPANS
 from rankwise.evaluation.subject import Subject, open_subject
 from rankwise.evaluation.task import OwnTask, Task
 from rankwise.evaluation.task_documents import drawn, identities
-from rankwise.evaluation.text import BLOCKS, Text, refuse_trained_on, text_for
+from rankwise.evaluation.text import BLOCKS, Text, refuse_trained_on, text_for, warn_of_likeness
 from rankwise.evaluation.validation_rows import refuse_training_files, rows_to_measure
 from rankwise.inference.generate import TOGETHER
 from rankwise.methods.artifact import is_adapter
@@ -85,7 +85,7 @@ def evaluate(
     others = _other_images(subject, images, with_forgetting=with_forgetting, callback=callback)
     asked = asked_of(subject, task, data, rows, together, callback)
     _result_file(subject, asked, out)
-    read = _text(subject, text, blocks) if with_forgetting else None
+    read = _text(subject, text, blocks, callback) if with_forgetting else None
     looks = None if blocks is not None else Looks()
     return evaluated(subject, asked, read, looks, out=out, callback=callback, images=others)
 
@@ -168,13 +168,14 @@ def _instead_of(file: Path, items: str, measured: Forgotten, identity: dict[str,
     return Forgotten(measured.text or forgetting_in(before), measured.features or before.feature_forgetting)
 
 
-def _text(subject: Subject, text: str | None, blocks: int | None) -> Text | None:
+def _text(subject: Subject, text: str | None, blocks: int | None, callback: Callback) -> Text | None:
     """What is to be measured on, read before anything is measured: what is wrong with it is told at once."""
     if subject.sides is None:
         return None
     read = text_for(subject.model, text, blocks=BLOCKS if blocks is None else blocks)
     if subject.artifact is not None and subject.artifact.data_report is not None:
         refuse_trained_on(read, subject.artifact.data_report, subject.artifact.anchor)
+        warn_of_likeness(text, subject.artifact.anchor, callback)
     return read
 
 

@@ -32,6 +32,7 @@ from rankwise.errors import DataError, together
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.manifest import AnchorFacts
+from rankwise.runs.records import Callback, WarningMessage
 from rankwise.system.files import sha256_of
 from rankwise.text.example import BREAK
 from rankwise.text.tokenize import prompt_ids
@@ -164,3 +165,12 @@ def refuse_trained_on(text: Text, data_report: DataReport, anchor: AnchorFacts |
             "the run was held to its base on this text (training.anchor), so it cannot show what the model has "
             "forgotten elsewhere. Give another text."
         )
+
+
+def warn_of_likeness(source: str | None, anchor: AnchorFacts | None, callback: Callback) -> None:
+    """Where the usual text is like the code that the run was held to its base on."""
+    if source is None and anchor is not None and anchor.code:
+        callback(WarningMessage(
+            "the run was held to its base on code of Python's standard library, and forgetting is measured on Python's "
+            "documentation, which is like it. Give another text (--text) to see what is forgotten elsewhere"
+        ))  # fmt: skip

@@ -88,4 +88,4 @@ def text_of_run(
 
 
 def facts_of(text: Text) -> AnchorFacts:
-    return AnchorFacts(text=text.about, sha256=text.sha256, origins=text.origins)
+    return AnchorFacts(text=text.about, sha256=text.sha256, origins=text.origins, code=text.kinds > 1)
