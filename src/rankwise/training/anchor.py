@@ -2,10 +2,10 @@
 
     loss = mean over the rows' predictions of -log p  +  weight * mean over the text's tokens of KL(base || tuned)
 
-The base is the same weights with the adapter switched off, so it costs no memory. The text (anchor_text.py) is cut
-into blocks; which one a step takes is a function of (seed, step) alone. What
-the base says of a block never changes, so it is computed once and stays as long as there is room for it. The fast form
-computes the block in one row with the step's documents.
+The base is the same weights with the adapter switched off, so it costs no memory. The text (anchor_text.py) is cut into
+blocks; which one a step takes is a function of (seed, step) alone. What the base says of a block never changes, so it
+is computed once and stays as long as there is room for it. The fast form computes the block in one row with the step's
+documents.
 """
 
 from __future__ import annotations
