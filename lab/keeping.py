@@ -1,7 +1,7 @@
 """What keeps a tuned model near its base, and what does it cost? Loss on unseen rows against divergence on other text.
 
     python lab/keeping.py FOLDER [--tasks e2e,dolly] [--ways plain,anchor] [--seeds 0,1,2]    run what is not done yet
-    python lab/keeping.py FOLDER --table                                                    the table of what is done
+    python lab/keeping.py FOLDER --table [--against WAY]                                    the table of what is done
 
 SmolLM2-135M-Instruct (bfloat16 base) learns from the rows of lab/claims.py, in batches of 8 and one pass. Measured at
 the end, and at lower strengths of the same adapter: the loss of an answer token on 80 rows that it never saw; and the
@@ -56,6 +56,7 @@ ROWS = {"e2e": 200, "dolly": 200, "superbowl": 240, "gsm8k": 160}
 RATES = {"lora": 2e-3, "adalora": 2e-3, "full": 1e-4}
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
+    "again": {},
     "anchor": {"training": {"anchor": {"weight": 1.0}}},
     "anchor-code": {"training": {"anchor": {"weight": 1.0, "code": True}}},
     "anchor-0.3": {"training": {"anchor": {"weight": 0.3}}},
@@ -76,12 +77,13 @@ WAYS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
     "full-half-rate": {"method": "full", "rate": 0.5},
 }
-"""Each with what differs from LoRA of rank 16 at its usual rate. An anchor of another text is `anchor:FILE`. `damped`:
-what the singular values of intruder dimensions are multiplied by, in place of strengths (lab/intruders.py)."""
+"""Each with what differs from LoRA of rank 16 at its usual rate. `again` is plain LoRA once more, on the machine of
+`anchor-code`. An anchor of another text is `anchor:FILE`. `damped`: what the singular values of intruder dimensions are
+multiplied by, in place of strengths (lab/intruders.py)."""
 STRENGTHS = (1.0, 0.75, 0.5)
 """The lower ones with seed 0 alone."""
 WITH_CODE = (1.0, 0.9, 0.8, 0.75, 0.5)
-"""Those of the way `anchor-code`, the lowest with seed 0 alone."""
+"""Those of the way `anchor-code`, the lowest with seed 0 alone. Dolly was run once more at 0.79, 0.78 and 0.77."""
 BLOCKS, LENGTH = 6, 512
 GERMAN = Path("/usr/share/vim/vim91/tutor/tutor1.de.utf-8")
 QUANTILES = {2: 12.706, 3: 4.303}
@@ -193,7 +195,7 @@ def loss_of(row: dict[str, Any], strength: str = "1.0") -> float:
     return sum(nats for nats, _ in sums) / sum(count for _, count in sums)
 
 
-def table(done: dict[Cell, dict[str, Any]]) -> Iterator[str]:
+def table(done: dict[Cell, dict[str, Any]], against: str = "plain") -> Iterator[str]:
     yield (
         "| rows | way | strength | loss | against plain (95 %) | KL on WikiText-2, C and German | as shares of plain's "
         "| step | seeds |"
@@ -202,10 +204,10 @@ def table(done: dict[Cell, dict[str, Any]]) -> Iterator[str]:
     for task in ROWS:
         for way in dict.fromkeys(way for name, way, _ in done if name == task):
             seeds = [
-                seed for name, other, seed in done if (name, other) == (task, way) and (task, "plain", seed) in done
+                seed for name, other, seed in done if (name, other) == (task, way) and (task, against, seed) in done
             ]
             rows = [done[task, way, seed] for seed in sorted(seeds)]
-            plain = [done[task, "plain", seed] for seed in sorted(seeds)]
+            plain = [done[task, against, seed] for seed in sorted(seeds)]
             for strength in dict.fromkeys(name for row in rows for name in row["measured"]):
                 pairs = [pair for pair in zip(rows, plain, strict=True) if strength in pair[0]["measured"]]
                 yield line(task, way, strength, [one for one, _ in pairs], [other for _, other in pairs])
@@ -243,11 +245,12 @@ def main() -> None:
     parser.add_argument("--ways", default="plain,anchor")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--against", default="plain", help="the way that the table compares with")
     given = parser.parse_args()
     folder = given.folder.absolute()
     log = folder / "keeping.jsonl"
     if given.table:
-        print("\n".join(table(done_in(log))))
+        print("\n".join(table(done_in(log), given.against)))
         return
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
