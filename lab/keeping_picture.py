@@ -2,8 +2,8 @@
 
     python lab/keeping_picture.py [CELLS PICTURE]   by default of lab/keeping/keeping.jsonl, as docs/keeping.svg
 
-Seed 0, a panel for each task. A line joins one adapter at its strengths. Nearer to the
-lower left is better.
+Seed 0, a panel for each task. A line joins one adapter at its strengths. Nearer to the lower
+left is better.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ WAYS = {
     "anchor-3": ("with --anchor 3", "#004466", "o"),
     "replay": ("with --replay 0.2", "#e69f00", "s"), "half-rate": ("at half the rate", "#009e73", "^"),
     "quarter-rate": ("at a quarter of the rate", "#66c2a5", "^"), "mlp": ("on the MLPs alone", "#cc79a7", "v"),
-    "decay": ("with weight decay 0.3", "#999999", "v"), "intruders": ("with intruders damped", "#c9b200", "D"),
-    "full": ("all weights", "#d55e00", "*"),
+    "decay": ("with weight decay 0.3", "#999999", "v"), "full": ("all weights", "#d55e00", "*"),
     "full-half-rate": ("all weights at half the rate", "#f0a070", "*"),
 }  # fmt: skip
 """Their names, colours and marks."""
