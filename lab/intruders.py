@@ -11,7 +11,7 @@ layer, since a bfloat16 weight would round it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -47,7 +47,7 @@ def intruders_of(adapters: AdapterSet) -> dict[str, tuple[Tensor, Tensor]]:
 def damped(adapters: AdapterSet, found: dict[str, tuple[Tensor, Tensor]], factor: float) -> Iterator[None]:
     """Inside, the intruders' singular values are `factor` times themselves."""
 
-    def hook(left: Tensor, right: Tensor) -> object:
+    def hook(left: Tensor, right: Tensor) -> Callable[..., Tensor]:
         def less(layer: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
             if not layer.active:  # it is the base
                 return output
@@ -58,6 +58,6 @@ def damped(adapters: AdapterSet, found: dict[str, tuple[Tensor, Tensor]], factor
     with ExitStack() as stack:
         for path, (left, right) in found.items():
             if right.numel():
-                handle = adapters.layers[path].register_forward_hook(hook(left, right))  # type: ignore[arg-type]
+                handle = adapters.layers[path].register_forward_hook(hook(left, right))
                 stack.callback(handle.remove)
         yield

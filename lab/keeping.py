@@ -58,7 +58,10 @@ WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
     "again": {},
     "anchor": {"training": {"anchor": {"weight": 1.0}}},
-    "anchor-code": {"training": {"anchor": {"weight": 1.0, "code": True}}},
+    "anchor-code": {
+        "training": {"anchor": {"weight": 1.0, "code": True}},
+        "strengths": (1.0, 0.9, 0.8, 0.79, 0.78, 0.77, 0.75, 0.5),
+    },
     "anchor-0.3": {"training": {"anchor": {"weight": 0.3}}},
     "anchor-3": {"training": {"anchor": {"weight": 3.0}}},
     "anchor-256": {"training": {"anchor": {"weight": 1.0, "tokens": 256}}},
@@ -71,19 +74,17 @@ WAYS: dict[str, dict[str, Any]] = {
     "anchor-double-rate": {"training": {"anchor": {"weight": 1.0}}, "rate": 2.0},
     "mlp": {"adapter": {"targets": ["gate_proj", "up_proj", "down_proj"]}},
     "decay": {"training": {"weight_decay": 0.3}},
-    "intruders": {"damped": (1.0, 0.75, 0.5, 0.0)},
+    "intruders": {"damped": True, "strengths": (1.0, 0.75, 0.5, 0.0)},
     "adalora": {"method": "adalora", "adapter": {"budget": "16"}},
     "adalora-anchor": {"method": "adalora", "adapter": {"budget": "16"}, "training": {"anchor": {"weight": 1.0}}},
     "full": {"method": "full"},
     "full-half-rate": {"method": "full", "rate": 0.5},
 }
 """Each with what differs from LoRA of rank 16 at its usual rate. `again` is plain LoRA once more, on the machine of
-`anchor-code`. An anchor of another text is `anchor:FILE`. `damped`: what the singular values of intruder dimensions are
-multiplied by, in place of strengths (lab/intruders.py)."""
+`anchor-code`. An anchor of another text is `anchor:FILE`. The strengths of `damped` are what the singular values of
+intruder dimensions are multiplied by (lab/intruders.py)."""
 STRENGTHS = (1.0, 0.75, 0.5)
-"""The lower ones with seed 0 alone."""
-WITH_CODE = (1.0, 0.9, 0.8, 0.75, 0.5)
-"""Those of the way `anchor-code`, the lowest with seed 0 alone. Dolly was run once more at 0.79, 0.78 and 0.77."""
+"""Of a way without its own; the lower ones with seed 0 alone. Stored cells of `anchor-code` lack some of its own."""
 BLOCKS, LENGTH = 6, 512
 GERMAN = Path("/usr/share/vim/vim91/tutor/tutor1.de.utf-8")
 QUANTILES = {2: 12.706, 3: 4.303}
@@ -110,8 +111,7 @@ def texts(model: LoadedModel) -> dict[str, Text]:
 def experiment_of(folder: Path, cell: Cell, run: str = "cell") -> Experiment:
     task, way, seed = cell
     (files,) = tasks(folder, [task])
-    name, _, text = way.partition(":")
-    setting = WAYS[name]
+    setting, text = setting_of(way), way.partition(":")[2]
     method = setting.get("method", "lora")
     training = {"epochs": 1, "batch_size": 8, "seed": seed, "learning_rate": RATES[method] * setting.get("rate", 1.0)}
     training |= setting.get("training", {})
@@ -151,7 +151,7 @@ def run(folder: Path, cell: Cell, model: LoadedModel) -> dict[str, Any]:
         whole = experiment.adapter.method == "full"
         sides = of_two_models(load(base_of(folder, cell[0]), silent), model) if whole else base_and_tuned(tuned)
         change = nullcontext if whole else changed_by(tuned, cell[1])
-        for strength in strengths_of(cell[1], cell[2], whole=whole):
+        for strength in setting_of(cell[1]).get("strengths", STRENGTHS[: 1 if whole or cell[2] else None]):
             with change(strength):
                 apart = {name: divergence_of(sides, text) for name, text in texts(model).items()}
                 measured[str(strength)] = {"rows": [one.sums for one in likelihoods(model.module, rows)], "kl": apart}
@@ -166,16 +166,12 @@ def run(folder: Path, cell: Cell, model: LoadedModel) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def strengths_of(way: str, seed: int, *, whole: bool) -> tuple[float, ...]:
-    if way == "anchor-code":
-        return WITH_CODE[: -1 if seed else None]
-    if (factors := WAYS[way.partition(":")[0]].get("damped")) is not None:
-        return factors
-    return STRENGTHS[: 1 if whole or seed else None]
+def setting_of(way: str) -> dict[str, Any]:
+    return WAYS[way.partition(":")[0]]
 
 
 def changed_by(tuned: Trainable, way: str) -> Callable[[float], AbstractContextManager[None]]:
-    if "damped" not in WAYS[way.partition(":")[0]]:
+    if "damped" not in setting_of(way):
         return tuned.scaled
     assert isinstance(tuned, TrainableLoRA)
     return partial(damped, tuned.adapters, intruders_of(tuned.adapters))

@@ -107,9 +107,9 @@ MAKERS: dict[str, Callable[[Path, str], Experiment]] = {
 @lru_cache(maxsize=1)
 def loaded(folder: Path, task: str, steps: int, seed: int) -> tuple[Trials, Trials, float]:
     """Trials that are measured on the rows that choose, the same measured on the other rows, and the default rate."""
-    settings = MAKERS[task](folder, task).model_dump()
-    settings["training"] |= {"steps": steps, "seed": seed}
-    experiment = decided(Experiment.model_validate(settings), silent)
+    experiment = MAKERS[task](folder, task)
+    training = experiment.training.model_copy(update={"steps": steps, "seed": seed})
+    experiment = decided(experiment.model_copy(update={"training": training}), silent)
     objective = objective_of(experiment, silent)
     model, method = objective.load(experiment.base, silent), method_of(experiment.adapter)
     prepared = prepare(experiment.data, objective.writing(model), silent)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -12,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from library import COMMON, Library
 from rankwise.cli.main import app
+from rankwise.training import anchor_text
 from rankwise.training.trainer import Trainer
 
 ANCHOR = ("--rank", "4", "--held-out", "4", "--anchor", "2", "--anchor-text", "other.txt",
@@ -40,6 +45,17 @@ def weights(name: str) -> bytes:
     return Path("runs", name, "adapter", "adapter_model.safetensors").read_bytes()
 
 
+def _stop_at(step: int) -> Callable[[Trainer], Any]:
+    original = Trainer._timed_step
+
+    def stops(self: Trainer) -> Any:
+        if self.state.step == step:
+            raise KeyboardInterrupt
+        return original(self)
+
+    return stops
+
+
 @pytest.fixture
 def home(library: Library, tmp_path: Path):
     with contextlib.chdir(library.lay_out(tmp_path / "home")):
@@ -55,19 +71,35 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(
     """With a budget, whose weight must go on where it was; on a text that is given, or on the base's own and code."""
     options = ("--forget-at-most", "0.5", "--set", "training.checkpoint_steps=7", "--backend", "eager", *text)
     trained("whole", *options)
-    original = Trainer._timed_step
-
-    def stops(self: Trainer):
-        if self.state.step == 17:
-            raise KeyboardInterrupt
-        return original(self)
-
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_timed_step", stops)
+        patched.setattr(Trainer, "_timed_step", _stop_at(17))
         assert rankwise("train", *COMMON, "--run", "stopped", *ANCHOR, *options).exit_code == 130
     trained("stopped", *options, "--resume")
     assert weights("stopped") == weights("whole")
     assert rows_of("stopped", "budget") == rows_of("whole", "budget") and len(rows_of("whole", "budget")) > 5
+
+
+@pytest.mark.usefixtures("home")
+def test_a_run_with_code_goes_on_where_what_was_read_of_the_library_is_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    library = tmp_path / "argparse.py"
+    read = Path(argparse.__file__).read_text()
+    library.write_text(read)
+    monkeypatch.setattr(anchor_text, "sysconfig", SimpleNamespace(get_path=lambda _: str(tmp_path)))
+    code = ("--set", "training.anchor.text=null", "--set", "training.anchor.code=true", "--steps", "4")
+    stops = ("--set", "training.checkpoint_steps=2")
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_timed_step", _stop_at(3))
+        assert rankwise("train", *COMMON, "--run", "coded", *ANCHOR, *code, *stops).exit_code == 130
+    library.write_text("# an earlier Python\n" + read)
+    refused = rankwise("train", *COMMON, "--run", "coded", *ANCHOR, *code, *stops, "--resume")
+    told = " ".join(refused.output.split())
+    assert refused.exit_code == 2 and "Traceback" not in told
+    assert "the anchor's text (text that the base model wrote itself, and source code of Python's standard" in told
+    assert "changed since it was started (sha256)" in told
+    library.write_text(read + "# beyond what is read\n")
+    trained("coded", *code, *stops, "--resume")
 
 
 @pytest.mark.usefixtures("home")

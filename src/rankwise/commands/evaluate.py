@@ -31,7 +31,7 @@ from rankwise.evaluation.span_task import SPANS
 from rankwise.evaluation.subject import Subject, open_subject
 from rankwise.evaluation.task import OwnTask, Task
 from rankwise.evaluation.task_documents import drawn, identities
-from rankwise.evaluation.text import BLOCKS, Text, refuse_trained_on, text_for, warn_of_likeness
+from rankwise.evaluation.text import BLOCKS, Text, text_elsewhere
 from rankwise.evaluation.validation_rows import refuse_training_files, rows_to_measure
 from rankwise.inference.generate import TOGETHER
 from rankwise.methods.artifact import is_adapter
@@ -172,11 +172,7 @@ def _text(subject: Subject, text: str | None, blocks: int | None, callback: Call
     """What is to be measured on, read before anything is measured: what is wrong with it is told at once."""
     if subject.sides is None:
         return None
-    read = text_for(subject.model, text, blocks=BLOCKS if blocks is None else blocks)
-    if subject.artifact is not None and subject.artifact.data_report is not None:
-        refuse_trained_on(read, subject.artifact.data_report, subject.artifact.anchor)
-        warn_of_likeness(text, subject.artifact.anchor, callback)
-    return read
+    return text_elsewhere(subject.artifact, subject.model, text, BLOCKS if blocks is None else blocks, callback)
 
 
 def _other_images(

@@ -14,7 +14,7 @@ from rankwise.evaluation.base_and_tuned import base_and_tuned
 from rankwise.evaluation.likelihood import likelihoods
 from rankwise.evaluation.number_format import held_to_measure
 from rankwise.evaluation.strength import STRENGTHS, TaskLoss, strength_curve, with_ends
-from rankwise.evaluation.text import refuse_trained_on, text_for, warn_of_likeness
+from rankwise.evaluation.text import text_elsewhere
 from rankwise.evaluation.validation_rows import Measurable, rows_to_measure
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.methods.artifact import open_artifact
@@ -64,10 +64,7 @@ def strength(
             f"{artifact.described} was trained on preference pairs, and strengths are compared by the loss of answers. "
             "Measure it with rankwise evaluate."
         ])  # fmt: skip
-    told = text_for(asked.model, text, blocks=blocks)
-    if artifact.data_report is not None:
-        refuse_trained_on(told, artifact.data_report, artifact.anchor)
-        warn_of_likeness(text, artifact.anchor, callback)
+    told = text_elsewhere(artifact, asked.model, text, blocks, callback)
     every = rows_to_measure(artifact, asked.model, data, callback)
     rows = every.spread(MOST)
     if rows is not every:

@@ -76,8 +76,7 @@ class AnchorConfig(Config):
         idle = ["tasks"] * bool(self.tasks) + ["task_rows"] * (self.task_rows != TASK_ROWS)
         if idle and self.most_points is None:
             raise ValueError(
-                f"the setting training.anchor.{idle[0]} has no effect without a budget of accuracy, such as "
-                "forget_at_most 5%"
+                f"training.anchor.{idle[0]} has no effect without a budget of accuracy, such as forget_at_most 5%"
             )
         return self
 
@@ -85,8 +84,8 @@ class AnchorConfig(Config):
     def _code_beside_own_text(self) -> Self:
         if self.code and self.text is not None:
             raise ValueError(
-                "the setting training.anchor.code has no effect where training.anchor.text names a text. Put code into "
-                "that text"
+                f"training.anchor.code has no effect where training.anchor.text names a text, here {self.text}. Put "
+                "code into that text"
             )
         return self
 

@@ -110,7 +110,8 @@ def _sentence(item: ErrorDetails, spec: type[BaseModel], tagged: Location) -> st
     message = item["msg"].removeprefix("Value error, ")
     problem = f"{message[:1].lower()}{message[1:]}."
     if not key:
-        return f"{problem[:1].upper()}{problem[1:]}"
+        begins_with_setting = set("._") & set(problem.split()[0].rstrip("."))
+        return problem if begins_with_setting else f"{problem[:1].upper()}{problem[1:]}"
     return f'setting "{key}" is {shown(item["input"])}: {problem}'
 
 

@@ -29,6 +29,7 @@ from rankwise.data.files import SUFFIXES
 from rankwise.data.hub import HUB
 from rankwise.data.sources import open_source
 from rankwise.errors import DataError, together
+from rankwise.methods.artifact import Artifact
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.manifest import AnchorFacts
@@ -69,6 +70,24 @@ class Text:
     def length(self) -> int:
         """Number of positions of a block."""
         return self.blocks.shape[1] - 1
+
+
+def text_elsewhere(
+    artifact: Artifact | None, model: LoadedModel, source: str | None, blocks: int, callback: Callback
+) -> Text:
+    """The text on which the forgetting of a result is measured (`text_for`). DataError where the run was trained on it,
+    or held to its base on it; a warning where the usual text is like what it was held to."""
+    text = text_for(model, source, blocks=blocks)
+    if artifact is None or artifact.data_report is None:
+        return text
+    refuse_trained_on(text, artifact.data_report, artifact.anchor)
+    anchor = None if artifact.run is None else artifact.run.experiment.training.anchor
+    if source is None and anchor is not None and anchor.code:
+        callback(WarningMessage(
+            "the run was held to its base on code of Python's standard library, and forgetting is measured on Python's "
+            "documentation, which is like it. Give another text (--text) to see what is forgotten elsewhere"
+        ))  # fmt: skip
+    return text
 
 
 def text_for(model: LoadedModel, source: str | None = None, *, blocks: int = BLOCKS, length: int = LENGTH) -> Text:
@@ -165,12 +184,3 @@ def refuse_trained_on(text: Text, data_report: DataReport, anchor: AnchorFacts |
             "the run was held to its base on this text (training.anchor), so it cannot show what the model has "
             "forgotten elsewhere. Give another text."
         )
-
-
-def warn_of_likeness(source: str | None, anchor: AnchorFacts | None, callback: Callback) -> None:
-    """Where the usual text is like the code that the run was held to its base on."""
-    if source is None and anchor is not None and anchor.code:
-        callback(WarningMessage(
-            "the run was held to its base on code of Python's standard library, and forgetting is measured on Python's "
-            "documentation, which is like it. Give another text (--text) to see what is forgotten elsewhere"
-        ))  # fmt: skip

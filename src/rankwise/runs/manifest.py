@@ -60,8 +60,6 @@ class AnchorFacts(Config):
     """Hash of these blocks, as token ids."""
     origins: tuple[str, ...] = ()
     """The SHA-256 of the files that it comes from."""
-    code: bool = False
-    """Whether half of it is source code of Python's standard library."""
 
 
 class KeptBudget(Config):

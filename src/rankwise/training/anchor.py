@@ -80,9 +80,10 @@ class Anchor:
 
     def block(self, step: int) -> int:
         """The number of the block that step 0, 1, 2, … takes. Kinds of text take turns."""
-        text = self.base.text
-        (turn, place), kind = divmod(step // text.kinds, len(text.blocks) // text.kinds), step % text.kinds
-        return int(shuffled(len(text.blocks) // text.kinds, STREAM, self.seed, turn)[place]) * text.kinds + kind
+        kinds = self.base.text.kinds
+        of_kind, (number, kind) = len(self.base.text.blocks) // kinds, divmod(step, kinds)
+        turn, place = divmod(number, of_kind)
+        return int(shuffled(of_kind, STREAM, self.seed, turn)[place]) * kinds + kind
 
     def backward(self, batch: Batch | None, step: int, count: float) -> tuple[float, float]:
         """Add the gradients of a batch's losses divided by `count`, and those of the anchor; return both losses, the

@@ -24,7 +24,6 @@ from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.manifest import AnchorFacts
 from rankwise.runs.records import Callback
-from rankwise.system.files import sha256_of
 from rankwise.training.world import ALONE, World
 
 MODULES = (
@@ -67,8 +66,9 @@ def source_code() -> Written:
             "text that contains code instead (training.anchor.text)."
         )
     name = f"{CODE_TEXT} (Python {python_version()}, the beginnings of {len(files)} files)"
-    content = BETWEEN.join(file.read_text(encoding="utf-8", errors="replace")[:BEGINNING] for file in files)
-    return Written(name, content, tuple(sha256_of(file) for file in files))
+    every = [file.read_bytes() for file in files]
+    content = BETWEEN.join(one.decode("utf-8", errors="replace")[:BEGINNING] for one in every)
+    return Written(name, content, tuple(sha256(one).hexdigest() for one in every))
 
 
 def text_of_run(
@@ -88,4 +88,4 @@ def text_of_run(
 
 
 def facts_of(text: Text) -> AnchorFacts:
-    return AnchorFacts(text=text.about, sha256=text.sha256, origins=text.origins, code=text.kinds > 1)
+    return AnchorFacts(text=text.about, sha256=text.sha256, origins=text.origins)
