@@ -132,7 +132,8 @@ def test_a_source_file_says_what_it_is(name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_source_file_can_be_read_in_one_sitting(name):
-    assert len(FILES[name].read_text(encoding="utf-8").splitlines()) <= 300
+    # a subject that has grown stays in one file rather than being cut where a number says so
+    assert len(FILES[name].read_text(encoding="utf-8").splitlines()) <= 600
 
 
 def spec_classes():
