@@ -154,12 +154,11 @@ def learn(case: Case, world: World, folder: Path) -> Learned:
     held_out = share_of(random_rows(5, seed=7), world.rank, world.size)
     validation = Validation(
         checks, 2, early_stopping_of(checks, trainable), case.arrange(held_out, case.tokens) if held_out else [], 5,
-        NoScores(), run, world=world,
+        NoScores(), run, backend := Arranged(forward, case.arrange), world=world,
     )  # fmt: skip
     batches = Batches.of(random_rows(11), replace_tokens(config, case.tokens), case.arrange)
     if world.is_several:
         batches = replace(batches, share=lambda rows: share_of(rows, world.rank, world.size))
-    backend = Arranged(forward, case.arrange)
     trainer = Trainer(trainable, batches, config, backend, [validation], None, world)
     records = list(trainer.run())
     return Learned(

@@ -35,6 +35,7 @@ from rankwise.config.reading import parse_setting, read_experiment
 from rankwise.errors import Interrupted
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.methods.artifact import open_artifact
+from rankwise.runs.manifest import EarlierRound
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.records import Event, StepRecord
 from rankwise.runs.snapshot import RunSnapshot
@@ -181,6 +182,12 @@ def weights_of(name: str) -> AdapterWeights:
     return read_weights(open_artifact(name).result)
 
 
+def earlier_rounds(run: str) -> tuple[EarlierRound, ...]:
+    results = RunSnapshot.read(run).manifest.results
+    assert results is not None
+    return results.earlier_rounds
+
+
 def second(name: str, kind: Kind, run: str, *words: str) -> Any:
     base = ("--model", kind.base) if kind.first is None else ()
     return done("train", "--from", name, *base, *kind.data, "--run", run, *words)
@@ -227,12 +234,81 @@ def test_a_round_starts_as_the_adapter_and_goes_on(first: tuple[str, Kind]) -> N
     relative = abs(begun[0] - of_start) / of_start
     assert relative <= kind.allowed
     assert begun[-1] < begun[0], "it learns"
+    if kind.first is not None:  # both rounds have the same validation rows
+        (earlier,) = earlier_rounds(f"{run}-second")
+        assert earlier.name == name
+        assert [earlier.before["loss"], earlier.after["loss"]] == pytest.approx([begun[0], begun[-1]], rel=1e-6)
     before, same, later = (outputs_in_peft(one, kind) for one in (name, f"{run}-still", f"{run}-second"))
     apart_in_peft = float((before - same).abs().max() / before.abs().max())
     assert apart_in_peft <= 1e-6, "PEFT reads the same model from both"
     assert not torch.equal(before, later)
     print(f"{run}: factors {apart:.1e}, first loss {relative:.1e}, in PEFT {apart_in_peft:.1e}, "
           f"loss {begun[0]:.4f} -> {begun[-1]:.4f}")  # fmt: skip
+
+
+CITIES = ("--data", "cities.jsonl", "--prompt", "Where is {city}?", "--completion", "{land}")
+
+
+def one_line_of(result: Any) -> str:
+    return " ".join(result.output.split())
+
+
+@pytest.fixture(scope="module")
+def chain(home: Path) -> str:
+    """Rounds "cities" and "lands", the first one evaluated by its answers; what the second one printed."""
+    write_rows("cities.jsonl", [{"city": f"city {n}", "land": f"land {n % 3}"} for n in range(16)])
+    write_rows("towns.jsonl", [{"city": f"town {n}", "land": f"land {n % 3}"} for n in range(4)])
+    Path("right.yaml").write_text("data: towns.jsonl\nscore: [exact]\nprompt: '{city}'\ncompletion: '{land}'\n")
+    done("train", "--model", "tiny-llama", *CITIES, "--held-out", "4", "--run", "cities", *FIRST, "--rank", "4")
+    done("evaluate", "cities", "--task", "right.yaml", "--no-forgetting", "--no-base")
+    return one_line_of(done("train", "--from", "cities", *LAND, "--run", "lands", *FIRST, "--learning-rate", "0.05"))
+
+
+def test_what_becomes_of_earlier_rounds_is_measured(chain: str) -> None:
+    (cities,) = earlier_rounds("lands")
+    assert cities.before["loss"] == pytest.approx(losses("cities")[-1], rel=1e-6)
+    assert cities.after["loss"] > cities.before["loss"] and cities.rows == cities.answers == 4
+    assert set(cities.before) == {"loss", "exact"}
+    assert "warning: an earlier round got worse: cities, on 4 of its validation rows:" in chain
+    assert "--replay 0.3 --replay-data run:cities" in chain and "earlier round cities" in chain
+    done("report", "lands")
+    page = json.loads(Path("runs/lands/report.json").read_text())
+    assert page["earlier"][0]["after"] == cities.after
+    done("train", "--from", "lands", *LAND, "--run", "third", *STILL)
+    assert [(one.name, one.rows) for one in earlier_rounds("third")] == [("lands", 3), ("cities", 4)]
+    assert earlier_rounds("third")[1].before["loss"] == pytest.approx(cities.after["loss"], rel=1e-6)
+
+
+def test_replay_takes_the_training_rows_of_a_run(chain: str) -> None:
+    words = ("train", "--from", "cities", *LAND, *FIRST, "--learning-rate", "0.05", "--replay", "0.5", "--replay-data")
+    done(*words, "run:cities", "--run", "replayed")
+    replay = RunSnapshot.read("replayed").manifest.replay
+    assert replay is not None and replay.rows == 12 and replay.source == 'run "cities": cities.jsonl'
+    assert replay.origins == (sha256_of(Path("cities.jsonl")),)
+    assert earlier_rounds("replayed")[0].after["loss"] < earlier_rounds("lands")[0].after["loss"]
+    planned = json.loads(done("plan", *words[1:], "run:cities", "--json").stdout)
+    assert planned["replay_rows"] == 12
+    assert "there is no run" in refused(*words, "run:nothing", "--run", "never")
+    columns = ("--set", "training.replay.data={path: run:cities, prompt: '{a}', completion: '{b}'}")
+    assert "leave out prompt" in refused(*words[:-1], *columns, "--run", "never")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda: Path("cities.jsonl").unlink(), "there is no such file"),
+        (lambda: write_rows("cities.jsonl", [{"city": "Rome", "land": "Italy"}] * 9), "have changed"),
+        (lambda: shutil.rmtree("runs/cities"), "there is no run"),
+    ],
+)
+def test_a_round_whose_rows_are_gone_is_named(chain: str, spoil: Any, why: str) -> None:
+    kept, run = Path("cities.jsonl").read_bytes(), shutil.copytree("runs/cities", "kept")
+    spoil()
+    text = one_line_of(done("train", "--from", "lands", *LAND, "--run", why.replace(" ", "-"), *STILL))
+    Path("cities.jsonl").write_bytes(kept)
+    shutil.copytree(run, "runs/cities", dirs_exist_ok=True)
+    shutil.rmtree(run)
+    assert "what becomes of the earlier round cities is not measured" in text and why in text
 
 
 def test_the_fused_and_the_eager_backend_begin_alike(home: Path) -> None:
@@ -401,6 +477,9 @@ def test_a_resumed_round_ends_with_the_same_bytes(begun: str, gone: bool) -> Non
     first, again = (RunSnapshot.read(run) for run in (whole, parts))
     assert (first.result / WEIGHTS).read_bytes() == (again.result / WEIGHTS).read_bytes()
     assert first.manifest.lineage == again.manifest.lineage
+    assert earlier_rounds(parts) == (() if gone else earlier_rounds(whole))
+    before = [row for row in read_metrics_log(again.directory.metrics) if row["kind"] == "earlier" and not row["step"]]
+    assert len(before) == 1, "it was measured once"
     warned = any("goes on from its checkpoint" in text for text in again.manifest.warnings)
     assert warned == gone
 

@@ -126,7 +126,8 @@ FLAGS = {
         "Share of replay rows in the rows that training shows, such as 0.2: rows of other kinds, so that the model "
         "forgets less.  [default: off]"),
     "replay_data": Flag("training.replay.data", str,
-        "File, folder or hub data set of the replay rows.  [default: the base's own answers to general instructions]"),
+        "File, folder or hub data set of the replay rows, or run:NAME for the training rows of a run.  [default: the "
+        "base's own answers to general instructions]"),
     "backend": Flag("training.backend", str,
         "How losses are computed: eager (the model's own code), fused or compiled."),
     "recipe": Flag("data.recipe", str,

@@ -99,6 +99,8 @@ def _tell(trained: Trained, results: Results) -> None:
         typer.echo(f"learning rate: {tuning.learning_rate:.3g}, chosen in {tuning.seconds:.0f} s: {tuning.why}")
     if trained.manifest.lineage:
         typer.echo(f"begun with: {visible(described(trained.manifest.lineage))}")
+    for one in results.earlier_rounds:
+        typer.echo(visible(f"earlier round {one.describe()}"))
     if results.validation_loss_before is not None and results.validation_loss_after is not None:
         change = results.validation_loss_after - results.validation_loss_before
         typer.echo(

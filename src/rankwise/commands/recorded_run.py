@@ -29,6 +29,7 @@ from rankwise.tracking.following import Following
 from rankwise.training.anchor_text import facts_of as facts_of_anchor
 from rankwise.training.back_off import slowed, with_ways_on
 from rankwise.training.backend import backend_named, choose_backend
+from rankwise.training.earlier_rounds import EarlierRounds
 from rankwise.training.finite import Diverged
 from rankwise.training.pair_backend import over_rows
 from rankwise.training.preflight import Foresight, foresee_backend, out_of_memory
@@ -65,18 +66,19 @@ def record(
     log, validation = MetricsLog(run.metrics), training.validation(backend)
     anchor = training.anchor(backend)
     budget = training.budget(anchor, validation)
-    watch = training.watch()
-    trainer = training.trainer(backend, validation, log, anchor, budget, watch)
+    watch, earlier = training.watch(), training.earlier(backend)
+    trainer = training.trainer(backend, validation, log, anchor, budget, watch, earlier)
     past = _begun(training, trainer, again, resumable, back_offs)
     trackers = _trackers(training, log, went_back=bool(back_offs))
-    manifest, validation.records = past.manifest, past.validations
+    manifest, validation.records, earlier.records = past.manifest, past.validations, past.earlier
     watch.take_up(past.steps, past.validations)
     slowed(trainer.state, manifest)
     if budget is not None:
         budget.take_up(past.budget)
     callback.changed = lambda texts: run.write_manifest(manifest.model_copy(update={"warnings": texts}))
     try:
-        finished = _completed(training, trainer, log, past, validation, budget, back_offs if resumable is None else ())
+        begun_again = back_offs if resumable is None else ()
+        finished = _completed(training, trainer, log, past, validation, earlier, budget, begun_again)
         if finished is None:
             return manifest
     except BaseException as error:
@@ -99,7 +101,7 @@ def record(
 
 def _completed(
     training: TrainingRun, trainer: Trainer, log: MetricsLog, past: Past, validation: Validation,
-    budget: Budget | None, back_offs: tuple[BackOff, ...],
+    earlier: EarlierRounds, budget: Budget | None, back_offs: tuple[BackOff, ...],
 ) -> Manifest | None:  # fmt: skip
     """Make the steps that are left and write the result; None in processes that only give their part of it."""
     run, callback, world = training.run, training.callback, training.world
@@ -110,6 +112,7 @@ def _completed(
         if world.is_first:
             log.sync()  # a finished run has all its records, even after a power failure
     results = training.results(records, validation, past.seconds + trainer.seconds)
+    results = results.model_copy(update={"earlier_rounds": earlier.outcomes()})
     if not world.is_first:
         training.give_parts()
         return None

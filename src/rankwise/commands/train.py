@@ -43,6 +43,7 @@ from rankwise.tracking.following import check_installed
 from rankwise.training.accuracy_budget import tasks_of_run
 from rankwise.training.anchor_text import text_of_run
 from rankwise.training.back_off import back_off_together, warning_of
+from rankwise.training.earlier_rounds import earlier_rows
 from rankwise.training.finite import Diverged
 from rankwise.training.preflight import Foresight, foresee, within_limit
 from rankwise.training.replay import with_replay
@@ -144,6 +145,7 @@ def _trained(
         experiment = start.settled(experiment, loaded, callback, force_base=force_base)
     method = method_of(experiment.adapter)
     world.end_turn()
+    untouched = loaded
     prepared, loaded = _prepared(experiment, objective, loaded, callback, world)
     world.check_same_rows(prepared.data_report.model_dump_json())
     scorer = SCORERS[objective.name](measured_as(experiment, callback), loaded, prepared, objective)
@@ -165,6 +167,7 @@ def _trained(
             experiment, config, run, loaded, method, trainable, prepared, scorer,
             _workload(loaded, trainable, objective, config, prepared, experiment, callback), callback,
             _lineage(start, resumable), text_of_run(config, loaded, trainable, callback, world), tasks, tuning, world,
+            earlier_rows(experiment, untouched, callback, world),
         )  # fmt: skip
         result = training.result
         manifest = record(training, foreseen, resumable, force_memory=force_memory, back_offs=back_offs)

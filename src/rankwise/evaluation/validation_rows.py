@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from rankwise.config.data import DataConfig
 from rankwise.config.preference import as_pairs
@@ -29,6 +28,7 @@ OF_TRAINING = (
     "licence", "packing",
 )  # fmt: skip
 """Settings that only apply to the training data."""
+OTHERS = " Give rows that it was not trained on: --data FILE."
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def rows_to_measure(artifact: Artifact, model: LoadedModel, data: str | None, ca
     if data is None:
         return _own(run, spec, writing, callback)
     if spec.validation is not None and data == spec.validation.path:
-        refuse_training_files(run, {file.sha256: file.name for file in _parted(run)[1]})
+        refuse_training_files(run, {file.sha256: file.name for file in files_of(run)[1]})
         return _own(run, spec, writing, callback)
     return _others(run, spec, data, writing, callback)
 
@@ -69,7 +69,7 @@ def _of_folder(artifact: Artifact, data: str | None, writing: Writing, callback:
     """Read rows for an adapter folder, which holds none itself. Training files are refused if the folder lists them,
     which it does if rankwise wrote it; not if validation files are listed among them."""
     if data is None:
-        raise DataError(f"{artifact.folder} has no validation rows. Give rows that it was not trained on: --data FILE.")
+        raise DataError(f"{artifact.folder} has no validation rows.{OTHERS}")
     prepared, data_report = (
         prepare(_as_trained(DataConfig(path=data), writing), writing, callback),
         artifact.data_report,
@@ -122,10 +122,10 @@ def _trained(run: RunSnapshot) -> dict[str, str]:
     """Return the names of the run's training files by SHA-256, those of replay rows among them."""
     replay = run.recorded_data.replay
     replayed = {} if replay is None else dict.fromkeys(replay.origins, replay.source)
-    return replayed | {file.sha256: file.name for file in _parted(run)[0]}
+    return replayed | {file.sha256: file.name for file in files_of(run)[0]}
 
 
-def _parted(run: RunSnapshot) -> tuple[list[PartFacts], list[PartFacts]]:
+def files_of(run: RunSnapshot) -> tuple[list[PartFacts], list[PartFacts]]:
     """Split the run's files into training and validation files; the data report lists validation files last, and a file
     that is both twice."""
     files, apart = list(run.recorded_data.files), run.experiment.data.validation
@@ -140,37 +140,25 @@ def _is_of(name: str, path: str) -> bool:
     return name == path or name.startswith(path.rstrip("/") + "/")
 
 
-def _own(run: RunSnapshot, spec: DataConfig, writing: Writing, callback: Callback) -> Measurable:
-    if not spec.held_out and spec.validation is None:
-        raise DataError(
-            f"{run.folder} has no validation rows to measure on. Give rows that it was not trained on: --data FILE."
-        )
-    here = DataConfig(**_from_where_it_ran(spec.model_dump(exclude_unset=True), run))
-    prepared = prepare(here, writing, callback)
+def prepared_again(run: RunSnapshot, writing: Writing, callback: Callback, advice: str = "") -> Prepared:
+    """The rows of a run as it had them, those that it trained on and those that it held out. DataError with the
+    `advice` where a file has changed since."""
+    prepared = prepare(run.data_here, writing, callback)
     refuse_fatal(prepared.data_report)
     before, after = ([file.sha256 for file in one.files] for one in (run.recorded_data, prepared.data_report))
     if before != after:
         raise DataError(
             f"the files that {run.folder} was trained on have changed, so its validation rows can no longer be "
-            "identified. Give rows that it was not trained on: --data FILE."
+            f"identified.{advice}"
         )
+    return prepared
+
+
+def _own(run: RunSnapshot, spec: DataConfig, writing: Writing, callback: Callback) -> Measurable:
+    if not spec.held_out and spec.validation is None:
+        raise DataError(f"{run.folder} has no validation rows to measure on.{OTHERS}")
+    prepared = prepared_again(run, writing, callback, OTHERS)
     about = (
         spec.validation.path if spec.validation is not None else f"the {len(prepared.measured)} validation sequences"
     )
     return Measurable(prepared.measured_rows, about, own=True)
-
-
-def _from_where_it_ran(config: dict[str, Any], run: RunSnapshot) -> dict[str, Any]:
-    """Resolve relative paths against the folder that holds `runs/`, which may not be the current folder."""
-
-    def resolved(rows: dict[str, Any]) -> dict[str, Any]:
-        path = rows.get("path")
-        if path is None or os.path.exists(path):  # noqa: PTH110
-            return rows
-        beside_runs = os.path.join(run.folder.absolute().parent.parent, path)  # noqa: PTH118
-        return rows | {"path": beside_runs} if os.path.exists(beside_runs) else rows  # noqa: PTH110
-
-    config = resolved(config)
-    if config.get("sources"):
-        config = config | {"sources": [resolved(source) for source in config["sources"]]}
-    return config | {"validation": resolved(config["validation"])} if config.get("validation") else config

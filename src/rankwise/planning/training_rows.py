@@ -22,6 +22,7 @@ from rankwise.planning.planned_template import Around, around_of
 from rankwise.planning.rows import Counted, Drawn, PlannedRows, planned_rows, together
 from rankwise.planning.sequence_rows import sequence_rows_of
 from rankwise.planning.shape import ModelShape
+from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.hub import folder_here
 
 WRITTEN = 0.72
@@ -55,7 +56,9 @@ def _with_replay(own: PlannedRows, config: Planned, folder: Path | None, shape: 
         return own
     among = replay.rows_among(round(own.documents.likely))
     if replay.data is not None:
-        others = rows_of(replay_rows(replay.data, data), folder, shape.context)
+        run = replay.data.run
+        source = replay_rows(replay.data, data) if run is None else RunSnapshot.read(run).data_here
+        others = rows_of(source, folder, shape.context)
     else:
         others = _answers(config, folder, longest_of(config, shape))
     count = others.documents.likely

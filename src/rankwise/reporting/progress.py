@@ -66,6 +66,26 @@ def scores_section(run: RunSnapshot) -> Section | None:
     )  # fmt: skip
 
 
+def earlier_section(run: RunSnapshot) -> Section | None:
+    """What became of the runs that this one goes on from."""
+    results = run.manifest.results
+    rounds = results.earlier_rounds if results is not None else ()
+    if not rounds:
+        return None
+    rows = [
+        [one.name, metric, f"{one.rows if metric == 'loss' else one.answers or one.rows:,}", number(before),
+         number(one.after[metric])]
+        for one in rounds
+        for metric, before in one.before.items()
+    ]  # fmt: skip
+    return Section(
+        "earlier", "Earlier rounds", [one.model_dump() for one in rounds],
+        [table(("round", "metric", "rows", "before", "after"), rows, words=(0, 1), label="earlier rounds")],
+        about="The runs that this one goes on from, on their own validation rows, before its first step and after its "
+        "last. Rows of theirs among the training rows keep what they learned (--replay, --replay-data run:NAME).",
+    )  # fmt: skip
+
+
 def ranks_section(run: RunSnapshot) -> Section | None:
     ranks = run.history.ranks
     if not ranks:

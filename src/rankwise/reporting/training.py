@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rankwise.reporting.classes import classes_section
 from rankwise.reporting.document import Document
-from rankwise.reporting.progress import loss_section, ranks_section, scores_section
+from rankwise.reporting.progress import earlier_section, loss_section, ranks_section, scores_section
 from rankwise.reporting.provenance import cost_section, data_section, environment_section
 from rankwise.reporting.quality import forgetting_section, quality_section, samples_section
 from rankwise.reporting.quantities import duration, figure, share, size
@@ -14,8 +14,8 @@ from rankwise.reporting.verdict import next_of, remarks_of, verdict_of
 from rankwise.runs.snapshot import RunSnapshot
 
 SECTIONS = (
-    loss_section, tuning_section, scores_section, quality_section, classes_section, sets_section, forgetting_section,
-    samples_section, ranks_section, data_section, cost_section, environment_section,
+    loss_section, tuning_section, scores_section, earlier_section, quality_section, classes_section, sets_section,
+    forgetting_section, samples_section, ranks_section, data_section, cost_section, environment_section,
 )  # fmt: skip
 
 

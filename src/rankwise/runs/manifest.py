@@ -106,6 +106,25 @@ class KeptAccuracy(Config):
     """None without validation rows."""
 
 
+class EarlierRound(Config):
+    """What became of a run that this one goes on from, on that run's validation rows."""
+
+    name: str
+    rows: int
+    answers: int
+    """Rows that were answered, of which scores of answers are; 0 for other scores."""
+    unit: str
+    """Of the loss."""
+    before: dict[str, float]
+    """The loss and the scores before the first step."""
+    after: dict[str, float]
+
+    def describe(self) -> str:
+        changes = [f"{name} {self.before[name]:.4g} -> {self.after[name]:.4g}" for name in self.before]
+        answered = f" (scores of {self.answers} answers)" if self.answers else ""
+        return f"{self.name}, on {self.rows:,} of its validation rows: {', '.join(changes)}{answered}"
+
+
 class Results(Config):
     steps: int
     loss: float
@@ -138,6 +157,8 @@ class Results(Config):
     """None where no budget of accuracy was given."""
     preference: PairResults | None = None
     """None where rows are no preference pairs, or without validation rows."""
+    earlier_rounds: tuple[EarlierRound, ...] = ()
+    """The runs that it goes on from, as far as their validation rows could be had; the latest first."""
 
     @property
     def speed(self) -> str:

@@ -105,6 +105,23 @@ class ScoreRecord:
 
 
 @dataclass(frozen=True)
+class EarlierRecord:
+    """The loss and the scores of an earlier run's validation rows, in a training that goes on from that run."""
+
+    step: int
+    run: str
+    rows: int
+    answers: int
+    """Rows that were answered, of which scores of answers are; 0 for other scores."""
+    unit: str
+    """Of the loss."""
+    scores: dict[str, float]
+
+    def as_row(self) -> dict[str, Any]:
+        return {"kind": "earlier", **asdict(self)}
+
+
+@dataclass(frozen=True)
 class SampleRecord:
     """The model's answer to a fixed prompt after `step` steps; at step 0 it is the base's."""
 
@@ -163,7 +180,7 @@ class ProgressUpdate:
 
 Event = (
     StatusMessage | WarningMessage | ProgressUpdate | StepRecord | LossRecord | BudgetRecord | BackOffRecord
-    | ScoreRecord | SampleRecord | RankRecord
+    | ScoreRecord | EarlierRecord | SampleRecord | RankRecord
 )  # fmt: skip
 Callback = Callable[[Event], None]
 

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.errors import RunError
 from rankwise.runs.data_report import DATA_REPORT, DataReport
@@ -94,6 +96,18 @@ class RunSnapshot:
         return read_strength(self.directory)
 
     @property
+    def data_here(self) -> DataConfig:
+        """Its settings of the data. Relative paths that are not here are those of the folder that holds `runs/`."""
+        config = _resolved(self.experiment.data.model_dump(exclude_unset=True), self.folder)
+        for name in ("sources", "validation"):
+            if part := config.get(name):
+                several = isinstance(part, list | tuple)
+                config[name] = (
+                    [_resolved(one, self.folder) for one in part] if several else _resolved(part, self.folder)
+                )
+        return DataConfig(**config)
+
+    @property
     def loss_unit(self) -> str:
         """What the run's losses are measured in."""
         return OF_LANGUAGE_MODELS if self.data_report is None else self.data_report.loss_unit
@@ -101,6 +115,14 @@ class RunSnapshot:
     @property
     def forgetting(self) -> Forgetting | None:
         return forgetting_of(self.evaluations)
+
+
+def _resolved(rows: dict[str, Any], folder: Path) -> dict[str, Any]:
+    path = rows.get("path")
+    if path is None or os.path.exists(path):  # noqa: PTH110
+        return rows
+    beside_runs = os.path.join(folder.absolute().parent.parent, path)  # noqa: PTH118
+    return rows | {"path": beside_runs} if os.path.exists(beside_runs) else rows  # noqa: PTH110
 
 
 def _read_experiment(folder: Path) -> Experiment:

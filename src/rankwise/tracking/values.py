@@ -3,6 +3,7 @@
     a line of metrics.jsonl               numbers of its step
     kind step                             train/loss, train/learning_rate, train/grad_norm, train/epoch, …
     kind validation, score                eval/loss, eval/accuracy, eval/rouge_l, …
+    kind earlier                          earlier/RUN/loss, earlier/RUN/exact, …
     kind budget                           forgetting/divergence, forgetting/anchor_weight
     kind ranks                            ranks/mean, ranks/budget, … and a histogram over layers
     kind back-off                         back_off/begun, back_off/learning_rate
@@ -42,6 +43,8 @@ def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
             return _numeric({"eval/loss": row["loss"]})
         case "score":
             return _numeric({f"eval/{row['metric']}": row["value"]})
+        case "earlier":
+            return _numeric({f"earlier/{row['run']}/{name}": value for name, value in row["scores"].items()})
         case "budget":
             return _numeric({"forgetting/divergence": row["divergence"], "forgetting/anchor_weight": row["weight"]})
         case "back-off":

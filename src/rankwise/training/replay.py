@@ -21,12 +21,14 @@ from rankwise.data.preparation import Prepared
 from rankwise.data.preparing import Writing, prepare, refuse_fatal
 from rankwise.data.replay import Replay
 from rankwise.data.sequences import EncodedRows, SelectedRows
-from rankwise.errors import DataError
+from rankwise.errors import DataError, RankwiseError
+from rankwise.evaluation.validation_rows import files_of, prepared_again
 from rankwise.inference.own_answers import own_answers
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.data_report import DataReport
-from rankwise.runs.records import Callback
+from rankwise.runs.records import Callback, WarningMessage
 from rankwise.runs.replay_facts import ReplayFacts
+from rankwise.runs.snapshot import RunSnapshot
 from rankwise.text.tokenize import Tokens
 
 
@@ -72,12 +74,29 @@ def _answers(experiment: Experiment, model: LoadedModel, shown: int, callback: C
 def _given(
     experiment: Experiment, config: ReplayDataConfig, writing: Writing, callback: Callback
 ) -> tuple[SelectedRows, DataReport]:
-    prepared = prepare(replay_rows(config, experiment.data), writing, callback)
     try:
+        if config.run is not None:
+            return _of_run(RunSnapshot.read(config.run), experiment, writing, callback)
+        prepared = prepare(replay_rows(config, experiment.data), writing, callback)
         refuse_fatal(prepared.data_report)
-    except DataError as error:
+    except RankwiseError as error:
         raise DataError(f"replay rows (training.replay.data): {error}") from None
     return prepared.trained_rows, prepared.data_report
+
+
+def _of_run(
+    run: RunSnapshot, experiment: Experiment, writing: Writing, callback: Callback
+) -> tuple[SelectedRows, DataReport]:
+    """The rows that a run trained on, but those that are longer than rows may be here."""
+    prepared, (files, _) = prepared_again(run, writing, callback), files_of(run)
+    fits = prepared.trained_rows.lengths <= experiment.data.max_length
+    if not fits.all():
+        callback(WarningMessage(
+            f"{np.count_nonzero(~fits):,} training rows of run {run.name} are not replayed, because they have more "
+            f"than {experiment.data.max_length:,} tokens (--max-length)"
+        ))  # fmt: skip
+    report = prepared.data_report.model_copy(update={"files": tuple(files)})
+    return SelectedRows(prepared.sequences, prepared.trained[fits]), report
 
 
 def _content(row: Tokens) -> bytes:
@@ -88,9 +107,10 @@ def _content(row: Tokens) -> bytes:
 def _facts(config: ReplayConfig, rows: EncodedRows, own: Prepared, report: DataReport | None) -> ReplayFacts:
     every, in_pass = SelectedRows(rows, np.arange(len(rows))), config.rows_among(len(own.trained))
     learned = every.loss_count * in_pass / len(rows)
+    of_run = "" if config.data is None or config.data.run is None else f'run "{config.data.run}": '
     source = f"the base model's own answers to {len(instructions())} general instructions"
     return ReplayFacts(
-        source=source if report is None else ", ".join(file.name for file in report.files),
+        source=source if report is None else of_run + ", ".join(file.name for file in report.files),
         sha256=sha256(b"".join(_digests(rows))).hexdigest(),
         origins=() if report is None else tuple(file.sha256 for file in report.files),
         share=config.share, rows=len(rows), tokens=every.tokens, loss_tokens=every.loss_count, rows_in_pass=in_pass,

@@ -20,6 +20,7 @@ from rankwise.runs.records import (
     BackOffRecord,
     BudgetRecord,
     Callback,
+    EarlierRecord,
     LossRecord,
     RankRecord,
     ScoreRecord,
@@ -44,7 +45,7 @@ ANY = (
     "tracking.project",
 )  # fmt: skip
 """Settings that change no result of a training that converges, so that a run may go on with others."""
-_Kind = TypeVar("_Kind", StepRecord, LossRecord, ScoreRecord, BudgetRecord)
+_Kind = TypeVar("_Kind", StepRecord, LossRecord, ScoreRecord, BudgetRecord, EarlierRecord)
 
 
 @dataclass
@@ -55,6 +56,7 @@ class Past:
     steps: list[StepRecord] = field(default_factory=list)
     validations: list[Validated] = field(default_factory=list)
     budget: list[BudgetRecord] = field(default_factory=list)
+    earlier: list[EarlierRecord] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
@@ -179,7 +181,7 @@ def _until(step: int, metrics: Path, begun: Manifest) -> tuple[list[dict[str, An
         rows = list(takewhile(lambda row: row["step"] <= step, read_metrics_log(metrics)))
         seen = _records(StepRecord, "step", rows)
         evaluations = [*_records(LossRecord, "validation", rows), *_records(ScoreRecord, "score", rows)]
-        budget = _records(BudgetRecord, "budget", rows)
+        budget, earlier = _records(BudgetRecord, "budget", rows), _records(EarlierRecord, "earlier", rows)
     except (OSError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{metrics} is damaged ({error}). Use --restart to start the run again.") from None
     if [record.step for record in seen] != list(range(1, step + 1)):
@@ -187,7 +189,7 @@ def _until(step: int, metrics: Path, begun: Manifest) -> tuple[list[dict[str, An
             f"{metrics} lacks steps before step {step}, the step of the checkpoint. Use --restart to start the "
             "run again."
         )
-    return rows, Past(begun, seen, evaluations, budget)
+    return rows, Past(begun, seen, evaluations, budget, earlier)
 
 
 def _records(kind: type[_Kind], name: str, rows: list[dict[str, Any]]) -> list[_Kind]:

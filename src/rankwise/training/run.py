@@ -38,6 +38,7 @@ from rankwise.training.anchor import Anchor, BaseOnText
 from rankwise.training.backend import Backend, Eager, Fused
 from rankwise.training.checkpoints import size_of
 from rankwise.training.dealt import divided_over, shared_out
+from rankwise.training.earlier_rounds import EarlierRounds, EarlierRows
 from rankwise.training.end_by_request import EndByRequest
 from rankwise.training.forgetting_budget import ForgettingBudget, ordinary_text
 from rankwise.training.hooks import FollowCheckpoints, LogMetrics, Report, SaveCheckpoints
@@ -78,6 +79,8 @@ class TrainingRun:
     tuning: Tuning | None = None
     """How its learning rate was chosen, where trials were asked for."""
     world: World = ALONE
+    earlier_rows: Sequence[EarlierRows] = ()
+    """The validation rows of the runs that it goes on from."""
 
     @property
     def result(self) -> Path:
@@ -178,9 +181,18 @@ class TrainingRun:
             rows=len(rows),
             scorer=scorer,
             run=self.run,
+            backend=backend,
             unit=self.prepared.data_report.loss_unit,
             world=self.world,
         )
+
+    def earlier(self, backend: Backend) -> EarlierRounds:
+        """What becomes of the runs that it goes on from."""
+        rounds = [
+            (rows, replace(self, prepared=rows.prepared, scorer=rows.scorer).validation(rows.backend(backend)))
+            for rows in self.earlier_rows
+        ]
+        return EarlierRounds(rounds, self.experiment)
 
     def anchor(self, backend: Backend) -> Anchor | None:
         """None where the run is not held to its base."""
@@ -214,7 +226,7 @@ class TrainingRun:
 
     def trainer(
         self, backend: Backend, validation: Validation, log: MetricsLog, anchor: Anchor | None,
-        budget: Budget | None, watch: LossWatch,
+        budget: Budget | None, watch: LossWatch, earlier: EarlierRounds,
     ) -> Trainer:  # fmt: skip
         """Before its first step, with everything that happens between steps. A budget comes before what measures the
         result. Of several processes, the first writes and reports."""
@@ -223,12 +235,13 @@ class TrainingRun:
         checkpoints = SaveCheckpoints(self.run, interval, count, log, watch, backs_off)
         budgets = [] if budget is None else [budget]
         ends = [] if self.world.is_several else [EndByRequest(self.run, validation)]
-        hooks: list[Hook] = [LogMetrics(log), *ends, watch, *budgets, validation, checkpoints, Report(self.callback)]
+        measures = [watch, *budgets, validation, earlier]
+        hooks: list[Hook] = [LogMetrics(log), *ends, *measures, checkpoints, Report(self.callback)]
         vary = augmentation(self.experiment.images, self.config.seed)
         batches = Batches.of_prepared(self.prepared, self.config, backend.layout, vary)
         batches = shared_out(batches, self.world, 0 if anchor is None else anchor.base.text.length)
         follow = FollowCheckpoints(interval, watch, gives=any(map(is_split, self.trainable.parameters())))
-        own = hooks if self.world.is_first else [watch, *budgets, validation, follow]
+        own = hooks if self.world.is_first else [*measures, follow]
         return Trainer(self.trainable, batches, self.config, backend, own, anchor, self.world)
 
     def give_parts(self) -> None:

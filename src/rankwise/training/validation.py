@@ -23,6 +23,7 @@ from rankwise.objectives.objective import Objective
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.records import LossRecord, SampleRecord, ScoreRecord, StatusMessage
 from rankwise.runs.target_facts import OF_LANGUAGE_MODELS
+from rankwise.training.backend import Backend
 from rankwise.training.checkpoints import check_snapshot, load_snapshot, save_snapshot
 from rankwise.training.early_stopping import Candidate, EarlyStopping, Validated
 from rankwise.training.finite import Diverged
@@ -73,6 +74,8 @@ class Validation(Hook):
     rows: int
     scorer: Scorer
     run: RunDirectory
+    backend: Backend
+    """What computes the losses of `batches`."""
     unit: str = OF_LANGUAGE_MODELS
     """Of the loss."""
     world: World = ALONE
@@ -136,18 +139,21 @@ class Validation(Hook):
             trainer.emit(record)
 
     def _measured(self, trainer: Trainer, step: int) -> list[Validated]:
-        with trainer.aside():
-            losses = [self._loss(trainer, step)] if self.rows else []
-            records: list[Validated] = [*self.scorer.scores(step), *losses]
-        for record in records:
+        for record in (records := self.measured(trainer, step)):
             _check_loss(record)
         return records
 
+    def measured(self, trainer: Trainer, step: int) -> list[Validated]:
+        """Whatever it comes to, and without a trace in `records`."""
+        with trainer.aside():
+            losses = [self._loss(trainer, step)] if self.rows else []
+            return [*self.scorer.scores(step), *losses]
+
     def _loss(self, trainer: Trainer, step: int) -> LossRecord:
-        if (tally := trainer.backend.tally) is not None:
+        if (tally := self.backend.tally) is not None:
             tally.clear()
-        batches = filled_up(self.batches, self.world, trainer.backend) if trainer.sharded else self.batches
-        total, count = self.world.sums(sum_loss(trainer.backend.loss, batches, trainer.state.device))
+        batches = filled_up(self.batches, self.world, self.backend) if trainer.sharded else self.batches
+        total, count = self.world.sums(sum_loss(self.backend.loss, batches, trainer.state.device))
         if tally is not None:
             tally.sum_up(self.world.sums)
         return LossRecord(

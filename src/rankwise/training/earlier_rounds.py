@@ -1,0 +1,203 @@
+"""What a training that begins with an adapter does to the rounds before it.
+
+    before the first step, after the last      each earlier run's own validation rows: loss and scores
+
+A round is measured as it measured itself (validation.py), by the chat template and the columns of its own rows. What it
+had before stands in the metrics log, so a run that is resumed does not measure it again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import get_args
+
+import numpy as np
+
+from rankwise.config.experiment import Experiment
+from rankwise.config.validation import METRICS_OF, TextMetric, ValidationConfig
+from rankwise.data.preparation import Prepared
+from rankwise.data.preparing import TextWriting
+from rankwise.data.sequences import evenly
+from rankwise.errors import ConfigError, DataError, RankwiseError, first_line
+from rankwise.evaluation.metrics import METRICS
+from rankwise.evaluation.validation_rows import prepared_again
+from rankwise.forward.fused import has_kernels
+from rankwise.methods.starting import contents_of
+from rankwise.models.loaded import LoadedModel
+from rankwise.objectives.objective import Objective
+from rankwise.objectives.preference import Preference
+from rankwise.objectives.registry import objective_for
+from rankwise.runs.manifest import EarlierRound
+from rankwise.runs.records import Callback, EarlierRecord, LossRecord, StatusMessage, WarningMessage
+from rankwise.runs.snapshot import RunSnapshot
+from rankwise.training.backend import Backend, Eager, Fused
+from rankwise.training.pair_backend import PairBackend
+from rankwise.training.trainer import Hook, Trainer
+from rankwise.training.validation import SCORERS, Scorer, Validation
+from rankwise.training.world import World
+
+MOST_ROWS, ANSWERS = 200, 24
+"""Validation rows of all rounds together whose loss is measured, and of each round that are answered."""
+WORSE = 0.02
+"""A loss that rose by more than this share, or a score that fell by more than this, is worth a warning."""
+
+
+@dataclass(frozen=True)
+class EarlierRows:
+    """The validation rows of the run `name`, and what scores them."""
+
+    name: str
+    objective: Objective
+    prepared: Prepared
+    scorer: Scorer
+
+    def backend(self, own: Backend) -> Backend:
+        """What computes their losses: that of the run, for another objective where that differs."""
+        inner = own.inner if isinstance(own, PairBackend) else own
+        if not isinstance(inner, Eager | Fused):
+            return inner
+        longest = self.prepared.measured_rows.lengths.max()
+        if isinstance(inner, Eager) or not has_kernels(inner.work.module, int(longest)):
+            inner = Eager(replace(inner.work, objective=self.objective, packing=False))
+        return PairBackend(inner, self.objective) if isinstance(self.objective, Preference) else inner
+
+
+def earlier_rows(experiment: Experiment, model: LoadedModel, callback: Callback, world: World) -> list[EarlierRows]:
+    """Of the runs that this one goes on from, the latest first. `model` has the template of the base. A round whose
+    rows cannot be had is named, with the reason."""
+    world.wait_for_turn()
+    runs = list(_runs(experiment.adapter.start_from, callback))
+    found = [
+        one for run in runs if (one := _tried(run, experiment, model, MOST_ROWS // len(runs), callback)) is not None
+    ]
+    world.end_turn()
+    everywhere = world.exchange([one.name for one in found])
+    return [one for one in found if all(one.name in names for names in everywhere)]
+
+
+def _runs(name: str | None, callback: Callback) -> Iterator[RunSnapshot]:
+    after: RunSnapshot | None = None
+    while name is not None:
+        try:
+            run = RunSnapshot.finished(name)
+            if after is not None and contents_of(run.result) != after.manifest.lineage[-1].sha256:
+                raise DataError("its adapter has changed since")
+        except (RankwiseError, OSError, IndexError) as error:
+            callback(_not_measured(name, error))
+            return
+        yield run
+        name, after = run.experiment.adapter.start_from, run
+
+
+def _not_measured(name: str, why: Exception) -> StatusMessage:
+    return StatusMessage(f"what becomes of the earlier round {name} is not measured: {first_line(why)}")
+
+
+def _tried(
+    run: RunSnapshot, experiment: Experiment, model: LoadedModel, most: int, callback: Callback
+) -> EarlierRows | None:
+    try:
+        return _rows_of(run, experiment, model, most, callback)
+    except (RankwiseError, OSError) as error:
+        callback(_not_measured(run.name, error))
+        return None
+
+
+def _rows_of(
+    run: RunSnapshot, experiment: Experiment, model: LoadedModel, most: int, callback: Callback
+) -> EarlierRows:
+    objective, data = objective_for(run.recorded_data), run.experiment.data
+    if not data.held_out and data.validation is None:
+        raise DataError("it has no validation rows.")
+    if isinstance(objective, Preference) and objective.needs_reference:
+        raise DataError("the loss of its pairs is relative to another model than this run's.")
+    if getattr(objective, "processing", None) != model.processing:
+        raise DataError("its images were prepared otherwise.")
+    writing = objective.writing(model)
+    prepared = prepared_again(run, writing, callback)
+    if not len(prepared.measured):
+        raise DataError("it has no validation rows.")
+    prepared = replace(prepared, measured=np.asarray(evenly(prepared.measured.tolist(), most)))
+    used = writing.by(data)
+    if isinstance(used, TextWriting):
+        model = model.with_template(used.template)
+
+    def scored(config: ValidationConfig) -> EarlierRows:
+        return EarlierRows(run.name, objective, prepared, SCORERS[objective.name](config, model, prepared, objective))
+
+    losses = ValidationConfig(prompts=())
+    try:
+        return scored(losses if experiment.model.sharded else _scored_as(run, objective))
+    except ConfigError:  # its answers cannot be scored
+        return scored(losses)
+
+
+def _scored_as(run: RunSnapshot, objective: Objective) -> ValidationConfig:
+    """By the metrics of answers that the run was validated or evaluated with."""
+    evaluated = {name for one in run.evaluations.values() for name in one.tuned.scores}
+    measured = {*run.experiment.validation.metrics, *evaluated} if METRICS_OF.get(objective.name) is TextMetric else {}
+    metrics = tuple(name for name in get_args(TextMetric) if name in measured)
+    return ValidationConfig(scores=metrics, answers=ANSWERS if metrics else 0, prompts=())
+
+
+@dataclass
+class EarlierRounds(Hook):
+    """`rounds` are the earlier runs with how they are measured; `records` are all measurements so far."""
+
+    rounds: Sequence[tuple[EarlierRows, Validation]]
+    experiment: Experiment
+    """Of the run that goes on."""
+    records: list[EarlierRecord] = field(default_factory=list)
+
+    def before_first_step(self, trainer: Trainer) -> None:
+        self._measure(trainer, 0)
+
+    def after_training(self, trainer: Trainer) -> None:
+        self._measure(trainer, trainer.state.step)
+        for one in self.outcomes():
+            if _is_worse(one):
+                trainer.emit(WarningMessage(f"an earlier round got worse: {one.describe()}{self._way_out(one.name)}"))
+
+    def _way_out(self, name: str) -> str:
+        """The flags that keep what the run `name` learned, where the objective has replay."""
+        training, sharded = self.experiment.training, self.experiment.model.sharded
+        if self.experiment.objective != "causal-lm" or sharded:
+            return ""
+        if training.replay is None or training.replay.data is None or training.replay.data.run != name:
+            return f". To keep it, train with some of its rows: --replay 0.3 --replay-data run:{name}"
+        return f". A larger --replay than {training.replay.share:g} keeps more of it"
+
+    def outcomes(self) -> tuple[EarlierRound, ...]:
+        """Of the rounds that were measured before and after."""
+        names = dict.fromkeys(record.run for record in self.records)
+        pairs = [[one for one in self.records if one.run == name] for name in names]
+        return tuple(
+            EarlierRound(name=last.run, rows=last.rows, answers=last.answers, unit=last.unit, before=first.scores,
+                         after=last.scores)
+            for first, *_, last in (each for each in pairs if len(each) > 1)
+        )  # fmt: skip
+
+    def _measure(self, trainer: Trainer, step: int) -> None:
+        for rows, validation in self.rounds:
+            records = validation.measured(trainer, step)
+            loss = next(one for one in records if isinstance(one, LossRecord))
+            if not math.isfinite(loss.loss):
+                continue
+            others = [one for one in records if not isinstance(one, LossRecord)]
+            scores = {"loss": loss.loss, **{one.metric: one.value for one in others}}
+            answers = max((one.n for one in others if one.metric in get_args(TextMetric)), default=0)
+            record = EarlierRecord(step, rows.name, loss.sequences, answers, loss.unit, scores)
+            self.records.append(record)
+            trainer.emit(record)
+
+
+def _is_worse(one: EarlierRound) -> bool:
+    def fell(metric: str, before: float) -> bool:
+        after = one.after.get(metric, before)
+        if metric == "loss":
+            return after > before * (1 + WORSE)
+        return metric in METRICS and METRICS[metric].more_is_better and after < before - WORSE * max(1.0, abs(before))
+
+    return any(fell(metric, value) for metric, value in one.before.items())
