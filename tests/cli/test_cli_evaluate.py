@@ -95,6 +95,43 @@ def test_a_model_beside_itself_forgets_nothing(home, tiny_folder):
     assert found("evaluate", tiny_folder, "--task", "rows.jsonl")["forgetting"] is None
 
 
+@pytest.fixture(scope="module")
+def columns(home, tiny_folder):
+    """A run by columns of its own, and other rows with and without them."""
+    for name, rows in {"own": ROWS, "like": OTHERS}.items():
+        texts = ({"text": row["prompt"], "fields": row["completion"]} for row in rows)
+        (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+    texts = ("--prompt", "Extract: {text}", "--completion", "{fields}")
+    words = ("--model", tiny_folder, "--data", "own.jsonl", "--run", "extract", "--steps", 2, *texts)
+    result = rankwise("train", *words)
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.usefixtures("columns")
+def test_a_file_of_rows_is_read_by_the_run_s_own_columns_whatever_names_it(home):
+    by_data = found("evaluate", "extract", "--data", "like.jsonl", "--no-forgetting")
+    by_task = found("evaluate", "extract", "--task", "like.jsonl", "--no-forgetting")
+    (home / "likes.yaml").write_text("data: like.jsonl\nscore: [loss, exact]\nmax_new_tokens: 4\n")
+    by_file = found("evaluate", "extract", "--task", "likes.yaml", "--no-forgetting")
+    assert by_data["task"] == by_task["task"] == "like"
+    assert by_task["metrics"] == by_data["metrics"]
+    assert by_file["metrics"]["loss"]["value"] == pytest.approx(by_data["metrics"]["loss"]["value"], rel=1e-4)
+    stored = json.loads((home / "runs/extract/evaluations/likes.json").read_text())
+    assert stored["samples"][0]["prompt"].count("Extract: What is land 20?") == 1
+    (home / "asked.yaml").write_text("data: like.jsonl\nprompt: '{text}'\ncompletion: '{fields}'\n")
+    assert found("evaluate", "extract", "--task", "asked.yaml", "--no-forgetting")["metrics"] != by_data["metrics"]
+
+
+@pytest.mark.usefixtures("columns")
+def test_rows_of_a_known_format_without_the_run_s_columns_are_read_as_such_and_it_is_said():
+    results = [rankwise("evaluate", "extract", *words, "--no-forgetting", "--json")
+               for words in (("--data", "others.jsonl"), ("--task", "others.jsonl"))]  # fmt: skip
+    for result in results:
+        assert "has none of the columns that the prompt of the run names (fields, text)" in result.stderr
+    first, second = (json.loads(result.stdout) for result in results)
+    assert first["metrics"] == second["metrics"] and first["n"] == len(OTHERS)
+
+
 def test_what_is_printed_steers_no_terminal_and_claims_no_more_than_is_known(home, tiny_folder):
     (home / "steering\x1b[2J.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     result = rankwise("evaluate", tiny_folder, "--task", "steering\x1b[2J.jsonl", "--quiet")

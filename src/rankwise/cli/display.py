@@ -18,6 +18,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from rankwise.cli.own_flags import in_own_words
 from rankwise.cli.visible import visible
 from rankwise.runs.records import (
     BudgetRecord,
@@ -78,9 +79,9 @@ class Display(AbstractContextManager["Display"]):
         match event:
             case StatusMessage(text):
                 self._close()
-                self._console.print(text, markup=False, soft_wrap=True)
+                self._console.print(in_own_words(text), markup=False, soft_wrap=True)
             case WarningMessage(text):
-                self._warnings.print(f"warning: {text}", markup=False, soft_wrap=True)
+                self._warnings.print(f"warning: {in_own_words(text)}", markup=False, soft_wrap=True)
             case ScoreRecord():  # the loss of the same validation follows
                 self._scores.append(event)
             case LossRecord():

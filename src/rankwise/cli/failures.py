@@ -21,6 +21,7 @@ from functools import partial
 from types import FrameType
 from typing import NoReturn
 
+from rankwise.cli.own_flags import in_own_words
 from rankwise.cli.visible import visible
 from rankwise.errors import FULL, Interrupted, RankwiseError, ResourceError, typed
 from rankwise.system.launched import LAUNCHER, is_first_to_end, launched
@@ -106,6 +107,7 @@ def _leave(message: str, kind: str, code: int, as_json: bool, error: BaseExcepti
         raise error
     left_to_launcher = error is requested() and LAUNCHER in os.environ  # it knows who asked
     ignore_requests()
+    message = in_own_words(message)
     problem = {"error": message, "kind": kind, "exit_code": code}
     if is_first_to_end(problem | {"left_to_launcher": left_to_launcher}) and not left_to_launcher:
         print(f"rankwise: {visible(message)}", file=sys.stderr)

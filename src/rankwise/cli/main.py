@@ -25,6 +25,7 @@ from rankwise.cli.failures import report_failures
 from rankwise.cli.inspect import inspect
 from rankwise.cli.merge import merge
 from rankwise.cli.models import models
+from rankwise.cli.own_flags import remember
 from rankwise.cli.plan import plan
 from rankwise.cli.predict import predict
 from rankwise.cli.queue import queue
@@ -46,6 +47,7 @@ class Commands(TyperGroup):
 
     def main(self, args: Sequence[str] | None = None, *given: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         words = list(sys.argv[1:] if args is None else args)
+        remember(self, words)
         if not standalone_mode or "--json" not in words:
             return super().main(words, *given, standalone_mode=standalone_mode, **extra)
         try:

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.commands.report import write_page
-from rankwise.config.tasks import HELD_OUT, TaskConfig, is_running_text, refuse_taken, task_named, task_of_rows
+from rankwise.config.data import COLUMN_SETTINGS
+from rankwise.config.tasks import (
+    HELD_OUT,
+    TaskConfig,
+    is_running_text,
+    names_rows,
+    refuse_taken,
+    task_named,
+    task_of_rows,
+)
 from rankwise.errors import ConfigError, RankwiseError, first_line
 from rankwise.evaluation.base_cache import base_scores
 from rankwise.evaluation.class_task import CLASSES
@@ -30,9 +39,9 @@ from rankwise.evaluation.sequential import Looks
 from rankwise.evaluation.span_task import SPANS
 from rankwise.evaluation.subject import Subject, open_subject
 from rankwise.evaluation.task import OwnTask, Task
-from rankwise.evaluation.task_documents import drawn, identities
+from rankwise.evaluation.task_documents import data_spec, drawn, identities
 from rankwise.evaluation.text import BLOCKS, Text, text_elsewhere
-from rankwise.evaluation.validation_rows import refuse_training_files, rows_to_measure
+from rankwise.evaluation.validation_rows import columns_of_run, refuse_training_files, rows_to_measure
 from rankwise.inference.generate import TOGETHER
 from rankwise.methods.artifact import is_adapter
 from rankwise.models.loaded import LoadedModel
@@ -252,9 +261,11 @@ def _items(
         if data is None:
             raise ConfigError(["which task? Give --task NAME, a YAML file, or a file of rows."])
         task, data = data, None
+    if isinstance(task, str) and data is None and subject.run is not None and names_rows(task):
+        task, data = None, task  # the same rows by either flag
     if task is not None:
         spec = refuse_taken(task, "TaskConfig") if isinstance(task, TaskConfig) else task_named(task, data, rows)
-        return _of_task(spec, subject)
+        return _of_task(spec, subject, callback)
     assert artifact is not None
     found = rows_to_measure(artifact, subject.model, data, callback)
     about = TaskConfig(task=HELD_OUT, data=found.about) if data is None else task_of_rows(data)
@@ -263,8 +274,13 @@ def _items(
     return spec, requests_of_sequences(chosen, subject.model)
 
 
-def _of_task(spec: TaskConfig, subject: Subject) -> tuple[TaskConfig, Requests]:
-    """A run is asked with the system message that it was trained with, unless the task has another."""
+def _of_task(spec: TaskConfig, subject: Subject, callback: Callback) -> tuple[TaskConfig, Requests]:
+    """A run is asked by the columns and with the system message that it was trained with, unless the task has
+    others."""
+    own = spec.ask is not None or spec.running_text or spec.model_fields_set & {"format", *COLUMN_SETTINGS}
+    if subject.run is not None and not own:
+        columns = columns_of_run(subject.run, data_spec(spec), callback)
+        spec = spec.model_copy(update={name: columns[name] for name in columns.keys() - spec.model_fields_set})
     if spec.chat and not spec.running_text and spec.system is None:
         spec = spec.model_copy(update={"system": subject.system})
     items = requests_of(spec, subject.model)

@@ -288,9 +288,13 @@ class DataConfig(Reading):
         own = self.validation
         if own is None or any(_given(own, name) for name in ("format", *COLUMN_SETTINGS)):
             return own
+        return own.model_copy(update={name: value for name, value in self.shared.items() if not _given(own, name)})
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """By which columns all training rows are read; empty where sources differ."""
         every = [{name: getattr(source, name) for name in SHARED} for source in self.all_sources]
-        shared = every[0] if all(one == every[0] for one in every) else {}
-        return own.model_copy(update={name: value for name, value in shared.items() if not _given(own, name)})
+        return every[0] if all(one == every[0] for one in every) else {}
 
     @property
     def all_sources(self) -> tuple[SourceConfig, ...]:

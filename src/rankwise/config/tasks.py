@@ -211,7 +211,7 @@ def task_named(name: str, data: str | None = None, rows: int | None = None) -> T
     if Path(name).suffix.lower() in (".yaml", ".yml"):
         default = {"task": _own_name(Path(name).stem)}
         return refuse_taken(read_settings(Path(name), TaskConfig, given, default), name)
-    if os.path.exists(name) or name.startswith("hub:"):  # noqa: PTH110  Path.exists raises where a name is too long
+    if _is_file(name):
         if data is not None:
             raise ConfigError([f"{name} and {data} are both files of rows. Give one of them (--task or --data)."])
         return task_of_rows(name, **given)
@@ -219,6 +219,16 @@ def task_named(name: str, data: str | None = None, rows: int | None = None) -> T
         [f'there is no task "{name}".{did_you_mean(name, BUILT_IN)} A task is one of {some(BUILT_IN, 40)}; or a YAML '
          "file with task, data and score; or a file of rows."]
     )  # fmt: skip
+
+
+def names_rows(name: str) -> bool:
+    """Whether it is a file, a folder or a hub data set of rows, and no task."""
+    is_task = name in BUILT_IN or Path(name).suffix.lower() in (".yaml", ".yml")
+    return not is_task and not is_running_text(name) and _is_file(name)
+
+
+def _is_file(name: str) -> bool:
+    return os.path.exists(name) or name.startswith("hub:")  # noqa: PTH110  Path.exists raises where a name is too long
 
 
 def task_of_rows(data: str, **given: Any) -> TaskConfig:

@@ -9,13 +9,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from rankwise.config.data import DataConfig
+from rankwise.config.column_text import column_text
+from rankwise.config.data import COLUMN_SETTINGS, DataConfig
 from rankwise.config.preference import as_pairs
+from rankwise.data.formats import form_of
 from rankwise.data.preparation import Prepared
 from rankwise.data.preparing import Writing, prepare, refuse_fatal
 from rankwise.data.sequences import evenly
-from rankwise.errors import DataError
+from rankwise.data.sources import open_source, raw_records
+from rankwise.errors import DataError, some
 from rankwise.methods.artifact import Artifact
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.data_report import PartFacts
@@ -87,14 +91,35 @@ def _as_trained(spec: DataConfig, writing: Writing) -> DataConfig:
 
 
 def _others(run: RunSnapshot, spec: DataConfig, data: str, writing: Writing, callback: Callback) -> Measurable:
-    """Read other rows with the run's settings, but detect their format and columns anew."""
-    config = {
-        name: getattr(spec, name) for name in spec.model_fields_set if name not in (*OF_TRAINING, "format", "columns")
-    }
+    """Read other rows with the run's settings, and by its columns where they have them."""
+    others = (*OF_TRAINING, "format", *COLUMN_SETTINGS)
+    config = {name: getattr(spec, name) for name in spec.model_fields_set if name not in others}
+    config |= columns_of_run(run, DataConfig(path=data), callback)
     prepared = prepare(_as_trained(DataConfig(**config, path=data), writing), writing, callback)
     refuse_fatal(prepared.data_report)
     refuse_training_files(run, {file.sha256: file.name for file in prepared.data_report.files})
     return _all_rows(prepared, data, callback)
+
+
+def columns_of_run(run: RunSnapshot, data: DataConfig, callback: Callback) -> dict[str, Any]:
+    """The settings by which the run read the columns of its rows; none, and a warning, where `data` has none of the
+    columns that its prompt names and is of a known format."""
+    shared, source = run.experiment.data.shared, data.all_sources[0]
+    row = next((row for part in open_source(data, source).parts for _, row in raw_records(part)), None)
+    if not isinstance(row, dict):
+        return shared
+    texts = [shared.get(name) or "" for name in ("prompt", "completion")]
+    named = {name for text in texts for name in column_text(text).columns}
+    form = form_of(row)
+    if not named:
+        return shared if set(shared.get("columns", {}).values()) <= row.keys() else shared | {"columns": {}}
+    if named & row.keys() or form is None:
+        return shared
+    callback(WarningMessage(
+        f"{source.path} has none of the columns that the prompt of the run names ({some(sorted(named))}), so its rows "
+        f"are read as rows in {form} format"
+    ))  # fmt: skip
+    return {}
 
 
 def _all_rows(prepared: Prepared, data: str, callback: Callback) -> Measurable:

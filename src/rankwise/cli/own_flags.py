@@ -1,0 +1,73 @@
+"""A message in the words of the command that prints it, since one message serves many commands.
+
+    --prompt "{a}" --completion "{b}"     in train      as it is
+                                          in evaluate   prompt: "{a}" completion: "{b}", for the YAML file of a task
+    --max-length                          in evaluate   as it is, and a last line: a flag of rankwise train
+
+A flag that follows the name of its command (`rankwise export --format`) stays, and so does one that is nobody's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+FLAG = re.compile(r"(?<![\w`-])--[a-z][a-z-]+")
+OF_ROWS = re.compile(
+    r"--(?:set data\.)?(prompt|completion|format|ignore[-_]columns|columns)(?:\.(\w+))?"
+    r"[ =](\"[^\"]*\"|'[^']*'|\S*[^\s.,;:)])"
+)
+"""A flag that says how rows are read, with its value; a task's file takes the same settings."""
+NAMED = re.compile(r"rankwise ([a-z]+(?: [a-z]+)?)(?:(?!rankwise )[^.`)])*$")
+IN_A_TASK = "rankwise evaluate takes these in the YAML file of a task (--task FILE.yaml)."
+_running: list[Any] = []
+"""The command group, and the words it was called with."""
+
+
+def remember(group: Any, words: Sequence[str]) -> None:
+    """Which command prints the messages from here on."""
+    _running[:] = [group, list(words)]
+
+
+def in_own_words(message: str) -> str:
+    """The message in the words of the command that runs."""
+    if not _running or "--" not in message:
+        return message
+    group, words = _running
+    every = dict(flags_of_all(group))
+    name = next((" ".join(words[:many]) for many in (2, 1) if " ".join(words[:many]) in every), None)
+    return message if name is None else reworded(message, name, every)
+
+
+def flags_of_all(command: Any, name: str = "") -> Iterator[tuple[str, set[str]]]:
+    """Each command's flags."""
+    for one, inner in getattr(command, "commands", {}).items():
+        yield from flags_of_all(inner, f"{name} {one}".strip())
+    if name:
+        given = [flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)]
+        yield name, {"--help", *given}
+
+
+def reworded(message: str, command: str, every: dict[str, set[str]]) -> str:
+    own, notes = every[command], list[str]()
+    if "--task" in own and "--prompt" not in own:
+        changed = OF_ROWS.sub(_in_a_task, message)
+        notes = [IN_A_TASK] if changed != message else []
+        message = changed
+    for flag in dict.fromkeys(found[0] for found in FLAG.finditer(message) if not _is_named(message, found, every)):
+        others = [name for name in ("train", *every) if flag in every.get(name, ())]
+        if flag not in own and others:
+            notes.append(f"{flag} is a flag of rankwise {others[0]}.")
+    return "\n".join([message, *notes])
+
+
+def _in_a_task(found: re.Match[str]) -> str:
+    name, field, value = found.groups()
+    return f"{name.replace('-', '_')}: {value if field is None else f'{{{field}: {value}}}'}"
+
+
+def _is_named(message: str, found: re.Match[str], every: dict[str, set[str]]) -> bool:
+    """Whether its command is named before it."""
+    before = NAMED.search(message[: found.start()])
+    return before is not None and any(found[0] in every.get(name, ()) for name in (before[1], before[1].split()[0]))
