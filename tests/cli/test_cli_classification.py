@@ -165,6 +165,8 @@ def test_a_merged_export_is_a_classifier_for_transformers(here, run):
     assert result.exit_code == 0, (result.output, result.exception)
     model = AutoModelForSequenceClassification.from_pretrained(f"merged-{run}")
     assert model.config.id2label == {0: "bad", 1: "good"}
+    assert not Path(f"merged-{run}", "chat_template.jinja").exists(), "it writes no text"
+    assert "answers" not in json.loads(Path("runs", run, "report.json").read_text())["verdict"]
     theirs = logits_of(model, [(row["text"],) for row in labelled(9, 24)]).double().softmax(-1)
     ours = [row["probability_good"] for row in predicted(run, "apart.jsonl", "merged.jsonl")]
     assert np.abs(theirs[:, 1].numpy() - np.array(ours)).max() <= 1e-5

@@ -192,6 +192,7 @@ def exporting(*words, run="good", to="out"):
 
 MISTAKES = [
     # rows
+    Mistake("a run of two words", training(run="a b/c"), "ConfigError", ("--run", "'a b/c': a name has at most 64",)),
     Mistake("no data file", training(data="row.jsonl"), "DataError", ("row.jsonl", "no such file", '"rows.jsonl"')),
     Mistake("data is an empty folder", training(data="none"), "DataError", ("none", "no file of rows"), nothing),
     Mistake("data name too long", training(data=TOO_LONG), "DataError", (TOO_LONG[:40],)),

@@ -14,7 +14,11 @@ from typer.testing import CliRunner
 import rankwise as library
 from rankwise.cli.main import app
 from rankwise.commands import predict as verb
+from rankwise.config.data import DataConfig
 from rankwise.config.generation import GenerationConfig
+from rankwise.data.asking import question_of
+from rankwise.data.sources import open_source, raw_records
+from rankwise.errors import DataError
 from rankwise.inference.tuned_model import load_tuned
 
 SHORT = ("--max-new-tokens", "6")
@@ -176,6 +180,15 @@ def test_tables_go_in_and_out():
     with open("out2.csv", newline="") as file:
         first, second = csv.DictReader(file)
     assert json.loads(first["a"]) == [1, {"b": 2}] and second["a"] == second["c"] == first["c"] == ""
+
+
+def test_a_column_that_the_prompt_lacks_is_told_by_those_of_the_file():
+    write("rows.jsonl", [{"id": 1, "text": "a"}])
+    spec = DataConfig(path="rows.jsonl", prompt="{body}", completion="{queue}")
+    reading = open_source(spec, spec.all_sources[0])
+    ((where, row),) = raw_records(reading.parts[0])
+    with pytest.raises(DataError, match="""names the column "body", but the row has only 'id', 'text'"""):
+        question_of(reading, reading.parts[0], where, row, None)
 
 
 def test_bad_rows_are_all_told_with_their_lines_and_nothing_is_written():

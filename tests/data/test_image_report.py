@@ -318,3 +318,13 @@ def test_names_of_classes_beside_images_in_parquet_are_used(tmp_path):
     pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "rows.parquet")
     assert report(tmp_path / "rows.parquet").labels == {"dog": 1, "cat": 1}
     assert report(tmp_path / "rows.parquet", labels=("x", "y")).labels == {"y": 1, "x": 1}
+
+
+def test_progress_counts_images(tmp_path):
+    heard = []
+    for number in range(200):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        noise(number, (4, 4)).save(tmp_path / "a" / f"{number}.png")
+    count_only(DataConfig(path=str(tmp_path)), heard.append)
+    done = [(event.done, event.total) for event in heard if getattr(event, "what", "") == "Reading and encoding"]
+    assert done and all(count <= 200 and total == pytest.approx(200, rel=0.05) for count, total in done)

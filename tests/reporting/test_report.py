@@ -118,7 +118,8 @@ def test_a_task_counts_by_its_answers_before_its_loss():
     loss = exact.model_copy(update={"verdict": "worse"})
     both = evaluation.model_copy(update={"differences": {"loss": loss, "exact": exact}})
     write_evaluation(evaluation_path(run, "task"), both)
-    assert report("r").verdict.startswith("Better than the base on task: exact")
+    told = report("r").verdict
+    assert told.startswith("Better than the base on task: exact") and "n = 40); worse: loss 0." in told
     alone = evaluation.model_copy(update={"differences": {"loss": loss}})
     write_evaluation(evaluation_path(run, "task"), alone)
     assert report("r").verdict.startswith("Worse than the base on task: loss")
@@ -142,6 +143,7 @@ def test_without_an_evaluation_it_says_what_the_loss_did_and_how_to_measure():
         "The loss on 10 validation sequences fell, from 2.000 to 0.700 nats per loss token; whether its "
         "answers are better was not measured."
     )
+    assert ">validation 0.700<" in made.page.read_text(), "no label is cut"
     assert "rankwise evaluate r" in json.loads(made.data.read_text())["next"]
     assert '<section id="quality">' not in made.page.read_text()
 
@@ -254,7 +256,7 @@ def test_numbers_of_the_page_are_those_of_the_run():
     assert data["scores"] == [row for row in rows if row["kind"] == "score"]
     assert data["samples"]["training"] == [row for row in rows if row["kind"] == "sample"]
     assert data["ranks"]["ranks"] == [row for row in rows if row["kind"] == "ranks"][-1]["ranks"]
-    assert data["cost"]["results"] == run.manifest().results.model_dump()
+    assert data["cost"]["results"] == run.manifest().results.model_dump(mode="json")
     assert data["data"]["data_report"] == RunSnapshot.of(run).recorded_data.model_dump(mode="json")
     evaluation = read_evaluation(evaluation_path(run, "task"))
     exact = evaluation.differences["exact"]

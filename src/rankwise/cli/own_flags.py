@@ -59,7 +59,9 @@ def reworded(message: str, command: str, every: dict[str, set[str]]) -> str:
         others = [name for name in ("train", *every) if flag in every.get(name, ())]
         if flag not in own and others:
             notes.append(f"{flag} is a flag of rankwise {others[0]}.")
-    return "\n".join([message, *notes])
+    if not notes:
+        return message
+    return f"{message}{'' if message.endswith('.') else '.'} {' '.join(notes)}"
 
 
 def _in_a_task(found: re.Match[str]) -> str:

@@ -99,8 +99,8 @@ def _print(predicted: Predicted) -> None:
     typer.echo(
         f"{facts['out']}: {facts['answered']:,} of {facts['rows']:,} rows {what}{tokens} in {facts['seconds']:.1f} s"
     )
-    if facts["errors"]:
-        remark(f'{len(facts["errors"]):,} rows could not be {what}; the column "error" says why.')
+    if bad := len(facts["errors"]):
+        remark(f'{bad:,} row{"s" * (bad > 1)} could not be {what}; the column "error" says why.')
     if predicted.repeated:
         remark(f"[stopped: the answer repeats itself] in {some(predicted.repeated, 8)}")
     if cut := facts["stopped"].get("length"):

@@ -108,6 +108,8 @@ def _sentence(item: ErrorDetails, spec: type[BaseModel], tagged: Location) -> st
     if item["type"] == "missing":
         return f'setting "{key}" is required and was not given.'
     message = item["msg"].removeprefix("Value error, ")
+    if item.get("ctx", {}).get("pattern") == NAME:
+        message = 'a name has at most 64 letters (A-Z), digits, ".", "_" and "-", and begins with a letter or a digit'
     problem = f"{message[:1].lower()}{message[1:]}."
     if not key:
         begins_with_setting = set("._") & set(problem.split()[0].rstrip("."))
@@ -115,6 +117,8 @@ def _sentence(item: ErrorDetails, spec: type[BaseModel], tagged: Location) -> st
     return f'setting "{key}" is {shown(item["input"])}: {problem}'
 
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+"""The pattern of the names of runs and tasks."""
 INSTEAD = {"rank": "budget", "alpha": "scale", "budget": "rank", "scale": "alpha"}
 """What one method has for a setting of another's."""
 

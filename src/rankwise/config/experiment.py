@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
-from rankwise.config.base import Config
+from rankwise.config.base import NAME, Config
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.head import HeadConfig
@@ -24,7 +24,7 @@ OTHERS: dict[str, type[Config]] = {"adalora": AdaLoraConfig, "head": HeadConfig,
 """Methods other than LoRA. The adapter settings of recipes are written for LoRA."""
 PREFERENCE_SHARE = 0.1
 """Of the learning rate for answers, the rate for preferences (lab/preference.md)."""
-RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+RUN_NAME = NAME
 
 
 def _method(value: Any) -> Any:

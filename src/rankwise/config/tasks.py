@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from rankwise.config.base import PositiveInt, Seed
+from rankwise.config.base import NAME, PositiveInt, Seed
 from rankwise.config.built_in_tasks import BUILT_IN
 from rankwise.config.data import OF_TABLES, Reading
 from rankwise.config.reading import read_settings
@@ -60,7 +60,6 @@ MEANINGS = {
 """A description of each metric, for reports."""
 CHOSEN = ("accuracy", "f1", "matthews")
 LIKELIHOOD = ("loss", *CHOSEN)
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 HOME = "RANKWISE_DATA"
 HELD_OUT = "held-out"
 """Name of the task on the validation rows that a run held out."""

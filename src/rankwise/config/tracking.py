@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from rankwise.config.base import Config
+from rankwise.config.base import NAME, Config
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 TRACKERS: tuple[TrackerName, ...] = get_args(TrackerName)
@@ -19,7 +19,7 @@ class TrackingConfig(Config):
     log_to: tuple[TrackerName, ...] = ()
     """Trackers: tensorboard, wandb, mlflow or trackio, several separated by commas. Each is an extra of the package
     (`pip install 'rankwise[tensorboard]'`) and writes to this machine unless its own settings name a server."""
-    project: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "rankwise"
+    project: Annotated[str, Field(pattern=NAME)] = "rankwise"
     """Name of the project of W&B and trackio, and of the experiment of MLflow, in which the run appears."""
 
     @field_validator("log_to", mode="before")

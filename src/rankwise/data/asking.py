@@ -55,6 +55,8 @@ def question_of(reading: Reading, part: Part, where: str, row: Any, form: str | 
 
 def with_answer(row: Row, source: Rows, form: str | None, where: str) -> Row:
     if source.completion is not None:
+        if not set(column_text(source.prompt or "").columns) <= row.keys():
+            return row  # reading it names the column that is missing
         return row | {name: PLACEHOLDER for name in column_text(source.completion).columns if _is_empty(row.get(name))}
     given = source.format if source.format != "auto" else form
     if given is not None and set(given.split(", ")) & set(TAGGED_FORMATS):

@@ -74,11 +74,10 @@ class Encoding:
             return
         wants = _Wants(reading, source, store)
         part: _Part | None = None
-        rows = 0
         for number, chunk in enumerate(reading.chunks(wants if divides else None)):
-            self._report_progress(reading, rows)
+            if number >= 2 and (share := reading.share):
+                self.callback(ProgressUpdate("Reading and encoding", reading.rows, reading.rows / share, "rows"))
             store.encoders.check_stop()
-            rows += CHUNK
             place = number % store.chunks
             if not wants(number):
                 continue
@@ -89,11 +88,6 @@ class Encoding:
                 part = None
         if part is not None:
             store.put(reading, part.finished(store))
-
-    def _report_progress(self, reading: Reading, rows: int) -> None:
-        share = reading.share
-        if rows >= 2 * CHUNK and share:
-            self.callback(ProgressUpdate("Reading and encoding", rows, rows / share, "rows"))
 
 
 @dataclass

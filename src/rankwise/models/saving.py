@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from rankwise.config.models import ModelConfig
 from rankwise.models.gathering import save_whole
-from rankwise.models.inspection import read_json
+from rankwise.models.inspection import is_encoder, read_json
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.preprocessing import save_processing
 from rankwise.models.rotary_names import write_older_names
@@ -68,10 +68,12 @@ def save_reader(model: LoadedModel, folder: Path) -> None:
 
 
 def save_tokenizer(tokenizer: HubTokenizer, template: ChatTemplate, base: Path, folder: Path) -> None:
-    """Save the tokenizer with the template used for generation, and the list of special tokens of the folder `base` if
-    it has one."""
+    """Save the tokenizer with the template used for generation, which encoders do without, and the list of special
+    tokens of the folder `base` if it has one."""
     hub = tokenizer.hub
-    own, hub.chat_template = hub.chat_template, template_text(template)
+    config = base / "config.json"
+    writes = not (config.is_file() and is_encoder(read_json(config)))
+    own, hub.chat_template = hub.chat_template, template_text(template) if writes else hub.chat_template
     try:
         hub.save_pretrained(folder)
     finally:

@@ -11,7 +11,7 @@ from rankwise.reporting.quantities import figure
 from rankwise.runs.evaluations import StrengthCurve
 from rankwise.runs.records import LossRecord, RankRecord, ScoreRecord, StepRecord
 
-MOST_POINTS, LONGEST_NAME = 1200, 15
+MOST_POINTS, LONGEST_NAME = 1200, 17
 LOG_FROM = 20.0
 """Scales are logarithmic if the largest value is more than so many times the smallest."""
 ROLES = ("tuned", "base", "third", "fourth")
@@ -24,7 +24,7 @@ def loss_chart(steps: Sequence[StepRecord], held_out: Sequence[LossRecord], unit
     measured = finite([record.step for record in held_out], [record.loss for record in held_out])
 
     def draw(sheet: Sheet) -> None:
-        panel = sheet.panel(44, 36, 104, 40)
+        panel = sheet.panel(44, 36, 128, 40)
         values = [*raw[1], *measured[1]]
         _scaled(panel, values)
         panel.across(0, max([*raw[0], *measured[0], 1]), under="step")
@@ -59,7 +59,7 @@ def losses_chart(runs: Mapping[str, Sequence[StepRecord]]) -> Markup:
     }
 
     def draw(sheet: Sheet) -> None:
-        panel = sheet.panel(44, 36, 110, 40)
+        panel = sheet.panel(44, 36, 128, 40)
         _scaled(panel, [value for _, ys in lines.values() for value in ys])
         panel.across(0, max([*(x for xs, _ in lines.values() for x in xs), 1]), under="step")
         panel.headed("nats per loss token")
@@ -94,7 +94,7 @@ def score_chart(scores: Sequence[ScoreRecord]) -> Markup:
     }
 
     def draw(sheet: Sheet) -> None:
-        panel = sheet.panel(44, 36, 110, 40)
+        panel = sheet.panel(44, 36, 128, 40)
         values = [value for _, ys in lines.values() for value in ys] or [0.0, 1.0]
         low, high = min(0.0, *values), max(values)
         panel.upwards(low, high + 0.08 * (high - low or 1))

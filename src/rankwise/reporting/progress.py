@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rankwise.reporting.charts import budget_chart, finite, loss_chart, score_chart, small_chart
-from rankwise.reporting.document import Section, figure, folded, paragraph, table
+from rankwise.reporting.document import Section, figure, folded, listed, paragraph, table
 from rankwise.reporting.markup import Content, Markup, element
 from rankwise.reporting.quantities import figure as number
 from rankwise.reporting.quantities import plural
@@ -72,17 +72,9 @@ def earlier_section(run: RunSnapshot) -> Section | None:
     rounds = results.earlier_rounds if results is not None else ()
     if not rounds:
         return None
-    rows = [
-        [one.name, metric, f"{one.rows if metric == 'loss' else one.answers or one.rows:,}", number(before),
-         number(one.after[metric])]
-        for one in rounds
-        for metric, before in one.before.items()
-    ]  # fmt: skip
     return Section(
-        "earlier", "Earlier rounds", [one.model_dump() for one in rounds],
-        [table(("round", "metric", "rows", "before", "after"), rows, words=(0, 1), label="earlier rounds")],
-        about="The runs that this one goes on from, on their own validation rows, before its first step and after its "
-        "last. Rows of theirs among the training rows keep what they learned (--replay, --replay-data run:NAME).",
+        "earlier", "Earlier rounds", [one.model_dump() for one in rounds], [listed([one.describe() for one in rounds])],
+        about="The runs that this one goes on from, before its first step and after its last.",
     )  # fmt: skip
 
 

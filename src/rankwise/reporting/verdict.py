@@ -43,7 +43,8 @@ def next_of(run: RunSnapshot) -> str:
     hold = "" if run.history.losses else "Hold out rows (--held-out 50) to measure the validation loss. "
     if run.manifest.status != "finished":
         return hold
-    return f"{hold}Compare its answers with those of the base: rankwise evaluate {run.name}"
+    what = "Score its predictions, with intervals" if _predicts(run) else "Compare its answers with those of the base"
+    return f"{hold}{what}: rankwise evaluate {run.name}"
 
 
 def remarks_of(run: RunSnapshot) -> list[str]:
@@ -92,7 +93,7 @@ def _sentence(compared: dict[str, Evaluation], base: str) -> str:
         return (
             f"{means[one.verdict]}: {metric} {figure(one.b)} against {figure(one.a)} "
             f"({figure(one.difference, signed=True)}, 95 % interval {interval(one.low, one.high, signed=True)}, "
-            f"n = {one.n:,})"
+            f"n = {one.n:,}){_also(evaluation.differences, metric)}"
         )
     verdicts: dict[str, Verdict] = {
         task: primary(evaluation.differences)[1].verdict for task, evaluation in compared.items()
@@ -110,6 +111,12 @@ def _sentence(compared: dict[str, Evaluation], base: str) -> str:
     ns = sorted(primary(evaluation.differences)[1].n for evaluation in compared.values())
     n = f"{ns[0]:,}" if ns[0] == ns[-1] else f"{ns[0]:,} to {ns[-1]:,}"
     return f"{', '.join(parts)}; n = {n}"
+
+
+def _also(differences: Mapping[str, Difference], told: str) -> str:
+    """The other metrics that moved."""
+    moved = [(metric, one) for metric, one in differences.items() if metric != told and one.verdict != "cannot tell"]
+    return "".join(f"; {one.verdict}: {metric} {figure(one.b)} against {figure(one.a)}" for metric, one in moved)
 
 
 def _against(compared: dict[str, Evaluation], base: str) -> str:
@@ -159,8 +166,14 @@ def _losses(run: RunSnapshot) -> str:
     when = "" if last is losses[-1] else f" at the selected step {last.step:,}"
     return (
         f"The loss on {plural(last.sequences, 'validation sequence')} {how}, from {figure(first.loss)} to "
-        f"{figure(last.loss)} {run.loss_unit}{when}; whether its answers are better was not measured."
+        f"{figure(last.loss)} {run.loss_unit}{when}"
+        + ("." if _predicts(run) else "; whether its answers are better was not measured.")
     )
+
+
+def _predicts(run: RunSnapshot) -> bool:
+    """Whether it is a classifier, which writes no answers."""
+    return run.data_report is not None and run.data_report.targets is not None
 
 
 def _way(first: float, last: float) -> str:

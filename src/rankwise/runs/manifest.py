@@ -113,8 +113,6 @@ class EarlierRound(Config):
     rows: int
     answers: int
     """Rows that were answered, of which scores of answers are; 0 for other scores."""
-    unit: str
-    """Of the loss."""
     before: dict[str, float]
     """The loss and the scores before the first step."""
     after: dict[str, float]

@@ -112,9 +112,6 @@ class EarlierRecord:
     run: str
     rows: int
     answers: int
-    """Rows that were answered, of which scores of answers are; 0 for other scores."""
-    unit: str
-    """Of the loss."""
     scores: dict[str, float]
 
     def as_row(self) -> dict[str, Any]:

@@ -71,9 +71,10 @@ def of_overlap(data_report: DataReport | None) -> str:
     both = data_report.overlap if data_report is not None else None
     if both is None or not both.exact + both.near:
         return ""
+    shared = "image" if data_report is not None and data_report.image_processing is not None else "prompt"
     return (
-        f"{both.exact:,} of the {both.of:,} validation rows have the same prompt as a training row, and {both.near:,} "
-        "nearly the same: their loss underestimates the loss on new rows."
+        f"{both.exact:,} of the {both.of:,} validation rows have the same {shared} as a training row, and "
+        f"{both.near:,} nearly the same: their loss underestimates the loss on new rows."
     )
 
 

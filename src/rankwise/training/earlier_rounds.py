@@ -40,6 +40,7 @@ from rankwise.training.world import World
 
 MOST_ROWS, ANSWERS = 200, 24
 """Validation rows of all rounds together whose loss is measured, and of each round that are answered."""
+NOT_MEASURED = "what becomes of the earlier round {} is not measured: {}"
 WORSE = 0.02
 """A loss that rose by more than this share, or a score that fell by more than this, is worth a warning."""
 
@@ -67,11 +68,14 @@ class EarlierRows:
 def earlier_rows(experiment: Experiment, model: LoadedModel, callback: Callback, world: World) -> list[EarlierRows]:
     """Of the runs that this one goes on from, the latest first. `model` has the template of the base. A round whose
     rows cannot be had is named, with the reason."""
+    found: list[EarlierRows] = []
     world.wait_for_turn()
     runs = list(_runs(experiment.adapter.start_from, callback))
-    found = [
-        one for run in runs if (one := _tried(run, experiment, model, MOST_ROWS // len(runs), callback)) is not None
-    ]
+    for run in runs:
+        try:
+            found.append(_rows_of(run, experiment, model, MOST_ROWS // len(runs), callback))
+        except (RankwiseError, OSError) as error:
+            callback(StatusMessage(NOT_MEASURED.format(run.name, first_line(error))))
     world.end_turn()
     everywhere = world.exchange([one.name for one in found])
     return [one for one in found if all(one.name in names for names in everywhere)]
@@ -84,25 +88,11 @@ def _runs(name: str | None, callback: Callback) -> Iterator[RunSnapshot]:
             run = RunSnapshot.finished(name)
             if after is not None and contents_of(run.result) != after.manifest.lineage[-1].sha256:
                 raise DataError("its adapter has changed since")
-        except (RankwiseError, OSError, IndexError) as error:
-            callback(_not_measured(name, error))
+        except (RankwiseError, OSError) as error:
+            callback(StatusMessage(NOT_MEASURED.format(name, first_line(error))))
             return
         yield run
         name, after = run.experiment.adapter.start_from, run
-
-
-def _not_measured(name: str, why: Exception) -> StatusMessage:
-    return StatusMessage(f"what becomes of the earlier round {name} is not measured: {first_line(why)}")
-
-
-def _tried(
-    run: RunSnapshot, experiment: Experiment, model: LoadedModel, most: int, callback: Callback
-) -> EarlierRows | None:
-    try:
-        return _rows_of(run, experiment, model, most, callback)
-    except (RankwiseError, OSError) as error:
-        callback(_not_measured(run.name, error))
-        return None
 
 
 def _rows_of(
@@ -117,8 +107,6 @@ def _rows_of(
         raise DataError("its images were prepared otherwise.")
     writing = objective.writing(model)
     prepared = prepared_again(run, writing, callback)
-    if not len(prepared.measured):
-        raise DataError("it has no validation rows.")
     prepared = replace(prepared, measured=np.asarray(evenly(prepared.measured.tolist(), most)))
     used = writing.by(data)
     if isinstance(used, TextWriting):
@@ -174,10 +162,9 @@ class EarlierRounds(Hook):
         names = dict.fromkeys(record.run for record in self.records)
         pairs = [[one for one in self.records if one.run == name] for name in names]
         return tuple(
-            EarlierRound(name=last.run, rows=last.rows, answers=last.answers, unit=last.unit, before=first.scores,
-                         after=last.scores)
+            EarlierRound(name=last.run, rows=last.rows, answers=last.answers, before=first.scores, after=last.scores)
             for first, *_, last in (each for each in pairs if len(each) > 1)
-        )  # fmt: skip
+        )
 
     def _measure(self, trainer: Trainer, step: int) -> None:
         for rows, validation in self.rounds:
@@ -188,16 +175,14 @@ class EarlierRounds(Hook):
             others = [one for one in records if not isinstance(one, LossRecord)]
             scores = {"loss": loss.loss, **{one.metric: one.value for one in others}}
             answers = max((one.n for one in others if one.metric in get_args(TextMetric)), default=0)
-            record = EarlierRecord(step, rows.name, loss.sequences, answers, loss.unit, scores)
+            record = EarlierRecord(step, rows.name, loss.sequences, answers, scores)
             self.records.append(record)
             trainer.emit(record)
 
 
 def _is_worse(one: EarlierRound) -> bool:
-    def fell(metric: str, before: float) -> bool:
-        after = one.after.get(metric, before)
-        if metric == "loss":
-            return after > before * (1 + WORSE)
-        return metric in METRICS and METRICS[metric].more_is_better and after < before - WORSE * max(1.0, abs(before))
-
-    return any(fell(metric, value) for metric, value in one.before.items())
+    before, after = dict(one.before), dict(one.after)
+    if after.pop("loss") > before.pop("loss") * (1 + WORSE):
+        return True
+    up = [name for name in before.keys() & after.keys() & METRICS.keys() if METRICS[name].more_is_better]
+    return any(after[name] < before[name] - WORSE * max(1.0, abs(before[name])) for name in up)
