@@ -293,6 +293,22 @@ def test_replay_takes_the_training_rows_of_a_run(chain: str) -> None:
     assert "leave out prompt" in refused(*words[:-1], *columns, "--run", "never")
 
 
+def test_answers_are_measured_in_a_round_of_pairs_and_pairs_in_one_of_answers(chain: str) -> None:
+    write_rows("pairs.jsonl", [{"prompt": f"What is land {n}?", "chosen": f"A town {n}.", "rejected": "A sea."}
+                               for n in range(9)])  # fmt: skip
+    pairs = ("--data", "pairs.jsonl", "--objective", "preference", "--held-out", "3", *AGAIN)
+    done("train", "--from", "cities", *pairs, "--run", "dpo")
+    assert earlier_rounds("dpo")[0].before["loss"] == pytest.approx(losses("cities")[-1], rel=1e-6)
+    done("train", "--from", "dpo", *pairs, "--run", "orpo", "--preference-loss", "orpo")
+    assert [one.name for one in earlier_rounds("orpo")] == ["cities"]
+    said = one_line_of(done("train", "--from", "orpo", *LAND, "--run", "after", *STILL))
+    assert "the earlier round dpo is not measured: the loss of its pairs is relative to another model" in said
+    orpo, cities = earlier_rounds("after")
+    assert orpo.before["loss"] == pytest.approx(losses("orpo")[-1], rel=1e-6)
+    assert {"preference_accuracy", "margin"} <= orpo.before.keys()
+    assert cities.before["loss"] == pytest.approx(earlier_rounds("orpo")[0].after["loss"], rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
