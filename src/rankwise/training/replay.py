@@ -21,7 +21,7 @@ from rankwise.data.preparation import Prepared
 from rankwise.data.preparing import Writing, prepare, refuse_fatal
 from rankwise.data.replay import Replay
 from rankwise.data.sequences import EncodedRows, SelectedRows
-from rankwise.errors import DataError, RankwiseError
+from rankwise.errors import DataError, RunError
 from rankwise.evaluation.validation_rows import files_of, prepared_again
 from rankwise.inference.own_answers import own_answers
 from rankwise.models.loaded import LoadedModel
@@ -79,7 +79,7 @@ def _given(
             return _of_run(RunSnapshot.read(config.run), experiment, writing, callback)
         prepared = prepare(replay_rows(config, experiment.data), writing, callback)
         refuse_fatal(prepared.data_report)
-    except RankwiseError as error:
+    except (DataError, RunError) as error:
         raise DataError(f"replay rows (training.replay.data): {error}") from None
     return prepared.trained_rows, prepared.data_report
 
