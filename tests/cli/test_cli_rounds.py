@@ -284,7 +284,11 @@ def test_replay_takes_the_training_rows_of_a_run(chain: str) -> None:
     done(*words, "run:cities", "--run", "replayed")
     replay = RunSnapshot.read("replayed").manifest.replay
     assert replay is not None and replay.rows == 12 and replay.source == 'run "cities": cities.jsonl'
-    assert replay.origins == (sha256_of(Path("cities.jsonl")),)
+    done(
+        "train", "--from", "cities", *CITIES, *STILL, "--replay", "0.5", "--replay-data", "run:lands", "--run", "other"
+    )
+    of_lands = RunSnapshot.read("other").manifest.replay
+    assert of_lands is not None and of_lands.origins == (sha256_of(Path("rows.jsonl")),), "no validation file"
     assert earlier_rounds("replayed")[0].after["loss"] < earlier_rounds("lands")[0].after["loss"]
     planned = json.loads(done("plan", *words[1:], "run:cities", "--json").stdout)
     assert planned["replay_rows"] == 12
