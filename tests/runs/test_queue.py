@@ -96,6 +96,15 @@ def test_they_are_trained_in_the_order_in_which_they_were_added(queue):
     assert queue.ended("never") is None
 
 
+def test_a_training_has_the_permission_of_its_own_entry_to_ask_the_network(queue, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    shown = "import os; print(sorted({'HF_HUB_OFFLINE', 'RANKWISE_OFFLINE'} & {*os.environ}), file=open('log', 'a'))"
+    for run, may in (("a", {}), ("b", {"may_ask_hub": False}), ("c", {"may_ask_hub": True})):
+        queue.add(run, experiment(run), **may)
+    work(queue, lambda settings, waiting: [sys.executable, "-c", shown])
+    assert Path("log").read_text().splitlines() == ["[]", "['HF_HUB_OFFLINE', 'RANKWISE_OFFLINE']", "[]"]
+
+
 def test_two_workers_at_once_train_each_run_once_and_one_at_a_time(queue):
     for number in range(6):
         queue.add(f"r{number}", experiment(f"r{number}"))

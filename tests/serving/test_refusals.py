@@ -37,6 +37,8 @@ FIELDS = {
     "a forced tool": {"tool_choice": "required"}, "tools of nothing": {"tools": [1]},
     "a tool without name": {"tools": [{"type": "function", "function": {}}]},
     "stream_options alone": {"stream_options": {"include_usage": True}}, "stream is 3": {"stream": 3},
+    "stream is 1": {"stream": 1}, "stream is yes": {"stream": "yes"}, "logprobs is 1": {"logprobs": 1},
+    "store is a text": {"store": "on"}, "usage is 1": {"stream": True, "stream_options": {"include_usage": 1}},
     "no messages": {"messages": []}, "513 messages": {"messages": ASKING * 513}, "messages is text": {"messages": "hi"},
     "an unknown role": {"messages": [{"role": "root", "content": "hi"}]},
     "no content": {"messages": [{"role": "user"}]},
@@ -124,7 +126,13 @@ def test_every_route_needs_the_key_and_a_foreign_page_gets_nothing(started, key)
     for route in server.app.routes:
         for method in route.methods:
             path = route.path.replace("{name:path}", "lora")
-            for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {key}"}):
+            for headers in (
+                {},
+                {"authorization": "Bearer wrong"},
+                {"authorization": f"Basic {key}"},
+                {"authorization": str(key)},
+                {"authorization": f"Bearer{key}"},
+            ):
                 refused = server.client.request(method, path, headers=headers).status_code == 401
                 assert refused == (key is not None and path != "/health"), (method, path)
             assert server.client.request(method, path, headers=with_key).status_code not in (401, 403)
@@ -132,6 +140,9 @@ def test_every_route_needs_the_key_and_a_foreign_page_gets_nothing(started, key)
                 assert server.client.request(method, path, headers=with_key | foreign).status_code == 403
             rebound = server.client.request(method, path, headers=with_key | {"host": "evil.example:8000"})
             assert (rebound.status_code == 403) == (key is None)
+            for host in ("[::1].evil.com", "[::1]evil.com", "localhost:8511@evil", "x/health", "localhost:x"):
+                answer = server.client.request(method, path, headers=with_key | {"host": host})
+                assert answer.status_code == 403, host
             for allowed in ("https://app.example", "http://127.0.0.1:8000"):
                 assert server.client.request(method, path, headers=with_key | {"origin": allowed}).status_code != 403
 

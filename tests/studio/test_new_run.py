@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
+from hub_server import served
 from light import loaded_by_each
 from rankwise.commands.data import preview
 from rankwise.config.data import DataConfig
@@ -20,6 +25,7 @@ from rankwise.studio import new_run
 from rankwise.studio.forecast import Shown
 from rankwise.studio.knobs import KNOBS
 from rankwise.studio.settings_form import SettingsForm
+from rankwise.system.hub import is_forbidden
 
 FORM = {"model.name": "tiny-llama", "data.path": "rows.jsonl", "run": "one", "card": "lora", "adapter.rank": "4"}
 
@@ -96,16 +102,80 @@ def test_a_model_that_does_not_fit_is_told_with_what_would(client, home):
     assert "are there on" in Page(answer.text).beside["p-model-name"]
 
 
-def test_nothing_is_asked_of_the_hub_unless_the_box_is_ticked(client, home, monkeypatch):
+NAMES = {
+    "a starter": {"model.name": "minilm"}, "a catalogue name": {"model.name": "huggyllama/llama-7b"},
+    "a model": {"other": "model.name=evil/model"},
+    "sources": {"data.path": "", "other": "data.sources=[{path: hub:evil/rows}]"},
+    "validation": {"other": "data.validation.path=hub:evil/val"},
+    "replay": {"other": "training.replay.share=0.2\ntraining.replay.data.path=hub:evil/replay"},
+    "anchor": {"other": "training.anchor.text=hub:evil/text"},
+    "validation field": {"data.validation.path": "hub:evil/v"},
+    "rows": {"data.path": "hub:evil/rows"}, "a model field": {"model.name": "evil/model"},
+}  # fmt: skip
+VISITS = """
+import json, sys
+from rankwise.config.experiment import Experiment
+from rankwise.runs.queue import Queue
+from rankwise.runs.queue_worker import work
+from studio_client import studio_client
+Queue.start_worker = lambda queue: True
+client, names, form, queue = studio_client(), *map(json.loads, sys.argv[1:3]), Queue()
+for kind, given in names.items():
+    for page in ("forecast", "report", "preview", "start"):
+        answer = client.post(f"/new/{page}", data=form | given)
+        print(json.dumps([kind, page, answer.status_code, "is not on this machine" in answer.text]))
+print(json.dumps([one.run for one in queue.waiting()]))
+for run, model, data in (("m", "minilm", "rows.jsonl"), ("d", "tiny-llama", "hub:evil/rows")):
+    queue.add(run, Experiment(model=model, data=data, run=run), may_ask_hub=False)
+work(queue)
+print(json.dumps([queue.ended("m").problem, queue.ended("d").problem]))
+"""
+
+
+@pytest.mark.slow
+def test_without_the_box_nothing_leaves_the_machine_whatever_names_it(home):
+    """A listener in place of the hub and of the package index hears neither the pages nor a training of the queue."""
+    with served(lambda path: b"" if path == "/" else "RepoNotFound") as (address, asked):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PIP_"))} | {
+            "HF_ENDPOINT": address, "PIP_INDEX_URL": f"{address}/simple", "PIP_CONFIG_FILE": os.devnull,
+            "HF_HOME": str(home / "hf"), "RANKWISE_CACHE": str(home / "cache"), "PIP_RETRIES": "0",
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
+        }  # fmt: skip
+        words = [sys.executable, "-c", VISITS, json.dumps(NAMES), json.dumps(FORM)]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *pages, queued, problems = map(json.loads, done.stdout.splitlines())
+    assert not asked, asked
+    assert queued == [] and "minilm is not on this machine" in problems[0] and "hub:evil/rows" in problems[1]
+    for kind, page, status, told in pages:
+        planned = page == "forecast" and kind in ("a starter", "a catalogue name")  # their shapes are known
+        assert (status, told) == (422 if page == "start" else 200, not planned), (kind, page)
+
+
+def test_with_the_box_the_hub_is_asked(client, home, monkeypatch):
     asked = []
-    monkeypatch.setattr("rankwise.planning.reading.hub_answers", lambda: bool(asked.append(1)))
-    elsewhere = FORM | {"model.name": "someone/unknown"}
-    for path in ("/new/forecast", "/new/report", "/new/preview", "/new/start"):
-        assert "is not on this machine" in client.post(path, data=elsewhere).text, path
-    rows = client.post("/new/forecast", data=FORM | {"data.path": "hub:someone/rows"})
-    assert "is not on this machine" in rows.text and not asked
-    client.post("/new/forecast", data=elsewhere | {"hub": "true"})
-    assert asked
+    monkeypatch.setattr("rankwise.planning.reading.hub_answers", lambda: bool(asked.append(is_forbidden())))
+    client.post("/new/forecast", data=FORM | {"model.name": "someone/unknown"})
+    assert not asked
+    client.post("/new/forecast", data=FORM | {"model.name": "someone/unknown", "hub": "true"})
+    assert asked and not any(asked)
+    monkeypatch.setattr(new_run, "_forecast", lambda form, hub: Shown())
+    for hub in ("", "true"):
+        client.post("/new/start", data=FORM | {"hub": hub, "run": f"hub{hub}"})
+    assert {one.run: one.may_ask_hub for one in Queue().waiting()} == {"hub": False, "hubtrue": True}
+
+
+def test_every_setting_that_may_name_a_data_set_of_the_hub_is_looked_at():
+    """By what its description says, so that a new one is not forgotten."""
+    described = (Path(__file__).parents[2] / "docs/configuration.md").read_text()
+    naming = re.findall(r"- \*\*`(\w+\.[\w.\[\]]+)`\*\* \(text.*\bfile\b.*(?:hub:organisation|hub data set)", described)
+    assert len(naming) == 5
+    for name in naming:
+        value = "hub:someone/rows"
+        for part in reversed(name.split(".")):
+            value = {part.removesuffix("[]"): [value] if part.endswith("[]") else value}
+        assert [one for _, one in new_run._named(value)] == ["hub:someone/rows"], name
+    assert not list(new_run._named({"data": {"prompt": "hub: {x}", "system": "hub:"}}))
 
 
 def test_a_run_is_queued_with_the_settings_of_the_form(client, home):

@@ -14,6 +14,7 @@ from rankwise.data.columnar import Record, Seen, digest_of, need
 from rankwise.data.licences import find_licence, recognised
 from rankwise.errors import DataError, first_line, some
 from rankwise.runs.layout_facts import LayoutFacts
+from rankwise.system.hub import is_forbidden
 
 HUB = "hub:"
 ROWS_AT_ONCE = 1000
@@ -76,7 +77,10 @@ def _fetched(name: str, subset: str | None, split: str | None, revision: str | N
     `datasets` fetches what is not in its own cache, asking the network only for what was named.
     """
     from datasets import Dataset, DatasetDict, load_dataset
+    from huggingface_hub.constants import HF_HUB_OFFLINE
 
+    if is_forbidden() and not HF_HUB_OFFLINE:  # else the library reads what it has stored, and asks nobody
+        raise DataError(f"{HUB}{name}: the hub may not be asked here.")
     try:
         loaded: Any = load_dataset(name, subset, split=split, revision=revision)
     except Exception as error:  # whatever the hub's client, the network or a damaged cache raises

@@ -26,8 +26,8 @@ from rankwise.exporting.questions import QUESTIONS
 from rankwise.exporting.reference import Reference, mean_difference, open_float32, reference_of, scored
 from rankwise.methods.artifact import Artifact
 from rankwise.methods.registry import method_of
+from rankwise.models.cached import is_here
 from rankwise.models.saving import stored_as
-from rankwise.models.sources import is_here
 from rankwise.runs.records import Callback, StatusMessage, silent
 
 Wish = Literal["auto", "yes", "no"]

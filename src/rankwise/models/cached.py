@@ -5,15 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 
 import rankwise.models.quiet as _quiet  # noqa: F401  sets the environment before the hub client reads it
+from rankwise.config.models import ModelConfig
 from rankwise.models.starters import STARTERS, index_folder
 from rankwise.system.cache import GGUF_FOLDER, STARTER_FOLDER, cache_folder
 from rankwise.system.foreign_json import read_json
 from rankwise.system.hub import could_be_hub_id
 
+LONGEST_NAME = 256
 FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
 ESSENTIAL = ["config.json", "tokenizer.json", "model*.safetensors"]
 UNUSED = ["consolidated*", "*/*"]
 """Weights in another layout, and subfolders with other formats."""
+
+
+def is_here(spec: ModelConfig) -> bool:
+    """Whether a model can be found without the network."""
+    path = Path(spec.name).expanduser() if len(spec.name) < LONGEST_NAME else Path()
+    if spec.name in STARTERS and spec.revision is None:
+        starter = STARTERS[spec.name]
+        return index_folder(starter) is not None or in_hub_cache(starter.hub_id, None) is not None
+    if path != Path() and path.exists():
+        return True
+    return could_be_hub_id(spec.name) and in_hub_cache(spec.name, spec.revision) is not None
 
 
 def in_hub_cache(repo: str, revision: str | None) -> Path | None:

@@ -13,12 +13,7 @@ from pathlib import Path
 import rankwise.models.quiet as _quiet  # noqa: F401  sets the environment before the hub client reads it
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RankwiseError, did_you_mean, first_line, some
-from rankwise.models.cached import (
-    FILES,
-    UNUSED,
-    cached_hub_models,
-    in_hub_cache,
-)
+from rankwise.models.cached import FILES, LONGEST_NAME, UNUSED, cached_hub_models, in_hub_cache
 from rankwise.models.gguf import converted
 from rankwise.models.gguf_mapped import gguf_folder
 from rankwise.models.inspection import fingerprint, inspect_folder, read_json
@@ -27,9 +22,8 @@ from rankwise.models.stored_quantization import stored_format
 from rankwise.runs.records import Callback, StatusMessage
 from rankwise.system.cache import GGUF_FOLDER, cache_folder, mark_used
 from rankwise.system.files import told_when_full
-from rankwise.system.hub import could_be_hub_id, hub_answers, is_offline
+from rankwise.system.hub import could_be_hub_id, hub_answers, is_forbidden, why_silent
 
-LONGEST_NAME = 256
 LOCAL, FROM_GGUF, GGUF_FILE, FROM_INDEX = "local folder", "converted from GGUF", "GGUF file", "package index"
 
 
@@ -87,17 +81,6 @@ def find(spec: ModelConfig, callback: Callback) -> Source:
     return source
 
 
-def is_here(spec: ModelConfig) -> bool:
-    """Whether a model can be found without the network."""
-    path = Path(spec.name).expanduser() if len(spec.name) < LONGEST_NAME else Path()
-    if spec.name in STARTERS and spec.revision is None:
-        starter = STARTERS[spec.name]
-        return index_folder(starter) is not None or in_hub_cache(starter.hub_id, None) is not None
-    if path != Path() and path.exists():
-        return True
-    return could_be_hub_id(spec.name) and in_hub_cache(spec.name, spec.revision) is not None
-
-
 def _find(spec: ModelConfig, callback: Callback) -> Source:
     path = Path(spec.name).expanduser() if len(spec.name) < LONGEST_NAME else Path()
     if spec.name in STARTERS and spec.revision is None:
@@ -117,7 +100,7 @@ def _find(spec: ModelConfig, callback: Callback) -> Source:
     if folder is None:
         raise ModelError(
             f'model "{spec.name}" is not a starter, a local file or a cached model, and the hub '
-            f"{'is switched off (HF_HUB_OFFLINE)' if is_offline() else 'cannot be reached'}.{_known(spec.name)}"
+            f"{why_silent()}.{_known(spec.name)}"
         )
     return Source.of_hub(folder, spec.name)
 
@@ -134,6 +117,11 @@ def _starter(starter: Starter, callback: Callback) -> Source:
             hub, why = None, str(error).rstrip(".")
         if hub is not None:
             return Source.of_hub(hub, starter.hub_id)
+        if is_forbidden():
+            raise ModelError(
+                f"{starter.name} is not on this machine, and neither the hub nor the package index may be asked here. "
+                f"rankwise models pull {starter.name} downloads it."
+            )
         callback(StatusMessage(f"{why}; {starter.name} comes from the package index ({starter.package})"))
         folder = index_copy(starter, callback)
     return Source(folder, starter.hub_id, f"{FROM_INDEX} ({starter.package})")

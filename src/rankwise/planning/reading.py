@@ -17,7 +17,7 @@ from rankwise.planning.gguf_config import shape_of_gguf
 from rankwise.planning.shape import ModelShape, NewHead
 from rankwise.planning.shape_cache import Build, cached_shape
 from rankwise.system.foreign_json import read_json
-from rankwise.system.hub import could_be_hub_id, folder_here, hub_answers, is_offline
+from rankwise.system.hub import could_be_hub_id, folder_here, hub_answers, why_silent
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 STARTERS = frozenset({"smollm2-135m", "minilm", "dinov2-small", "efficientnet-lite0"})
@@ -111,7 +111,7 @@ def _fetched(name: str, revision: str | None, file: str = CONFIG) -> Path:
     if not hub_answers():
         raise ModelError(
             f'model "{name}" is not in the catalogue, not a folder or file here and not in the cache, and the hub '
-            f"{'is switched off (HF_HUB_OFFLINE)' if is_offline() else 'cannot be reached'}.{_listed(name)}"
+            f"{why_silent()}.{_listed(name)}"
         )
     try:
         return Path(hf_hub_download(name, file, revision=revision))

@@ -42,6 +42,8 @@ class Waiting(Config):
     order: int
     resume: bool = False
     restart: bool = False
+    may_ask_hub: bool = True
+    """Whether its training may look for names on the hub or the package index."""
     config: Experiment
 
 
@@ -101,7 +103,9 @@ class Queue:
         """The object that `train --json` prints at its end."""
         return self.folder / "logs" / f"{run}.json"
 
-    def add(self, run: str, experiment: Experiment, *, resume: bool = False, restart: bool = False) -> Waiting:
+    def add(
+        self, run: str, experiment: Experiment, *, resume: bool = False, restart: bool = False, may_ask_hub: bool = True
+    ) -> Waiting:
         """Add a run, and start a worker if there is none. RunError where the name is taken, or nothing can be resumed.
         With `restart` an unfinished run begins again from its first step."""
         experiment = Experiment(**experiment.model_dump() | {"run": run})  # a name is also a file's
@@ -111,7 +115,10 @@ class Queue:
             pass
         if len(self.waiting()) >= MOST:
             raise RunError(f"{MOST} runs wait in the queue, the most that may. Remove some with rankwise queue remove.")
-        waiting = Waiting(run=run, added=now(), order=time.time_ns(), resume=resume, restart=restart, config=experiment)
+        waiting = Waiting(
+            run=run, added=now(), order=time.time_ns(), resume=resume, restart=restart, may_ask_hub=may_ask_hub,
+            config=experiment,
+        )  # fmt: skip
         for file in (self.entry(run), self.settings(run), self.log(run)):
             make_folders(file.parent)
         try:

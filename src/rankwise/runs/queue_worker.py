@@ -22,6 +22,7 @@ from rankwise.runs.manifest import now
 from rankwise.runs.own_files import read_json
 from rankwise.runs.queue import Queue, Waiting, Working, read_entry
 from rankwise.system.files import write_atomic, write_json
+from rankwise.system.hub import NO_NETWORK
 from rankwise.system.locks import Lock
 from rankwise.system.processes import began, start_detached
 
@@ -101,7 +102,7 @@ def _start(queue: Queue, first: Waiting, command: Command, lock: Lock) -> subpro
     with queue.outcome(first.run).open("wb") as out, queue.log(first.run).open("wb") as log:
         process = start_detached(
             command(queue.settings(first.run), first), out=out, log=log, folder=queue.runs_folder.absolute().parent,
-            inherits=(lock.descriptor,),
+            inherits=(lock.descriptor,), environment=None if first.may_ask_hub else NO_NETWORK,
         )  # fmt: skip
     known = {"process": process.pid, "began": began(process.pid)}
     write_json(queue.present, working.model_copy(update=known).model_dump(mode="json"))

@@ -182,7 +182,7 @@ async def _disconnected(request: Request) -> None:
 async def _refused(request: Request, error: HTTPException | BadRequest) -> Response:
     if isinstance(error, BadRequest):
         return refusal(error.status, str(error), error.parameter)
-    return refusal(error.status_code, f"{request.method} {request.url.path[:200]}: {error.detail}.")
+    return refusal(error.status_code, f"{request.method} {request.scope['path'][:200]}: {error.detail}.")
 
 
 async def _failed(request: Request, error: Exception) -> Response:

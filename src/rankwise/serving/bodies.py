@@ -16,7 +16,8 @@ from rankwise.system.strict_json import GivenTwice, once
 
 LARGEST_BODY, MESSAGES, STOPS, BIASES, CHOICES, LIKELY = 2**20, 512, 8, 300, 8, 20
 Stop = Annotated[str, Field(min_length=1, max_length=64)]
-Whole = Annotated[int, Field(strict=True)]
+Switch = Annotated[bool, Field(strict=True)]
+"""True or false; 1 and "yes" are refused, as OpenAI refuses them."""
 _Kind = TypeVar("_Kind", bound=Config)
 
 
@@ -29,7 +30,7 @@ class BadRequest(Exception):
 
 
 class StreamOptions(Config):
-    include_usage: bool = False
+    include_usage: Switch = False
     """Whether a last piece tells the numbers of tokens."""
 
 
@@ -42,14 +43,14 @@ class Generation(Config):
     n: Annotated[int, Field(ge=1, le=CHOICES, strict=True)] = 1
     stop: Stop | Annotated[list[Stop], Field(max_length=STOPS)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63, strict=True)] | None = None
-    stream: bool = False
+    stream: Switch = False
     stream_options: StreamOptions | None = None
     presence_penalty: Number = Field(0.0, ge=-2, le=2)
     frequency_penalty: Number = Field(0.0, ge=-2, le=2)
     logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=BIASES)] | None = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
-    store: bool | None = None
+    store: Switch | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -77,7 +78,7 @@ class ChatBody(Generation):
     messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MESSAGES)]
     max_tokens: PositiveInt | None = None
     max_completion_tokens: PositiveInt | None = None
-    logprobs: bool = False
+    logprobs: Switch = False
     top_logprobs: Annotated[int, Field(ge=0, le=LIKELY, strict=True)] | None = None
     tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
     tool_choice: Literal["auto", "none"] = "auto"

@@ -1,13 +1,15 @@
 """Who may ask: any page in a browser reaches a server on this machine, so Host, Origin and key are checked first.
 
-Host      without a key, only a name of this machine: a page that made its own name point here has another
+Host      without a key, only a name of this machine: a page that made its own name point here has another; what is
+          no host and port is refused in any case
 Origin    none, that of the server itself, or one that was allowed: a request of a foreign page names its own
-key       `Authorization: Bearer KEY`, compared in constant time, on every route but /health
+key       `Authorization: Bearer KEY` and nothing shorter, compared in constant time, on every route but /health
 """
 
 from __future__ import annotations
 
 import hmac
+import re
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
@@ -15,6 +17,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rankwise.serving.address import LOOPBACK
 from rankwise.serving.errors import refusal
+
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]{1,5})?")
+"""An address in brackets, or a name or address; and a port."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,9 @@ class Guard:
     def _problem(self, headers: Headers, path: str) -> tuple[int, str] | None:
         if (problem := foreign(headers, self.host, self.origins, names_any=self.key is not None)) is not None:
             return 403, problem
-        given = headers.get("authorization", "").removeprefix("Bearer ").encode()
-        if self.key is not None and path != "/health" and not hmac.compare_digest(given, self.key.encode()):
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        is_right = scheme.lower() == "bearer" and hmac.compare_digest(given.encode(), (self.key or "").encode())
+        if self.key is not None and path != "/health" and not is_right:
             return 401, "a key is needed: Authorization: Bearer KEY."
         return None
 
@@ -45,16 +51,11 @@ def foreign(
 ) -> str | None:
     """Why a request is not one of this server's own pages. With `names_any` it may have any name."""
     host, origin = headers.get("host", ""), headers.get("origin")
-    if not names_any and _name(host) not in (*LOOPBACK, own.lower()):
+    read = _HOST.fullmatch(host.lower())
+    if read is None and ("host" in headers or not names_any):
+        return f"the host {host[:80]!r} is no host and port."
+    if read is not None and not names_any and (read[1] or read[2]) not in (*LOOPBACK, own.lower()):
         return f"the host {host[:80]!r} is none of this server's names."
     if origin is not None and origin not in (f"http://{host}", f"https://{host}", *origins):
         return f"the origin {origin[:80]!r} is not allowed{hint}."
     return None
-
-
-def _name(host: str) -> str:
-    """Without the port."""
-    host = host.lower()
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.rpartition(":")[0] or host

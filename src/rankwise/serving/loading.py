@@ -15,6 +15,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from rankwise.config.base import Config
+from rankwise.serving.bodies import Switch
 from rankwise.serving.changes import NAME, Changes
 from rankwise.serving.reading import read_json_body
 
@@ -25,7 +26,7 @@ class LoadBody(Config):
     lora_name: Name
     lora_path: str = Field(min_length=1, max_length=4096)
     """A folder or file below the one that adapters may be loaded from."""
-    load_inplace: bool = False
+    load_inplace: Switch = False
     """Whether it takes the name of an adapter that is served."""
 
 

@@ -27,7 +27,7 @@ def studio_app(*, key: Key | None, host: str) -> Starlette:
         exception_handlers=HANDLERS,  # pyright: ignore[reportArgumentType]
     )
     app.router.redirect_slashes = False  # a path has one form
-    app.state.screens, app.state.key = screens, key
+    app.state.screens, app.state.key, app.state.guesses = screens, key, login.Guesses()
     return app
 
 
@@ -42,7 +42,7 @@ async def _refused(request: Request, error: HTTPException | BadRequest) -> Respo
     if isinstance(error, BadRequest):
         return problem(request, error.status, str(error))
     if error.status_code == 404:
-        return problem(request, 404, f"There is no page at {request.url.path[:200]}.")
+        return problem(request, 404, f"There is no page at {request.scope['path'][:200]}.")
     return problem(request, error.status_code, f"{error.detail}.")
 
 

@@ -23,6 +23,7 @@ from rankwise.runs.manifest import now
 from rankwise.runs.own_files import read_json
 from rankwise.runs.queue import last_object
 from rankwise.system.files import json_bytes, make_folders, sha256_of, write_atomic
+from rankwise.system.hub import NO_NETWORK
 from rankwise.system.processes import began, start_detached
 
 EXPORTS = Path("exports")
@@ -92,7 +93,8 @@ def start(run: str, to: Path, format: str, options: Sequence[str]) -> Job:
         folder = JOBS / number
         make_folders(folder)
         with (folder / "printed.json").open("wb") as printed, (folder / "log.txt").open("wb") as log:
-            process = start_detached([sys.executable, "-P", "-m", "rankwise", *words], out=printed, log=log)
+            command = [sys.executable, "-P", "-m", "rankwise", *words]
+            process = start_detached(command, out=printed, log=log, environment=NO_NETWORK)
         job = Job(
             id=number, run=run, to=str(to), format=format, words=words, started=now(), process=process.pid,
             began=began(process.pid),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -13,26 +15,31 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from rankwise.commands.models import known_models
+from rankwise.config.experiment import Experiment
+from rankwise.config.planning import Planned
 from rankwise.errors import ConfigError, RankwiseError
+from rankwise.models.cached import is_here
 from rankwise.planning.reading import needs_hub
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.listing import RUNS
 from rankwise.runs.queue import Queue
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.studio import data_views, uploads
-from rankwise.studio.forecast import Shown, forecast
+from rankwise.studio.forecast import OF_DATA, Shown, forecast
 from rankwise.studio.forms import Form, read_form
 from rankwise.studio.knobs import CARDS, KNOBS
 from rankwise.studio.pages import moved, page, segment
 from rankwise.studio.screen import Screen
 from rankwise.studio.settings_form import CARD, OTHER, TUNE, Problem, SettingsForm, fields_of, problems_of
 from rankwise.studio.turns import LONGEST, Turns
+from rankwise.system.hub import could_be_hub_id, hub_may_be_asked
 
 HUB = "hub"
 """The box that allows asking the hub for names that are not on this machine."""
-NOT_HERE = "is not on this machine. Tick “May ask the hub” below it to look there, which uses the network."
+NOT_HERE = "is not on this machine. Tick “May ask the hub” below the model to look there, which uses the network."
 NAMES = (*KNOBS, CARD, OTHER, TUNE)
 TURNS = Turns()
+_View = TypeVar("_View")
 
 
 def form_of(sent: Form) -> SettingsForm:
@@ -88,20 +95,47 @@ def _as_text(form: SettingsForm) -> dict[str, str] | None:
 
 def _forecast(form: SettingsForm, hub: bool) -> Shown:
     """Nothing is asked of the hub unless the box is ticked."""
-    if not hub and (missing := _elsewhere(form)):
+    if not hub and (missing := _missing(form, weights=False)):
         return Shown(problems=tuple(missing))
-    return forecast(form)
+    with hub_may_be_asked(hub):
+        return forecast(form)
 
 
-def _elsewhere(form: SettingsForm) -> list[Problem]:
-    """Names that only the hub could know."""
-    model, given = form.given.get("model.name", ""), form.given
-    names = [Problem("model.name", f"{model} {NOT_HERE}")] if model and needs_hub(model) else []
-    return names + [
-        Problem(field, f"{given[field]} {NOT_HERE}")
-        for field in ("data.path", "data.validation.path")
-        if given.get(field, "").startswith("hub:")
-    ]
+def _missing(form: SettingsForm, *, weights: bool = True) -> list[Problem]:
+    """Of a form that may be unfinished. What is wrong with it is told by whoever reads it."""
+    for without in (("run",), ("run", *OF_DATA)):
+        with suppress(RankwiseError):
+            return elsewhere(form.planned(without=without), weights=weights)
+    return []
+
+
+def elsewhere(settings: Planned | Experiment, *, weights: bool = True) -> list[Problem]:
+    """Names that only the hub or the package index could know, whichever field or line gave them. Without `weights` a
+    model is here where its shape is known."""
+    model, names = settings.model, list[Problem]()
+    if could_be_hub_id(model.name) and not (is_here(model) if weights else not needs_hub(model.name, model.revision)):
+        names.append(Problem("model.name", f"{model.name} {NOT_HERE}"))
+    for key, name in _named(settings.model_dump(mode="json")):
+        names.append(Problem(key if key in KNOBS else OTHER, f"{name} {NOT_HERE}"))
+    return names
+
+
+def _named(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Data sets of the hub: settings called path or text, wherever they stand."""
+    if isinstance(value, str) and value.startswith("hub:") and key.rpartition(".")[2] in ("path", "text"):
+        yield key, value
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, one in inside:
+        yield from _named(one, f"{key}.{name}".removeprefix("."))
+
+
+async def _of_rows(view: Callable[..., _View], sent: Form, form: SettingsForm, *given: int) -> list[Problem] | _View:
+    """What a function shows of the rows; or what is not here, where the box is not ticked."""
+    hub = bool(sent.text(HUB))
+    if not hub and (problems := await run_in_threadpool(_missing, form)):
+        return problems
+    with hub_may_be_asked(hub):
+        return await run_in_threadpool(view, form, *given)
 
 
 async def forecast_again(request: Request) -> Response:
@@ -127,9 +161,8 @@ async def columns(request: Request) -> Response:
 async def report(request: Request) -> Response:
     sent = await read_form(request)
     form = form_of(sent)
-    if problems := [] if sent.text(HUB) else await run_in_threadpool(_elsewhere, form):
-        return page(request, "data_report.html", report=data_views.Report(problems=problems))
-    return page(request, "data_report.html", report=await run_in_threadpool(data_views.report, form))
+    made = await _of_rows(data_views.report, sent, form)
+    return page(request, "data_report.html", report=data_views.Report(made) if isinstance(made, list) else made)
 
 
 async def preview(request: Request) -> Response:
@@ -137,10 +170,9 @@ async def preview(request: Request) -> Response:
     form, first = form_of(sent), sent.text("first", "1")
     if not (first.isdecimal() and len(first) < 10 and int(first)):
         raise HTTPException(400, "there is no such row")
-    if problems := [] if sent.text(HUB) else await run_in_threadpool(_elsewhere, form):
-        return page(request, "preview.html", preview=data_views.Preview(problems=problems), number=0)
-    made = await run_in_threadpool(data_views.preview, form, int(first), 3)
-    return page(request, "preview.html", preview=made, number=sheet_number())
+    made = await _of_rows(data_views.preview, sent, form, int(first), 3)
+    shown = data_views.Preview(made) if isinstance(made, list) else made
+    return page(request, "preview.html", preview=shown, number=sheet_number())
 
 
 def sheet_number() -> int:
@@ -179,7 +211,7 @@ async def start(request: Request) -> Response:
         return await _page(request, dict(form.fields), problems, hub=hub)
     experiment = form.experiment()
     try:
-        await run_in_threadpool(Queue().add, experiment.run, experiment)
+        await run_in_threadpool(partial(Queue().add, experiment.run, experiment, may_ask_hub=hub))
     except RankwiseError as error:
         return await _page(request, dict(form.fields), [Problem("run", str(error))], hub=hub)
     return moved(f"/runs/{segment(experiment.run)}", f"{experiment.run} is in the queue.")
@@ -188,7 +220,8 @@ async def start(request: Request) -> Response:
 def _problems(form: SettingsForm, hub: bool) -> list[Problem]:
     problems: list[Problem] = []
     try:
-        problems += _taken(form.experiment().run)
+        experiment = form.experiment()
+        problems += [*_taken(experiment.run), *([] if hub else elsewhere(experiment))]
     except ConfigError as error:
         problems += problems_of(error)
     except RankwiseError as error:  # of the adapter to begin with

@@ -38,7 +38,7 @@ def page(request: Request, template: str, code: int = 200, **context: Any) -> Re
     """`title` names the page in the browser; `notice` says what the last change did."""
     app = request.app.state
     known = {
-        "screens": [one for one in app.screens if one.label is not None], "path": request.url.path,
+        "screens": [one for one in app.screens if one.label is not None], "path": request.scope["path"],
         "with_key": app.key is not None, "known": app.key is None or app.key.is_proven(request),
         "notice": _notice(request), "title": "rankwise",
     }  # fmt: skip

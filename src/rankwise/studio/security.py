@@ -1,7 +1,8 @@
 """Who may see and change what: Host, Origin, key and content policy, on every answer.
 
-Host      without a key, only a name of this machine (serving/guards.py)
+Host      without a key, only a name of this machine; never what is no host at all (serving/guards.py)
 Origin    none or the page's own; a change (any method but GET and HEAD) must name it, which every browser does
+Site      a page from elsewhere may be followed to what merely shows, and nothing else: reports take time to draw
 key       a cookie that the login page sets: an HMAC of the key, so that the key itself is in no later request
 policy    nothing from elsewhere, no script or style inside a page, no frame around it
 
@@ -12,14 +13,16 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from dataclasses import dataclass
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rankwise.serving.guards import foreign
+from rankwise.system.hub import hub_may_be_asked
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -33,6 +36,8 @@ HEADERS = {
 """Of every answer that does not set them itself."""
 OPEN = ("/login", "/static/")
 """Paths that need no key: they show nothing of a run."""
+SHOWING = re.compile(r"/(login|new|ask|runs/[^/]+)?")
+"""Pages that a link from elsewhere may open."""
 
 
 @dataclass(frozen=True)
@@ -75,19 +80,29 @@ class Security:
                     headers.setdefault(name, value)
             await send(message)
 
-        refused = self._refused(HTTPConnection(scope), scope["method"])
-        await (self.app if refused is None else refused)(scope, receive, with_headers)
+        refused = self._refused(HTTPConnection(scope), scope["method"], scope["path"])
+        with hub_may_be_asked(False):  # but where a form allows it
+            await (self.app if refused is None else refused)(scope, receive, with_headers)
 
-    def _refused(self, connection: HTTPConnection, method: str) -> Response | None:
-        headers, path = connection.headers, connection.url.path
+    def _refused(self, connection: HTTPConnection, method: str, path: str) -> Response | None:
+        """`path` is what is routed by; that of `connection.url` begins with what a client wrote as its Host."""
+        headers = connection.headers
         if (problem := foreign(headers, self.host, names_any=self.key is not None, hint="")) is not None:
             return PlainTextResponse(problem, 403)
         if method not in ("GET", "HEAD") and headers.get("origin") is None:
             return PlainTextResponse(
                 "a change must come from a page of the studio, and this request has no Origin.", 403
             )
+        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not _follows(headers, path):
+            return PlainTextResponse("a page from elsewhere asked for this. Open it from a page of the studio.", 403)
         if self.key is None or path.startswith(OPEN) or self.key.is_proven(connection):
             return None
         if method == "GET" and "text/html" in headers.get("accept", ""):
             return RedirectResponse("/login", 303)
         return PlainTextResponse("this studio needs its key; log in first.", 401)
+
+
+def _follows(headers: Headers, path: str) -> bool:
+    """Whether somebody followed a link to a page, which then has the tab to itself."""
+    how = headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")
+    return how == ("navigate", "document") and SHOWING.fullmatch(path) is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -23,14 +23,15 @@ def start_detached(
     log: IO[bytes],
     folder: Path | None = None,
     inherits: tuple[int, ...] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     """In a session of its own, so that neither Ctrl-C nor a closed terminal ends it. It inherits these open files,
-    except on Windows."""
+    except on Windows. `environment` is added to that of this process."""
     _started[:] = [one for one in _started if one.poll() is None]
     posix = os.name == "posix"
     process = subprocess.Popen(
         command, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=log, start_new_session=posix,
-        creationflags=FLAGS, pass_fds=inherits if posix else (),
+        creationflags=FLAGS, pass_fds=inherits if posix else (), env=os.environ | (environment or {}),
     )  # fmt: skip
     _started.append(process)
     return process
