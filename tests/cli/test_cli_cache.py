@@ -16,12 +16,15 @@ from typer.testing import CliRunner
 from rankwise.cli.main import app
 from rankwise.commands.cache import seconds_of
 from rankwise.errors import ConfigError
+from rankwise.models.starters import STARTERS, _folder
 from rankwise.system.cache import SOURCE, source_of
 
 MODEL, OTHER_MODEL = "gguf-0123456789abcdef", "gguf-fedcba9876543210"
+MODELS = [*(_folder(one).name for one in STARTERS.values()), f"quantized-nf4-{'ab' * 8}-{'cd' * 4}"]
 ROWS, SCORES = "ab" * 32, f"{'cd' * 32}.json"
 OURS = {
-    "models": [f"models/{MODEL}/m.safetensors", f"models/{MODEL}/{SOURCE}", f"models/{OTHER_MODEL}/m.safetensors"],
+    "models": [f"models/{MODEL}/m.safetensors", f"models/{MODEL}/{SOURCE}", f"models/{OTHER_MODEL}/m.safetensors",
+               *(f"models/{name}/m.safetensors" for name in MODELS)],
     "rows": [f"encoded/{ROWS}/ids.bin", f"encoded/.{'ef' * 32}.999999999.tmp/ids.bin"],
     "scores": [f"scores/{SCORES}"],
     "compiled": ["compiled/ab/cd.so", "compiled/locks/x.lock"],
@@ -81,10 +84,10 @@ def test_every_byte_is_told_by_kind_and_models_by_the_file_they_came_from(cache)
     assert found["bytes"] == sum((cache / name).stat().st_size for name in files(cache))
     entries = {kind: [one for one in found["entries"] if one["kind"] == kind] for kind in [*OURS, "other"]}
     assert {kind: len(each) for kind, each in entries.items()} == {
-        "models": 2, "rows": 2, "scores": 1, "compiled": 1, "downloads": 1, "other": 5,
+        "models": 2 + len(MODELS), "rows": 2, "scores": 1, "compiled": 1, "downloads": 1, "other": 5,
     }  # fmt: skip
     assert {Path(one["path"]).name: one["source"] for one in entries["models"]} == {
-        MODEL: "my.Q4_K_M.gguf", OTHER_MODEL: "starter",
+        MODEL: "my.Q4_K_M.gguf", OTHER_MODEL: "starter", **dict.fromkeys(MODELS),
     }  # fmt: skip
     assert all(
         one["last_used"].startswith(time.strftime("%Y-%m-%d", time.gmtime(LONG_AGO))) for one in found["entries"]
@@ -96,7 +99,7 @@ def test_every_byte_is_told_by_kind_and_models_by_the_file_they_came_from(cache)
 def test_cleaning_frees_what_it_says_and_leaves_what_is_not_ours(cache):
     size = sum(one["bytes"] for one in objects("cache")["entries"] if one["kind"] != "other")
     cleaned = objects("cache", "clean", "--yes")
-    assert cleaned["bytes"] == size and len(cleaned["removed"]) == 7 and cleaned["in_use"] == []
+    assert cleaned["bytes"] == size and len(cleaned["removed"]) == 7 + len(MODELS) and cleaned["in_use"] == []
     assert kept(cache) == sorted(files(cache)) == sorted(NOT_OURS)
     assert not list(cache.rglob("*.folder")), "the name of a model that is gone"
 
@@ -182,7 +185,7 @@ def test_nothing_outside_the_folder_is_touched(cache, tmp_path):
 def test_the_folder_itself_may_be_a_link(cache, tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(cache)
     monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path / "link"))
-    assert len(objects("cache", "clean", "--yes")["removed"]) == 7
+    assert len(objects("cache", "clean", "--yes")["removed"]) == 7 + len(MODELS)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"file": 3}', "\\xff"])

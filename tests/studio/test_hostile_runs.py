@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from urllib.parse import quote
@@ -10,6 +11,10 @@ import pytest
 
 from hostile_texts import PAYLOADS, folder_name
 from rankwise.config.experiment import Experiment
+from rankwise.errors import RunError
+from rankwise.runs.data_report import DataReport
+from rankwise.runs.evaluations import evaluation_path
+from rankwise.runs.own_files import read_json
 from rankwise.runs.queue import Queue
 from report_runs import made_run
 
@@ -103,3 +108,28 @@ def test_the_shape_sees_what_is_not_inert():
         ("p", ("class",)), ("script", ()), ("img", ("onerror", "src")),
     }  # fmt: skip
     assert Shape("<a href='javascript:x'>").addresses == {"javascript:x"}
+
+
+@pytest.mark.parametrize("targets", [
+    {"classes": ["a", "b"], "counts": [1]}, {"classes": ["a"], "counts": [1, 2]}, {"classes": ["a", "b"]},
+    {"classes": ["a", "b"], "counts": [1, 2], "weights": [1.0]}, {"low": 1.0}, {},
+])  # fmt: skip
+def test_a_data_report_that_somebody_edited_is_shown_as_damaged(client, targets):
+    file = made_run("r").folder / "data_report.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"targets": targets}))
+    with pytest.raises(RunError, match="damaged.*targets"):
+        read_json(file, DataReport)
+    for path in ("/", "/runs/r", "/delete?run=r", "/ask", "/runs/r/report"):
+        assert client.get(path).status_code in (200, 400), path
+
+
+def test_nothing_is_written_through_evaluations_that_are_a_link(client, tmp_path):
+    run = made_run("r")
+    (run.folder / "evaluations").rename(tmp_path / "elsewhere")
+    (run.folder / "evaluations").symlink_to(tmp_path / "elsewhere")
+    before = {file: file.read_bytes() for file in (tmp_path / "elsewhere").iterdir()}
+    with pytest.raises(RunError, match="is a link"):
+        evaluation_path(run, "other")
+    answer = client.post("/runs/r/rename", data={"new": "s"})
+    assert answer.status_code == 400 and "is a link" in answer.text and run.folder.is_dir()
+    assert {file: file.read_bytes() for file in (tmp_path / "elsewhere").iterdir()} == before

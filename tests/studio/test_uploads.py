@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,20 @@ def test_a_zip_is_a_folder_of_images_with_their_labels(client):
     ]  # fmt: skip
     found = columns_of(DataConfig(path=answer["path"]))
     assert found.images and found.rows == 2 and found.format == "image"
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "x.zip"])
+def test_equal_files_that_come_at_once_are_all_accepted(client, name):
+    for number in range(4):
+        names = [f"{n}.png" for n in range(200 + number)]
+        content = ROW * (40_000 + number) if name == "rows.jsonl" else archive(*names)
+        with client, ThreadPoolExecutor(6) as browsers:  # one loop for all requests, and a thread for each
+            answers = list(browsers.map(lambda _: sent(client, name, content), range(6)))  # noqa: B023
+        assert {status for status, _ in answers} == {200}, answers
+        (path,) = {answer["path"] for _, answer in answers}
+        found = Path(path)
+        assert found.read_bytes() == content if found.is_file() else len(list(found.iterdir())) == len(names)
+    assert not [one for one in Path("runs/.uploads").iterdir() if one.name.startswith(".")]
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])

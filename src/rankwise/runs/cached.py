@@ -1,9 +1,9 @@
 """Entries of rankwise's cache folder, and their removal.
 
-An entry can always be made again: a converted model, encoded rows, scores of a base model, an unfinished download, code
-compiled by torch. Only files and folders with the names that rankwise gives them are entries. Everything else in the
-folder is counted but never removed, and links are not followed. Entries that a running process has open, maps or writes
-are kept.
+An entry can always be made again: a converted model, a starter, encoded rows, scores of a base model, an unfinished
+download, code compiled by torch. Only files and folders with the names that rankwise gives them are entries. Everything
+else in the folder is counted but never removed, and links are not followed. Entries that a running process has open,
+maps or writes are kept.
 """
 
 from __future__ import annotations
@@ -40,7 +40,11 @@ class Kind:
 
 KINDS = {
     "downloads": Kind("downloads", r"tmp\w+", "unfinished downloads", settles=True),
-    "models": Kind("models", r"gguf-[0-9a-f]{16}", "models converted from GGUF"),
+    "models": Kind(
+        "models",
+        r"(gguf-|starter-.+-)[0-9a-f]{16}|quantized-\w+-[0-9a-f]{16}-[0-9a-f]{8}",
+        "converted models and starters",
+    ),
     "gguf": Kind("gguf", r"[0-9a-f]{16}", "settings and tokenizers of GGUF files"),
     "rows": Kind("encoded", r"[0-9a-f]{64}", "encoded rows"),
     "parts": Kind("encoded", r"\.[0-9a-f]{64}\.partial", "rows whose encoding was stopped", settles=True),
@@ -54,7 +58,7 @@ KINDS = {
 OTHER = "other"
 SETTLED = 600
 """Seconds after its last change during which an entry that `settles` counts as in use."""
-_UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.tmp")
+_UNFINISHED = re.compile(r"\.(?P<name>.+?)(\.t\d+)?\.(?P<process>\d+)\.tmp")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import model_validator
 
 from rankwise.config.base import Config
 from rankwise.config.images import ImageProcessing
@@ -222,6 +224,18 @@ class DataReport(Config):
     """Reasons why training on this data is refused."""
     advice: tuple[str, ...] = ()
     """Suggestions for fixing problems."""
+
+    @model_validator(mode="after")
+    def _has_whole_targets(self) -> Self:
+        one = self.targets
+        many = 0 if one is None else len(one.classes)
+        if one is not None and (len(one.counts) != many or len(one.weights) not in (0, many)):
+            raise ValueError(
+                f"the targets have {many} classes, {len(one.counts)} counts and {len(one.weights)} weights"
+            )
+        if one is not None and not many and None in (one.low, one.high):
+            raise ValueError("the targets have neither classes nor a lowest and a highest number")
+        return self
 
     @property
     def loss_unit(self) -> str:

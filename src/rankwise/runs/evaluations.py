@@ -203,8 +203,15 @@ class StrengthCurve(Config):
     created: str
 
 
+def evaluation_folder(run: RunDirectory) -> Path:
+    """Where a run's evaluations are written. RunError where it is a link, since they would be written elsewhere."""
+    if (folder := run.folder / FOLDER).is_symlink():
+        raise RunError(f"{folder} is a link, and nothing is written through it. Put a folder in its place.")
+    return folder
+
+
 def evaluation_path(run: RunDirectory, task: str) -> Path:
-    return run.folder / FOLDER / f"{task}.json"
+    return evaluation_folder(run) / f"{task}.json"
 
 
 def check_evaluation_place(path: Path) -> None:

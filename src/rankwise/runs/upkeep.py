@@ -18,7 +18,7 @@ from typing import Any
 from rankwise.config.experiment import RUN_NAME
 from rankwise.errors import RunBusyError, RunError, did_you_mean, some
 from rankwise.runs.directory import RunDirectory
-from rankwise.runs.evaluations import FOLDER
+from rankwise.runs.evaluations import evaluation_folder
 from rankwise.runs.listing import RUNS, run_names, writer_of
 from rankwise.runs.queue import Queue
 from rankwise.runs.snapshot import RunSnapshot
@@ -125,6 +125,7 @@ def check_renamable(run: RunDirectory, new: str) -> None:
     _refuse_queued([run])
     if Queue().entry(new).exists():
         raise RunError(f'a run "{new}" waits in the queue. Choose another name.')
+    evaluation_folder(run)
     RunSnapshot.of(run)  # a run with unreadable settings cannot be renamed in them
 
 
@@ -135,7 +136,7 @@ def rename(run: RunDirectory, new: str) -> RunDirectory:
         with told_when_full(renamed.folder):
             run.folder.rename(renamed.folder)
         _replace(renamed.folder / "config.json", "run", new)
-        for file in sorted((renamed.folder / FOLDER).glob("*.json")):
+        for file in sorted(evaluation_folder(renamed).glob("*.json")):
             _replace(file, "model", new, old)
     return renamed
 

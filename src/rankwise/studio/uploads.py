@@ -82,7 +82,7 @@ def _named(temporary: Path, digest: str, ending: str, name: str) -> Path:
         if ending == ".zip":
             _unpack(temporary, path)
         else:
-            with published_file(path) as copy:
+            with published_file(path, first_stays=True) as copy:
                 shutil.copyfile(temporary, copy)
     write_atomic(FOLDER / f"{digest}{ABOUT}", json.dumps({"name": name[:200], "path": path.name}).encode())
     return path
@@ -108,7 +108,7 @@ def with_names(text: str) -> str:
 def _unpack(archive: Path, folder: Path) -> None:
     """DataError, and nothing left, where a member is no image or leads elsewhere."""
     try:
-        with zipfile.ZipFile(archive) as opened, published(folder) as temporary:
+        with zipfile.ZipFile(archive) as opened, published(folder, first_stays=True) as temporary:
             members = [one for one in opened.infolist() if not one.is_dir() and _is_read(one.filename)]
             _check(members)
             left = LARGEST

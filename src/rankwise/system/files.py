@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -38,8 +39,15 @@ NOT_WRITABLE = {
 }
 
 
+def _own_name(path: Path) -> Path:
+    """What this thread writes before it has its name: its process is the last number, by which leftovers are known."""
+    own = threading.current_thread()
+    thread = "" if own is threading.main_thread() else f".t{own.ident}"
+    return path.with_name(f".{path.name}{thread}.{os.getpid()}.tmp")
+
+
 def write_atomic(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _own_name(path)
     try:
         with told_when_full(path), temporary.open("wb") as file:
             file.write(content)
@@ -102,13 +110,15 @@ def published(folder: Path, *, first_stays: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def published_file(path: Path) -> Iterator[Path]:
+def published_file(path: Path, *, first_stays: bool = False) -> Iterator[Path]:
     """A temporary file that takes the name `path` when the block ends, and is removed if the block fails. An existing
-    file is an error."""
+    file is an error, or stays with `first_stays`, because somebody has written the same content."""
     with _beside(path) as temporary:
         yield temporary / path.name
         _flush(temporary / path.name)
         if os.path.lexists(path):
+            if first_stays:
+                return
             raise RunError(f"{path} already exists and is not overwritten.")
         (temporary / path.name).rename(path)
         _flush(path.parent)
@@ -118,7 +128,7 @@ def published_file(path: Path) -> Iterator[Path]:
 def _beside(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`, which is removed with what is still in it."""
     with folders_above(path):
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary = _own_name(path)
         _clear(path)
         try:
             with told_when_full(path):
@@ -153,7 +163,7 @@ def make_folders(folder: Path) -> list[Path]:
 
 
 def _clear(folder: Path) -> None:
-    """Remove temporary folders that this process left, and those of dead processes that are older than a day.
+    """Remove temporary folders that this thread left, and those of dead processes that are older than a day.
 
     The age matters because another machine or container may share the folder, and its process ids are unknown here.
     """
@@ -161,7 +171,7 @@ def _clear(folder: Path) -> None:
         number = left.name.removesuffix(".tmp").rpartition(".")[2]
         with suppress(OSError):
             abandoned = number.isdecimal() and not psutil.pid_exists(int(number))
-            if number == str(os.getpid()) or (abandoned and time.time() - left.stat().st_mtime > ABANDONED):
+            if left == _own_name(folder) or (abandoned and time.time() - left.stat().st_mtime > ABANDONED):
                 shutil.rmtree(left, ignore_errors=True)
 
 
