@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from counted_tokenizer import Counted
 from rankwise.commands.data import check
 from rankwise.config.data import DataConfig, Reading
 from rankwise.config.models import ModelConfig
-from rankwise.data.encoded_cache import key_of, recall
+from rankwise.data.encoded_cache import forget, key_of, recall
 from rankwise.data.preparing import TextWriting, prepare
 from rankwise.runs.records import StatusMessage, silent
 from rankwise.text.chat_template import ChatTemplate
@@ -506,3 +507,37 @@ def test_a_cache_that_cannot_be_written_is_told_and_costs_nothing_else(home, wri
         [said] = heard
         assert isinstance(said, StatusMessage) and "cannot be cached" in said.text
     assert list(home.rglob("*.tmp")) == []
+
+
+def test_an_entry_is_its_users_alone_and_goes_with_any_of_its_files(home, writing):
+    """Its tokens can be read as the text of the rows."""
+    prepare(DataConfig(path="rows.jsonl", validation="more.jsonl"), writing, silent)
+    made = entry()
+    assert [path.stat().st_mode & 0o777 for path in [made, *made.iterdir()]] == [0o700] + [0o600] * len(ENTRY)
+    prepare(DataConfig(path="rows.jsonl"), writing, silent)
+    forget("nothing.jsonl")
+    assert len(entries()) == 2
+    forget("more.jsonl")
+    assert len(entries()) == 1 and made.name not in entries()
+    forget("rows.jsonl")
+    assert entries() == []
+
+
+def test_the_oldest_entries_go_where_all_of_them_are_too_large(home, writing, monkeypatch):
+    """The newest stays, however large it is, and so does what another process is writing."""
+    names, unfinished = [], home / "cache" / "encoded" / f".{'ab' * 32}.partial"
+    for number in range(4):
+        before = set(entries())
+        prepare(DataConfig(path="rows.jsonl", seed=number), writing, silent)
+        names += set(entries()) - before
+        os.utime(home / "cache" / "encoded" / names[-1], (number + time.time() - 90,) * 2)
+    size = sum(file.stat().st_size for file in (home / "cache" / "encoded" / names[0]).iterdir())
+    unfinished.mkdir()
+    (unfinished / "x.part").write_bytes(b"x" * 100_000)
+    for room, kept in ((2.5, names[3:]), (0.5, [])):
+        monkeypatch.setattr("rankwise.system.cache.MOST_BYTES", int(room * size))
+        prepare(DataConfig(path="more.jsonl", seed=int(room)), writing, silent)
+        newest = max(
+            set(entries()) - {unfinished.name}, key=lambda name: (home / "cache/encoded" / name).stat().st_mtime
+        )
+        assert set(entries()) == {unfinished.name, newest, *kept}

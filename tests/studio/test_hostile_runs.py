@@ -117,7 +117,7 @@ def test_the_shape_sees_what_is_not_inert():
 def test_a_data_report_that_somebody_edited_is_shown_as_damaged(client, targets):
     file = made_run("r").folder / "data_report.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"targets": targets}))
-    with pytest.raises(RunError, match="damaged.*targets"):
+    with pytest.raises(RunError, match=r"damaged.*targets"):
         read_json(file, DataReport)
     for path in ("/", "/runs/r", "/delete?run=r", "/ask", "/runs/r/report"):
         assert client.get(path).status_code in (200, 400), path

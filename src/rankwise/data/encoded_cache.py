@@ -3,7 +3,8 @@
 The key is a hash of every file's content, the settings of reading and rendering, the tokenizer, the template and
 rankwise's own code. An entry is a folder that gets its name when it is complete. If two processes create the same
 entry, the first one stays. A damaged entry fails its hash check and is created again. Entries that were not used for
-thirty days are removed when a new one is stored.
+thirty days are removed when a new one is stored, and the oldest beyond 20 GB. Rows can be read out of their tokens, so
+that an entry is its user's alone, and goes where somebody deletes the file that it was made of.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -19,6 +21,7 @@ import numpy as np
 
 from rankwise.config.data import DataConfig
 from rankwise.data.licences import find_licence
+from rankwise.data.part_store import SOURCES
 from rankwise.data.preparation import Prepared
 from rankwise.data.sequences import EncodedRows
 from rankwise.data.sources import open_source
@@ -86,6 +89,14 @@ def _digest(data_report: object) -> str:
     return sha256(json.dumps(data_report, sort_keys=True).encode()).hexdigest()
 
 
+def forget(name: str) -> None:
+    """Remove what was encoded, in whole or in part, of files whose path contains this name."""
+    for file in [*(entries := cache_folder() / "encoded").glob("*/facts.json"), *entries.glob(f"*/{SOURCES}")]:
+        with suppress(FileNotFoundError):  # another process may be removing it too
+            if name in file.read_text(encoding="utf-8", errors="replace"):
+                shutil.rmtree(file.parent)
+
+
 def partial_folder(key: str) -> Path:
     """Where parts of an entry lie while it is made. Forgotten like an entry if nobody goes on."""
     return cache_folder() / "encoded" / f".{key}.partial"
@@ -99,6 +110,7 @@ def keep(key: str, prepared: Prepared, callback: Callback, written: Path | None 
         if folder.exists() and recall(key) is None:  # damaged; an entry that another process has just written stays
             shutil.rmtree(folder, ignore_errors=True)
         with published(folder, first_stays=True) as temporary:
+            temporary.chmod(0o700)  # and its files with it
             if written is None:
                 prepared.sequences.write(temporary)
             else:

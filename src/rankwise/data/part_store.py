@@ -8,6 +8,7 @@ A part that is there and whole is not encoded again. A single part is not writte
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -22,6 +23,8 @@ from rankwise.data.row_part import RowPart, is_whole
 from rankwise.data.sources import Reading, open_source
 from rankwise.errors import RankwiseError
 
+SOURCES = "sources.json"
+"""Names the files that the parts are of, so that the parts can go with one of them."""
 CHUNKS_OF_PART = 10
 """A kill costs at most the rows of a part, for each process."""
 States = dict[str, list[tuple[int, ...] | None]]
@@ -114,7 +117,7 @@ class PartStore:
         if self.folder is None or len(self._names) < 2 or not self._can_write:
             return None
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(0o700, parents=True, exist_ok=True)
             self.joined = Path(mkdtemp(prefix="joined-", dir=self.folder))
         except OSError:
             return None
@@ -131,7 +134,9 @@ class PartStore:
         temporary = self.folder / f"{name}.{uuid4().hex}"
         try:
             if self._can_write:
-                self.folder.mkdir(parents=True, exist_ok=True)
+                self.folder.mkdir(0o700, parents=True, exist_ok=True)
+                (self.folder / SOURCES).write_text(json.dumps(list(self.states)), encoding="utf-8")
+                temporary.touch(0o600)
                 temporary.write_bytes(part.to_bytes())
                 temporary.replace(self.folder / name)
         except OSError:

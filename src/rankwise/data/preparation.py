@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from rankwise.data.image_report import findings_of
 from rankwise.data.joining import Joined
 from rankwise.data.labels import Labels
 from rankwise.data.licences import strictest
-from rankwise.data.part_store import PartStore
+from rankwise.data.part_store import PartStore, all_states
 from rankwise.data.replay import Replay, ReplayOrder
 from rankwise.data.report import Tally, advice_on, fatal_problems, warnings_of
 from rankwise.data.report_facts import counts_of, part_facts, validation_of
@@ -99,9 +100,9 @@ class Prepared:
         return int(np.concatenate(sides).max()) - 1
 
 
-def joined_alone(work: Encoding) -> Prepared:
-    """All rows, encoded by this process in memory."""
-    readings, store = open_all(work.spec), PartStore()
+def joined_alone(work: Encoding, folder: Path | None = None) -> Prepared:
+    """All rows, encoded by this process in memory, or where they are many in a folder."""
+    readings, store = open_all(work.spec), PartStore(folder, states={} if folder is None else all_states(work.spec))
     work.encode_all(readings, store)
     return joined(work, readings, store)
 

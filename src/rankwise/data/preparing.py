@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from pathlib import Path
 from typing import Protocol, Self
 
 import numpy as np
@@ -26,7 +28,7 @@ from rankwise.runs.data_report import MOST_LISTED, DataReport, TargetFacts
 from rankwise.runs.manifest import DataFacts, installed_version
 from rankwise.runs.new_tokens import NewTokenFacts
 from rankwise.runs.pair_facts import PairFacts
-from rankwise.runs.records import Callback
+from rankwise.runs.records import Callback, silent
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.encode import Encoder, EncoderOf, RowEncoder
 from rankwise.text.new_tokens import NewTokens
@@ -225,6 +227,16 @@ def _joined(work: Encoding, readings: Sequence[tuple[Reading, float]], store: Pa
 def count_only(spec: DataConfig, callback: Callback) -> DataReport:
     """What can be said of rows without any tokenizer."""
     return joined_alone(Encoding(spec, None, Tally(), callback, None, EncodingFacts(), None)).data_report
+
+
+def checked(spec: DataConfig, writing: Writing, scratch: Path) -> DataReport:
+    """The data report alone, which leaves nothing in the cache. What takes room lies in a folder meanwhile."""
+    writing, name = writing.by(spec), writing.name
+    work = Encoding(spec, writing.encoder(spec), writing.tally(), silent, name, writing.facts, writing.targets)
+    try:
+        return joined_alone(work, scratch).data_report
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def refuse_fatal(data_report: DataReport) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 import platformdirs
 
 KEPT_SECONDS = 30 * 86_400
+MOST_BYTES = 20 * 10**9
+"""Of the entries of one kind that are computed from others' files. The newest stays in any case."""
 GGUF_FOLDER, STARTER_FOLDER, QUANTIZED_FOLDER = "gguf-", "starter-", "quantized-"
 """How the names of cached models begin: converted GGUF files, starters that came as a folder, and weights in fewer
 bits."""
@@ -52,8 +54,23 @@ def cache_folder() -> Path:
 
 
 def forget_old(entries: Path) -> None:
-    """Remove entries that were not used for KEPT_SECONDS, by their modification time."""
-    for entry in entries.iterdir():
+    """Remove entries that were not used for KEPT_SECONDS, by their modification time, and the oldest of those that are
+    whole where all of them have more than MOST_BYTES."""
+    newest_first, total = sorted(entries.iterdir(), key=_used, reverse=True), 0
+    for entry in newest_first:
         with suppress(OSError):  # another process may be removing it too
-            if time.time() - entry.stat().st_mtime > KEPT_SECONDS:
+            size = 0 if entry.name.startswith(".") else _bytes(entry)  # unfinished, and perhaps being written
+            total += size
+            too_much = 0 < size < total and total > MOST_BYTES
+            if too_much or time.time() - entry.stat().st_mtime > KEPT_SECONDS:
                 shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink()
+
+
+def _used(entry: Path) -> float:
+    with suppress(OSError):
+        return entry.stat().st_mtime
+    return 0.0
+
+
+def _bytes(entry: Path) -> int:
+    return sum(file.stat().st_size for file in (entry.rglob("*") if entry.is_dir() else [entry]))

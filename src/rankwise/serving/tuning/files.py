@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rankwise.config.base import Config
+from rankwise.data.encoded_cache import forget
 from rankwise.errors import ResourceError, RunError
 from rankwise.runs.own_files import read_json
 from rankwise.serving.bodies import BadRequest
@@ -106,7 +107,9 @@ class Files:
             return stored
 
     def delete(self, name: str) -> None:
+        """With what trainings have encoded of it."""
         folder = self._folder_of(self.get(name).id)
+        forget(name)
         with self._changing:
             (folder / FACTS).unlink(missing_ok=True)  # without it, the file does not exist for any reader
             shutil.rmtree(folder, ignore_errors=True)

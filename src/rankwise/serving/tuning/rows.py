@@ -14,12 +14,11 @@ from typing import Any
 
 from rankwise.config.data import DataConfig
 from rankwise.config.preference import PreferenceConfig, as_pairs
-from rankwise.data.preparing import prepare, refuse_fatal
+from rankwise.data.preparing import checked, refuse_fatal
 from rankwise.errors import DataError, RankwiseError, together
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.objectives.preference import Preference
-from rankwise.runs.records import silent
 from rankwise.serving.bodies import BadRequest
 from rankwise.serving.tuning.files import CONTENT, PAIRS, Content
 
@@ -45,7 +44,7 @@ def check_rows(folder: Path, filename: str, model: LoadedModel) -> Content:
         writing = Preference(PreferenceConfig()).writing(model) if pairs else CAUSAL_LM.writing(model)
         path = folder / PAIRS if pairs else path
         content = Content(pairs=pairs, ignored=() if pairs else _ignored(path))
-        report = prepare(data_of(path, content), writing, silent).data_report
+        report = checked(data_of(path, content), writing, folder / "encoded")
         refuse_fatal(report)
     except RankwiseError as error:
         message = str(error).replace(str(path), filename).replace(str(folder / CONTENT), filename)
