@@ -113,10 +113,12 @@ NAMES = {
     "rows": {"data.path": "hub:evil/rows"}, "a model field": {"model.name": "evil/model"},
 }  # fmt: skip
 VISITS = """
-import json, sys
+import json, sys, time
+from pathlib import Path
 from rankwise.config.experiment import Experiment
 from rankwise.runs.queue import Queue
 from rankwise.runs.queue_worker import work
+from rankwise.studio.export_jobs import start, state_of
 from studio_client import studio_client
 Queue.start_worker = lambda queue: True
 client, names, form, queue = studio_client(), *map(json.loads, sys.argv[1:3]), Queue()
@@ -128,13 +130,22 @@ print(json.dumps([one.run for one in queue.waiting()]))
 for run, model, data in (("m", "minilm", "rows.jsonl"), ("d", "tiny-llama", "hub:evil/rows")):
     queue.add(run, Experiment(model=model, data=data, run=run), may_ask_hub=False)
 work(queue)
-print(json.dumps([queue.ended("m").problem, queue.ended("d").problem]))
+side = {"run": "short", "messages": [{"role": "user", "content": "hi"}]}
+with client:
+    asked = client.post("/ask/answer", json={"runs": ["short"], "sides": [side]}).text
+job = start("short", Path("exports/x"), "merged", ["--no-verify"])
+while state_of(job.id).running:
+    time.sleep(0.1)
+print(json.dumps([queue.ended("m").problem, queue.ended("d").problem, asked, state_of(job.id).problem]))
 """
 
 
 @pytest.mark.slow
 def test_without_the_box_nothing_leaves_the_machine_whatever_names_it(home):
-    """A listener in place of the hub and of the package index hears neither the pages nor a training of the queue."""
+    """A listener in place of the hub and of the package index hears no page, no training of the queue and no export,
+    of a run whose base is not here either."""
+    for file in ((home / "runs" / "short" / name) for name in ("config.json", "manifest.json")):
+        file.write_text(file.read_text().replace('"tiny-llama"', '"evil/base"'))
     with served(lambda path: b"" if path == "/" else "RepoNotFound") as (address, asked):
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PIP_"))} | {
             "HF_ENDPOINT": address, "PIP_INDEX_URL": f"{address}/simple", "PIP_CONFIG_FILE": os.devnull,
@@ -144,9 +155,10 @@ def test_without_the_box_nothing_leaves_the_machine_whatever_names_it(home):
         words = [sys.executable, "-c", VISITS, json.dumps(NAMES), json.dumps(FORM)]
         done = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    *pages, queued, problems = map(json.loads, done.stdout.splitlines())
+    *pages, queued, (model, rows, *others) = map(json.loads, done.stdout.splitlines())
     assert not asked, asked
-    assert queued == [] and "minilm is not on this machine" in problems[0] and "hub:evil/rows" in problems[1]
+    assert queued == [] and "minilm is not on this machine" in model and "hub:evil/rows" in rows
+    assert all("evil/base" in said and "may not be asked here" in said for said in others), others
     for kind, page, status, told in pages:
         planned = page == "forecast" and kind in ("a starter", "a catalogue name")  # their shapes are known
         assert (status, told) == (422 if page == "start" else 200, not planned), (kind, page)
