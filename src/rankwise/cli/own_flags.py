@@ -55,7 +55,7 @@ def reworded(message: str, command: str, every: dict[str, set[str]]) -> str:
         changed = OF_ROWS.sub(_in_a_task, message)
         notes = [IN_A_TASK] if changed != message else []
         message = changed
-    for flag in dict.fromkeys(found[0] for found in FLAG.finditer(message) if not _is_named(message, found, every)):
+    for flag in dict.fromkeys(one[0] for one in FLAG.finditer(message) if not _is_named(message, one, every)):
         others = [name for name in ("train", *every) if flag in every.get(name, ())]
         if flag not in own and others:
             notes.append(f"{flag} is a flag of rankwise {others[0]}.")
@@ -64,12 +64,12 @@ def reworded(message: str, command: str, every: dict[str, set[str]]) -> str:
     return f"{message}{'' if message.endswith('.') else '.'} {' '.join(notes)}"
 
 
-def _in_a_task(found: re.Match[str]) -> str:
-    name, field, value = found.groups()
+def _in_a_task(flag: re.Match[str]) -> str:
+    name, field, value = flag.groups()
     return f"{name.replace('-', '_')}: {value if field is None else f'{{{field}: {value}}}'}"
 
 
-def _is_named(message: str, found: re.Match[str], every: dict[str, set[str]]) -> bool:
+def _is_named(message: str, flag: re.Match[str], every: dict[str, set[str]]) -> bool:
     """Whether its command is named before it."""
-    before = NAMED.search(message[: found.start()])
-    return before is not None and any(found[0] in every.get(name, ()) for name in (before[1], before[1].split()[0]))
+    before = NAMED.search(message[: flag.start()])
+    return before is not None and any(flag[0] in every.get(name, ()) for name in (before[1], before[1].split()[0]))

@@ -113,9 +113,9 @@ def _sentence(compared: dict[str, Evaluation], base: str) -> str:
     return f"{', '.join(parts)}; n = {n}"
 
 
-def _also(differences: Mapping[str, Difference], told: str) -> str:
+def _also(differences: Mapping[str, Difference], first: str) -> str:
     """The other metrics that moved."""
-    moved = [(metric, one) for metric, one in differences.items() if metric != told and one.verdict != "cannot tell"]
+    moved = [(metric, one) for metric, one in differences.items() if metric != first and one.verdict != "cannot tell"]
     return "".join(f"; {one.verdict}: {metric} {figure(one.b)} against {figure(one.a)}" for metric, one in moved)
 
 
