@@ -148,7 +148,7 @@ def end(request: Request) -> Response:
 def stop(request: Request) -> Response:
     name = entry(request.path_params["name"]).folder.name
     Queue().stop(name)
-    return moved(_path(name), "The training is stopping. It can be resumed from its last checkpoint.")
+    return moved(_path(name), "The training stops after its present step, from which it can be resumed.")
 
 
 def resume(request: Request) -> Response:

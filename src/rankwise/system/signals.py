@@ -3,8 +3,9 @@
 A signal handler raises an exception wherever the program is. Guards of compiled code (torch 2.13) treat any exception
 as a failed guard and continue, so the request is stored here too, and training checks for it after each step.
 
-Processes that train together stop together: none may leave a step in which the others wait for it. So inside `deferred`
-the first request is only stored, and they agree on it before the next step. Who asks again is heeded at once.
+A training first keeps what it has learned, which it can at the end of a step, and processes that train together stop
+together: none may leave a step in which the others wait for it. So inside `deferred` the first request is only stored,
+and heeded after the step, or before the next one. Who asks again is heeded at once.
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ _deferring: list[bool] = []
 _ending: list[bool] = []
 
 
-def ask_to_stop(request: KeyboardInterrupt) -> None:
-    """Raise the request, or store it alone inside `deferred`."""
+def ask_to_stop(request: KeyboardInterrupt) -> bool:
+    """Raise the request, or store it alone inside `deferred`. Returns whether it waits there."""
     if _ending:
-        return
+        return False
     again = bool(_requests)
     _requests[:] = [request]
     for check in _checks:
         check()
     if again or not _deferring:
         raise request
+    return True
 
 
 def requested() -> KeyboardInterrupt | None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import RunError
-from rankwise.runs.directory import RunDirectory
+from rankwise.runs.directory import SETTINGS, RunDirectory
 from rankwise.runs.manifest import BackOff, Manifest
+from rankwise.runs.own_files import read_json
 from rankwise.runs.records import WarningMessage
 from rankwise.training.finite import Diverged
 from rankwise.training.loss_watch import RECENT
@@ -34,18 +36,27 @@ def ways_back(saved: Sequence[int], step: int) -> list[int]:
     return [first, *(one for one in saved if one > first)][:2]
 
 
+def by_steps(saved: Sequence[int], interval: int | None) -> list[int]:
+    """Those that no clock and no stop decided, so that a run goes back to the same step each time."""
+    return [step for step in saved if interval is None or step % interval == 0]
+
+
 def back_off(run: RunDirectory, config: TrainingConfig, error: Diverged) -> tuple[BackOff, ...]:
     """Those of a run that has just failed, with a new one, which its manifest records; none where it is to stop."""
     if config.on_divergence == "stop":
         return ()
+    saved = run.steps_saved
     try:
         manifest = run.manifest()
+        begun_with = read_json(run.folder / SETTINGS, Experiment).training.on_divergence
+        if saved and begun_with == "back-off":
+            saved = by_steps(saved, config.checkpoint_interval(run.checkpoints.facts(saved[0])["steps"]))
     except RunError:
         return ()
     if len(manifest.back_offs) >= MOST:
         return ()
     rate = manifest.learning_rate * SHARE ** (len(manifest.back_offs) + 1)
-    to = last_before(run.steps_saved, error.begun)
+    to = last_before(saved, error.begun)
     every = (*manifest.back_offs, BackOff(begun=error.begun, to=to, learning_rate=rate))
     run.write_manifest(manifest.model_copy(update={"back_offs": every}))
     run.checkpoints.forget(but=[step for step in run.steps_saved if step <= to])

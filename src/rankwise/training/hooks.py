@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.metrics_log import MetricsLog
 from rankwise.runs.records import Callback, Event, ProgressUpdate, StatusMessage, WarningMessage
 from rankwise.runs.resumable import METRICS
-from rankwise.training.back_off import ways_back
+from rankwise.training.back_off import by_steps, ways_back
 from rankwise.training.checkpoints import save
 from rankwise.training.loss_watch import LossWatch
 from rankwise.training.trainer import Hook, Trainer
+
+SHARE, MOST_SHARE = 0.01, 0.05
+"""Of a run's time that checkpoints take: as a rule, and where one takes so long that it would be more."""
+OFTEN = 0.2
+"""Of the longest time between two: no two are nearer to each other, however little one takes."""
+FIRST_BYTES_PER_SECOND = 250e6
+"""What the first checkpoint is expected to take, as on a slow disk."""
 
 
 @dataclass(frozen=True)
@@ -23,34 +32,76 @@ class LogMetrics(Hook):
             self.log.append(event.as_row())
 
 
+@dataclass
+class CheckpointPace:
+    """When checkpoints are written: each `interval` steps, and so that at most `longest` seconds of work are lost.
+
+        between two   100 times as long as the last one took, but at least a fifth of `longest` and at most `longest`;
+                      and at least 20 times, so that a checkpoint which takes very long is rarer than `longest` says
+    """
+
+    interval: int | None
+    longest: float | None
+    took: float
+    """Seconds of the last checkpoint; of the first, what its size lets expect."""
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._since = self.clock()
+
+    def is_due(self, step: int, ahead: float = 0.0) -> bool:
+        """After `step`, which ends in `ahead` seconds."""
+        if self.interval is not None and step % self.interval == 0:
+            return True
+        if self.longest is None:
+            return False
+        wanted = min(self.longest, max(OFTEN * self.longest, self.took / SHARE))
+        return self.clock() + ahead - self._since >= max(wanted, self.took / MOST_SHARE)
+
+    def has_written(self, since: float) -> None:
+        self._since = self.clock()
+        self.took = self._since - since
+
+
 @dataclass(frozen=True)
 class SaveCheckpoints(Hook):
-    """Every `interval` steps, but not after the last; the newest `count` are there, so that a damaged one is no loss.
+    """When the pace says so and before a stop, but not after the last step; the newest `count` are there, so that a
+    damaged one is no loss.
 
     None is saved while the loss is far above its past. Where a run would go back, two more are there (back_off.py).
     After each step the lock is looked at, so that nothing is written over the work of another process.
     """
 
     run: RunDirectory
-    interval: int
+    pace: CheckpointPace
     count: int
     log: MetricsLog
     watch: LossWatch
     backs_off: bool = False
+    keeps = True
+
+    def is_due(self, step: int, ahead: float) -> bool:
+        return self.pace.is_due(step, ahead)
 
     def after_step(self, trainer: Trainer) -> None:
         self.run.check_lock()
-        state = trainer.state
-        if state.finished or state.step % self.interval or self.watch.far_above:
+        if trainer.checkpoint_due and not trainer.state.finished:
+            self.keep(trainer)
+
+    def keep(self, trainer: Trainer) -> None:
+        if self.watch.far_above:
             return
+        state, began = trainer.state, self.pace.clock()
         trainer.check_finite()
         self.log.sync()
         if (aside := self.run.checkpoints.make_way(state.step)) is not None:
             trainer.emit(StatusMessage(f"{self.run.checkpoint(state.step)} was in the way and is now {aside.name}"))
         save(state, self.run.checkpoint(state.step), self.run.files | {METRICS: self.run.metrics.read_bytes()})
         saved = self.run.steps_saved
-        earlier = ways_back(saved, state.step) if self.backs_off else []
+        earlier = ways_back(by_steps(saved, self.pace.interval), state.step) if self.backs_off else []
         self.run.checkpoints.forget(but=[*earlier, *saved[-self.count :]])
+        self.pace.has_written(since=began)
+        trainer.kept = state.step
 
 
 @dataclass(frozen=True)
@@ -58,16 +109,20 @@ class FollowCheckpoints(Hook):
     """In a process that does not write: looks where SaveCheckpoints of the first one does, so that both end at the same
     step, and gives its part of each checkpoint where what learns is split."""
 
-    interval: int
     watch: LossWatch
     gives: bool
+    keeps = True
 
     def after_step(self, trainer: Trainer) -> None:
-        state = trainer.state
-        if not (state.finished or state.step % self.interval or self.watch.far_above):
+        if trainer.checkpoint_due and not trainer.state.finished:
+            self.keep(trainer)
+
+    def keep(self, trainer: Trainer) -> None:
+        if not self.watch.far_above:
             trainer.check_finite()
             if self.gives:
-                save(state, None)
+                save(trainer.state, None)
+            trainer.kept = trainer.state.step
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ SAID_OF_ROWS: Mapping[str, Any] = {
 }
 """Of a data report: what follows from the rows and the settings, and what earlier versions lack or read otherwise."""
 ANY = (
-    "model.memory", "model.sharded", "training.keep_checkpoints", "training.on_divergence", "tracking.log_to",
-    "tracking.project",
+    "model.memory", "model.sharded", "training.checkpoint_minutes", "training.keep_checkpoints",
+    "training.on_divergence", "tracking.log_to", "tracking.project",
 )  # fmt: skip
 """Settings that change no result of a training that converges, so that a run may go on with others."""
 _Kind = TypeVar("_Kind", StepRecord, LossRecord, ScoreRecord, BudgetRecord, EarlierRecord)

@@ -24,7 +24,7 @@ from rankwise.methods.trainable import Trainable
 from rankwise.models.gathering import save_whole
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.sharding import is_split
-from rankwise.planning.disk import Disk
+from rankwise.planning.disk import EXACT, Disk
 from rankwise.runs.directory import REFERENCE, RunDirectory
 from rankwise.runs.lineage import Round
 from rankwise.runs.manifest import Results, peak_rss
@@ -41,7 +41,14 @@ from rankwise.training.dealt import divided_over, shared_out
 from rankwise.training.earlier_rounds import EarlierRounds, EarlierRows
 from rankwise.training.end_by_request import EndByRequest
 from rankwise.training.forgetting_budget import ForgettingBudget, ordinary_text
-from rankwise.training.hooks import FollowCheckpoints, LogMetrics, Report, SaveCheckpoints
+from rankwise.training.hooks import (
+    FIRST_BYTES_PER_SECOND,
+    CheckpointPace,
+    FollowCheckpoints,
+    LogMetrics,
+    Report,
+    SaveCheckpoints,
+)
 from rankwise.training.loss_watch import FACTOR, HEAD_FACTOR, LossWatch
 from rankwise.training.pair_backend import PairBackend
 from rankwise.training.reference import Reference, reference_of, reference_of_run
@@ -230,19 +237,20 @@ class TrainingRun:
     ) -> Trainer:  # fmt: skip
         """Before its first step, with everything that happens between steps. A budget comes before what measures the
         result. Of several processes, the first writes and reports."""
-        interval, count = self.config.checkpoint_interval(self.steps), self.config.keep_checkpoints
-        backs_off = self.config.on_divergence == "back-off"
-        checkpoints = SaveCheckpoints(self.run, interval, count, log, watch, backs_off)
+        config, took = self.config, 3 * EXACT * self.trained_parameters / FIRST_BYTES_PER_SECOND
+        pace = CheckpointPace(config.checkpoint_interval(self.steps), config.checkpoint_seconds, took)
+        backs_off = config.on_divergence == "back-off"
+        checkpoints = SaveCheckpoints(self.run, pace, config.keep_checkpoints, log, watch, backs_off)
         budgets = [] if budget is None else [budget]
         ends = [] if self.world.is_several else [EndByRequest(self.run, validation)]
         measures = [watch, *budgets, validation, earlier]
         hooks: list[Hook] = [LogMetrics(log), *ends, *measures, checkpoints, Report(self.callback)]
-        vary = augmentation(self.experiment.images, self.config.seed)
-        batches = Batches.of_prepared(self.prepared, self.config, backend.layout, vary)
+        vary = augmentation(self.experiment.images, config.seed)
+        batches = Batches.of_prepared(self.prepared, config, backend.layout, vary)
         batches = shared_out(batches, self.world, 0 if anchor is None else anchor.base.text.length)
-        follow = FollowCheckpoints(interval, watch, gives=any(map(is_split, self.trainable.parameters())))
+        follow = FollowCheckpoints(watch, gives=any(map(is_split, self.trainable.parameters())))
         own = hooks if self.world.is_first else [*measures, follow]
-        return Trainer(self.trainable, batches, self.config, backend, own, anchor, self.world)
+        return Trainer(self.trainable, batches, config, backend, own, anchor, self.world)
 
     def give_parts(self) -> None:
         """In a process that does not write: its part of what is written, where what learned is split."""

@@ -35,17 +35,19 @@ class StepTotals:
     images: int
     chosen: float = 0.0
     """Targets of chosen conversations, where rows are pairs."""
+    checkpoint_due: bool = False
+    """After the step, as the first process says."""
 
     @classmethod
-    def of(cls, batches: Sequence[Batch], world: World = ALONE) -> StepTotals:
+    def of(cls, batches: Sequence[Batch], world: World = ALONE, checkpoint_due: bool = False) -> StepTotals:
         """StoppedTogether where a process was asked to stop before this step."""
         count, tokens, images = (sum(getattr(one, name) for one in batches) for name in ("count", "tokens", "images"))
         if not world.is_several:
-            return cls(count, tokens, images)
-        every = world.gather([count, tokens, images, chosen_targets(batches), world.stop_code])
+            return cls(count, tokens, images, checkpoint_due=checkpoint_due)
+        every = world.gather([count, tokens, images, chosen_targets(batches), world.stop_code, checkpoint_due])
         world.heed([row[4] for row in every])
-        count, tokens, images, chosen, _ = map(sum, zip(*every, strict=True))
-        return cls(count, round(tokens), round(images), chosen)
+        count, tokens, images, chosen, _, due = map(sum, zip(*every, strict=True))
+        return cls(count, round(tokens), round(images), chosen, bool(due))
 
     def divided(self, batches: Sequence[Batch]) -> Sequence[Batch]:
         """The batches of one process, whose losses count what all processes have."""

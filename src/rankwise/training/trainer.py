@@ -21,7 +21,7 @@ from rankwise.config.training import TrainingConfig
 from rankwise.methods.trainable import Trainable
 from rankwise.models.sharding import is_sharded, is_split
 from rankwise.runs.records import Event, RankRecord, StepRecord, WarningMessage
-from rankwise.system.signals import heed
+from rankwise.system.signals import deferred, heed, requested
 from rankwise.training.anchor import Anchor
 from rankwise.training.auto_batch import StepBatches, halved
 from rankwise.training.backend import Backend
@@ -32,7 +32,7 @@ from rankwise.training.rng import preserve_rng_state, seed_process
 from rankwise.training.schedules import rate_factor
 from rankwise.training.state import TrainState, adamw
 from rankwise.training.step import NoRoom, StepTotals, optimizer_step
-from rankwise.training.world import ALONE, World
+from rankwise.training.world import ALONE, StoppedTogether, World
 
 STEPS_BETWEEN_CHECKS = 100
 """Between two comparisons of the weights of several processes, beside those at the decisions about ranks."""
@@ -40,6 +40,16 @@ STEPS_BETWEEN_CHECKS = 100
 
 class Hook:
     """Something that happens between steps; by default nothing. Hooks are called in their order."""
+
+    keeps = False
+    """Whether it can keep what was learned so far, so that a request to stop waits for the end of a step."""
+
+    def is_due(self, step: int, ahead: float) -> bool:
+        """Whether a checkpoint is due after `step`, which ends in about `ahead` seconds; the first process is asked."""
+        return False
+
+    def keep(self, trainer: Trainer) -> None:
+        """What was learned so far, since the training is about to stop."""
 
     def before_first_step(self, trainer: Trainer) -> None:
         """Not called when a run is resumed."""
@@ -77,6 +87,11 @@ class Trainer:
         )
         self.seconds = 0.0
         """Of training so far, without what is done aside."""
+        self.checkpoint_due = False
+        """After the present step, in all processes alike."""
+        self.kept = 0
+        """The step that this process went on from, or that it has kept since."""
+        self._step_seconds = 0.0
         self._aside = 0.0
         self._training = False
         self._finite_at = -1
@@ -85,6 +100,7 @@ class Trainer:
     def run(self) -> Generator[StepRecord]:
         """Train from the state's step to the last one, and give each step's record when its hooks are done."""
         with self.backend.active():
+            self.kept = self.state.step
             self._check_same()
             if self.state.step == 0:
                 if self.trainable.initial_ranks is not None:
@@ -133,15 +149,32 @@ class Trainer:
         self._training = True
         self.trainable.train()
         try:
-            while not self.state.finished:
-                yield self._timed_step()
-                if self.state.step == AFTER:
-                    self._check_that_all_learned()
-                if not self.world.is_several:  # several stop together, before the next step
-                    heed()
+            with deferred(any(hook.keeps for hook in self.hooks)):
+                while not self.state.finished:
+                    yield self._step_or_stop()
+                    if self.state.step == AFTER:
+                        self._check_that_all_learned()
+                    if not self.world.is_several:
+                        if requested():
+                            self._keep()
+                        heed()
         finally:
             self._training = False
             self.trainable.train(False)
+
+    def _step_or_stop(self) -> StepRecord:
+        """Several processes stop together, before a step."""
+        try:
+            return self._timed_step()
+        except StoppedTogether:
+            self._keep()
+            raise
+
+    def _keep(self) -> None:
+        """Before a stop; a second request ends this too."""
+        if self.state.step > self.kept and not self.state.finished:
+            for hook in self.hooks:
+                hook.keep(self)
 
     def _check_same(self) -> None:
         if self.world.is_several:
@@ -156,6 +189,7 @@ class Trainer:
     def _timed_step(self) -> StepRecord:
         began, aside = time.perf_counter(), self._aside
         record, ranks = self._step()
+        self._step_seconds = time.perf_counter() - began
         self.emit(record)
         if ranks is not None:
             self.emit(ranks)
@@ -170,7 +204,9 @@ class Trainer:
         """Where memory runs out and `auto_batch` is set, begin the step again with less at once."""
         state, tally, world = self.state, self.backend.tally, self.world
         given = self.batches.at(state.step)
-        totals = StepTotals.of(given, world)
+        due = any(hook.is_due(state.step + 1, self._step_seconds) for hook in self.hooks)
+        totals = StepTotals.of(given, world, due)
+        self.checkpoint_due = totals.checkpoint_due
         given = totals.divided(given)
         if self.sharded:
             given = filled_up(given, world, self.backend)
