@@ -134,8 +134,10 @@ def verify(
                 unknown = "" if run.recorded else "; the result is of a version that recorded no hashes"
                 verdict = "damaged" if run.problems else "whole"
                 typer.echo(visible(f"{run.name}: {verdict}, {run.files} files compared{unknown}"))
-                for problem in run.problems:
-                    typer.echo(visible(f"  {problem}"))
+                gone = [f"{path} was left by a training that was killed as it ended; it is removed if no other process "
+                        "writes the run" for path in run.left]  # fmt: skip
+                for line in (*run.problems, *gone):
+                    typer.echo(visible(f"  {line}"))
         if not verified.whole:
             raise typer.Exit(2)
 

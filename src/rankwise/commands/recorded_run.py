@@ -16,7 +16,7 @@ from rankwise.errors import Interrupted, RankwiseError, is_out_of_memory, some
 from rankwise.methods.starting import changed_since as start_changed
 from rankwise.models.sharding import is_sharded
 from rankwise.runs.directory import RunDirectory
-from rankwise.runs.integrity import hashes_of
+from rankwise.runs.integrity import hashes_of, settings_hash
 from rankwise.runs.manifest import BackendName, BackOff, Manifest, now
 from rankwise.runs.metrics_log import MetricsLog
 from rankwise.runs.records import BackOffRecord, StatusMessage, WarningMessage
@@ -33,7 +33,7 @@ from rankwise.training.earlier_rounds import EarlierRounds
 from rankwise.training.finite import Diverged
 from rankwise.training.pair_backend import over_rows
 from rankwise.training.preflight import Foresight, foresee_backend, out_of_memory
-from rankwise.training.resume import Past, changed_since, take_up_together
+from rankwise.training.resume import Past, changed_since, take_up_together, training_machine
 from rankwise.training.run import Budget, TrainingRun
 from rankwise.training.trainer import Trainer
 from rankwise.training.validation import Validation
@@ -93,7 +93,10 @@ def record(
         if isinstance(error, StoppedTogether):
             world.barrier()  # so that none is gone while the first one writes
         raise _explained(error, run, training.experiment, again) from None
-    run.forget_steps()  # outside: from here on nothing may take the result away
+    try:  # outside: from here on nothing may take the result away
+        run.forget_steps()
+    except (RankwiseError, OSError) as error:
+        callback(WarningMessage(f"the run is finished; what only a training needs could not be removed: {error}"))
     write_page(RunSnapshot(run, training.experiment, finished), callback)
     trackers.end()
     return finished
@@ -121,8 +124,11 @@ def _completed(
         callback(warning)
     results = training.save(results if budget is None else budget.recorded(results))
     callback.changed = lambda texts: None
+    for line in run.write_lost():
+        callback(WarningMessage(line))
+    hashes = {"result_sha256": hashes_of(run.folder, training.result), "settings_sha256": settings_hash(run.folder)}
     update = {"status": "finished", "ended": now(), "results": results, "warnings": callback.texts}
-    finished = past.manifest.model_copy(update=update | {"result_sha256": hashes_of(run.folder, training.result)})
+    finished = past.manifest.model_copy(update=update | hashes)
     run.write_manifest(finished)
     return finished
 
@@ -169,7 +175,7 @@ def _begun(
         learning_rate=training.rate, backend=trainer.backend.name, lineage=training.lineage,
         anchor=None if training.anchor_text is None else facts_of_anchor(training.anchor_text),
         forecast=None if foreseen is None else foreseen.recorded(), tuning=training.tuning, replay=report.replay,
-        back_offs=back_offs,
+        back_offs=back_offs, machine=training_machine(),
     )  # fmt: skip
     if resumable is not None:
         past = take_up_together(training.world, resumable, trainer.state, manifest, report, callback)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,8 +103,14 @@ def runs() -> Runs:
 
 
 def verify_runs(names: Sequence[str]) -> VerifiedRuns:
-    """Compare all recorded hashes of these runs, or of all."""
-    return VerifiedRuns([verify(entry(name)) for name in names or run_names()])
+    """Compare all recorded hashes of these runs, or of all. What a killed training left in a finished run goes."""
+    verified = VerifiedRuns([verify(entry(name)) for name in names or run_names()])
+    for one in verified.runs:
+        with suppress(RankwiseError, OSError):  # another process is at it, or the disk is read only
+            if one.left and (run := entry(one.name)):
+                with run.locked():
+                    run.forget_steps()
+    return verified
 
 
 def show(name: str) -> ShownRun:

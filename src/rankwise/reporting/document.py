@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.reporting.markup import Content, Markup, element, joined, shown
+from rankwise.runs.sealed import with_hash
 
 KIND = "rankwise report"
 BEGINS = f'<!doctype html>\n<html lang="en" data-kind="{KIND}">'
@@ -86,7 +87,8 @@ class Document:
             "next": self.next,
         }
         data |= {section.key: section.data for section in self.sections}
-        return json.dumps(_without_nan(data), indent=2, allow_nan=False).encode() + b"\n"
+        plain = json.loads(json.dumps(_without_nan(data), allow_nan=False))  # as whoever compares the hash reads it
+        return json.dumps(with_hash(plain), indent=2).encode() + b"\n"
 
     def _head(self) -> Markup:
         tiles = [element("div", element("dt", name), element("dd", value)) for name, value in self.key_facts]

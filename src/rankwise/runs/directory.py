@@ -24,7 +24,7 @@ from rankwise.errors import RunBusyError, RunError, did_you_mean, some
 from rankwise.runs.data_report import DATA_REPORT, DataReport
 from rankwise.runs.manifest import Manifest
 from rankwise.runs.own_files import read_json
-from rankwise.runs.step_folders import StepFolders
+from rankwise.runs.step_folders import StepFolders, set_aside
 from rankwise.system.files import json_bytes, told_when_full, write_atomic
 from rankwise.system.locks import Lock, owner_of
 
@@ -184,18 +184,40 @@ class RunDirectory:
         self.forget_steps()
         self._write(SETTINGS, experiment.model_dump(mode="json"))
 
-    def go_on(self, step: int, files: Mapping[str, bytes]) -> None:
+    def go_on(self, step: int, files: Mapping[str, bytes]) -> list[str]:
         """Remove what an attempt left that came further than its checkpoint, and write the run's files as they were
-        then, each where it is not so."""
+        then, each where it is not so. Returns what was in the way."""
         self.check_lock()
         self.checkpoints.forget(but=[earlier for earlier in self.steps_saved if earlier <= step])
         self.snapshots.forget(but=[earlier for earlier in self.steps_kept if earlier <= step])
         self.forget_results()
         self._remove(*self._left())
-        for name, content in files.items():
-            if not _has(self.folder / name, content):
-                write_atomic(self.folder / name, content)
+        moved = self._write_anew(files)
         self.files.update(files)
+        return moved
+
+    def write_lost(self) -> list[str]:
+        """Write anew what is no longer what this process wrote when the run began, and say so."""
+        self.check_lock()
+        lost = {
+            name: content
+            for name, content in self.files.items()
+            if name in (SETTINGS, DATA_REPORT) and not _has(self.folder / name, content)
+        }
+        said = [
+            f"{self.folder / name} was removed or changed while the run trained, and is written anew" for name in lost
+        ]
+        return said + self._write_anew(lost)
+
+    def _write_anew(self, files: Mapping[str, bytes]) -> list[str]:
+        moved = list[str]()
+        for name, content in files.items():
+            path = self.folder / name
+            if path.is_dir() and not path.is_symlink():
+                moved.append(set_aside(path))
+            if not _has(path, content):
+                write_atomic(path, content)
+        return moved
 
     def _write(self, name: str, value: Any) -> None:
         self.check_lock()

@@ -21,6 +21,7 @@ from rankwise.runs.feature_forgetting import FeatureForgetting
 from rankwise.runs.manifest import now, versions
 from rankwise.runs.measured import Difference, Measured
 from rankwise.runs.own_files import read_json
+from rankwise.runs.sealed import with_hash
 from rankwise.runs.set_details import SetDetails
 from rankwise.system.files import check_place, write_json
 
@@ -150,6 +151,8 @@ class Evaluation(Config):
     versions: dict[str, str]
     settings: dict[str, Any]
     """Everything beside model and items that the numbers depend on."""
+    sha256: str | None = None
+    """Of all else in the file (runs/sealed.py). Older files have none."""
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise evaluate --json` prints."""
@@ -226,7 +229,7 @@ def check_evaluation_place(path: Path) -> None:
 
 def write_evaluation(path: Path, evaluation: Evaluation) -> None:
     check_place(path)
-    write_json(path, evaluation.model_dump(mode="json"))
+    write_json(path, with_hash(evaluation.model_dump(mode="json")))
 
 
 def read_evaluation(path: Path) -> Evaluation:

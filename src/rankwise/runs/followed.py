@@ -21,7 +21,8 @@ class FollowedRun(RunDirectory):
 
     def begin(self, experiment: Experiment) -> None: ...
 
-    def go_on(self, step: int, files: Mapping[str, bytes]) -> None: ...
+    def go_on(self, step: int, files: Mapping[str, bytes]) -> list[str]:
+        return []
 
     def forget_results(self) -> None: ...
 

@@ -1,24 +1,28 @@
 """Integrity of a run's result: the SHA-256 of each file is recorded after training and compared before use.
 
-The manifest of a finished run has the hash of every file of `adapter/` or `model/`, and of `data_report.json`, which
-holds the chat template and system message. Every command that reads a result calls `check_result` first. Files that
-programs load (weights, settings, tokenizer, template) must be present and unchanged, and none may have been added. A
-model card may be edited, which is only reported. This detects accidents and careless edits. It is not a signature:
-whoever can write to the folder can also change the manifest.
+The manifest of a finished run has the hash of every file of `adapter/` or `model/`, of `data_report.json`, which holds
+the chat template and system message, of the settings and of the metrics log. Every command that reads a result calls
+`check_result` first. Files that programs load (weights, settings, tokenizer, template) must be present and unchanged,
+and none may have been added. A changed model card or metrics log is only reported. This detects accidents and careless
+edits. It is not a signature: whoever can write to the folder can also change the manifest.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from rankwise.errors import ResultError, RunError, some
 from rankwise.runs.data_report import DATA_REPORT
-from rankwise.runs.directory import RESULTS, RunDirectory
+from rankwise.runs.directory import RESULTS, SETTINGS, RunDirectory
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage
+from rankwise.runs.resumable import METRICS
+from rankwise.runs.sealed import hash_of
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.files import sha256_of
 
@@ -57,8 +61,19 @@ class Integrity:
 
 
 def hashes_of(folder: Path, result: Path) -> dict[str, str]:
-    """The SHA-256 of every file of a result that is whole, and of the data report, by path in the run's folder."""
+    """The SHA-256 of every file of a result that is whole, of the data report and of the metrics log, by path in the
+    run's folder."""
     return {name: sha256_of(folder / name) for name in _files(folder, result)}
+
+
+def settings_hash(folder: Path) -> str | None:
+    """Of the run's settings, which decide how rows are written, but for its name, which may change. None where they
+    cannot be read."""
+    with suppress(OSError, ValueError, RecursionError):
+        settings = json.loads((folder / SETTINGS).read_bytes())
+        if isinstance(settings, dict):
+            return hash_of({key: value for key, value in settings.items() if key != "run"})
+    return None
 
 
 def check_result(run: RunSnapshot, callback: Callback, *, force: bool = False, way_out: str = FORCE) -> Integrity:
@@ -98,12 +113,16 @@ def compare_result(run: RunSnapshot) -> Integrity:
     if not run.result.is_dir():
         return Integrity("changed", len(recorded), missing=(run.result.name,))
     changed = [name for name in there if name in recorded and _differs(run.folder / name, recorded, name)]
+    known = run.manifest.settings_sha256
+    changed += [SETTINGS] * (known is not None and known != settings_hash(run.folder))
     missing = sorted(recorded.keys() - set(there))
-    added = [name for name in there if name not in recorded]
+    added = [name for name in there if name not in recorded and name != METRICS]
     strict = [tuple(filter(_is_loaded, names)) for names in (changed, missing, added)]
     other = tuple(name for names in (changed, missing, added) for name in names if not _is_loaded(name))
     status = "changed" if any(strict) else "verified"
-    return Integrity(status, len(recorded), changed=strict[0], missing=strict[1], added=strict[2], other=other)
+    return Integrity(
+        status, len(recorded) + (known is not None), changed=strict[0], missing=strict[1], added=strict[2], other=other
+    )
 
 
 def _differs(path: Path, recorded: Mapping[str, str], name: str) -> bool:
@@ -123,4 +142,4 @@ def _files(folder: Path, result: Path) -> list[str]:
     """Whatever lies in the result and is no folder, whatever its kind."""
     inside = [os.path.join(parent, name) for parent, _, names in os.walk(result) for name in names]  # noqa: PTH118
     found = [Path(path).relative_to(folder).as_posix() for path in inside]
-    return sorted(found + [DATA_REPORT] * (folder / DATA_REPORT).is_file())
+    return sorted(found + [name for name in (DATA_REPORT, METRICS) if (folder / name).is_file()])

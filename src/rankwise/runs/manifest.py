@@ -220,8 +220,10 @@ class Manifest(Config):
     """How the learning rate was chosen, with `training.learning_rate` at `tune`."""
     results: Results | None = None
     result_sha256: dict[str, str] | None = None
-    """The hash of every file of the result, by its path in the run's folder (runs/integrity.py). None in runs of
-    earlier versions and in those that did not finish."""
+    """The hash of every file of the result, of the data report and of the metrics log, by its path in the run's folder
+    (runs/integrity.py). None in runs of earlier versions and in those that did not finish."""
+    settings_sha256: str | None = None
+    """Of config.json without the run's name, which may change. None as above."""
     anchor: AnchorFacts | None = None
     """None where the run was not held to its base."""
     replay: ReplayFacts | None = None
@@ -252,7 +254,7 @@ def installed_version(package: str) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """With the number of processes where several train together."""
+    """With the number of processes where several train together. Whoever trains adds the number of threads."""
     several = {} if (own := launched()) is None else {"processes": own.size}
     return several | {
         "system": platform.platform(terse=True),

@@ -35,7 +35,9 @@ OWN: dict[str, type[Config] | None] = {
     REFERENCE: None,
 }
 """The run's own files beside its metrics log, and what they are read as."""
-CHANGING = {"status", "ended", "problem", "resumed", "back_offs", "warnings", "results", "result_sha256"}
+CHANGING = {
+    "status", "ended", "problem", "resumed", "back_offs", "warnings", "results", "result_sha256", "settings_sha256",
+}  # fmt: skip
 """Of a manifest: what is written while the run goes on."""
 _Kind = TypeVar("_Kind", bound=Config)
 

@@ -82,5 +82,11 @@ def check_file(folder: Path, name: str, facts: dict[str, Any]) -> None:
         raise DamagedStep(file, error.strerror or type(error).__name__) from None
 
 
+def with_hash(value: dict[str, Any]) -> dict[str, Any]:
+    """The same with a hash of itself, as `state.json` has one."""
+    facts = {name: one for name, one in value.items() if name != "sha256"}
+    return facts | {"sha256": hash_of(facts)}
+
+
 def hash_of(facts: dict[str, Any]) -> str:
     return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

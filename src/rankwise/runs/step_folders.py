@@ -22,7 +22,16 @@ from rankwise.system.files import told_when_full
 
 _STEP = re.compile(r"step-([1-9][0-9]{0,14})")
 _LEFT = re.compile(r"\.step-[0-9]+\.[0-9]+\.tmp")
-"""What a killed process was writing or removing."""
+
+
+def set_aside(path: Path) -> str:
+    """Rename what is in the way of a file or folder of ours, and say so."""
+    number = 1
+    while os.path.lexists(aside := path.with_name(f"{path.name}.aside-{number}")):
+        number += 1
+    with told_when_full(path):
+        path.rename(aside)
+    return f"{path} was in the way and is now {aside.name}"
 
 
 @dataclass(frozen=True)
@@ -57,9 +66,8 @@ class StepFolders:
 
     def forget(self, but: Collection[int] = ()) -> None:
         """Remove what is ours, and the folder itself if nothing is left in it."""
-        for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            if _LEFT.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
+        for path in self.left:
+            shutil.rmtree(path)
         for step in self.steps:
             if step not in but:
                 leaving = self.folder / f".step-{step}.{os.getpid()}.tmp"
@@ -69,16 +77,17 @@ class StepFolders:
         with suppress(OSError):  # something is left
             self.folder.rmdir()
 
-    def make_way(self, step: int) -> Path | None:
-        """Rename what is in the way of a step to be saved, and return its new name."""
-        path, number = self.path(step), 1
-        if not os.path.lexists(path) or self._is_ours(step):
-            return None
-        while os.path.lexists(aside := path.with_name(f"{path.name}.aside-{number}")):
-            number += 1
-        with told_when_full(path):
-            path.rename(aside)
-        return aside
+    def make_way(self, step: int) -> list[str]:
+        """Rename what is in the way of a step to be saved, be it under the name of the folder, and say so."""
+        folder, path = self.folder, self.path(step)
+        said = [set_aside(folder)] if os.path.lexists(folder) and not folder.is_dir() else []
+        return said + ([set_aside(path)] if os.path.lexists(path) and not self._is_ours(step) else [])
+
+    @property
+    def left(self) -> list[Path]:
+        """What a killed process was writing or removing."""
+        paths = self.folder.iterdir() if self.folder.is_dir() else ()
+        return [path for path in paths if _LEFT.fullmatch(path.name) and path.is_dir() and not path.is_symlink()]
 
     def _is_ours(self, step: int) -> bool:
         try:

@@ -21,6 +21,7 @@ from rankwise.runs.directory import RunDirectory
 from rankwise.runs.evaluations import evaluation_folder
 from rankwise.runs.listing import RUNS, run_names, writer_of
 from rankwise.runs.queue import Queue
+from rankwise.runs.sealed import with_hash
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.files import told_when_full, write_json
 
@@ -148,4 +149,5 @@ def _replace(file: Path, key: str, new: str, old: str | None = None) -> None:
     except (OSError, ValueError, RecursionError):
         return
     if isinstance(content, dict) and (old is None or content.get(key) == old):
-        write_json(file, content | {key: new})
+        was_whole, content = content == with_hash(content), content | {key: new}
+        write_json(file, with_hash(content) if was_whole else content)

@@ -237,15 +237,20 @@ def need_space(path: Path, size: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < 1.2 * size:
         raise ResourceError(
-            f"{path} needs {size / 1e6:,.0f} MB and {existing.absolute()} has {free / 1e6:,.0f} MB free. "
+            f"{path} needs {_amount(size)} and {existing.absolute()} has {_amount(free)} free. "
             "Free some, or use another disk."
         )
 
 
 def _full(path: Path) -> ResourceError:
     existing = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
-    free = f"{shutil.disk_usage(existing).free / 1e6:,.0f} MB free"
-    return ResourceError(f"no space left while writing {path} ({free}). Free some, or use another disk.")
+    free = _amount(shutil.disk_usage(existing).free)
+    return ResourceError(f"no space left while writing {path} ({free} free). Free some, or use another disk.")
+
+
+def _amount(size: float) -> str:
+    """As whole megabytes, or as whole kilobytes where these say more."""
+    return f"{size / 1e6:,.0f} MB" if size >= 1e7 or size == 0 else f"{size / 1e3:,.0f} kB"
 
 
 def sha256_of(path: Path) -> str:

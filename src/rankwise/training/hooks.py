@@ -36,8 +36,8 @@ class LogMetrics(Hook):
 class CheckpointPace:
     """When checkpoints are written: each `interval` steps, and so that at most `longest` seconds of work are lost.
 
-        between two   100 times as long as the last one took, but at least a fifth of `longest` and at most `longest`;
-                      and at least 20 times, so that a checkpoint which takes very long is rarer than `longest` says
+    between two   100 times as long as the last one took, but at least a fifth of `longest` and at most `longest`;
+                  and at least 20 times, so that a checkpoint which takes very long is rarer than `longest` says
     """
 
     interval: int | None
@@ -94,8 +94,8 @@ class SaveCheckpoints(Hook):
         state, began = trainer.state, self.pace.clock()
         trainer.check_finite()
         self.log.sync()
-        if (aside := self.run.checkpoints.make_way(state.step)) is not None:
-            trainer.emit(StatusMessage(f"{self.run.checkpoint(state.step)} was in the way and is now {aside.name}"))
+        for moved in self.run.checkpoints.make_way(state.step):
+            trainer.emit(StatusMessage(moved))
         save(state, self.run.checkpoint(state.step), self.run.files | {METRICS: self.run.metrics.read_bytes()})
         saved = self.run.steps_saved
         earlier = ways_back(by_steps(saved, self.pace.interval), state.step) if self.backs_off else []

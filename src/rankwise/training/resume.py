@@ -8,13 +8,15 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from rankwise.config.experiment import Experiment
 from rankwise.errors import RunError, some
 from rankwise.methods.continuing import continued
 from rankwise.runs.comparisons import leaves
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.directory import RunDirectory
-from rankwise.runs.manifest import Manifest, Resumed
+from rankwise.runs.manifest import Manifest, Resumed, machine
 from rankwise.runs.metrics_log import first_lines, line_of, read_metrics_log, read_ranks
 from rankwise.runs.records import (
     BackOffRecord,
@@ -110,8 +112,14 @@ def take_up(
     files, lines = resumable.restored()
     for line in (*resumable.lines, *lines):
         callback(WarningMessage(line))
-    run.go_on(state.step, {METRICS: metrics, **files})
-    again = {"status": "running", "ended": None, "problem": None, "resumed": (*begun.resumed, Resumed(step=state.step))}
+    for line in run.go_on(state.step, {METRICS: metrics, **files}):
+        callback(WarningMessage(line))
+    again = {
+        "status": "running",
+        "ended": None,
+        "problem": None,
+        "resumed": (*begun.resumed, Resumed(step=state.step, machine=training_machine())),
+    }
     past.manifest = begun.model_copy(update=again)
     return past
 
@@ -126,7 +134,7 @@ def take_up_together(
     if past is None:
         restore(state, resumable.run.checkpoint(step))
         begun = resumable.manifest
-        begun = begun.model_copy(update={"resumed": (*begun.resumed, Resumed(step=step))})
+        begun = begun.model_copy(update={"resumed": (*begun.resumed, Resumed(step=step, machine=training_machine()))})
         _, past = _until(step, resumable.run.metrics, begun)
     world.barrier()  # the first one writes over nothing that another still reads
     return past
@@ -149,6 +157,11 @@ def _restored(resumable: Resumable, state: TrainState) -> tuple[Past, bytes]:
         return past, first_lines(checkpoint.file(METRICS), len(rows))
 
 
+def training_machine() -> dict[str, Any]:
+    """With the number of torch's threads, by which sums of float32 round otherwise."""
+    return machine() | {"threads": torch.get_num_threads()}
+
+
 def changed_since(manifest: Manifest) -> str | None:
     """A sentence where the last process had other versions or another machine: sums may round otherwise."""
     *earlier, last = ((one.versions, {"processes": 1} | one.machine) for one in (manifest, *manifest.resumed))
@@ -156,7 +169,7 @@ def changed_since(manifest: Manifest) -> str | None:
         f"{key} was {old.get(key)} and is now {new.get(key)}"
         for old, new in zip(earlier[-1], last, strict=True)
         for key in new
-        if old.get(key) != new.get(key)
+        if old.get(key) != new.get(key) and (key != "threads" or key in old)  # which earlier versions did not record
     ]
     return (
         f"the result may differ by rounding from that of an uninterrupted run: {some(differing, 4)}"
