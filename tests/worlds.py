@@ -184,6 +184,13 @@ def learn_all(folder: Path, given: Any) -> None:
             (folder / f"{name}-{world.rank}.json").write_text(json.dumps(facts))
 
 
+def due_after_steps(folder: Path, steps: Any) -> None:
+    """What each process is told of checkpoints, where only the first one, or only another, says that one is due."""
+    world = join()
+    told = [StepTotals.of([], world, world.rank == first).checkpoint_due for first in steps]
+    (folder / f"due-{world.rank}").write_text(json.dumps(told))
+
+
 def learned_by(folder: Path, name: str, rank: int) -> Learned:
     facts = json.loads((folder / f"{name}-{rank}.json").read_text())
     return Learned(load_file(folder / f"{name}-{rank}.safetensors"), **facts)
@@ -286,8 +293,8 @@ def mean_of_means(world: World) -> Iterator[None]:
         return sum_them
 
     def own_count(of: Any) -> Any:
-        def own(batches: Sequence[Batch], world: World) -> StepTotals:
-            return replace(of(batches, world), count=max(1.0, sum(batch.count for batch in batches)))
+        def own(batches: Sequence[Batch], world: World, *due: bool) -> StepTotals:
+            return replace(of(batches, world, *due), count=max(1.0, sum(batch.count for batch in batches)))
 
         return staticmethod(own)
 

@@ -6,6 +6,7 @@ ended, nothing has to be put in order, so the process ends at once.
 
 import os
 import signal
+import sys
 from types import FrameType
 
 
@@ -21,6 +22,18 @@ def run() -> None:
         app()
     except KeyboardInterrupt:
         _leave(signal.SIGINT, None)
+    except (MemoryError, ImportError) as error:  # before a command began, which says it itself
+        from rankwise.errors import is_out_of_memory, typed
+
+        if not is_out_of_memory(error):
+            raise
+        os.write(2, f"rankwise: {typed(error)}\n".encode())
+        os._exit(4)
+    except SystemExit as left:
+        if left.code == 4:  # without memory or disk, what torch does as Python ends would be a traceback
+            sys.stdout.flush()
+            os._exit(4)
+        raise
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the exit code of the command stands
 

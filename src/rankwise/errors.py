@@ -107,10 +107,11 @@ class Interrupted(KeyboardInterrupt):
 
 NO_MEMORY = re.compile(
     r"not enough memory|can't allocate memory|Cannot allocate memory|std::bad_alloc|can't start new thread"
+    r"|failed to map segment|cannot map zero-fill pages"
     r"|could not (?:create|execute) a (?:primitive|memory object)(?! descriptor)"
 )
-"""What torch reports on a CPU, on Windows and elsewhere, what C++ and oneDNN do, and what Python says of a thread that
-gets no stack."""
+"""What torch reports on a CPU, on Windows and elsewhere, what C++ and oneDNN do, what Python says of a thread that gets
+no stack, and the loader of a library that gets no addresses."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_FILES_LEFT = {errno.EMFILE, errno.ENFILE}
 
@@ -121,7 +122,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         isinstance(error, MemoryError)
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
         or (
-            isinstance(error, RuntimeError)
+            isinstance(error, RuntimeError | ImportError | OSError)
             and (type(error).__name__ == "OutOfMemoryError" or NO_MEMORY.search(str(error)) is not None)
         )
     )
@@ -136,7 +137,7 @@ def typed(error: BaseException) -> RankwiseError | None:
     if isinstance(error, RankwiseError):
         return error
     if is_out_of_memory(error):
-        return ResourceError("out of memory.")
+        return ResourceError("out of memory. Free some, or raise the limit of this process if it has one (ulimit -v).")
     passed_on = re.search(r"\(os error (\d+)\)", str(error))  # the form of libraries that are written in Rust
     if isinstance(error, OSError):
         return _of_system(error.errno, error.strerror or first_line(error), error.filename)

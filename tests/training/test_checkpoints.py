@@ -371,11 +371,3 @@ def test_another_format_and_impossible_ranks_are_refused(tmp_path, saved):
     for ranks in ([99] * len(facts["ranks"]), [-1, *facts["ranks"][1:]], facts["ranks"][1:]):
         rewritten(copy, format=2, allocator=facts | {"ranks": ranks, "final": True})
         assert "does not fit" in refusal(spec, copy)
-
-
-@pytest.mark.parametrize(
-    ("given", "steps", "interval"),
-    [(None, 100, 100), (None, 101, 10), (None, 2000, 200), (None, 10**6, 500), (7, 10**6, 7), (300, 100, 300)],
-)
-def test_checkpoints_are_about_ten_a_run_and_none_in_a_short_one(given, steps, interval):
-    assert TrainingConfig(checkpoint_steps=given).checkpoint_interval(steps) == interval

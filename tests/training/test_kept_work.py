@@ -1,4 +1,4 @@
-"""A stopped run keeps its work: checkpoints go by time in every run, and a request to stop keeps the step it waits for."""
+"""A stopped run keeps its work: checkpoints go by time in every run, and a stop keeps the step that it waits for."""
 
 from __future__ import annotations
 

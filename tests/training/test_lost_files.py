@@ -14,7 +14,6 @@ import rankwise
 from library import Library, rows
 from rankwise.cli.main import app
 from rankwise.errors import ResourceError, RunError
-from rankwise.runs.directory import RunDirectory
 from rankwise.runs.integrity import check_result
 from rankwise.runs.manifest import Manifest, Resumed
 from rankwise.runs.records import Event, StepRecord, silent
@@ -176,5 +175,5 @@ def test_another_number_of_threads_is_said(home: None) -> None:
 def test_little_room_is_told_in_kilobytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=61_000)
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(ResourceError, match="needs 300 kB and .* has 61 kB free"):
+    with pytest.raises(ResourceError, match=r"needs 300 kB and .* has 61 kB free"):
         files.need_space(tmp_path / "r", 300_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +14,19 @@ from hypothesis import strategies as st
 from rankwise.data.dealing import deal
 from rankwise.training.world import ALONE
 from sampling import draws
-from worlds import CARDS, CASES, DEVICES, Learned, distance, learn, learn_all, learned_by, skip_without_cards, together
+from worlds import (
+    CARDS,
+    CASES,
+    DEVICES,
+    Learned,
+    distance,
+    due_after_steps,
+    learn,
+    learn_all,
+    learned_by,
+    skip_without_cards,
+    together,
+)
 
 pytestmark = pytest.mark.slow
 IN_FULL = [name for name, case in CASES.items() if case.dtype == torch.float64]
@@ -79,6 +92,11 @@ def test_a_mistake_in_the_sums_is_noticed(name: str, mistake: str, device: str, 
         assert any("has other weights than the first process" in one.errors for one in ended)
     else:
         assert distance(alone, learned_by(tmp_path, name, 0)) > 1e-3
+
+
+def test_all_know_before_a_step_that_a_checkpoint_follows_it(tmp_path: Path) -> None:
+    assert [ended.code for ended in together(due_after_steps, 2, tmp_path, (0, 9, 0))] == [0, 0]
+    assert [json.loads((tmp_path / f"due-{rank}").read_text()) for rank in range(2)] == [[True, False, True]] * 2
 
 
 @settings(max_examples=draws(200), deadline=None)

@@ -91,11 +91,11 @@ def test_a_process_that_is_killed_ends_all_and_the_run_goes_on_bit_for_bit(folde
     assert distance(whole, resumed) <= 1e-4, "attention on a GPU is summed in any order"
 
 
-def test_a_request_to_one_process_stops_all_before_the_same_step(folder: Path) -> None:
+def test_a_request_to_one_process_stops_all_before_the_same_step_with_a_checkpoint(folder: Path) -> None:
     ended = train(folder, 2, rank=1, step=5, what="stop")
     assert [one.code for one in ended] == [143, 143]
     (sentence,) = sentences(ended)
-    assert "stopped. runs/r has the metrics so far" in sentence and "--resume" in sentence
+    assert "stopped. runs/r has the metrics so far" in sentence and "--resume to continue from step 5" in sentence
     assert manifest(folder)["status"] == "interrupted"
 
 

@@ -23,10 +23,10 @@ LIMIT: ContextVar[int | None] = ContextVar("LIMIT", default=None)
 
 def available_memory() -> int:
     """Free memory in bytes: the smallest of the machine's free memory and what the limits of this process's control
-    groups, and its own (`limited_memory`), leave. File cache that can be dropped counts as free, as in the machine's
-    own figure. Processes that train together on one machine share what is free."""
+    groups, its own (`limited_memory`) and `ulimit -v` leave. File cache that can be dropped counts as free, as in the
+    machine's own figure. Processes that train together on one machine share what is free."""
     free = min([psutil.virtual_memory().available, *_left()]) // processes_here()
-    return max(0, min([free, *_own_left()]))
+    return max(0, min([free, *_own_left(), *_addresses_left()]))
 
 
 @contextmanager
@@ -48,6 +48,16 @@ def is_limited() -> bool:
 def _own_left() -> list[int]:
     limit = LIMIT.get()
     return [] if limit is None else [limit - psutil.Process().memory_info().rss]
+
+
+def _addresses_left() -> list[int]:
+    """Of a limit of address space; below it torch's threads and compiled parts end without an error."""
+    if sys.platform == "win32":
+        return []
+    import resource  # Windows has no such module
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return [] if limit == resource.RLIM_INFINITY else [limit - psutil.Process().memory_info().vms]
 
 
 def give_back() -> None:
