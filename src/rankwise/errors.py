@@ -137,7 +137,10 @@ def typed(error: BaseException) -> RankwiseError | None:
     if isinstance(error, RankwiseError):
         return error
     if is_out_of_memory(error):
-        return ResourceError("out of memory. Free some, or raise the limit of this process if it has one (ulimit -v).")
+        library = (
+            f" A library got no room ({first_line(error)}); see ulimit -v." if isinstance(error, ImportError) else ""
+        )
+        return ResourceError(f"out of memory.{library}")
     passed_on = re.search(r"\(os error (\d+)\)", str(error))  # the form of libraries that are written in Rust
     if isinstance(error, OSError):
         return _of_system(error.errno, error.strerror or first_line(error), error.filename)

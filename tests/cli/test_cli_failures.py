@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 from tests.report_runs import made_run
 from typer.testing import CliRunner
@@ -18,6 +19,7 @@ from first_line import BEGUN, WITHIN
 from rankwise.cli.failures import report_failures
 from rankwise.cli.main import app
 from rankwise.errors import DataError, ResourceError, RunError, is_out_of_memory, typed
+from rankwise.system.memory import available_memory
 from rankwise.system.signals import ask_to_stop, forget
 
 SYSTEM = {
@@ -34,6 +36,8 @@ MEMORY = [
     RuntimeError("could not create a memory object"), RuntimeError("std::bad_alloc"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried"),
     RuntimeError("can't start new thread"), OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+    OSError("libgomp.so.1: failed to map segment from shared object"),
 ]  # fmt: skip
 
 
@@ -201,3 +205,28 @@ def test_ctrl_c_there_comes_before_a_run_is_renamed(tmp_path, monkeypatch):
     made_run("a")
     assert subprocess.run(within("_c10d_init", "runs", "rename", "a", "b"), timeout=60).returncode == 130
     assert [folder.name for folder in (tmp_path / "runs").iterdir() if folder.is_dir()] == ["a"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces a limit of addresses")
+@pytest.mark.parametrize("megabytes", [100, 300])
+def test_without_room_for_a_library_a_command_ends_with_one_sentence_and_four(megabytes, tmp_path):
+    import resource
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20))
+
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    words = ("train", "--model", "base", "--data", "rows.jsonl", "--run", "r")
+    command = [sys.executable, "-m", "rankwise", *words]
+    done = subprocess.run(command, cwd=tmp_path, preexec_fn=limited, text=True, capture_output=True)
+    assert done.returncode == 4, done.stderr
+    assert done.stderr.startswith("rankwise: out of memory.") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no limit of addresses")
+def test_a_limit_of_addresses_limits_what_is_free(monkeypatch):
+    import resource
+
+    free, used = available_memory(), psutil.Process().memory_info().vms
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (used + (64 << 20), resource.RLIM_INFINITY))
+    assert available_memory() <= min(free, 64 << 20) + (1 << 20)

@@ -66,8 +66,8 @@ class TrainingConfig(Config):
     often, down to a fifth of this, as long as they take less than 1 % of the time; and less often where they would take
     more than 5 %. Checkpoints are removed when the run is finished."""
     checkpoint_steps: PositiveInt | None = None
-    """Steps between checkpoints, which then go by steps instead of time. A run that is told to stop writes one more in
-    either case."""
+    """Steps between checkpoints, which then go by steps instead of time; as many as the run has mean none. A run that
+    is told to stop writes one in any case."""
     keep_checkpoints: PositiveInt = 2
     """Number of checkpoints that are stored at a time (`--keep-checkpoints`). Where the newest one is damaged, a run is
     resumed from the one before it. Each takes about three times the size of the trained weights in float32 on the

@@ -3,7 +3,7 @@
     result + (keep_checkpoints + 1) x checkpoint + snapshots x trained weights
 
 One checkpoint more than is stored is there while it is written, and two others where a run that diverges goes back.
-How many a run writes depends on the time that its steps take, so all are counted, but for a run of one step.
+How many a run writes depends on the time that its steps take, so all are counted unless none is written but at a stop.
 With validation.keep at `best`, each checkpoint needs the best snapshot before it, and two more are there while one is
 written. The weights that are trained take 4 bytes a parameter, and a checkpoint has the optimizer's two averages beside
 them, and those of the method. Logs and reports are not counted.
@@ -26,7 +26,7 @@ class Disk:
     checkpoint: int
     """Bytes of each."""
     checkpoints: int
-    """Their number while one is written; 0 for a single step."""
+    """Their number while one is written; 0 where the run writes none by itself."""
     snapshots: int
     """The number of copies of the trained weights that may turn out to be the best."""
 
@@ -36,7 +36,7 @@ class Disk:
     ) -> Disk:  # fmt: skip
         """`trained` is a number of parameters."""
         extra = 2 if training.on_divergence == "back-off" else 0
-        stored = training.keep_checkpoints + extra if steps > 1 else 0
+        stored = training.keep_checkpoints + extra if (training.checkpoint_steps or 1) < steps else 0
         snapshots = stored + 2 if validation.keep == "best" else 0
         return cls(EXACT * trained, checkpoint, stored + 1 if stored else 0, snapshots)
 
