@@ -32,6 +32,8 @@ Format = Literal[
 ]
 Reasoning = Literal["none", "learn", "mask"]
 TooLong = Literal["drop", "truncate", "cut-prompt", "split"]
+StoppingCheck = Literal["answer-in-prompt", "prompt-as-answer", "one-answer", "label-of-each-row"]
+"""Checks of what rows mean that refuse a training (data/meaning.py)."""
 OF_HUB = ("subset", "revision")
 OF_TABLES = ("delimiter", "encoding", "sheet")
 DELIMITER_NAMES = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
@@ -222,6 +224,9 @@ class DataConfig(Reading):
     on_bad_row: Literal["stop", "skip"] = "stop"
     """What happens to a row that cannot be used: `stop` ends the training with an error; `skip` leaves the row out and
     lists it in the data report."""
+    accept: tuple[StoppingCheck, ...] = ()
+    """Checks of what rows mean that would stop the training and shall not, by the names that their errors give:
+    `answer-in-prompt` trains on rows whose labels stand in their prompts."""
     seed: Seed = 0
     """Seed of the random choices of `rows`, `weight` and `held_out`."""
 
@@ -234,6 +239,11 @@ class DataConfig(Reading):
         if isinstance(name, str) and name in RECIPES:
             return {**recipe_named(name).settings.get("data", {}), **value}
         return value
+
+    @field_validator("accept", mode="before")
+    @classmethod
+    def _names_in_one(cls, value: Any) -> Any:
+        return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
 
     @field_validator("recipe")
     @classmethod

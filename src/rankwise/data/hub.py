@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from rankwise.config.data import Rows
 from rankwise.data.columnar import Record, Seen, digest_of, need
 from rankwise.data.licences import find_licence, recognised
+from rankwise.data.meaning import RawCounts
 from rankwise.errors import DataError, first_line, some
 from rankwise.runs.layout_facts import LayoutFacts
 from rankwise.system.hub import is_forbidden
@@ -39,6 +40,7 @@ class Part:
     layout: LayoutFacts | None = None
     """Layout of a table: encoding, column separator, sheet."""
     rows: int = 0
+    raw: RawCounts = field(default_factory=RawCounts)
     share: float = 0.0
     """Share of the part that has been read, if known."""
 

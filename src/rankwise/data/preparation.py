@@ -153,18 +153,26 @@ def _data_report(
     exact, near = tally.texts.repeats().counts if findings is None else findings.copies
     repeated = (0, 0) if findings is not None else (near, exact)
     tags = tally.tags.facts(encoded=encodes) if tally.tags.words else None
+    doubts = [
+        one.model_copy(update={"stops": one.stops and one.check not in spec.accept})
+        for one in tally.meaning.doubts(labels, work.targets)
+    ]
+    of_measured = apart.meaning.doubts(Labels.together(source.labels for source in measured), work.targets)
     remarks = (
         *(sentence(column) for column in unused if not column.stops),
         *(warning for reading in readings for warning in reading.warnings()),
         *warnings_of(tally, overlap, *repeated),
         *(findings.warnings if findings is not None else ()),
+        *(doubt.text for doubt in doubts if not doubt.stops),
         *(tags.doubts() if tags is not None else ()),
         *labels.remarks(),
         *labels.without_rows(work.targets.classes if work.targets is not None else ()),
         *labels.never_trained(facts),
         *(f"validation rows: {warning}" for warning in warnings_of(apart, None, 0, 0)),
+        *(f"validation rows: {doubt.text}" for doubt in of_measured),
     )
     fatal = _fatal(work, tally, sources, trained, facts)
+    fatal += [doubt.refusal for doubt in doubts if doubt.stops] if tally.used else []
     return DataReport(
         format=", ".join(dict.fromkeys(file.format for file in files if file.format)),
         files=files,
@@ -188,6 +196,7 @@ def _data_report(
         targets=work.targets,
         encoder_decoder=work.facts.encoder_decoder,
         unused_columns=unused,
+        doubts=tuple(doubts),
         warnings=remarks,
         fatal=(*fatal, *(problems(readings, unused) if tally.used else ()), *_fatal_of_validation(work, apart)),
         advice=(*advice_on(tally, spec), *advice_on(apart, spec)),

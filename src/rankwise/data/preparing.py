@@ -239,9 +239,11 @@ def checked(spec: DataConfig, writing: Writing, scratch: Path) -> DataReport:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def refuse_fatal(data_report: DataReport) -> None:
-    if data_report.fatal:
-        raise DataError("\n".join([*data_report.fatal, *data_report.advice]))
+def refuse_fatal(data_report: DataReport, *, trains: bool = True) -> None:
+    """Rows that are only measured may mean what they like."""
+    doubts = [doubt.refusal for doubt in data_report.doubts if not trains]
+    if fatal := [problem for problem in data_report.fatal if problem not in doubts]:
+        raise DataError("\n".join([*fatal, *data_report.advice]))
 
 
 def facts_of(prepared: Prepared) -> DataFacts:

@@ -17,6 +17,7 @@ import numpy as np
 
 from rankwise.config.data import DataConfig
 from rankwise.data.duplicates import TextIndex
+from rankwise.data.meaning import Meaning
 from rankwise.data.pair_counts import TIED, PairCounts
 from rankwise.data.tag_counts import TagCounts
 from rankwise.errors import some, together
@@ -78,6 +79,7 @@ class Tally:
     systems: set[str | None] = field(default_factory=set)
     pairs: PairCounts = field(default_factory=PairCounts)
     tags: TagCounts = field(default_factory=TagCounts)
+    meaning: Meaning = field(default_factory=Meaning)
 
     def anew(self) -> Tally:
         """An empty tally for the same model."""
@@ -92,19 +94,21 @@ class Tally:
     def read(self, rows: Sequence[Sequence[Example]]) -> None:
         """Count rows that could be read."""
         self.rows += len(rows)
-        texts = [row for row in rows if row[0].image is None]
-        self.texts.add([_text_of(row) for row in texts])
-        for row in texts:
-            self._look_at(row)
+        rows = [row for row in rows if row[0].image is None]
+        texts = [_text_of(row) for row in rows]
+        self.texts.add(texts)
+        self.meaning.read(rows, texts)
+        for row, text in zip(rows, texts, strict=True):
+            self._look_at(row, text)
 
-    def _look_at(self, examples: Sequence[Example]) -> None:
+    def _look_at(self, examples: Sequence[Example], text: str) -> None:
         for example in examples:
             if example.rejected:
                 self.pairs.read(example)
             if example.tagged is not None:
                 self.tags.read(example.tagged)
         systems = {example.system for example in examples}
-        text = "\n".join([_text_of(examples), *filter(None, systems)])
+        text = "\n".join([text, *filter(None, systems)])
         special = dict.fromkeys(LOOKS_SPECIAL.findall(text))
         self.unknown_special.update([token for token in special if token not in self.known])
         self.replacements += "\ufffd" in text

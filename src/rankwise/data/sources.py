@@ -27,6 +27,7 @@ from rankwise.data.files import SUFFIXES
 from rankwise.data.formats import find_format, parse_row, refuse_other_form, used_fields
 from rankwise.data.hub import HUB, Part, hub_part
 from rankwise.data.image_folder import METADATA, ImageFolder, choose_images, legible, list_folder, unnamed_images
+from rankwise.data.meaning import RawCounts
 from rankwise.data.parts import arrays_in, file_part
 from rankwise.data.reasoning import reasoning_in_content
 from rankwise.data.splits import chosen_files, split_word, visible
@@ -118,9 +119,11 @@ class Reading:
         numbers = count()
         wants = True
         for part in self.parts:
-            part.rows = 0
+            part.rows, part.raw = 0, RawCounts()
+            label = self.source.columns.get("label", "label")
             for where, row in raw_records(part):
                 part.rows += 1
+                part.raw.add(row, where, label)
                 if (number := next(numbers)) % CHUNK == 0 and chooses is not None:
                     wants = chooses(number // CHUNK)
                 examples, problem = self._tried(part, where, row) if wants or part.format is None else (None, None)
@@ -215,6 +218,8 @@ class Reading:
     def warnings(self) -> list[str]:
         """What in the folders is probably a mistake. Known once all rows are read."""
         empty = [f"{folder}: contains no image" for folder in self.empty_folders]
+        empty += [one for part in self.parts for one in part.raw.warnings(part.rows)]
+        empty += [f"{part.name}: {what}" for part in self.parts if part.layout and (what := part.layout.blank)]
         metadata = [part for part in self.parts if part.of_images and Path(part.name).name.lower() in METADATA]
         unnamed = [unnamed_images(part.folder, self.named_images.get(part.name, set())) for part in metadata]
         return empty + [f"{part.name}: {what}" for part, what in zip(metadata, unnamed, strict=True) if what]

@@ -64,8 +64,8 @@ class Table:
 def table_records(path: Path, source: Reading, header: list[str] | None, note: Note) -> Iterator[Record]:
     """The rows of a table. `header` names the columns of a table without a header line."""
     table = detect_table(path, source, header)
-    names, width = _columns(table, header)
-    note(_layout(table, len(names), width - len(names)))
+    names, width, empty = _columns(table, header)
+    note(_layout(table, len(names), width - len(names), empty))
     rows = table.rows()
     if header is None:
         next(rows, None)
@@ -74,14 +74,19 @@ def table_records(path: Path, source: Reading, header: list[str] | None, note: N
     )
 
 
-def _layout(table: Table, columns: int, dropped: int) -> LayoutFacts:
+def _layout(table: Table, columns: int, dropped: int, empty: list[str]) -> LayoutFacts:
     delimiter = table.delimiter if columns + dropped > 1 else None
-    return LayoutFacts(encoding=table.encoding.label, delimiter=delimiter, unnamed_columns=dropped)
+    first = int(empty[0].rpartition(":")[2]) if empty else None
+    return LayoutFacts(
+        encoding=table.encoding.label, delimiter=delimiter, unnamed_columns=dropped, empty_rows=len(empty),
+        empty_row=first,
+    )  # fmt: skip
 
 
-def _columns(table: Table, header: list[str] | None) -> tuple[list[str], int]:
-    """The column names, and the number of cells in the first line. Reads the whole file, to find damage first."""
-    names, width = header or [], len(header or [])
+def _columns(table: Table, header: list[str] | None) -> tuple[list[str], int, list[str]]:
+    """The column names, the number of cells in the first line, and where rows of empty cells are. Reads the whole file,
+    to find damage first."""
+    names, width, empty = header or [], len(header or []), list[str]()
     for number, (where, cells) in enumerate(table.rows()):
         if header is None and number == 0:
             if any("\0" in cell for cell in cells):
@@ -89,13 +94,15 @@ def _columns(table: Table, header: list[str] | None) -> tuple[list[str], int]:
                     f"{where}: is not text: it contains NUL bytes. Give a CSV file, or correct the file name's suffix."
                 )
             names, width = column_names(named(_without_unnamed(cells)), where), len(cells)
+        elif cells and not any(cell.strip() for cell in cells):
+            empty.append(where)
         elif len(cells) == width and any(cell.strip() for cell in cells[len(names) :]):
             column = next(n for n in range(len(names), width) if cells[n].strip())
             raise DataError(
                 f"{where}: the column {column + 1} contains {shown(cells[column])} but has no name in the first line. "
                 "Add a name there, or empty the cell."
             )
-    return names, width
+    return names, width, empty
 
 
 def _without_unnamed(cells: list[str]) -> list[str]:

@@ -46,6 +46,7 @@ def join(tally: Tally, other: Tally) -> None:
     tally.pairs.ties += other.pairs.ties
     for name in TAG_SUMS:
         setattr(tally.tags, name, getattr(tally.tags, name) + getattr(other.tags, name))
+    tally.meaning.join(other.meaning)
     tally.tags.spans.update(other.tags.spans)
     tally.tags.example = tally.tags.example or other.tags.example
 
@@ -57,6 +58,7 @@ def facts_of(tally: Tally) -> dict[str, Any]:
         "skipped_rows": [(row.where, row.why) for row in tally.skipped_rows],
         "systems": sorted(tally.systems, key=str),
         "ties": tally.pairs.ties,
+        "meaning": tally.meaning.facts(),
         "tags": {name: getattr(tally.tags, name) for name in (*TAG_SUMS, "spans", "example")},
     }
 
@@ -66,6 +68,8 @@ def arrays_of(tally: Tally) -> dict[str, np.ndarray]:
         "lengths": np.array(tally.lengths, np.int32),
         "text_digests": tally.texts.digests,
         "text_signatures": tally.texts.signatures,
+        "exchanges": tally.meaning.exchanges.view().array,
+        "characters": tally.meaning.lengths.view().array,
         "pairs_seen": tally.pairs.seen.view().array,
         "pairs_chosen": np.array(tally.pairs.chosen, np.int32),
         "pairs_rejected": np.array(tally.pairs.rejected, np.int32),
@@ -85,6 +89,7 @@ def restore(tally: Tally, facts: Mapping[str, Any], arrays: Mapping[str, np.ndar
         setattr(tally.tags, name, Counter(value) if name == "spans" else value)
     tally.lengths = array("i", arrays["lengths"].tobytes())
     tally.texts.extend(arrays["text_digests"], arrays["text_signatures"])
+    tally.meaning.restore(facts["meaning"], arrays["exchanges"], arrays["characters"])
     tally.pairs.seen.extend(arrays["pairs_seen"])
     tally.pairs.chosen = array("i", arrays["pairs_chosen"].tobytes())
     tally.pairs.rejected = array("i", arrays["pairs_rejected"].tobytes())

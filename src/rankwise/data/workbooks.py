@@ -51,7 +51,9 @@ def why_no_workbook(path: Path, head: bytes) -> str | None:
 
 def workbook_records(path: Path, source: Reading, note: Note) -> Iterator[Record]:
     sheet, cells = _sheet(path, source.sheet)
-    note(LayoutFacts(sheet=sheet))
+    numbers = [number for number, _ in cells]
+    gaps = sorted({*range(numbers[0], numbers[-1])} - {*numbers}) if numbers else []
+    note(LayoutFacts(sheet=sheet, empty_rows=len(gaps), empty_row=gaps[0] if gaps else None))
     (first, names), *rows = cells or [(1, [])]
     names = column_names(named([_text(name) for name in names]), f"{path}:{first}")
     for number, values in rows:

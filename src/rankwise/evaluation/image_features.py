@@ -47,7 +47,7 @@ def other_images(model: LoadedModel, path: str, run: RunSnapshot | None, callbac
     data = DataConfig(path=path)
     targets = read_targets(data, ClassificationConfig())
     prepared = prepare(data, ImageWriting(model.source.name, model.processing, targets), callback)
-    refuse_fatal(prepared.data_report)
+    refuse_fatal(prepared.data_report, trains=False)
     if run is not None:
         refuse_training_files(run, {file.sha256: file.name for file in prepared.data_report.files})
     rows, name = prepared.trained_rows, Path(path).name

@@ -78,7 +78,7 @@ def _of_folder(artifact: Artifact, data: str | None, writing: Writing, callback:
         prepare(_as_trained(DataConfig(path=data), writing), writing, callback),
         artifact.data_report,
     )
-    refuse_fatal(prepared.data_report)
+    refuse_fatal(prepared.data_report, trains=False)
     if data_report is not None and data_report.validation is None:
         _refuse_trained({file.sha256: file.name for file in data_report.files},
                         {file.sha256: file.name for file in prepared.data_report.files})  # fmt: skip
@@ -96,7 +96,7 @@ def _others(run: RunSnapshot, spec: DataConfig, data: str, writing: Writing, cal
     config = {name: getattr(spec, name) for name in spec.model_fields_set if name not in others}
     config |= columns_of_run(run, DataConfig(path=data), callback)
     prepared = prepare(_as_trained(DataConfig(**config, path=data), writing), writing, callback)
-    refuse_fatal(prepared.data_report)
+    refuse_fatal(prepared.data_report, trains=False)
     refuse_training_files(run, {file.sha256: file.name for file in prepared.data_report.files})
     return _all_rows(prepared, data, callback)
 
@@ -169,7 +169,7 @@ def prepared_again(run: RunSnapshot, writing: Writing, callback: Callback, advic
     """The rows of a run as it had them, those that it trained on and those that it held out. DataError with the
     `advice` where a file has changed since."""
     prepared = prepare(run.data_here, writing, callback)
-    refuse_fatal(prepared.data_report)
+    refuse_fatal(prepared.data_report, trains=False)
     before, after = ([file.sha256 for file in one.files] for one in (run.recorded_data, prepared.data_report))
     if before != after:
         raise DataError(

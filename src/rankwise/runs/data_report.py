@@ -76,6 +76,23 @@ class UnusedColumn(Config):
     """What the column seems to contain, and why it matters."""
 
 
+class Doubt(Config):
+    """Rows that probably do not mean what their author thinks, by one of the checks of data/meaning.py."""
+
+    check: str
+    rows: int
+    of: int
+    example: str
+    """`file:line` of one or more of them."""
+    text: str
+    stops: bool
+    """Training is refused until data.accept names the check."""
+
+    @property
+    def refusal(self) -> str:
+        return f"{self.text}. To train on them all the same, add --set data.accept={self.check}."
+
+
 class OverlapFacts(Config):
     """Validation rows whose prompt, or whose image, is also in the training rows."""
 
@@ -219,6 +236,8 @@ class DataReport(Config):
     recipe: str | None
     template: TemplateFacts | None
     unused_columns: tuple[UnusedColumn, ...] = ()
+    doubts: tuple[Doubt, ...] = ()
+    """What rows probably mean otherwise than their author thinks. These are among `warnings`, or among `fatal`."""
     warnings: tuple[str, ...]
     fatal: tuple[str, ...]
     """Reasons why training on this data is refused."""

@@ -17,8 +17,18 @@ class LayoutFacts(Config):
     sheet: str | None = None
     unnamed_columns: int = 0
     """Trailing columns without name and content, which are dropped."""
+    empty_rows: int = 0
+    """Rows without any content between others, which are dropped."""
+    empty_row: int | None = None
+    """The line of the first of them."""
     pixels: str | None = None
     """Only for arrays of images: their size and the range of their values."""
+
+    @property
+    def blank(self) -> str:
+        if not self.empty_rows:
+            return ""
+        return f"rows of empty cells, which are left out: {self.empty_rows:,}, the first in line {self.empty_row}"
 
     def describe(self) -> str:
         if self.pixels is not None:

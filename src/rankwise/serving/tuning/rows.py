@@ -10,9 +10,9 @@ import json
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from rankwise.config.data import DataConfig
+from rankwise.config.data import DataConfig, StoppingCheck
 from rankwise.config.preference import PreferenceConfig, as_pairs
 from rankwise.data.preparing import checked, refuse_fatal
 from rankwise.errors import DataError, RankwiseError, together
@@ -30,7 +30,7 @@ LONGEST_MESSAGE = 20_000
 
 def data_of(path: Path, content: Content) -> DataConfig:
     """The settings by which a training reads an uploaded file."""
-    data = DataConfig(path=str(path), ignore_columns=content.ignored)
+    data = DataConfig(path=str(path), ignore_columns=content.ignored, accept=get_args(StoppingCheck))
     return as_pairs(data) if content.pairs else data
 
 

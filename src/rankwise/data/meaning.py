@@ -1,0 +1,492 @@
+"""What rows mean: counts of what can be read and yet is probably not what its author thinks.
+
+Each check is an entry of a table below: how it finds a row, the share of the rows from which it is said, what is said
+and what to do. Some look at one row while it is read, others at a digest of the question and of the answer of all rows
+together. A check whose rows teach nothing stops the training from a larger share on, unless data.accept names it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any, Literal
+
+import numpy as np
+
+from rankwise.data.growing import Growing
+from rankwise.data.labels import Labels
+from rankwise.data.secrets import holds_card, holds_email, holds_key, holds_password
+from rankwise.errors import some
+from rankwise.runs.data_report import Doubt, TargetFacts
+from rankwise.text.example import Example
+
+MISSING = frozenset({
+    "NaN", "nan", "None", "null", "NULL", "Null", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaT", "undefined", "-", "--",
+    "#REF!", "#VALUE!", "#DIV/0!", "#NAME?",
+})  # fmt: skip
+"""What programs write into cells without a value."""
+FEW = 10
+"""Of fewer rows nothing is said that is a share of all."""
+LONGER = 100
+"""Times the median length that one row is longer."""
+_INVISIBLE = re.compile("[\ufeff\u200b\u2060\u00ad]")
+_ONLY_INVISIBLE = re.compile("[\\s\ufeff\u200b-\u200d\u2060\u00ad]*")
+_AS_CP1252 = re.compile(
+    "[ÂÃ][\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]|â(?:€[\u0080-\u00bf™œžŸ˜“”¦¢¡]|\u0080[\u0080-\u00bf])|ï»¿"
+)
+_ENTITY = re.compile(r"&(?:amp|lt|gt|quot|apos|nbsp|[lr][sd]quo|[mn]dash|hellip|#\d{2,5}|#[xX][0-9A-Fa-f]{2,5});")
+_SHORTENED = re.compile(r"(?<![\w.])\d[.,]\d{2,5}E\+1\d(?!\w)")
+_COMMA = re.compile(r"[+-]?\d+,\d+|[+-]?\d{1,3}(?:\.\d{3})+,\d+")
+_THOUSANDS = re.compile(r"[+-]?(?:\d{2,3}\.\d{3}|\d{1,3}(?:\.\d{3}){2,}|\d{1,3}(?:,\d{3}){2,})")
+_DATE = re.compile(r"\d{4}-\d\d?-\d\d?(?:[T ][\d:.]+Z?)?|\d{1,2}[./]\d{1,2}[./](?:\d{4}|\d\d)")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row while it is looked at. `question`, `answer` and `other` are empty where it has more or less than one
+    question and one answer."""
+
+    text: str
+    example: Example
+    question: str = ""
+    answer: str = ""
+    other: str | None = None
+    """The answer of an earlier row that has another."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """`what` is said of some rows, and `advice` behind it."""
+
+    name: str
+    what: str
+    advice: str
+    rows: int = 1
+    """The smallest number of rows, and the smallest and largest share of all, of which it is said."""
+    least: float = 0.0
+    most: float = 1.0
+    stops: float | None = None
+    """The share of all rows from which training on them is refused, where the check is among those that may."""
+
+    def doubt(self, count: int, among: int, of: int, example: str, taken: str = "") -> Doubt | None:
+        """`count` rows among those that it looks at, `of` all."""
+        if count < self.rows or not self.least <= count / max(1, among) <= self.most:
+            return None
+        return Doubt(
+            check=self.name, rows=count, of=of, example=example,
+            stops=self.stops is not None and count >= self.stops * of and of >= FEW,
+            text=f"rows that {self.what}: {count:,} of {of:,}, such as {example}. {self.advice.format(taken=taken)}",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfRow(Check):
+    finds: Callable[[Row], bool]
+    among: Literal["all", "answers", "labels", "pairs"] = "answers"
+    """The rows that are looked at. Whether answers are labels is known at the end."""
+
+
+def _answer_in_question(row: Row) -> bool:
+    """Not where another answer stands there too, as in a list of what can be answered."""
+    bare, question = row.answer.strip(), row.question
+    if bare not in question or bare == question.strip() or not _stands_in(bare, question):
+        return False
+    return row.other is None or not _stands_in(row.other, question)
+
+
+def _stands_in(words: str, text: str) -> bool:
+    """Whether the words are no part of longer ones."""
+    begin = text.find(words)
+    while words and begin >= 0:
+        around = text[begin - 1 : begin] + text[begin + len(words) : begin + len(words) + 1]
+        if not any(sign.isalnum() or sign == "_" for sign in around):
+            return True
+        begin = text.find(words, begin + 1)
+    return False
+
+
+def _begins_with_question(row: Row) -> bool:
+    question = row.question.strip()
+    return len(row.answer) > len(question) > 0 and row.answer.lstrip().startswith(question)
+
+
+def _of_label(pattern: re.Pattern[str]) -> Callable[[Row], bool]:
+    return lambda row: len(row.answer) < 40 and pattern.fullmatch(row.answer.strip()) is not None
+
+
+def _of_text(pattern: re.Pattern[str], *marks: str) -> Callable[[Row], bool]:
+    """Texts without any of the marks are passed over, which is fast."""
+    return lambda row: any(mark in row.text for mark in marks) and pattern.search(row.text) is not None
+
+
+def _longer(chosen: Example) -> int:
+    return len(chosen.messages[-1].content) - len(chosen.rejected[-1].content)
+
+
+_REPEATS = "A model repeats what it was trained on. Remove them from the rows"
+_SPACE = "Remove the white space around the answers"
+CHECKS = (
+    OfRow(
+        "answer-in-prompt", "have their answer or label word for word in the prompt",
+        "The model learns to copy it. Leave it out of the prompt, unless the task is to find it there",
+        rows=5, least=0.5, stops=0.9, finds=_answer_in_question,
+    ),
+    OfRow(
+        "prompt-as-answer", "have the prompt itself as their answer",
+        "The model learns to repeat what it is given. Take the answer from another column",
+        rows=3, least=0.05, stops=0.9, finds=lambda row: row.answer.strip() == row.question.strip(),
+    ),
+    OfRow(
+        "answer-repeats-prompt", "have an answer that begins with the whole prompt",
+        "The model learns to repeat the question first. Remove it from the answers",
+        rows=3, least=0.1, finds=_begins_with_question,
+    ),
+    OfRow(
+        "missing-value", "have a sign for a missing value as their answer or label, such as None, NaN, N/A or -",
+        "Programs write these into empty cells. Leave such rows out, or write what is meant",
+        rows=3, finds=lambda row: row.answer.strip() in MISSING,
+    ),
+    OfRow(
+        "invisible-answer", "have an answer of invisible characters alone", "Leave such rows out",
+        finds=lambda row: _ONLY_INVISIBLE.fullmatch(row.answer) is not None,
+    ),
+    OfRow(
+        "leading-space", "have an answer that begins with white space, unlike the others", _SPACE, rows=3, least=0.02,
+        most=0.95, finds=lambda row: row.answer[:1].isspace(),
+    ),
+    OfRow(
+        "trailing-space", "have an answer that ends with a space, which the model learns to write", _SPACE, rows=3,
+        least=0.02, finds=lambda row: row.answer[-1:] in (" ", "\t", "\u00a0"),
+    ),
+    OfRow(
+        "trailing-line-end", "have an answer that ends with a line end, unlike the others", _SPACE, rows=3, least=0.02,
+        most=0.95, finds=lambda row: row.answer.endswith("\n"),
+    ),
+    OfRow(
+        "decimal-commas", "have a number with a decimal comma as their label",
+        "{taken}. Write numbers on a scale with a point: 1234.5", rows=3, least=0.1, among="labels",
+        finds=_of_label(_COMMA),
+    ),
+    OfRow(
+        "thousands", "have a label that may be a number with marks of thousands, as 12.345 for 12345",
+        "{taken}. Write numbers without such marks", rows=3, least=0.3, among="labels", finds=_of_label(_THOUSANDS),
+    ),
+    OfRow(
+        "dates", "have a date as their label",
+        "{taken}. Write a number, such as the year or the days since a day, if the order of the dates matters",
+        rows=3, least=0.1, among="labels", finds=_of_label(_DATE),
+    ),
+    OfRow(
+        "shortened-numbers", "have a number as spreadsheets shorten long ones, as 1.23457E+15",
+        "Its last digits are lost. Export the column as text", among="all", finds=_of_text(_SHORTENED, "E+1"),
+    ),
+    OfRow(
+        "invisible-characters", "have invisible characters in their text (byte order marks, zero-width spaces)",
+        "They become tokens of their own. Remove them", rows=2, least=0.005, among="all",
+        finds=_of_text(_INVISIBLE, "\ufeff", "\u200b", "\u2060", "\u00ad"),
+    ),
+    OfRow(
+        "wrong-encoding", "have text that was decoded wrongly, such as Ã© for é or â€™ for an apostrophe",
+        "Read the file as UTF-8 and write it anew", among="all",
+        finds=_of_text(_AS_CP1252, "Ã", "Â", "â€", "â\u0080", "ï»¿"),
+    ),
+    OfRow(
+        "html-entities", "have HTML entities in their text, such as &amp; or &#39;",
+        "The model learns to write them. Replace them by what they stand for", rows=2, least=0.005, among="all",
+        finds=lambda row: "&" in row.text and "</" not in row.text and _ENTITY.search(row.text) is not None,
+    ),
+    OfRow("keys", "have what looks like a key or token of a service", _REPEATS, among="all",
+          finds=lambda row: holds_key(row.text)),
+    OfRow("passwords", "have what looks like a password", _REPEATS, among="all",
+          finds=lambda row: holds_password(row.text)),
+    OfRow("card-numbers", "have what looks like the number of a payment card", _REPEATS, among="all",
+          finds=lambda row: holds_card(row.text)),
+    OfRow("e-mail-addresses", "have e-mail addresses", _REPEATS, among="all", finds=lambda row: holds_email(row.text)),
+    OfRow(
+        "some-with-system", "have a system message, and the others have none",
+        "Generation then gives none. Give all rows the same with --system, or none", rows=3, least=0.05, most=0.95,
+        among="all", finds=lambda row: row.example.system is not None,
+    ),
+    OfRow(
+        "chosen-longer", "are pairs whose chosen answer is the longer one", "The model may learn nothing but to write "
+        "more. Add pairs whose better answer is the shorter one", rows=20, least=0.95, among="pairs",
+        finds=lambda row: _longer(row.example) > 0,
+    ),
+    OfRow(
+        "chosen-shorter", "are pairs whose chosen answer is the shorter one", "The model may learn nothing but to "
+        "write less. See whether chosen and rejected are exchanged", rows=20, least=0.95, among="pairs",
+        finds=lambda row: _longer(row.example) < 0,
+    ),
+)  # fmt: skip
+AMONG = {among: tuple(check for check in CHECKS if among == check.among) for among in ("all", "pairs")}
+OF_ANSWERS = tuple(check for check in CHECKS if check.among in ("answers", "labels"))
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode(errors="backslashreplace"), digest_size=8).digest())
+
+
+@dataclass
+class Meaning:
+    """What is counted of rows of text."""
+
+    rows: Counter[str] = field(default_factory=Counter)
+    """Rows that each check finds, and among "all", "answers" and "pairs" it looks at."""
+    first: dict[str, str] = field(default_factory=dict)
+    """`file:line` of the first row that each check finds."""
+    files: list[str] = field(default_factory=list)
+    exchanges: Growing = field(default_factory=lambda: Growing(np.uint64, 4))
+    """(N, 4) of rows with one question and one answer: digests of both, the number of the file, and the line."""
+    lengths: Growing = field(default_factory=lambda: Growing(np.int32))
+    """Characters of each row."""
+    longest: tuple[int, str] = (0, "")
+    _last: str | None = None
+    _other: str | None = None
+
+    def read(self, rows: Sequence[Sequence[Example]], texts: Sequence[str]) -> None:
+        self.lengths.extend([len(text) for text in texts])
+        exchanges: list[tuple[int, int, int, int]] = []
+        for examples, text in zip(rows, texts, strict=True):
+            first = examples[0]
+            self._count(AMONG["all"], Row(text if first.system is None else f"{text}\n{first.system}", first))
+            if len(text) > self.longest[0]:
+                self.longest = len(text), first.where
+            for example in examples if len(examples) == 1 or not first.alternatives else examples[:1]:
+                if example.rejected:
+                    self._count(AMONG["pairs"], Row(text, example))
+                    self.rows["pairs"] += 1
+                elif (turns := _exchange(example)) is not None:
+                    exchanges.append(self._answered(text, example, *turns))
+            self.rows["all"] += 1
+        self.exchanges.extend(np.array(exchanges, np.uint64).reshape(-1, 4))
+
+    def _count(self, checks: Sequence[OfRow], row: Row) -> None:
+        for check in checks:
+            if check.finds(row):
+                self.rows[check.name] += 1
+                self.first.setdefault(check.name, row.example.where)
+
+    def _answered(self, text: str, example: Example, question: str, answer: str) -> tuple[int, int, int, int]:
+        bare = answer.strip()
+        if self._last is not None and self._last != bare:
+            self._other = self._last
+        self._last = bare
+        self._count(OF_ANSWERS, Row(text, example, question, answer, self._other if self._other != bare else None))
+        self.rows["answers"] += 1
+        file, _, line = example.where.rpartition(":")
+        number = line.partition(" ")[0]
+        file, number = (file, int(number)) if number.isdecimal() else (example.where, 0)
+        if file not in self.files:
+            self.files.append(file)
+        asks = _digest(question.strip().lower()) ^ (_digest(example.system) if example.system else 0)
+        return asks, _digest(bare.lower()), self.files.index(file), number
+
+    def join(self, other: Meaning) -> None:
+        """Count the rows of `other`, which follow these."""
+        self.rows.update(other.rows)
+        self.first = other.first | self.first
+        self.longest = max(self.longest, other.longest, key=lambda one: one[0])
+        self.files += [file for file in other.files if file not in self.files]
+        exchanges = other.exchanges.view().array.copy()
+        numbers = np.array([self.files.index(file) for file in other.files], np.uint64)
+        exchanges[:, 2] = numbers[exchanges[:, 2].astype(np.int64)] if len(exchanges) else 0
+        self.exchanges.extend(exchanges)
+        self.lengths.extend(other.lengths.view().array)
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON can hold it; the arrays are apart."""
+        return {"rows": self.rows, "first": self.first, "files": self.files, "longest": self.longest}
+
+    def restore(self, facts: Mapping[str, Any], exchanges: np.ndarray, lengths: np.ndarray) -> None:
+        self.rows, self.first, self.files = Counter(facts["rows"]), facts["first"], facts["files"]
+        self.longest = (facts["longest"][0], facts["longest"][1])
+        self.exchanges.extend(exchanges)
+        self.lengths.extend(lengths)
+
+    def doubts(self, labels: Labels, targets: TargetFacts | None) -> list[Doubt]:
+        """What is to be said of all rows."""
+        are_labels = bool(labels) or targets is not None
+        taken = "Each is taken as a name, so as a class of its own"
+        if targets is None or not targets.classes:
+            taken = "They are learned as texts" if targets is None else "They are read as numbers"
+        rows = {**self.rows, "labels": self.rows["answers"] if are_labels else 0}
+        of = max(self.rows["all"], self.rows["answers"])
+        every = [
+            check.doubt(rows.get(check.name, 0), rows[check.among], of, self.first[check.name], taken)
+            for check in CHECKS if check.name in self.first and rows.get(check.among)
+        ]  # fmt: skip
+        everything = Everything(self, labels, targets, are_labels)
+        for survey in SURVEYS if of else ():
+            count, among, example = survey.counts(everything)
+            every.append(survey.doubt(count, among, of, example))
+        only_warned = [] if are_labels else ["answer-in-prompt"]
+        only_warned += [] if targets is not None else ["label-of-each-row"]
+        return [one.model_copy(update={"stops": one.stops and one.check not in only_warned}) for one in every if one]
+
+
+def _exchange(example: Example) -> tuple[str, str] | None:
+    """The question and the answer of a row that has no other turns."""
+    turns = example.messages[1:] if example.system is not None else example.messages
+    if len(turns) != 2 or example.tools or example.tagged is not None or turns[1].tool_calls:
+        return None
+    return (turns[0].whole, turns[1].content) if turns[0].role == "user" else None
+
+
+@dataclass(frozen=True)
+class Everything:
+    """All rows together, with their labels if their answers are labels."""
+
+    meaning: Meaning
+    labels: Labels
+    targets: TargetFacts | None
+    are_labels: bool
+
+    @property
+    def exchanges(self) -> np.ndarray:
+        return self.meaning.exchanges.view().array
+
+    def where(self, number: int) -> str:
+        _, _, file, line = self.exchanges[number].tolist()
+        return f"{self.meaning.files[file]}:{line}" if line else self.meaning.files[file]
+
+
+_Occurrence = tuple[int, int, str]
+"""Rows that a check finds, rows among which it looks, and an example."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey(Check):
+    counts: Callable[[Everything], _Occurrence]
+
+
+def _conflicts(every: Everything) -> _Occurrence:
+    """Rows with the question of another row and not its answer; the example are the first three of them."""
+    questions, answers = every.exchanges[:, 0], every.exchanges[:, 1]
+    order = np.lexsort((answers, questions))
+    same = questions[order][1:] == questions[order][:-1]
+    group = np.concatenate([[0], np.cumsum(~same)]) if len(order) else np.empty(0, np.int64)
+    differs = np.flatnonzero(same & (answers[order][1:] != answers[order][:-1]))
+    conflicting = np.isin(group, group[differs])
+    members = [np.sort(order[group == number]) for number in _firsts(order, group, conflicting)]
+    pairs = [(rows[0], rows[answers[rows] != answers[rows[0]]][0]) for rows in members]
+    return int(conflicting.sum()), len(order), ", ".join(f"{every.where(a)} and {every.where(b)}" for a, b in pairs)
+
+
+def _firsts(order: np.ndarray, group: np.ndarray, chosen: np.ndarray) -> list[int]:
+    """The three of the chosen groups whose first rows come first."""
+    by_row = np.argsort(order[chosen], kind="stable")
+    return list(dict.fromkeys(group[chosen][by_row].tolist()))[:3]
+
+
+def _one_answer(every: Everything) -> _Occurrence:
+    rows, of = every.exchanges, every.meaning.rows["all"]
+    same = FEW <= len(rows) == of and len(np.unique(rows[:, 1])) == 1
+    return (of, of, every.where(0)) if same else (0, of, "")
+
+
+def _label_of_each(every: Everything) -> _Occurrence:
+    counts, targets = every.labels.counts, every.targets
+    named = every.labels.named if targets is None else bool(targets.classes)
+    if not every.labels or not named or counts.total() < FEW or max(map(len, counts)) > 60:
+        return 0, 0, ""
+    rare = [label for label, count in counts.items() if count == 1]
+    return len(rare), counts.total(), every.labels.first[rare[0]] if rare else ""
+
+
+def _lonely(every: Everything) -> _Occurrence:
+    """Labels of one row, where most have more."""
+    rare, of, example = _label_of_each(every)
+    return (0, of, "") if 2 * rare > of else (rare, of, example)
+
+
+def _exchanged(every: Everything) -> _Occurrence:
+    questions, answers = every.exchanges[:, 0], every.exchanges[:, 1]
+    numbers = np.flatnonzero(np.isin(questions, answers) & (questions != answers))
+    return len(numbers), len(questions), every.where(numbers[0]) if len(numbers) else ""
+
+
+def _too_long(every: Everything) -> _Occurrence:
+    lengths, (longest, example) = every.meaning.lengths.view().array, every.meaning.longest
+    alone = len(lengths) >= 2 * FEW and longest > LONGER * np.median(lengths)
+    return int((lengths > LONGER * np.median(lengths)).sum()) if alone else 0, len(lengths), example
+
+
+def _if_labels(wanted: bool) -> Callable[[Everything], _Occurrence]:
+    return lambda every: _conflicts(every) if every.are_labels == wanted else (0, 0, "")
+
+
+SURVEYS = (
+    Survey(
+        "contradicting-labels", "have the text of another row and another label", "At most one of them can be right. "
+        "Correct the labels, or leave such rows out", rows=2, counts=_if_labels(True),
+    ),
+    Survey(
+        "several-answers", "have the prompt of another row and another answer", "Correct those that are wrong; where "
+        "all are right, write them as a list in one row, so that evaluation knows them", rows=2, least=0.01,
+        counts=_if_labels(False),
+    ),
+    Survey(
+        "one-answer", "all have the same answer", "The model learns to give it whatever is asked. Take the answer from "
+        "another column", stops=1.0, counts=_one_answer,
+    ),
+    Survey(
+        "label-of-each-row", "have a label that no other row has", "Numbers on a scale need "
+        "classification.targets=numbers, and identifiers are no labels: name another column", least=0.5, stops=0.9,
+        counts=_label_of_each,
+    ),
+    Survey(
+        "label-of-one-row", "are the only one with their label", "One row is learned or measured, never both. Add "
+        "rows, or give it a wider label", counts=_lonely,
+    ),
+    Survey(
+        "exchanged-columns", "have the answer of another row as their prompt", "Columns may be exchanged in a part of "
+        "the file. Look at the first such row and those around it", rows=3, least=0.02, counts=_exchanged,
+    ),
+    Survey(
+        "much-longer-row", f"are more than {LONGER} times as long as the median", "Two rows may have run together, as "
+        "by a quote that is never closed", most=0.1, counts=_too_long,
+    ),
+)  # fmt: skip
+STOPPING = tuple(check.name for check in (*CHECKS, *SURVEYS) if check.stops is not None)
+
+
+@dataclass
+class RawCounts:
+    """What shows in the cells of rows alone, and is gone once they are read."""
+
+    headers: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    """Rows with each kind of label."""
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, row: Any, where: str, label: str) -> None:
+        if not isinstance(row, dict):
+            return
+        name, value = next(iter(row.items()), ("", None))
+        if isinstance(value, str) and name == value and all(value == name or not value for name, value in row.items()):
+            self.headers += 1
+            self.first.setdefault("headers", where)
+        if label in row and (kind := _kind(row[label])):
+            self.kinds[kind] += 1
+            self.first.setdefault(kind, where)
+
+    def warnings(self, rows: int) -> Iterator[str]:
+        if self.headers:
+            yield (
+                f"rows that repeat the names of the columns: {self.headers:,} of {rows:,}, such as "
+                f"{self.first['headers']}. Files may have been joined with their first lines. Delete these lines"
+            )
+        if len(self.kinds) > 1 and ("text" in self.kinds or "number with decimals" not in self.kinds):
+            listed = some(f"{kind} ({count:,} rows, first {self.first[kind]})" for kind, count in self.kinds.items())
+            yield f'labels are written in several ways, and 1, 1.0 and "1" are one label: {listed}'
+
+
+def _kind(label: Any) -> str | None:
+    if isinstance(label, str):
+        return "text"
+    if isinstance(label, float):
+        return "whole number as 1.0" if label.is_integer() else "number with decimals"
+    return "whole number" if isinstance(label, int) and not isinstance(label, bool) else None
