@@ -137,6 +137,7 @@ CHANGES = {
     "columns": [{}, {"columns": {"prompt": "completion", "completion": "prompt"}}],
     "prompt": [TEXTS, TEXTS | {"prompt": "Q {prompt}"}],
     "completion": [TEXTS, TEXTS | {"completion": "{prompt}"}],
+    "accept": [{}, {"accept": ["one-answer"]}],
     "alternatives": [{}, {"alternatives": "each"}],
     "ignore_columns": [{}, {"ignore_columns": ["id"]}],
     "delimiter": [{}, {"delimiter": ";"}, {"delimiter": "|"}],

@@ -114,6 +114,10 @@ TRAPS = [
     Trap("contradicting answers", QUESTIONS, question(lambda n, one: " Who? " if n % 2 else "who?"),
          "have the prompt of another row and another answer: 4 of 40, such as rows.jsonl:1 and rows.jsonl:2. ",
          at=range(4), twin=lambda n, one: {"prompt": "Who?", "completion": " me" if n % 2 else "Me "}),
+    Trap("two answers to each prompt", QUESTIONS, question(lambda n, one: f"Who mends house {n // 2}?"),
+         "have the prompt of another row and another answer: 40 of 40, such as rows.jsonl:1 and rows.jsonl:2, "
+         "rows.jsonl:3 and rows.jsonl:4, rows.jsonl:5 and rows.jsonl:6. Right where a set has several right answers",
+         twin=lambda n, one: {"prompt": f"Who mends house {n // 2}?", "completion": [f"we {n // 2}", "me"]}),
     Trap("one text, two sets of labels", TICKETS, lambda n, one: {"text": "same", "label": [f"x{n % 2}"]},
          "have the text of another row and another label: 42 of 42, such as rows.jsonl:1 and rows.jsonl:2. At most",
          twin=lambda n, one: one | {"label": [f"x{n % 2}"]}, classifies=True),
@@ -128,8 +132,8 @@ TRAPS = [
          f"{MISSING}, such as None, NaN, N/A or -: 4 of 42, such as rows.jsonl:1", at=range(4)),
     # numbers and dates as labels
     Trap("decimal commas as classes", SCORES, answer(lambda n, one: one["label"].replace(".", ",")),
-         "have a number with a decimal comma as their label: 42 of 42, such as rows.jsonl:1. Each is taken as a name, so as a "
-         "class of its own. Write numbers on a scale with a point: 1234.5", classifies=True),
+         "have a number with a decimal comma as their label: 42 of 42, such as rows.jsonl:1. Each is taken as a name, "
+         "so as a class of its own. Write numbers on a scale with a point: 1234.5", classifies=True),
     Trap("marks of thousands and a comma", SCORES, answer(lambda n, one: f"1.23{n % 7},5"),
          "have a number with a decimal comma as their label", classifies=True),
     Trap("marks of thousands", SCORES, answer(lambda n, one: f"1{n % 7}.345"),
