@@ -65,15 +65,15 @@ class Check:
     what: str
     advice: str
     rows: int = 1
-    """The smallest number of rows, and the smallest and largest share of all, of which it is said."""
+    """The fewest rows of which it is said, the smallest share of all, and the share from which it is not."""
     least: float = 0.0
-    most: float = 1.0
+    most: float = 2.0
     stops: float | None = None
     """The share of all rows from which training on them is refused, where the check is among those that may."""
 
     def doubt(self, count: int, among: int, of: int, example: str, taken: str = "") -> Doubt | None:
         """`count` rows among those that it looks at, `of` all."""
-        if count < self.rows or not self.least <= count / max(1, among) <= self.most:
+        if count < self.rows or not self.least <= count / max(1, among) < self.most:
             return None
         return Doubt(
             check=self.name, rows=count, of=of, example=example,
@@ -108,11 +108,6 @@ def _stands_in(words: str, text: str) -> bool:
     return False
 
 
-def _begins_with_question(row: Row) -> bool:
-    question = row.question.strip()
-    return len(row.answer) > len(question) > 0 and row.answer.lstrip().startswith(question)
-
-
 def _of_label(pattern: re.Pattern[str]) -> Callable[[Row], bool]:
     return lambda row: len(row.answer) < 40 and pattern.fullmatch(row.answer.strip()) is not None
 
@@ -120,10 +115,6 @@ def _of_label(pattern: re.Pattern[str]) -> Callable[[Row], bool]:
 def _of_text(pattern: re.Pattern[str]) -> Callable[[Row], bool]:
     """Of signs that are not ASCII."""
     return lambda row: not row.text.isascii() and pattern.search(row.text) is not None
-
-
-def _longer(chosen: Example) -> int:
-    return len(chosen.messages[-1].content) - len(chosen.rejected[-1].content)
 
 
 _REPEATS = "A model repeats what it was trained on. Remove them from the rows"
@@ -142,7 +133,8 @@ CHECKS = (
     OfRow(
         "answer-repeats-prompt", "have an answer that begins with the whole prompt",
         "The model learns to repeat the question first. Remove it from the answers",
-        rows=3, least=0.1, finds=_begins_with_question,
+        rows=3, least=0.1, finds=lambda row:
+        row.answer.strip() != row.question.strip() != "" and row.answer.lstrip().startswith(row.question.strip()),
     ),
     OfRow(
         "missing-value", "have a sign for a missing value as their answer or label, such as None, NaN, N/A or -",
@@ -214,12 +206,12 @@ CHECKS = (
     OfRow(
         "chosen-longer", "are pairs whose chosen answer is the longer one", "The model may learn nothing but to write "
         "more. Add pairs whose better answer is the shorter one", rows=20, least=0.95, among="pairs",
-        finds=lambda row: _longer(row.example) > 0,
+        finds=lambda row: len(row.example.messages[-1].content) > len(row.example.rejected[-1].content),
     ),
     OfRow(
         "chosen-shorter", "are pairs whose chosen answer is the shorter one", "The model may learn nothing but to "
         "write less. See whether chosen and rejected are exchanged", rows=20, least=0.95, among="pairs",
-        finds=lambda row: _longer(row.example) < 0,
+        finds=lambda row: len(row.example.messages[-1].content) < len(row.example.rejected[-1].content),
     ),
 )  # fmt: skip
 AMONG = {among: tuple(check for check in CHECKS if among == check.among) for among in ("all", "pairs")}
@@ -319,9 +311,9 @@ class Meaning:
             check.doubt(rows.get(check.name, 0), rows[check.among], of, self.first[check.name], taken)
             for check in CHECKS if check.name in self.first and rows.get(check.among)
         ]  # fmt: skip
-        everything = Everything(self, labels, targets, are_labels)
+        everything, others = Everything(self, labels, targets), "texts" if are_labels else "labels"
         for survey in SURVEYS if of else ():
-            count, among, example = survey.counts(everything)
+            count, among, example = survey.counts(everything) if survey.among != others else (0, 0, "")
             every.append(survey.doubt(count, among, of, example))
         only_warned = [] if are_labels else ["answer-in-prompt"]
         only_warned += [] if targets is not None else ["label-of-each-row"]
@@ -343,7 +335,6 @@ class Everything:
     meaning: Meaning
     labels: Labels
     targets: TargetFacts | None
-    are_labels: bool
 
     @property
     def exchanges(self) -> np.ndarray:
@@ -361,6 +352,8 @@ _Occurrence = tuple[int, int, str]
 @dataclass(frozen=True, kw_only=True)
 class Survey(Check):
     counts: Callable[[Everything], _Occurrence]
+    among: Literal["all", "labels", "texts"] = "all"
+    """Whether it is asked where answers are labels, or where they are not."""
 
 
 def _conflicts(every: Everything) -> _Occurrence:
@@ -368,18 +361,13 @@ def _conflicts(every: Everything) -> _Occurrence:
     questions, answers = every.exchanges[:, 0], every.exchanges[:, 1]
     order = np.lexsort((answers, questions))
     same = questions[order][1:] == questions[order][:-1]
-    group = np.concatenate([[0], np.cumsum(~same)]) if len(order) else np.empty(0, np.int64)
+    group = np.concatenate([[0], np.cumsum(~same)]) if len(order) else order
     differs = np.flatnonzero(same & (answers[order][1:] != answers[order][:-1]))
-    conflicting = np.isin(group, group[differs])
-    members = [np.sort(order[group == number]) for number in _firsts(order, group, conflicting)]
-    pairs = [(rows[0], rows[answers[rows] != answers[rows[0]]][0]) for rows in members]
-    return int(conflicting.sum()), len(order), ", ".join(f"{every.where(a)} and {every.where(b)}" for a, b in pairs)
-
-
-def _firsts(order: np.ndarray, group: np.ndarray, chosen: np.ndarray) -> list[int]:
-    """The three of the chosen groups whose first rows come first."""
-    by_row = np.argsort(order[chosen], kind="stable")
-    return list(dict.fromkeys(group[chosen][by_row].tolist()))[:3]
+    rows = np.sort(order[np.isin(group, group[differs])])
+    firsts = np.sort(np.unique(questions[rows], return_index=True)[1])[:3]
+    others = [rows[(questions[rows] == questions[row]) & (answers[rows] != answers[row])][0] for row in rows[firsts]]
+    pairs = zip(map(every.where, rows[firsts]), map(every.where, others), strict=True)
+    return len(rows), len(order), ", ".join(map(" and ".join, pairs))
 
 
 def _one_answer(every: Everything) -> _Occurrence:
@@ -397,12 +385,6 @@ def _label_of_each(every: Everything) -> _Occurrence:
     return len(rare), counts.total(), every.labels.first[rare[0]] if rare else ""
 
 
-def _lonely(every: Everything) -> _Occurrence:
-    """Labels of one row, where most have more."""
-    rare, of, example = _label_of_each(every)
-    return (0, of, "") if 2 * rare > of else (rare, of, example)
-
-
 def _exchanged(every: Everything) -> _Occurrence:
     questions, answers = every.exchanges[:, 0], every.exchanges[:, 1]
     numbers = np.flatnonzero(np.isin(questions, answers) & (questions != answers))
@@ -415,24 +397,20 @@ def _too_long(every: Everything) -> _Occurrence:
     return int((lengths > LONGER * np.median(lengths)).sum()) if alone else 0, len(lengths), example
 
 
-def _if_labels(wanted: bool) -> Callable[[Everything], _Occurrence]:
-    return lambda every: _conflicts(every) if every.are_labels == wanted else (0, 0, "")
-
-
 SURVEYS = (
     Survey(
         "contradicting-labels", "have the text of another row and another label", "At most one of them can be right. "
-        "Correct the labels, or leave such rows out", rows=2, counts=_if_labels(True),
+        "Correct the labels, or leave such rows out", rows=2, counts=_conflicts, among="labels",
     ),
     Survey(
         "several-answers", "have the prompt of another row and another answer", "Correct those that are wrong; where "
         "all are right, write them as a list in one row, so that evaluation knows them", rows=2, least=0.01, most=0.5,
-        counts=_if_labels(False),
+        counts=_conflicts, among="texts",
     ),
     Survey(
         "answers-to-each-prompt", "have the prompt of another row and another answer", "Right where a set has several "
         "right answers to each prompt: as a list in one row evaluation knows them all, and data.alternatives=each "
-        "trains on each. A mistake where one is right", least=0.5000001, counts=_if_labels(False),
+        "trains on each. A mistake where one is right", least=0.5, counts=_conflicts, among="texts",
     ),
     Survey(
         "one-answer", "all have the same answer", "The model learns to give it whatever is asked. Take the answer from "
@@ -445,7 +423,7 @@ SURVEYS = (
     ),
     Survey(
         "label-of-one-row", "are the only one with their label", "One row is learned or measured, never both. Add "
-        "rows, or give it a wider label", counts=_lonely,
+        "rows, or give it a wider label", most=0.5, counts=_label_of_each,
     ),
     Survey(
         "exchanged-columns", "have the answer of another row as their prompt", "Columns may be exchanged in a part of "
