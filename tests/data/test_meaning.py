@@ -290,4 +290,5 @@ def test_parts_that_were_stored_and_joined_say_what_one_pass_says(trap, tmp_path
         stored = json.loads(json.dumps(facts_of(part)))
         join(joined, restore(Tally(), stored, arrays_of(part)))
     assert facts_of(joined)["meaning"] == facts_of(whole)["meaning"]
+    assert all((arrays_of(joined)[name] == arrays_of(whole)[name]).all() for name in ("exchanges", "characters"))
     assert joined.meaning.doubts(Labels(), None) == whole.meaning.doubts(Labels(), None)
