@@ -180,7 +180,7 @@ TRAPS = [
     Trap("a space before some answers", QUESTIONS, answer(lambda n, one: f" {one['completion']}"),
          "have an answer that begins with white space, unlike the others: 20 of 40, such as rows.jsonl:1",
          at=range(20)),
-    Trap("a space behind answers", QUESTIONS, answer(lambda n, one: f"{one['completion']} "),
+    Trap("a space behind answers", QUESTIONS, answer(lambda n, one: f"{one['completion']} " + "\n" * (n % 2)),
          "have an answer that ends with a space, which the model learns to write: 40 of 40, such as rows.jsonl:1",
          twin=answer(lambda n, one: f"{one['completion']}\n")),
     Trap("a line end behind some answers", QUESTIONS, answer(lambda n, one: f"{one['completion']}\n"),

@@ -151,7 +151,7 @@ CHECKS = (
     ),
     OfRow(
         "trailing-space", "have an answer that ends with a space, which the model learns to write", _SPACE, rows=3,
-        least=0.02, finds=lambda row: row.answer[-1:] in (" ", "\t", "\u00a0"),
+        least=0.02, finds=lambda row: row.answer.rstrip("\r\n")[-1:] in ("\u00a0", *" \t"),
     ),
     OfRow(
         "trailing-line-end", "have an answer that ends with a line end, unlike the others", _SPACE, rows=3, least=0.02,

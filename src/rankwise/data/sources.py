@@ -120,7 +120,7 @@ class Reading:
         wants = True
         for part in self.parts:
             part.rows, part.raw = 0, RawCounts()
-            label = self.source.columns.get("label", "label")
+            label = self.source.columns.get("label", "label") if self.source.prompt is None else ""
             for where, row in raw_records(part):
                 part.rows += 1
                 part.raw.add(row, where, label)
