@@ -1,7 +1,7 @@
 """Columns of a row: their values filled into texts, and columns with other names mapped to the known fields.
 
 A column text (config/column_text.py) receives the values as they are in the file: text unchanged, numbers as they are
-written, and a list of texts line by line. Any other value is refused with file and line.
+written, a list of texts line by line, and an object as JSON. Any other value is refused with file and line.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from rankwise.config.base import shown
 from rankwise.config.column_text import Column, column_text
-from rankwise.data.turns import text_of, texts_of
+from rankwise.data.turns import is_json, text_of, texts_of, written_as_json
 from rankwise.errors import DataError, did_you_mean, some
 from rankwise.text.example import Example, Message
 
@@ -90,6 +90,8 @@ def _written(value: Any, where: str, name: str) -> str:
         return text_of(value, where, f'column "{name}"', may_be_empty=True)
     if value is None:  # an empty cell of a table
         return ""
+    if is_json(value):
+        return written_as_json(value, where, f'column "{name}"')
     if isinstance(value, list) and any(isinstance(one, dict) and {"role", "from"} & set(one) for one in value):
         raise DataError(
             f'{where}: the column "{name}" holds turns of a conversation, which cannot be filled into a text. Leave '

@@ -23,6 +23,8 @@ from rankwise.data.proposals import as_text, no_form
 from rankwise.data.tagged_rows import has_spans, has_tags, spans_example, tokens_example
 from rankwise.data.tree_rows import tree_example
 from rankwise.data.turns import (
+    answers_of,
+    is_json,
     read_tools,
     read_turns,
     refuse_unsupported,
@@ -153,8 +155,8 @@ def _prompt(row: Row, where: str, options: Options) -> list[Example]:
 
 
 def _answers(row: Row, key: str, where: str) -> tuple[str, ...] | None:
-    """All answers: a list of texts, or a text and the list in the field `answers`. None if there is no list."""
-    several = texts_of(row[key], where, key)
+    """All answers: a list of texts, a text and the list in the field `answers`, or one JSON value. None for a text."""
+    several = answers_of(row[key], where, key) if is_json(row[key]) else texts_of(row[key], where, key)
     if key == "answers" or not row.get("answers") or not isinstance(row[key], str):
         return several
     others = texts_of(row["answers"], where, "answers")
@@ -178,7 +180,7 @@ def _instruction(row: Row, where: str, answers_in: str, options: Options) -> lis
     refuse_unsupported(row, where, "row", ("tools",))
     *first, question = given
     earlier = turns_of_history(row.get("history"), where)
-    answers = texts_of(row[answers_in], where, answers_in) or (text_of(row[answers_in], where, answers_in),)
+    answers = answers_of(row[answers_in], where, answers_in)
     return answered((*first, *earlier, question), answers, where, each=options.each)
 
 

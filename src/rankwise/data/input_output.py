@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rankwise.data.columns import Row, answered
 from rankwise.data.fields import SYSTEM, require, system_of
-from rankwise.data.turns import refuse_unsupported, text_of, texts_of
+from rankwise.data.turns import answers_of, refuse_unsupported, text_of
 from rankwise.text.example import Example, Message
 
 FIELDS_OF_INPUT_OUTPUT = frozenset({"input", "output", *SYSTEM})
@@ -20,5 +20,5 @@ def input_output_examples(row: Row, where: str, *, each: bool) -> list[Example]:
     refuse_unsupported(row, where, "row", ("context", "history", "tools"))
     system, given = system_of(row, where), text_of(row["input"], where, "input")
     first = (Message("system", system),) if system else ()
-    answers = texts_of(row["output"], where, "output") or (text_of(row["output"], where, "output"),)
+    answers = answers_of(row["output"], where, "output")
     return answered((*first, Message("user", given)), answers, where, each=each)

@@ -146,7 +146,7 @@ def can_be_typed(name: str) -> bool:
 def _is_written(value: Any) -> bool:
     if isinstance(value, list):
         return bool(value) and all(isinstance(one, str) for one in value)
-    return isinstance(value, int | float | str) and bool(str(value).strip())
+    return isinstance(value, int | float | str | dict) and bool(str(value).strip())
 
 
 def _words(value: Any) -> int:

@@ -32,6 +32,7 @@ from rankwise.data.parts import arrays_in, file_part
 from rankwise.data.reasoning import reasoning_in_content
 from rankwise.data.splits import chosen_files, split_word, visible
 from rankwise.data.text_encoding import is_unicode
+from rankwise.data.turns import is_turn
 from rankwise.data.unsupported import refuse_images, refuse_row
 from rankwise.data.unused import Unused
 from rankwise.errors import DataError, did_you_mean, some
@@ -161,7 +162,7 @@ class Reading:
 
     def _parse(self, part: Part, where: str, row: dict[str, Any]) -> list[Example]:
         source, system, whole = self.source, self.system, row
-        row = {name: value for name, value in row.items() if name not in source.ignore_columns}
+        row = without_ignored(row, source.ignore_columns)
         if source.prompt is not None and source.completion is not None:
             part.format = "columns"
             each = source.alternatives == "each"
@@ -228,6 +229,15 @@ class Reading:
     def system(self) -> str | None:
         """The system message of this source, or the one for all sources."""
         return self.source.system if self.source.system is not None else self.spec.system
+
+
+def without_ignored(row: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The row without these columns, and its turns without these keys."""
+    row = {name: value for name, value in row.items() if name not in names}
+    for name, value in row.items() if names else ():
+        if isinstance(value, list) and any(map(is_turn, value)):
+            row[name] = [{k: v for k, v in one.items() if k not in names} if is_turn(one) else one for one in value]
+    return row
 
 
 def raw_records(part: Part) -> Iterator[Record]:

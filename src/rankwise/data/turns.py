@@ -6,12 +6,14 @@ a system message comes first, and a tool's result follows a call.
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
 from rankwise.config.base import shown
+from rankwise.data.proposals import ignoring
 from rankwise.data.reasoning import FIELDS
-from rankwise.errors import DataError, did_you_mean
+from rankwise.errors import DataError, did_you_mean, some
 from rankwise.system.strict_json import loads
 from rankwise.text.example import BREAK, Message, Role, ToolCall
 
@@ -23,6 +25,11 @@ ROLES: dict[str, Role] = {
     "tool": "tool", "observation": "tool", "function": "tool",
 }  # fmt: skip
 NOT_SUPPORTED = ("function_call", *FIELDS, "audio", "images", "refusal")
+IN_LOSS = ("weight", "train", "loss")
+"""Keys of a turn that say whether it is in the loss."""
+KEYS = {"role", "from", "content", "value", "tool_calls", "name", "tool_call_id", *IN_LOSS}
+DEEPEST = 100
+"""Levels of a JSON value in a row. Templates are given such values by recursion."""
 
 
 def read_turns(turns: Any, where: str, key: str, *, skip_first_answer: bool = False) -> tuple[Message, ...]:
@@ -45,12 +52,15 @@ def _message(turn: Any, where: str, number: int) -> Message:
         raise DataError(f"{where}: turn {number} is {shown(turn)}; a role and a content are expected.")
     role = _role(turn[role_key], where, number)
     refuse_unsupported(turn, where, f"turn {number}", NOT_SUPPORTED)
+    _refuse_unknown(turn, where, number)
     calls = _calls(turn, content_key, where, number)
     if calls and role != "assistant":
         raise DataError(
             f"{where}: turn {number} calls a tool, but its role is {role}; only the assistant can call a tool."
         )
     content = turn[content_key] if content_key and turn[role_key] != "function_call" else ""
+    if role == "assistant" and isinstance(content, dict):
+        content = written_as_json(content, where, f"content of turn {number}")
     may_be_empty = bool(calls) or role in ("system", "tool")
     return Message(
         role,
@@ -59,8 +69,19 @@ def _message(turn: Any, where: str, number: int) -> Message:
         tool_calls=calls,
         name=_optional(turn.get("name"), where, f"name in turn {number}"),
         call_id=_optional(turn.get("tool_call_id"), where, f"tool_call_id of turn {number}"),
-        learned=_weight(turn.get("weight"), where, number) == 1,
+        learned=all([_in_loss(key, turn.get(key), where, number, role) for key in IN_LOSS]),
     )  # fmt: skip
+
+
+def _refuse_unknown(turn: dict[str, Any], where: str, number: int) -> None:
+    """Refuse keys that might change what is learned; other programs write many. Those without a value say nothing."""
+    unknown = [key for key, value in turn.items() if key not in KEYS and value not in (None, "", [], {})]
+    if unknown := [key for key in unknown if not (key in ("mask", "prefix") and turn[key] is False)]:
+        names = some(map(shown, unknown), 6)
+        raise DataError(
+            f"{where}: turn {number} has {names}, which is not read, so that it would have no effect. To leave a turn "
+            f"out of the loss, write weight 0; to ignore the key, add {ignoring(unknown)}."
+        )
 
 
 def _role(role: Any, where: str, number: int) -> Role:
@@ -70,12 +91,14 @@ def _role(role: Any, where: str, number: int) -> Role:
     return ROLES[role]
 
 
-def _weight(weight: Any, where: str, number: int) -> float:
-    if weight is None:
-        return 1
-    if isinstance(weight, bool) or weight not in (0, 1):
-        raise DataError(f"{where}: turn {number} has the weight {shown(weight)}; use 0 (no loss) or 1 (loss).")
-    return weight
+def _in_loss(key: str, value: Any, where: str, number: int, role: Role) -> bool:
+    if value is None:
+        return True
+    if value not in (0, 1) or (key == "weight" and isinstance(value, bool)):
+        raise DataError(f"{where}: turn {number} has the {key} {shown(value)}; use 0 (no loss) or 1 (loss).")
+    if value and role != "assistant" and key != "weight":
+        raise DataError(f"{where}: turn {number} has the {key} {shown(value)}, but only the assistant's turns are learned.")
+    return bool(value)
 
 
 def _calls(turn: dict[str, Any], content_key: str | None, where: str, number: int) -> tuple[ToolCall, ...]:
@@ -111,19 +134,43 @@ def _optional(value: Any, where: str, what: str) -> str | None:
     return None if value is None else text_of(value, where, what)
 
 
-def _check_texts(value: Any, where: str, what: str) -> None:
+def _check_texts(value: Any, where: str, what: str, depth: int = DEEPEST) -> None:
     """Refuse texts (keys too) inside a JSON value that cannot be encoded, and numbers that JSON cannot write."""
     if isinstance(value, float) and not math.isfinite(value):
         raise DataError(f"{where}: the {what} has the number {value}, which JSON cannot write.")
     if isinstance(value, str):
         text_of(value, where, what, may_be_empty=True)
+    elif isinstance(value, dict | list) and not depth:
+        raise DataError(f"{where}: the {what} is nested more than {DEEPEST} levels deep.")
     elif isinstance(value, dict):
         for key, inside in value.items():
             _check_texts(key, where, what)
-            _check_texts(inside, where, what)
+            _check_texts(inside, where, what, depth - 1)
     elif isinstance(value, list):
         for inside in value:
-            _check_texts(inside, where, what)
+            _check_texts(inside, where, what, depth - 1)
+
+
+def is_json(value: Any) -> bool:
+    """Whether a value is an object, or a list of something else than turns of a conversation and parts of a text."""
+    inside = value if isinstance(value, list) else [value]
+    return isinstance(value, dict | list) and not any(is_turn(one) or _is_text_part(one) for one in inside)
+
+
+def written_as_json(value: Any, where: str, what: str) -> str:
+    """An object or a list as JSON, with its keys in the order of the row, which may be that of reasoning and answer."""
+    _check_texts(value, where, what)
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except TypeError:  # a date or bytes, which only tables of Parquet and Arrow hold
+        raise DataError(f"{where}: the {what} is {shown(value)}, which JSON cannot write.") from None
+
+
+def answers_of(value: Any, where: str, what: str) -> tuple[str, ...]:
+    """Alternative answers, or the only one: a text, or a JSON value."""
+    if (several := texts_of(value, where, what)) is not None:
+        return several
+    return (written_as_json(value, where, what) if is_json(value) else text_of(value, where, what),)
 
 
 def read_tools(tools: Any, where: str) -> tuple[dict[str, Any], ...]:
@@ -154,7 +201,7 @@ def _check_order(messages: list[Message], where: str, skipped: int) -> None:
     if "system" in roles[1:]:
         raise DataError(f"{where}: turn {first + roles.index('system', 1)} has the role system; only the first may.")
     if not any(message.learned for message in messages if message.role == "assistant"):
-        raise DataError(f"{where}: every answer has the weight 0, so there is nothing to train on.")
+        raise DataError(f"{where}: every answer has the weight 0 (or train false, or loss 0), so there is nothing to train on.")
     called = False
     for number, message in enumerate(messages, start=first):
         if message.role == "tool" and not called:
@@ -187,6 +234,11 @@ def turns_of_prompt(prompt: Any, completion: Any, where: str) -> tuple[Message, 
     answers = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
     without_loss = [{**turn, "weight": 0} if _is_answer(turn) else turn for turn in before]
     return read_turns([*without_loss, *answers], where, "prompt")
+
+
+def is_turn(value: Any) -> bool:
+    role = value.get("role", value.get("from")) if isinstance(value, dict) else None
+    return isinstance(role, str) and (role in ROLES or "content" in value or "value" in value)
 
 
 def _is_answer(turn: Any) -> bool:

@@ -17,6 +17,7 @@ from itertools import islice
 from typing import Any
 
 from rankwise.config.base import shown
+from rankwise.data.turns import is_json
 from rankwise.text.example import Example
 
 ALL_JUDGED, THEN_EACH = 2000, 16
@@ -186,7 +187,7 @@ def _number_of(text: str) -> int:
 
 def _writable(value: Any) -> bool:
     every = value if isinstance(value, list) else [value]
-    return all(isinstance(one, str | int | float) for one in every)
+    return all(isinstance(one, str | int | float) for one in every) or is_json(value)
 
 
 def _pieces(value: Any, depth: int = 4) -> Iterable[str]:

@@ -110,6 +110,8 @@ def _typed(reading: Reading, unused: Unused, stopping: Sequence[str], more: str)
 
 def _ignored_in_vain(readings: Sequence[Reading]) -> list[str]:
     names = dict.fromkeys(name for reading in readings for unused in reading.unused.values() for name in unused.names)
+    if {part.format for reading in readings for part in reading.parts} & {"messages", "sharegpt", "prompt", "preference"}:
+        return []  # a turn may have such a key
     ignored = dict.fromkeys(name for reading in readings for name in reading.source.ignore_columns)
     return [
         f'data.ignore_columns names "{name}", but no row has this column; the columns are {some(map(shown, names), 8)}.'
