@@ -35,7 +35,7 @@ TooLong = Literal["drop", "truncate", "cut-prompt", "split"]
 StoppingCheck = Literal["answer-in-prompt", "prompt-as-answer", "one-answer", "label-of-each-row"]
 """Checks of what rows mean that refuse a training (data/meaning.py)."""
 OF_HUB = ("subset", "revision")
-OF_TABLES = ("delimiter", "encoding", "sheet")
+OF_TABLES = ("delimiter", "encoding", "sheet", "field")
 DELIMITER_NAMES = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 COLUMN_SETTINGS = ("prompt", "completion", "columns")
 """The settings that choose the columns of a row."""
@@ -85,6 +85,9 @@ class Reading(Config):
     """Text encoding of a CSV or TSV file, such as utf-8, utf-16 or cp1252. By default it is detected."""
     sheet: str | None = None
     """Sheet of an Excel workbook. The default is the only sheet that has rows."""
+    field: Annotated[str, Field(min_length=1)] | None = None
+    """Where the rows are in a JSON file of one object: the key of their list, such as `data`, or a path of keys,
+    `result.rows`. The default is the only list of objects in it."""
 
     @field_validator("delimiter")
     @classmethod

@@ -1,4 +1,5 @@
-"""Read a data file row by row: JSON lines, a JSON list, a table (CSV, TSV, Excel), Parquet, Arrow.
+"""Read a data file row by row: JSON lines, a JSON list, one JSON object with the rows in it, a table (CSV, TSV, Excel),
+Parquet, Arrow.
 
 The kind of file follows from its first bytes, or from its name if they do not decide. A row that cannot be read is
 returned as a DataError with its `file:line`, so that the other rows can still be used. Damage that makes the rest of a
@@ -9,20 +10,28 @@ for before the first row is returned, because the number of lost rows would be u
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from rankwise.config.base import shown
+from rankwise.config.column_text import column_text
 from rankwise.config.data import Reading
 from rankwise.data.columnar import Record, Seen, arrow, find_damage, need, parquet
-from rankwise.data.formats import Row
+from rankwise.data.formats import Row, form_of
 from rankwise.data.tables import Note, table_records
 from rankwise.data.text_encoding import encoding_by_mark
 from rankwise.data.workbooks import WORKBOOKS, holds_workbook, why_no_workbook, workbook_records
-from rankwise.errors import DataError
+from rankwise.errors import DataError, did_you_mean, some
+from rankwise.runs.layout_facts import LayoutFacts
 from rankwise.system.strict_json import GivenTwice, loads, once
 
+BOM = b"\xef\xbb\xbf"
 LONGEST_LINE = 16_000_000
+MOST_KEYS = 4
+"""Keys of a path at which rows are looked for in an object."""
 Kind = Callable[..., Iterator[Record]]
 NOT_TEXT = {
     b"\x1f\x8b": "is compressed (gzip)", b"PK\x03\x04": "is a zip archive", b"\x28\xb5\x2f\xfd": "is compressed (zstd)",
@@ -31,8 +40,6 @@ NOT_TEXT = {
     b"version https://git-lfs": "is a pointer of Git LFS (run git lfs pull)",
 }  # fmt: skip
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", *WORKBOOKS, ".parquet", ".arrow")
-SETTINGS = {"delimiter": table_records, "encoding": table_records, "sheet": workbook_records}
-"""Settings that apply to one kind of file, and this kind."""
 AS_DETECTED = Reading()
 
 
@@ -68,7 +75,9 @@ def records(
 def _refuse_without_effect(path: Path, kind: Kind, source: Reading) -> None:
     for setting, only in SETTINGS.items():
         if getattr(source, setting) is not None and kind is not only:
-            what = "CSV and TSV files" if only is table_records else "Excel workbooks"
+            what = {table_records: "CSV and TSV files", workbook_records: "Excel workbooks"}.get(
+                only, "a JSON file of one object"
+            )
             raise DataError(f"{path}: data.{setting} applies only to {what}. Leave it out.")
 
 
@@ -77,6 +86,8 @@ def _open(
 ) -> Iterator[Record]:
     if kind is table_records:
         return table_records(path, source, header, note)
+    if kind is json_object:
+        return json_object(path, seen, source, note)
     return workbook_records(path, source, note) if kind is workbook_records else kind(path, seen)
 
 
@@ -88,8 +99,6 @@ def _records_of(
     for mark, what in NOT_TEXT.items():
         if head.startswith(mark) and kind is not workbook_records:
             raise DataError(f"{path}: {what}; give JSON lines, a JSON list, CSV, TSV, Excel (.xlsx), Parquet or Arrow.")
-    if kind in (json_lines, json_list) and (marked := encoding_by_mark(head)) and not marked.codec.startswith("utf-8"):
-        raise DataError(f"{path}: is {marked.label} text, and JSON must be UTF-8. Save it as UTF-8.")
     try:
         yield from opened()
     except OSError as error:
@@ -104,15 +113,41 @@ def kind_of(path: Path, head: bytes) -> Kind:
         return arrow
     if suffix in WORKBOOKS or (head.startswith(b"PK\x03\x04") and holds_workbook(path)):
         return workbook_records
-    if suffix in (".csv", ".tsv"):
+    marked = encoding_by_mark(head)
+    text = (head.decode(marked.codec, "ignore").encode() if marked else head).removeprefix(BOM).lstrip()
+    if suffix in (".csv", ".tsv") and not re.match(rb'\{\s*"|\[\s*\{', text):
         return table_records
-    return json_list if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[" else json_lines
+    if text[:1] != b"{":
+        return json_list if text[:1] == b"[" else json_lines
+    return json_object if _is_one_object(path) else json_lines
+
+
+def _is_one_object(path: Path) -> bool:
+    """Whether the first line is all there is, or begins an object that goes over several lines."""
+    with _in_bytes(path) as file:
+        first, rest = file.readline(LONGEST_LINE + 1).strip(), file.read(4096).strip()
+    begins = len(first) > LONGEST_LINE or first[-1:] in b"{[,:"
+    return not rest or first.removeprefix(BOM) == b"{" or (begins and path.suffix.lower() == ".json")
+
+
+def _in_bytes(path: Path) -> IO[bytes]:
+    """A JSON file as UTF-8. One in UTF-16, as PowerShell writes it, is read as a whole."""
+    file = path.open("rb")
+    marked = encoding_by_mark(file.read(4096))
+    file.seek(0)
+    if marked is None or marked.codec == "utf-8":
+        return file
+    with file:
+        try:
+            return BytesIO(file.read().decode(marked.codec).encode())
+        except UnicodeError as error:
+            raise DataError(f"{path}: is not {marked.label} text ({error}).") from None
 
 
 def json_lines(path: Path, seen: Seen) -> Iterator[Record]:
     """Read JSON lines as bytes, so that a line which is not UTF-8 is one bad row and not the end of the file."""
     size = max(1, path.stat().st_size)
-    with path.open("rb") as file:
+    with _in_bytes(path) as file:
         number = 0
         while line := file.readline(LONGEST_LINE + 1):
             number += 1
@@ -125,12 +160,7 @@ def json_lines(path: Path, seen: Seen) -> Iterator[Record]:
                 yield where, DataError(f"{where}: the line is longer than {LONGEST_LINE:,} bytes.")
                 continue
             if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-                if line.strip() == b"{" and path.suffix.lower() == ".json":
-                    raise DataError(
-                        f"{where}: begins an object that goes over several lines. Write rows as one JSON object per "
-                        "line, or as one list. This file looks like settings."
-                    )
+                line = line.removeprefix(BOM)
             if line.strip():
                 yield where, row_of_line(line, where)
 
@@ -155,24 +185,112 @@ def checked(row: Any, where: str) -> Row | DataError:
 
 
 def json_list(path: Path, seen: Seen) -> Iterator[Record]:
-    content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    text = _text_of(path)
+    find_damage(_elements(path, text, lambda share: None))
+    yield from _elements(path, text, seen)
+
+
+def _text_of(path: Path) -> str:
+    with _in_bytes(path) as file:
+        content = file.read().removeprefix(BOM)
     try:
-        text = content.decode("utf-8")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(
             f"{path}:{line}: is not UTF-8 text (byte {error.start} of the file). Save it as UTF-8."
         ) from None
-    del content
-    find_damage(_elements(path, text, lambda share: None))
-    yield from _elements(path, text, seen)
 
 
-def _elements(path: Path, text: str, seen: Seen) -> Iterator[Record]:
-    """Decode element by element, to know the line and the number of each. A list may stand on one line."""
-    decoder = json.JSONDecoder(object_pairs_hook=once)
-    skip = json.decoder.WHITESPACE.match  # pyright: ignore[reportAttributeAccessIssue]
-    position, line, counted, number = skip(text, skip(text, 0).end() + 1).end(), 1, 0, 0
+def json_object(path: Path, seen: Seen, source: Reading, note: Note) -> Iterator[Record]:
+    """Rows inside one object: a list of them, or the columns that pandas' `to_json` writes; or the object is a row."""
+    text = _text_of(path)
+    begin, value = _SKIP(text, 0).end(), _whole(path, text)
+    line = f"{path}:{text.count(chr(10), 0, begin) + 1}"
+    for name in source.field.split(".") if source.field is not None else ():
+        if not isinstance(value, dict) or name not in value:
+            keys = list(map(shown, value)) if isinstance(value, dict) else []
+            raise DataError(
+                f"{line}: data.field is {source.field!r}, but there is no {name!r}"
+                f"{f'; the keys are {some(keys, 8)}.{did_you_mean(name, value)}' if keys else '.'}"
+            )
+        begin, value = _place_of(text, begin, name), value[name]
+    if isinstance(value, dict) and _is_of_columns(value):
+        note(LayoutFacts(found="columns as pandas writes them"))
+        rows = [{name: column[index] for name, column in value.items()} for index in next(iter(value.values()))]
+        yield from ((f"{line} (row {number})", row) for number, row in enumerate(rows, start=1))
+        return
+    if source.field is None and isinstance(value, dict):
+        lists, row = _lists_in(value), _is_row(value, source)
+        if row or len(lists) != 1 or "." in lists[0]:
+            of_one_row = row or (not lists and "\n" not in text.strip())
+            yield line, value if of_one_row else DataError(_no_rows(line, value, lists))
+            return
+        note(LayoutFacts(found=f"rows in the list {shown(lists[0])}"))
+        begin, value = _place_of(text, begin, lists[0]), value[lists[0]]
+    if not isinstance(value, list):
+        raise DataError(f"{line}: data.field is {source.field!r}, which holds {shown(value)}; a list is expected.")
+    yield from _elements(path, text, seen, begin)
+
+
+def _whole(path: Path, text: str) -> Any:
+    try:
+        return loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: is not JSON: {error.msg} at column {error.colno}.") from None
+    except GivenTwice as error:
+        raise DataError(f"{path}:1: the key {error} is given twice in one object.") from None
+    except (RecursionError, ValueError):
+        raise DataError(f"{path}:1: is JSON nested too deeply, or with a number too long, to be a row.") from None
+
+
+def _is_row(value: Row, source: Reading) -> bool:
+    texts = (source.prompt, source.completion)
+    named = {*source.columns.values(), *(name for text in texts for name in column_text(text or "").columns)}
+    return bool(named & value.keys()) or form_of(value) is not None
+
+
+def _is_of_columns(value: Row) -> bool:
+    """Whether this is what `DataFrame.to_json()` writes: each column as an object of row number and value."""
+    columns = [one.keys() if isinstance(one, dict) else set[str]() for one in value.values()]
+    return bool(columns) and bool(columns[0]) and all(map(str.isdecimal, columns[0])) and columns[1:] == columns[:-1]
+
+
+def _lists_in(value: Any, path: str = "") -> list[str]:
+    """The paths of all lists of objects in an object."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [path]
+    inside = value.items() if isinstance(value, dict) and path.count(".") < MOST_KEYS else ()
+    return [found for name, one in inside for found in _lists_in(one, f"{path}.{name}".lstrip("."))]
+
+
+def _no_rows(line: str, value: Row, lists: list[str]) -> str:
+    named = " or ".join(f"--set data.field={name}" for name in lists[:4])
+    hint = f"If a list in it has the rows, name it: {named}. Else write" if lists else "Write"
+    return (
+        f"{line}: begins one object, with the keys {some(map(shown, value), 8) or '(none)'}, where rows are expected. "
+        f"{hint} rows as one JSON object per line, or as one list."
+    )
+
+
+def _place_of(text: str, position: int, name: str) -> int:
+    """Where the value of a key begins in the object at a position of a text that is JSON."""
+    decoder, key = json.JSONDecoder(), None
+    while True:
+        position = _SKIP(text, position + 1).end()
+        key, position = decoder.raw_decode(text, position)
+        position = _SKIP(text, _SKIP(text, position).end() + 1).end()
+        if key == name:
+            return position
+        position = _SKIP(text, decoder.raw_decode(text, position)[1]).end()
+
+
+def _elements(path: Path, text: str, seen: Seen, begin: int | None = None) -> Iterator[Record]:
+    """Decode element by element, to know the line and the number of each. A list may stand on one line. `begin` is that
+    of a list inside an object."""
+    decoder, skip = json.JSONDecoder(object_pairs_hook=once), _SKIP
+    position, line, counted, number = skip(text, begin or 0).end(), 1, 0, 0
+    position = skip(text, position + 1).end()
     while text[position : position + 1] != "]":
         if number:
             if text[position : position + 1] != ",":
@@ -192,7 +310,7 @@ def _elements(path: Path, text: str, seen: Seen) -> Iterator[Record]:
         seen(position / len(text))
         yield where, row if isinstance(row, DataError) else checked(row, where)
         position = skip(text, position).end()
-    if (rest := skip(text, position + 1).end()) != len(text):
+    if begin is None and (rest := skip(text, position + 1).end()) != len(text):
         _cut_off(path, text, rest)
 
 
@@ -203,3 +321,8 @@ def _cut_off(path: Path, text: str, position: int) -> None:
     raise DataError(
         f"{path}:{line}: is not JSON: {text[position:].lstrip()[:20]!r} where a comma or the end is expected."
     )
+
+
+_SKIP = json.decoder.WHITESPACE.match  # pyright: ignore[reportAttributeAccessIssue]
+SETTINGS = {"delimiter": table_records, "encoding": table_records, "sheet": workbook_records, "field": json_object}
+"""Settings that apply to one kind of file, and this kind."""

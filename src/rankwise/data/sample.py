@@ -25,6 +25,7 @@ from rankwise.data.files import (
 )
 from rankwise.data.hub import Part
 from rankwise.data.sources import Reading, open_source, raw_records
+from rankwise.data.text_encoding import encoding_by_mark
 from rankwise.errors import DataError
 from rankwise.text.example import Example
 
@@ -123,7 +124,8 @@ def _index(part: Part) -> _Index:
     kind = None
     if path.is_file() and not part.of_images:
         with path.open("rb") as file:
-            kind = kind_of(path, file.read(4096))
+            head = file.read(4096)
+        kind = None if encoding_by_mark(head.removeprefix(MARK)) else kind_of(path, head)
     if kind is json_lines:
         return _lines(part, path)
     records = _listed(path) if kind is json_list else None

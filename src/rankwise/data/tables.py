@@ -12,6 +12,7 @@ import io
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,24 @@ class Table:
                     where, line = f"{self.path}:{line}", rows.line_num + 1 + self.skipped_lines
                     yield where, row
             except csv.Error as error:
-                place = f"{self.path}:{rows.line_num + self.skipped_lines}"
-                raise DataError(f"{place}: is not {self.path.suffix[1:].upper()}: {_reason(error)}.") from None
+                last = rows.line_num + self.skipped_lines
+                closes = "expected after" in (reason := _reason(error))
+                if (first := self._opened(line, last, closes=closes)) < last and closes:
+                    reason = f"the quote that opens here ends in line {last}: {reason}"
+                place = f"{self.path}:{first}"
+                raise DataError(f"{place}: is not {self.path.suffix[1:].upper()}: {reason}.") from None
             except UnicodeDecodeError as error:
                 label, reason = self.encoding.label, error.reason
                 raise DataError(f"{self.path}:{line}: is not {label} text from here on ({reason}).") from None
+
+    def _opened(self, begin: int, last: int, *, closes: bool) -> int:
+        """The line in which the quote opens that is damaged in the last line of a row; there it `closes`, or never."""
+        opened = None
+        with self.path.open(encoding=self.encoding.codec, errors="surrogateescape", newline="") as file:
+            for number, line in enumerate(islice(file, begin - 1, last - closes), start=begin):
+                if quotes := line.replace('""', "").count('"'):
+                    opened = number if (opened is None) == bool(quotes % 2) else None
+        return opened or (last if closes else begin)
 
 
 def table_records(path: Path, source: Reading, header: list[str] | None, note: Note) -> Iterator[Record]:

@@ -61,6 +61,7 @@ def _message(turn: Any, where: str, number: int) -> Message:
     content = turn[content_key] if content_key and turn[role_key] != "function_call" else ""
     if role == "assistant" and isinstance(content, dict):
         content = written_as_json(content, where, f"content of turn {number}")
+    learned = [_in_loss(key, turn.get(key), where, number, role) for key in IN_LOSS]
     may_be_empty = bool(calls) or role in ("system", "tool")
     return Message(
         role,
@@ -69,7 +70,7 @@ def _message(turn: Any, where: str, number: int) -> Message:
         tool_calls=calls,
         name=_optional(turn.get("name"), where, f"name in turn {number}"),
         call_id=_optional(turn.get("tool_call_id"), where, f"tool_call_id of turn {number}"),
-        learned=all([_in_loss(key, turn.get(key), where, number, role) for key in IN_LOSS]),
+        learned=all(learned),
     )  # fmt: skip
 
 
@@ -97,7 +98,7 @@ def _in_loss(key: str, value: Any, where: str, number: int, role: Role) -> bool:
     if value not in (0, 1) or (key == "weight" and isinstance(value, bool)):
         raise DataError(f"{where}: turn {number} has the {key} {shown(value)}; use 0 (no loss) or 1 (loss).")
     if value and role != "assistant" and key != "weight":
-        raise DataError(f"{where}: turn {number} has the {key} {shown(value)}, but only the assistant's turns are learned.")
+        raise DataError(f"{where}: turn {number} has the {key} {shown(value)}, but only answers are learned.")
     return bool(value)
 
 
@@ -201,7 +202,7 @@ def _check_order(messages: list[Message], where: str, skipped: int) -> None:
     if "system" in roles[1:]:
         raise DataError(f"{where}: turn {first + roles.index('system', 1)} has the role system; only the first may.")
     if not any(message.learned for message in messages if message.role == "assistant"):
-        raise DataError(f"{where}: every answer has the weight 0 (or train false, or loss 0), so there is nothing to train on.")
+        raise DataError(f"{where}: every answer has the weight 0 (or train false), so there is nothing to train on.")
     called = False
     for number, message in enumerate(messages, start=first):
         if message.role == "tool" and not called:

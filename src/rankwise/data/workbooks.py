@@ -20,7 +20,8 @@ from rankwise.data.tables import Note, named
 from rankwise.errors import DataError, first_line, some
 from rankwise.runs.layout_facts import LayoutFacts
 
-MOST_BYTES = 500_000_000
+MOST_BYTES, FEW_BYTES, MOST_TIMES = 500_000_000, 50_000_000, 100
+"""What a workbook may unpack to; beyond the second, at most so many times its own size. Rows take 3 to 20 times."""
 WORKBOOKS = (".xlsx", ".xlsm")
 OLD = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 ENCRYPTED = "EncryptedPackage".encode("utf-16-le")
@@ -115,10 +116,9 @@ def _refuse_bomb(path: Path) -> None:
         if "xl/workbook.xml" not in archive.namelist():
             raise DataError(f"{path}: is a zip archive without an Excel workbook in it.")
         size = sum(member.file_size for member in archive.infolist())
-    if size > MOST_BYTES:
+    if size > (most := min(MOST_BYTES, max(FEW_BYTES, MOST_TIMES * path.stat().st_size))):
         raise DataError(
-            f"{path}: would unpack to {size:,} bytes, more than {MOST_BYTES:,}. Save the rows as CSV, or in several "
-            "files."
+            f"{path}: would unpack to {size:,} bytes, more than {most:,}. Save the rows as CSV, or in several files."
         )
 
 

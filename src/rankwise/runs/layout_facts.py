@@ -24,6 +24,9 @@ class LayoutFacts(Config):
     pixels: str | None = None
     """Only for arrays of images: their size and the range of their values."""
 
+    found: str | None = None
+    """Only for one JSON object: where its rows are."""
+
     @property
     def blank(self) -> str:
         if not self.empty_rows:
@@ -31,6 +34,8 @@ class LayoutFacts(Config):
         return f"rows of empty cells, which are left out: {self.empty_rows:,}, the first in line {self.empty_row}"
 
     def describe(self) -> str:
+        if self.found is not None:
+            return self.found
         if self.pixels is not None:
             return self.pixels
         if self.sheet is not None:
