@@ -424,7 +424,7 @@ TWICE = pa.Table.from_arrays(
     [pa.array(["a"]), pa.array(["b"]), pa.array(["c"])], ["prompt", "completion", "completion"]
 )
 BYTES = pa.table({"prompt": [b"a"], "completion": [b"b"]})
-NOT_TEXT = pa.table({"prompt": ["a"], "completion": [{"a": 1}]})
+NOT_TEXT = pa.table({"prompt": [{"a": 1}], "completion": ["a"]})
 
 
 @dataclass(frozen=True)
@@ -488,7 +488,6 @@ REFUSED = [
     BadFile("a picture under its own name", "x.png", b"\x89PNG\r\n\x1a\n" + bytes(60), ("an image and no label",)),
     BadFile("text under the name of Parquet", "x.parquet", lines(*PAIRS), ("not a readable Parquet file",)),
     BadFile("text under the name of Arrow", "x.arrow", lines(*PAIRS), ("not a readable Arrow file",)),
-    BadFile("rows of JSON under the name of CSV", "x.csv", lines(*PAIRS), ("no known row format",), ":2"),
     BadFile("prose", "x.txt", b"Once upon a time\n", ("is not JSON",), ":1"),
     BadFile("Parquet cut at its end", "x.parquet", PARQUET[:-6], ("damaged",)),
     BadFile("Parquet cut in the middle", "x.parquet", PARQUET[: len(PARQUET) // 2], ("damaged",)),
@@ -498,7 +497,7 @@ REFUSED = [
     BadFile("an Arrow stream cut in the middle", "x.arrow", STREAM[: len(STREAM) // 2], ("damaged",)),
     BadFile("a Parquet column twice", "x.parquet", parquet(TWICE), ("completion",)),
     BadFile("Parquet with bytes for text", "x.parquet", parquet(BYTES), ("prompt is b'a'",), ":1"),
-    BadFile("Parquet with objects for text", "x.parquet", parquet(NOT_TEXT), ("completion is {'a': 1}",), ":1"),
+    BadFile("Parquet with objects for text", "x.parquet", parquet(NOT_TEXT), ("prompt is {'a': 1}",), ":1"),
 ]  # fmt: skip
 READ = [
     BadFile("a byte order mark", "x.jsonl", b"\xef\xbb\xbf" + lines(*PAIRS), kept=6),
@@ -513,6 +512,7 @@ READ = [
     BadFile("a CSV with Windows line ends", "x.csv", CSV.replace(b"\n", b"\r\n"), kept=6),
     BadFile("a CSV with semicolons", "x.csv", CSV.replace(b",", b";"), kept=6),
     BadFile("a CSV in UTF-16", "x.csv", b"\xfe\xff" + CSV.decode().encode("utf-16-be"), kept=6),
+    BadFile("rows of JSON under the name of CSV", "x.csv", lines(*PAIRS), kept=6),
     BadFile("a CSV in cp1252", "x.csv", CSV.replace(b"answer 2", b"\xe9"), kept=6),
     BadFile("names in capitals on the file", "X.JSONL", lines(*PAIRS), kept=6),
     BadFile("a TSV with stray quotes", "x.tsv", STRAY, kept=6),

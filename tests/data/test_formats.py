@@ -252,7 +252,7 @@ def test_a_character_that_stands_for_something_else_here_is_told_with_its_place(
 
 @pytest.mark.parametrize("value", ["x" * 100_000, ["x" * 100_000], {"x": "x" * 100_000}])
 def test_a_long_value_is_shown_short(value):
-    message = problem({"prompt": "a", "completion": [value, 3]}, "prompt")
+    message = problem({"prompt": "a", "completion": [value, "x", 3]}, "prompt")
     assert len(message) < 300
 
 

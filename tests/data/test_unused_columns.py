@@ -164,7 +164,7 @@ def test_the_reasons_for_an_answer_are_not_proposed_for_the_prompt():
 
 
 def test_what_no_text_can_hold_is_not_proposed_for_the_prompt():
-    write("rows.jsonl", pairs(5, choices=lambda n: {"text": [f"one of {n}", "another of them"]}))
+    write("rows.jsonl", pairs(5, choices=lambda n: [f"one of {n}", {"text": "another of them"}]))
     (problem,) = data_report().fatal
     assert "--prompt" not in problem and "as text into the file" in problem and "--ignore-columns choices" in problem
 

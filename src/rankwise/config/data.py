@@ -87,7 +87,7 @@ class Reading(Config):
     """Sheet of an Excel workbook. The default is the only sheet that has rows."""
     field: Annotated[str, Field(min_length=1)] | None = None
     """Where the rows are in a JSON file of one object: the key of their list, such as `data`, or a path of keys,
-    `result.rows`. The default is the only list of objects in it."""
+    `result.rows`. The default is `data`, if there is such a list."""
 
     @field_validator("delimiter")
     @classmethod

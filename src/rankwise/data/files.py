@@ -12,9 +12,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rankwise.config.base import shown
 from rankwise.config.column_text import column_text
@@ -99,6 +98,9 @@ def _records_of(
     for mark, what in NOT_TEXT.items():
         if head.startswith(mark) and kind is not workbook_records:
             raise DataError(f"{path}: {what}; give JSON lines, a JSON list, CSV, TSV, Excel (.xlsx), Parquet or Arrow.")
+    of_json = kind in (json_lines, json_list, json_object)
+    if of_json and (marked := encoding_by_mark(head)) and not marked.codec.startswith("utf-8"):
+        raise DataError(f"{path}:1: is {marked.label} text, and JSON must be UTF-8. Save it as UTF-8.")
     try:
         yield from opened()
     except OSError as error:
@@ -113,8 +115,7 @@ def kind_of(path: Path, head: bytes) -> Kind:
         return arrow
     if suffix in WORKBOOKS or (head.startswith(b"PK\x03\x04") and holds_workbook(path)):
         return workbook_records
-    marked = encoding_by_mark(head)
-    text = (head.decode(marked.codec, "ignore").encode() if marked else head).removeprefix(BOM).lstrip()
+    text = head.removeprefix(BOM).lstrip()
     if suffix in (".csv", ".tsv") and not re.match(rb'\{\s*"|\[\s*\{', text):
         return table_records
     if text[:1] != b"{":
@@ -123,31 +124,17 @@ def kind_of(path: Path, head: bytes) -> Kind:
 
 
 def _is_one_object(path: Path) -> bool:
-    """Whether the first line is all there is, or begins an object that goes over several lines."""
-    with _in_bytes(path) as file:
+    """Whether the first line is all there is, or in a .json file begins an object that goes over several lines."""
+    with path.open("rb") as file:
         first, rest = file.readline(LONGEST_LINE + 1).strip(), file.read(4096).strip()
     begins = len(first) > LONGEST_LINE or first[-1:] in b"{[,:"
-    return not rest or first.removeprefix(BOM) == b"{" or (begins and path.suffix.lower() == ".json")
-
-
-def _in_bytes(path: Path) -> IO[bytes]:
-    """A JSON file as UTF-8. One in UTF-16, as PowerShell writes it, is read as a whole."""
-    file = path.open("rb")
-    marked = encoding_by_mark(file.read(4096))
-    file.seek(0)
-    if marked is None or marked.codec == "utf-8":
-        return file
-    with file:
-        try:
-            return BytesIO(file.read().decode(marked.codec).encode())
-        except UnicodeError as error:
-            raise DataError(f"{path}: is not {marked.label} text ({error}).") from None
+    return not rest or (begins and path.suffix.lower() == ".json")
 
 
 def json_lines(path: Path, seen: Seen) -> Iterator[Record]:
     """Read JSON lines as bytes, so that a line which is not UTF-8 is one bad row and not the end of the file."""
     size = max(1, path.stat().st_size)
-    with _in_bytes(path) as file:
+    with path.open("rb") as file:
         number = 0
         while line := file.readline(LONGEST_LINE + 1):
             number += 1
@@ -191,8 +178,7 @@ def json_list(path: Path, seen: Seen) -> Iterator[Record]:
 
 
 def _text_of(path: Path) -> str:
-    with _in_bytes(path) as file:
-        content = file.read().removeprefix(BOM)
+    content = path.read_bytes().removeprefix(BOM)
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -221,13 +207,13 @@ def json_object(path: Path, seen: Seen, source: Reading, note: Note) -> Iterator
         yield from ((f"{line} (row {number})", row) for number, row in enumerate(rows, start=1))
         return
     if source.field is None and isinstance(value, dict):
-        lists, row = _lists_in(value), _is_row(value, source)
-        if row or len(lists) != 1 or "." in lists[0]:
-            of_one_row = row or (not lists and "\n" not in text.strip())
-            yield line, value if of_one_row else DataError(_no_rows(line, value, lists))
+        lists = _lists_in(value)
+        if "data" not in lists or _is_row(value, source):
+            of_one_line = "\n" not in text.strip() and (not lists or _is_row(value, source))
+            yield line, value if of_one_line else DataError(_no_rows(line, value, lists))
             return
-        note(LayoutFacts(found=f"rows in the list {shown(lists[0])}"))
-        begin, value = _place_of(text, begin, lists[0]), value[lists[0]]
+        note(LayoutFacts(found="rows in the list 'data'"))
+        begin, value = _place_of(text, begin, "data"), value["data"]
     if not isinstance(value, list):
         raise DataError(f"{line}: data.field is {source.field!r}, which holds {shown(value)}; a list is expected.")
     yield from _elements(path, text, seen, begin)

@@ -25,7 +25,6 @@ from rankwise.data.files import (
 )
 from rankwise.data.hub import Part
 from rankwise.data.sources import Reading, open_source, raw_records
-from rankwise.data.text_encoding import encoding_by_mark
 from rankwise.errors import DataError
 from rankwise.text.example import Example
 
@@ -124,8 +123,7 @@ def _index(part: Part) -> _Index:
     kind = None
     if path.is_file() and not part.of_images:
         with path.open("rb") as file:
-            head = file.read(4096)
-        kind = None if encoding_by_mark(head.removeprefix(MARK)) else kind_of(path, head)
+            kind = kind_of(path, file.read(4096))
     if kind is json_lines:
         return _lines(part, path)
     records = _listed(path) if kind is json_list else None

@@ -147,7 +147,11 @@ class Reading:
 
     def _note(self, part: Part, row: Any, examples: Sequence[Example]) -> None:
         """Look at the columns of a readable row, and at the image that it names."""
-        self.unused.setdefault(part.name, Unused()).add(row, self._used(part, row), examples, part.rows)
+        unused = self.unused.setdefault(part.name, Unused())
+        unused.add(row, self._used(part, row), examples, part.rows)
+        if self.source.ignore_columns:
+            turns = (one for value in row.values() if isinstance(value, list) for one in value if is_turn(one))
+            unused.names.update(dict.fromkeys(key for turn in turns for key in turn))
         if part.of_images and examples[0].image is not None and isinstance(examples[0].image.source, Path):
             self.named_images.setdefault(part.name, set()).add(examples[0].image.source)
 

@@ -153,9 +153,10 @@ def _check_texts(value: Any, where: str, what: str, depth: int = DEEPEST) -> Non
 
 
 def is_json(value: Any) -> bool:
-    """Whether a value is an object, or a list of something else than turns of a conversation and parts of a text."""
+    """Whether a value is an object, or a list without texts, parts of texts and turns of a conversation."""
     inside = value if isinstance(value, list) else [value]
-    return isinstance(value, dict | list) and not any(is_turn(one) or _is_text_part(one) for one in inside)
+    other = any(isinstance(one, str) or is_turn(one) or _is_text_part(one) for one in inside)
+    return isinstance(value, dict | list) and bool(value) and not other
 
 
 def written_as_json(value: Any, where: str, what: str) -> str:

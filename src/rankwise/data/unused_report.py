@@ -15,7 +15,6 @@ from rankwise.runs.data_report import UnusedColumn
 
 PROMPT_FORMATS = ("prompt", "alpaca", "dolly", "input-output", "classification")
 """Formats whose rows could be written with --prompt and --completion instead."""
-OF_TURNS = ("messages", "sharegpt", "prompt", "preference")
 ANSWERS = (*ANSWER_FIELDS, "output", "label")
 
 
@@ -111,8 +110,6 @@ def _typed(reading: Reading, unused: Unused, stopping: Sequence[str], more: str)
 
 def _ignored_in_vain(readings: Sequence[Reading]) -> list[str]:
     names = dict.fromkeys(name for reading in readings for unused in reading.unused.values() for name in unused.names)
-    if any(part.format in OF_TURNS for reading in readings for part in reading.parts):
-        return []  # a turn may have such a key
     ignored = dict.fromkeys(name for reading in readings for name in reading.source.ignore_columns)
     return [
         f'data.ignore_columns names "{name}", but no row has this column; the columns are {some(map(shown, names), 8)}.'
