@@ -172,6 +172,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+SAME = 5
+_VARYING = re.compile(r"^.*?:\d+(?: \([a-z]+ \d+\))?: |(?<= is ).*(?=; )|\d+")
+"""What differs between the same problem of two rows: their places, the value that is shown, and numbers."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The hint ' Did you mean "x"?' with the nearest known word, or nothing."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
@@ -179,9 +184,18 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def together(problems: list[str], limit: int = 20) -> str:
-    """Join the problems of many rows, one per line. After `limit` lines, only the number of the others is given."""
-    rest = len(problems) - limit
-    return "\n".join(problems[:limit]) + (f"\nand {rest:,} more rows with problems." if rest > 0 else "")
+    """Join the problems of many rows, one per line, and one for the same problem of more than `SAME` rows. After `limit`
+    lines, only the number of the others is given."""
+    alike: dict[str, list[str]] = {}
+    for problem in problems:
+        alike.setdefault(_VARYING.sub("", problem), []).append(problem)
+    every = (
+        same if len(same) <= SAME else [f"{same[0]} The same in {len(same) - 1:,} more rows."]
+        for same in alike.values()
+    )
+    lines = [line for same in every for line in same]
+    rest = sum(map(len, alike.values())) - limit if len(lines) > limit else 0
+    return "\n".join(lines[:limit]) + (f"\nand {rest:,} more rows with problems." if rest > 0 else "")
 
 
 def some(items: Iterable[str], limit: int = 12) -> str:

@@ -22,7 +22,7 @@ from rankwise.data.labels import Labels
 from rankwise.data.licences import strictest
 from rankwise.data.part_store import PartStore, all_states
 from rankwise.data.replay import Replay, ReplayOrder
-from rankwise.data.report import Tally, advice_on, fatal_problems, warnings_of
+from rankwise.data.report import Tally, advice_on, fatal_problems, left_out, warnings_of
 from rankwise.data.report_facts import counts_of, part_facts, validation_of
 from rankwise.data.row_part import compares
 from rankwise.data.sequences import EncodedRows, SelectedRows
@@ -158,7 +158,13 @@ def _data_report(
         for one in tally.meaning.doubts(labels, work.targets)
     ]
     of_measured = apart.meaning.doubts(Labels.together(source.labels for source in measured), work.targets)
+    fatal = (
+        *_fatal(work, tally, sources, trained, facts),
+        *(doubt.refusal for doubt in doubts if doubt.stops and tally.used),
+        *(problems(readings, unused) if tally.used else ()), *_fatal_of_validation(work, apart),
+    )  # fmt: skip
     remarks = (
+        *(left_out(tally) if not fatal else ()),
         *(sentence(column) for column in unused if not column.stops),
         *(warning for reading in readings for warning in reading.warnings()),
         *warnings_of(tally, overlap, *repeated),
@@ -170,9 +176,8 @@ def _data_report(
         *labels.never_trained(facts),
         *(f"validation rows: {warning}" for warning in warnings_of(apart, None, 0, 0)),
         *(f"validation rows: {doubt.text}" for doubt in of_measured),
+        *(f"validation {warning}" for warning in left_out(apart) if not fatal),
     )
-    fatal = _fatal(work, tally, sources, trained, facts)
-    fatal += [doubt.refusal for doubt in doubts if doubt.stops] if tally.used else []
     return DataReport(
         format=", ".join(dict.fromkeys(file.format for file in files if file.format)),
         files=files,
@@ -198,7 +203,7 @@ def _data_report(
         unused_columns=unused,
         doubts=tuple(doubts),
         warnings=remarks,
-        fatal=(*fatal, *(problems(readings, unused) if tally.used else ()), *_fatal_of_validation(work, apart)),
+        fatal=fatal,
         advice=(*advice_on(tally, spec), *advice_on(apart, spec)),
         **counts_of(tally, encodes, work.targets is not None),
     )

@@ -27,6 +27,8 @@ from rankwise.text.example import Example
 
 UNREAD, UNWRITTEN, NOTHING_LEFT = "cannot be read", "cannot be written for this model", "nothing left to train on"
 UNUSABLE = "cannot be used"
+MANY_LEFT_OUT = 0.05
+"""Share of the rows from which it is a warning that they are left out."""
 LOOKS_SPECIAL = re.compile(
     r"<\|[A-Za-z0-9_ .:/-]{1,40}\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>"
 )
@@ -243,6 +245,16 @@ def advice_on(tally: Tally, spec: DataConfig) -> list[str]:
     if not bad or not tally.used or spec.on_bad_row == "skip":
         return []
     return [f"{bad:,} of {tally.rows:,} rows cannot be used. To leave them out, use --on-bad-row skip."]
+
+
+def left_out(tally: Tally) -> list[str]:
+    """A warning where many rows are left out, for example because they are too long."""
+    count = sum(tally.skipped.values())
+    if not count or count < MANY_LEFT_OUT * tally.rows:
+        return []
+    why = ", ".join(f"{times:,} {reason}" for reason, times in tally.skipped.most_common())
+    first = tally.skipped_rows[0].why.partition("\n")[0].rstrip(".")
+    return [f"rows left out: {count:,} of {tally.rows:,} ({count / tally.rows:.0%}): {why}, such as {first}"]
 
 
 def warnings_of(tally: Tally, overlap: OverlapFacts | None, near: int, exact: int) -> list[str]:

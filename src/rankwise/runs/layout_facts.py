@@ -23,7 +23,6 @@ class LayoutFacts(Config):
     """The line of the first of them."""
     pixels: str | None = None
     """Only for arrays of images: their size and the range of their values."""
-
     found: str | None = None
     """Only for one JSON object: where its rows are."""
 
