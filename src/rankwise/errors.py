@@ -184,8 +184,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def together(problems: list[str], limit: int = 20) -> str:
-    """Join the problems of many rows, one per line, and one for the same problem of more than `SAME` rows. After `limit`
-    lines, only the number of the others is given."""
+    """Join the problems of many rows, one per line, and one for the same problem of more than `SAME` rows. After
+    `limit` lines, only the number of the others is given."""
     alike: dict[str, list[str]] = {}
     for problem in problems:
         alike.setdefault(_VARYING.sub("", problem), []).append(problem)

@@ -15,6 +15,12 @@ from rankwise.runs.data_report import UnusedColumn
 
 PROMPT_FORMATS = ("prompt", "alpaca", "dolly", "input-output", "classification")
 """Formats whose rows could be written with --prompt and --completion instead."""
+BESIDE_TEXT = {
+    "completion", "response", "answer", "answers", "output", "target", "summary", "sql", "translation", "fields",
+    "json", "extracted", "extraction",
+}  # fmt: skip
+"""Columns that are an answer by their name, so that rows of `text` would be trained on without it."""
+IS_ANSWER = "an answer, by its name"
 ANSWERS = (*ANSWER_FIELDS, "output", "label")
 
 
@@ -35,12 +41,19 @@ def _fact(name: str, files: Sequence[str], reading: Reading) -> UnusedColumn:
     every = [(reading.unused[file], reading.unused[file].columns[name]) for file in files]
     stopping = [(unused, column) for unused, column in every if column.stops(unused.judged)]
     unused, column = (stopping or every)[0]
+    filled, rows = sum(column.filled for _, column in every), sum(unused.rows for unused, _ in every)
+    of_text = any(part.format == "text" and part.name in files for part in reading.parts)
+    is_answer = of_text and 2 * filled > rows and _is_answer(name)
     return UnusedColumn(
         column=name.encode(errors="backslashreplace").decode(),
         file=files[0] if len(files) == 1 else reading.source.path,
-        filled=sum(column.filled for _, column in every), rows=sum(unused.rows for unused, _ in every),
-        example=column.example, stops=bool(stopping), why=column.why(unused.judged),
+        filled=filled, rows=rows, example=column.example, stops=bool(stopping) or is_answer,
+        why=IS_ANSWER if is_answer else column.why(unused.judged),
     )  # fmt: skip
+
+
+def _is_answer(name: str) -> bool:
+    return name.casefold() in BESIDE_TEXT or name.casefold().startswith("answer_")
 
 
 def sentence(fact: UnusedColumn) -> str:
@@ -54,9 +67,10 @@ def problems(readings: Sequence[Reading], facts: Sequence[UnusedColumn]) -> list
     """Why training stops: unused columns with text, and ignored columns that do not exist."""
     stopping = list(dict.fromkeys(fact.column for fact in facts if fact.stops))
     ways = _way_to_use(readings, stopping) if stopping else ""
+    them = "it" if len(stopping) == 1 else "them"
     stops = [
-        f"{fact.file}: the column {shown(fact.column)} has text in most rows, such as {fact.example}, but is not "
-        f"used; {ways}leave {'it' if len(stopping) == 1 else 'them'} out with {ignoring(stopping)} "
+        f"{fact.file}: the column {shown(fact.column)} has {'values' if fact.why == IS_ANSWER else 'text'} in most "
+        f"rows, such as {fact.example}, but is not used; {ways}leave {them} out with {ignoring(stopping)} "
         "(data.ignore_columns)."
         for fact in facts
         if fact.stops
@@ -71,6 +85,8 @@ def _way_to_use(readings: Sequence[Reading], stopping: Sequence[str]) -> str:
         rest = [name for name in stopping if name not in writable]
         for part in reading.parts:
             unused = reading.unused.get(part.name, Unused())
+            if part.format == "text" and reading.source.prompt is None and set(writable) & set(unused.columns):
+                return _of_text(reading, writable)
             if reading.source.prompt is None and (
                 part.format not in PROMPT_FORMATS or not set(stopping) & set(unused.columns)
             ):
@@ -81,6 +97,13 @@ def _way_to_use(readings: Sequence[Reading], stopping: Sequence[str]) -> str:
                 return f"add {' '.join(f'{{{name}}}' for name in writable)} to --prompt (data.prompt), or "
             return _typed(reading, unused, writable, f" {ignoring(rest)}" if rest else "")
     return ""
+
+
+def _of_text(reading: Reading, columns: Sequence[str]) -> str:
+    """The flags that train on a column as the answer to the text, and not on the text alone."""
+    answer = next(filter(_is_answer, columns), columns[-1])
+    prompt = [reading.source.columns.get("text", "text"), *(name for name in columns if name != answer)]
+    return f"to train on it as the answer to the text, use {options_for(prompt, [answer])}, or "
 
 
 def _is_writable(name: str, reading: Reading) -> bool:
