@@ -144,7 +144,9 @@ FLAGS = {
     "max_length": Flag("data.max_length", int, "Largest number of tokens in a row.  [default: 1024, or the recipe's]"),
     "on_bad_row": Flag("data.on_bad_row", str,
         "stop: end with an error at a row that cannot be used; skip: leave it out and list it.  [default: stop]"),
-    "held_out": Flag("data.held_out", int, "Number of validation rows to take from the training rows.  [default: 0]"),
+    "held_out": Flag("data.held_out", str,
+        "Validation rows to take from the training rows: their number or a share (0.1, 10%).  [default: a tenth of 50 "
+        "rows or more, at most 500]"),
     "held_out_order": Flag("data.held_out_order", str,
         "How they are chosen. seed: at random, in proportion to the labels; last: the last rows."),
     "group": Flag("data.group", str,

@@ -115,6 +115,8 @@ def _refuse_other(model: LoadedModel, experiment: Experiment, objective: Objecti
 
 def _prepared(data: DataConfig, writing: Writing, callback: Callback) -> Prepared:
     """The rows, with some of them held out."""
+    if data.held_out == "auto":
+        data = data.model_copy(update={"held_out": 0})
     prepared = prepare(data, writing, callback)
     refuse_fatal(prepared.data_report)
     if not len(prepared.measured):

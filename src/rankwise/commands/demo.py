@@ -94,7 +94,7 @@ def _experiment(model: str, file: Path, seed: int) -> Experiment:
     name = next(name for name in _names() if not (Path("runs") / name).exists())
     return Experiment(
         model=ModelConfig(name=model),
-        data=DataConfig(path=str(file)),
+        data=DataConfig(path=str(file), held_out=0),
         run=name,
         adapter=LoraConfig(rank=8),
         training=TrainingConfig(epochs=2, batch_size=8, learning_rate=2e-3, seed=seed),

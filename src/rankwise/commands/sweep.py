@@ -29,6 +29,10 @@ from rankwise.runs.snapshot import RunSnapshot
 from rankwise.runs.sweeps import SweepRecord, SweptTrial, shown
 
 MOST_TRIALS = 1000
+NO_LOSSES = (
+    "a sweep compares validation losses: take validation rows from the training rows with --held-out, or name a file "
+    "with --validation-data."
+)
 ExperimentOf = Callable[[list[Setting]], Experiment]
 """The experiment of a command line with further settings."""
 
@@ -82,10 +86,7 @@ def check(experiment_of: ExperimentOf, base: Experiment, axes: list[Axis], plann
     keys = [axis.key for axis in axes]
     problems += [f"--over names {key} twice." for key in dict.fromkeys(keys) if keys.count(key) > 1]
     if not base.data.held_out and base.data.validation is None:
-        problems.append(
-            "a sweep compares validation losses: take validation rows from the training rows with --held-out, or name "
-            "a file with --validation-data."
-        )
+        problems.append(NO_LOSSES)
     problems += [f"{key} cannot be varied, because it names the rows that losses are compared on."
                  for key in keys if key.startswith("data.held_out") or key in ("data.validation", "run")]  # fmt: skip
     if len(planned) > MOST_TRIALS:
@@ -116,6 +117,8 @@ def _trained(experiment: Experiment, callback: Callback) -> Results:
     else:
         trained = train(experiment, callback=callback)
     assert trained.manifest.results is not None, "only a finished run is returned"
+    if trained.manifest.results.validation_loss_after is None:
+        raise ConfigError([NO_LOSSES])
     return trained.manifest.results
 
 

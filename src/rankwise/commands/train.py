@@ -61,6 +61,11 @@ LABELS_AS_ANSWERS = (
     "classifier with a head instead"
 )
 
+NO_ROWS = (
+    "validation.{0} has no effect without validation rows, and {1} rows are too few to hold out some by default. Give "
+    "--held-out N or --validation-data FILE."
+)
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -234,6 +239,8 @@ def _prepared(
     encoders = Encoders(world.local_rank, world.local_size, world.barrier, world.check_own_stop)
     prepared = prepare(experiment.data, writing, callback, encoders)
     refuse_fatal(prepared.data_report)
+    if not len(prepared.measured) and (needing := experiment.validation.needing_rows):
+        raise ConfigError([NO_ROWS.format(needing[0], prepared.data_report.used)])
     if prepared.data_report.format == "classification" and objective.targets is None:
         callback(StatusMessage(LABELS_AS_ANSWERS))
     used = writing.by(experiment.data)

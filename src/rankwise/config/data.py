@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from typing import Annotated, Any, Literal, Self
 
@@ -34,6 +35,8 @@ Reasoning = Literal["none", "learn", "mask"]
 TooLong = Literal["drop", "truncate", "cut-prompt", "split"]
 StoppingCheck = Literal["answer-in-prompt", "prompt-as-answer", "one-answer", "label-of-each-row"]
 """Checks of what rows mean that refuse a training (data/meaning.py)."""
+FEWEST_HELD_OUT, MOST_HELD_OUT = 50, 500
+"""Rows of which a tenth is held out by default, and what is held out at most."""
 OF_HUB = ("subset", "revision")
 OF_TABLES = ("delimiter", "encoding", "sheet", "field")
 DELIMITER_NAMES = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
@@ -193,8 +196,10 @@ class DataConfig(Reading):
     """Several sources of training rows, each with its own path and weight."""
     validation: ValidationDataConfig | None = None
     """Validation rows from files of their own. They are never trained on."""
-    held_out: Annotated[int, Field(ge=0, strict=True)] = 0
-    """Number of validation rows to take from the training rows. Each of several sources gives its share."""
+    held_out: int | float | Literal["auto"] = "auto"
+    """Validation rows to take from the training rows: their number (120), or a share of the rows (0.1 or 10%). Each of
+    several sources gives its share. `auto` takes a tenth of 50 rows or more, at most 500, where `validation` names no
+    others. 0 takes none."""
     held_out_order: Literal["seed", "last"] = "seed"
     """How these rows are chosen: `seed` draws them at random by data.seed, in proportion to the labels if the rows have
     labels; `last` takes the last rows."""
@@ -248,6 +253,17 @@ class DataConfig(Reading):
     def _names_in_one(cls, value: Any) -> Any:
         return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
 
+    @field_validator("held_out", mode="before")
+    @classmethod
+    def _number_or_share(cls, value: Any) -> Any:
+        if isinstance(value, str) and re.fullmatch(r"\d*\.?\d+%?", value):
+            number = float(value.rstrip("%"))
+            value = number / 100 if "%" in value else int(number) if number.is_integer() else number
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        if not whole and value != "auto" and not (isinstance(value, float) and 0 < value < 1):
+            raise ValueError("write a number of rows (120), a share of them (0.1 or 10%), 0 for none, or auto")
+        return value
+
     @field_validator("recipe")
     @classmethod
     def _known_recipe(cls, value: str | None) -> str | None:
@@ -262,7 +278,7 @@ class DataConfig(Reading):
         given = (name for name in Reading.model_fields if _given(self, name))
         if self.sources and (extra := sorted(given)):
             raise ValueError(f"with several sources, write {extra[0]} in each of them")
-        if self.held_out and self.validation is not None:
+        if self.held_out not in (0, "auto") and self.validation is not None:
             raise ValueError("both held_out and validation choose the validation rows; give one of them")
         self._refuse_without_hold_out()
         try:
@@ -273,7 +289,9 @@ class DataConfig(Reading):
 
     def _refuse_without_hold_out(self) -> None:
         given = [f"group {self.group}"] if self.group is not None else []
-        if not self.held_out and (given := given + ["held_out_order last"] * (self.held_out_order == "last")):
+        if self.held_out in (0, "auto") and (
+            given := given + ["held_out_order last"] * (self.held_out_order == "last")
+        ):
             raise ValueError(
                 f"the setting {given[0]} has no effect without held_out; give held_out (--held-out N), or leave it out"
             )
@@ -281,6 +299,16 @@ class DataConfig(Reading):
             raise ValueError(
                 "with held_out_order last, groups cannot be kept together; leave out held_out_order or group"
             )
+
+    @property
+    def may_hold_out(self) -> bool:
+        return self.held_out != 0 and self.validation is None
+
+    def held_out_of(self, rows: int) -> int:
+        """How many of so many usable rows are held out."""
+        if self.held_out == "auto":
+            return min(rows // 10, MOST_HELD_OUT) if self.validation is None and rows >= FEWEST_HELD_OUT else 0
+        return max(1, round(self.held_out * rows)) if isinstance(self.held_out, float) else self.held_out
 
     @property
     def of_language_models(self) -> list[str]:

@@ -34,7 +34,7 @@ class Candidates:
 def hold_out(sources: Sequence[Candidates], spec: DataConfig) -> list[np.ndarray]:
     """A boolean array for each source: whether each of its rows becomes a validation row."""
     sizes = [source.size for source in sources]
-    count = min(spec.held_out, sum(sizes))
+    count = min(spec.held_out_of(sum(sizes)), sum(sizes))
     if not count:
         return [np.zeros(size, bool) for size in sizes]
     if spec.held_out_order == "last":
@@ -53,8 +53,10 @@ def facts_of(sources: Sequence[Candidates], apart: Sequence[np.ndarray], spec: D
     labels = Counter(source.labels[row] for source, rows in held_out if source.labels for row in rows)
     groups = _distinct([_at(source.groups, rows) for source, rows in held_out if spec.group])
     every = _distinct([source.groups for source in sources])
+    size = sum(source.size for source in sources)
     return HoldOutFacts(
-        order=spec.held_out_order, requested=spec.held_out, rows=count, of=sum(source.size for source in sources),
+        order=spec.held_out_order, requested=spec.held_out_of(size), rows=count, of=size,
+        by_default=spec.held_out == "auto",
         seed=spec.seed if spec.held_out_order == "seed" else None,
         labels=dict(labels.most_common(MOST_LABELS)) if labelled else None,
         group=spec.group, groups=len(groups) if spec.group else None, groups_in_all=len(every) if spec.group else None,

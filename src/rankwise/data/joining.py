@@ -115,5 +115,5 @@ class Joined:
 
     def questions(self, spec: DataConfig) -> np.ndarray | None:
         """A number for each usable row, the same for rows with the same question; None where nobody needs it."""
-        needed = spec.held_out > 0 and spec.held_out_order == "seed" and spec.group is None
+        needed = spec.may_hold_out and spec.held_out_order == "seed" and spec.group is None
         return self.prompts.firsts() if needed else None

@@ -21,6 +21,7 @@ from rankwise.data.joining import Joined
 from rankwise.data.labels import Labels
 from rankwise.data.licences import strictest
 from rankwise.data.part_store import PartStore, all_states
+from rankwise.data.proposals import literal_breaks
 from rankwise.data.replay import Replay, ReplayOrder
 from rankwise.data.report import Tally, advice_on, fatal_problems, left_out, warnings_of
 from rankwise.data.report_facts import counts_of, part_facts, validation_of
@@ -130,7 +131,7 @@ def joined(work: Encoding, readings: Sequence[tuple[Reading, float]], store: Par
     none = np.empty(0, np.int64)
     numbers = np.concatenate([none, *(source.weighted(rng) for source in trained)])
     apart = np.concatenate([none, *(source.numbers(source.rows(apart=True)) for source in (*trained, *measured))])
-    overlap = overlap_between(joined.prompts, trained, measured) if compares(spec) else None
+    overlap = overlap_between(joined.prompts, trained, measured) if compares(spec) and len(apart) else None
     chosen = facts_of(candidates, [source.apart for source in trained], spec)
     data_report = _data_report(work, joined, len(numbers), overlap, chosen)
     if targets is not None and targets.balanced and sequences.targets is not None:
@@ -164,6 +165,7 @@ def _data_report(
         *(problems(readings, unused) if tally.used else ()), *_fatal_of_validation(work, apart),
     )  # fmt: skip
     remarks = (
+        *literal_breaks(spec.all_sources, spec.system),
         *(left_out(tally) if not fatal else ()),
         *(sentence(column) for column in unused if not column.stops),
         *(warning for reading in readings for warning in reading.warnings()),

@@ -7,11 +7,13 @@ with several words, or else the longest text. Numbers, web addresses and single 
 from __future__ import annotations
 
 import json
+import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rankwise.config.base import shown
+from rankwise.config.data import Rows
 
 ANSWERS = (
     "completion", "response", "answer", "answers", "output", "target", "summary", "highlights", "sql", "label",
@@ -32,6 +34,9 @@ ASIDE = (
 """Columns with metadata of a row, such as its source or date."""
 NO_FORM = "match no known row format"
 """What an error says of the columns of such a row."""
+PATTERNS, BACKSLASH_N = ("prompt", "completion", "system"), "\\n"
+_LINE_BREAK = re.compile(r"\\n(?!abla|eq?\b|eg\b|ot|u\b|ewline)")
+"""But for commands of LaTeX."""
 PROMPT_WORDS = 3
 """Smallest number of words in a column that can be part of the prompt."""
 
@@ -48,6 +53,17 @@ def ignoring(names: Sequence[str]) -> str:
         return f"--set {_quoted(f'data.ignore_columns={json.dumps(list(names), ensure_ascii=False)}')}"
     listed = ",".join(names)
     return f"--ignore-columns {listed if shlex.quote(listed) == listed else _quoted(listed)}"
+
+
+def literal_breaks(sources: Iterable[Rows], system: str | None) -> list[str]:
+    """A warning for each text in which a shell has left a backslash and an n where a line break was meant."""
+    texts = {("system", system), *((name, getattr(one, name)) for one in sources for name in PATTERNS)}
+    return [
+        f"the {name} contains \\n, a backslash and the letter n, which are written as they are; for a line break type "
+        f"--{name} {_quoted(text.replace(BACKSLASH_N, chr(10)))}"
+        for name, text in sorted(texts, key=str)
+        if text is not None and _LINE_BREAK.search(text)
+    ]
 
 
 def _quoted(text: str) -> str:

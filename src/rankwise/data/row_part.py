@@ -36,7 +36,7 @@ SHA, LENGTH = 32, 8
 
 def compares(spec: DataConfig) -> bool:
     """Whether validation rows are compared with training rows."""
-    return bool(spec.held_out) or spec.validation is not None
+    return spec.may_hold_out or spec.validation is not None
 
 
 @dataclass

@@ -44,7 +44,7 @@ class OtherImages:
 def other_images(model: LoadedModel, path: str, run: RunSnapshot | None, callback: Callback) -> OtherImages:
     """Read labelled images as the model sees them. Files that the run was trained on are refused."""
     assert model.processing is not None, "a model of images"
-    data = DataConfig(path=path)
+    data = DataConfig(path=path, held_out=0)
     targets = read_targets(data, ClassificationConfig())
     prepared = prepare(data, ImageWriting(model.source.name, model.processing, targets), callback)
     refuse_fatal(prepared.data_report, trains=False)

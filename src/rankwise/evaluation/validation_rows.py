@@ -75,7 +75,7 @@ def _of_folder(artifact: Artifact, data: str | None, writing: Writing, callback:
     if data is None:
         raise DataError(f"{artifact.folder} has no validation rows.{OTHERS}")
     prepared, data_report = (
-        prepare(_as_trained(DataConfig(path=data), writing), writing, callback),
+        prepare(_as_trained(DataConfig(path=data, held_out=0), writing), writing, callback),
         artifact.data_report,
     )
     refuse_fatal(prepared.data_report, trains=False)
@@ -94,8 +94,8 @@ def _others(run: RunSnapshot, spec: DataConfig, data: str, writing: Writing, cal
     """Read other rows with the run's settings, and by its columns where they have them."""
     others = (*OF_TRAINING, "format", *COLUMN_SETTINGS)
     config = {name: getattr(spec, name) for name in spec.model_fields_set if name not in others}
-    config |= columns_of_run(run, DataConfig(path=data), callback)
-    prepared = prepare(_as_trained(DataConfig(**config, path=data), writing), writing, callback)
+    config |= columns_of_run(run, DataConfig(path=data, held_out=0), callback)
+    prepared = prepare(_as_trained(DataConfig(**config, path=data, held_out=0), writing), writing, callback)
     refuse_fatal(prepared.data_report, trains=False)
     refuse_training_files(run, {file.sha256: file.name for file in prepared.data_report.files})
     return _all_rows(prepared, data, callback)
@@ -180,7 +180,7 @@ def prepared_again(run: RunSnapshot, writing: Writing, callback: Callback, advic
 
 
 def _own(run: RunSnapshot, spec: DataConfig, writing: Writing, callback: Callback) -> Measurable:
-    if not spec.held_out and spec.validation is None:
+    if not run.recorded_data.validation_rows:
         raise DataError(f"{run.folder} has no validation rows to measure on.{OTHERS}")
     prepared = prepared_again(run, writing, callback, OTHERS)
     about = (

@@ -27,7 +27,7 @@ def image_rows_of(spec: DataConfig, patches: int) -> PlannedRows:
         )  # fmt: skip
         count = count if source.rows is None else min(count, source.rows)
         parts.append(_equal(count, source.weight, patches))
-    return without_held_out(together(parts), spec.held_out)
+    return without_held_out(together(parts), spec)
 
 
 def _equal(count: int, weight: float, patches: int) -> PlannedRows:
@@ -42,8 +42,7 @@ def images_in_memory(config: Planned, rows: PlannedRows) -> int:
     """Images that a training reads at all, and those it validates on; a file of their own is not counted."""
     documents, training = round(rows.documents.likely), config.training
     seen = rows.steps(training) * training.rows_per_step(max(1, documents))
-    held_out = 0 if config.data is None else config.data.held_out
-    return min(documents, seen) + held_out
+    return min(documents, seen) + rows.held_out
 
 
 def passes_of(config: Planned, rows: PlannedRows) -> float:

@@ -43,7 +43,7 @@ def labelled_rows_of(spec: DataConfig, folder: Path | None = None, context: int 
         planned_rows(_counted(sample, count, exact=exact), limit=limit, too_long=too_long, weight=source.weight)
         for source, sample in seen
     ]
-    return without_held_out(together(parts), spec.held_out)
+    return without_held_out(together(parts), spec)
 
 
 def by_characters(pairs: Sequence[Pair]) -> list[int]:

@@ -44,7 +44,7 @@ def rows_of(spec: DataConfig, folder: Path | None = None, context: int | None = 
     for source, seen in found:
         read = counted(seen, count, around, exact=exact, everything=spec.learned == "everything")
         parts.append(planned_rows(read, limit=limit, too_long=spec.too_long, weight=source.weight))
-    return without_held_out(together(parts), spec.held_out)
+    return without_held_out(together(parts), spec)
 
 
 def counting(folder: Path | None) -> tuple[Count, bool]:

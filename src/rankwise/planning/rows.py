@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from random import Random
 
-from rankwise.config.data import TooLong
+from rankwise.config.data import DataConfig, TooLong
 from rankwise.config.training import TrainingConfig
 from rankwise.planning.estimate import Estimate
 from rankwise.planning.operations import Load, Operations
@@ -88,6 +88,8 @@ class PlannedRows:
     """Documents among them that are replay rows."""
     sequences: int = 1
     """In each document: 2 where it is a pair of conversations."""
+    held_out: int = 0
+    """Documents that are kept to measure with; not among the others."""
     learned: tuple[int, ...] = ()
     """Tokens with a loss of the documents whose lengths are given, in the same order."""
 
@@ -149,10 +151,12 @@ def together(parts: Sequence[PlannedRows]) -> PlannedRows:
     return reduce(_joined, parts)
 
 
-def without_held_out(rows: PlannedRows, held_out: int) -> PlannedRows:
+def without_held_out(rows: PlannedRows, spec: DataConfig) -> PlannedRows:
     """The rows that are kept to measure with are not trained on."""
     documents = rows.documents.likely
-    return rows.share(max(0.0, 1 - held_out / documents) if documents else 0.0)
+    held_out = spec.held_out_of(round(documents))
+    left = rows.share(max(0.0, 1 - held_out / documents) if documents else 0.0)
+    return replace(left, held_out=held_out)
 
 
 def padded_load(lengths: Sequence[int], training: TrainingConfig) -> Load:
@@ -239,6 +243,7 @@ def _joined(one: PlannedRows, other: PlannedRows) -> PlannedRows:
         longest=max(one.longest, other.longest), longest_found=max(one.longest_found, other.longest_found),
         lengths=tuple(lengths), exact=one.exact and other.exact,
         sequences=max(one.sequences, other.sequences), learned=tuple(learned for _, learned in drawn),
+        held_out=one.held_out + other.held_out,
     )  # fmt: skip
 
 

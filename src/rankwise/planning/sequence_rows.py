@@ -37,7 +37,7 @@ def sequence_rows_of(spec: DataConfig, folder: Path | None = None, context: int 
     limit = min(spec.max_length, context or spec.max_length)
     cut = spec.too_long == "truncate"
     parts = [_planned(sample, count, limit, source.weight, cut=cut, exact=exact) for source, sample in seen]
-    return without_held_out(together(parts), spec.held_out)
+    return without_held_out(together(parts), spec)
 
 
 def by_characters(texts: Sequence[str]) -> list[int]:

@@ -127,6 +127,8 @@ class HoldOutFacts(Config):
     """The column by which rows are grouped; a group is never split."""
     groups: int | None
     groups_in_all: int | None
+    by_default: bool = False
+    """Nobody asked for them."""
 
     def describe(self) -> str:
         """Describe the hold-out in one sentence."""
@@ -143,7 +145,7 @@ class HoldOutFacts(Config):
         if self.labels:
             listed = some((f"{one_line(label)} {count:,}" for label, count in self.labels.items()), 8)
             text += f"{', stratified' if self.order == 'seed' else ''} by label: {listed}"
-        return text
+        return f"{text} (by default; --held-out 0 trains on all rows)" if self.by_default else text
 
 
 class ValidationFacts(Config):

@@ -99,7 +99,7 @@ def _rows_of(
     run: RunSnapshot, experiment: Experiment, model: LoadedModel, most: int, callback: Callback
 ) -> EarlierRows:
     objective, data = objective_for(run.recorded_data), run.experiment.data
-    if not data.held_out and data.validation is None:
+    if not run.recorded_data.validation_rows:
         raise DataError("it has no validation rows.")
     if isinstance(objective, Preference) and objective.needs_reference:
         raise DataError("the loss of its pairs is relative to another model than this run's.")

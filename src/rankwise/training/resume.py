@@ -72,6 +72,9 @@ def settings_of(resumable: Resumable, experiment: Experiment) -> Experiment:
     if begun_with is not None and begun_with == own.start_from:
         adapter = continued(experiment.adapter, own, f'run "{run.folder.name}"')
         experiment = experiment.model_copy(update={"adapter": adapter})
+    if experiment.data.held_out == "auto":  # nobody asks for other rows; earlier versions held out none by default
+        data = experiment.data.model_copy(update={"held_out": stored.data.held_out})
+        experiment = experiment.model_copy(update={"data": data})
     begun, asked = (leaves(one.model_dump(mode="json")) for one in (stored, experiment))
     differing = sorted(key for key in begun | asked if key not in ANY and begun.get(key) != asked.get(key))
     if differing:

@@ -30,7 +30,7 @@ LONGEST_MESSAGE = 20_000
 
 def data_of(path: Path, content: Content) -> DataConfig:
     """The settings by which a training reads an uploaded file."""
-    data = DataConfig(path=str(path), ignore_columns=content.ignored, accept=get_args(StoppingCheck))
+    data = DataConfig(path=str(path), ignore_columns=content.ignored, held_out=0, accept=get_args(StoppingCheck))
     return as_pairs(data) if content.pairs else data
 
 
