@@ -36,6 +36,9 @@ FIELDS = {
     "json_schema": {"response_format": {"type": "json_schema"}}, "functions": {"functions": []},
     "a forced tool": {"tool_choice": "required"}, "tools of nothing": {"tools": [1]},
     "a tool without name": {"tools": [{"type": "function", "function": {}}]},
+    "a deep tool": {"tools": [
+        {"name": "f", "parameters": functools.reduce(lambda inside, _: {"a": inside}, range(700), 1)}
+    ]},
     "stream_options alone": {"stream_options": {"include_usage": True}}, "stream is 3": {"stream": 3},
     "stream is 1": {"stream": 1}, "stream is yes": {"stream": "yes"}, "logprobs is 1": {"logprobs": 1},
     "store is a text": {"store": "on"}, "usage is 1": {"stream": True, "stream_options": {"include_usage": 1}},

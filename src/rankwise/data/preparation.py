@@ -131,8 +131,9 @@ def joined(work: Encoding, readings: Sequence[tuple[Reading, float]], store: Par
     none = np.empty(0, np.int64)
     numbers = np.concatenate([none, *(source.weighted(rng) for source in trained)])
     apart = np.concatenate([none, *(source.numbers(source.rows(apart=True)) for source in (*trained, *measured))])
-    overlap = overlap_between(joined.prompts, trained, measured) if compares(spec) and len(apart) else None
     chosen = facts_of(candidates, [source.apart for source in trained], spec)
+    compared = compares(spec) and (chosen is not None or bool(measured))
+    overlap = overlap_between(joined.prompts, trained, measured) if compared else None
     data_report = _data_report(work, joined, len(numbers), overlap, chosen)
     if targets is not None and targets.balanced and sequences.targets is not None:
         repeats = repeats_of(sequences.targets[numbers], targets.classes)
