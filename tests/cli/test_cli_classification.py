@@ -520,8 +520,8 @@ def test_a_head_alone_is_inspected_and_has_no_rank_to_export(here, tmp_path):
 def test_columns_that_are_not_known_are_to_be_named_as_those_of_a_classifier(here):
     rows = write_rows("reviews.jsonl", [{"review": row["text"], "stars": row["label"]} for row in labelled(8)])
     result = rankwise("train", "--model", "tiny-bert", "--data", rows, "--run", "named")
-    assert result.exit_code == 2 and "--set data.columns.label=COLUMN" in " ".join(result.stderr.split())
-    trained("named", rows, "--set", "data.columns.text=review", "--set", "data.columns.label=stars", "--steps", "1")
+    assert result.exit_code == 2 and "--text COLUMN and --label COLUMN" in " ".join(result.stderr.split())
+    trained("named", rows, "--text", "review", "--label", "stars", "--steps", "1")
 
 
 def test_a_table_without_names_of_columns_is_told(here):

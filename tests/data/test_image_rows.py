@@ -177,7 +177,7 @@ def test_a_label_under_another_name_is_proposed(tmp_path):
     write(tmp_path, ["1.png"])
     (problem,) = problems(lines(tmp_path / "rows.jsonl", [{"image": "1.png", "category": "cat"}]))
     assert problem.endswith("has an image and no label. Its columns are 'image', 'category'; name the label's with "
-                            "--set data.columns.label=category.")  # fmt: skip
+                            "--label category.")  # fmt: skip
 
 
 @pytest.mark.parametrize(

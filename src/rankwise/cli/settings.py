@@ -135,6 +135,9 @@ FLAGS = {
     "format": Flag("data.format", str, "Row format, instead of the one detected from the columns.  [default: auto]"),
     "prompt": Flag("data.prompt", str, 'The prompt, with column names in braces: "Summarise: {dialogue}".'),
     "completion": Flag("data.completion", str, 'The answer to train on, with column names in braces: "{summary}".'),
+    "text": Flag("data.columns.text", str, "Column with the text of a classifier's rows."),
+    "text_pair": Flag("data.columns.text_pair", str, "Column with a second text."),
+    "label": Flag("data.columns.label", str, "Column with the label."),
     "system": Flag("data.system", str,
         "System message for rows without one. With --prompt, it may contain column names in braces."),
     "ignore_columns": Flag("data.ignore_columns", str, "Columns to ignore, separated by commas."),
@@ -161,7 +164,7 @@ FLAGS = {
         "to this machine unless their own settings name a server."),
 }  # fmt: skip
 ROWS = (
-    "recipe", "format", "prompt", "completion", "system", "ignore_columns", "reasoning", "max_length", "on_bad_row",
+    "recipe", "format", "prompt", "completion", "text", "text_pair", "label", "system", "ignore_columns", "reasoning", "max_length", "on_bad_row",
 )  # fmt: skip
 VALIDATION_ROWS = ("held_out", "held_out_order", "group", "validation_data")
 KEEPING = ("anchor", "anchor_text", "forget_at_most", "accuracy_tasks", "replay", "replay_data")

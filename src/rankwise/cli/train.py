@@ -113,6 +113,9 @@ def _tell(trained: Trained, results: Results) -> None:
         typer.echo(
             f"validation accuracy {results.validation_accuracy_before:.1%} -> {results.validation_accuracy_after:.1%}"
         )
+        if (simpler := results.comparison) is not None:
+            texts = trained.model.text is not None and "words" not in (results.baselines or {})
+            typer.echo(f"for comparison: {simpler}" + "; pip install scikit-learn adds one on words" * texts)
     if results.ended_early is not None:
         typer.echo(f"stopped early: {results.ended_early}")
     if results.kept_step not in (None, results.steps):

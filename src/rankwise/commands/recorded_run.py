@@ -37,7 +37,7 @@ from rankwise.training.resume import Past, changed_since, take_up_together, trai
 from rankwise.training.run import Budget, TrainingRun
 from rankwise.training.trainer import Trainer
 from rankwise.training.validation import Validation
-from rankwise.training.validation_classes import one_class_warning
+from rankwise.training.validation_classes import rare_in
 from rankwise.training.world import LostProcessError, StoppedTogether
 
 SECONDS_TO_STOP = 10.0
@@ -120,8 +120,8 @@ def _completed(
         training.give_parts()
         return None
     rate = past.manifest.back_offs[-1].learning_rate if past.manifest.back_offs else training.rate
-    if (warning := one_class_warning(training.scorer, validation.result_step, rate)) is not None:
-        callback(warning)
+    for warning in training.class_warnings(validation, results, rate):
+        callback(WarningMessage(warning))
     results = training.save(results if budget is None else budget.recorded(results))
     callback.changed = lambda texts: None
     for line in run.write_lost():
@@ -188,7 +188,7 @@ def _begun(
     past.manifest = past.manifest.model_copy(update={"warnings": callback.texts})
     run.write_manifest(past.manifest)
     callback(StatusMessage("\n".join(filter(None, (training.describe(), training.trainable.describe())))))
-    for warning in report.warnings:
+    for warning in (*report.warnings, *rare_in(training.scorer)):
         callback(WarningMessage(warning))
     if resumable is not None:
         callback(StatusMessage(f"continuing after step {trainer.state.step}"))

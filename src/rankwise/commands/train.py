@@ -26,7 +26,7 @@ from rankwise.methods.registry import method_of
 from rankwise.methods.starting import Start, start_of
 from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
-from rankwise.objectives.objective import Objective
+from rankwise.objectives.objective import Objective, classifier
 from rankwise.objectives.registry import decided, objective_of
 from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.directory import RunDirectory
@@ -35,6 +35,7 @@ from rankwise.runs.lineage import Round
 from rankwise.runs.manifest import BackOff, Manifest
 from rankwise.runs.records import Callback, StatusMessage, WarningCollector, WarningMessage, silent
 from rankwise.runs.resumable import Resumable
+from rankwise.runs.target_facts import Pooling
 from rankwise.runs.tuning import Tuning
 from rankwise.system.launched import launched
 from rankwise.system.memory import limited_memory
@@ -45,6 +46,7 @@ from rankwise.training.anchor_text import text_of_run
 from rankwise.training.back_off import back_off_together, warning_of
 from rankwise.training.earlier_rounds import earlier_rows
 from rankwise.training.finite import Diverged
+from rankwise.training.head_start import fit_head
 from rankwise.training.preflight import Foresight, foresee, within_limit
 from rankwise.training.replay import with_replay
 from rankwise.training.resume import ranks_before_training, settings_of
@@ -139,7 +141,7 @@ def _trained(
 ) -> Trained:  # fmt: skip
     """From what is on the disk to the end; Diverged where it may begin anew."""
     experiment, start = _settled(experiment, resumable, callback)
-    objective = _objective(experiment, start, model, callback)
+    objective = _objective(experiment, start, resumable, model, callback)
     foreseen = foresee(experiment, callback, objective.targets)
     training_config, foreseen = within_limit(experiment, foreseen, callback)
     if foreseen is not None and resumable is None:
@@ -161,6 +163,8 @@ def _trained(
         callback=callback, heads=objective.heads(loaded), load=objective.load, start=start,
         resumed_ranks=partial(ranks_before_training, resumable) if resumable is not None else None,
     )  # fmt: skip
+    if experiment.fits_head and start is None and resumable is None and not loaded.own_head:
+        _fit_head(objective, loaded, prepared, callback)
     tasks = tasks_of_run(config, loaded, prepared.data_report)
     trials = Trials(experiment, loaded, method, objective, setup, prepared, world)
     chosen = run.manifest().tuning if back_offs else None
@@ -190,19 +194,32 @@ def _settled(
     """The settings of the run that goes on, or those that the adapter to begin with leaves open."""
     if resumable is not None:
         return settings_of(resumable, experiment), None
+    experiment = experiment.with_class_defaults()
     start = start_of(experiment, callback)
     return (experiment if start is None else start.foreseen(experiment)), start
 
 
-def _objective(experiment: Experiment, start: Start | None, model: LoadedModel | None, callback: Callback) -> Objective:
+def _objective(
+    experiment: Experiment, start: Start | None, resumable: Resumable | None, model: LoadedModel | None,
+    callback: Callback,
+) -> Objective:  # fmt: skip
     """What a row means, once it suits the adapter to begin with and a model that is loaded already."""
-    objective = objective_of(experiment, callback)
+    objective = objective_of(experiment, callback, _pooling_begun(start, resumable))
     refuse_other_objectives(experiment, objective.name)
     if start is not None:
         start.check_targets(objective.targets, callback)
     if model is not None and (problem := _misfit(model, experiment, objective)):
         raise ConfigError([problem])
     return objective
+
+
+def _pooling_begun(start: Start | None, resumable: Resumable | None) -> Pooling | None:
+    """What the head of the run that goes on reads, or of the adapter to begin with; None for a new head. Somebody
+    else's adapter reads what the model's own code does."""
+    if start is None and resumable is None:
+        return None
+    targets = start.source.targets if start is not None else resumable and resumable.checkpoint.data_report.targets
+    return "own" if targets is None else targets.pooling
 
 
 def _workload(
@@ -258,6 +275,17 @@ def _loaded(experiment: Experiment, objective: Objective, callback: Callback) ->
     if loaded.own_head:
         callback(StatusMessage(OWN_HEAD))
     return loaded
+
+
+def _fit_head(objective: Objective, loaded: LoadedModel, prepared: Prepared, callback: Callback) -> None:
+    """A new head of whole texts does not begin at random numbers."""
+    own = classifier(objective)
+    fitted = None if own is None else fit_head(own, loaded, prepared.trained_rows)
+    if fitted is not None:
+        callback(StatusMessage(
+            f"the head begins with what fits {fitted.rows:,} rows best while the model is frozen (penalty "
+            f"{fitted.penalty:g})"
+        ))  # fmt: skip
 
 
 def _lineage(start: Start | None, resumable: Resumable | None) -> tuple[Round, ...]:

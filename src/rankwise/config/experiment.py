@@ -24,6 +24,9 @@ OTHERS: dict[str, type[Config]] = {"adalora": AdaLoraConfig, "head": HeadConfig,
 """Methods other than LoRA. The adapter settings of recipes are written for LoRA."""
 PREFERENCE_SHARE = 0.1
 """Of the learning rate for answers, the rate for preferences (lab/preference.md)."""
+CLASS_EPOCHS, WITHOUT_ROWS, CLASS_PATIENCE = 10, 4, 2
+"""Of a classifier of texts: passes at most where validation rows say when to stop, and after how many validations
+without improvement; and passes where there are none (lab/classifiers.md)."""
 RUN_NAME = NAME
 
 
@@ -119,6 +122,20 @@ class Experiment(Config):
             )
         return self
 
+    def with_class_defaults(self) -> Self:
+        """Where neither passes nor steps are given, a classifier of texts learns until its validation stops improving.
+        The objective is decided."""
+        training, validation, data = self.training, self.validation, self.data
+        if not self.fits_head or training.epochs or training.steps:
+            return self
+        measured = data is not None and bool(data.held_out or data.validation)
+        epochs = CLASS_EPOCHS if measured else WITHOUT_ROWS
+        changes: dict[str, Any] = {"training": training.model_copy(update={"epochs": float(epochs)})}
+        if measured and validation.keep == "last" and "keep" not in validation.model_fields_set:
+            patience = validation.patience or CLASS_PATIENCE
+            changes["validation"] = validation.model_copy(update={"keep": "best", "patience": patience})
+        return self.model_copy(update=changes)
+
     @property
     def base(self) -> ModelConfig:
         """The model as it is loaded: weights that learn are float32 on every device, in full, and in memory."""
@@ -129,6 +146,11 @@ class Experiment(Config):
     @property
     def classifies(self) -> bool:
         return self.objective.endswith("-classification")
+
+    @property
+    def fits_head(self) -> bool:
+        """Whether a new head is fitted on frozen features before the first step (training/head_start.py)."""
+        return self.objective == "sequence-classification"
 
     @property
     def auto_rate(self) -> float:

@@ -23,10 +23,7 @@ from rankwise.text.example import Example
 from rankwise.text.targets import label_of, labels_of, number_of
 
 MOST_CLASSES = 1000
-NAMES = (
-    "\nA classifier needs the columns text and label. Name yours with --set data.columns.text=COLUMN and --set "
-    "data.columns.label=COLUMN."
-)
+NAMES = "\nA classifier needs the columns text and label. Name yours with --text COLUMN and --label COLUMN."
 _WHOLE = re.compile(r"-?[0-9]{1,18}")
 
 
@@ -161,13 +158,17 @@ def _ordered(labels: _Labels, spec: DataConfig) -> tuple[str, ...]:
     return (*named, *sorted(others, key=(lambda label: (int(label), label)) if whole else None))
 
 
+def balanced_weights(counts: tuple[int, ...]) -> tuple[float, ...]:
+    """n / (classes * n of the class), so that the mean over all rows is 1."""
+    present = sum(count > 0 for count in counts)
+    return tuple(sum(counts) / (present * count) if count else 1.0 for count in counts)
+
+
 def weights_of(names: tuple[str, ...], counts: tuple[int, ...], config: ClassificationConfig) -> tuple[float, ...]:
-    """Balanced: n / (classes * n of the class), so that the mean over all rows is 1."""
     if config.class_weights is None:
         return ()
     if config.class_weights == "balanced":
-        present = sum(count > 0 for count in counts)
-        return tuple(sum(counts) / (present * count) if count else 1.0 for count in counts)
+        return balanced_weights(counts)
     unknown = [name for name in config.class_weights if name not in names]
     if unknown:
         raise ConfigError([

@@ -152,12 +152,23 @@ class _Units:
 def _quotas(
     sources: Sequence[Candidates], sizes: Mapping[tuple[int, str], int], count: int
 ) -> dict[tuple[int, str], int]:
-    """Number of validation rows of each label of each source. The only row with a label is left for training."""
+    """Number of validation rows of each label of each source. The only row with a label is left for training, and a
+    label with two or more has one at least, as far as there are so many validation rows."""
     quotas: dict[tuple[int, str], int] = {}
     for number, share in enumerate(shares(count, [source.size for source in sources])):
         own = [stratum for stratum in sizes if stratum[0] == number]
         common = [sizes[stratum] if sizes[stratum] > 1 or len(own) == 1 else 0 for stratum in own]
-        quotas |= zip(own, shares(min(share, sum(common)), common), strict=True)
+        quotas |= zip(own, _one_of_each(shares(min(share, sum(common)), common), common), strict=True)
+    return quotas
+
+
+def _one_of_each(quotas: list[int], sizes: list[int]) -> list[int]:
+    """Labels that would have none get one, in the order of their sizes, from those that have most."""
+    for at in sorted(range(len(sizes)), key=lambda at: -sizes[at]):
+        most = max(quotas)
+        if sizes[at] and not quotas[at] and most > 1:
+            quotas[quotas.index(most)] -= 1
+            quotas[at] = 1
     return quotas
 
 

@@ -74,7 +74,7 @@ def _how_to_label(row: Row) -> str:
     if not others:
         return "Put the images of each class into a folder with its name, or write a column label beside them."
     guess = next((name for name in others if name.casefold() in LABELS), "COLUMN")
-    return f"Its columns are {some(map(shown, row), 8)}; name the label's with --set data.columns.label={guess}."
+    return f"Its columns are {some(map(shown, row), 8)}; name the label's with --label {guess}."
 
 
 def _content(value: Any, where: str, folder: Path | None) -> tuple[Path | bytes | np.ndarray, str]:

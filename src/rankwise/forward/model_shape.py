@@ -30,6 +30,7 @@ from rankwise.forward.positions import usable_positions
 from rankwise.forward.saved_activations import measured, stacks_of
 from rankwise.forward.two_sided_shape import measured_sides
 from rankwise.models.heads import head_modules
+from rankwise.models.pooling import read_pooled
 from rankwise.models.timm_models import is_timm_config, need_timm
 from rankwise.planning.config_check import checked_config
 from rankwise.planning.shape import Blocks, ModelShape, NewHead
@@ -140,7 +141,10 @@ def _built(settings: dict[str, Any], where: str, new_head: NewHead | None) -> tu
             auto_class = TAGGER if new_head.words else CLASSIFIER if new_head.image is None else IMAGES
             config.num_labels = new_head.outputs
         with torch.device("meta"):
-            return auto_class, getattr(transformers, auto_class).from_config(config, trust_remote_code=False).eval()
+            built = getattr(transformers, auto_class).from_config(config, trust_remote_code=False).eval()
+        if new_head is not None and new_head.pooled:
+            read_pooled(built, "mean")
+        return auto_class, built
     except RankwiseError:
         raise
     except Exception as error:  # as many kinds as there are architectures

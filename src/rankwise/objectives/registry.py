@@ -24,8 +24,10 @@ from rankwise.objectives.objective import Objective
 from rankwise.objectives.preference import Preference
 from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, SequenceToSequence
 from rankwise.objectives.text_classification import OF_TEXTS, OF_WORDS, TextClassification
+from rankwise.planning.pooling import pooling_of
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage
+from rankwise.runs.target_facts import Pooling
 
 OF_IMAGES, OF_PAIRS = image_classification.NAME, preference.NAME
 
@@ -89,8 +91,9 @@ def _misfit(objective: str, config: dict[str, Any], model: str) -> str | None:
     return None
 
 
-def objective_of(experiment: Experiment, callback: Callback) -> Objective:
-    """For a training whose objective is decided. The classes of a classifier are read from the training rows."""
+def objective_of(experiment: Experiment, callback: Callback, begun: Pooling | None = None) -> Objective:
+    """For a training whose objective is decided. The classes of a classifier are read from the training rows. `begun` is
+    what the head of the run that goes on reads, or of the adapter to begin with."""
     if experiment.objective == CAUSAL_LM.name:
         return CAUSAL_LM
     if experiment.objective == SEQUENCE_TO_SEQUENCE.name:
@@ -102,9 +105,22 @@ def objective_of(experiment: Experiment, callback: Callback) -> Objective:
         return TextClassification(read_tags(experiment.data, experiment.classification), seed)
     targets = read_targets(experiment.data, experiment.classification)
     if experiment.objective == OF_TEXTS:
-        return TextClassification(targets, seed)
+        return TextClassification(targets.model_copy(update={"pooling": _pooling(experiment, callback, begun)}), seed)
     processing = processing_in(find(experiment.base, callback).folder).sized(experiment.images.size)
     return ImageClassification(targets, processing, seed)
+
+
+def _pooling(experiment: Experiment, callback: Callback, begun: Pooling | None) -> Pooling:
+    asked = experiment.classification.pooling
+    if begun is not None and asked not in ("auto", begun):
+        raise ConfigError([
+            f"classification.pooling is {asked}, but the head to go on with reads {begun}. Leave the setting out, or "
+            "begin a new adapter without --from."
+        ])  # fmt: skip
+    pooling, note = pooling_of(find(experiment.base, callback).folder, experiment.classification)
+    if begun is None and note is not None:
+        callback(StatusMessage(note))
+    return begun or pooling
 
 
 def objective_by(

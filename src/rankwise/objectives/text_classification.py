@@ -57,7 +57,7 @@ class TextClassification:
         return self.targets.form == "tags"
 
     def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
-        return load_text_classifier(spec, callback, self.kind, checked=checked)
+        return load_text_classifier(spec, callback, self.kind, self.targets.pooling, checked=checked)
 
     @property
     def kind(self) -> ModelKind:

@@ -18,15 +18,22 @@ from rankwise.models.heads import head_modules
 from rankwise.models.kind import ModelKind
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load, load_unchecked
+from rankwise.models.pooling import read_pooled
 from rankwise.runs.records import Callback
+from rankwise.runs.target_facts import Pooling
 from rankwise.text.tokenize import Tokens
 
 LONGEST_MODEL = 1_000_000
 """Tokenizers that know no longest text name a number beyond this."""
 
 
-def load_text_classifier(spec: ModelConfig, callback: Callback, kind: ModelKind, *, checked: bool) -> LoadedModel:
+def load_text_classifier(
+    spec: ModelConfig, callback: Callback, kind: ModelKind, pooling: Pooling, *, checked: bool
+) -> LoadedModel:
     loaded = (load if checked else load_unchecked)(spec, callback, kind)
+    read_pooled(loaded.module, pooling)
+    modules = dict(loaded.module.named_modules())
+    loaded = replace(loaded, new_modules=tuple(path for path in loaded.new_modules if path in modules))
     config: Any = loaded.module.config
     if config.get_text_config().pad_token_id is None:  # by it a decoder finds the last token of a row
         config.pad_token_id = config.get_text_config().pad_token_id = loaded.tokenizer.pad_id

@@ -11,6 +11,7 @@ from pathlib import Path
 from rankwise.config.planning import Planned
 from rankwise.data.classes import read_targets
 from rankwise.data.tag_classes import read_tags
+from rankwise.planning.pooling import pooling_of
 from rankwise.planning.shape import NewHead
 from rankwise.system.foreign_json import read_json
 from rankwise.system.hub import folder_here
@@ -30,7 +31,9 @@ def new_head(config: Planned, outputs: int | None = None, image: int | None = No
         )
     path = Path(config.model.name).expanduser()
     folder = path if path.is_dir() else folder_here(config.model.name)
-    return NewHead(outputs, not words and folder is not None and _lacks_pooler(folder), image, words)
+    pooled = not words and image is None and pooling_of(folder, config.classification)[0] != "own"
+    own_pooler = not words and not pooled and folder is not None
+    return NewHead(outputs, own_pooler and _lacks_pooler(folder), image, words, pooled)
 
 
 def _lacks_pooler(folder: Path) -> bool:

@@ -65,6 +65,8 @@ class NewHead:
     """Side in pixels of the images that it is trained on; None for texts."""
     words: bool = False
     """Whether it has outputs for each word, and not for a whole row."""
+    pooled: bool = False
+    """Whether it reads a vector that is pooled from all tokens, so that the model's pooler is not there."""
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ def _key_facts(run: RunSnapshot) -> list[tuple[str, str]]:
     if results.validation_accuracy_before is not None and results.validation_accuracy_after is not None:
         right = [f"{100 * one:.1f}" for one in (results.validation_accuracy_before, results.validation_accuracy_after)]
         facts.append(("validation accuracy", f"{right[0]} \u2192 {right[1]} %"))
+        facts += [] if results.comparison is None else [("for comparison", results.comparison)]
     if (pairs := results.preference) is not None:
         right = f"{100 * pairs.accuracy_before:.1f} \u2192 {100 * pairs.accuracy_after.value:.1f} %"
         facts.append(("preference accuracy", right))

@@ -149,6 +149,9 @@ class Results(Config):
     """Share of validation rows whose class is predicted right, by the weights of `kept_step`. None without classes or
     validation rows."""
 
+    baselines: dict[str, float] | None = None
+    """The accuracy of simpler answers to the same rows: `largest_class`, and logistic regression on the frozen model's
+    `vectors` and on `words` (TF-IDF, where scikit-learn is installed)."""
     budget: KeptBudget | None = None
     """None where no budget of forgetting was given."""
     accuracy_budget: KeptAccuracy | None = None
@@ -157,6 +160,14 @@ class Results(Config):
     """None where rows are no preference pairs, or without validation rows."""
     earlier_rounds: tuple[EarlierRound, ...] = ()
     """The runs that it goes on from, as far as their validation rows could be had; the latest first."""
+
+    @property
+    def comparison(self) -> str | None:
+        """The accuracy of simpler answers to the validation rows, to stand beside the model's own."""
+        names = {"largest_class": "the largest class alone", "vectors": "logistic regression on the model's vectors",
+                 "words": "logistic regression on words (TF-IDF)"}  # fmt: skip
+        known = {names[name]: value for name, value in (self.baselines or {}).items() if name in names}
+        return ", ".join(f"{name} {value:.1%}" for name, value in known.items()) or None
 
     @property
     def speed(self) -> str:

@@ -7,6 +7,7 @@ from typing import Literal
 from rankwise.config.base import Config
 from rankwise.errors import one_line, some
 
+Pooling = Literal["own", "mean", "cls", "max"]
 OF_LANGUAGE_MODELS = "nats per loss token"
 
 
@@ -24,6 +25,9 @@ class TargetFacts(Config):
     form: Literal["one", "several", "tags"] = "one"
     """Whether a row has one class or number, several classes or none, or each of its words a class, which is its
     tag."""
+    pooling: Pooling = "own"
+    """What the head reads of a whole text (classification.pooling); earlier runs do not record it and have their
+    own."""
     low: float | None = None
     """Of numbers, the lowest and the highest target."""
     high: float | None = None

@@ -13,6 +13,13 @@ LARGEST_CONFIG, DEEPEST_CONFIG = 10_000_000, 100
 
 
 def read_json(file: Path) -> dict[str, Any]:
+    loaded = read_any_json(file)
+    if not isinstance(loaded, dict):
+        raise ModelError(f"{file} is damaged: it contains a {type(loaded).__name__}.")
+    return loaded
+
+
+def read_any_json(file: Path) -> Any:
     try:
         status = file.stat()
         if not S_ISREG(status.st_mode):  # reading a pipe would wait forever
@@ -28,8 +35,6 @@ def read_json(file: Path) -> dict[str, Any]:
         raise ModelError(f"{file} is damaged: it is not JSON.") from None
     if _is_deeper(loaded, DEEPEST_CONFIG):
         raise ModelError(f"{file} is damaged: its settings are nested more than {DEEPEST_CONFIG} deep.")
-    if not isinstance(loaded, dict):
-        raise ModelError(f"{file} is damaged: it contains a {type(loaded).__name__}.")
     return loaded
 
 

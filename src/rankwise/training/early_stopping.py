@@ -1,7 +1,7 @@
 """Which validation was the best, and how many came since: a pure function of what was recorded.
 
-So no checkpoint stores any of it, and a resumed run decides as one that never stopped. The untrained start is no
-candidate. Of equal values the earlier step stays the best, and a value that is not finite never is.
+So no checkpoint stores any of it, and a resumed run decides as one that never stopped. The start is a candidate
+where `first` is 0. Of equal values the earlier step stays the best, and a value that is not finite never is.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Candidate:
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """`by` is "loss" or a metric; candidates are validations after step `first` or later. `patience` is how many of
-    them in a row may be no better than the best."""
+    """`by` is "loss" or a metric; candidates are validations after step `first` or later, where 0 is before any step.
+    `patience` is how many of them in a row may be no better than the best."""
 
     by: str
     more_is_better: bool
@@ -37,7 +37,7 @@ class EarlyStopping:
             for record in records
             if ("loss" if isinstance(record, LossRecord) else record.metric) == self.by
         ]
-        return [candidate for candidate in every if candidate.step >= max(1, self.first)]
+        return [candidate for candidate in every if candidate.step >= self.first]
 
     def best(self, records: Iterable[Validated]) -> Candidate | None:
         finite = [candidate for candidate in self.candidates(records) if math.isfinite(candidate.value)]

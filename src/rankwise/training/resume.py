@@ -75,6 +75,8 @@ def settings_of(resumable: Resumable, experiment: Experiment) -> Experiment:
     if experiment.data.held_out == "auto":  # nobody asks for other rows; earlier versions held out none by default
         data = experiment.data.model_copy(update={"held_out": stored.data.held_out})
         experiment = experiment.model_copy(update={"data": data})
+    if stored.training.epochs or stored.training.steps:  # earlier versions had no defaults of classifiers
+        experiment = experiment.with_class_defaults()
     begun, asked = (leaves(one.model_dump(mode="json")) for one in (stored, experiment))
     differing = sorted(key for key in begun | asked if key not in ANY and begun.get(key) != asked.get(key))
     if differing:
@@ -150,7 +152,7 @@ def _restored(resumable: Resumable, state: TrainState) -> tuple[Past, bytes]:
         checkpoint = resumable.checkpoint
         try:
             rows, past = _until(checkpoint.step, checkpoint.file(METRICS), resumable.manifest)
-            check_best(resumable.run, state, resumable.experiment.validation, past.validations)
+            check_best(resumable.run, state, resumable.experiment, past.validations)
             restore(state, checkpoint.folder)
         except DamagedStep as error:
             if not resumable.older(error):

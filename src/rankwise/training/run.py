@@ -29,7 +29,7 @@ from rankwise.runs.directory import REFERENCE, RunDirectory
 from rankwise.runs.lineage import Round
 from rankwise.runs.manifest import Results, peak_rss
 from rankwise.runs.metrics_log import MetricsLog
-from rankwise.runs.records import StepRecord, WarningCollector
+from rankwise.runs.records import LossRecord, ScoreRecord, StepRecord, WarningCollector
 from rankwise.runs.resumable import Resumable
 from rankwise.runs.tuning import Tuning
 from rankwise.system.memory import available_memory
@@ -39,6 +39,7 @@ from rankwise.training.backend import Backend, Eager, Fused
 from rankwise.training.checkpoints import size_of
 from rankwise.training.dealt import divided_over, shared_out
 from rankwise.training.earlier_rounds import EarlierRounds, EarlierRows
+from rankwise.training.early_stopping import EarlyStopping
 from rankwise.training.end_by_request import EndByRequest
 from rankwise.training.forgetting_budget import ForgettingBudget, ordinary_text
 from rankwise.training.hooks import (
@@ -55,6 +56,7 @@ from rankwise.training.reference import Reference, reference_of, reference_of_ru
 from rankwise.training.state import TrainState
 from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.validation import Scorer, Validation, early_stopping_of, refuse_no_choice
+from rankwise.training.validation_classes import baselines, never_predicted, still_falling
 from rankwise.training.validation_pairs import PairScorer, pair_results
 from rankwise.training.workload import Workload, prefix_room
 from rankwise.training.world import ALONE, World
@@ -122,7 +124,11 @@ class TrainingRun:
     def check(self) -> None:
         """ConfigError where the best of several validations is wanted and there would be only one."""
         config = self.experiment.validation
-        refuse_no_choice(config, self.validation_interval, early_stopping_of(config, self.trainable), self.steps)
+        refuse_no_choice(config, self.validation_interval, self._early_stopping, self.steps)
+
+    @property
+    def _early_stopping(self) -> EarlyStopping:
+        return early_stopping_of(self.experiment.validation, self.trainable, fitted=self.experiment.fits_head)
 
     def bytes_written(self, state: TrainState) -> int:
         """At most, without logs and reports."""
@@ -181,7 +187,7 @@ class TrainingRun:
         return Validation(
             config=config,
             interval=self.validation_interval,
-            early_stopping=early_stopping_of(config, self.trainable),
+            early_stopping=self._early_stopping,
             batches=divided_over(
                 self.world, list(rows), partial(backend.layout, max_tokens=self.config.max_batch_tokens)
             ),
@@ -272,6 +278,29 @@ class TrainingRun:
         written = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         return results.model_copy(update={"adapter_bytes": written})
 
+    def _baselines(self, before: ScoreRecord | None) -> dict[str, float] | None:
+        """A head that was fitted on the frozen model is a baseline itself."""
+        found = baselines(self.scorer, self.prepared)
+        if found is None or before is None or self.lineage or self.model.own_head or not self.experiment.fits_head:
+            return found
+        return {"vectors": before.value, **found}
+
+    def class_warnings(self, validation: Validation, results: Results, rate: float) -> list[str]:
+        """What a classifier's result does not do; `rate` is that of its steps."""
+        if not self.experiment.classifies:
+            return []
+        losses = [one for one in validation.records if isinstance(one, LossRecord)]
+        rows = self.prepared.rows_in_pass
+        epochs = self.steps * self.config.rows_per_step(rows) / rows
+        found = never_predicted(self.scorer, results.kept_step or 0, rate) + still_falling(losses, self.steps, epochs)
+        own, words = results.validation_accuracy_after, (results.baselines or {}).get("words", 0.0)
+        if own is not None and words > own:
+            found.append(
+                f"on the {len(self.prepared.measured)} validation rows, logistic regression on words (TF-IDF) is right "
+                f"more often than this model: {words:.1%} against {own:.1%}"
+            )
+        return found
+
     def results(self, records: Sequence[StepRecord], validation: Validation, seconds: float) -> Results:
         """`loss` is the mean over the last tenth of the steps."""
         last = records[-max(1, len(records) // 10) :]
@@ -298,5 +327,6 @@ class TrainingRun:
             ended_early=validation.stopped_early,
             validation_accuracy_before=accuracies[0].value if accuracies[0] else None,
             validation_accuracy_after=accuracies[1].value if accuracies[1] else None,
+            baselines=self._baselines(accuracies[0]) if self.world.is_first else None,
             preference=pair_results(validation.score_after, *ends),
         )

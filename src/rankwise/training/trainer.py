@@ -77,6 +77,8 @@ class Trainer:
         self.trainable, self.batches, self.config, self.backend, self.hooks = trainable, batches, config, backend, hooks
         self.anchor, self.world = anchor, world
         self.sharded = is_sharded(trainable.model)
+        self.learned = True
+        """Whether the result is another one than training began with."""
         self.state = TrainState(
             trainable=trainable,
             optimizer=adamw(trainable, config),
@@ -115,7 +117,8 @@ class Trainer:
             for hook in self.hooks:
                 hook.after_last_step(self)
             self.trainable.finish()
-            if (warning := self.trainable.check_change(float(self.config.learning_rate))) is not None:
+            rate = float(self.config.learning_rate)
+            if self.learned and (warning := self.trainable.check_change(rate)) is not None:
                 self.emit(WarningMessage(warning))
             check_finite(self.trainable.named_parameters(), self.state)
             for hook in self.hooks:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from rankwise.config.experiment import Experiment
 from rankwise.config.validation import ValidationConfig
 from rankwise.data.batches import Batch
 from rankwise.data.preparation import Prepared
@@ -87,6 +88,8 @@ class Validation(Hook):
 
     def before_first_step(self, trainer: Trainer) -> None:
         self._validate(trainer)
+        if self.early_stopping.first == 0:
+            self._save_best(trainer.state)
         self._sample(trainer, 0)
 
     def after_step(self, trainer: Trainer) -> None:
@@ -110,12 +113,12 @@ class Validation(Hook):
         self.result_step, best = trainer.state.step, self.early_stopping.best(self.records)
         if self.config.keep == "best" and best is not None:
             self.result_step, self.result_why = best.step, self._praise(best)
+            trainer.learned = best.step > 0
             if best.step != trainer.state.step:
                 self.world.barrier()  # the first process has written it
                 load_snapshot(trainer.state, self.run.snapshot(best.step))
-                trainer.emit(StatusMessage(
-                    f"the result is the adapter after step {best.step}, not {trainer.state.step}: {self.result_why}"
-                ))  # fmt: skip
+                told = f"the adapter after step {best.step}" if best.step else "the head that training began with"
+                trainer.emit(StatusMessage(f"the result is {told}, not {trainer.state.step}: {self.result_why}"))
 
     def after_training(self, trainer: Trainer) -> None:
         self._sample(trainer, self.result_step)
@@ -208,9 +211,11 @@ def _check_loss(record: Validated) -> None:
     )
 
 
-def early_stopping_of(config: ValidationConfig, trainable: Trainable) -> EarlyStopping:
-    more_is_better = METRICS[config.by].more_is_better
-    return EarlyStopping(config.by, more_is_better, trainable.first_final_step, config.patience)
+def early_stopping_of(config: ValidationConfig, trainable: Trainable, *, fitted: bool = False) -> EarlyStopping:
+    """A head that was `fitted` before the first step may stay the best."""
+    first = trainable.first_final_step
+    first = 0 if fitted and first == 1 else first
+    return EarlyStopping(config.by, METRICS[config.by].more_is_better, first, config.patience)
 
 
 def refuse_no_choice(config: ValidationConfig, interval: int, early_stopping: EarlyStopping, steps: int) -> None:
@@ -227,8 +232,9 @@ def refuse_no_choice(config: ValidationConfig, interval: int, early_stopping: Ea
         )
 
 
-def check_best(run: RunDirectory, state: TrainState, config: ValidationConfig, records: Sequence[Validated]) -> None:
+def check_best(run: RunDirectory, state: TrainState, experiment: Experiment, records: Sequence[Validated]) -> None:
     """Of a run that is resumed: the snapshot of its best step must be there."""
-    best = early_stopping_of(config, state.trainable).best(records)
+    config = experiment.validation
+    best = early_stopping_of(config, state.trainable, fitted=experiment.fits_head).best(records)
     if config.keep == "best" and best is not None:
         check_snapshot(state, run.snapshot(best.step))

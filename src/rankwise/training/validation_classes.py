@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -11,21 +12,31 @@ from torch import nn
 
 from rankwise.config.validation import ValidationConfig
 from rankwise.data.preparation import Prepared
-from rankwise.errors import ConfigError, one_line
-from rankwise.evaluation.class_metrics import metric_rows, score_rows
+from rankwise.data.sequences import evenly
+from rankwise.errors import ConfigError, one_line, some
+from rankwise.evaluation.class_metrics import metric_rows, one_target, score_rows
 from rankwise.evaluation.label_task import score_labels
 from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.span_metrics import score_tags
+from rankwise.evaluation.word_baseline import can_measure, words_predict
 from rankwise.inference.classify import Done, Outputs, outputs_of
 from rankwise.inference.tagging import tag_probabilities
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Classifier, Objective, classifier
-from rankwise.runs.records import SampleRecord, ScoreRecord, WarningMessage
+from rankwise.runs.records import LossRecord, SampleRecord, ScoreRecord
+from rankwise.runs.target_facts import TargetFacts
 from rankwise.text.tokenize import Tokens
 from rankwise.training.dealt import computed_by_all
 from rankwise.training.world import ALONE, World
 
 OF_SEVERAL = ("micro_f1", "f1", "exact_match")
+FEW, UNEVEN = 5, 10
+"""Validation rows of a class below which its figures tell little, and from how many times as many rows of the largest
+class as of the smallest balanced sampling is proposed."""
+FALLING = 0.95
+"""Of the best loss before, what the last one must be below for the training to be worth going on."""
+MOST_READ = 5000
+"""Training rows of the baseline on words."""
 
 
 class Scored(Protocol):
@@ -44,8 +55,8 @@ class ClassScorer:
     rows: Sequence[Tokens]
     world: World = ALONE
     tokens_written: int = 0
-    only: dict[int, str] = field(default_factory=dict)
-    """The class that all rows were given, though they have several, after so many steps. Copies share it (`over`)."""
+    counted: dict[int, tuple[Counter[int], Counter[int]]] = field(default_factory=dict)
+    """The predicted and the actual classes of the rows, after so many steps. Copies share it (`over`)."""
 
     def over(self, world: World) -> ClassScorer:
         return replace(self, world=world)
@@ -55,16 +66,13 @@ class ClassScorer:
         if not self.rows:
             return []
         rows = self.score(self.objective, self.model.module, self.rows, outputs=self._outputs).rows
-        self._note_one_class(step, rows.get("matthews", []))
+        if pairs := rows.get("matthews"):
+            predicted, actual = (Counter(int(pair[at]) for pair in pairs) for at in (0, 1))
+            self.counted[step] = predicted, actual
         return [
             ScoreRecord(step=step, metric=metric, value=METRICS[metric].value(stored), n=len(self.rows))
             for metric, stored in rows.items()
         ]
-
-    def _note_one_class(self, step: int, pairs: Sequence[Sequence[float]]) -> None:
-        predicted, actual = ({pair[at] for pair in pairs} for at in (0, 1))
-        if len(predicted) == 1 < len(actual):
-            self.only[step] = self.objective.targets.classes[int(predicted.pop())]
 
     def _outputs(self, objective: Classifier, module: nn.Module, rows: Sequence[Tokens], done: Done | None) -> Any:
         """Of all rows, of which each process computes its share."""
@@ -105,12 +113,78 @@ def tag_scorer(config: ValidationConfig, model: LoadedModel, prepared: Prepared,
     return ClassScorer(score_tags, tag_probabilities, predicts_words, model, prepared.measured_rows)
 
 
-def one_class_warning(scorer: object, step: int, rate: float) -> WarningMessage | None:
-    """Where a result gives every validation row the same class, and the rows have several."""
-    only = scorer.only.get(step) if isinstance(scorer, ClassScorer) else None
-    if only is None:
-        return None
-    return WarningMessage(
-        f'every validation row is given the same class, "{one_line(only)}", so the result tells no classes apart. Try '
-        f"a lower learning rate (--learning-rate {rate / 4:.2g}) or more steps, under another --run name."
+def rare_in(scorer: object) -> list[str]:
+    """A warning where the rows have few of a class or none, so that no score tells much of it."""
+    targets = _of_one_class(scorer)
+    if targets is None or not isinstance(scorer, ClassScorer):
+        return []
+    counts = Counter(int(one_target(row)) for row in scorer.rows)
+    rare = [f'"{one_line(name)}" ({counts[at]})' for at, name in enumerate(targets.classes) if counts[at] < FEW]
+    return [
+        f"fewer than {FEW} of the validation rows have these classes, so the scores tell little of them, or nothing: "
+        f"{some(rare, 8)}. Give more rows of them, or raise --held-out"
+    ] * bool(rare and scorer.rows)
+
+
+def never_predicted(scorer: object, step: int, rate: float) -> list[str]:
+    """A warning where the result predicts only one class, or some classes of the validation rows never."""
+    targets = _of_one_class(scorer)
+    if targets is None or not isinstance(scorer, ClassScorer) or (counted := scorer.counted.get(step)) is None:
+        return []
+    predicted, actual = counted
+    names = [one_line(name) for name in targets.classes]
+    if len(predicted) == 1 < len(actual):
+        return [
+            f'every validation row is given the same class, "{names[next(iter(predicted))]}", so the result tells no '
+            f"classes apart. Try a lower learning rate (--learning-rate {rate / 4:.2g}) or more steps, under another "
+            "--run name."
+        ]
+    never = [f'"{names[at]}" ({count} rows)' for at, count in sorted(actual.items()) if at not in predicted]
+    return [f"these classes are never predicted of the validation rows: {some(never, 8)}. {_way(targets)}"] * bool(
+        never
     )
+
+
+def _of_one_class(scorer: object) -> TargetFacts | None:
+    """What the rows' classes are, where each has one."""
+    targets = scorer.objective.targets if isinstance(scorer, ClassScorer) else None
+    return targets if targets is not None and targets.classes and targets.form == "one" else None
+
+
+def _way(targets: TargetFacts) -> str:
+    counts = [count for count in targets.counts if count]
+    if targets.balanced or targets.weights or max(counts) < UNEVEN * min(counts):
+        return "Train for more passes (--epochs), or give more rows of them"
+    return (
+        f"The largest class has {max(counts):,} rows and the smallest {min(counts):,}; --set "
+        "classification.sampling=balanced shows each equally often"
+    )
+
+
+def still_falling(losses: Sequence[LossRecord], steps: int, epochs: float) -> list[str]:
+    """A warning where the last of all validations is by far the best, and nothing ended the run before."""
+    if len(losses) < 3 or losses[-1].step != steps or losses[-1].loss >= FALLING * min(one.loss for one in losses[:-1]):
+        return []
+    return [
+        f"the validation loss was still falling at the end, from {losses[-2].loss:.3g} to {losses[-1].loss:.3g}: "
+        f"--epochs {2 * epochs:.3g} would go on, under another --run name"
+    ]
+
+
+def baselines(scorer: object, prepared: Prepared) -> dict[str, float] | None:
+    """The accuracy of simpler answers to the validation rows: of the largest class of the training rows, and of
+    logistic regression on their words where scikit-learn is installed."""
+    targets = _of_one_class(scorer)
+    if targets is None or not isinstance(scorer, ClassScorer) or not scorer.rows:
+        return None
+    rows = list(evenly(prepared.trained_rows, MOST_READ))
+    labels, actual = ([int(one_target(row)) for row in part] for part in (rows, scorer.rows))
+    found = {"largest_class": float(np.mean(np.equal(actual, Counter(labels).most_common(1)[0][0])))}
+    if scorer.model.text is not None and can_measure() and len(set(labels)) > 1:
+        texts, others = ([_text(row, scorer.model) for row in part] for part in (rows, scorer.rows))
+        found["words"] = float(np.mean(np.equal(actual, words_predict(texts, labels, others))))
+    return found
+
+
+def _text(row: Tokens, model: LoadedModel) -> str:
+    return model.tokenizer.readable([int(token) for token in row.ids])

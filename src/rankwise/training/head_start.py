@@ -1,0 +1,166 @@
+"""A classifier's new head fitted to convergence on the frozen model's features, which training then begins with.
+
+    min over W, b of  mean over rows of loss(W x + b) + penalty |W|^2 / 2        by L-BFGS, in float64
+
+The loss is the objective's own. It is a convex problem, so there is one answer, and it costs one pass over the rows. Of
+several penalties, relative to the features' size, the one with the least loss on rows that were left out is taken.
+Rows are at most MOST; other parts of a head, such as a dense layer before its last one, stay as they were drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rankwise.data.classes import balanced_weights
+from rankwise.data.sequences import evenly
+from rankwise.models.loaded import LoadedModel
+from rankwise.objectives.objective import Classifier
+from rankwise.objectives.targets import target_loss, values_of, weight_of
+from rankwise.runs.target_facts import TargetFacts
+from rankwise.text.tokenize import Tokens
+
+MOST, AT_ONCE, FOLDS, SEED = 5000, 4096, 5, 0
+PENALTIES = (0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
+"""Relative to the mean squared length of a feature vector, from the strongest on, each begun with the last."""
+CONSTANT, BETTER = 1e9, 0.98
+"""A penalty that leaves the constant alone, and the share of its loss that a fit must be below."""
+CONVERGED, NEARLY, STEPS = 1e-6, 1e-4, 300
+"""The gradient's largest entry where the fit ends, and where a fit ends that only compares penalties."""
+ALIKE = 1e-3
+FEW = 50_000
+"""Rows times outputs up to which every fold is left out once; of more, one is."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    rows: int
+    penalty: float
+    gradient: float
+    """The largest entry at the end."""
+
+
+def fit_head(objective: Classifier, model: LoadedModel, rows: Sequence[Tokens]) -> Fitted | None:
+    """Write the fitted weights into the model's head. None, and no change, where its outputs are not those of a last
+    linear layer, or where the features predict nothing."""
+    layer = _last_layer(objective, model)
+    if layer is None or not rows:
+        return None
+    chosen = list(evenly(rows, MOST))
+    features = features_of(objective, model.module, layer, chosen)
+    if features is None:
+        return None
+    targets = objective.targets
+    if targets.balanced:
+        targets = targets.model_copy(update={"weights": balanced_weights(targets.counts)})
+    problem = _Problem(features.double(), values_of(chosen, targets), targets, layer.bias is not None)
+    penalty = problem.chosen_penalty()
+    if penalty is None:
+        return None
+    weights, gradient = problem.fit([penalty], CONVERGED)[-1]
+    with torch.no_grad():
+        layer.weight.copy_(weights[:, :-1] if problem.bias else weights)
+        if layer.bias is not None:
+            layer.bias.copy_(weights[:, -1])
+    return Fitted(len(chosen), penalty, gradient)
+
+
+def _last_layer(objective: Classifier, model: LoadedModel) -> nn.Linear | None:
+    layers = [
+        part for path in objective.heads(model) for part in model.module.get_submodule(path).modules()
+        if isinstance(part, nn.Linear) and part.out_features == objective.targets.outputs
+    ]  # fmt: skip
+    return layers[-1] if layers else None
+
+
+@torch.no_grad()
+def features_of(objective: Classifier, module: nn.Module, layer: nn.Linear, rows: Sequence[Tokens]) -> Tensor | None:
+    """What the layer reads of each row (N, D); of a decoder, at the last token. None where the layer's outputs there are
+    not the classifier's."""
+    device, read = layer.weight.device, list[Tensor]()
+    order = sorted(range(len(rows)), key=lambda at: len(rows[at].ids), reverse=True)
+    hook = layer.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    parts, same = list[Tensor](), True
+    try:
+        for batch in objective.batches([rows[at] for at in order], AT_ONCE):
+            there = batch.to(device)
+            outputs, given = objective.predict(module, there), read.pop()
+            if given.dim() == 3 and "attention_mask" in there.inputs:
+                last = there.inputs["attention_mask"].sum(1) - 1
+                given = given[torch.arange(len(given), device=device), last]
+            again = layer.forward(given).float() if given.dim() == 2 else outputs.new_zeros(0)
+            read.clear()
+            again = again.reshape(outputs.shape) if again.numel() == outputs.numel() else None
+            same = same and again is not None and torch.allclose(again, outputs, ALIKE, ALIKE)
+            if not same:
+                return None
+            parts.append(given.float().cpu())
+    finally:
+        hook.remove()
+    return torch.cat(parts)[torch.from_numpy(np.argsort(order))]
+
+
+@dataclass(frozen=True)
+class _Problem:
+    features: Tensor
+    values: Tensor
+    targets: TargetFacts
+    bias: bool
+
+    @property
+    def scale(self) -> float:
+        return max(float((self.features**2).sum(1).mean()), 1e-12)
+
+    def chosen_penalty(self) -> float | None:
+        """None where no penalty predicts the rows that were left out better than a constant does."""
+        if len(self.features) < 2 * FOLDS:
+            return None
+        folds = np.random.default_rng(SEED).permutation(len(self.features)) % FOLDS
+        count = FOLDS if len(self.features) * self.targets.outputs <= FEW else 1
+        losses = np.zeros(1 + len(PENALTIES))
+        for fold in range(count):
+            left, fitted = (self._of(torch.from_numpy(folds == fold)), self._of(torch.from_numpy(folds != fold)))
+            fits = fitted.fit((CONSTANT, *PENALTIES), NEARLY)
+            losses += [float(left.loss(weights)) for weights, _ in fits]
+        best = int(losses.argmin())
+        return PENALTIES[best - 1] if losses[best] < BETTER * losses[0] else None
+
+    def _of(self, rows: Tensor) -> _Problem:
+        return replace(self, features=self.features[rows], values=self.values[rows])
+
+    def loss(self, weights: Tensor) -> Tensor:
+        features = self.features
+        outputs = features @ weights[:, :-1].T + weights[:, -1] if self.bias else features @ weights.T
+        outputs = outputs if self.targets.classes else outputs[:, 0]
+        return target_loss(outputs, self.values, self.targets) / weight_of(self.values, self.targets)
+
+    def fit(self, penalties: Sequence[float], converged: float) -> list[tuple[Tensor, float]]:
+        """The weights (C, D), with the bias as the last column, and the gradient's largest entry, for each penalty."""
+        size, width, scale = self.targets.outputs, self.features.shape[1], self.scale
+        weights = torch.zeros(size, width + self.bias, dtype=torch.float64, requires_grad=True)
+        found = list[tuple[Tensor, float]]()
+        for penalty in penalties:
+
+            def closure(strength: float = penalty * scale) -> Tensor:
+                weights.grad = None
+                total = self.loss(weights) + strength / 2 * (weights[:, :width] ** 2).sum()
+                total.backward()
+                return total
+
+            _minimise(weights, closure, converged)
+            assert weights.grad is not None, "it was computed"
+            found.append((weights.detach().clone(), float(weights.grad.abs().max())))
+        return found
+
+
+def _minimise(weights: Tensor, closure: Callable[[], Tensor], converged: float) -> None:
+    solver = torch.optim.LBFGS(
+        [weights], max_iter=STEPS, tolerance_grad=converged, tolerance_change=0.0, history_size=20,
+        line_search_fn="strong_wolfe",
+    )  # fmt: skip
+    solver.step(closure)
+    closure()
