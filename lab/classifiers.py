@@ -136,7 +136,8 @@ def _misspelt(word: str, draw: random.Random) -> str:
         return word
     at = draw.randrange(1, len(word) - 1)
     return draw.choice((
-        word[:at] + word[at + 1 :], word[:at] + word[at] + word[at:], word[:at] + word[at + 1] + word[at] + word[at + 2 :],
+        word[:at] + word[at + 1 :], word[:at] + word[at] + word[at:],
+        word[:at] + word[at + 1] + word[at] + word[at + 2 :],
     ))  # fmt: skip
 
 

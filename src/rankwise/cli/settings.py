@@ -164,7 +164,8 @@ FLAGS = {
         "to this machine unless their own settings name a server."),
 }  # fmt: skip
 ROWS = (
-    "recipe", "format", "prompt", "completion", "text", "text_pair", "label", "system", "ignore_columns", "reasoning", "max_length", "on_bad_row",
+    "recipe", "format", "prompt", "completion", "text", "text_pair", "label", "system", "ignore_columns", "reasoning",
+    "max_length", "on_bad_row",
 )  # fmt: skip
 VALIDATION_ROWS = ("held_out", "held_out_order", "group", "validation_data")
 KEEPING = ("anchor", "anchor_text", "forget_at_most", "accuracy_tasks", "replay", "replay_data")

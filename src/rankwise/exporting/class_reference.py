@@ -21,6 +21,7 @@ from rankwise.inference.classify import THRESHOLD, outputs_of
 from rankwise.inference.tagging import tag_probabilities
 from rankwise.inference.tuned_model import TunedModel
 from rankwise.runs.records import silent
+from rankwise.runs.target_facts import Pooling
 from rankwise.text.encode_tags import encode_words
 from rankwise.text.tagged import words_of
 from rankwise.text.tokenize import Tokens
@@ -45,6 +46,7 @@ class ClassReference:
     outputs: tuple[tuple[float, ...], ...]
     classes: tuple[str, ...]
     base_folder: str
+    pooling: Pooling = "own"
     form: Literal["one", "several", "tags"] = "one"
     """Whether a row has one class or number, any number of classes, or a class for each of its words."""
 
@@ -55,7 +57,8 @@ class ClassReference:
     @property
     def request(self) -> dict[str, Any]:
         return {"questions": list(self.questions), "classes": list(self.classes), "outputs": len(self.classes) or 1,
-                "base": self.base_folder, "several": self.form == "several", "words": self.form == "tags"}  # fmt: skip
+                "base": self.base_folder, "pooling": self.pooling, "several": self.form == "several",
+                "words": self.form == "tags"}  # fmt: skip
 
     def each(self, outputs: Sequence[float]) -> list[Sequence[float]]:
         """The outputs of a row, or of each of its words."""
@@ -94,7 +97,7 @@ def class_reference_of(tuned: TunedModel, count: int, rows: str | None) -> Class
     outputs = tuple(tuple(one.flatten().tolist()) for one in of_rows(classifier, module, picked))
     return ClassReference(
         f"{len(questions)} {about}", tuple(questions), outputs, classifier.targets.classes,
-        str(tuned.model.source.folder.absolute()), classifier.targets.form,
+        str(tuned.model.source.folder.absolute()), classifier.targets.pooling, classifier.targets.form,
     )  # fmt: skip
 
 

@@ -55,6 +55,35 @@ The outputs are in the order of `targets.classes` in `data_report.json`. Or with
 ```
 rankwise predict path/to/this/folder --data texts.csv --out predictions.csv
 ```"""
+POOLED = """\
+
+
+def pooled(body, args, inputs, outputs):  # what this head reads: the POOLING of all tokens, scaled
+    states, real = outputs.last_hidden_state, inputs["attention_mask"][..., None].bool()
+    vector = VECTOR
+    outputs["pooler_output"] = torch.nn.functional.layer_norm(vector, vector.shape[-1:], eps=1e-12)
+    outputs["last_hidden_state"] = outputs["pooler_output"][:, None].expand_as(states)
+    return outputs
+
+
+base.base_model.register_forward_hook(pooled, with_kwargs=True)
+"""
+VECTORS = {
+    "mean": "states.masked_fill(~real, 0).sum(1) / real.sum(1)",
+    "max": "states.masked_fill(~real, -torch.inf).amax(1)",
+    "cls": "states[:, 0]",
+}
+
+
+def of_texts(pooling: str) -> str:
+    """How a classifier of texts is loaded, whose head may read another vector than the model's own code gives it."""
+    if pooling == "own":
+        return CLASSIFIER
+    code = POOLED.replace("POOLING", pooling).replace("VECTOR", VECTORS[pooling])
+    evaluated = 'model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()\n'
+    return CLASSIFIER.replace("from peft", "import torch\nfrom peft", 1).replace(evaluated, evaluated + code)
+
+
 TOKEN_CLASSIFIER = CLASSIFIER.replace("ForSequenceClassification", "ForTokenClassification").replace(
     "padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id\n"
     "base.config.pad_token_id = padding  # a decoder's head reads the last token that is none of these\n", ""

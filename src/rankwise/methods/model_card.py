@@ -19,11 +19,11 @@ from rankwise.config.yaml import dump_yaml
 from rankwise.errors import some
 from rankwise.methods.card_loading import (
     BASE_FIRST,
-    CLASSIFIER,
     ENCODER_DECODER,
     IMAGE_CLASSIFIER,
     LOADING,
     TOKEN_CLASSIFIER,
+    of_texts,
 )
 from rankwise.models.sources import FROM_GGUF, FROM_INDEX, GGUF_FILE, LOCAL
 from rankwise.models.starters import STARTERS
@@ -179,8 +179,8 @@ def _loading(facts: CardFacts) -> str:
     targets = facts.data_report.targets
     if targets is None:
         return ENCODER_DECODER if facts.data_report.encoder_decoder else LOADING
-    of_texts = TOKEN_CLASSIFIER if targets.form == "tags" else CLASSIFIER
-    text = of_texts if facts.data_report.image_processing is None else IMAGE_CLASSIFIER
+    text = TOKEN_CLASSIFIER if targets.form == "tags" else of_texts(targets.pooling)
+    text = text if facts.data_report.image_processing is None else IMAGE_CLASSIFIER
     return text.replace("OUTPUTS", str(targets.outputs))
 
 

@@ -92,8 +92,8 @@ def _misfit(objective: str, config: dict[str, Any], model: str) -> str | None:
 
 
 def objective_of(experiment: Experiment, callback: Callback, begun: Pooling | None = None) -> Objective:
-    """For a training whose objective is decided. The classes of a classifier are read from the training rows. `begun` is
-    what the head of the run that goes on reads, or of the adapter to begin with."""
+    """For a training whose objective is decided. The classes of a classifier are read from the training rows. `begun`
+    is what the head of the run that goes on reads, or of the adapter to begin with."""
     if experiment.objective == CAUSAL_LM.name:
         return CAUSAL_LM
     if experiment.objective == SEQUENCE_TO_SEQUENCE.name:

@@ -1,7 +1,7 @@
 """What the head of a classifier of texts reads of a whole text, as the folder of its model says.
 
-A model that rankwise wrote has it in its data report. A sentence-transformers model lists its parts in modules.json, and
-the folder of its pooling has a config.json. Every other model keeps what its own code does.
+A model that rankwise wrote has it in its data report. A sentence-transformers model lists its parts in modules.json,
+and the folder of its pooling has a config.json. Every other model keeps what its own code does.
 """
 
 from __future__ import annotations
@@ -36,10 +36,7 @@ def pooling_of(folder: Path | None, config: ClassificationConfig) -> tuple[Pooli
         return "own", None
     settings = _read(folder / Path(str(part.get("path"))).name / "config.json")
     if not isinstance(settings, dict):
-        return (
-            "mean",
-            f"{_told('mean')}; the settings of its pooling are not in its folder, where mean is the usual one",
-        )
+        return "mean", f"{_told('mean')}; how it pools is not in its folder, and mean is the usual way"
     modes = [name for name, value in settings.items() if name.startswith("pooling_mode_") and value is True]
     mode = " and ".join(modes) or str(settings.get("pooling_mode"))
     if mode not in KNOWN:

@@ -46,10 +46,8 @@ def cached_shape(
 def _key(settings: dict[str, Any], head: NewHead | None) -> str:
     parts: list[Any] = [FORMAT, RECORDED, version("transformers"), settings]
     if head is not None:
-        own = asdict(head) | {
-            "words": head.words or None,
-            "pooled": head.pooled or None,
-        }  # so that the keys of other heads stay what they were
+        later = {"words": head.words or None, "pooled": head.pooled or None}  # other heads keep their keys
+        own = asdict(head) | later
         parts.append({name: value for name, value in own.items() if value is not None})
         parts += [IMAGE_PASSES] if head.image is not None else []
     text = json.dumps(parts, sort_keys=True)

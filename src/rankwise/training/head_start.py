@@ -79,8 +79,8 @@ def _last_layer(objective: Classifier, model: LoadedModel) -> nn.Linear | None:
 
 @torch.no_grad()
 def features_of(objective: Classifier, module: nn.Module, layer: nn.Linear, rows: Sequence[Tokens]) -> Tensor | None:
-    """What the layer reads of each row (N, D); of a decoder, at the last token. None where the layer's outputs there are
-    not the classifier's."""
+    """What the layer reads of each row (N, D); of a decoder, at the last token. None where the layer's outputs there
+    are not the classifier's."""
     device, read = layer.weight.device, list[Tensor]()
     order = sorted(range(len(rows)), key=lambda at: len(rows[at].ids), reverse=True)
     hook = layer.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))

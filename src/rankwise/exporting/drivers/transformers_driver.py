@@ -180,6 +180,8 @@ def _classified(request: dict[str, Any], adapter: bool) -> dict[str, Any]:
     if not images:
         base.config.pad_token_id = read.pad_token_id if read.pad_token_id is not None else read.eos_token_id
     model = _adapted(base, folder)
+    if (pooling := request.get("pooling", "own")) != "own":
+        _read_pooled(base, pooling)
     replies: list[dict[str, Any]] = []
     with torch.inference_mode():
         for one in request["questions"]:
@@ -188,6 +190,24 @@ def _classified(request: dict[str, Any], adapter: bool) -> dict[str, Any]:
             shares = outputs.sigmoid() if request.get("several") else outputs.softmax(-1)
             replies.append({"outputs": (shares if names else outputs).tolist()})
     return {"replies": replies}
+
+
+def _read_pooled(base: Any, pooling: str) -> None:
+    """As the adapter's README says to."""
+    import torch
+
+    def pooled(body: Any, args: Any, inputs: Any, outputs: Any) -> Any:
+        states = outputs.last_hidden_state
+        real = inputs["attention_mask"][..., None].bool()
+        vector = {
+            "mean": lambda: states.masked_fill(~real, 0).sum(1) / real.sum(1),
+            "max": lambda: states.masked_fill(~real, -torch.inf).amax(1), "cls": lambda: states[:, 0],
+        }[pooling]()  # fmt: skip
+        outputs["pooler_output"] = torch.nn.functional.layer_norm(vector, vector.shape[-1:], eps=1e-12)
+        outputs["last_hidden_state"] = outputs["pooler_output"][:, None].expand_as(states)
+        return outputs
+
+    base.base_model.register_forward_hook(pooled, with_kwargs=True)
 
 
 def _with_new_head(kind: Any, request: dict[str, Any]) -> Any:

@@ -31,6 +31,10 @@ NEW_TOKENS = (
     "export --format merged."
 )
 
+POOLED = (
+    "{} has a head that reads the {} of all tokens (classification.pooling), which a merge file by file has no place for. "
+    "Use rankwise export --format merged."
+)
 EXPERTS = (
     "has factors of experts that lie in one parameter, which a merge file by file has no place for. Use rankwise "
     "export --format merged."
@@ -204,6 +208,8 @@ def _objective(artifacts: Sequence[Artifact], problems: list[str]) -> tuple[Obje
     if any(kind != kinds[0] for kind in kinds) or (kinds and len(reports) < len(artifacts)):
         names = some(artifact.described for artifact in artifacts)
         problems.append(f"these adapters were trained for different objectives or classes: {names}.")
+    elif kinds and (targets := kinds[0][0]) is not None and targets.pooling != "own":
+        problems.append(POOLED.format(artifacts[0].described, targets.pooling))
     return objective_for(reports[0]) if reports else artifacts[0].objective, bool(reports)
 
 
