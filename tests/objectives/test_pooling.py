@@ -1,4 +1,4 @@
-"""What the head of a classifier reads follows the model's folder, and is the same wherever the classifier is computed."""
+"""What the head of a classifier reads follows the model's folder, and is the same wherever it is computed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import rankwise
 from classifiers import encoder_folder, labelled, write_rows
 from rankwise.cli.main import app
 from rankwise.config.classification import ClassificationConfig
+from rankwise.inference.tuned_model import load_tuned
 from rankwise.models.pooling import pooled
 from rankwise.planning.pooling import pooling_of
-from rankwise.inference.tuned_model import load_tuned
 
 OLDER = "pooling_mode_mean_tokens", "pooling_mode_cls_token", "pooling_mode_max_tokens", "pooling_mode_lasttoken"
 RUN = ("--steps", "12", "--batch-size", "4", "--learning-rate", "0.005", "--rank", "2", "--set", "model.dtype=float32")
@@ -124,7 +124,7 @@ def test_a_run_reads_the_mean_in_training_in_prediction_and_in_its_readme(here):
     code = code.replace("path/or/name/of/base", "mean-bert").replace("print(", "found.append(")
     for text, expected in zip(TEXTS, ours, strict=True):
         found: list[Any] = []
-        exec(code.replace('"A text"', repr(text)), {"found": found})
+        exec(code.replace('"A text"', repr(text)), {"found": found})  # noqa: S102  the code of our own README
         np.testing.assert_allclose(found[0].softmax(-1)[0].detach(), expected, atol=1e-5)
 
 

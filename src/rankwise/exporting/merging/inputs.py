@@ -32,8 +32,8 @@ NEW_TOKENS = (
 )
 
 POOLED = (
-    "{} has a head that reads the {} of all tokens (classification.pooling), which a merge file by file has no place for. "
-    "Use rankwise export --format merged."
+    "{} has a head that reads the {} of all tokens (classification.pooling), which a merge file by file has no place "
+    "for. Use rankwise export --format merged."
 )
 EXPERTS = (
     "has factors of experts that lie in one parameter, which a merge file by file has no place for. Use rankwise "

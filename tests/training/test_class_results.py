@@ -1,0 +1,165 @@
+"""A classifier of texts begins with a fitted head, ends when validation says so, and says what its scores mean."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from classifiers import encoder_folder, labelled, write_rows
+from rankwise.cli.main import app
+from rankwise.config.experiment import Experiment
+from rankwise.config.models import ModelConfig
+from rankwise.data.classes import balanced_weights
+from rankwise.objectives.targets import target_loss, weight_of
+from rankwise.objectives.text_classification import TextClassification
+from rankwise.runs.records import LossRecord, silent
+from rankwise.runs.snapshot import RunSnapshot
+from rankwise.runs.target_facts import TargetFacts
+from rankwise.text.tokenize import Tokens
+from rankwise.training.head_start import CONVERGED, features_of, fit_head
+from rankwise.training.validation_classes import ClassScorer, never_predicted, rare_in, still_falling
+
+THREE = TargetFacts(classes=("ok", "fault", "attack"), counts=(300, 3, 1), pooling="mean")
+KINDS = {
+    "classes": TargetFacts(classes=("bad", "good"), counts=(20, 40), pooling="mean"),
+    "weighted": TargetFacts(classes=("bad", "good"), counts=(20, 40), weights=(3.0, 1.0), pooling="mean"),
+    "balanced": TargetFacts(classes=("bad", "good"), counts=(20, 40), balanced=True, pooling="mean"),
+    "several": TargetFacts(classes=("bad", "good", "long"), counts=(20, 40, 15), form="several", pooling="mean"),
+    "numbers": TargetFacts(low=0, high=1, pooling="mean"),
+}
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return encoder_folder(tmp_path_factory.mktemp("encoder") / "bert")
+
+
+def rows_for(kind: str, model: Any) -> list[Tokens]:
+    found = []
+    for at, row in enumerate(labelled(60)):
+        good, length = row["label"] == "good", row["text"].count("plot")
+        target = {"several": [float(not good), float(good), float(length > 2)], "numbers": float(good) + at % 3 / 10}
+        ids = tuple(model.tokenizer.encode(row["text"]))
+        found.append(Tokens(ids, (False,) * len(ids), target=target.get(kind, int(good))))
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_fitted_head_is_the_minimum(encoder, kind):
+    objective = TextClassification(KINDS[kind])
+    model = objective.load(ModelConfig(name=str(encoder), dtype="float32"), silent)
+    rows, head = rows_for(kind, model), model.module.classifier
+    fitted = fit_head(objective, model, rows)
+    assert fitted is not None and fitted.gradient <= CONVERGED and fitted.rows == 60
+    targets = objective.targets
+    if targets.balanced:
+        targets = targets.model_copy(update={"weights": balanced_weights(targets.counts)})
+    features = features_of(objective, model.module, head, rows).double()
+    values = torch.tensor([row.target for row in rows])
+    weight, bias = (one.detach().double().requires_grad_() for one in (head.weight, head.bias))
+    outputs = features @ weight.T + bias
+    loss = target_loss(outputs if targets.classes else outputs[:, 0], values, targets) / weight_of(values, targets)
+    scale = float((features**2).sum(1).mean())
+    (loss + fitted.penalty * scale / 2 * (weight**2).sum()).backward()
+    assert max(float(one.grad.abs().max()) for one in (weight, bias)) < 1e-4  # the head is float32
+    constant = values.double().mean(0) if kind == "numbers" else None
+    assert constant is None or loss.item() < float(((values - constant) ** 2).mean())
+
+
+def test_a_head_that_features_tell_nothing_about_stays_as_it_was_drawn(encoder):
+    objective = TextClassification(KINDS["classes"])
+    model = objective.load(ModelConfig(name=str(encoder), dtype="float32"), silent)
+    before = model.module.classifier.weight.clone()
+    drawn = [Tokens(row.ids, row.loss_mask, target=at // 12 % 2) for at, row in enumerate(rows_for("x", model))]
+    assert fit_head(objective, model, drawn) is None and fit_head(objective, model, drawn[:6]) is None
+    assert torch.equal(model.module.classifier.weight, before)
+
+
+def scorer(actual: list[int], predicted: list[int], targets: TargetFacts = THREE) -> ClassScorer:
+    rows = [Tokens((1,), (False,), target=one) for one in actual]
+    made = ClassScorer(None, None, SimpleNamespace(targets=targets), None, rows)
+    made.counted[9] = Counter(predicted), Counter(actual)
+    return made
+
+
+def loss(step: int, value: float) -> LossRecord:
+    return LossRecord(step=step, loss=value, loss_tokens=9, sequences=9)
+
+
+def test_figures_that_cannot_mean_anything_are_said():
+    counted = scorer([0] * 29 + [1], [0] * 30)
+    (rare,) = rare_in(counted)
+    assert '"fault" (1), "attack" (0)' in rare and '"ok"' not in rare
+    (one,) = never_predicted(counted, 9, 1e-3)
+    assert 'the same class, "ok"' in one and "--learning-rate 0.00025" in one
+    (never,) = never_predicted(scorer([0] * 20 + [1] * 6 + [2] * 5, [0] * 25 + [2] * 6), 9, 1e-3)
+    assert '"fault" (6 rows)' in never and "classification.sampling=balanced" in never and "300" in never
+    even = THREE.model_copy(update={"counts": (30, 20, 10)})
+    (never,) = never_predicted(scorer([0] * 20 + [1] * 6 + [2] * 5, [0] * 25 + [2] * 6, even), 9, 1e-3)
+    assert "sampling" not in never and "--epochs" in never
+    fine = scorer([0, 1, 2] * 5, [0, 1, 2] * 5)
+    assert rare_in(fine) == never_predicted(fine, 9, 1e-3) == [] == rare_in(scorer([0, 1], [0, 1], TargetFacts()))
+    (falling,) = still_falling([loss(0, 2.0), loss(5, 1.0), loss(10, 0.8)], 10, 2.0)
+    assert "from 1 to 0.8" in falling and "--epochs 4" in falling
+    assert not still_falling([loss(0, 2.0), loss(5, 0.81), loss(10, 0.8)], 10, 2.0)
+    assert not still_falling([loss(0, 2.0), loss(5, 1.0), loss(8, 0.5)], 10, 2.0)
+
+
+@pytest.mark.parametrize(("more", "expected"), [
+    ({}, (4.0, "last", None)), ({"data": {"path": "x", "held_out": 5}}, (10.0, "best", 2)),
+    ({"training": {"steps": 7}}, (None, "last", None)), ({"training": {"epochs": 3}}, (3.0, "last", None)),
+    ({"data": {"path": "x", "held_out": 5}, "validation": {"keep": "last"}}, (10.0, "last", None)),
+    ({"data": {"path": "x", "held_out": 5}, "validation": {"patience": 5}}, (10.0, "best", 5)),
+    ({"objective": "image-classification"}, (None, "last", None)), ({"objective": "auto"}, (None, "last", None)),
+])  # fmt: skip
+def test_how_long_a_classifier_learns_where_nothing_is_said(more, expected):
+    given = {"model": "m", "data": "x", "run": "r", "objective": "sequence-classification", **more}
+    found = Experiment(**given).with_class_defaults()
+    assert (found.training.epochs, found.validation.keep, found.validation.patience) == expected
+
+
+def test_a_run_of_defaults_stops_keeps_the_best_and_says_what_it_stands_beside(encoder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"body": row["text"], "queue": row["label"], "id": at} for at, row in enumerate(labelled(80))]
+    words = ("--data", write_rows("rows.jsonl", rows), "--text", "body", "--label", "queue", "--ignore-columns", "id")
+    words = ("train", "--model", str(encoder), *words, "--held-out", "20", "--run", "r", "--set", "model.dtype=float32")
+    pooled = (*words, "--set", "classification.pooling=mean")
+    result = CliRunner().invoke(app, list(pooled))
+    assert result.exit_code == 0, (result.output, result.exception)
+    said = " ".join(result.output.split())
+    assert "the head begins with what fits 60 rows best" in said and "for comparison: logistic regression on" in said
+    run = RunSnapshot.finished("r")
+    results = run.manifest.results
+    assert run.experiment.validation.keep == "best" and run.experiment.training.epochs == 10
+    assert results.baselines["vectors"] == results.validation_accuracy_before
+    assert results.baselines["largest_class"] == pytest.approx(0.65, abs=0.1)
+    losses = {one.step: one.loss for one in run.history.losses}
+    assert results.kept_step == min(losses, key=lambda step: (losses[step], step))
+    assert results.validation_loss_after == min(losses.values())
+
+
+def test_words_are_those_of_scikit_learn():
+    pytest.importorskip("sklearn")
+    from scipy.sparse import hstack
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    from rankwise.evaluation.word_baseline import words_predict
+
+    rows = labelled(90)
+    texts, labels = [row["text"] for row in rows], [int(row["label"] == "good") for row in rows]
+    parts = [TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
+             TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True)]  # fmt: skip
+    fitted = LogisticRegression(C=10, max_iter=1000).fit(
+        hstack([one.fit_transform(texts[:60]) for one in parts]), labels[:60]
+    )
+    theirs = fitted.predict(hstack([one.transform(texts[60:]) for one in parts])).tolist()
+    assert words_predict(texts[:60], labels[:60], texts[60:]) == theirs
+    assert np.mean(np.equal(theirs, labels[60:])) > 0.9
