@@ -20,11 +20,27 @@ from __future__ import annotations
 import csv
 import json
 import random
+import statistics
+import time
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
 
 from claims import data
+from stored_cells import command, fresh
+
+from rankwise.commands.evaluate import evaluate
+from rankwise.commands.train import train
+from rankwise.config.experiment import Experiment
+from rankwise.config.models import ModelConfig
+from rankwise.models.sources import find
+from rankwise.runs.records import silent
 
 MODEL, TRAINED, TESTED = "minilm", 700, 300
-SEEDS = (0, 1, 2)
+WAYS, SEEDS, STRENGTHS = ("words", "vectors", "ours"), (0, 1, 2), (0.1, 1.0, 10.0, 100.0)
+Rows = list[dict[str, str]]
+Cell = tuple[str, str, int]
 QUEUES = {
     "billing": (
         0.3,
@@ -172,3 +188,107 @@ def parts(name: str, seed: int) -> tuple[list[dict[str, str]], list[dict[str, st
     rows = SETS[name](seed)
     random.Random(seed).shuffle(rows)
     return rows[:TRAINED], rows[TRAINED : TRAINED + TESTED]
+
+
+def run(folder: Path, cell: Cell) -> dict[str, Any]:
+    name, way, seed = cell
+    trained, tested = parts(name, seed)
+    labels, actual = ([row["label"] for row in rows] for rows in (trained, tested))
+    largest = max(labels, key=labels.count)
+    began = time.perf_counter()
+    found = {"ours": ours, "words": words, "vectors": vectors}[way](folder, cell, trained, tested)
+    return {
+        "kind": "cell", "cell": list(cell), **found, "largest": actual.count(largest) / len(actual),
+        "trained": len(trained), "tested": len(tested), "seconds": time.perf_counter() - began,
+    }  # fmt: skip
+
+
+def ours(folder: Path, cell: Cell, trained: Rows, tested: Rows) -> dict[str, Any]:
+    files = {part: folder / f"{cell[0]}-{cell[2]}-{part}.jsonl" for part in ("trained", "tested")}
+    for file, rows in zip(files.values(), (trained, tested), strict=True):
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    name = fresh(f"{cell[0]}-{cell[2]}")
+    experiment = Experiment(
+        model=MODEL, run=name, data={"path": str(files["trained"]), "held_out": len(trained) // 10},
+        training={"seed": cell[2]},
+    )  # fmt: skip
+    results = train(experiment).manifest.results
+    assert results is not None
+    scores = evaluate(name, data=str(files["tested"]), callback=silent).tuned.metrics
+    return {
+        "accuracy": scores["accuracy"].value, "f1": scores["f1"].value, "steps": results.steps,
+        "kept": results.kept_step, "train_seconds": results.train_seconds, "baselines": results.baselines,
+    }  # fmt: skip
+
+
+def words(folder: Path, cell: Cell, trained: Rows, tested: Rows) -> dict[str, Any]:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.pipeline import make_union
+
+    parts = [TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
+             TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True)]  # fmt: skip
+    both = make_union(*parts)
+    return _fitted(both.fit_transform([row["text"] for row in trained]), trained,
+                   both.transform([row["text"] for row in tested]), tested)  # fmt: skip
+
+
+def vectors(folder: Path, cell: Cell, trained: Rows, tested: Rows) -> dict[str, Any]:
+    return _fitted(_means(trained), trained, _means(tested), tested)
+
+
+def _means(rows: Rows) -> Any:
+    """By transformers alone, as its documentation of such models says to."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    source = find(ModelConfig(name=MODEL), silent).folder
+    tokenizer, model, found = AutoTokenizer.from_pretrained(source), AutoModel.from_pretrained(source).eval(), []
+    for at in range(0, len(rows), 32):
+        texts = [row["text"] for row in rows[at : at + 32]]
+        given = tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
+        with torch.inference_mode():
+            states, real = model(**given).last_hidden_state, given["attention_mask"][..., None]
+        found.append((states * real).sum(1) / real.sum(1))
+    return torch.cat(found).numpy()
+
+
+def _fitted(features: Any, trained: Rows, others: Any, tested: Rows) -> dict[str, Any]:
+    """With the strength that five folds of the training rows choose."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import f1_score
+    from sklearn.model_selection import GridSearchCV
+
+    search = GridSearchCV(LogisticRegression(max_iter=2000), {"C": STRENGTHS}, cv=5)
+    predicted = search.fit(features, [row["label"] for row in trained]).predict(others)
+    actual = [row["label"] for row in tested]
+    right = sum(one == other for one, other in zip(predicted, actual, strict=True)) / len(actual)
+    return {"accuracy": right, "f1": f1_score(actual, predicted, average="macro"), "C": search.best_params_["C"]}
+
+
+def cells(done: dict[Any, dict[str, Any]], sets: list[str], ways: list[str]) -> Iterator[Cell]:
+    for seed, name, way in product(SEEDS, sets, ways):
+        yield name, way, seed
+
+
+def table(folder: Path, done: dict[Any, dict[str, Any]]) -> Iterator[str]:
+    yield "| rows | words | vectors | ours | against the better | largest class | seconds: words, vectors, ours |"
+    yield "|---|---|---|---|---|---|---|"
+    for name in SETS:
+        seeds = [seed for seed in SEEDS if all((name, way, seed) in done for way in WAYS)]
+        if not seeds:
+            continue
+        of = {way: [done[name, way, seed] for seed in seeds] for way in WAYS}
+        means = {way: statistics.mean(one["accuracy"] for one in of[way]) for way in WAYS}
+        each = {way: ", ".join(f"{one['accuracy']:.3f}" for one in of[way]) for way in WAYS}
+        best = max(means["words"], means["vectors"])
+        largest = statistics.mean(one["largest"] for one in of["ours"])
+        seconds = ", ".join(f"{statistics.mean(one['seconds'] for one in of[way]):.0f}" for way in WAYS)
+        listed = " | ".join(f"{means[way]:.3f} ({each[way]})" for way in WAYS)
+        yield f"| {name} | {listed} | {100 * (means['ours'] - best):+.1f} points | {largest:.3f} | {seconds} |"
+
+
+if __name__ == "__main__":
+    command(
+        __doc__, "classifiers.jsonl", {"sets": ",".join(SETS), "ways": ",".join(WAYS)}, cells, run,
+        lambda row: f"{row['accuracy']:.3f} {row['seconds']:.0f} s", table,
+    )  # fmt: skip

@@ -102,7 +102,7 @@ FLAGS = {
         "Side of the square images that the model receives, in pixels.  [default: the model's own]"),
     "augmentation": Flag("images.augmentation", str,
         "How training images are varied: none, flip, crop or trivial.  [default: none]"),
-    "epochs": Flag("training.epochs", float, "Passes over the rows.  [default: 2]"),
+    "epochs": Flag("training.epochs", float, "Passes over the rows.  [default: 2; of a classifier of texts, until its validation stops improving]"),
     "steps": Flag("training.steps", int, "Optimizer steps, instead of epochs."),
     "batch_size": Flag("training.batch_size", int, "Rows per optimizer step."),
     "learning_rate": Flag("training.learning_rate", float,

@@ -14,8 +14,8 @@ from rankwise.system.hub import could_be_hub_id
 LONGEST_NAME = 256
 FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
 ESSENTIAL = ["config.json", "tokenizer.json", "model*.safetensors"]
-UNUSED = ["consolidated*", "*/*"]
-"""Weights in another layout, and subfolders with other formats."""
+UNUSED = ["consolidated*", "[!1]*/*", "1[!_]*/*", "1_[!P]*/*"]
+"""Weights in another layout, and subfolders with other formats; not 1_Pooling, which says how a text is pooled."""
 
 
 def is_here(spec: ModelConfig) -> bool:

