@@ -20,8 +20,8 @@ class TrainingConfig(Config):
     """How a run is trained."""
 
     epochs: Annotated[Number, Field(gt=0, le=1000)] | None = None
-    """Passes over the training rows. The default is 2 if steps is not given either; of a classifier of texts it is 4, or
-    with validation rows 10 at most, until they show no improvement (validation.keep best, validation.patience 2)."""
+    """Passes over the training rows. The default is 2 if steps is not given either; of a classifier of texts it is 4,
+    or with validation rows 10 at most, until they show no improvement (validation.keep best, validation.patience 2)."""
     steps: PositiveInt | None = None
     """Number of optimizer steps. Give either steps or epochs."""
     batch_size: PositiveInt = 16
