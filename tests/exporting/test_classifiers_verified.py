@@ -61,6 +61,8 @@ def home(tmp_path_factory):
         for run, rows in (("texts", "rows.jsonl"), ("numbers", "scaled.jsonl")):
             words = ("train", "--model", "tiny-bert", "--data", rows, "--run", run, "--held-out", "6", *COMMON)
             assert rankwise(*words).exit_code == 0
+        words = ("train", "--model", "tiny-bert", "--data", "rows.jsonl", "--run", "pooled", "--held-out", "6", *COMMON)
+        assert rankwise(*words, "--set", "classification.pooling=mean").exit_code == 0
         tagger_folder(Path("tiny-tagger"))
         write_rows("tagged.jsonl", spanned(24))
         write_rows("several.jsonl", several(24))
@@ -88,7 +90,7 @@ def here(home, monkeypatch):
 
 
 @pytest.mark.parametrize("format", ["peft", "merged"])
-@pytest.mark.parametrize("run", ["texts", "numbers", "several", "tagged", "images"])
+@pytest.mark.parametrize("run", ["texts", "pooled", "numbers", "several", "tagged", "images"])
 def test_a_classifier_arrives(tmp_path, run, format):
     result = rankwise("export", run, "--to", tmp_path / "out", "--format", format, "--json")
     assert result.exit_code == 0, result.output
