@@ -22,6 +22,7 @@ from rankwise.errors import ModelError
 MAGIC = b"GGUF"
 MOST_SETTINGS, MOST_TENSORS, MOST_ITEMS = 10_000, 100_000, 1_000_000
 LONGEST_NAME, LONGEST_KEPT, LONGEST_LIST = 1_024, 256, 4_096
+LONGEST_TEMPLATE, LARGEST_VOCABULARY = 1_000_000, 100_000_000
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """By type, as struct writes them."""
 TEXT, ARRAY = 8, 9
@@ -36,7 +37,7 @@ BLOCKS = {
 """Numbers and bytes of a block, by type: F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K and BF16, in which a
 base is trained as it lies."""
 
-Value = int | float | bool | str | list[int | float]
+Value = int | float | bool | str | list[int | float] | list[str]
 
 
 @dataclass
@@ -58,10 +59,11 @@ class _Damaged(Exception):
     pass
 
 
-def read_gguf_header(file: Path) -> GgufHeader:
+def read_gguf_header(file: Path, *, vocabulary: bool = False) -> GgufHeader:
+    """With its `vocabulary`, the texts and lists of the tokenizer are kept too."""
     try:
         with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Reader(data).header()
+            return _Reader(data, vocabulary=vocabulary).header()
     except _Damaged as error:
         raise ModelError(f"{file} cannot be read as a GGUF file: {error}.") from None
     except (OSError, ValueError) as error:  # an empty file cannot be mapped
@@ -84,8 +86,8 @@ def matrix_bytes(header: GgufHeader) -> int:
 
 
 class _Reader:
-    def __init__(self, data: mmap.mmap) -> None:
-        self._data = data
+    def __init__(self, data: mmap.mmap, *, vocabulary: bool) -> None:
+        self._data, self._vocabulary = data, vocabulary
         self._size = len(data)
         self._position = 0
 
@@ -152,35 +154,46 @@ class _Reader:
         """None for what is passed over."""
         if kind in NUMBERS:
             return self._number(NUMBERS[kind])
+        kept = self._vocabulary and key.startswith("tokenizer.")
         if kind == TEXT:
             length = self._number("Q")
-            if length <= LONGEST_KEPT:
+            if length <= (LONGEST_TEMPLATE if kept else LONGEST_KEPT):
                 return self._text(length, f'"{key}"')
             self._take(length)
             return None
         if kind == ARRAY:
-            return self._array(key)
+            return self._array(key, kept=kept)
         raise _Damaged(f"setting {shown(key)} has the unknown type {kind}")
 
-    def _array(self, key: str) -> list[int | float] | None:
+    def _array(self, key: str, *, kept: bool) -> list[int | float] | list[str] | None:
         kind, count = self._number("I"), self._number("Q")
         if kind in NUMBERS:
             form = NUMBERS[kind]
             size = struct.calcsize(f"<{form}")
             begin = self._take(count * size)
-            return list(struct.unpack_from(f"<{count}{form}", self._data, begin)) if count <= LONGEST_LIST else None
+            most = MOST_ITEMS if kept else LONGEST_LIST
+            return list(struct.unpack_from(f"<{count}{form}", self._data, begin)) if count <= most else None
         if kind != TEXT:
             raise _Damaged(f"setting {shown(key)} is an array of the unknown type {kind}")
         if count > MOST_ITEMS:
             raise _Damaged(f"setting {shown(key)} announces {count:,} texts, and at most {MOST_ITEMS:,} are read")
         length_of, data, size, place = struct.Struct("<Q").unpack_from, self._data, self._size, self._position
+        spans: list[tuple[int, int]] = []
         for _ in range(count):  # a vocabulary, so this is the one loop that must be quick
             if place + 8 > size:
                 self._take(size)
-            place += 8 + length_of(data, place)[0]
-        self._position = min(place, size)
+            begin = place + 8
+            place = begin + length_of(data, place)[0]
+            if kept:
+                spans.append((begin, place))
+        read, self._position = place - self._position, min(place, size)
         self._take(place - self._position)
-        return None
+        if not kept or read > LARGEST_VOCABULARY:
+            return None
+        try:
+            return [data[begin:end].decode("utf-8") for begin, end in spans]
+        except UnicodeDecodeError:
+            raise _Damaged(f"a text of {shown(key)} is not UTF-8") from None
 
     def _dimensions(self, name: str) -> tuple[int, ...]:
         count = self._number("I")

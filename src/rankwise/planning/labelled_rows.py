@@ -14,7 +14,7 @@ from typing import Any
 from rankwise.config.data import DataConfig
 from rankwise.data.sample import Sample, Seen, sample_rows
 from rankwise.errors import DataError
-from rankwise.planning.planned_rows import opened, refuse_unread
+from rankwise.planning.planned_rows import opened, refuse_unread, tokenizer_in
 from rankwise.planning.rows import CHARACTERS, Counted, Drawn, PlannedRows, planned_rows, together, without_held_out
 from rankwise.text.targets import texts_of
 
@@ -27,12 +27,11 @@ TARGET = 1
 """A row has one target, which its loss is of."""
 
 
-def labelled_rows_of(spec: DataConfig, folder: Path | None = None, context: int | None = None) -> PlannedRows:
-    """`folder` is the model's, if it is here, and `context` the longest text that the model reads."""
-    settings = _settings(folder)
-    file = folder / "tokenizer.json" if folder is not None else None
-    exact = file is not None and file.is_file()
-    count = by_tokenizer(file, joins=not settings.get("sep_token")) if file is not None and exact else by_characters
+def labelled_rows_of(spec: DataConfig, model: Path | None = None, context: int | None = None) -> PlannedRows:
+    """`model` is the model's folder or GGUF file, if it is here, and `context` the longest text that it reads."""
+    settings, file = _settings(model), tokenizer_in(model)
+    exact = file is not None
+    count = by_characters if file is None else by_tokenizer(file, joins=not settings.get("sep_token"))
     seen = [(source, sample_rows(spec, source)) for source in spec.all_sources]
     if spec.on_bad_row == "stop":
         refuse_unread([sample for _, sample in seen])

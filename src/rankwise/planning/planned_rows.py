@@ -1,7 +1,7 @@
 """The rows of a plan: some of them read and their tokens counted, without torch and without transformers.
 
-Tokens are counted by the model's `tokenizer.json` where there is one, else taken from characters. What the chat
-template adds is counted on short conversations (planned_template.py), not on each row.
+Tokens are counted by the model's `tokenizer.json`, or the tokenizer in its GGUF file, where there is one, else taken
+from characters. What the chat template adds is counted on short conversations (planned_template.py), not on each row.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 from rankwise.config.data import DataConfig
 from rankwise.data.sample import Sample, Seen, sample_rows
 from rankwise.errors import DataError, ModelError, first_line
+from rankwise.planning.gguf_tokenizer import gguf_tokenizer, holds_tokenizer
 from rankwise.planning.planned_template import Around, Count, around_of
 from rankwise.planning.rows import (
     AFTER_ANSWER,
@@ -30,15 +31,15 @@ LONG = 20_000
 """Characters of a text that are counted; what follows is taken to be like it."""
 
 
-def rows_of(spec: DataConfig, folder: Path | None = None, context: int | None = None) -> PlannedRows:
-    """`folder` is the model's, if it is here: its tokenizer.json and its chat template are read. `context` is the
-    longest text that the model reads."""
-    count, exact = counting(folder)
+def rows_of(spec: DataConfig, model: Path | None = None, context: int | None = None) -> PlannedRows:
+    """`model` is the model's folder or GGUF file, if it is here: its tokenizer and its chat template are read.
+    `context` is the longest text that the model reads."""
+    count, exact = counting(model)
     found = [(source, sample_rows(spec, source)) for source in spec.all_sources]
     if spec.on_bad_row == "stop":
         refuse_unread([seen for _, seen in found])
     talks = any(example.text is None for _, seen in found for row in seen.drawn for example in row.examples)
-    around = around_of(spec, folder, count) if exact and talks else Around()
+    around = around_of(spec, model, count) if exact and talks else Around()
     limit = min(spec.max_length, context or spec.max_length)
     parts = []
     for source, seen in found:
@@ -47,12 +48,17 @@ def rows_of(spec: DataConfig, folder: Path | None = None, context: int | None = 
     return without_held_out(together(parts), spec)
 
 
-def counting(folder: Path | None) -> tuple[Count, bool]:
-    """How tokens are counted, and whether it is exact: by the tokenizer in the model's folder, or from characters."""
-    tokenizer = folder / "tokenizer.json" if folder is not None else None
-    if tokenizer is None or not tokenizer.is_file():
-        return by_characters, False
-    return by_tokenizer(tokenizer), True
+def counting(model: Path | None) -> tuple[Count, bool]:
+    """How tokens are counted, and whether it is exact: by the tokenizer in the model's folder or GGUF file, or from
+    characters."""
+    tokenizer = tokenizer_in(model)
+    return (by_characters, False) if tokenizer is None else (by_tokenizer(tokenizer), True)
+
+
+def tokenizer_in(model: Path | None) -> Path | None:
+    """The file that a tokenizer is read from."""
+    file = None if model is None else model if holds_tokenizer(model) else model / "tokenizer.json"
+    return file if file is not None and file.is_file() else None
 
 
 def refuse_unread(samples: Sequence[Sample]) -> None:
@@ -77,11 +83,13 @@ def by_characters(texts: Sequence[str]) -> list[int]:
 
 
 def opened(path: Path) -> Any:
-    """A tokenizer.json that counts whole texts."""
+    """A tokenizer.json, or the tokenizer in a GGUF file, that counts whole texts."""
     from tokenizers import Tokenizer
 
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = gguf_tokenizer(path) if holds_tokenizer(path) else Tokenizer.from_file(str(path))
+    except ModelError:
+        raise
     except Exception as error:  # the library raises nothing narrower
         raise ModelError(f"{path}: cannot be read as a tokenizer: {first_line(error)}.") from None
     tokenizer.no_truncation()

@@ -16,6 +16,7 @@ from typing import Any
 from rankwise.config.data import DataConfig
 from rankwise.config.recipe import recipe_named
 from rankwise.errors import TemplateError
+from rankwise.planning.gguf_tokenizer import holds_tokenizer, template_settings
 from rankwise.planning.rows import AROUND_MESSAGE
 from rankwise.text.template_process import Conversation, render_conversations
 
@@ -32,10 +33,11 @@ class Around:
     """Instead of `conversation` where it brings a system message."""
 
 
-def around_of(spec: DataConfig, folder: Path | None, count: Count) -> Around:
-    """Of the recipe's template, or of the model's in `folder`."""
-    settings = _read(folder / "tokenizer_config.json") if folder is not None else {}
-    template = recipe_named(spec.recipe).template if spec.recipe is not None else _template(folder, settings)
+def around_of(spec: DataConfig, model: Path | None, count: Count) -> Around:
+    """Of the recipe's template, or of that in the model's folder or GGUF file."""
+    in_file = model is not None and holds_tokenizer(model)
+    settings = {} if model is None else template_settings(model) if in_file else _read(model / "tokenizer_config.json")
+    template = recipe_named(spec.recipe).template if spec.recipe is not None else _template(model, settings)
     return measured(template, settings, count) if template is not None else Around()
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from rankwise.config.data import DataConfig
 from rankwise.data.sample import Sample, Seen, sample_rows
 from rankwise.errors import DataError
-from rankwise.planning.planned_rows import opened, refuse_unread
+from rankwise.planning.planned_rows import opened, refuse_unread, tokenizer_in
 from rankwise.planning.rows import CHARACTERS, Counted, Drawn, PlannedRows, planned_rows, together, without_held_out
 from rankwise.text.sequences import input_and_output
 
@@ -26,11 +26,11 @@ Lengths = tuple[Seen, int, int]
 """A row, and the tokens of its input and of its output."""
 
 
-def sequence_rows_of(spec: DataConfig, folder: Path | None = None, context: int | None = None) -> PlannedRows:
-    """`folder` is the model's, if it is here, and `context` the longest text that the model reads or writes."""
-    file = folder / "tokenizer.json" if folder is not None else None
-    exact = file is not None and file.is_file()
-    count = by_tokenizer(file) if file is not None and exact else by_characters
+def sequence_rows_of(spec: DataConfig, model: Path | None = None, context: int | None = None) -> PlannedRows:
+    """`model` is the model's folder, if it is here, and `context` the longest text that the model reads or writes."""
+    file = tokenizer_in(model)
+    exact = file is not None
+    count = by_characters if file is None else by_tokenizer(file)
     seen = [(source, sample_rows(spec, source)) for source in spec.all_sources]
     if spec.on_bad_row == "stop":
         refuse_unread([sample for _, sample in seen])

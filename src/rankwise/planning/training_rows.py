@@ -15,6 +15,7 @@ from rankwise.config.replay import ANSWER_TOKENS, replay_rows
 from rankwise.data.instructions import instructions
 from rankwise.errors import DataError
 from rankwise.planning.forecast import limit_of, longest_of
+from rankwise.planning.gguf_tokenizer import holds_tokenizer
 from rankwise.planning.image_rows import image_rows_of
 from rankwise.planning.labelled_rows import labelled_rows_of
 from rankwise.planning.planned_rows import counting, rows_of
@@ -33,8 +34,8 @@ def rows_of_training(config: Planned, shape: ModelShape) -> PlannedRows | None:
     """None where no data is named. DataError where no row is left to train on."""
     if config.data is None:
         return None
-    folder = Path(config.model.name).expanduser()
-    here = folder if folder.is_dir() else folder_here(config.model.name)
+    named = Path(config.model.name).expanduser()
+    here = named if named.is_dir() or holds_tokenizer(named) else folder_here(config.model.name)
     if shape.image is not None:
         rows = image_rows_of(config.data, shape.patches)
     else:
@@ -50,7 +51,7 @@ def rows_of_training(config: Planned, shape: ModelShape) -> PlannedRows | None:
     return _with_replay(rows, config, here, shape)
 
 
-def _with_replay(own: PlannedRows, config: Planned, folder: Path | None, shape: ModelShape) -> PlannedRows:
+def _with_replay(own: PlannedRows, config: Planned, model: Path | None, shape: ModelShape) -> PlannedRows:
     replay, data = config.training.replay, config.data
     if replay is None or data is None or shape.is_classifier:
         return own
@@ -58,9 +59,9 @@ def _with_replay(own: PlannedRows, config: Planned, folder: Path | None, shape: 
     if replay.data is not None:
         run = replay.data.run
         source = replay_rows(replay.data, data) if run is None else RunSnapshot.read(run).data_here
-        others = rows_of(source, folder, shape.context)
+        others = rows_of(source, model, shape.context)
     else:
-        others = _answers(config, folder, longest_of(config, shape))
+        others = _answers(config, model, longest_of(config, shape))
     count = others.documents.likely
     if not count:
         return own
@@ -68,11 +69,11 @@ def _with_replay(own: PlannedRows, config: Planned, folder: Path | None, shape: 
     return replace(mixed, replayed=float(among))
 
 
-def _answers(config: Planned, folder: Path | None, limit: int) -> PlannedRows:
+def _answers(config: Planned, model: Path | None, limit: int) -> PlannedRows:
     """The base's answers to the general instructions, one to each."""
     assert config.data is not None, "there are rows"
-    count, exact = counting(folder)
-    around = around_of(config.data, folder, count) if exact else Around()
+    count, exact = counting(model)
+    around = around_of(config.data, model, count) if exact else Around()
     written = round(WRITTEN * ANSWER_TOKENS)
     lengths = [
         round(tokens + 2 * around.message + around.conversation) + written for tokens in count(instructions())
