@@ -66,10 +66,10 @@ def _of_run(artifact: Artifact, base: str | None, callback: Callback, *, force: 
     assert named is not None, "a run names its base"
     source, known = find(named, callback), artifact.trained_on
     callback(StatusMessage(f"Base model: {source.name} in {source.folder}"))
-    if known is not None and not force and (own := source.fingerprint) != known.fingerprint:
+    if known is not None and not force and source.fingerprint != known.fingerprint:
         raise RunError(
             f"{artifact.described} was trained on {known.name} from {known.source} ({known.fingerprint}); "
-            f"{source.folder} has different weights ({own}). Use --force-base to extract anyway."
+            f"{source.folder} {known.differs(*source.fingerprints)}. Use --force-base to extract anyway."
         )
     kind = artifact.objective.kind
     return Pair(artifact.result, source, kind, named.revision, artifact.data_report)

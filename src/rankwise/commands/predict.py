@@ -216,7 +216,7 @@ def _answer(
     try:
         answers = answers_in_turn(
             tuned.model, prompts, spec, batch_size,
-            lambda done: callback(ProgressUpdate("Answering", done, len(prompts), "rows")), refuse_damage=True,
+            lambda done: callback(ProgressUpdate("Answering", done, len(prompts), "rows")),
         )  # fmt: skip
     except Exception as error:
         if is_out_of_memory(error):

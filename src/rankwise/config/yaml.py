@@ -59,7 +59,7 @@ def plain(
     _refuse_tag(node, name)
     if isinstance(node, CommentedMap):
         for key in node:
-            line = node.lc.data.get(key)  # a key that was merged in has none of its own
+            line = (node.lc.data or {}).get(key)  # a key that was merged in has none of its own
             if name and line:
                 origins[(*location, str(key))] = f"{name}:{line[0] + 1}"
         return {str(key): plain(item, origins, name, (*location, str(key)), count) for key, item in node.items()}

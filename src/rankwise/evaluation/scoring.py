@@ -144,7 +144,7 @@ def answers(
     try:
         written = answers_in_turn(
             model, prompts, spec, together, lambda done: callback(ProgressUpdate(what, done, len(prompts), "answers")),
-            refuse_damage=True, settled=(lambda at, text: is_wrong(text, requests[at])) if until_wrong else None,
+            settled=(lambda at, text: is_wrong(text, requests[at])) if until_wrong else None,
         )  # fmt: skip
     except Exception as error:
         if is_out_of_memory(error):

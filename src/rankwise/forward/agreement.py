@@ -249,8 +249,11 @@ def _in_float32(module: nn.Module) -> Iterator[None]:
         give_back()
 
 
-def check_finite(module: nn.Module) -> None:
-    spoiled = [name for name, value in module.named_parameters() if not value.isfinite().all()]
+def check_finite(module: nn.Module, kind: type[nn.Module] = nn.Module) -> None:
+    """Of the weights in modules of one kind."""
+    owners = {path for path, owner in module.named_modules() if isinstance(owner, kind)}
+    named = [one for one in module.named_parameters() if one[0].rpartition(".")[0] in owners]
+    spoiled = [name for name, value in named if not value.isfinite().all()]
     if spoiled:
         raise ModelError(
             f"weights of the model are NaN or infinite: {some(spoiled, 3)}. Training on them is impossible; "

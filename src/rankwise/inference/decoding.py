@@ -42,7 +42,7 @@ class Answer:
 @torch.inference_mode()
 def decode(
     model: LoadedModel, prompts: Sequence[Sequence[int]], spec: GenerationConfig, on_text: TextCallback | None = None,
-    *, refuse_damage: bool = False, settled: Settled | None = None,
+    *, refuse_damage: bool = True, settled: Settled | None = None,
 ) -> list[Answer]:  # fmt: skip
     """`prompts` are ids, computed together. `on_text` needs a single prompt. An answer
     stops early once it is `settled`."""

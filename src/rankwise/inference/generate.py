@@ -45,12 +45,12 @@ def asking_ids(model: LoadedModel, messages: Sequence[Message]) -> list[int]:
 
 def answers_in_turn(
     model: LoadedModel, prompts: Sequence[Sequence[int]], spec: GenerationConfig, together: int = TOGETHER,
-    on_progress: Callable[[int], None] = lambda done: None, *, refuse_damage: bool = False, lay_out: bool = True,
+    on_progress: Callable[[int], None] = lambda done: None, *, refuse_damage: bool = True, lay_out: bool = True,
     settled: Settled | None = None,
 ) -> list[Answer]:  # fmt: skip
     """Answer any number of prompts, given as token ids, at most `together` at once, in the prompts' order.
 
-    `on_progress` gets how many are done. `refuse_damage` refuses what a model with damaged weights writes. `lay_out`
+    `on_progress` gets how many are done. A model with damaged weights is an error with `refuse_damage`. `lay_out`
     packs the weights first, which is faster and takes their memory once more.
     """
     if not prompts:

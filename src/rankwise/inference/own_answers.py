@@ -68,7 +68,7 @@ def _draw(
         callback(ProgressUpdate("Answering for replay", draw * len(prompts) + done, whole, "answers"))
 
     roomy = not is_limited()
-    answers = answers_in_turn(model, prompts, settings, on_progress=report, refuse_damage=True, lay_out=roomy)
+    answers = answers_in_turn(model, prompts, settings, on_progress=report, lay_out=roomy)
     return [answer.ids for answer in answers]
 
 

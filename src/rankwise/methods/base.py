@@ -47,7 +47,8 @@ def check_base(model: LoadedModel, trained_on: BaseModelFacts, described: str, u
     if model.facts.fingerprint != trained_on.fingerprint and not force:
         raise RunError(
             f"{described} was trained on {trained_on.name} from {trained_on.source} ({trained_on.fingerprint}); "
-            f"the base model found now, from {model.facts.source}, has different weights ({model.facts.fingerprint}). "
+            f"the base model found now, from {model.facts.source}, "
+            f"{trained_on.differs(model.facts.fingerprint, model.facts.parts)}. "
             f"Use --force-base to {use} anyway."
         )
 

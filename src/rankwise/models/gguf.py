@@ -18,6 +18,7 @@ from typing import Any
 from rankwise.errors import ModelError, RankwiseError, first_line, is_out_of_memory, some
 from rankwise.models.gguf_tensors import check_tensors
 from rankwise.models.quiet import hush
+from rankwise.planning.gguf_tokenizer import checked_vocabulary
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage
 from rankwise.system.cache import GGUF_FOLDER, SOURCE, cache_folder
 from rankwise.system.files import need_space, published, sha256_of, write_json
@@ -55,6 +56,7 @@ def checked(file: Path, callback: Callback) -> None:
         if opened.read(4) != MAGIC:
             raise ModelError(f"{file} is not a GGUF file (it does not begin with GGUF).")
     hush()
+    checked_vocabulary(file)
     with refused(file):
         unused = check_tensors(file)
     if unused:

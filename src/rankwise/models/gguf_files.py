@@ -6,7 +6,9 @@ its bytes must be those of the rounded numbers, and the numbers that the package
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +93,10 @@ def write_gguf(
             value = tensor.value()
             writer.write_tensor_data(encoded(value, tensor.type) if isinstance(value, Tensor) else value)
             callback(ProgressUpdate("Writing tensors", at + 1, len(tensors), "tensors"))
+        for out in writer.fout or ():
+            out.flush()
+            if os.fstat(out.fileno()).st_size < out.tell():  # numpy, which writes the tensors, does not say it
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
     finally:
         writer.close()
 

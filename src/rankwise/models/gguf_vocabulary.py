@@ -16,13 +16,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from rankwise.errors import ModelError
-from rankwise.planning.gguf_tokenizer import CONTROL, MARK, SPLITS, USER_DEFINED
+from rankwise.planning.gguf_tokenizer import CONTROL, MARK, PREFIX, SPLITS, USER_DEFINED
 from rankwise.text.tokenizer import HubTokenizer
 
 Fields = dict[str, "int | float | bool | str | list[str] | list[int] | list[float]"]
 NORMAL, UNKNOWN, UNUSED, BYTE = 1, 2, 5, 6
 NO_SCORE = -1e9
-PREFIX = "tokenizer.ggml."
 
 
 def vocabulary_fields(tokenizer: HubTokenizer, size: int, described: str) -> tuple[Fields, list[str]]:

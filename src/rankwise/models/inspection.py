@@ -10,6 +10,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from rankwise.config.base import shown
 from rankwise.errors import ModelError, RemoteCodeError, some
 from rankwise.models.stored_quantization import quantization_problem
 from rankwise.models.timm_models import is_timm_config
@@ -39,6 +40,16 @@ def inspect_folder(folder: Path, *, trusted: bool = False) -> None:
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         settings = config if name == "config.json" else read_json(folder / name) if (folder / name).is_file() else {}
         _refuse_code(folder, name, settings, trusted or _is_native(config))
+        _refuse_templates(folder / name, settings.get("chat_template", ""))
+
+
+def _refuse_templates(file: Path, given: Any) -> None:
+    """A chat template is a text, or several by name."""
+    named = list(given.items()) if isinstance(given, dict) else [("default", given)]
+    if isinstance(given, list):
+        named = [(one.get("name"), one.get("template")) if isinstance(one, dict) else (None, one) for one in given]
+    if given is not None and not all(isinstance(part, str) for pair in named for part in pair):
+        raise ModelError(f'{file}: "chat_template" is {shown(given)}; a text, or several with names, is expected.')
 
 
 def _refuse_irregular(folder: Path) -> None:
@@ -127,17 +138,21 @@ def _texts(value: Any) -> list[str]:
 
 
 def fingerprint(folder: Path) -> str:
-    """Hash config, tokenizer, chat template and weights. Files up to 2 GB are hashed completely, larger ones by a
-    sample.
-    """
-    digest = hashlib.sha256()
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        digest.update((folder / name).read_bytes() if (folder / name).is_file() else b"")
+    return fingerprints(folder)[0]
+
+
+def fingerprints(folder: Path) -> tuple[str, dict[str, str]]:
+    """Hash config, tokenizer, chat template and weights: all together, and each by its name. Files up to 2 GB are
+    hashed completely, larger ones by a sample."""
+    named = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    parts = {name: (folder / name).read_bytes() if (folder / name).is_file() else b"" for name in named}
+    parts["weights"] = b""
     for file in sorted(folder.glob("*.safetensors")):
         size = file.stat().st_size
-        digest.update(f"{file.name}:{size}".encode())
-        digest.update(sha256_of(file).encode() if size <= 2e9 else _sample(file, size))
-    return digest.hexdigest()[:16]
+        parts["weights"] += f"{file.name}:{size}".encode()
+        parts["weights"] += sha256_of(file).encode() if size <= 2e9 else _sample(file, size)
+    hashes = {name: hashlib.sha256(content).hexdigest()[:16] for name, content in parts.items()}
+    return hashlib.sha256(b"".join(parts.values())).hexdigest()[:16], hashes
 
 
 def _sample(file: Path, size: int) -> bytes:

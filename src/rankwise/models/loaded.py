@@ -82,6 +82,7 @@ class LoadedModel:
             name=self.source.name,
             source=self.source.where,
             fingerprint=self.source.fingerprint,
+            parts=self.source.fingerprints[1],
             dtype=str(self.precision.dtype).removeprefix("torch."),
             device=str(self.precision.device),
             quantization=self.quantization,

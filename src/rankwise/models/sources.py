@@ -16,7 +16,7 @@ from rankwise.errors import ModelError, RankwiseError, did_you_mean, first_line,
 from rankwise.models.cached import FILES, LONGEST_NAME, UNUSED, cached_hub_models, in_hub_cache
 from rankwise.models.gguf import converted
 from rankwise.models.gguf_mapped import gguf_folder
-from rankwise.models.inspection import fingerprint, inspect_folder, read_json
+from rankwise.models.inspection import fingerprints, inspect_folder, read_json
 from rankwise.models.starters import STARTERS, Starter, index_copy, index_folder
 from rankwise.models.stored_quantization import stored_format
 from rankwise.runs.records import Callback, StatusMessage
@@ -56,7 +56,12 @@ class Source:
     def fingerprint(self) -> str:
         """Of the weights and of what is read beside them. A GGUF file has the same one converted and as it lies, since
         its numbers are the same: the beginning of its SHA-256, which its folder is named after."""
-        return fingerprint(self.folder) if self.gguf is None else self.folder.name.removeprefix(GGUF_FOLDER)
+        return self.fingerprints[0]
+
+    @cached_property
+    def fingerprints(self) -> tuple[str, dict[str, str]]:
+        """With that of each part of a folder."""
+        return fingerprints(self.folder) if self.gguf is None else (self.folder.name.removeprefix(GGUF_FOLDER), {})
 
     @property
     def name_for_peft(self) -> str:

@@ -63,6 +63,9 @@ def size_problems(settings: Any, name: str = "", *, any_number: bool = True) -> 
     if isinstance(settings, dict):
         if not name and not isinstance(settings.get("model_type"), str | None):
             yield f'setting "model_type" is {shown(settings["model_type"])}; the name of an architecture is expected.'
+        named = settings.get("architectures") or []
+        if not name and not (isinstance(named, list) and all(isinstance(one, str) for one in named)):
+            yield f'setting "architectures" is {shown(named)}; a list of names is expected.'
         yield from _head_problems(settings.get("num_attention_heads"), settings.get("num_key_value_heads"))
         for key, value in settings.items():
             yield from size_problems(value, str(key), any_number=any_number)
@@ -78,8 +81,8 @@ def size_problems(settings: Any, name: str = "", *, any_number: bool = True) -> 
             yield f'"{name}" is {shown(settings)}; no classifier has more than {MOST_LABELS:,} classes.'
         elif settings > WIDEST and name.endswith(WIDTHS):
             yield f'"{name}" is {shown(settings)}; no model has one beyond {WIDEST:,}.'
-        elif settings == 0 and name in NOT_ZERO:
-            yield f'"{name}" is 0; every model has at least 1.'
+        elif settings < 1 and name in NOT_ZERO:
+            yield f'"{name}" is {shown(settings)}; every model has at least 1.'
 
 
 def _head_problems(heads: Any, shared: Any) -> Iterator[str]:

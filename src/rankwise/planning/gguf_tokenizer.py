@@ -6,15 +6,20 @@ file lists none. Of any other kind tokens are taken from characters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from rankwise.config.base import shown
 from rankwise.errors import ModelError, first_line
-from rankwise.planning.gguf_header import Value, read_gguf_header
+from rankwise.planning.gguf_header import read_gguf_header
 
+PREFIX = "tokenizer.ggml."
+MODEL, TOKENS, TEMPLATE = f"{PREFIX}model", f"{PREFIX}tokens", "tokenizer.chat_template"
 BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
-"""tokenizer.ggml.model."""
+"""What MODEL may be."""
+SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+"""GGUF's names of the special tokens, by transformers'."""
 CONTROL, USER_DEFINED = 3, 4
 LONGEST_PIECE = 64
 """Characters of a piece that is looked at for the two that it is merged from."""
@@ -36,6 +41,22 @@ SPLITS: Mapping[tuple[str, bool], str] = {
     (_TEKKEN, True): "tekken",
 }  # fmt: skip
 """llama.cpp's name of a rule, by the rule and whether a word that is itself a piece is taken without merging."""
+
+
+def _are(*kinds: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(isinstance(one, kinds) for one in value)
+
+
+WANTED: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    **{key: ("a text", lambda value: isinstance(value, str))
+       for key in ("general.architecture", MODEL, f"{PREFIX}pre", TEMPLATE)},
+    TOKENS: ("a list of texts", _are(str)), f"{PREFIX}token_type": ("a list of numbers", _are(int)),
+    f"{PREFIX}scores": ("a list of numbers", _are(int, float)),
+    f"{PREFIX}merges": (
+        "a list of pairs", lambda value: _are(str)(value) and all(one.count(" ") == 1 for one in value)
+    ),
+}  # fmt: skip
+"""What each setting of a tokenizer is, where it is there."""
 RULES = {name: rule for (rule, _), name in SPLITS.items() if "gpt-2" not in rule}
 
 
@@ -43,51 +64,56 @@ def holds_tokenizer(file: Path) -> bool:
     """Whether the file is a GGUF file with a tokenizer of a kind that is read."""
     if file.suffix.lower() != ".gguf" or not file.is_file():
         return False
-    return read_gguf_header(file).settings.get("tokenizer.ggml.model") in (BYTE_LEVEL, SENTENCEPIECE)
+    return read_gguf_header(file).settings.get(MODEL) in (BYTE_LEVEL, SENTENCEPIECE)
+
+
+def checked_vocabulary(file: Path) -> dict[str, Any]:
+    """The file's settings with those of its tokenizer. ModelError where these are of kinds that no reader can use."""
+    settings = read_gguf_header(file, vocabulary=True).settings
+    problems = [f'setting "{key}" is missing.' for key in (MODEL, TOKENS) if key not in settings]
+    for key, (wanted, fits) in WANTED.items():
+        if key in settings and not fits(settings[key]):
+            problems.append(f'setting "{key}" is {shown(settings[key])}: {wanted} is expected.')
+    count = 0 if problems else len(cast("list[str]", settings[TOKENS]))
+    for name in SPECIAL.values() if count else ():
+        number = settings.get(key := f"{PREFIX}{name}_token_id", 0)
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < count:
+            problems.append(f'setting "{key}" is {shown(number)}: the number of one of {count:,} tokens is expected.')
+    if problems:
+        raise ModelError("\n  ".join([f"{file} cannot be used; download or make the file again:", *problems]))
+    return settings
 
 
 def gguf_tokenizer(file: Path) -> Any:
     """As the tokenizers library has it."""
-    settings = _vocabulary(file)
-    tokens = settings.get("tokens")
+    settings = checked_vocabulary(file)
     try:
-        if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-            raise ValueError("tokenizer.ggml.tokens is not a list of texts")
-        return _built(settings, tokens, family=str(settings.get("architecture")))
+        return _built(settings)
     except Exception as error:  # the library raises nothing narrower
         raise ModelError(f"{file}: its tokenizer cannot be read: {first_line(error)}.") from None
 
 
 def template_settings(file: Path) -> dict[str, Any]:
     """The chat template and the special tokens, as a tokenizer_config.json names them."""
-    settings = _vocabulary(file)
-    tokens = settings.get("tokens")
-    named: dict[str, Any] = {"chat_template": settings.get("chat_template")}
-    for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
-        number = settings.get(f"{key}_token_id")
-        if isinstance(tokens, list) and isinstance(number, int) and 0 <= number < len(tokens):
-            named[f"{name}_token"] = tokens[number]
-    return named
+    settings = checked_vocabulary(file)
+    numbers = {name: settings.get(f"{PREFIX}{key}_token_id") for name, key in SPECIAL.items()}
+    named = {f"{name}_token": settings[TOKENS][number] for name, number in numbers.items() if number is not None}
+    return named | {"chat_template": settings.get(TEMPLATE)}
 
 
-def _vocabulary(file: Path) -> dict[str, Value]:
-    settings = read_gguf_header(file, vocabulary=True).settings
-    return {key.rpartition(".")[2]: value for key, value in settings.items() if key.startswith(("tokenizer.", "general.arch"))}
-
-
-def _built(settings: Mapping[str, Any], tokens: list[str], family: str) -> Any:
+def _built(settings: Mapping[str, Any]) -> Any:
     from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-    of_bytes, gemma = settings["model"] == BYTE_LEVEL, family.startswith("gemma")
+    tokens, listed = settings[TOKENS], settings.get(f"{PREFIX}merges")
+    of_bytes, gemma = settings[MODEL] == BYTE_LEVEL, settings["general.architecture"].startswith("gemma")
     if gemma:  # runs of spaces are written as such
-        tokens = [MARK * len(token) if token.isspace() and " " in token else token for token in tokens]
+        tokens = [MARK * len(token) if " " in token and token.isspace() else token for token in tokens]
     vocabulary = {token: number for number, token in enumerate(tokens)}
-    listed = settings.get("merges")
-    scores = range(0, -len(tokens), -1) if gemma else settings.get("scores")
-    merges = _merges(vocabulary, scores or []) if listed is None else [tuple(pair.split(" ")) for pair in listed]
+    scores = range(0, -len(tokens), -1) if gemma else settings.get(f"{PREFIX}scores", ())
+    merges = _merges(vocabulary, scores) if listed is None else [tuple(pair.split(" ")) for pair in listed]
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, fuse_unk=not of_bytes, byte_fallback=not of_bytes))
     if of_bytes:
-        rule = RULES.get(str(settings.get("pre")))
+        rule = RULES.get(settings.get(f"{PREFIX}pre", ""))
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rule is None)
         first = [] if rule is None else [pre_tokenizers.Split(Regex(rule), "isolated")]
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*first, byte_level])
@@ -95,14 +121,14 @@ def _built(settings: Mapping[str, Any], tokens: list[str], family: str) -> Any:
         tokenizer.normalizer = normalizers.Replace(" ", MARK)
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(MARK, prepend_scheme="first", split=False)
-    kinds = settings.get("token_type") or []
+    kinds = settings.get(f"{PREFIX}token_type", ())
     for kind in (CONTROL, USER_DEFINED):
         added = [token for token, own in zip(tokens, kinds, strict=False) if own == kind]
         tokenizer.add_tokens([AddedToken(token, normalized=False, special=kind == CONTROL) for token in added])
     return tokenizer
 
 
-def _merges(vocabulary: Mapping[str, int], scores: Any) -> list[tuple[str, str]]:
+def _merges(vocabulary: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
     """Every two pieces that spell a third, those of the best piece first, and of one piece the longest beginning."""
     found = [
         (score, cut, piece)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +15,7 @@ import psutil
 from pydantic import Field
 
 from rankwise.config.base import Config
+from rankwise.errors import some
 from rankwise.runs.lineage import Round
 from rankwise.runs.pair_facts import PairResults
 from rankwise.runs.replay_facts import ReplayFacts
@@ -34,6 +36,15 @@ class BaseModelFacts(Config):
     device: str
     quantization: str | None = None
     """How the frozen weights were stored, such as `nf4`; None in full."""
+    parts: dict[str, str] = Field(default_factory=dict)
+    """The fingerprint of each file beside the weights, and of these; empty where it is not known."""
+
+    def differs(self, fingerprint: str, parts: Mapping[str, str]) -> str:
+        """What is found now has in the place of what a run began with."""
+        changed = [name for name in self.parts if self.parts[name] != parts.get(name, self.parts[name])]
+        what = f"has a different {some(changed, 4)}" if changed else "has different weights, settings or tokenizer"
+        what = "has different weights" if "weights" in changed else what
+        return f"{what} ({fingerprint})"
 
 
 class DataFacts(Config):

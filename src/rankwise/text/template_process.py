@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from rankwise.errors import ModelError, ResourceError, TemplateError
 from rankwise.text import template_renderer
-from rankwise.text.template_renderer import MEMORY, OUTPUT, SECONDS
+from rankwise.text.template_renderer import MEMORY, OUTPUT, OUTPUT_FOR_EACH, SECONDS
 
 Rules = Literal["transformers", "llama.cpp"]
 Cut = tuple[int, bool]
@@ -43,7 +43,7 @@ IMPORTED = ("jinja2", "markupsafe")
 EXCEEDED = {
     "time": f"takes more than {SECONDS:g} second of processor time",
     "memory": f"takes more than {MEMORY // 1_000_000} MB of memory",
-    "output": f"writes more than {OUTPUT:,} characters",
+    "output": f"writes more than {OUTPUT:,} characters and {OUTPUT_FOR_EACH} for each of the conversation's",
     "crash": "makes the process that renders it crash",
 }
 

@@ -37,7 +37,8 @@ SECONDS = 1.0
 SECONDS_FOR_EACH = 1e-6
 """Besides, for each character of the conversation."""
 MEMORY = 512_000_000
-OUTPUT, OUTPUT_FOR_EACH = 4_000_000, 8
+OUTPUT, OUTPUT_FOR_EACH = 50_000, 8
+"""The first is for what a template says by itself: system messages of its own, and how tools are called."""
 LONGEST_REASON = 300
 TIMED = hasattr(signal, "setitimer")
 TIME_SIGNAL = int(getattr(signal, "SIGPROF", 0))

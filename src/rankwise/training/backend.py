@@ -24,7 +24,7 @@ from rankwise.data.batches import Batch
 from rankwise.data.flat import flat
 from rankwise.data.packing import pack
 from rankwise.errors import ConfigError, RunError, is_out_of_memory
-from rankwise.forward.agreement import Agreement, agreement
+from rankwise.forward.agreement import Agreement, agreement, check_finite
 from rankwise.forward.checkpointing import activation_checkpointing
 from rankwise.forward.fused import PROBED, FusedLoss, has_kernels, has_weights_that_learn, probe
 from rankwise.forward.reference import check_packs
@@ -181,7 +181,10 @@ def backend_named(name: BackendName, work: Workload) -> Backend:
 
 
 def choose_backend(work: Workload, setting: BackendName | Literal["auto"], tokens: int) -> Backend:
-    """For a new run over so many tokens in all."""
+    """For a new run over so many tokens in all. A row of the embedding that no token of the rows or of the comparison
+    reads makes no loss that is not a number, so the tables are looked at."""
+    if not is_sharded(work.module):
+        check_finite(work.module, torch.nn.Embedding)
     if setting == "eager":
         return Eager(work)
     if not supports(work) or (setting == "compiled" and not work.predicts_tokens):

@@ -82,7 +82,8 @@ class AnswerScorer:
         spec = GenerationConfig(max_new_tokens=self.max_new_tokens, repetition_check=False)
 
         def written(ids: Sequence[tuple[int, ...]]) -> list[str]:
-            return [one.text for one in answers_in_turn(self.model, ids, spec, AT_ONCE, lay_out=False)]
+            given = answers_in_turn(self.model, ids, spec, AT_ONCE, refuse_damage=False, lay_out=False)
+            return [one.text for one in given]
 
         return computed_by_all(self.world, [one.ids for one in prompts], [len(one.ids) for one in prompts], written)
 

@@ -176,7 +176,7 @@ def _other_bases(artifacts: Sequence[Artifact], source: Source, callback: Callba
         elif known.fingerprint != own and not force:
             problems.append(
                 f"{artifact.described} was trained on {known.name} from {known.source} ({known.fingerprint}); "
-                f"{source.folder} has different weights ({own}). Name the right base with --base-model, or use "
+                f"{source.folder} {known.differs(*source.fingerprints)}. Name the right base with --base-model, or use "
                 "--force-base to merge anyway."
             )
     return problems
