@@ -1,4 +1,4 @@
-"""Sixty-four ways in which the config.json of a Llama arrives wrong: sizes, kinds of values, nesting and bytes."""
+"""Sixty-seven ways in which the config.json of a Llama arrives wrong: sizes, kinds of values, nesting and bytes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ COUNTS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size
 NUMBERS: tuple[Any, ...] = (0, -1, 10**9, 10**18, 1.5, "2", None, [2], True)
 CHANGES: dict[str, dict[str, Any]] = {f"{name} is {value!r}": {name: value} for name in COUNTS for value in NUMBERS} | {
     "a hundred million labels": {"num_labels": 10**8}, "no positions": {"max_position_embeddings": 0},
+    "fewer than no positions": {"max_position_embeddings": -5}, "architectures is [5]": {"architectures": [5]},
+    "architectures is a number": {"architectures": 5},
     "model_type is a list": {"model_type": ["llama"]}, "model_type is missing": {"model_type": None},
     "model_type is an object": {"model_type": {"a": 1}}, "model_type is unknown": {"model_type": "nothing-like-it"},
     "model_type is a number": {"model_type": 3}, "model_type is empty": {"model_type": ""},
@@ -57,6 +59,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = (
 )
 BROKE = (
     "num_hidden_layers is 1000000000", "a hundred million labels", "model_type is a list", "nested 900 deep",
-    "no positions", "a pipe", "hidden_size is 1000000000", "key heads that divide nothing",
+    "no positions", "fewer than no positions", "architectures is [5]", "architectures is a number", "a pipe",
+    "hidden_size is 1000000000", "key heads that divide nothing",
 )  # fmt: skip
 """Those that hung, filled the memory, ended in a traceback or were taken before there were bounds."""

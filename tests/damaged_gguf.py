@@ -150,6 +150,29 @@ TEMPLATES: Mapping[str, Damage] = {
     "a template that looks for code": partial(template, "{{ ''.__class__.__mro__[1].__subclasses__() }}"),
     "a template that counts far": partial(template, "{% for i in range(10**12) %}x{% endfor %}"),
 }
+
+
+def _listed(kind: int, *values: bytes) -> bytes:
+    return struct.pack("<IQ", kind, len(values)) + b"".join(values)
+
+
+def instead(key: bytes, kind: int, value: bytes, content: bytes, header: GgufHeader) -> bytes:
+    """Another value of any type."""
+    return more(key, kind, value, renamed(key, b"x" + key[1:], content, header), header)
+
+
+NUMBER, NUMBERS, TEXTS = struct.pack("<I", 7), _listed(4, struct.pack("<I", 7)), _listed(8, _text(b"ab"))
+VOCABULARY: tuple[tuple[str, Damage], ...] = (
+    ("tokenizer.ggml.tokens", partial(renamed, b"tokenizer.ggml.tokens", b"xokenizer.ggml.tokens")),
+    *((key, partial(instead, key.encode(), kind, value)) for key, kind, value in (
+        ("tokenizer.ggml.tokens", 9, NUMBERS), ("tokenizer.ggml.model", 9, TEXTS), ("tokenizer.ggml.pre", 4, NUMBER),
+        ("tokenizer.ggml.merges", 4, NUMBER), ("tokenizer.ggml.merges", 9, TEXTS),
+        ("tokenizer.ggml.token_type", 9, TEXTS), ("tokenizer.ggml.eos_token_id", 8, _text(b"7")),
+        ("tokenizer.ggml.bos_token_id", 4, b"\xff" * 4), ("tokenizer.chat_template", 9, NUMBERS),
+        ("tokenizer.chat_template", 9, TEXTS),
+    )),
+)  # fmt: skip
+"""A setting of the tokenizer that no reader can use, and how it came to be one."""
 DAMAGES: Mapping[str, Damage] = (
     BUILT | TEMPLATES | {f"random {seed}": partial(fuzzed, seed) for seed in range(60 - len(BUILT) - len(TEMPLATES))}
 )

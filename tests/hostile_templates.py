@@ -1,4 +1,4 @@
-"""Twenty-five chat templates that a model folder could bring: escapes, endless ones, and those that fill the memory.
+"""Twenty-six chat templates that a model folder could bring: escapes, endless ones, and those that fill the memory.
 
 An escape tries to make a file named `escaped`. None of them writes a conversation, so whatever is left of it after the
 sandbox, no row can be trained on.
@@ -39,6 +39,7 @@ LARGE = {
     "a number in 1 GB by format": "{{ '{:1000000000}'.format(1) }}",
     "join": "{{ (['x' * 1000000] * 2000)|join }}",
     "center": "{{ 'x'|center(10**9) }}",
+    "words of a letter": "{{ ('x ' * 999999)|wordwrap(1) }}",
     "doubling": "{% set n = namespace(x='x') %}" + "{% set n.x = n.x + n.x %}" * 40,
     "a long list": "{% set x = messages * 10**9 %}",
     "100 MB of output": LOOP + "{{ 'x' * 1000 }}{% endfor %}",

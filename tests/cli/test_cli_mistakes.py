@@ -120,6 +120,10 @@ def changed_weights(home):
     file.write_bytes(content)
 
 
+def changed_template(home):
+    (home / "base" / "chat_template.jinja").write_text("{{ messages[0].content }}")
+
+
 def interrupted(home):
     manifest = json.loads((home / "runs" / "good" / "manifest.json").read_text())
     (home / "runs" / "good" / "manifest.json").write_text(json.dumps(manifest | {"status": "interrupted"}))
@@ -275,6 +279,7 @@ MISTAKES = [
     Mistake("damaged data report", asking(), "ResultError", ("data_report.json", "changed"), damaged_data_report),
     Mistake("no data report", asking(), "ResultError", ("data_report.json", "missing"), without_data_report),
     Mistake("other base", asking(), "RunError", ("base", "different weights", "--force-base"), changed_weights),
+    Mistake("other template", asking(), "RunError", ("base", "a different chat_template.jinja ("), changed_template),
     Mistake("other base in chat", ("chat", "good"), "RunError", ("different weights",), changed_weights, "hi\n"),
     # looking and giving away
     Mistake("inspect no run", ("inspect", "god"), "RunError", ('"god"', 'Did you mean "good"')),

@@ -196,6 +196,12 @@ def test_a_merged_mapping_is_merged_or_refused_but_no_crash(read, problems):
     assert any("adapter.seed" in problem or "<<" in problem for problem in problems(text))
 
 
+def test_a_mapping_of_nothing_but_a_merged_one_is_that_one(read):
+    # without a key of its own it has no lines: AttributeError
+    experiment = read(BASE + "training:\n  <<: {batch_size: 3}\nadapter:\n  rank: 4\n  <<: {alpha: 5}\n")
+    assert (experiment.training.batch_size, experiment.adapter.rank, experiment.adapter.alpha) == (3, 4, 5)
+
+
 @pytest.mark.parametrize(
     "text",
     ["adapter: &a\n  targets: *a\n", "adapter:\n  targets: &a [*a]\n", "adapter: &a\n  rank_pattern: {x: *a}\n"],

@@ -27,6 +27,7 @@ from transformers.cache_utils import DynamicLayer
 
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
+from rankwise.errors import EvaluationError
 from rankwise.inference import generate as generation
 from rankwise.inference.decoding import STAGE, decode
 from rankwise.inference.generate import PADDING, TOKENS, answers_in_turn, batches
@@ -97,6 +98,16 @@ def test_answers_in_company_are_those_of_transformers_alone(tiny, name):
     assert [one.text for one in together] == [model.template.answer_text(one) for one in wanted]
     differing = len({one.tokens for one in together})
     assert differing > 1 + (name in KEPT_IN_ROOM), "answers of one length would show nothing"
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_logits_that_are_no_numbers_are_an_error_and_no_answer(tiny, temperature):
+    module = random_model("llama", len(tiny.tokenizer.hub))
+    with torch.no_grad():
+        module.lm_head.weight[7] = float("nan")
+    model = ending_at(tiny, module, [2])
+    with pytest.raises(EvaluationError, match="the highest logit of an answer is nan"):
+        decode(model, [[5, 6]], GenerationConfig(max_new_tokens=2, temperature=temperature))
 
 
 @pytest.mark.parametrize("name", [*KEPT_IN_ROOM, "lfm2", "mamba"])

@@ -12,13 +12,14 @@ import torch
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from damaged_gguf import DAMAGES, TEMPLATES, Damage
+from damaged_gguf import DAMAGES, TEMPLATES, VOCABULARY, Damage
 from gguf_models import adapter_in, model_in
 from rankwise.cli.main import app
-from rankwise.errors import RankwiseError, TemplateError
+from rankwise.errors import ModelError, RankwiseError, TemplateError
 from rankwise.models.gguf import converted
 from rankwise.models.gguf_mapped import gguf_folder, gguf_tensors
 from rankwise.planning.gguf_header import read_gguf_header
+from rankwise.planning.planned_rows import counting
 from rankwise.runs.records import silent
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.example import Message
@@ -79,6 +80,20 @@ def test_a_damaged_file_is_refused(
         read(file)
     assert psutil.Process().memory_info().rss - before < MOST_BYTES
     assert str(file) in str(caught.value) and len(str(caught.value).splitlines()) <= 6
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize(("key", "damage"), VOCABULARY)
+def test_a_setting_of_the_tokenizer_that_no_reader_can_use_is_named(
+    sound: Path, cache: Path, tmp_path: Path, key: str, damage: Damage
+) -> None:
+    """By a plan that counts tokens as by a training."""
+    file = written(damage, sound, tmp_path)
+    for read in (as_it_lies, as_converted, *([] if key.endswith("model") else [counting])):
+        with pytest.raises(ModelError) as caught:
+            read(file)
+        _, line = str(caught.value).splitlines()
+        assert str(file) in str(caught.value) and line.startswith(f'  setting "{key}" is ')
     assert not cache.exists()
 
 

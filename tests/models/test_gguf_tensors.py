@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import struct
 from pathlib import Path
 
@@ -12,12 +13,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rankwise.errors import ModelError
+from rankwise.errors import ModelError, ResourceError
 from rankwise.models import gguf as conversion
 from rankwise.models.gguf import converted
+from rankwise.models.gguf_files import GgufTensor, write_gguf
 from rankwise.models.gguf_tensors import check_tensors
 from rankwise.planning.gguf_header import read_gguf_header
 from rankwise.runs.records import StatusMessage, WarningMessage, silent
+from rankwise.system.files import published
 
 BLOCKS, HEADS, SHARED = 2, 4, 2
 Q = "blk.0.attn_q.weight"
@@ -270,3 +273,17 @@ def test_files_with_random_damage_are_converted_or_refused(write):
             converted(file, silent)
         except ModelError as error:
             assert str(file) in str(error)
+
+
+@pytest.mark.parametrize("room", [700, 3000, 9000])
+def test_a_disk_that_is_full_is_said_while_a_file_is_written(room: int, tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk: numpy says nothing of either."""
+    tensors = [GgufTensor(f"t{number}", (32, 32), "F32", lambda: torch.ones(32, 32)) for number in range(3)]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises(ResourceError, match="no space"), published(tmp_path / "out") as folder:
+            write_gguf(folder / "a.gguf", "llama", {}, tensors)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())

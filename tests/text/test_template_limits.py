@@ -56,6 +56,15 @@ def test_a_hostile_template_is_refused_in_one_sentence_and_the_next_one_renders(
     assert text_of(SOUND) == "user: hi\nassistant: yes\n"
 
 
+def test_what_a_template_may_write_goes_by_the_conversation_s_length():
+    long = [{"role": "user", "content": "x" * 20_000}]
+    assert len(text_of("{{ 'x' * 49999 }}")) == 49_999
+    assert len(text_of("{{ messages[0].content * 10 }}", long)) == 200_000
+    for source in ("{{ 'x' * 60000 }}", "{{ ('x ' * 99999)|wordwrap(1) }}"):
+        with pytest.raises(ModelError, match="more than 50,000 characters and 8 for each of the conversation's"):
+            text_of(source)
+
+
 TOOL = {"type": "function", "function": {"name": "look_up", "description": "é <b>", "parameters": {"type": "object"}}}
 CALL = {"type": "function", "function": {"name": "look_up", "arguments": {"what": "ü", "n": [1, 2.5, None, True]}}}
 RULES = {

@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import rankwise
 from rankwise.config.training import TrainingConfig
-from rankwise.errors import ConfigError, RunError
+from rankwise.errors import ConfigError, ModelError, RunError
 from rankwise.kernels.regions import REGIONS
 from rankwise.runs.records import StatusMessage, StepRecord, WarningMessage
 from rankwise.training import activation_checkpointing
@@ -145,6 +147,21 @@ def test_where_memory_is_short_blocks_recompute_and_nothing_else_changes(small, 
     assert any("blocks use activation checkpointing" in text for text in listener.said)
     weights = [(run.folder / "adapter" / "adapter_model.safetensors").read_bytes() for run in (usual, tight)]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("settings", [{}, {"backend": "eager"}], ids=["fused", "eager"])
+def test_a_row_of_the_embedding_that_nothing_reads_must_be_numbers_too(small, settings, tmp_path):
+    file = shutil.copytree(small.model.name, tmp_path / "spoiled") / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.embed_tokens.weight"][9] = float("nan")
+    tensors.setdefault("lm_head.weight", torch.ones_like(tensors["model.embed_tokens.weight"]))
+    save_file(tensors, file, {"format": "pt"})
+    config = json.loads((file.parent / "config.json").read_text()) | {"tie_word_embeddings": False}
+    (file.parent / "config.json").write_text(json.dumps(config))
+    model = small.model.model_copy(update={"name": str(file.parent)})
+    spoiled = small.model_copy(update={"model": model, "training": small.training.model_copy(update=settings)})
+    with pytest.raises(ModelError, match=r"NaN or infinite: model\.embed_tokens\.weight"):
+        rankwise.train(spoiled)
 
 
 @pytest.mark.parametrize("settings", [{}, {"backend": "eager"}], ids=["fused", "eager"])

@@ -95,8 +95,12 @@ def write_gguf(
             callback(ProgressUpdate("Writing tensors", at + 1, len(tensors), "tensors"))
         for out in writer.fout or ():
             out.flush()
-            if os.fstat(out.fileno()).st_size < out.tell():  # numpy, which writes the tensors, does not say it
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+            if os.fstat(out.fileno()).st_size < out.tell():
+                raise OSError("not all was written")
+    except OSError as error:
+        if error.errno is None:  # numpy, which writes the tensors, has no number for a full disk, or says nothing
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from None
+        raise
     finally:
         writer.close()
 

@@ -105,7 +105,8 @@ def _built(settings: Mapping[str, Any]) -> Any:
     from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     tokens, listed = settings[TOKENS], settings.get(f"{PREFIX}merges")
-    of_bytes, gemma = settings[MODEL] == BYTE_LEVEL, settings["general.architecture"].startswith("gemma")
+    of_bytes, family = settings[MODEL] == BYTE_LEVEL, settings["general.architecture"]
+    gemma = family.startswith("gemma")
     if gemma:  # runs of spaces are written as such
         tokens = [MARK * len(token) if " " in token and token.isspace() else token for token in tokens]
     vocabulary = {token: number for number, token in enumerate(tokens)}
@@ -117,8 +118,9 @@ def _built(settings: Mapping[str, Any]) -> Any:
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rule is None)
         first = [] if rule is None else [pre_tokenizers.Split(Regex(rule), "isolated")]
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*first, byte_level])
-    elif gemma:
-        tokenizer.normalizer = normalizers.Replace(" ", MARK)
+    elif gemma or family == "phi3":
+        before = [] if gemma else [normalizers.Prepend(MARK)]
+        tokenizer.normalizer = normalizers.Sequence([*before, normalizers.Replace(" ", MARK)])
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(MARK, prepend_scheme="first", split=False)
     kinds = settings.get(f"{PREFIX}token_type", ())
