@@ -279,7 +279,7 @@ MISTAKES = [
     Mistake("damaged data report", asking(), "ResultError", ("data_report.json", "changed"), damaged_data_report),
     Mistake("no data report", asking(), "ResultError", ("data_report.json", "missing"), without_data_report),
     Mistake("other base", asking(), "RunError", ("base", "different weights", "--force-base"), changed_weights),
-    Mistake("other template", asking(), "RunError", ("base", "a different chat_template.jinja ("), changed_template),
+    Mistake("other template", asking(), "RunError", ("base", "has different chat_template.jinja ("), changed_template),
     Mistake("other base in chat", ("chat", "good"), "RunError", ("different weights",), changed_weights, "hi\n"),
     # looking and giving away
     Mistake("inspect no run", ("inspect", "god"), "RunError", ('"god"', 'Did you mean "good"')),

@@ -67,10 +67,8 @@ def _of_run(artifact: Artifact, base: str | None, callback: Callback, *, force: 
     source, known = find(named, callback), artifact.trained_on
     callback(StatusMessage(f"Base model: {source.name} in {source.folder}"))
     if known is not None and not force and source.fingerprint != known.fingerprint:
-        raise RunError(
-            f"{artifact.described} was trained on {known.name} from {known.source} ({known.fingerprint}); "
-            f"{source.folder} {known.differs(*source.fingerprints)}. Use --force-base to extract anyway."
-        )
+        told = known.refusal(artifact.described, str(source.folder), *source.fingerprints)
+        raise RunError(f"{told} Use --force-base to extract anyway.")
     kind = artifact.objective.kind
     return Pair(artifact.result, source, kind, named.revision, artifact.data_report)
 

@@ -71,11 +71,9 @@ def gguf_model(artifact: Artifact, callback: Callback, *, force_base: bool) -> G
 def _check_base(artifact: Artifact, source: Source) -> None:
     trained_on = artifact.trained_on
     if trained_on is not None and source.fingerprint != trained_on.fingerprint:
-        raise RunError(
-            f"{artifact.described} was trained on {trained_on.name} from {trained_on.source} "
-            f"({trained_on.fingerprint}); the base model found now, from {source.where}, "
-            f"{trained_on.differs(*source.fingerprints)}. Use --force-base to export anyway."
-        )
+        found = f"the base model found now, from {source.where},"
+        told = trained_on.refusal(artifact.described, found, *source.fingerprints)
+        raise RunError(f"{told} Use --force-base to export anyway.")
 
 
 @contextmanager

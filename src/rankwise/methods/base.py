@@ -45,12 +45,9 @@ def check_base(model: LoadedModel, trained_on: BaseModelFacts, described: str, u
     """RunError where this is not the base that was trained on. `described` is what was trained, and `use` what the base
     is needed for, both for the message."""
     if model.facts.fingerprint != trained_on.fingerprint and not force:
-        raise RunError(
-            f"{described} was trained on {trained_on.name} from {trained_on.source} ({trained_on.fingerprint}); "
-            f"the base model found now, from {model.facts.source}, "
-            f"{trained_on.differs(model.facts.fingerprint, model.facts.parts)}. "
-            f"Use --force-base to {use} anyway."
-        )
+        found = f"the base model found now, from {model.facts.source},"
+        told = trained_on.refusal(described, found, *model.source.fingerprints)
+        raise RunError(f"{told} Use --force-base to {use} anyway.")
 
 
 def base_weights(

@@ -98,9 +98,8 @@ def write_gguf(
             if os.fstat(out.fileno()).st_size < out.tell():
                 raise OSError("not all was written")
     except OSError as error:
-        if error.errno is None:  # numpy, which writes the tensors, has no number for a full disk, or says nothing
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from None
-        raise
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+        raise (error if error.errno else full) from None  # numpy writes tensors, and has no number, or says nothing
     finally:
         writer.close()
 

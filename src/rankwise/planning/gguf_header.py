@@ -22,7 +22,7 @@ from rankwise.errors import ModelError
 MAGIC = b"GGUF"
 MOST_SETTINGS, MOST_TENSORS, MOST_ITEMS = 10_000, 100_000, 1_000_000
 LONGEST_NAME, LONGEST_KEPT, LONGEST_LIST = 1_024, 256, 4_096
-LONGEST_TEMPLATE, LARGEST_VOCABULARY = 1_000_000, 100_000_000
+LONGEST_TEMPLATE = 1_000_000
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """By type, as struct writes them."""
 TEXT, ARRAY = 8, 9
@@ -178,22 +178,17 @@ class _Reader:
         if count > MOST_ITEMS:
             raise _Damaged(f"setting {shown(key)} announces {count:,} texts, and at most {MOST_ITEMS:,} are read")
         length_of, data, size, place = struct.Struct("<Q").unpack_from, self._data, self._size, self._position
-        spans: list[tuple[int, int]] = []
+        texts: list[bytes] = []
         for _ in range(count):  # a vocabulary, so this is the one loop that must be quick
             if place + 8 > size:
                 self._take(size)
             begin = place + 8
             place = begin + length_of(data, place)[0]
             if kept:
-                spans.append((begin, place))
-        read, self._position = place - self._position, min(place, size)
+                texts.append(data[begin:place])
+        self._position = min(place, size)
         self._take(place - self._position)
-        if not kept or read > LARGEST_VOCABULARY:
-            return None
-        try:
-            return [data[begin:end].decode("utf-8") for begin, end in spans]
-        except UnicodeDecodeError:
-            raise _Damaged(f"a text of {shown(key)} is not UTF-8") from None
+        return [text.decode("utf-8", errors="replace") for text in texts] if kept else None
 
     def _dimensions(self, name: str) -> tuple[int, ...]:
         count = self._number("I")

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rankwise.config.base import shown
-from rankwise.errors import ModelError, first_line
+from rankwise.errors import ModelError
 from rankwise.planning.gguf_header import read_gguf_header
 
 PREFIX = "tokenizer.ggml."
-MODEL, TOKENS, TEMPLATE = f"{PREFIX}model", f"{PREFIX}tokens", "tokenizer.chat_template"
+FAMILY, TEMPLATE = "general.architecture", "tokenizer.chat_template"
+MODEL, TOKENS, MERGES, SCORES = (f"{PREFIX}{name}" for name in ("model", "tokens", "merges", "scores"))
 BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
 """What MODEL may be."""
 SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
@@ -48,13 +49,10 @@ def _are(*kinds: type) -> Callable[[Any], bool]:
 
 
 WANTED: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-    **{key: ("a text", lambda value: isinstance(value, str))
-       for key in ("general.architecture", MODEL, f"{PREFIX}pre", TEMPLATE)},
+    **{key: ("a text", lambda value: isinstance(value, str)) for key in (FAMILY, MODEL, f"{PREFIX}pre", TEMPLATE)},
     TOKENS: ("a list of texts", _are(str)), f"{PREFIX}token_type": ("a list of numbers", _are(int)),
-    f"{PREFIX}scores": ("a list of numbers", _are(int, float)),
-    f"{PREFIX}merges": (
-        "a list of pairs", lambda value: _are(str)(value) and all(one.count(" ") == 1 for one in value)
-    ),
+    SCORES: ("a list of numbers", _are(int, float)),
+    MERGES: ("a list of pairs", lambda value: _are(str)(value) and all(one.count(" ") == 1 for one in value)),
 }  # fmt: skip
 """What each setting of a tokenizer is, where it is there."""
 RULES = {name: rule for (rule, _), name in SPLITS.items() if "gpt-2" not in rule}
@@ -69,28 +67,20 @@ def holds_tokenizer(file: Path) -> bool:
 
 def checked_vocabulary(file: Path) -> dict[str, Any]:
     """The file's settings with those of its tokenizer. ModelError where these are of kinds that no reader can use."""
-    settings = read_gguf_header(file, vocabulary=True).settings
-    problems = [f'setting "{key}" is missing.' for key in (MODEL, TOKENS) if key not in settings]
-    for key, (wanted, fits) in WANTED.items():
-        if key in settings and not fits(settings[key]):
-            problems.append(f'setting "{key}" is {shown(settings[key])}: {wanted} is expected.')
-    count = 0 if problems else len(cast("list[str]", settings[TOKENS]))
-    for name in SPECIAL.values() if count else ():
-        number = settings.get(key := f"{PREFIX}{name}_token_id", 0)
-        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < count:
-            problems.append(f'setting "{key}" is {shown(number)}: the number of one of {count:,} tokens is expected.')
+    settings: dict[str, Any] = {**read_gguf_header(file, vocabulary=True).settings}
+    order = MERGES if settings.get(MODEL) == BYTE_LEVEL else SCORES if settings.get(MODEL) == SENTENCEPIECE else MODEL
+    needed = (MODEL, TOKENS, *([] if MERGES in settings else [order]))
+    problems = [f'setting "{key}" is missing.' for key in dict.fromkeys(needed) if key not in settings]
+    problems += [
+        f'setting "{key}" is {shown(settings[key])}: {wanted} is expected.'
+        for key, (wanted, fits) in WANTED.items() if key in settings and not fits(settings[key])
+    ]  # fmt: skip
+    for key in (f"{PREFIX}{name}_token_id" for name in SPECIAL.values() if not problems):
+        if (number := settings.get(key, 0)) not in range(len(settings[TOKENS])):
+            problems.append(f'setting "{key}" is {shown(number)}: the number of a token is expected.')
     if problems:
         raise ModelError("\n  ".join([f"{file} cannot be used; download or make the file again:", *problems]))
     return settings
-
-
-def gguf_tokenizer(file: Path) -> Any:
-    """As the tokenizers library has it."""
-    settings = checked_vocabulary(file)
-    try:
-        return _built(settings)
-    except Exception as error:  # the library raises nothing narrower
-        raise ModelError(f"{file}: its tokenizer cannot be read: {first_line(error)}.") from None
 
 
 def template_settings(file: Path) -> dict[str, Any]:
@@ -101,16 +91,17 @@ def template_settings(file: Path) -> dict[str, Any]:
     return named | {"chat_template": settings.get(TEMPLATE)}
 
 
-def _built(settings: Mapping[str, Any]) -> Any:
+def gguf_tokenizer(file: Path) -> Any:
+    """As the tokenizers library has it."""
     from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-    tokens, listed = settings[TOKENS], settings.get(f"{PREFIX}merges")
-    of_bytes, family = settings[MODEL] == BYTE_LEVEL, settings["general.architecture"]
-    gemma = family.startswith("gemma")
+    settings = checked_vocabulary(file)
+    tokens, listed, of_bytes = settings[TOKENS], settings.get(MERGES), settings[MODEL] == BYTE_LEVEL
+    gemma = settings[FAMILY].startswith("gemma")
     if gemma:  # runs of spaces are written as such
         tokens = [MARK * len(token) if " " in token and token.isspace() else token for token in tokens]
     vocabulary = {token: number for number, token in enumerate(tokens)}
-    scores = range(0, -len(tokens), -1) if gemma else settings.get(f"{PREFIX}scores", ())
+    scores = range(0, -len(tokens), -1) if gemma else settings.get(SCORES, ())
     merges = _merges(vocabulary, scores) if listed is None else [tuple(pair.split(" ")) for pair in listed]
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, fuse_unk=not of_bytes, byte_fallback=not of_bytes))
     if of_bytes:
@@ -118,7 +109,7 @@ def _built(settings: Mapping[str, Any]) -> Any:
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rule is None)
         first = [] if rule is None else [pre_tokenizers.Split(Regex(rule), "isolated")]
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*first, byte_level])
-    elif gemma or family == "phi3":
+    elif gemma or settings[FAMILY] == "phi3":
         before = [] if gemma else [normalizers.Prepend(MARK)]
         tokenizer.normalizer = normalizers.Sequence([*before, normalizers.Replace(" ", MARK)])
     else:

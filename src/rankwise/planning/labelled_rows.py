@@ -6,15 +6,14 @@ around them. Where it is not on this machine, tokens are taken from characters.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from rankwise.config.data import DataConfig
 from rankwise.data.sample import Sample, Seen, sample_rows
 from rankwise.errors import DataError
 from rankwise.planning.planned_rows import opened, refuse_unread, tokenizer_in
+from rankwise.planning.planned_template import settings_in
 from rankwise.planning.rows import CHARACTERS, Counted, Drawn, PlannedRows, planned_rows, together, without_held_out
 from rankwise.text.targets import texts_of
 
@@ -29,7 +28,7 @@ TARGET = 1
 
 def labelled_rows_of(spec: DataConfig, model: Path | None = None, context: int | None = None) -> PlannedRows:
     """`model` is the model's folder or GGUF file, if it is here, and `context` the longest text that it reads."""
-    settings, file = _settings(model), tokenizer_in(model)
+    settings, file = settings_in(model), tokenizer_in(model)
     exact = file is not None
     count = by_characters if file is None else by_tokenizer(file, joins=not settings.get("sep_token"))
     seen = [(source, sample_rows(spec, source)) for source in spec.all_sources]
@@ -80,13 +79,3 @@ def _drawn(rows: Sequence[Seen], count: CountPairs) -> list[Drawn]:
                 continue
     counts = count([pair for _, pair in pairs])
     return [Drawn(tokens, TARGET, row.size / len(row.examples)) for (row, _), tokens in zip(pairs, counts, strict=True)]
-
-
-def _settings(folder: Path | None) -> dict[str, Any]:
-    if folder is None:
-        return {}
-    try:
-        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return settings if isinstance(settings, dict) else {}

@@ -35,8 +35,7 @@ class Around:
 
 def around_of(spec: DataConfig, model: Path | None, count: Count) -> Around:
     """Of the recipe's template, or of that in the model's folder or GGUF file."""
-    in_file = model is not None and holds_tokenizer(model)
-    settings = {} if model is None else template_settings(model) if in_file else _read(model / "tokenizer_config.json")
+    settings = settings_in(model)
     template = recipe_named(spec.recipe).template if spec.recipe is not None else _template(model, settings)
     return measured(template, settings, count) if template is not None else Around()
 
@@ -70,9 +69,12 @@ def _template(folder: Path | None, settings: Mapping[str, Any]) -> str | None:
     return said if isinstance(said, str) else None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def settings_in(model: Path | None) -> dict[str, Any]:
+    """Those of the tokenizer in the model's folder or GGUF file."""
+    if model is None or holds_tokenizer(model):
+        return {} if model is None else template_settings(model)
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return settings if isinstance(settings, dict) else {}

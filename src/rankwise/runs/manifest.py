@@ -15,7 +15,6 @@ import psutil
 from pydantic import Field
 
 from rankwise.config.base import Config
-from rankwise.errors import some
 from rankwise.runs.lineage import Round
 from rankwise.runs.pair_facts import PairResults
 from rankwise.runs.replay_facts import ReplayFacts
@@ -39,12 +38,12 @@ class BaseModelFacts(Config):
     parts: dict[str, str] = Field(default_factory=dict)
     """The fingerprint of each file beside the weights, and of these; empty where it is not known."""
 
-    def differs(self, fingerprint: str, parts: Mapping[str, str]) -> str:
-        """What is found now has in the place of what a run began with."""
-        changed = [name for name in self.parts if self.parts[name] != parts.get(name, self.parts[name])]
-        what = f"has a different {some(changed, 4)}" if changed else "has different weights, settings or tokenizer"
-        what = "has different weights" if "weights" in changed else what
-        return f"{what} ({fingerprint})"
+    def refusal(self, described: str, found: str, fingerprint: str, parts: Mapping[str, str]) -> str:
+        """That what was `found` is not what a run began with, and what is another."""
+        changed = [name for name in self.parts if self.parts[name] != parts.get(name)] if parts else []
+        what = "weights, settings or tokenizer" if not changed else " and ".join(reversed(changed))
+        trained = f"{described} was trained on {self.name} from {self.source} ({self.fingerprint})"
+        return f"{trained}; {found} has different {what} ({fingerprint})."
 
 
 class DataFacts(Config):

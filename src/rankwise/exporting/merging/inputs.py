@@ -174,11 +174,8 @@ def _other_bases(artifacts: Sequence[Artifact], source: Source, callback: Callba
                 f"from {source.where} is the right base model"
             ))  # fmt: skip
         elif known.fingerprint != own and not force:
-            problems.append(
-                f"{artifact.described} was trained on {known.name} from {known.source} ({known.fingerprint}); "
-                f"{source.folder} {known.differs(*source.fingerprints)}. Name the right base with --base-model, or use "
-                "--force-base to merge anyway."
-            )
+            told = known.refusal(artifact.described, str(source.folder), *source.fingerprints)
+            problems.append(f"{told} Name the right base with --base-model, or use --force-base to merge anyway.")
     return problems
 
 
