@@ -2,8 +2,8 @@
 
     python bench/hostile_files.py templates|configs|interrupts --out bench/results/TITLE
 
-templates   the 25 of tests/hostile_templates.py x `data check` and `train`: exit code, seconds, largest memory
-configs     the 64 of tests/damaged_configs.py x `plan` and `train`
+templates   the 26 of tests/hostile_templates.py x `data check` and `train`: exit code, seconds, largest memory
+configs     the 67 of tests/damaged_configs.py x `plan` and `train`
 interrupts  16 command lines x 13 delays from the first line of rankwise on, each a fresh process
 
 A case passes if no traceback is printed, and for files if the command ends with code 2. Commands on files run in forks
