@@ -43,7 +43,7 @@ IMPORTED = ("jinja2", "markupsafe")
 EXCEEDED = {
     "time": f"takes more than {SECONDS:g} second of processor time",
     "memory": f"takes more than {MEMORY // 1_000_000} MB of memory",
-    "output": f"writes more than {OUTPUT:,} characters and {OUTPUT_FOR_EACH} for each of the conversation's",
+    "output": f"writes more than {OUTPUT:,} characters (and {OUTPUT_FOR_EACH} for each that it is given)",
     "crash": "makes the process that renders it crash",
 }
 
