@@ -275,10 +275,10 @@ def test_files_with_random_damage_are_converted_or_refused(write):
             assert str(file) in str(error)
 
 
-@pytest.mark.parametrize("room", [700, 3000, 9000])
-def test_a_disk_that_is_full_is_said_while_a_file_is_written(room: int, tmp_path: Path) -> None:
-    """A limit on the size of files stands for the disk: numpy says nothing of either."""
-    tensors = [GgufTensor(f"t{number}", (32, 32), "F32", lambda: torch.ones(32, 32)) for number in range(3)]
+@pytest.mark.parametrize(("room", "side"), [(700, 32), (9000, 32), (600, 8), (900, 8)])
+def test_a_disk_that_is_full_is_said_while_a_file_is_written(room: int, side: int, tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk: of small tensors numpy says nothing of either."""
+    tensors = [GgufTensor(f"t{at}", (side, side), "F32", lambda: torch.ones(side, side)) for at in range(3)]
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
     try:
