@@ -140,6 +140,7 @@ def _trained(
     model: LoadedModel | None, back_offs: tuple[BackOff, ...], world: World, force_memory: bool, force_base: bool,
 ) -> Trained:  # fmt: skip
     """From what is on the disk to the end; Diverged where it may begin anew."""
+    asked = experiment
     experiment, start = _settled(experiment, resumable, callback)
     objective = _objective(experiment, start, resumable, model, callback)
     foreseen = foresee(experiment, callback, objective.targets)
@@ -155,6 +156,8 @@ def _trained(
     untouched = loaded
     prepared, loaded = _prepared(experiment, objective, loaded, callback, world)
     world.check_same_rows(prepared.data_report.model_dump_json())
+    if not len(prepared.measured):
+        experiment, training_config = _unmeasured(asked, experiment, training_config, prepared.data_report.used)
     scorer = SCORERS[objective.name](measured_as(experiment, callback), loaded, prepared, objective)
     rows = prepared.rows_in_pass
     config = training_config.resolved(rows, loaded.width, experiment.auto_rate)
@@ -256,8 +259,6 @@ def _prepared(
     encoders = Encoders(world.local_rank, world.local_size, world.barrier, world.check_own_stop)
     prepared = prepare(experiment.data, writing, callback, encoders)
     refuse_fatal(prepared.data_report)
-    if not len(prepared.measured) and (needing := experiment.validation.needing_rows):
-        raise ConfigError([NO_ROWS.format(needing[0], prepared.data_report.used)])
     if prepared.data_report.format == "classification" and objective.targets is None:
         callback(StatusMessage(LABELS_AS_ANSWERS))
     used = writing.by(experiment.data)
@@ -268,6 +269,18 @@ def _prepared(
     replayed = with_replay(prepared, experiment, model, writing, callback)
     world.end_turn()
     return replayed, model
+
+
+def _unmeasured(
+    asked: Experiment, experiment: Experiment, config: TrainingConfig, rows: int
+) -> tuple[Experiment, TrainingConfig]:
+    """The defaults where the rows turn out to be too few to hold some out. ConfigError where a setting needs them."""
+    if needing := asked.validation.needing_rows:
+        raise ConfigError([NO_ROWS.format(needing[0], rows)])
+    settled = asked.with_class_defaults(measured=False)
+    epochs = {"epochs": settled.training.epochs}
+    changes = {"training": experiment.training.model_copy(update=epochs), "validation": settled.validation}
+    return experiment.model_copy(update=changes), config.model_copy(update=epochs)
 
 
 def _loaded(experiment: Experiment, objective: Objective, callback: Callback) -> LoadedModel:

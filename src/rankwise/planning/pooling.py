@@ -36,7 +36,8 @@ def pooling_of(folder: Path | None, config: ClassificationConfig) -> tuple[Pooli
         return "own", None
     settings = _read(folder / Path(str(part.get("path"))).name / "config.json")
     if not isinstance(settings, dict):
-        return "mean", f"{_told('mean')}; how it pools is not in its folder, and mean is the usual way"
+        why = f"the model's {MODULES} names a pooling but not which, and the mean is the usual one"
+        return "mean", f"the head reads the mean of all tokens: {why} (classification.pooling)"
     modes = [name for name, value in settings.items() if name.startswith("pooling_mode_") and value is True]
     mode = " and ".join(modes) or str(settings.get("pooling_mode"))
     if mode not in KNOWN:
