@@ -30,7 +30,7 @@ from rankwise.data.sequences import EncodedRows, SelectedRows
 from rankwise.data.source_rows import SourceRows, overlap_between
 from rankwise.data.sources import Reading, open_source
 from rankwise.data.unused_report import problems, sentence, unused_columns
-from rankwise.runs.data_report import DataReport, HoldOutFacts, OverlapFacts
+from rankwise.runs.data_report import DataReport, Doubt, HoldOutFacts, OverlapFacts
 
 
 @dataclass(frozen=True)
@@ -155,16 +155,10 @@ def _data_report(
     exact, near = tally.texts.repeats().counts if findings is None else findings.copies
     repeated = (0, 0) if findings is not None else (near, exact)
     tags = tally.tags.facts(encoded=encodes) if tally.tags.words else None
-    doubts = [
-        one.model_copy(update={"stops": one.stops and one.check not in spec.accept})
-        for one in tally.meaning.doubts(labels, work.targets)
-    ]
-    of_measured = apart.meaning.doubts(Labels.together(source.labels for source in measured), work.targets)
-    fatal = (
-        *_fatal(work, tally, sources, trained, facts),
-        *(doubt.refusal for doubt in doubts if doubt.stops and tally.used),
-        *(problems(readings, unused) if tally.used else ()), *_fatal_of_validation(work, apart),
-    )  # fmt: skip
+    doubts = _doubts(tally, labels, work)
+    of_measured = _doubts(apart, Labels.together(source.labels for source in measured), work)
+    fatal = (*_fatal(work, tally, sources, trained, facts), *_fatal_of_validation(work, apart))
+    fatal += (*(doubt.refusal for doubt in doubts if doubt.stops), *problems(readings, unused)) if tally.used else ()
     remarks = (
         *literal_breaks(spec.all_sources, spec.system),
         *(left_out(tally) if not fatal else ()),
@@ -210,6 +204,14 @@ def _data_report(
         advice=(*advice_on(tally, spec), *advice_on(apart, spec)),
         **counts_of(tally, encodes, work.targets is not None),
     )
+
+
+def _doubts(tally: Tally, labels: Labels, work: Encoding) -> list[Doubt]:
+    """About what the rows mean; those that the user accepts stop nothing."""
+    return [
+        one.model_copy(update={"stops": one.stops and one.check not in work.spec.accept})
+        for one in tally.meaning.doubts(labels, work.targets)
+    ]
 
 
 def _fatal(
