@@ -198,8 +198,8 @@ class DataConfig(Reading):
     """Validation rows from files of their own. They are never trained on."""
     held_out: int | float | Literal["auto"] = "auto"
     """Validation rows to take from the training rows: their number (120), or a share of the rows (0.1 or 10%). Each of
-    several sources gives its share. `auto` takes a tenth of 50 rows or more, at most 500, where `validation` names no
-    others. 0 takes none."""
+    several sources gives its share. `auto` takes a tenth of 50 rows or more, at most 500, where neither `validation`
+    nor `recipe` is given. 0 takes none."""
     held_out_order: Literal["seed", "last"] = "seed"
     """How these rows are chosen: `seed` draws them at random by data.seed, in proportion to the labels if the rows have
     labels; `last` takes the last rows."""
@@ -245,7 +245,7 @@ class DataConfig(Reading):
             return {"path": os.fspath(value)}
         name = value.get("recipe") if isinstance(value, dict) else None
         if isinstance(name, str) and name in RECIPES:
-            return {**recipe_named(name).settings.get("data", {}), **value}
+            return {"held_out": 0, **recipe_named(name).settings.get("data", {}), **value}
         return value
 
     @field_validator("accept", mode="before")
