@@ -113,7 +113,8 @@ def test_figures_that_cannot_mean_anything_are_said():
 
 
 @pytest.mark.parametrize(("more", "expected"), [
-    ({}, (4.0, "last", None)), ({"data": {"path": "x", "held_out": 5}}, (10.0, "best", 2)),
+    ({}, (10.0, "best", 2)), ({"data": {"path": "x", "held_out": 0}}, (4.0, "last", None)),
+    ({"data": {"path": "x", "held_out": 5}}, (10.0, "best", 2)),
     ({"training": {"steps": 7}}, (None, "last", None)), ({"training": {"epochs": 3}}, (3.0, "last", None)),
     ({"data": {"path": "x", "held_out": 5}, "validation": {"keep": "last"}}, (10.0, "last", None)),
     ({"data": {"path": "x", "held_out": 5}, "validation": {"patience": 5}}, (10.0, "best", 5)),
@@ -144,6 +145,18 @@ def test_a_run_of_defaults_stops_keeps_the_best_and_says_what_it_stands_beside(e
     losses = {one.step: one.loss for one in run.history.losses}
     assert results.kept_step == min(losses, key=lambda step: (losses[step], step))
     assert results.validation_loss_after == min(losses.values())
+
+
+def test_few_rows_have_the_defaults_of_a_classifier_that_is_not_measured(encoder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = ("--data", write_rows("rows.jsonl", labelled(40)), "--run", "r", "--set", "model.dtype=float32")
+    words = ["train", "--model", str(encoder), *data]
+    refused = CliRunner().invoke(app, [*words, "--keep", "best"])
+    assert refused.exit_code == 2 and "40 rows are too few" in " ".join(refused.output.split())
+    result = CliRunner().invoke(app, [*words, "--restart"])
+    assert result.exit_code == 0, (result.output, result.exception)
+    run = RunSnapshot.finished("r")
+    assert (run.experiment.training.epochs, run.experiment.validation.keep) == (4.0, "last")
 
 
 def test_words_are_those_of_scikit_learn():

@@ -140,7 +140,7 @@ def _trained(
     model: LoadedModel | None, back_offs: tuple[BackOff, ...], world: World, force_memory: bool, force_base: bool,
 ) -> Trained:  # fmt: skip
     """From what is on the disk to the end; Diverged where it may begin anew."""
-    asked = experiment
+    given = experiment
     experiment, start = _settled(experiment, resumable, callback)
     objective = _objective(experiment, start, resumable, model, callback)
     foreseen = foresee(experiment, callback, objective.targets)
@@ -155,9 +155,9 @@ def _trained(
     world.end_turn()
     untouched = loaded
     prepared, loaded = _prepared(experiment, objective, loaded, callback, world)
-    world.check_same_rows(prepared.data_report.model_dump_json())
     if not len(prepared.measured):
-        experiment, training_config = _unmeasured(asked, experiment, training_config, prepared.data_report.used)
+        experiment, training_config = _unmeasured(experiment, given, training_config, prepared)
+    world.check_same_rows(prepared.data_report.model_dump_json())
     scorer = SCORERS[objective.name](measured_as(experiment, callback), loaded, prepared, objective)
     rows = prepared.rows_in_pass
     config = training_config.resolved(rows, loaded.width, experiment.auto_rate)
@@ -200,6 +200,21 @@ def _settled(
     experiment = experiment.with_class_defaults()
     start = start_of(experiment, callback)
     return (experiment if start is None else start.foreseen(experiment)), start
+
+
+def _unmeasured(
+    experiment: Experiment, given: Experiment, training: TrainingConfig, prepared: Prepared
+) -> tuple[Experiment, TrainingConfig]:
+    """Without validation rows, which few rows do not give by default, a classifier has other defaults. ConfigError
+    where a setting was given that needs such rows."""
+    own = given.with_class_defaults(measured=False)
+    if needing := own.validation.needing_rows:
+        raise ConfigError([NO_ROWS.format(needing[0], prepared.data_report.used)])
+    if not own.fits_head:
+        return experiment, training
+    epochs = {"epochs": own.training.epochs}
+    changes = {"validation": own.validation, "training": experiment.training.model_copy(update=epochs)}
+    return experiment.model_copy(update=changes), training.model_copy(update=epochs)
 
 
 def _objective(
@@ -269,18 +284,6 @@ def _prepared(
     replayed = with_replay(prepared, experiment, model, writing, callback)
     world.end_turn()
     return replayed, model
-
-
-def _unmeasured(
-    asked: Experiment, experiment: Experiment, config: TrainingConfig, rows: int
-) -> tuple[Experiment, TrainingConfig]:
-    """The defaults where the rows turn out to be too few to hold some out. ConfigError where a setting needs them."""
-    if needing := asked.validation.needing_rows:
-        raise ConfigError([NO_ROWS.format(needing[0], rows)])
-    settled = asked.with_class_defaults(measured=False)
-    epochs = {"epochs": settled.training.epochs}
-    changes = {"training": experiment.training.model_copy(update=epochs), "validation": settled.validation}
-    return experiment.model_copy(update=changes), config.model_copy(update=epochs)
 
 
 def _loaded(experiment: Experiment, objective: Objective, callback: Callback) -> LoadedModel:

@@ -122,15 +122,14 @@ class Experiment(Config):
             )
         return self
 
-    def with_class_defaults(self, measured: bool | None = None) -> Self:
+    def with_class_defaults(self, *, measured: bool | None = None) -> Self:
         """Where neither passes nor steps are given, a classifier of texts learns until its validation stops improving.
-        The objective is decided. `measured` says whether there are validation rows; by default, whether there may be.
-        """
+        The objective is decided. `measured`: whether there are validation rows, where the rows were read."""
         training, validation, data = self.training, self.validation, self.data
         if not self.fits_head or training.epochs or training.steps:
             return self
         if measured is None:
-            measured = data is not None and (data.may_hold_out or data.validation is not None)
+            measured = data is not None and bool(data.held_out or data.validation)
         epochs = CLASS_EPOCHS if measured else WITHOUT_ROWS
         changes: dict[str, Any] = {"training": training.model_copy(update={"epochs": float(epochs)})}
         if measured and validation.keep == "last" and "keep" not in validation.model_fields_set:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from rankwise.config.experiment import WITHOUT_ROWS, Experiment
+from rankwise.config.experiment import Experiment
 from rankwise.errors import RunError, some
 from rankwise.methods.continuing import continued
 from rankwise.runs.comparisons import leaves
@@ -76,7 +76,7 @@ def settings_of(resumable: Resumable, experiment: Experiment) -> Experiment:
         data = experiment.data.model_copy(update={"held_out": stored.data.held_out})
         experiment = experiment.model_copy(update={"data": data})
     if stored.training.epochs or stored.training.steps:  # earlier versions had no defaults of classifiers
-        experiment = experiment.with_class_defaults(measured=stored.training.epochs != WITHOUT_ROWS)
+        experiment = experiment.with_class_defaults(measured=bool(resumable.checkpoint.data_report.validation_rows))
     begun, asked = (leaves(one.model_dump(mode="json")) for one in (stored, experiment))
     differing = sorted(key for key in begun | asked if key not in ANY and begun.get(key) != asked.get(key))
     if differing:
