@@ -63,7 +63,6 @@ def test_an_unknown_setting_is_refused_with_the_nearest_name(spec):
         (TrainingConfig, "max_batch_tokens"),
         (TrainingConfig, "seed"),
         (DataConfig, "max_length"),
-        (DataConfig, "held_out"),
         (DataConfig, "seed"),
         (GenerationConfig, "max_new_tokens"),
         (GenerationConfig, "seed"),

@@ -377,7 +377,7 @@ def test_the_rows_to_measure_with_are_counted_nowhere_else(place, writing):
     alone = prepared(writing, max_length=200).data_report.model_dump()
     both = prepared(writing, max_length=200, validation="other.jsonl")
     differ = {key for key, value in both.data_report.model_dump().items() if value != alone[key]}
-    assert differ <= {"files", "validation_rows", "overlap", "validation"}
+    assert differ <= {"files", "validation_rows", "overlap", "validation", "warnings"}
     apart = both.data_report.validation
     assert (apart.rows, apart.used, apart.skipped, apart.skipped_why) == (4, 3, 1, {"too long": 1})
     assert [row.where for row in apart.skipped_rows] == ["other.jsonl:4"]

@@ -225,7 +225,7 @@ def fatal_problems(tally: Tally, spec: DataConfig, *, limit: int | None, trained
     if not trained:
         return [
             f"{name} has {tally.used} rows and held_out is {spec.held_out}, so none is left for training."
-            if spec.held_out
+            if spec.held_out_of(tally.used)
             else f"{name}: no row is left for training."
         ]
     problems: list[str] = []
