@@ -53,6 +53,8 @@ class Row:
     example: Example
     question: str = ""
     answer: str = ""
+    bare: str = ""
+    """The answer without white space around it."""
     other: str | None = None
     """The answer of an earlier row that has another."""
 
@@ -91,7 +93,7 @@ class OfRow(Check):
 
 def _answer_in_question(row: Row) -> bool:
     """Not where another answer stands there too, as in a list of what can be answered."""
-    bare, question = row.answer.strip(), row.question
+    bare, question = row.bare, row.question
     if bare not in question or bare == question.strip() or not _stands_in(bare, question):
         return False
     return row.other is None or not _stands_in(row.other, question)
@@ -109,7 +111,7 @@ def _stands_in(words: str, text: str) -> bool:
 
 
 def _of_label(pattern: re.Pattern[str]) -> Callable[[Row], bool]:
-    return lambda row: len(row.answer) < 40 and pattern.fullmatch(row.answer.strip()) is not None
+    return lambda row: len(row.answer) < 40 and pattern.fullmatch(row.bare) is not None
 
 
 def _of_text(pattern: re.Pattern[str]) -> Callable[[Row], bool]:
@@ -128,18 +130,18 @@ CHECKS = (
     OfRow(
         "prompt-as-answer", "have the prompt itself as their answer",
         "The model learns to repeat what it is given. Take the answer from another column",
-        rows=3, least=0.05, stops=0.9, finds=lambda row: row.answer.strip() == row.question.strip(),
+        rows=3, least=0.05, stops=0.9, finds=lambda row: row.bare == row.question.strip(),
     ),
     OfRow(
         "answer-repeats-prompt", "have an answer that begins with the whole prompt",
         "The model learns to repeat the question first. Remove it from the answers",
         rows=3, least=0.1, finds=lambda row:
-        row.answer.strip() != row.question.strip() != "" and row.answer.lstrip().startswith(row.question.strip()),
+        row.bare != row.question.strip() != "" and row.answer.lstrip().startswith(row.question.strip()),
     ),
     OfRow(
         "missing-value", "have a sign for a missing value as their answer or label, such as None, NaN, N/A or -",
         "Programs write these into empty cells. Leave such rows out, or write what is meant",
-        rows=3, finds=lambda row: row.answer.strip() in MISSING,
+        rows=3, finds=lambda row: row.bare in MISSING,
     ),
     OfRow(
         "invisible-answer", "have an answer of invisible characters alone", "Leave such rows out",
@@ -263,11 +265,12 @@ class Meaning:
                 self.first.setdefault(check.name, row.example.where)
 
     def _answered(self, text: str, example: Example, question: str, answer: str) -> tuple[int, int, int, int]:
-        bare = answer.strip()
+        row = Row(text, example, question, answer, bare := answer.strip())
         if self._last is not None and self._last != bare:
             self._other = self._last
         self._last = bare
-        self._count(OF_ANSWERS, Row(text, example, question, answer, self._other if self._other != bare else None))
+        row.other = self._other if self._other != bare else None
+        self._count(OF_ANSWERS, row)
         self.rows["answers"] += 1
         file, _, line = example.where.rpartition(":")
         number = line.partition(" ")[0]

@@ -111,7 +111,7 @@ class Tally:
                 self.tags.read(example.tagged)
         systems = {example.system for example in examples}
         text = "\n".join([text, *filter(None, systems)])
-        special = dict.fromkeys(LOOKS_SPECIAL.findall(text) if "<" in text or "[" in text else ())
+        special = dict.fromkeys(LOOKS_SPECIAL.findall(text))
         self.unknown_special.update([token for token in special if token not in self.known])
         self.replacements += "\ufffd" in text
         self.looks_rendered += any(LOOKS_RENDERED.search(example.prompt_text) is not None for example in examples)

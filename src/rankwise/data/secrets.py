@@ -12,10 +12,6 @@ _KEY = re.compile(
     r"glpat-[\w-]{20,}|xox[abprs]-[A-Za-z0-9-]{10,}|AIza[\w-]{35}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.)"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
-_KEY_SIGNS = (
-    "sk-", "AKIA", "ghp_", "gho_", "ghs_", "ghu_", "ghr_", "github_pat_", "hf_", "glpat-", "xox", "AIza", "eyJ",
-    "PRIVATE KEY", "key", "token", "KEY", "TOKEN", "Key", "Token",
-)  # fmt: skip
 _NAMED_KEY = re.compile(r"(?:[Kk]ey|KEY|[Tt]oken|TOKEN)[\"']?\s*[:=]\s*[\"']?(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[\w-]{16,}")
 _PASSWORD = re.compile(
     r"\b(?:password|passwd|passwort|pwd)(?:[\"']?\s*[:=]|\s+is\s)\s*[\"']?(?=[^\s\"'<>(){}]*\d)[^\s\"'<>(){}]{6,}",
@@ -26,15 +22,16 @@ _CARD = re.compile(r"[3-6]\d{3}([ -]?)(?:\d{4}\1\d{4}\1\d{4}|\d{6}\1\d{5})")
 _ISSUERS = re.compile(r"4|5[1-5]|2[2-7]|3[47]|6(?:011|5)")
 
 
-def _has_one(signs: tuple[str, ...], text: str) -> bool:
-    for sign in signs:  # noqa: SIM110  any() with a generator takes three times as long
-        if sign in text:
-            return True
-    return False
-
-
 def holds_key(text: str) -> bool:
-    return _has_one(_KEY_SIGNS, text) and (_KEY.search(text) or _NAMED_KEY.search(text)) is not None
+    begins = (
+        ("-" in text and ("sk-" in text or "glpat-" in text or "xox" in text or "PRIVATE KEY" in text))
+        or ("_" in text and ("gh" in text or "hf_" in text))
+        or "AKIA" in text or "AIza" in text or "eyJ" in text
+    )  # fmt: skip
+    if begins and _KEY.search(text) is not None:
+        return True
+    named = "key" in text or "KEY" in text or "Key" in text or "oken" in text or "OKEN" in text
+    return named and _NAMED_KEY.search(text) is not None
 
 
 def holds_password(text: str) -> bool:
