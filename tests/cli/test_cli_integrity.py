@@ -182,7 +182,8 @@ def test_the_manifest_has_the_hash_of_every_file_of_the_result(home):
     for name, result in (("short", "adapter"), ("short-full", "model")):
         run = home / "runs" / name
         recorded = json.loads((run / "manifest.json").read_text())["result_sha256"]
-        files = [path for path in (run / result).rglob("*") if path.is_file()] + [run / "data_report.json"]
+        files = [path for path in (run / result).rglob("*") if path.is_file()]
+        files += [run / "data_report.json", run / "metrics.jsonl"]
         assert recorded == {path.relative_to(run).as_posix(): sha256_of(path) for path in files}
         assert any(key.endswith(".safetensors") for key in recorded)
 
@@ -208,7 +209,7 @@ def test_a_run_of_an_earlier_version_is_read_and_said(home):
 
 def test_inspect_shows_whether_the_result_verifies(home):
     run = home / "runs" / "short"
-    files = len(json.loads((run / "manifest.json").read_text())["result_sha256"])
+    files = len(json.loads((run / "manifest.json").read_text())["result_sha256"]) + 1  # and the settings
     assert f"{files} result files are unchanged since training" in rankwise("inspect", "short").stdout
     flip_a_bit(run)
     told = rankwise("inspect", "short", "--force-result")
