@@ -9,7 +9,7 @@ Rows are at most MOST; other parts of a head, such as a dense layer before its l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,8 +27,8 @@ from rankwise.text.tokenize import Tokens
 MOST, AT_ONCE, FOLDS, SEED = 5000, 4096, 5, 0
 PENALTIES = (0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
 """Relative to the mean squared length of a feature vector, from the strongest on, each begun with the last."""
-CONSTANT, BETTER = 1e9, 0.98
-"""A penalty that leaves the constant alone, and the share of its loss that a fit must be below."""
+BETTER = 0.98
+"""The share of a constant's loss that a fit must be below."""
 CONVERGED, NEARLY, STEPS = 1e-6, 1e-4, 300
 """The gradient's largest entry where the fit ends, and where a fit ends that only compares penalties."""
 ALIKE = 1e-3
@@ -84,19 +84,17 @@ def features_of(objective: Classifier, module: nn.Module, layer: nn.Linear, rows
     device, read = layer.weight.device, list[Tensor]()
     order = sorted(range(len(rows)), key=lambda at: len(rows[at].ids), reverse=True)
     hook = layer.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
-    parts, same = list[Tensor](), True
+    parts = list[Tensor]()
     try:
         for batch in objective.batches([rows[at] for at in order], AT_ONCE):
             there = batch.to(device)
             outputs, given = objective.predict(module, there), read.pop()
             if given.dim() == 3 and "attention_mask" in there.inputs:
-                last = there.inputs["attention_mask"].sum(1) - 1
-                given = given[torch.arange(len(given), device=device), last]
-            again = layer.forward(given).float() if given.dim() == 2 else outputs.new_zeros(0)
-            read.clear()
-            again = again.reshape(outputs.shape) if again.numel() == outputs.numel() else None
-            same = same and again is not None and torch.allclose(again, outputs, ALIKE, ALIKE)
-            if not same:
+                given = given[torch.arange(len(given), device=device), there.inputs["attention_mask"].sum(1) - 1]
+            if given.dim() != 2 or len(given) != len(outputs):
+                return None
+            again = layer.forward(given).to(outputs.dtype).reshape(outputs.shape)  # without the hook
+            if not torch.allclose(again, outputs, ALIKE, ALIKE):
                 return None
             parts.append(given.float().cpu())
     finally:
@@ -123,14 +121,20 @@ class _Problem:
         count = FOLDS if len(self.features) * self.targets.outputs <= FEW else 1
         losses = np.zeros(1 + len(PENALTIES))
         for fold in range(count):
-            left, fitted = (self._of(torch.from_numpy(folds == fold)), self._of(torch.from_numpy(folds != fold)))
-            fits = fitted.fit((CONSTANT, *PENALTIES), NEARLY)
-            losses += [float(left.loss(weights)) for weights, _ in fits]
+            apart = torch.from_numpy(folds == fold)
+            left, fitted = (
+                replace(self, features=self.features[part], values=self.values[part]) for part in (apart, ~apart)
+            )
+            fits = fitted.fit(PENALTIES, NEARLY)
+            losses += [float(fitted.constant_on(left)), *(float(left.loss(weights)) for weights, _ in fits)]
         best = int(losses.argmin())
         return PENALTIES[best - 1] if losses[best] < BETTER * losses[0] else None
 
-    def _of(self, rows: Tensor) -> _Problem:
-        return replace(self, features=self.features[rows], values=self.values[rows])
+    def constant_on(self, others: _Problem) -> Tensor:
+        """The loss of other rows by a bias alone."""
+        alone, left = (replace(one, features=one.features[:, :0]) for one in (self, others))
+        zeros = torch.zeros(self.targets.outputs, 0, dtype=torch.float64)
+        return left.loss(alone.fit((0.0,), NEARLY)[0][0] if self.bias else zeros)
 
     def loss(self, weights: Tensor) -> Tensor:
         features = self.features
@@ -154,19 +158,15 @@ class _Problem:
                 total.backward()
                 return total
 
-            _minimise(weights, closure, converged)
+            solver = torch.optim.LBFGS(
+                [weights], max_iter=STEPS, tolerance_grad=converged, tolerance_change=0.0, history_size=20,
+                line_search_fn="strong_wolfe",
+            )  # fmt: skip
+            solver.step(closure)
+            closure()
             assert weights.grad is not None, "it was computed"
             own = weights.detach().clone()
             if self.bias:
                 own[:, -1] -= own[:, :-1] @ mean
             found.append((own, float(weights.grad.abs().max())))
         return found
-
-
-def _minimise(weights: Tensor, closure: Callable[[], Tensor], converged: float) -> None:
-    solver = torch.optim.LBFGS(
-        [weights], max_iter=STEPS, tolerance_grad=converged, tolerance_change=0.0, history_size=20,
-        line_search_fn="strong_wolfe",
-    )  # fmt: skip
-    solver.step(closure)
-    closure()
