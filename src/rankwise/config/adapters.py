@@ -72,6 +72,7 @@ class LoraConfig(AdapterConfig):
 
     short_runs: ClassVar[bool] = True
     smaller: ClassVar[tuple[str, int] | None] = ("adapter.rank", 4)
+    text_rate: ClassVar[float | None] = 7.2e-4
     method: Literal["lora"] = "lora"
     """The method these settings belong to."""
     rank: Rank = 16

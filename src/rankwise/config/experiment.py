@@ -160,8 +160,8 @@ class Experiment(Config):
             return PREFERENCE_SHARE * self.adapter.auto_rate
         if not self.classifies:
             return self.adapter.auto_rate
-        of_images = self.adapter.image_rate if self.objective == "image-classification" else None
-        return of_images or self.adapter.classifier_rate
+        own = {"image-classification": self.adapter.image_rate, "sequence-classification": self.adapter.text_rate}
+        return own.get(self.objective) or self.adapter.classifier_rate
 
 
 def _over(under: dict[str, Any], given: Any) -> Any:

@@ -18,6 +18,7 @@ class HeadConfig(MethodConfig):
     auto_rate: ClassVar[float] = 5e-2
     classifier_rate: ClassVar[float] = 5e-2
     image_rate: ClassVar[float | None] = 8e-3
+    text_rate: ClassVar[float | None] = 5e-4
     method: Literal["head"] = "head"
     """The method these settings belong to."""
 

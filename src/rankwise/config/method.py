@@ -55,6 +55,8 @@ class MethodConfig(Config):
     """The same for classifiers."""
     image_rate: ClassVar[float | None] = None
     """The same for classifiers of images, where it is another one."""
+    text_rate: ClassVar[float | None] = None
+    """The same for classifiers of texts, whose head is fitted first, where it is another one."""
     tags: ClassVar[tuple[str, ...]] = ()
     """Tags of the model card, beside those that every adapter has."""
     trains_base: ClassVar[bool] = False
