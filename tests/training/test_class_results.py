@@ -24,6 +24,7 @@ from rankwise.runs.snapshot import RunSnapshot
 from rankwise.runs.target_facts import TargetFacts
 from rankwise.text.tokenize import Tokens
 from rankwise.training.head_start import CONVERGED, features_of, fit_head
+from rankwise.training.resume import settings_of
 from rankwise.training.validation_classes import ClassScorer, never_predicted, rare_in, still_falling
 
 THREE = TargetFacts(classes=("ok", "fault", "attack"), counts=(300, 3, 1), pooling="mean")
@@ -124,6 +125,13 @@ def test_how_long_a_classifier_learns_where_nothing_is_said(more, expected):
     given = {"model": "m", "data": "x", "run": "r", "objective": "sequence-classification", **more}
     found = Experiment(**given).with_class_defaults()
     assert (found.training.epochs, found.validation.keep, found.validation.patience) == expected
+
+
+def test_a_run_that_an_earlier_version_began_goes_on_without_these_defaults():
+    asked = Experiment(model="m", data={"path": "x", "held_out": 5}, run="r", objective="sequence-classification")
+    for stored in (asked, asked.with_class_defaults()):
+        resumable: Any = SimpleNamespace(run=SimpleNamespace(folder=Path("r")), experiment=stored)
+        assert settings_of(resumable, asked) == stored
 
 
 def test_a_run_of_defaults_stops_keeps_the_best_and_says_what_it_stands_beside(encoder, tmp_path, monkeypatch):
