@@ -32,8 +32,8 @@ def new_head(config: Planned, outputs: int | None = None, image: int | None = No
     path = Path(config.model.name).expanduser()
     folder = path if path.is_dir() else folder_here(config.model.name)
     pooled = not words and image is None and pooling_of(folder, config.classification)[0] != "own"
-    own_pooler = not words and not pooled and folder is not None
-    return NewHead(outputs, own_pooler and _lacks_pooler(folder), image, words, pooled)
+    new_pooler = not words and not pooled and folder is not None and _lacks_pooler(folder)
+    return NewHead(outputs, new_pooler, image, words, pooled)
 
 
 def _lacks_pooler(folder: Path) -> bool:
