@@ -60,7 +60,7 @@ class _Damaged(Exception):
 
 
 def read_gguf_header(file: Path, *, vocabulary: bool = False) -> GgufHeader:
-    """With its `vocabulary`, the texts and lists of the tokenizer are kept too."""
+    """With its `vocabulary`, the texts and lists of the tokenizer are read too."""
     try:
         with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _Reader(data, vocabulary=vocabulary).header()
@@ -154,24 +154,24 @@ class _Reader:
         """None for what is passed over."""
         if kind in NUMBERS:
             return self._number(NUMBERS[kind])
-        kept = self._vocabulary and key.startswith("tokenizer.")
+        of_vocabulary = self._vocabulary and key.startswith("tokenizer.")
         if kind == TEXT:
             length = self._number("Q")
-            if length <= (LONGEST_TEMPLATE if kept else LONGEST_KEPT):
+            if length <= (LONGEST_TEMPLATE if of_vocabulary else LONGEST_KEPT):
                 return self._text(length, f'"{key}"')
             self._take(length)
             return None
         if kind == ARRAY:
-            return self._array(key, kept=kept)
+            return self._array(key, of_vocabulary=of_vocabulary)
         raise _Damaged(f"setting {shown(key)} has the unknown type {kind}")
 
-    def _array(self, key: str, *, kept: bool) -> list[int | float] | list[str] | None:
+    def _array(self, key: str, *, of_vocabulary: bool) -> list[int | float] | list[str] | None:
         kind, count = self._number("I"), self._number("Q")
         if kind in NUMBERS:
             form = NUMBERS[kind]
             size = struct.calcsize(f"<{form}")
             begin = self._take(count * size)
-            most = MOST_ITEMS if kept else LONGEST_LIST
+            most = MOST_ITEMS if of_vocabulary else LONGEST_LIST
             return list(struct.unpack_from(f"<{count}{form}", self._data, begin)) if count <= most else None
         if kind != TEXT:
             raise _Damaged(f"setting {shown(key)} is an array of the unknown type {kind}")
@@ -184,11 +184,11 @@ class _Reader:
                 self._take(size)
             begin = place + 8
             place = begin + length_of(data, place)[0]
-            if kept:
+            if of_vocabulary:
                 texts.append(data[begin:place])
         self._position = min(place, size)
         self._take(place - self._position)
-        return [text.decode("utf-8", errors="replace") for text in texts] if kept else None
+        return [text.decode("utf-8", errors="replace") for text in texts] if of_vocabulary else None
 
     def _dimensions(self, name: str) -> tuple[int, ...]:
         count = self._number("I")

@@ -48,7 +48,7 @@ def _are(*kinds: type) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and all(isinstance(one, kinds) for one in value)
 
 
-WANTED: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+EXPECTED: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     **{key: ("a text", lambda value: isinstance(value, str)) for key in (FAMILY, MODEL, f"{PREFIX}pre", TEMPLATE)},
     TOKENS: ("a list of texts", _are(str)), f"{PREFIX}token_type": ("a list of numbers", _are(int)),
     SCORES: ("a list of numbers", _are(int, float)),
@@ -73,7 +73,7 @@ def checked_vocabulary(file: Path) -> dict[str, Any]:
     problems = [f'setting "{key}" is missing.' for key in dict.fromkeys(needed) if key not in settings]
     problems += [
         f'setting "{key}" is {shown(settings[key])}: {wanted} is expected.'
-        for key, (wanted, fits) in WANTED.items() if key in settings and not fits(settings[key])
+        for key, (wanted, fits) in EXPECTED.items() if key in settings and not fits(settings[key])
     ]  # fmt: skip
     for key in (f"{PREFIX}{name}_token_id" for name in SPECIAL.values() if not problems):
         if (number := settings.get(key, 0)) not in range(len(settings[TOKENS])):

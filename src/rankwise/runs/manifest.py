@@ -38,12 +38,12 @@ class BaseModelFacts(Config):
     parts: dict[str, str] = Field(default_factory=dict)
     """The fingerprint of each file beside the weights, and of these; empty where it is not known."""
 
-    def refusal(self, described: str, found: str, fingerprint: str, parts: Mapping[str, str]) -> str:
-        """That what was `found` is not what a run began with, and what is another."""
+    def refusal(self, described: str, base_now: str, fingerprint: str, parts: Mapping[str, str]) -> str:
+        """That the base model that `base_now` names is not what a run began with, and what is another."""
         changed = [name for name in self.parts if self.parts[name] != parts.get(name)] if parts else []
         what = "weights, settings or tokenizer" if not changed else " and ".join(reversed(changed))
         trained = f"{described} was trained on {self.name} from {self.source} ({self.fingerprint})"
-        return f"{trained}; {found} has different {what} ({fingerprint})."
+        return f"{trained}; {base_now} has different {what} ({fingerprint})."
 
 
 class DataFacts(Config):
