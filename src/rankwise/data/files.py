@@ -202,7 +202,7 @@ def json_object(path: Path, seen: Seen, source: Reading, note: Note) -> Iterator
             )
         begin, value = _place_of(text, begin, name), value[name]
     if isinstance(value, dict) and _is_of_columns(value):
-        note(LayoutFacts(found="columns as pandas writes them"))
+        note(LayoutFacts(nested="columns as pandas writes them"))
         rows = [{name: column[index] for name, column in value.items()} for index in next(iter(value.values()))]
         yield from ((f"{line} (row {number})", row) for number, row in enumerate(rows, start=1))
         return
@@ -212,7 +212,7 @@ def json_object(path: Path, seen: Seen, source: Reading, note: Note) -> Iterator
             of_one_line = "\n" not in text.strip() and (not lists or _is_row(value, source))
             yield line, value if of_one_line else DataError(_no_rows(line, value, lists))
             return
-        note(LayoutFacts(found="rows in the list 'data'"))
+        note(LayoutFacts(nested="rows in the list 'data'"))
         begin, value = _place_of(text, begin, "data"), value["data"]
     if not isinstance(value, list):
         raise DataError(f"{line}: data.field is {source.field!r}, which holds {shown(value)}; a list is expected.")

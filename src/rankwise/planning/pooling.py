@@ -42,10 +42,10 @@ def pooling_of(folder: Path | None, config: ClassificationConfig) -> tuple[Pooli
     mode = " and ".join(modes) or str(settings.get("pooling_mode"))
     if mode not in KNOWN:
         return "own", f"the pooling of the model's {MODULES} is {mode}, which is not known; its own code's is used"
-    return KNOWN[mode], None if KNOWN[mode] == "own" else _told(KNOWN[mode])
+    return KNOWN[mode], None if KNOWN[mode] == "own" else _sentence(KNOWN[mode])
 
 
-def _told(pooling: Pooling) -> str:
+def _sentence(pooling: Pooling) -> str:
     read = "first token" if pooling == "cls" else f"{pooling} of all tokens"
     return f"the head reads the {read}, as the model's {MODULES} says (classification.pooling)"
 

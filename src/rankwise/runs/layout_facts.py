@@ -23,7 +23,7 @@ class LayoutFacts(Config):
     """The line of the first of them."""
     pixels: str | None = None
     """Only for arrays of images: their size and the range of their values."""
-    found: str | None = None
+    nested: str | None = None
     """Only for one JSON object: where its rows are."""
 
     @property
@@ -33,8 +33,8 @@ class LayoutFacts(Config):
         return f"rows of empty cells, which are left out: {self.empty_rows:,}, the first in line {self.empty_row}"
 
     def describe(self) -> str:
-        if self.found is not None:
-            return self.found
+        if self.nested is not None:
+            return self.nested
         if self.pixels is not None:
             return self.pixels
         if self.sheet is not None:

@@ -101,7 +101,7 @@ class SaveCheckpoints(Hook):
         earlier = ways_back(by_steps(saved, self.pace.interval), state.step) if self.backs_off else []
         self.run.checkpoints.forget(but=[*earlier, *saved[-self.count :]])
         self.pace.has_written(since=began)
-        trainer.kept = state.step
+        trainer.kept_step = state.step
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class FollowCheckpoints(Hook):
             trainer.check_finite()
             if self.gives:
                 save(trainer.state, None)
-            trainer.kept = trainer.state.step
+            trainer.kept_step = trainer.state.step
 
 
 @dataclass(frozen=True)

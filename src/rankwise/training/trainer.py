@@ -91,7 +91,7 @@ class Trainer:
         """Of training so far, without what is done aside."""
         self.checkpoint_due = False
         """After the present step, in all processes alike."""
-        self.kept = 0
+        self.kept_step = 0
         """The step that this process went on from, or that it has kept since."""
         self._step_seconds = 0.0
         self._aside = 0.0
@@ -102,7 +102,7 @@ class Trainer:
     def run(self) -> Generator[StepRecord]:
         """Train from the state's step to the last one, and give each step's record when its hooks are done."""
         with self.backend.active():
-            self.kept = self.state.step
+            self.kept_step = self.state.step
             self._check_same()
             if self.state.step == 0:
                 if self.trainable.initial_ranks is not None:
@@ -175,7 +175,7 @@ class Trainer:
 
     def _keep(self) -> None:
         """Before a stop; a second request ends this too."""
-        if self.state.step > self.kept and not self.state.finished:
+        if self.state.step > self.kept_step and not self.state.finished:
             for hook in self.hooks:
                 hook.keep(self)
 
