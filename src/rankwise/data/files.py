@@ -209,7 +209,8 @@ def json_object(path: Path, seen: Seen, source: Reading, note: Note) -> Iterator
     if source.field is None and isinstance(value, dict):
         lists = _lists_in(value)
         if "data" not in lists or _is_row(value, source):
-            of_one_line = "\n" not in text.strip() and (not lists or _is_row(value, source))
+            is_line = path.suffix == ".jsonl" or not lists or _is_row(value, source)
+            of_one_line = is_line and "\n" not in text.strip()
             yield line, value if of_one_line else DataError(_no_rows(line, value, lists))
             return
         note(LayoutFacts(nested="rows in the list 'data'"))
