@@ -28,7 +28,7 @@ ROWS = PlannedRows(
 
 
 def config(held_out: int = 60, **settings) -> Planned:
-    data = {"path": "rows.jsonl"} | ({"held_out": held_out} if held_out else {})
+    data = {"path": "rows.jsonl", "held_out": held_out}
     return Planned.model_validate({"model": "smollm2-135m", "data": data, "validation": settings})
 
 

@@ -170,7 +170,7 @@ def pairs(count, seed=0):
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
 def test_every_kind_of_file_gives_the_same_rows(tmp_path, kind):
     rows = pairs(40)
-    spec = DataConfig(path=str(data_file(tmp_path, rows, kind=kind)))
+    spec = DataConfig(path=str(data_file(tmp_path, rows, kind=kind)), held_out=0)
     seen = sample_rows(spec, spec.all_sources[0])
     assert seen.rows == seen.rows_in_files == 40 and not seen.problems
     planned = planned_rows(counted(seen, words, Around(0, 0, 0), exact=True), limit=1000)
@@ -183,7 +183,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, kind):
 def test_of_many_rows_some_are_drawn_and_the_longest_is_found(tmp_path, kind):
     rows = pairs(4000)
     rows[1234] = {"prompt": "word " * 900, "completion": "word"}
-    spec = DataConfig(path=str(data_file(tmp_path, rows, kind=kind)))
+    spec = DataConfig(path=str(data_file(tmp_path, rows, kind=kind)), held_out=0)
     first, again = (sample_rows(spec, spec.all_sources[0]) for _ in range(2))
     assert first == again and len(first.drawn) == DRAWN and first.rows_in_files == 4000
     planned = planned_rows(counted(first, words, Around(0, 0, 0), exact=True), limit=1000)
@@ -193,7 +193,7 @@ def test_of_many_rows_some_are_drawn_and_the_longest_is_found(tmp_path, kind):
 
 
 def test_of_a_source_that_draws_rows_as_many_are_planned(tmp_path):
-    spec = DataConfig(path=str(data_file(tmp_path, pairs(500))), rows=50)
+    spec = DataConfig(path=str(data_file(tmp_path, pairs(500))), rows=50, held_out=0)
     planned = rows_of(spec)
     assert planned.documents.likely == pytest.approx(50) and not planned.exact
 
@@ -206,14 +206,14 @@ def test_a_row_with_several_tasks_is_several_documents(tmp_path):
 def test_blank_lines_and_a_mark_are_no_rows(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "one"}\n\n   \n{"text": "two"}')
-    spec = DataConfig(path=str(path))
+    spec = DataConfig(path=str(path), held_out=0)
     assert sample_rows(spec, spec.all_sources[0]).rows == 2
 
 
 def test_rows_that_cannot_be_read_are_told_and_no_part_of_the_tokens(tmp_path):
     path = data_file(tmp_path, pairs(10))
     path.write_text(path.read_text() + "{broken\n")
-    spec = DataConfig(path=str(path))
+    spec = DataConfig(path=str(path), held_out=0)
     seen = sample_rows(spec, spec.all_sources[0])
     assert seen.unread == 1 and f"{path}:11" in seen.problems[0]
     assert planned_rows(counted(seen, words, Around(), exact=True), limit=1000).documents.likely == 10
@@ -263,7 +263,7 @@ def test_a_plan_counts_what_a_training_encodes(tmp_path, name):
     family, kind = COMBINATIONS[NAMES.index(name)]
     template = written_by(family, kind)
     template.tokenizer.hub.save_pretrained(tmp_path)
-    spec = DataConfig(path=str(data_file(tmp_path, pairs(60))), max_length=4096)
+    spec = DataConfig(path=str(data_file(tmp_path, pairs(60))), max_length=4096, held_out=0)
     planned = rows_of(spec, tmp_path)
     encoder = Encoder(template, template.tokenizer, spec, 4096)
     data_report = joined_alone(Encoding(spec, encoder, Tally(), silent, None, EncodingFacts(), None)).data_report
