@@ -112,7 +112,7 @@ def test_all_problems_are_told_at_once_each_with_its_field():
     assert set(found) == {"run", "adapter.rank", "training.epochs", "data.max_length", OTHER}
     assert "'many'" in found["adapter.rank"] and found["adapter.rank"].startswith('Setting "adapter.rank"')
     with pytest.raises(ConfigError) as caught:
-        SettingsForm(NEEDED | {"validation.keep": "best"}).experiment()
+        SettingsForm(NEEDED | {"validation.keep": "best", "data.held_out": "0"}).experiment()
     assert [one.field for one in problems_of(caught.value)] == ["validation.keep"]
     with pytest.raises(ConfigError) as caught:
         SettingsForm({"card": "lora"}).experiment()
