@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from classifiers import encoder_folder, labelled, write_rows
 from rankwise.cli.main import app
+from rankwise.commands.evaluate import evaluate
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
 from rankwise.data.classes import balanced_weights
@@ -165,6 +166,21 @@ def test_few_rows_have_the_defaults_of_a_classifier_that_is_not_measured(encoder
     assert result.exit_code == 0, (result.output, result.exception)
     run = RunSnapshot.finished("r")
     assert (run.experiment.training.epochs, run.experiment.validation.keep) == (4.0, "last")
+
+
+def test_the_fitted_head_is_the_result_where_steps_only_harm_it(encoder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ("--data", write_rows("rows.jsonl", labelled(60)), "--held-out", "20", "--run", "r", "--rank", "2")
+    settings = ("--set", "classification.pooling=mean", "--set", "model.dtype=float32", "--learning-rate", "0.3")
+    length = ("--epochs", "2", "--keep", "best")
+    result = CliRunner().invoke(app, ["train", "--model", str(encoder), *words, *settings, *length])
+    assert result.exit_code == 0, (result.output, result.exception)
+    run = RunSnapshot.finished("r")
+    results = run.manifest.results
+    assert results.kept_step == 0 and results.validation_loss_after == results.validation_loss_before
+    assert "the result is the head that training began with" in " ".join(result.output.split())
+    measured = evaluate("r", callback=silent).tuned.metrics["cross_entropy"].value
+    assert measured == pytest.approx(results.validation_loss_after, abs=1e-5)
 
 
 def test_words_are_those_of_scikit_learn():
