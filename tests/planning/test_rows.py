@@ -127,9 +127,9 @@ def test_a_guess_from_characters_says_how_wide_it_is():
 
 def test_held_out_rows_are_not_trained_on():
     planned = planned_rows(read([Drawn(100, 50, 400)] * 10), limit=1000)
-    left = without_held_out(planned, 4)
+    left = without_held_out(planned, DataConfig(path="a", held_out=4))
     assert left.documents.likely == 6 and left.tokens.likely == 600
-    assert without_held_out(planned, 99).documents.likely == 0
+    assert without_held_out(planned, DataConfig(path="a", held_out=99)).documents.likely == 0
 
 
 def test_steps_are_those_of_a_training():

@@ -224,7 +224,8 @@ def _whole(path: Path, text: str) -> Any:
     try:
         return loads(text)
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: is not JSON: {error.msg} at column {error.colno}.") from None
+        several = " The file begins with an object over several lines." if error.lineno > 1 else ""
+        raise DataError(f"{path}:{error.lineno}: is not JSON: {error.msg} at column {error.colno}.{several}") from None
     except GivenTwice as error:
         raise DataError(f"{path}:1: the key {error} is given twice in one object.") from None
     except (RecursionError, ValueError):
