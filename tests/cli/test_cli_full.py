@@ -28,7 +28,7 @@ KEYS = {
     "train_seconds", "tokens_per_second", "peak_rss_bytes", "trainable_parameters", "total_parameters",
     "adapter_bytes", "kept_step", "kept_why", "ended_early", "forecast", "warnings", "validation_accuracy",
     "validation_accuracy_before", "validation_accuracy_after", "images_per_second", "budget", "learning_rate", "tuning",
-    "replay", "accuracy_budget", "preference",
+    "replay", "accuracy_budget", "preference", "baselines", "earlier_rounds",
 }  # fmt: skip
 WORDS = (
     "train", "--model", "base", "--data", "rows.jsonl", "--steps", 30, "--batch-size", 4, "--held-out", 3,

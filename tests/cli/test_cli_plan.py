@@ -46,7 +46,10 @@ def rows(tmp_path):
 def test_the_line_of_a_training_is_planned_in_the_same_words(rows):
     words = ("--model", "smollm2-135m", "--data", rows, "--epochs", 1, "--set", "validation.prompts=[]")
     others = ("--run", "towns", "--validate-every", 1, "--keep", "best", "--patience", 2, "--seed", 3, "--auto-batch")
-    whole, held_out = planned(*words), planned(*words, "--held-out", 40, "--held-out-order", "last", *others)
+    whole, held_out = (
+        planned(*words, "--held-out", 0),
+        planned(*words, "--held-out", 40, "--held-out-order", "last", *others),
+    )
     assert (whole["steps"], held_out["steps"]) == (8, 5)
     assert held_out["tokens"]["likely"] == pytest.approx(whole["tokens"]["likely"] * 80 / 120)
     seldom = planned(*words, "--held-out", 40, "--validate-every", 5)
@@ -153,11 +156,12 @@ def test_every_remedy_does_what_it_says(model, device, settings):
 
 
 def test_rows_make_steps_and_tokens_and_advice(rows):
-    told = planned("--model", "smollm2-135m", "--data", rows, "--device", "rtx-4090", "--epochs", 3)
+    told = planned("--model", "smollm2-135m", "--data", rows, "--device", "rtx-4090", "--epochs", 3,
+                   "--held-out", 0)  # fmt: skip
     assert told["steps"] == 23 and told["tokens"]["low"] <= told["tokens"]["likely"] <= told["tokens"]["high"]
     assert told["seconds"] > 0 and all(advice["source"] for advice in told["advice"])
     text = rankwise("plan", "--model", "smollm2-135m", "--data", rows, "--device", "rtx-4090").stdout
-    assert "120 sequences" in text
+    assert "108 sequences" in text
 
 
 def test_the_same_file_of_settings_is_trained_and_planned(tmp_path, rows):

@@ -77,7 +77,7 @@ def laid_over(name, data, training, adapter):
 @given(name=NAMES, data=DATA)
 def test_what_is_given_of_rows_wins_over_the_recipe_and_the_recipe_over_the_defaults(name, data):
     spec = DataConfig(path="d", recipe=name, **data)
-    under = recipe_named(name).settings.get("data", {})
+    under = {"held_out": 0} | recipe_named(name).settings.get("data", {})
     plain = DataConfig(path="d")
     for key in DataConfig.model_fields:
         wanted = data.get(key, under.get(key, getattr(plain, key)))

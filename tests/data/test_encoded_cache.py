@@ -143,6 +143,7 @@ CHANGES = {
     "delimiter": [{}, {"delimiter": ";"}, {"delimiter": "|"}],
     "encoding": [{}, {"encoding": "utf-8"}, {"encoding": "cp1252"}],
     "sheet": [{}, {"sheet": "rows"}],
+    "field": [{}, {"field": "rows"}],
     "reasoning": [{}, {"reasoning": "learn"}, {"reasoning": "mask"}],
     "labels": [{}, {"labels": ["a"]}],
     "split": [FOLDER, FOLDER | {"split": "valid"}],

@@ -48,7 +48,7 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     ),
     "a model_type that is none": (LLAMA | {"model_type": ["llama"]}, "\"model_type\" is ['llama']"),
     "quantised": (LLAMA | {"quantization_config": {"bits": 4}}, '"quantization_config": quantised weights'),
-    "negative": (LLAMA | {"hidden_size": -24}, "transformers cannot build this model"),
+    "negative": (LLAMA | {"hidden_size": -24}, '"hidden_size" is -24; every model has at least 1'),
     "zero heads": (LLAMA | {"num_attention_heads": 0}, "transformers cannot build this model"),
     "a billion blocks": (LLAMA | {"num_hidden_layers": 10**9}, '"num_hidden_layers" is 1000000000'),
     "a million blocks": (_of("gpt2", n_layer=10**6), '"n_layer" is 1000000; at most 2,000 layers'),

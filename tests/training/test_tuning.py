@@ -273,7 +273,8 @@ def test_what_the_command_line_says_and_refuses():
 LIKE_THE_RUN: dict[str, tuple[str, ...]] = {
     "rows": ("--model", "tiny", "--data", "rows.jsonl", "--batch-size", "8"),
     "fewer rows than a step has": ("--model", "tiny", "--data", "rows.jsonl", "--batch-size", "64"),
-    "labels of two lengths": ("--model", "tiny-bert", "--data", "uneven.jsonl", "--batch-size", "8"),
+    "labels of two lengths": ("--model", "tiny-bert", "--data", "uneven.jsonl", "--batch-size", "8",
+                              "--held-out", "0"),
     "images": ("--model", "vit", "--data", "pictures", "--batch-size", "8"),
     "replay": ("--model", "tiny", "--data", "rows.jsonl", "--batch-size", "8", "--replay", "0.5",
                "--replay-data", "apart.jsonl"),
