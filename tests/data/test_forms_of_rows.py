@@ -173,7 +173,7 @@ def test_the_rows_of_an_object_have_their_lines(tmp_path):
 
 
 def test_many_rows_left_out_are_a_warning(tmp_path, hub_tokenizer):
-    rows = [ROW | {"prompt": f"{n} " * (200 if n % 20 == 0 else 1)} for n in range(40)]
+    rows = [{"prompt": f"{n} " * (200 if n % 20 == 0 else 1), "completion": f"so {n}"} for n in range(40)]
     tokenizer = HubTokenizer(hub_tokenizer, [hub_tokenizer.eos_token_id])
     writing = TextWriting(tokenizer, ChatTemplate.of_model(tokenizer), "tiny", None)
     path = written(tmp_path / "x.jsonl", lines(*rows))
