@@ -141,7 +141,7 @@ def test_names_of_tags_in_another_order_are_seen(tmp_path, monkeypatch):
 
 def verdict_on(theirs, ours, form):
     questions = tuple({"text": "a"} for _ in ours)
-    reference = ClassReference("texts", questions, tuple(map(tuple, ours)), ("a", "b"), "base", form)
+    reference = ClassReference("texts", questions, tuple(map(tuple, ours)), ("a", "b"), "base", form=form)
     replies = EngineReplies.model_validate(
         {"engine": "one", "version": "1", "replies": [{"outputs": one} for one in theirs]}
     )
