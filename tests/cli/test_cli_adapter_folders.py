@@ -178,7 +178,7 @@ def test_the_base_of_a_run_can_lie_elsewhere(home, tiny_folder):
     file = home / "runs" / "mine" / "config.json"
     spec = json.loads(file.read_text())
     file.write_text(json.dumps(spec | {"model": spec["model"] | {"name": "/nowhere/base"}}))
-    words = ("generate", "mine", "--prompt", PROMPT, "--max-new-tokens", 4)
+    words = ("generate", "mine", "--prompt", PROMPT, "--max-new-tokens", 4, "--force-result")  # settings have a hash
     refused = rankwise(*words)
     assert refused.exit_code == 2 and "--base-model" in refused.stderr
     assert rankwise(*words, "--base-model", tiny_folder).exit_code == 0

@@ -26,7 +26,7 @@ KEYS = {
     "train_seconds", "tokens_per_second", "peak_rss_bytes", "trainable_parameters", "total_parameters",
     "adapter_bytes", "kept_step", "kept_why", "ended_early", "forecast", "warnings", "validation_accuracy",
     "validation_accuracy_before", "validation_accuracy_after", "images_per_second", "budget", "learning_rate", "tuning",
-    "replay", "accuracy_budget", "preference",
+    "replay", "baselines", "earlier_rounds", "accuracy_budget", "preference",
 }  # fmt: skip
 STEPS = 30
 RECIPE = ("--batch-size", "4", "--rank", "4", "--learning-rate", "0.02", "--steps", str(STEPS), "--held-out", "3")
