@@ -253,7 +253,7 @@ class RunDirectory:
         elif resume and not self.checkpoints.named:
             raise RunError(
                 f'run "{self.folder.name}" has no checkpoint to resume from ({state}). '
-                f"Use {self.ways_on}. training.checkpoint_steps sets how often a checkpoint is written."
+                f"Use {self.ways_on}. training.checkpoint_minutes sets how often one is written."
             )
         elif not (restart or resume):
             raise RunError(
