@@ -130,9 +130,18 @@ def test_how_long_a_classifier_learns_where_nothing_is_said(more, expected):
 
 def test_a_run_that_an_earlier_version_began_goes_on_without_these_defaults():
     asked = Experiment(model="m", data={"path": "x", "held_out": 5}, run="r", objective="sequence-classification")
-    for stored in (asked, asked.with_class_defaults()):
-        resumable: Any = SimpleNamespace(run=SimpleNamespace(folder=Path("r")), experiment=stored)
-        assert settings_of(resumable, asked) == stored
+    for targets, by in ((THREE, "accuracy"), (KINDS["several"], "loss"), (KINDS["numbers"], "loss")):
+        now = asked.with_class_defaults().by_accuracy(asked, classes=targets.one_class)
+        assert now.validation.by == by
+        report = SimpleNamespace(validation_rows=5, targets=targets)
+        for stored in (asked, now):
+            begun: Any = SimpleNamespace(
+                run=SimpleNamespace(folder=Path("r")), experiment=stored,
+                checkpoint=SimpleNamespace(data_report=report),
+            )  # fmt: skip
+            assert settings_of(begun, asked) == stored
+    by_loss = asked.model_copy(update={"validation": type(asked.validation)(by="loss")})
+    assert by_loss.with_class_defaults().by_accuracy(by_loss, classes=True).validation.by == "loss"
 
 
 def test_a_run_of_defaults_stops_keeps_the_best_and_says_what_it_stands_beside(encoder, tmp_path, monkeypatch):
@@ -151,21 +160,9 @@ def test_a_run_of_defaults_stops_keeps_the_best_and_says_what_it_stands_beside(e
     assert run.manifest.forecast.trainable_parameters == results.trainable_parameters
     assert results.baselines["vectors"] == results.validation_accuracy_before
     assert results.baselines["largest_class"] == pytest.approx(0.65, abs=0.1)
-    losses = {one.step: one.loss for one in run.history.losses}
-    assert results.kept_step == min(losses, key=lambda step: (losses[step], step))
-    assert results.validation_loss_after == min(losses.values())
-
-
-def test_few_rows_have_the_defaults_of_a_classifier_that_is_not_measured(encoder, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    data = ("--data", write_rows("rows.jsonl", labelled(40)), "--run", "r", "--set", "model.dtype=float32")
-    words = ["train", "--model", str(encoder), *data]
-    refused = CliRunner().invoke(app, [*words, "--keep", "best"])
-    assert refused.exit_code == 2 and "40 rows are too few" in " ".join(refused.output.split())
-    result = CliRunner().invoke(app, [*words, "--restart"])
-    assert result.exit_code == 0, (result.output, result.exception)
-    run = RunSnapshot.finished("r")
-    assert (run.experiment.training.epochs, run.experiment.validation.keep) == (4.0, "last")
+    right = {one.step: one.value for one in run.history.scores if one.metric == "accuracy"}
+    assert results.kept_step == min(right, key=lambda step: (-right[step], step))
+    assert results.validation_accuracy_after == max(right.values())
 
 
 def test_the_fitted_head_is_the_result_where_steps_only_harm_it(encoder, tmp_path, monkeypatch):

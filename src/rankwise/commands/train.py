@@ -143,6 +143,10 @@ def _trained(
     given = experiment
     experiment, start = _settled(experiment, resumable, callback)
     objective = _objective(experiment, start, resumable, model, callback)
+    if resumable is None:
+        experiment = experiment.by_accuracy(
+            given, classes=objective.targets is not None and objective.targets.one_class
+        )
     foreseen = foresee(experiment, callback, objective.targets)
     training_config, foreseen = within_limit(experiment, foreseen, callback)
     if foreseen is not None and resumable is None:

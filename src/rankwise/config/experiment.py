@@ -137,6 +137,14 @@ class Experiment(Config):
             changes["validation"] = validation.model_copy(update={"keep": "best", "patience": patience})
         return self.model_copy(update=changes)
 
+    def by_accuracy(self, given: Experiment, *, classes: bool) -> Self:
+        """Where these defaults choose the best among validations of rows with one class each: by accuracy, since the
+        loss grows with each sure answer to a row whose label is wrong. `given` are the settings without defaults."""
+        defaults = self.validation != given.validation and "by" not in given.validation.model_fields_set
+        if not classes or not defaults:
+            return self
+        return self.model_copy(update={"validation": self.validation.model_copy(update={"by": "accuracy"})})
+
     @property
     def base(self) -> ModelConfig:
         """The model as it is loaded: weights that learn are float32 on every device, in full, and in memory."""

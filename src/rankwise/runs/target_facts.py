@@ -33,6 +33,11 @@ class TargetFacts(Config):
     high: float | None = None
 
     @property
+    def one_class(self) -> bool:
+        """Whether each row has one class."""
+        return bool(self.classes) and self.form == "one"
+
+    @property
     def outputs(self) -> int:
         """Number of the model's outputs."""
         return len(self.classes) or 1

@@ -148,7 +148,7 @@ def never_predicted(scorer: object, step: int, rate: float) -> list[str]:
 def _of_one_class(scorer: object) -> TargetFacts | None:
     """What the rows' classes are, where each has one."""
     targets = scorer.objective.targets if isinstance(scorer, ClassScorer) else None
-    return targets if targets is not None and targets.classes and targets.form == "one" else None
+    return targets if targets is not None and targets.one_class else None
 
 
 def _way(targets: TargetFacts) -> str:
