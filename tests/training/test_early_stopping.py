@@ -34,7 +34,7 @@ def stopping(by, first=1):
 @given(VALUES, st.sampled_from(["loss", "exact"]), st.integers(0, 5))
 def test_the_best_is_the_first_of_the_best_finite_values_of_its_candidates(values, by, first):
     found = stopping(by, first).best(records(values, by))
-    candidates = [(step, value) for step, value in enumerate(values) if step >= max(1, first) and math.isfinite(value)]
+    candidates = [(step, value) for step, value in enumerate(values) if step >= first and math.isfinite(value)]
     if not candidates:
         assert found is None
         return
@@ -48,7 +48,7 @@ def test_an_evaluation_is_one_more_without_improvement_unless_it_is_the_new_best
     best, waited = None, 0
     for step in range(len(values)):
         here = stopping(by, first).best(records(values[: step + 1], by))
-        if step >= max(1, first):
+        if step >= first:
             waited = 0 if here is not None and here != best else waited + 1
         best = here
         assert stopping(by, first).without_improvement(records(values[: step + 1], by)) == waited

@@ -134,9 +134,9 @@ def test_training_lowers_the_loss_and_only_the_adapter_moves(architecture: str) 
     base = {name: value.clone() for name, value in model.state_dict().items()}
     adapters = inject(model, LoraConfig(rank=8))
     records: list[StepRecord] = []
-    state = state_of(adapters, 120, rate=3e-2)
+    state = state_of(adapters, 160, rate=3e-2)
     train(state, Batches(rows, 2, 100, 0), loss_of=summed(SupervisedLogits(model)), callback=records.append)
-    assert [record.step for record in records] == list(range(1, 121))
+    assert [record.step for record in records] == list(range(1, 161))
     assert records[-1].loss < records[0].loss - 0.15  # the frozen random head is small, and bounds what can be learned
     assert all(adapter.B.abs().max() > 0 for adapter in adapters.adapters().values())
     adapters.remove()
@@ -231,7 +231,7 @@ def test_the_automatic_rate_falls_with_width_and_an_asked_one_is_kept() -> None:
 
 
 def test_the_automatic_rate_of_a_classifier_is_lower_and_follows_from_the_objective() -> None:
-    for adapter, at_384 in ((LoraConfig(), 4.15e-4), (AdaLoraConfig(), 4.15e-4), (FullConfig(), 8.3e-5)):
+    for adapter, at_384 in ((LoraConfig(), 9.96e-4), (AdaLoraConfig(), 4.15e-4), (FullConfig(), 8.3e-5)):
         given = {"model": "m", "data": "d", "run": "r", "adapter": adapter}
         classifier = Experiment(**given, objective="sequence-classification")
         assert TrainingConfig().highest_rate(384, classifier.auto_rate) == pytest.approx(at_384, rel=0.01)
