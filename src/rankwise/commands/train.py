@@ -140,13 +140,8 @@ def _trained(
     model: LoadedModel | None, back_offs: tuple[BackOff, ...], world: World, force_memory: bool, force_base: bool,
 ) -> Trained:  # fmt: skip
     """From what is on the disk to the end; Diverged where it may begin anew."""
-    given = experiment
     experiment, start = _settled(experiment, resumable, callback)
     objective = _objective(experiment, start, resumable, model, callback)
-    if resumable is None:
-        experiment = experiment.by_accuracy(
-            given, classes=objective.targets is not None and objective.targets.one_class
-        )
     foreseen = foresee(experiment, callback, objective.targets)
     training_config, foreseen = within_limit(experiment, foreseen, callback)
     if foreseen is not None and resumable is None:
@@ -159,8 +154,8 @@ def _trained(
     world.end_turn()
     untouched = loaded
     prepared, loaded = _prepared(experiment, objective, loaded, callback, world)
-    if not len(prepared.measured):
-        experiment, training_config = _unmeasured(experiment, given, training_config, prepared)
+    if resumable is None:
+        experiment, training_config = _with_defaults(experiment, training_config, prepared)
     world.check_same_rows(prepared.data_report.model_dump_json())
     scorer = SCORERS[objective.name](measured_as(experiment, callback), loaded, prepared, objective)
     rows = prepared.rows_in_pass
@@ -201,24 +196,20 @@ def _settled(
     """The settings of the run that goes on, or those that the adapter to begin with leaves open."""
     if resumable is not None:
         return settings_of(resumable, experiment), None
-    experiment = experiment.with_class_defaults()
     start = start_of(experiment, callback)
     return (experiment if start is None else start.foreseen(experiment)), start
 
 
-def _unmeasured(
-    experiment: Experiment, given: Experiment, training: TrainingConfig, prepared: Prepared
+def _with_defaults(
+    experiment: Experiment, training: TrainingConfig, prepared: Prepared
 ) -> tuple[Experiment, TrainingConfig]:
-    """Without validation rows, which few rows do not give by default, a classifier has other defaults. ConfigError
-    where a setting was given that needs such rows."""
-    own = given.with_class_defaults(measured=False)
-    if needing := own.validation.needing_rows:
+    """Those of a classifier follow from its rows. ConfigError where a setting needs validation rows, which few rows do
+    not give by default."""
+    measured, targets = bool(len(prepared.measured)), prepared.data_report.targets
+    if not measured and (needing := experiment.validation.needing_rows):
         raise ConfigError([NO_ROWS.format(needing[0], prepared.data_report.used)])
-    if not own.fits_head:
-        return experiment, training
-    epochs = {"epochs": own.training.epochs}
-    changes = {"validation": own.validation, "training": experiment.training.model_copy(update=epochs)}
-    return experiment.model_copy(update=changes), training.model_copy(update=epochs)
+    experiment = experiment.with_class_defaults(measured=measured, one_class=targets is not None and targets.one_class)
+    return experiment, training.model_copy(update={"epochs": experiment.training.epochs})
 
 
 def _objective(

@@ -247,8 +247,16 @@ def advice_on(tally: Tally, spec: DataConfig) -> list[str]:
     return [f"{bad:,} of {tally.rows:,} rows cannot be used. To leave them out, use --on-bad-row skip."]
 
 
-def left_out(tally: Tally) -> list[str]:
-    """A warning where many rows are left out, for example because they are too long."""
+def left_out(tally: Tally, spec: DataConfig) -> list[str]:
+    """Warnings where many rows are left out, for example because they are too long, or so many that none are held out
+    by default."""
+    if spec.held_out_of(tally.rows) and not spec.held_out_of(tally.used):
+        few = f"no validation rows are held out, since only {tally.used:,} of {tally.rows:,} rows can be used"
+        return [f"{few}; --held-out N takes some", *_many_left_out(tally)]
+    return _many_left_out(tally)
+
+
+def _many_left_out(tally: Tally) -> list[str]:
     count = sum(tally.skipped.values())
     if not count or count < MANY_LEFT_OUT * tally.rows:
         return []
