@@ -28,7 +28,7 @@ from rankwise.runs.target_facts import TargetFacts
 from rankwise.text.tokenize import Tokens
 from rankwise.training.head_start import CONVERGED, features_of, fit_head
 from rankwise.training.resume import settings_of
-from rankwise.training.validation_classes import ClassScorer, never_predicted, rare_in, still_falling
+from rankwise.training.validation_classes import ClassScorer, never_predicted, rare_in, still_falling, words_predict
 
 THREE = TargetFacts(classes=("ok", "fault", "attack"), counts=(300, 3, 1), pooling="mean")
 KINDS = {
@@ -188,8 +188,6 @@ def test_words_are_those_of_scikit_learn():
     from scipy.sparse import hstack
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
-
-    from rankwise.evaluation.word_baseline import words_predict
 
     rows = labelled(90)
     texts, labels = [row["text"] for row in rows], [int(row["label"] == "good") for row in rows]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +19,6 @@ from rankwise.evaluation.class_metrics import metric_rows, one_target, score_row
 from rankwise.evaluation.label_task import score_labels
 from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.span_metrics import score_tags
-from rankwise.evaluation.word_baseline import can_measure, words_predict
 from rankwise.inference.classify import Done, Outputs, outputs_of
 from rankwise.inference.tagging import tag_probabilities
 from rankwise.models.loaded import LoadedModel
@@ -176,7 +176,20 @@ def baselines(scorer: object, prepared: Prepared) -> dict[str, float] | None:
     parts = list(evenly(prepared.trained_rows, MOST_READ)), own.rows
     labels, actual = ([int(one_target(row)) for row in part] for part in parts)
     found = {"largest_class": float(np.mean(np.equal(actual, Counter(labels).most_common(1)[0][0])))}
-    if own.model.text is not None and can_measure() and len(set(labels)) > 1:
+    if own.model.text is not None and find_spec("sklearn") is not None and len(set(labels)) > 1:
         texts, others = ([own.model.tokenizer.readable(list(map(int, row.ids))) for row in part] for part in parts)
         found["words"] = float(np.mean(np.equal(actual, words_predict(texts, labels, others))))
     return found
+
+
+def words_predict(texts: Sequence[str], labels: Sequence[int], others: Sequence[str]) -> list[int]:
+    """The class of each of the other texts, by logistic regression on TF-IDF: of words and pairs of words, and of 2 to
+    4 letters inside words."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline, make_union
+
+    words: Any = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    letters: Any = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True)
+    model: Any = make_pipeline(make_union(words, letters), LogisticRegression(C=10.0, max_iter=1000))
+    return model.fit(texts, labels).predict(others).tolist()
