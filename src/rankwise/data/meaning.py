@@ -71,6 +71,10 @@ class Check:
     most: float = 2.0
     stops: float | None = None
     """The share of all rows from which training on them is refused, where the check is among those that may."""
+    finds: Callable[..., Any] = field(kw_only=True)
+    """Whether a row is such a one; or of all rows together, how many are, of how many it looks at, and an example."""
+    among: Literal["all", "answers", "labels", "texts", "pairs"] = field(default="answers", kw_only=True)
+    """The rows that are looked at. Whether answers are labels or texts is known at the end."""
 
     def doubt(self, of: int, count: int, among: int, example: str, taken: str = "") -> Doubt | None:
         """`count` rows among those that it looks at, `of` all."""
@@ -81,13 +85,6 @@ class Check:
             stops=self.stops is not None and count >= self.stops * of and of >= FEW,
             text=f"rows that {self.what}: {count:,} of {of:,}, such as {example}. {self.advice.format(taken=taken)}",
         )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class OfRow(Check):
-    finds: Callable[[Row], bool]
-    among: Literal["all", "answers", "labels", "pairs"] = "answers"
-    """The rows that are looked at. Whether answers are labels is known at the end."""
 
 
 def _answer_in_question(row: Row) -> bool:
@@ -121,56 +118,56 @@ def _of_text(pattern: re.Pattern[str]) -> Callable[[Row], bool]:
 _REPEATS = "A model repeats what it was trained on. Remove them from the rows"
 _SPACE = "Remove the white space around the answers"
 CHECKS = (
-    OfRow("answer-in-prompt", "have their answer or label word for word in the prompt", "The model learns to copy it. "
+    Check("answer-in-prompt", "have their answer or label word for word in the prompt", "The model learns to copy it. "
           "Leave it out of the prompt, unless the task is to find it there", rows=5, least=0.5, stops=0.9,
           finds=_answer_in_question),
-    OfRow("prompt-as-answer", "have the prompt itself as their answer", "The model learns to repeat what it is given. "
+    Check("prompt-as-answer", "have the prompt itself as their answer", "The model learns to repeat what it is given. "
           "Take the answer from another column", rows=3, least=0.05, stops=0.9,
           finds=lambda row: row.bare == row.question),
-    OfRow("answer-repeats-prompt", "have an answer that begins with the whole prompt", "The model learns to repeat "
+    Check("answer-repeats-prompt", "have an answer that begins with the whole prompt", "The model learns to repeat "
           "the question first. Remove it from the answers", rows=3, least=0.1,
           finds=lambda row: row.bare != row.question != "" and row.bare.startswith(row.question)),
-    OfRow("missing-value", "have a sign for a missing value as their answer or label, such as None, NaN, N/A or -",
+    Check("missing-value", "have a sign for a missing value as their answer or label, such as None, NaN, N/A or -",
           "Programs write these into empty cells. Leave such rows out, or write what is meant", rows=3,
           finds=lambda row: row.bare in MISSING),
-    OfRow("invisible-answer", "have an answer of invisible characters alone", "Leave such rows out",
+    Check("invisible-answer", "have an answer of invisible characters alone", "Leave such rows out",
           finds=lambda row: _ONLY_INVISIBLE.fullmatch(row.answer) is not None),
-    OfRow("leading-space", "have an answer that begins with white space, unlike the others", _SPACE, rows=3, least=0.02,
+    Check("leading-space", "have an answer that begins with white space, unlike the others", _SPACE, rows=3, least=0.02,
           most=0.95, finds=lambda row: row.answer[:1].isspace()),
-    OfRow("trailing-space", "have an answer that ends with a space, which the model learns to write", _SPACE, rows=3,
+    Check("trailing-space", "have an answer that ends with a space, which the model learns to write", _SPACE, rows=3,
           least=0.02, finds=lambda row: row.answer.rstrip("\r\n")[-1:] in ("\u00a0", *" \t")),
-    OfRow("trailing-line-end", "have an answer that ends with a line end, unlike the others", _SPACE, rows=3,
+    Check("trailing-line-end", "have an answer that ends with a line end, unlike the others", _SPACE, rows=3,
           least=0.02, most=0.95, finds=lambda row: row.answer.endswith("\n")),
-    OfRow("decimal-commas", "have a number with a decimal comma as their label", "{taken}. Write numbers on a scale "
+    Check("decimal-commas", "have a number with a decimal comma as their label", "{taken}. Write numbers on a scale "
           "with a point: 1234.5", rows=3, least=0.1, among="labels", finds=_of_label(_COMMA)),
-    OfRow("thousands", "have a label that may be a number with marks of thousands, as 12.345 for 12345",
+    Check("thousands", "have a label that may be a number with marks of thousands, as 12.345 for 12345",
           "{taken}. Write numbers without such marks", rows=3, least=0.3, among="labels", finds=_of_label(_THOUSANDS)),
-    OfRow("dates", "have a date as their label", "{taken}. Write a number, such as the year or the days since a day, "
+    Check("dates", "have a date as their label", "{taken}. Write a number, such as the year or the days since a day, "
           "if the order of the dates matters", rows=3, least=0.1, among="labels", finds=_of_label(_DATE)),
-    OfRow("shortened-numbers", "have a number as spreadsheets shorten long ones, as 1.23457E+15", "Its last digits "
+    Check("shortened-numbers", "have a number as spreadsheets shorten long ones, as 1.23457E+15", "Its last digits "
           "are lost. Export the column as text", among="all",
           finds=lambda row: "E+1" in row.text and _SHORTENED.search(row.text) is not None),
-    OfRow("invisible-characters", "have invisible characters in their text (byte order marks, zero-width spaces)",
+    Check("invisible-characters", "have invisible characters in their text (byte order marks, zero-width spaces)",
           "They become tokens of their own. Remove them", rows=2, least=0.005, among="all", finds=_of_text(_INVISIBLE)),
-    OfRow("wrong-encoding", "have text that was decoded wrongly, such as Ã© for é or â€™ for an apostrophe",
+    Check("wrong-encoding", "have text that was decoded wrongly, such as Ã© for é or â€™ for an apostrophe",
           "Read the file as UTF-8 and write it anew", among="all", finds=_of_text(_AS_CP1252)),
-    OfRow("html-entities", "have HTML entities in their text, such as &amp; or &#39;", "The model learns to write "
+    Check("html-entities", "have HTML entities in their text, such as &amp; or &#39;", "The model learns to write "
           "them. Replace them by what they stand for", rows=2, least=0.005, among="all",
           finds=lambda row: "&" in row.text and "</" not in row.text and _ENTITY.search(row.text) is not None),
-    OfRow("keys", "have what looks like a key or token of a service", _REPEATS, among="all",
+    Check("keys", "have what looks like a key or token of a service", _REPEATS, among="all",
           finds=lambda row: holds_key(row.text)),
-    OfRow("passwords", "have what looks like a password", _REPEATS, among="all",
+    Check("passwords", "have what looks like a password", _REPEATS, among="all",
           finds=lambda row: holds_password(row.text)),
-    OfRow("card-numbers", "have what looks like the number of a payment card", _REPEATS, among="all",
+    Check("card-numbers", "have what looks like the number of a payment card", _REPEATS, among="all",
           finds=lambda row: holds_card(row.text)),
-    OfRow("e-mail-addresses", "have e-mail addresses", _REPEATS, among="all", finds=lambda row: holds_email(row.text)),
-    OfRow("some-with-system", "have a system message, and the others have none", "Generation then gives none. Give "
+    Check("e-mail-addresses", "have e-mail addresses", _REPEATS, among="all", finds=lambda row: holds_email(row.text)),
+    Check("some-with-system", "have a system message, and the others have none", "Generation then gives none. Give "
           "all rows the same with --system, or none", rows=3, least=0.05, most=0.95, among="all",
           finds=lambda row: row.example.system is not None),
-    OfRow("chosen-longer", "are pairs whose chosen answer is the longer one", "The model may learn nothing but to "
+    Check("chosen-longer", "are pairs whose chosen answer is the longer one", "The model may learn nothing but to "
           "write more. Add pairs whose better answer is the shorter one", rows=20, least=0.95, among="pairs",
           finds=lambda row: len(row.example.messages[-1].content) > len(row.example.rejected[-1].content)),
-    OfRow("chosen-shorter", "are pairs whose chosen answer is the shorter one", "The model may learn nothing but to "
+    Check("chosen-shorter", "are pairs whose chosen answer is the shorter one", "The model may learn nothing but to "
           "write less. See whether chosen and rejected are exchanged", rows=20, least=0.95, among="pairs",
           finds=lambda row: len(row.example.messages[-1].content) < len(row.example.rejected[-1].content)),
 )  # fmt: skip
@@ -216,7 +213,7 @@ class Meaning:
             self.rows["all"] += 1
         self.exchanges.extend(np.array(exchanges, np.uint64).reshape(-1, 4))
 
-    def _count(self, checks: Sequence[OfRow], row: Row) -> None:
+    def _count(self, checks: Sequence[Check], row: Row) -> None:
         for check in checks:
             if check.finds(row):
                 self.rows[check.name] += 1
@@ -270,7 +267,7 @@ class Meaning:
         every = [check.doubt(of, self.rows[check.name], among[check.among], self.first[check.name], taken)
                  for check in CHECKS if check.name in self.first and among.get(check.among)]  # fmt: skip
         others = "texts" if are_labels else "labels"
-        every += [one.doubt(of, *one.counts(self, labels, targets)) for one in SURVEYS if of and one.among != others]
+        every += [one.doubt(of, *one.finds(self, labels, targets)) for one in SURVEYS if of and one.among != others]
         warns = {*accepted, *([] if are_labels else ["answer-in-prompt"]), *([] if targets else ["label-of-each-row"])}
         return [one.model_copy(update={"stops": one.stops and one.check not in warns}) for one in every if one]
 
@@ -293,14 +290,6 @@ def _exchange(example: Example) -> tuple[str, str] | None:
 
 
 _Occurrence = tuple[int, int, str]
-"""Rows that a check finds, rows among which it looks, and an example."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Survey(Check):
-    counts: Callable[[Meaning, Labels, TargetFacts | None], _Occurrence]
-    among: Literal["all", "labels", "texts"] = "all"
-    """Whether it is asked where answers are labels, or where they are not."""
 
 
 def _conflicts(meaning: Meaning, *_: object) -> _Occurrence:
@@ -344,26 +333,26 @@ def _too_long(meaning: Meaning, *_: object) -> _Occurrence:
 
 
 SURVEYS = (
-    Survey("contradicting-labels", "have the text of another row and another label", "At most one of them can be "
-           "right. Correct the labels, or leave such rows out", rows=2, counts=_conflicts, among="labels"),
-    Survey("several-answers", "have the prompt of another row and another answer", "Correct those that are wrong; "
-           "where all are right, write them as a list in one row, so that evaluation knows them", rows=2, least=0.01,
-           most=0.5, counts=_conflicts, among="texts"),
-    Survey("answers-to-each-prompt", "have the prompt of another row and another answer", "Right where a set has "
-           "several right answers to each prompt: as a list in one row evaluation knows them all, and "
-           "data.alternatives=each trains on each. A mistake where one is right", least=0.5, counts=_conflicts,
-           among="texts"),
-    Survey("one-answer", "all have the same answer", "The model learns to give it whatever is asked. Take the answer "
-           "from another column", stops=1.0, counts=_one_answer),
-    Survey("label-of-each-row", "have a label that no other row has", "Numbers on a scale need "
-           "classification.targets=numbers, and identifiers are no labels: name another column", least=0.5, stops=0.9,
-           counts=_label_of_each),
-    Survey("label-of-one-row", "are the only one with their label", "One row is learned or measured, never both. Add "
-           "rows, or give it a wider label", most=0.5, counts=_label_of_each),
-    Survey("exchanged-columns", "have the answer of another row as their prompt", "Columns may be exchanged in a part "
-           "of the file. Look at the first such row and those around it", rows=3, least=0.02, counts=_exchanged),
-    Survey("much-longer-row", f"are more than {LONGER} times as long as the median", "Two rows may have run together, "
-           "as by a quote that is never closed", most=0.1, counts=_too_long),
+    Check("contradicting-labels", "have the text of another row and another label", "At most one of them can be "
+          "right. Correct the labels, or leave such rows out", rows=2, finds=_conflicts, among="labels"),
+    Check("several-answers", "have the prompt of another row and another answer", "Correct those that are wrong; "
+          "where all are right, write them as a list in one row, so that evaluation knows them", rows=2, least=0.01,
+          most=0.5, finds=_conflicts, among="texts"),
+    Check("answers-to-each-prompt", "have the prompt of another row and another answer", "Right where a set has "
+          "several right answers to each prompt: as a list in one row evaluation knows them all, and "
+          "data.alternatives=each trains on each. A mistake where one is right", least=0.5, finds=_conflicts,
+          among="texts"),
+    Check("one-answer", "all have the same answer", "The model learns to give it whatever is asked. Take the answer "
+          "from another column", stops=1.0, finds=_one_answer),
+    Check("label-of-each-row", "have a label that no other row has", "Numbers on a scale need "
+          "classification.targets=numbers, and identifiers are no labels: name another column", least=0.5, stops=0.9,
+          finds=_label_of_each),
+    Check("label-of-one-row", "are the only one with their label", "One row is learned or measured, never both. Add "
+          "rows, or give it a wider label", most=0.5, finds=_label_of_each),
+    Check("exchanged-columns", "have the answer of another row as their prompt", "Columns may be exchanged in a part "
+          "of the file. Look at the first such row and those around it", rows=3, least=0.02, finds=_exchanged),
+    Check("much-longer-row", f"are more than {LONGER} times as long as the median", "Two rows may have run together, "
+          "as by a quote that is never closed", most=0.1, finds=_too_long),
 )  # fmt: skip
 STOPPING = tuple(check.name for check in (*CHECKS, *SURVEYS) if check.stops is not None)
 
