@@ -35,7 +35,6 @@ from rankwise.runs.lineage import Round
 from rankwise.runs.manifest import BackOff, Manifest
 from rankwise.runs.records import Callback, StatusMessage, WarningCollector, WarningMessage, silent
 from rankwise.runs.resumable import Resumable
-from rankwise.runs.target_facts import Pooling
 from rankwise.runs.tuning import Tuning
 from rankwise.system.launched import launched
 from rankwise.system.memory import limited_memory
@@ -216,23 +215,17 @@ def _objective(
     experiment: Experiment, start: Start | None, resumable: Resumable | None, model: LoadedModel | None,
     callback: Callback,
 ) -> Objective:  # fmt: skip
-    """What a row means, once it suits the adapter to begin with and a model that is loaded already."""
-    objective = objective_of(experiment, callback, _pooling_begun(start, resumable))
+    """What a row means, once it suits the adapter to begin with and a model that is loaded already. A head that goes on
+    reads what it read; that of somebody else's adapter what the model's own code does."""
+    begun = start.source if start is not None else resumable and resumable.checkpoint.data_report
+    pooling = None if begun is None else "own" if begun.targets is None else begun.targets.pooling
+    objective = objective_of(experiment, callback, pooling)
     refuse_other_objectives(experiment, objective.name)
     if start is not None:
         start.check_targets(objective.targets, callback)
     if model is not None and (problem := _misfit(model, experiment, objective)):
         raise ConfigError([problem])
     return objective
-
-
-def _pooling_begun(start: Start | None, resumable: Resumable | None) -> Pooling | None:
-    """What the head of the run that goes on reads, or of the adapter to begin with; None for a new head. Somebody
-    else's adapter reads what the model's own code does."""
-    if start is None and resumable is None:
-        return None
-    targets = start.source.targets if start is not None else resumable and resumable.checkpoint.data_report.targets
-    return "own" if targets is None else targets.pooling
 
 
 def _workload(
@@ -291,8 +284,7 @@ def _loaded(experiment: Experiment, objective: Objective, callback: Callback) ->
 def _fit_head(objective: Objective, loaded: LoadedModel, prepared: Prepared, callback: Callback) -> None:
     """A new head of whole texts does not begin at random numbers."""
     own = classifier(objective)
-    fitted = None if own is None else fit_head(own, loaded, prepared.trained_rows)
-    if fitted is not None:
+    if own is not None and (fitted := fit_head(own, loaded, prepared.trained_rows)) is not None:
         callback(StatusMessage(
             f"the head begins with what fits {fitted.rows:,} rows best while the model is frozen (penalty "
             f"{fitted.penalty:g})"

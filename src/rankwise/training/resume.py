@@ -121,12 +121,8 @@ def take_up(
         callback(WarningMessage(line))
     for line in run.go_on(state.step, {METRICS: metrics, **files}):
         callback(WarningMessage(line))
-    again = {
-        "status": "running",
-        "ended": None,
-        "problem": None,
-        "resumed": (*begun.resumed, Resumed(step=state.step, machine=training_machine())),
-    }
+    resumed = (*begun.resumed, Resumed(step=state.step, machine=training_machine()))
+    again = {"status": "running", "ended": None, "problem": None, "resumed": resumed}
     past.manifest = begun.model_copy(update=again)
     return past
 
