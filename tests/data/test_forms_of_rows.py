@@ -151,6 +151,7 @@ READ: dict[str, tuple[str, bytes, dict[str, Any], list[str]]] = {
     "pandas": ("x.json", json.dumps(COLUMNS).encode(), {}, ["so", "thus"]),
     "pandas in a field": ("x.json", json.dumps({"t": COLUMNS}).encode(), {"field": "t"}, ["so", "thus"]),
     "one row alone": ("x.json", json.dumps(ROW).encode(), {}, ["so"]),
+    "rows below an empty line": ("x.json", b"\n" + lines(ROW, ROW), {}, ["so", "so"]),
     "JSON under the name of CSV": ("x.csv", lines(ROW, ROW), {}, ["so", "so"]),
 }
 

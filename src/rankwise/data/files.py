@@ -122,9 +122,12 @@ def kind_of(path: Path, head: bytes) -> Kind:
 
 def _is_one_object(path: Path) -> bool:
     """Whether the first line is all there is, or in a .json file begins an object that goes over several lines."""
+    first = b"\n"
     with path.open("rb") as file:
-        first, rest = file.readline(LONGEST_LINE + 1).strip(), file.read(4096).strip()
-    begins = len(first) > LONGEST_LINE or first[-1:] in b"{[,:"
+        while first.isspace():
+            first = file.readline(LONGEST_LINE + 1)
+        rest = file.read(4096).strip()
+    begins = len(first) > LONGEST_LINE or first.strip()[-1:] in b"{[,:"
     return not rest or (begins and path.suffix.lower() == ".json")
 
 

@@ -171,8 +171,8 @@ CHECKS = (
           "write less. See whether chosen and rejected are exchanged", rows=20, least=0.95, among="pairs",
           finds=lambda row: len(row.example.messages[-1].content) < len(row.example.rejected[-1].content)),
 )  # fmt: skip
-AMONG = {among: tuple(check for check in CHECKS if among == check.among) for among in ("all", "pairs")}
-OF_ANSWERS = tuple(check for check in CHECKS if check.among in ("answers", "labels"))
+AMONG = {among: tuple(check for check in CHECKS if check.among in (among, others))
+         for among, others in (("all", ""), ("answers", "labels"), ("pairs", ""))}  # fmt: skip
 
 
 def _digest(text: str) -> int:
@@ -225,7 +225,7 @@ class Meaning:
             self._other = self._last
         self._last = bare
         row.other = self._other if self._other != bare else None
-        self._count(OF_ANSWERS, row)
+        self._count(AMONG["answers"], row)
         self.rows["answers"] += 1
         file, _, line = example.where.rpartition(":")
         number = line.partition(" ")[0]

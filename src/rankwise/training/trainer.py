@@ -152,7 +152,12 @@ class Trainer:
         try:
             with deferred(any(hook.keeps for hook in self.hooks)):
                 while not self.state.finished:
-                    yield self._step_or_stop()
+                    try:
+                        record = self._timed_step()
+                    except StoppedTogether:  # several processes stop together, before a step
+                        self._keep()
+                        raise
+                    yield record
                     if self.state.step == AFTER:
                         self._check_that_all_learned()
                     if not self.world.is_several:
@@ -162,14 +167,6 @@ class Trainer:
         finally:
             self._training = False
             self.trainable.train(False)
-
-    def _step_or_stop(self) -> StepRecord:
-        """Several processes stop together, before a step."""
-        try:
-            return self._timed_step()
-        except StoppedTogether:
-            self._keep()
-            raise
 
     def _keep(self) -> None:
         """Where a checkpoint is due, and before a stop; a second request ends this too."""
