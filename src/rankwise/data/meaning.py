@@ -187,7 +187,8 @@ class Meaning:
     """Rows that each check finds, and among "all", "answers" and "pairs" it looks at."""
     first: dict[str, str] = field(default_factory=dict)
     """`file:line` of the first row that each check finds."""
-    files: list[str] = field(default_factory=list)
+    files: dict[str, int] = field(default_factory=dict)
+    """The number of each."""
     exchanges: Growing = field(default_factory=lambda: Growing(np.uint64, 4))
     """(N, 4) of rows with one question and one answer: digests of both, the number of the file, and the line."""
     lengths: Growing = field(default_factory=lambda: Growing(np.int32))
@@ -230,29 +231,27 @@ class Meaning:
         file, _, line = example.where.rpartition(":")
         number = line.partition(" ")[0]
         file, number = (file, int(number)) if number.isdecimal() else (example.where, 0)
-        if file not in self.files:
-            self.files.append(file)
         asks = _digest(question.lower()) ^ (_digest(example.system) if example.system else 0)
-        return asks, _digest(bare.lower()), self.files.index(file), number
+        return asks, _digest(bare.lower()), self.files.setdefault(file, len(self.files)), number
 
     def join(self, other: Meaning) -> None:
         """Count the rows of `other`, which follow these."""
         self.rows.update(other.rows)
         self.first = other.first | self.first
         self.longest = max(self.longest, other.longest, key=lambda one: one[0])
-        self.files += [file for file in other.files if file not in self.files]
         exchanges = other.table.copy()
-        numbers = np.array([self.files.index(file) for file in other.files], np.uint64)
+        numbers = np.array([self.files.setdefault(file, len(self.files)) for file in other.files], np.uint64)
         exchanges[:, 2] = numbers[exchanges[:, 2].astype(np.int64)] if len(exchanges) else 0
         self.exchanges.extend(exchanges)
         self.lengths.extend(other.lengths.view().array)
 
     def facts(self) -> dict[str, Any]:
         """As JSON can hold it; the arrays are apart."""
-        return {"rows": self.rows, "first": self.first, "files": self.files, "longest": self.longest}
+        return {"rows": self.rows, "first": self.first, "files": [*self.files], "longest": self.longest}
 
     def restore(self, facts: Mapping[str, Any], exchanges: np.ndarray, lengths: np.ndarray) -> None:
-        self.rows, self.first, self.files = Counter(facts["rows"]), facts["first"], facts["files"]
+        self.rows, self.first = Counter(facts["rows"]), facts["first"]
+        self.files = {file: number for number, file in enumerate(facts["files"])}
         self.longest = (facts["longest"][0], facts["longest"][1])
         self.exchanges.extend(exchanges)
         self.lengths.extend(lengths)
@@ -278,7 +277,7 @@ class Meaning:
 
     def where(self, number: int) -> str:
         _, _, file, line = self.table[number].tolist()
-        return f"{self.files[file]}:{line}" if line else self.files[file]
+        return f"{[*self.files][file]}:{line}" if line else [*self.files][file]
 
 
 def _exchange(example: Example) -> tuple[str, str] | None:
