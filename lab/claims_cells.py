@@ -20,8 +20,9 @@ from rankwise.errors import RunError
 from rankwise.evaluation.text import Text
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
-from rankwise.runs.metrics_log import MetricsLog, cut_metrics_log, read_metrics_log
+from rankwise.runs.metrics_log import MetricsLog, first_lines, read_metrics_log
 from rankwise.runs.records import Callback, silent
+from rankwise.system.files import write_atomic
 
 FORMAT = 4
 
@@ -44,7 +45,7 @@ class Cells:
         self._files = {task.name: task.files for task in tasks}
         rows = read_metrics_log(file) if file.exists() else []
         if file.exists() and not file.read_bytes().endswith(b"\n"):
-            cut_metrics_log(file, rows)
+            write_atomic(file, first_lines(file, len(rows)))
         self.done = dict(known for number, row in enumerate(rows, start=1) for known in self._read(number, row))
 
     def found(self) -> list[tuple[Cell, CellResult]]:

@@ -188,15 +188,17 @@ class Job:
 
     def _after_step(self, step: int) -> None:
         from rankwise.training.hooks import SaveCheckpoints
+        from rankwise.training.trainer import Trainer
 
-        save = SaveCheckpoints.after_step
+        timed_step: Any = Trainer._timed_step
 
-        def after_step(hook: SaveCheckpoints, trainer: Any) -> None:
-            save(hook, trainer)
-            if trainer.state.step == step:
+        def disturbed_step(trainer: Trainer) -> Any:
+            record = timed_step(trainer)
+            if trainer.state.step == step and any(isinstance(hook, SaveCheckpoints) for hook in trainer.hooks):
                 self._disturb()
+            return record
 
-        SaveCheckpoints.after_step = after_step
+        Trainer._timed_step = disturbed_step
 
     def _disturb(self) -> None:
         if self.removes is None and not self.rests:

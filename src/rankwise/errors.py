@@ -137,9 +137,7 @@ def typed(error: BaseException) -> RankwiseError | None:
     if isinstance(error, RankwiseError):
         return error
     if is_out_of_memory(error):
-        library = (
-            f" A library got no room ({first_line(error)}); see ulimit -v." if isinstance(error, ImportError) else ""
-        )
+        library = f" A library got no room ({first_line(error)}); see ulimit -v." * isinstance(error, ImportError)
         return ResourceError(f"out of memory.{library}")
     passed_on = re.search(r"\(os error (\d+)\)", str(error))  # the form of libraries that are written in Rust
     if isinstance(error, OSError):
@@ -189,13 +187,13 @@ def together(problems: list[str], limit: int = 20) -> str:
     alike: dict[str, list[str]] = {}
     for problem in problems:
         alike.setdefault(_VARYING.sub("", problem), []).append(problem)
-    every = (
-        same if len(same) <= SAME else [f"{same[0]} The same in {len(same) - 1:,} more rows."]
-        for same in alike.values()
-    )
-    lines = [line for same in every for line in same]
-    rest = sum(map(len, alike.values())) - limit if len(lines) > limit else 0
-    return "\n".join(lines[:limit]) + (f"\nand {rest:,} more rows with problems." if rest > 0 else "")
+    lines = list[tuple[str, int]]()
+    for same in alike.values():
+        one = f"{same[0]} The same in {len(same) - 1:,} more rows."
+        lines += [(problem, 1) for problem in same] if len(same) <= SAME else [(one, len(same))]
+    rest = sum(rows for _, rows in lines[limit:])
+    told = [line for line, _ in lines[:limit]] + [f"and {rest:,} more rows with problems."] * (rest > 0)
+    return "\n".join(told)
 
 
 def some(items: Iterable[str], limit: int = 12) -> str:

@@ -309,7 +309,7 @@ def test_at_the_end_exactly_the_budget_lives(budget, initial, targets):
         if trainable.schedule.is_due(step):
             assert int(trainable.alive.sum()) == trainable.schedule.budget(step)
         seen.append(plan)
-    trainable.check_final()
+    assert trainable.final
     assert sum(adapter.rank for adapter in adapters.adapters().values()) == asked
     assert [plan.final for plan in seen if plan is not None][-1]
 
@@ -444,7 +444,7 @@ def test_the_ranks_are_decided_also_when_the_very_step_was_skipped(missed):
         if trainable.schedule.decided <= step < trainable.schedule.decided + missed:
             continue
         one_step(model, trainable, optimizer, step)
-    trainable.check_final()
+    assert trainable.final
     assert sum(adapter.rank for adapter in adapters.adapters().values()) == 6
 
 
@@ -454,7 +454,7 @@ def test_without_a_final_phase_they_are_decided_at_the_last_step():
     for step in range(6):
         assert not trainable.final
         one_step(model, trainable, optimizer, step)
-    trainable.check_final()
+    assert trainable.final
 
 
 # 10

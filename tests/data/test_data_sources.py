@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rankwise.config.data import DataConfig
 from rankwise.data.preparing import count_only
 from rankwise.data.sources import open_source
-from rankwise.errors import DataError
+from rankwise.errors import DataError, together
 from rankwise.runs.records import silent
 from rankwise.text.example import BREAK
 from sampling import draws
@@ -291,6 +291,13 @@ def test_many_bad_rows_are_capped_and_the_same_problem_is_told_once(problem):
     assert told[0].endswith(" The same in 299 more rows.")
     told = problem(GOOD + b"".join(b"{" + b"x" * n + b"\n{'\n" for n in range(TOLD))).splitlines()
     assert len(told) <= TOLD + 1
+
+
+def test_rows_that_a_shown_line_stands_for_are_not_counted_again():
+    """One line of 300 rows, and 20 lines of a row each, of which one is not shown."""
+    letters = [f"rows.jsonl:{n}: is {chr(97 + n) * 9} here." for n in range(20)]
+    told = together([f"rows.jsonl:{n}: is wrong." for n in range(300)] + letters).splitlines()
+    assert len(told) == 21 and told[0].endswith("299 more rows.") and told[-1] == "and 1 more rows with problems."
 
 
 def test_without_a_form_the_first_bad_row_is_the_only_one_told(problem):

@@ -151,6 +151,7 @@ READ: dict[str, tuple[str, bytes, dict[str, Any], list[str]]] = {
     "pandas": ("x.json", json.dumps(COLUMNS).encode(), {}, ["so", "thus"]),
     "pandas in a field": ("x.json", json.dumps({"t": COLUMNS}).encode(), {"field": "t"}, ["so", "thus"]),
     "one row alone": ("x.json", json.dumps(ROW).encode(), {}, ["so"]),
+    "rows below an empty line": ("x.json", b"\n" + lines(ROW, ROW), {}, ["so", "so"]),
     "JSON under the name of CSV": ("x.csv", lines(ROW, ROW), {}, ["so", "so"]),
 }
 
@@ -183,6 +184,17 @@ def test_many_rows_left_out_are_a_warning(tmp_path, hub_tokenizer):
     }
     assert any("rows left out: 2 of 40 (5%): 2 too long, such as" in one for one in told[90])
     assert not any("left out" in one for one in told[9000])
+
+
+def test_rows_of_which_too_few_can_be_used_to_hold_some_out_by_default_say_so(tmp_path, hub_tokenizer):
+    rows = [{"prompt": f"{n} " * (200 if n % 10 == 0 else 1), "completion": f"so {n}"} for n in range(52)]
+    tokenizer = HubTokenizer(hub_tokenizer, [hub_tokenizer.eos_token_id])
+    writing = TextWriting(tokenizer, ChatTemplate.of_model(tokenizer), "tiny", None)
+    path = written(tmp_path / "x.jsonl", lines(*rows))
+    for settings, says in (({}, True), ({"held_out": 0}, False), ({"held_out": 3}, False), ({"rows": 40}, False)):
+        report = prepare(DataConfig(path=path, max_length=90, **settings), writing, silent).data_report
+        told = "no validation rows are held out, since only 46 of 52 rows can be used; --held-out N takes some"
+        assert (told in report.warnings) == says
 
 
 @pytest.mark.parametrize(("prompt", "warns"), [

@@ -14,7 +14,7 @@ from rankwise.config.data import DataConfig
 from rankwise.data import unused as unused_module
 from rankwise.data.preparing import count_only
 from rankwise.data.sources import open_source
-from rankwise.data.unused_report import problems, unused_columns
+from rankwise.data.unused_report import problems, sentence, unused_columns
 from rankwise.errors import ConfigError
 from rankwise.runs.records import silent
 from shell import typed_in_bash
@@ -231,3 +231,15 @@ def test_no_data_set_stops_wrongly_however_few_of_its_rows_there_are(name, share
         for _, _ in zip(range(most), reading._parsed(), strict=False):
             pass
         assert problems([reading], unused_columns([reading])) == []
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("note", "sk-" + "a1B2" * 6), ("password", "hunter22"), ("from", "jo@firm.org"), ("card", "4111 1111 1111 1111"),
+    ("notes", {"api_key": "Q7x8" * 5}),
+])  # fmt: skip
+def test_a_value_that_looks_like_a_secret_is_not_printed(name, value):
+    report = data_report(write("rows.jsonl", pairs(12, **{name: lambda n: value, "number": lambda n: n})))
+    told = {one.column: sentence(one) for one in report.unused_columns}
+    assert f"the column '{name}' is not used" in told[name] and "such as one that looks like a secret" in told[name]
+    assert "such as 0" in told["number"]
+    assert "hunter22" not in (text := report.model_dump_json()) and all(f"{one}" not in text for one in (value, "Q7x8"))

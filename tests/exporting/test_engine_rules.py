@@ -27,7 +27,8 @@ from rankwise.adapters.merge import merge
 from rankwise.adapters.weights import AdapterWeights
 from rankwise.errors import AdapterError
 from rankwise.exporting import engine_rules, engine_scales
-from rankwise.exporting.engine_rules import RULES, VLLM_RANKS, effective_scale, factors_by_layer, verdicts
+from rankwise.exporting.engine_rules import RULES, VLLM_RANKS, factors_by_layer, verdicts
+from rankwise.exporting.engine_scales import declared, scale_of
 
 IDS = torch.arange(48).reshape(2, 24) % 96
 KINDS = ("plain", "rslora", "ranks", "alphas", "both", "adalora", "pruned", "embedding", "conv1d", "dora")
@@ -212,10 +213,13 @@ def test_a_rule_gives_the_scale_of_one_layer(tmp_path: Path) -> None:
     weights = saved("rslora", 0, tmp_path)
     path = next(iter(weights.factors))
     r, alpha = weights.settings["r"], weights.settings["lora_alpha"]
-    assert effective_scale("vLLM", weights, path) == pytest.approx(alpha / r**0.5)
-    assert effective_scale("SGLang", weights, path) == pytest.approx(alpha / r)
-    assert effective_scale("OpenVINO GenAI", weights, path) == 1.0
-    assert effective_scale("mlx-lm", weights, path) is None
+    facts = declared(weights)
+    assert facts is not None
+    scales = {name: scale_of(RULES[name].scale, facts, path, weights.factors[path]) for name in RULES}
+    assert scales["vLLM"] == pytest.approx(alpha / r**0.5)
+    assert scales["SGLang"] == pytest.approx(alpha / r)
+    assert scales["OpenVINO GenAI"] == 1.0
+    assert scales["mlx-lm"] is None
     assert f"applies {r**-0.5:.4g} times the trained change in all" in (verdicts(weights)["SGLang"] or "")
 
 

@@ -23,8 +23,19 @@ from rankwise.planning.validation import validation_of
 from rankwise.training import validation_prompts
 
 ROWS = PlannedRows(
-    Estimate.exactly(280), Estimate.exactly(28_000), Estimate.exactly(14_000), 0.0, 100, 100, 100, (100,) * 280, True
+    Estimate.exactly(280),
+    Estimate.exactly(28_000),
+    Estimate.exactly(14_000),
+    0.0,
+    100,
+    100,
+    100,
+    (100,) * 280,
+    True,
+    held_out=60,
 )
+
+NONE = replace(ROWS, held_out=0)
 
 
 def config(held_out: int = 60, **settings) -> Planned:
@@ -38,9 +49,9 @@ def test_the_numbers_are_those_of_a_training() -> None:
 
 
 def test_without_validation_rows_nothing_is_read_or_answered() -> None:
-    found = validation_of(config(0), ROWS, 100, 800)
+    found = validation_of(config(0), NONE, 100, 800)
     assert (found.passes, found.tokens, found.writes_answers) == (0, 0.0, False)
-    assert validation_of(config(0, prompts=("Hello",)), ROWS, 100, 800).writes_answers
+    assert validation_of(config(0, prompts=("Hello",)), NONE, 100, 800).writes_answers
     assert not validation_of(config(60, prompts=()), ROWS, 100, 800).writes_answers
 
 

@@ -17,7 +17,9 @@ from rankwise.cli.main import app
 from rankwise.commands.evaluate import evaluate
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
+from rankwise.config.planning import Planned
 from rankwise.data.classes import balanced_weights
+from rankwise.forward.plan import plan
 from rankwise.objectives.targets import target_loss, weight_of
 from rankwise.objectives.text_classification import TextClassification
 from rankwise.runs.records import LossRecord, silent
@@ -26,7 +28,7 @@ from rankwise.runs.target_facts import TargetFacts
 from rankwise.text.tokenize import Tokens
 from rankwise.training.head_start import CONVERGED, features_of, fit_head
 from rankwise.training.resume import settings_of
-from rankwise.training.validation_classes import ClassScorer, never_predicted, rare_in, still_falling
+from rankwise.training.validation_classes import ClassScorer, never_predicted, rare_in, still_falling, words_predict
 
 THREE = TargetFacts(classes=("ok", "fault", "attack"), counts=(300, 3, 1), pooling="mean")
 KINDS = {
@@ -124,14 +126,15 @@ def test_figures_that_cannot_mean_anything_are_said():
 ])  # fmt: skip
 def test_how_long_a_classifier_learns_where_nothing_is_said(more, expected):
     given = {"model": "m", "data": "x", "run": "r", "objective": "sequence-classification", **more}
-    found = Experiment(**given).with_class_defaults()
+    asked = Experiment(**given)
+    found = asked.with_class_defaults(measured=asked.data.held_out != 0)
     assert (found.training.epochs, found.validation.keep, found.validation.patience) == expected
 
 
 def test_a_run_that_an_earlier_version_began_goes_on_without_these_defaults():
     asked = Experiment(model="m", data={"path": "x", "held_out": 5}, run="r", objective="sequence-classification")
     for targets, by in ((THREE, "accuracy"), (KINDS["several"], "loss"), (KINDS["numbers"], "loss")):
-        now = asked.with_class_defaults().by_accuracy(asked, classes=targets.one_class)
+        now = asked.with_class_defaults(measured=True, one_class=targets.one_class)
         assert now.validation.by == by
         report = SimpleNamespace(validation_rows=5, targets=targets)
         for stored in (asked, now):
@@ -141,7 +144,7 @@ def test_a_run_that_an_earlier_version_began_goes_on_without_these_defaults():
             )  # fmt: skip
             assert settings_of(begun, asked) == stored
     by_loss = asked.model_copy(update={"validation": type(asked.validation)(by="loss")})
-    assert by_loss.with_class_defaults().by_accuracy(by_loss, classes=True).validation.by == "loss"
+    assert by_loss.with_class_defaults(measured=True, one_class=True).validation.by == "loss"
 
 
 def test_a_run_of_defaults_stops_keeps_the_best_and_says_what_it_stands_beside(encoder, tmp_path, monkeypatch):
@@ -186,8 +189,6 @@ def test_words_are_those_of_scikit_learn():
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    from rankwise.evaluation.word_baseline import words_predict
-
     rows = labelled(90)
     texts, labels = [row["text"] for row in rows], [int(row["label"] == "good") for row in rows]
     parts = [TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
@@ -198,3 +199,13 @@ def test_words_are_those_of_scikit_learn():
     theirs = fitted.predict(hstack([one.transform(texts[60:]) for one in parts])).tolist()
     assert words_predict(texts[:60], labels[:60], texts[60:]) == theirs
     assert np.mean(np.equal(theirs, labels[60:])) > 0.9
+
+
+def test_a_plan_counts_the_passes_of_a_training_without_validation_rows(encoder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for count, epochs in ((40, 4.0), (60, 10.0)):
+        data = write_rows(f"{count}.jsonl", labelled(count))
+        config = Planned(model=str(encoder), data=data, training={"batch_size": 4})
+        made = plan(config)
+        assert made.config.training.epochs == epochs
+        assert made.steps == {40: 40, 60: 135}[count]

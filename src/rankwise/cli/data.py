@@ -79,8 +79,7 @@ def preview(
     model: Model = None,
     objective: Objective = None,
     rows: Annotated[
-        int | None,
-        typer.Option(help="Number of rows.  [default: 3, or 24 images]", show_default=False, min=1),
+        int | None, typer.Option(help="Number of rows.  [default: 3, or 24 images]", show_default=False, min=1)
     ] = None,
     first: Annotated[
         int | None,

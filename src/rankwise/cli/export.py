@@ -38,8 +38,7 @@ Format = Annotated[
     ),
 ]
 Strength = Annotated[
-    float,
-    typer.Option(help="Factor of the adapter's change: 0.5 is half of it. `rankwise strength` compares factors."),
+    float, typer.Option(help="Factor of the adapter's change: 0.5 is half of it. `rankwise strength` compares factors.")
 ]
 Dtype = Annotated[
     str | None,
@@ -68,8 +67,7 @@ Verify = Annotated[
     ),
 ]
 VerifyData = Annotated[
-    str | None,
-    typer.Option(help="Rows whose prompts the engines answer.  [default: the run's]", show_default=False),
+    str | None, typer.Option(help="Rows whose prompts the engines answer.  [default: the run's]", show_default=False)
 ]
 EnginePython = Annotated[
     list[Path] | None,

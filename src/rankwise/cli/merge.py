@@ -74,8 +74,6 @@ def merge(
         )  # fmt: skip
         if to is None and not plan:
             raise ConfigError(["name the folder to create with --to, or use --plan to only see what would be merged."])
-        if as_adapter and onto != "trained":
-            raise ConfigError(["--onto is for merging into a model; leave it out with --as-adapter."])
         if as_adapter:
             _combine(options, to, display, dtype=dtype, plan=plan, as_json=as_json)
         else:
@@ -112,6 +110,8 @@ def _combine(
     from rankwise.commands.merge import combined
 
     problems = ["--plan is for merging into a model; leave it out with --as-adapter."] if plan else []
+    if options.onto != "trained":
+        problems.append("--onto is for merging into a model; leave it out with --as-adapter.")
     if dtype is not None:
         problems.append("--dtype is for merging into a model; an adapter is written in float32.")
     if problems or to is None:

@@ -10,8 +10,7 @@ import typer
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; everything else goes to stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Tune = Annotated[
-    bool,
-    typer.Option("--tune", help="Choose the learning rate by short trials on your rows before the run begins."),
+    bool, typer.Option("--tune", help="Choose the learning rate by short trials on your rows before the run begins.")
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
 RunName = Annotated[
@@ -33,25 +32,18 @@ TopP = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Seed of the sampling.")]
 RepetitionCheck = Annotated[
-    bool,
-    typer.Option(
-        "--repetition-check/--no-repetition-check",
-        help="Stop an answer that repeats itself.",
-    ),
+    bool, typer.Option("--repetition-check/--no-repetition-check", help="Stop an answer that repeats itself.")
 ]
 ForceBase = Annotated[
     bool, typer.Option("--force-base", help="Use the base model even if its weights have changed since training.")
 ]
 ForceResult = Annotated[
-    bool,
-    typer.Option("--force-result", help="Use the run's result even if its files have changed since training."),
+    bool, typer.Option("--force-result", help="Use the run's result even if its files have changed since training.")
 ]
 BaseModel = Annotated[
     str | None,
     typer.Option(
-        "--base-model",
-        help="Base model to use instead of the one that the run or adapter names.",
-        show_default=False,
+        "--base-model", help="Base model to use instead of the one that the run or adapter names.", show_default=False
     ),
 ]
 TrustCode = Annotated[

@@ -52,16 +52,12 @@ def flags_of_all(command: Any, name: str = "") -> Iterator[tuple[str, set[str]]]
 def reworded(message: str, command: str, every: dict[str, set[str]]) -> str:
     own, notes = every[command], list[str]()
     if "--task" in own and "--prompt" not in own:
-        changed = OF_ROWS.sub(_in_a_task, message)
-        notes = [IN_A_TASK] if changed != message else []
-        message = changed
+        message, changes = OF_ROWS.subn(_in_a_task, message)
+        notes = [IN_A_TASK] * bool(changes)
     for flag in dict.fromkeys(one[0] for one in FLAG.finditer(message) if not _is_named(message, one, every)):
-        others = [name for name in ("train", *every) if flag in every.get(name, ())]
-        if flag not in own and others:
-            notes.append(f"{flag} is a flag of rankwise {others[0]}.")
-    if not notes:
-        return message
-    return f"{message}{'' if message.endswith('.') else '.'} {' '.join(notes)}"
+        other = next((name for name in ("train", *every) if flag in every.get(name, ())), None)
+        notes += [f"{flag} is a flag of rankwise {other}."] * (flag not in own and other is not None)
+    return " ".join([message if not notes or message.endswith(".") else f"{message}.", *notes])
 
 
 def _in_a_task(flag: re.Match[str]) -> str:

@@ -14,8 +14,7 @@ from rankwise.cli.visible import visible
 from rankwise.config.reading import read_experiment
 
 queue = typer.Typer(
-    help="List the trainings that wait and the one that runs; add, remove or stop one.",
-    no_args_is_help=False,
+    help="List the trainings that wait and the one that runs; add, remove or stop one.", no_args_is_help=False
 )
 Name = Annotated[str, typer.Argument(help="The run's name.", show_default=False)]
 

@@ -8,11 +8,7 @@ from rankwise.cli.options import ApiKey, Host, Json, Port, Quiet
 
 
 def studio(
-    host: Host = "127.0.0.1",
-    port: Port = 8321,
-    api_key: ApiKey = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    host: Host = "127.0.0.1", port: Port = 8321, api_key: ApiKey = None, as_json: Json = False, quiet: Quiet = False
 ) -> None:
     """Show the runs of this folder in the browser: watch, start, compare, ask and export.
 

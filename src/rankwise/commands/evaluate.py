@@ -116,8 +116,7 @@ def evaluated(
     n, items = task.facts()
     identity = _identity_of(subject.model)
     measured = Forgotten(
-        _forgetting(subject, text, looks, callback) if text is not None else None,
-        _features(subject, images, callback),
+        _forgetting(subject, text, looks, callback) if text is not None else None, _features(subject, images, callback)
     )
     if file is not None and out is None:
         measured = _instead_of(file, items, measured, identity, callback)

@@ -13,10 +13,7 @@ REST = "Train in one process (without --processes or torchrun)."
 def refuse_several(experiment: Experiment) -> None:
     """ConfigError with all that needs one process."""
     device = experiment.base.device
-    refused = {
-        f"model.device={device}": device not in ("auto", "cpu", "cuda"),
-        "Windows": sys.platform == "win32",
-    }
+    refused = {f"model.device={device}": device not in ("auto", "cpu", "cuda"), "Windows": sys.platform == "win32"}
     problems = [
         f"several processes cannot train with {name} yet. {REST}" for name, is_used in refused.items() if is_used
     ]

@@ -35,7 +35,6 @@ from rankwise.runs.lineage import Round
 from rankwise.runs.manifest import BackOff, Manifest
 from rankwise.runs.records import Callback, StatusMessage, WarningCollector, WarningMessage, silent
 from rankwise.runs.resumable import Resumable
-from rankwise.runs.target_facts import Pooling
 from rankwise.runs.tuning import Tuning
 from rankwise.system.launched import launched
 from rankwise.system.memory import limited_memory
@@ -140,13 +139,8 @@ def _trained(
     model: LoadedModel | None, back_offs: tuple[BackOff, ...], world: World, force_memory: bool, force_base: bool,
 ) -> Trained:  # fmt: skip
     """From what is on the disk to the end; Diverged where it may begin anew."""
-    given = experiment
     experiment, start = _settled(experiment, resumable, callback)
     objective = _objective(experiment, start, resumable, model, callback)
-    if resumable is None:
-        experiment = experiment.by_accuracy(
-            given, classes=objective.targets is not None and objective.targets.one_class
-        )
     foreseen = foresee(experiment, callback, objective.targets)
     training_config, foreseen = within_limit(experiment, foreseen, callback)
     if foreseen is not None and resumable is None:
@@ -159,8 +153,8 @@ def _trained(
     world.end_turn()
     untouched = loaded
     prepared, loaded = _prepared(experiment, objective, loaded, callback, world)
-    if not len(prepared.measured):
-        experiment, training_config = _unmeasured(experiment, given, training_config, prepared)
+    if resumable is None:
+        experiment, training_config = _with_defaults(experiment, training_config, prepared)
     world.check_same_rows(prepared.data_report.model_dump_json())
     scorer = SCORERS[objective.name](measured_as(experiment, callback), loaded, prepared, objective)
     rows = prepared.rows_in_pass
@@ -201,47 +195,37 @@ def _settled(
     """The settings of the run that goes on, or those that the adapter to begin with leaves open."""
     if resumable is not None:
         return settings_of(resumable, experiment), None
-    experiment = experiment.with_class_defaults()
     start = start_of(experiment, callback)
     return (experiment if start is None else start.foreseen(experiment)), start
 
 
-def _unmeasured(
-    experiment: Experiment, given: Experiment, training: TrainingConfig, prepared: Prepared
+def _with_defaults(
+    experiment: Experiment, training: TrainingConfig, prepared: Prepared
 ) -> tuple[Experiment, TrainingConfig]:
-    """Without validation rows, which few rows do not give by default, a classifier has other defaults. ConfigError
-    where a setting was given that needs such rows."""
-    own = given.with_class_defaults(measured=False)
-    if needing := own.validation.needing_rows:
+    """Those of a classifier follow from its rows. ConfigError where a setting needs validation rows, which few rows do
+    not give by default."""
+    measured, targets = bool(len(prepared.measured)), prepared.data_report.targets
+    if not measured and (needing := experiment.validation.needing_rows):
         raise ConfigError([NO_ROWS.format(needing[0], prepared.data_report.used)])
-    if not own.fits_head:
-        return experiment, training
-    epochs = {"epochs": own.training.epochs}
-    changes = {"validation": own.validation, "training": experiment.training.model_copy(update=epochs)}
-    return experiment.model_copy(update=changes), training.model_copy(update=epochs)
+    experiment = experiment.with_class_defaults(measured=measured, one_class=targets is not None and targets.one_class)
+    return experiment, training.model_copy(update={"epochs": experiment.training.epochs})
 
 
 def _objective(
     experiment: Experiment, start: Start | None, resumable: Resumable | None, model: LoadedModel | None,
     callback: Callback,
 ) -> Objective:  # fmt: skip
-    """What a row means, once it suits the adapter to begin with and a model that is loaded already."""
-    objective = objective_of(experiment, callback, _pooling_begun(start, resumable))
+    """What a row means, once it suits the adapter to begin with and a model that is loaded already. A head that goes on
+    reads what it read; that of somebody else's adapter what the model's own code does."""
+    begun = start.source if start is not None else resumable and resumable.checkpoint.data_report
+    pooling = None if begun is None else "own" if begun.targets is None else begun.targets.pooling
+    objective = objective_of(experiment, callback, pooling)
     refuse_other_objectives(experiment, objective.name)
     if start is not None:
         start.check_targets(objective.targets, callback)
     if model is not None and (problem := _misfit(model, experiment, objective)):
         raise ConfigError([problem])
     return objective
-
-
-def _pooling_begun(start: Start | None, resumable: Resumable | None) -> Pooling | None:
-    """What the head of the run that goes on reads, or of the adapter to begin with; None for a new head. Somebody
-    else's adapter reads what the model's own code does."""
-    if start is None and resumable is None:
-        return None
-    targets = start.source.targets if start is not None else resumable and resumable.checkpoint.data_report.targets
-    return "own" if targets is None else targets.pooling
 
 
 def _workload(
@@ -300,8 +284,7 @@ def _loaded(experiment: Experiment, objective: Objective, callback: Callback) ->
 def _fit_head(objective: Objective, loaded: LoadedModel, prepared: Prepared, callback: Callback) -> None:
     """A new head of whole texts does not begin at random numbers."""
     own = classifier(objective)
-    fitted = None if own is None else fit_head(own, loaded, prepared.trained_rows)
-    if fitted is not None:
+    if own is not None and (fitted := fit_head(own, loaded, prepared.trained_rows)) is not None:
         callback(StatusMessage(
             f"the head begins with what fits {fitted.rows:,} rows best while the model is frozen (penalty "
             f"{fitted.penalty:g})"

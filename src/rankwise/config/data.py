@@ -117,7 +117,7 @@ class Reading(Config):
             raise ValueError(f'the column "{twice[0]}" is named twice')
         return value
 
-    @field_validator("ignore_columns", mode="before")
+    @field_validator("ignore_columns", "accept", mode="before", check_fields=False)
     @classmethod
     def _several_in_one(cls, value: Any) -> Any:
         return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
@@ -248,11 +248,6 @@ class DataConfig(Reading):
             return {"held_out": 0, **recipe_named(name).settings.get("data", {}), **value}
         return value
 
-    @field_validator("accept", mode="before")
-    @classmethod
-    def _names_in_one(cls, value: Any) -> Any:
-        return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
-
     @field_validator("held_out", mode="before")
     @classmethod
     def _number_or_share(cls, value: Any) -> Any:
@@ -289,9 +284,8 @@ class DataConfig(Reading):
 
     def _refuse_without_hold_out(self) -> None:
         given = [f"group {self.group}"] if self.group is not None else []
-        if self.held_out in (0, "auto") and (
-            given := given + ["held_out_order last"] * (self.held_out_order == "last")
-        ):
+        given += ["held_out_order last"] * (self.held_out_order == "last")
+        if given and self.held_out in (0, "auto"):
             raise ValueError(
                 f"the setting {given[0]} has no effect without held_out; give held_out (--held-out N), or leave it out"
             )

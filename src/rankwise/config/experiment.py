@@ -122,28 +122,18 @@ class Experiment(Config):
             )
         return self
 
-    def with_class_defaults(self, *, measured: bool | None = None) -> Self:
-        """Where neither passes nor steps are given, a classifier of texts learns until its validation stops improving.
-        The objective is decided. `measured`: whether there are validation rows, where the rows were read."""
-        training, validation, data = self.training, self.validation, self.data
+    def with_class_defaults(self, *, measured: bool, one_class: bool = False) -> Self:
+        """Where neither passes nor steps are given, a classifier of texts, whose objective is decided, learns until its
+        validation stops improving. Of rows with one class each, the best is so by accuracy, since the loss grows with
+        each sure answer to a row whose label is wrong. `measured`: whether there are validation rows."""
+        training, validation, changes = self.training, self.validation, dict[str, Any]()
         if not self.fits_head or training.epochs or training.steps:
             return self
-        if measured is None:
-            measured = data is not None and bool(data.held_out or data.validation)
-        epochs = CLASS_EPOCHS if measured else WITHOUT_ROWS
-        changes: dict[str, Any] = {"training": training.model_copy(update={"epochs": float(epochs)})}
         if measured and validation.keep == "last" and "keep" not in validation.model_fields_set:
-            patience = validation.patience or CLASS_PATIENCE
-            changes["validation"] = validation.model_copy(update={"keep": "best", "patience": patience})
-        return self.model_copy(update=changes)
-
-    def by_accuracy(self, given: Experiment, *, classes: bool) -> Self:
-        """Where these defaults choose the best among validations of rows with one class each: by accuracy, since the
-        loss grows with each sure answer to a row whose label is wrong. `given` are the settings without defaults."""
-        defaults = self.validation != given.validation and "by" not in given.validation.model_fields_set
-        if not classes or not defaults:
-            return self
-        return self.model_copy(update={"validation": self.validation.model_copy(update={"by": "accuracy"})})
+            changes = {"keep": "best", "patience": validation.patience or CLASS_PATIENCE}
+            changes |= {"by": "accuracy"} if one_class and "by" not in validation.model_fields_set else {}
+        training = training.model_copy(update={"epochs": float(CLASS_EPOCHS if measured else WITHOUT_ROWS)})
+        return self.model_copy(update={"training": training, "validation": validation.model_copy(update=changes)})
 
     @property
     def base(self) -> ModelConfig:

@@ -74,10 +74,7 @@ def records(
 def _refuse_without_effect(path: Path, kind: Kind, source: Reading) -> None:
     for setting, only in SETTINGS.items():
         if getattr(source, setting) is not None and kind is not only:
-            what = {table_records: "CSV and TSV files", workbook_records: "Excel workbooks"}.get(
-                only, "a JSON file of one object"
-            )
-            raise DataError(f"{path}: data.{setting} applies only to {what}. Leave it out.")
+            raise DataError(f"{path}: data.{setting} applies only to {OF_KIND[only]}. Leave it out.")
 
 
 def _open(
@@ -125,9 +122,12 @@ def kind_of(path: Path, head: bytes) -> Kind:
 
 def _is_one_object(path: Path) -> bool:
     """Whether the first line is all there is, or in a .json file begins an object that goes over several lines."""
+    first = b"\n"
     with path.open("rb") as file:
-        first, rest = file.readline(LONGEST_LINE + 1).strip(), file.read(4096).strip()
-    begins = len(first) > LONGEST_LINE or first[-1:] in b"{[,:"
+        while first.isspace():
+            first = file.readline(LONGEST_LINE + 1)
+        rest = file.read(4096).strip()
+    begins = len(first) > LONGEST_LINE or first.strip()[-1:] in b"{[,:"
     return not rest or (begins and path.suffix.lower() == ".json")
 
 
@@ -157,12 +157,16 @@ def row_of_line(line: bytes, where: str) -> Row | DataError:
         return checked(loads(line.decode("utf-8")), where)
     except UnicodeDecodeError as error:
         return DataError(f"{where}: is not UTF-8 text (byte {error.start} of the line). Save the file as UTF-8.")
-    except json.JSONDecodeError as error:
-        return DataError(f"{where}: is not JSON: {error.msg} at column {error.colno}.")
-    except GivenTwice as error:
-        return DataError(f"{where}: the key {error} is given twice in one object.")
-    except (RecursionError, ValueError):
-        return DataError(f"{where}: is JSON nested too deeply, or with a number too long, to be a row.")
+    except (RecursionError, ValueError) as error:
+        return DataError(f"{where}: {_why(error)}")
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"is not JSON: {error.msg} at column {error.colno}."
+    if isinstance(error, GivenTwice):
+        return f"the key {error} is given twice in one object."
+    return "is JSON nested too deeply, or with a number too long, to be a row."
 
 
 def checked(row: Any, where: str) -> Row | DataError:
@@ -203,15 +207,14 @@ def json_object(path: Path, seen: Seen, source: Reading, note: Note) -> Iterator
         begin, value = _place_of(text, begin, name), value[name]
     if isinstance(value, dict) and _is_of_columns(value):
         note(LayoutFacts(nested="columns as pandas writes them"))
-        rows = [{name: column[index] for name, column in value.items()} for index in next(iter(value.values()))]
-        yield from ((f"{line} (row {number})", row) for number, row in enumerate(rows, start=1))
+        for number, index in enumerate(next(iter(value.values())), start=1):
+            yield f"{line} (row {number})", {name: column[index] for name, column in value.items()}
         return
     if source.field is None and isinstance(value, dict):
         lists = _lists_in(value)
-        if "data" not in lists or _is_row(value, source):
-            is_line = path.suffix == ".jsonl" or not lists or _is_row(value, source)
-            of_one_line = is_line and "\n" not in text.strip()
-            yield line, value if of_one_line else DataError(_no_rows(line, value, lists))
+        if (is_row := _is_row(value, source)) or "data" not in lists:
+            is_line = "\n" not in text.strip() and (is_row or path.suffix == ".jsonl" or not lists)
+            yield line, value if is_line else DataError(_no_rows(line, value, lists))
             return
         note(LayoutFacts(nested="rows in the list 'data'"))
         begin, value = _place_of(text, begin, "data"), value["data"]
@@ -223,13 +226,10 @@ def json_object(path: Path, seen: Seen, source: Reading, note: Note) -> Iterator
 def _whole(path: Path, text: str) -> Any:
     try:
         return loads(text)
-    except json.JSONDecodeError as error:
-        several = " The file begins with an object over several lines." if error.lineno > 1 else ""
-        raise DataError(f"{path}:{error.lineno}: is not JSON: {error.msg} at column {error.colno}.{several}") from None
-    except GivenTwice as error:
-        raise DataError(f"{path}:1: the key {error} is given twice in one object.") from None
-    except (RecursionError, ValueError):
-        raise DataError(f"{path}:1: is JSON nested too deeply, or with a number too long, to be a row.") from None
+    except (RecursionError, ValueError) as error:
+        line = getattr(error, "lineno", 1)
+        several = " The file begins with an object over several lines." if line > 1 else ""
+        raise DataError(f"{path}:{line}: {_why(error)}{several}") from None
 
 
 def _is_row(value: Row, source: Reading) -> bool:
@@ -288,13 +288,12 @@ def _elements(path: Path, text: str, seen: Seen, begin: int | None = None) -> It
         where = f"{path}:{line} (element {number})"
         try:
             row, position = decoder.raw_decode(text, position)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{error.lineno}: is not JSON: {error.msg} at column {error.colno}.") from None
         except GivenTwice as error:
             _, position = json.JSONDecoder().raw_decode(text, position)
-            row = DataError(f"{where}: the key {error} is given twice in one object.")
-        except (RecursionError, ValueError):
-            raise DataError(f"{where}: is JSON nested too deeply, or with a number too long, to be a row.") from None
+            row = DataError(f"{where}: {_why(error)}")
+        except (RecursionError, ValueError) as error:
+            place = f"{path}:{error.lineno}" if isinstance(error, json.JSONDecodeError) else where
+            raise DataError(f"{place}: {_why(error)}") from None
         seen(position / len(text))
         yield where, row if isinstance(row, DataError) else checked(row, where)
         position = skip(text, position).end()
@@ -314,3 +313,6 @@ def _cut_off(path: Path, text: str, position: int) -> None:
 _SKIP = json.decoder.WHITESPACE.match  # pyright: ignore[reportAttributeAccessIssue]
 SETTINGS = {"delimiter": table_records, "encoding": table_records, "sheet": workbook_records, "field": json_object}
 """Settings that apply to one kind of file, and this kind."""
+OF_KIND: dict[Kind, str] = {
+    table_records: "CSV and TSV files", workbook_records: "Excel workbooks", json_object: "a JSON file of one object",
+}  # fmt: skip

@@ -46,15 +46,14 @@ _DATE = re.compile(r"\d{4}-\d\d?-\d\d?(?:[T ][\d:.]+Z?)?|\d{1,2}[./]\d{1,2}[./](
 
 @dataclass(slots=True)
 class Row:
-    """A row while it is looked at. `question`, `answer` and `other` are empty where it has more or less than one
-    question and one answer."""
+    """A row while it is looked at. All but the first two are empty where it has not one question and one answer."""
 
     text: str
     example: Example
     question: str = ""
+    """Without white space around it, as `bare` is the answer."""
     answer: str = ""
     bare: str = ""
-    """The answer without white space around it."""
     other: str | None = None
     """The answer of an earlier row that has another."""
 
@@ -72,8 +71,12 @@ class Check:
     most: float = 2.0
     stops: float | None = None
     """The share of all rows from which training on them is refused, where the check is among those that may."""
+    finds: Callable[..., Any] = field(kw_only=True)
+    """Whether a row is such a one; or of all rows together, how many are, of how many it looks at, and an example."""
+    among: Literal["all", "answers", "labels", "texts", "pairs"] = field(default="answers", kw_only=True)
+    """The rows that are looked at. Whether answers are labels or texts is known at the end."""
 
-    def doubt(self, count: int, among: int, of: int, example: str, taken: str = "") -> Doubt | None:
+    def doubt(self, of: int, count: int, among: int, example: str, taken: str = "") -> Doubt | None:
         """`count` rows among those that it looks at, `of` all."""
         if count < self.rows or not self.least <= count / max(1, among) < self.most:
             return None
@@ -84,17 +87,10 @@ class Check:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class OfRow(Check):
-    finds: Callable[[Row], bool]
-    among: Literal["all", "answers", "labels", "pairs"] = "answers"
-    """The rows that are looked at. Whether answers are labels is known at the end."""
-
-
 def _answer_in_question(row: Row) -> bool:
     """Not where another answer stands there too, as in a list of what can be answered."""
     bare, question = row.bare, row.question
-    if bare not in question or bare == question.strip() or not _stands_in(bare, question):
+    if bare not in question or bare == question or not _stands_in(bare, question):
         return False
     return row.other is None or not _stands_in(row.other, question)
 
@@ -122,102 +118,61 @@ def _of_text(pattern: re.Pattern[str]) -> Callable[[Row], bool]:
 _REPEATS = "A model repeats what it was trained on. Remove them from the rows"
 _SPACE = "Remove the white space around the answers"
 CHECKS = (
-    OfRow(
-        "answer-in-prompt", "have their answer or label word for word in the prompt",
-        "The model learns to copy it. Leave it out of the prompt, unless the task is to find it there",
-        rows=5, least=0.5, stops=0.9, finds=_answer_in_question,
-    ),
-    OfRow(
-        "prompt-as-answer", "have the prompt itself as their answer",
-        "The model learns to repeat what it is given. Take the answer from another column",
-        rows=3, least=0.05, stops=0.9, finds=lambda row: row.bare == row.question.strip(),
-    ),
-    OfRow(
-        "answer-repeats-prompt", "have an answer that begins with the whole prompt",
-        "The model learns to repeat the question first. Remove it from the answers",
-        rows=3, least=0.1, finds=lambda row:
-        row.bare != row.question.strip() != "" and row.answer.lstrip().startswith(row.question.strip()),
-    ),
-    OfRow(
-        "missing-value", "have a sign for a missing value as their answer or label, such as None, NaN, N/A or -",
-        "Programs write these into empty cells. Leave such rows out, or write what is meant",
-        rows=3, finds=lambda row: row.bare in MISSING,
-    ),
-    OfRow(
-        "invisible-answer", "have an answer of invisible characters alone", "Leave such rows out",
-        finds=lambda row: _ONLY_INVISIBLE.fullmatch(row.answer) is not None,
-    ),
-    OfRow(
-        "leading-space", "have an answer that begins with white space, unlike the others", _SPACE, rows=3, least=0.02,
-        most=0.95, finds=lambda row: row.answer[:1].isspace(),
-    ),
-    OfRow(
-        "trailing-space", "have an answer that ends with a space, which the model learns to write", _SPACE, rows=3,
-        least=0.02, finds=lambda row: row.answer.rstrip("\r\n")[-1:] in ("\u00a0", *" \t"),
-    ),
-    OfRow(
-        "trailing-line-end", "have an answer that ends with a line end, unlike the others", _SPACE, rows=3, least=0.02,
-        most=0.95, finds=lambda row: row.answer.endswith("\n"),
-    ),
-    OfRow(
-        "decimal-commas", "have a number with a decimal comma as their label",
-        "{taken}. Write numbers on a scale with a point: 1234.5", rows=3, least=0.1, among="labels",
-        finds=_of_label(_COMMA),
-    ),
-    OfRow(
-        "thousands", "have a label that may be a number with marks of thousands, as 12.345 for 12345",
-        "{taken}. Write numbers without such marks", rows=3, least=0.3, among="labels", finds=_of_label(_THOUSANDS),
-    ),
-    OfRow(
-        "dates", "have a date as their label",
-        "{taken}. Write a number, such as the year or the days since a day, if the order of the dates matters",
-        rows=3, least=0.1, among="labels", finds=_of_label(_DATE),
-    ),
-    OfRow(
-        "shortened-numbers", "have a number as spreadsheets shorten long ones, as 1.23457E+15",
-        "Its last digits are lost. Export the column as text", among="all",
-        finds=lambda row: "E+1" in row.text and _SHORTENED.search(row.text) is not None,
-    ),
-    OfRow(
-        "invisible-characters", "have invisible characters in their text (byte order marks, zero-width spaces)",
-        "They become tokens of their own. Remove them", rows=2, least=0.005, among="all",
-        finds=_of_text(_INVISIBLE),
-    ),
-    OfRow(
-        "wrong-encoding", "have text that was decoded wrongly, such as Ã© for é or â€™ for an apostrophe",
-        "Read the file as UTF-8 and write it anew", among="all",
-        finds=_of_text(_AS_CP1252),
-    ),
-    OfRow(
-        "html-entities", "have HTML entities in their text, such as &amp; or &#39;",
-        "The model learns to write them. Replace them by what they stand for", rows=2, least=0.005, among="all",
-        finds=lambda row: "&" in row.text and "</" not in row.text and _ENTITY.search(row.text) is not None,
-    ),
-    OfRow("keys", "have what looks like a key or token of a service", _REPEATS, among="all",
+    Check("answer-in-prompt", "have their answer or label word for word in the prompt", "The model learns to copy it. "
+          "Leave it out of the prompt, unless the task is to find it there", rows=5, least=0.5, stops=0.9,
+          finds=_answer_in_question),
+    Check("prompt-as-answer", "have the prompt itself as their answer", "The model learns to repeat what it is given. "
+          "Take the answer from another column", rows=3, least=0.05, stops=0.9,
+          finds=lambda row: row.bare == row.question),
+    Check("answer-repeats-prompt", "have an answer that begins with the whole prompt", "The model learns to repeat "
+          "the question first. Remove it from the answers", rows=3, least=0.1,
+          finds=lambda row: row.bare != row.question != "" and row.bare.startswith(row.question)),
+    Check("missing-value", "have a sign for a missing value as their answer or label, such as None, NaN, N/A or -",
+          "Programs write these into empty cells. Leave such rows out, or write what is meant", rows=3,
+          finds=lambda row: row.bare in MISSING),
+    Check("invisible-answer", "have an answer of invisible characters alone", "Leave such rows out",
+          finds=lambda row: _ONLY_INVISIBLE.fullmatch(row.answer) is not None),
+    Check("leading-space", "have an answer that begins with white space, unlike the others", _SPACE, rows=3, least=0.02,
+          most=0.95, finds=lambda row: row.answer[:1].isspace()),
+    Check("trailing-space", "have an answer that ends with a space, which the model learns to write", _SPACE, rows=3,
+          least=0.02, finds=lambda row: row.answer.rstrip("\r\n")[-1:] in ("\u00a0", *" \t")),
+    Check("trailing-line-end", "have an answer that ends with a line end, unlike the others", _SPACE, rows=3,
+          least=0.02, most=0.95, finds=lambda row: row.answer.endswith("\n")),
+    Check("decimal-commas", "have a number with a decimal comma as their label", "{taken}. Write numbers on a scale "
+          "with a point: 1234.5", rows=3, least=0.1, among="labels", finds=_of_label(_COMMA)),
+    Check("thousands", "have a label that may be a number with marks of thousands, as 12.345 for 12345",
+          "{taken}. Write numbers without such marks", rows=3, least=0.3, among="labels", finds=_of_label(_THOUSANDS)),
+    Check("dates", "have a date as their label", "{taken}. Write a number, such as the year or the days since a day, "
+          "if the order of the dates matters", rows=3, least=0.1, among="labels", finds=_of_label(_DATE)),
+    Check("shortened-numbers", "have a number as spreadsheets shorten long ones, as 1.23457E+15", "Its last digits "
+          "are lost. Export the column as text", among="all",
+          finds=lambda row: "E+1" in row.text and _SHORTENED.search(row.text) is not None),
+    Check("invisible-characters", "have invisible characters in their text (byte order marks, zero-width spaces)",
+          "They become tokens of their own. Remove them", rows=2, least=0.005, among="all", finds=_of_text(_INVISIBLE)),
+    Check("wrong-encoding", "have text that was decoded wrongly, such as Ã© for é or â€™ for an apostrophe",
+          "Read the file as UTF-8 and write it anew", among="all", finds=_of_text(_AS_CP1252)),
+    Check("html-entities", "have HTML entities in their text, such as &amp; or &#39;", "The model learns to write "
+          "them. Replace them by what they stand for", rows=2, least=0.005, among="all",
+          finds=lambda row: "&" in row.text and "</" not in row.text and _ENTITY.search(row.text) is not None),
+    Check("keys", "have what looks like a key or token of a service", _REPEATS, among="all",
           finds=lambda row: holds_key(row.text)),
-    OfRow("passwords", "have what looks like a password", _REPEATS, among="all",
+    Check("passwords", "have what looks like a password", _REPEATS, among="all",
           finds=lambda row: holds_password(row.text)),
-    OfRow("card-numbers", "have what looks like the number of a payment card", _REPEATS, among="all",
+    Check("card-numbers", "have what looks like the number of a payment card", _REPEATS, among="all",
           finds=lambda row: holds_card(row.text)),
-    OfRow("e-mail-addresses", "have e-mail addresses", _REPEATS, among="all", finds=lambda row: holds_email(row.text)),
-    OfRow(
-        "some-with-system", "have a system message, and the others have none",
-        "Generation then gives none. Give all rows the same with --system, or none", rows=3, least=0.05, most=0.95,
-        among="all", finds=lambda row: row.example.system is not None,
-    ),
-    OfRow(
-        "chosen-longer", "are pairs whose chosen answer is the longer one", "The model may learn nothing but to write "
-        "more. Add pairs whose better answer is the shorter one", rows=20, least=0.95, among="pairs",
-        finds=lambda row: len(row.example.messages[-1].content) > len(row.example.rejected[-1].content),
-    ),
-    OfRow(
-        "chosen-shorter", "are pairs whose chosen answer is the shorter one", "The model may learn nothing but to "
-        "write less. See whether chosen and rejected are exchanged", rows=20, least=0.95, among="pairs",
-        finds=lambda row: len(row.example.messages[-1].content) < len(row.example.rejected[-1].content),
-    ),
+    Check("e-mail-addresses", "have e-mail addresses", _REPEATS, among="all", finds=lambda row: holds_email(row.text)),
+    Check("some-with-system", "have a system message, and the others have none", "Generation then gives none. Give "
+          "all rows the same with --system, or none", rows=3, least=0.05, most=0.95, among="all",
+          finds=lambda row: row.example.system is not None),
+    Check("chosen-longer", "are pairs whose chosen answer is the longer one", "The model may learn nothing but to "
+          "write more. Add pairs whose better answer is the shorter one", rows=20, least=0.95, among="pairs",
+          finds=lambda row: len(row.example.messages[-1].content) > len(row.example.rejected[-1].content)),
+    Check("chosen-shorter", "are pairs whose chosen answer is the shorter one", "The model may learn nothing but to "
+          "write less. See whether chosen and rejected are exchanged", rows=20, least=0.95, among="pairs",
+          finds=lambda row: len(row.example.messages[-1].content) < len(row.example.rejected[-1].content)),
 )  # fmt: skip
-AMONG = {among: tuple(check for check in CHECKS if among == check.among) for among in ("all", "pairs")}
-OF_ANSWERS = tuple(check for check in CHECKS if check.among in ("answers", "labels"))
+AMONG = {among: tuple(check for check in CHECKS if check.among in (among, others))
+         for among, others in (("all", ""), ("answers", "labels"), ("pairs", ""))}  # fmt: skip
 
 
 def _digest(text: str) -> int:
@@ -232,7 +187,8 @@ class Meaning:
     """Rows that each check finds, and among "all", "answers" and "pairs" it looks at."""
     first: dict[str, str] = field(default_factory=dict)
     """`file:line` of the first row that each check finds."""
-    files: list[str] = field(default_factory=list)
+    files: dict[str, int] = field(default_factory=dict)
+    """The number of each."""
     exchanges: Growing = field(default_factory=lambda: Growing(np.uint64, 4))
     """(N, 4) of rows with one question and one answer: digests of both, the number of the file, and the line."""
     lengths: Growing = field(default_factory=lambda: Growing(np.int32))
@@ -258,69 +214,70 @@ class Meaning:
             self.rows["all"] += 1
         self.exchanges.extend(np.array(exchanges, np.uint64).reshape(-1, 4))
 
-    def _count(self, checks: Sequence[OfRow], row: Row) -> None:
+    def _count(self, checks: Sequence[Check], row: Row) -> None:
         for check in checks:
             if check.finds(row):
                 self.rows[check.name] += 1
                 self.first.setdefault(check.name, row.example.where)
 
     def _answered(self, text: str, example: Example, question: str, answer: str) -> tuple[int, int, int, int]:
-        row = Row(text, example, question, answer, bare := answer.strip())
+        row = Row(text, example, question := question.strip(), answer, bare := answer.strip())
         if self._last is not None and self._last != bare:
             self._other = self._last
         self._last = bare
         row.other = self._other if self._other != bare else None
-        self._count(OF_ANSWERS, row)
+        self._count(AMONG["answers"], row)
         self.rows["answers"] += 1
         file, _, line = example.where.rpartition(":")
         number = line.partition(" ")[0]
         file, number = (file, int(number)) if number.isdecimal() else (example.where, 0)
-        if file not in self.files:
-            self.files.append(file)
-        asks = _digest(question.strip().lower()) ^ (_digest(example.system) if example.system else 0)
-        return asks, _digest(bare.lower()), self.files.index(file), number
+        asks = _digest(question.lower()) ^ (_digest(example.system) if example.system else 0)
+        return asks, _digest(bare.lower()), self.files.setdefault(file, len(self.files)), number
 
     def join(self, other: Meaning) -> None:
         """Count the rows of `other`, which follow these."""
         self.rows.update(other.rows)
         self.first = other.first | self.first
         self.longest = max(self.longest, other.longest, key=lambda one: one[0])
-        self.files += [file for file in other.files if file not in self.files]
-        exchanges = other.exchanges.view().array.copy()
-        numbers = np.array([self.files.index(file) for file in other.files], np.uint64)
+        exchanges = other.table.copy()
+        numbers = np.array([self.files.setdefault(file, len(self.files)) for file in other.files], np.uint64)
         exchanges[:, 2] = numbers[exchanges[:, 2].astype(np.int64)] if len(exchanges) else 0
         self.exchanges.extend(exchanges)
         self.lengths.extend(other.lengths.view().array)
 
     def facts(self) -> dict[str, Any]:
         """As JSON can hold it; the arrays are apart."""
-        return {"rows": self.rows, "first": self.first, "files": self.files, "longest": self.longest}
+        return {"rows": self.rows, "first": self.first, "files": [*self.files], "longest": self.longest}
 
     def restore(self, facts: Mapping[str, Any], exchanges: np.ndarray, lengths: np.ndarray) -> None:
-        self.rows, self.first, self.files = Counter(facts["rows"]), facts["first"], facts["files"]
+        self.rows, self.first = Counter(facts["rows"]), facts["first"]
+        self.files = {file: number for number, file in enumerate(facts["files"])}
         self.longest = (facts["longest"][0], facts["longest"][1])
         self.exchanges.extend(exchanges)
         self.lengths.extend(lengths)
 
-    def doubts(self, labels: Labels, targets: TargetFacts | None) -> list[Doubt]:
-        """What is to be said of all rows."""
-        are_labels = bool(labels) or targets is not None
+    def doubts(self, labels: Labels, targets: TargetFacts | None, accepted: Sequence[str] = ()) -> list[Doubt]:
+        """What is to be said of all rows; checks that are accepted stop nothing."""
+        are_labels, of = bool(labels) or targets is not None, max(self.rows["all"], self.rows["answers"])
         taken = "Each is taken as a name, so as a class of its own"
         if targets is None or not targets.classes:
             taken = "They are learned as texts" if targets is None else "They are read as numbers"
-        rows = {**self.rows, "labels": self.rows["answers"] if are_labels else 0}
-        of = max(self.rows["all"], self.rows["answers"])
-        every = [
-            check.doubt(rows.get(check.name, 0), rows[check.among], of, self.first[check.name], taken)
-            for check in CHECKS if check.name in self.first and rows.get(check.among)
-        ]  # fmt: skip
-        everything, others = Everything(self, labels, targets), "texts" if are_labels else "labels"
-        for survey in SURVEYS if of else ():
-            count, among, example = survey.counts(everything) if survey.among != others else (0, 0, "")
-            every.append(survey.doubt(count, among, of, example))
-        only_warned = [] if are_labels else ["answer-in-prompt"]
-        only_warned += [] if targets is not None else ["label-of-each-row"]
-        return [one.model_copy(update={"stops": one.stops and one.check not in only_warned}) for one in every if one]
+        among = {**self.rows, "labels": self.rows["answers"] if are_labels else 0}
+        every = [check.doubt(of, self.rows[check.name], among[check.among], self.first[check.name], taken)
+                 for check in CHECKS if check.name in self.first and among.get(check.among)]  # fmt: skip
+        others = "texts" if are_labels else "labels"
+        every += [one.doubt(of, *one.finds(self, labels, targets)) for one in SURVEYS if of and one.among != others]
+        warns = {*accepted, *([] if are_labels else ["answer-in-prompt"]), *([] if targets else ["label-of-each-row"])}
+        return [one.model_copy(update={"stops": one.stops and one.check not in warns}) for one in every if one]
+
+    @property
+    def table(self) -> np.ndarray:
+        """The exchanges."""
+        return self.exchanges.view().array
+
+    def where(self, number: int) -> str:
+        _, _, file, line = self.table[number].tolist()
+        return f"{[*self.files][file]}:{line}" if line else [*self.files][file]
 
 
 def _exchange(example: Example) -> tuple[str, str] | None:
@@ -331,37 +288,12 @@ def _exchange(example: Example) -> tuple[str, str] | None:
     return (turns[0].whole, turns[1].content) if turns[0].role == "user" else None
 
 
-@dataclass(frozen=True)
-class Everything:
-    """All rows together, with their labels if their answers are labels."""
-
-    meaning: Meaning
-    labels: Labels
-    targets: TargetFacts | None
-
-    @property
-    def exchanges(self) -> np.ndarray:
-        return self.meaning.exchanges.view().array
-
-    def where(self, number: int) -> str:
-        _, _, file, line = self.exchanges[number].tolist()
-        return f"{self.meaning.files[file]}:{line}" if line else self.meaning.files[file]
-
-
 _Occurrence = tuple[int, int, str]
-"""Rows that a check finds, rows among which it looks, and an example."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Survey(Check):
-    counts: Callable[[Everything], _Occurrence]
-    among: Literal["all", "labels", "texts"] = "all"
-    """Whether it is asked where answers are labels, or where they are not."""
-
-
-def _conflicts(every: Everything) -> _Occurrence:
+def _conflicts(meaning: Meaning, *_: object) -> _Occurrence:
     """Rows with the question of another row and not its answer; the example are the first three of them."""
-    questions, answers = every.exchanges[:, 0], every.exchanges[:, 1]
+    questions, answers = meaning.table[:, 0], meaning.table[:, 1]
     order = np.lexsort((answers, questions))
     same = questions[order][1:] == questions[order][:-1]
     group = np.concatenate([[0], np.cumsum(~same)]) if len(order) else order
@@ -369,73 +301,57 @@ def _conflicts(every: Everything) -> _Occurrence:
     rows = np.sort(order[np.isin(group, group[differs])])
     firsts = np.sort(np.unique(questions[rows], return_index=True)[1])[:3]
     others = [rows[(questions[rows] == questions[row]) & (answers[rows] != answers[row])][0] for row in rows[firsts]]
-    pairs = zip(map(every.where, rows[firsts]), map(every.where, others), strict=True)
+    pairs = zip(map(meaning.where, rows[firsts]), map(meaning.where, others), strict=True)
     return len(rows), len(order), ", ".join(map(" and ".join, pairs))
 
 
-def _one_answer(every: Everything) -> _Occurrence:
-    rows, of = every.exchanges, every.meaning.rows["all"]
+def _one_answer(meaning: Meaning, *_: object) -> _Occurrence:
+    rows, of = meaning.table, meaning.rows["all"]
     same = FEW <= len(rows) == of and len(np.unique(rows[:, 1])) == 1
-    return (of, of, every.where(0)) if same else (0, of, "")
+    return (of, of, meaning.where(0)) if same else (0, of, "")
 
 
-def _label_of_each(every: Everything) -> _Occurrence:
-    counts, targets = every.labels.counts, every.targets
-    named = every.labels.named if targets is None else bool(targets.classes)
-    if not every.labels or not named or counts.total() < FEW or max(map(len, counts)) > 60:
+def _label_of_each(_: Meaning, labels: Labels, targets: TargetFacts | None) -> _Occurrence:
+    counts, named = labels.counts, labels.named if targets is None else bool(targets.classes)
+    if not labels or not named or counts.total() < FEW or max(map(len, counts)) > 60:
         return 0, 0, ""
     rare = [label for label, count in counts.items() if count == 1]
-    return len(rare), counts.total(), every.labels.first[rare[0]] if rare else ""
+    return len(rare), counts.total(), labels.first[rare[0]] if rare else ""
 
 
-def _exchanged(every: Everything) -> _Occurrence:
-    questions, answers = every.exchanges[:, 0], every.exchanges[:, 1]
+def _exchanged(meaning: Meaning, *_: object) -> _Occurrence:
+    questions, answers = meaning.table[:, 0], meaning.table[:, 1]
     numbers = np.flatnonzero(np.isin(questions, answers) & (questions != answers))
-    return len(numbers), len(questions), every.where(numbers[0]) if len(numbers) else ""
+    return len(numbers), len(questions), meaning.where(numbers[0]) if len(numbers) else ""
 
 
-def _too_long(every: Everything) -> _Occurrence:
-    lengths, (longest, example) = every.meaning.lengths.view().array, every.meaning.longest
+def _too_long(meaning: Meaning, *_: object) -> _Occurrence:
+    lengths, (longest, example) = meaning.lengths.view().array, meaning.longest
     alone = len(lengths) >= 2 * FEW and longest > LONGER * np.median(lengths)
     return int((lengths > LONGER * np.median(lengths)).sum()) if alone else 0, len(lengths), example
 
 
 SURVEYS = (
-    Survey(
-        "contradicting-labels", "have the text of another row and another label", "At most one of them can be right. "
-        "Correct the labels, or leave such rows out", rows=2, counts=_conflicts, among="labels",
-    ),
-    Survey(
-        "several-answers", "have the prompt of another row and another answer", "Correct those that are wrong; where "
-        "all are right, write them as a list in one row, so that evaluation knows them", rows=2, least=0.01, most=0.5,
-        counts=_conflicts, among="texts",
-    ),
-    Survey(
-        "answers-to-each-prompt", "have the prompt of another row and another answer", "Right where a set has several "
-        "right answers to each prompt: as a list in one row evaluation knows them all, and data.alternatives=each "
-        "trains on each. A mistake where one is right", least=0.5, counts=_conflicts, among="texts",
-    ),
-    Survey(
-        "one-answer", "all have the same answer", "The model learns to give it whatever is asked. Take the answer from "
-        "another column", stops=1.0, counts=_one_answer,
-    ),
-    Survey(
-        "label-of-each-row", "have a label that no other row has", "Numbers on a scale need "
-        "classification.targets=numbers, and identifiers are no labels: name another column", least=0.5, stops=0.9,
-        counts=_label_of_each,
-    ),
-    Survey(
-        "label-of-one-row", "are the only one with their label", "One row is learned or measured, never both. Add "
-        "rows, or give it a wider label", most=0.5, counts=_label_of_each,
-    ),
-    Survey(
-        "exchanged-columns", "have the answer of another row as their prompt", "Columns may be exchanged in a part of "
-        "the file. Look at the first such row and those around it", rows=3, least=0.02, counts=_exchanged,
-    ),
-    Survey(
-        "much-longer-row", f"are more than {LONGER} times as long as the median", "Two rows may have run together, as "
-        "by a quote that is never closed", most=0.1, counts=_too_long,
-    ),
+    Check("contradicting-labels", "have the text of another row and another label", "At most one of them can be "
+          "right. Correct the labels, or leave such rows out", rows=2, finds=_conflicts, among="labels"),
+    Check("several-answers", "have the prompt of another row and another answer", "Correct those that are wrong; "
+          "where all are right, write them as a list in one row, so that evaluation knows them", rows=2, least=0.01,
+          most=0.5, finds=_conflicts, among="texts"),
+    Check("answers-to-each-prompt", "have the prompt of another row and another answer", "Right where a set has "
+          "several right answers to each prompt: as a list in one row evaluation knows them all, and "
+          "data.alternatives=each trains on each. A mistake where one is right", least=0.5, finds=_conflicts,
+          among="texts"),
+    Check("one-answer", "all have the same answer", "The model learns to give it whatever is asked. Take the answer "
+          "from another column", stops=1.0, finds=_one_answer),
+    Check("label-of-each-row", "have a label that no other row has", "Numbers on a scale need "
+          "classification.targets=numbers, and identifiers are no labels: name another column", least=0.5, stops=0.9,
+          finds=_label_of_each),
+    Check("label-of-one-row", "are the only one with their label", "One row is learned or measured, never both. Add "
+          "rows, or give it a wider label", most=0.5, finds=_label_of_each),
+    Check("exchanged-columns", "have the answer of another row as their prompt", "Columns may be exchanged in a part "
+          "of the file. Look at the first such row and those around it", rows=3, least=0.02, finds=_exchanged),
+    Check("much-longer-row", f"are more than {LONGER} times as long as the median", "Two rows may have run together, "
+          "as by a quote that is never closed", most=0.1, finds=_too_long),
 )  # fmt: skip
 STOPPING = tuple(check.name for check in (*CHECKS, *SURVEYS) if check.stops is not None)
 

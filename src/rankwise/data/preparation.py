@@ -30,7 +30,7 @@ from rankwise.data.sequences import EncodedRows, SelectedRows
 from rankwise.data.source_rows import SourceRows, overlap_between
 from rankwise.data.sources import Reading, open_source
 from rankwise.data.unused_report import problems, sentence, unused_columns
-from rankwise.runs.data_report import DataReport, Doubt, HoldOutFacts, OverlapFacts
+from rankwise.runs.data_report import DataReport, HoldOutFacts, OverlapFacts
 
 
 @dataclass(frozen=True)
@@ -144,36 +144,34 @@ def joined(work: Encoding, readings: Sequence[tuple[Reading, float]], store: Par
 def _data_report(
     work: Encoding, joined: Joined, trained: int, overlap: OverlapFacts | None, facts: HoldOutFacts | None
 ) -> DataReport:
-    tally, apart, spec, encodes = joined.tally, joined.apart, work.spec, work.encoder is not None
-    sources, measured = joined.trained, joined.measured
-    readings = [source.reading for source in (*sources, *measured)]
+    tally, apart, spec, targets, sources = joined.tally, joined.apart, work.spec, work.targets, joined.trained
+    readings = [source.reading for source in (*sources, *joined.measured)]
     files = tuple(part_facts(reading, part) for reading in readings for part in reading.parts)
-    labels = Labels.together(source.labels for source in sources)
+    encodes, labels = work.encoder is not None, Labels.together(source.labels for source in sources)
     unused = unused_columns(readings)
     images = [image for source in sources for image in source.images]
     findings = findings_of(images, [name for reading in readings for name in reading.passed_over]) if images else None
     exact, near = tally.texts.repeats().counts if findings is None else findings.copies
-    repeated = (0, 0) if findings is not None else (near, exact)
     tags = tally.tags.facts(encoded=encodes) if tally.tags.words else None
-    doubts = _doubts(tally, labels, work)
-    of_measured = _doubts(apart, Labels.together(source.labels for source in measured), work)
+    doubts = tally.meaning.doubts(labels, targets, spec.accept)
+    of_measured = Labels.together(source.labels for source in joined.measured)
     fatal = (*_fatal(work, tally, sources, trained, facts), *_fatal_of_validation(work, apart))
     fatal += (*(doubt.refusal for doubt in doubts if doubt.stops), *problems(readings, unused)) if tally.used else ()
     remarks = (
         *literal_breaks(spec.all_sources, spec.system),
-        *(left_out(tally) if not fatal else ()),
+        *(left_out(tally, spec) if not fatal else ()),
         *(sentence(column) for column in unused if not column.stops),
         *(warning for reading in readings for warning in reading.warnings()),
-        *warnings_of(tally, overlap, *repeated),
+        *warnings_of(tally, overlap, *((near, exact) if findings is None else (0, 0))),
         *(findings.warnings if findings is not None else ()),
         *(doubt.text for doubt in doubts if not doubt.stops),
         *(tags.doubts() if tags is not None else ()),
         *labels.remarks(),
-        *labels.without_rows(work.targets.classes if work.targets is not None else ()),
+        *labels.without_rows(targets.classes if targets is not None else ()),
         *labels.never_trained(facts),
         *(f"validation rows: {warning}" for warning in warnings_of(apart, None, 0, 0)),
-        *(f"validation rows: {doubt.text}" for doubt in of_measured),
-        *(f"validation {warning}" for warning in left_out(apart) if not fatal),
+        *(f"validation rows: {doubt.text}" for doubt in apart.meaning.doubts(of_measured, targets)),
+        *(f"validation {warning}" for warning in left_out(apart, spec) if not fatal),
     )
     return DataReport(
         format=", ".join(dict.fromkeys(file.format for file in files if file.format)),
@@ -190,28 +188,20 @@ def _data_report(
         overlap=overlap,
         licence=strictest(file.licence for file in files),
         recipe=spec.recipe,
-        template=None if work.targets is not None else work.facts.template,
+        template=None if targets is not None else work.facts.template,
         images=findings.facts if findings is not None else None,
         image_processing=work.facts.processing,
         pairs=work.facts.pairs and tally.pairs.facts(work.facts.pairs, tally.used),
         tags=tags,
-        targets=work.targets,
+        targets=targets,
         encoder_decoder=work.facts.encoder_decoder,
         unused_columns=unused,
         doubts=tuple(doubts),
         warnings=remarks,
         fatal=fatal,
         advice=(*advice_on(tally, spec), *advice_on(apart, spec)),
-        **counts_of(tally, encodes, work.targets is not None),
+        **counts_of(tally, encodes, targets is not None),
     )
-
-
-def _doubts(tally: Tally, labels: Labels, work: Encoding) -> list[Doubt]:
-    """About what the rows mean; those that the user accepts stop nothing."""
-    return [
-        one.model_copy(update={"stops": one.stops and one.check not in work.spec.accept})
-        for one in tally.meaning.doubts(labels, work.targets)
-    ]
 
 
 def _fatal(

@@ -247,14 +247,18 @@ def advice_on(tally: Tally, spec: DataConfig) -> list[str]:
     return [f"{bad:,} of {tally.rows:,} rows cannot be used. To leave them out, use --on-bad-row skip."]
 
 
-def left_out(tally: Tally) -> list[str]:
-    """A warning where many rows are left out, for example because they are too long."""
-    count = sum(tally.skipped.values())
-    if not count or count < MANY_LEFT_OUT * tally.rows:
-        return []
-    why = ", ".join(f"{times:,} {reason}" for reason, times in tally.skipped.most_common())
-    first = tally.skipped_rows[0].why.partition("\n")[0].rstrip(".")
-    return [f"rows left out: {count:,} of {tally.rows:,} ({count / tally.rows:.0%}): {why}, such as {first}"]
+def left_out(tally: Tally, spec: DataConfig) -> list[str]:
+    """Warnings where many rows are left out, for example because they are too long, or so many that none are held out
+    by default."""
+    count, found = sum(tally.skipped.values()), list[str]()
+    if spec.held_out_of(tally.rows) and not spec.held_out_of(tally.used):
+        few = f"no validation rows are held out, since only {tally.used:,} of {tally.rows:,} rows can be used"
+        found.append(f"{few}; --held-out N takes some")
+    if count and count >= MANY_LEFT_OUT * tally.rows:
+        why = ", ".join(f"{times:,} {reason}" for reason, times in tally.skipped.most_common())
+        first = tally.skipped_rows[0].why.partition("\n")[0].rstrip(".")
+        found.append(f"rows left out: {count:,} of {tally.rows:,} ({count / tally.rows:.0%}): {why}, such as {first}")
+    return found
 
 
 def warnings_of(tally: Tally, overlap: OverlapFacts | None, near: int, exact: int) -> list[str]:

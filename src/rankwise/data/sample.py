@@ -16,13 +16,7 @@ from typing import Any
 
 from rankwise.config.data import DataConfig, Rows
 from rankwise.data.columnar import Record
-from rankwise.data.files import (
-    checked,
-    json_lines,
-    json_list,
-    kind_of,
-    row_of_line,
-)
+from rankwise.data.files import checked, json_lines, json_list, kind_of, row_of_line
 from rankwise.data.hub import Part
 from rankwise.data.sources import Reading, open_source, raw_records
 from rankwise.errors import DataError

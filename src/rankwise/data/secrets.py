@@ -19,7 +19,11 @@ _PASSWORD = re.compile(
 )
 _EMAIL = re.compile(r"[\w.+-]+@(?!(?:[\w-]*(?:example|domain|company)[\w-]*|e?mail|test)\.)(?:[\w-]+\.)+[A-Za-z]{2,}\b")
 _CARD = re.compile(r"[3-6]\d{3}([ -]?)(?:\d{4}\1\d{4}\1\d{4}|\d{6}\1\d{5})")
-_ISSUERS = re.compile(r"4|5[1-5]|2[2-7]|3[47]|6(?:011|5)")
+_ISSUERS = re.compile(r"4|5[1-5]|3[47]|6(?:011|5)")
+
+
+def holds_secret(text: str) -> bool:
+    return holds_key(text) or holds_password(text) or holds_email(text) or holds_card(text)
 
 
 def holds_key(text: str) -> bool:

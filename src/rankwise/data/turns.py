@@ -76,8 +76,8 @@ def _message(turn: Any, where: str, number: int) -> Message:
 
 def _refuse_unknown(turn: dict[str, Any], where: str, number: int) -> None:
     """Refuse keys that might change what is learned; other programs write many. Those without a value say nothing."""
-    unknown = [key for key, value in turn.items() if key not in KEYS and value not in (None, "", [], {})]
-    if unknown := [key for key in unknown if not (key in ("mask", "prefix") and turn[key] is False)]:
+    given = {key: value for key, value in turn.items() if key not in KEYS and value not in (None, "", [], {})}
+    if unknown := [key for key, value in given.items() if value is not False or key not in ("mask", "prefix")]:
         names = some(map(shown, unknown), 6)
         raise DataError(
             f"{where}: turn {number} has {names}, which is not read, so that it would have no effect. To leave a turn "

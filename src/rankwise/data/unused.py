@@ -17,6 +17,7 @@ from itertools import islice
 from typing import Any
 
 from rankwise.config.base import shown
+from rankwise.data.secrets import holds_secret
 from rankwise.data.turns import is_json
 from rankwise.text.example import Example
 
@@ -30,6 +31,7 @@ KNOWN_SHARE = 0.8
 """Share of a text's words in the row's own texts from which it counts as already used."""
 PART = 4
 """Shortest text of a row to look for; shorter ones occur in any text by chance."""
+SECRET = "one that looks like a secret"
 MOST = 20_000
 """Largest number of characters of a value to look at."""
 _PATH = re.compile(r"(?:[a-z]:|\.{1,2}|~)?([\\/])[^\\/]+\1.*\S")
@@ -109,7 +111,7 @@ class Unused:
                 continue
             column = self.columns.setdefault(name, Column())
             column.filled += 1
-            column.example = column.example or shown(value)
+            column.example = column.example or (SECRET if holds_secret(f"{name}: {value}") else shown(value))
             column.writable = column.writable and _writable(value)
             text, counted = _text(value) if judges else ("", 0)
             if counted >= WORDS:

@@ -98,8 +98,7 @@ def _frame(model: LoadedModel, system: str | None) -> Frame:
     one, other = (outcome.sequences[0] for outcome in outcomes)
     ends = [_end_of_first_answer(row) for row in (one, other)]
     return Frame(
-        _common(one.ids, other.ids),
-        _common(*(row.ids[end:] for row, end in zip((one, other), ends, strict=True))),
+        _common(one.ids, other.ids), _common(*(row.ids[end:] for row, end in zip((one, other), ends, strict=True)))
     )
 
 

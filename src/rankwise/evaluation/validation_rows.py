@@ -108,12 +108,10 @@ def columns_of_run(run: RunSnapshot, data: DataConfig, callback: Callback) -> di
     row = next((row for part in open_source(data, source).parts for _, row in raw_records(part)), None)
     if not isinstance(row, dict):
         return shared
-    texts = [shared.get(name) or "" for name in ("prompt", "completion")]
-    named = {name for text in texts for name in column_text(text).columns}
-    form = form_of(row)
+    named = {name for key in ("prompt", "completion") for name in column_text(shared.get(key) or "").columns}
     if not named:
         return shared if set(shared.get("columns", {}).values()) <= row.keys() else shared | {"columns": {}}
-    if named & row.keys() or form is None:
+    if named & row.keys() or (form := form_of(row)) is None:
         return shared
     callback(WarningMessage(
         f"{source.path} has none of the columns that the prompt of the run names ({some(sorted(named))}), so its rows "

@@ -68,12 +68,6 @@ def verdicts(weights: AdapterWeights) -> dict[str, str | None]:
     return {name: _verdict(rule, weights, facts) for name, rule in RULES.items()}
 
 
-def effective_scale(engine: str, weights: AdapterWeights, path: str) -> float | None:
-    """The scale that an engine applies in one layer; None where it reads no scale of this adapter at all."""
-    facts = declared(weights)
-    return None if facts is None else scale_of(RULES[engine].scale, facts, path, weights.factors[path])
-
-
 def factors_by_layer(engine: str, weights: AdapterWeights) -> dict[str, float]:
     """How many times the trained change an engine applies in each layer that has a rank; empty where it reads none."""
     facts = declared(weights)

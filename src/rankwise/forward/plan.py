@@ -26,7 +26,7 @@ from rankwise.planning.shape import ModelShape, NewHead
 from rankwise.planning.time import Probe
 
 TEXTS, WORDS, IMAGES = "sequence-classification", "token-classification", "image-classification"
-SEQUENCES, CLASSIFIER = "sequence-to-sequence", "AutoModelForSequenceClassification"
+SEQUENCES = "sequence-to-sequence"
 
 
 def plan(
@@ -42,8 +42,6 @@ def plan(
             "a base takes that is split over them."
         ])  # fmt: skip
     shape = with_new_tokens(shape_planned(config, outputs), len(config.model.new_tokens))
-    if shape.auto_class == CLASSIFIER:
-        config = config.model_copy(update={"objective": TEXTS}).with_class_defaults()
     return plan_for(
         shape, config, device=device, watts=watts, price=price, measured=measured, on=on, processes=processes
     )  # fmt: skip

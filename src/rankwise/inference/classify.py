@@ -48,10 +48,7 @@ class Prediction:
 
 
 def predictions(
-    objective: Classifier,
-    module: nn.Module,
-    rows: Sequence[Tokens],
-    done: Callable[[int], None] | None = None,
+    objective: Classifier, module: nn.Module, rows: Sequence[Tokens], done: Callable[[int], None] | None = None
 ) -> list[Prediction]:
     """One for each row, in their order."""
     return [_prediction(objective.targets, one) for one in outputs_of(objective, module, rows, done)]
@@ -59,10 +56,7 @@ def predictions(
 
 @torch.no_grad()
 def outputs_of(
-    objective: Classifier,
-    module: nn.Module,
-    rows: Sequence[Tokens],
-    done: Callable[[int], None] | None = None,
+    objective: Classifier, module: nn.Module, rows: Sequence[Tokens], done: Callable[[int], None] | None = None
 ) -> NDArray[np.float64]:
     """Probabilities (N, C) of the classes, or numbers (N, 1)."""
     device = next(module.parameters()).device

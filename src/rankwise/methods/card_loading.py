@@ -57,14 +57,12 @@ rankwise predict path/to/this/folder --data texts.csv --out predictions.csv
 ```"""
 POOLED = """\
 
-
 def pooled(body, args, inputs, outputs):  # what this head reads: the POOLING of all tokens, scaled
     states, real = outputs.last_hidden_state, inputs["attention_mask"][..., None].bool()
     vector = VECTOR
     outputs["pooler_output"] = torch.nn.functional.layer_norm(vector, vector.shape[-1:], eps=1e-12)
     outputs["last_hidden_state"] = outputs["pooler_output"][:, None].expand_as(states)
     return outputs
-
 
 base.base_model.register_forward_hook(pooled, with_kwargs=True)
 """

@@ -23,11 +23,6 @@ from torch.nn import functional as F
 from rankwise.errors import ModelError
 from rankwise.runs.target_facts import Pooling
 
-BESIDE = {torch.float16: 2.0**11}
-"""How many times the mean is added; 2^20 in number formats with larger numbers than float16 has."""
-SMALL = {torch.float16: 2.0**-7}
-"""What the pooler's inputs are multiplied by, and its outputs divided; 2^-12 elsewhere."""
-
 
 def pooled(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     """Hidden states (B, T, D) and the mask (B, T) of real tokens to (B, D)."""
@@ -76,18 +71,18 @@ def as_block(module: Any, pooling: Pooling, dtype: torch.dtype) -> None:
             "cannot say in its own weights. Export the adapter with --format peft, whose README has the code that "
             "loads it, or train with --set classification.pooling=own."
         )
+    large, small = (2.0**11, 2.0**-7) if dtype == torch.float16 else (2.0**20, 2.0**-12)
     block = deepcopy(blocks[-1])
     for value in block.parameters():
         value.zero_()
     block.attention.self.value.weight.copy_(torch.eye(len(block.attention.self.value.weight)))
     if pooling == "mean":
-        block.attention.output.dense.weight.copy_(BESIDE.get(dtype, 2.0**20) * block.attention.self.value.weight)
+        block.attention.output.dense.weight.copy_(large * block.attention.self.value.weight)
     for norm in (block.attention.output.LayerNorm, block.output.LayerNorm):
         norm.weight.fill_(1.0)
     blocks.append(block)
     module.config.num_hidden_layers += 1
     if isinstance(module, BertForSequenceClassification):
-        small = SMALL.get(dtype, 2.0**-12)
         body.pooler = BertPooler(module.config).to(block.output.LayerNorm.weight)
         body.pooler.dense.weight.copy_(small * torch.eye(module.config.hidden_size))
         body.pooler.dense.bias.zero_()

@@ -28,13 +28,7 @@ def text_writing(
 ) -> TextWriting:
     """By the model's tokenizer and the template that it has now."""
     return TextWriting(
-        model.tokenizer,
-        model.template,
-        model.source.name,
-        model.context_length,
-        encoder,
-        targets=targets,
-        pairs=pairs,
+        model.tokenizer, model.template, model.source.name, model.context_length, encoder, targets=targets, pairs=pairs
     )
 
 

@@ -18,6 +18,8 @@ from rankwise.config.validation import ValidationConfig
 
 EXACT = 4
 """Bytes of a number in float32."""
+SLOW_DISK = 250e6
+"""Bytes that one writes in a second."""
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ from rankwise.planning.time import (
 from rankwise.planning.training_rows import rows_of_training
 from rankwise.planning.validation import validation_of
 
+CLASSIFIER, OF_TEXTS = "AutoModelForSequenceClassification", "sequence-classification"
 SLOWER_WHEN_SMALL = 1.5
 """By how much a small step may take longer for each token than the steps of a training."""
 
@@ -267,6 +268,9 @@ def plan_for(
     if measured is not None:
         refuse_elsewhere(device)
     rows = rows_of_training(config, shape)
+    if shape.auto_class == CLASSIFIER:
+        apart = rows is not None and config.data is not None and bool(rows.held_out or config.data.validation)
+        config = config.model_copy(update={"objective": OF_TEXTS}).with_class_defaults(measured=apart)
     found = on or for_each(processes, planned_device(device, config), device)
     return planned(config, shape, found, rows, measured, watts, price, here=device in HERE, processes=processes)
 

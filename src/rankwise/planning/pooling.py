@@ -42,12 +42,9 @@ def pooling_of(folder: Path | None, config: ClassificationConfig) -> tuple[Pooli
     mode = " and ".join(modes) or str(settings.get("pooling_mode"))
     if mode not in KNOWN:
         return "own", f"the pooling of the model's {MODULES} is {mode}, which is not known; its own code's is used"
-    return KNOWN[mode], None if KNOWN[mode] == "own" else _sentence(KNOWN[mode])
-
-
-def _sentence(pooling: Pooling) -> str:
-    read = "first token" if pooling == "cls" else f"{pooling} of all tokens"
-    return f"the head reads the {read}, as the model's {MODULES} says (classification.pooling)"
+    read = "first token" if KNOWN[mode] == "cls" else f"{KNOWN[mode]} of all tokens"
+    said = f"the head reads the {read}, as the model's {MODULES} says (classification.pooling)"
+    return KNOWN[mode], None if KNOWN[mode] == "own" else said
 
 
 def _read(file: Path) -> Any:

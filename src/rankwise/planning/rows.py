@@ -243,7 +243,7 @@ def _joined(one: PlannedRows, other: PlannedRows) -> PlannedRows:
         longest=max(one.longest, other.longest), longest_found=max(one.longest_found, other.longest_found),
         lengths=tuple(lengths), exact=one.exact and other.exact,
         sequences=max(one.sequences, other.sequences), learned=tuple(learned for _, learned in drawn),
-        held_out=one.held_out + other.held_out,
+        held_out=one.held_out,
     )  # fmt: skip
 
 

@@ -38,9 +38,7 @@ def validation_of(
     """Rows that have a file of their own are answered, and their number is not known here, so they are not counted.
     Without `writes` it is a classifier's: no answers, and a second pass over the rows for the metrics."""
     data, settings = config.data, config.validation
-    count = 0 if data is None else int(data.may_hold_out)
-    if rows is not None and data is not None:
-        count = data.held_out_of(round(rows.documents.likely) + rows.held_out)
+    count = rows.held_out if rows is not None else int(data is not None and data.may_hold_out)
     has_rows = bool(count) or (data is not None and data.validation is not None)
     samples = len(settings.prompts) if settings.prompts is not None else SAMPLES * has_rows
     samples, answers = samples * writes, settings.answers * has_rows * writes

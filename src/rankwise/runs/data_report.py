@@ -251,9 +251,7 @@ class DataReport(Config):
         one = self.targets
         many = 0 if one is None else len(one.classes)
         if one is not None and (len(one.counts) != many or len(one.weights) not in (0, many)):
-            raise ValueError(
-                f"the targets have {many} classes, {len(one.counts)} counts and {len(one.weights)} weights"
-            )
+            raise ValueError(f"the targets have {many} classes, {len(one.counts)} counts, {len(one.weights)} weights")
         if one is not None and not many and None in (one.low, one.high):
             raise ValueError("the targets have neither classes nor a lowest and a highest number")
         return self

@@ -204,10 +204,8 @@ class RunDirectory:
             for name, content in self.files.items()
             if name in (SETTINGS, DATA_REPORT) and not _has(self.folder / name, content)
         }
-        said = [
-            f"{self.folder / name} was removed or changed while the run trained, and is written anew" for name in lost
-        ]
-        return said + self._write_anew(lost)
+        anew = "was removed or changed while the run trained, and is written anew"
+        return [f"{self.folder / name} {anew}" for name in lost] + self._write_anew(lost)
 
     def _write_anew(self, files: Mapping[str, bytes]) -> list[str]:
         moved = list[str]()

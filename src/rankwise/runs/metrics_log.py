@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from rankwise.errors import RankwiseError, RunError
 from rankwise.runs.records import LossRecord, RankRecord, SampleRecord, ScoreRecord, StepRecord
-from rankwise.system.files import told_when_full, write_atomic
+from rankwise.system.files import told_when_full
 
 _Record = TypeVar("_Record", StepRecord, LossRecord, ScoreRecord, SampleRecord, RankRecord)
 
@@ -63,11 +63,6 @@ class MetricsLog:
 
 def line_of(row: dict[str, Any]) -> str:
     return json.dumps(row) + "\n"
-
-
-def cut_metrics_log(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Truncate the log to the lines of `rows`."""
-    write_atomic(path, first_lines(path, len(rows)))
 
 
 def first_lines(path: Path, count: int) -> bytes:

@@ -16,7 +16,7 @@ import hmac
 import re
 from dataclasses import dataclass
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -93,16 +93,12 @@ class Security:
             return PlainTextResponse(
                 "a change must come from a page of the studio, and this request has no Origin.", 403
             )
-        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not _follows(headers, path):
+        how = headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")
+        follows = how == ("navigate", "document") and SHOWING.fullmatch(path) is not None  # with the tab to itself
+        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not follows:
             return PlainTextResponse("a page from elsewhere asked for this. Open it from a page of the studio.", 403)
         if self.key is None or path.startswith(OPEN) or self.key.is_proven(connection):
             return None
         if method == "GET" and "text/html" in headers.get("accept", ""):
             return RedirectResponse("/login", 303)
         return PlainTextResponse("this studio needs its key; log in first.", 401)
-
-
-def _follows(headers: Headers, path: str) -> bool:
-    """Whether somebody followed a link to a page, which then has the tab to itself."""
-    how = headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")
-    return how == ("navigate", "document") and SHOWING.fullmatch(path) is not None

@@ -56,21 +56,13 @@ def cache_folder() -> Path:
 def forget_old(entries: Path) -> None:
     """Remove entries that were not used for KEPT_SECONDS, by their modification time, and the oldest of those that are
     whole where all of them have more than MOST_BYTES."""
-    newest_first, total = sorted(entries.iterdir(), key=_used, reverse=True), 0
-    for entry in newest_first:
+    found, total = list[tuple[float, int, Path]](), 0
+    for entry in entries.iterdir():
         with suppress(OSError):  # another process may be removing it too
-            size = 0 if entry.name.startswith(".") else _bytes(entry)  # unfinished, and perhaps being written
-            total += size
-            too_much = 0 < size < total and total > MOST_BYTES
-            if too_much or time.time() - entry.stat().st_mtime > KEPT_SECONDS:
+            inside = [] if entry.name.startswith(".") else [entry, *entry.rglob("*")]  # unfinished and being written
+            found.append((entry.stat().st_mtime, sum(one.stat().st_size for one in inside if one.is_file()), entry))
+    for used, size, entry in sorted(found, reverse=True):
+        total += size
+        if (0 < size < total and total > MOST_BYTES) or time.time() - used > KEPT_SECONDS:
+            with suppress(OSError):
                 shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink()
-
-
-def _used(entry: Path) -> float:
-    with suppress(OSError):
-        return entry.stat().st_mtime
-    return 0.0
-
-
-def _bytes(entry: Path) -> int:
-    return sum(file.stat().st_size for file in (entry.rglob("*") if entry.is_dir() else [entry]))

@@ -30,7 +30,7 @@ from rankwise.objectives.objective import Objective
 from rankwise.objectives.preference import Preference
 from rankwise.objectives.registry import objective_for
 from rankwise.runs.manifest import EarlierRound
-from rankwise.runs.records import Callback, EarlierRecord, LossRecord, StatusMessage, WarningMessage
+from rankwise.runs.records import Callback, EarlierRecord, LossRecord, ScoreRecord, StatusMessage, WarningMessage
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.training.backend import Backend, Eager, Fused
 from rankwise.training.pair_backend import PairBackend
@@ -98,7 +98,7 @@ def _runs(name: str | None, callback: Callback) -> Iterator[RunSnapshot]:
 def _rows_of(
     run: RunSnapshot, experiment: Experiment, model: LoadedModel, most: int, callback: Callback
 ) -> EarlierRows:
-    objective, data = objective_for(run.recorded_data), run.experiment.data
+    objective = objective_for(run.recorded_data)
     if not run.recorded_data.validation_rows:
         raise DataError("it has no validation rows.")
     if isinstance(objective, Preference) and objective.needs_reference:
@@ -108,18 +108,16 @@ def _rows_of(
     writing = objective.writing(model)
     prepared = prepared_again(run, writing, callback)
     prepared = replace(prepared, measured=np.asarray(evenly(prepared.measured.tolist(), most)))
-    used = writing.by(data)
+    used = writing.by(run.experiment.data)
     if isinstance(used, TextWriting):
         model = model.with_template(used.template)
 
-    def scored(config: ValidationConfig) -> EarlierRows:
-        return EarlierRows(run.name, objective, prepared, SCORERS[objective.name](config, model, prepared, objective))
-
-    losses = ValidationConfig(prompts=())
+    scored, losses = SCORERS[objective.name], ValidationConfig(prompts=())
     try:
-        return scored(losses if experiment.model.sharded else _scored_as(run, objective))
+        scorer = scored(losses if experiment.model.sharded else _scored_as(run, objective), model, prepared, objective)
     except ConfigError:  # its answers cannot be scored
-        return scored(losses)
+        scorer = scored(losses, model, prepared, objective)
+    return EarlierRows(run.name, objective, prepared, scorer)
 
 
 def _scored_as(run: RunSnapshot, objective: Objective) -> ValidationConfig:
@@ -168,16 +166,14 @@ class EarlierRounds(Hook):
 
     def _measure(self, trainer: Trainer, step: int) -> None:
         for rows, validation in self.rounds:
-            records = validation.measured(trainer, step)
-            loss = next(one for one in records if isinstance(one, LossRecord))
-            if not math.isfinite(loss.loss):
+            *others, loss = validation.measured(trainer, step)
+            if not isinstance(loss, LossRecord) or not math.isfinite(loss.loss):
                 continue
-            others = [one for one in records if not isinstance(one, LossRecord)]
+            others = [one for one in others if isinstance(one, ScoreRecord)]
             scores = {"loss": loss.loss, **{one.metric: one.value for one in others}}
             answers = max((one.n for one in others if one.metric in get_args(TextMetric)), default=0)
-            record = EarlierRecord(step, rows.name, loss.sequences, answers, scores)
-            self.records.append(record)
-            trainer.emit(record)
+            self.records.append(EarlierRecord(step, rows.name, loss.sequences, answers, scores))
+            trainer.emit(self.records[-1])
 
 
 def _is_worse(one: EarlierRound) -> bool:

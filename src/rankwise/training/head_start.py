@@ -47,19 +47,15 @@ class Fitted:
 def fit_head(objective: Classifier, model: LoadedModel, rows: Sequence[Tokens]) -> Fitted | None:
     """Write the fitted weights into the model's head. None, and no change, where its outputs are not those of a last
     linear layer, or where the features predict nothing."""
-    layer = _last_layer(objective, model)
-    if layer is None or not rows:
-        return None
-    chosen = list(evenly(rows, MOST))
-    features = features_of(objective, model.module, layer, chosen)
-    if features is None:
+    layer, chosen = _last_layer(objective, model), list(evenly(rows, MOST))
+    features = features_of(objective, model.module, layer, chosen) if layer is not None and chosen else None
+    if layer is None or features is None:
         return None
     targets = objective.targets
     if targets.balanced:
         targets = targets.model_copy(update={"weights": balanced_weights(targets.counts)})
     problem = _Problem(features.double(), values_of(chosen, targets), targets, layer.bias is not None)
-    penalty = problem.chosen_penalty()
-    if penalty is None:
+    if (penalty := problem.chosen_penalty()) is None:
         return None
     weights, gradient = problem.fit([penalty], CONVERGED)[-1]
     with torch.no_grad():

@@ -19,8 +19,6 @@ SHARE, MOST_SHARE = 0.01, 0.05
 """Of a run's time that checkpoints take: as a rule, and where one takes so long that it would be more."""
 OFTEN = 0.2
 """Of the longest time between two: no two are nearer to each other, however little one takes."""
-FIRST_BYTES_PER_SECOND = 250e6
-"""What the first checkpoint is expected to take, as on a slow disk."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +32,8 @@ class LogMetrics(Hook):
 
 @dataclass
 class CheckpointPace:
-    """When checkpoints are written: each `interval` steps, and so that at most `longest` seconds of work are lost.
-
-    between two   100 times as long as the last one took, but at least a fifth of `longest` and at most `longest`;
-                  and at least 20 times, so that a checkpoint which takes very long is rarer than `longest` says
-    """
+    """When checkpoints are written: each `interval` steps, and so that at most `longest` seconds of work are lost: as
+    often as SHARE and OFTEN allow, and never so often that MOST_SHARE of the time goes into them."""
 
     interval: int | None
     longest: float | None
@@ -85,8 +80,6 @@ class SaveCheckpoints(Hook):
 
     def after_step(self, trainer: Trainer) -> None:
         self.run.check_lock()
-        if trainer.checkpoint_due and not trainer.state.finished:
-            self.keep(trainer)
 
     def keep(self, trainer: Trainer) -> None:
         if self.watch.far_above:
@@ -101,7 +94,6 @@ class SaveCheckpoints(Hook):
         earlier = ways_back(by_steps(saved, self.pace.interval), state.step) if self.backs_off else []
         self.run.checkpoints.forget(but=[*earlier, *saved[-self.count :]])
         self.pace.has_written(since=began)
-        trainer.kept_step = state.step
 
 
 @dataclass(frozen=True)
@@ -113,16 +105,11 @@ class FollowCheckpoints(Hook):
     gives: bool
     keeps = True
 
-    def after_step(self, trainer: Trainer) -> None:
-        if trainer.checkpoint_due and not trainer.state.finished:
-            self.keep(trainer)
-
     def keep(self, trainer: Trainer) -> None:
         if not self.watch.far_above:
             trainer.check_finite()
             if self.gives:
                 save(trainer.state, None)
-            trainer.kept_step = trainer.state.step
 
 
 @dataclass(frozen=True)

@@ -76,10 +76,9 @@ def settings_of(resumable: Resumable, experiment: Experiment) -> Experiment:
         data = experiment.data.model_copy(update={"held_out": stored.data.held_out})
         experiment = experiment.model_copy(update={"data": data})
     if stored.training.epochs or stored.training.steps:  # earlier versions had no defaults of classifiers
-        given, report = experiment, resumable.checkpoint.data_report
-        experiment = experiment.with_class_defaults(measured=bool(report.validation_rows))
+        report = resumable.checkpoint.data_report
         one_class = report.targets is not None and report.targets.one_class
-        experiment = experiment.by_accuracy(given, classes=one_class)
+        experiment = experiment.with_class_defaults(measured=bool(report.validation_rows), one_class=one_class)
     begun, asked = (leaves(one.model_dump(mode="json")) for one in (stored, experiment))
     differing = sorted(key for key in begun | asked if key not in ANY and begun.get(key) != asked.get(key))
     if differing:
@@ -122,12 +121,8 @@ def take_up(
         callback(WarningMessage(line))
     for line in run.go_on(state.step, {METRICS: metrics, **files}):
         callback(WarningMessage(line))
-    again = {
-        "status": "running",
-        "ended": None,
-        "problem": None,
-        "resumed": (*begun.resumed, Resumed(step=state.step, machine=training_machine())),
-    }
+    resumed = (*begun.resumed, Resumed(step=state.step, machine=training_machine()))
+    again = {"status": "running", "ended": None, "problem": None, "resumed": resumed}
     past.manifest = begun.model_copy(update=again)
     return past
 

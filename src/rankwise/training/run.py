@@ -24,7 +24,7 @@ from rankwise.methods.trainable import Trainable
 from rankwise.models.gathering import save_whole
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.sharding import is_split
-from rankwise.planning.disk import EXACT, Disk
+from rankwise.planning.disk import EXACT, SLOW_DISK, Disk
 from rankwise.runs.directory import REFERENCE, RunDirectory
 from rankwise.runs.lineage import Round
 from rankwise.runs.manifest import Results, peak_rss
@@ -42,14 +42,7 @@ from rankwise.training.earlier_rounds import EarlierRounds, EarlierRows
 from rankwise.training.early_stopping import EarlyStopping
 from rankwise.training.end_by_request import EndByRequest
 from rankwise.training.forgetting_budget import ForgettingBudget, ordinary_text
-from rankwise.training.hooks import (
-    FIRST_BYTES_PER_SECOND,
-    CheckpointPace,
-    FollowCheckpoints,
-    LogMetrics,
-    Report,
-    SaveCheckpoints,
-)
+from rankwise.training.hooks import CheckpointPace, FollowCheckpoints, LogMetrics, Report, SaveCheckpoints
 from rankwise.training.loss_watch import FACTOR, HEAD_FACTOR, LossWatch
 from rankwise.training.pair_backend import PairBackend
 from rankwise.training.reference import Reference, reference_of, reference_of_run
@@ -243,7 +236,7 @@ class TrainingRun:
     ) -> Trainer:  # fmt: skip
         """Before its first step, with everything that happens between steps. A budget comes before what measures the
         result. Of several processes, the first writes and reports."""
-        config, took = self.config, 3 * EXACT * self.trained_parameters / FIRST_BYTES_PER_SECOND
+        config, took = self.config, 3 * EXACT * self.trained_parameters / SLOW_DISK
         pace = CheckpointPace(config.checkpoint_interval(self.steps), config.checkpoint_seconds, took)
         backs_off = config.on_divergence == "back-off"
         checkpoints = SaveCheckpoints(self.run, pace, config.keep_checkpoints, log, watch, backs_off)

@@ -49,7 +49,7 @@ class Hook:
         return False
 
     def keep(self, trainer: Trainer) -> None:
-        """What was learned so far, since the training is about to stop."""
+        """What was learned so far, since a checkpoint is due or the training is about to stop."""
 
     def before_first_step(self, trainer: Trainer) -> None:
         """Not called when a run is resumed."""
@@ -89,9 +89,7 @@ class Trainer:
         )
         self.seconds = 0.0
         """Of training so far, without what is done aside."""
-        self.checkpoint_due = False
-        """After the present step, in all processes alike."""
-        self.kept_step = 0
+        self._kept_step = 0
         """The step that this process went on from, or that it has kept since."""
         self._step_seconds = 0.0
         self._aside = 0.0
@@ -102,7 +100,7 @@ class Trainer:
     def run(self) -> Generator[StepRecord]:
         """Train from the state's step to the last one, and give each step's record when its hooks are done."""
         with self.backend.active():
-            self.kept_step = self.state.step
+            self._kept_step = self.state.step
             self._check_same()
             if self.state.step == 0:
                 if self.trainable.initial_ranks is not None:
@@ -154,7 +152,12 @@ class Trainer:
         try:
             with deferred(any(hook.keeps for hook in self.hooks)):
                 while not self.state.finished:
-                    yield self._step_or_stop()
+                    try:
+                        record = self._timed_step()
+                    except StoppedTogether:  # several processes stop together, before a step
+                        self._keep()
+                        raise
+                    yield record
                     if self.state.step == AFTER:
                         self._check_that_all_learned()
                     if not self.world.is_several:
@@ -165,17 +168,10 @@ class Trainer:
             self._training = False
             self.trainable.train(False)
 
-    def _step_or_stop(self) -> StepRecord:
-        """Several processes stop together, before a step."""
-        try:
-            return self._timed_step()
-        except StoppedTogether:
-            self._keep()
-            raise
-
     def _keep(self) -> None:
-        """Before a stop; a second request ends this too."""
-        if self.state.step > self.kept_step and not self.state.finished:
+        """Where a checkpoint is due, and before a stop; a second request ends this too."""
+        if self.state.step > self._kept_step and not self.state.finished:
+            self._kept_step = self.state.step
             for hook in self.hooks:
                 hook.keep(self)
 
@@ -191,7 +187,7 @@ class Trainer:
 
     def _timed_step(self) -> StepRecord:
         began, aside = time.perf_counter(), self._aside
-        record, ranks = self._step()
+        record, ranks, due = self._step()
         self._step_seconds = time.perf_counter() - began
         self.emit(record)
         if ranks is not None:
@@ -200,16 +196,17 @@ class Trainer:
             self._check_same()
         for hook in self.hooks:
             hook.after_step(self)
+        if due:
+            self._keep()
         self.seconds += time.perf_counter() - began - (self._aside - aside)
         return record
 
-    def _step(self) -> tuple[StepRecord, RankRecord | None]:
-        """Where memory runs out and `auto_batch` is set, begin the step again with less at once."""
+    def _step(self) -> tuple[StepRecord, RankRecord | None, bool]:
+        """And whether a checkpoint is due. Where memory runs out and `auto_batch` is set, begin anew with less."""
         state, tally, world = self.state, self.backend.tally, self.world
         given = self.batches.at(state.step)
         due = any(hook.is_due(state.step + 1, self._step_seconds) for hook in self.hooks)
         totals = StepTotals.of(given, world, due)
-        self.checkpoint_due = totals.checkpoint_due
         given = totals.divided(given)
         if self.sharded:
             given = filled_up(given, world, self.backend)
@@ -222,9 +219,9 @@ class Trainer:
                 epoch = self.batches.epoch(state.step + 1)
                 record, ranks = optimizer_step(state, given, self.backend.loss, epoch, self.anchor, world, totals)
                 if tally is None:
-                    return record, ranks
+                    return record, ranks, totals.checkpoint_due
                 tally.sum_up(world.sums)
-                return replace(record, **tally.means), ranks
+                return replace(record, **tally.means), ranks, totals.checkpoint_due
             except NoRoom:
                 smaller = halved(self.batches, state.step) if self.config.auto_batch else None
                 if smaller is None:

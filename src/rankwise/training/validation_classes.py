@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +19,6 @@ from rankwise.evaluation.class_metrics import metric_rows, one_target, score_row
 from rankwise.evaluation.label_task import score_labels
 from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.span_metrics import score_tags
-from rankwise.evaluation.word_baseline import can_measure, words_predict
 from rankwise.inference.classify import Done, Outputs, outputs_of
 from rankwise.inference.tagging import tag_probabilities
 from rankwise.models.loaded import LoadedModel
@@ -115,23 +115,21 @@ def tag_scorer(config: ValidationConfig, model: LoadedModel, prepared: Prepared,
 
 def rare_in(scorer: object) -> list[str]:
     """A warning where the rows have few of a class or none, so that no score tells much of it."""
-    targets = _of_one_class(scorer)
-    if targets is None or not isinstance(scorer, ClassScorer):
+    if (own := _of_one_class(scorer)) is None or not own.rows:
         return []
-    counts = Counter(int(one_target(row)) for row in scorer.rows)
-    rare = [f'"{one_line(name)}" ({counts[at]})' for at, name in enumerate(targets.classes) if counts[at] < FEW]
+    counts, classes = Counter(int(one_target(row)) for row in own.rows), own.objective.targets.classes
+    rare = [f'"{one_line(name)}" ({counts[at]})' for at, name in enumerate(classes) if counts[at] < FEW]
     return [
         f"fewer than {FEW} of the validation rows have these classes, so the scores tell little of them, or nothing: "
         f"{some(rare, 8)}. Give more rows of them, or raise --held-out"
-    ] * bool(rare and scorer.rows)
+    ] * bool(rare)
 
 
 def never_predicted(scorer: object, step: int, rate: float) -> list[str]:
     """A warning where the result predicts only one class, or some classes of the validation rows never."""
-    targets = _of_one_class(scorer)
-    if targets is None or not isinstance(scorer, ClassScorer) or (counted := scorer.counted.get(step)) is None:
+    if (own := _of_one_class(scorer)) is None or (counted := own.counted.get(step)) is None:
         return []
-    predicted, actual = counted
+    (predicted, actual), targets = counted, own.objective.targets
     names = [one_line(name) for name in targets.classes]
     if len(predicted) == 1 < len(actual):
         return [
@@ -145,10 +143,9 @@ def never_predicted(scorer: object, step: int, rate: float) -> list[str]:
     )
 
 
-def _of_one_class(scorer: object) -> TargetFacts | None:
-    """What the rows' classes are, where each has one."""
-    targets = scorer.objective.targets if isinstance(scorer, ClassScorer) else None
-    return targets if targets is not None and targets.one_class else None
+def _of_one_class(scorer: object) -> ClassScorer | None:
+    """The scorer, where each row has one class."""
+    return scorer if isinstance(scorer, ClassScorer) and scorer.objective.targets.one_class else None
 
 
 def _way(targets: TargetFacts) -> str:
@@ -174,17 +171,25 @@ def still_falling(losses: Sequence[LossRecord], steps: int, epochs: float) -> li
 def baselines(scorer: object, prepared: Prepared) -> dict[str, float] | None:
     """The accuracy of simpler answers to the validation rows: of the largest class of the training rows, and of
     logistic regression on their words where scikit-learn is installed."""
-    targets = _of_one_class(scorer)
-    if targets is None or not isinstance(scorer, ClassScorer) or not scorer.rows:
+    if (own := _of_one_class(scorer)) is None or not own.rows:
         return None
-    rows = list(evenly(prepared.trained_rows, MOST_READ))
-    labels, actual = ([int(one_target(row)) for row in part] for part in (rows, scorer.rows))
+    parts = list(evenly(prepared.trained_rows, MOST_READ)), own.rows
+    labels, actual = ([int(one_target(row)) for row in part] for part in parts)
     found = {"largest_class": float(np.mean(np.equal(actual, Counter(labels).most_common(1)[0][0])))}
-    if scorer.model.text is not None and can_measure() and len(set(labels)) > 1:
-        texts, others = ([_text(row, scorer.model) for row in part] for part in (rows, scorer.rows))
+    if own.model.text is not None and find_spec("sklearn") is not None and len(set(labels)) > 1:
+        texts, others = ([own.model.tokenizer.readable(list(map(int, row.ids))) for row in part] for part in parts)
         found["words"] = float(np.mean(np.equal(actual, words_predict(texts, labels, others))))
     return found
 
 
-def _text(row: Tokens, model: LoadedModel) -> str:
-    return model.tokenizer.readable([int(token) for token in row.ids])
+def words_predict(texts: Sequence[str], labels: Sequence[int], others: Sequence[str]) -> list[int]:
+    """The class of each of the other texts, by logistic regression on TF-IDF: of words and pairs of words, and of 2 to
+    4 letters inside words."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline, make_union
+
+    words: Any = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    letters: Any = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True)
+    model: Any = make_pipeline(make_union(words, letters), LogisticRegression(C=10.0, max_iter=1000))
+    return model.fit(texts, labels).predict(others).tolist()

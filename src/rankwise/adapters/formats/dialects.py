@@ -30,11 +30,7 @@ from rankwise.adapters.weights import AdapterWeights
 from rankwise.errors import AdapterError, some
 from rankwise.models.gguf_adapter import is_gguf
 
-NAMES = {
-    "litgpt": litgpt.KEY,
-    "diffusers": diffusers.KEY,
-    "loralib": loralib.KEY,
-}
+NAMES = {"litgpt": litgpt.KEY, "diffusers": diffusers.KEY, "loralib": loralib.KEY}
 """The tensors' names by dialect; the first that fits counts, as LitGPT's names would fit loralib too."""
 _LIKE_MLX = regex.compile(r".+\.lora_[ab]")
 

@@ -199,10 +199,8 @@ def _read_pooled(base: Any, pooling: str) -> None:
     def pooled(body: Any, args: Any, inputs: Any, outputs: Any) -> Any:
         states = outputs.last_hidden_state
         real = inputs["attention_mask"][..., None].bool()
-        vector = {
-            "mean": lambda: states.masked_fill(~real, 0).sum(1) / real.sum(1),
-            "max": lambda: states.masked_fill(~real, -torch.inf).amax(1), "cls": lambda: states[:, 0],
-        }[pooling]()  # fmt: skip
+        mean, most = states.masked_fill(~real, 0).sum(1) / real.sum(1), states.masked_fill(~real, -torch.inf).amax(1)
+        vector = {"mean": mean, "max": most, "cls": states[:, 0]}[pooling]
         outputs["pooler_output"] = torch.nn.functional.layer_norm(vector, vector.shape[-1:], eps=1e-12)
         outputs["last_hidden_state"] = outputs["pooler_output"][:, None].expand_as(states)
         return outputs

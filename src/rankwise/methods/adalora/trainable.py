@@ -20,7 +20,7 @@ from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.triplets import Triplets
 from rankwise.config.adapters import AdaLoraConfig
 from rankwise.config.budget import Budget, budget_of
-from rankwise.errors import RunError, TrainingError
+from rankwise.errors import RunError
 from rankwise.methods.adapter import AdapterTrainable
 from rankwise.methods.state import TrainableState, layout_of
 from rankwise.runs.records import RankRecord
@@ -166,13 +166,6 @@ class TrainableAdaLoRA(AdapterTrainable):
             raise RunError(f"the checkpoint does not fit these adapters: its ranks are {ranks[:8]}.")
         masks = [torch.arange(most) < rank for rank, most in zip(ranks, now, strict=True)]
         return torch.cat(masks).to(self.alive.device)
-
-    def check_final(self) -> None:
-        if not self.final:
-            raise TrainingError(
-                f"AdaLoRA has not decided the final ranks: step {self.schedule.decided} of {self.schedule.steps} was "
-                "not reached."
-            )
 
     def _decide(self, step: int) -> None:
         scores, budget = self.importance.scores(self.triplets), self.schedule.budget(step)
