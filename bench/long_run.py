@@ -92,9 +92,7 @@ def main() -> None:
         raise SystemExit("\n".join(lines))
     step = [record["seconds"] for record in steps_of(runs / "plain")]
     median = sorted(step)[len(step) // 2]
-    print(
-        f"undisturbed: exit {code}, {len(step)} steps of {median:.2f} s, {digest(runs / 'plain')}"
-    )
+    print(f"undisturbed: exit {code}, {len(step)} steps of {median:.2f} s, {digest(runs / 'plain')}")
     for by in (signal.SIGTERM, signal.SIGKILL):
         run, given = runs / by.name, words(by.name, args.steps, args.batch_size)
         saved, lost, lines = disturbed(given, run, by, 25)

@@ -1,0 +1,187 @@
+"""What may only shrink: how large the house is, how much hangs together, and who asks what kind of thing it has.
+
+Each number is the most there may be; one that has become smaller than its ceiling lowers it, in the commit that did it.
+An import inside a function is not seen by the closures, so its number has a ceiling too.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from fixed_runs import write_model, write_rows
+
+import rankwise
+
+SOURCE, HOME = Path(rankwise.__file__).parent, Path(__file__).parents[2]
+FILES = {
+    ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(SOURCE.rglob("*.py"))
+}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
+DOORS = {"cli", "python", "studio", "__main__.py"}
+FOLDERS = {name: path.relative_to(SOURCE).parts[0] for name, path in FILES.items()}
+
+NODES, COUNT, FUNCTION = 670_000, 770, 61
+FULL_FOLDERS = {
+    "data": 68, "planning": 48, "training": 47, "runs": 45, "cli": 44, "evaluation": 42, "config": 40, "commands": 39,
+    "models": 39, "exporting": 33, "studio": 29, "adapters": 28,
+}  # fmt: skip
+"""Folders with more than 25 files, and how many."""
+CLOSURES = {
+    "training.trainer": 299, "methods.inject": 290, "commands.plan": 160, "commands.train": 439, "data.preparing": 104,
+}  # fmt: skip
+"""Modules that a module brings, itself among them."""
+LATE, REFLECTED, NO_PYTHON = 25, 212, 2_922
+"""Imports of our own inside functions below the doors; calls of getattr and hasattr; lines that are no Python."""
+KINDS, METHODS = 202, 25
+"""Places outside objectives/ that ask which objective there is, and outside methods/ which method."""
+WALK = (1_265, 219)
+"""Functions and files between the command and the first backward pass, with an empty cache."""
+
+OBJECTIVES = {
+    "causal-lm", "preference", "sequence-classification", "token-classification", "image-classification",
+    "sequence-to-sequence", "reranking",
+}  # fmt: skip
+QUESTIONS = {
+    "kinds": (
+        {"encoder_decoder", "is_encoder_decoder", "reads_images", "tags_words", "classifies"}, OBJECTIVES,
+        r"\btargets is (not )?None|\bobjective(\.name)? (==|!=|in|not in)",
+        r"\b(Preference|ImageWriting|PairScorer|Classification|Tagging|SequenceToSequence)\b",
+    ),
+    "methods": (
+        {"trains_base"}, {"lora", "adalora"},
+        r"\.method (==|!=|in|not in)|\bmethod (==|!=) '(full|head)'",
+        r"\b(LoraConfig|AdaLoraConfig|FullConfig|HeadConfig|FullFineTuning|TrainableLoRA|TrainableAdaLoRA)\b",
+    ),
+}  # fmt: skip
+"""Of each question: flags that answer it, names that are compared with, comparisons, and types that are asked for."""
+
+
+def asks(node: ast.AST, question: str) -> bool:
+    flags, names, comparisons, types = QUESTIONS[question]
+    if isinstance(node, ast.Attribute):
+        return isinstance(node.ctx, ast.Load) and node.attr in flags
+    if isinstance(node, ast.Compare):
+        strings = {one.value for one in ast.walk(node) if isinstance(one, ast.Constant) and isinstance(one.value, str)}
+        return bool(strings & names) or re.search(comparisons, ast.unparse(node)) is not None
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        asked = node.func.id in ("isinstance", "hasattr", "getattr")
+        return asked and re.search(types, ast.unparse(node)) is not None
+    return False
+
+
+def places(question: str, homes: set[str]) -> int:
+    trees = [tree for name, tree in TREES.items() if FOLDERS[name] not in homes]
+    return sum(asks(node, question) for tree in trees for node in ast.walk(tree))
+
+
+def imported(name: str) -> set[str]:
+    """Our own modules that one imports at its top."""
+    given: set[str] = set()
+    for node in TREES[name].body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rankwise":
+            names = (f"{node.module}.{one.name}" for one in node.names)
+            given |= {one if one in FILES else str(node.module) for one in names}
+        elif isinstance(node, ast.Import):
+            given |= {one.name for one in node.names if one.name in FILES}
+    return given
+
+
+def closure(start: str) -> set[str]:
+    seen: set[str] = set()
+    ahead = [start]
+    while ahead:
+        name = ahead.pop()
+        if name not in seen:
+            seen.add(name)
+            ahead += imported(name)
+    return seen
+
+
+def longest(tree: ast.Module) -> int:
+    """Lines of the longest function, without its docstring."""
+    lines = [0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if ast.get_docstring(node, clean=False) is not None else None
+            docstring = first.end_lineno - first.lineno + 1 if first and first.end_lineno else 0
+            lines.append((node.end_lineno or 0) - node.lineno + 1 - docstring)
+    return max(lines)
+
+
+def is_late(tree: ast.Module) -> int:
+    functions = [one for one in ast.walk(tree) if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)]
+    inside = {one for function in functions for one in ast.walk(function) if isinstance(one, ast.ImportFrom)}
+    return sum((one.module or "").split(".")[0] == "rankwise" for one in inside)
+
+
+def calls(*names: str) -> int:
+    nodes = (node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.Call))
+    return sum(isinstance(node.func, ast.Name) and node.func.id in names for node in nodes)
+
+
+def no_python() -> int:
+    others = (one for one in SOURCE.rglob("*") if one.is_file() and one.suffix not in (".py", ".pyc"))
+    return sum(one.read_bytes().count(b"\n") for one in others)
+
+
+SIZES = {
+    "nodes of the syntax trees": (lambda: sum(1 for tree in TREES.values() for _ in ast.walk(tree)), NODES),
+    "files": (lambda: len(FILES), COUNT),
+    "lines of the longest function": (lambda: max(map(longest, TREES.values())), FUNCTION),
+    "imports inside functions": (
+        lambda: sum(is_late(tree) for name, tree in TREES.items() if FOLDERS[name] not in DOORS), LATE,
+    ),
+    "getattr and hasattr": (lambda: calls("getattr", "hasattr"), REFLECTED),
+    "lines that are no Python": (no_python, NO_PYTHON),
+    "places that ask which objective": (lambda: places("kinds", {"objectives", "base"}), KINDS),
+    "places that ask which method": (lambda: places("methods", {"methods"}), METHODS),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", SIZES)
+def test_a_size_is_at_most_its_ceiling(what):
+    measure, ceiling = SIZES[what]
+    assert measure() <= ceiling
+
+
+@pytest.mark.parametrize("name", CLOSURES)
+def test_a_module_brings_at_most_so_many(name):
+    assert len(closure(f"rankwise.{name}")) <= CLOSURES[name]
+
+
+def test_no_folder_grows_beyond_25_files():
+    count = Counter(str(path.parent.relative_to(SOURCE)) for path in FILES.values())
+    assert {name: n for name, n in count.items() if n > max(25, FULL_FOLDERS.get(name, 0))} == {}
+
+
+def test_the_way_to_the_first_backward_pass_is_no_longer(tmp_path):
+    write_model(tmp_path / "model")
+    write_rows(tmp_path / "rows.jsonl")
+    done = subprocess.run(
+        [sys.executable, HOME / "lab" / "walk.py", tmp_path / "model", tmp_path / "rows.jsonl", "--held-out", "8"],
+        env=os.environ | {"RANKWISE_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(SOURCE.parent)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    functions, files = (int(number) for number in re.findall(r"\d+", done.stdout))
+    assert functions <= WALK[0] and files <= WALK[1], done.stdout
+
+
+@pytest.mark.parametrize(
+    ("question", "code"),
+    [
+        ("kinds", "if model.reads_images: pass"), ("kinds", "x = targets is None"), ("kinds", "name == 'preference'"),
+        ("kinds", "isinstance(rows, ImageWriting)"), ("methods", "config.trains_base"), ("methods", "m == 'lora'"),
+        ("methods", "isinstance(config, FullConfig)"),
+    ],
+)  # fmt: skip
+def test_the_search_for_questions_sees_each_kind(question, code):
+    assert any(asks(node, question) for node in ast.walk(ast.parse(code)))
+    assert not any(asks(node, question) for node in ast.walk(ast.parse("model.rank == 4; isinstance(x, int)")))
