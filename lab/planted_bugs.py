@@ -3,11 +3,12 @@
     python lab/planted_bugs.py --out bugs.jsonl                  this tree
     python lab/planted_bugs.py --tree ../other --out bugs.jsonl  another checkout
     python lab/planted_bugs.py --out bugs.jsonl --table          print what was measured, and run nothing
+    python lab/planted_bugs.py --bugs lab/planted_in_the_house.toml --out bugs.jsonl
 
-The bugs are in planted_bugs.toml. The tree is copied, one bug at a time is planted in the copy, and pytest stops at the
-first test that fails. A bug counts as caught only if that test passes without the bug. Each result is one line of the
-output file, and bugs that have a line there are not planted again unless they are named, so an interrupted measurement
-goes on.
+The bugs are in planted_bugs.toml, or in another list of that form. The tree is copied, one bug at a time is planted in
+the copy, and pytest stops at the first test that fails. A bug counts as caught only if that test passes without the
+bug. Each result is one line of the output file, and bugs that have a line there are not planted again unless they are
+named, so an interrupted measurement goes on.
 """
 
 from __future__ import annotations
@@ -71,11 +72,11 @@ class Result:
     why: str = ""
 
 
-def read_bugs(only: list[str]) -> list[Bug]:
+def read_bugs(file: Path, only: list[str]) -> list[Bug]:
     """Those that are named, or all."""
-    listed = [Bug(**one) for one in tomllib.loads(BUGS.read_text(encoding="utf-8"))["bugs"]]
+    listed = [Bug(**one) for one in tomllib.loads(file.read_text(encoding="utf-8"))["bugs"]]
     if unknown := set(only) - {bug.id for bug in listed}:
-        raise SystemExit(f"{BUGS.name} has no bug {', '.join(sorted(unknown))}")
+        raise SystemExit(f"{file.name} has no bug {', '.join(sorted(unknown))}")
     return [bug for bug in listed if not only or bug.id in only]
 
 
@@ -86,7 +87,7 @@ def occurrence(tree: Path, bug: Bug) -> tuple[Path, str, str] | str:
         files = [file for file, text in texts.items() for _ in range(text.count(line))]
         if len(files) == 1:
             return files[0], line, replacement
-    return f"no form of the line occurs exactly once under src; give `after` in {BUGS.name}: {bug.line}"
+    return f"no form of the line occurs exactly once under src; give `after` in the list of bugs: {bug.line}"
 
 
 def resolved(tree: Path, names: Sequence[str]) -> list[str]:
@@ -190,6 +191,7 @@ def print_table(results: list[Result]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Plant bugs one at a time, and tell which tests catch them.")
     parser.add_argument("--tree", type=Path, default=Path(__file__).resolve().parents[1], help="checkout to measure")
+    parser.add_argument("--bugs", type=Path, default=BUGS, help="the list of bugs")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines; bugs with a result there are skipped")
     parser.add_argument("--jobs", type=int, default=1, help="bugs to plant at the same time, each in its own copy")
     parser.add_argument("--table", action="store_true", help="print the results that are there, and run nothing")
@@ -202,7 +204,7 @@ def main() -> None:
     if data.is_dir():
         os.environ.setdefault("RANKWISE_DATA", str(data))
     ready = set() if options.ids else {one.id for one in results_in(options.out) if one.caught is not None}
-    waiting = [] if options.table else [bug for bug in read_bugs(options.ids) if bug.id not in ready]
+    waiting = [] if options.table else [bug for bug in read_bugs(options.bugs, options.ids) if bug.id not in ready]
     with tempfile.TemporaryDirectory() as home, ThreadPoolExecutor(options.jobs) as pool:
         copies: SimpleQueue[Path] = SimpleQueue()
         for number in range(options.jobs if waiting else 0):
