@@ -1,4 +1,4 @@
-"""Twenty-six chat templates that a model folder could bring: escapes, endless ones, and those that fill the memory.
+"""Forty-two chat templates that a model folder could bring: escapes, endless ones, and those that fill the memory.
 
 An escape tries to make a file named `escaped`. None of them writes a conversation, so whatever is left of it after the
 sandbox, no row can be trained on.
@@ -47,5 +47,28 @@ LARGE = {
     "a long range": "{% for i in range(10**9) %}x{% endfor %}",
     "a reason of 1 MB": "{{ raise_exception('x' * 1000000) }}",
 }
+TWICE = "{% set n = namespace(x='x') %}{% for i in range(40) %}{% set n.x = "
+DOUBLED = TWICE + "[n.x, n.x] %}{% endfor %}"
+GROWING = {
+    "doubling by a tilde": TWICE + "n.x ~ n.x %}{% endfor %}{{ n.x }}",
+    "zfill": "{% set x = 'x'.zfill(10**9) %}",
+    "ljust": "{% set x = 'x'.ljust(2 * 10**8) %}",
+    "words of nobody": "{{ lipsum(n=10**7) }}",
+    "lists twice in each other as JSON": DOUBLED + "{% set x = n.x|tojson %}",
+    "lists twice in each other, printed": DOUBLED + "{{ n }}{{ n.x }}",
+    "lists twice in each other, compared": DOUBLED
+    + DOUBLED.replace("n.", "m.").replace("n =", "m =")
+    + "{% set x = n.x == m.x %}",
+    "lists twice in each other as a key": DOUBLED.replace("[n.x, n.x]", "(n.x, n.x)") + "{% set x = {n.x: 1} %}",
+    "lists twice in each other, sorted": DOUBLED + "{% set x = [n.x, n.x]|sort %}",
+    "a letter replaced": "{% set x = ('x' * 40000).replace('x', 'x' * 40000) %}",
+    "a long separator": "{% set x = ('x' * 40000).join(range(40000)|map('string')|list) %}",
+    "a width by a value": "{{ '{:{}}'.format(1, 10**9) }}{{ '%*d' % (10**9, 1) }}",
+    "JSON far to the right": "{{ messages|tojson(indent=10**9) }}",
+    "a text in a loop": "{% set x %}" + LOOP + "x" * 20_000 + "{% endfor %}{% endset %}",
+    "a loop in itself": "{% for m in messages recursive %}{% set x = loop(messages) %}{% endfor %}",
+}
+"""What an operator of Jinja's sandbox does not see."""
 FILES = {"include": "{% include 'chat_template.jinja' %}", "import": "{% import '/etc/passwd' as x %}{{ x }}"}
-HOSTILE = ESCAPES | ENDLESS | LARGE | FILES
+PAYING = {"budget": "{% set x = [-10**12]|map('$turn')|list %}" + LOOP * 3 + "{% endfor %}" * 3}
+HOSTILE = ESCAPES | ENDLESS | LARGE | GROWING | PAYING | FILES
