@@ -13,13 +13,12 @@ from shlex import quote
 
 from rankwise.errors import AdapterError, some
 
-SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".lora")
-"""Of files that may hold pickled objects; LitGPT's end with .pth.lora."""
+SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz")
+"""Of files that may hold pickled objects."""
 REWRITE = (
     "import sys, torch; from safetensors.torch import save_file; "
-    "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); d = d.get('model', d); "
-    "d = {k: v.contiguous().clone() for k, v in d.items()}; "
-    "save_file(d, sys.argv[2], dict(a.split('=') for a in sys.argv[3:]))"
+    "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
+    "save_file({k: v.contiguous().clone() for k, v in d.items()}, sys.argv[2])"
 )
 REWRITE_ARRAYS = (
     "import sys, numpy; from safetensors.numpy import save_file; "

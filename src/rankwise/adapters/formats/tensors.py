@@ -6,34 +6,25 @@ factors can have: floating-point numbers of at most four dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from rankwise.adapters.formats import safetensors_header
-from rankwise.adapters.formats.safetensors_header import Entry
+from rankwise.adapters.formats.safetensors_header import Entry, read_header
 from rankwise.errors import AdapterError, some
 
 MOST_DIMENSIONS = 4
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
 
-@dataclass(frozen=True)
-class Header:
-    shapes: Mapping[str, tuple[int, ...]]
-    metadata: Mapping[str, str]
-
-
-def read_header(file: Path) -> Header:
-    """Names, shapes and metadata; AdapterError where they cannot be those of an adapter."""
-    entries, metadata = safetensors_header.read_header(file)
+def names_in(file: Path) -> list[str]:
+    """Names of the tensors; AdapterError where they cannot be those of an adapter."""
+    entries, _ = read_header(file)
     problems = [problem for name, entry in entries.items() if (problem := _problem(name, entry))]
     if problems:
         raise AdapterError(f"{file} cannot be used: {some(problems, 8)}.")
-    return Header({name: entry.shape for name, entry in entries.items()}, metadata)
+    return list(entries)
 
 
 def _problem(name: str, entry: Entry) -> str:
@@ -45,9 +36,9 @@ def _problem(name: str, entry: Entry) -> str:
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """All tensors of a file whose header was read."""
+    names = names_in(file)
     try:
         with safe_open(file, framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is no dict
+            return {name: opened.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"{file} is damaged: {error}") from None
