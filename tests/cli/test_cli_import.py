@@ -50,6 +50,9 @@ def test_an_adapter_of_another_tool_is_used_like_one_of_pefts(label: str, base: 
     for format in ("peft", "portable", "merged"):
         exported = asked("export", path, "--to", format, "--format", format, *with_base)
         assert exported["format"] == format
+    asked("merge", path, "--to", "whole", *with_base)
+    (adapter,) = json.loads((tmp_path / "whole" / "merge.json").read_text())["adapters"]
+    assert adapter["files"] and "" not in adapter["files"].values()
     answer = ("--prompt", "What is the capital of France?", "--max-new-tokens", "8")
     theirs = asked("generate", path, *answer, *with_base)["answer"]
     assert theirs == asked("generate", "peft", *answer)["answer"]  # "portable" rounds otherwise in bfloat16
