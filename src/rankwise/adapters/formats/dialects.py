@@ -20,11 +20,10 @@ import regex
 
 from rankwise.adapters.formats import gguf_lora, mlx, peft_reader
 from rankwise.adapters.formats.imported import Modules, Source
-from rankwise.adapters.formats.peft_config import LARGEST
 from rankwise.adapters.formats.peft_forms import peft_base, read_peft_folder
 from rankwise.adapters.formats.peft_reader import CONFIG, PREFIX
 from rankwise.adapters.formats.pickles import SUFFIXES, refuse_pickle
-from rankwise.adapters.formats.tensors import names_in
+from rankwise.adapters.formats.tensors import open_tensors
 from rankwise.adapters.weights import AdapterWeights
 from rankwise.errors import AdapterError, some
 from rankwise.models.gguf_adapter import is_gguf
@@ -87,7 +86,7 @@ def detect(path: Path) -> Dialect:
         raise AdapterError(f"{path} is not an adapter: safetensors and GGUF files are read, and folders with them.")
     if (path.parent / CONFIG).is_file() and path.name in (peft_reader.WEIGHTS, mlx.WEIGHTS):
         return _of_folder(path.parent)
-    raise AdapterError(_without_settings(path))
+    raise AdapterError(f"{path} has {_without_settings(path)}")
 
 
 def _of_folder(folder: Path) -> Dialect:
@@ -116,8 +115,6 @@ def _by_settings(folder: Path, settings: Path) -> Dialect:
 
 def _keys_of(settings: Path) -> set[str]:
     """Empty for what is no JSON object, which the reader of PEFT's settings refuses."""
-    if settings.stat().st_size > LARGEST:
-        return set()
     try:
         value: Any = json.loads(settings.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -135,17 +132,18 @@ def _refuse_pickled_weights(folder: Path, name: str) -> None:
 
 
 def _without_settings(file: Path) -> str:
-    """Why a safetensors file is no adapter by itself."""
-    names = names_in(file)
+    """What a safetensors file has that is no adapter by itself."""
+    with open_tensors(file) as opened:
+        names = list(opened.keys())
     if any(name.startswith(PREFIX) for name in names):
-        return f"{file} has the names of PEFT, whose {CONFIG} is missing beside it; it says the scale of each layer."
+        return f"the names of PEFT, whose {CONFIG} is missing beside it; it says the scale of each layer."
     if any(_LIKE_MLX.fullmatch(name) for name in names):
         return (
-            f"{file} has the names of mlx-lm, but there is no {CONFIG} beside it that says the scale, or it is not "
-            f"called {mlx.WEIGHTS}."
+            f"the names of mlx-lm, but there is no {CONFIG} beside it that says the scale, or it is not called "
+            f"{mlx.WEIGHTS}."
         )
     return (
-        f"{file} has no names of PEFT or mlx-lm; its tensors are {some(names, 4)}. If it is another tool's adapter, "
+        f"no names of PEFT or mlx-lm; its tensors are {some(names, 4)}. If it is another tool's adapter, "
         "docs/importing.md says how to give it PEFT's names."
     )
 

@@ -37,9 +37,10 @@ def refuse_pickle(name: str | Path) -> None:
         raise AdapterError(f"{path} is a pickle, a program that would run when it is read. {conversion(path, target)}")
 
 
-def refuse_disguised(file: Path, start: bytes) -> None:
+def refuse_disguised(file: Path) -> None:
     """AdapterError where a file that cannot be safetensors begins as a pickle or an archive does."""
-    if kind := _kind(start):
+    start = _start(file)  # of safetensors the length of the header
+    if int.from_bytes(start, "little") > file.stat().st_size and (kind := _kind(start)):
         raise AdapterError(
             f"{file} is {kind}, and no safetensors file, whatever its name; it was not opened. "
             f"{conversion(file, file.with_name('new.safetensors'))}"
