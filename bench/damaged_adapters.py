@@ -2,10 +2,10 @@
 
     python bench/damaged_adapters.py [--mutants 2000] [--only fuzz pickles …] [--json] [--out bench/results/TITLE]
 
-A tiny random Llama is trained for a few steps; its run is damaged in forty ways and in eight more (tests/damaged.py),
-inside the run and as a folder copied out of it. `rankwise generate` must end with exit code 2 and one line. A foreign
-folder has no recorded hashes, so three kinds of damage cannot be known there; what is said of them is listed. The base
-model's files are hashed before and after. Times are those of reading the adapter, with the model loaded before.
+A tiny random Llama is trained for a few steps; its run is damaged in every way of tests/damaged.py, inside the run and
+as a folder copied out of it. `rankwise generate` must end with exit code 2 and one line. A foreign folder has
+no recorded hashes, so three kinds of damage cannot be known there; what is said of them is listed. The base model's
+files are hashed before and after. Times are those of reading the adapter, with the model loaded before.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from damaged_configs import DAMAGES
 from first_line import BEGUN
 from hostile_templates import HOSTILE
+from kit.processes import Command
 from rankwise.runs.manifest import machine, versions
-from rankwise.selftest.processes import Command
 
 LONGEST = 60
 DELAYS = (0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.7, 1.0, 1.5, 2.2, 3.2)

@@ -36,7 +36,7 @@ from asked_server import READY, Answer, Server, ask, never_ending, question, ser
 from busy_serving import disconnects, overload
 from telling import parser_of, tell
 
-from rankwise.selftest.damage import DAMAGES, damage
+from kit.damage import DAMAGES, damage
 from serving import Made
 
 HOSTILE = (

@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from file_faults import Operation, watched
+from kit.damage import DAMAGES as KINDS
+from kit.damage import damage
+from kit.processes import WARM
 from library import rows
 from rankwise.runs.sealed import FACTS, TENSORS, hash_of
-from rankwise.selftest.damage import DAMAGES as KINDS
-from rankwise.selftest.damage import damage
-from rankwise.selftest.processes import WARM
 
 STEPS, EVERY = 11, 3
 """Checkpoints after steps 3, 6 and 9, of which the last two are there."""

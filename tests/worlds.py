@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from conftest import tiny_model
+from kit.processes import WARM
 from rankwise.adapters.importance import Importance
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.training import TrainingConfig
@@ -43,7 +44,6 @@ from rankwise.objectives.causal_lm import summed
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.followed import FollowedRun
 from rankwise.runs.records import SampleRecord, ScoreRecord
-from rankwise.selftest.processes import WARM
 from rankwise.text.tokenize import Tokens
 from rankwise.training import step as step_module
 from rankwise.training.step import StepTotals

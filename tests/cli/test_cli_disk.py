@@ -12,8 +12,8 @@ import os
 import pytest
 from typer.testing import CliRunner
 
+from kit.processes import ended
 from rankwise.cli.main import app
-from rankwise.selftest.processes import ended
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from typer.testing import CliRunner
 
 import rankwise as package
+from kit.processes import ended
 from rankwise.cli.main import app
 from rankwise.errors import ConfigError, RunError
 from rankwise.methods.full import FullFineTuning
 from rankwise.models.precision import choose_precision
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.records import StepRecord
-from rankwise.selftest.processes import ended
 
 IDS = torch.arange(48).reshape(2, 24) % 96
 KEYS = {

@@ -14,9 +14,9 @@ import time
 import pytest
 from typer.testing import CliRunner
 
+from kit.processes import Command
 from rankwise.cli.main import app
 from rankwise.runs.metrics_log import read_metrics_log
-from rankwise.selftest.processes import Command
 from rankwise.training.trainer import Trainer
 from small_runs import as_first_format
 

@@ -6,12 +6,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from kit.damage import DAMAGES, damage
 from library import Library
 from rankwise.cli.main import app
-from rankwise.models.random_model import write_random_model
-from rankwise.selftest.bench import Bench
-from rankwise.selftest.checks import stop_halfway
-from rankwise.selftest.damage import DAMAGES, damage
+from small_runs import NAME, RUN, STEPS, Workshop
 
 
 def verified(*names: str) -> tuple[int, dict[str, list[str]]]:
@@ -40,18 +38,16 @@ def test_a_damaged_result_is_named(
     assert "adapter_model.safetensors" in problem
 
 
-def test_a_damaged_checkpoint_and_settings_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_random_model(tmp_path / "base")
-    bench = Bench(tmp_path)
-    bench.prepare()
-    stop_halfway(bench)
+def test_a_damaged_checkpoint_and_settings_are_named(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Workshop(tmp_path, tiny_folder).train_until(STEPS - 1)
     monkeypatch.chdir(tmp_path)
-    assert verified() == (0, {"stopped": []})
-    run = Path("runs/stopped")
-    newest = max(run.glob("checkpoints/step-*"), key=lambda path: int(path.name.partition("-")[2]))
+    assert verified() == (0, {NAME: []})
+    newest = max(RUN.glob("checkpoints/step-*"), key=lambda path: int(path.name.partition("-")[2]))
     damage(newest / "state.safetensors", "with one bit flipped")
-    (run / "data_report.json").unlink()
+    (RUN / "data_report.json").unlink()
     code, problems = verified()
-    assert code == 2 and len(problems["stopped"]) == 2
-    assert "data_report.json" in problems["stopped"][0]
-    assert f"{newest.name}/state.safetensors is damaged: its content" in problems["stopped"][1]
+    assert code == 2 and len(problems[NAME]) == 2
+    assert "data_report.json" in problems[NAME][0]
+    assert f"{newest.name}/state.safetensors is damaged: its content" in problems[NAME][1]

@@ -17,7 +17,7 @@ from rankwise.adapters.combining import Combining
 from rankwise.adapters.formats.peft_reader import read_weights
 from rankwise.adapters.low_rank import of_factors, of_matrix
 from rankwise.cli.main import app
-from rankwise.commands.merge import combined, merge, options_of, prove_merge
+from rankwise.commands.merge import combined, merge, options_of
 from rankwise.config.adapters import LoraConfig
 from rankwise.errors import AdapterError, ConfigError
 
@@ -68,7 +68,6 @@ def test_linear_is_the_weighted_sum_in_a_model_and_in_an_adapter_and_to_peft(two
     live = logits(theirs(base, one, other, "cat"))
     assert near(logits(ours), live) < 1e-5
     assert near(logits(AutoModelForCausalLM.from_pretrained(merged.folder)), live) < 1e-5
-    assert prove_merge(merged.folder).outcome == "exact"
 
 
 def test_svd_is_the_nearest_change_of_its_rank_and_peft_says_the_same(two, tmp_path):
@@ -102,7 +101,6 @@ def test_ties_keeps_the_largest_elects_a_sign_and_takes_the_mean_as_peft_does(tw
     assert near(change_of(base, merged.folder), wanted) < 1e-5
     layer = theirs(base, one, other, "ties_svd", svd_rank=32, density=0.3).get_submodule(f"base_model.model.{PATH}")
     assert near(change_of(base, merged.folder), layer.get_delta_weight("both").double()) < 1e-4
-    assert prove_merge(merged.folder).outcome == "exact"
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -112,7 +110,6 @@ def test_dare_drops_by_the_seed_and_keeps_the_mean(tmp_path, architecture):
 
     def drawn(seed: int, drop: float, name: str) -> dict[str, torch.Tensor]:
         merged = merge(tmp_path / "one", tmp_path / name, method="dare", drop=drop, seed=seed)
-        assert prove_merge(merged.folder).outcome == "exact"
         return load_file(Path(merged.folder) / "model.safetensors")
 
     before, whole = load_file(base / "model.safetensors"), drawn(0, 0.0, "whole")

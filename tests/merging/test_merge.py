@@ -1,9 +1,9 @@
-"""A merge through files is the adapted model, in every number format, and is proved or disproved by a replay."""
+"""A merge through files is the adapted model, in every number format, and says what it was made of."""
 
 from __future__ import annotations
 
 import json
-import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from adapted_models import TABLES, logits, save_adapter, save_base
 from rankwise.cli.main import app
-from rankwise.commands.merge import merge, prove_merge
+from rankwise.commands.merge import merge
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
-from rankwise.errors import AdapterError, ConfigError, RunError
+from rankwise.errors import AdapterError, ConfigError
 from rankwise.kernels import row_pieces
 
 SPECS = {
@@ -57,7 +57,6 @@ def test_merged_is_adapted(tmp_path, architecture, spec):
     if spec == "lora":
         theirs = PeftModel.from_pretrained(loaded(base), tmp_path / "adapter").merge_and_unload()
         assert near(logits(loaded(tmp_path / "merged")), logits(theirs)) <= 1e-5
-    assert prove_merge(tmp_path / "merged").outcome == "exact"
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -84,7 +83,6 @@ def test_a_table_that_was_the_head_too_is_stored_twice(tmp_path, architecture, t
     assert near(logits(merged), wanted) <= 1e-5
     before, after = loaded(tmp_path / "base"), merged
     assert torch.equal(before.get_output_embeddings().weight, after.get_output_embeddings().weight)
-    assert prove_merge(tmp_path / "merged").outcome == "exact"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -124,7 +122,6 @@ def test_shards_keep_their_names_and_tensors_and_what_does_not_change_its_bytes(
             assert same != ("q_proj" in key)
     index = json.loads((tmp_path / "merged" / "model.safetensors.index.json").read_text())
     assert index["weight_map"] == json.loads((base / "model.safetensors.index.json").read_text())["weight_map"]
-    assert prove_merge(tmp_path / "merged").outcome == "exact"
 
 
 def test_another_number_format_is_a_choice(tmp_path):
@@ -134,7 +131,6 @@ def test_another_number_format_is_a_choice(tmp_path):
     tensors = load_file(tmp_path / "merged" / "model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == "float32"
-    assert prove_merge(tmp_path / "merged").outcome == "exact"
 
 
 def test_strength_turns_the_change(tmp_path):
@@ -147,41 +143,21 @@ def test_strength_turns_the_change(tmp_path):
             torch.testing.assert_close(part[key], (before[key] + full[key]) / 2, rtol=1e-5, atol=1e-6)
 
 
-FAULTS = ("doubled", "skipped", "one number", "renamed", "config", "base", "adapter", "extra file")
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_found(tmp_path, fault):
-    base = save_base(tmp_path / "base", "llama", torch.bfloat16)
+def test_the_record_has_the_hash_of_every_file_and_another_merge_has_the_same(tmp_path):
+    base = save_base(tmp_path / "base", "llama", torch.bfloat16, shard="20KB")
     save_adapter(tmp_path / "adapter", base, "llama", SPECS["lora"])
-    merge(tmp_path / "adapter", tmp_path / "merged")
-    file, path = tmp_path / "merged" / "model.safetensors", "model.layers.1.mlp.up_proj.weight"
-    tensors, before = load_file(file), load_file(base / "model.safetensors")
-    if fault in ("base", "adapter"):
-        other = base / "model.safetensors" if fault == "base" else tmp_path / "adapter" / "adapter_model.safetensors"
-        changed = {key: value * 1.5 for key, value in load_file(other).items()}
-        save_file(changed, other, metadata={"format": "pt"})
-        with pytest.raises(RunError, match="neither proved nor disproved"):
-            prove_merge(tmp_path / "merged")
-        return
-    if fault == "doubled":
-        tensors[path] = (8 * (tensors[path].float() - before[path].float()) + before[path].float()).bfloat16()
-    elif fault == "skipped":
-        tensors[path] = before[path]
-    elif fault == "one number":
-        tensors[path].view(torch.int16)[0, 0] ^= 1
-    elif fault == "renamed":
-        tensors["model.other.weight"] = tensors.pop(path)
-    elif fault == "config":
-        shutil.copy(tmp_path / "adapter" / "adapter_config.json", tmp_path / "merged" / "config.json")
-    else:
-        save_file({"x": torch.zeros(1)}, tmp_path / "merged" / "more.safetensors")
-    save_file(tensors, file, metadata={"format": "pt"})
-    proof = prove_merge(tmp_path / "merged")
-    assert proof.outcome == ("rounding" if fault == "one number" else "different")
-    if fault in ("doubled", "skipped", "one number"):
-        assert [one.tensor for one in proof.differing] == [path]
-        assert proof.differing[0].numbers == 1 or fault != "one number"
+    for name in ("merged", "again"):
+        merge(tmp_path / "adapter", tmp_path / name)
+    record, again = (json.loads((tmp_path / name / "merge.json").read_text()) for name in ("merged", "again"))
+    assert record == again
+    (adapter,) = record["adapters"]
+    weights = {file.name for file in base.glob("*.safetensors")}
+    assert adapter["files"].keys() == {"adapter_config.json", "adapter_model.safetensors"}
+    assert record["base_files"].keys() == weights
+    assert record["files"].keys() == weights | {"config.json", "model.safetensors.index.json"}
+    for folder, files in ((base, record["base_files"]), (tmp_path / "adapter", adapter["files"]),
+                          (tmp_path / "merged", record["files"])):  # fmt: skip
+        assert all(sha256((folder / name).read_bytes()).hexdigest() == one for name, one in files.items())
 
 
 def test_what_does_not_fit_is_refused_with_all_problems_and_nothing_is_written(tmp_path):
@@ -221,7 +197,7 @@ def test_quantised_weights_are_refused_by_name(tmp_path):
         merge(tmp_path / "adapter", tmp_path / "merged")
 
 
-def test_the_command_plans_merges_and_proves(tmp_path, monkeypatch):
+def test_the_command_plans_and_merges(tmp_path, monkeypatch):
     base = save_base(tmp_path / "base", "llama", torch.bfloat16)
     save_adapter(tmp_path / "adapter", base, "llama", SPECS["lora"])
     monkeypatch.chdir(tmp_path)
@@ -236,17 +212,8 @@ def test_the_command_plans_merges_and_proves(tmp_path, monkeypatch):
     assert not Path("merged").exists()
     result = rankwise("adapter", "--to", "merged")
     assert result.exit_code == 0 and "rounding: numbers by at most" in result.stdout, result.output
-    proved = rankwise("--prove", "merged", "--json")
-    assert proved.exit_code == 0 and json.loads(proved.stdout)["outcome"] == "exact"
-    assert rankwise("--prove", "merged", "--to", "other").exit_code == 2
-    for name in ("pytorch_model.bin", "modeling_other.py"):
-        Path("merged", name).write_bytes(b"")
-        assert name in rankwise("--prove", "merged").stdout
-        Path("merged", name).unlink()
     again = rankwise("adapter", "--to", "merged")
     assert again.exit_code == 2 and "already exists" in again.output
-    Path("merged/model.safetensors").write_bytes(Path("base/model.safetensors").read_bytes())
-    assert rankwise("--prove", "merged").exit_code == 1
     assert rankwise("adapter").exit_code == 2
 
 

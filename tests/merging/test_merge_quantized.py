@@ -1,4 +1,4 @@
-"""A merge onto a quantised base adds the change to the numbers that were trained over, and is proved as any other."""
+"""A merge onto a quantised base adds the change to the numbers that were trained over."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from quantized_models import quantize, wide_model
 from rankwise.adapters.formats.peft import read_peft
 from rankwise.cli.main import app
 from rankwise.config.adapters import LoraConfig
-from rankwise.exporting import trained_base
 from rankwise.kernels.quantized.tensor import is_quantized
 from rankwise.kernels.quantized.whole import in_full
 from rankwise.models.inspection import fingerprint
@@ -76,10 +75,8 @@ def test_a_merge_onto_a_quantised_base_is_the_adapted_model(home, kind, format):
     scale = expected.abs().max()
     assert (logits(merged) - expected).abs().max() <= 1e-5 * scale
     assert (logits(adapted(home, None)) - expected).abs().max() > 1e-3 * scale, "the full weights are others"
-    proof = json.loads(rankwise("merge", "--prove", "merged", "--json").stdout)
-    assert (
-        proof["outcome"] == "exact" and json.loads((home / "merged/merge.json").read_text())["base_quantized"] == format
-    )
+    record = json.loads((home / "merged/merge.json").read_text())
+    assert record["base_quantized"] == format and len(record["quantized_sha256"]) == 64
     assert not is_quantized(merged.get_input_embeddings().weight)
     assert "quantization_config" not in json.loads((home / "merged/config.json").read_text())
 
@@ -119,7 +116,6 @@ def test_a_change_goes_onto_the_full_weights_only_where_this_is_wished_for(home)
     merged = AutoModelForCausalLM.from_pretrained("merged", dtype=torch.float32).eval()
     expected = logits(adapted(home, None))
     assert (logits(merged) - expected).abs().max() <= 1e-5 * expected.abs().max()
-    assert json.loads(rankwise("merge", "--prove", "merged", "--json").stdout)["outcome"] == "exact"
 
 
 def test_an_adapter_that_does_not_say_how_its_base_was_stored_is_told_so(home):
@@ -143,34 +139,3 @@ def test_adapters_over_differently_stored_bases_are_not_added_in_silence(home):
     assert rankwise(*words, "--onto", "nf4").exit_code == 0
     wrong = rankwise("merge", "adapter", "--to", "x", "--onto", "nf3")
     assert wrong.exit_code == 2 and "nf4" in wrong.stderr
-
-
-@pytest.mark.parametrize("fault", ["full weights", "other packing", "a byte"])
-def test_the_proof_sees_a_merge_of_other_numbers(home, monkeypatch, fault):
-    laid_out(home, "LoRA", quantized="nf4")
-    with monkeypatch.context() as patched:
-        if fault == "full weights":  # planted: the change on the full weights, recorded as on the packed ones
-            patched.setattr(trained_base.TrainedBase, "value", lambda self, key: _full(home)[key])
-        assert rankwise("merge", "adapter", "--to", "merged").exit_code == 0
-    if fault == "a byte":
-        file = next(iter(sorted((home / "merged").glob("*.safetensors"))))
-        content = bytearray(file.read_bytes())
-        content[-3] ^= 1
-        file.write_bytes(content)
-    if fault == "other packing":
-        record = json.loads((home / "merged/merge.json").read_text())
-        (home / "merged/merge.json").write_text(json.dumps(record | {"quantized_sha256": "0" * 64}))
-        proof = rankwise("merge", "--prove", "merged")
-        assert proof.exit_code == 2 and "nf4 weights made of" in proof.stderr
-        return
-    proof = rankwise("merge", "--prove", "merged", "--json")
-    assert proof.exit_code == 1 and json.loads(proof.stdout)["outcome"] in ("different", "rounding")
-    if fault == "full weights":
-        assert len(json.loads(proof.stdout)["differing"]) == 14
-
-
-def _full(home):
-    tensors = {}
-    for file in (home / "base").glob("*.safetensors"):
-        tensors |= load_file(file)
-    return {key: value.float() for key, value in tensors.items()}

@@ -31,7 +31,6 @@ from rankwise.cli.predict import predict
 from rankwise.cli.queue import queue
 from rankwise.cli.report import report
 from rankwise.cli.runs import runs
-from rankwise.cli.selftest import selftest
 from rankwise.cli.serve import serve
 from rankwise.cli.strength import strength
 from rankwise.cli.studio import studio
@@ -96,7 +95,7 @@ def group(
 
 for command in (
     demo, plan, advise, train, watch, sweep, chat, generate, predict, serve, studio, evaluate, inspect, compare, report,
-    strength, merge, extract, doctor, selftest,
+    strength, merge, extract, doctor,
 ):  # fmt: skip
     app.command()(command)
 app.command(cls=OptionalAddress)(export)

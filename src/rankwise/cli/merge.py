@@ -1,4 +1,4 @@
-"""`rankwise merge`: adapters into the weights of their base, or several into one; and the proof of a written merge."""
+"""`rankwise merge`: adapters into the weights of their base, or several into one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
-from rankwise.cli.merge_text import combined_lines, merged_lines, plan_lines, proof_lines
+from rankwise.cli.merge_text import combined_lines, merged_lines, plan_lines
 from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet
 from rankwise.cli.visible import visible
 from rankwise.errors import ConfigError
@@ -46,25 +46,14 @@ def merge(
     as_adapter: Annotated[bool, typer.Option("--as-adapter",
         help="Write an adapter instead of a model: several as one, or one with a lower rank.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Print what would be merged and write nothing.")] = False,
-    prove: Annotated[Path | None, typer.Option("--prove", metavar="FOLDER", show_default=False,
-        help="Compare a written merge with a replay, byte for byte. Name ADAPTER and --base-model if they have "
-        "moved.")] = None,
     base_model: BaseModel = None,
     force_base: ForceBase = False,
     force_result: ForceResult = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Merge adapters into their base model's weights, or several adapters into one, and prove what was merged."""
+    """Merge adapters into their base model's weights, or several adapters into one."""
     with report_failures(as_json), Display(quiet) as display:
-        if prove is not None:
-            if to is not None or weights is not None or as_adapter or plan:
-                raise ConfigError([
-                    "--prove compares a merge that was written before. Leave out --to, --weights, --as-adapter and "
-                    "--plan."
-                ])  # fmt: skip
-            _prove(prove, adapters or [], base_model, display, as_json=as_json)
-            return
         from rankwise.commands.merge import combining_of, options_of
 
         combining = combining_of(method, density=density, drop=drop, seed=seed, rank=rank, error=error)
@@ -124,17 +113,6 @@ def _combine(
         print_json(asdict(result))
     else:
         typer.echo(visible("\n".join(combined_lines(result))))
-
-
-def _prove(
-    folder: Path, adapters: list[str], base_model: str | None, display: Display, *, as_json: bool
-) -> None:  # fmt: skip
-    from rankwise.commands.merge import prove_merge
-
-    proof = prove_merge(folder, adapters, base_model, display)
-    print_json(proof.summary()) if as_json else typer.echo(visible("\n".join(proof_lines(proof))))
-    if proof.outcome != "exact":
-        raise typer.Exit(1)
 
 
 def _numbers(text: str | None) -> list[float] | None:

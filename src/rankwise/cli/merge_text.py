@@ -9,7 +9,6 @@ from rankwise.errors import some
 if TYPE_CHECKING:
     from rankwise.exporting.extracting import Extracted
     from rankwise.exporting.merging.as_adapter import CombinedAdapter, LayerError
-    from rankwise.exporting.merging.replay import Proof
     from rankwise.exporting.merging.rounding import Rounding
     from rankwise.exporting.merging.write import MergedFolder
 
@@ -44,8 +43,7 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
 
 def merged_lines(merged: MergedFolder) -> list[str]:
     lines = [f"{merged.folder}: {merged.changed:,} tensors changed, {merged.bytes / 1e6:,.1f} MB of {merged.dtype}"]
-    lines += _rounding_lines(merged.roundings)
-    return [*lines, f"prove it at any time: rankwise merge --prove {merged.folder}"]
+    return lines + _rounding_lines(merged.roundings)
 
 
 def _rounding_lines(roundings: tuple[Rounding, ...]) -> list[str]:
@@ -70,26 +68,6 @@ def _rounding_lines(roundings: tuple[Rounding, ...]) -> list[str]:
             "training may be lost; --dtype float32 avoids this"
         )
     return lines
-
-
-def proof_lines(proof: Proof) -> list[str]:
-    measured = f"{proof.processor_seconds:.1f} s of processor time, {proof.peak_bytes / 1e6:,.0f} MB at most"
-    head = f"{proof.folder}: {_count(proof.tensors, 'tensor')}, {proof.bytes / 1e6:,.1f} MB ({measured})"
-    if proof.outcome == "exact":
-        return [head, "every byte is what merging these adapters into this base gives"]
-    lines = [head, "NOT what merging these adapters into this base gives:"]
-    if proof.outcome == "rounding":
-        lines[1] = (
-            "not proved byte for byte: some numbers are the next one up or down, which other instructions or another "
-            "torch may cause:"
-        )
-    lines += [f"  {name}: not the file that was written" for name in proof.files]
-    lines += [
-        f"  {one.tensor}: {one.numbers:,} of {one.of:,} numbers differ, by up to {_count(one.steps, 'step')}"
-        for one in proof.differing[:SHOWN]
-    ]
-    rest = len(proof.differing) - SHOWN
-    return lines + ([f"  and {rest:,} more tensors"] if rest > 0 else [])
 
 
 def combined_lines(result: CombinedAdapter) -> list[str]:

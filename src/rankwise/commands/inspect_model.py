@@ -61,7 +61,7 @@ def means_model(name: str) -> bool:
     if not 0 < len(name) < LONGEST_NAME or "\0" in name or find_run(name) is not None:
         return False
     path = Path(os.path.expanduser(name))  # noqa: PTH111  Path.expanduser raises where there is no such home
-    if (path / ADAPTER).is_file() or _is_foreign_adapter(path):
+    if (path / ADAPTER).is_file() or _is_gguf_adapter(path):
         return False
     if name in STARTERS or catalogue_model(name) is not None:
         return True
@@ -70,14 +70,13 @@ def means_model(name: str) -> bool:
     return "/" in name and could_be_hub_id(name)
 
 
-def _is_foreign_adapter(path: Path) -> bool:
-    """LitGPT copies its model's config.json beside an adapter, and llama.cpp's adapters are GGUF files as well."""
-    if path.suffix.lower() == ".gguf" and path.is_file():
-        try:
-            return read_gguf_header(path).settings.get("general.type") == "adapter"
-        except ModelError:
-            return False
-    return (path / CONFIG).is_file() and (path / "hyperparameters.yaml").is_file()
+def _is_gguf_adapter(path: Path) -> bool:
+    if path.suffix.lower() != ".gguf" or not path.is_file():
+        return False
+    try:
+        return read_gguf_header(path).settings.get("general.type") == "adapter"
+    except ModelError:
+        return False
 
 
 def inspect_model(name: str) -> InspectedModel:

@@ -1,9 +1,8 @@
-"""Merge adapters into the files of their base model: plan, check, apply; or into one adapter; and prove a merge.
+"""Merge adapters into the files of their base model: plan, check, apply; or into one adapter.
 
 merge          one or several adapters into a new model folder, streamed tensor by tensor
 plan_of        the same without writing: what would be merged, how large, in how much memory
 combined       several adapters, or one of too high a rank, as one adapter
-prove_merge    a written merge compared byte for byte with a replay
 """
 
 from __future__ import annotations
@@ -17,12 +16,11 @@ from typing import cast, get_args
 from rankwise.adapters.combining import Combination, Combining
 from rankwise.commands.export import check_free
 from rankwise.config.strength import check_strength
-from rankwise.errors import ConfigError, RunError, did_you_mean
+from rankwise.errors import ConfigError, did_you_mean
 from rankwise.exporting.merging.as_adapter import CombinedAdapter, combine
 from rankwise.exporting.merging.inputs import Options, open_inputs
 from rankwise.exporting.merging.number_formats import BY_NAME
 from rankwise.exporting.merging.plan import MergePlan, plan_merge
-from rankwise.exporting.merging.replay import Proof, prove
 from rankwise.exporting.merging.write import MergedFolder, refuse_unfinished, write_merged
 from rankwise.exporting.trained_base import ONTO, Onto
 from rankwise.runs.records import Callback, WarningMessage, silent
@@ -75,15 +73,6 @@ def combined(options: Options, folder: Path, callback: Callback = silent) -> Com
     if len(options.adapters) == 1 and not options.combining.cuts and options.strength == 1:
         raise ConfigError(["--as-adapter with a single adapter needs --rank or --error: otherwise it stays as it is."])
     return combine(options, folder, callback)
-
-
-def prove_merge(
-    folder: str | Path, adapters: Sequence[str] = (), base_model: str | None = None, callback: Callback = silent
-) -> Proof:
-    """Replay a written merge and compare every byte. `adapters` and `base_model` say where they are now."""
-    if not Path(folder).is_dir():
-        raise RunError(f"{folder} is no folder. Name the folder that rankwise merge wrote.")
-    return prove(Path(folder), adapters, base_model, callback)
 
 
 def options_of(

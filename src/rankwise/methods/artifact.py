@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 
 from rankwise.adapters.formats.dialects import detect
-from rankwise.adapters.formats.litgpt import SETTINGS as LITGPT_SETTINGS
 from rankwise.adapters.formats.peft_forms import peft_base
 from rankwise.adapters.formats.peft_reader import CONFIG
 from rankwise.adapters.formats.pickles import SUFFIXES, refuse_pickle
@@ -153,8 +152,7 @@ def _is_adapter_file(file: Path) -> bool:
 
 
 def _is_other_folder(folder: Path) -> bool:
-    """LitGPT copies the config.json of its model beside an adapter; other tools leave the adapter alone."""
-    if (folder / MODEL_CONFIG).is_file() and not (folder / LITGPT_SETTINGS).is_file():
+    if (folder / MODEL_CONFIG).is_file():
         return False
     try:
         return any(file.is_file() and _is_adapter_file(file) for file in folder.iterdir())

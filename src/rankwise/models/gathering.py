@@ -28,7 +28,7 @@ def write_gathered(file: Path | None, tensors: Mapping[str, Tensor], metadata: M
         for value in tensors.values():
             gathered(value)
         return
-    header, _ = header_of(
+    header = header_of(
         [(name, NAMES[value.dtype], tuple(value.shape)) for name, value in tensors.items()], metadata or {}
     )
     problem: OSError | None = None

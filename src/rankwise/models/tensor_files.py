@@ -173,19 +173,17 @@ class TensorWriter:
         self._bytes += len(data)
 
 
-def header_of(
-    entries: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]
-) -> tuple[bytes, dict[str, int]]:
-    """The beginning of a file with these tensors, padded to eight bytes, and the place of each tensor in it."""
+def header_of(entries: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+    """The beginning of a file with these tensors, padded to eight bytes."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    at, places = 0, {}
+    at = 0
     for name, dtype, shape in entries:
         size = math.prod(shape) * SIZES[dtype]
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
-        places[name], at = at, at + size
+        at += size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text, {name: 8 + len(text) + place for name, place in places.items()}
+    return len(text).to_bytes(8, "little") + text
 
 
 @contextmanager

@@ -2,11 +2,10 @@
 
     PEFT        a folder whose adapter_config.json has peft_type
     mlx-lm      a folder whose adapter_config.json has lora_parameters or fine_tune_type
-    GGUF        a file that begins with GGUF and says that it is an adapter
-    LitGPT, loralib, diffusers and kohya       a safetensors file, by the names of its tensors
+    GGUF        a file that begins with GGUF and says that it is an adapter, or a folder with one such file
 
-The last three may also be named by their folder, if it has one such file. Pickled files are programs and are never
-read: the message has the command that rewrites one as safetensors.
+docs/importing.md says how the files of other tools become PEFT's. Pickled files are programs and are never read: the
+message has the command that rewrites one as safetensors.
 """
 
 from __future__ import annotations
@@ -19,19 +18,16 @@ from typing import Any
 
 import regex
 
-from rankwise.adapters.formats import diffusers, gguf_lora, litgpt, loralib, mlx, peft_reader
+from rankwise.adapters.formats import gguf_lora, mlx, peft_reader
 from rankwise.adapters.formats.imported import Modules, Source
-from rankwise.adapters.formats.peft_config import LARGEST
 from rankwise.adapters.formats.peft_forms import peft_base, read_peft_folder
 from rankwise.adapters.formats.peft_reader import CONFIG, PREFIX
 from rankwise.adapters.formats.pickles import SUFFIXES, refuse_pickle
-from rankwise.adapters.formats.tensors import read_header
+from rankwise.adapters.formats.tensors import open_tensors
 from rankwise.adapters.weights import AdapterWeights
 from rankwise.errors import AdapterError, some
 from rankwise.models.gguf_adapter import is_gguf
 
-NAMES = {"litgpt": litgpt.KEY, "diffusers": diffusers.KEY, "loralib": loralib.KEY}
-"""The tensors' names by dialect; the first that fits counts, as LitGPT's names would fit loralib too."""
 _LIKE_MLX = regex.compile(r".+\.lora_[ab]")
 
 
@@ -59,8 +55,7 @@ class Dialect:
             return peft_base(self._folder)[0]
         if self.name == "mlx" and self.source.settings is not None:
             return mlx.config_of(self.source.settings).model
-        named = {"litgpt": litgpt.base_of, "gguf": gguf_lora.base_of}.get(self.name)
-        return named(self.source) if named is not None else None
+        return gguf_lora.base_of(self.source) if self.name == "gguf" else None
 
     def read(self, modules: Modules | None = None) -> AdapterWeights:
         if self.is_peft:
@@ -68,17 +63,8 @@ class Dialect:
         return READERS[self.name](self.source, modules)
 
 
-LABELS = {
-    "peft": "PEFT", "mlx": "mlx-lm", "litgpt": "LitGPT", "loralib": "loralib", "diffusers": "diffusers and kohya",
-    "gguf": "llama.cpp",
-}  # fmt: skip
-READERS: dict[str, Callable[[Source, Modules | None], AdapterWeights]] = {
-    "mlx": mlx.read,
-    "litgpt": litgpt.read,
-    "loralib": loralib.read,
-    "diffusers": diffusers.read,
-    "gguf": gguf_lora.read,
-}
+LABELS = {"peft": "PEFT", "mlx": "mlx-lm", "gguf": "llama.cpp"}
+READERS: dict[str, Callable[[Source, Modules | None], AdapterWeights]] = {"mlx": mlx.read, "gguf": gguf_lora.read}
 
 
 def read_adapter(path: Path, modules: Modules | None = None) -> AdapterWeights:
@@ -100,7 +86,7 @@ def detect(path: Path) -> Dialect:
         raise AdapterError(f"{path} is not an adapter: safetensors and GGUF files are read, and folders with them.")
     if (path.parent / CONFIG).is_file() and path.name in (peft_reader.WEIGHTS, mlx.WEIGHTS):
         return _of_folder(path.parent)
-    return _by_names(path)
+    raise AdapterError(f"{path} has {_without_settings(path)}")
 
 
 def _of_folder(folder: Path) -> Dialect:
@@ -129,8 +115,6 @@ def _by_settings(folder: Path, settings: Path) -> Dialect:
 
 def _keys_of(settings: Path) -> set[str]:
     """Empty for what is no JSON object, which the reader of PEFT's settings refuses."""
-    if settings.stat().st_size > LARGEST:
-        return set()
     try:
         value: Any = json.loads(settings.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -147,35 +131,22 @@ def _refuse_pickled_weights(folder: Path, name: str) -> None:
                 refuse_pickle(file)
 
 
-def _by_names(file: Path) -> Dialect:
-    names = list(read_header(file).shapes)
-    fitting = {
-        name: next((dialect for dialect, pattern in NAMES.items() if pattern.fullmatch(name)), None) for name in names
-    }
+def _without_settings(file: Path) -> str:
+    """What a safetensors file has that is no adapter by itself."""
+    with open_tensors(file) as opened:
+        names = list(opened.keys())
     if any(name.startswith(PREFIX) for name in names):
-        raise AdapterError(
-            f"{file} has the names of PEFT, whose {CONFIG} is missing beside it; it says the scale of each layer."
-        )
+        return f"the names of PEFT, whose {CONFIG} is missing beside it; it says the scale of each layer."
     if any(_LIKE_MLX.fullmatch(name) for name in names):
-        raise AdapterError(
-            f"{file} has the names of mlx-lm, but there is no {CONFIG} beside it that says the scale, or it is not "
-            f"called {mlx.WEIGHTS}."
+        return (
+            f"the names of mlx-lm, but there is no {CONFIG} beside it that says the scale, or it is not called "
+            f"{mlx.WEIGHTS}."
         )
-    dialects = {dialect for dialect in fitting.values() if dialect is not None}
-    if dialects == {"litgpt", "loralib"} and all(
-        name.startswith("lm_head.") for name in names if fitting[name] == "litgpt"
-    ):
-        dialects.remove("litgpt")  # a head has the same name in both
-    if len(dialects) == 1:
-        return _dialect(dialects.pop(), file)
-    if not dialects:
-        raise AdapterError(f"{file} has no factors of a LoRA that are known; its tensors are {some(names, 4)}.")
-    examples = [next(f'{LABELS[dialect]} ("{name}")' for name, one in fitting.items() if one == dialect)
-                for dialect in sorted(dialects)]  # fmt: skip
-    raise AdapterError(f"{file} has names of several formats: {some(examples)}.")
+    return (
+        f"no names of PEFT or mlx-lm; its tensors are {some(names, 4)}. If it is another tool's adapter, "
+        "docs/importing.md says how to give it PEFT's names."
+    )
 
 
 def _dialect(name: str, tensors: Path, settings: Path | None = None) -> Dialect:
-    if name == "litgpt" and (beside := tensors.parent / litgpt.SETTINGS).is_file():
-        settings = beside
     return Dialect(name, LABELS[name], Source(tensors, settings))

@@ -7,12 +7,12 @@ Without `modules` the names and shapes are the file's own, which is enough to lo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from rankwise.adapters.base_layers import features_of, is_conv2d, is_embedding, is_host, takes_dora, weight_of
 from rankwise.adapters.convolutions import conv_problem
@@ -109,18 +109,3 @@ def misfits(part: Factors, module: nn.Module) -> list[str]:
         f"has factors of shape {' and '.join(map(str, shapes))}, and rank {rank} on this layer needs "
         f"{' and '.join(map(str, fitting))}"
     ]
-
-
-def stacked(parts: Sequence[tuple[slice | Tensor, Tensor, Tensor]], outputs: int) -> tuple[Tensor, Tensor]:
-    """Join adapters of parts of one layer: each has its rows of the layer's outputs, A (r, I) and B (rows, r).
-
-    The result has the sum of the ranks: A's under one another, and each B in its own rows and columns.
-    """
-    import torch
-
-    A = torch.cat([part for _, part, _ in parts])
-    B, begin = A.new_zeros(outputs, len(A)), 0
-    for rows, _, part in parts:
-        B[rows, begin : begin + part.shape[1]] = part
-        begin += part.shape[1]
-    return A, B

@@ -17,8 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from rankwise.adapters.formats.imported import Layers, Modules, Source
-from rankwise.adapters.formats.peft_config import LARGEST
-from rankwise.adapters.formats.tensors import read_header, read_tensors
+from rankwise.adapters.formats.tensors import read_tensors
 from rankwise.adapters.weights import AdapterWeights, Factors
 from rankwise.config.base import Number, problems_of
 from rankwise.errors import AdapterError, ModelError
@@ -55,7 +54,6 @@ def read(source: Source, modules: Modules | None) -> AdapterWeights:
     assert source.settings is not None, "an adapter of mlx-lm is known by its settings"
     config = config_of(source.settings)
     layers = Layers(source, dropout=config.lora_parameters.dropout, base=config.model)
-    read_header(source.tensors)
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in read_tensors(source.tensors).items():
         if match := KEY.fullmatch(name):
@@ -74,10 +72,6 @@ def config_of(file: Path) -> MlxConfig:
         settings = read_json(file)
     except ModelError as error:
         raise AdapterError(str(error)) from None
-    if file.stat().st_size > LARGEST:
-        raise AdapterError(
-            f"{file} has {file.stat().st_size:,} bytes, which is too large for the settings of an adapter."
-        )
     parameters = settings.get("lora_parameters")
     if settings.get("fine_tune_type") == "full":
         raise AdapterError(

@@ -7,6 +7,7 @@ version of PEFT writes is never used, and is said. Patterns are the file's own e
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -15,13 +16,13 @@ from typing import Annotated, Any, ClassVar, Literal
 import regex
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
-from rankwise.adapters.formats.untrusted import read_json
+from rankwise.adapters.formats.tensors import check_there
 from rankwise.config.adapters import Rank
 from rankwise.config.base import Number, problems_of
 from rankwise.config.expressions import first_matching, matches_of
 from rankwise.errors import AdapterError, one_line, some
+from rankwise.system.strict_json import GivenTwice, once
 
-LARGEST = 5_000_000
 NO_TARGETS = "dummy-target-modules"
 """PEFT's target of an adapter that has no factors."""
 WrittenAlpha = Annotated[Number, Field(gt=0, le=1e8)]
@@ -200,8 +201,13 @@ def pattern_of(values: dict[str, Any]) -> dict[str, Any]:
 
 def read_settings(file: Path) -> dict[str, Any]:
     """The file as it stands, as long as it is one of PEFT's."""
-    missing = "; an adapter is a folder with this file and adapter_model.safetensors"
-    raw = read_json(file, LARGEST, "the settings of an adapter", missing)
+    check_there(file, "; an adapter is a folder with this file and adapter_model.safetensors.")
+    try:
+        raw: Any = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=once)
+    except GivenTwice as error:
+        raise AdapterError(f"{file} has the key {one_line(str(error))} twice, so it is unclear which counts.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise AdapterError(f"{file} is not JSON ({type(error).__name__}).") from None
     if not isinstance(raw, dict) or "peft_type" not in raw:
         mlx = (
             " It looks like an adapter of mlx-lm, which is another format."

@@ -1,4 +1,4 @@
-"""The reader of PEFT's adapter files, for a model or without one. Files are untrusted: all faults are refused by name.
+"""The reader of PEFT's adapter files, for a model or without one. All faults are refused by name.
 
     LORA      <path>.lora_A.weight    (R, I)   .lora_B.weight   (O, R)   .lora_magnitude_vector (O,) of a DoRA
               <path>.lora_embedding_A (R, V)   .lora_embedding_B (O, R)
@@ -16,15 +16,13 @@ writes all of them, so one without is lost.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import regex
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from rankwise.adapters.base_layers import experts_of, is_embedding, is_host, takes_dora, weight_of
@@ -33,7 +31,7 @@ from rankwise.adapters.formats.peft_config import PeftConfig, check_config, is_i
 from rankwise.adapters.formats.peft_experts import apart, lost_parameters, parameters_by_name, unmatched_parameters
 from rankwise.adapters.formats.peft_shapes import misfitting, misfitting_experts
 from rankwise.adapters.formats.pickles import instead_of, pickles_in
-from rankwise.adapters.formats.safetensors_header import read_header
+from rankwise.adapters.formats.tensors import FLOATS, open_tensors
 from rankwise.adapters.weights import AdapterWeights, Factors, TokenValues
 from rankwise.config.old_names import new_names
 from rankwise.errors import AdapterError, some
@@ -49,7 +47,6 @@ KEYS = {
 }
 NAMES = {"A": "lora_A", "B": "lora_B", "E": "lora_E", "m": "lora_magnitude_vector"}
 _BASE_KEY = regex.compile(r"base_model\.model\.(?P<path>.+?)(\.base_layer)?\.(?P<part>weight|bias)")
-_FLOATS = {"F64", "F32", "F16", "BF16"}
 
 Modules = Mapping[str, nn.Module]
 Layers = dict[str, dict[str, str]]
@@ -63,7 +60,7 @@ def read_weights(folder: Path, modules: Modules | None = None) -> AdapterWeights
     config = check_config(settings, folder / CONFIG)
     today = new_names(modules or ())
     known = None if modules is None else {**modules, **{old: modules[new] for old, new in today.items()}}
-    with _open(file) as tensors:
+    with open_tensors(file, instead_of(file)) as tensors:
         reader = _Reader(tensors, config, known)
         layers, heads = reader.grouped()
         ranks = reader.checked_ranks(layers)
@@ -99,16 +96,6 @@ def _unused_pickles(folder: Path) -> list[str]:
     """A warning for weights that other programs may read in the place of the safetensors file."""
     names = [name for name in pickles_in(folder) if name.startswith("adapter_model")]
     return [f"{folder} also contains {some(names)}, which is a pickle and was not read"] if names else []
-
-
-@contextmanager
-def _open(file: Path) -> Iterator[Any]:
-    read_header(file, instead_of(file))
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            yield tensors
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(f"{file} is damaged: {error}") from None
 
 
 def _refuse(file: Path, problems: list[str]) -> None:
@@ -180,7 +167,7 @@ class _Reader:
             else:
                 self.problems += misfitting(path, shapes, ranks[path], self.config.parts, layer)
             types = [part.get_dtype() for part in slices]
-            if not set(types) <= _FLOATS:
+            if not set(types) <= FLOATS:
                 self.problems.append(
                     f'"{path}" has factors of type {" and ".join(types)}, which are not floating-point numbers'
                 )
@@ -259,7 +246,7 @@ class _Reader:
             self.problems.append(
                 f'"{key}" has the shape {shape}, but trainable_token_indices names {len(set(ids))} tokens for it'
             )
-        elif stored.get_dtype() not in _FLOATS:
+        elif stored.get_dtype() not in FLOATS:
             self.problems.append(f'"{key}" has the type {stored.get_dtype()}, which is not a floating-point number')
         elif module is not None and shape[1] != weight_of(module).shape[1]:
             self.problems.append(
@@ -284,7 +271,7 @@ class _Reader:
             if tuple(own.shape) != shape:
                 self.problems.append(f'"{key}" has the shape {shape}, but this model needs {tuple(own.shape)}')
                 return False
-        if stored.get_dtype() not in _FLOATS:
+        if stored.get_dtype() not in FLOATS:
             self.problems.append(f'"{key}" has the type {stored.get_dtype()}, which is not a floating-point number')
             return False
         return True

@@ -13,13 +13,12 @@ from shlex import quote
 
 from rankwise.errors import AdapterError, some
 
-SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".lora")
-"""Of files that may hold pickled objects; LitGPT's end with .pth.lora."""
+SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz")
+"""Of files that may hold pickled objects."""
 REWRITE = (
     "import sys, torch; from safetensors.torch import save_file; "
-    "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); d = d.get('model', d); "
-    "d = {k: v.contiguous().clone() for k, v in d.items()}; "
-    "save_file(d, sys.argv[2], dict(a.split('=') for a in sys.argv[3:]))"
+    "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
+    "save_file({k: v.contiguous().clone() for k, v in d.items()}, sys.argv[2])"
 )
 REWRITE_ARRAYS = (
     "import sys, numpy; from safetensors.numpy import save_file; "
@@ -38,9 +37,10 @@ def refuse_pickle(name: str | Path) -> None:
         raise AdapterError(f"{path} is a pickle, a program that would run when it is read. {conversion(path, target)}")
 
 
-def refuse_disguised(file: Path, start: bytes) -> None:
+def refuse_disguised(file: Path) -> None:
     """AdapterError where a file that cannot be safetensors begins as a pickle or an archive does."""
-    if kind := _kind(start):
+    start = _start(file)  # of safetensors the length of the header
+    if int.from_bytes(start, "little") > file.stat().st_size and (kind := _kind(start)):
         raise AdapterError(
             f"{file} is {kind}, and no safetensors file, whatever its name; it was not opened. "
             f"{conversion(file, file.with_name('new.safetensors'))}"

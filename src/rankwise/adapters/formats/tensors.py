@@ -1,53 +1,53 @@
-"""The tensors of a safetensors file that another tool wrote, checked before anything is allocated.
+"""The tensors of a safetensors file that another program wrote.
 
-safetensors_header.py checks the file to its last byte. Here the types and shapes of the tensors are held against what
-factors can have: floating-point numbers of at most four dimensions.
+Before it gives a tensor away, the safetensors library checks that all of them fill the file, each byte once. So a file
+that was cut short, a pickle under another name and a download of something else are refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from rankwise.adapters.formats import safetensors_header
-from rankwise.adapters.formats.safetensors_header import Entry
+from rankwise.adapters.formats.pickles import refuse_disguised
 from rankwise.errors import AdapterError, some
 
-MOST_DIMENSIONS = 4
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
 
-@dataclass(frozen=True)
-class Header:
-    shapes: Mapping[str, tuple[int, ...]]
-    metadata: Mapping[str, str]
+def check_there(file: Path, missing: str) -> None:
+    """AdapterError where a file cannot be opened; `missing` is the end of the sentence that it is missing."""
+    if not file.is_file():  # a pipe would never end
+        what = "is no regular file." if file.exists() else f"is missing{missing}"
+        raise AdapterError(f"{file} {what}")
 
 
-def read_header(file: Path) -> Header:
-    """Names, shapes and metadata; AdapterError where they cannot be those of an adapter."""
-    entries, metadata = safetensors_header.read_header(file)
-    problems = [problem for name, entry in entries.items() if (problem := _problem(name, entry))]
-    if problems:
-        raise AdapterError(f"{file} cannot be used: {some(problems, 8)}.")
-    return Header({name: entry.shape for name, entry in entries.items()}, metadata)
-
-
-def _problem(name: str, entry: Entry) -> str:
-    if len(entry.shape) > MOST_DIMENSIONS:
-        return f'"{name}" has the shape {some(map(str, entry.shape), 6)}, which no factor can have'
-    if entry.dtype not in FLOATS:
-        return f'"{name}" has the type {entry.dtype}, which is not a floating-point number'
-    return ""
+@contextmanager
+def open_tensors(file: Path, missing: str = ".") -> Iterator[Any]:
+    check_there(file, missing)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            yield opened
+    except (SafetensorError, OSError) as error:
+        refuse_disguised(file)
+        raise AdapterError(
+            f"{file} is damaged: {error}. Nothing of it was loaded; get the file again from its source."
+        ) from None
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """All tensors of a file whose header was read."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is no dict
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(f"{file} is damaged: {error}") from None
+    """All of them; AdapterError where some are no floating-point numbers."""
+    with open_tensors(file) as opened:
+        types = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118  it is no dict
+        problems = [
+            f'"{name}" has the type {kind}, which is not a floating-point number'
+            for name, kind in types.items() if kind not in FLOATS
+        ]  # fmt: skip
+        if problems:
+            raise AdapterError(f"{file} cannot be used: {some(problems, 8)}.")
+        return {name: opened.get_tensor(name) for name in types}

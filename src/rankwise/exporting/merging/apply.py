@@ -1,7 +1,7 @@
 """A plan carried out: each tensor read through a memory map, changed piece by piece and written behind the last one.
 
 Work is done by one thread, on a piece of a million numbers that stays in the processor's cache. What does not change is
-copied byte for byte. The same pieces give the same bytes in a replay (replay.py).
+copied byte for byte.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from rankwise.errors import AdapterError
 from rankwise.exporting.merging.changes import Change, Whole, change_of
 from rankwise.exporting.merging.number_formats import FORMATS, NumberFormat
-from rankwise.exporting.merging.plan import MergePlan, Planned, Shard
+from rankwise.exporting.merging.plan import MergePlan, Planned
 from rankwise.exporting.merging.rounding import Rounding, RoundingMeter
 from rankwise.models.tensor_files import MappedFiles, StoredTensor, Written, header_of, pieces, writing
 from rankwise.runs.records import Callback, ProgressUpdate
@@ -106,10 +106,6 @@ class Values:
         )  # fmt: skip
 
 
-def header_of_shard(shard: Shard) -> bytes:
-    return header_of(((one.key, one.code, one.shape) for one in shard.tensors), shard.metadata)[0]
-
-
 def write_weights(plan: MergePlan, folder: Path, callback: Callback) -> Applied:
     """Write the plan's files into a folder, each flushed to the disk, and measure what rounding costs."""
     written, roundings, done = [], [], 0
@@ -117,7 +113,8 @@ def write_weights(plan: MergePlan, folder: Path, callback: Callback) -> Applied:
         for shard in plan.shards:
             files = MappedFiles()
             values = Values(plan, files)
-            with writing(folder / shard.name, header_of_shard(shard)) as writer:
+            header = header_of(((one.key, one.code, one.shape) for one in shard.tensors), shard.metadata)
+            with writing(folder / shard.name, header) as writer:
                 for tensor in shard.tensors:
                     meter = None if tensor.copied else RoundingMeter(tensor.key)
                     for piece in values.pieces_of(tensor, None if meter is None else meter.add):

@@ -87,8 +87,6 @@ class Options:
     base_model: str | None = None
     force_base: bool = False
     force_result: bool = False
-    base_is_known: bool = False
-    """Whether the caller compares the base's files itself."""
     onto: Onto = "trained"
 
 
@@ -106,8 +104,7 @@ def open_inputs(options: Options, callback: Callback) -> Inputs:
             f"{source.name} is a GGUF file, whose quantised numbers a change cannot be merged into yet. Use rankwise "
             "export --format merged, which merges into a copy of it in float32."
         )
-    if not options.base_is_known:
-        problems += _other_bases(artifacts, source, callback, force=options.force_base)
+    problems += _other_bases(artifacts, source, callback, force=options.force_base)
     objective, named = _objective(artifacts, problems)
     _refuse(problems)
     base = skeleton(source.folder, objective.kind)

@@ -1,4 +1,4 @@
-"""A merged model as a folder, whole or not at all, with the record by which it can be proved.
+"""A merged model as a folder, whole or not at all, with the record of what it was made of.
 
 The weights are written first, each file flushed to the disk, then what lies beside them, with config.json under another
 name. Then the folder takes its name, and last of all config.json: only this makes the folder one that programs load.
@@ -40,7 +40,7 @@ def write_merged(plan: MergePlan, folder: Path, callback: Callback) -> MergedFol
     with published(folder) as temporary:
         applied = write_weights(plan, temporary, callback)
         config = write_surroundings(plan, temporary, callback)
-        callback(StatusMessage("Recording what was merged, for rankwise merge --prove"))
+        callback(StatusMessage("Recording what was merged"))
         write_json(temporary / WAITING, config)
         _write_record(plan, applied, temporary)
     (folder / WAITING).replace(folder / CONFIG)
@@ -54,7 +54,7 @@ def _write_record(plan: MergePlan, applied: Applied, folder: Path) -> None:
     files = {file.name: file.sha256 for file in applied.files} | {CONFIG: sha256_of(folder / WAITING)}
     if (folder / INDEX).is_file():
         files[INDEX] = sha256_of(folder / INDEX)
-    write_json(folder / RECORD, record_of(plan, files).model_dump(mode="json"))
+    write_json(folder / RECORD, record_of(plan, files))
 
 
 def refuse_unfinished(folder: Path) -> None:

@@ -18,8 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rankwise.selftest.failing import Fault, fail_at
-
 WARM = ["rankwise.commands.train", "rankwise.cli.main", "transformers.models.llama.modeling_llama"]
 
 
@@ -30,7 +28,6 @@ class _Start:
     environment: dict[str, str]
     out: Path
     largest: int | None
-    fault: Fault | None
 
 
 def _run(start: _Start) -> None:
@@ -46,28 +43,20 @@ def _run(start: _Start) -> None:
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (start.largest, start.largest))
     sys.argv = ["rankwise", *start.words]
-    if start.fault is not None:
-        fail_at(start.fault, Path(start.folder))
     runpy.run_module("rankwise", run_name="__main__", alter_sys=True)
 
 
 class Command:
-    """`rankwise WORDS`, begun in `folder`; with the methods of subprocess.Popen.
+    """`rankwise WORDS`, begun in the working folder; with the methods of subprocess.Popen.
 
-    `largest` is the size in bytes of the largest file that the system lets it write; `fault` is a file operation that
-    fails. What it prints is written in a new folder below `out`.
+    `largest` is the size in bytes of the largest file that the system lets it write.
     """
 
-    def __init__(
-        self, *words: object, folder: Path | None = None, largest: int | None = None, fault: Fault | None = None,
-        out: Path | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, *words: object, largest: int | None = None) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(WARM)
-        self._out = Path(tempfile.mkdtemp(prefix="command-", dir=out))
-        start = _Start(
-            [str(word) for word in words], str(folder or Path.cwd()), dict(os.environ), self._out, largest, fault
-        )
+        self._out = Path(tempfile.mkdtemp(prefix="command-"))
+        start = _Start([str(word) for word in words], str(Path.cwd()), dict(os.environ), self._out, largest)
         self._process = context.Process(target=_run, args=(start,))
         self._process.start()
         self.pid = self._process.pid
@@ -111,8 +100,8 @@ class Command:
         return self.output()[0][:characters]
 
 
-def ended(*words: object, folder: Path | None = None, largest: int | None = None) -> Command:
+def ended(*words: object, largest: int | None = None) -> Command:
     """A command that has run to its end."""
-    command = Command(*words, folder=folder, largest=largest)
+    command = Command(*words, largest=largest)
     command.communicate()
     return command
