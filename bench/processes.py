@@ -2,7 +2,6 @@
 
     python bench/processes.py FOLDER --model MODEL --data ROWS --case kills [--processes 2] [--kills 10] [--seed 0]
     python bench/processes.py FOLDER --model MODEL --data ROWS --case time [--processes 1 2] [--repeats 3]
-    python bench/processes.py FOLDER --case exchange [--processes 2]
     ... [--json] [--out TITLE]
 
 `kills`: each training is begun with `rankwise train --processes N`, a random one of its processes is killed (SIGKILL)
@@ -10,14 +9,11 @@ at a random moment, and the run is gone on with (--resume; --restart where nothi
 until no process is left, what was said, and whether the adapter is bit for bit that of an undisturbed training.
 
 `time`: the same training by each number of processes in turn, several times over, one thread each, and what the plan
-says of its step:
+says of its largest share. What the sums take alone is measured beside it:
 
-    time(N) = largest share x time(1) + sums       both as `rankwise plan --processes N --json` has them
+    time(N) = largest share x time(1) + sums
 
 The machine may be busy, so that quotients of neighbouring runs count: of each round, time(N) / time(1).
-
-`exchange`: sums of several sizes alone, and the line through them, sent bytes / rate + 2 (N - 1) hops, by which
-planning/links.py knows what a loopback does.
 
 Each cell is a file in FOLDER; what is there is not measured again, so a measurement that was stopped goes on.
 """
@@ -48,7 +44,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model")
     parser.add_argument("--data")
-    parser.add_argument("--case", choices=("kills", "time", "exchange"), required=True)
+    parser.add_argument("--case", choices=("kills", "time"), required=True)
     parser.add_argument("--processes", type=int, nargs="+", default=[2])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--kills", type=int, default=10)
@@ -57,9 +53,6 @@ def main() -> None:
     chosen = parser.parse_args()
     chosen.folder.mkdir(parents=True, exist_ok=True)
     os.chdir(chosen.folder)
-    if chosen.case == "exchange":
-        tell(chosen, exchanges(chosen.processes[0]), show_exchanges)
-        return
     if not chosen.model or not chosen.data:
         parser.error(f"--case {chosen.case} needs --model and --data")
     words = ["--model", chosen.model, "--data", chosen.data, *chosen.more.split()]
@@ -153,12 +146,11 @@ def times(words: Sequence[str], sizes: Sequence[int], repeats: int) -> dict[str,
     alone = median([one[1]["seconds_of_a_step"] for one in rounds])
     found = {}
     for size in others:
-        share, sums = plans[size]["largest_share"], plans[size]["exchange_seconds"]
+        share, sums = plans[size]["largest_share"], median([one[size]["exchange_seconds"] for one in rounds])
         quotients = [one[size]["seconds_of_a_step"] / one[1]["seconds_of_a_step"] for one in rounds]
         found[size] = {
             "quotients": quotients, "quotient": median(quotients), "largest_share": share,
-            "planned": {name: share + seconds / alone for name, seconds in sums.items()},
-            "exchange_seconds": median([one[size]["exchange_seconds"] for one in rounds]), "planned_exchange": sums,
+            "expected": share + sums / alone, "exchange_seconds": sums,
         }  # fmt: skip
     return {"alone_seconds": alone, "rounds": rounds, "processes": found}
 
@@ -184,25 +176,6 @@ def timed(words: Sequence[str], size: int, number: int) -> dict[str, Any]:
         "seconds_of_a_step": median(seconds), "numbers": numbers,
         "exchange_seconds": 0.0 if size == 1 else exchanged([numbers], size)[0][0],
     }  # fmt: skip
-
-
-NUMBERS = [1_000, 100_000, 1_000_000, 5_000_000, 15_000_000]
-"""Of the sums whose time makes a line; each is one part."""
-
-
-def exchanges(size: int) -> dict[str, Any]:
-    """The line through the medians, and through the least of each: a machine that others use too, and one at rest."""
-    made = exchanged(NUMBERS, size)
-    lines = {name: line_of([one[at] for one in made], size) for at, name in enumerate(("median", "least"))}
-    return {"processes": size, "numbers": NUMBERS, **lines}
-
-
-def line_of(seconds: Sequence[float], size: int) -> dict[str, Any]:
-    """Seconds = hops + sent / rate: hops from the smallest sum, the rate from the two largest."""
-    sent = [4 * 2 * (size - 1) / size * numbers for numbers in NUMBERS]
-    hop = seconds[0] / (2 * (size - 1) + 2 * (size - 1))  # the sum's own, and two small gathers of N - 1 each
-    rate = (sent[-1] - sent[-2]) / (seconds[-1] - seconds[-2])
-    return {"seconds": list(seconds), "hop_seconds": hop, "bytes_per_second": rate}
 
 
 EXCHANGE = """
@@ -248,20 +221,10 @@ def show_kills(found: dict[str, Any]) -> None:
 def show_times(found: dict[str, Any]) -> None:
     print(f"1 process: {found['alone_seconds']:.3f} s a step")
     for size, one in found["processes"].items():
-        quotients, planned = ", ".join(f"{each:.2f}" for each in one["quotients"]), one["planned"]
+        quotients = ", ".join(f"{each:.2f}" for each in one["quotients"])
         print(
-            f"{size} processes: {one['quotient']:.2f} of that ({quotients}), planned {planned['likely']:.2f} "
-            f"({planned['low']:.2f} to {planned['high']:.2f}); sums alone {one['exchange_seconds'] * 1e3:.1f} ms, "
-            f"planned {one['planned_exchange']['likely'] * 1e3:.1f} ms"
-        )
-
-
-def show_exchanges(found: dict[str, Any]) -> None:
-    for name in ("median", "least"):
-        line = found[name]
-        times = ", ".join(f"{1e3 * one:.2f}" for one in line["seconds"])
-        print(
-            f"{name}: {times} ms; {line['bytes_per_second'] / 1e9:.2f} GB/s, {line['hop_seconds'] * 1e6:.0f} us a hop"
+            f"{size} processes: {one['quotient']:.2f} of that ({quotients}), by shares and sums {one['expected']:.2f}; "
+            f"sums alone {one['exchange_seconds'] * 1e3:.1f} ms"
         )
 
 

@@ -26,9 +26,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from families import FAMILIES, template_of  # noqa: E402
 from rankwise.config.recipe import RECIPES, recipe_named  # noqa: E402
 from rankwise.errors import TemplateError  # noqa: E402
-from rankwise.exporting.go_template_limits import limits_of  # noqa: E402
-from rankwise.exporting.go_template_probe import probe  # noqa: E402
-from rankwise.exporting.ollama import OllamaTemplate, adds_start, ollama_template  # noqa: E402
+from rankwise.exporting.ollama import adds_start, limits_of, ollama_template  # noqa: E402
 from rankwise.exporting.parity_conversations import conversations  # noqa: E402
 from rankwise.exporting.served_jinja import as_openai, gguf_parity, served_jinja  # noqa: E402
 from rankwise.exporting.template_parity import Parity, template_parity  # noqa: E402
@@ -45,7 +43,7 @@ FAULTS = {
     "another end token is written": ("{{ .Content }}<|im_end|>", "{{ .Content }}<|im_start|>"),
     "the default system message is another": ("SmolLM, trained", "Smollm, trained"),
     "the generation prompt is missing": ("{{ end }}{{ end }}<|im_start|>assistant\n", "{{ end }}{{ end }}"),
-    "a start token is written twice": ('{{ if eq $before "" }}', '{{ if eq $before "" }}<|im_start|>'),
+    "a start token is written twice": ("{{ else }}<|im_start|>", "{{ else }}<|im_start|><|im_start|>"),
 }
 
 
@@ -79,11 +77,10 @@ def as_rendered(results: list[dict[str, str]]) -> Callable[[Sequence[Any], Seque
 
 def by_go(program: Path, template: ChatTemplate, text: str, stops: Sequence[str]) -> Parity:
     (results,) = run([program], [{"template": text, "conversations": TALKS}])
-    structure = probe(template)
-    limits = limits_of(template, structure)
+    served = ollama_template(template).served
     return template_parity(
         template, as_rendered(results), adds_start=adds_start(template), stops=stops,
-        reasons=lambda one: limits.of(one.messages, one.tools, structure),
+        reasons=lambda one: limits_of(template, served, one),
     )  # fmt: skip
 
 
@@ -109,7 +106,7 @@ def main() -> None:
             row: dict[str, Any] = {}
             try:
                 served = ollama_template(template)
-                parity = by_go(program, template, served.text, served.stops) if options.go else served.parity
+                parity = by_go(program, template, served.served.go, served.stops) if options.go else served.parity
                 row["ollama"] = parity.summary()
             except TemplateError as error:
                 row["ollama"] = {"refused": str(error)}
@@ -125,16 +122,17 @@ def main() -> None:
 
 def planted(program: Path, template: ChatTemplate) -> dict[str, str]:
     """The first difference that each fault makes, or "not seen"."""
-    served: OllamaTemplate = ollama_template(template)
+    served = ollama_template(template)
+    right_text = served.served.go
     seen: dict[str, str] = {}
     for name, (right, wrong) in FAULTS.items():
-        text = served.text.replace(right, wrong)
-        assert text != served.text, name
+        text = right_text.replace(right, wrong)
+        assert text != right_text, name
         seen[name] = next(iter(by_go(program, template, text, served.stops).different), "not seen")
-    stops = by_go(program, template, served.text, ["</s>"])
+    stops = by_go(program, template, right_text, ["</s>"])
     seen["the engine stops at another token"] = next(iter(stops.different), "not seen")
     gemma = template_of(next(family for family in FAMILIES if family.name == "gemma"), "bare")
-    without = ollama_template(gemma).text.replace("{{ range", "<bos>{{ range", 1)
+    without = ollama_template(gemma).served.go.replace("{{ range", "<bos>{{ range", 1)
     seen["the start token is there twice"] = next(
         iter(by_go(program, gemma, without, gemma.ends).different), "not seen"
     )
@@ -144,8 +142,8 @@ def planted(program: Path, template: ChatTemplate) -> dict[str, str]:
 
 
 def ollama_text(program: Path, template: ChatTemplate, messages: Sequence[Any], tools: Sequence[Any]) -> str:
-    talk = {"messages": [as_openai(one) for one in messages], "tools": list(tools)}
-    ((result,),) = run([program], [{"template": ollama_template(template).text, "conversations": [talk]}])
+    talk = {"messages": [as_openai(one) for one in messages]}
+    ((result,),) = run([program], [{"template": ollama_template(template).served.go, "conversations": [talk]}])
     return result["text"]
 
 

@@ -75,14 +75,14 @@ EXPRESSIBLE = (
     Family("qwen2-indented", INDENTED, "<|im_end|>", IM, bos=None, eos="<|endoftext|>", words=TOOL_WORDS),
     Family("tools-with-ids", WITH_IDS, "</s>", INST, system=False),
 )
-"""Those that a Go template can write, the last two without tools."""
+"""Those that a known template writes, without tools."""
 REFUSED = {
     "dated": (Family("dated", DATED, "<|eot_id|>", LLAMA3, bos="<|begin_of_text|>", eos="<|end_of_text|>"), "date"),
     "numbered": (
         Family("numbered", NUMBERED, "<|im_end|>", IM, bos=None, eos="<|im_end|>"),
-        "more than the turn before",
+        "none of ChatML",
     ),
-    "shouted": (Family("shouted", SHOUTED, "<|im_end|>", IM, bos=None, eos="<|im_end|>"), "changes"),
-    "shortened": (Family("shortened", SHORTENED, "<|im_end|>", IM, bos=None, eos="<|im_end|>"), "other tokens"),
+    "shouted": (Family("shouted", SHOUTED, "<|im_end|>", IM, bos=None, eos="<|im_end|>"), "none of ChatML"),
+    "shortened": (Family("shortened", SHORTENED, "<|im_end|>", IM, bos=None, eos="<|im_end|>"), "written as ChatML, "),
 }
-"""Those that it cannot write, with a part of the message."""
+"""Those that none writes, with a part of the message."""

@@ -79,51 +79,44 @@ def test_gpt_3_as_in_the_paper(rank, trainable):
 
 
 def test_what_programs_read():
-    told = planned("--model", "smollm2-135m", "--device", "rtx-4090", "--steps", 100, "--watts", 300, "--price", 0.5)
+    told = planned("--model", "smollm2-135m", "--device", "rtx-4090", "--steps", 100, "--price", 0.5)
     assert KEYS <= told.keys() and set(told["memory_bytes"]) == PARTS
     parts = {name: size for name, size in told["memory_bytes"].items() if name != "peak"}
     assert sum(parts.values()) == pytest.approx(told["memory_bytes"]["peak"], abs=len(parts))
     assert told["fits"] is True and told["seconds_low"] <= told["seconds"] <= told["seconds_high"]
-    assert told["kilowatt_hours"]["likely"] == pytest.approx(told["seconds"] * 300 / 3.6e6)
     assert told["money"]["likely"] == pytest.approx(told["seconds"] * 0.5 / 3600)
     assert set(told["memory_bytes_of_methods"]) == {"lora", "adalora", "full"}
     assert {"rtx-3060-12gb", "h200", "m3-max-64gb"} <= told["devices"].keys()
     assert set(told["weights_bytes"]) >= {"float32", "bfloat16", "int8", "nf4"}
 
 
-PROCESSES = {
-    "count", "nodes", "rows_per_step", "idle", "largest_share", "gradient_bytes", "sent_bytes", "exchange_seconds",
-    "speedup", "links", "sharded",
-}  # fmt: skip
+PROCESSES = {"count", "rows_per_step", "idle", "largest_share", "gradient_bytes", "sharded"}
 
 
-def test_several_processes_are_planned_with_what_they_send(rows):
+def test_several_processes_are_planned(rows):
     words = ("--model", "smollm2-135m", "--device", "h100", "--steps", 100, "--data", rows)
-    alone, told = planned(*words), planned(*words, "--processes", 16, "--nodes", 2, "--network", 400)
+    alone, told = planned(*words), planned(*words, "--processes", 16)
     assert alone["processes"] is None and set(told["processes"]) == PROCESSES
     several = told["processes"]
-    assert (several["count"], several["nodes"], several["rows_per_step"], several["idle"]) == (16, 2, 16, 0)
+    assert (several["count"], several["rows_per_step"], several["idle"]) == (16, 16, 0)
     assert several["gradient_bytes"] == 4 * told["trainable_parameters"]
-    assert set(several["links"]) == {"nvlink", "network"}
-    assert set(several["sharded"]) == {"peak", "received", "seconds"}
     assert several["sharded"]["peak"] < told["memory_bytes"]["peak"] < alone["memory_bytes"]["peak"]
     assert told["tokens_per_step"] == alone["tokens_per_step"] and told["steps"] == 100
-    assert several["speedup"] == pytest.approx(alone["seconds_per_step"] / told["seconds_per_step"])
+    assert told["seconds_per_step"] <= alone["seconds_per_step"]
     text = rankwise("plan", *words, "--processes", 20).stdout
     for line in (
         "for each of 20 processes",
         "4 of them have no rows",
-        "all-reduce ",
+        "of gradients in each step, for which no time is counted",
         "sharded       over 20 processes:",
     ):
         assert line in text
-    assert "20 x 700 W" in text
 
 
 def test_processes_that_share_this_machine_have_a_part_of_its_memory():
     words = ("--model", "smollm2-135m", "--device", "cpu")
     text = rankwise("plan", *words, "--processes", 2).stdout
-    assert "2 on one machine, which share its cores and memory" in text and "loopback" in text
+    assert "2 on one machine, which share its cores and memory" in text
 
 
 def test_a_model_too_large_for_its_card_is_told_what_would_fit():
@@ -155,11 +148,11 @@ def test_every_remedy_does_what_it_says(model, device, settings):
         assert "bfloat16" not in str(remedy["changes"]) or device != "t4"
 
 
-def test_rows_make_steps_and_tokens_and_advice(rows):
+def test_rows_make_steps_and_tokens(rows):
     told = planned("--model", "smollm2-135m", "--data", rows, "--device", "rtx-4090", "--epochs", 3,
                    "--held-out", 0)  # fmt: skip
     assert told["steps"] == 23 and told["tokens"]["low"] <= told["tokens"]["likely"] <= told["tokens"]["high"]
-    assert told["seconds"] > 0 and all(advice["source"] for advice in told["advice"])
+    assert told["seconds"] > 0
     text = rankwise("plan", "--model", "smollm2-135m", "--data", rows, "--device", "rtx-4090").stdout
     assert "108 sequences" in text
 
@@ -180,11 +173,6 @@ def test_the_same_file_of_settings_is_trained_and_planned(tmp_path, rows):
         (("--model", "smollm2-135m", "--device", "h100", "--probe"), "measures this machine"),
         (("--model", "smollm2-135m", "--targets", "q_prj"), "q_proj"),
         (("--model", "smollm2-135m", "--price", "-3"), "price"),
-        (("--model", "smollm2-135m", "--nodes", "2"), "--nodes has no effect with one process"),
-        (
-            ("--model", "smollm2-135m", "--device", "h100", "--processes", "3", "--nodes", "2"),
-            "--nodes 2: each machine",
-        ),
         (
             ("--model", "smollm2-135m", "--processes", "2", "--set", "model.device=mps"),
             "several processes cannot train with model.device=mps",

@@ -12,8 +12,6 @@ from families import BY_NAME, FAMILIES, Family, template_of, written_by
 from rankwise.cli.main import app
 from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.errors import TemplateError
-from rankwise.exporting.go_json import template_values
-from rankwise.exporting.go_template import render
 from rankwise.exporting.ollama import modelfile, ollama_template, quoted
 from rankwise.exporting.served_jinja import gguf_parity, served_jinja
 from rankwise.text.chat_template import ChatTemplate
@@ -62,7 +60,7 @@ def test_a_modelfile_is_read_back_as_it_was_written(family):
     system = 'You "quote" it.\n\n Twice: "'
     text = modelfile(served, base="model.gguf", adapter="adapter.gguf", system=system, max_length=512, positions=8192)
     assert commands_in(text) == [
-        ("from", "./model.gguf"), ("adapter", "./adapter.gguf"), ("template", served.text), ("system", system),
+        ("from", "./model.gguf"), ("adapter", "./adapter.gguf"), ("template", served.served.go), ("system", system),
         *(("stop", stop) for stop in served.stops),
         ("num_ctx", "4096"), ("temperature", "0"), ("repeat_penalty", "1"),
     ]  # fmt: skip
@@ -91,9 +89,9 @@ def test_odd_characters_of_a_template_reach_ollama():
     start = '\u00a0""" {\u200b{{ \'{{\' }}'  # Jinja writes the last part as {{
     odd = Family("odd", start + BY_NAME["zephyr"].template, "</s>", ())
     served = ollama_template(template_of(odd, "qwen"))
-    assert dict(commands_in(modelfile(served, base=".")))["template"] == served.text
+    assert dict(commands_in(modelfile(served, base=".")))["template"] == served.served.go
     talk = (Message("user", "Hello"),)
-    assert render(served.text, template_values(talk, ())) == template_of(odd, "qwen").text(talk, answer_next=True)
+    assert served.served.text(talk) == template_of(odd, "qwen").text(talk, answer_next=True).removeprefix("<s>")
 
 
 @pytest.mark.parametrize("family", (*FAMILIES, *EXPRESSIBLE), ids=lambda family: family.name)

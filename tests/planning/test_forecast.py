@@ -133,7 +133,7 @@ def test_a_processor_with_too_little_memory_can_leave_weights_in_their_file():
     """The same result, before any rounding of weights; on a card there is no such setting."""
     settings = {"model": {"name": "any", "dtype": "float32"}, "adapter": {"method": "lora"}, "training": {"steps": 10}}
     room, given = 1_600_000_000, Planned.model_validate(settings)
-    processor = Device("here", "processor", room, 0, None, 1e11, None, "a test", "float32")
+    processor = Device("here", "processor", room, 0, None, 1e11, "a test", "float32")
     offered = {remedy.changes[0]: remedy for remedy in planned(given, STARTER, processor, None, None).remedies}
     assert offered["model.memory=1.6GB"].peak <= room
     assert "model.dtype=bfloat16" not in offered, "it is emulated there"
@@ -144,7 +144,7 @@ def test_a_processor_with_too_little_memory_can_leave_weights_in_their_file():
 def test_another_number_format_has_a_speed_of_its_own():
     settings = {"model": {"name": "any", "dtype": "float32"}, "adapter": {"method": "lora"}, "training": {"steps": 10}}
     given = Planned.model_validate(settings)
-    slow = Device("here", "processor", 1_600_000_000, 0, 0.2e11, 1e11, None, "a test", "float32")
+    slow = Device("here", "processor", 1_600_000_000, 0, 0.2e11, 1e11, "a test", "float32")
     price = {
         device.bfloat16: next(
             remedy.price for remedy in planned(given, STARTER, device, None, None).remedies

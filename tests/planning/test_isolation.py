@@ -17,15 +17,13 @@ SOURCE = Path(rankwise.__file__).parent
 WHOLE = """
 import sys
 from pathlib import Path
-from rankwise.planning.advice import Facts, advise
 from rankwise.planning.devices import DEVICES
 from rankwise.planning.machine import graphics_cards, this_machine
 from rankwise.planning.operations import operations
 from rankwise.planning.rows import average_step
 from rankwise.config.layer import Layer
 from rankwise.planning.shape import Blocks, ModelShape
-from rankwise.planning.time import cost, duration, speed_of
-from rankwise.config.adapters import LoraConfig
+from rankwise.planning.time import duration, speed_of
 from rankwise.config.data import DataConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.planning.planned_rows import rows_of
@@ -42,8 +40,7 @@ step = average_step(operations(shape, rows.load, ranks), rows, training)
 for device in (this_machine(), *graphics_cards(), DEVICES["h100"]):
     speed = speed_of(device, device.dtype, 1)
     if speed is not None:
-        cost(duration(step, rows.steps(training), speed).total, watts=device.watts, price=1.0)
-print(advise(Facts(LoraConfig(), training, data, rows, 8, 1000, 64, 16, ranks)))
+        print(duration(step, rows.steps(training), speed).total)
 """
 
 

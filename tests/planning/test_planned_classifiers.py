@@ -51,7 +51,7 @@ FAMILIES = ["bert", "roberta", "deberta-v3", "llama", "gpt2", "gpt_neox", "qwen3
 METHODS = {"lora": LoraConfig(rank=2), "dora": LoraConfig(rank=2, dora=True), "adalora": AdaLoraConfig(budget="2")}
 
 
-PROCESSOR = Device("here", "processor", 10**10, 0, None, 1e11, None, "a test")
+PROCESSOR = Device("here", "processor", 10**10, 0, None, 1e11, "a test")
 
 
 @pytest.fixture(scope="module")

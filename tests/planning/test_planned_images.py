@@ -68,7 +68,7 @@ METHODS = {
     "lora": LoraConfig(rank=2), "adalora": AdaLoraConfig(budget="2"), "head": HeadConfig(), "full": FullConfig(),
     "conv": LoraConfig(rank=2, targets=("all-conv",)),
 }  # fmt: skip
-PROCESSOR = Device("here", "processor", 10**10, 0, None, 1e11, None, "a test")
+PROCESSOR = Device("here", "processor", 10**10, 0, None, 1e11, "a test")
 
 
 @pytest.fixture(scope="module")

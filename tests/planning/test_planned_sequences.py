@@ -174,6 +174,6 @@ def test_a_method_that_trains_the_whole_model_is_planned_too():
 def test_the_loss_holds_four_copies_of_the_logits_in_float32(dtype):
     """As trainings of T5's and BART's shapes were measured to (bench/plan.py --sequences)."""
     (amount,) = sequences_at_once(None, TrainingConfig(batch_size=2, max_batch_tokens=4096), 512)
-    device = Device("here", "processor", 10**10, 0, None, 1e11, None, "a test")
+    device = Device("here", "processor", 10**10, 0, None, 1e11, "a test")
     planned = forecast(shape("t5"), LoraConfig(rank=RANK), TrainingConfig(steps=1), device, dtype, amount)
     assert planned.memory["logits"] == 4 * 4 * amount.learned * shape("t5").vocabulary

@@ -1,4 +1,4 @@
-"""Seconds, energy and money: by assumption, and as a probe measured them."""
+"""Seconds: by assumption, and as a probe measured them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,14 @@ from hypothesis import strategies as st
 from planned_shapes import SIZE, SIZES, adapted, llama
 from rankwise.errors import RankwiseError
 from rankwise.planning.devices import DEVICES, Device
-from rankwise.planning.estimate import Estimate
 from rankwise.planning.operations import Load, operations
 from rankwise.planning.time import (
     EFFICIENCIES,
     PREPARATION,
     PROCESSORS,
-    Cost,
     Probe,
     Speed,
     Step,
-    cost,
     duration,
     speed_of,
 )  # fmt: skip
@@ -34,7 +31,7 @@ RESULTS = Path(__file__).parents[2] / "bench" / "results"
 def epyc(name="AMD EPYC") -> Device:
     """The machine of docs/speed.md, as planning/machine.py sees one like it."""
     rate = 2 * 2.596e9 * 128
-    return Device(name, "processor", 25 * 10**9, 0, rate, rate / 2, None, "assumed", flag="avx512_bf16")
+    return Device(name, "processor", 25 * 10**9, 0, rate, rate / 2, "assumed", flag="avx512_bf16")
 
 
 def assumed(device: Device, dtype: str = "bfloat16", blocks: int = 1) -> Speed:
@@ -145,12 +142,6 @@ def test_a_probe_whose_larger_step_was_no_slower_is_refused(short, long):
 def test_a_step_of_no_tokens_takes_no_less_than_no_time():
     probe = Probe.of((10, 1.0), (20, 4.0), machine="m", when="now")
     assert probe.constant == 0 and probe.per_token == 0.2
-
-
-def test_energy_and_money():
-    hour = Estimate(1800, 3600, 7200)
-    assert cost(hour, watts=500, price=2.0) == Cost(Estimate(0.25, 0.5, 1.0), Estimate(1.0, 2.0, 4.0))
-    assert cost(hour) == Cost(None, None)
 
 
 def test_more_work_never_takes_less():

@@ -23,20 +23,12 @@ def plan(
     given: GivenSettings = NONE_GIVEN,
     device: Annotated[str | None, typer.Option(show_default=False,
         help="Device to plan for: rtx-4090, h100, m3-max-64gb, cpu, ...  [default: this machine]")] = None,
-    watts: Annotated[float | None, typer.Option(show_default=False,
-        help="Power draw in watts; adds the energy to the plan.  [default: the card's limit]")] = None,
     price: Annotated[float | None, typer.Option(show_default=False,
         help="Price of an hour in any currency; adds the cost to the plan.")] = None,
     probe: Annotated[bool, typer.Option("--probe",
         help="Load the model and run two steps, to measure the speed instead of assuming it.")] = False,
     processes: Annotated[int | None, typer.Option("--processes", min=1, show_default=False,
-        help="Plan for so many processes, which share the rows of each step; GPUs have one each.")] = None,
-    nodes: Annotated[int | None, typer.Option(min=1, show_default=False,
-        help="Machines that these processes are spread over.  [default: 1]")] = None,
-    link: Annotated[str | None, typer.Option(show_default=False,
-        help="What connects the GPUs of a machine: nvlink or pcie.  [default: the device's]")] = None,
-    network: Annotated[float | None, typer.Option(min=0.01, show_default=False,
-        help="Gbit/s of each machine's connection to the others.  [default: 100]")] = None,
+        help="Plan for so many processes, which share the rows of each step; each has a GPU or some cores.")] = None,
     tune: Tune = False,
     models: Annotated[bool, typer.Option("--models", help="List the models of the catalogue.")] = False,
     as_json: Json = False,
@@ -51,10 +43,10 @@ def plan(
 
         planned = as_continued(read_planned(config, given.read(tune), base_of_start))
         from rankwise.commands.plan import plan as make_plan
-        from rankwise.commands.plan import processes_of, run_probe
+        from rankwise.commands.plan import run_probe
         from rankwise.planning.planned_device import refuse_elsewhere
+        from rankwise.planning.processes import Processes
 
-        together = processes_of(processes, nodes, link, network)
         measured = None
         if probe:
             refuse_elsewhere(device)
@@ -64,9 +56,8 @@ def plan(
             keep_memory()
             with Display(quiet) as display:
                 measured = run_probe(planned, callback=display)
-        forecast = make_plan(
-            planned, device=device, watts=watts, price=price, measured=measured, processes=together
-        )  # fmt: skip
+        together = Processes(processes or 1)
+        forecast = make_plan(planned, device=device, price=price, measured=measured, processes=together)
         if as_json:
             from rankwise.planning.summary import summary_of
 

@@ -30,10 +30,3 @@ def between_text(estimate: Estimate, form: str) -> str:
 
 def spread_text(estimate: Estimate) -> str:
     return "" if estimate.exact else f" ({rough_duration(estimate.low)} to {rough_duration(estimate.high)})"
-
-
-def wait_text(seconds: Estimate) -> str:
-    """Of a part of a step, with its interval."""
-    factor, unit = (1e3, "ms") if seconds.high < 1 else (1.0, "s")
-    low, likely, high = (f"{factor * one:.3g}" for one in (seconds.low, seconds.likely, seconds.high))
-    return f"{likely} {unit} ({low} to {high} {unit})"

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from rankwise.cli.plan_numbers import row_text, size_text, wait_text
+from rankwise.cli.plan_numbers import row_text, size_text
 
 if TYPE_CHECKING:
-    from rankwise.planning.exchange import Exchange
     from rankwise.planning.plan import Plan
     from rankwise.planning.several import Several
 
@@ -20,43 +19,26 @@ def processes_of(plan: Plan) -> Iterator[str]:
     if several is None:
         return
     count = several.processes.count
-    yield row_text("processes", f"{_where(several, plan)}; {_share(several)}")
+    yield row_text("processes", f"{_where(count, plan)}; {_share(several)}")
     if several.idle:
         yield row_text(
             "", f"{several.idle} of them have no rows, since a step has {several.rows}; raise --batch-size or use fewer"
         )
-    yield row_text("all-reduce", _sums(several.exchange))
-    if several.speedup is not None:
-        yield row_text("", f"a step is {several.speedup:.3g} times as fast as with one process")
-    if (base := several.sharded) is not None:
-        yield row_text(
-            "sharded",
-            f"over {count} processes: {size_text(base.peak)} of memory in each instead of "
-            f"{size_text(plan.forecast.peak)}; each receives {size_text(base.received)} of weights in a step, "
-            f"{wait_text(base.seconds)} where nothing overlaps",
-        )
+    yield row_text(
+        "", f"they add up {size_text(several.gradients)} of gradients in each step, for which no time is counted"
+    )
+    if several.sharded_peak is not None:
+        sizes = f"{size_text(several.sharded_peak)} of memory in each instead of {size_text(plan.forecast.peak)}"
+        yield row_text("sharded", f"over {count} processes: {sizes}")
 
 
-def _where(several: Several, plan: Plan) -> str:
-    processes = several.processes
-    machines = "one machine" if processes.nodes == 1 else f"{processes.nodes} machines"
+def _where(count: int, plan: Plan) -> str:
     if plan.device.kind == "processor":
-        return f"{processes.count} on {machines}, which share its cores and memory"
-    return f"{processes.count} on {machines}, each with a card of its own"
+        return f"{count} on one machine, which share its cores and memory"
+    return f"{count} on one machine, each with a card of its own"
 
 
 def _share(several: Several) -> str:
     least = -(-several.rows // several.processes.count)
     rows = f"{least} of the {several.rows} rows of a step"
     return f"the largest share has {rows}, {several.largest_share:.1%} of the tokens"
-
-
-def _sums(exchange: Exchange) -> str:
-    links = ", ".join(
-        f"{link.name} {link.rate / 1e9:,.3g} GB/s of which {link.share.likely:.0%} ({link.share.low:.0%} to "
-        f"{link.share.high:.0%})" for link in exchange.links
-    )  # fmt: skip
-    return (
-        f"{size_text(exchange.gradients)} of gradients in float32, of which each process sends "
-        f"{size_text(exchange.sent)} in a step: {wait_text(exchange.seconds)}; assumed: {links}"
-    )

@@ -22,7 +22,7 @@ PROBE = "; --probe measures it"
 def lines_of(plan: Plan) -> list[str]:
     parts = (
         _model, _parameters, _rows, _disk, _memory, _conversion, fit_of_plan, processes_of, _time, _tuning, devices_of,
-        remedies_of, savings_of, _advice,
+        remedies_of, savings_of,
     )  # fmt: skip
     return [line for part in parts for line in part(plan)]
 
@@ -212,15 +212,8 @@ def _time(plan: Plan) -> Iterator[str]:
     else:
         yield row_text("time", f"{rough_duration(duration.total.likely)}{spread_text(duration.total)}, {step}")
     yield row_text("", _speed(plan))
-    cost = plan.cost
-    if cost is not None and cost.kilowatt_hours is not None:
-        devices = plan.processes.drawing(plan.device)
-        power = f"{plan.watts:g} W" if devices == 1 else f"{devices} x {plan.watts:g} W"
-        yield row_text("energy", f"{cost.kilowatt_hours.likely:.3g} kWh at {power}")
-    if cost is not None and cost.money is not None:
-        yield row_text(
-            "money", f"{cost.money.likely:,.2f}{between_text(cost.money, '{:,.2f}')} at {plan.price:g} per hour"
-        )
+    if (money := plan.money) is not None:
+        yield row_text("money", f"{money.likely:,.2f}{between_text(money, '{:,.2f}')} at {plan.price:g} per hour")
 
 
 def _tuning(plan: Plan) -> Iterator[str]:
@@ -251,9 +244,3 @@ def _speed(plan: Plan) -> str:
     if (beside := speed.preparation.likely) > 0:
         assumed += f", and {beside:.2g} s beside it for each micro-batch"
     return assumed + (PROBE if plan.here else "")
-
-
-def _advice(plan: Plan) -> Iterator[str]:
-    for at, advice in enumerate(plan.advice):
-        yield row_text("" if at else "advice", advice.text)
-        yield row_text("", f"  {advice.why} ({advice.source})")

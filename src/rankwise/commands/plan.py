@@ -6,7 +6,6 @@ from typing import Any
 
 from rankwise.commands.several import refuse_several
 from rankwise.config.planning import Planned
-from rankwise.errors import ConfigError
 from rankwise.forward.plan import plan as plan_of_config
 from rankwise.planning.plan import Plan
 from rankwise.planning.processes import ALONE, Processes
@@ -19,16 +18,6 @@ def plan(config: Planned, *, processes: Processes = ALONE, **given: Any) -> Plan
     if processes.is_several:
         refuse_several(config)
     return plan_of_config(config, processes=processes, **given)
-
-
-def processes_of(count: int | None, nodes: int | None, link: str | None, gigabits: float | None) -> Processes:
-    """As they were given; ConfigError for those that have no effect with one process."""
-    count = count or 1
-    given = {"--nodes": nodes, "--link": link, "--network": gigabits}
-    without = [f"{name} has no effect with one process; give --processes too." for name in given if given[name]]
-    if count < 2 and without:
-        raise ConfigError(without)
-    return Processes(count, nodes or 1, link, gigabits)
 
 
 def run_probe(config: Planned, callback: Callback = silent) -> Probe:

@@ -1,7 +1,7 @@
 """A Modelfile for Ollama: the model's files, and the chat template of the run as a template of Go.
 
-The template is derived from the one that the run recorded, and compared with it on thirty conversations before it is
-used (template_parity.py). What Ollama reads itself, by its source of version 0.33.0-rc2:
+The template is one of those that are known (ollama_templates.py): the first that gives thirty conversations the token
+ids of training (template_parity.py). What Ollama reads itself, by its source of version 0.33.0-rc2:
 
 - TEMPLATE is rendered by Go's text/template. If a Modelfile has none, or if the GGUF file's own Jinja template knows
   tools and TEMPLATE does not, versions from 0.30 on render the Jinja template with llama.cpp instead.
@@ -12,34 +12,37 @@ used (template_parity.py). What Ollama reads itself, by its source of version 0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rankwise.errors import TemplateError
-from rankwise.exporting.go_json import template_values
-from rankwise.exporting.go_template import render
-from rankwise.exporting.go_template_limits import limits_of
-from rankwise.exporting.go_template_probe import probe
-from rankwise.exporting.go_template_writer import written
+from rankwise.exporting.ollama_templates import ANY_QUESTION, KNOWN, Served, candidates
+from rankwise.exporting.parity_conversations import Conversation
 from rankwise.exporting.template_parity import Parity, template_parity
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.example import Message
+from rankwise.text.jinja_source import names
 
 SMALLEST_CONTEXT = 4096
 ELSEWHERE = (
     "Export it as GGUF or merged and serve it with an engine that renders the model's own Jinja template: llama.cpp "
     "(llama-server --jinja) or vLLM."
 )
+CLOCK, THOUGHT = "strftime_now", "</think>"
+TOOLS = "tools; Ollama from 0.30 on writes them by the chat template in the model's own file"
+EDGES = "white space around a text, which the chat template removes"
+EMPTY = "an empty text, which the chat template writes in another way"
+CONTEXT = "the context of a question apart from its text, for which the chat template has a place"
 
 
 @dataclass(frozen=True)
 class OllamaTemplate:
-    """A template of Go with the result of the comparison."""
+    """A known template with the result of the comparison."""
 
-    text: str
+    served: Served
     stops: tuple[str, ...]
     parity: Parity
     notes: tuple[str, ...]
-    """What the template of Go cannot do."""
+    """What the template of Go cannot carry."""
 
 
 def adds_start(template: ChatTemplate) -> bool:
@@ -51,29 +54,56 @@ def adds_start(template: ChatTemplate) -> bool:
     return bool(start) and template.text([Message("user", "?")], answer_next=True).startswith(start)
 
 
-def ollama_template(template: ChatTemplate, *, starts: bool | None = None) -> OllamaTemplate:
-    """Derive a template of Go. `starts` says whether the engine adds the start token; by default `adds_start` decides.
-
-    Raises TemplateError if the template cannot be expressed, or if a conversation gets other token ids.
-    """
-    try:
-        structure = probe(template)
-    except TemplateError as error:
-        raise TemplateError(f"Ollama's template cannot be written: {str(error).rstrip('.')}. {ELSEWHERE}") from None
-    starts = adds_start(template) if starts is None else starts
-    text = written(structure, template.tokenizer.hub.bos_token or "" if starts else "")
-    limits = limits_of(template, structure)
-    parity = template_parity(
-        template, lambda messages, tools: render(text, template_values(messages, tools)), adds_start=starts,
-        stops=template.ends, reasons=lambda one: limits.of(one.messages, one.tools, structure),
-        carrier="Modelfile",
-    )  # fmt: skip
-    if parity.different:
+def ollama_template(template: ChatTemplate) -> OllamaTemplate:
+    """The known template with the token ids of this one. TemplateError if there is none."""
+    sources = list(template.facts.sources.values())
+    if any(CLOCK in names(source) for source in sources):
         raise TemplateError(
-            f"Ollama's template would give the model other tokens than training: {parity.different[0]}. {ELSEWHERE}"
+            f"Ollama's template cannot be written: the chat template uses the date ({CLOCK}). {ELSEWHERE}"
         )
-    notes = (*limits.lines(), *(f"tools: {why}" for why in structure.untold))
-    return OllamaTemplate(text, tuple(template.ends), parity, notes)
+    starts, differences = adds_start(template), list[str]()
+    for served in candidates(template, template.tokenizer.start if starts else ""):
+        parity = _parity(template, served, starts=starts)
+        if not parity.different:
+            notes = [line.rpartition(" (")[0] for line in parity.refused] + [CONTEXT] * _has_context(template)
+            notes += [f"the text {THOUGHT!r} in an answer"] * any(THOUGHT in source for source in sources)
+            return OllamaTemplate(served, tuple(template.ends), parity, tuple(notes))
+        differences += [f"written as {served.name}, {parity.different[0]}"] * (served.turns != ANY_QUESTION)
+    why = differences[0] if differences else f"it is none of {', '.join(list(KNOWN)[:-1])}"
+    raise TemplateError(
+        f"Ollama's template cannot be written: no known template gives the token ids of training ({why}). {ELSEWHERE}"
+    )
+
+
+def _parity(template: ChatTemplate, served: Served, *, starts: bool) -> Parity:
+    return template_parity(
+        template, lambda messages, tools: served.text(messages), adds_start=starts, stops=template.ends,
+        reasons=lambda one: limits_of(template, served, one), carrier="Modelfile",
+    )  # fmt: skip
+
+
+def limits_of(template: ChatTemplate, served: Served, one: Conversation) -> list[str]:
+    """Why a template of Go cannot write this conversation, which writes each text as it is."""
+    if one.tools or any(message.tool_calls or message.role == "tool" for message in one.messages):
+        return [TOOLS]
+    stripped = [replace(message, content=message.content.strip()) for message in one.messages]
+    trained = template.text(one.messages, answer_next=True)
+    if tuple(stripped) != one.messages and template.text(stripped, answer_next=True) == trained:
+        return [EDGES]
+    if all(message.content for message in one.messages):
+        return []
+    try:
+        return [EMPTY] * (not trained.endswith(served.text(one.messages)))
+    except TemplateError:
+        return [EMPTY]
+
+
+def _has_context(template: ChatTemplate) -> bool:
+    apart, whole = Message("user", "Xq0word", "Xq1word"), Message("user", "Xq0word\n\nXq1word")
+    try:
+        return template.text([apart], answer_next=True) != template.text([whole], answer_next=True)
+    except TemplateError:
+        return False
 
 
 def modelfile(
@@ -89,7 +119,7 @@ def modelfile(
     context = max(max_length or 0, SMALLEST_CONTEXT)
     lines = [f"FROM {_path(base)}"]
     lines += [f"ADAPTER {_path(adapter)}"] if adapter is not None else []
-    lines.append(f"TEMPLATE {quoted(template.text, 'the template')}")
+    lines.append(f"TEMPLATE {quoted(template.served.go, 'the template')}")
     lines += [f"SYSTEM {quoted(system, 'the system message')}"] if system else []
     lines += [f"PARAMETER stop {quoted(stop, 'the end of an answer')}" for stop in template.stops]
     lines.append(f"PARAMETER num_ctx {min(context, positions or context)}")

@@ -30,8 +30,8 @@ SEQUENCES = "sequence-to-sequence"
 
 
 def plan(
-    config: Planned, *, device: str | None = None, watts: float | None = None, price: float | None = None,
-    measured: Probe | None = None, on: Device | None = None, outputs: int | None = None, processes: Processes = ALONE,
+    config: Planned, *, device: str | None = None, price: float | None = None, measured: Probe | None = None,
+    on: Device | None = None, outputs: int | None = None, processes: Processes = ALONE,
 ) -> Plan:  # fmt: skip
     """What a training by `config` would take. `device` is one of the list (`rtx-4090`) or `cpu`; by default the card or
     the processor that is here. `on` is a device that is known to be used, and `outputs` are those of a classifier whose
@@ -42,9 +42,7 @@ def plan(
             "a base takes that is split over them."
         ])  # fmt: skip
     shape = with_new_tokens(shape_planned(config, outputs), len(config.model.new_tokens))
-    return plan_for(
-        shape, config, device=device, watts=watts, price=price, measured=measured, on=on, processes=processes
-    )  # fmt: skip
+    return plan_for(shape, config, device=device, price=price, measured=measured, on=on, processes=processes)
 
 
 def shape_planned(config: Planned, outputs: int | None = None) -> ModelShape:

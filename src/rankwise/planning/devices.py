@@ -1,4 +1,4 @@
-"""What computes: its memory, how fast it multiplies, and the watts it may draw.
+"""What computes: its memory, and how fast it multiplies.
 
 Rates are of dense products. Vendors' headlines are often with sparsity, twice as much, and for GeForce cards with sums
 in float16, twice as much again; training has neither. `bfloat16` is the rate of 16-bit products summed in float32, None
@@ -29,8 +29,6 @@ class Device:
     bfloat16: float | None
     """Operations per second, as `float32`."""
     float32: float | None
-    watts: float | None
-    """What it may draw (TDP). A card alone: the machine around it comes on top."""
     source: str
     holds: Literal["bfloat16", "float32"] | None = None
     """What `dtype: auto` becomes there, where that does not follow from the rates."""
@@ -76,7 +74,7 @@ def apple(name: str, gigabytes: int) -> Device:
     share = SHARE_OF_SMALL_MAC if gigabytes <= LARGE_MAC else SHARE_OF_LARGE_MAC
     memory = gigabytes * GIB
     reserved = memory - int(share * memory)
-    return Device(f"{name}-{gigabytes}gb", "apple", memory, reserved, rate, rate, None, APPLE_SOURCE)
+    return Device(f"{name}-{gigabytes}gb", "apple", memory, reserved, rate, rate, APPLE_SOURCE)
 
 
 APPLE: dict[str, tuple[int, float]] = {
@@ -95,54 +93,52 @@ COMMON_MACS = (
 """To list; other sizes are understood too."""
 
 
-def _card(
-    name: str, kind: Kind, gigabytes: float, half: float | None, single: float | None, watts: float | None, source: str
-) -> Device:
+def _card(name: str, kind: Kind, gigabytes: float, half: float | None, single: float | None, source: str) -> Device:
     rates = half and half * TERA, single and single * TERA
-    return Device(name, kind, int(gigabytes * GIB), RESERVED[kind], *rates, watts, source)
+    return Device(name, kind, int(gigabytes * GIB), RESERVED[kind], *rates, source)
 
 
 GEFORCE = "SMs x 512 x boost clock, as hmc-tech.com has 165.2 for the 4090's 128 x 512 x 2.52 GHz; "
-V100 = "sysrqmts.com on the V100 PCIe: 14.13 float32, 300 W; 112 float16 (io-tech.fi), no bfloat16"
+V100 = "sysrqmts.com on the V100 PCIe: 14.13 float32; 112 float16 (io-tech.fi), no bfloat16"
 CARDS = (
-    _card("rtx-3060-12gb", "consumer", 12, 25.5, 12.7, 170,
-          GEFORCE + "28 SMs, 1.777 GHz: sysrqmts.com, topcpu.net; 170 W: pcpartdb.com"),
-    _card("rtx-3090", "consumer", 24, 71.4, 35.7, 350,
-          GEFORCE + "82 SMs of 128 lanes, 1.70 GHz, 350 W: cpu-gpu.alldbin.com"),
-    _card("rtx-4060-ti-16gb", "consumer", 16, 44.1, 22.1, 165,
-          GEFORCE + "34 SMs, 2.535 GHz: thefpsreview.com; 165 W: cpu-gpu.alldbin.com"),
-    _card("rtx-4070", "consumer", 12, 58.3, 29.2, 200,
-          GEFORCE + "46 SMs, 2.475 GHz, 200 W: topcpu.net"),
-    _card("rtx-4090", "consumer", 24, 165.2, 82.6, 450,
-          "hmc-tech.com/gpus: 165.2 bfloat16 (330.3 sparse), 82.58 float32, 450 W"),
-    _card("rtx-5090", "consumer", 32, 209.5, 104.8, 575,
-          "codesota.com/hardware/rtx-5090: 209.5 dense, 575 W; 170 SMs x 512 x 2.407 GHz, fpsbench.com; the "
+    _card("rtx-3060-12gb", "consumer", 12, 25.5, 12.7,
+          GEFORCE + "28 SMs, 1.777 GHz: sysrqmts.com, topcpu.net"),
+    _card("rtx-3090", "consumer", 24, 71.4, 35.7,
+          GEFORCE + "82 SMs of 128 lanes, 1.70 GHz: cpu-gpu.alldbin.com"),
+    _card("rtx-4060-ti-16gb", "consumer", 16, 44.1, 22.1,
+          GEFORCE + "34 SMs, 2.535 GHz: thefpsreview.com"),
+    _card("rtx-4070", "consumer", 12, 58.3, 29.2,
+          GEFORCE + "46 SMs, 2.475 GHz: topcpu.net"),
+    _card("rtx-4090", "consumer", 24, 165.2, 82.6,
+          "hmc-tech.com/gpus: 165.2 bfloat16 (330.3 sparse), 82.58 float32"),
+    _card("rtx-5090", "consumer", 32, 209.5, 104.8,
+          "codesota.com/hardware/rtx-5090: 209.5 dense; 170 SMs x 512 x 2.407 GHz, fpsbench.com; the "
           "838 that is advertised is sparse, with float16 sums"),
-    _card("t4", "datacentre", 16, None, 8.1, 70,
-          "hmc-tech.com/gpu: 65.1 float16, no bfloat16, 8.14 float32, 70 W"),
-    _card("v100-16gb", "datacentre", 16, None, 14.1, 300, V100),
-    _card("v100-32gb", "datacentre", 32, None, 14.1, 300, V100),
-    _card("a10", "datacentre", 24, 125, 31.2, 150,
-          "winston-zhang-orz/gpu-specs: 125 dense (250 sparse), 31.2 float32; 27nk.com: 150 W"),
-    _card("a10g", "datacentre", 24, 70, None, None,
-          "baseten.co on A10 and A10G: 24 GB, 70 dense as quoted from it; float32 and watts not found"),
-    _card("l4", "datacentre", 24, 121, 30.3, 72,
-          "grokipedia.com on L4 and L40S: 242 sparse, 72 W; fpsbench.com: 30.29 float32"),
-    _card("l40s", "datacentre", 48, 362, 91.6, 350,
-          "mullet.se, from NVIDIA's datasheet: 362.05 (733 sparse), 91.6 float32, 350 W"),
-    _card("a100-40gb", "datacentre", 40, 312, 19.5, 400,
-          "glennklockwood.com/garden/processors/A100: 312 (624 sparse), 19.5 float32, 400 W (SXM)"),
-    _card("a100-80gb", "datacentre", 80, 312, 19.5, 400,
+    _card("t4", "datacentre", 16, None, 8.1,
+          "hmc-tech.com/gpu: 65.1 float16, no bfloat16, 8.14 float32"),
+    _card("v100-16gb", "datacentre", 16, None, 14.1, V100),
+    _card("v100-32gb", "datacentre", 32, None, 14.1, V100),
+    _card("a10", "datacentre", 24, 125, 31.2,
+          "winston-zhang-orz/gpu-specs: 125 dense (250 sparse), 31.2 float32"),
+    _card("a10g", "datacentre", 24, 70, None,
+          "baseten.co on A10 and A10G: 24 GB, 70 dense as quoted from it; float32 not found"),
+    _card("l4", "datacentre", 24, 121, 30.3,
+          "grokipedia.com on L4 and L40S: 242 sparse; fpsbench.com: 30.29 float32"),
+    _card("l40s", "datacentre", 48, 362, 91.6,
+          "mullet.se, from NVIDIA's datasheet: 362.05 (733 sparse), 91.6 float32"),
+    _card("a100-40gb", "datacentre", 40, 312, 19.5,
+          "glennklockwood.com/garden/processors/A100: 312 (624 sparse), 19.5 float32"),
+    _card("a100-80gb", "datacentre", 80, 312, 19.5,
           "glennklockwood.com/garden/processors/A100: as the one of 40 GB"),
-    _card("h100", "datacentre", 80, 989.4, 66.9, 700,
-          "glennklockwood.com/garden/processors/h100: SXM, 989.4 (1978.9 sparse), 66.9 float32, 700 W"),
-    _card("h200", "datacentre", 140.4, 989, 66.9, 700,
-          "itkb.uw.cz 2026/06: 989 dense, 700 W; 143,771 MiB by nvidia-smi in public logs; float32: H100's"),
-    _card("b200", "datacentre", 179, 2250, 75.0, 1000,
-          "rooflinenotes.dev/accelerators: 2.25 PFLOPS; hmc-tech.com: 75.02 float32; 183,359 MiB and 1000 W by "
+    _card("h100", "datacentre", 80, 989.4, 66.9,
+          "glennklockwood.com/garden/processors/h100: SXM, 989.4 (1978.9 sparse), 66.9 float32"),
+    _card("h200", "datacentre", 140.4, 989, 66.9,
+          "itkb.uw.cz 2026/06: 989 dense; 143,771 MiB by nvidia-smi in public logs; float32: H100's"),
+    _card("b200", "datacentre", 179, 2250, 75.0,
+          "rooflinenotes.dev/accelerators: 2.25 PFLOPS; hmc-tech.com: 75.02 float32; 183,359 MiB by "
           "nvidia-smi in public logs"),
-    _card("mi300x", "datacentre", 192, 1307.4, 163.4, 750,
-          "hmc-tech.com: 1.31 PFLOPS (2.61 sparse), 163.43 float32; aiwiki.ai: 192 GB; codesota.com: 750 W"),
+    _card("mi300x", "datacentre", 192, 1307.4, 163.4,
+          "hmc-tech.com: 1.31 PFLOPS (2.61 sparse), 163.43 float32; aiwiki.ai: 192 GB"),
 )  # fmt: skip
 OTHER_BOARDS = {"h100": {"pcie", "nvl"}, "h200": {"nvl"}}
 """Words of the same name that mean a slower card."""

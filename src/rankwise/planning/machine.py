@@ -94,7 +94,7 @@ def this_processor() -> Device:
         else "an unknown number of operations per cycle"
     )
     return Device(
-        found.name, "processor", available_memory(), 0, found.rate("bfloat16"), found.rate("float32"), None,
+        found.name, "processor", available_memory(), 0, found.rate("bfloat16"), found.rate("float32"),
         f"assumed: {found.cores} cores x {clock} x {how}", dtype, known and known.flag,
     )  # fmt: skip
 
@@ -146,7 +146,7 @@ def read_cards(text: str) -> list[Device]:
         try:
             known = find_device(f"{name}-{round(total / GIB)}gb" if re.search(r"A100|V100", name) else name)
         except ConfigError:
-            known = Device(name, "consumer", total, RESERVED["consumer"], None, None, None, "nvidia-smi")
+            known = Device(name, "consumer", total, RESERVED["consumer"], None, None, "nvidia-smi")
         cards.append(with_memory(known, min(total, free + known.reserved)))
     return cards
 

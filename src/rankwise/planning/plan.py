@@ -13,11 +13,10 @@ from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.config.planning import Planned
 from rankwise.config.reading import with_settings
 from rankwise.errors import ConfigError
-from rankwise.planning.advice import Advice, Facts, advise
 from rankwise.planning.anchor import anchor_operations
 from rankwise.planning.devices import DEVICES, Device
 from rankwise.planning.disk import EXACT, Disk
-from rankwise.planning.exchange import exchange
+from rankwise.planning.estimate import Estimate
 from rankwise.planning.fitting import Changes, Fit, Remedy, fit_of, remedies, savings
 from rankwise.planning.forecast import AtOnce, Forecast, longest_of, operations_of
 from rankwise.planning.largest_batch import largest_batches
@@ -32,12 +31,11 @@ from rankwise.planning.shape import ModelShape
 from rankwise.planning.stored_weights import Conversion, conversion_of
 from rankwise.planning.time import (
     COMPILED_AFTER,
-    Cost,
+    SECONDS_OF_HOUR,
     Duration,
     Probe,
     Speed,
     Step,
-    cost,
     duration,
     seconds_of,
     speed_of,
@@ -59,7 +57,6 @@ class Plan:
     amount: AtOnce
     forecast: Forecast
     speed: Speed | Probe | None
-    watts: float | None = None
     price: float | None = None
     here: bool = True
     """Whether the device is one of this machine, so that its speed can be measured."""
@@ -128,9 +125,7 @@ class Plan:
             return None
         error, steps = self.rows.error if self.rows is not None else 0.0, self.steps or 1
         speed = self.processes.speed(self.speed, self.device)
-        made = duration(self.own_step, steps, speed, error=error, validation=self._validation)
-        sums = exchange(self.processes, self.device, self.forecast.parameters.trainable)
-        return made if sums is None else made.with_wait(sums.seconds)
+        return duration(self.own_step, steps, speed, error=error, validation=self._validation)
 
     @property
     def _validation(self) -> Step | None:
@@ -151,11 +146,11 @@ class Plan:
         return backend == "compiled"
 
     @cached_property
-    def cost(self) -> Cost | None:
-        if self.duration is None or self.steps is None or (self.watts is None and self.price is None):
+    def money(self) -> Estimate | None:
+        """In the currency of the price, which is for an hour."""
+        if self.duration is None or self.steps is None or self.price is None:
             return None
-        watts = self.watts and self.watts * self.processes.drawing(self.device)
-        return cost(self.duration.total, watts=watts, price=self.price)
+        return self.duration.total.times(self.price / SECONDS_OF_HOUR)
 
     @cached_property
     def fit(self) -> Fit:
@@ -211,21 +206,6 @@ class Plan:
         """That the first training of a base in fewer bits begins with."""
         return conversion_of(self.shape, self.forecast.job.storage)
 
-    @cached_property
-    def advice(self) -> list[Advice]:
-        if self.rows is None or not self.trained or self.shape.is_classifier:
-            return []  # the advice is published and own results with language models
-        adapted = self.forecast.parameters.adapted
-        data = self.config.data
-        assert data is not None, "there are rows"
-        return advise(Facts(
-            adapter=self.config.adapter, training=self.config.training, data=data, rows=self.rows,
-            width=self.shape.blocks.width, parameters=self.shape.parameters,
-            trainable=self.forecast.parameters.trainable,
-            ends=sum(one.inputs + one.outputs for one in self.shape.linear),
-            ranks={one.layer.path: sum(one.ranks) for one in adapted}, context=self.shape.context,
-        ))  # fmt: skip
-
     def on(self, device: Device) -> Forecast:
         counted, compiled = self.forecast.parameters, self.forecast.job.compiled
         return planned_forecast(self.config, self.shape, device, self.amount, counted=counted, compiled=compiled)
@@ -259,12 +239,13 @@ class Plan:
 
 
 def plan_for(
-    shape: ModelShape, config: Planned, *, device: str | None = None, watts: float | None = None,
-    price: float | None = None, measured: Probe | None = None, on: Device | None = None, processes: Processes = ALONE,
+    shape: ModelShape, config: Planned, *, device: str | None = None, price: float | None = None,
+    measured: Probe | None = None, on: Device | None = None, processes: Processes = ALONE,
 ) -> Plan:  # fmt: skip
     """`device` is one of the list (`rtx-4090`) or `cpu`, by default what is here; `on` is known to be used, with the
     memory that each process has."""
-    _refuse_negative(watts=watts, price=price)
+    if price is not None and not 0 < price < 1e9:
+        raise ConfigError([f"price is {price:g}; a number above 0 is expected."])
     if measured is not None:
         refuse_elsewhere(device)
     rows = rows_of_training(config, shape)
@@ -272,12 +253,12 @@ def plan_for(
         apart = rows is not None and config.data is not None and bool(rows.held_out or config.data.validation)
         config = config.model_copy(update={"objective": OF_TEXTS}).with_class_defaults(measured=apart)
     found = on or for_each(processes, planned_device(device, config), device)
-    return planned(config, shape, found, rows, measured, watts, price, here=device in HERE, processes=processes)
+    return planned(config, shape, found, rows, measured, price, here=device in HERE, processes=processes)
 
 
 def planned(
     config: Planned, shape: ModelShape, device: Device, rows: PlannedRows | None, measured: Probe | None,
-    watts: float | None = None, price: float | None = None, *, here: bool = True, processes: Processes = ALONE,
+    price: float | None = None, *, here: bool = True, processes: Processes = ALONE,
 ) -> Plan:  # fmt: skip
     device = within_limit(device, config.model.memory_bytes)
     own = config.model_copy(update={"training": processes.own(config.training, rows)})
@@ -285,15 +266,8 @@ def planned(
     forecasts = [(amount, planned_forecast(config, shape, device, amount)) for amount in amounts]
     amount, first = max(forecasts, key=lambda one: one[1].peak)
     speed = measured or speed_of(device, first.job.dtype, shape.blocks.count, shape.mostly, first.job.storage)
-    plan = Plan(config, shape, device, rows, amount, first, speed, watts or device.watts, price, here, processes)
+    plan = Plan(config, shape, device, rows, amount, first, speed, price, here, processes)
     if not plan.may_compile:
         return plan
     again = planned_forecast(config, shape, device, amount, counted=first.parameters, compiled=True)
     return replace(plan, forecast=again)
-
-
-def _refuse_negative(**given: float | None) -> None:
-    wrong = [f"{name} is {value:g}; a number above 0 is expected." for name, value in given.items()
-             if value is not None and not 0 < value < 1e9]  # fmt: skip
-    if wrong:
-        raise ConfigError(wrong)

@@ -3,7 +3,7 @@
 share       rows are dealt by their tokens (data/dealing.py); a step waits for the share with the most tokens
 cores       without cards, each process has 1/N of the cores and the memory of its machine
 memory      that of a process alone with 1/N of the rows of a step: each has the whole base, and what learns
-step        seconds of the largest share + seconds of the sums (exchange.py); nothing overlaps
+step        seconds of the largest share; adding up the gradients comes on top and is not counted
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from rankwise.config.training import TrainingConfig
 from rankwise.data.dealing import deal
 from rankwise.errors import ConfigError
 from rankwise.planning.devices import Device
-from rankwise.planning.links import misfit
 from rankwise.planning.rows import PlannedRows
 from rankwise.planning.time import Probe, Speed, Step
 from rankwise.runs.manifest import usable_cores
@@ -27,13 +26,10 @@ DEALT = 64
 
 @dataclass(frozen=True)
 class Processes:
-    """`count` of them on `nodes` machines, as many on each. `link` names what connects those of one machine."""
+    """`count` of them on `nodes` machines, as many on each: a training may have several, and a plan has one."""
 
     count: int = 1
     nodes: int = 1
-    link: str | None = None
-    gigabits: float | None = None
-    """Gbit/s between machines."""
 
     @property
     def is_several(self) -> bool:
@@ -47,18 +43,10 @@ class Processes:
     def check(self, device: Device, cards: int | None) -> None:
         """ConfigError with all that cannot be; `cards` are those of this machine, None where it is not meant."""
         problems: list[str] = []
-        if self.count % self.nodes:
-            problems.append(f"--processes {self.count} on --nodes {self.nodes}: each machine needs as many processes.")
         if device.kind == "apple" and self.is_several:
             problems.append(f"several processes train on CUDA GPUs or processors, not on {device.name}.")
         if cards is not None and self.each > max(1, cards):
             problems.append(f"--processes {self.count} needs {self.each} GPUs on this machine, which has {cards}.")
-        if self.link is not None and self.each < 2:
-            problems.append("--link has no effect, since no two processes share a machine.")
-        elif self.link is not None and (why := misfit(device, self.link)):
-            problems.append(f'--link "{self.link}" {why}.')
-        if self.gigabits is not None and self.nodes < 2:
-            problems.append("--network has no effect with one machine; give --nodes too.")
         if problems:
             raise ConfigError(problems)
 
@@ -107,10 +95,6 @@ class Processes:
     def memory_of(self, device: Device) -> int:
         """Bytes for each process; each has a card of its own."""
         return device.memory // self.each if device.kind == "processor" else device.memory
-
-    def drawing(self, device: Device) -> int:
-        """How many devices draw power."""
-        return self.nodes if device.kind == "processor" else self.count
 
 
 ALONE = Processes()

@@ -30,7 +30,6 @@ def summary_of(plan: Plan) -> dict[str, Any]:
         "tokens": _of(plan.rows and plan.rows.tokens),
         "loss_tokens": _of(plan.rows and plan.rows.supervised),
         "replay_rows": None if plan.rows is None else round(plan.rows.replayed),
-        "advice": [vars(advice) for advice in plan.advice],
     }  # fmt: skip
     parts = (_memory(plan), _fits(plan), _time(plan))
     return found | {key: value if plan.trained else None for part in parts for key, value in part.items()}
@@ -74,14 +73,12 @@ def _time(plan: Plan) -> dict[str, Any]:
     """Of a run: null where it is not known how many steps it has, or how fast its device is."""
     told, speed = plan.duration, plan.speed
     run = told.total if told is not None and plan.steps is not None else None
-    cost = plan.cost
     return {
         "flops_per_token": plan.flops_per_token, "steps": plan.steps, "tokens_per_step": plan.step.tokens,
         "seconds": run and run.likely, "seconds_low": run and run.low, "seconds_high": run and run.high,
         "seconds_per_step": told and told.step.likely, "speed": speed and speed.origin,
         "speed_source": f"{speed.source}; {speed.efficiency.source}" if isinstance(speed, Speed) else None,
-        "kilowatt_hours": _of(cost and cost.kilowatt_hours), "money": _of(cost and cost.money),
-        "tuning": _tuning(plan), "processes": _processes(plan),
+        "money": _of(plan.money), "tuning": _tuning(plan), "processes": _processes(plan),
     }  # fmt: skip
 
 
@@ -90,14 +87,10 @@ def _processes(plan: Plan) -> dict[str, Any] | None:
     several = several_of(plan)
     if several is None:
         return None
-    processes, sums = several.processes, several.exchange
     return {
-        "count": processes.count, "nodes": processes.nodes, "rows_per_step": several.rows, "idle": several.idle,
-        "largest_share": several.largest_share, "gradient_bytes": sums.gradients, "sent_bytes": sums.sent,
-        "exchange_seconds": vars(sums.seconds), "speedup": several.speedup,
-        "links": {one.name: {"bytes_per_second": one.rate, "share": vars(one.share), "source": one.source}
-                  for one in sums.links},
-        "sharded": several.sharded and vars(several.sharded) | {"seconds": vars(several.sharded.seconds)},
+        "count": several.processes.count, "rows_per_step": several.rows, "idle": several.idle,
+        "largest_share": several.largest_share, "gradient_bytes": several.gradients,
+        "sharded": None if several.sharded_peak is None else {"peak": several.sharded_peak},
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""How long a step takes and the whole run, what energy it needs and what it costs.
+"""How long a step takes, and the whole run.
 
     seconds = operations / (rate x efficiency)     by assumption, and on a GPU no less than its kernels take to start
             + numbers unpacked / rate of unpacking of each micro-batch, where weights are packed
@@ -23,7 +23,6 @@ SECONDS_OF_HOUR = 3600
 COMPILED_AFTER = 300.0
 """Seconds of a training that is long enough to be compiled by itself. What compiling saves of it, a twentieth to a
 seventh (more where products are faster), is several times what compiling takes."""
-JOULES_OF_KILOWATT_HOUR = 3.6e6
 
 
 @dataclass(frozen=True)
@@ -158,17 +157,6 @@ class Duration:
     total: Estimate
     by: Speed | Probe
 
-    def with_wait(self, seconds: Estimate) -> Duration:
-        """Where each step takes so much longer."""
-        return replace(self, step=self.step.plus(seconds), total=self.total.plus(seconds.times(self.steps)))
-
-
-@dataclass(frozen=True)
-class Cost:
-    kilowatt_hours: Estimate | None
-    money: Estimate | None
-    """In the currency of the price."""
-
 
 def speed_of(
     device: Device, dtype: str, blocks: int, images: str | None = None, storage: Storage = "none"
@@ -218,12 +206,6 @@ def duration(
         extra = _probed(validation, replace(by, constant=0.0)) if isinstance(by, Probe) else _assumed(validation, by)
         total = total.plus(extra)
     return Duration(seconds, steps, total, by)
-
-
-def cost(seconds: Estimate, *, watts: float | None = None, price: float | None = None) -> Cost:
-    """`price` is for an hour."""
-    energy = seconds.times(watts / JOULES_OF_KILOWATT_HOUR) if watts is not None else None
-    return Cost(energy, seconds.times(price / SECONDS_OF_HOUR) if price is not None else None)
 
 
 def _assumed(step: Step, speed: Speed) -> Estimate:

@@ -94,7 +94,6 @@ def _shown(plan: Plan) -> Shown:
     return Shown(
         verdict=verdict, figures=tuple(_figures(plan)),
         remedies=tuple((" ".join(one.changes), one.price) for one in remedies),
-        notes=tuple(advice.text for advice in plan.advice),
         rows=None if plan.rows is None else round(plan.rows.documents.likely),
     )  # fmt: skip
 

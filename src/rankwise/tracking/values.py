@@ -14,7 +14,7 @@ Settings that are texts, such as a system message, are left out and say so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rankwise.config.experiment import Experiment
@@ -33,8 +33,8 @@ HISTOGRAM = "ranks/layers"
 WEIGHTS = ".safetensors"
 
 
-def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of one line of the metrics log, by name."""
+def values_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of one line of the metrics log, by name, and the rank of every layer."""
     match row.get("kind"):
         case "step":
             fields = {name: value for name, value in row.items() if name not in NO_NUMBERS}
@@ -50,24 +50,17 @@ def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
         case "back-off":
             return _numeric({"back_off/begun": row["begun"], "back_off/learning_rate": row["learning_rate"]})
         case "ranks":
-            return _numeric(_of_ranks(row, list(row["ranks"].values())))
+            return _of_ranks(row, list(row["ranks"].values()))
         case _:
             return {}
 
 
-def histogram_of(row: Mapping[str, Any]) -> Sequence[int] | None:
-    """The rank of every layer, where the line is of ranks."""
-    return list(row["ranks"].values()) or None if row.get("kind") == "ranks" else None
-
-
-def _of_ranks(row: Mapping[str, Any], ranks: Sequence[int]) -> dict[str, Any]:
-    totals = {"ranks/budget": row["budget"], "ranks/of": row["of"]}
+def _of_ranks(row: Mapping[str, Any], ranks: list[int]) -> dict[str, Any]:
+    values = {"ranks/budget": row["budget"], "ranks/of": row["of"]}
     if not ranks:
-        return totals
-    return totals | {
-        "ranks/mean": sum(ranks) / len(ranks), "ranks/smallest": min(ranks), "ranks/largest": max(ranks),
-        "ranks/empty_layers": sum(rank == 0 for rank in ranks),
-    }  # fmt: skip
+        return _numeric(values)
+    values |= {"ranks/mean": sum(ranks) / len(ranks), "ranks/smallest": min(ranks), "ranks/largest": max(ranks)}
+    return _numeric(values | {"ranks/empty_layers": sum(rank == 0 for rank in ranks)}) | {HISTOGRAM: ranks}
 
 
 def settings_of(experiment: Experiment) -> dict[str, Any]:
@@ -106,7 +99,7 @@ def _of_data(data: DataReport | None) -> Iterator[tuple[str, Any]]:
     yield "sha256", ",".join(file.sha256 for file in data.files)
 
 
-def results_of(manifest: Manifest, evaluations: Mapping[str, Evaluation]) -> tuple[dict[str, float], dict[str, str]]:
+def results_of(manifest: Manifest, evaluations: Mapping[str, Evaluation]) -> dict[str, float | str]:
     """What is known at the end: numbers and words."""
     given: dict[str, Any] = {"status": manifest.status}
     if manifest.forecast is not None:
@@ -120,7 +113,7 @@ def results_of(manifest: Manifest, evaluations: Mapping[str, Evaluation]) -> tup
     for one in evaluations.values():
         given |= _of_evaluation(one)
     words = {name: value for name, value in given.items() if isinstance(value, str)}
-    return _numeric(given), words
+    return _numeric(given) | words
 
 
 def _of_evaluation(one: Evaluation) -> dict[str, Any]:
