@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rankwise.config.base import shown
 from rankwise.config.column_text import column_text
@@ -57,10 +57,10 @@ def records(
     try:
         with path.open("rb") as file:
             head = file.read(4096)
+            kind = kind_of(path, head, file)
     except OSError as error:
         of_one = ", and header names the columns of one file" if header is not None and path.is_dir() else ""
         raise DataError(f"{path}: cannot be read ({error.strerror}){of_one}.") from None
-    kind = kind_of(path, head)
     if kind in (parquet, arrow):
         need("pyarrow", f"{path}: reading {kind.__name__.capitalize()}")
     if kind is workbook_records:
@@ -104,7 +104,8 @@ def _records_of(
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from None
 
 
-def kind_of(path: Path, head: bytes) -> Kind:
+def kind_of(path: Path, head: bytes, file: BinaryIO) -> Kind:
+    """By the name and the first bytes; `file` is read on where they do not decide."""
     suffix = path.suffix.lower()
     if head.startswith(b"PAR1") or suffix == ".parquet":
         return parquet
@@ -117,16 +118,16 @@ def kind_of(path: Path, head: bytes) -> Kind:
         return table_records
     if text[:1] != b"{":
         return json_list if text[:1] == b"[" else json_lines
-    return json_object if _is_one_object(path) else json_lines
+    return json_object if _is_one_object(path, file) else json_lines
 
 
-def _is_one_object(path: Path) -> bool:
+def _is_one_object(path: Path, file: BinaryIO) -> bool:
     """Whether the first line is all there is, or in a .json file begins an object that goes over several lines."""
+    file.seek(0)
     first = b"\n"
-    with path.open("rb") as file:
-        while first.isspace():
-            first = file.readline(LONGEST_LINE + 1)
-        rest = file.read(4096).strip()
+    while first.isspace():
+        first = file.readline(LONGEST_LINE + 1)
+    rest = file.read(4096).strip()
     begins = len(first) > LONGEST_LINE or first.strip()[-1:] in b"{[,:"
     return not rest or (begins and path.suffix.lower() == ".json")
 

@@ -8,11 +8,12 @@ decide how much memory a training needs.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, BinaryIO
 
 from rankwise.config.data import DataConfig, Rows
 from rankwise.data.columnar import Record
@@ -65,7 +66,11 @@ class _Index:
 def sample_rows(spec: DataConfig, source: Rows, *, drawn: int = DRAWN, largest: int = LARGEST) -> Sample:
     """Index the rows of a source, and read some of them."""
     reading = open_source(spec, source)
-    indices = [_index(part) for part in reading.parts]
+    with ExitStack() as files:
+        return _sample(reading, source, [_index(part, files) for part in reading.parts], drawn, largest)
+
+
+def _sample(reading: Reading, source: Rows, indices: Sequence[_Index], drawn: int, largest: int) -> Sample:
     rows_by_index = [(index, number) for index in indices for number in range(len(index.sizes))]
     if not rows_by_index:
         raise DataError(f"{source.path}: has no rows.")
@@ -112,34 +117,32 @@ class _Reader:
             return []
 
 
-def _index(part: Part) -> _Index:
+def _index(part: Part, files: ExitStack) -> _Index:
     path = Path(part.name)
     kind = None
     if path.is_file() and not part.of_images:
-        with path.open("rb") as file:
-            kind = kind_of(path, file.read(4096))
-    if kind is json_lines:
-        return _lines(part, path)
+        file = files.enter_context(path.open("rb"))
+        kind = kind_of(path, file.read(4096), file)
+        if kind is json_lines:
+            return _lines(part, path, file)
     records = _listed(path) if kind is json_list else None
     records = [(where, _light(row)) for where, row in raw_records(part)] if records is None else records
     return _Index(part, records.__getitem__, [_length(row) for _, row in records])
 
 
-def _lines(part: Part, path: Path) -> _Index:
-    begins, numbers, sizes, begin = [], [], [], 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.isspace():
-                begins.append(begin)
-                numbers.append(number)
-                sizes.append(len(line))
-            begin += len(line)
+def _lines(part: Part, path: Path, file: BinaryIO) -> _Index:
+    begins, numbers, sizes, begin = [], [], [], file.seek(0)
+    for number, line in enumerate(file, start=1):
+        if not line.isspace():
+            begins.append(begin)
+            numbers.append(number)
+            sizes.append(len(line))
+        begin += len(line)
 
     def row(index: int) -> Record:
         where = f"{path}:{numbers[index]}"
-        with path.open("rb") as file:
-            file.seek(begins[index])
-            line = file.read(sizes[index])
+        file.seek(begins[index])
+        line = file.read(sizes[index])
         return where, row_of_line(line.removeprefix(MARK), where)
 
     if sizes:

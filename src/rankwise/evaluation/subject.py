@@ -13,7 +13,6 @@ from rankwise.evaluation.number_format import held_to_measure
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.methods.artifact import Artifact, find_artifact
 from rankwise.methods.registry import method_of
-from rankwise.models.inspection import read_json
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.sources import find
 from rankwise.objectives.objective import Classifier, classifier
@@ -96,7 +95,7 @@ def open_subject(
 
 def _loaded(spec: ModelConfig, callback: Callback) -> LoadedModel:
     """A model that writes texts."""
-    return language_model(read_json(find(spec, callback).folder / "config.json")).load(spec, callback)
+    return language_model(find(spec, callback).config).load(spec, callback)
 
 
 def _beside(model: LoadedModel, target: str, against: ModelConfig, dtype: str, callback: Callback) -> Subject:

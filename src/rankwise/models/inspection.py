@@ -19,9 +19,8 @@ from rankwise.system.files import sha256_of
 from rankwise.system.foreign_json import read_json as read_json
 
 
-def inspect_folder(folder: Path, *, trusted: bool = False) -> None:
-    """Refuse a folder that cannot be loaded, or only by running its own code."""
-    config = read_json(folder / "config.json")
+def inspect_folder(folder: Path, config: dict[str, Any], *, trusted: bool = False) -> None:
+    """Refuse a folder that cannot be loaded, or only by running its own code. `config` is its config.json."""
     _refuse_irregular(folder)
     if not any(folder.glob("*.safetensors")):
         pickled = some(sorted(path.name for path in folder.glob("*.bin")), 2)

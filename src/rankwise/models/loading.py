@@ -47,9 +47,8 @@ def load_unchecked(spec: ModelConfig, callback: Callback = silent, kind: ModelKi
     precision = choose_precision(spec)
     source = find(spec, callback)
     if kind.processing is None:
-        config = read_json(source.folder / "config.json")
-        refuse_vision(config, str(source.folder))
-        kind = kind_for(kind, config)
+        refuse_vision(source.config, str(source.folder))
+        kind = kind_for(kind, source.config)
     trusted = spec.trust_code is not None and spec.trust_code == source.commit
     if spec.memory is not None and precision.device.type != "cpu":
         callback(WarningMessage(f"model.memory limits memory on the CPU alone, and the model is on {precision.device}"))
@@ -84,7 +83,7 @@ def _quantization(spec: ModelConfig, source: Source) -> str | None:
         return quantization_of(read_gguf_header(source.mapped_file))
     if spec.quantize == "none":
         return None
-    return spec.quantize if spec.quantize != "auto" else stored_format(read_json(source.folder / "config.json"))
+    return spec.quantize if spec.quantize != "auto" else stored_format(source.config)
 
 
 def _reader(source: Source, trusted: bool, spec: ModelConfig) -> TextReader:
@@ -108,7 +107,7 @@ def _module(
     """The model, the modules inside its body whose weights were drawn because the folder lacks them, and whether a
     classifier's head was not drawn."""
     quiet.hush()
-    if is_timm_config(read_json(source.folder / "config.json")):
+    if is_timm_config(source.config):
         need_timm(str(source.folder))
     new_head = kind.head_seed is not None
     try:
@@ -156,7 +155,7 @@ def _read(
 
 
 def _refuse_quantized(source: Source) -> None:
-    stored = "GGUF" if source.mapped_file is not None else stored_format(read_json(source.folder / "config.json"))
+    stored = "GGUF" if source.mapped_file is not None else stored_format(source.config)
     if stored is not None:
         raise ModelError(
             f"{source.folder} has weights in {stored}, which cannot be split over processes. Leave out --shard, or "
@@ -172,7 +171,7 @@ def _stored(
     folder = source.folder
     if source.mapped_file is not None:
         return QuantizedFolder(built(folder, kind), gguf_tensors(source.mapped_file, folder, dtype), folder)
-    stored = stored_format(read_json(folder / "config.json"))
+    stored = stored_format(source.config)
     if stored is not None:
         if spec.packed_format not in (None, stored):
             raise ModelError(
@@ -216,7 +215,7 @@ def _report_unused(
 def load_tokenizer(spec: ModelConfig, callback: Callback = silent) -> tuple[HubTokenizer, str, int | None]:
     """Load the tokenizer without the weights; return it with the model's name and context length."""
     source = find(spec, callback)
-    refuse_vision(read_json(source.folder / "config.json"), str(source.folder))
+    refuse_vision(source.config, str(source.folder))
     trusted = spec.trust_code is not None and spec.trust_code == source.commit
     return (
         _tokenizer(source, trusted).with_tokens(spec.new_tokens),

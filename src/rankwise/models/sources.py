@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import rankwise.models.quiet as _quiet  # noqa: F401  sets the environment before the hub client reads it
 from rankwise.config.models import ModelConfig
@@ -24,6 +25,7 @@ from rankwise.system.cache import GGUF_FOLDER, cache_folder, mark_used
 from rankwise.system.files import told_when_full
 from rankwise.system.hub import could_be_hub_id, hub_answers, is_forbidden, why_silent
 
+_INSPECTED: dict[Any, Source] = {}
 LOCAL, FROM_GGUF, GGUF_FILE, FROM_INDEX = "local folder", "converted from GGUF", "GGUF file", "package index"
 
 
@@ -39,6 +41,11 @@ class Source:
     gguf: Path | None = None
     """The GGUF file that the folder was converted from, or whose settings it has."""
 
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What config.json says, read once in a process while the folder stays as it is."""
+        return read_json(self.folder / "config.json")
+
     @property
     def mapped_file(self) -> Path | None:
         """The GGUF file that is used as it lies; the folder has no weights then."""
@@ -46,7 +53,7 @@ class Source:
 
     def refuse_packed(self, use: str) -> None:
         """ModelError where the folder's own weights are quantised; `use` is what they cannot be used for."""
-        if self.mapped_file is None and (stored := stored_format(read_json(self.folder / "config.json"))) is not None:
+        if self.mapped_file is None and (stored := stored_format(self.config)) is not None:
             raise ModelError(
                 f"{self.folder} contains weights in {stored}, {use}. Use rankwise export --format merged, which "
                 "unpacks them in memory."
@@ -79,11 +86,16 @@ class Source:
 
 
 def find(spec: ModelConfig, callback: Callback) -> Source:
+    """The model of this name. A folder that has not changed since is not inspected and read again."""
     source = _find(spec, callback)
     mark_used(source.folder)
-    if source.mapped_file is None:  # its settings are written by us, from a header that was checked
-        inspect_folder(source.folder, trusted=spec.trust_code is not None and spec.trust_code == source.commit)
-    return source
+    trusted = spec.trust_code is not None and spec.trust_code == source.commit
+    files = tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(source.folder.iterdir()))
+    if (source, trusted, files) not in _INSPECTED:
+        if source.mapped_file is None:  # its settings are written by us, from a header that was checked
+            inspect_folder(source.folder, source.config, trusted=trusted)
+        _INSPECTED[source, trusted, files] = source
+    return _INSPECTED[source, trusted, files]
 
 
 def _find(spec: ModelConfig, callback: Callback) -> Source:

@@ -14,7 +14,7 @@ from rankwise.config.preference import PreferenceConfig, read_as
 from rankwise.data.classes import read_targets
 from rankwise.data.tag_classes import holds_tags, read_tags
 from rankwise.errors import ConfigError
-from rankwise.models.inspection import is_encoder, is_encoder_decoder, read_json, reads_images
+from rankwise.models.inspection import is_encoder, is_encoder_decoder, reads_images
 from rankwise.models.preprocessing import processing_in
 from rankwise.models.sources import find
 from rankwise.objectives import image_classification, preference
@@ -35,7 +35,7 @@ OF_IMAGES, OF_PAIRS = image_classification.NAME, preference.NAME
 def decided(experiment: Experiment, callback: Callback) -> Experiment:
     """The experiment with `auto` decided by the model, which is said. ConfigError where the model cannot do what the
     objective needs, or a setting has no effect with it."""
-    config = read_json(find(experiment.base, callback).folder / "config.json")
+    config = find(experiment.base, callback).config
     name, kind = experiment.model.name, config.get("model_type") or config.get("architecture")
     if experiment.objective == "auto":
         chosen = CAUSAL_LM.name
@@ -128,15 +128,15 @@ def objective_by(
 ) -> CausalLM | SequenceToSequence | Preference | TextClassification | ImageClassification:
     """For rows that are looked at before there is an experiment. ConfigError where the model cannot do what the
     objective of that name needs."""
-    folder = None if model is None else find(model, callback).folder
-    config = {} if folder is None else read_json(folder / "config.json")
+    source = None if model is None else find(model, callback)
+    config: dict[str, Any] = {} if source is None else source.config
     if model is not None and name != "auto" and (problem := _misfit(name, config, model.name)):
         raise ConfigError([problem])
     if any(source.format == OF_PAIRS for source in data.all_sources):
         return Preference(PreferenceConfig())
-    if folder is not None and reads_images(config):
+    if source is not None and reads_images(config):
         targets = read_targets(data, ClassificationConfig())
-        return ImageClassification(targets, processing_in(folder).sized(images.size))
+        return ImageClassification(targets, processing_in(source.folder).sized(images.size))
     if name == OF_WORDS or (name == "auto" and holds_tags(data)):
         return TextClassification(read_tags(data, ClassificationConfig()))
     if name == OF_TEXTS or (name == "auto" and is_encoder(config)):
