@@ -1,4 +1,4 @@
-"""Forty-two chat templates that a model folder could bring: escapes, endless ones, and those that fill the memory.
+"""Forty-eight chat templates that a model folder could bring: escapes, endless ones, and those that fill the memory.
 
 An escape tries to make a file named `escaped`. None of them writes a conversation, so whatever is left of it after the
 sandbox, no row can be trained on.
@@ -70,5 +70,23 @@ GROWING = {
 }
 """What an operator of Jinja's sandbox does not see."""
 FILES = {"include": "{% include 'chat_template.jinja' %}", "import": "{% import '/etc/passwd' as x %}{{ x }}"}
-PAYING = {"budget": "{% set x = [-10**12]|map('$turn')|list %}" + LOOP * 3 + "{% endfor %}" * 3}
-HOSTILE = ESCAPES | ENDLESS | LARGE | GROWING | PAYING | FILES
+NO_BUDGET_SEES = {
+    "the hash of a deep tuple": "{% set n = namespace(x=()) %}{% for i in range(40000) %}{% set n.x = "
+    + "(" * 25
+    + "n.x"
+    + ",)" * 25
+    + " %}{% endfor %}{{ n.x is filter }}",
+    "a text looked for in a range": "{% set r = range(99999) %}" + LOOP + "{% set x = 'a' in r %}{% endfor %}",
+    "a number in 1 GB by a test": "{{ '%1000000000d' is odd }}",
+    "a search that goes back from the end": "{% set s = 'x' * 60000 %}"
+    + LOOP
+    + "{% set x = s.rfind('xy' + 'x' * 30000) %}{% endfor %}",
+    "conditions of a loop": "{% for i in range(99999) if [" + "i.a," * 1000 + "] %}{% endfor %}" * 9,
+    "thousands of names": "{% set "
+    + ", ".join(f"a{n}" for n in range(8000))
+    + " = x %}"
+    + "{% if a %}{% endif %}" * 2500,
+    "a year in 1 GB": "{{ strftime_now('%200000000Y' + ' ' * 1000000) }}",
+}
+"""What ended a sandbox that paid for each turn, call and text out of a budget (design/0025)."""
+HOSTILE = ESCAPES | ENDLESS | LARGE | GROWING | NO_BUDGET_SEES | FILES

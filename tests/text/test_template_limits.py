@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -10,10 +15,11 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from families import talk
 from hostile_templates import ENDLESS, HOSTILE
 from rankwise.config.data import DataConfig
-from rankwise.errors import ModelError, TemplateError
+from rankwise.errors import ModelError, ResourceError, TemplateError
+from rankwise.text import template_process
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.encode import Encoder
-from rankwise.text.template_rendering import Conversation, render_conversations
+from rankwise.text.template_process import Conversation, TemplateProcess, render_conversations
 from rankwise.text.tokenizer import HubTokenizer
 
 SOUND = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
@@ -46,7 +52,7 @@ def test_a_hostile_template_is_refused_in_one_sentence_and_the_next_one_renders(
     assert problem is not None and "\n" not in problem and len(problem) < 600
     assert not (tmp_path / "escaped").exists()
     if name in ENDLESS:
-        assert "does more work" in problem
+        assert "more than 1 second" in problem
     assert text_of(SOUND) == "user: hi\nassistant: yes\n"
 
 
@@ -54,10 +60,12 @@ def test_what_a_template_may_write_goes_by_the_conversation_s_length():
     long = [{"role": "user", "content": "x" * 20_000}]
     assert len(text_of("{{ 'x' * 49999 }}")) == 49_999
     assert len(text_of("{{ messages[0].content * 10 }}", long)) == 200_000
-    with pytest.raises(
-        ModelError, match=r"more than 50,000 characters \(and 8 for each that it is given\) for a conversation of"
-    ):
-        text_of("{{ 'x' * 60000 }}")
+    for source in ("{{ 'x' * 60000 }}", "{{ ('x ' * 99999)|wordwrap(1) }}"):
+        with pytest.raises(
+            ModelError,
+            match=r"more than 50,000 characters \(and 8 for each that it is given\) for a conversation of",
+        ):
+            text_of(source)
 
 
 TOOL = {"type": "function", "function": {"name": "look_up", "description": "é <b>", "parameters": {"type": "object"}}}
@@ -136,8 +144,70 @@ def test_a_long_row_that_exceeds_a_limit_is_refused_alone_until_there_are_severa
     many = [Conversation([turn], None, [(1, False)]) for turn in (short, long, short)]
     results = [result for (result,) in render_conversations(source, {}, many)]
     assert [result[0] for result in (results[0], results[2])] == ["sho", "sho"]
-    assert "does more work" in str(results[1])
+    assert "512 MB" in str(results[1])
     with pytest.raises(ModelError, match=r"40,00. characters"):
         render_conversations(source, {}, many * 3)
     with pytest.raises(ModelError, match=r"40,00. characters"):
         render_conversations(source, {}, many[:1])
+
+
+def test_a_process_that_was_killed_is_started_again():
+    assert text_of(SOUND)
+    own = template_process._PROCESS
+    assert own._process is not None
+    os.kill(own._process.pid, signal.SIGKILL)
+    own._process.wait()
+    assert text_of(SOUND) == "user: hi\nassistant: yes\n"
+
+
+def test_a_fork_has_a_process_of_its_own():
+    assert text_of(SOUND)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if text_of(SOUND) == "user: hi\nassistant: yes\n" else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert text_of(SOUND) == "user: hi\nassistant: yes\n"
+
+
+PARENT = """
+import os, signal, sys
+from rankwise.text import template_process
+from rankwise.text.template_process import Conversation, render_conversations
+render_conversations("x", {}, [Conversation([], None, [(0, False)])])
+print(template_process._PROCESS._process.pid, flush=True)
+if len(sys.argv) > 1:
+    loop = "{% for i in range(99999) %}"
+    template_process.template_renderer.SECONDS = 60
+    render_conversations(loop * 2 + "{% endfor %}" * 2, {}, [Conversation([], None, [(0, False)])])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_it_ends_with_its_parent_whatever_ends_that(busy):
+    command = [sys.executable, "-c", PARENT, *(["busy"] if busy else [])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        number = int(parent.stdout.readline())
+        parent.kill()
+    ends = time.monotonic() + 60
+    while time.monotonic() < ends:
+        try:
+            os.kill(number, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.02)
+    os.kill(number, signal.SIGKILL)
+    raise AssertionError("still there")
+
+
+def test_where_no_process_can_be_started_it_is_said_with_a_way_out(monkeypatch):
+    own = TemplateProcess()
+    monkeypatch.setattr(template_process, "_PROCESS", own)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(ResourceError, match=r"No such file.*RANKWISE_UNLIMITED_TEMPLATES=1"):
+        text_of(SOUND)
+    monkeypatch.setattr(sys, "executable", "")
+    with pytest.raises(ResourceError, match="no Python interpreter"):
+        text_of(SOUND)
+    monkeypatch.setenv("RANKWISE_UNLIMITED_TEMPLATES", "1")
+    assert text_of(SOUND) == "user: hi\nassistant: yes\n" and own._process is None

@@ -23,7 +23,7 @@ from rankwise.models.saving import template_text
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.example import Message
 from rankwise.text.jinja_source import names
-from rankwise.text.template_rendering import Conversation, Rules, render_conversations
+from rankwise.text.template_process import Conversation, Rules, render_conversations
 from rankwise.text.tokenizer import HubTokenizer
 
 PASSED = ("bos_token", "eos_token")

@@ -18,7 +18,7 @@ from rankwise.config.recipe import recipe_named
 from rankwise.errors import TemplateError
 from rankwise.planning.gguf_tokenizer import holds_tokenizer, template_settings
 from rankwise.planning.rows import AROUND_MESSAGE
-from rankwise.text.template_rendering import Conversation, render_conversations
+from rankwise.text.template_process import Conversation, render_conversations
 
 Count = Callable[[Sequence[str]], list[int]]
 """The tokens of each text."""

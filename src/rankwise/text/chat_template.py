@@ -1,8 +1,8 @@
 """Chat templates: the model's own, a recipe's, a plain one, or the one that a run has stored.
 
-All of them are Jinja, rendered as transformers does, within limits (text/template_rendering.py). Templates that can
-write a model's reasoning are told not to, in training and at inference alike, unless rows with reasoning are trained on
-(data.reasoning). A model without a template gets a plain one, so that a base model can be trained and used:
+All of them are Jinja, rendered as transformers does in a process with limits (text/template_process.py). Templates that
+can write a model's reasoning are told not to, in training and at inference alike, unless rows with reasoning are
+trained on (data.reasoning). A model without a template gets a plain one, so that a base model can be trained and used:
 "User: …\nAssistant: …" with the model's end token after each answer.
 """
 
@@ -24,7 +24,7 @@ from rankwise.text.many_answers import COMPARED, answers_of, compared
 from rankwise.text.plain_conversations import plain_conversation
 from rankwise.text.reasoning import OPEN, may_be_thought, without_thought
 from rankwise.text.template_probe import Shown, Span
-from rankwise.text.template_rendering import Cut, Result, render_conversations
+from rankwise.text.template_process import Cut, Result, render_conversations
 from rankwise.text.tokenizer import HubTokenizer
 from rankwise.text.written import Conversation, Written
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rankwise.text.example import Message, ToolCall
-from rankwise.text.template_rendering import Conversation, Cut
+from rankwise.text.template_process import Conversation, Cut
 
 Guard = Callable[[str], str]
 

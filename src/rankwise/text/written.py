@@ -13,7 +13,7 @@ from typing import Any
 from rankwise.errors import TemplateError, some
 from rankwise.text.example import Message
 from rankwise.text.template_probe import Span
-from rankwise.text.template_rendering import Cut, Result
+from rankwise.text.template_process import Cut, Result
 
 Conversation = tuple[Sequence[Message], Sequence[Any]]
 """Messages, and the tools that can be called."""
