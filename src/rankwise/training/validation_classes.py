@@ -134,8 +134,8 @@ def never_predicted(scorer: object, step: int, rate: float) -> list[str]:
     if len(predicted) == 1 < len(actual):
         return [
             f'every validation row is given the same class, "{names[next(iter(predicted))]}", so the result cannot '
-            f"tell classes apart. Try a lower learning rate (--learning-rate {rate / 4:.2g}) or more steps, under another "
-            "--run name."
+            f"tell classes apart. Try a lower learning rate (--learning-rate {rate / 4:.2g}) or more steps, under "
+            "another --run name."
         ]
     never = [f'"{names[at]}" ({count} rows)' for at, count in sorted(actual.items()) if at not in predicted]
     return [f"these classes of the validation rows are never predicted: {some(never, 8)}. {_way(targets)}"] * bool(
