@@ -243,7 +243,7 @@ def test_a_folder_of_several_adapters_asks_for_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("base_model.model.q.lora_A.weight", "the names of PEFT, whose adapter_config.json is missing"),
+        ("base_model.model.q.lora_A.weight", "the names of PEFT, but there is no adapter_config.json"),
         ("q.lora_a", "the names of mlx-lm, but there is no adapter_config.json"),
         ("lora_te_q.lora_down.weight", "docs/importing.md says how to give it PEFT's names"),
     ],

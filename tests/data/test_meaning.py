@@ -70,7 +70,7 @@ def appended(text):
 
 
 IN_PROMPT = "have their answer or label word for word in the prompt: {}, such as rows.jsonl:1. The model learns to"
-MISSING = "have a sign for a missing value as their answer or label"
+MISSING = "have a placeholder for a missing value as their answer or label"
 KEYS, CARD = "have what looks like a key or token of a service", "have what looks like the number of a payment card"
 INVISIBLE = (
     "have invisible characters in their text (byte order marks, zero-width spaces): 3 of 40, such as rows.jsonl:1. They"
@@ -119,7 +119,7 @@ TRAPS = [
          at=range(4), twin=lambda n, one: {"prompt": "Who?", "completion": " me" if n % 2 else "Me "}),
     Trap("two answers to each prompt", QUESTIONS, question(lambda n, one: f"Who mends house {n // 2}?"),
          "have the prompt of another row and another answer: 40 of 40, such as rows.jsonl:1 and rows.jsonl:2, "
-         "rows.jsonl:3 and rows.jsonl:4, rows.jsonl:5 and rows.jsonl:6. Right where a set has several right answers",
+         "rows.jsonl:3 and rows.jsonl:4, rows.jsonl:5 and rows.jsonl:6. If several answers are right, write them",
          twin=lambda n, one: {"prompt": f"Who mends house {n // 2}?", "completion": [f"we {n // 2}", "me"]}),
     Trap("one text, two sets of labels", TICKETS, lambda n, one: {"text": "same", "label": [f"x{n % 2}"]},
          "have the text of another row and another label: 42 of 42, such as rows.jsonl:1 and rows.jsonl:2. At most",
@@ -137,18 +137,18 @@ TRAPS = [
     Trap("decimal commas as classes", SCORES, answer(lambda n, one: one["label"].replace(".", ",")),
          "have a number with a decimal comma as their label: 42 of 42, such as rows.jsonl:1. Each is taken as a name, "
          "so as a class of its own. Write numbers on a scale with a point: 1234.5", classifies=True),
-    Trap("marks of thousands and a comma", SCORES, answer(lambda n, one: f"1.23{n % 7},5"),
+    Trap("thousands separators and a comma", SCORES, answer(lambda n, one: f"1.23{n % 7},5"),
          "have a number with a decimal comma as their label", classifies=True),
-    Trap("marks of thousands", SCORES, answer(lambda n, one: f"1{n % 7}.345"),
-         "have a label that may be a number with marks of thousands, as 12.345 for 12345: 42 of 42, such as "
-         "rows.jsonl:1. They are read as numbers", twin=answer(lambda n, one: f"{n % 7}.345"), classifies=True),
+    Trap("thousands separators", SCORES, answer(lambda n, one: f"1{n % 7}.345"),
+         "have a label that may be a number with thousands separators, such as 12.345 for 12345: 42 of 42, "
+         "such as rows.jsonl:1. They are read as numbers", twin=answer(lambda n, one: f"{n % 7}.345"), classifies=True),
     Trap("dates as classes", TICKETS, answer(lambda n, one: f"2024-01-{n % 7 + 10}"),
          "have a date as their label: 42 of 42, such as rows.jsonl:1. Each is taken as a name", classifies=True),
     Trap("dates as texts", TICKETS, answer(lambda n, one: f"1{n % 7}.01.2024"),
          "have a date as their label: 42 of 42, such as rows.jsonl:1. They are learned as texts"),
     Trap("shortened numbers", TICKETS, answer(lambda n, one: f"1.23457E+{12 + n % 2}"),
-         "have a number as spreadsheets shorten long ones, as 1.23457E+15: 42 of 42, such as rows.jsonl:1. Its "
-         "last digits are lost", twin=answer(lambda n, one: f"1.23457E-{2 + n % 2}")),
+         "have a long number that a spreadsheet has shortened, such as 1.23457E+15: 42 of 42, such as rows.jsonl:1. "
+         "Its last digits are lost", twin=answer(lambda n, one: f"1.23457E-{2 + n % 2}")),
     Trap("labels as numbers and texts", TICKETS, answer(lambda n, one: n % 2 if n < 30 else str(n % 2)),
          'labels are written in several ways, and 1, 1.0 and "1" are one label: whole number (30 rows, first '
          "rows.jsonl:1), text (12 rows, first rows.jsonl:31)", twin=answer(lambda n, one: n % 2)),
@@ -167,7 +167,8 @@ TRAPS = [
     Trap("zero-width spaces", QUESTIONS, answer(lambda n, one: f"well,\u200b {n}"), INVISIBLE,
          at=range(3), twin=answer(lambda n, one: f"\U0001f469\u200d\U0001f680 flies {n}")),
     Trap("an answer of zero-width spaces", QUESTIONS, answer(lambda n, one: "\u200b "),
-         "have an answer of invisible characters alone: 1 of 40, such as rows.jsonl:9. Leave such rows out",
+         "have an answer that consists only of invisible characters: 1 of 40, such as rows.jsonl:9. Leave such rows "
+         "out",
          at=range(8, 9)),
     Trap("UTF-8 read as cp1252", QUESTIONS, appended("the café’s".encode().decode("cp1252")), ENCODING,
          at=range(2, 3), twin=appended("the café’s")),

@@ -88,7 +88,7 @@ def _end(as_json: bool, number: int, frame: FrameType | None) -> None:
             KeyboardInterrupt() if number == signal.SIGINT else Interrupted("stopped by a signal.", 128 + number)
         )
         if waits and ((own := launched()) is None or own.rank == 0):
-            os.write(2, b"rankwise: stopping after this step. Ask again to stop at once.\n")
+            os.write(2, b"rankwise: stopping after this step. A second Ctrl-C or signal stops at once.\n")
     except KeyboardInterrupt as error:
         if not _torch_is_being_imported():
             raise

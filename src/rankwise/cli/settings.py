@@ -149,15 +149,17 @@ FLAGS = {
     "on_bad_row": Flag("data.on_bad_row", str,
         "stop: end with an error at a row that cannot be used; skip: leave it out and list it.  [default: stop]"),
     "held_out": Flag("data.held_out", str,
-        "Validation rows to take from the training rows: their number or a share (0.1, 10%).  [default: a tenth of 50 "
-        "rows or more, at most 500]"),
+        "Validation rows to take from the training rows: their number or a share (0.1, 10%).  [default: a tenth, at "
+        "most 500, if there are 50 rows or more]"),
     "held_out_order": Flag("data.held_out_order", str,
         "How they are chosen. seed: at random, in proportion to the labels; last: the last rows."),
     "group": Flag("data.group", str,
         "Column of groups: rows with the same value are all in training or all in validation."),
     "validation_data": Flag("data.validation", str, "File of validation rows, which are never trained on."),
     "validate_every": Flag("validation.steps", int, "Steps between validations.  [default: a tenth of all steps]"),
-    "keep": Flag("validation.keep", str, "Which checkpoint to keep: best (by validation loss) or last."),
+    "keep": Flag("validation.keep", str,
+        "Which checkpoint to keep: best (by validation loss) or last.  [default: last; of a classifier of texts "
+        "without --epochs and --steps, best]"),
     "patience": Flag("validation.patience", int, "Stop early after N validations without improvement."),
     "seed": Flag("training.seed", int, "Seed of the training."),
     "log_to": Flag("tracking.log_to", str,

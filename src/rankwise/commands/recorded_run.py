@@ -96,7 +96,7 @@ def record(
     try:  # outside: from here on nothing may take the result away
         run.forget_steps()
     except (RankwiseError, OSError) as error:
-        callback(WarningMessage(f"the run is finished; what only a training needs could not be removed: {error}"))
+        callback(WarningMessage(f"the run is finished, but what only training needs could not be removed: {error}"))
     write_page(RunSnapshot(run, training.experiment, finished), callback)
     trackers.end()
     return finished

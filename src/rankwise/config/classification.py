@@ -25,9 +25,9 @@ class ClassificationConfig(Config):
     has decimals."""
     pooling: Literal["auto", "own", "mean", "cls", "max"] = "auto"
     """What the head of a classifier of texts reads: `mean` and `max` are the mean and the largest values of the hidden
-    states of all tokens, and `cls` that of the first token, each scaled to mean 0 and variance 1. `own` is what the
-    model's own code reads, such as BERT's pooler or the last token. `auto` is the pooling that a sentence-transformers
-    model was trained with (modules.json), and `own` elsewhere."""
+    states of all tokens, and `cls` is the hidden state of the first token, each scaled to mean 0 and variance 1. `own`
+    is what the model's own code reads, such as BERT's pooler or the last token. `auto` is the pooling that a
+    sentence-transformers model was trained with (modules.json), and `own` for other models."""
     class_weights: ClassWeights | None = None
     """Weight of each class in the loss: `balanced` gives every class the same total weight, and `{label: weight}` names
     them; classes that are not named weigh 1. By default every row weighs 1."""

@@ -198,8 +198,8 @@ class DataConfig(Reading):
     """Validation rows from files of their own. They are never trained on."""
     held_out: int | float | Literal["auto"] = "auto"
     """Validation rows to take from the training rows: their number (120), or a share of the rows (0.1 or 10%). Each of
-    several sources gives its share. `auto` takes a tenth of 50 rows or more, at most 500, where neither `validation`
-    nor `recipe` is given. 0 takes none."""
+    several sources gives its share. `auto` takes a tenth, at most 500, if there are 50 rows or more and neither
+    `validation` nor `recipe` is given. 0 takes none."""
     held_out_order: Literal["seed", "last"] = "seed"
     """How these rows are chosen: `seed` draws them at random by data.seed, in proportion to the labels if the rows have
     labels; `last` takes the last rows."""
@@ -233,8 +233,8 @@ class DataConfig(Reading):
     """What happens to a row that cannot be used: `stop` ends the training with an error; `skip` leaves the row out and
     lists it in the data report."""
     accept: tuple[StoppingCheck, ...] = ()
-    """Checks of what rows mean that would stop the training and shall not, by the names that their errors give:
-    `answer-in-prompt` trains on rows whose labels stand in their prompts."""
+    """Checks of what rows mean that shall only warn and not stop the training, by the names that their errors give:
+    with `answer-in-prompt`, rows are trained on although their labels stand in their prompts."""
     seed: Seed = 0
     """Seed of the random choices of `rows`, `weight` and `held_out`."""
 

@@ -48,9 +48,9 @@ class ReplayConfig(Config):
     training row, so it has 1 / (1 - share) times as many steps."""
     data: ReplayDataConfig | None = None
     """The replay rows: a file, folder or hub data set in any format of training rows, or `run:NAME` for the training
-    rows of an earlier run, by its own columns and settings. By default they are the base
-    model's own answers to 64 general instructions of several kinds and languages, of at most 128 tokens, drawn at
-    temperature 1. It writes them once for each base and chat template, and they lie in the cache."""
+    rows of an earlier run, read with its columns and settings. By default they are the base model's own answers to 64
+    general instructions of several kinds and languages, of at most 128 tokens, drawn at temperature 1. It writes them
+    once for each base and chat template, and they lie in the cache."""
 
     def rows_among(self, own: int) -> int:
         """The replay rows of a pass that shows so many training rows."""

@@ -20,8 +20,9 @@ class TrainingConfig(Config):
     """How a run is trained."""
 
     epochs: Annotated[Number, Field(gt=0, le=1000)] | None = None
-    """Passes over the training rows. The default is 2 if steps is not given either; of a classifier of texts it is 4,
-    or with validation rows 10 at most, until they show no improvement (validation.keep best, validation.patience 2)."""
+    """Passes over the training rows. The default is 2 if steps is not given either; for a classifier of texts it is
+    4, or, with validation rows, at most 10: training then ends when they show no improvement (validation.keep is `best`
+    and validation.patience 2)."""
     steps: PositiveInt | None = None
     """Number of optimizer steps. Give either steps or epochs."""
     batch_size: PositiveInt = 16
@@ -64,11 +65,11 @@ class TrainingConfig(Config):
     """Seed of initial values, row order and dropout."""
     checkpoint_minutes: Annotated[Number, Field(gt=0, le=1440)] | None = None
     """Longest time between checkpoints, and so the work that a crash may cost. The default is 5. They are written more
-    often, down to a fifth of this, as long as they take less than 1 % of the time; and less often where they would take
-    more than 5 %. Checkpoints are removed when the run is finished."""
+    often, down to a fifth of this time, as long as they take less than 1 % of the run, and less often if they would
+    take more than 5 %. Checkpoints are removed when the run is finished."""
     checkpoint_steps: PositiveInt | None = None
-    """Steps between checkpoints, which then go by steps instead of time; as many as the run has mean none. A run that
-    is told to stop writes one in any case."""
+    """Steps between checkpoints, which are then written by steps instead of by time; the number of steps of the run
+    means none. A run that is told to stop writes one in any case."""
     keep_checkpoints: PositiveInt = 2
     """Number of checkpoints that are stored at a time (`--keep-checkpoints`). Where the newest one is damaged, a run is
     resumed from the one before it. Each takes about three times the size of the trained weights in float32 on the

@@ -41,7 +41,8 @@ class ValidationConfig(Config):
     """Optimizer steps between validations. The last step is always validated. The default is ten validations in a run,
     or fewer if there are so many validation rows that ten would read more than a fifth of the trained tokens."""
     keep: Literal["last", "best"] = "last"
-    """Which checkpoint becomes the result: `last`, or `best` by validation loss (or by the metric named in `by`). With
+    """Which checkpoint becomes the result: `last`, or `best` by validation loss (or by the metric named in `by`). A
+    classifier of texts that trains until its validation stops improving (training.epochs) keeps the best one. With
     AdaLoRA, only checkpoints after the end of pruning are compared, because earlier ones are larger than the budget."""
     patience: PositiveInt | None = None
     """Early stopping: end the run after this many validations in a row without improvement."""

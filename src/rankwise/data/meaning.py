@@ -127,10 +127,10 @@ CHECKS = (
     Check("answer-repeats-prompt", "have an answer that begins with the whole prompt", "The model learns to repeat "
           "the question first. Remove it from the answers", rows=3, least=0.1,
           finds=lambda row: row.bare != row.question != "" and row.bare.startswith(row.question)),
-    Check("missing-value", "have a sign for a missing value as their answer or label, such as None, NaN, N/A or -",
-          "Programs write these into empty cells. Leave such rows out, or write what is meant", rows=3,
+    Check("missing-value", "have a placeholder for a missing value as their answer or label, such as None, NaN, N/A or "
+          "-", "Programs write these into empty cells. Leave such rows out, or write what is meant", rows=3,
           finds=lambda row: row.bare in MISSING),
-    Check("invisible-answer", "have an answer of invisible characters alone", "Leave such rows out",
+    Check("invisible-answer", "have an answer that consists only of invisible characters", "Leave such rows out",
           finds=lambda row: _ONLY_INVISIBLE.fullmatch(row.answer) is not None),
     Check("leading-space", "have an answer that begins with white space, unlike the others", _SPACE, rows=3, least=0.02,
           most=0.95, finds=lambda row: row.answer[:1].isspace()),
@@ -140,19 +140,19 @@ CHECKS = (
           least=0.02, most=0.95, finds=lambda row: row.answer.endswith("\n")),
     Check("decimal-commas", "have a number with a decimal comma as their label", "{taken}. Write numbers on a scale "
           "with a point: 1234.5", rows=3, least=0.1, among="labels", finds=_of_label(_COMMA)),
-    Check("thousands", "have a label that may be a number with marks of thousands, as 12.345 for 12345",
-          "{taken}. Write numbers without such marks", rows=3, least=0.3, among="labels", finds=_of_label(_THOUSANDS)),
+    Check("thousands", "have a label that may be a number with thousands separators, such as 12.345 for 12345",
+          "{taken}. Write numbers without separators", rows=3, least=0.3, among="labels", finds=_of_label(_THOUSANDS)),
     Check("dates", "have a date as their label", "{taken}. Write a number, such as the year or the days since a day, "
           "if the order of the dates matters", rows=3, least=0.1, among="labels", finds=_of_label(_DATE)),
-    Check("shortened-numbers", "have a number as spreadsheets shorten long ones, as 1.23457E+15", "Its last digits "
-          "are lost. Export the column as text", among="all",
+    Check("shortened-numbers", "have a long number that a spreadsheet has shortened, such as 1.23457E+15", "Its last "
+          "digits are lost. Export the column as text", among="all",
           finds=lambda row: "E+1" in row.text and _SHORTENED.search(row.text) is not None),
     Check("invisible-characters", "have invisible characters in their text (byte order marks, zero-width spaces)",
           "They become tokens of their own. Remove them", rows=2, least=0.005, among="all", finds=_of_text(_INVISIBLE)),
     Check("wrong-encoding", "have text that was decoded wrongly, such as Ã© for é or â€™ for an apostrophe",
-          "Read the file as UTF-8 and write it anew", among="all", finds=_of_text(_AS_CP1252)),
+          "Read the original file as UTF-8 and save it again", among="all", finds=_of_text(_AS_CP1252)),
     Check("html-entities", "have HTML entities in their text, such as &amp; or &#39;", "The model learns to write "
-          "them. Replace them by what they stand for", rows=2, least=0.005, among="all",
+          "them. Replace them with the characters that they stand for", rows=2, least=0.005, among="all",
           finds=lambda row: "&" in row.text and "</" not in row.text and _ENTITY.search(row.text) is not None),
     Check("keys", "have what looks like a key or token of a service", _REPEATS, among="all",
           finds=lambda row: holds_key(row.text)),
@@ -161,8 +161,8 @@ CHECKS = (
     Check("card-numbers", "have what looks like the number of a payment card", _REPEATS, among="all",
           finds=lambda row: holds_card(row.text)),
     Check("e-mail-addresses", "have e-mail addresses", _REPEATS, among="all", finds=lambda row: holds_email(row.text)),
-    Check("some-with-system", "have a system message, and the others have none", "Generation then gives none. Give "
-          "all rows the same with --system, or none", rows=3, least=0.05, most=0.95, among="all",
+    Check("some-with-system", "have a system message, and the others have none", "Generation then uses none. Give "
+          "all rows the same one with --system, or remove it from all", rows=3, least=0.05, most=0.95, among="all",
           finds=lambda row: row.example.system is not None),
     Check("chosen-longer", "are pairs whose chosen answer is the longer one", "The model may learn nothing but to "
           "write more. Add pairs whose better answer is the shorter one", rows=20, least=0.95, among="pairs",
@@ -334,24 +334,24 @@ def _too_long(meaning: Meaning, *_: object) -> _Occurrence:
 SURVEYS = (
     Check("contradicting-labels", "have the text of another row and another label", "At most one of them can be "
           "right. Correct the labels, or leave such rows out", rows=2, finds=_conflicts, among="labels"),
-    Check("several-answers", "have the prompt of another row and another answer", "Correct those that are wrong; "
-          "where all are right, write them as a list in one row, so that evaluation knows them", rows=2, least=0.01,
+    Check("several-answers", "have the prompt of another row and another answer", "Correct those that are wrong. "
+          "If all are right, write them as a list in one row, so that evaluation accepts each", rows=2, least=0.01,
           most=0.5, finds=_conflicts, among="texts"),
-    Check("answers-to-each-prompt", "have the prompt of another row and another answer", "Right where a set has "
-          "several right answers to each prompt: as a list in one row evaluation knows them all, and "
-          "data.alternatives=each trains on each. A mistake where one is right", least=0.5, finds=_conflicts,
+    Check("answers-to-each-prompt", "have the prompt of another row and another answer", "If several answers are "
+          "right, write them as a list in one row: evaluation then accepts each, and data.alternatives=each trains on "
+          "each. If only one is right, correct the others", least=0.5, finds=_conflicts,
           among="texts"),
     Check("one-answer", "all have the same answer", "The model learns to give it whatever is asked. Take the answer "
           "from another column", stops=1.0, finds=_one_answer),
     Check("label-of-each-row", "have a label that no other row has", "Numbers on a scale need "
           "classification.targets=numbers, and identifiers are no labels: name another column", least=0.5, stops=0.9,
           finds=_label_of_each),
-    Check("label-of-one-row", "are the only one with their label", "One row is learned or measured, never both. Add "
-          "rows, or give it a wider label", most=0.5, finds=_label_of_each),
+    Check("label-of-one-row", "are the only one with their label", "A single row is trained on or measured, never "
+          "both. Add rows of that label, or give the row a wider one", most=0.5, finds=_label_of_each),
     Check("exchanged-columns", "have the answer of another row as their prompt", "Columns may be exchanged in a part "
           "of the file. Look at the first such row and those around it", rows=3, least=0.02, finds=_exchanged),
     Check("much-longer-row", f"are more than {LONGER} times as long as the median", "Two rows may have run together, "
-          "as by a quote that is never closed", most=0.1, finds=_too_long),
+          "for example after a quote that is never closed", most=0.1, finds=_too_long),
 )  # fmt: skip
 STOPPING = tuple(check.name for check in (*CHECKS, *SURVEYS) if check.stops is not None)
 
@@ -380,7 +380,7 @@ class RawCounts:
         if self.headers:
             yield (
                 f"rows that repeat the names of the columns: {self.headers:,} of {rows:,}, such as "
-                f"{self.first['headers']}. Files may have been joined with their first lines. Delete these lines"
+                f"{self.first['headers']}. Files may have been joined together with their header lines. Delete these"
             )
         if len(self.kinds) > 1 and ("text" in self.kinds or "number with decimals" not in self.kinds):
             listed = some(f"{kind} ({count:,} rows, first {self.first[kind]})" for kind, count in self.kinds.items())

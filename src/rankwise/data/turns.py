@@ -80,8 +80,8 @@ def _refuse_unknown(turn: dict[str, Any], where: str, number: int) -> None:
     if unknown := [key for key, value in given.items() if value is not False or key not in ("mask", "prefix")]:
         names = some(map(shown, unknown), 6)
         raise DataError(
-            f"{where}: turn {number} has {names}, which is not read, so that it would have no effect. To leave a turn "
-            f"out of the loss, write weight 0; to ignore the key, add {ignoring(unknown)}."
+            f"{where}: turn {number} has {names}, which rankwise does not read, so it would have no effect. To leave a "
+            f"turn out of the loss, write weight 0; to ignore the key, add {ignoring(unknown)}."
         )
 
 

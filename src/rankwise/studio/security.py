@@ -96,7 +96,7 @@ class Security:
         how = headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")
         follows = how == ("navigate", "document") and SHOWING.fullmatch(path) is not None  # with the tab to itself
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not follows:
-            return PlainTextResponse("a page from elsewhere asked for this. Open it from a page of the studio.", 403)
+            return PlainTextResponse("this was requested by another site. Open it from a page of the studio.", 403)
         if self.key is None or path.startswith(OPEN) or self.key.is_proven(connection):
             return None
         if method == "GET" and "text/html" in headers.get("accept", ""):

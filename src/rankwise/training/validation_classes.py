@@ -120,7 +120,7 @@ def rare_in(scorer: object) -> list[str]:
     counts, classes = Counter(int(one_target(row)) for row in own.rows), own.objective.targets.classes
     rare = [f'"{one_line(name)}" ({counts[at]})' for at, name in enumerate(classes) if counts[at] < FEW]
     return [
-        f"fewer than {FEW} of the validation rows have these classes, so the scores tell little of them, or nothing: "
+        f"fewer than {FEW} of the validation rows have these classes, so the scores say little about them, or nothing: "
         f"{some(rare, 8)}. Give more rows of them, or raise --held-out"
     ] * bool(rare)
 
@@ -133,12 +133,12 @@ def never_predicted(scorer: object, step: int, rate: float) -> list[str]:
     names = [one_line(name) for name in targets.classes]
     if len(predicted) == 1 < len(actual):
         return [
-            f'every validation row is given the same class, "{names[next(iter(predicted))]}", so the result tells no '
-            f"classes apart. Try a lower learning rate (--learning-rate {rate / 4:.2g}) or more steps, under another "
-            "--run name."
+            f'every validation row is given the same class, "{names[next(iter(predicted))]}", so the result cannot '
+            f"tell classes apart. Try a lower learning rate (--learning-rate {rate / 4:.2g}) or more steps, under "
+            "another --run name."
         ]
     never = [f'"{names[at]}" ({count} rows)' for at, count in sorted(actual.items()) if at not in predicted]
-    return [f"these classes are never predicted of the validation rows: {some(never, 8)}. {_way(targets)}"] * bool(
+    return [f"these classes of the validation rows are never predicted: {some(never, 8)}. {_way(targets)}"] * bool(
         never
     )
 
@@ -164,7 +164,7 @@ def still_falling(losses: Sequence[LossRecord], steps: int, epochs: float) -> li
         return []
     return [
         f"the validation loss was still falling at the end, from {losses[-2].loss:.3g} to {losses[-1].loss:.3g}: "
-        f"--epochs {2 * epochs:.3g} would go on, under another --run name"
+        f"to train longer, use --epochs {2 * epochs:.3g} and another --run name"
     ]
 
 

@@ -136,10 +136,10 @@ def _without_settings(file: Path) -> str:
     with open_tensors(file) as opened:
         names = list(opened.keys())
     if any(name.startswith(PREFIX) for name in names):
-        return f"the names of PEFT, whose {CONFIG} is missing beside it; it says the scale of each layer."
+        return f"the names of PEFT, but there is no {CONFIG} beside it, which says the scale of each layer."
     if any(_LIKE_MLX.fullmatch(name) for name in names):
         return (
-            f"the names of mlx-lm, but there is no {CONFIG} beside it that says the scale, or it is not called "
+            f"the names of mlx-lm, but there is no {CONFIG} beside it, which says the scale, or the file is not called "
             f"{mlx.WEIGHTS}."
         )
     return (

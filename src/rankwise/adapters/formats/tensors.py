@@ -23,7 +23,7 @@ FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 def check_there(file: Path, missing: str) -> None:
     """AdapterError where a file cannot be opened; `missing` is the end of the sentence that it is missing."""
     if not file.is_file():  # a pipe would never end
-        what = "is no regular file." if file.exists() else f"is missing{missing}"
+        what = "is not a regular file." if file.exists() else f"is missing{missing}"
         raise AdapterError(f"{file} {what}")
 
 
