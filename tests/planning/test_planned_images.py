@@ -265,7 +265,7 @@ def test_a_folder_of_images_is_planned_with_its_classes_and_the_size_of_its_proc
     made = plan(config_of(folders / "vit", data=str(pictures), training={"batch_size": 8, "epochs": 2}))
     assert (made.shape.outputs, made.shape.image, made.steps) == (3, SIZE, 5)
     assert made.amount.tokens == 8 * patches_of(SIZE) == made.forecast.job.tokens
-    assert made.forecast.job.form == "fast" and made.trained and made.advice == []
+    assert made.forecast.job.form == "fast" and made.trained
     assert made.methods["full"].job.form == "plain"
     whole = made.methods["full"]
     assert whole.parameters.trainable == made.shape.parameters
