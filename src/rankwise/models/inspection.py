@@ -19,8 +19,9 @@ from rankwise.system.files import sha256_of
 from rankwise.system.foreign_json import read_json as read_json
 
 
-def inspect_folder(folder: Path, config: dict[str, Any], *, trusted: bool = False) -> None:
-    """Refuse a folder that cannot be loaded, or only by running its own code. `config` is its config.json."""
+def inspect_folder(folder: Path, config: dict[str, Any] | None = None, *, trusted: bool = False) -> None:
+    """Refuse a folder that cannot be loaded, or only by running its own code. `config` is its config.json, if read."""
+    config = read_json(folder / "config.json") if config is None else config
     _refuse_irregular(folder)
     if not any(folder.glob("*.safetensors")):
         pickled = some(sorted(path.name for path in folder.glob("*.bin")), 2)
