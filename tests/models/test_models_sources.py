@@ -239,3 +239,15 @@ def test_the_fingerprint_changes_with_size_config_and_another_file(folder):
 
 def test_the_fingerprint_is_of_the_content_and_not_of_the_place(folder, tmp_path):
     assert fingerprint(shutil.copytree(folder, tmp_path / "elsewhere")) == fingerprint(folder)
+
+
+def test_a_folder_is_inspected_and_read_again_once_a_file_of_it_has_changed(folder):
+    (folder / "notes.txt").symlink_to("nowhere")  # as a hub's cache has where a file was removed
+    spec = ModelConfig(name=str(folder))
+    first = find(spec, silent)
+    assert find(spec, silent) is first
+    settle(folder / "config.json", rms_norm_eps=0.5)
+    assert find(spec, silent).config["rms_norm_eps"] == 0.5 != first.config["rms_norm_eps"]
+    settle(folder / "config.json", model_type="nobody", auto_map={"AutoModel": "code.Model"})
+    with pytest.raises(RemoteCodeError):
+        find(spec, silent)

@@ -19,7 +19,8 @@ def processes_of(plan: Plan) -> Iterator[str]:
     if several is None:
         return
     count = several.processes.count
-    yield row_text("processes", f"{_where(count, plan)}; {_share(several)}")
+    own = "which share its cores and memory" if plan.device.kind == "processor" else "each with a card of its own"
+    yield row_text("processes", f"{count} on one machine, {own}; {_share(several)}")
     if several.idle:
         yield row_text(
             "", f"{several.idle} of them have no rows, since a step has {several.rows}; raise --batch-size or use fewer"
@@ -30,12 +31,6 @@ def processes_of(plan: Plan) -> Iterator[str]:
     if several.sharded_peak is not None:
         sizes = f"{size_text(several.sharded_peak)} of memory in each instead of {size_text(plan.forecast.peak)}"
         yield row_text("sharded", f"over {count} processes: {sizes}")
-
-
-def _where(count: int, plan: Plan) -> str:
-    if plan.device.kind == "processor":
-        return f"{count} on one machine, which share its cores and memory"
-    return f"{count} on one machine, each with a card of its own"
 
 
 def _share(several: Several) -> str:

@@ -25,7 +25,8 @@ from rankwise.system.cache import GGUF_FOLDER, cache_folder, mark_used
 from rankwise.system.files import told_when_full
 from rankwise.system.hub import could_be_hub_id, hub_answers, is_forbidden, why_silent
 
-_INSPECTED: dict[Any, Source] = {}
+_INSPECTED: dict[tuple[Source, bool], tuple[Any, Source]] = {}
+"""By folder, and whether its code is trusted: its files as they were inspected."""
 LOCAL, FROM_GGUF, GGUF_FILE, FROM_INDEX = "local folder", "converted from GGUF", "GGUF file", "package index"
 
 
@@ -90,12 +91,15 @@ def find(spec: ModelConfig, callback: Callback) -> Source:
     source = _find(spec, callback)
     mark_used(source.folder)
     trusted = spec.trust_code is not None and spec.trust_code == source.commit
-    files = tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(source.folder.iterdir()))
-    if (source, trusted, files) not in _INSPECTED:
+    there = [path for path in sorted(source.folder.iterdir()) if path.exists()]
+    files = [(path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in there]
+    before, known = _INSPECTED.get((source, trusted), (None, source))
+    if before != files:
+        known = source
         if source.mapped_file is None:  # its settings are written by us, from a header that was checked
             inspect_folder(source.folder, source.config, trusted=trusted)
-        _INSPECTED[source, trusted, files] = source
-    return _INSPECTED[source, trusted, files]
+        _INSPECTED[source, trusted] = files, source
+    return known
 
 
 def _find(spec: ModelConfig, callback: Callback) -> Source:

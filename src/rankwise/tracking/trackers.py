@@ -223,9 +223,7 @@ class Trackio:
             self._run.finish()
 
 
-TRACKERS: dict[str, type[TensorBoard] | type[Wandb] | type[Mlflow] | type[Trackio]] = {
-    "tensorboard": TensorBoard, "wandb": Wandb, "mlflow": Mlflow, "trackio": Trackio,
-}  # fmt: skip
+TRACKERS = {"tensorboard": TensorBoard, "wandb": Wandb, "mlflow": Mlflow, "trackio": Trackio}
 """The library of each has the same name."""
 
 
