@@ -168,7 +168,7 @@ def assert_refused(folder: Path, said: str) -> None:
         (WEIGHTS, None, "is missing"),
         (WEIGHTS, b"", "is damaged"),
         (WEIGHTS, b"\xff" * 64, "is damaged"),
-        (CONFIG, None, "is missing"),
+        (CONFIG, None, "there is no adapter_config.json beside it"),
         (CONFIG, b"{", "is not JSON"),
         (CONFIG, b"[" * 100_000, "is not JSON"),
         (CONFIG, b"[]", "no peft_type"),
