@@ -15,6 +15,7 @@ from rankwise.errors import ModelError, RemoteCodeError, some
 from rankwise.models.stored_quantization import quantization_problem
 from rankwise.models.timm_models import is_timm_config
 from rankwise.planning.config_check import refused, size_problems, timm_problems
+from rankwise.system.contents import content_of
 from rankwise.system.files import sha256_of
 from rankwise.system.foreign_json import read_json as read_json
 
@@ -145,7 +146,7 @@ def fingerprints(folder: Path) -> tuple[str, dict[str, str]]:
     """Hash config, tokenizer, chat template and weights: all together, and each by its name. Files up to 2 GB are
     hashed completely, larger ones by a sample."""
     named = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-    parts = {name: (folder / name).read_bytes() if (folder / name).is_file() else b"" for name in named}
+    parts = {name: content_of(folder / name) if (folder / name).is_file() else b"" for name in named}
     parts["weights"] = b""
     for file in sorted(folder.glob("*.safetensors")):
         size = file.stat().st_size
