@@ -10,7 +10,7 @@ from rankwise.adapters.formats.dialects import detect
 from rankwise.adapters.oddities import oddities
 from rankwise.adapters.weights import AdapterWeights
 from rankwise.methods.artifact import Artifact
-from rankwise.models.without_weights import modules_without_weights
+from rankwise.models.skeleton import modules_without_weights
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage
 
 

@@ -22,8 +22,7 @@ from torch import Tensor
 
 from rankwise.errors import RunError, some
 from rankwise.methods.state import TrainableState
-from rankwise.models.gathering import write_gathered
-from rankwise.models.sharding import split_as
+from rankwise.models.sharding import split_as, write_gathered
 from rankwise.runs.sealed import TENSORS, DamagedStep, check_file, read_facts, seal
 from rankwise.system.files import published
 from rankwise.training.finite import check_finite, not_finite

@@ -21,9 +21,8 @@ from rankwise.methods.base import BaseFacts
 from rankwise.methods.method import Method, Record
 from rankwise.methods.model_card import CardFacts, card
 from rankwise.methods.trainable import Trainable
-from rankwise.models.gathering import save_whole
 from rankwise.models.loaded import LoadedModel
-from rankwise.models.sharding import is_split
+from rankwise.models.sharding import is_split, save_whole
 from rankwise.planning.disk import EXACT, SLOW_DISK, Disk
 from rankwise.runs.directory import REFERENCE, RunDirectory
 from rankwise.runs.lineage import Round

@@ -15,7 +15,6 @@ from rankwise.exporting.merging.inputs import Inputs
 from rankwise.exporting.merging.plan import MergePlan
 from rankwise.inference.tuned_model import with_own_template
 from rankwise.models.beside import copy_reader
-from rankwise.models.inspection import read_json
 from rankwise.models.loading import load_tokenizer
 from rankwise.models.preprocessing import save_processing
 from rankwise.models.rotary_names import with_older_names
@@ -24,6 +23,7 @@ from rankwise.models.tensor_files import INDEX
 from rankwise.models.timm_models import is_timm, set_config
 from rankwise.runs.records import Callback, WarningMessage, silent
 from rankwise.system.files import write_json
+from rankwise.system.foreign_json import read_json
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.tokenizer import HubTokenizer
 
