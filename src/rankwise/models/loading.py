@@ -1,8 +1,8 @@
 """Loading of models with their tokenizers, from folders that were inspected first.
 
-Tokens that were added to a tokenizer take rows of the embedding and of the output head that no token has; otherwise both
-tables grow. The row of a new token is the mean of the rows of the tokens that it was written with before, so that the
-same base has the same rows wherever it is loaded.
+Tokens that were added to a tokenizer take rows of the embedding and of the output head that no token has; otherwise
+both tables grow. The row of a new token is the mean of the rows of the tokens that it was written with before, so that
+the same base has the same rows wherever it is loaded.
 """
 
 from __future__ import annotations

@@ -195,8 +195,8 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()} | {
 
 
 def write_gathered(file: Path | None, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """A safetensors file of whole tensors. Without a file, this process gives its part. If the disk fails, the others are
-    gathered still, so that nobody waits for it."""
+    """A safetensors file of whole tensors. Without a file, this process gives its part. If the disk fails, the others
+    are gathered still, so that nobody waits for it."""
     if file is None:
         for value in tensors.values():
             gathered(value)
