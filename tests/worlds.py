@@ -41,8 +41,7 @@ from rankwise.methods.trainable import Trainable
 from rankwise.models.kind import CAUSAL_LM
 from rankwise.models.sharding import load_sharded
 from rankwise.objectives.causal_lm import summed
-from rankwise.runs.directory import RunDirectory
-from rankwise.runs.followed import FollowedRun
+from rankwise.runs.directory import FollowedRun, RunDirectory
 from rankwise.runs.records import SampleRecord, ScoreRecord
 from rankwise.text.tokenize import Tokens
 from rankwise.training import step as step_module

@@ -9,7 +9,7 @@ from rankwise.evaluation.class_details import figures_of
 from rankwise.evaluation.label_task import ScoredLabels, best_constant
 from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.span_metrics import ScoredTags
-from rankwise.runs.target_facts import TargetFacts
+from rankwise.runs.row_facts import TargetFacts
 
 TAGS = TargetFacts(classes=("O", "B-a", "I-a", "B-b", "I-b"), counts=(1,) * 5, form="tags")
 

@@ -14,8 +14,7 @@ from rankwise.evaluation.class_metrics import Scored
 from rankwise.reporting.markup import picture
 from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.evaluations import evaluation_path, read_evaluation, write_evaluation
-from rankwise.runs.feature_forgetting import FeatureForgetting
-from rankwise.runs.measured import Difference, Measured
+from rankwise.runs.measured import Difference, FeatureForgetting, Measured
 from report_runs import PIXEL, made_run
 
 

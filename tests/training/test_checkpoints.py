@@ -21,8 +21,8 @@ from rankwise.methods.adalora.trainable import TrainableAdaLoRA
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.objectives.causal_lm import summed
+from rankwise.runs.own_files import FACTS, TENSORS, hash_of
 from rankwise.runs.records import StepRecord
-from rankwise.runs.sealed import FACTS, TENSORS, hash_of
 from rankwise.system.files import sha256_of
 from rankwise.text.tokenize import Tokens
 from rankwise.training.checkpoints import restore, save, size_of

@@ -12,7 +12,7 @@ from rankwise.cli.options import Json
 from rankwise.cli.visible import visible
 
 if TYPE_CHECKING:
-    from rankwise.runs.comparisons import ComparedTask, Comparison, Differing
+    from rankwise.runs.evaluations import ComparedTask, Comparison, Differing
 
 HEADS = ("task", "metric", "n", "a", "b", "difference", "95 %", "p", "verdict")
 LONGEST_VALUE, MOST_DIFFERING = 60, 12

@@ -15,7 +15,7 @@ from rankwise.config.reading import read_experiment
 from rankwise.runs.data_report import loss_unit
 from rankwise.runs.lineage import described
 from rankwise.runs.manifest import Results
-from rankwise.runs.pair_facts import OF_PAIRS
+from rankwise.runs.row_facts import OF_PAIRS
 from rankwise.system.allocator import keep_memory
 from rankwise.system.launched import launched
 

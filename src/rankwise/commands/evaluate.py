@@ -57,9 +57,8 @@ from rankwise.runs.evaluations import (
     stamped,
     write_evaluation,
 )
-from rankwise.runs.feature_forgetting import FeatureForgetting
 from rankwise.runs.manifest import now
-from rankwise.runs.measured import Difference
+from rankwise.runs.measured import Difference, FeatureForgetting
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 from rankwise.runs.score_text import labels_text, score_line
 from rankwise.runs.snapshot import forgetting_in

@@ -28,8 +28,8 @@ from rankwise.inference.tagging import tags_column
 from rankwise.inference.tuned_model import TunedModel, load_tuned
 from rankwise.methods.artifact import Artifact, open_artifact
 from rankwise.runs.records import Callback, ProgressUpdate, silent
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.runs.snapshot import RunSnapshot
-from rankwise.runs.target_facts import TargetFacts
 from rankwise.system.files import check_place, write_atomic
 from rankwise.text.tokenize import prompt_ids
 

@@ -20,8 +20,8 @@ from rankwise.data.sequences import EncodedRows
 from rankwise.data.sources import CHUNK, Reading
 from rankwise.errors import DataError
 from rankwise.runs.data_report import TargetFacts, TemplateFacts
-from rankwise.runs.pair_facts import PairFacts
 from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage
+from rankwise.runs.row_facts import PairFacts
 from rankwise.text.encode import RowEncoder
 from rankwise.text.example import Example, ImageRecord
 

@@ -18,7 +18,7 @@ from rankwise.data.columnar import Record, column_names
 from rankwise.data.formats import Row
 from rankwise.data.tables import Note, named
 from rankwise.errors import DataError, first_line, some
-from rankwise.runs.layout_facts import LayoutFacts
+from rankwise.runs.row_facts import LayoutFacts
 
 MOST_BYTES, FEW_BYTES, MOST_TIMES = 500_000_000, 50_000_000, 100
 """What a workbook may unpack to; beyond the second, at most so many times its own size. Rows take 3 to 20 times."""

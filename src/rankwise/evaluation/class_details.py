@@ -13,7 +13,7 @@ from rankwise.evaluation.class_metrics import Scored
 from rankwise.evaluation.confusion import class_table, f1_of_classes
 from rankwise.evaluation.intervals import measured_each, measured_share
 from rankwise.evaluation.span_formulas import Sums, figures_of_types
-from rankwise.runs.class_details import CalibrationBin, ClassDetails, OneClass, WrongRow
+from rankwise.runs.measured import CalibrationBin, ClassDetails, OneClass, WrongRow
 
 MOST_WRONG, THUMBNAILS = 500, 24
 """Wrong rows that are stored, and how many of them with a picture."""

@@ -24,8 +24,7 @@ from rankwise.errors import EvaluationError
 from rankwise.evaluation.intervals import difference
 from rankwise.evaluation.linear_probe import FOLDS, probe_hits
 from rankwise.evaluation.metrics import METRICS
-from rankwise.runs.feature_forgetting import FeatureForgetting
-from rankwise.runs.measured import Measured
+from rankwise.runs.measured import FeatureForgetting, Measured
 from rankwise.runs.records import Callback, ProgressUpdate, silent
 
 Numbers = NDArray[np.float64]

@@ -25,7 +25,7 @@ from rankwise.models.heads import head_modules
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.image_classification import ImageClassification
 from rankwise.runs.data_report import TargetFacts
-from rankwise.runs.feature_forgetting import FeatureForgetting
+from rankwise.runs.measured import FeatureForgetting
 from rankwise.runs.records import Callback
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.text.tokenize import Tokens

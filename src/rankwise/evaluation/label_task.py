@@ -21,8 +21,8 @@ from rankwise.evaluation.row_task import Judged, RowTask, TaskKind
 from rankwise.inference.classify import THRESHOLD, Done, Outputs, outputs_of
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Classifier
+from rankwise.runs.measured import SetDetails
 from rankwise.runs.records import Callback, StatusMessage
-from rankwise.runs.set_details import SetDetails
 from rankwise.text.tokenize import Tokens
 
 MOST_WRONG = 500

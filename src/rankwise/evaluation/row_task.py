@@ -17,10 +17,9 @@ import numpy as np
 from rankwise.evaluation.intervals import scores
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Classifier
-from rankwise.runs.class_details import ClassDetails
 from rankwise.runs.evaluations import ModelScores, Sample
+from rankwise.runs.measured import ClassDetails, SetDetails, WrongSet
 from rankwise.runs.records import Callback, ProgressUpdate
-from rankwise.runs.set_details import SetDetails, WrongSet
 from rankwise.text.tokenize import Tokens
 from rankwise.text.tokenizer import HubTokenizer
 

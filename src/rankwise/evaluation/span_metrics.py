@@ -17,7 +17,7 @@ from rankwise.evaluation.span_formulas import Sums
 from rankwise.inference.classify import Done, Outputs
 from rankwise.inference.tagging import tag_probabilities
 from rankwise.objectives.objective import Classifier
-from rankwise.runs.target_facts import TargetFacts
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.text.tagged import Span, spans_of
 from rankwise.text.tokenize import Tokens
 

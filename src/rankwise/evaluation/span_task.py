@@ -11,8 +11,8 @@ from rankwise.evaluation.class_details import figures_of
 from rankwise.evaluation.row_task import Judged, RowTask, TaskKind
 from rankwise.evaluation.span_metrics import ScoredTags, score_tags
 from rankwise.models.loaded import LoadedModel
+from rankwise.runs.measured import SetDetails, WrongSet
 from rankwise.runs.records import Callback
-from rankwise.runs.set_details import SetDetails, WrongSet
 from rankwise.text.tagged import Span
 from rankwise.text.tokenize import Tokens
 from rankwise.text.tokenizer import HubTokenizer

@@ -14,7 +14,7 @@ from torch import nn
 
 from rankwise.inference.classify import TOKENS_AT_ONCE
 from rankwise.objectives.objective import Classifier
-from rankwise.runs.target_facts import TargetFacts
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.text.encode_tags import EncodedWords, Text
 from rankwise.text.tagged import BEGIN, INSIDE, OUTSIDE, label_in, spans_of
 from rankwise.text.tokenize import Tokens

@@ -26,8 +26,8 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load, load_unchecked
 from rankwise.objectives.pair_losses import PAIR_LOSSES, PairLosses
 from rankwise.objectives.targets import text_writing
-from rankwise.runs.pair_facts import PairFacts
 from rankwise.runs.records import Callback
+from rankwise.runs.row_facts import PairFacts
 from rankwise.text.encode_pairs import PairEncoder, pair_of
 from rankwise.text.rendering import Template
 from rankwise.text.tokenize import Tokens

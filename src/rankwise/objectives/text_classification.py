@@ -28,7 +28,7 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.targets import head_settings, outputs_in, target_loss, text_writing, values_of, weight_of
 from rankwise.objectives.texts import heads_of, load_text_classifier, logits_of, padded, random_ids
 from rankwise.runs.records import Callback
-from rankwise.runs.target_facts import TargetFacts
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.text.encode import RowEncoder
 from rankwise.text.encode_tags import TagEncoder
 from rankwise.text.encode_texts import TextEncoder

@@ -20,7 +20,7 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load, load_unchecked
 from rankwise.models.pooling import read_pooled
 from rankwise.runs.records import Callback
-from rankwise.runs.target_facts import Pooling
+from rankwise.runs.row_facts import Pooling
 from rankwise.text.tokenize import Tokens
 
 LONGEST_MODEL = 1_000_000

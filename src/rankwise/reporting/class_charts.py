@@ -5,7 +5,7 @@ from __future__ import annotations
 from rankwise.reporting.figures import Panel, Sheet, drawn
 from rankwise.reporting.markup import Markup, joined
 from rankwise.reporting.quantities import share
-from rankwise.runs.class_details import ClassDetails
+from rankwise.runs.measured import ClassDetails
 
 HEIGHT, BAR = 260, 13
 UNDER = "probability of the predicted class"

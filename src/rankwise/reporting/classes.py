@@ -9,9 +9,9 @@ from rankwise.reporting.document import Section, figure, folded, paragraph, tabl
 from rankwise.reporting.markup import Content, Markup, element, joined, picture
 from rankwise.reporting.quantities import figure as number
 from rankwise.reporting.quantities import interval, plural, share
-from rankwise.runs.class_details import SUMMARISED, ClassDetails, Measured, OneClass, WrongRow
-from rankwise.runs.class_text import most_confused, weakest
 from rankwise.runs.evaluations import Evaluation
+from rankwise.runs.measured import SUMMARISED, ClassDetails, Measured, OneClass, WrongRow
+from rankwise.runs.score_text import most_confused, weakest
 from rankwise.runs.snapshot import RunSnapshot
 
 MOST_IN_MATRIX, MOST_CONFUSIONS, OPEN_ROWS = 20, 20, 8

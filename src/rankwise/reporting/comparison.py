@@ -12,8 +12,7 @@ from rankwise.reporting.quality import chip, difference_cells, value
 from rankwise.reporting.quantities import figure as number
 from rankwise.reporting.quantities import interval, recorded, share
 from rankwise.reporting.verdict import counted, primary
-from rankwise.runs.comparisons import ComparedForgetting, ComparedTask, Comparison, Differing
-from rankwise.runs.evaluations import Forgetting
+from rankwise.runs.evaluations import ComparedForgetting, ComparedTask, Comparison, Differing, Forgetting
 from rankwise.runs.snapshot import Candidate
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.reporting.markup import Content, Markup, element, joined, shown
-from rankwise.runs.sealed import with_hash
+from rankwise.runs.own_files import with_hash
 
 KIND = "rankwise report"
 BEGINS = f'<!doctype html>\n<html lang="en" data-kind="{KIND}">'

@@ -8,8 +8,7 @@ from rankwise.reporting.markup import Content, Markup, element
 from rankwise.reporting.quantities import figure as number
 from rankwise.reporting.quantities import plural
 from rankwise.reporting.rank_map import left_out, rank_map
-from rankwise.runs.layers import rank_grid
-from rankwise.runs.records import LossRecord, RankRecord
+from rankwise.runs.records import LossRecord, RankRecord, rank_grid
 from rankwise.runs.snapshot import RunSnapshot
 
 

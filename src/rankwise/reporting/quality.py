@@ -10,8 +10,7 @@ from rankwise.reporting.markup import Content, Markup, element, joined
 from rankwise.reporting.quantities import SIGNS, chance, interval, measured, plural, share
 from rankwise.reporting.quantities import figure as number
 from rankwise.runs.evaluations import Evaluation, Forgetting, Sample, StrengthCurve
-from rankwise.runs.feature_forgetting import FeatureForgetting
-from rankwise.runs.measured import Difference, Measured, Verdict
+from rankwise.runs.measured import Difference, FeatureForgetting, Measured, Verdict
 from rankwise.runs.records import SampleRecord
 from rankwise.runs.snapshot import RunSnapshot
 

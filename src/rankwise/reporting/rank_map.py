@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rankwise.reporting.figures import Sheet, chart
 from rankwise.reporting.markup import Markup
-from rankwise.runs.layers import rank_grid
+from rankwise.runs.records import rank_grid
 
 MOST_KINDS, MOST_BLOCKS = 40, 200
 NUMBERED = 400

@@ -6,9 +6,9 @@ from rankwise.reporting.classes import cells
 from rankwise.reporting.document import Section, folded, table
 from rankwise.reporting.markup import Content, Markup, element
 from rankwise.reporting.quantities import plural
-from rankwise.runs.class_text import weakest
 from rankwise.runs.evaluations import Evaluation
-from rankwise.runs.set_details import SUMMARISED, SetDetails, WrongSet
+from rankwise.runs.measured import SUMMARISED, SetDetails, WrongSet
+from rankwise.runs.score_text import weakest
 from rankwise.runs.snapshot import RunSnapshot
 
 OPEN_ROWS = 8

@@ -5,8 +5,8 @@ from __future__ import annotations
 from rankwise.reporting.document import Section, paragraph, table
 from rankwise.reporting.markup import Content
 from rankwise.reporting.quantities import duration, plural
+from rankwise.runs.manifest import TrialFacts
 from rankwise.runs.snapshot import RunSnapshot
-from rankwise.runs.tuning import TrialFacts
 
 
 def tuning_section(run: RunSnapshot) -> Section | None:

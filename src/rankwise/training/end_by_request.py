@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rankwise.runs.directory import RunDirectory
-from rankwise.runs.end_request import BY_REQUEST, forget_end_request, is_asked_to_end
+from rankwise.runs.directory import BY_REQUEST, RunDirectory, forget_end_request, is_asked_to_end
 from rankwise.runs.records import StatusMessage, WarningMessage
 from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.validation import Validation

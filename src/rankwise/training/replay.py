@@ -27,7 +27,7 @@ from rankwise.inference.own_answers import own_answers
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, WarningMessage
-from rankwise.runs.replay_facts import ReplayFacts
+from rankwise.runs.row_facts import ReplayFacts
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.text.tokenize import Tokens
 

@@ -13,11 +13,12 @@ import torch
 from rankwise.config.experiment import Experiment
 from rankwise.errors import RunError, some
 from rankwise.methods.continuing import continued
-from rankwise.runs.comparisons import leaves
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.directory import RunDirectory
+from rankwise.runs.evaluations import leaves
 from rankwise.runs.manifest import Manifest, Resumed, machine
 from rankwise.runs.metrics_log import first_lines, line_of, read_metrics_log, read_ranks
+from rankwise.runs.own_files import DamagedStep
 from rankwise.runs.records import (
     BackOffRecord,
     BudgetRecord,
@@ -30,7 +31,6 @@ from rankwise.runs.records import (
     WarningMessage,
 )
 from rankwise.runs.resumable import METRICS, Resumable
-from rankwise.runs.sealed import DamagedStep
 from rankwise.training.checkpoints import restore
 from rankwise.training.early_stopping import Validated
 from rankwise.training.state import TrainState

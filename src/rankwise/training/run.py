@@ -27,11 +27,10 @@ from rankwise.models.sharding import is_split
 from rankwise.planning.disk import EXACT, SLOW_DISK, Disk
 from rankwise.runs.directory import REFERENCE, RunDirectory
 from rankwise.runs.lineage import Round
-from rankwise.runs.manifest import Results, peak_rss
+from rankwise.runs.manifest import Results, Tuning, peak_rss
 from rankwise.runs.metrics_log import MetricsLog
 from rankwise.runs.records import LossRecord, ScoreRecord, StepRecord, WarningCollector
 from rankwise.runs.resumable import Resumable
-from rankwise.runs.tuning import Tuning
 from rankwise.system.memory import available_memory
 from rankwise.training.accuracy_budget import AccuracyBudget, AccuracyTask
 from rankwise.training.anchor import Anchor, BaseOnText

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 
 from rankwise.errors import is_out_of_memory
 from rankwise.planning.tuning import TOO_COSTLY, Stage, TrialPlan
+from rankwise.runs.manifest import TrialFacts, Tuning
 from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage
-from rankwise.runs.tuning import TrialFacts, Tuning
 from rankwise.system.memory import available_memory
 from rankwise.training.halving import Choice, choose
 from rankwise.training.preflight import Foresight, out_of_memory

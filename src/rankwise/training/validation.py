@@ -23,7 +23,7 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Objective
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.records import LossRecord, SampleRecord, ScoreRecord, StatusMessage
-from rankwise.runs.target_facts import OF_LANGUAGE_MODELS
+from rankwise.runs.row_facts import OF_LANGUAGE_MODELS
 from rankwise.training.backend import Backend
 from rankwise.training.checkpoints import check_snapshot, load_snapshot, save_snapshot
 from rankwise.training.early_stopping import Candidate, EarlyStopping, Validated

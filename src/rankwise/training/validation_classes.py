@@ -24,7 +24,7 @@ from rankwise.inference.tagging import tag_probabilities
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Classifier, Objective, classifier
 from rankwise.runs.records import LossRecord, SampleRecord, ScoreRecord
-from rankwise.runs.target_facts import TargetFacts
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.text.tokenize import Tokens
 from rankwise.training.dealt import computed_by_all
 from rankwise.training.world import ALONE, World
