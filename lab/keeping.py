@@ -32,9 +32,9 @@ from rankwise.config.models import ModelConfig
 from rankwise.data.batches import Batches
 from rankwise.data.preparing import TextWriting, prepare
 from rankwise.errors import TrainingError, first_line
-from rankwise.evaluation.base_and_tuned import BaseAndTuned, base_and_tuned, of_two_models
 from rankwise.evaluation.forgetting import compared
 from rankwise.evaluation.likelihood import likelihoods
+from rankwise.evaluation.subject import BaseAndTuned, base_and_tuned, of_two_models
 from rankwise.evaluation.text import BETWEEN, Text, Written, cut
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.methods.method import Setup

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
 from rankwise.evaluation.requests import Request
-from rankwise.evaluation.scoring import answers
+from rankwise.evaluation.task import answers
 from rankwise.inference.decoding import decode
 from rankwise.inference.generate import answer, answers_in_turn
 from rankwise.inference.repetition import PERIOD, STAGE, TIMES, TOKENS, loop_at, repeats

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from rankwise.errors import RunError
-from rankwise.evaluation.comparable import set_apart
-from rankwise.evaluation.intervals import difference
+from rankwise.evaluation.intervals import difference, set_apart
 from rankwise.evaluation.metrics import METRICS
 from rankwise.runs.evaluations import (
     ComparedForgetting,

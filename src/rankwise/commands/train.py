@@ -28,12 +28,12 @@ from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Objective, classifier
 from rankwise.objectives.registry import decided, objective_of
-from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.directory import FollowedRun, RunDirectory
 from rankwise.runs.lineage import Round
 from rankwise.runs.manifest import BackOff, Manifest, Tuning
 from rankwise.runs.records import Callback, StatusMessage, WarningCollector, WarningMessage, silent
 from rankwise.runs.resumable import Resumable
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.system.launched import launched
 from rankwise.system.memory import limited_memory
 from rankwise.system.signals import deferred, ignore_requests

@@ -25,10 +25,9 @@ import torch
 
 from rankwise.config.tasks import HELD_OUT, task_of_rows
 from rankwise.data.batches import IGNORED, questions
-from rankwise.evaluation.base_and_tuned import BaseAndTuned
 from rankwise.evaluation.intervals import scores
 from rankwise.evaluation.likelihood import LOGITS
-from rankwise.evaluation.subject import Subject
+from rankwise.evaluation.subject import BaseAndTuned, Subject
 from rankwise.evaluation.validation_rows import rows_to_measure
 from rankwise.kernels.divergence import divergence
 from rankwise.models.loaded import LoadedModel

@@ -18,7 +18,7 @@ from rankwise.images.decode import decode
 from rankwise.images.perceptual import record_of
 from rankwise.images.pixels import PixelFile
 from rankwise.images.processor import pixels_of
-from rankwise.runs.data_report import TargetFacts
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.system.cache import cache_folder
 from rankwise.text.encode import Outcome
 from rankwise.text.example import Example

@@ -13,7 +13,7 @@ from torch import nn
 
 from rankwise.data.batches import Batch
 from rankwise.objectives.objective import Classifier
-from rankwise.runs.data_report import TargetFacts
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.text.tokenize import Tokens
 
 TOKENS_AT_ONCE = 4096

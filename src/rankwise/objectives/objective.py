@@ -20,8 +20,8 @@ from rankwise.data.batches import Batch
 from rankwise.data.preparing import Writing
 from rankwise.models.kind import ModelKind
 from rankwise.models.loaded import LoadedModel
-from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.records import Callback
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.text.tokenize import Tokens
 
 

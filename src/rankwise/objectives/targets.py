@@ -17,8 +17,7 @@ from torch.nn import functional as F
 
 from rankwise.data.preparing import TextWriting
 from rankwise.models.loaded import LoadedModel
-from rankwise.runs.data_report import TargetFacts
-from rankwise.runs.row_facts import PairFacts
+from rankwise.runs.row_facts import PairFacts, TargetFacts
 from rankwise.text.encode import EncoderOf
 from rankwise.text.tokenize import Tokens
 

@@ -1,16 +1,16 @@
-"""Section on the classes of a classifier: figures of each class, confusions, calibration, and wrong rows."""
+"""Sections on classes, labels and spans: figures of each, confusions, calibration, and wrong rows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rankwise.reporting.class_charts import calibration_charts
 from rankwise.reporting.document import Section, figure, folded, paragraph, table
+from rankwise.reporting.figures import Panel, Sheet, drawn
 from rankwise.reporting.markup import Content, Markup, element, joined, picture
 from rankwise.reporting.quantities import figure as number
 from rankwise.reporting.quantities import interval, plural, share
 from rankwise.runs.evaluations import Evaluation
-from rankwise.runs.measured import SUMMARISED, ClassDetails, Measured, OneClass, WrongRow
+from rankwise.runs.measured import SUMMARISED, ClassDetails, Measured, OneClass, SetDetails, WrongRow, WrongSet
 from rankwise.runs.score_text import most_confused, weakest
 from rankwise.runs.snapshot import RunSnapshot
 
@@ -167,3 +167,93 @@ def _wrong_table(rows: Sequence[WrongRow]) -> Markup:
     ]  # fmt: skip
     heads = ("row", "text", "true class", "predicted", "its probability", "of the true class")
     return table(heads, cells, words=(0, 1, 2, 3), label="wrong rows", lead=1)
+
+
+HEIGHT, BAR = 260, 13
+UNDER = "probability of the predicted class"
+
+
+def calibration_charts(name: str, details: ClassDetails) -> Markup:
+    """Draw two small charts that stand side by side."""
+    bins = details.calibration
+    described = "; ".join(f"{share(one.right.value, 1)} right at {share(one.confidence, 1)}" for one in bins)
+    counted = "; ".join(f"{one.rows:,} from {share(one.low, 1)} to {share(one.high, 1)}" for one in bins)
+
+    def reliability(sheet: Sheet) -> None:
+        panel = _panel(sheet, "share that is right")
+        panel.upwards(0, 1)
+        panel.line((0, 1), (0, 1), "quiet", width=1.2, dashed=True)
+        for one in bins:
+            panel.span((one.confidence, one.confidence), (one.right.low, one.right.high), "tuned")
+        panel.dots([one.confidence for one in bins], [one.right.value for one in bins], "tuned", size=7)
+
+    def histogram(sheet: Sheet) -> None:
+        panel = _panel(sheet, "rows")
+        panel.upwards(0, max((one.rows for one in bins), default=1) * 1.05)
+        for one in bins:
+            middle = (one.low + one.high) / 2
+            panel.span((middle, middle), (0, one.rows), "tuned", width=BAR)
+
+    return joined(
+        drawn(f"{name}-reliability", described, reliability, HEIGHT, "narrow"),
+        drawn(f"{name}-rows", counted, histogram, HEIGHT, "narrow"),
+    )
+
+
+def _panel(sheet: Sheet, heading: str) -> Panel:
+    panel = sheet.panel(52, 34, 16, 40)
+    panel.across(0, 1, whole=False, under=UNDER)
+    panel.headed(heading)
+    return panel
+
+
+ABOUT = {
+    "spans": "A span is right where both of its ends and its type are. ",
+    "labels": "A label is predicted where its probability is above one half. ",
+}
+MEANING = (
+    "Precision is the share of the predicted {} that are right, recall is the share of the true {} that are predicted, "
+    "and F1 is their harmonic mean. Intervals are 95 % intervals, over rows."
+)
+
+
+def sets_section(run: RunSnapshot) -> Section | None:
+    parts = [(task, one, details) for task, one in run.evaluations.items() if (details := one.tuned.sets) is not None]
+    if not parts:
+        return None
+    of = parts[0][2].of
+    return Section(
+        of, of.capitalize(), {task: details.summary() for task, _, details in parts},
+        [block for task, one, details in parts for block in _set_blocks(task, one, details)],
+        about=ABOUT[of] + MEANING.format(of, of),
+    )  # fmt: skip
+
+
+def _set_blocks(task: str, evaluation: Evaluation, details: SetDetails) -> list[Markup]:
+    return [
+        element("h3", f"{task}, {plural(evaluation.n, 'row')} of {evaluation.data}"),
+        table(
+            (details.of.removesuffix("s"), f"true {details.of}", "predicted", "precision", "recall", "F1", ""),
+            list(map(cells, weakest(details.types))), label=details.of, lead=1,
+        ),
+        *_wrong_sets(details),
+    ]  # fmt: skip
+
+
+def _wrong_sets(details: SetDetails) -> list[Markup]:
+    if not details.wrong:
+        return []
+    shown = details.wrong[:SUMMARISED]
+    heading = f"Rows with wrong or missed {details.of}: {details.wrong_rows:,} of {details.rows:,}"
+    if len(shown) < details.wrong_rows:
+        heading += f"; {len(shown)} of them are shown"
+    first, rest = shown[:OPEN_ROWS], shown[OPEN_ROWS:]
+    more = [folded(f"{len(rest)} more", _table_of_sets(rest))] if rest else []
+    return [element("h3", heading), _table_of_sets(first), *more]
+
+
+def _table_of_sets(rows: list[WrongSet]) -> Markup:
+    lines: list[list[Content]] = [
+        [row.name, row.text, ", ".join(row.missed) or "\u2013", ", ".join(row.wrong) or "\u2013"] for row in rows
+    ]
+    return table(("row", "text", "missed", "predicted in error"), lines, words=(0, 1, 2, 3), label="wrong rows", lead=1)

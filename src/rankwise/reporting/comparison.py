@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from rankwise.reporting.charts import losses_chart
-from rankwise.reporting.costs import COSTS, OPTIONAL, cost_text
 from rankwise.reporting.document import Document, Section, figure, folded, paragraph, table
 from rankwise.reporting.markup import Content, Markup, element, joined
 from rankwise.reporting.quality import chip, difference_cells, value
+from rankwise.reporting.quantities import duration, interval, recorded, share, size
 from rankwise.reporting.quantities import figure as number
-from rankwise.reporting.quantities import interval, recorded, share
 from rankwise.reporting.verdict import counted, primary
 from rankwise.runs.evaluations import ComparedForgetting, ComparedTask, Comparison, Differing, Forgetting
 from rankwise.runs.snapshot import Candidate
+
+
+def _count(value: Any) -> str:
+    return f"{value:,.0f}"
+
+
+COSTS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "trainable_parameters": ("trainable parameters", _count),
+    "adapter_bytes": ("saved file size", size),
+    "steps": ("steps", _count),
+    "train_seconds": ("time", duration),
+    "tokens_per_second": ("tokens per second", _count),
+    "images_per_second": ("images per second", lambda value: f"{value:,.1f}"),
+    "peak_rss_bytes": ("peak memory", size),
+    "loss": ("final loss", number),
+    "validation_loss_after": ("validation loss", number),
+    "validation_accuracy_after": ("validation accuracy", lambda value: share(value, 1)),
+}
+"""Label and format of each field of the results."""
+OPTIONAL = ("images_per_second", "validation_accuracy_after")
+"""Fields that are shown only where a run has them."""
+
+
+def cost_text(name: str, value: Any) -> str:
+    return "not measured" if value is None else COSTS[name][1](value)
 
 
 def comparison_report(candidates: Sequence[Candidate], comparisons: Sequence[Comparison]) -> Document:

@@ -1,4 +1,5 @@
-"""The verdict sentence of a report: what was measured, on how much, how certain it is, and what was not measured.
+"""The verdict sentence of a report: what was measured, on how much, how certain it is, and what was not measured; and
+warnings about evaluations whose numbers are correct but easy to misread.
 
 A task counts by its first metric that is not a loss, or by its loss if it has no other, because a lower loss does not
 mean better answers. `cannot tell` does not mean `no difference`.

@@ -20,7 +20,7 @@ from rankwise.errors import ConfigError, DataError
 from rankwise.evaluation.intervals import difference
 from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.requests import Request, requests_of
-from rankwise.evaluation.scoring import refuse_unfit, score_task
+from rankwise.evaluation.task import refuse_unfit, score_task
 from rankwise.evaluation.task_documents import identities
 from rankwise.inference.generate import TOGETHER
 from rankwise.models.loaded import LoadedModel

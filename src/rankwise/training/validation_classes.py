@@ -15,10 +15,9 @@ from rankwise.config.validation import ValidationConfig
 from rankwise.data.preparation import Prepared
 from rankwise.data.sequences import evenly
 from rankwise.errors import ConfigError, one_line, some
-from rankwise.evaluation.class_metrics import metric_rows, one_target, score_rows
-from rankwise.evaluation.label_task import score_labels
+from rankwise.evaluation.class_metrics import metric_rows, one_target, score_rows, score_tags
 from rankwise.evaluation.metrics import METRICS
-from rankwise.evaluation.span_metrics import score_tags
+from rankwise.evaluation.row_task import score_labels
 from rankwise.inference.classify import Done, Outputs, outputs_of
 from rankwise.inference.tagging import tag_probabilities
 from rankwise.models.loaded import LoadedModel
