@@ -27,8 +27,8 @@ from rankwise.system.files import sha256_of
 from rankwise.text.tokenize import Tokens
 from rankwise.training.checkpoints import restore, save, size_of
 from rankwise.training.losses import Loss
-from rankwise.training.schedules import rate_factor
 from rankwise.training.state import TrainState, adamw
+from rankwise.training.trainer import rate_factor
 from trainers import train
 
 STEPS = 20

@@ -20,7 +20,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.config.planning import Planned
 from rankwise.data.classes import balanced_weights
 from rankwise.forward.plan import plan
-from rankwise.objectives.targets import target_loss, weight_of
+from rankwise.objectives.objective import target_loss, weight_of
 from rankwise.objectives.text_classification import TextClassification
 from rankwise.runs.records import LossRecord, silent
 from rankwise.runs.row_facts import TargetFacts

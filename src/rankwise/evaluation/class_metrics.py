@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rankwise.evaluation.metrics import Sums, number_row
-from rankwise.inference.classify import Done, Outputs, outputs_of
-from rankwise.inference.tagging import tag_probabilities
+from rankwise.inference.classify import Done, Outputs, outputs_of, tag_probabilities
 from rankwise.objectives.objective import Classifier
 from rankwise.runs.row_facts import TargetFacts
 from rankwise.text.tagged import Span, spans_of

@@ -35,7 +35,7 @@ from rankwise.evaluation.intervals import scores
 from rankwise.evaluation.likelihood import Likelihood, likelihoods
 from rankwise.evaluation.metrics import rating_rows, rows_of, searched, unfit
 from rankwise.evaluation.requests import Request, Requests
-from rankwise.forward.encoder_decoder import OutputLogits
+from rankwise.forward.reference import OutputLogits
 from rankwise.inference.generate import answers_in_turn
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.sequence_to_sequence import batch_of

@@ -1,4 +1,8 @@
-"""What a classifier says of texts: the probability of each class, or a number."""
+"""What a classifier says of texts: the probability of each class, or a number.
+
+What a token classifier says of texts: the probability of each tag for each word, and the spans of its likeliest
+tags.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,8 @@ from torch import nn
 from rankwise.data.batches import Batch
 from rankwise.objectives.objective import Classifier
 from rankwise.runs.row_facts import TargetFacts
+from rankwise.text.encode_tags import EncodedWords, Text
+from rankwise.text.tagged import BEGIN, INSIDE, OUTSIDE, label_in, spans_of
 from rankwise.text.tokenize import Tokens
 
 TOKENS_AT_ONCE = 4096
@@ -87,3 +93,71 @@ def _prediction(targets: TargetFacts, outputs: NDArray[np.float64]) -> Predictio
     if targets.form == "several":
         return Prediction(None, None, shares, [name for name, share in shares.items() if share > THRESHOLD])
     return Prediction(targets.classes[int(outputs.argmax())], None, shares)
+
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TaggedText:
+    spans: list[dict[str, Any]]
+    """With start, end, label, text and probability, which is the mean over the span's words of the probability of the
+    predicted tag."""
+    tags: list[str]
+    """One for each word."""
+    given: bool
+    """Whether the words were given one by one."""
+
+    def as_columns(self, column: str) -> dict[str, Any]:
+        """The spans, and beside them the tags of words that were given."""
+        return {column: self.spans, tags_column(column): self.tags} if self.given else {column: self.spans}
+
+
+def tags_column(column: str) -> str:
+    """The column of tags beside a column of spans."""
+    return f"{column}_tags"
+
+
+@torch.no_grad()
+def tag_probabilities(
+    objective: Classifier, module: nn.Module, rows: Sequence[Tokens], done: Callable[[int], None] | None = None
+) -> list[Numbers]:
+    """For each row (W, C): the probability of each of C tags for each of its W learned words."""
+    device = next(module.parameters()).device
+    order = sorted(range(len(rows)), key=lambda at: len(rows[at].ids), reverse=True)
+    outputs, finished = [np.empty((0, 0))] * len(rows), 0
+    for batch in objective.batches([rows[at] for at in order], TOKENS_AT_ONCE):
+        shares = objective.predict(module, batch.to(device)).double().softmax(-1).cpu().numpy()
+        words = batch.loss_mask.sum(1).tolist()
+        for part in np.split(shares, np.cumsum(words)[:-1]):
+            outputs[order[finished]] = part
+            finished += 1
+        if done is not None:
+            done(finished)
+    return outputs
+
+
+def tagged_text(targets: TargetFacts, text: Text, encoded: EncodedWords, shares: Numbers, *, given: bool) -> TaggedText:
+    """`shares` (W, C) are the probabilities of the learned words. A word that is not learned has the tag of the word
+    before it, whose first token it shares; and a word that was cut has none."""
+    whole, words = text
+    tags, sure = [""] * len(words), np.full(len(words), np.nan)
+    for number, row in zip(encoded.words, shares, strict=True):
+        tags[number], sure[number] = targets.classes[int(row.argmax())], row.max()
+    for number in range(len(words)):
+        cut = number >= len(words) - encoded.cut
+        tags[number] = tags[number] or (OUTSIDE if cut or not number else _continued(tags[number - 1]))
+    spans = [
+        {
+            "start": words[span.first][0], "end": words[span.stop - 1][1], "label": span.label,
+            "text": whole[words[span.first][0] : words[span.stop - 1][1]],
+            "probability": round(float(np.nanmean(sure[span.first : span.stop])), 6),
+        }
+        for span in spans_of(tags)
+    ]  # fmt: skip
+    return TaggedText(spans, tags, given)
+
+
+def _continued(tag: str) -> str:
+    label = label_in(tag)
+    return f"{INSIDE}{label}" if tag.startswith((BEGIN, INSIDE)) else tag

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rankwise.errors import ModelError, some
-from rankwise.kernels.quantized.int8 import LARGEST, Int8
+from rankwise.kernels.quantized.formats import LARGEST, Int8
 from rankwise.kernels.quantized.nf4 import BLOCK, LEVELS, NF4, OUTER, NF4WithMaxima, dynamic_values
 from rankwise.kernels.quantized.tensor import QuantizedTensor
 from rankwise.models.kind import ModelKind

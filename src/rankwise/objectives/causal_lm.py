@@ -21,7 +21,7 @@ from rankwise.models.kind import CAUSAL_LM as KIND
 from rankwise.models.kind import ModelKind
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load, load_unchecked
-from rankwise.objectives.targets import text_writing
+from rankwise.objectives.objective import text_writing
 from rankwise.runs.records import Callback
 from rankwise.text.encode import Encoder
 from rankwise.text.rendering import Template

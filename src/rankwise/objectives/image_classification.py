@@ -29,7 +29,7 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load, load_unchecked
 from rankwise.models.preprocessing import size_arguments
 from rankwise.models.timm_models import is_timm, set_config
-from rankwise.objectives.targets import head_settings, outputs_in, target_loss, values_of, weight_of
+from rankwise.objectives.objective import head_settings, outputs_in, target_loss, values_of, weight_of
 from rankwise.runs.records import Callback, WarningMessage
 from rankwise.runs.row_facts import TargetFacts
 from rankwise.text.tokenize import Tokens

@@ -22,12 +22,12 @@ from rankwise.config.models import ModelConfig
 from rankwise.data.batches import IGNORED, Batch
 from rankwise.data.preparing import TextWriting
 from rankwise.errors import ModelError
-from rankwise.forward.encoder_decoder import OutputLogits
+from rankwise.forward.reference import OutputLogits
 from rankwise.models.kind import ENCODER_DECODER, ModelKind
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load, load_unchecked
 from rankwise.objectives.causal_lm import token_loss
-from rankwise.objectives.targets import text_writing
+from rankwise.objectives.objective import text_writing
 from rankwise.runs.records import Callback
 from rankwise.text.encode_sequences import SequenceEncoder, bare_template, parted, row_of
 from rankwise.text.rendering import Template

@@ -35,7 +35,7 @@ class StepRecord:
     preference_accuracy: float | None = None
     """Share of the step's pairs whose chosen answer is preferred; None where rows are no pairs."""
     margin: float | None = None
-    """Mean margin of the chosen answer over the rejected one (objectives/pair_losses.py)."""
+    """Mean margin of the chosen answer over the rejected one (objectives/preference.py)."""
 
     @property
     def tokens_per_second(self) -> float:

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from rankwise.data.classes import balanced_weights
 from rankwise.data.sequences import evenly
 from rankwise.models.loaded import LoadedModel
-from rankwise.objectives.objective import Classifier
-from rankwise.objectives.targets import target_loss, values_of, weight_of
+from rankwise.objectives.objective import Classifier, target_loss, values_of, weight_of
 from rankwise.runs.row_facts import TargetFacts
 from rankwise.text.tokenize import Tokens
 

@@ -32,9 +32,8 @@ from rankwise.runs.records import (
 )
 from rankwise.runs.resumable import METRICS, Resumable
 from rankwise.training.checkpoints import restore
-from rankwise.training.early_stopping import Validated
 from rankwise.training.state import TrainState
-from rankwise.training.validation import check_best
+from rankwise.training.validation import Validated, check_best
 from rankwise.training.world import World
 
 SAID_OF_ROWS: Mapping[str, Any] = {

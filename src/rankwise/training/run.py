@@ -32,26 +32,21 @@ from rankwise.runs.metrics_log import MetricsLog
 from rankwise.runs.records import LossRecord, ScoreRecord, StepRecord, WarningCollector
 from rankwise.runs.resumable import Resumable
 from rankwise.system.memory import available_memory
-from rankwise.training.accuracy_budget import AccuracyBudget, AccuracyTask
 from rankwise.training.anchor import Anchor, BaseOnText
+from rankwise.training.back_off import FACTOR, HEAD_FACTOR, LossWatch
 from rankwise.training.backend import Backend, Eager, Fused
+from rankwise.training.budgets import AccuracyBudget, AccuracyTask, ForgettingBudget, ordinary_text
 from rankwise.training.checkpoints import size_of
-from rankwise.training.dealt import divided_over, shared_out
 from rankwise.training.earlier_rounds import EarlierRounds, EarlierRows
-from rankwise.training.early_stopping import EarlyStopping
-from rankwise.training.end_by_request import EndByRequest
-from rankwise.training.forgetting_budget import ForgettingBudget, ordinary_text
-from rankwise.training.hooks import CheckpointPace, FollowCheckpoints, LogMetrics, Report, SaveCheckpoints
-from rankwise.training.loss_watch import FACTOR, HEAD_FACTOR, LossWatch
-from rankwise.training.pair_backend import PairBackend
-from rankwise.training.reference import Reference, reference_of, reference_of_run
+from rankwise.training.hooks import CheckpointPace, EndByRequest, FollowCheckpoints, LogMetrics, Report, SaveCheckpoints
+from rankwise.training.pair_backend import PairBackend, Reference, reference_of, reference_of_run
 from rankwise.training.state import TrainState
 from rankwise.training.trainer import Hook, Trainer
-from rankwise.training.validation import Scorer, Validation, early_stopping_of, refuse_no_choice
+from rankwise.training.validation import EarlyStopping, Scorer, Validation, early_stopping_of, refuse_no_choice
 from rankwise.training.validation_classes import baselines, never_predicted, still_falling
 from rankwise.training.validation_pairs import PairScorer, pair_results
 from rankwise.training.workload import Workload, prefix_room
-from rankwise.training.world import ALONE, World
+from rankwise.training.world import ALONE, World, divided_over, shared_out
 
 Budget = ForgettingBudget | AccuracyBudget
 

@@ -27,10 +27,9 @@ from rankwise.objectives.objective import Objective
 from rankwise.runs.manifest import BackendName
 from rankwise.runs.records import Callback, Event, StatusMessage, WarningMessage, silent
 from rankwise.training.backend import Backend, backend_named, choose_backend
-from rankwise.training.dealt import shared_out
 from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.workload import Workload
-from rankwise.training.world import ALONE, World
+from rankwise.training.world import ALONE, World, shared_out
 
 
 class Short(Protocol):
