@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rankwise.runs.row_facts import OF_LANGUAGE_MODELS
+OF_LANGUAGE_MODELS = "nats per loss token"
 
 
 @dataclass(frozen=True)

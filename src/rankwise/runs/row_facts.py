@@ -9,9 +9,9 @@ from rankwise.config.base import Config
 from rankwise.config.preference import PairLoss
 from rankwise.errors import one_line, some
 from rankwise.runs.measured import Measured
+from rankwise.runs.records import OF_LANGUAGE_MODELS
 
 Pooling = Literal["own", "mean", "cls", "max"]
-OF_LANGUAGE_MODELS = "nats per loss token"
 
 
 class TargetFacts(Config):

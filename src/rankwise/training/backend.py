@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ from rankwise.runs.records import StatusMessage, WarningMessage
 from rankwise.system.cache import cache_folder
 from rankwise.system.memory import available_memory
 from rankwise.text.tokenize import Tokens
-from rankwise.training.losses import PairTally
+from rankwise.training.losses import Backend
 from rankwise.training.workload import Workload, eager_blocks, encoder_blocks_recomputed, fused_blocks, prefix_room
 
 COMPARED, LENGTHS = 2, (37, 5, 14)
@@ -109,43 +109,6 @@ QUICK = 15.0
 """Compiling runs the comparison again. Where one takes longer than these seconds, a run must be longer by the same
 factor before it is compiled."""
 ADVICE = "use --restart to start it again with another backend."
-
-
-class Backend(Protocol):
-    @property
-    def name(self) -> BackendName: ...
-
-    @property
-    def tally(self) -> PairTally | None:
-        """What pairs came to beside their losses, where rows are pairs."""
-        ...
-
-    def layout(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
-        """The rows of a step as batches of at most so many tokens."""
-        ...
-
-    def loss(self, batch: Batch) -> Tensor:
-        """The sum of the losses of a batch; inside `active`."""
-        ...
-
-    def active(self) -> AbstractContextManager[None]: ...
-
-
-class AnchoredBackend(Backend, Protocol):
-    """Also computes how far the tuned model is from its base on other text (anchor.py); inside `active`."""
-
-    @property
-    def joins(self) -> bool:
-        """Whether that text is computed in one row with a batch of the step."""
-        ...
-
-    def base_rows(self, text: Batch) -> Tensor:
-        """What `anchored` needs of the base, which must be active: one row for each target of the text."""
-        ...
-
-    def anchored(self, batch: Batch | None, text: Batch, base: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum of a batch's losses, 0 without one, and the sum of the divergence from the base on the text."""
-        ...
 
 
 @dataclass(frozen=True)

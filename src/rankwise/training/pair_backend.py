@@ -37,8 +37,8 @@ from rankwise.system.cache import cache_folder, forget_old
 from rankwise.system.files import write_json
 from rankwise.system.signals import heed
 from rankwise.text.tokenize import Tokens
-from rankwise.training.backend import Backend, Eager, Fused
-from rankwise.training.losses import PairTally
+from rankwise.training.backend import Eager, Fused
+from rankwise.training.losses import Backend, PairTally
 from rankwise.training.world import ALONE, World
 
 TOGETHER = 64

@@ -54,11 +54,10 @@ from rankwise.methods.trainable import Trainable
 from rankwise.models.sharding import is_sharded, is_split
 from rankwise.runs.records import Event, RankRecord, StepRecord, WarningMessage
 from rankwise.system.signals import deferred, heed, requested
-from rankwise.training.anchor import Anchor
-from rankwise.training.backend import Backend
 from rankwise.training.finite import averages_of, check_finite
+from rankwise.training.losses import Backend
 from rankwise.training.state import TrainState, adamw, preserve_rng_state, seed_process
-from rankwise.training.step import NoRoom, StepTotals, optimizer_step
+from rankwise.training.step import Anchoring, NoRoom, StepTotals, optimizer_step
 from rankwise.training.world import ALONE, StoppedTogether, World, bit_sums, filled_up
 
 
@@ -201,7 +200,7 @@ class Trainer:
 
     def __init__(
         self, trainable: Trainable, batches: StepBatches, config: TrainingConfig, backend: Backend,
-        hooks: Sequence[Hook] = (), anchor: Anchor | None = None, world: World = ALONE,
+        hooks: Sequence[Hook] = (), anchor: Anchoring | None = None, world: World = ALONE,
     ) -> None:  # fmt: skip
         assert config.steps is not None and not isinstance(config.learning_rate, str), "the settings are resolved"
         steps, highest = config.steps, float(config.learning_rate)

@@ -49,8 +49,8 @@ from rankwise.planning.tuning import TOO_COSTLY, Stage, TrialPlan
 from rankwise.runs.manifest import BackendName, TrialFacts, Tuning
 from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage, silent
 from rankwise.system.memory import available_memory
-from rankwise.training.backend import Backend, backend_named, choose_backend
-from rankwise.training.losses import sum_loss
+from rankwise.training.backend import backend_named, choose_backend
+from rankwise.training.losses import Backend, sum_loss
 from rankwise.training.preflight import Foresight, out_of_memory
 from rankwise.training.short_runs import trainer_of
 from rankwise.training.state import preserve_rng_state

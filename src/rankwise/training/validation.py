@@ -23,12 +23,10 @@ from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Objective
 from rankwise.runs.directory import RunDirectory
-from rankwise.runs.records import LossRecord, SampleRecord, ScoreRecord, StatusMessage
-from rankwise.runs.row_facts import OF_LANGUAGE_MODELS
-from rankwise.training.backend import Backend
+from rankwise.runs.records import OF_LANGUAGE_MODELS, LossRecord, SampleRecord, ScoreRecord, StatusMessage
 from rankwise.training.checkpoints import check_snapshot, load_snapshot, save_snapshot
 from rankwise.training.finite import Diverged
-from rankwise.training.losses import sum_loss
+from rankwise.training.losses import Backend, sum_loss
 from rankwise.training.state import TrainState
 from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.validation_classes import class_scorer, tag_scorer

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal
 
@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.config.training import TrainingConfig
-from rankwise.data.batches import Batch
+from rankwise.data.batches import Arrange, Batch, Batches, Vary
+from rankwise.data.dealing import share_of
 from rankwise.data.preparation import Prepared
 from rankwise.errors import ConfigError
 from rankwise.forward.activation_memory import SavedActivations, eager_saved_activations, saved_activations
@@ -32,6 +33,7 @@ from rankwise.methods.trainable import Trainable
 from rankwise.objectives.objective import Objective
 from rankwise.runs.records import Callback, WarningMessage, silent
 from rankwise.system.memory import available_memory, is_limited
+from rankwise.training.world import ALONE, World
 
 PREFIX_SHARE, SHARE_UNDER_LIMIT = 0.15, 0.03
 """The share of free memory that the cache of the blocks below the first trained one may take. A forecast does not count
@@ -96,6 +98,19 @@ def _first_trained_block(
     if objective.row_length is not None:
         return lowest_block_that_learns(module) if has_encoder_kernels(module) else 0
     return lowest_that_learns(module) if has_kernels(module, longest) else 0
+
+
+def batches_of(
+    prepared: Prepared, config: TrainingConfig, arrange: Arrange, vary: Vary | None = None, world: World = ALONE,
+    first: int = 0,
+) -> Batches:  # fmt: skip
+    """The rows as a training shows them: with what is replayed among them, and every class equally often if it is to
+    be. Of several processes each has its share of every step; `first` are tokens that the first computes beside it."""
+    order, in_pass = prepared.order(config.seed), prepared.rows_in_pass
+    batches = Batches.of(prepared.shown_rows, config, arrange, vary, order, in_pass)
+    if not world.is_several:
+        return batches
+    return replace(batches, share=lambda rows: share_of(rows, world.rank, world.size, first))
 
 
 BYTES_OF_LEARNING = 12

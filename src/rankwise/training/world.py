@@ -28,7 +28,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
 from typing import Any, Protocol, TypeVar
@@ -37,7 +37,7 @@ import psutil
 import torch
 from torch import Tensor, distributed, nn
 
-from rankwise.data.batches import Batch, Batches
+from rankwise.data.batches import Batch
 from rankwise.data.dealing import deal, share_of, undealt
 from rankwise.data.pair_batches import chosen_targets, with_chosen_tokens
 from rankwise.errors import DataError, Interrupted, TrainingError, first_line, is_out_of_memory
@@ -335,13 +335,6 @@ def computed_by_all(
     for share, made in zip(shares, world.exchange(list(compute(own)) if own else []), strict=True):
         results |= zip(share, made, strict=True)
     return [results[place] for place in range(len(items))]
-
-
-def shared_out(batches: Batches, world: World, first: int = 0) -> Batches:
-    """Each process's share of every step; `first` are tokens that the first process computes beside its rows."""
-    if not world.is_several:
-        return batches
-    return replace(batches, share=lambda rows: share_of(rows, world.rank, world.size, first))
 
 
 def divided_over(
