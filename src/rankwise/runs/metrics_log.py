@@ -20,10 +20,19 @@ from typing import Any, BinaryIO, Self, TextIO, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from rankwise.errors import RankwiseError, RunError
-from rankwise.runs.records import LossRecord, RankRecord, SampleRecord, ScoreRecord, StepRecord
+from rankwise.runs.records import (
+    BudgetRecord,
+    EarlierRecord,
+    LossRecord,
+    RankRecord,
+    Record,
+    SampleRecord,
+    ScoreRecord,
+    StepRecord,
+)
 from rankwise.system.files import told_when_full
 
-_Record = TypeVar("_Record", StepRecord, LossRecord, ScoreRecord, SampleRecord, RankRecord)
+_Record = TypeVar("_Record", bound=Record)
 
 
 class MetricsLog:
@@ -102,21 +111,21 @@ class History:
     scores: list[ScoreRecord] = field(default_factory=list)
     samples: list[SampleRecord] = field(default_factory=list)
     ranks: list[RankRecord] = field(default_factory=list)
+    budget: list[BudgetRecord] = field(default_factory=list)
+    earlier: list[EarlierRecord] = field(default_factory=list)
 
 
 def read_history(path: Path) -> History:
     """Read all records of a run so far. Unknown kinds, which come from later versions, are ignored."""
-    rows = _rows(path)
+    return history_of(path, _rows(path))
+
+
+def history_of(path: Path, rows: list[dict[str, Any]]) -> History:
     return History(
-        _records(path, rows, "step", StepRecord), _records(path, rows, "validation", LossRecord),
-        _records(path, rows, "score", ScoreRecord), _records(path, rows, "sample", SampleRecord),
-        _records(path, rows, "ranks", RankRecord),
+        _records(path, rows, StepRecord), _records(path, rows, LossRecord), _records(path, rows, ScoreRecord),
+        _records(path, rows, SampleRecord), _records(path, rows, RankRecord), _records(path, rows, BudgetRecord),
+        _records(path, rows, EarlierRecord),
     )  # fmt: skip
-
-
-def read_ranks(path: Path) -> list[RankRecord]:
-    """Read the rank allocations of a run; empty if ranks were fixed."""
-    return _records(path, _rows(path), "ranks", RankRecord)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -126,18 +135,15 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         raise RunError(f"{path} is missing: this folder is not a complete run.") from None
 
 
-def _records(path: Path, rows: list[dict[str, Any]], kind: str, record: type[_Record]) -> list[_Record]:
-    kept = [{key: value for key, value in row.items() if key != "kind"} for row in rows if row.get("kind") == kind]
+def _records(path: Path, rows: list[dict[str, Any]], record: type[_Record]) -> list[_Record]:
+    kept = [{key: row[key] for key in row if key != "kind"} for row in rows if row.get("kind") == record.kind]
     try:
         adapter: TypeAdapter[list[_Record]] = TypeAdapter(list[record])  # pyright: ignore[reportInvalidTypeForm]
         return adapter.validate_json(json.dumps(kept), strict=True)
     except ValidationError as error:
         where = error.errors()[0]["loc"]
-        what = (
-            f"row {where[0]} of kind {kind} has an invalid {where[-1]}"
-            if where
-            else f"a row of kind {kind} is not text"
-        )
+        row = f"row {where[0]} of kind {record.kind} has an invalid {where[-1]}" if where else ""
+        what = row or f"a row of kind {record.kind} is not text"
         raise RunError(f"{path} is damaged: {what}.") from None
 
 

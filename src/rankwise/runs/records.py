@@ -8,16 +8,27 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 OF_LANGUAGE_MODELS = "nats per loss token"
 
 
 @dataclass(frozen=True)
-class StepRecord:
+class Record:
+    """What a training records, a line of its metrics log; `kind` is how the log names it."""
+
+    kind: ClassVar[str]
+
+    def as_row(self) -> dict[str, Any]:
+        return {"kind": self.kind, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class StepRecord(Record):
     """One optimizer step. `loss` is in nats per loss token over the whole step, or per pair of answers, and `tokens`
     excludes padding."""
 
+    kind = "step"
     step: int
     steps: int
     epoch: float
@@ -49,96 +60,86 @@ class StepRecord:
         )
 
     def as_row(self) -> dict[str, Any]:
-        facts = asdict(self) | {"tokens_per_second": round(self.tokens_per_second, 1)}
+        facts = super().as_row()
         names = ("images", "divergence", "preference_accuracy", "margin")
         optional = {name: facts.pop(name) for name in names}
+        facts["tokens_per_second"] = round(self.tokens_per_second, 1)
         optional["images"] = optional["images"] or None
-        return {"kind": "step", **facts, **{name: value for name, value in optional.items() if value is not None}}
+        return facts | {name: value for name, value in optional.items() if value is not None}
 
 
 @dataclass(frozen=True)
-class LossRecord:
+class LossRecord(Record):
     """Loss per loss token on the validation rows."""
 
+    kind = "validation"
     step: int
     loss: float
     loss_tokens: int
     sequences: int
     unit: str = OF_LANGUAGE_MODELS
 
-    def as_row(self) -> dict[str, Any]:
-        return {"kind": "validation", **asdict(self)}
-
 
 @dataclass(frozen=True)
-class BudgetRecord:
+class BudgetRecord(Record):
     """Forgetting after `step` steps on ordinary text, in nats per token, and the weight of the anchor from there on."""
 
+    kind = "budget"
     step: int
     divergence: float
     weight: float
 
-    def as_row(self) -> dict[str, Any]:
-        return {"kind": "budget", **asdict(self)}
-
 
 @dataclass(frozen=True)
-class BackOffRecord:
+class BackOffRecord(Record):
     """Training went back to `step`, because the loss was far above its past from step `begun` on."""
 
+    kind = "back-off"
     step: int
     begun: int
     learning_rate: float
     """Highest rate of the schedule from there on."""
 
-    def as_row(self) -> dict[str, Any]:
-        return {"kind": "back-off", **asdict(self)}
-
 
 @dataclass(frozen=True)
-class ScoreRecord:
+class ScoreRecord(Record):
     """A metric of answers to validation rows (evaluation/metrics.py)."""
 
+    kind = "score"
     step: int
     metric: str
     value: float
     n: int
 
-    def as_row(self) -> dict[str, Any]:
-        return {"kind": "score", **asdict(self)}
-
 
 @dataclass(frozen=True)
-class EarlierRecord:
+class EarlierRecord(Record):
     """The loss and the scores of an earlier run's validation rows, in a training that goes on from that run."""
 
+    kind = "earlier"
     step: int
     run: str
     rows: int
     answers: int
     scores: dict[str, float]
 
-    def as_row(self) -> dict[str, Any]:
-        return {"kind": "earlier", **asdict(self)}
-
 
 @dataclass(frozen=True)
-class SampleRecord:
+class SampleRecord(Record):
     """The model's answer to a fixed prompt after `step` steps; at step 0 it is the base's."""
 
+    kind = "sample"
     step: int
     prompt: str
     target: str | None
     answer: str
 
-    def as_row(self) -> dict[str, Any]:
-        return {"kind": "sample", **asdict(self)}
-
 
 @dataclass(frozen=True)
-class RankRecord:
+class RankRecord(Record):
     """The rank allocation after `step` steps. `unit` is what `budget` and `of` count: triplets, parameters or bytes."""
 
+    kind = "ranks"
     step: int
     budget: int
     of: int
@@ -149,9 +150,6 @@ class RankRecord:
     @property
     def mean_rank(self) -> float:
         return sum(self.ranks.values()) / max(1, len(self.ranks))
-
-    def as_row(self) -> dict[str, Any]:
-        return {"kind": "ranks", **asdict(self)}
 
 
 @dataclass(frozen=True)
@@ -179,10 +177,7 @@ class ProgressUpdate:
     unit: str
 
 
-Event = (
-    StatusMessage | WarningMessage | ProgressUpdate | StepRecord | LossRecord | BudgetRecord | BackOffRecord
-    | ScoreRecord | EarlierRecord | SampleRecord | RankRecord
-)  # fmt: skip
+Event = StatusMessage | WarningMessage | ProgressUpdate | Record
 Callback = Callable[[Event], None]
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from rankwise.runs.directory import BY_REQUEST, RunDirectory, forget_end_request, is_asked_to_end
 from rankwise.runs.metrics_log import MetricsLog
-from rankwise.runs.records import Callback, Event, ProgressUpdate, StatusMessage, WarningMessage
+from rankwise.runs.records import Callback, Event, Record, StatusMessage, WarningMessage
 from rankwise.runs.resumable import METRICS
 from rankwise.training.back_off import LossWatch, by_steps, ways_back
 from rankwise.training.checkpoints import save
@@ -52,7 +52,7 @@ class LogMetrics(Hook):
     log: MetricsLog
 
     def on_event(self, event: Event) -> None:
-        if not isinstance(event, StatusMessage | WarningMessage | ProgressUpdate):
+        if isinstance(event, Record):
             self.log.append(event.as_row())
 
 
