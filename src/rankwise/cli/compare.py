@@ -105,7 +105,7 @@ def _listed(what: str, differing: list[Differing]) -> list[str]:
 
 
 def _cost(differing: list[Differing]) -> list[str]:
-    from rankwise.reporting.comparison import COSTS, cost_text
+    from rankwise.reporting.quantities import COSTS, cost_text
 
     shown = [f"  {COSTS[one.key][0]}: {cost_text(one.key, one.a)} and {cost_text(one.key, one.b)}"
              for one in differing if one.key in COSTS]  # fmt: skip

@@ -132,6 +132,16 @@ def table(
     return element("div", whole, class_="scroll", tabindex=0, role="region", aria_label=label or "table")
 
 
+def opened(
+    heads: Sequence[str], rows: Sequence[Sequence[Content]], count: int, *, words: Sequence[int], label: str
+) -> list[Markup]:
+    """Render the first rows as a table, and the others folded below it."""
+    first, *rest = (
+        table(heads, part, words=words, label=label, lead=1) for part in (rows[:count], rows[count:]) if part
+    )
+    return [first, *(folded(f"{len(rows) - count} more", one) for one in rest)]
+
+
 def facts(pairs: Sequence[tuple[str, Content]]) -> Markup:
     """Render names and values, one pair per line."""
     return element("dl", [element("div", element("dt", name), element("dd", value)) for name, value in pairs],

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from rankwise.reporting.charts import budget_chart, finite, left_out, loss_chart, rank_map, score_chart, small_chart
 from rankwise.reporting.document import Section, figure, folded, listed, paragraph, table
-from rankwise.reporting.markup import Content, Markup, element
+from rankwise.reporting.markup import Content, Markup, Rows, element
 from rankwise.reporting.quantities import duration, plural
 from rankwise.reporting.quantities import figure as number
 from rankwise.runs.manifest import TrialFacts
@@ -47,9 +47,7 @@ def loss_section(run: RunSnapshot) -> Section:
 
 
 def _held_out(losses: list[LossRecord]) -> Markup:
-    rows: list[list[Content]] = [
-        [f"{one.step:,}", number(one.loss), f"{one.loss_tokens:,}", f"{one.sequences:,}"] for one in losses
-    ]
+    rows: Rows = [[f"{one.step:,}", number(one.loss), f"{one.loss_tokens:,}", f"{one.sequences:,}"] for one in losses]
     return table(("step", "loss", "loss tokens", "sequences"), rows, label="validation losses")
 
 
@@ -57,7 +55,7 @@ def scores_section(run: RunSnapshot) -> Section | None:
     scores = run.history.scores
     if not scores:
         return None
-    rows: list[list[Content]] = [[f"{one.step:,}", one.metric, number(one.value), f"{one.n:,}"] for one in scores]
+    rows: Rows = [[f"{one.step:,}", one.metric, number(one.value), f"{one.n:,}"] for one in scores]
     heads = ("step", "metric", "score", "n")
     return Section(
         "scores", "Scores during training", [one.as_row() for one in scores],
@@ -85,7 +83,7 @@ def ranks_section(run: RunSnapshot) -> Section | None:
     last = ranks[-1]
     blocks, kinds, cells = rank_grid(last.ranks)
     heads = ("layer", *(kind or "other" for kind in kinds), "total")
-    rows: list[list[Content]] = [
+    rows: Rows = [
         [block or "other", *(str(cells.get((block, kind), "\u2013")) for kind in kinds),
          f"{sum(cells.get((block, kind), 0) for kind in kinds):,}"]
         for block in blocks

@@ -14,7 +14,7 @@ from typing import TypeVar
 from rankwise.config.built_in_tasks import BUILT_IN
 from rankwise.config.experiment import Experiment
 from rankwise.config.tasks import HELD_OUT
-from rankwise.reporting.quantities import figure, interval, plural
+from rankwise.reporting.quantities import figure, interval, measured, plural
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.directory import BY_REQUEST
 from rankwise.runs.evaluations import Evaluation, Forgetting, ModelScores, StrengthCurve
@@ -139,9 +139,7 @@ def _scored(evaluations: dict[str, Evaluation]) -> str:
     for task, evaluation in evaluations.items():
         if evaluation.tuned.metrics:
             metric, one = primary(evaluation.tuned.metrics)
-            parts.append(
-                f"{metric} {figure(one.value)} ({interval(one.low, one.high)}) on {task}, n = {evaluation.n:,}"
-            )
+            parts.append(f"{metric} {measured(one)} on {task}, n = {evaluation.n:,}")
     return f"Evaluated without comparison to a base: {'; '.join(parts) or 'nothing'}"
 
 
