@@ -6,14 +6,14 @@ tags.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from rankwise.data.batches import Batch
 from rankwise.objectives.objective import Classifier
@@ -23,6 +23,7 @@ from rankwise.text.tagged import BEGIN, INSIDE, OUTSIDE, label_in, spans_of
 from rankwise.text.tokenize import Tokens
 
 TOKENS_AT_ONCE = 4096
+Numbers = NDArray[np.float64]
 Done = Callable[[int], None]
 Outputs = Callable[[Classifier, nn.Module, Sequence[Tokens], Done | None], Any]
 """What a classifier says of rows, in their order: `outputs_of`, or the same by several processes."""
@@ -54,48 +55,49 @@ class Prediction:
 
 
 def predictions(
-    objective: Classifier, module: nn.Module, rows: Sequence[Tokens], done: Callable[[int], None] | None = None
+    objective: Classifier, module: nn.Module, rows: Sequence[Tokens], done: Done | None = None
 ) -> list[Prediction]:
     """One for each row, in their order."""
     return [_prediction(objective.targets, one) for one in outputs_of(objective, module, rows, done)]
 
 
 @torch.no_grad()
-def outputs_of(
-    objective: Classifier, module: nn.Module, rows: Sequence[Tokens], done: Callable[[int], None] | None = None
-) -> NDArray[np.float64]:
+def outputs_of(objective: Classifier, module: nn.Module, rows: Sequence[Tokens], done: Done | None = None) -> Numbers:
     """Probabilities (N, C) of the classes, or numbers (N, 1)."""
-    device = next(module.parameters()).device
-    order = sorted(range(len(rows)), key=lambda at: len(rows[at].ids), reverse=True)
     found = np.zeros((len(rows), objective.targets.outputs))
-    finished = 0
-    for batch in objective.batches([rows[at] for at in order], TOKENS_AT_ONCE):
-        part = _probabilities(objective, module, batch.to(device))
-        found[order[finished : finished + len(part)]] = part
-        finished += len(part)
-        if done is not None:
-            done(finished)
+    for places, _, outputs in _in_batches(objective, module, rows, done):
+        found[places] = _probabilities(objective, outputs)
     return found
 
 
-def _probabilities(objective: Classifier, module: nn.Module, batch: Batch) -> NDArray[np.float64]:
-    outputs = objective.predict(module, batch).double()
+def _in_batches(
+    objective: Classifier, module: nn.Module, rows: Sequence[Tokens], done: Done | None
+) -> Iterator[tuple[list[int], Batch, Tensor]]:
+    """Places of rows with their batch and the model's outputs, the longest rows first."""
+    device, finished = next(module.parameters()).device, 0
+    order = sorted(range(len(rows)), key=lambda at: len(rows[at].ids), reverse=True)
+    for batch in objective.batches([rows[at] for at in order], TOKENS_AT_ONCE):
+        count = len(batch.targets)
+        yield order[finished : finished + count], batch, objective.predict(module, batch.to(device)).double()
+        finished += count
+        if done is not None:
+            done(finished)
+
+
+def _probabilities(objective: Classifier, outputs: Tensor) -> Numbers:
     if objective.targets.form == "several":
         return outputs.sigmoid().cpu().numpy()
     values = outputs.softmax(-1) if objective.targets.classes else outputs[:, None]
     return values.cpu().numpy()
 
 
-def _prediction(targets: TargetFacts, outputs: NDArray[np.float64]) -> Prediction:
+def _prediction(targets: TargetFacts, outputs: Numbers) -> Prediction:
     if not targets.classes:
         return Prediction(None, float(outputs[0]), {})
     shares = dict(zip(targets.classes, outputs.tolist(), strict=True))
     if targets.form == "several":
         return Prediction(None, None, shares, [name for name, share in shares.items() if share > THRESHOLD])
     return Prediction(targets.classes[int(outputs.argmax())], None, shares)
-
-
-Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -120,21 +122,15 @@ def tags_column(column: str) -> str:
 
 @torch.no_grad()
 def tag_probabilities(
-    objective: Classifier, module: nn.Module, rows: Sequence[Tokens], done: Callable[[int], None] | None = None
+    objective: Classifier, module: nn.Module, rows: Sequence[Tokens], done: Done | None = None
 ) -> list[Numbers]:
     """For each row (W, C): the probability of each of C tags for each of its W learned words."""
-    device = next(module.parameters()).device
-    order = sorted(range(len(rows)), key=lambda at: len(rows[at].ids), reverse=True)
-    outputs, finished = [np.empty((0, 0))] * len(rows), 0
-    for batch in objective.batches([rows[at] for at in order], TOKENS_AT_ONCE):
-        shares = objective.predict(module, batch.to(device)).double().softmax(-1).cpu().numpy()
-        words = batch.loss_mask.sum(1).tolist()
-        for part in np.split(shares, np.cumsum(words)[:-1]):
-            outputs[order[finished]] = part
-            finished += 1
-        if done is not None:
-            done(finished)
-    return outputs
+    found = [np.empty((0, 0))] * len(rows)
+    for places, batch, outputs in _in_batches(objective, module, rows, done):
+        shares, words = outputs.softmax(-1).cpu().numpy(), batch.loss_mask.sum(1).tolist()
+        for place, part in zip(places, np.split(shares, np.cumsum(words)[:-1]), strict=True):
+            found[place] = part
+    return found
 
 
 def tagged_text(targets: TargetFacts, text: Text, encoded: EncodedWords, shares: Numbers, *, given: bool) -> TaggedText:

@@ -2,7 +2,7 @@
 
     pixels (B, S, S, 3) -> (pixels * scale - mean) / std -> model -> logits (B, C)
 
-The loss is that of every classifier (targets.py). The model is one of transformers or timm, with a new head whose
+The loss is that of every classifier (objective.py). The model is one of transformers or timm, with a new head whose
 weights are drawn anew and trained whole beside an adapter. Pixels reach the device as whole numbers and are normalised
 there.
 """
