@@ -29,9 +29,9 @@ from rankwise.config.experiment import Experiment
 from rankwise.data.batches import Batches
 from rankwise.data.preparing import TextWriting, prepare
 from rankwise.errors import TrainingError, first_line
-from rankwise.evaluation.base_and_tuned import Forward, base_and_tuned
 from rankwise.evaluation.forgetting import compared
 from rankwise.evaluation.likelihood import likelihoods
+from rankwise.evaluation.subject import Forward, base_and_tuned
 from rankwise.methods.adalora.trainable import TrainableAdaLoRA
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of

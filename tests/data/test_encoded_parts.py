@@ -23,8 +23,8 @@ from rankwise.data.part_store import Encoders, PartMissing, PartStore
 from rankwise.data.preparing import TextWriting, prepare
 from rankwise.data.row_part import RowPart
 from rankwise.errors import DataError
-from rankwise.runs.pair_facts import PairFacts
 from rankwise.runs.records import StatusMessage, silent
+from rankwise.runs.row_facts import PairFacts
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.encode_pairs import PairEncoder
 

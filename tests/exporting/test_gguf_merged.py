@@ -18,7 +18,7 @@ from gguf_models import KINDS, adapter_in, layers_of, model_in
 from rankwise.adapters.formats.peft import read_peft
 from rankwise.cli.main import app
 from rankwise.exporting import gguf_change
-from rankwise.kernels.quantized.int8 import Int8
+from rankwise.kernels.quantized.formats import Int8
 from rankwise.models import gguf_files
 from rankwise.models.gguf import converted, name_of_content
 from rankwise.models.gguf_files import TYPES

@@ -16,8 +16,7 @@ from quantized_models import quantize, wide_model
 from rankwise.adapters.formats.peft import read_peft
 from rankwise.cli.main import app
 from rankwise.config.adapters import LoraConfig
-from rankwise.kernels.quantized.tensor import is_quantized
-from rankwise.kernels.quantized.whole import in_full
+from rankwise.kernels.quantized.tensor import in_full, is_quantized
 from rankwise.models.inspection import fingerprint
 
 IDS = torch.arange(48).reshape(2, 24) % 96

@@ -18,8 +18,8 @@ from rankwise.data.batches import Batch
 from rankwise.models.inspection import is_encoder
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.text_classification import TextClassification
-from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.records import silent
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.system.foreign_json import read_json
 from rankwise.text.encode_texts import TextEncoder
 from rankwise.text.example import Example, Message

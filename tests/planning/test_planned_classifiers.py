@@ -42,8 +42,8 @@ from rankwise.planning.parameters import parameters_of
 from rankwise.planning.rows import padded_load
 from rankwise.planning.shape import ModelShape, NewHead
 from rankwise.planning.shape_file import shape_from_json, shape_to_json
-from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.records import silent
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.training.probe import probe
 
 CLASSES = TargetFacts(classes=("bad", "good"), counts=(1, 1))

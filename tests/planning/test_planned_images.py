@@ -50,8 +50,8 @@ from rankwise.planning.shape import ModelShape, NewHead
 from rankwise.planning.shape_file import shape_from_json, shape_to_json
 from rankwise.planning.time import OF_IMAGES as EFFICIENCIES
 from rankwise.planning.time import speed_of
-from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.records import silent
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.system.files import write_json
 from rankwise.system.foreign_json import read_json
 from rankwise.training.probe import probe

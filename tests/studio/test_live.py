@@ -11,8 +11,7 @@ from itertools import pairwise
 import pytest
 
 from hostile_texts import PAYLOADS
-from rankwise.runs.log_tail import LogTail
-from rankwise.runs.metrics_log import line_of
+from rankwise.runs.metrics_log import LogTail, line_of
 from rankwise.studio import drawn_records, live
 from rankwise.studio.drawn_records import message
 from rankwise.studio.live import StateReader, _events

@@ -23,7 +23,8 @@ from rankwise.methods.trainable import Trainable
 from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.text.tokenize import Tokens
 from rankwise.training.anchor import Anchor, BaseOnText
-from rankwise.training.backend import AnchoredBackend, Eager, Fused
+from rankwise.training.backend import Eager, Fused
+from rankwise.training.losses import AnchoredBackend
 from rankwise.training.state import TrainState, adamw
 from rankwise.training.step import optimizer_step
 from rankwise.training.workload import Workload

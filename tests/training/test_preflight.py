@@ -16,7 +16,7 @@ from rankwise.config.training import TrainingConfig
 from rankwise.errors import ResourceError
 from rankwise.planning.devices import with_memory
 from rankwise.planning.machine import this_processor
-from rankwise.reporting.foreseen import foreseen
+from rankwise.reporting.provenance import foreseen
 from rankwise.runs.records import StatusMessage, WarningMessage
 from rankwise.training import preflight as foresight
 from rankwise.training import step

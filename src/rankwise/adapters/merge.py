@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from rankwise.adapters.base_layers import oriented, weight_of
 from rankwise.adapters.experts import owner_of
 from rankwise.adapters.set import AdapterSet
-from rankwise.kernels.quantized.tensor import is_quantized
-from rankwise.kernels.quantized.whole import in_full, unpack_weights
+from rankwise.kernels.quantized.tensor import in_full, is_quantized, unpack_weights
 
 
 @torch.no_grad()

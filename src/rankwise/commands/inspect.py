@@ -22,7 +22,7 @@ from rankwise.methods.registry import method_of
 from rankwise.runs.directory import find_run
 from rankwise.runs.integrity import Integrity, check_folder, check_result
 from rankwise.runs.lineage import Round
-from rankwise.runs.metrics_log import read_ranks
+from rankwise.runs.metrics_log import read_history
 from rankwise.runs.records import Callback, RankRecord, StatusMessage, silent
 from rankwise.runs.snapshot import RunSnapshot
 
@@ -73,7 +73,7 @@ def inspect(name: str, *, force_result: bool = False, callback: Callback = silen
     integrity = check_result(run, callback, force=force_result)
     contents = method_of(run.experiment.adapter).contents(run.result)
     metrics = run.directory.metrics
-    history = read_ranks(metrics) if metrics.is_file() else []
+    history = read_history(metrics).ranks if metrics.is_file() else []
     inspected = _inspected(str(run.folder), contents, history, run.experiment.adapter.label, integrity)
     facts = _facts(run.result, callback) if (run.result / CONFIG).is_file() else None
     return replace(inspected, adapter=facts, lineage=run.manifest.lineage)

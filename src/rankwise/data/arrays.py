@@ -21,7 +21,7 @@ from numpy.lib.format import read_array
 
 from rankwise.data.columnar import Record, Seen
 from rankwise.errors import DataError, first_line, some
-from rankwise.runs.layout_facts import LayoutFacts
+from rankwise.runs.row_facts import LayoutFacts
 
 ENDS = (1, 16, 64, 255, 1023, 4095, 16383, 65535)
 LARGEST = 16_000_000_000

@@ -19,9 +19,9 @@ from rankwise.data.row_part import RowFacts, RowPart
 from rankwise.data.sequences import EncodedRows
 from rankwise.data.sources import CHUNK, Reading
 from rankwise.errors import DataError
-from rankwise.runs.data_report import TargetFacts, TemplateFacts
-from rankwise.runs.pair_facts import PairFacts
+from rankwise.runs.data_report import TemplateFacts
 from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage
+from rankwise.runs.row_facts import PairFacts, TargetFacts
 from rankwise.text.encode import RowEncoder
 from rankwise.text.example import Example, ImageRecord
 

@@ -24,7 +24,7 @@ from rankwise.data.tables import Note, table_records
 from rankwise.data.text_encoding import encoding_by_mark
 from rankwise.data.workbooks import WORKBOOKS, holds_workbook, why_no_workbook, workbook_records
 from rankwise.errors import DataError, did_you_mean, some
-from rankwise.runs.layout_facts import LayoutFacts
+from rankwise.runs.row_facts import LayoutFacts
 from rankwise.system.contents import content_of, opened
 from rankwise.system.strict_json import GivenTwice, loads, once
 

@@ -16,7 +16,7 @@ from rankwise.errors import DataError
 from rankwise.images.decode import decode
 from rankwise.images.perceptual import record_of
 from rankwise.runs.data_report import OverlapFacts
-from rankwise.runs.image_facts import ImageChange, ImageCopy, ImageFacts
+from rankwise.runs.row_facts import ImageChange, ImageCopy, ImageFacts
 from rankwise.text.encode import Outcome
 from rankwise.text.example import Example, ImageRecord
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from rankwise.data.duplicates import firsts_of
 from rankwise.data.growing import Growing
-from rankwise.runs.pair_facts import AnswerFacts, PairFacts
+from rankwise.runs.row_facts import AnswerFacts, PairFacts
 from rankwise.text.encode_pairs import sides_of
 from rankwise.text.example import Example, Message
 from rankwise.text.tokenize import Tokens

@@ -24,11 +24,10 @@ from rankwise.data.report import Tally
 from rankwise.data.sources import Reading
 from rankwise.errors import DataError, RankwiseError
 from rankwise.images.encode import ImageEncoder
-from rankwise.runs.data_report import MOST_LISTED, DataReport, TargetFacts
+from rankwise.runs.data_report import MOST_LISTED, DataReport
 from rankwise.runs.manifest import DataFacts, installed_version
-from rankwise.runs.new_tokens import NewTokenFacts
-from rankwise.runs.pair_facts import PairFacts
 from rankwise.runs.records import Callback, silent
+from rankwise.runs.row_facts import NewTokenFacts, PairFacts, TargetFacts
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.encode import Encoder, EncoderOf, RowEncoder
 from rankwise.text.new_tokens import NewTokens

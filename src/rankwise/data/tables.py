@@ -22,7 +22,7 @@ from rankwise.data.columnar import Record, column_names
 from rankwise.data.formats import Row
 from rankwise.data.text_encoding import Encoding, detect_encoding
 from rankwise.errors import DataError
-from rankwise.runs.layout_facts import DELIMITERS, LayoutFacts
+from rankwise.runs.row_facts import DELIMITERS, LayoutFacts
 
 LONGEST_CELL = 16_000_000
 HEAD, HEAD_ROWS = 1 << 18, 1000

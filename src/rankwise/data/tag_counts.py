@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from rankwise.runs.tag_facts import TagFacts
+from rankwise.runs.row_facts import TagFacts
 from rankwise.text.tagged import TaggedWords, spans_of, strays_in
 
 

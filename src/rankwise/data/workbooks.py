@@ -18,7 +18,7 @@ from rankwise.data.columnar import Record, column_names
 from rankwise.data.formats import Row
 from rankwise.data.tables import Note, named
 from rankwise.errors import DataError, first_line, some
-from rankwise.runs.layout_facts import LayoutFacts
+from rankwise.runs.row_facts import LayoutFacts
 from rankwise.system.contents import content_of
 
 MOST_BYTES, FEW_BYTES, MOST_TIMES = 500_000_000, 50_000_000, 100

@@ -28,7 +28,7 @@ from rankwise.evaluation.few_shot import with_examples
 from rankwise.evaluation.likelihood import Likelihood, likelihoods
 from rankwise.evaluation.swapped_pairs import with_other_questions
 from rankwise.inference.classify import outputs_of
-from rankwise.inference.shared_prefix import LogitsAfter, can_share
+from rankwise.inference.kv_cache import LogitsAfter, can_share
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Classifier
 from rankwise.text.tokenize import Tokens

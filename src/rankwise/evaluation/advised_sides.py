@@ -24,8 +24,8 @@ from rankwise.evaluation.likelihood import Likelihood
 from rankwise.evaluation.linear_probe import fit_and_predict, probabilities
 from rankwise.evaluation.metrics import METRICS
 from rankwise.objectives.objective import Classifier
-from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.measured import Difference, Measured
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.text.tokenize import Tokens
 
 Numbers = NDArray[np.float64]

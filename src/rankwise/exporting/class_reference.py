@@ -17,11 +17,10 @@ from rankwise.errors import RankwiseError
 from rankwise.evaluation.validation_rows import rows_to_measure
 from rankwise.exporting.agreement import EngineVerdict, Figures
 from rankwise.exporting.engine_process import EngineReplies
-from rankwise.inference.classify import THRESHOLD, outputs_of
-from rankwise.inference.tagging import tag_probabilities
+from rankwise.inference.classify import THRESHOLD, outputs_of, tag_probabilities
 from rankwise.inference.tuned_model import TunedModel
 from rankwise.runs.records import silent
-from rankwise.runs.target_facts import Pooling
+from rankwise.runs.row_facts import Pooling
 from rankwise.text.encode_tags import encode_words
 from rankwise.text.tagged import words_of
 from rankwise.text.tokenize import Tokens

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from rankwise.errors import AdapterError, RunError
 from rankwise.inference.tuned_model import load_tuned
-from rankwise.kernels.quantized.whole import unpack_weights
+from rankwise.kernels.quantized.tensor import unpack_weights
 from rankwise.methods.artifact import Artifact
 from rankwise.methods.base import BASE_FACTS
 from rankwise.methods.registry import method_of

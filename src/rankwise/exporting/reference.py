@@ -18,7 +18,7 @@ import torch
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import RankwiseError
 from rankwise.exporting.questions import QUESTIONS, Prompt, conversations_for, prompts_for
-from rankwise.forward.encoder_decoder import OutputLogits
+from rankwise.forward.reference import OutputLogits
 from rankwise.inference.decoding import Answer
 from rankwise.inference.generate import answers_in_turn
 from rankwise.inference.tuned_model import TunedModel, load_tuned

@@ -26,7 +26,7 @@ from rankwise.config.base import shown
 from rankwise.config.layer import Layer
 from rankwise.errors import ModelError, RankwiseError, did_you_mean, first_line
 from rankwise.forward.image_shape import side_in, with_measured_images
-from rankwise.forward.positions import usable_positions
+from rankwise.forward.reference import usable_positions
 from rankwise.forward.saved_activations import measured, stacks_of
 from rankwise.forward.two_sided_shape import measured_sides
 from rankwise.models.heads import head_modules

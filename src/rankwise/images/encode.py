@@ -1,14 +1,22 @@
 """From image rows to encoded rows: decoded, resized as the model expects, with the class as the only target.
 
 An image is decoded once, before training, so what is wrong with one is known before the first step. Its pixels go into
-a file (pixels.py), from which training reads them.
+a file, from which training reads them.
+
+Pixels of many images in little memory: a file without a name that grows, and views of what is in it.
+
+The system reads pages from the disk as they are needed and drops them when memory is short. The file's space is free
+again when the last view is gone, also where the process is killed.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,14 +24,45 @@ from rankwise.config.images import ImageProcessing
 from rankwise.errors import DataError
 from rankwise.images.decode import decode
 from rankwise.images.perceptual import record_of
-from rankwise.images.pixels import PixelFile
 from rankwise.images.processor import pixels_of
-from rankwise.runs.data_report import TargetFacts
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.system.cache import cache_folder
+from rankwise.system.files import told_when_full
 from rankwise.text.encode import Outcome
 from rankwise.text.example import Example
 from rankwise.text.targets import RowTargets
 from rankwise.text.tokenize import Tokens
+
+
+class PixelFile:
+    """Images (S, S, 3) uint8, one after another."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file: Any = None
+
+    def add(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Write images of one shape, and return views of them in the file."""
+        if not images:
+            return []
+        with told_when_full(self._folder):
+            if self._file is None:
+                self._file = self._new_file()
+            begin = self._file.seek(0, 2)
+            for image in images:
+                self._file.write(image.tobytes())
+            self._file.flush()
+        shape = (len(images), *images[0].shape)
+        return list(np.memmap(self._file, np.uint8, "r", begin, shape))
+
+    def _new_file(self) -> Any:
+        """In the folder, or where that cannot be written to, in the system's folder of temporary files. It lives as
+        long as its views."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            return tempfile.TemporaryFile(dir=self._folder)
+        except OSError:
+            return tempfile.TemporaryFile()
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,9 @@ from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import DataError, RunError
 from rankwise.images.encode import ImageEncoder
-from rankwise.inference.classify import Prediction, predictions
+from rankwise.inference.classify import Prediction, TaggedText, predictions, tag_probabilities, tagged_text
 from rankwise.inference.decoding import Answer, TextCallback
 from rankwise.inference.generate import answer
-from rankwise.inference.tagging import TaggedText, tag_probabilities, tagged_text
 from rankwise.methods.artifact import Artifact, open_artifact
 from rankwise.methods.registry import method_of
 from rankwise.methods.trainable import Trainable

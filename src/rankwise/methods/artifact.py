@@ -28,13 +28,14 @@ from rankwise.models.starters import STARTERS
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import objective_for
 from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE
-from rankwise.runs.data_report import DATA_REPORT, DataReport, TargetFacts
+from rankwise.runs.data_report import DATA_REPORT, DataReport
 from rankwise.runs.directory import find_run
 from rankwise.runs.integrity import check_folder, check_result
 from rankwise.runs.lineage import LINEAGE, Lineage, Round
 from rankwise.runs.manifest import AnchorFacts, BaseModelFacts
 from rankwise.runs.own_files import read_json
 from rankwise.runs.records import Callback, silent
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.foreign_json import read_json as read_foreign
 

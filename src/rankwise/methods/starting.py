@@ -35,9 +35,10 @@ from rankwise.methods.base import check_base
 from rankwise.methods.continuing import continued
 from rankwise.methods.stored_adapter import stored_weights
 from rankwise.models.loaded import LoadedModel
-from rankwise.runs.data_report import DATA_REPORT, TargetFacts
+from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.lineage import Round
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.system.files import sha256_of
 
 SAME_SCALE = 1e-9

@@ -34,9 +34,8 @@ from torch import Tensor, nn
 from rankwise.config.models import PackedFormat
 from rankwise.errors import ModelError, some
 from rankwise.kernels.linear import is_conv1d
-from rankwise.kernels.quantized.formats import FORMATS, PackingFormat
+from rankwise.kernels.quantized.formats import FORMATS, LARGEST, Int8, PackingFormat
 from rankwise.kernels.quantized.given_back import InFull
-from rankwise.kernels.quantized.int8 import LARGEST, Int8
 from rankwise.kernels.quantized.nf4 import BLOCK, LEVELS, NF4, OUTER, NF4WithMaxima, dynamic_values
 from rankwise.kernels.quantized.tensor import QuantizedTensor, unpacked
 from rankwise.models.heads import head_modules

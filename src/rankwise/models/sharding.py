@@ -5,7 +5,7 @@
 
 Each block is one group, the embedding is another, and so is the rest (last norm, output head), to which a tied
 embedding belongs. Before a group computes, its weights are gathered from all processes, and let go of afterwards; so
-all of them must make as many forward and backward passes (training/lockstep.py). What was gathered has the same bits,
+all of them must make as many forward and backward passes (training/world.py). What was gathered has the same bits,
 and so have the results.
 
 No process ever has the whole model: it is built without memory, and each process reads its rows, tensor by tensor, from

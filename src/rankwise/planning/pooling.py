@@ -11,7 +11,7 @@ from typing import Any
 
 from rankwise.config.classification import ClassificationConfig
 from rankwise.errors import ModelError
-from rankwise.runs.target_facts import Pooling
+from rankwise.runs.row_facts import Pooling
 from rankwise.system.foreign_json import read_any_json
 
 MODULES, REPORT, SETTINGS = "modules.json", "data_report.json", "1_Pooling/config.json"

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from rankwise.commands.columns import Columns, columns_of
 from rankwise.errors import RankwiseError
-from rankwise.runs.data_report import DataReport
-from rankwise.runs.data_report_text import about, lines_of, verdict_of
+from rankwise.runs.data_report import DataReport, about, lines_of, verdict_of
 from rankwise.runs.records import Event, StatusMessage, WarningMessage
 from rankwise.studio.forecast import placed
 from rankwise.studio.settings_form import READING, Problem, SettingsForm

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rankwise.reporting.sparkline import bucket_means
-from rankwise.runs.layers import rank_grid
+from rankwise.runs.records import rank_grid
 
 MOST_STEPS = 2500
 """Steps of one message; more are sent as means of neighbours."""

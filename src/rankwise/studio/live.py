@@ -1,6 +1,6 @@
 """Server-sent events of a run: its records as they are written, and its state as it changes.
 
-event  records   what is new in the metrics log; its id is the position after it (runs/log_tail.py)
+event  records   what is new in the metrics log; its id is the position after it (runs/metrics_log.py)
        begin     the log begins anew: the page forgets what it drew
        state     status, problem and warnings, whenever one of them changes
 
@@ -22,8 +22,8 @@ from starlette.responses import Response, StreamingResponse
 from rankwise.errors import RankwiseError
 from rankwise.runs.directory import MANIFEST, RunDirectory
 from rankwise.runs.listing import STARTING, UNREADABLE, present_status, status_of
-from rankwise.runs.log_tail import LogTail
 from rankwise.runs.manifest import Manifest
+from rankwise.runs.metrics_log import LogTail
 from rankwise.studio.drawn_records import message
 from rankwise.studio.queued import GONE, known_run, without_folder
 

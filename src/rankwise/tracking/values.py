@@ -18,9 +18,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rankwise.config.experiment import Experiment
-from rankwise.runs.comparisons import leaves
 from rankwise.runs.data_report import DataReport
-from rankwise.runs.evaluations import Evaluation
+from rankwise.runs.evaluations import Evaluation, leaves
 from rankwise.runs.manifest import Manifest
 
 OTHER_NAMES = {"gradient_norm": "grad_norm"}

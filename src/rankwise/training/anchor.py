@@ -22,7 +22,7 @@ from rankwise.data.row_order import shuffled
 from rankwise.evaluation.text import Text
 from rankwise.forward.prefix_cache import StateCache
 from rankwise.methods.trainable import Trainable
-from rankwise.training.backend import AnchoredBackend
+from rankwise.training.losses import AnchoredBackend
 from rankwise.training.world import ALONE, World
 
 STREAM = 0xA17C

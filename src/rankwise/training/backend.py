@@ -3,18 +3,20 @@ chains of small operations made into loops by torch's compiler.
 
 A run keeps the backend that it began with, since results differ in rounding. Before a kernel is relied on, the model
 itself is asked whether both ways agree. Compiling takes seconds and saves a few hundredths of a run, so a short run
-does without. How many blocks recompute their activations follows from the backend and the free memory
-(activation_checkpointing.py), changes no number, and is decided anew each time a run begins or goes on.
+does without. How many blocks recompute their activations follows from the backend and the free memory (workload.py),
+changes no number, and is decided anew each time a run begins or goes on.
+
+For classifiers, the kernels compute the blocks of their encoder inside the model's own forward pass.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,11 +26,12 @@ from rankwise.data.batches import Batch
 from rankwise.data.flat import flat
 from rankwise.data.packing import pack
 from rankwise.errors import ConfigError, RunError, is_out_of_memory
-from rankwise.forward.agreement import Agreement, agreement, check_finite
+from rankwise.forward.agreement import Agreement, agreement, check_finite, encoder_agreement
 from rankwise.forward.checkpointing import activation_checkpointing
+from rankwise.forward.encoders import FusedEncoder, encoder_blocks, has_encoder_kernels
 from rankwise.forward.fused import PROBED, FusedLoss, has_kernels, has_weights_that_learn, probe
 from rankwise.forward.reference import check_packs
-from rankwise.kernels.divergence import divergence
+from rankwise.kernels.loss import divergence
 from rankwise.kernels.regions import compiled_regions
 from rankwise.models.sharding import is_sharded
 from rankwise.planning.time import COMPILED_AFTER
@@ -37,10 +40,67 @@ from rankwise.runs.records import StatusMessage, WarningMessage
 from rankwise.system.cache import cache_folder
 from rankwise.system.memory import available_memory
 from rankwise.text.tokenize import Tokens
-from rankwise.training.activation_checkpointing import eager_blocks, fused_blocks
-from rankwise.training.encoder_backend import FusedBlocks, block_agreement, supports_blocks, why_no_blocks
-from rankwise.training.losses import PairTally
-from rankwise.training.workload import Workload, prefix_room
+from rankwise.training.losses import Backend
+from rankwise.training.workload import Workload, eager_blocks, encoder_blocks_recomputed, fused_blocks, prefix_room
+
+COMPARED, LENGTHS = 2, (37, 5, 14)
+"""Images, and lengths of texts, that both backends are compared on."""
+
+
+@dataclass
+class FusedBlocks:
+    work: Workload
+    advice: str
+    """What to do where a run that began with this backend cannot go on with it."""
+    name: BackendName = "fused"
+    tally = None
+    _encoder: FusedEncoder | None = field(default=None, init=False)
+
+    def layout(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
+        return self.work.objective.batches(rows, max_tokens)
+
+    def loss(self, batch: Batch) -> Tensor:
+        assert self._encoder is not None, "the backend is active"
+        return self._encoder(batch)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        work = self.work
+        if not supports_blocks(work):
+            raise RunError(
+                f"the run was started with the fused backend, which is not available for this model here; {self.advice}"
+            )
+        loss = partial(work.objective.loss, work.module)
+        free = available_memory()
+        self._encoder = FusedEncoder(
+            work.module, loss, lowest=work.first_trained_block,
+            recomputed=encoder_blocks_recomputed(work, loss, free), room=prefix_room(free),
+        )  # fmt: skip
+        with self._encoder.active():
+            yield
+
+
+def supports_blocks(work: Workload) -> bool:
+    return not work.predicts_tokens and has_encoder_kernels(work.module)
+
+
+def why_no_blocks(work: Workload) -> str:
+    if supports_blocks(work):
+        return "the fused kernels of encoders are not compiled"
+    if any(has_weights_that_learn(block) for block in encoder_blocks(work.module)):
+        return "the fused kernels need frozen weights, but this run trains the model's own weights"
+    return "there are no fused kernels for this model and device"
+
+
+def block_agreement(work: Workload) -> Agreement:
+    """On random images, or on texts of several lengths."""
+    objective, module = work.objective, work.module
+    length = objective.row_length
+    lengths = [length] * COMPARED if length else [min(one, work.longest) for one in LENGTHS]
+    rows = objective.random_rows(module, lengths, torch.Generator().manual_seed(0))
+    (batch,) = objective.batches(rows, len(lengths) * max(lengths))
+    return encoder_agreement(module, work.trainable.parameters(), partial(objective.predict, module), batch)
+
 
 NO_COMPILER = "not compiled: torch's compiler, which needs a C++ compiler, does not work on this machine"
 LARGE = 10**9
@@ -49,43 +109,6 @@ QUICK = 15.0
 """Compiling runs the comparison again. Where one takes longer than these seconds, a run must be longer by the same
 factor before it is compiled."""
 ADVICE = "use --restart to start it again with another backend."
-
-
-class Backend(Protocol):
-    @property
-    def name(self) -> BackendName: ...
-
-    @property
-    def tally(self) -> PairTally | None:
-        """What pairs came to beside their losses, where rows are pairs."""
-        ...
-
-    def layout(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
-        """The rows of a step as batches of at most so many tokens."""
-        ...
-
-    def loss(self, batch: Batch) -> Tensor:
-        """The sum of the losses of a batch; inside `active`."""
-        ...
-
-    def active(self) -> AbstractContextManager[None]: ...
-
-
-class AnchoredBackend(Backend, Protocol):
-    """Also computes how far the tuned model is from its base on other text (anchor.py); inside `active`."""
-
-    @property
-    def joins(self) -> bool:
-        """Whether that text is computed in one row with a batch of the step."""
-        ...
-
-    def base_rows(self, text: Batch) -> Tensor:
-        """What `anchored` needs of the base, which must be active: one row for each target of the text."""
-        ...
-
-    def anchored(self, batch: Batch | None, text: Batch, base: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum of a batch's losses, 0 without one, and the sum of the divergence from the base on the text."""
-        ...
 
 
 @dataclass(frozen=True)

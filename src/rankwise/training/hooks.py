@@ -1,4 +1,6 @@
-"""Hooks of a run besides validation: write down every record, save checkpoints, report to whoever waits."""
+"""Hooks of a run besides validation: write down every record, save checkpoints, report to whoever waits, and end the
+training with a result where somebody asks for it: the step that it is at becomes its last.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +8,38 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rankwise.runs.directory import RunDirectory
+from rankwise.runs.directory import BY_REQUEST, RunDirectory, forget_end_request, is_asked_to_end
 from rankwise.runs.metrics_log import MetricsLog
-from rankwise.runs.records import Callback, Event, ProgressUpdate, StatusMessage, WarningMessage
+from rankwise.runs.records import Callback, Event, Record, StatusMessage, WarningMessage
 from rankwise.runs.resumable import METRICS
-from rankwise.training.back_off import by_steps, ways_back
+from rankwise.training.back_off import LossWatch, by_steps, ways_back
 from rankwise.training.checkpoints import save
-from rankwise.training.loss_watch import LossWatch
 from rankwise.training.trainer import Hook, Trainer
+from rankwise.training.validation import Validation
+
+
+@dataclass(frozen=True)
+class EndByRequest(Hook):
+    """Comes before the validation, which then measures the last step. In a run of one process."""
+
+    run: RunDirectory
+    validation: Validation
+
+    def after_step(self, trainer: Trainer) -> None:
+        state = trainer.state
+        if state.finished or not is_asked_to_end(self.run):
+            return
+        forget_end_request(self.run)
+        state.ended = True
+        self.validation.stopped_early = f"{BY_REQUEST} after step {state.step} of {state.steps}"
+        trainer.emit(StatusMessage(f"ended {self.validation.stopped_early}"))
+        if (ranks := trainer.trainable.end_early(state.step - 1, state.optimizer)) is not None:
+            trainer.emit(ranks)
+            trainer.emit(WarningMessage(
+                f"the run was ended after step {state.step}, before its ranks were decided: the adapter has "
+                f"{sum(ranks.ranks.values()):,} ranks, more than its budget"
+            ))  # fmt: skip
+
 
 SHARE, MOST_SHARE = 0.01, 0.05
 """Of a run's time that checkpoints take: as a rule, and where one takes so long that it would be more."""
@@ -26,7 +52,7 @@ class LogMetrics(Hook):
     log: MetricsLog
 
     def on_event(self, event: Event) -> None:
-        if not isinstance(event, StatusMessage | WarningMessage | ProgressUpdate):
+        if isinstance(event, Record):
             self.log.append(event.as_row())
 
 

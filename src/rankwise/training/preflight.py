@@ -25,9 +25,9 @@ from rankwise.planning.machine import read_cards, this_machine, this_processor
 from rankwise.planning.plan import Plan
 from rankwise.planning.planned_device import OF_LIMIT
 from rankwise.planning.processes import ALONE, Processes
-from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.manifest import BackendName, Forecasted
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.system.launched import launched, processes_here
 
 YEAR = 365.25 * 86_400

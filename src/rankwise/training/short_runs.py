@@ -16,7 +16,6 @@ import numpy as np
 
 from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
-from rankwise.data.batches import Batches
 from rankwise.data.preparation import Prepared
 from rankwise.images.augment import augmentation
 from rankwise.methods.method import Setup
@@ -26,10 +25,10 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Objective
 from rankwise.runs.manifest import BackendName
 from rankwise.runs.records import Callback, Event, StatusMessage, WarningMessage, silent
-from rankwise.training.backend import Backend, backend_named, choose_backend
-from rankwise.training.dealt import shared_out
+from rankwise.training.backend import backend_named, choose_backend
+from rankwise.training.losses import Backend
 from rankwise.training.trainer import Hook, Trainer
-from rankwise.training.workload import Workload
+from rankwise.training.workload import Workload, batches_of
 from rankwise.training.world import ALONE, World
 
 
@@ -58,8 +57,8 @@ def trainer_of(
     )  # fmt: skip
     backend = choice(work)
     vary = augmentation(experiment.images, config.seed)
-    batches = Batches.of_prepared(prepared, config, backend.layout, vary)
-    return Trainer(trainable, shared_out(batches, world), config, backend, hooks, world=world)
+    batches = batches_of(prepared, config, backend.layout, vary, world)
+    return Trainer(trainable, batches, config, backend, hooks, world=world)
 
 
 @dataclass(frozen=True)

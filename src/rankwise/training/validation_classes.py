@@ -15,19 +15,16 @@ from rankwise.config.validation import ValidationConfig
 from rankwise.data.preparation import Prepared
 from rankwise.data.sequences import evenly
 from rankwise.errors import ConfigError, one_line, some
-from rankwise.evaluation.class_metrics import metric_rows, one_target, score_rows
-from rankwise.evaluation.label_task import score_labels
+from rankwise.evaluation.class_metrics import metric_rows, one_target, score_rows, score_tags
 from rankwise.evaluation.metrics import METRICS
-from rankwise.evaluation.span_metrics import score_tags
-from rankwise.inference.classify import Done, Outputs, outputs_of
-from rankwise.inference.tagging import tag_probabilities
+from rankwise.evaluation.row_task import score_labels
+from rankwise.inference.classify import Done, Outputs, outputs_of, tag_probabilities
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Classifier, Objective, classifier
 from rankwise.runs.records import LossRecord, SampleRecord, ScoreRecord
-from rankwise.runs.target_facts import TargetFacts
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.text.tokenize import Tokens
-from rankwise.training.dealt import computed_by_all
-from rankwise.training.world import ALONE, World
+from rankwise.training.world import ALONE, World, computed_by_all
 
 OF_SEVERAL = ("micro_f1", "f1", "exact_match")
 FEW, UNEVEN = 5, 10
