@@ -34,7 +34,7 @@ from rankwise.kernels.norm import (
 )
 from rankwise.kernels.prologue import Identity, apply_prologue
 from rankwise.kernels.rotary import plain_rotated, rotated
-from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.models.loading import load

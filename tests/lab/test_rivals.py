@@ -10,8 +10,7 @@ from torch import nn
 from rankwise.adapters.adalora import LENGTH
 from rankwise.adapters.targets import Choice
 from rankwise.config.adapters import AdaLoraConfig
-from rankwise.methods.adalora import method
-from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLoRA, method
 from rankwise.methods.inject import inject
 
 RATE = 0.2

@@ -25,7 +25,7 @@ from rankwise.config.tasks import (
 from rankwise.errors import ConfigError, RankwiseError, first_line
 from rankwise.evaluation.base_cache import base_scores
 from rankwise.evaluation.class_task import CLASSES
-from rankwise.evaluation.forgetting import forgetting
+from rankwise.evaluation.forgetting import forgetting, text_elsewhere
 from rankwise.evaluation.harness import ASKED_TOGETHER, PREFIX, HarnessTask
 from rankwise.evaluation.image_features import OtherImages, compare_features, other_images
 from rankwise.evaluation.intervals import difference
@@ -40,7 +40,7 @@ from rankwise.evaluation.span_task import SPANS
 from rankwise.evaluation.subject import Subject, open_subject
 from rankwise.evaluation.task import OwnTask, Task
 from rankwise.evaluation.task_documents import data_spec, drawn, identities
-from rankwise.evaluation.text import BLOCKS, Text, text_elsewhere
+from rankwise.evaluation.text import BLOCKS, Text
 from rankwise.evaluation.validation_rows import columns_of_run, refuse_training_files, rows_to_measure
 from rankwise.inference.generate import TOGETHER
 from rankwise.methods.artifact import is_adapter
