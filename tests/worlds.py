@@ -33,7 +33,7 @@ from rankwise.data.batches import Batch, Batches, portion
 from rankwise.data.dealing import share_of
 from rankwise.data.packing import pack
 from rankwise.forward.reference import SupervisedLogits
-from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.full import FullFineTuning
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA

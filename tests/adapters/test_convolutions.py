@@ -17,7 +17,7 @@ from rankwise.adapters.lora import LoRA
 from rankwise.adapters.merge import merge
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.errors import TargetError
-from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.inject import inject
 
 LAYERS = {

@@ -15,7 +15,7 @@ from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import notes_about
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.errors import TargetError
-from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from vision_models import FAMILIES, LABELS, TIMM, images, tiny

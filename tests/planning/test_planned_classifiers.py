@@ -31,6 +31,7 @@ from rankwise.forward.activation_memory import saved_bytes
 from rankwise.forward.encoders import FusedEncoder, has_encoder_kernels
 from rankwise.forward.model_shape import shape_of_config
 from rankwise.forward.plan import plan, shape_of, shape_planned
+from rankwise.methods.inject import add_layers
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.objectives.text_classification import TextClassification
@@ -104,7 +105,7 @@ def test_what_trains_of_a_classifier_is_what_its_training_attaches(name: str, me
     adapters = AdapterSet(model)
     children = [(path, child) for path, child in model.named_children() if path != model.base_model_prefix]
     adapters.add_heads([path for path, child in children if next(child.parameters(), None) is not None])
-    method_of(METHODS[method]).add_to(adapters, "default", 0)
+    add_layers(adapters, METHODS[method])
     counted = parameters_of(shape, METHODS[method])
     assert counted.total == shape.parameters == total
     assert counted.trainable == sum(one.numel() for one in adapters.parameters())

@@ -33,6 +33,7 @@ from rankwise.forward.encoders import FusedEncoder, has_encoder_kernels
 from rankwise.forward.image_shape import classify
 from rankwise.forward.model_shape import shape_of_config
 from rankwise.forward.plan import plan
+from rankwise.methods.inject import add_layers
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.models.heads import head_modules
@@ -107,7 +108,7 @@ def test_what_trains_is_what_training_attaches(folders, shape_with_head, family,
     total = sum(one.numel() for one in module.parameters())
     adapters = AdapterSet(module)
     adapters.add_heads(head_modules(module, images=True))
-    method_of(spec).add_to(adapters, "default", 0)
+    add_layers(adapters, spec)
     counted = parameters_of(shape, spec)
     assert counted.total == shape.parameters == total
     assert counted.trainable == sum(one.numel() for one in adapters.parameters())

@@ -16,7 +16,7 @@ from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batch
 from rankwise.evaluation.text import Text
 from rankwise.forward.reference import every_logits
-from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.methods.trainable import Trainable

@@ -18,7 +18,7 @@ from rankwise.data.batches import collate
 from rankwise.data.preparing import TextWriting, prepare
 from rankwise.errors import ConfigError, RunError
 from rankwise.forward.reference import SupervisedLogits
-from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.inject import inject
 from rankwise.methods.state import TrainableState
 from rankwise.objectives.causal_lm import summed

@@ -24,7 +24,7 @@ from rankwise.config.tasks import (
 )
 from rankwise.errors import ConfigError, RankwiseError, first_line
 from rankwise.evaluation.feature_forgetting import OtherImages, compare_features, other_images
-from rankwise.evaluation.forgetting import forgetting
+from rankwise.evaluation.forgetting import forgetting, text_elsewhere
 from rankwise.evaluation.harness import ASKED_TOGETHER, PREFIX, HarnessTask
 from rankwise.evaluation.intervals import Looks, difference
 from rankwise.evaluation.metrics import METRICS
@@ -34,7 +34,7 @@ from rankwise.evaluation.row_task import CLASSES, LABELS, SPANS, RowTask, TaskKi
 from rankwise.evaluation.subject import Subject, open_subject, refuse_of_language_models, refuse_running_text
 from rankwise.evaluation.task import OwnTask, Task, base_scores
 from rankwise.evaluation.task_documents import data_spec, drawn, identities
-from rankwise.evaluation.text import BLOCKS, Text, text_elsewhere
+from rankwise.evaluation.text import BLOCKS, Text
 from rankwise.evaluation.validation_rows import columns_of_run, refuse_training_files, rows_to_measure
 from rankwise.inference.generate import TOGETHER
 from rankwise.methods.artifact import is_adapter

@@ -36,11 +36,13 @@ from rankwise.errors import EvaluationError
 from rankwise.evaluation.intervals import Looks, difference, measured
 from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.subject import BaseAndTuned, Forward
-from rankwise.evaluation.text import Text
+from rankwise.evaluation.text import Text, refuse_trained_on, text_for
+from rankwise.methods.artifact import Artifact
+from rankwise.models.loaded import LoadedModel
 from rankwise.runs.evaluations import Forgetting, OfBlocks, StrengthCurve, StrengthPoint
 from rankwise.runs.manifest import now
 from rankwise.runs.measured import Difference, Measured
-from rankwise.runs.records import Callback, ProgressUpdate, silent
+from rankwise.runs.records import Callback, ProgressUpdate, WarningMessage, silent
 
 ROWS = 64
 """Positions whose logarithms are in memory at a time."""
@@ -54,6 +56,24 @@ class Compared:
     change: float
     agreed: int
     positions: int
+
+
+def text_elsewhere(
+    artifact: Artifact | None, model: LoadedModel, source: str | None, blocks: int, callback: Callback
+) -> Text:
+    """The text on which the forgetting of a result is measured (`text_for`). DataError where the run was trained on it,
+    or held to its base on it; a warning where the usual text is like what it was held to."""
+    text = text_for(model, source, blocks=blocks)
+    if artifact is None or artifact.data_report is None:
+        return text
+    refuse_trained_on(text, artifact.data_report, artifact.anchor)
+    anchor = None if artifact.run is None else artifact.run.experiment.training.anchor
+    if source is None and anchor is not None and anchor.code:
+        callback(WarningMessage(
+            "the run was held to its base on code of Python's standard library, and forgetting is measured on Python's "
+            "documentation, which is like it. Give another text (--text) to see what is forgotten elsewhere"
+        ))  # fmt: skip
+    return text
 
 
 def forgetting(models: BaseAndTuned, text: Text, callback: Callback = silent, looks: Looks | None = None) -> Forgetting:

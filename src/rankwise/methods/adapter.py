@@ -21,7 +21,7 @@ from rankwise.adapters.formats.peft import lay_peft, write_peft
 from rankwise.adapters.lora import LoRA
 from rankwise.adapters.merge import merge
 from rankwise.adapters.set import AdapterSet
-from rankwise.adapters.targets import Choice, notes_about
+from rankwise.adapters.targets import notes_about
 from rankwise.adapters.token_rows import tables_of_tokens
 from rankwise.config.method import MethodConfig
 from rankwise.config.models import ModelConfig
@@ -170,13 +170,9 @@ Settings = TypeVar("Settings", bound=MethodConfig)
 
 
 class AdapterMethod(ABC, Generic[Settings]):
-    """Everything but `add_to` and `attach_to`, which are where the methods differ."""
+    """Everything but `attach_to`, which is where the methods differ."""
 
     config: Settings
-
-    @abstractmethod
-    def add_to(self, adapters: AdapterSet, name: str, seed: int, choices: list[Choice] | None = None) -> None:
-        """Add an adapter as the settings describe it. `choices` are those of EVA."""
 
     @abstractmethod
     def attach_to(self, adapters: AdapterSet, model: LoadedModel, setup: Setup) -> AdapterTrainable:

@@ -7,10 +7,10 @@ from typing import Any
 from rankwise.adapters.dora import DoRA
 from rankwise.adapters.lora import LoRA
 from rankwise.adapters.set import AdapterSet
-from rankwise.adapters.targets import Choice, check_choices, choose
 from rankwise.config.adapters import LoraConfig
 from rankwise.methods.adapter import AdapterMethod, AdapterTrainable
 from rankwise.methods.eva_start import eva_start
+from rankwise.methods.inject import add_layers
 from rankwise.methods.method import Setup
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.records import RankRecord
@@ -52,14 +52,9 @@ class LoraMethod(AdapterMethod[LoraConfig]):
     def __init__(self, config: LoraConfig) -> None:
         self.config = config
 
-    def add_to(self, adapters: AdapterSet, name: str, seed: int, choices: list[Choice] | None = None) -> None:
-        check_choices(choices, needed=self.config.start == "eva")
-        chosen = choose(adapters.model, self.config) if choices is None else choices
-        adapters.attach(chosen, name, self.config.dropout, seed, dora=self.config.dora)
-
     def attach_to(self, adapters: AdapterSet, model: LoadedModel, setup: Setup) -> TrainableLoRA:
         choices, ranks = eva_start(self.config, model, setup) if self.config.start == "eva" else (None, None)
-        self.add_to(adapters, "default", setup.training.seed, choices)
+        add_layers(adapters, self.config, seed=setup.training.seed, choices=choices)
         return TrainableLoRA(adapters, self.config, ranks=ranks)
 
     def trainable(self, adapters: AdapterSet) -> TrainableLoRA:

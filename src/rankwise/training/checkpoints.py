@@ -23,7 +23,7 @@ from torch import Tensor
 from rankwise.errors import RunError, some
 from rankwise.methods.state import TrainableState
 from rankwise.models.sharding import split_as, write_gathered
-from rankwise.runs.own_files import DamagedStep, check_file, read_facts, seal
+from rankwise.runs.own_files import TENSORS, DamagedStep, check_file, read_facts, seal
 from rankwise.system.files import published
 from rankwise.training.finite import check_finite, not_finite
 from rankwise.training.state import TrainState, random_states, set_random_states

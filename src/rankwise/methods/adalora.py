@@ -1,7 +1,8 @@
-"""AdaLoRA while it trains: which triplets live on is decided between steps, exactly to the budget, at last for good.
+"""AdaLoRA as a method: a budget of triplets that falls while it trains, given to the layers where they matter most.
 
-All triplets first, then fewer and fewer by importance, then the final ones alone (budget.py, importance.py). A loop of
-your own calls it as `Trainable` says.
+Which triplets live on is decided between steps, exactly to the budget, and at last for good: all triplets first, then
+fewer and fewer by importance, then the final ones alone (budget.py, importance.py). A loop of your own calls it as
+`Trainable` says.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ from rankwise.adapters.triplets import Triplets
 from rankwise.config.adapters import AdaLoraConfig
 from rankwise.config.budget import Budget, budget_of
 from rankwise.errors import RunError
-from rankwise.methods.adapter import AdapterTrainable
+from rankwise.methods.adapter import AdapterMethod, AdapterTrainable
+from rankwise.methods.inject import add_layers
+from rankwise.methods.method import Setup
 from rankwise.methods.state import TrainableState, layout_of
+from rankwise.models.loaded import LoadedModel
 from rankwise.runs.records import RankRecord
 
 
@@ -224,3 +228,14 @@ def parts_of(adapters: AdapterSet, name: str) -> tuple[list[str], list[AdaLoRA]]
         elif isinstance(adapter, AdaLoRA):
             parts.append((path, adapter))
     return [path for path, _ in parts], [part for _, part in parts]
+
+
+class AdaLoraMethod(AdapterMethod[AdaLoraConfig]):
+    """Attaches triplets, and leaves plain LoRA whose ranks went where they pay."""
+
+    def __init__(self, config: AdaLoraConfig) -> None:
+        self.config = config
+
+    def attach_to(self, adapters: AdapterSet, model: LoadedModel, setup: Setup) -> TrainableAdaLoRA:
+        add_layers(adapters, self.config, seed=setup.training.seed)
+        return TrainableAdaLoRA(adapters, self.config, setup.steps)
