@@ -1,13 +1,12 @@
 """From image rows to encoded rows: decoded, resized as the model expects, with the class as the only target.
 
-An image is decoded once, before training, so what is wrong with one is known before the first step. Its pixels go into
-a file (pixels.py), from which training reads them.
+An image is decoded once, before training, so what is wrong with one is known before the first step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -19,7 +18,6 @@ from rankwise.images.perceptual import record_of
 from rankwise.images.pixels import PixelFile
 from rankwise.images.processor import pixels_of
 from rankwise.runs.data_report import TargetFacts
-from rankwise.system.cache import cache_folder
 from rankwise.text.encode import Outcome
 from rankwise.text.example import Example
 from rankwise.text.targets import RowTargets
@@ -31,7 +29,8 @@ class ImageEncoder:
     processing: ImageProcessing
     targets: TargetFacts | None
     """None for images without labels, which are only to be predicted."""
-    file: PixelFile = field(default_factory=lambda: PixelFile(cache_folder() / "pixels"))
+    file: PixelFile | None = None
+    """Where the pixels of many images lie that are in no column."""
 
     @property
     def limit(self) -> int:
@@ -51,7 +50,8 @@ class ImageEncoder:
                 usable.append((outcome, self._pixels(outcome), target))
             except DataError as error:
                 outcome.problem = str(error)
-        views = self.file.add([pixels for _, pixels, _ in usable])
+        pixels = [pixels for _, pixels, _ in usable]
+        views = pixels if self.file is None else self.file.add(pixels)
         for (outcome, _, target), view in zip(usable, views, strict=True):
             outcome.sequences = [self._tokens(view, target, outcome.example.where)]
             outcome.lengths = [self.limit]

@@ -6,14 +6,13 @@ again when the last view is gone, also where the process is killed.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rankwise.system.files import told_when_full
+from rankwise.system.files import told_when_full, unnamed_file
 
 
 class PixelFile:
@@ -29,19 +28,10 @@ class PixelFile:
             return []
         with told_when_full(self._folder):
             if self._file is None:
-                self._file = self._new_file()
+                self._file = unnamed_file(self._folder)
             begin = self._file.seek(0, 2)
             for image in images:
                 self._file.write(image.tobytes())
             self._file.flush()
         shape = (len(images), *images[0].shape)
         return list(np.memmap(self._file, np.uint8, "r", begin, shape))
-
-    def _new_file(self) -> Any:
-        """In the folder, or where that cannot be written to, in the system's folder of temporary files. It lives as
-        long as its views."""
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            return tempfile.TemporaryFile(dir=self._folder)
-        except OSError:
-            return tempfile.TemporaryFile()
