@@ -1,12 +1,12 @@
-"""Rows that do not fit into the memory: encoded by several processes, killed in the middle, gone on with, begun warm.
+"""Rows that do not fit into the memory: encoded, killed in the middle, begun again, opened by others, begun warm.
 
     python bench/many_rows.py FOLDER --model MODEL [--rows 1000000] [--short] [--processes 1 2] [--same] [--out TITLE]
 
 Rows are made of sentences of GSM8K and Dolly ($RANKWISE_DATA), drawn by a seed and numbered, in eight shards of JSON
 lines; `--short` makes them of E2E's sentences. Then, with an empty cache each time,
 
-    whole     each number of processes encodes all rows, but the largest number
-    killed    the largest number of processes, all killed (SIGKILL) once half of the parts are there, and started again
+    whole     each number of processes: the first encodes all rows, the others open them
+    killed    the largest number of processes again, killed (SIGKILL) after half of those seconds, and started again
     warm      `rankwise train` for one step with what was encoded: seconds until the step is done, and peak memory
 
 Peak memory is that of each process, as the system reports it, without the child that renders templates. With `--same`
@@ -58,12 +58,13 @@ def measured(chosen: Any) -> dict[str, Any]:
     rows = chosen.folder / "rows"
     made = make_rows(rows, chosen.rows, short=chosen.short)
     result: dict[str, Any] = {"rows": chosen.rows, "bytes": made, "bytes_a_row": round(made / chosen.rows)}
-    *others, most = sorted(chosen.processes)
-    for processes in others:
+    most = max(chosen.processes)
+    for processes in chosen.processes:
         result[f"whole, {processes}"] = encoded(chosen, processes, f"cache-{processes}")
-    result[f"killed, {most}"] = killed(chosen, most, f"cache-{most}")
+    result[f"killed, {most}"] = killed(chosen, most, "cache-killed", result[f"whole, {most}"]["wall_seconds"] / 2)
     if chosen.same:
-        entries = [entry_of(chosen.folder / f"cache-{processes}") for processes in chosen.processes]
+        caches = [*(f"cache-{processes}" for processes in chosen.processes), "cache-killed"]
+        entries = [entry_of(chosen.folder / cache) for cache in caches]
         result["same bytes"] = all(same(entries[0], other) for other in entries[1:])
     entry = entry_of(chosen.folder / f"cache-{most}")
     result["entry_bytes"] = sum(file.stat().st_size for file in entry.iterdir())
@@ -107,7 +108,6 @@ def encode(folder: Path, model: str) -> None:
     """What each process does; its own figures as JSON."""
     from rankwise.config.data import DataConfig
     from rankwise.config.models import ModelConfig
-    from rankwise.data.part_store import Encoders
     from rankwise.data.preparing import TextWriting, prepare
     from rankwise.models.loading import load_tokenizer
     from rankwise.runs.records import silent
@@ -120,7 +120,9 @@ def encode(folder: Path, model: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF)
     began, cpu = time.perf_counter(), time.process_time()
     spec = DataConfig(path=str(folder / "rows"), held_out=HELD_OUT)
-    prepare(spec, writing, silent, Encoders(world.local_rank, world.local_size, world.barrier))
+    world.wait_for_turn()
+    prepare(spec, writing, silent)
+    world.end_turn()
     wall, cpu = time.perf_counter() - began, time.process_time() - cpu
     own = resource.getrusage(resource.RUSAGE_SELF)
     print(json.dumps({
@@ -161,38 +163,18 @@ def encoded(chosen: Any, processes: int, cache: str) -> dict[str, Any]:
     return finished(started(chosen, processes, cache), began)
 
 
-def parts_in(folder: Path) -> dict[str, int]:
-    """The parts that are there, and when each was written."""
-    try:
-        return {file.name: file.stat().st_mtime_ns for file in folder.glob("encoded/.*.partial/*.part")}
-    except FileNotFoundError:
-        return {}
-
-
-def killed(chosen: Any, processes: int, cache: str) -> dict[str, Any]:
+def killed(chosen: Any, processes: int, cache: str, seconds: float) -> dict[str, Any]:
     shutil.rmtree(chosen.folder / cache, ignore_errors=True)
     every = started(chosen, processes, cache)
-    began, half = time.perf_counter(), -(-chosen.rows // 10_000) // 2
-    while len(parts_in(chosen.folder / cache)) < half:
-        assert all(process.poll() is None for process in every), "a process ended by itself"
-        time.sleep(0.5)
+    time.sleep(seconds)
     for process in every:
+        assert process.poll() is None, "a process ended by itself"
         process.send_signal(signal.SIGKILL)
     for process in every:
         process.wait()
-    until_kill = time.perf_counter() - began
-    whole, touched = parts_in(chosen.folder / cache), set[str]()
+    left = sum(file.stat().st_size for file in (chosen.folder / cache / "encoded").rglob("*"))
     every, began = started(chosen, processes, cache), time.perf_counter()
-    most: dict[str, int] = {}
-    while any(process.poll() is None for process in every):
-        now = parts_in(chosen.folder / cache)
-        touched |= {name for name, written in now.items() if name in whole and whole[name] != written}
-        most = max(most, now, key=len)
-        time.sleep(0.5)
-    return {
-        "seconds_until_the_kill": round(until_kill, 1), "parts_at_the_kill": len(whole), "parts": len(most),
-        "parts_made_again": len(touched), "again": finished(every, began),
-    }  # fmt: skip
+    return {"seconds_until_the_kill": seconds, "bytes_left": left, "again": finished(every, began)}
 
 
 def entry_of(cache: Path) -> Path:

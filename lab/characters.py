@@ -16,7 +16,7 @@ from pathlib import Path
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.data.encoding import Encoding, EncodingFacts
-from rankwise.data.preparation import joined_alone
+from rankwise.data.preparation import prepared_of
 from rankwise.data.preparing import TextWriting
 from rankwise.data.report import Tally
 from rankwise.data.sample import sample_rows
@@ -56,7 +56,7 @@ def main() -> None:
     for name, file in SETS.items():
         spec = DataConfig(path=str(folder / file), max_length=LONGEST, on_bad_row="skip")
         work = Encoding(spec, writing.encoder(spec), Tally(), silent, None, EncodingFacts(), None)
-        data_report = joined_alone(work).data_report
+        data_report = prepared_of(work, work.read(None)).data_report
         assert data_report.tokens and data_report.loss_tokens
         ratio = characters_of_token(spec, model / "tokenizer.json")
         began = time.perf_counter()

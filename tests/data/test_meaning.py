@@ -13,13 +13,10 @@ from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig, StoppingCheck
 from rankwise.data.classes import read_targets
 from rankwise.data.encoding import Encoding, EncodingFacts
-from rankwise.data.labels import Labels
 from rankwise.data.meaning import CHECKS, STOPPING, SURVEYS
-from rankwise.data.preparation import joined_alone
-from rankwise.data.preparing import refuse_fatal
+from rankwise.data.preparation import prepared_of
+from rankwise.data.preparing import count_only, refuse_fatal
 from rankwise.data.report import Tally
-from rankwise.data.sources import open_source
-from rankwise.data.tally_facts import arrays_of, facts_of, join, restore
 from rankwise.errors import DataError
 from rankwise.runs.records import silent
 
@@ -215,7 +212,8 @@ def report_of(folder, rows, *, classifies=False, **settings):
     settings |= {"format": "preference"} if "chosen" in rows[0] else {}
     spec = DataConfig(path="rows.jsonl", **settings)
     targets = read_targets(spec, ClassificationConfig()) if classifies else None
-    return joined_alone(Encoding(spec, None, Tally(), silent, None, EncodingFacts(), targets)).data_report
+    work = Encoding(spec, None, Tally(), silent, None, EncodingFacts(), targets)
+    return prepared_of(work, work.read(None)).data_report
 
 
 def with_change(trap, change):
@@ -267,29 +265,6 @@ def test_rows_of_empty_cells_are_counted_in_a_table(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("prompt,completion\n" + "".join(f"who {n}?,me {n}\n" for n in range(5)) + ",,\n,\n\nwho?,I\n")
     path.write_text(path.read_text().replace(",,", ","))
-    spec = DataConfig(path=str(path))
-    report = joined_alone(Encoding(spec, None, Tally(), silent, None, EncodingFacts(), None)).data_report
+    report = count_only(DataConfig(path=str(path)), silent)
     assert f"{path}: rows of empty cells, which are left out: 2, the first in line 7" in report.warnings
     assert report.rows == 6
-
-
-@pytest.mark.parametrize("trap", TRAPS[::4], ids=lambda trap: trap.name)
-def test_parts_that_were_stored_and_joined_say_what_one_pass_says(trap, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    rows = with_change(trap, trap.change)
-    names = [tmp_path / name for name in ("one.jsonl", "other.jsonl")]
-    for path, part in zip(names, (rows[:23], rows[23:]), strict=True):
-        path.write_text("".join(json.dumps(one) + "\n" for one in part))
-    read_as = {"format": "preference"} if "chosen" in rows[0] else {}
-    spec = DataConfig(sources=[{"path": path.name, **read_as, **dict(trap.settings)} for path in names])
-    whole, joined = Tally(), Tally()
-    for source in spec.all_sources:
-        (chunk,) = open_source(spec, source).chunks()
-        part = Tally()
-        whole.read(chunk)
-        part.read(chunk)
-        stored = json.loads(json.dumps(facts_of(part)))
-        join(joined, restore(Tally(), stored, arrays_of(part)))
-    assert facts_of(joined)["meaning"] == facts_of(whole)["meaning"]
-    assert all((arrays_of(joined)[name] == arrays_of(whole)[name]).all() for name in ("exchanges", "characters"))
-    assert joined.meaning.doubts(Labels(), None) == whole.meaning.doubts(Labels(), None)

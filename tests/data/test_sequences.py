@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankwise.data.sequences import EncodedRows, SelectedRows
+from rankwise.data.sequences import EncodedRows, RowWriter, SelectedRows
 from rankwise.errors import DataError
 from rankwise.text.tokenize import Tokens
 from sampling import draws
@@ -40,8 +40,15 @@ def rows_of(sequences):
 def written(sequences, place):
     shutil.rmtree(place / "d", ignore_errors=True)
     (place / "d").mkdir()
-    sequences.write(place / "d")
-    return place / "d"
+    return write(sequences, place / "d")
+
+
+def write(sequences, folder):
+    """By way of files without names."""
+    writer = RowWriter(folder)
+    writer.add(sequences)
+    writer.write(folder)
+    return folder
 
 
 def supervised(row):
@@ -91,8 +98,7 @@ def test_what_is_written_and_read_again_is_the_same_also_in_parts_and_twice(plac
     assert (read.ids.dtype, read.loss_mask.dtype, read.starts.dtype) == (np.int32, np.bool_, np.int64)
     again = EncodedRows.gathered([read, sequences])
     (place / "d2").mkdir(exist_ok=True)
-    again.write(place / "d2")
-    assert rows_of(EncodedRows.read(place / "d2")) == 2 * rows_of(sequences)
+    assert rows_of(EncodedRows.read(write(again, place / "d2"))) == 2 * rows_of(sequences)
 
 
 def test_a_file_is_read_from_the_disk_as_it_is_needed_and_cannot_be_written_into(place):
@@ -150,3 +156,33 @@ def test_a_missing_file_is_an_error_and_no_empty_document(place, name):
     (folder / name).unlink()
     with pytest.raises((DataError, FileNotFoundError)):
         EncodedRows.read(folder)
+
+
+# Where each row came from
+
+NAMES = st.lists(st.text(max_size=12), max_size=8)
+
+
+def named(names):
+    return EncodedRows.of(Tokens((1, 2), (False, False), target=1.0, name=name) for name in names)
+
+
+@settings(max_examples=draws(60), deadline=None)
+@given(parts=st.lists(NAMES, max_size=3))
+def test_names_come_back_one_part_after_another(place, parts):
+    rows = EncodedRows.gathered([named(part) for part in parts])
+    for one in (rows, EncodedRows.read(written(rows, place))):
+        assert [row.name for row in one] == [name for part in parts for name in part]
+
+
+def test_a_half_character_of_a_file_s_name_is_replaced():
+    assert [row.name for row in named(["\udcff.png", "a.png"])] == ["?.png", "a.png"]
+    assert EncodedRows.of([Tokens((1, 2), (False, True))])[0].name is None
+
+
+@pytest.mark.parametrize("name", ["names.bin", "name_starts.bin"])
+def test_files_of_names_that_lost_bytes_are_refused(place, name):
+    file = written(named(["a.jsonl:1", "a.jsonl:2"]), place) / name
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(DataError, match="damaged"):
+        EncodedRows.read(file.parent)

@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batch, Batches, portions_of
-from rankwise.data.sequences import EncodedRows, SelectedRows
+from rankwise.data.sequences import EncodedRows, RowWriter, SelectedRows
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.text.tokenize import Tokens
@@ -118,7 +118,10 @@ def test_the_loss_of_a_step_is_torchs_own_mean_over_its_rows(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_targets_and_token_types_survive_the_disk_and_a_selection(tmp_path, kind):
     rows = labelled_rows(kind)
-    EncodedRows.gathered([EncodedRows.of(rows[:4]), EncodedRows.of([]), EncodedRows.of(rows[4:])]).write(tmp_path)
+    writer = RowWriter()
+    for part in (rows[:4], [], rows[4:]):
+        writer.add(EncodedRows.of(part))
+    writer.write(tmp_path)
     found = SelectedRows(EncodedRows.read(tmp_path), np.array([3, 0, 3]))
     assert found.loss_count == 3
     for row, number in zip(found, (3, 0, 3), strict=True):

@@ -15,7 +15,7 @@ from planned_shapes import adapted, llama
 from rankwise.config.data import DataConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.data.encoding import Encoding, EncodingFacts
-from rankwise.data.preparation import joined_alone
+from rankwise.data.preparation import prepared_of
 from rankwise.data.report import Tally
 from rankwise.data.sample import DRAWN, sample_rows
 from rankwise.errors import DataError, ModelError
@@ -266,7 +266,8 @@ def test_a_plan_counts_what_a_training_encodes(tmp_path, name):
     spec = DataConfig(path=str(data_file(tmp_path, pairs(60))), max_length=4096, held_out=0)
     planned = rows_of(spec, tmp_path)
     encoder = Encoder(template, template.tokenizer, spec, 4096)
-    data_report = joined_alone(Encoding(spec, encoder, Tally(), silent, None, EncodingFacts(), None)).data_report
+    work = Encoding(spec, encoder, Tally(), silent, None, EncodingFacts(), None)
+    data_report = prepared_of(work, work.read(None)).data_report
     assert planned.exact and planned.documents.likely == data_report.sequences == 60
     assert planned.tokens.likely == pytest.approx(data_report.tokens, rel=0.05)
     assert planned.supervised.likely == pytest.approx(data_report.loss_tokens, rel=0.12)

@@ -7,8 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from rankwise.data import part_store
-from rankwise.data.part_store import PartStore
 from rankwise.data.preparing import prepare
 from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.runs.records import silent
@@ -30,7 +28,6 @@ def conversation(number):
 def stored(serving, tmp_path, monkeypatch):
     """Files of a server whose cache is a folder of its own, and a function that uploads one."""
     monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(part_store, "CHUNKS_OF_PART", 1)
     files = Files(tmp_path / "files")
 
     def upload(content):
@@ -41,7 +38,7 @@ def stored(serving, tmp_path, monkeypatch):
 
 
 def test_the_check_of_an_upload_leaves_nothing_in_the_cache(stored):
-    many = lines(map(conversation, range(2500)))  # in three parts, which lie on the disk
+    many = lines(map(conversation, range(2500)))  # in three chunks, which lie on the disk
     pair = {"preferred_output": "It is town 1.", "non_preferred_output": "No."}
     answers = {name: [{"role": "assistant", "content": text}] for name, text in pair.items()}
     pairs = lines([{"input": {"messages": conversation(1)["messages"][:1]}} | answers] * 3)
@@ -60,10 +57,7 @@ def test_what_trainings_encoded_of_a_file_goes_with_it(stored, serving):
     data = {name: data_of(stored.files.content(name), stored.files.get(name).content) for name in (one, other)}
     for spec in (*data.values(), data[other].model_copy(update={"validation": data[one].all_sources[0]})):
         prepare(spec, CAUSAL_LM.writing(serving.model), silent)
-    killed = PartStore(stored.encoded / f".{'ab' * 32}.partial", states={data[one].path: []})
-    killed._write("000-000000.part", SimpleNamespace(to_bytes=lambda: b"tokens"))
-    assert [path.stat().st_mode & 0o777 for path in (killed.folder, *killed.folder.glob("*.part"))] == [0o700, 0o600]
-    assert len(list(stored.encoded.iterdir())) == 4
+    assert len(list(stored.encoded.iterdir())) == 3
     stored.files.delete(one)
     (left,) = stored.encoded.iterdir()
     assert other in (left / "facts.json").read_text()

@@ -13,7 +13,6 @@ import pytest
 from hostile_texts import PAYLOADS
 from rankwise.runs.metrics_log import LogTail, line_of
 from rankwise.studio import live
-from rankwise.studio.drawn_records import message
 from rankwise.studio.live import StateReader, _events, message
 from rankwise.studio.runs import row_of
 from report_runs import made_run

@@ -26,7 +26,7 @@ from rankwise.config.data import DataConfig
 from rankwise.data.batches import Batches, portion
 from rankwise.data.packing import pack
 from rankwise.data.preparing import TextWriting, prepare
-from rankwise.data.sequences import EncodedRows, SelectedRows
+from rankwise.data.sequences import EncodedRows, RowWriter, SelectedRows
 from rankwise.runs.records import silent
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.tokenize import Tokens
@@ -111,7 +111,9 @@ def laid_down(lengths, place):
         Tokens((MARK + number, *generator.integers(1, MARK, length - 1)), tuple(generator.random(length) < 0.5))
         for number, length in enumerate(lengths)
     ]
-    EncodedRows.of(rows).write(place / "d")
+    writer = RowWriter()
+    writer.add(EncodedRows.of(rows))
+    writer.write(place / "d")
     return rows
 
 

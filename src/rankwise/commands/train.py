@@ -17,7 +17,6 @@ from rankwise.commands.several import refuse_several
 from rankwise.commands.sharded import connect_shards, measured_as, refuse_other_objectives
 from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
-from rankwise.data.part_store import Encoders
 from rankwise.data.preparation import Prepared
 from rankwise.data.preparing import TextWriting, prepare, refuse_fatal
 from rankwise.errors import ConfigError, RunError, some
@@ -253,11 +252,12 @@ def _misfit(model: LoadedModel, experiment: Experiment, objective: Objective) ->
 def _prepared(
     experiment: Experiment, objective: Objective, model: LoadedModel, callback: Callback, world: World
 ) -> tuple[Prepared, LoadedModel]:
-    """The rows, which all processes of a machine encode together, and the model with the template that they are written
-    with."""
+    """The rows, which the first process of a machine encodes for the others, and the model with the template that they
+    are written with."""
     writing = objective.writing(model)
-    encoders = Encoders(world.local_rank, world.local_size, world.barrier, world.check_own_stop)
-    prepared = prepare(experiment.data, writing, callback, encoders)
+    world.wait_for_turn()
+    prepared = prepare(experiment.data, writing, callback, world.check_own_stop)
+    world.end_turn()
     refuse_fatal(prepared.data_report)
     if prepared.data_report.format == "classification" and objective.targets is None:
         callback(StatusMessage(LABELS_AS_ANSWERS))

@@ -17,6 +17,7 @@ import numpy as np
 
 from rankwise.data.growing import Growing, View
 from rankwise.data.signatures import COMPONENTS, DIGEST, digest_of, normalised, signature_of
+from rankwise.system.files import unnamed_file
 
 LEAST_EQUAL = 103
 """Of 128: the share is at least 0.8."""
@@ -25,6 +26,8 @@ MOST_COMPARED = 64
 """Texts of one band that each text is compared with: thousands agree in one where all rows begin with the same long
 instruction. Two texts that are near for what is their own agree in other bands too."""
 PAIRS_AT_ONCE = 2048
+MOST_KNOWN = 1000
+"""Texts whose signatures are at hand; of more, one that is there again is signed again."""
 ROWS_AT_ONCE = 1 << 16
 """Signatures that are read from a file before their pages are given back."""
 
@@ -55,14 +58,14 @@ class Repeats:
 
 
 class TextIndex:
-    """What has been seen of a stream of texts: a digest and a signature each, the signatures in a file if one is
-    given."""
+    """What has been seen of a stream of texts: a digest and a signature each, the signatures in a file without a name
+    if a folder is given."""
 
-    def __init__(self, file: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
         self._digests = Growing(np.uint64, DIGEST // 8)
-        self._signatures = Growing(np.uint32, COMPONENTS, file)
-        self._known: dict[bytes, int] = {}
-        """Of the texts that were added as texts: where each was first seen, so that it is signed once."""
+        self._signatures = Growing(np.uint32, COMPONENTS, None if folder is None else unnamed_file(folder))
+        self._known: dict[bytes, list[int]] = {}
+        """The signatures of some texts by their digests, so that a text that is there often is signed once."""
 
     def __len__(self) -> int:
         return len(self._digests)
@@ -70,19 +73,14 @@ class TextIndex:
     def add(self, texts: Sequence[str]) -> None:
         normal = [normalised(text) for text in texts]
         digests = [digest_of(text) for text in normal]
-        numbers = [self._known.setdefault(digest, len(self) + place) for place, digest in enumerate(digests)]
-        fresh = [place for place, number in enumerate(numbers) if number == len(self) + place]
         signatures = np.empty((len(texts), COMPONENTS), np.uint32)
-        for place in fresh:
-            signatures[place] = signature_of(normal[place])
-        for place, number in enumerate(numbers):
-            earlier = number - len(self)
-            signatures[place] = signatures[earlier] if earlier >= 0 else self.signatures[number]
-        self.extend(np.frombuffer(b"".join(digests), np.uint64), signatures)
-
-    def extend(self, digests: np.ndarray, signatures: np.ndarray) -> None:
-        """Add texts by what an index has of them."""
-        self._digests.extend(digests)
+        for place, digest in enumerate(digests):
+            if digest not in self._known:
+                if len(self._known) == MOST_KNOWN:
+                    self._known.clear()
+                self._known[digest] = signature_of(normal[place])
+            signatures[place] = self._known[digest]
+        self._digests.extend(np.frombuffer(b"".join(digests), np.uint64))
         self._signatures.extend(signatures)
 
     @property

@@ -21,9 +21,8 @@ import numpy as np
 
 from rankwise.config.data import DataConfig
 from rankwise.data.licences import find_licence
-from rankwise.data.part_store import SOURCES
 from rankwise.data.preparation import Prepared
-from rankwise.data.sequences import EncodedRows
+from rankwise.data.sequences import EncodedRows, RowWriter
 from rankwise.data.sources import open_source
 from rankwise.errors import RankwiseError
 from rankwise.runs.data_report import DataReport
@@ -61,13 +60,13 @@ def our_own() -> str:
     return " ".join([sha256(code).hexdigest(), *map(installed_version, ("transformers", "tokenizers"))])
 
 
-def _folder(key: str) -> Path:
-    return cache_folder() / "encoded" / key
+def entries() -> Path:
+    return cache_folder() / "encoded"
 
 
 def recall(key: str) -> Prepared | None:
     """The entry of this key, or None if it is missing or damaged."""
-    folder = _folder(key)
+    folder = entries() / key
     try:
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
         if _hashes(folder) | {"data_report": _digest(facts["data_report"])} != facts["sha256"]:
@@ -90,32 +89,22 @@ def _digest(data_report: object) -> str:
 
 
 def forget(name: str) -> None:
-    """Remove what was encoded, in whole or in part, of files whose path contains this name."""
-    for file in [*(entries := cache_folder() / "encoded").glob("*/facts.json"), *entries.glob(f"*/{SOURCES}")]:
+    """Remove what was encoded of files whose path contains this name."""
+    for file in entries().glob("*/facts.json"):
         with suppress(FileNotFoundError):  # another process may be removing it too
             if name in file.read_text(encoding="utf-8", errors="replace"):
                 shutil.rmtree(file.parent)
 
 
-def partial_folder(key: str) -> Path:
-    """Where parts of an entry lie while it is made. Forgotten like an entry if nobody goes on."""
-    return cache_folder() / "encoded" / f".{key}.partial"
-
-
-def keep(key: str, prepared: Prepared, callback: Callback, written: Path | None = None) -> None:
-    """Store an entry; its sequences may be `written` in a folder of the cache already. If the cache cannot be written,
-    the next run encodes the rows again."""
-    folder = _folder(key)
+def keep(key: str, prepared: Prepared, written: RowWriter, callback: Callback) -> None:
+    """Store an entry. If the cache cannot be written, the next run encodes the rows again."""
+    folder = entries() / key
     try:
         if folder.exists() and recall(key) is None:  # damaged; an entry that another process has just written stays
             shutil.rmtree(folder, ignore_errors=True)
         with published(folder, first_stays=True) as temporary:
             temporary.chmod(0o700)  # and its files with it
-            if written is None:
-                prepared.sequences.write(temporary)
-            else:
-                for file in written.glob("*.bin"):
-                    file.rename(temporary / file.name)
+            written.write(temporary)
             prepared.trained.tofile(temporary / "trained.bin")
             prepared.measured.tofile(temporary / "measured.bin")
             data_report = prepared.data_report.model_dump(mode="json")

@@ -1,32 +1,45 @@
-"""Rows of sources into encoded parts, a thousand rows at a time. joining.py comes next.
+"""The rows of all sources in one pass: encoded into columns, a thousand rows at a time, and counted.
 
-Every process reads all rows, which is cheap, and encodes those of its own parts. Without a tokenizer, everything is
-counted that can be counted without tokens.
+preparation.py makes of it what training reads. Memory holds some bytes a row and none a token: its number of sequences,
+a digest of its text and of its question, its length, and its group and label where there are any. Without a tokenizer,
+everything is counted that can be counted without tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
 
 from rankwise.config.data import DataConfig
 from rankwise.config.images import ImageProcessing
+from rankwise.data.duplicates import TextIndex
 from rankwise.data.image_report import looked_at
 from rankwise.data.labels import list_problems
-from rankwise.data.part_store import PartStore
 from rankwise.data.report import Tally
-from rankwise.data.row_part import RowFacts, RowPart
-from rankwise.data.sequences import EncodedRows
-from rankwise.data.sources import CHUNK, Reading
+from rankwise.data.sequences import EncodedRows, RowWriter
+from rankwise.data.source_rows import SourceRows
+from rankwise.data.sources import Reading, open_source
 from rankwise.errors import DataError
 from rankwise.runs.data_report import TemplateFacts
-from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage
+from rankwise.runs.records import Callback, ProgressUpdate
 from rankwise.runs.row_facts import PairFacts, TargetFacts
 from rankwise.text.encode import RowEncoder
 from rankwise.text.example import Example, ImageRecord
 
 _Usable = tuple[int, ImageRecord | None]
 """The number of a row's sequences, and what is known of its image."""
+
+
+def goes_on() -> None:
+    """Nobody stops it."""
+
+
+def compares(spec: DataConfig) -> bool:
+    """Whether validation rows are compared with training rows."""
+    return spec.may_hold_out or spec.validation is not None
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,27 @@ class EncodingFacts:
     """How pairs are learned, where rows are pairs."""
 
 
+@dataclass
+class ReadRows:
+    """All rows that are read."""
+
+    writer: RowWriter
+    tally: Tally
+    apart: Tally
+    """Of the rows of the validation source, which are counted nowhere else."""
+    prompts: TextIndex
+    """What rows with the same question share, of the usable rows of all sources."""
+    groups: dict[str, int] = field(default_factory=dict)
+    """A number for each group."""
+    trained: list[SourceRows] = field(default_factory=list)
+    measured: list[SourceRows] = field(default_factory=list)
+
+    def questions(self, spec: DataConfig) -> np.ndarray | None:
+        """A number for each usable row, the same for rows with the same question; None where nobody needs it."""
+        needed = spec.may_hold_out and spec.held_out_order == "seed" and spec.group is None
+        return self.prompts.firsts() if needed else None
+
+
 @dataclass(frozen=True)
 class Encoding:
     """How the rows of all sources are encoded. Without an `encoder` they are only counted."""
@@ -53,127 +87,89 @@ class Encoding:
     model: str | None
     facts: EncodingFacts
     targets: TargetFacts | None
+    check_stop: Callable[[], None] = goes_on
+    """Raises where this process is to end."""
 
     @property
     def limit(self) -> int | None:
         """Tokens of a row at most."""
         return self.encoder.limit if self.encoder is not None else None
 
-    def encode_all(self, readings: Sequence[tuple[Reading, float]], store: PartStore) -> None:
-        """Store the parts of this process that are not there."""
-        for number, (reading, _) in enumerate(readings):
-            self.encode(reading, number, store)
-        if store.there:
-            rows = store.there * store.chunks * CHUNK
-            self.callback(StatusMessage(f"went on with rows that an earlier run had encoded: up to {rows:,}"))
+    def read(self, folder: Path | None) -> ReadRows:
+        """Read and encode all rows. What takes room lies in files without names in the folder, or in memory."""
+        tally, apart = self.empty.anew(folder), self.empty.anew()
+        every = ReadRows(RowWriter(folder), tally, apart, TextIndex(folder))
+        for source in self.spec.all_sources:
+            every.trained.append(self._source(open_source(self.spec, source), source.weight, every, tally))
+        if self.spec.measured_source is not None:
+            every.measured.append(self._source(open_source(self.spec, self.spec.measured_source), 1.0, every, apart))
+        return every
 
-    def encode(self, reading: Reading, source: int, store: PartStore) -> None:
-        """Store the parts of a source that are not there."""
-        divides = store.divides(reading)
-        if not divides and not store.encoders.is_first:
-            return
-        wants = _Wants(reading, source, store)
-        part: _Part | None = None
-        for number, chunk in enumerate(reading.chunks(wants if divides else None)):
+    def _source(self, reading: Reading, weight: float, every: ReadRows, tally: Tally) -> SourceRows:
+        rows = SourceRows(reading, weight, len(every.writer), len(every.prompts))
+        for number, chunk in enumerate(reading.chunks()):
             if number >= 2 and (share := reading.share):
                 self.callback(ProgressUpdate("Reading and encoding", reading.rows, reading.rows / share, "rows"))
-            store.encoders.check_stop()
-            place = number % store.chunks
-            if not wants(number):
-                continue
-            part = _Part(self, reading) if part is None else part
-            part.add(chunk)
-            if place == store.chunks - 1:
-                store.put(reading, part.finished(store))
-                part = None
-        if part is not None:
-            store.put(reading, part.finished(store))
+            self.check_stop()
+            if chunk:
+                self._add(chunk, rows, every, tally)
+        tally.unreadable(reading.skipped)
+        return rows
 
-
-@dataclass
-class _Wants:
-    """Which chunks of a source this process encodes."""
-
-    reading: Reading
-    source: int
-    store: PartStore
-    _part: int = -1
-    _encodes: bool = False
-
-    def __call__(self, chunk: int) -> bool:
-        part = chunk // self.store.chunks
-        if part != self._part:
-            self._part, self._encodes = part, self.store.begin(self.reading, self.source, part)
-        return self._encodes
-
-
-@dataclass
-class _Part:
-    """A part while it is made."""
-
-    work: Encoding
-    reading: Reading
-    rows: list[EncodedRows] = field(default_factory=list)
-    facts: RowFacts = field(default_factory=RowFacts)
-
-    def __post_init__(self) -> None:
-        self.tally = self.work.empty.anew()
-
-    def add(self, chunk: list[list[Example]]) -> None:
-        work = self.work
-        if not chunk:
-            return
-        self._refuse_others(chunk[0][0])
-        if work.encoder is not None and work.targets is None:  # a language model
-            self.tally.unreadable(list_problems(chunk))
+    def _add(self, chunk: list[list[Example]], rows: SourceRows, every: ReadRows, tally: Tally) -> None:
+        self._refuse_others(chunk[0][0], rows.reading.source.path)
+        if self.encoder is not None and self.targets is None:  # a language model
+            tally.unreadable(list_problems(chunk))
             chunk = [row for row in chunk if row[0].labels is None]
-        self.tally.read(chunk)
-        formats = {part.format for part in self.reading.parts} - {None}
+        tally.read(chunk)
+        formats = {part.format for part in rows.reading.parts} - {None}
         classification = bool(formats) and formats <= {"classification", "image"}
-        usable = [(row, *found) for row, found in zip(chunk, self._encoded(chunk), strict=True) if found is not None]
-        self.facts.add(usable, work.spec, classification=classification)
+        encoded = self._encoded(chunk, every.writer, tally)
+        usable = [(row, *found) for row, found in zip(chunk, encoded, strict=True) if found is not None]
+        if compares(self.spec):
+            every.prompts.add([_question(row, image) for row, _, image in usable])
+        for row, sequences, image in usable:
+            rows.add(row, sequences, image, classification=classification)
+            if self.spec.group is not None:
+                group = row[0].group
+                rows.groups.append(-1 if group is None else every.groups.setdefault(group, len(every.groups)))
 
-    def finished(self, store: PartStore) -> RowPart:
-        """With what reading has collected meanwhile, unless all of it belongs to the whole source."""
-        part = RowPart(EncodedRows.gathered(self.rows), self.tally, self.facts)
-        if store.divides(self.reading):
-            part.skipped, self.reading.skipped = self.reading.skipped, []
-            part.unused, self.reading.unused = self.reading.unused, {}
-        return part
-
-    def _refuse_others(self, first: Example) -> None:
+    def _refuse_others(self, first: Example, path: str) -> None:
         """Where the model reads texts, it would be trained on the names of image files; and of a pair's answers, what
         is no preference tuning would learn the chosen ones alone, and of tagged words a list of spans."""
-        work, path = self.work, self.reading.source.path
-        if work.encoder is None:
+        if self.encoder is None:
             return
-        if first.rejected and work.facts.pairs is None:
+        if first.rejected and self.facts.pairs is None:
             raise DataError(f"{path}: holds preference pairs. Add --objective preference.")
-        if first.tagged is not None and not (work.targets and work.targets.form == "tags"):
+        if first.tagged is not None and not (self.targets and self.targets.form == "tags"):
             raise DataError(f"{path}: holds words with tags. Add --objective token-classification.")
-        if first.image is not None and work.facts.processing is None:
+        if first.image is not None and self.facts.processing is None:
             raise DataError(
-                f"{path}: holds images, and the model {work.model} reads texts. Choose a vision model with --model, "
+                f"{path}: holds images, and the model {self.model} reads texts. Choose a vision model with --model, "
                 "such as dinov2-small."
             )
 
-    def _encoded(self, chunk: Sequence[list[Example]]) -> list[_Usable | None]:
+    def _encoded(self, chunk: Sequence[list[Example]], writer: RowWriter, tally: Tally) -> list[_Usable | None]:
         """For each row what training can use of it."""
-        encoder = self.work.encoder
+        encoder = self.encoder
         if encoder is None:
             outcomes = [looked_at(row[0]) for row in chunk]
             return [
-                (0, outcome.image) if self.tally.keep_unencoded(row, outcome.problem) else None
+                (0, outcome.image) if tally.keep_unencoded(row, outcome.problem) else None
                 for row, outcome in zip(chunk, outcomes, strict=True)
             ]
         outcomes = iter(encoder.encode([example for row in chunk for example in row]))
-        made: list[_Usable | None] = []
+        usable: list[_Usable | None] = []
         tokens = []
         for row in chunk:
             own = [next(outcomes) for _ in row]
-            kept = [sequence for outcome in own for sequence in outcome.sequences]
-            kept = kept if self.tally.encoded(own, encoder.limit) else []
-            made.append((len(kept), own[0].image) if kept else None)
-            tokens += kept
-        self.rows.append(EncodedRows.of(tokens))
-        return made
+            learned = [sequence for outcome in own for sequence in outcome.sequences]
+            learned = learned if tally.encoded(own, encoder.limit) else []
+            usable.append((len(learned), own[0].image) if learned else None)
+            tokens += learned
+        writer.add(EncodedRows.of(tokens))
+        return usable
+
+
+def _question(row: Sequence[Example], image: ImageRecord | None) -> str:
+    return "\n".join(example.prompt_text for example in row) if image is None else image.content.hex()

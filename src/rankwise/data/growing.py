@@ -7,10 +7,11 @@ what is read of it is mapped, and `release` gives the mapped pages back.
 from __future__ import annotations
 
 import mmap
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -28,12 +29,13 @@ class View:
 
 
 class Growing:
-    """Values of one type; rows of `width` values where that is given."""
+    """Values of one type; rows of `width` values where that is given. A file has no name, so that nothing is left of
+    it."""
 
-    def __init__(self, dtype: Any, width: int | None = None, file: Path | None = None) -> None:
+    def __init__(self, dtype: Any, width: int | None = None, file: BinaryIO | None = None) -> None:
         self._dtype, self._shape = np.dtype(dtype), (-1,) if width is None else (-1, width)
         self._bytes = self._dtype.itemsize * (width or 1)
-        self._file = None if file is None else file.open("w+b")
+        self._file = file
         self._memory = bytearray()
         self._length = 0
 
@@ -60,10 +62,14 @@ class Growing:
         array = np.frombuffer(mapping, self._dtype).reshape(self._shape)
         return View(array, lambda: _give_back(mapping))
 
-    def close(self) -> None:
-        """Nothing is added any more; a file stays."""
-        if self._file is not None:
-            self._file.close()
+    def write(self, path: Path) -> None:
+        """The values as a file of this name. Nothing is added afterwards."""
+        with path.open("wb") as out:
+            if self._file is None:
+                out.write(self._memory)
+            else:
+                self._file.seek(0)
+                shutil.copyfileobj(self._file, out)
 
 
 def _give_back(mapping: mmap.mmap) -> None:

@@ -45,23 +45,12 @@ class Labels:
     """Whether a row had no label, or there were too many different answers."""
     of_rows: list[str] = field(default_factory=list)
     """The label of each row, unless there are none."""
-    classified: int = 0
-    """How many of the rows came before the first that was not in the classification format."""
 
     def add(self, row: Sequence[Example], *, classification: bool) -> str:
         """Count the row's label and return it; "" if it has none."""
         return "" if self.none else self._add(label_of(row), row[0].where, classification)
 
-    def join(self, other: Labels) -> None:
-        """Count the labels of the rows that follow these."""
-        if other.none:
-            self._give_up()
-        for number, label in enumerate(other.of_rows):
-            if not self.none:
-                self._add(label, other.first[label], number < other.classified)
-
     def _add(self, label: str | None, where: str, classification: bool) -> str:
-        self.classified += self.named and classification
         self.named = self.named and classification
         if (
             label is None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Literal
@@ -234,28 +234,6 @@ class Meaning:
         file, number = (file, int(number)) if number.isdecimal() else (example.where, 0)
         asks = _digest(question.lower()) ^ (_digest(example.system) if example.system else 0)
         return asks, _digest(bare.lower()), self.files.setdefault(file, len(self.files)), number
-
-    def join(self, other: Meaning) -> None:
-        """Count the rows of `other`, which follow these."""
-        self.rows.update(other.rows)
-        self.first = other.first | self.first
-        self.longest = max(self.longest, other.longest, key=lambda one: one[0])
-        exchanges = other.table.copy()
-        numbers = np.array([self.files.setdefault(file, len(self.files)) for file in other.files], np.uint64)
-        exchanges[:, 2] = numbers[exchanges[:, 2].astype(np.int64)] if len(exchanges) else 0
-        self.exchanges.extend(exchanges)
-        self.lengths.extend(other.lengths.view().array)
-
-    def facts(self) -> dict[str, Any]:
-        """As JSON can hold it; the arrays are apart."""
-        return {"rows": self.rows, "first": self.first, "files": [*self.files], "longest": self.longest}
-
-    def restore(self, facts: Mapping[str, Any], exchanges: np.ndarray, lengths: np.ndarray) -> None:
-        self.rows, self.first = Counter(facts["rows"]), facts["first"]
-        self.files = {file: number for number, file in enumerate(facts["files"])}
-        self.longest = (facts["longest"][0], facts["longest"][1])
-        self.exchanges.extend(exchanges)
-        self.lengths.extend(lengths)
 
     def doubts(self, labels: Labels, targets: TargetFacts | None, accepted: Sequence[str] = ()) -> list[Doubt]:
         """What is to be said of all rows; checks that are accepted stop nothing."""

@@ -1,4 +1,4 @@
-"""Sources into sequences and their data report: encoded in parts (encoding.py), and joined (joining.py).
+"""Encoded rows (encoding.py) into what training reads, and the report on them.
 
 Which rows are held out (hold_out.py) and how often each is seen in a pass is decided afterwards, so every row is
 encoded once. Without a tokenizer everything is counted that can be counted without tokens.
@@ -8,27 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
-from rankwise.config.data import DataConfig
 from rankwise.data.balanced import BalancedOrder, repeats_of
-from rankwise.data.encoding import Encoding
+from rankwise.data.encoding import Encoding, ReadRows, compares
 from rankwise.data.hold_out import MOST_LABELS, facts_of, hold_out
 from rankwise.data.image_report import findings_of
-from rankwise.data.joining import Joined
 from rankwise.data.labels import Labels
 from rankwise.data.licences import strictest
-from rankwise.data.part_store import PartStore, all_states
 from rankwise.data.proposals import literal_breaks
 from rankwise.data.replay import Replay, ReplayOrder
 from rankwise.data.report import Tally, advice_on, fatal_problems, left_out, warnings_of
 from rankwise.data.report_facts import counts_of, part_facts, validation_of
-from rankwise.data.row_part import compares
 from rankwise.data.sequences import EncodedRows, SelectedRows
 from rankwise.data.source_rows import SourceRows, overlap_between
-from rankwise.data.sources import Reading, open_source
 from rankwise.data.unused_report import problems, sentence, unused_columns
 from rankwise.runs.data_report import DataReport, HoldOutFacts, OverlapFacts
 
@@ -101,28 +95,12 @@ class Prepared:
         return int(np.concatenate(sides).max()) - 1
 
 
-def joined_alone(work: Encoding, folder: Path | None = None) -> Prepared:
-    """All rows, encoded by this process in memory, or where they are many in a folder."""
-    readings, store = open_all(work.spec), PartStore(folder, states={} if folder is None else all_states(work.spec))
-    work.encode_all(readings, store)
-    return joined(work, readings, store)
-
-
-def open_all(spec: DataConfig) -> list[tuple[Reading, float]]:
-    """The sources of training rows, each with its weight, and behind them that of validation rows."""
-    measured = [] if spec.measured_source is None else [(open_source(spec, spec.measured_source), 1.0)]
-    return [*((open_source(spec, source), source.weight) for source in spec.all_sources), *measured]
-
-
-def joined(work: Encoding, readings: Sequence[tuple[Reading, float]], store: PartStore) -> Prepared:
-    """The rows of all parts, and the report on them."""
+def prepared_of(work: Encoding, every: ReadRows) -> Prepared:
+    """The rows that were read, and the report on them."""
     spec, targets = work.spec, work.targets
-    joined = Joined.begun(work.empty, store.scratch())
-    for number, (reading, weight) in enumerate(readings):
-        joined.add(reading, weight, number, store, apart=number >= len(spec.all_sources))
-    sequences = joined.rows.finished()
-    trained, measured = joined.trained, joined.measured
-    candidates = [source.candidates(joined.questions(spec)) for source in trained]
+    sequences = every.writer.rows()
+    trained, measured = every.trained, every.measured
+    candidates = [source.candidates(every.questions(spec)) for source in trained]
     for source, chosen in zip(trained, hold_out(candidates, spec), strict=True):
         source.apart = chosen
     for source in measured:
@@ -133,8 +111,8 @@ def joined(work: Encoding, readings: Sequence[tuple[Reading, float]], store: Par
     apart = np.concatenate([none, *(source.numbers(source.rows(apart=True)) for source in (*trained, *measured))])
     chosen = facts_of(candidates, [source.apart for source in trained], spec)
     compared = compares(spec) and (chosen is not None or bool(measured))
-    overlap = overlap_between(joined.prompts, trained, measured) if compared else None
-    data_report = _data_report(work, joined, len(numbers), overlap, chosen)
+    overlap = overlap_between(every.prompts, trained, measured) if compared else None
+    data_report = _data_report(work, every, len(numbers), overlap, chosen)
     if targets is not None and targets.balanced and sequences.targets is not None:
         repeats = repeats_of(sequences.targets[numbers], targets.classes)
         data_report = data_report.model_copy(update={"class_repeats": repeats})
@@ -142,10 +120,10 @@ def joined(work: Encoding, readings: Sequence[tuple[Reading, float]], store: Par
 
 
 def _data_report(
-    work: Encoding, joined: Joined, trained: int, overlap: OverlapFacts | None, facts: HoldOutFacts | None
+    work: Encoding, every: ReadRows, trained: int, overlap: OverlapFacts | None, facts: HoldOutFacts | None
 ) -> DataReport:
-    tally, apart, spec, targets, sources = joined.tally, joined.apart, work.spec, work.targets, joined.trained
-    readings = [source.reading for source in (*sources, *joined.measured)]
+    tally, apart, spec, targets, sources = every.tally, every.apart, work.spec, work.targets, every.trained
+    readings = [source.reading for source in (*sources, *every.measured)]
     files = tuple(part_facts(reading, part) for reading in readings for part in reading.parts)
     encodes, labels = work.encoder is not None, Labels.together(source.labels for source in sources)
     unused = unused_columns(readings)
@@ -154,7 +132,7 @@ def _data_report(
     exact, near = tally.texts.repeats().counts if findings is None else findings.copies
     tags = tally.tags.facts(encoded=encodes) if tally.tags.words else None
     doubts = tally.meaning.doubts(labels, targets, spec.accept)
-    of_measured = Labels.together(source.labels for source in joined.measured)
+    of_measured = Labels.together(source.labels for source in every.measured)
     fatal = (*_fatal(work, tally, sources, trained, facts), *_fatal_of_validation(work, apart))
     fatal += (*(doubt.refusal for doubt in doubts if doubt.stops), *problems(readings, unused)) if tally.used else ()
     remarks = (

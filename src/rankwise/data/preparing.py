@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -16,13 +14,11 @@ from rankwise.config.base import Config
 from rankwise.config.data import DataConfig
 from rankwise.config.images import ImageProcessing
 from rankwise.config.recipe import recipe_named
-from rankwise.data.encoded_cache import keep, key_of, partial_folder, recall
-from rankwise.data.encoding import Encoding, EncodingFacts
-from rankwise.data.part_store import ALONE, Encoders, PartMissing, PartStore, all_states
-from rankwise.data.preparation import Prepared, joined, joined_alone, open_all
+from rankwise.data.encoded_cache import entries, keep, key_of, recall
+from rankwise.data.encoding import Encoding, EncodingFacts, ReadRows, goes_on
+from rankwise.data.preparation import Prepared, prepared_of
 from rankwise.data.report import Tally
-from rankwise.data.sources import Reading
-from rankwise.errors import DataError, RankwiseError
+from rankwise.errors import DataError
 from rankwise.images.encode import ImageEncoder
 from rankwise.runs.data_report import MOST_LISTED, DataReport
 from rankwise.runs.manifest import DataFacts, installed_version
@@ -148,11 +144,22 @@ def _written(facts: Config | None) -> str | None:
     return None if facts is None else facts.model_dump_json()
 
 
-def prepare(spec: DataConfig, writing: Writing, callback: Callback, encoders: Encoders = ALONE) -> Prepared:
-    """Encoded rows, from the cache if these were encoded before. What is wrong with them stands in the data report.
-    Several `encoders` call this together, each for itself."""
+def prepare(
+    spec: DataConfig, writing: Writing, callback: Callback, check_stop: Callable[[], None] = goes_on
+) -> Prepared:
+    """Encoded rows, from the cache if these were encoded before. What is wrong with them stands in the data report."""
     writing = writing.by(spec)
-    return with_token_counts(_prepared(spec, writing, callback, encoders), writing)
+    work = _work(spec, writing, callback, check_stop)
+    assert work.encoder is not None, "rows are encoded with one"
+    identity = f"{type(work.encoder).__name__} {writing.identity}"
+    key = key_of(spec, work.encoder, identity, writing.name)
+    prepared = recall(key)
+    if prepared is None:
+        every, prepared = _encoded(work, entries())
+        if key_of(spec, work.encoder, identity, writing.name) == key:  # else somebody wrote into a file meanwhile
+            keep(key, prepared, every.writer, callback)
+            prepared = recall(key) or prepared  # so that they lie on the disk once
+    return with_token_counts(prepared, writing)
 
 
 def with_token_counts(prepared: Prepared, writing: Writing) -> Prepared:
@@ -170,72 +177,33 @@ def with_token_counts(prepared: Prepared, writing: Writing) -> Prepared:
     return replace(prepared, data_report=report.model_copy(update=changes))
 
 
-def _prepared(spec: DataConfig, writing: Writing, callback: Callback, encoders: Encoders) -> Prepared:
-    """From the cache, or encoded by all processes together and joined by the first of them. All meet as often."""
-    if not encoders.is_first:
-        encoders.meet()  # what the first one downloads is there
-    states = all_states(spec)
-    encoder = writing.encoder(spec)
-    identity = f"{type(encoder).__name__} {writing.identity}"
-    key = key_of(spec, encoder, identity, writing.name)
-    if encoders.is_first:
-        encoders.meet()
-    work = Encoding(spec, encoder, writing.tally(), callback, writing.name, writing.facts, writing.targets)
-    store = PartStore(None if isinstance(writing, ImageWriting) else partial_folder(key), encoders, states)
-    prepared, readings = recall(key), open_all(spec)
-    if prepared is None and encoders.is_first:
-        prepared = _encoded(work, readings, store, key, identity)
-    elif prepared is None:
-        with suppress(DataError):  # the first one meets it too, since a part is missing
-            work.encode_all(readings, store)
-        encoders.meet()
-    else:
-        encoders.meet()
-    encoders.meet()
-    return prepared or recall(key) or joined_alone(work)
+def _work(spec: DataConfig, writing: Writing, callback: Callback, check_stop: Callable[[], None] = goes_on) -> Encoding:
+    tally, name = writing.tally(), writing.name
+    return Encoding(
+        spec, writing.encoder(spec), tally, callback, name, writing.facts, writing.targets, check_stop
+    )  # fmt: skip
 
 
-def _encoded(
-    work: Encoding, readings: Sequence[tuple[Reading, float]], store: PartStore, key: str, identity: str
-) -> Prepared:
-    """Encode this process's parts, join them with those of the others, and put the result into the cache."""
+def _encoded(work: Encoding, folder: Path | None) -> tuple[ReadRows, Prepared]:
     try:
-        work.encode_all(readings, store)
-        store.encoders.meet()
-        prepared = _joined(work, readings, store, key)
-    except RankwiseError:
-        store.forget()
-        raise
-    assert work.encoder is not None, "rows are encoded with one"
-    if key_of(work.spec, work.encoder, identity, work.model or "") == key:  # else somebody wrote into a file meanwhile
-        keep(key, prepared, work.callback, store.joined)
-        if prepared.sequences.images is not None:  # so that pixels lie on the disk once
-            prepared = recall(key) or prepared
-    store.forget()
-    return prepared
-
-
-def _joined(work: Encoding, readings: Sequence[tuple[Reading, float]], store: PartStore, key: str) -> Prepared:
-    """Where a part is missing, another run may have finished the same rows meanwhile."""
-    try:
-        return joined(work, readings, store)
-    except PartMissing:
-        return recall(key) or joined_alone(work)
+        every = work.read(folder)
+        return every, prepared_of(work, every)
+    except OSError:
+        if folder is None:
+            raise
+    return _encoded(work, None)  # the disk is full
 
 
 def count_only(spec: DataConfig, callback: Callback) -> DataReport:
     """What can be said of rows without any tokenizer."""
-    return joined_alone(Encoding(spec, None, Tally(), callback, None, EncodingFacts(), None)).data_report
+    work = Encoding(spec, None, Tally(), callback, None, EncodingFacts(), None)
+    return prepared_of(work, work.read(None)).data_report
 
 
-def checked(spec: DataConfig, writing: Writing, scratch: Path) -> DataReport:
-    """The data report alone, which leaves nothing in the cache. What takes room lies in a folder meanwhile."""
-    writing, name = writing.by(spec), writing.name
-    work = Encoding(spec, writing.encoder(spec), writing.tally(), silent, name, writing.facts, writing.targets)
-    try:
-        return joined_alone(work, scratch).data_report
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+def checked(spec: DataConfig, writing: Writing, folder: Path) -> DataReport:
+    """The data report alone, which leaves nothing in the cache. What takes room lies in the folder without a name."""
+    _, prepared = _encoded(_work(spec, writing.by(spec), silent), folder)
+    return prepared.data_report
 
 
 def refuse_fatal(data_report: DataReport, *, trains: bool = True) -> None:

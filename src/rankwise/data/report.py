@@ -11,6 +11,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -83,9 +84,9 @@ class Tally:
     tags: TagCounts = field(default_factory=TagCounts)
     meaning: Meaning = field(default_factory=Meaning)
 
-    def anew(self) -> Tally:
-        """An empty tally for the same model."""
-        return Tally(self.known, self.start_id, self.guards, self.guessed)
+    def anew(self, folder: Path | None = None) -> Tally:
+        """An empty tally for the same model. What takes room lies in a file without a name in the folder."""
+        return Tally(self.known, self.start_id, self.guards, self.guessed, TextIndex(folder))
 
     def unreadable(self, problems: Iterable[tuple[str, str]]) -> None:
         for where, why in problems:

@@ -3,13 +3,14 @@
     column of row n = column[starts[n] : starts[n + 1]]
 
 As files these are a few bytes a token and are read from the disk as they are needed, so a hundred million tokens are no
-burden. `SelectedRows` is a view of some rows, in any order and as often as needed.
+burden. They are written once, row after row, by `RowWriter`. `SelectedRows` is a view of some rows, in any order and as
+often as needed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -17,16 +18,65 @@ from typing import Any, TypeVar, overload
 
 import numpy as np
 
-from rankwise.data.row_names import RowNames
+from rankwise.data.growing import Growing
 from rankwise.errors import DataError
+from rankwise.system.files import unnamed_file
 from rankwise.text.tokenize import Tokens
 
-COLUMNS: dict[str, Any] = {"ids": np.int32, "loss_mask": np.bool_, "token_type_ids": np.int8, "tags": np.int16}
-"""One value a token."""
-OPTIONAL = ("token_type_ids", "tags", "targets")
-IMAGES = "images.bin"
 CHANNELS = 3
 ROWS_AT_ONCE = 10_000
+
+
+@dataclass(frozen=True)
+class Column:
+    """What rows have in a file of its own: one value a token, or with `shape` the same number for each row."""
+
+    dtype: Any
+    of: Callable[[Tokens], Any]
+    """None where rows have none of it."""
+    shape: Callable[[int], tuple[int, ...]] | None = None
+    """The shape of so many values."""
+
+
+def _vector(size: int) -> tuple[int, ...]:
+    return (size,) if size > 1 else ()
+
+
+def _square(size: int) -> tuple[int, ...]:
+    side = math.isqrt(size // CHANNELS)
+    return side, side, CHANNELS
+
+
+COLUMNS = {
+    "ids": Column(np.int32, lambda row: row.ids),
+    "loss_mask": Column(np.bool_, lambda row: row.loss_mask),
+    "token_type_ids": Column(np.int8, lambda row: row.token_type_ids),
+    "tags": Column(np.int16, lambda row: row.tags),
+    "targets": Column(np.float64, lambda row: row.target, _vector),
+    "images": Column(np.uint8, lambda row: row.image, _square),
+}
+BORDERS = {"starts": "ids", "name_starts": "names"}
+"""Columns that say where each row begins in another."""
+NEEDED = ("starts", "ids", "loss_mask")
+
+
+@dataclass(frozen=True)
+class RowNames:
+    """Where each row came from, as one array of bytes for all, so that a million names are no burden.
+
+    name of row n = letters[starts[n] : starts[n + 1]]        in UTF-8
+    """
+
+    letters: np.ndarray
+    """(B,) uint8"""
+    starts: np.ndarray
+    """(N + 1,) int64"""
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, number: int) -> str:
+        return self.letters[self.starts[number] : self.starts[number + 1]].tobytes().decode(errors="replace")
 
 
 @dataclass(frozen=True)
@@ -41,8 +91,8 @@ class EncodedRows(Sequence[Tokens]):
     """(T,) int8"""
     targets: np.ndarray | None = None
     """(N,) float64: the class or the value of each row; (N, C) where a row has several of C classes."""
-    images: Sequence[np.ndarray] | np.ndarray | None = None
-    """The pixels (S, S, 3) of each row, in uint8: an array (N, S, S, 3), or views that lie in several files."""
+    images: np.ndarray | None = None
+    """(N, S, S, 3) uint8: the pixels of each row."""
     names: RowNames | None = None
     """Where each row came from."""
     tags: np.ndarray | None = None
@@ -82,99 +132,129 @@ class EncodedRows(Sequence[Tokens]):
         rejected = sums_of_rows(self.token_type_ids, self.starts)[numbers]
         return np.stack([self.starts[numbers + 1] - self.starts[numbers] - rejected, rejected], axis=1)
 
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """Those that there are, by the names of their files; borders come before what they divide."""
+        letters, begins = (None, None) if self.names is None else (self.names.letters, self.names.starts)
+        columns = {
+            "starts": self.starts, "ids": self.ids, "loss_mask": self.loss_mask, "token_type_ids": self.token_type_ids,
+            "tags": self.tags, "targets": self.targets, "images": self.images, "name_starts": begins, "names": letters,
+        }  # fmt: skip
+        return {name: column for name, column in columns.items() if column is not None}
+
     @classmethod
-    def gathered(cls, parts: Sequence[EncodedRows]) -> EncodedRows:
-        """Join parts that have the same columns."""
-        offsets = np.cumsum([0, *(len(part.ids) for part in parts)])
-        starts = [part.starts[:-1] + offset for part, offset in zip(parts, offsets[:-1], strict=True)]
-        return cls(
-            np.concatenate([np.empty(0, np.int32), *(part.ids for part in parts)]),
-            np.concatenate([np.empty(0, np.bool_), *(part.loss_mask for part in parts)]),
-            np.concatenate([np.empty(0, np.int64), *starts, offsets[-1:]]),
-            _joined([part.token_type_ids for part in parts]),
-            _joined([part.targets for part in parts]),
-            [image for part in parts if part.images is not None for image in part.images] or None,
-            RowNames.gathered(names) if (names := [part.names for part in parts if part.names is not None]) else None,
-            _joined([part.tags for part in parts]),
-        )
+    def of_columns(cls, columns: Mapping[str, np.ndarray], folder: Path | None = None) -> EncodedRows:
+        """DataError where they are not those of the same rows."""
+        damaged = f"{folder} is damaged:"
+        if missing := [name for name in NEEDED if name not in columns]:
+            raise DataError(f"{damaged} it has no {missing[0]}.bin.")
+        starts = columns["starts"]
+        if not len(starts) or starts[0] != 0 or (np.diff(starts) < 1).any():
+            raise DataError(f"{damaged} its rows do not follow each other.")
+        shaped = dict[str, np.ndarray]()
+        for name in COLUMNS.keys() & columns.keys():
+            count, shape = _form(COLUMNS[name], columns[name].size, starts)
+            if columns[name].size != math.prod(shape, start=count):
+                raise DataError(
+                    f"{damaged} {name}.bin does not hold {len(starts) - 1:,} rows of {starts[-1]:,} tokens."
+                )
+            shaped[name] = columns[name].reshape(count, *shape)
+        return cls(**shaped, starts=starts, names=_names(columns, len(starts) - 1, damaged))
 
     @classmethod
     def of(cls, tokens: Iterable[Tokens]) -> EncodedRows:
-        rows = list(tokens)
-        types = [row.token_type_ids for row in rows if row.token_type_ids is not None]
-        targets = [row.target for row in rows if row.target is not None]
-        images = [row.image for row in rows if row.image is not None]
-        names = [row.name for row in rows if row.name is not None]
-        tags = [row.tags for row in rows if row.tags is not None]
-        assert len(images) in (0, len(rows)), "either every row has an image or none"
-        assert len(names) in (0, len(rows)), "either every row has a name or none"
-        assert len(targets) in (0, len(rows)), "either every row has a target or none"
-        return cls(
-            np.fromiter(chain.from_iterable(row.ids for row in rows), np.int32),
-            np.fromiter(chain.from_iterable(row.loss_mask for row in rows), np.bool_),
-            np.cumsum([0, *(len(row.ids) for row in rows)], dtype=np.int64),
-            np.fromiter(chain.from_iterable(types), np.int8) if types else None,
-            np.array(targets, np.float64) if targets else None,
-            images or None,
-            RowNames.of(names) if names else None,
-            np.fromiter(chain.from_iterable(tags), np.int16) if tags else None,
-        )
+        rows, columns = list(tokens), dict[str, np.ndarray]()
+        columns["starts"] = _borders([len(row.ids) for row in rows])
+        for name, column in COLUMNS.items():
+            values = [value for row in rows if (value := column.of(row)) is not None]
+            if column.shape is not None and values:
+                assert len(values) == len(rows), f"either every row has {name} or none"
+                columns[name] = np.array(values, column.dtype)
+            elif values or name in NEEDED:
+                columns[name] = np.fromiter(chain.from_iterable(values), column.dtype)
+        if names := [row.name.encode(errors="replace") for row in rows if row.name is not None]:
+            assert len(names) == len(rows), "either every row has a name or none"
+            columns["names"] = np.frombuffer(b"".join(names), np.uint8)
+            columns["name_starts"] = _borders([len(name) for name in names])
+        return cls.of_columns(columns)
 
-    def write(self, folder: Path) -> None:
-        """One file for each array that is there."""
-        for name in (*COLUMNS, "starts", "targets"):
-            array: np.ndarray | None = getattr(self, name)
-            if array is not None:
-                np.ascontiguousarray(array).tofile(folder / f"{name}.bin")
-        if self.names is not None:
-            self.names.write(folder)
-        if self.images is not None:
-            with (folder / IMAGES).open("wb") as file:
-                for image in self.images:
-                    file.write(np.ascontiguousarray(image).tobytes())
+    @classmethod
+    def gathered(cls, parts: Sequence[EncodedRows]) -> EncodedRows:
+        """Parts that have the same columns, one after another in memory."""
+        writer = RowWriter()
+        for part in parts:
+            writer.add(part)
+        return writer.rows()
 
     @classmethod
     def read(cls, folder: Path) -> EncodedRows:
-        """Map the files that `write` made; their content is read from the disk as it is needed."""
-        starts = np.fromfile(folder / "starts.bin", np.int64)
-        if not len(starts) or starts[0] != 0 or (np.diff(starts) < 1).any():
-            raise DataError(f"{folder} is damaged: its rows do not follow each other.")
-        size = int(starts[-1])
-        tokens = {name: _read(folder / f"{name}.bin", dtype, size, "tokens") for name, dtype in COLUMNS.items()}
-        targets = _targets(folder / "targets.bin", len(starts) - 1)
-        images, names = _images(folder / IMAGES, len(starts) - 1), RowNames.read(folder, len(starts) - 1)
-        return cls(**tokens, starts=starts, targets=targets, images=images, names=names)
+        """Map the files that a `RowWriter` wrote; their content is read from the disk as it is needed."""
+        types = {name: column.dtype for name, column in COLUMNS.items()} | {"names": np.uint8}
+        types |= dict.fromkeys(BORDERS, np.int64)
+        files = {name: folder / f"{name}.bin" for name in types}
+        columns = {name: _mapped(file, types[name]) for name, file in files.items() if file.exists()}
+        return cls.of_columns(columns | {name: np.array(columns[name]) for name in BORDERS if name in columns}, folder)
 
 
-def _joined(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
-    present = [array for array in arrays if array is not None]
-    return np.concatenate(present) if present else None
+class RowWriter:
+    """Writes rows one after another, each once: into files without names in a folder, or into memory."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._columns: dict[str, Growing] = {}
+
+    def __len__(self) -> int:
+        return max(0, self._length("starts") - 1)
+
+    def add(self, rows: EncodedRows) -> None:
+        for name, values in rows.columns.items():
+            if name not in self._columns:
+                width = values[0].size if values.ndim > 1 else None
+                file = None if self._folder is None else unnamed_file(self._folder)
+                self._columns[name] = Growing(values.dtype, width, file)
+            elif name in BORDERS:
+                values = values[1:]
+            self._columns[name].extend(values + self._length(BORDERS[name]) if name in BORDERS else values)
+
+    def _length(self, name: str) -> int:
+        return len(self._columns[name]) if name in self._columns else 0
+
+    def rows(self) -> EncodedRows:
+        """All that were added. Nothing is added afterwards."""
+        if not self._columns:
+            self.add(EncodedRows.of([]))
+        return EncodedRows.of_columns({name: column.view().array for name, column in self._columns.items()})
+
+    def write(self, folder: Path) -> None:
+        """One file for each column."""
+        for name, column in self._columns.items():
+            column.write(folder / f"{name}.bin")
 
 
-def _read(file: Path, dtype: Any, size: int, unit: str) -> Any:
-    """None where a column is not there that need not be."""
-    if file.stem in OPTIONAL and not file.exists():
+def _borders(lengths: Sequence[int]) -> np.ndarray:
+    return np.cumsum([0, *lengths], dtype=np.int64)
+
+
+def _form(column: Column, size: int, starts: np.ndarray) -> tuple[int, tuple[int, ...]]:
+    """How many values a column has to have, and the shape of each, which follows from its `size`."""
+    rows = len(starts) - 1
+    return (int(starts[-1]), ()) if column.shape is None else (rows, column.shape(size // max(1, rows)))
+
+
+def _mapped(file: Path, dtype: Any) -> np.ndarray:
+    if file.stat().st_size % np.dtype(dtype).itemsize:
+        raise DataError(f"{file.parent} is damaged: {file.name} ends within a value.")
+    return np.memmap(file, dtype, "r") if file.stat().st_size else np.empty(0, dtype)
+
+
+def _names(columns: Mapping[str, np.ndarray], rows: int, damaged: str) -> RowNames | None:
+    starts, letters = columns.get("name_starts"), columns.get("names")
+    if starts is None and letters is None:
         return None
-    if file.stat().st_size != size * np.dtype(dtype).itemsize:
-        raise DataError(f"{file.parent} is damaged: {file.name} does not hold {size:,} {unit}.")
-    return np.memmap(file, dtype, "r") if size else np.empty(0, dtype)
-
-
-def _targets(file: Path, rows: int) -> np.ndarray | None:
-    """One value a row, or as many as follow from the file's size."""
-    columns = file.stat().st_size // (8 * rows) if rows and file.exists() else 1
-    values = _read(file, np.float64, max(1, columns) * rows, "rows")
-    return values if values is None or columns <= 1 else values.reshape(rows, columns)
-
-
-def _images(file: Path, rows: int) -> np.ndarray | None:
-    """Squares of one size, which follows from the file's."""
-    if not file.exists() or not rows:
-        return None
-    side = math.isqrt(file.stat().st_size // (CHANNELS * rows))
-    if file.stat().st_size != rows * side * side * CHANNELS:
-        raise DataError(f"{file.parent} is damaged: {file.name} does not hold {rows:,} square images.")
-    return np.memmap(file, np.uint8, "r", shape=(rows, side, side, CHANNELS))
+    fits = starts is not None and letters is not None and len(starts) == rows + 1
+    if not fits or starts[0] != 0 or starts[-1] != len(letters) or (np.diff(starts) < 0).any():
+        raise DataError(f"{damaged} its names are not those of {rows:,} rows.")
+    return RowNames(letters, starts)
 
 
 def sums_of_rows(values: np.ndarray, starts: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from sys import intern
 from typing import TypeVar
 
 import numpy as np
@@ -13,9 +14,9 @@ from rankwise.data.duplicates import TextIndex, overlap
 from rankwise.data.hold_out import Candidates
 from rankwise.data.image_report import SeenImage, overlap_of_images
 from rankwise.data.labels import Labels
-from rankwise.data.row_part import RowFacts
 from rankwise.data.sources import Reading
 from rankwise.runs.data_report import OverlapFacts
+from rankwise.text.example import Example, ImageRecord
 
 _Value = TypeVar("_Value")
 
@@ -40,14 +41,12 @@ class SourceRows:
     def __len__(self) -> int:
         return len(self.counts)
 
-    def extend(self, facts: RowFacts, groups: dict[str, int]) -> None:
-        """Add the rows that follow. `groups` numbers the groups of all sources."""
-        for group in facts.groups:
-            number = -1 if group is None else groups.setdefault(group, len(groups))
-            self.groups.append(number)
-        self.counts.extend(facts.counts)
-        self.images.extend(facts.images)
-        self.labels.join(facts.labels)
+    def add(self, row: Sequence[Example], sequences: int, image: ImageRecord | None, *, classification: bool) -> None:
+        """Add the row that follows, with the number of its sequences and what is known of its image."""
+        self.counts.append(sequences)
+        if image is not None:
+            self.images.append(SeenImage(row[0].where, intern(row[0].messages[-1].content), image))
+        self.labels.add(row, classification=classification)
 
     def candidates(self, questions: np.ndarray | None) -> Candidates:
         own = questions[self.question : self.question + len(self)] if questions is not None else ()

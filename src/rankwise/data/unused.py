@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import islice
 from typing import Any
@@ -54,17 +54,6 @@ class Column:
     writable: bool = True
     """Whether each of its values can be filled into a column text."""
     values: set[int] = field(default_factory=set)
-
-    def join(self, other: Column) -> None:
-        self.filled += other.filled
-        self.example = self.example or other.example
-        self.texts += other.texts
-        self.known += other.known
-        self.long += other.long
-        self.writable = self.writable and other.writable
-        for value in other.values:
-            if len(self.values) <= CATEGORIES:
-                self.values.add(value)
 
     def stops(self, judged: int) -> bool:
         return 2 * self.texts > judged and self._differs
@@ -117,24 +106,6 @@ class Unused:
             if counted >= WORDS:
                 parts = parts or _Parts.of(examples)
                 _judge(column, text, isinstance(value, str), parts)
-
-    def join(self, other: Unused) -> None:
-        """Count the rows that follow these."""
-        self.rows += other.rows
-        self.judged += other.judged
-        self.names.update(other.names)
-        for name, column in other.columns.items():
-            self.columns.setdefault(name, Column()).join(column)
-
-    def facts(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        columns = {name: asdict(one) | {"values": sorted(one.values)} for name, one in self.columns.items()}
-        return {"rows": self.rows, "judged": self.judged, "columns": columns, "names": list(self.names)}
-
-    @classmethod
-    def of(cls, facts: Mapping[str, Any]) -> Unused:
-        columns = {name: Column(**one | {"values": set(one["values"])}) for name, one in facts["columns"].items()}
-        return cls(facts["rows"], facts["judged"], columns, dict.fromkeys(facts["names"]))
 
 
 @dataclass(frozen=True)

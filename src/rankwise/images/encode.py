@@ -1,19 +1,14 @@
 """From image rows to encoded rows: decoded, resized as the model expects, with the class as the only target.
 
-An image is decoded once, before training, so what is wrong with one is known before the first step. Its pixels go into
-a file, from which training reads them.
-
-Pixels of many images in little memory: a file without a name that grows, and views of what is in it.
-
-The system reads pages from the disk as they are needed and drops them when memory is short. The file's space is free
-again when the last view is gone, also where the process is killed.
+An image is decoded once, before training, so what is wrong with one is known before the first step. The
+pixels of many images lie in a file without a name, of which the system reads pages as they are needed. Its space is
+free again when the last view is gone, also where the process is killed.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,8 +21,7 @@ from rankwise.images.decode import decode
 from rankwise.images.perceptual import record_of
 from rankwise.images.processor import pixels_of
 from rankwise.runs.row_facts import TargetFacts
-from rankwise.system.cache import cache_folder
-from rankwise.system.files import told_when_full
+from rankwise.system.files import told_when_full, unnamed_file
 from rankwise.text.encode import Outcome
 from rankwise.text.example import Example
 from rankwise.text.targets import RowTargets
@@ -47,7 +41,7 @@ class PixelFile:
             return []
         with told_when_full(self._folder):
             if self._file is None:
-                self._file = self._new_file()
+                self._file = unnamed_file(self._folder)
             begin = self._file.seek(0, 2)
             for image in images:
                 self._file.write(image.tobytes())
@@ -55,22 +49,14 @@ class PixelFile:
         shape = (len(images), *images[0].shape)
         return list(np.memmap(self._file, np.uint8, "r", begin, shape))
 
-    def _new_file(self) -> Any:
-        """In the folder, or where that cannot be written to, in the system's folder of temporary files. It lives as
-        long as its views."""
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            return tempfile.TemporaryFile(dir=self._folder)
-        except OSError:
-            return tempfile.TemporaryFile()
-
 
 @dataclass(frozen=True)
 class ImageEncoder:
     processing: ImageProcessing
     targets: TargetFacts | None
     """None for images without labels, which are only to be predicted."""
-    file: PixelFile = field(default_factory=lambda: PixelFile(cache_folder() / "pixels"))
+    file: PixelFile | None = None
+    """Where the pixels of many images lie that are in no column."""
 
     @property
     def limit(self) -> int:
@@ -90,7 +76,8 @@ class ImageEncoder:
                 usable.append((outcome, self._pixels(outcome), target))
             except DataError as error:
                 outcome.problem = str(error)
-        views = self.file.add([pixels for _, pixels, _ in usable])
+        pixels = [pixels for _, pixels, _ in usable]
+        views = pixels if self.file is None else self.file.add(pixels)
         for (outcome, _, target), view in zip(usable, views, strict=True):
             outcome.sequences = [self._tokens(view, target, outcome.example.where)]
             outcome.lengths = [self.limit]
@@ -108,3 +95,14 @@ class ImageEncoder:
     def _tokens(self, pixels: np.ndarray, target: float | None, name: str) -> Tokens:
         nothing = np.zeros(self.limit, np.int32)
         return Tokens(nothing, nothing.astype(bool), target=target, image=pixels, name=name)
+
+
+def looked_at(example: Example) -> Outcome:
+    """Decode the image of a row without a model. A row of text stays as it is."""
+    outcome = Outcome(example)
+    if example.image is not None:
+        try:
+            outcome.image = record_of(decode(example.image, example.where))
+        except DataError as error:
+            outcome.problem = str(error)
+    return outcome

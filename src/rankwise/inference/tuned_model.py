@@ -11,7 +11,7 @@ from rankwise.config.data import DataConfig
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import DataError, RunError
-from rankwise.images.encode import ImageEncoder
+from rankwise.images.encode import ImageEncoder, PixelFile
 from rankwise.inference.classify import Prediction, TaggedText, predictions, tag_probabilities, tagged_text
 from rankwise.inference.decoding import Answer, TextCallback
 from rankwise.inference.generate import answer
@@ -23,6 +23,7 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.image_classification import ImageClassification
 from rankwise.objectives.objective import Classifier, Objective, classifier
 from rankwise.runs.records import Callback, WarningMessage, silent
+from rankwise.system.cache import cache_folder
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.encode_tags import Text, encode_words, text_of
 from rankwise.text.encode_texts import encode_texts
@@ -114,7 +115,7 @@ class TunedModel:
         objective = self.objective
         if not isinstance(objective, ImageClassification):
             raise RunError(f"{self.artifact.described} was not trained on images, and reads texts.")
-        outcomes = ImageEncoder(objective.processing, None).encode(examples)
+        outcomes = ImageEncoder(objective.processing, None, PixelFile(cache_folder() / "pixels")).encode(examples)
         problems = {at: outcome.problem for at, outcome in enumerate(outcomes) if outcome.problem is not None}
         nothing = Tokens((), ())
         return [outcome.sequences[0] if outcome.sequences else nothing for outcome in outcomes], problems

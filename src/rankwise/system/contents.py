@@ -58,5 +58,8 @@ def hash_of(path: Path) -> str:
     state = state_of(path.stat())
     if state not in _hashes:
         with opened(path) as file:
-            _hashes[state] = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.sha256()
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        _hashes[state] = digest.hexdigest()
     return _hashes[state]

@@ -14,12 +14,13 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import psutil
 
@@ -251,6 +252,16 @@ def _full(path: Path) -> ResourceError:
 def _amount(size: float) -> str:
     """As whole megabytes, or as whole kilobytes where these say more."""
     return f"{size / 1e6:,.0f} MB" if size >= 1e7 or size == 0 else f"{size / 1e3:,.0f} kB"
+
+
+def unnamed_file(folder: Path) -> BinaryIO:
+    """A file that nobody else sees, in the folder, or where that cannot be written to, in the system's folder of
+    temporary files. Its space is free again when nobody reads it any more, also where the process is killed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return cast(BinaryIO, tempfile.TemporaryFile(dir=folder))
+    except OSError:
+        return cast(BinaryIO, tempfile.TemporaryFile())
 
 
 def sha256_of(path: Path) -> str:

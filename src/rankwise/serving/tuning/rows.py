@@ -44,7 +44,7 @@ def check_rows(folder: Path, filename: str, model: LoadedModel) -> Content:
         writing = Preference(PreferenceConfig()).writing(model) if pairs else CAUSAL_LM.writing(model)
         path = folder / PAIRS if pairs else path
         content = Content(pairs=pairs, ignored=() if pairs else _ignored(path))
-        report = checked(data_of(path, content), writing, folder / "encoded")
+        report = checked(data_of(path, content), writing, folder)
         refuse_fatal(report)
     except RankwiseError as error:
         message = str(error).replace(str(path), filename).replace(str(folder / CONTENT), filename)
