@@ -18,8 +18,8 @@ from rankwise.images.perceptual import record_of
 from rankwise.images.pixels import PixelFile
 from rankwise.images.processor import pixels_of
 from rankwise.runs.data_report import TargetFacts
-from rankwise.text.encode import Outcome
 from rankwise.text.example import Example
+from rankwise.text.outcome import Outcome
 from rankwise.text.targets import RowTargets
 from rankwise.text.tokenize import Tokens
 
@@ -69,3 +69,14 @@ class ImageEncoder:
     def _tokens(self, pixels: np.ndarray, target: float | None, name: str) -> Tokens:
         nothing = np.zeros(self.limit, np.int32)
         return Tokens(nothing, nothing.astype(bool), target=target, image=pixels, name=name)
+
+
+def looked_at(example: Example) -> Outcome:
+    """Decode the image of a row without a model. A row of text stays as it is."""
+    outcome = Outcome(example)
+    if example.image is not None:
+        try:
+            outcome.image = record_of(decode(example.image, example.where))
+        except DataError as error:
+            outcome.problem = str(error)
+    return outcome

@@ -18,7 +18,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.config.preference import PreferenceConfig
 from rankwise.data.batches import Batch
 from rankwise.data.pair_batches import flat_pairs, padded_pairs
-from rankwise.data.preparing import TextWriting
+from rankwise.data.writing import TextWriting
 from rankwise.forward.reference import SupervisedLogits, random_documents
 from rankwise.models.kind import CAUSAL_LM as KIND
 from rankwise.models.kind import ModelKind

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rankwise.data.preparing import TextWriting
+from rankwise.data.writing import TextWriting
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.pair_facts import PairFacts

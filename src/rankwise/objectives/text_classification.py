@@ -22,16 +22,16 @@ from torch import Tensor, nn
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.data.batches import IGNORED, Batch, portions_of
-from rankwise.data.preparing import TextWriting
+from rankwise.data.writing import TextWriting
 from rankwise.models.kind import ModelKind
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.targets import head_settings, outputs_in, target_loss, text_writing, values_of, weight_of
 from rankwise.objectives.texts import heads_of, load_text_classifier, logits_of, padded, random_ids
 from rankwise.runs.records import Callback
 from rankwise.runs.target_facts import TargetFacts
-from rankwise.text.encode import RowEncoder
 from rankwise.text.encode_tags import TagEncoder
 from rankwise.text.encode_texts import TextEncoder
+from rankwise.text.outcome import RowEncoder
 from rankwise.text.rendering import Template
 from rankwise.text.tokenize import Tokens
 from rankwise.text.tokenizer import HubTokenizer

@@ -7,7 +7,6 @@ import platform
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from rankwise.runs.lineage import Round
 from rankwise.runs.pair_facts import PairResults
 from rankwise.runs.replay_facts import ReplayFacts
 from rankwise.runs.tuning import Tuning
+from rankwise.system.extras import installed_version
 from rankwise.system.launched import launched
 
 PACKAGES = ("rankwise", "torch", "transformers", "tokenizers", "safetensors")
@@ -265,13 +265,6 @@ def now() -> str:
 
 def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {package: installed_version(package) for package in PACKAGES}
-
-
-def installed_version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def machine() -> dict[str, Any]:
