@@ -108,7 +108,8 @@ def encode(folder: Path, model: str) -> None:
     """What each process does; its own figures as JSON."""
     from rankwise.config.data import DataConfig
     from rankwise.config.models import ModelConfig
-    from rankwise.data.preparing import TextWriting, prepare
+    from rankwise.data.preparing import prepare
+    from rankwise.data.writing import TextWriting
     from rankwise.models.loading import load_tokenizer
     from rankwise.runs.records import silent
     from rankwise.text.chat_template import ChatTemplate

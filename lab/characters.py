@@ -17,9 +17,9 @@ from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.data.encoding import Encoding, EncodingFacts
 from rankwise.data.preparation import prepared_of
-from rankwise.data.preparing import TextWriting
 from rankwise.data.report import Tally
 from rankwise.data.sample import sample_rows
+from rankwise.data.writing import TextWriting
 from rankwise.models.loading import load_tokenizer
 from rankwise.models.sources import find
 from rankwise.planning.planned_rows import by_tokenizer, rows_of

@@ -18,8 +18,9 @@ from claims_cells import OutOfTime
 from claims_runs import ClaimTask
 
 from rankwise.errors import EvaluationError
-from rankwise.runs.manifest import BaseModelFacts, installed_version, processor_name
+from rankwise.runs.manifest import BaseModelFacts, processor_name
 from rankwise.runs.records import Callback, StatusMessage
+from rankwise.system.extras import installed_version
 from rankwise.system.files import sha256_of, write_json
 
 FULL = "full"

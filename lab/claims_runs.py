@@ -18,7 +18,8 @@ from torch import Tensor
 from rankwise.config.experiment import Experiment
 from rankwise.config.tasks import TaskConfig
 from rankwise.data.batches import Batches
-from rankwise.data.preparing import TextWriting, prepare
+from rankwise.data.preparing import prepare
+from rankwise.data.writing import TextWriting
 from rankwise.errors import EvaluationError, TrainingError, first_line
 from rankwise.evaluation.forgetting import compared
 from rankwise.evaluation.likelihood import likelihoods

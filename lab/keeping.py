@@ -29,7 +29,8 @@ from stored_cells import done_in, run_missing
 
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
-from rankwise.data.preparing import TextWriting, prepare
+from rankwise.data.preparing import prepare
+from rankwise.data.writing import TextWriting
 from rankwise.errors import TrainingError, first_line
 from rankwise.evaluation.forgetting import compared
 from rankwise.evaluation.likelihood import likelihoods

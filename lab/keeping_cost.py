@@ -20,7 +20,8 @@ from claims import tasks
 from rankwise.config.anchor import AnchorConfig
 from rankwise.config.experiment import Experiment
 from rankwise.data.batches import Batches
-from rankwise.data.preparing import TextWriting, prepare
+from rankwise.data.preparing import prepare
+from rankwise.data.writing import TextWriting
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.models.loading import load

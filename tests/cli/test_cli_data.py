@@ -22,7 +22,7 @@ import rankwise as package
 from light import outcomes
 from rankwise.cli.main import app
 from rankwise.config.recipe import RECIPES, recipe_named
-from rankwise.data.preparing import summary_lines as lines_before_training
+from rankwise.data.summary import summary_lines as lines_before_training
 from rankwise.models.starters import STARTERS
 from rankwise.runs.data_report import DataReport
 

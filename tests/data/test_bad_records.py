@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 
 from rankwise.cli.main import app
 from rankwise.config.data import DataConfig
-from rankwise.data.preparing import TextWriting, prepare
+from rankwise.data.preparing import prepare
+from rankwise.data.writing import TextWriting
 from rankwise.errors import DataError, RankwiseError
 from rankwise.runs.records import silent
 from rankwise.text.chat_template import ChatTemplate

@@ -30,7 +30,8 @@ from rankwise.commands.train import train
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.recipe import recipe_named
-from rankwise.data.preparing import TextWriting, count_only, prepare
+from rankwise.data.preparing import prepare
+from rankwise.data.writing import TextWriting, count_only
 from rankwise.errors import DataError
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import silent

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankwise.config.data import DataConfig
-from rankwise.data.preparing import count_only
 from rankwise.data.sources import open_source
+from rankwise.data.writing import count_only
 from rankwise.errors import DataError, together
 from rankwise.runs.records import silent
 from rankwise.text.example import BREAK

@@ -28,7 +28,8 @@ from rankwise.commands.data import check
 from rankwise.config.data import DataConfig, Reading
 from rankwise.config.models import ModelConfig
 from rankwise.data.encoded_cache import forget, key_of, recall
-from rankwise.data.preparing import TextWriting, prepare
+from rankwise.data.preparing import prepare
+from rankwise.data.writing import TextWriting
 from rankwise.runs.records import StatusMessage, silent
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.tokenizer import HubTokenizer
@@ -366,7 +367,8 @@ from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.tokenizer import HubTokenizer
 from rankwise.runs.records import silent
 from rankwise.config.data import DataConfig
-from rankwise.data.preparing import TextWriting, prepare
+from rankwise.data.preparing import prepare
+from rankwise.data.writing import TextWriting
 hub = AutoTokenizer.from_pretrained(sys.argv[1])
 tokenizer = HubTokenizer(hub, [hub.eos_token_id])
 writing = TextWriting(tokenizer, ChatTemplate.of_model(tokenizer), "tiny", None)

@@ -20,7 +20,8 @@ from counted_tokenizer import Counted
 from rankwise.config.data import DataConfig
 from rankwise.data import duplicates, sources
 from rankwise.data.growing import Growing
-from rankwise.data.preparing import TextWriting, prepare
+from rankwise.data.preparing import prepare
+from rankwise.data.writing import TextWriting
 from rankwise.runs.records import silent
 from rankwise.runs.row_facts import PairFacts
 from rankwise.text.chat_template import ChatTemplate

@@ -30,8 +30,10 @@ from hypothesis import strategies as st
 from rankwise.config.data import DataConfig
 from rankwise.data import columnar
 from rankwise.data.files import records
-from rankwise.data.preparing import TextWriting, facts_of, prepare
+from rankwise.data.preparing import prepare
 from rankwise.data.sources import open_source
+from rankwise.data.summary import facts_of
+from rankwise.data.writing import TextWriting
 from rankwise.errors import DataError
 from rankwise.runs.records import silent
 from rankwise.text.chat_template import ChatTemplate
@@ -750,7 +752,7 @@ from rankwise.data.encoded_cache import content_identity
 from rankwise.runs.records import silent
 from rankwise.config.data import DataConfig
 from rankwise.data import columnar
-from rankwise.data.preparing import count_only
+from rankwise.data.writing import count_only
 spec = DataConfig(path="hub:me/tiny", **eval(sys.argv[1]))
 asked = lambda: int(urlopen(sys.argv[2] + "/asked").read())
 content_identity(spec)

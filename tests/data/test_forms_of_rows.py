@@ -16,8 +16,9 @@ import pytest
 
 from rankwise.config.data import DataConfig
 from rankwise.config.reading import parse_setting, read_data
-from rankwise.data.preparing import TextWriting, count_only, prepare
+from rankwise.data.preparing import prepare
 from rankwise.data.sources import open_source
+from rankwise.data.writing import TextWriting, count_only
 from rankwise.errors import ConfigError
 from rankwise.runs.records import silent
 from rankwise.text.chat_template import ChatTemplate

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from rankwise.config.data import DataConfig
 from rankwise.data.hold_out import Candidates, facts_of, hold_out, shares
-from rankwise.data.preparing import TextWriting, prepare, summary_lines
+from rankwise.data.preparing import prepare
+from rankwise.data.summary import summary_lines
+from rankwise.data.writing import TextWriting
 from rankwise.errors import ConfigError
 from rankwise.runs.records import silent
 from rankwise.text.chat_template import ChatTemplate

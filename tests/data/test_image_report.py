@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 from rankwise.cli.main import app
 from rankwise.config.data import DataConfig
 from rankwise.data.image_index import ImageIndex
-from rankwise.data.preparing import count_only
 from rankwise.data.sources import open_source
+from rankwise.data.writing import count_only
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import silent
 from rankwise.text.example import ImageRecord

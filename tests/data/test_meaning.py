@@ -15,8 +15,9 @@ from rankwise.data.classes import read_targets
 from rankwise.data.encoding import Encoding, EncodingFacts
 from rankwise.data.meaning import CHECKS, STOPPING, SURVEYS
 from rankwise.data.preparation import prepared_of
-from rankwise.data.preparing import count_only, refuse_fatal
+from rankwise.data.preparing import refuse_fatal
 from rankwise.data.report import Tally
+from rankwise.data.writing import count_only
 from rankwise.errors import DataError
 from rankwise.runs.records import silent
 

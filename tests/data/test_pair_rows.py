@@ -18,7 +18,7 @@ from rankwise.errors import DataError
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.preference import Preference
 from rankwise.runs.records import silent
-from rankwise.text.encode_pairs import sides_of
+from rankwise.text.tokenize import sides_of
 
 DPO = Preference(PreferenceConfig())
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from rankwise.config.data import DataConfig, SourceConfig
-from rankwise.data.preparing import count_only
 from rankwise.data.sources import open_source
+from rankwise.data.writing import count_only
 from rankwise.errors import ConfigError, DataError
 from rankwise.runs.records import silent
 

@@ -16,9 +16,9 @@ import pytest
 
 from rankwise.config.data import DataConfig
 from rankwise.data import workbooks
-from rankwise.data.preparing import count_only
 from rankwise.data.sample import sample_rows
 from rankwise.data.sources import open_source, raw_records
+from rankwise.data.writing import count_only
 from rankwise.errors import DataError
 from rankwise.runs.records import silent
 

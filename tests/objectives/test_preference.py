@@ -20,8 +20,8 @@ from rankwise.data.pairs import Pairs
 from rankwise.forward.fused import FusedLoss
 from rankwise.kernels.loss import head_log_probabilities
 from rankwise.objectives.preference import Preference, dpo, log_of_rest, log_probabilities, orpo
-from rankwise.text.encode_pairs import pair_of, sides_of
-from rankwise.text.tokenize import Tokens
+from rankwise.text.encode_pairs import pair_of
+from rankwise.text.tokenize import Tokens, sides_of
 
 OBJECTIVES = [
     Preference(PreferenceConfig(loss="dpo", beta=0.3)),

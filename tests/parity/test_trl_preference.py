@@ -15,8 +15,7 @@ from preference_pairs import random_pairs
 from rankwise.config.preference import PreferenceConfig
 from rankwise.data.batches import Batch
 from rankwise.objectives.preference import Preference, log_probabilities
-from rankwise.text.encode_pairs import sides_of
-from rankwise.text.tokenize import Tokens
+from rankwise.text.tokenize import Tokens, sides_of
 
 pytest.importorskip("trl", reason="TRL is not installed (pip install trl)")
 datasets = pytest.importorskip("datasets")

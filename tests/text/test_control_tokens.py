@@ -17,7 +17,8 @@ from tokenizers import AddedToken
 
 from families import BY_NAME, BYTE_LEVEL, COMBINATIONS, NAMES, learned_texts, squeezed, talk, template_of, written_by
 from rankwise.config.data import DataConfig
-from rankwise.data.preparing import TextWriting, prepare
+from rankwise.data.preparing import prepare
+from rankwise.data.writing import TextWriting
 from rankwise.runs.records import silent
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.encode import Encoder

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from rankwise.errors import TemplateError
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.example import BREAK, Example, Message
-from rankwise.text.rendering import Rendering, Segment, render
-from rankwise.text.tokenize import Tokens, prompt_ids, tokenise
+from rankwise.text.rendering import render
+from rankwise.text.tokenize import Rendering, Segment, Tokens, prompt_ids, tokenise
 from rankwise.text.tokenizer import HubTokenizer
 from sampling import draws
 

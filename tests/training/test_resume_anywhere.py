@@ -25,8 +25,9 @@ import rankwise
 from rankwise.config.data import DataConfig
 from rankwise.data.batches import Batches, portion
 from rankwise.data.packing import pack
-from rankwise.data.preparing import TextWriting, prepare
+from rankwise.data.preparing import prepare
 from rankwise.data.sequences import EncodedRows, RowWriter, SelectedRows
+from rankwise.data.writing import TextWriting
 from rankwise.runs.records import silent
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.tokenize import Tokens

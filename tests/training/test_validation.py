@@ -15,7 +15,8 @@ import rankwise
 from rankwise.adapters.formats.peft import write_peft
 from rankwise.config.generation import GenerationConfig
 from rankwise.data.batches import collate
-from rankwise.data.preparing import TextWriting, prepare
+from rankwise.data.preparing import prepare
+from rankwise.data.writing import TextWriting
 from rankwise.errors import ConfigError, RunError
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.adalora import TrainableAdaLoRA

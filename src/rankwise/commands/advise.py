@@ -10,7 +10,8 @@ from pathlib import Path
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.data.preparation import Prepared
-from rankwise.data.preparing import TextWriting, Writing, prepare, refuse_fatal
+from rankwise.data.preparing import Writing, prepare, refuse_fatal
+from rankwise.data.writing import TextWriting
 from rankwise.errors import ConfigError, DataError, RunError
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Objective

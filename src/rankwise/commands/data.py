@@ -17,9 +17,10 @@ from rankwise.config.preference import as_pairs, read_as
 from rankwise.config.recipe import recipe_named
 from rankwise.data.classes import read_targets
 from rankwise.data.pair_rows import is_pair
-from rankwise.data.preparing import ImageWriting, TextWriting, count_only, prepare
+from rankwise.data.preparing import prepare
 from rankwise.data.sources import Reading, open_source, raw_records
 from rankwise.data.unused_report import problems, sentence, unused_columns
+from rankwise.data.writing import ImageWriting, TextWriting, count_only
 from rankwise.errors import ConfigError, DataError, together
 from rankwise.models.cached import cached_starter
 from rankwise.models.loading import load_tokenizer
@@ -30,12 +31,12 @@ from rankwise.objectives.sequence_to_sequence import SequenceToSequence
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 from rankwise.text.chat_template import ChatTemplate
-from rankwise.text.encode import Outcome
-from rankwise.text.encode_pairs import sides_of
 from rankwise.text.example import BREAK, Example
-from rankwise.text.rendering import Rendering, renderings
+from rankwise.text.outcome import Outcome
+from rankwise.text.rendering import renderings
 from rankwise.text.sequences import input_and_output
 from rankwise.text.targets import RowTargets
+from rankwise.text.tokenize import Rendering, sides_of
 
 AS_THE_MODEL = ImagesConfig()
 

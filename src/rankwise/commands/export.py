@@ -28,7 +28,8 @@ from rankwise.exporting.engines import engine_meant_by, way_to
 from rankwise.exporting.folder_template import folder_parity
 from rankwise.exporting.gguf import DTYPES as GGUF_DTYPES
 from rankwise.exporting.gguf import FORMATS as GGUF_FORMATS
-from rankwise.exporting.gguf import GgufMerged, export_as_gguf, template_parity_of
+from rankwise.exporting.gguf import export_as_gguf, template_parity_of
+from rankwise.exporting.gguf_merged import GgufMerged
 from rankwise.exporting.merge import DTYPES, Merged, export_merged
 from rankwise.exporting.ollama import OllamaTemplate
 from rankwise.exporting.ollama_export import export_ollama

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from rankwise.commands.report import write_page
 from rankwise.config.experiment import Experiment
-from rankwise.data.preparing import facts_of
+from rankwise.data.summary import facts_of
 from rankwise.errors import Interrupted, RankwiseError, is_out_of_memory, some
 from rankwise.methods.starting import changed_since as start_changed
 from rankwise.models.sharding import is_sharded

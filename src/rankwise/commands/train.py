@@ -18,7 +18,8 @@ from rankwise.commands.sharded import connect_shards, measured_as, refuse_other_
 from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
 from rankwise.data.preparation import Prepared
-from rankwise.data.preparing import TextWriting, prepare, refuse_fatal
+from rankwise.data.preparing import prepare, refuse_fatal
+from rankwise.data.writing import TextWriting
 from rankwise.errors import ConfigError, RunError, some
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of

@@ -26,11 +26,11 @@ from rankwise.data.sequences import EncodedRows, RowWriter
 from rankwise.data.sources import open_source
 from rankwise.errors import RankwiseError
 from rankwise.runs.data_report import DataReport
-from rankwise.runs.manifest import installed_version
 from rankwise.runs.records import Callback, StatusMessage
 from rankwise.system.cache import cache_folder, forget_old
+from rankwise.system.extras import installed_version
 from rankwise.system.files import published, sha256_of, write_json
-from rankwise.text.encode import RowEncoder
+from rankwise.text.outcome import RowEncoder
 
 
 def key_of(spec: DataConfig, encoder: RowEncoder, identity: str, model: str) -> str:

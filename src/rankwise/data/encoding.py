@@ -16,7 +16,6 @@ import numpy as np
 from rankwise.config.data import DataConfig
 from rankwise.config.images import ImageProcessing
 from rankwise.data.duplicates import TextIndex
-from rankwise.data.image_report import looked_at
 from rankwise.data.labels import list_problems
 from rankwise.data.report import Tally
 from rankwise.data.sequences import EncodedRows, RowWriter
@@ -26,8 +25,8 @@ from rankwise.errors import DataError
 from rankwise.runs.data_report import TemplateFacts
 from rankwise.runs.records import Callback, ProgressUpdate
 from rankwise.runs.row_facts import PairFacts, TargetFacts
-from rankwise.text.encode import RowEncoder
 from rankwise.text.example import Example, ImageRecord
+from rankwise.text.outcome import Outcome, RowEncoder
 
 _Usable = tuple[int, ImageRecord | None]
 """The number of a row's sequences, and what is known of its image."""
@@ -89,6 +88,8 @@ class Encoding:
     targets: TargetFacts | None
     check_stop: Callable[[], None] = goes_on
     """Raises where this process is to end."""
+    look: Callable[[Example], Outcome] = Outcome
+    """How a row is looked at that is only counted."""
 
     @property
     def limit(self) -> int | None:
@@ -153,7 +154,7 @@ class Encoding:
         """For each row what training can use of it."""
         encoder = self.encoder
         if encoder is None:
-            outcomes = [looked_at(row[0]) for row in chunk]
+            outcomes = [self.look(row[0]) for row in chunk]
             return [
                 (0, outcome.image) if tally.keep_unencoded(row, outcome.problem) else None
                 for row, outcome in zip(chunk, outcomes, strict=True)

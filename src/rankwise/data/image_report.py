@@ -12,13 +12,9 @@ from statistics import median_low
 
 from rankwise.data.duplicates import Duplicates
 from rankwise.data.image_index import ImageIndex
-from rankwise.errors import DataError
-from rankwise.images.decode import decode
-from rankwise.images.perceptual import record_of
 from rankwise.runs.data_report import OverlapFacts
 from rankwise.runs.row_facts import ImageChange, ImageCopy, ImageFacts
-from rankwise.text.encode import Outcome
-from rankwise.text.example import Example, ImageRecord
+from rankwise.text.example import ImageRecord
 
 MOST_LISTED, EXAMPLES = 20, 3
 
@@ -44,17 +40,6 @@ class Findings:
     def copies(self) -> tuple[int, int]:
         """How many images are the same as an earlier one, and how many look nearly the same."""
         return len(self.duplicates.exact), len(self.duplicates.near)
-
-
-def looked_at(example: Example) -> Outcome:
-    """Decode the image of a row without a model. A row of text stays as it is."""
-    outcome = Outcome(example)
-    if example.image is not None:
-        try:
-            outcome.image = record_of(decode(example.image, example.where))
-        except DataError as error:
-            outcome.problem = str(error)
-    return outcome
 
 
 def findings_of(images: Sequence[SeenImage], passed_over: Sequence[str]) -> Findings:

@@ -14,8 +14,7 @@ import torch
 from rankwise.data.batches import IGNORED, Batch, collate, input_length, padded_length, questions
 from rankwise.data.flat import string
 from rankwise.data.pairs import Pairs
-from rankwise.text.encode_pairs import sides_of
-from rankwise.text.tokenize import Tokens
+from rankwise.text.tokenize import Tokens, sides_of
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,8 @@ import numpy as np
 from rankwise.data.duplicates import firsts_of
 from rankwise.data.growing import Growing
 from rankwise.runs.row_facts import AnswerFacts, PairFacts
-from rankwise.text.encode_pairs import sides_of
 from rankwise.text.example import Example, Message
-from rankwise.text.tokenize import Tokens
+from rankwise.text.tokenize import Tokens, sides_of
 
 TIED = "chosen and rejected are the same tokens"
 """Why such a pair is left out."""

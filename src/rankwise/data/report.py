@@ -23,8 +23,8 @@ from rankwise.data.pair_counts import TIED, PairCounts
 from rankwise.data.tag_counts import TagCounts
 from rankwise.errors import some, together
 from rankwise.runs.data_report import MOST_LISTED, LengthFacts, OverlapFacts, Skipped
-from rankwise.text.encode import Outcome
 from rankwise.text.example import Example
+from rankwise.text.outcome import Outcome
 
 UNREAD, UNWRITTEN, NOTHING_LEFT = "cannot be read", "cannot be written for this model", "nothing left to train on"
 UNUSABLE = "cannot be used"

@@ -27,8 +27,8 @@ from rankwise.inference.classify import outputs_of
 from rankwise.inference.kv_cache import LogitsAfter, can_share
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Classifier
-from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.measured import Difference, Measured
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.text.tokenize import Tokens
 
 Read = Callable[[int], None]

@@ -29,8 +29,9 @@ from torch import Tensor, nn
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.data.classes import read_targets
-from rankwise.data.preparing import ImageWriting, prepare, refuse_fatal
+from rankwise.data.preparing import prepare, refuse_fatal
 from rankwise.data.sequences import evenly
+from rankwise.data.writing import ImageWriting
 from rankwise.errors import EvaluationError
 from rankwise.evaluation.class_metrics import one_target
 from rankwise.evaluation.intervals import difference

@@ -34,8 +34,7 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.preference import Preference, log_probabilities
 from rankwise.runs.evaluations import ModelScores, Sample
 from rankwise.runs.records import Callback, ProgressUpdate
-from rankwise.text.encode_pairs import sides_of
-from rankwise.text.tokenize import Tokens
+from rankwise.text.tokenize import Tokens, sides_of
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,10 @@ from rankwise.data.sources import open_source
 from rankwise.errors import DataError
 from rankwise.evaluation.task_documents import TaskDocument, between, data_spec, drawn, task_documents
 from rankwise.models.loaded import LoadedModel
-from rankwise.text.encode import Encoder, RowEncoder
+from rankwise.text.encode import Encoder
 from rankwise.text.encode_sequences import SequenceEncoder
 from rankwise.text.example import BREAK, Example, Message
+from rankwise.text.outcome import RowEncoder
 from rankwise.text.tokenize import Tokens, prompt_ids
 
 BLOCK = 1024

@@ -40,9 +40,10 @@ from rankwise.inference.generate import answers_in_turn
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.sequence_to_sequence import batch_of
 from rankwise.runs.evaluations import ModelScores, Sample
-from rankwise.runs.manifest import installed_version, processor_name
+from rankwise.runs.manifest import processor_name
 from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage
 from rankwise.system.cache import cache_folder, forget_old
+from rankwise.system.extras import installed_version
 from rankwise.system.files import write_json
 
 SAMPLES = 20

@@ -22,8 +22,8 @@ from rankwise.images.perceptual import record_of
 from rankwise.images.processor import pixels_of
 from rankwise.runs.row_facts import TargetFacts
 from rankwise.system.files import told_when_full, unnamed_file
-from rankwise.text.encode import Outcome
 from rankwise.text.example import Example
+from rankwise.text.outcome import Outcome
 from rankwise.text.targets import RowTargets
 from rankwise.text.tokenize import Tokens
 

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rankwise.config.adapters import LoraConfig
+from rankwise.config.expressions import matcher
 from rankwise.config.head import HeadConfig
-from rankwise.config.matching import matcher
 from rankwise.config.method import MethodConfig
 from rankwise.errors import ConfigError, some
 

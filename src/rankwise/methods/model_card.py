@@ -29,7 +29,8 @@ from rankwise.models.sources import FROM_GGUF, FROM_INDEX, GGUF_FILE, LOCAL
 from rankwise.models.starters import STARTERS
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.lineage import Round, described
-from rankwise.runs.manifest import BaseModelFacts, Results, installed_version
+from rankwise.runs.manifest import BaseModelFacts, Results
+from rankwise.system.extras import installed_version
 
 UNKNOWN = "unknown"
 _OBEYED = re.compile(r"([!-,:-@\[-`{-~]|(?<=www)\.)", re.IGNORECASE)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from rankwise.config.models import ModelConfig
 from rankwise.data.batches import Batch, portion
-from rankwise.data.preparing import TextWriting
+from rankwise.data.writing import TextWriting
 from rankwise.forward.reference import SupervisedLogits, random_documents
 from rankwise.models.kind import CAUSAL_LM as KIND
 from rankwise.models.loaded import LoadedModel

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rankwise.config.images import ImageProcessing
 from rankwise.config.models import ModelConfig
 from rankwise.data.batches import Batch, portions_of
-from rankwise.data.preparing import ImageWriting
+from rankwise.data.writing import ImageWriting
 from rankwise.errors import ModelError, first_line, is_out_of_memory
 from rankwise.images.processor import need_vision, normalised
 from rankwise.models.heads import head_modules

@@ -25,7 +25,8 @@ from torch.nn import functional as F
 
 from rankwise.config.models import ModelConfig
 from rankwise.data.batches import Batch
-from rankwise.data.preparing import TextWriting, Writing
+from rankwise.data.preparing import Writing
+from rankwise.data.writing import TextWriting
 from rankwise.models.kind import ModelKind
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.records import Callback

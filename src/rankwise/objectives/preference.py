@@ -29,7 +29,7 @@ from rankwise.config.preference import PairLoss, PreferenceConfig
 from rankwise.data.batches import Batch
 from rankwise.data.pair_batches import flat_pairs, padded_pairs
 from rankwise.data.pairs import Pairs
-from rankwise.data.preparing import TextWriting
+from rankwise.data.writing import TextWriting
 from rankwise.forward.reference import random_documents
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.causal_lm import CausalLM, vocabulary_of

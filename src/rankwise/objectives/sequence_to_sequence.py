@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.data.batches import IGNORED, Batch
-from rankwise.data.preparing import TextWriting
+from rankwise.data.writing import TextWriting
 from rankwise.errors import ModelError
 from rankwise.forward.reference import OutputLogits
 from rankwise.models.kind import ENCODER_DECODER

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.data.batches import IGNORED, Batch, portions_of
-from rankwise.data.preparing import TextWriting
+from rankwise.data.writing import TextWriting
 from rankwise.forward.reference import usable_positions
 from rankwise.models.heads import head_modules
 from rankwise.models.kind import ModelKind
@@ -36,9 +36,9 @@ from rankwise.models.pooling import read_pooled
 from rankwise.objectives.objective import head_settings, outputs_in, target_loss, text_writing, values_of, weight_of
 from rankwise.runs.records import Callback
 from rankwise.runs.row_facts import Pooling, TargetFacts
-from rankwise.text.encode import RowEncoder
 from rankwise.text.encode_tags import TagEncoder
 from rankwise.text.encode_texts import TextEncoder
+from rankwise.text.outcome import RowEncoder
 from rankwise.text.rendering import Template
 from rankwise.text.tokenize import Tokens
 from rankwise.text.tokenizer import HubTokenizer

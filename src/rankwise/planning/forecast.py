@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from rankwise.config.convolutions import image_readers
 from rankwise.config.method import MethodConfig
+from rankwise.config.parameters import Parameters
 from rankwise.config.planning import Planned
 from rankwise.config.training import TrainingConfig
 from rankwise.planning.activations import FAST, OF_IMAGES, OF_TEXTS, Form
@@ -20,7 +21,7 @@ from rankwise.planning.devices import Device
 from rankwise.planning.memory import GPU, PROCESSOR, Job, Memory, Overheads, memory_of
 from rankwise.planning.new_tokens import has_new_tokens
 from rankwise.planning.operations import Load, Operations, operations
-from rankwise.planning.parameters import Parameters, parameters_of, seen
+from rankwise.planning.parameters import parameters_of, seen
 from rankwise.planning.rows import PlannedRows
 from rankwise.planning.shape import ModelShape
 from rankwise.planning.stored_weights import Storage, unpacked_numbers

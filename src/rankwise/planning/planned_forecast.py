@@ -7,11 +7,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rankwise.config.method import MethodConfig
+from rankwise.config.parameters import Parameters
 from rankwise.config.planning import Planned
 from rankwise.planning.devices import Device
 from rankwise.planning.fitting import least_recomputed
 from rankwise.planning.forecast import AtOnce, Forecast, forecast
-from rankwise.planning.parameters import Parameters
 from rankwise.planning.shape import ModelShape
 from rankwise.planning.stored_weights import storage_of
 from rankwise.planning.validation import validation_of

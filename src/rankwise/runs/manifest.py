@@ -8,7 +8,6 @@ import platform
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ from pydantic import Field
 from rankwise.config.base import Config
 from rankwise.runs.lineage import Round
 from rankwise.runs.row_facts import PairResults, ReplayFacts
+from rankwise.system.extras import installed_version
 from rankwise.system.launched import launched
 
 
@@ -317,13 +317,6 @@ def now() -> str:
 
 def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {package: installed_version(package) for package in PACKAGES}
-
-
-def installed_version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def machine() -> dict[str, Any]:

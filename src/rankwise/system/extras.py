@@ -1,7 +1,8 @@
-"""Optional libraries, which are imported only where they are needed."""
+"""Optional libraries, which are imported only where they are needed, and versions of libraries."""
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from rankwise.errors import RankwiseError
@@ -11,3 +12,10 @@ def need_extra(module: str, what: str, extra: str, error: type[RankwiseError]) -
     """Refuse to go on without an optional library, and say how to install it."""
     if find_spec(module) is None:
         raise error(f"{what} needs {module}, which is not installed: pip install 'rankwise[{extra}]'.")
+
+
+def installed_version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

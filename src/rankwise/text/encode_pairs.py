@@ -17,10 +17,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rankwise.config.data import DataConfig
-from rankwise.text.encode import Encoder, Outcome, shortened
+from rankwise.text.encode import Encoder, shortened
 from rankwise.text.example import Example
+from rankwise.text.outcome import Outcome
 from rankwise.text.rendering import Template
-from rankwise.text.tokenize import Tokenizer, Tokens
+from rankwise.text.tokenize import Tokenizer, Tokens, sides_of
 
 REWRITTEN = (
     "the chat template rewrites earlier turns, so the answers of this conversation do not lie in one sequence. Write "
@@ -81,16 +82,6 @@ def pair_of(chosen: Tokens, rejected: Tokens, where: str | None = None) -> Token
         ended=chosen.ended and rejected.ended,
         token_type_ids=np.repeat([0, 1], [len(chosen.ids), len(rejected.ids)]),
         name=where,
-    )
-
-
-def sides_of(pair: Tokens) -> tuple[Tokens, Tokens]:
-    """The chosen and the rejected conversation of a row."""
-    assert pair.token_type_ids is not None, "the row is a pair"
-    border = int(np.count_nonzero(np.asarray(pair.token_type_ids) == 0))
-    return (
-        Tokens(pair.ids[:border], pair.loss_mask[:border], pair.as_asked, pair.ended, name=pair.name),
-        Tokens(pair.ids[border:], pair.loss_mask[border:], pair.as_asked, pair.ended, name=pair.name),
     )
 
 

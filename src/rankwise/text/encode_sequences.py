@@ -17,8 +17,8 @@ import numpy as np
 
 from rankwise.config.data import DataConfig
 from rankwise.text.chat_template import ChatTemplate
-from rankwise.text.encode import Outcome, read_each
 from rankwise.text.example import BREAK, Example
+from rankwise.text.outcome import Outcome, read_each
 from rankwise.text.sequences import input_and_output
 from rankwise.text.tokenize import Tokens, prompt_ids
 from rankwise.text.tokenizer import HubTokenizer

@@ -18,8 +18,8 @@ from typing import Any
 
 from rankwise.config.data import DataConfig
 from rankwise.runs.row_facts import TargetFacts
-from rankwise.text.encode import Outcome, read_each
 from rankwise.text.example import Example
+from rankwise.text.outcome import Outcome, read_each
 from rankwise.text.tagged import Range
 from rankwise.text.targets import RowTargets, tagged_in
 from rankwise.text.tokenize import Tokens

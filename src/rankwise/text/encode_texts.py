@@ -13,8 +13,8 @@ from functools import cached_property
 
 from rankwise.config.data import DataConfig
 from rankwise.runs.row_facts import TargetFacts
-from rankwise.text.encode import Outcome, read_each
 from rankwise.text.example import BREAK, Example
+from rankwise.text.outcome import Outcome, read_each
 from rankwise.text.targets import RowTargets, texts_of
 from rankwise.text.tokenize import Tokens
 from rankwise.text.tokenizer import HubTokenizer

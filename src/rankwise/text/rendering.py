@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from dataclasses import replace
+from typing import Any, Protocol
 
 from rankwise.config.data import Reasoning
 from rankwise.errors import TemplateError
@@ -24,38 +24,17 @@ from rankwise.text.example import Example, Message
 from rankwise.text.many_answers import COMPARED, answers_of, compared, prompt_ends
 from rankwise.text.reasoning import CLOSE, OPEN, parted
 from rankwise.text.template_probe import Renders, Span, merged, refuse_unshown, shown_of
+from rankwise.text.tokenize import Rendering, Segment
 from rankwise.text.written import Conversation, Written
 
 APART = (
     " Use --set data.answers=apart, which makes a row of each answer, or split the conversation into rows with one "
     "answer each."
 )
-Method = Literal["marks", "prefix", "text"]
 
 
 class UnstableTemplate(TemplateError):
     """Raised if the rendered conversation does not begin with the rendering up to an answer."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A part of the rendered text that is in the loss (`learned`) or not."""
-
-    text: str
-    learned: bool
-
-
-@dataclass(frozen=True)
-class Rendering:
-    """One sequence to train on. `as_asked` says whether the text before each answer equals the prompt at inference."""
-
-    segments: tuple[Segment, ...]
-    method: Method
-    as_asked: bool = True
-
-    @property
-    def text(self) -> str:
-        return "".join(segment.text for segment in self.segments)
 
 
 class Template(Renders, Protocol):

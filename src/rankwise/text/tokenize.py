@@ -16,14 +16,36 @@ from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Protocol
+from typing import Literal, Protocol
 from unicodedata import normalize
 
 import numpy as np
 
 from rankwise.errors import TemplateError
 from rankwise.text.example import BREAK
-from rankwise.text.rendering import Rendering, Segment
+
+Method = Literal["marks", "prefix", "text"]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of the rendered text that is in the loss (`learned`) or not."""
+
+    text: str
+    learned: bool
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """One sequence to train on. `as_asked` says whether the text before each answer equals the prompt at inference."""
+
+    segments: tuple[Segment, ...]
+    method: Method
+    as_asked: bool = True
+
+    @property
+    def text(self) -> str:
+        return "".join(segment.text for segment in self.segments)
 
 
 @dataclass(frozen=True)
@@ -54,6 +76,16 @@ class Tokens:
         if self.target is not None:
             return 1
         return int(np.count_nonzero(self.loss_mask[self.tags is None :]))  # nothing predicts the first, a tag apart
+
+
+def sides_of(pair: Tokens) -> tuple[Tokens, Tokens]:
+    """The chosen and the rejected conversation of a row."""
+    assert pair.token_type_ids is not None, "the row is a pair"
+    border = int(np.count_nonzero(np.asarray(pair.token_type_ids) == 0))
+    return (
+        Tokens(pair.ids[:border], pair.loss_mask[:border], pair.as_asked, pair.ended, name=pair.name),
+        Tokens(pair.ids[border:], pair.loss_mask[border:], pair.as_asked, pair.ended, name=pair.name),
+    )
 
 
 class Encoded(Protocol):

@@ -18,8 +18,8 @@ import numpy as np
 from rankwise.config.experiment import Experiment
 from rankwise.config.validation import METRICS_OF, TextMetric, ValidationConfig
 from rankwise.data.preparation import Prepared
-from rankwise.data.preparing import TextWriting
 from rankwise.data.sequences import evenly
+from rankwise.data.writing import TextWriting
 from rankwise.errors import ConfigError, DataError, RankwiseError, first_line
 from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.validation_rows import prepared_again

@@ -31,9 +31,10 @@ from rankwise.data.preparation import Prepared
 from rankwise.errors import RankwiseError, RunError
 from rankwise.objectives.preference import PairLosses, Preference, log_probabilities
 from rankwise.runs.lineage import Round
-from rankwise.runs.manifest import BackendName, BaseModelFacts, installed_version, processor_name
+from rankwise.runs.manifest import BackendName, BaseModelFacts, processor_name
 from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage, silent
 from rankwise.system.cache import cache_folder, forget_old
+from rankwise.system.extras import installed_version
 from rankwise.system.files import write_json
 from rankwise.system.signals import heed
 from rankwise.text.tokenize import Tokens

@@ -13,7 +13,7 @@ from pathlib import Path
 from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
 from rankwise.data.preparation import Prepared
-from rankwise.data.preparing import facts_of, summary_lines
+from rankwise.data.summary import facts_of, summary_lines
 from rankwise.evaluation.text import Text
 from rankwise.images.augment import augmentation
 from rankwise.methods.base import BaseFacts

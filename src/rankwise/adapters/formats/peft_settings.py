@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from rankwise.adapters.base_layers import is_conv1d, kind_of
+from rankwise.adapters.base_layers import kind_of
 from rankwise.adapters.formats.peft_config import NO_TARGETS, commonest, pattern_of, tidy
 from rankwise.adapters.weights import Factors
+from rankwise.kernels.linear import is_conv1d
 
 COMMON: dict[str, Any] = {
     "alpha_pattern": {}, "bias": "none", "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True,

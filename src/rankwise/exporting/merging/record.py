@@ -13,7 +13,7 @@ import torch
 from rankwise.adapters.formats.dialects import detect
 from rankwise.exporting.merging.plan import MergePlan
 from rankwise.kernels.row_pieces import PIECE
-from rankwise.runs.manifest import installed_version
+from rankwise.system.extras import installed_version
 from rankwise.system.files import sha256_of
 
 RECORD = "merge.json"
