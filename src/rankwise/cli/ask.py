@@ -108,8 +108,7 @@ def chat(
             max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
             repetition_check=repetition_check,
         )  # fmt: skip
-        from rankwise.commands.chat import Chat
-        from rankwise.inference.tuned_model import load_tuned
+        from rankwise.commands.chat import Chat, load_tuned
 
         with Display(quiet) as display:
             asked = load_tuned(

@@ -100,8 +100,7 @@ def _lines(evaluation: Evaluation) -> list[str]:
 
 
 def _cautions(target: str, evaluation: Evaluation) -> list[str]:
-    from rankwise.config.tasks import HELD_OUT
-    from rankwise.reporting.verdict import evaluation_warnings, of_overlap
+    from rankwise.reporting.verdict import HELD_OUT, evaluation_warnings, of_overlap
     from rankwise.runs.directory import find_run
     from rankwise.runs.snapshot import RunSnapshot
 

@@ -84,9 +84,8 @@ def serve(
     and the models, as soon as requests are answered.
     """
     with report_failures(as_json):
-        from rankwise.commands.serve import Offer
+        from rankwise.commands.serve import Address, Offer
         from rankwise.commands.serve import serve as serve_command
-        from rankwise.serving.address import Address
 
         address = Address(host, port, api_key or None, tuple(allow_origin or ()))
         offer = Offer(

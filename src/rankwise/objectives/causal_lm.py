@@ -31,6 +31,7 @@ class CausalLM:
     targets = None
     row_length = None
     kind = KIND
+    encoder = Encoder
 
     def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
         return (load if checked else load_unchecked)(spec, callback)
@@ -39,7 +40,7 @@ class CausalLM:
         return ()
 
     def writing(self, model: LoadedModel) -> TextWriting:
-        return text_writing(model, Encoder)
+        return text_writing(model, self.encoder)
 
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         return portion(rows, max_tokens)

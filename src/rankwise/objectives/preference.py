@@ -87,6 +87,7 @@ class Preference(CausalLM):
     prompts: bool = False
     """Whether the likelihood of orpo also covers the prompts."""
     name = NAME
+    encoder = PairEncoder
 
     @classmethod
     def of(cls, facts: PairFacts) -> Preference:
@@ -107,7 +108,7 @@ class Preference(CausalLM):
         )  # fmt: skip
 
     def writing(self, model: LoadedModel) -> TextWriting:
-        return text_writing(model, PairEncoder, pairs=self.facts)
+        return text_writing(model, self.encoder, pairs=self.facts)
 
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         return padded_pairs(rows, max_tokens, prompts=self.prompts)

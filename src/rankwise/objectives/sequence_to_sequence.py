@@ -53,7 +53,10 @@ class SequenceToSequence(CausalLM):
         return loaded.with_template(bare_template(loaded.tokenizer))
 
     def writing(self, model: LoadedModel) -> TextWriting:
-        return replace(text_writing(model, _encoder), encoder_decoder=True)
+        return replace(text_writing(model, self.encoder), encoder_decoder=True)
+
+    def encoder(self, template: Template, tokenizer: HubTokenizer, spec: DataConfig, limit: int) -> SequenceEncoder:
+        return SequenceEncoder(tokenizer, spec, limit)
 
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         """Rows of like length together, longest first."""
@@ -78,10 +81,6 @@ class SequenceToSequence(CausalLM):
         drawn = [torch.randint(vocabulary, (max(2, length),), generator=generator).tolist() for length in lengths]
         firsts = [min(len(ids) - 1, round(len(ids) * (1 - OUTPUT_SHARE))) for ids in drawn]
         return [row_of(ids[:first], ids[first:]) for ids, first in zip(drawn, firsts, strict=True)]
-
-
-def _encoder(template: Template, tokenizer: HubTokenizer, spec: DataConfig, limit: int) -> SequenceEncoder:
-    return SequenceEncoder(tokenizer, spec, limit)
 
 
 SEQUENCE_TO_SEQUENCE = SequenceToSequence()
