@@ -27,8 +27,7 @@ from rankwise.adapters.merge import merge
 from rankwise.adapters.weights import AdapterWeights
 from rankwise.errors import AdapterError
 from rankwise.exporting import engine_rules, engine_scales
-from rankwise.exporting.engine_rules import RULES, VLLM_RANKS, factors_by_layer, verdicts
-from rankwise.exporting.engine_scales import declared, scale_of
+from rankwise.exporting.engine_rules import RULES, VLLM_RANKS, declared, factors_by_layer, scale_of, verdicts
 
 IDS = torch.arange(48).reshape(2, 24) % 96
 KINDS = ("plain", "rslora", "ranks", "alphas", "both", "adalora", "pruned", "embedding", "conv1d", "dora")

@@ -18,7 +18,7 @@ from rankwise.commands.export import export
 from rankwise.config.adapters import LoraConfig
 from rankwise.errors import AdapterError
 from rankwise.exporting import mlx
-from rankwise.exporting.mlx import write_mlx
+from rankwise.exporting.adapter_export import write_mlx
 from rankwise.methods.inject import inject
 from rankwise.models.rotary_names import write_older_names
 from rankwise.runs.records import Event, WarningMessage

@@ -19,7 +19,7 @@ from rankwise.commands import export as export_command
 from rankwise.exporting import verification
 from rankwise.exporting.agreement import EngineVerdict
 from rankwise.exporting.engine_process import ENGINE_DRIVERS
-from rankwise.exporting.questions import prompts_for
+from rankwise.exporting.reference import prompts_for
 from rankwise.exporting.verification import Export, Verification, Verifying, with_rules
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.methods import adapter_folder

@@ -8,8 +8,8 @@ from rankwise.errors import some
 
 if TYPE_CHECKING:
     from rankwise.exporting.extracting import Extracted
+    from rankwise.exporting.merging.apply import Rounding
     from rankwise.exporting.merging.as_adapter import CombinedAdapter, LayerError
-    from rankwise.exporting.merging.rounding import Rounding
     from rankwise.exporting.merging.write import MergedFolder
 
 SHOWN = 8

@@ -25,12 +25,11 @@ from rankwise.adapters.targets import notes_about
 from rankwise.adapters.token_rows import tables_of_tokens
 from rankwise.config.method import MethodConfig
 from rankwise.config.models import ModelConfig
-from rankwise.errors import ModelError
+from rankwise.errors import ModelError, RunError, some
 from rankwise.methods.artifact import Artifact
 from rankwise.methods.base import BASE_FACTS, base_facts, check_base
 from rankwise.methods.method import Contents, Record, Setup
-from rankwise.methods.new_tokens import TOKEN_RATE, check_tokens, notes_on_tokens
-from rankwise.methods.state import TrainableState, state_of
+from rankwise.methods.trainable import TrainableState, state_of
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.saving import save_reader
 from rankwise.models.sources import FROM_GGUF
@@ -290,3 +289,29 @@ def _load_base(artifact: Artifact, spec: ModelConfig, callback: Callback) -> Loa
         raise ModelError(
             f"{error} It is the base model of {artifact.described}; use --base-model to name another one."
         ) from None
+
+
+TOKEN_RATE = 1.0
+"""Learning rate of the rows, as a multiple of the adapter's."""
+
+
+def check_tokens(adapters: AdapterSet, model: LoadedModel, artifact: Artifact) -> None:
+    """RunError where a tokenizer gave the new tokens other ids than those whose rows were trained."""
+    trained = {number for rows in adapters.token_rows().values() for number in rows.ids}
+    new = model.tokenizer.new if model.text is not None else None
+    if new is not None and (other := set(new.ids.values()) - trained):
+        raise RunError(
+            f"{artifact.described} trained the rows of {len(trained)} new tokens, but {model.source.name} from "
+            f"{model.source.where} gives them other ids ({some(map(str, sorted(other)), 4)}). Use the base model that "
+            "it was trained on."
+        )
+
+
+def notes_on_tokens(adapters: AdapterSet) -> list[str]:
+    """What other programs cannot read of the rows that are written."""
+    if all(getattr(rows.base_layer, "bias", None) is None for rows in adapters.token_rows().values()):
+        return []
+    return [
+        "this model's output head has a bias, which PEFT (0.21) leaves out where rows of new tokens are trained: for "
+        "other programs, use rankwise export --format merged"
+    ]

@@ -16,6 +16,8 @@ from rankwise.adapters.formats.dialects import detect
 from rankwise.adapters.formats.peft_forms import peft_base
 from rankwise.adapters.formats.peft_reader import CONFIG
 from rankwise.adapters.formats.pickles import SUFFIXES, refuse_pickle
+from rankwise.adapters.oddities import oddities
+from rankwise.adapters.weights import AdapterWeights
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.experiment import Adapting
 from rankwise.config.models import ModelConfig
@@ -25,6 +27,7 @@ from rankwise.models.beside import added_texts
 from rankwise.models.gguf_adapter import is_gguf_adapter
 from rankwise.models.kind import ENCODER_DECODER
 from rankwise.models.starters import STARTERS
+from rankwise.models.without_weights import modules_without_weights
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import objective_for
 from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE
@@ -34,7 +37,7 @@ from rankwise.runs.integrity import check_folder, check_result
 from rankwise.runs.lineage import LINEAGE, Lineage, Round
 from rankwise.runs.manifest import AnchorFacts, BaseModelFacts
 from rankwise.runs.own_files import read_json
-from rankwise.runs.records import Callback, silent
+from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.foreign_json import read_json as read_foreign
 
@@ -207,3 +210,15 @@ def _named_in(folder: Path, trust_code: str | None) -> ModelConfig | None:
     if starter is not None and revision is None and not os.path.isdir(name):  # noqa: PTH112
         name = starter
     return ModelConfig(name=name, revision=revision, trust_code=trust_code, new_tokens=added_texts(folder, tokens))
+
+
+def stored_weights(artifact: Artifact, callback: Callback) -> AdapterWeights:
+    """What an artifact learned; ModelError where another tool's file needs a base model that nobody names."""
+    dialect = detect(artifact.result)
+    modules = None if dialect.is_peft else modules_without_weights(artifact.base, callback)
+    weights = dialect.read(modules)
+    for note in weights.notes:
+        callback(StatusMessage(note))
+    for warning in (*weights.warnings, *oddities(weights)):
+        callback(WarningMessage(warning))
+    return weights

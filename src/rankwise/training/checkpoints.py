@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rankwise.errors import RunError, some
-from rankwise.methods.state import TrainableState
+from rankwise.methods.trainable import TrainableState
 from rankwise.models.gathering import write_gathered
 from rankwise.models.sharding import split_as
 from rankwise.runs.sealed import TENSORS, DamagedStep, check_file, read_facts, seal

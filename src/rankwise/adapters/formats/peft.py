@@ -22,12 +22,11 @@ from torch import Tensor, nn
 from rankwise.adapters.adapter import Adapter
 from rankwise.adapters.base_layers import is_conv2d, is_embedding, weight_of
 from rankwise.adapters.discarding import discard
-from rankwise.adapters.dora import DoRA
 from rankwise.adapters.formats.dialects import read_adapter
-from rankwise.adapters.formats.peft_config import NO_TARGETS, pattern_of
+from rankwise.adapters.formats.peft_config import COMMON, NO_TARGETS, pattern_of, settings_of
 from rankwise.adapters.formats.peft_experts import together
 from rankwise.adapters.formats.peft_reader import CONFIG, PREFIX, TOKENS, WEIGHTS, read_weights
-from rankwise.adapters.formats.peft_settings import COMMON, settings_of
+from rankwise.adapters.lora import DoRA
 from rankwise.adapters.oddities import oddities
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import Choice, host_view
