@@ -27,8 +27,7 @@ from rankwise.adapters.formats import peft as written
 from rankwise.adapters.formats import peft_reader as read
 from rankwise.adapters.formats.dialects import read_adapter
 from rankwise.adapters.formats.peft import read_peft, rewrite, write_peft
-from rankwise.adapters.merge import merge
-from rankwise.adapters.set import AdapterSet
+from rankwise.adapters.set import AdapterSet, merge
 from rankwise.adapters.spectrum import spectra_of
 from rankwise.adapters.targets import host_view
 from rankwise.commands.train import train

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from conftest import tiny_model
 from rankwise.adapters.formats.peft import as_lora, read_peft, rewrite
 from rankwise.adapters.formats.peft_reader import CONFIG, PREFIX, WEIGHTS, read_weights
-from rankwise.adapters.merge import merge
+from rankwise.adapters.set import merge
 from rankwise.adapters.weights import AdapterWeights
 from rankwise.errors import AdapterError
 from rankwise.exporting import engine_rules, engine_scales

@@ -16,14 +16,12 @@ from typing import Any
 
 from rankwise.adapters.formats.dialects import read_adapter
 from rankwise.adapters.formats.peft_reader import CONFIG
-from rankwise.adapters.formats.pickles import refuse_pickle
-from rankwise.adapters.oddities import missing_blocks, oddities
+from rankwise.adapters.formats.tensors import refuse_pickle
 from rankwise.adapters.spectrum import ERRORS, Done, Planted, Spectrum, kind_of_layer, planted, spectra_of
-from rankwise.adapters.weights import AdapterWeights
+from rankwise.adapters.weights import AdapterWeights, missing_blocks, oddities
 from rankwise.config.adapters import LoraConfig
 from rankwise.exporting.engine_rules import NEAR, factors_by_layer, verdicts
-from rankwise.methods.artifact import is_adapter, recorded_base, recorded_lineage
-from rankwise.methods.base import BaseFacts
+from rankwise.methods.artifact import BaseFacts, is_adapter, recorded_base, recorded_lineage
 from rankwise.methods.method import Contents
 from rankwise.methods.registry import method_of
 from rankwise.runs.directory import find_run

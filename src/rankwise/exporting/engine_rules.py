@@ -30,8 +30,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from rankwise.adapters.oddities import missing_blocks
-from rankwise.adapters.weights import AdapterWeights, Factors
+from rankwise.adapters.weights import AdapterWeights, Factors, missing_blocks
 from rankwise.config.expressions import first_matching
 from rankwise.errors import some
 

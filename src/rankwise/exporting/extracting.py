@@ -27,7 +27,7 @@ from rankwise.adapters.weights import AdapterWeights, Factors
 from rankwise.errors import AdapterError, some
 from rankwise.exporting.merging.as_adapter import LayerError
 from rankwise.exporting.merging.plan import FORMATS, refusal
-from rankwise.methods.base import BASE_FACTS, BaseFacts
+from rankwise.methods.artifact import BASE_FACTS, BaseFacts
 from rankwise.models.beside import copy_reader
 from rankwise.models.kind import ModelKind
 from rankwise.models.skeleton import skeleton

@@ -3,6 +3,10 @@
 Of each token of our greedy answer there are the log-probability and the margin, which is how far the likeliest token is
 ahead of the next one. Where the margin is smaller than what rounding may change, another engine may rightly choose
 another token (agreement.py).
+
+The questions are up to twenty held-out rows of the run, then rows of its data, then a few prompts that are written
+here, so that there is always something to ask. A prompt is used only if its text is encoded to the ids that training
+used, since engines get text.
 """
 
 from __future__ import annotations

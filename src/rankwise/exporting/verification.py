@@ -5,6 +5,9 @@
     3  verdict   token ids, answers and log-probabilities within the tolerance of the number format (agreement.py)
 
 Verification is on by default where an engine is at hand and the model is small enough to be asked in a minute or two.
+An export is called done once no engine at hand objects: until then it lies under a hidden name beside its own, so if an
+engine says something else than the trained model, or the process ends, nothing lies under the name that was asked for.
+The figures go into the model card.
 """
 
 from __future__ import annotations

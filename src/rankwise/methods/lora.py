@@ -1,8 +1,8 @@
 """LoRA and DoRA as a method: ranks that stay, a start at random or from the rows (EVA), and LoRA+'s learning rates.
 
 EVA (adapters/eva.py) looks at the first micro-batches, in the order of training, before the first step. What it
-decides, layers with their ranks and the start of A, is what `inject` takes. A run that is resumed reads the ranks that were
-decided when it began, since its checkpoint holds the factors.
+decides, layers with their ranks and the start of A, is what `inject` takes. A run that is resumed reads the ranks that
+were decided when it began, since its checkpoint holds the factors.
 """
 
 from __future__ import annotations

@@ -33,8 +33,7 @@ from rankwise.config.matching import matcher
 from rankwise.config.method import MethodConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import AdapterError, ConfigError, RankwiseError, some
-from rankwise.methods.artifact import Artifact, open_artifact, stored_weights
-from rankwise.methods.base import check_base
+from rankwise.methods.artifact import Artifact, check_base, open_artifact, stored_weights
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.data_report import DATA_REPORT, TargetFacts
 from rankwise.runs.lineage import Round
