@@ -26,7 +26,7 @@ from rankwise.adapters.targets import Choice
 from rankwise.adapters.triplets import Triplets
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.methods.adalora import AdaLoraMethod, TrainableAdaLoRA
-from rankwise.methods.eva_start import eva_start
+from rankwise.methods.lora import eva_start
 from rankwise.methods.method import Setup
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.records import RankRecord

@@ -20,10 +20,9 @@ from torch.nn import functional as F
 
 from conftest import tiny_model
 from rankwise.adapters.adalora import AdaLoRA, FusedAdaLoRA
-from rankwise.adapters.budget import Schedule
 from rankwise.adapters.formats.peft import WEIGHTS, read_peft, rewrite, write_peft
 from rankwise.adapters.formats.peft_reader import read_weights
-from rankwise.adapters.keeping import PASSES, keep_best, keep_worth
+from rankwise.adapters.importance import PASSES, Schedule, keep_best, keep_worth
 from rankwise.adapters.lora import LoRA
 from rankwise.adapters.triplets import Triplets
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rankwise.adapters.formats.peft import lay_peft, write_peft
-from rankwise.adapters.merge import merge
-from rankwise.adapters.set import AdapterSet
+from rankwise.adapters.set import AdapterSet, merge
 from rankwise.adapters.targets import notes_about
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.errors import TargetError

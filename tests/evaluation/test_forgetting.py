@@ -17,8 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 import rankwise
 from conftest import TEXT, tiny_model
-from rankwise.adapters.merge import merge
-from rankwise.adapters.set import AdapterSet
+from rankwise.adapters.set import AdapterSet, merge
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.errors import DataError, EvaluationError, ModelError
 from rankwise.evaluation import forgetting as retaining

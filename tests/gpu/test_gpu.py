@@ -10,7 +10,7 @@ import torch
 
 from conftest import tiny_model
 from rankwise.adapters.formats.peft import read_peft, write_peft
-from rankwise.adapters.merge import merge
+from rankwise.adapters.set import merge
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig

@@ -27,10 +27,7 @@ from rankwise.serving.served import load_serving  # noqa: E402
 from rankwise.serving.tuning import files as stored_files  # noqa: E402
 from rankwise.serving.tuning.files import Files  # noqa: E402
 from rankwise.serving.tuning.jobs import Jobs  # noqa: E402
-from rankwise.serving.tuning.routes import (
-    FineTuning,
-    Offered,
-)
+from rankwise.serving.tuning.routes import FineTuning, Offered  # noqa: E402
 from report_runs import made_run  # noqa: E402
 
 

@@ -21,7 +21,7 @@ from rankwise.errors import ConfigError, RunError
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.inject import inject
-from rankwise.methods.state import TrainableState
+from rankwise.methods.trainable import TrainableState
 from rankwise.objectives.causal_lm import summed
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.metrics_log import read_metrics_log

@@ -14,13 +14,13 @@ from typer.testing import CliRunner
 
 import rankwise
 from conftest import tiny_model
-from rankwise.adapters.effect import effect_of
 from rankwise.cli.main import app
 from rankwise.commands import train as training
 from rankwise.commands.report import report
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ResourceError, TrainingError
 from rankwise.forward.agreement import Agreement
+from rankwise.methods.adapter import effect_of
 from rankwise.methods.inject import inject
 from rankwise.planning import forecast as forecasts
 from rankwise.planning.devices import with_memory

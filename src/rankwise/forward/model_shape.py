@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 import rankwise.models.quiet as quiet
+from rankwise.adapters.adapter import conv_problem
 from rankwise.adapters.base_layers import experts_of, features_of, kind_of, weight_of
-from rankwise.adapters.convolutions import conv_problem
 from rankwise.adapters.experts import stacked_by_own_code, stacked_hosts
 from rankwise.adapters.fused import split_of
 from rankwise.config.base import shown

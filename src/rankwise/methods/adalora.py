@@ -1,7 +1,7 @@
 """AdaLoRA as a method: a budget of triplets that falls while it trains, given to the layers where they matter most.
 
 Which triplets live on is decided between steps, exactly to the budget, and at last for good: all triplets first, then
-fewer and fewer by importance, then the final ones alone (budget.py, importance.py). A loop of your own calls it as
+fewer and fewer by importance, then the final ones alone (importance.py). A loop of your own calls it as
 `Trainable` says.
 """
 
@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 from rankwise.adapters.adalora import AdaLoRA, FusedAdaLoRA
-from rankwise.adapters.budget import Schedule
-from rankwise.adapters.importance import Importance
-from rankwise.adapters.keeping import keep_best, keep_worth
+from rankwise.adapters.importance import Importance, Schedule, keep_best, keep_worth
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.triplets import Triplets
 from rankwise.config.adapters import AdaLoraConfig
@@ -25,7 +23,7 @@ from rankwise.errors import RunError
 from rankwise.methods.adapter import AdapterMethod, AdapterTrainable
 from rankwise.methods.inject import add_layers
 from rankwise.methods.method import Setup
-from rankwise.methods.state import TrainableState, layout_of
+from rankwise.methods.trainable import TrainableState, layout_of
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.records import RankRecord
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rankwise.errors import RunError, some
-from rankwise.methods.state import TrainableState
+from rankwise.methods.trainable import TrainableState
 from rankwise.models.sharding import split_as, write_gathered
 from rankwise.runs.own_files import TENSORS, DamagedStep, check_file, read_facts, seal
 from rankwise.system.files import published

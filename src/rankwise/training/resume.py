@@ -12,7 +12,7 @@ import torch
 
 from rankwise.config.experiment import Experiment
 from rankwise.errors import RunError, some
-from rankwise.methods.continuing import continued
+from rankwise.methods.starting import continued
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.evaluations import leaves

@@ -16,7 +16,7 @@ from rankwise.data.preparation import Prepared
 from rankwise.data.summary import facts_of, summary_lines
 from rankwise.evaluation.text import Text
 from rankwise.images.augment import augmentation
-from rankwise.methods.base import BaseFacts
+from rankwise.methods.artifact import BaseFacts
 from rankwise.methods.method import Method, Record
 from rankwise.methods.model_card import CardFacts, card
 from rankwise.methods.trainable import Trainable
