@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from rankwise.evaluation.metrics import Sums, number_row
+from rankwise.evaluation.metrics import Sums, means, number_row
 from rankwise.inference.classify import Done, Outputs, outputs_of, tag_probabilities
 from rankwise.objectives.objective import Classifier
 from rankwise.runs.row_facts import TargetFacts
@@ -38,7 +38,7 @@ def metric_rows(
             "spearman": [number_row(*pair) for pair in zip(*(one.tolist() for one in ranks), strict=True)],
         }
     pairs = [[float(one), float(other)] for one, other in zip(predicted, actual, strict=True)]
-    hits = [[float(one == other), 1.0] for one, other in pairs]
+    hits = means(one == other for one, other in pairs)
     return {"accuracy": hits, "balanced_accuracy": pairs, "f1": pairs, "matthews": pairs}
 
 

@@ -37,6 +37,7 @@ from rankwise.evaluation.metrics import (
     error_of_calibrated,
     f1_of_classes,
     figures_of_types,
+    means,
 )
 from rankwise.images.thumbnails import thumbnail_of
 from rankwise.inference.classify import THRESHOLD, Done, Outputs, outputs_of
@@ -259,9 +260,9 @@ def _view(task: RowTask, model: LoadedModel, number: int, with_thumbnail: bool) 
 def _row_losses(scored: Scored) -> list[list[float]]:
     """Of each row, without weights of classes: nats, or squared errors."""
     if not scored.targets.classes:
-        return [[float(one), 1.0] for one in (scored.outputs[:, 0] - np.asarray(scored.actual)) ** 2]
+        return means((scored.outputs[:, 0] - np.asarray(scored.actual)) ** 2)
     shares = scored.outputs[np.arange(len(scored.actual)), np.asarray(scored.actual, dtype=np.int64)]
-    return [[float(one), 1.0] for one in -np.log(np.maximum(shares, 1e-300))]
+    return means(-np.log(np.maximum(shares, 1e-300)))
 
 
 def target_bytes(row: Tokens) -> bytes:
@@ -298,7 +299,7 @@ class ScoredLabels:
         micro = table.reshape(len(table), -1, 3).sum(1)
         exact = (self.predicted == self.actual).all(1)
         return {
-            "micro_f1": micro.tolist(), "f1": table.tolist(), "exact_match": [[float(one), 1.0] for one in exact]
+            "micro_f1": micro.tolist(), "f1": table.tolist(), "exact_match": means(exact)
         }  # fmt: skip
 
     def names(self, which: NDArray[np.bool_]) -> list[str]:
