@@ -53,11 +53,11 @@ class PairNumbers:
     @property
     def metrics(self) -> dict[str, list[list[float]]]:
         """Each metric with its rows."""
-        means = self.sums / self.tokens
+        each = self.sums / self.tokens
         return {
             "preference_accuracy": _shares(self.margins),
             "margin": means(self.margins),
-            "likelihood_accuracy": _shares(means[:, 0] - means[:, 1]),
+            "likelihood_accuracy": _shares(each[:, 0] - each[:, 1]),
             "preference_loss": means(self.losses),
         }
 
