@@ -339,7 +339,7 @@ class Trainer:
         totals = StepTotals.of(given, world, due)
         given = totals.divided(given)
         if self.sharded:
-            given = filled_up(given, world, self.backend)
+            given = filled_up(given, world, self.backend.layout)
         if world.is_several:
             seed_process(self.config.seed, state.step, world.rank)
         while True:

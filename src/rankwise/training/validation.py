@@ -193,7 +193,7 @@ class Validation(Hook):
     def _loss(self, trainer: Trainer, step: int) -> LossRecord:
         if (tally := self.backend.tally) is not None:
             tally.clear()
-        batches = filled_up(self.batches, self.world, self.backend) if trainer.sharded else self.batches
+        batches = filled_up(self.batches, self.world, self.backend.layout) if trainer.sharded else self.batches
         total, count = self.world.sums(sum_loss(self.backend.loss, batches, trainer.state.device))
         if tally is not None:
             tally.sum_up(self.world.sums)
