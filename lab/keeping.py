@@ -45,8 +45,7 @@ from rankwise.models.loading import load
 from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.runs.records import silent
 from rankwise.system.allocator import keep_memory
-from rankwise.training.anchor import Anchor, BaseOnText
-from rankwise.training.anchor_text import anchor_text
+from rankwise.training.anchor import Anchor, BaseOnText, anchor_text
 from rankwise.training.backend import Eager, Fused, choose_backend
 from rankwise.training.replay import with_replay
 from rankwise.training.trainer import Trainer

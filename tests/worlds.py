@@ -363,11 +363,11 @@ def command(folder: Path, given: Disturbed) -> None:
     """In each process."""
     from rankwise.cli.main import app
     from rankwise.commands import recorded_run, train
-    from rankwise.training import back_off
+    from rankwise.training import hooks
 
     recorded_run.write_page = lambda *given: Path()  # its charts take a third of the time
     if given.what == "diverge":
-        back_off.ABOVE = -100.0  # so that every loss is far above
+        hooks.ABOVE = -100.0  # so that every loss is far above
     elif given.what and int(os.environ["RANK"]) == given.rank:
         disturb = {"kill": signal.SIGKILL, "stop": signal.SIGTERM}.get(given.what)
         if disturb is None:

@@ -38,16 +38,16 @@ from rankwise.system.launched import launched
 from rankwise.system.memory import limited_memory
 from rankwise.system.signals import deferred, ignore_requests
 from rankwise.tracking.following import check_installed
-from rankwise.training.anchor_text import text_of_run
-from rankwise.training.back_off import back_off_together, warning_of
+from rankwise.training.anchor import text_of_run
 from rankwise.training.budgets import tasks_of_run
 from rankwise.training.earlier_rounds import earlier_rows
-from rankwise.training.finite import Diverged
 from rankwise.training.head_start import fit_head
+from rankwise.training.hooks import back_off_together, warning_of
 from rankwise.training.preflight import Foresight, foresee, within_limit
 from rankwise.training.replay import with_replay
 from rankwise.training.resume import ranks_before_training, settings_of
 from rankwise.training.run import TrainingRun
+from rankwise.training.state import Diverged
 from rankwise.training.tuning import Trials, tune
 from rankwise.training.validation import SCORERS
 from rankwise.training.workload import Workload

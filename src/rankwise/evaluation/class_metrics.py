@@ -2,6 +2,7 @@
 
 classes    accuracy, balanced accuracy, macro F1, Matthews correlation
 numbers    Pearson's correlation, and Spearman's, which is Pearson's of the ranks
+labels     micro and macro F1, and the share of rows that are right as a whole
 tags       of each text [right, predicted, actual] spans, and the share of right tags
 
 A span is right where its first word, its last word and its type all are. Words that were cut, or that have no first
@@ -17,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from rankwise.evaluation.metrics import Sums, number_row
-from rankwise.inference.classify import Done, Outputs, outputs_of, tag_probabilities
+from rankwise.evaluation.metrics import Sums, means, number_row
+from rankwise.inference.classify import THRESHOLD, Done, Outputs, outputs_of, tag_probabilities
 from rankwise.objectives.objective import Classifier
 from rankwise.runs.row_facts import TargetFacts
 from rankwise.text.tagged import Span, spans_of
@@ -38,7 +39,7 @@ def metric_rows(
             "spearman": [number_row(*pair) for pair in zip(*(one.tolist() for one in ranks), strict=True)],
         }
     pairs = [[float(one), float(other)] for one, other in zip(predicted, actual, strict=True)]
-    hits = [[float(one == other), 1.0] for one, other in pairs]
+    hits = means(one == other for one, other in pairs)
     return {"accuracy": hits, "balanced_accuracy": pairs, "f1": pairs, "matthews": pairs}
 
 
@@ -157,3 +158,54 @@ def score_tags(
     """Run the classifier over tagged rows; `done` is told how many there are so far."""
     actual = [np.asarray(row.tags, np.int64)[np.asarray(row.loss_mask, bool)] for row in rows]
     return ScoredTags(objective.targets, outputs(objective, module, rows, done), actual)
+
+
+@dataclass(frozen=True)
+class ScoredLabels:
+    """A classifier's probabilities (N, C) for N rows, and which labels they have (N, C)."""
+
+    classes: tuple[str, ...]
+    outputs: NDArray[np.float64]
+    actual: NDArray[np.bool_]
+
+    @property
+    def predicted(self) -> NDArray[np.bool_]:
+        return self.outputs > THRESHOLD
+
+    @property
+    def table(self) -> NDArray[np.float64]:
+        """(N, 3 C) sums of each label."""
+        parts = np.stack((self.predicted & self.actual, self.predicted, self.actual), -1)
+        return parts.reshape(len(self.actual), -1).astype(np.float64)
+
+    @property
+    def rows(self) -> dict[str, list[list[float]]]:
+        """Each metric with its rows."""
+        table = self.table
+        micro = table.reshape(len(table), -1, 3).sum(1)
+        exact = (self.predicted == self.actual).all(1)
+        return {
+            "micro_f1": micro.tolist(), "f1": table.tolist(), "exact_match": means(exact)
+        }  # fmt: skip
+
+    def names(self, which: NDArray[np.bool_]) -> list[str]:
+        return [name for name, one in zip(self.classes, which.tolist(), strict=True) if one]
+
+
+def score_labels(
+    objective: Classifier, module: nn.Module, rows: Sequence[Tokens], done: Done | None = None,
+    outputs: Outputs = outputs_of,
+) -> ScoredLabels:  # fmt: skip
+    """Run the classifier over labelled rows; `done` is told how many there are so far."""
+    actual = np.array([row.target for row in rows], np.float64).reshape(len(rows), -1) > 0
+    return ScoredLabels(objective.targets.classes, outputs(objective, module, rows, done), actual)
+
+
+def best_constant(actual: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], float]:
+    """The labels (C,) by which rows (N, C) with a label at least have the highest micro F1 if every row is given the
+    same ones, and this F1: of k labels the k most frequent ones are right most often."""
+    counts = actual.sum(0)
+    order = np.argsort(-counts, kind="stable")
+    scores = 2 * np.cumsum(counts[order]) / (len(actual) * np.arange(1, len(counts) + 1) + counts.sum())
+    most = int(np.argmax(scores))
+    return np.isin(np.arange(len(counts)), order[: most + 1]), float(scores[most])

@@ -36,7 +36,7 @@ from rankwise.errors import EvaluationError
 from rankwise.evaluation.class_metrics import one_target
 from rankwise.evaluation.intervals import difference
 from rankwise.evaluation.linear_probe import FOLDS, probe_hits
-from rankwise.evaluation.metrics import METRICS
+from rankwise.evaluation.metrics import METRICS, means
 from rankwise.evaluation.validation_rows import refuse_training_files
 from rankwise.models.heads import head_modules
 from rankwise.models.loaded import LoadedModel
@@ -75,7 +75,7 @@ def feature_forgetting(
     grams = [(side - side.mean(0)) @ (side - side.mean(0)).T for side in (x, y)]
     probe = None
     if labels is not None:
-        hits = [[[float(hit), 1.0] for hit in probe_hits(gram, labels)] for gram in grams]
+        hits = [means(probe_hits(gram, labels)) for gram in grams]
         probe = difference(METRICS["accuracy"], *hits)
     return FeatureForgetting(
         cka=cka(*grams), probe=probe, images=len(x), data=data, sha256=digest.hexdigest(),

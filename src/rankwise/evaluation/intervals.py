@@ -65,15 +65,14 @@ def measured(metric: Metric, rows: Sequence[Sequence[float]]) -> Measured:
         low, high = _wilson(value, len(table))
     else:
         low, high = _quantiles(_drawn(metric.of, table))
-    return Measured(value=value, low=min(low, value), high=max(high, value))
+    return Measured.around(value, low, high)
 
 
 def measured_share(hits: float, items: int) -> Measured | None:
     """Return a share of hits with Wilson's interval; None without items. Half a hit is one that is undecided."""
     if not items:
         return None
-    low, high = _wilson(hits / items, items)
-    return Measured(value=hits / items, low=min(low, hits / items), high=max(high, hits / items))
+    return Measured.around(hits / items, *_wilson(hits / items, items))
 
 
 def measured_each(of: Callable[[Sums], Sums], rows: Sums) -> list[Measured]:
@@ -82,7 +81,7 @@ def measured_each(of: Callable[[Sums], Sums], rows: Sums) -> list[Measured]:
     values, drawn = of(_total(table)), _drawn(of, table)
     low, high = np.nanquantile(drawn, (LEVEL / 2, 1 - LEVEL / 2), axis=0)
     return [
-        Measured(value=float(value), low=min(float(below), float(value)), high=max(float(above), float(value)))
+        Measured.around(float(value), float(below), float(above))
         for value, below, above in zip(values, low, high, strict=True)
     ]
 

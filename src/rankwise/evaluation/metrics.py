@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from functools import cache
@@ -157,6 +157,11 @@ class Metric:
     def value(self, rows: Sequence[Sequence[float]]) -> float:
         """Compute the metric of all items, from their stored rows."""
         return float(self.of(self.table(np.asarray(rows, dtype=np.float64)).sum(0)))
+
+
+def means(values: Iterable[float]) -> list[list[float]]:
+    """The rows [value, 1] of values whose metric is their mean."""
+    return [[float(value), 1.0] for value in values]
 
 
 def share(sums: Sums) -> Sums:

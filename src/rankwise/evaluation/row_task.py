@@ -22,11 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import nn
 
 from rankwise.errors import one_line
-from rankwise.evaluation.class_metrics import Scored, ScoredTags, score_rows, score_tags
+from rankwise.evaluation.class_metrics import (
+    Scored,
+    ScoredLabels,
+    ScoredTags,
+    best_constant,
+    score_labels,
+    score_rows,
+    score_tags,
+)
 from rankwise.evaluation.intervals import measured_each, measured_share, scores
 from rankwise.evaluation.metrics import (
     BINS,
@@ -37,9 +43,10 @@ from rankwise.evaluation.metrics import (
     error_of_calibrated,
     f1_of_classes,
     figures_of_types,
+    means,
 )
 from rankwise.images.thumbnails import thumbnail_of
-from rankwise.inference.classify import THRESHOLD, Done, Outputs, outputs_of
+from rankwise.inference.classify import THRESHOLD
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Classifier
 from rankwise.runs.evaluations import ModelScores, Sample
@@ -259,9 +266,9 @@ def _view(task: RowTask, model: LoadedModel, number: int, with_thumbnail: bool) 
 def _row_losses(scored: Scored) -> list[list[float]]:
     """Of each row, without weights of classes: nats, or squared errors."""
     if not scored.targets.classes:
-        return [[float(one), 1.0] for one in (scored.outputs[:, 0] - np.asarray(scored.actual)) ** 2]
+        return means((scored.outputs[:, 0] - np.asarray(scored.actual)) ** 2)
     shares = scored.outputs[np.arange(len(scored.actual)), np.asarray(scored.actual, dtype=np.int64)]
-    return [[float(one), 1.0] for one in -np.log(np.maximum(shares, 1e-300))]
+    return means(-np.log(np.maximum(shares, 1e-300)))
 
 
 def target_bytes(row: Tokens) -> bytes:
@@ -271,57 +278,6 @@ def target_bytes(row: Tokens) -> bytes:
 
 
 CLASSES = TaskKind(_judge_classes, target_bytes)
-
-
-@dataclass(frozen=True)
-class ScoredLabels:
-    """A classifier's probabilities (N, C) for N rows, and which labels they have (N, C)."""
-
-    classes: tuple[str, ...]
-    outputs: NDArray[np.float64]
-    actual: NDArray[np.bool_]
-
-    @property
-    def predicted(self) -> NDArray[np.bool_]:
-        return self.outputs > THRESHOLD
-
-    @property
-    def table(self) -> NDArray[np.float64]:
-        """(N, 3 C) sums of each label."""
-        parts = np.stack((self.predicted & self.actual, self.predicted, self.actual), -1)
-        return parts.reshape(len(self.actual), -1).astype(np.float64)
-
-    @property
-    def rows(self) -> dict[str, list[list[float]]]:
-        """Each metric with its rows."""
-        table = self.table
-        micro = table.reshape(len(table), -1, 3).sum(1)
-        exact = (self.predicted == self.actual).all(1)
-        return {
-            "micro_f1": micro.tolist(), "f1": table.tolist(), "exact_match": [[float(one), 1.0] for one in exact]
-        }  # fmt: skip
-
-    def names(self, which: NDArray[np.bool_]) -> list[str]:
-        return [name for name, one in zip(self.classes, which.tolist(), strict=True) if one]
-
-
-def score_labels(
-    objective: Classifier, module: nn.Module, rows: Sequence[Tokens], done: Done | None = None,
-    outputs: Outputs = outputs_of,
-) -> ScoredLabels:  # fmt: skip
-    """Run the classifier over labelled rows; `done` is told how many there are so far."""
-    actual = np.array([row.target for row in rows], np.float64).reshape(len(rows), -1) > 0
-    return ScoredLabels(objective.targets.classes, outputs(objective, module, rows, done), actual)
-
-
-def best_constant(actual: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], float]:
-    """The labels (C,) by which rows (N, C) with a label at least have the highest micro F1 if every row is given the
-    same ones, and this F1: of k labels the k most frequent ones are right most often."""
-    counts = actual.sum(0)
-    order = np.argsort(-counts, kind="stable")
-    scores = 2 * np.cumsum(counts[order]) / (len(actual) * np.arange(1, len(counts) + 1) + counts.sum())
-    most = int(np.argmax(scores))
-    return np.isin(np.arange(len(counts)), order[: most + 1]), float(scores[most])
 
 
 def _judge_labels(task: RowTask, model: LoadedModel, report: Callable[[int], None], callback: Callback) -> Judged:

@@ -33,7 +33,7 @@ from rankwise.data.encoded_cache import our_own
 from rankwise.errors import DataError, RankwiseError, ResourceError, is_out_of_memory, some
 from rankwise.evaluation.intervals import scores
 from rankwise.evaluation.likelihood import Likelihood, likelihoods
-from rankwise.evaluation.metrics import rating_rows, rows_of, searched, unfit
+from rankwise.evaluation.metrics import means, rating_rows, rows_of, searched, unfit
 from rankwise.evaluation.requests import Request, Requests
 from rankwise.forward.reference import OutputLogits
 from rankwise.inference.generate import answers_in_turn
@@ -230,7 +230,7 @@ def _chosen(requests: Sequence[Request], each: Sequence[Sequence[Likelihood]]) -
     normalisation."""
     bare = [int(np.argmin([one.nats for one in own])) for own in each]
     if same_choices(requests):
-        hits = [[float(pick == request.right), 1.0] for pick, request in zip(bare, requests, strict=True)]
+        hits = means(pick == request.right for pick, request in zip(bare, requests, strict=True))
         classes = [[float(pick), float(request.right)] for pick, request in zip(bare, requests, strict=True)]
         return {"accuracy": hits, "f1": classes, "matthews": classes}
     picks = [
@@ -238,7 +238,7 @@ def _chosen(requests: Sequence[Request], each: Sequence[Sequence[Likelihood]]) -
         for request, own in zip(requests, each, strict=True)
     ]
     return {
-        metric: [[float(pick == request.right), 1.0] for pick, request in zip(taken, requests, strict=True)]
+        metric: means(pick == request.right for pick, request in zip(taken, requests, strict=True))
         for metric, taken in (("accuracy", picks), (f"accuracy{UNNORMALISED}", bare))
     }
 

@@ -3,7 +3,7 @@ confusions, calibration, wrong rows, and what became of features."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
@@ -20,6 +20,11 @@ class Measured(Config):
     value: float
     low: float
     high: float
+
+    @classmethod
+    def around(cls, value: float, low: float, high: float) -> Self:
+        """With an interval that contains the value, whatever rounding did."""
+        return cls(value=value, low=min(low, value), high=max(high, value))
 
 
 class Difference(Config):

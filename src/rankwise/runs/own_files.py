@@ -19,8 +19,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -75,23 +75,30 @@ def seal(folder: Path, facts: dict[str, Any]) -> None:
     write_json(folder / FACTS, facts | {"sha256": hash_of(facts)})
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
-    """What `seal` wrote; DamagedStep where it did not write this."""
-    file = folder / FACTS
+@contextmanager
+def _readable(file: Path) -> Iterator[int]:
+    """The size of a file that is read inside; DamagedStep where it cannot be."""
     try:
         there = os.lstat(file)
         if not S_ISREG(there.st_mode):  # reading a pipe would block
             raise DamagedStep(file, "it is not a regular file")
-        if there.st_size > LARGEST_FACTS:
-            raise DamagedStep(file, "it is far too large")
-        facts = json.loads(file.read_bytes())
+        yield there.st_size
     except FileNotFoundError:
         raise DamagedStep(file, "it is missing") from None
     except OSError as error:
         raise DamagedStep(file, error.strerror or type(error).__name__) from None
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, RunError):
-            raise
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What `seal` wrote; DamagedStep where it did not write this."""
+    file = folder / FACTS
+    with _readable(file) as size:
+        if size > LARGEST_FACTS:
+            raise DamagedStep(file, "it is far too large")
+        content = file.read_bytes()
+    try:
+        facts = json.loads(content)
+    except (ValueError, RecursionError):
         raise DamagedStep(file, "it is not JSON") from None
     if not isinstance(facts, dict) or facts.pop("sha256", None) != hash_of(facts):
         raise DamagedStep(file, "its content does not match its hash")
@@ -105,18 +112,11 @@ def read_facts(folder: Path) -> dict[str, Any]:
 def check_file(folder: Path, name: str, facts: dict[str, Any]) -> None:
     """DamagedStep where a file is not what the facts say."""
     file, recorded = folder / name, facts["files"][name]
-    try:
-        there = os.lstat(file)
-        if not S_ISREG(there.st_mode):
-            raise DamagedStep(file, "it is not a regular file")
-        if there.st_size != recorded["bytes"]:
-            raise DamagedStep(file, f"it has {there.st_size:,} of {recorded['bytes']:,} bytes")
+    with _readable(file) as size:
+        if size != recorded["bytes"]:
+            raise DamagedStep(file, f"it has {size:,} of {recorded['bytes']:,} bytes")
         if sha256_of(file) != recorded["sha256"]:
             raise DamagedStep(file, "its content does not match the recorded hash")
-    except FileNotFoundError:
-        raise DamagedStep(file, "it is missing") from None
-    except OSError as error:
-        raise DamagedStep(file, error.strerror or type(error).__name__) from None
 
 
 def with_hash(value: dict[str, Any]) -> dict[str, Any]:

@@ -45,63 +45,6 @@ from rankwise.training.workload import Workload, eager_blocks, encoder_blocks_re
 
 COMPARED, LENGTHS = 2, (37, 5, 14)
 """Images, and lengths of texts, that both backends are compared on."""
-
-
-@dataclass
-class FusedBlocks:
-    work: Workload
-    advice: str
-    """What to do where a run that began with this backend cannot go on with it."""
-    name: BackendName = "fused"
-    tally = None
-    _encoder: FusedEncoder | None = field(default=None, init=False)
-
-    def layout(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
-        return self.work.objective.batches(rows, max_tokens)
-
-    def loss(self, batch: Batch) -> Tensor:
-        assert self._encoder is not None, "the backend is active"
-        return self._encoder(batch)
-
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        work = self.work
-        if not supports_blocks(work):
-            raise RunError(
-                f"the run was started with the fused backend, which is not available for this model here; {self.advice}"
-            )
-        loss = partial(work.objective.loss, work.module)
-        free = available_memory()
-        self._encoder = FusedEncoder(
-            work.module, loss, lowest=work.first_trained_block,
-            recomputed=encoder_blocks_recomputed(work, loss, free), room=prefix_room(free),
-        )  # fmt: skip
-        with self._encoder.active():
-            yield
-
-
-def supports_blocks(work: Workload) -> bool:
-    return not work.predicts_tokens and has_encoder_kernels(work.module)
-
-
-def why_no_blocks(work: Workload) -> str:
-    if supports_blocks(work):
-        return "the fused kernels of encoders are not compiled"
-    if any(has_weights_that_learn(block) for block in encoder_blocks(work.module)):
-        return "the fused kernels need frozen weights, but this run trains the model's own weights"
-    return "there are no fused kernels for this model and device"
-
-
-def block_agreement(work: Workload) -> Agreement:
-    """On random images, or on texts of several lengths."""
-    objective, module = work.objective, work.module
-    length = objective.row_length
-    lengths = [length] * COMPARED if length else [min(one, work.longest) for one in LENGTHS]
-    rows = objective.random_rows(module, lengths, torch.Generator().manual_seed(0))
-    (batch,) = objective.batches(rows, len(lengths) * max(lengths))
-    return encoder_agreement(module, work.trainable.parameters(), partial(objective.predict, module), batch)
-
-
 NO_COMPILER = "not compiled: torch's compiler, which needs a C++ compiler, does not work on this machine"
 LARGE = 10**9
 """Weights of a model that takes noticeably long to compare."""
@@ -146,6 +89,7 @@ class Eager:
 class Fused:
     work: Workload
     compiled: bool = False
+    joins = True
     tally = None
     _loss: FusedLoss | None = field(default=None, init=False)
 
@@ -153,39 +97,32 @@ class Fused:
     def name(self) -> BackendName:
         return "compiled" if self.compiled else "fused"
 
+    @property
+    def _computed(self) -> FusedLoss:
+        assert self._loss is not None, "the backend is active"
+        return self._loss
+
     def layout(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         return flat(rows, max_tokens)
 
     def loss(self, batch: Batch) -> Tensor:
-        assert self._loss is not None, "the backend is active"
-        return self._loss(batch)
+        return self._computed(batch)
 
     def log_probabilities(self, batch: Batch) -> Tensor:
         """(N,) of the batch's targets."""
-        assert self._loss is not None, "the backend is active"
-        return self._loss.log_probabilities(batch)
-
-    @property
-    def joins(self) -> bool:
-        return True
+        return self._computed.log_probabilities(batch)
 
     def base_rows(self, text: Batch) -> Tensor:
         """(N, d) inputs of the output head."""
-        assert self._loss is not None, "the backend is active"
-        return self._loss.hidden(text, text.loss_mask[0].nonzero()[:, 0])
+        return self._computed.hidden(text, text.loss_mask[0].nonzero()[:, 0])
 
     def anchored(self, batch: Batch | None, text: Batch, base: Tensor) -> tuple[Tensor, Tensor]:
-        assert self._loss is not None, "the backend is active"
-        return self._loss.anchored(batch, text, base)
+        return self._computed.anchored(batch, text, base)
 
     @contextmanager
     def active(self) -> Iterator[None]:
         work = self.work
-        if not supports(work):
-            raise RunError(
-                f"the run was started with the {self.name} backend, which is not available for this model here; "
-                f"{ADVICE}"
-            )
+        _refuse_unsupported(work, self.name)
         with _compiled() if self.compiled else nullcontext():
             if self.compiled:
                 _try_compiler(work)
@@ -197,10 +134,38 @@ class Fused:
             yield
 
 
+@dataclass
+class FusedBlocks:
+    work: Workload
+    name: BackendName = "fused"
+    tally = None
+    _encoder: FusedEncoder | None = field(default=None, init=False)
+
+    def layout(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
+        return self.work.objective.batches(rows, max_tokens)
+
+    def loss(self, batch: Batch) -> Tensor:
+        assert self._encoder is not None, "the backend is active"
+        return self._encoder(batch)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        work = self.work
+        _refuse_unsupported(work, self.name)
+        loss = partial(work.objective.loss, work.module)
+        free = available_memory()
+        self._encoder = FusedEncoder(
+            work.module, loss, lowest=work.first_trained_block,
+            recomputed=encoder_blocks_recomputed(work, loss, free), room=prefix_room(free),
+        )  # fmt: skip
+        with self._encoder.active():
+            yield
+
+
 def backend_named(name: BackendName, work: Workload) -> Backend:
     if name == "eager":
         return Eager(work)
-    return Fused(work, compiled=name == "compiled") if work.predicts_tokens else FusedBlocks(work, ADVICE)
+    return Fused(work, compiled=name == "compiled") if work.predicts_tokens else FusedBlocks(work)
 
 
 def choose_backend(work: Workload, setting: BackendName | Literal["auto"], tokens: int) -> Backend:
@@ -219,7 +184,7 @@ def choose_backend(work: Workload, setting: BackendName | Literal["auto"], token
     if not found.agrees:
         return _eager_instead(work, setting, ", which takes more time and memory", found.why, WarningMessage)
     if not work.predicts_tokens:
-        return _chosen(work, FusedBlocks(work, ADVICE), found)
+        return _chosen(work, FusedBlocks(work), found)
     compiles = setting == "compiled" or (setting == "auto" and _seconds_per_token(work) * tokens > enough)
     return _chosen(work, Fused(work, compiled=compiles and _compiles(work, required=setting == "compiled")), found)
 
@@ -232,11 +197,19 @@ def _chosen(work: Workload, backend: Backend, outcome: Agreement) -> Backend:
     return backend
 
 
+def _refuse_unsupported(work: Workload, name: BackendName) -> None:
+    """RunError where a run that began with this backend cannot go on with it."""
+    if not supports(work):
+        raise RunError(
+            f"the run was started with the {name} backend, which is not available for this model here; {ADVICE}"
+        )
+
+
 def supports(work: Workload) -> bool:
     """Whether there are kernels for this model, objective and device, with rows of this length."""
     if is_sharded(work.module):
         return False
-    return has_kernels(work.module, work.longest) if work.predicts_tokens else supports_blocks(work)
+    return has_kernels(work.module, work.longest) if work.predicts_tokens else has_encoder_kernels(work.module)
 
 
 def _eager_instead(
@@ -263,6 +236,24 @@ def _why_unsupported(work: Workload) -> str:
             "--max-length the fused backend can be used, which takes less time and memory"
         )
     return "there are no fused kernels for this model and device"
+
+
+def why_no_blocks(work: Workload) -> str:
+    if has_encoder_kernels(work.module):
+        return "the fused kernels of encoders are not compiled"
+    if any(has_weights_that_learn(block) for block in encoder_blocks(work.module)):
+        return "the fused kernels need frozen weights, but this run trains the model's own weights"
+    return "there are no fused kernels for this model and device"
+
+
+def block_agreement(work: Workload) -> Agreement:
+    """On random images, or on texts of several lengths."""
+    objective, module = work.objective, work.module
+    length = objective.row_length
+    lengths = [length] * COMPARED if length else [min(one, work.longest) for one in LENGTHS]
+    rows = objective.random_rows(module, lengths, torch.Generator().manual_seed(0))
+    (batch,) = objective.batches(rows, len(lengths) * max(lengths))
+    return encoder_agreement(module, work.trainable.parameters(), partial(objective.predict, module), batch)
 
 
 def _agreement(work: Workload, name: Literal["fused", "compiled"] = "fused") -> Agreement:

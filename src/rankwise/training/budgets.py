@@ -117,9 +117,7 @@ class ForgettingBudget(Hook):
         with trainer.aside():
             full = self.ordinary.divergence(every)
             strength, apart = (1.0, full) if full <= self.most else self._strength(trainer, every)
-        if strength < 1.0:
-            trainer.trainable.weaken(strength)
-            self.validation.measure_again(trainer)
+        _weaken(trainer, self.validation, strength)
         self.outcome = outcome = KeptBudget(
             forget_at_most=self.most, divergence=apart, strength=strength, divergence_at_full_strength=full,
             validation_loss_at_full_strength=loss,
@@ -149,10 +147,21 @@ class ForgettingBudget(Hook):
             f". The change was scaled to {outcome.strength:.3f} for that; at full strength it is "
             f"{outcome.divergence_at_full_strength:.4f}"
         )
-        after = self.validation.loss_after(self.validation.result_step)
-        if after is not None and outcome.validation_loss_at_full_strength is not None:
-            line += f" and the validation loss is {outcome.validation_loss_at_full_strength:.4f}, not {after.loss:.4f}"
-        return line
+        return line + _other_loss(self.validation, outcome.validation_loss_at_full_strength)
+
+
+def _weaken(trainer: Trainer, validation: Validation, strength: float) -> None:
+    if strength < 1.0:
+        trainer.trainable.weaken(strength)
+        validation.measure_again(trainer)
+
+
+def _other_loss(validation: Validation, at_full_strength: float | None) -> str:
+    """What the validation loss would be at full strength."""
+    after = validation.loss_after(validation.result_step)
+    if after is None or at_full_strength is None:
+        return ""
+    return f" and the validation loss is {at_full_strength:.4f}, not {after.loss:.4f}"
 
 
 STRENGTHS = tuple(tenths / 10 for tenths in range(1, 11))
@@ -239,9 +248,7 @@ class AccuracyBudget(Hook):
             strength = self._strength(trainer, deciding)
         is_kept = strength is not None
         strength = 1.0 if strength is None else strength
-        if strength < 1.0:
-            trainer.trainable.weaken(strength)
-            self.validation.measure_again(trainer)
+        _weaken(trainer, self.validation, strength)
         with trainer.aside():
             result = [task.hits(self.model, task.measured, self.world) for task in self.tasks]
         self.outcome = outcome = KeptAccuracy(
@@ -292,11 +299,7 @@ class AccuracyBudget(Hook):
                 f". The change was scaled to {outcome.strength:g} for that; at full strength, "
                 f"{outcome.lost_at_full_strength:.1f} points are lost"
             )
-            after = self.validation.loss_after(self.validation.result_step)
-            if after is not None and outcome.validation_loss_at_full_strength is not None:
-                line += (
-                    f" and the validation loss is {outcome.validation_loss_at_full_strength:.4f}, not {after.loss:.4f}"
-                )
+            line += _other_loss(self.validation, outcome.validation_loss_at_full_strength)
         return f"{line}. {REST}: {measured}"
 
 

@@ -25,8 +25,7 @@ from rankwise.methods.trainable import TrainableState
 from rankwise.models.sharding import split_as, write_gathered
 from rankwise.runs.own_files import TENSORS, DamagedStep, check_file, read_facts, seal
 from rankwise.system.files import published
-from rankwise.training.finite import check_finite, not_finite
-from rankwise.training.state import TrainState, random_states, set_random_states
+from rankwise.training.state import TrainState, check_finite, not_finite, random_states, set_random_states
 
 
 def size_of(state: TrainState) -> int:

@@ -34,7 +34,7 @@ from rankwise.runs.records import Callback, EarlierRecord, LossRecord, ScoreReco
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.training.backend import Eager, Fused
 from rankwise.training.losses import Backend
-from rankwise.training.pair_backend import PairBackend
+from rankwise.training.pairs import PairBackend
 from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.validation import SCORERS, Scorer, Validation
 from rankwise.training.world import World

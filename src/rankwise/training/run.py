@@ -31,19 +31,27 @@ from rankwise.runs.records import LossRecord, ScoreRecord, StepRecord, WarningCo
 from rankwise.runs.resumable import Resumable
 from rankwise.system.memory import available_memory
 from rankwise.training.anchor import Anchor, BaseOnText
-from rankwise.training.back_off import FACTOR, HEAD_FACTOR, LossWatch
 from rankwise.training.backend import Eager, Fused
 from rankwise.training.budgets import AccuracyBudget, AccuracyTask, ForgettingBudget, ordinary_text
 from rankwise.training.checkpoints import size_of
 from rankwise.training.earlier_rounds import EarlierRounds, EarlierRows
-from rankwise.training.hooks import CheckpointPace, EndByRequest, FollowCheckpoints, LogMetrics, Report, SaveCheckpoints
+from rankwise.training.hooks import (
+    FACTOR,
+    HEAD_FACTOR,
+    CheckpointPace,
+    EndByRequest,
+    FollowCheckpoints,
+    LogMetrics,
+    LossWatch,
+    Report,
+    SaveCheckpoints,
+)
 from rankwise.training.losses import Backend
-from rankwise.training.pair_backend import PairBackend, Reference, reference_of, reference_of_run
+from rankwise.training.pairs import PairBackend, PairScorer, Reference, pair_results, reference_of, reference_of_run
 from rankwise.training.state import TrainState
 from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.validation import EarlyStopping, Scorer, Validation, early_stopping_of, refuse_no_choice
 from rankwise.training.validation_classes import baselines, never_predicted, still_falling
-from rankwise.training.validation_pairs import PairScorer, pair_results
 from rankwise.training.workload import Workload, batches_of, prefix_room
 from rankwise.training.world import ALONE, World, divided_over
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -32,27 +31,13 @@ from rankwise.training.workload import Workload, batches_of
 from rankwise.training.world import ALONE, World
 
 
-class Short(Protocol):
-    """A training that leaves nothing behind."""
-
-    @property
-    def experiment(self) -> Experiment: ...
-
-    @property
-    def model(self) -> LoadedModel: ...
-
-    @property
-    def objective(self) -> Objective: ...
-
-
 def trainer_of(
-    short: Short, config: TrainingConfig, trainable: Trainable, prepared: Prepared,
+    experiment: Experiment, objective: Objective, config: TrainingConfig, trainable: Trainable, prepared: Prepared,
     choice: Callable[[Workload], Backend], hooks: Sequence[Hook], callback: Callback = silent, world: World = ALONE,
 ) -> Trainer:  # fmt: skip
     """Over the rows that a run with these settings would see, in their order. `choice` chooses the backend."""
-    experiment = short.experiment
     work = Workload.of(
-        trainable.model, trainable, short.objective, config, prepared, experiment.data.packing, callback,
+        trainable.model, trainable, objective, config, prepared, experiment.data.packing, callback,
         varied=experiment.images.augmentation != "none",
     )  # fmt: skip
     backend = choice(work)
@@ -112,7 +97,9 @@ def short_run(
         callback=callback,
     ))  # fmt: skip
     try:
-        trainer = trainer_of(run, config, trainable, prepared, choice, [Sentences(callback)], callback)
+        trainer = trainer_of(
+            experiment, objective, config, trainable, prepared, choice, [Sentences(callback)], callback
+        )
         seconds: list[float] = []
         for record in trainer.run():
             seconds.append(record.seconds)

@@ -54,9 +54,8 @@ from rankwise.methods.trainable import Trainable
 from rankwise.models.sharding import is_sharded, is_split
 from rankwise.runs.records import Event, RankRecord, StepRecord, WarningMessage
 from rankwise.system.signals import deferred, heed, requested
-from rankwise.training.finite import averages_of, check_finite
 from rankwise.training.losses import Backend
-from rankwise.training.state import TrainState, adamw, preserve_rng_state, seed_process
+from rankwise.training.state import TrainState, adamw, averages_of, check_finite, preserve_rng_state, seed_process
 from rankwise.training.step import Anchoring, NoRoom, StepTotals, optimizer_step
 from rankwise.training.world import ALONE, StoppedTogether, World, bit_sums, filled_up
 
@@ -339,7 +338,7 @@ class Trainer:
         totals = StepTotals.of(given, world, due)
         given = totals.divided(given)
         if self.sharded:
-            given = filled_up(given, world, self.backend)
+            given = filled_up(given, world, self.backend.layout)
         if world.is_several:
             seed_process(self.config.seed, state.step, world.rank)
         while True:

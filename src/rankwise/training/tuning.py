@@ -205,7 +205,10 @@ class Trials:
         measure, losses = Measure(self.prepared, config.steps if measured else 0), list[float]()
         trainable = self.method.attach(model, replace(self.setup, callback=silent))
         try:
-            trainer = trainer_of(self, config, trainable, self.prepared, self._backend_of, [measure], world=self.world)
+            trainer = trainer_of(
+                self.experiment, self.objective, config, trainable, self.prepared, self._backend_of, [measure],
+                world=self.world,
+            )  # fmt: skip
             if rate_of is not None:
                 trainer.state.rate = rate_of
             with closing(trainer.run()) as records:  # never to its end, where what is saved would be finished

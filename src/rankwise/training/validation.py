@@ -25,12 +25,11 @@ from rankwise.objectives.objective import Objective
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.records import OF_LANGUAGE_MODELS, LossRecord, SampleRecord, ScoreRecord, StatusMessage
 from rankwise.training.checkpoints import check_snapshot, load_snapshot, save_snapshot
-from rankwise.training.finite import Diverged
 from rankwise.training.losses import Backend, sum_loss
-from rankwise.training.state import TrainState
+from rankwise.training.pairs import pair_scorer
+from rankwise.training.state import Diverged, TrainState
 from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.validation_classes import class_scorer, tag_scorer
-from rankwise.training.validation_pairs import pair_scorer
 from rankwise.training.validation_prompts import answer_scorer
 from rankwise.training.world import ALONE, World, filled_up
 
@@ -193,7 +192,7 @@ class Validation(Hook):
     def _loss(self, trainer: Trainer, step: int) -> LossRecord:
         if (tally := self.backend.tally) is not None:
             tally.clear()
-        batches = filled_up(self.batches, self.world, self.backend) if trainer.sharded else self.batches
+        batches = filled_up(self.batches, self.world, self.backend.layout) if trainer.sharded else self.batches
         total, count = self.world.sums(sum_loss(self.backend.loss, batches, trainer.state.device))
         if tally is not None:
             tally.sum_up(self.world.sums)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -15,9 +15,17 @@ from rankwise.config.validation import ValidationConfig
 from rankwise.data.preparation import Prepared
 from rankwise.data.sequences import evenly
 from rankwise.errors import ConfigError, one_line, some
-from rankwise.evaluation.class_metrics import metric_rows, one_target, score_rows, score_tags
+from rankwise.evaluation.class_metrics import (
+    Scored,
+    ScoredLabels,
+    ScoredTags,
+    metric_rows,
+    one_target,
+    score_labels,
+    score_rows,
+    score_tags,
+)
 from rankwise.evaluation.metrics import METRICS
-from rankwise.evaluation.row_task import score_labels
 from rankwise.inference.classify import Done, Outputs, outputs_of, tag_probabilities
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Classifier, Objective, classifier
@@ -36,16 +44,9 @@ MOST_READ = 5000
 """Training rows of the baseline on words."""
 
 
-class Scored(Protocol):
-    @property
-    def rows(self) -> dict[str, list[list[float]]]:
-        """Each metric with its rows of sums."""
-        ...
-
-
 @dataclass(frozen=True)
 class ClassScorer:
-    score: Callable[..., Scored]
+    score: Callable[..., Scored | ScoredLabels | ScoredTags]
     outputs: Outputs
     objective: Classifier
     model: LoadedModel

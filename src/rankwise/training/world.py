@@ -31,13 +31,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import torch
 from torch import Tensor, distributed, nn
 
-from rankwise.data.batches import Batch
+from rankwise.data.batches import Arrange, Batch
 from rankwise.data.dealing import deal, share_of, undealt
 from rankwise.data.pair_batches import chosen_targets, with_chosen_tokens
 from rankwise.errors import DataError, Interrupted, TrainingError, first_line, is_out_of_memory
@@ -352,12 +352,8 @@ def divided_over(
 NOTHING_PREDICTED = Tokens((0, 0), (False, False))
 
 
-class Layout(Protocol):
-    def layout(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]: ...
-
-
-def filled_up(batches: Sequence[Batch], world: World, layout: Layout) -> list[Batch]:
+def filled_up(batches: Sequence[Batch], world: World, layout: Arrange) -> list[Batch]:
     """The batches of this process and as many idle ones as the others have more."""
     passes = max(round(count) for (count,) in world.gather([len(batches)]))
-    (idle,) = layout.layout([NOTHING_PREDICTED], len(NOTHING_PREDICTED.ids))
+    (idle,) = layout([NOTHING_PREDICTED], len(NOTHING_PREDICTED.ids))
     return [*batches, *[idle] * (passes - len(batches))]
