@@ -16,14 +16,13 @@ from typing import Any
 
 import torch
 
-from rankwise.data.encoded_cache import our_own
 from rankwise.errors import RankwiseError
 from rankwise.evaluation.task import Task
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.evaluations import ModelScores
 from rankwise.runs.manifest import processor_name
 from rankwise.runs.records import Callback, StatusMessage
-from rankwise.system.cache import cache_folder, forget_old
+from rankwise.system.cache import cache_folder, forget_old, our_own
 from rankwise.system.extras import installed_version
 from rankwise.system.files import write_json
 

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from rankwise.config.base import Config
 from rankwise.runs.lineage import Round
-from rankwise.runs.pair_facts import PairResults
+from rankwise.runs.measured import PairResults
 from rankwise.runs.replay_facts import ReplayFacts
 from rankwise.runs.tuning import Tuning
 from rankwise.system.extras import installed_version

@@ -20,13 +20,12 @@ import numpy as np
 import torch
 
 from rankwise.data.dealing import deal
-from rankwise.data.encoded_cache import our_own
 from rankwise.data.preparation import Prepared
 from rankwise.errors import RankwiseError, RunError
 from rankwise.runs.lineage import Round
 from rankwise.runs.manifest import BaseModelFacts, processor_name
 from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage
-from rankwise.system.cache import cache_folder, forget_old
+from rankwise.system.cache import cache_folder, forget_old, our_own
 from rankwise.system.extras import installed_version
 from rankwise.system.files import write_json
 from rankwise.system.signals import heed

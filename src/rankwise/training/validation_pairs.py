@@ -19,7 +19,7 @@ from rankwise.data.sequences import evenly
 from rankwise.evaluation.intervals import measured_share
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Objective
-from rankwise.runs.pair_facts import PairResults
+from rankwise.runs.measured import PairResults
 from rankwise.runs.records import SampleRecord, ScoreRecord
 from rankwise.text.tokenize import Tokens
 from rankwise.training.pair_backend import PairBackend

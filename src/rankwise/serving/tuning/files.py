@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rankwise.config.base import Config
-from rankwise.data.encoded_cache import forget
+from rankwise.data.preparing import forget
 from rankwise.errors import ResourceError, RunError
 from rankwise.runs.own_files import read_json
 from rankwise.serving.bodies import BadRequest
