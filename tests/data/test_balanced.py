@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankwise.data.balanced import BalancedOrder, repeats_of
 from rankwise.data.batches import Batches
+from rankwise.data.row_order import BalancedOrder, repeats_of
 from rankwise.text.tokenize import Tokens
 from sampling import draws
 

@@ -16,9 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankwise.data import duplicates
-from rankwise.data.duplicates import LEAST_EQUAL, MOST_COMPARED, Duplicates, Signatures, TextIndex, near_of
+from rankwise.data.duplicates import (
+    COMPONENTS,
+    LEAST_EQUAL,
+    MOST_COMPARED,
+    Duplicates,
+    Signatures,
+    TextIndex,
+    near_of,
+    normalised,
+    signature_of,
+)
 from rankwise.data.growing import View
-from rankwise.data.signatures import COMPONENTS, normalised, signature_of
 from sampling import draws
 
 VOCABULARY = [f"word{number}" for number in range(1000)]

@@ -27,8 +27,7 @@ from counted_tokenizer import Counted
 from rankwise.commands.data import check
 from rankwise.config.data import DataConfig, Reading
 from rankwise.config.models import ModelConfig
-from rankwise.data.encoded_cache import forget, key_of, recall
-from rankwise.data.preparing import prepare
+from rankwise.data.preparing import forget, key_of, prepare, recall
 from rankwise.data.writing import TextWriting
 from rankwise.runs.records import StatusMessage, silent
 from rankwise.text.chat_template import ChatTemplate

@@ -748,7 +748,7 @@ print(*(f"{example.where} {example.messages[0].content}" for (example,) in rows)
 TWICE = """
 import sys
 from urllib.request import urlopen
-from rankwise.data.encoded_cache import content_identity
+from rankwise.data.preparing import content_identity
 from rankwise.runs.records import silent
 from rankwise.config.data import DataConfig
 from rankwise.data import columnar

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from rankwise.cli.main import app
 from rankwise.config.data import DataConfig
-from rankwise.data.image_index import ImageIndex
+from rankwise.data.image_report import ImageIndex
 from rankwise.data.sources import open_source
 from rankwise.data.writing import count_only
 from rankwise.runs.data_report import DataReport

@@ -15,7 +15,7 @@ from rankwise.config.data import DataConfig
 from rankwise.data import hub
 from rankwise.data.answered_rows import file_of
 from rankwise.data.asking import question_of
-from rankwise.data.encoded_cache import content_identity
+from rankwise.data.preparing import content_identity
 from rankwise.data.sources import open_source, raw_records
 from rankwise.errors import DataError
 from rankwise.images.decode import decode

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rankwise.config.replay import ReplayConfig
 from rankwise.data.batches import Batches
-from rankwise.data.replay import ReplayOrder
+from rankwise.data.row_order import ReplayOrder
 from rankwise.text.tokenize import Tokens
 from sampling import draws
 

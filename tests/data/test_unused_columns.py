@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from rankwise.cli.main import app
 from rankwise.config.data import DataConfig
 from rankwise.data import unused as unused_module
+from rankwise.data.preparation import problems, sentence, unused_columns
 from rankwise.data.sources import open_source
-from rankwise.data.unused_report import problems, sentence, unused_columns
 from rankwise.data.writing import count_only
 from rankwise.errors import ConfigError
 from rankwise.runs.records import silent

@@ -17,9 +17,9 @@ from rankwise.config.preference import as_pairs, read_as
 from rankwise.config.recipe import recipe_named
 from rankwise.data.classes import read_targets
 from rankwise.data.pair_rows import is_pair
+from rankwise.data.preparation import problems, sentence, unused_columns
 from rankwise.data.preparing import prepare
 from rankwise.data.sources import Reading, open_source, raw_records
-from rankwise.data.unused_report import problems, sentence, unused_columns
 from rankwise.data.writing import ImageWriting, TextWriting, count_only
 from rankwise.errors import ConfigError, DataError, together
 from rankwise.models.cached import cached_starter

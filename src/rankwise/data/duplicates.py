@@ -1,24 +1,41 @@
-"""Exact and near duplicates of a stream of texts, from a digest and a MinHash signature of each (signatures.py).
+"""Exact and near duplicates of a stream of texts, from a digest and a MinHash signature of each.
 
-Near: at least 0.8 of the shingles of two texts are shared, as estimated from their signatures. Pairs of texts are found
-by cutting the signatures into bands and comparing only texts that agree in a whole band. There are more bands than
-components in which near texts may differ, so none is missed, except in a band that very many texts agree in.
+Exact: the digests are equal, which they are where texts differ only in case, white space and the forms of a character
+that Unicode calls compatible. Near: at least 0.8 of the shingles of two texts are shared, as estimated by the share of
+equal components of their signatures. Pairs of texts are found by cutting the signatures into bands and comparing only
+texts that agree in a whole band. There are more bands than components in which near texts may differ, so none is
+missed, except in a band that very many texts agree in.
 
 A text takes 528 bytes, of which 512 may lie in a file; a comparison takes about 60 more in memory.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
+from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  a compiled module without type stubs
 
 from rankwise.data.growing import Growing, View
-from rankwise.data.signatures import COMPONENTS, DIGEST, digest_of, normalised, signature_of
 from rankwise.system.files import unnamed_file
 
+SEED = 1
+COMPONENTS = 128
+WORDS = 3
+CHARACTERS = 4
+DIGEST = 16
+"""Bytes."""
+
+# Tibetan, Thai, Lao, Burmese, Khmer, Chinese and Japanese: their words are not parted by spaces.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff]+"
+)
 LEAST_EQUAL = 103
 """Of 128: the share is at least 0.8."""
 BANDS = COMPONENTS - LEAST_EQUAL + 1
@@ -30,6 +47,37 @@ MOST_KNOWN = 1000
 """Texts whose signatures are at hand; of more, one that is there again is signed again."""
 ROWS_AT_ONCE = 1 << 16
 """Signatures that are read from a file before their pages are given back."""
+
+
+def normalised(text: str) -> str:
+    folded = normalize("NFKC", normalize("NFKC", text).casefold()) if not text.isascii() else text.lower()
+    return " ".join(folded.split()).encode("utf-8", "backslashreplace").decode()  # JSON can hold half a character
+
+
+def digest_of(normal: str) -> bytes:
+    return blake2b(normal.encode(), digest_size=DIGEST).digest()
+
+
+def signature_of(normal: str) -> list[int]:
+    sketch = RMinHash(COMPONENTS, SEED)
+    sketch.update(_shingles(normal))
+    return sketch.digest()
+
+
+def _shingles(normal: str) -> list[str]:
+    """Of mixed text both: the words in threes, and the characters of scripts without spaces in fours."""
+    if normal.isascii():
+        return _in_words(normal.split())
+    unspaced = "".join(_UNSPACED.findall(normal))
+    return _in_words(_UNSPACED.sub(" ", normal).split()) + [
+        unspaced[start : start + CHARACTERS] for start in range(max(len(unspaced) - CHARACTERS + 1, bool(unspaced)))
+    ]
+
+
+def _in_words(words: list[str]) -> list[str]:
+    if len(words) <= WORDS:
+        return [" ".join(words)] if words else []
+    return [" ".join(shingle) for shingle in zip(*(words[start:] for start in range(WORDS)), strict=False)]
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ import numpy as np
 from rankwise.config.data import DataConfig
 from rankwise.config.images import ImageProcessing
 from rankwise.data.duplicates import TextIndex
+from rankwise.data.hold_out import SourceRows
 from rankwise.data.labels import list_problems
 from rankwise.data.report import Tally
 from rankwise.data.sequences import EncodedRows, RowWriter
-from rankwise.data.source_rows import SourceRows
 from rankwise.data.sources import Reading, open_source
 from rankwise.errors import DataError
 from rankwise.runs.data_report import TemplateFacts

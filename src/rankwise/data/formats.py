@@ -10,18 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from rankwise.config.base import shown
 from rankwise.data.columns import Row, answered, renamed
 from rankwise.data.fields import ABOUT, SYSTEM, context_of, refuse_rivals, require, system_of
-from rankwise.data.image_rows import image_example, image_field
-from rankwise.data.input_output import FIELDS_OF_INPUT_OUTPUT, input_output_examples, is_input_output
+from rankwise.data.image_rows import image_example, image_field, is_image
 from rankwise.data.labels import label_set, label_text
 from rankwise.data.pair_rows import FIELDS_OF_PAIRS, is_pair, pair_example
-from rankwise.data.proposals import as_text, no_form
+from rankwise.data.proposals import as_text, can_be_typed, ignoring, no_form, options_for, texts_among
 from rankwise.data.tagged_rows import has_spans, has_tags, spans_example, tokens_example
-from rankwise.data.tree_rows import tree_example
 from rankwise.data.turns import (
     answers_of,
     is_json,
@@ -36,12 +36,31 @@ from rankwise.data.turns import (
 from rankwise.errors import DataError, some
 from rankwise.text.example import Example, Message
 
+FIELDS_OF_INPUT_OUTPUT = frozenset({"input", "output", *SYSTEM})
 QUESTION_FIELDS, ANSWER_FIELDS = ("prompt", "question"), ("completion", "response", "answer", "answers")
 CLASSIFIED = (
     ("text",), ("sentence1", "sentence2"), ("question", "sentence"), ("premise", "hypothesis"),
     ("question1", "question2"), ("sentence",),
 )  # fmt: skip
 """Fields of a classification row beside the label: one text, or two texts to compare. Names of GLUE included."""
+IMAGE_COLUMNS = ("images", "img", "pixel_values")
+"""Columns that hold an image or several, whatever their values look like."""
+CONVERSATIONS = ("messages", "conversations")
+QUESTION_FIELDS = ("prompt", "question")
+
+
+def is_input_output(row: Row) -> bool:
+    return "input" in row and "output" in row
+
+
+def input_output_examples(row: Row, where: str, *, each: bool) -> list[Example]:
+    """With `each`, one example for every text of an output that is a list of them."""
+    require(row, where, "input-output", "input", "output")
+    refuse_unsupported(row, where, "row", ("context", "history", "tools"))
+    system, given = system_of(row, where), text_of(row["input"], where, "input")
+    first = (Message("system", system),) if system else ()
+    answers = answers_of(row["output"], where, "output")
+    return answered((*first, Message("user", given)), answers, where, each=each)
 
 
 @dataclass(frozen=True)
@@ -290,3 +309,83 @@ PARSERS: dict[str, Callable[[Row, str, Options], list[Example]]] = {
     "spans": lambda row, where, options: [spans_example(row, options.labels, where)],
     "image": lambda row, where, options: [image_example(row, options.labels, where, options.folder)],
 }
+
+
+def tree_example(row: Row, where: str) -> Example:
+    """The best-ranked path through a tree of OpenAssistant messages, as long as it ends with an answer."""
+    require(row, where, "oasst-trees", "prompt")
+    node, path = row["prompt"], []
+    while isinstance(node, dict):
+        path.append({"role": {"prompter": "user"}.get(str(node.get("role")), node.get("role")),
+                     "content": node.get("text")})  # fmt: skip
+        replies = node.get("replies") or []
+        if not isinstance(replies, list):
+            raise DataError(f"{where}: the replies are {shown(replies)}; a list of messages is expected.")
+        replies = [reply for reply in replies if isinstance(reply, dict)]
+        node = min(replies, key=_rank, default=None)
+    while path and path[-1]["role"] == "user":
+        path.pop()
+    if not path:
+        raise DataError(f"{where}: no message of the tree is an answer.")
+    return Example(read_turns(path, where, "prompt"), where)
+
+
+def _rank(reply: Row) -> float:
+    rank = reply.get("rank")
+    return rank if isinstance(rank, int) else float("inf")
+
+
+def refuse_row(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> None:
+    """Refuse preference rows (chosen and rejected answers, or a label)."""
+    if "chosen" in row and "rejected" in row and "chosen" not in columns.values():
+        raise DataError(
+            f"{where}: is a preference pair (chosen, rejected). To train on pairs, add --objective preference; to "
+            f"train on the chosen answers alone, add {_chosen_alone(row)} {ignoring(['rejected'])}."
+        )
+    if isinstance(row.get("label"), bool) and any(name in row for name in (*CONVERSATIONS, *QUESTION_FIELDS)):
+        raise DataError(
+            f"{where}: its label is {row['label']}, so it is a preference row (KTO). Preference rows are not supported "
+            "yet; to train on the good answers alone, keep the rows whose label is true and remove the column label."
+        )
+
+
+def refuse_images(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> None:
+    """Refuse a row with an image in an unknown column, with several images, or with a text beside its image.
+
+    The columns of the row are renamed as in `columns` (data.columns).
+    """
+    if "image" in row and (isinstance(row["image"], np.ndarray) or row["image"]):
+        others = {name: value for name, value in row.items() if name != "image"}
+        form = next((form for form, fits in SIGNS.items() if form != "image" and fits(others)), None)
+        if form is not None:
+            column = columns.get("image", "image")
+            raise DataError(
+                f"{where}: has an image in the column {shown(column)} beside the columns of the {form} format. Rows "
+                "with an image and a text are not supported yet. To train on the text alone, add "
+                f"{ignoring([column])}; to train on the image and its label alone, add --set data.format=image."
+            )
+        return
+    name = next((name for name, value in row.items() if is_image(value) or (name in IMAGE_COLUMNS and value)), None)
+    if name is not None and isinstance(row[name], list):
+        raise DataError(
+            f"{where}: contains images in the column {shown(name)}. Rows with several images are not supported yet."
+        )
+    if name is not None:
+        raise DataError(
+            f"{where}: contains an image in the column {shown(name)}. To train on it, add --set "
+            f"data.columns.image={name}; to leave it out, add {ignoring([name])}."
+        )
+
+
+def _chosen_alone(row: Mapping[str, Any]) -> str:
+    """The flags that train on the chosen answers of a preference row."""
+    chosen = row["chosen"]
+    turns = chosen if isinstance(chosen, list) else []
+    if any(isinstance(turn, dict) and turn.get("role") == "user" for turn in turns):
+        return "--set data.columns.messages=chosen"
+    for field, questions in (("completion", QUESTION_FIELDS), ("output", ("instruction",))):
+        if any(name in row for name in questions):
+            return f"--set data.columns.{field}=chosen"
+    others = {name: value for name, value in row.items() if name not in ("chosen", "rejected") and can_be_typed(name)}
+    texts = texts_among(others)
+    return options_for(texts, ["chosen"]) if texts else "--set data.columns.text=chosen"

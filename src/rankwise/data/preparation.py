@@ -1,30 +1,44 @@
 """Encoded rows (encoding.py) into what training reads, and the report on them.
 
-Which rows are held out (hold_out.py) and how often each is seen in a pass is decided afterwards, so every row is
-encoded once. Without a tokenizer everything is counted that can be counted without tokens.
+Which rows are held out (hold_out.py) and how often each is seen in a pass is decided here, so every row is encoded
+once. Without a tokenizer everything is reported that can be counted without tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from rankwise.data.balanced import BalancedOrder, repeats_of
+from rankwise.config.base import shown
 from rankwise.data.encoding import Encoding, ReadRows, compares
-from rankwise.data.hold_out import MOST_LABELS, facts_of, hold_out
+from rankwise.data.fields import FIELDS
+from rankwise.data.formats import ANSWER_FIELDS
+from rankwise.data.hold_out import MOST_LABELS, SourceRows, facts_of, hold_out, overlap_between
+from rankwise.data.hub import Part
 from rankwise.data.image_report import findings_of
 from rankwise.data.labels import Labels
-from rankwise.data.licences import strictest
-from rankwise.data.proposals import literal_breaks
-from rankwise.data.replay import Replay, ReplayOrder
+from rankwise.data.licences import UNKNOWN, find_licence, normalised, strictest
+from rankwise.data.proposals import REASONS, can_be_typed, ignoring, literal_breaks, options_for
 from rankwise.data.report import Tally, advice_on, fatal_problems, left_out, warnings_of
-from rankwise.data.report_facts import counts_of, part_facts, validation_of
+from rankwise.data.row_order import BalancedOrder, Replay, ReplayOrder, repeats_of
 from rankwise.data.sequences import EncodedRows, SelectedRows
-from rankwise.data.source_rows import SourceRows, overlap_between
-from rankwise.data.unused_report import problems, sentence, unused_columns
-from rankwise.runs.data_report import DataReport, HoldOutFacts, OverlapFacts
+from rankwise.data.sources import Reading
+from rankwise.data.unused import Unused
+from rankwise.errors import did_you_mean, some
+from rankwise.runs.data_report import DataReport, HoldOutFacts, OverlapFacts, PartFacts, UnusedColumn, ValidationFacts
+
+PROMPT_FORMATS = ("prompt", "alpaca", "dolly", "input-output", "classification")
+"""Formats whose rows could be written with --prompt and --completion instead."""
+BESIDE_TEXT = {
+    "completion", "response", "answer", "answers", "output", "target", "summary", "sql", "translation", "fields",
+    "json", "extracted", "extraction",
+}  # fmt: skip
+"""Columns that are an answer by their name, so that rows of `text` would be trained on without it."""
+IS_ANSWER = "an answer, by its name"
+ANSWERS = (*ANSWER_FIELDS, "output", "label")
 
 
 @dataclass(frozen=True)
@@ -198,3 +212,174 @@ def _fatal(
 def _fatal_of_validation(work: Encoding, apart: Tally) -> list[str]:
     path = work.spec.validation.path if work.spec.validation is not None else None
     return fatal_problems(apart, work.spec, limit=work.limit, trained=apart.used, name=path) if path else []
+
+
+def counts_of(tally: Tally, encodes: bool, classifies: bool) -> dict[str, Any]:
+    """What the report takes from the tally as it is; counts of tokens only where rows were encoded."""
+    counts: dict[str, Any] = {
+        "rows": tally.rows,
+        "used": tally.used,
+        "skipped": sum(tally.skipped.values()),
+        "skipped_why": dict(tally.skipped),
+        "skipped_rows": tuple(tally.skipped_rows),
+        "lengths": tally.length_facts(),
+        "masks": dict(tally.masks),
+        "template_parity": tally.unlike_asked == 0 if tally.sequences else None,
+        "unknown_special_tokens": dict(tally.unknown_special),
+        "replacement_characters": tally.replacements,
+        "system": tally.system,
+    }
+    of_tokens: dict[str, int | None] = {
+        "sequences": tally.sequences,
+        "tokens": tally.tokens,
+        "loss_tokens": tally.loss_tokens,
+        "eos_in_loss": tally.ended,
+        "truncated": tally.truncated,
+        "without_loss_tokens": tally.without_loss_tokens,
+        "template_parity_broken": tally.unlike_asked,
+        "double_start": tally.double_start,
+        "control_tokens_as_text": tally.control_tokens,
+    }
+    if classifies:  # no answer is written, so none is located or ended
+        counts["template_parity"] = None
+        of_tokens |= {"eos_in_loss": None, "template_parity_broken": None}
+    return counts | (of_tokens if encodes else dict.fromkeys(of_tokens))
+
+
+def validation_of(apart: Tally, encodes: bool) -> ValidationFacts:
+    return ValidationFacts(
+        rows=apart.rows,
+        used=apart.used,
+        skipped=sum(apart.skipped.values()),
+        skipped_why=dict(apart.skipped),
+        skipped_rows=tuple(apart.skipped_rows),
+        truncated=apart.truncated if encodes else None,
+        loss_tokens=apart.loss_tokens if encodes else None,
+    )
+
+
+def part_facts(reading: Reading, part: Part) -> PartFacts:
+    given = reading.source.licence or part.licence
+    found = find_licence(part.folder) if given is None and part.folder is not None else UNKNOWN
+    licence = normalised(given) if given is not None else found
+    return PartFacts(
+        name=part.name, sha256=part.identity(), format=part.format, rows=part.rows, licence=licence, layout=part.layout
+    )
+
+
+def unused_columns(readings: Sequence[Reading]) -> tuple[UnusedColumn, ...]:
+    """Facts about the unused columns of each source, over all its files."""
+    return tuple(one for reading in readings for one in _of_source(reading))
+
+
+def _of_source(reading: Reading) -> list[UnusedColumn]:
+    files: dict[str, list[str]] = {}
+    for file, unused in reading.unused.items():
+        for name in unused.columns:
+            files.setdefault(name, []).append(file)
+    return [_fact(name, among, reading) for name, among in files.items()]
+
+
+def _fact(name: str, files: Sequence[str], reading: Reading) -> UnusedColumn:
+    every = [(reading.unused[file], reading.unused[file].columns[name]) for file in files]
+    stopping = [(unused, column) for unused, column in every if column.stops(unused.judged)]
+    unused, column = (stopping or every)[0]
+    filled, rows = sum(column.filled for _, column in every), sum(unused.rows for unused, _ in every)
+    of_text = any(part.format == "text" and part.name in files for part in reading.parts)
+    is_answer = of_text and 2 * filled > rows and _is_answer(name)
+    return UnusedColumn(
+        column=name.encode(errors="backslashreplace").decode(),
+        file=files[0] if len(files) == 1 else reading.source.path,
+        filled=filled, rows=rows, example=column.example, stops=bool(stopping) or is_answer,
+        why=IS_ANSWER if is_answer else column.why(unused.judged),
+    )  # fmt: skip
+
+
+def _is_answer(name: str) -> bool:
+    return name.casefold() in BESIDE_TEXT or name.casefold().startswith("answer_")
+
+
+def sentence(fact: UnusedColumn) -> str:
+    return (
+        f"{fact.file}: the column {shown(fact.column)} is not used; {fact.filled:,} of {fact.rows:,} rows have a "
+        f"value, such as {fact.example} ({fact.why})"
+    )
+
+
+def problems(readings: Sequence[Reading], facts: Sequence[UnusedColumn]) -> list[str]:
+    """Why training stops: unused columns with text, and ignored columns that do not exist."""
+    stopping = list(dict.fromkeys(fact.column for fact in facts if fact.stops))
+    ways = _way_to_use(readings, stopping) if stopping else ""
+    them = "it" if len(stopping) == 1 else "them"
+    stops = [
+        f"{fact.file}: the column {shown(fact.column)} has {'values' if fact.why == IS_ANSWER else 'text'} in most "
+        f"rows, such as {fact.example}, but is not used; {ways}leave {them} out with {ignoring(stopping)} "
+        "(data.ignore_columns)."
+        for fact in facts
+        if fact.stops
+    ]
+    return [*stops, *_ignored_in_vain(readings)]
+
+
+def _way_to_use(readings: Sequence[Reading], stopping: Sequence[str]) -> str:
+    """How to use the columns, as part of a sentence; empty if the row format has no prompt."""
+    for reading in readings:
+        writable = [name for name in stopping if _is_writable(name, reading)]
+        rest = [name for name in stopping if name not in writable]
+        for part in reading.parts:
+            unused = reading.unused.get(part.name, Unused())
+            if part.format == "text" and reading.source.prompt is None and set(writable) & set(unused.columns):
+                return _of_text(reading, writable)
+            if reading.source.prompt is None and (
+                part.format not in PROMPT_FORMATS or not set(stopping) & set(unused.columns)
+            ):
+                continue
+            if not writable:
+                return "write its values as text into the file and use that, or "
+            if reading.source.prompt is not None:
+                return f"add {' '.join(f'{{{name}}}' for name in writable)} to --prompt (data.prompt), or "
+            return _typed(reading, unused, writable, f" {ignoring(rest)}" if rest else "")
+    return ""
+
+
+def _of_text(reading: Reading, columns: Sequence[str]) -> str:
+    """The flags that train on a column as the answer to the text, and not on the text alone."""
+    answer = next(filter(_is_answer, columns), columns[-1])
+    prompt = [reading.source.columns.get("text", "text"), *(name for name in columns if name != answer)]
+    return f"to train on it as the answer to the text, use {options_for(prompt, [answer])}, or "
+
+
+def _is_writable(name: str, reading: Reading) -> bool:
+    among = [unused.columns[name] for unused in reading.unused.values() if name in unused.columns]
+    return can_be_typed(name) and bool(among) and all(column.writable for column in among)
+
+
+def _typed(reading: Reading, unused: Unused, stopping: Sequence[str], more: str) -> str:
+    """The flags that use the columns, in the order of the file. Reasoning comes before the answer."""
+    ours = {theirs: field for field, theirs in reading.source.columns.items()}
+    fields = {name: ours.get(name, name) for name in unused.names if can_be_typed(name)}
+    answer = next((name for name, field in fields.items() if field in ANSWERS and name not in unused.columns), None)
+    reasons = [name for name in stopping if name.casefold() in REASONS]
+    question = [
+        name
+        for name, field in fields.items()
+        if (name in stopping and name not in reasons)
+        or (name not in unused.columns and field in FIELDS and field not in (*ANSWERS, "history"))
+    ]
+    if answer is None:
+        return ""
+    what = "it" if len(stopping) == 1 else "them"
+    how = f"put {what} before the answer with" if reasons == list(stopping) else f"add {what} to the prompt with"
+    how = how if not reasons or reasons == list(stopping) else f"use {what} with"
+    return f"{how} {options_for(question, [*reasons, answer])}{more}, or "
+
+
+def _ignored_in_vain(readings: Sequence[Reading]) -> list[str]:
+    names = dict.fromkeys(name for reading in readings for unused in reading.unused.values() for name in unused.names)
+    ignored = dict.fromkeys(name for reading in readings for name in reading.source.ignore_columns)
+    return [
+        f'data.ignore_columns names "{name}", but no row has this column; the columns are {some(map(shown, names), 8)}.'
+        f"{did_you_mean(name, names)}"
+        for name in ignored
+        if name not in names
+    ]

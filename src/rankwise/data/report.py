@@ -1,7 +1,12 @@
 """Counts of the training data while it is read, for the data report, and the errors that stop a training.
 
 All counts come from the data as it will be trained on, not from the settings: the tokens, the end tokens in the loss,
-and the rows that are left out.
+and the rows that are left out. Of preference pairs,
+
+    duplicate        prompt, chosen and rejected are those of an earlier pair
+    contradiction    another pair with the same prompt prefers them the other way round
+
+Their texts are compared without white space around them and stored as hashes, so a million pairs need 40 megabytes.
 """
 
 from __future__ import annotations
@@ -11,21 +16,28 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from rankwise.config.data import DataConfig
-from rankwise.data.duplicates import TextIndex
+from rankwise.data.duplicates import TextIndex, firsts_of
+from rankwise.data.growing import Growing
 from rankwise.data.meaning import Meaning
-from rankwise.data.pair_counts import TIED, PairCounts
-from rankwise.data.tag_counts import TagCounts
 from rankwise.errors import some, together
 from rankwise.runs.data_report import MOST_LISTED, LengthFacts, OverlapFacts, Skipped
-from rankwise.text.example import Example
+from rankwise.runs.row_facts import AnswerFacts, PairFacts, TagFacts
+from rankwise.text.example import Example, Message
 from rankwise.text.outcome import Outcome
+from rankwise.text.tagged import TaggedWords, spans_of, strays_in
+from rankwise.text.tokenize import Tokens, sides_of
 
+TIED = "chosen and rejected are the same tokens"
+"""Why such a pair is left out."""
+DIGEST = 16
+"""Bytes of the hash of a conversation."""
 UNREAD, UNWRITTEN, NOTHING_LEFT = "cannot be read", "cannot be written for this model", "nothing left to train on"
 UNUSABLE = "cannot be used"
 MANY_LEFT_OUT = 0.05
@@ -36,6 +48,86 @@ LOOKS_SPECIAL = re.compile(
 LOOKS_RENDERED = re.compile(
     r"### (?:Instruction|Response|Human|Assistant):|<\|im_start\|>|\[INST\]|<start_of_turn>|\bASSISTANT: ?$"
 )
+
+
+@dataclass
+class TagCounts:
+    words: int = 0
+    spans: Counter[str] = field(default_factory=Counter)
+    strays: int = 0
+    widened: int = 0
+    example: str | None = None
+    """The first span that was widened."""
+    unlearned: int = 0
+    cut: int = 0
+
+    def read(self, tagged: TaggedWords) -> None:
+        self.words += len(tagged.words)
+        self.spans.update(span.label for span in spans_of(tagged.tags))
+        self.strays += strays_in(tagged.tags)
+        self.widened += len(tagged.widened)
+        if tagged.widened and self.example is None:
+            self.example = tagged.widened[0]
+
+    def facts(self, *, encoded: bool) -> TagFacts:
+        return TagFacts(
+            words=self.words, spans=dict(self.spans.most_common()), strays=self.strays, widened=self.widened,
+            widened_example=self.example, unlearned=self.unlearned if encoded else None,
+            cut=self.cut if encoded else None,
+        )  # fmt: skip
+
+
+@dataclass
+class PairCounts:
+    seen: Growing = field(default_factory=lambda: Growing(np.uint64, 2 * DIGEST // 8))
+    """Of each pair, the hashes of the chosen and of the rejected conversation."""
+    chosen: array[int] = field(default_factory=lambda: array("i"))
+    """Tokens of each chosen answer."""
+    rejected: array[int] = field(default_factory=lambda: array("i"))
+    ties: int = 0
+
+    def read(self, example: Example) -> None:
+        both = _digest(example.messages) + _digest(example.rejected)
+        self.seen.extend(np.frombuffer(both, np.uint64))
+
+    def encoded(self, row: Tokens) -> None:
+        for counts, side in zip((self.chosen, self.rejected), sides_of(row), strict=True):
+            counts.append(side.loss_count)
+
+    @property
+    def contradictions(self) -> int:
+        pairs, reversed_pairs = self._numbers()
+        return int(np.isin(pairs, reversed_pairs).sum())
+
+    def _numbers(self) -> tuple[np.ndarray, np.ndarray]:
+        """A number for each pair, the same for the same pair, and that of the pair the other way round."""
+        sides = self.seen.view().array.reshape(-1, DIGEST // 8)
+        chosen, rejected = firsts_of(sides).reshape(-1, 2).T
+        return chosen * len(sides) + rejected, rejected * len(sides) + chosen
+
+    def facts(self, settings: PairFacts, rows: int) -> PairFacts:
+        """`settings` are facts that name the loss; `rows` is the number of pairs that can be used."""
+        longer = np.asarray(self.chosen) > np.asarray(self.rejected)
+        return settings.model_copy(update={
+            "rows": rows, "chosen": _lengths(self.chosen), "rejected": _lengths(self.rejected),
+            "chosen_longer": float(longer.mean()) if len(longer) else None,
+            "duplicates": len(self.seen) - len(np.unique(self._numbers()[0])),
+            "contradictions": self.contradictions,
+            "ties": self.ties,
+        })  # fmt: skip
+
+
+def _lengths(counts: Sequence[int]) -> AnswerFacts | None:
+    if not counts:
+        return None
+    return AnswerFacts(median=int(np.percentile(counts, 50, method="higher")), longest=max(counts))
+
+
+def _digest(turns: Sequence[Message]) -> bytes:
+    digest = sha256()
+    for turn in turns:
+        digest.update(f"{turn.role}\0{turn.whole.strip()}\0{turn.tool_calls}\0".encode())
+    return digest.digest()[:DIGEST]
 
 
 class Guards(Protocol):

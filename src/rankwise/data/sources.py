@@ -24,16 +24,23 @@ from rankwise.data.columnar import LARGE_ROWS, Record
 from rankwise.data.columns import from_columns, refuse_unfilled, renamed
 from rankwise.data.fields import FIELDS
 from rankwise.data.files import SUFFIXES
-from rankwise.data.formats import find_format, parse_row, refuse_other_form, used_fields
+from rankwise.data.formats import find_format, parse_row, refuse_images, refuse_other_form, refuse_row, used_fields
 from rankwise.data.hub import HUB, Part, hub_part
-from rankwise.data.image_folder import METADATA, ImageFolder, choose_images, legible, list_folder, unnamed_images
+from rankwise.data.image_folder import (
+    METADATA,
+    ImageFolder,
+    choose_images,
+    chosen_files,
+    legible,
+    list_folder,
+    split_word,
+    unnamed_images,
+    visible,
+)
 from rankwise.data.meaning import RawCounts
 from rankwise.data.parts import arrays_in, file_part
-from rankwise.data.reasoning import reasoning_in_content
-from rankwise.data.splits import chosen_files, split_word, visible
 from rankwise.data.text_encoding import is_unicode
-from rankwise.data.turns import is_turn
-from rankwise.data.unsupported import refuse_images, refuse_row
+from rankwise.data.turns import is_turn, reasoning_in_content
 from rankwise.data.unused import Unused
 from rankwise.errors import DataError, did_you_mean, some
 from rankwise.text.example import Example

@@ -1,7 +1,8 @@
 """Read the turns of a conversation, in OpenAI's or ShareGPT's format, as Messages.
 
 First each role, text and tool call is checked, then the order: an answer follows a question, a row ends with an answer,
-a system message comes first, and a tool's result follows a call.
+a system message comes first, and a tool's result follows a call. Reasoning in a field of its own is put into the
+answer's text, in the form that chat templates know.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from typing import Any
 
 from rankwise.config.base import shown
 from rankwise.data.proposals import ignoring
-from rankwise.data.reasoning import FIELDS
 from rankwise.errors import DataError, did_you_mean, some
 from rankwise.system.strict_json import loads
 from rankwise.text.example import BREAK, Message, Role, ToolCall
+from rankwise.text.reasoning import CLOSE, joined
 
+REASONING = ("reasoning_content", "reasoning", "thinking")
 ROLES: dict[str, Role] = {
     "system": "system", "developer": "system",
     "user": "user", "human": "user",
@@ -24,12 +26,28 @@ ROLES: dict[str, Role] = {
     "function_call": "assistant",
     "tool": "tool", "observation": "tool", "function": "tool",
 }  # fmt: skip
-NOT_SUPPORTED = ("function_call", *FIELDS, "audio", "images", "refusal")
+NOT_SUPPORTED = ("function_call", *REASONING, "audio", "images", "refusal")
 IN_LOSS = ("weight", "train", "loss")
 """Keys of a turn that say whether it is in the loss."""
 KEYS = {"role", "from", "content", "value", "tool_calls", "name", "tool_call_id", *IN_LOSS}
 DEEPEST = 100
 """Levels of a JSON value in a row. Templates are given such values by recursion."""
+
+
+def reasoning_in_content(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with the reasoning of each turn between tags before its content."""
+    return {key: [_turn(turn) for turn in value] if isinstance(value, list) else value for key, value in row.items()}
+
+
+def _turn(turn: Any) -> Any:
+    if not isinstance(turn, dict):
+        return turn
+    field = next((name for name in REASONING if isinstance(turn.get(name), str) and turn[name].strip()), None)
+    content = next((name for name in ("content", "value") if isinstance(turn.get(name), str)), None)
+    if field is None or content is None or CLOSE in turn[content]:
+        return turn
+    others = {name: value for name, value in turn.items() if name != field}
+    return others | {content: joined(turn[field], turn[content])}
 
 
 def read_turns(turns: Any, where: str, key: str, *, skip_first_answer: bool = False) -> tuple[Message, ...]:
@@ -304,7 +322,7 @@ def refuse_unsupported(holder: dict[str, Any], where: str, what: str, keys: tupl
     """Refuse fields that would change the conversation and are not supported yet."""
     there = [key for key in keys if holder.get(key)]
     if there:
-        setting = " Set data.reasoning to learn or mask." if set(there) & set(FIELDS) else ""
+        setting = " Set data.reasoning to learn or mask." if set(there) & set(REASONING) else ""
         raise DataError(f"{where}: the {what} has {', '.join(map(repr, there))}, which is not supported.{setting}")
 
 

@@ -29,7 +29,6 @@ import torch
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.tasks import LIKELIHOOD, TaskConfig
 from rankwise.data.dealing import Dealing, undealt
-from rankwise.data.encoded_cache import our_own
 from rankwise.errors import DataError, RankwiseError, ResourceError, is_out_of_memory, some
 from rankwise.evaluation.intervals import scores
 from rankwise.evaluation.likelihood import Likelihood, likelihoods
@@ -42,7 +41,7 @@ from rankwise.objectives.sequence_to_sequence import batch_of
 from rankwise.runs.evaluations import ModelScores, Sample
 from rankwise.runs.manifest import processor_name
 from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage
-from rankwise.system.cache import cache_folder, forget_old
+from rankwise.system.cache import cache_folder, forget_old, our_own
 from rankwise.system.extras import installed_version
 from rankwise.system.files import write_json
 

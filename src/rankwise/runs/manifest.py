@@ -16,7 +16,8 @@ from pydantic import Field
 
 from rankwise.config.base import Config
 from rankwise.runs.lineage import Round
-from rankwise.runs.row_facts import PairResults, ReplayFacts
+from rankwise.runs.measured import PairResults
+from rankwise.runs.row_facts import ReplayFacts
 from rankwise.system.extras import installed_version
 from rankwise.system.launched import launched
 

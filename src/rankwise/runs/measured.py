@@ -161,3 +161,25 @@ class FeatureForgetting(Config):
     """Name of the images."""
     sha256: str
     """Hash of the images as the models see them, and of their labels; only equal ones can be compared."""
+
+
+class PairResults(Config):
+    """What a run over pairs came to on its validation pairs, by the weights that were saved."""
+
+    pairs: int
+    accuracy_before: float
+    accuracy_after: Measured
+    """Share of the pairs whose chosen answer is preferred, with its 95 % interval; an undecided pair counts half."""
+    margin_before: float
+    margin_after: float
+    kl_from_base: float | None
+    """KL(base || tuned) in nats per token of the answers of some of these pairs; None where all weights learned."""
+
+    def describe(self) -> str:
+        after = self.accuracy_after
+        moved = "" if self.kl_from_base is None else f"; {self.kl_from_base:.4f} nats per token from the base"
+        return (
+            f"preference accuracy {self.accuracy_before:.1%} -> {after.value:.1%} "
+            f"({after.low:.1%} to {after.high:.1%}) of {self.pairs:,} pairs; "
+            f"margin {self.margin_before:.3f} -> {self.margin_after:.3f}{moved}"
+        )

@@ -8,7 +8,6 @@ from typing import Literal
 from rankwise.config.base import Config
 from rankwise.config.preference import PairLoss
 from rankwise.errors import one_line, some
-from rankwise.runs.measured import Measured
 from rankwise.runs.records import OF_LANGUAGE_MODELS
 
 Pooling = Literal["own", "mean", "cls", "max"]
@@ -156,32 +155,6 @@ class PairFacts(Config):
             f"; chosen answers have {self.chosen.median:,} tokens and rejected ones {self.rejected.median:,} "
             f"(medians), and the chosen answer is the longer one in {self.chosen_longer:.0%} of the pairs"
         )
-
-
-class PairResults(Config):
-    """What a run over pairs came to on its validation pairs, by the weights that were saved."""
-
-    pairs: int
-    accuracy_before: float
-    accuracy_after: Measured
-    """Share of the pairs whose chosen answer is preferred, with its 95 % interval; an undecided pair counts half."""
-    margin_before: float
-    margin_after: float
-    kl_from_base: float | None
-    """KL(base || tuned) in nats per token of the answers of some of these pairs; None where all weights learned."""
-
-    def describe(self) -> str:
-        after = self.accuracy_after
-        moved = "" if self.kl_from_base is None else f"; {self.kl_from_base:.4f} nats per token from the base"
-        return (
-            f"preference accuracy {self.accuracy_before:.1%} -> {after.value:.1%} "
-            f"({after.low:.1%} to {after.high:.1%}) of {self.pairs:,} pairs; "
-            f"margin {self.margin_before:.3f} -> {self.margin_after:.3f}{moved}"
-        )
-
-
-Size = tuple[int, int]
-"""Width and height."""
 
 
 class ImageChange(Config):

@@ -7,9 +7,13 @@ import os
 import shutil
 import time
 from contextlib import suppress
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
 import platformdirs
+
+from rankwise.system.extras import installed_version
 
 KEPT_SECONDS = 30 * 86_400
 MOST_BYTES = 20 * 10**9
@@ -66,3 +70,11 @@ def forget_old(entries: Path) -> None:
         if (0 < size < total and total > MOST_BYTES) or time.time() - used > KEPT_SECONDS:
             with suppress(OSError):
                 shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink()
+
+
+@cache
+def our_own() -> str:
+    """A hash of rankwise's code and of the versions of the libraries that render and tokenize."""
+    package = Path(__file__).parents[1]
+    code = b"".join(file.read_bytes() for file in sorted([*package.rglob("*.py"), *package.rglob("*.yaml")]))
+    return " ".join([sha256(code).hexdigest(), *map(installed_version, ("transformers", "tokenizers"))])

@@ -31,7 +31,6 @@ from torch import Tensor
 from rankwise.config.validation import ValidationConfig
 from rankwise.data.batches import Batch
 from rankwise.data.dealing import deal, share_of
-from rankwise.data.encoded_cache import our_own
 from rankwise.data.preparation import Prepared
 from rankwise.data.sequences import evenly
 from rankwise.errors import RankwiseError, RunError
@@ -41,9 +40,9 @@ from rankwise.objectives.objective import Objective
 from rankwise.objectives.preference import PairLosses, Preference, log_probabilities
 from rankwise.runs.lineage import Round
 from rankwise.runs.manifest import BackendName, BaseModelFacts, processor_name
+from rankwise.runs.measured import PairResults
 from rankwise.runs.records import Callback, ProgressUpdate, SampleRecord, ScoreRecord, StatusMessage, silent
-from rankwise.runs.row_facts import PairResults
-from rankwise.system.cache import cache_folder, forget_old
+from rankwise.system.cache import cache_folder, forget_old, our_own
 from rankwise.system.extras import installed_version
 from rankwise.system.files import write_json
 from rankwise.system.signals import heed

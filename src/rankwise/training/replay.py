@@ -19,7 +19,7 @@ from rankwise.data.instructions import instructions
 from rankwise.data.licences import strictest
 from rankwise.data.preparation import Prepared
 from rankwise.data.preparing import Writing, prepare, refuse_fatal
-from rankwise.data.replay import Replay
+from rankwise.data.row_order import Replay
 from rankwise.data.sequences import EncodedRows, SelectedRows
 from rankwise.errors import DataError, RunError
 from rankwise.evaluation.validation_rows import files_of, prepared_again

@@ -32,8 +32,7 @@ from starlette.requests import ClientDisconnect, Request
 from rankwise.config.base import Config
 from rankwise.config.data import DataConfig, StoppingCheck
 from rankwise.config.preference import PreferenceConfig, as_pairs
-from rankwise.data.encoded_cache import forget
-from rankwise.data.preparing import checked, refuse_fatal
+from rankwise.data.preparing import checked, forget, refuse_fatal
 from rankwise.errors import DataError, RankwiseError, ResourceError, RunError, together
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.causal_lm import CAUSAL_LM
