@@ -31,6 +31,7 @@ from rankwise.data.hub import Part, with_names
 from rankwise.data.image_folder import METADATA, list_folder, sha256_or_nothing, visible
 from rankwise.data.image_rows import IMAGE_SUFFIXES, PATH_FIELDS, image_field, is_image_path
 from rankwise.errors import DataError, first_line, some
+from rankwise.runs.row_facts import LayoutFacts
 from rankwise.system.contents import hash_of
 from rankwise.system.contents import opened as contents
 

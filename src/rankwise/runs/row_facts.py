@@ -157,6 +157,10 @@ class PairFacts(Config):
         )
 
 
+Size = tuple[int, int]
+"""Width and height."""
+
+
 class ImageChange(Config):
     """What was changed in some images when they were decoded."""
 
