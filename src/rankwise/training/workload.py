@@ -21,7 +21,7 @@ from rankwise.system.memory import is_limited
 
 PREFIX_SHARE, SHARE_UNDER_LIMIT = 0.15, 0.03
 """The share of free memory that the cache of the blocks below the first trained one may take. A forecast does not count
-it, and leaves less unplanned under a limit (planning/planned_device.py)."""
+it, and leaves less unplanned under a limit (planning/devices.py)."""
 
 
 def prefix_room(free: int) -> int:
