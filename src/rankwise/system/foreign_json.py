@@ -39,6 +39,14 @@ def read_any_json(file: Path) -> Any:
     return loaded
 
 
+def read_if_sound(file: Path) -> Any:
+    """None where the file is not there, or cannot be read."""
+    try:
+        return read_any_json(file) if file.is_file() else None
+    except ModelError:
+        return None
+
+
 def _is_deeper(value: Any, depth: int) -> bool:
     """Whether lists and objects are nested deeper. Libraries that read settings copy them by recursion."""
     level = [value]

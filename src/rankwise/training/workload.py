@@ -37,7 +37,7 @@ from rankwise.training.world import ALONE, World
 
 PREFIX_SHARE, SHARE_UNDER_LIMIT = 0.15, 0.03
 """The share of free memory that the cache of the blocks below the first trained one may take. A forecast does not count
-it, and leaves less unplanned under a limit (planning/planned_device.py)."""
+it, and leaves less unplanned under a limit (planning/devices.py)."""
 
 
 def prefix_room(free: int) -> int:
