@@ -5,7 +5,7 @@
                are seen again and are not varied; at most a share of free memory, so a training fits without it
     images     the pixels of all images (N S^2 3 bytes), in pages of a file that the system drops where memory is short
     overhead   what lives beside saved activations at the most, as a pass over fake images measured it
-               (forward/image_pass.py), and holes between them, as a share of activations: the layers of a model of
+               (forward/fake_pass.py), and holes between them, as a share of activations: the layers of a model of
                images differ in size, so what one frees seldom fits the next
 
 Those shares are measured (bench/plan.py --images) and hold for a processor. On a GPU they are assumed.
