@@ -202,16 +202,16 @@ CHOICES = {
 
 def evaluation_warnings(evaluation: Evaluation, experiment: Experiment | None, results: Results | None) -> list[str]:
     """List the warnings for an evaluation; `experiment` and `results` belong to the evaluated run."""
-    found = []
+    found, items = [], plural(evaluation.n, "item")
     if evaluation.n < FEW:
         found.append(
-            f"{evaluation.task}: {plural(evaluation.n, 'item')} cannot show anything, and intervals over so few are too "
+            f"{evaluation.task}: {items} cannot show anything, and intervals over so few are too "
             f"narrow; evaluate on at least {FEW}, better on a hundred."
         )
     alike = [name for name, one in evaluation.tuned.metrics.items() if one.low == one.high]
     if alike and evaluation.n >= FEW:
         found.append(
-            f"{evaluation.task}: {alike[0]} does not vary when the {plural(evaluation.n, 'item')} are resampled, so its "
+            f"{evaluation.task}: {alike[0]} does not vary when the {items} are resampled, so its "
             f"interval has no width. It is still uncertain: up to about {3 / evaluation.n:.1%} of all such items may "
             "differ."
         )
