@@ -21,7 +21,7 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load, load_unchecked
 from rankwise.objectives.objective import text_writing
 from rankwise.runs.records import Callback
-from rankwise.text.encode import Encoder
+from rankwise.text.encode import Encoder, EncoderOf
 from rankwise.text.tokenize import Tokens
 
 
@@ -39,7 +39,11 @@ class CausalLM:
         return ()
 
     def writing(self, model: LoadedModel) -> TextWriting:
-        return text_writing(model, Encoder)
+        return text_writing(model, self.encoder)
+
+    @property
+    def encoder(self) -> EncoderOf:
+        return Encoder
 
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         return portion(rows, max_tokens)

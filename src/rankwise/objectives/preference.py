@@ -35,6 +35,7 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.causal_lm import CausalLM, vocabulary_of
 from rankwise.objectives.objective import text_writing
 from rankwise.runs.row_facts import PairFacts
+from rankwise.text.encode import EncoderOf
 from rankwise.text.encode_pairs import PairEncoder, pair_of
 from rankwise.text.tokenize import Tokens
 
@@ -107,7 +108,11 @@ class Preference(CausalLM):
         )  # fmt: skip
 
     def writing(self, model: LoadedModel) -> TextWriting:
-        return text_writing(model, PairEncoder, pairs=self.facts)
+        return text_writing(model, self.encoder, pairs=self.facts)
+
+    @property
+    def encoder(self) -> EncoderOf:
+        return PairEncoder
 
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         return padded_pairs(rows, max_tokens, prompts=self.prompts)

@@ -28,6 +28,7 @@ from rankwise.models.loading import load, load_unchecked
 from rankwise.objectives.causal_lm import CausalLM, vocabulary_of
 from rankwise.objectives.objective import text_writing
 from rankwise.runs.records import Callback
+from rankwise.text.encode import EncoderOf
 from rankwise.text.encode_sequences import SequenceEncoder, bare_template, parted, row_of
 from rankwise.text.rendering import Template
 from rankwise.text.tokenize import Tokens
@@ -53,7 +54,11 @@ class SequenceToSequence(CausalLM):
         return loaded.with_template(bare_template(loaded.tokenizer))
 
     def writing(self, model: LoadedModel) -> TextWriting:
-        return replace(text_writing(model, _encoder), encoder_decoder=True)
+        return replace(text_writing(model, self.encoder), encoder_decoder=True)
+
+    @property
+    def encoder(self) -> EncoderOf:
+        return _encoder
 
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         """Rows of like length together, longest first."""
