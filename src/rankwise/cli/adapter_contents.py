@@ -9,7 +9,7 @@ from rankwise.cli.rank_map import WIDTH
 from rankwise.errors import some
 
 if TYPE_CHECKING:
-    from rankwise.commands.inspect_adapter import AdapterFacts
+    from rankwise.commands.inspect import AdapterFacts
 
 HINT = "a hint of a change that was planted by hand, and no proof"
 MOST_PLANTED = 5

@@ -1,4 +1,13 @@
-"""`rankwise watch`: follow runs in a terminal, with their curves; plain lines elsewhere, or their records as JSON."""
+"""`rankwise watch`: follow runs in a terminal, with their curves; plain lines elsewhere, or their records as JSON.
+
+Each column of a curve is the mean of its share of the values:
+
+    3.21 |#.
+         |##..
+    1.87 |####....
+
+With UTF-8 the blocks of Unicode divide each line into eight levels; without, a line has the two levels of `.` and `#`.
+"""
 
 from __future__ import annotations
 

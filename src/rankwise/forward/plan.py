@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rankwise.config.experiment import Planned
 from rankwise.config.images import ImagesConfig
 from rankwise.config.misfits import misfits
-from rankwise.config.planning import Planned
 from rankwise.data.tag_classes import holds_tags
 from rankwise.errors import ConfigError, ModelError
 from rankwise.planning.devices import Device

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rankwise.config.forgetting import ANSWER_TOKENS
 from rankwise.config.generation import GenerationConfig
-from rankwise.config.replay import ANSWER_TOKENS
 from rankwise.data.instructions import instructions
 from rankwise.errors import DataError
 from rankwise.inference.generate import answers_in_turn, asking_ids

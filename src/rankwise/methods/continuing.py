@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rankwise.config.adapters import LoraConfig
-from rankwise.config.head import HeadConfig
+from rankwise.config.adapters import HeadConfig, LoraConfig
 from rankwise.config.matching import matcher
 from rankwise.config.method import MethodConfig
 from rankwise.errors import ConfigError, some

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import Choice, check_choices
-from rankwise.config.head import HeadConfig
+from rankwise.config.adapters import HeadConfig
 from rankwise.errors import ConfigError, RunError
 from rankwise.methods.adapter import AdapterMethod, AdapterTrainable
 from rankwise.methods.method import Setup

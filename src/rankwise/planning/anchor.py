@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rankwise.config.anchor import BLOCKS, AnchorConfig
+from rankwise.config.forgetting import BLOCKS, AnchorConfig
 from rankwise.planning.forecast import Forecast, operations_of
 from rankwise.planning.operations import Load
 

@@ -11,9 +11,9 @@ import statistics
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
-from rankwise.config.convolutions import image_readers
+from rankwise.config.experiment import Planned
 from rankwise.config.method import MethodConfig
-from rankwise.config.planning import Planned
+from rankwise.config.modules import image_readers
 from rankwise.config.training import TrainingConfig
 from rankwise.planning.activations import FAST, OF_IMAGES, OF_TEXTS, Form
 from rankwise.planning.devices import Device

@@ -6,7 +6,7 @@ An image counts as many tokens as it has patches of 16 pixels, as in training (c
 from __future__ import annotations
 
 from rankwise.config.data import DataConfig
-from rankwise.config.planning import Planned
+from rankwise.config.experiment import Planned
 from rankwise.data.hub import HUB
 from rankwise.data.sources import open_source, raw_records
 from rankwise.errors import DataError, ModelError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rankwise.config.planning import Planned
+from rankwise.config.experiment import Planned
 from rankwise.planning.forecast import AtOnce, at_once, longest_of, rows_at_once
 from rankwise.planning.image_rows import images_in_memory, passes_of, reads_by_arrow
 from rankwise.planning.rows import PlannedRows

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rankwise.config.planning import Planned
+from rankwise.config.experiment import Planned
 from rankwise.data.classes import read_targets
 from rankwise.data.tag_classes import read_tags
 from rankwise.planning.pooling import pooling_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rankwise.config.planning import Planned
+from rankwise.config.experiment import Planned
 from rankwise.errors import ConfigError
 from rankwise.planning.devices import Device, find_device, with_memory
 from rankwise.planning.machine import graphics_cards, this_machine, this_processor

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from rankwise.config.experiment import Planned
 from rankwise.config.method import MethodConfig
-from rankwise.config.planning import Planned
 from rankwise.planning.devices import Device
 from rankwise.planning.fitting import least_recomputed
 from rankwise.planning.forecast import AtOnce, Forecast, forecast

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from rankwise.config.planning import Planned
+from rankwise.config.experiment import Planned
+from rankwise.config.forgetting import ANSWER_TOKENS, replay_rows
 from rankwise.config.preference import read_as
-from rankwise.config.replay import ANSWER_TOKENS, replay_rows
 from rankwise.data.instructions import instructions
 from rankwise.errors import DataError
 from rankwise.planning.forecast import limit_of, longest_of

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from rankwise.config.planning import Planned
+from rankwise.config.experiment import Planned
 from rankwise.config.validation import WRITTEN
 from rankwise.planning.rows import PlannedRows
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from rankwise.config.built_in_tasks import BUILT_IN
 from rankwise.config.experiment import Experiment
-from rankwise.config.tasks import HELD_OUT
+from rankwise.config.tasks import BUILT_IN, HELD_OUT
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.end_request import BY_REQUEST
 from rankwise.runs.evaluations import Evaluation, ModelScores, StrengthCurve

@@ -17,8 +17,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from rankwise.commands.models import known_models
-from rankwise.config.experiment import Experiment
-from rankwise.config.planning import Planned
+from rankwise.config.experiment import Experiment, Planned
 from rankwise.errors import ConfigError, RankwiseError
 from rankwise.models.cached import is_here
 from rankwise.planning.reading import needs_hub

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankwise.config.anchor import BLOCKS, CODE_TEXT, OWN_TEXT, AnchorConfig
+from rankwise.config.forgetting import BLOCKS, CODE_TEXT, OWN_TEXT, AnchorConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import DataError
 from rankwise.evaluation.text import BETWEEN, Text, Written, cut, read_text
@@ -75,7 +75,7 @@ def text_of_run(
     config: TrainingConfig, model: LoadedModel, trainable: Trainable, callback: Callback, world: World = ALONE
 ) -> Text | None:
     """None where the run is not held to its base. What the base writes is written by the first process, for all."""
-    if (settings := config.anchor) is None:
+    if (settings := config.forgetting) is None:
         return None
 
     def written() -> list[Any]:
