@@ -139,12 +139,12 @@ def run(folder: Path, cell: Cell, model: LoadedModel) -> dict[str, Any]:
         work = Workload.of(model.module, tuned, CAUSAL_LM, config, prepared, False, silent)
         backend = choose_backend(work, "auto", 0)
         anchor = None
-        if config.forgetting is not None:
+        if config.anchor is not None:
             assert isinstance(backend, Eager | Fused), "it is a language model"
             with tuned.base():
-                text = anchor_text(config.forgetting, model, config.steps or 1, silent)
+                text = anchor_text(config.anchor, model, config.steps or 1, silent)
             base = BaseOnText(text, tuned, backend, 10**9)
-            anchor = Anchor(base, config.forgetting.weight, config.seed, config.max_batch_tokens)
+            anchor = Anchor(base, config.anchor.weight, config.seed, config.max_batch_tokens)
         trainer = Trainer(tuned, Batches.of_prepared(prepared, config, backend.layout), config, backend, anchor=anchor)
         seconds = [record.seconds for record in trainer.run()]
         rows = list(prepared.measured_rows)

@@ -17,7 +17,7 @@ from rankwise.runs.end_request import is_asked_to_end
 from rankwise.runs.queue import Queue
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.runs.step_folders import StepFolders
-from rankwise.studio.queued import queued
+from rankwise.studio.live import queued
 from rankwise.studio.runs import COLUMNS, losses_of
 from report_runs import made_run
 

@@ -12,7 +12,7 @@ from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
 from rankwise.cli.merge_text import extracted_lines
 from rankwise.cli.options import ForceBase, ForceResult, Json, Quiet
-from rankwise.cli.visible import visible
+from rankwise.cli.words import visible
 
 
 def extract(

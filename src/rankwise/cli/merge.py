@@ -11,7 +11,7 @@ from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
 from rankwise.cli.merge_text import combined_lines, merged_lines, plan_lines
 from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet
-from rankwise.cli.visible import visible
+from rankwise.cli.words import visible
 from rankwise.errors import ConfigError
 
 if TYPE_CHECKING:

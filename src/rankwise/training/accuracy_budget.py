@@ -62,7 +62,7 @@ class AccuracyTask:
 def tasks_of_run(config: TrainingConfig, model: LoadedModel, report: DataReport) -> tuple[AccuracyTask, ...]:
     """None without a budget of accuracy. ConfigError and DataError, before anything is trained, where a task cannot
     tell how accurate a model is, or is trained on."""
-    anchor = config.forgetting
+    anchor = config.anchor
     if anchor is None or anchor.most_points is None:
         return ()
     return tuple(_task(name, anchor.task_rows, model, report) for name in dict.fromkeys(anchor.tasks))

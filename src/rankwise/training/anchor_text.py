@@ -75,7 +75,7 @@ def text_of_run(
     config: TrainingConfig, model: LoadedModel, trainable: Trainable, callback: Callback, world: World = ALONE
 ) -> Text | None:
     """None where the run is not held to its base. What the base writes is written by the first process, for all."""
-    if (settings := config.forgetting) is None:
+    if (settings := config.anchor) is None:
         return None
 
     def written() -> list[Any]:

@@ -202,7 +202,7 @@ class TrainingRun:
 
     def anchor(self, backend: Backend) -> Anchor | None:
         """None where the run is not held to its base."""
-        if (config := self.config.forgetting) is None or self.anchor_text is None:
+        if (config := self.config.anchor) is None or self.anchor_text is None:
             return None
         assert isinstance(backend, Eager | Fused), "other objectives refuse an anchor"
         base = BaseOnText(self.anchor_text, self.trainable, backend, prefix_room(available_memory()), self.world)
@@ -210,7 +210,7 @@ class TrainingRun:
 
     def budget(self, anchor: Anchor | None, validation: Validation) -> Budget | None:
         """None where none was given."""
-        config = self.config.forgetting
+        config = self.config.anchor
         if config is None or anchor is None:
             return None
         if config.most_points is not None:
