@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet, RunName
-from rankwise.cli.visible import visible
+from rankwise.cli.words import visible
 from rankwise.errors import ConfigError
 
 if TYPE_CHECKING:

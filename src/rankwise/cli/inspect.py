@@ -13,7 +13,7 @@ from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import ForceResult, Json
 from rankwise.cli.rank_map import WIDTH, Cell, rank_tables
-from rankwise.cli.visible import visible
+from rankwise.cli.words import visible
 from rankwise.errors import some
 from rankwise.runs.lineage import described
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rankwise.commands.several import refuse_several
-from rankwise.config.planning import Planned
+from rankwise.commands.starting import refuse_several
+from rankwise.config.experiment import Planned
 from rankwise.forward.plan import plan as plan_of_config
 from rankwise.planning.plan import Plan
 from rankwise.planning.processes import ALONE, Processes

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from rankwise.config.anchor import CODE_TEXT, OWN_TEXT, AnchorConfig
 from rankwise.config.experiment import Experiment
+from rankwise.config.forgetting import CODE_TEXT, OWN_TEXT, AnchorConfig
 from rankwise.config.yaml import dump_yaml
 from rankwise.errors import some
 from rankwise.models.sources import FROM_GGUF, FROM_INDEX, GGUF_FILE, LOCAL

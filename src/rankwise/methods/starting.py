@@ -26,10 +26,9 @@ from rankwise.adapters.formats.peft_reader import CONFIG
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import host_view
 from rankwise.adapters.weights import AdapterWeights, Factors
-from rankwise.config.adapters import LoraConfig
+from rankwise.config.adapters import HeadConfig, LoraConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.expressions import matcher
-from rankwise.config.head import HeadConfig
 from rankwise.config.method import MethodConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import AdapterError, ConfigError, RankwiseError, some

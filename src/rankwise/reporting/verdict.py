@@ -11,9 +11,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from rankwise.config.built_in_tasks import BUILT_IN
 from rankwise.config.experiment import Experiment
-from rankwise.config.tasks import HELD_OUT
+from rankwise.config.tasks import BUILT_IN, HELD_OUT
 from rankwise.reporting.quantities import figure, interval, measured, plural
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.directory import BY_REQUEST
