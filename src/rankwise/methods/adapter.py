@@ -36,7 +36,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RunError, TrainingError, some
 from rankwise.methods.artifact import BASE_FACTS, Artifact, base_facts, check_base
 from rankwise.methods.method import Contents, Record, Setup
-from rankwise.methods.trainable import TrainableState, state_of
+from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.saving import save_reader
 from rankwise.models.sharding import gathered
@@ -48,28 +48,19 @@ from rankwise.runs.records import Callback, RankRecord, StatusMessage, WarningMe
 from rankwise.system.files import write_atomic
 
 
-class AdapterTrainable:
-    """One adapter of a set. Unless a method says otherwise, its ranks stay and a step is a step."""
+class AdapterTrainable(Trainable):
+    """One adapter of a set."""
 
     unit = "adapted layers"
-    sets_apart = False
 
     def __init__(self, adapters: AdapterSet, name: str = "default", ranks: RankRecord | None = None) -> None:
-        self.adapters, self.name = adapters, name
+        self.adapters, self.name, self.model = adapters, name, adapters.model
         self.initial_ranks = ranks
-
-    @property
-    def first_final_step(self) -> int:
-        return 1
 
     @property
     def scale_setting(self) -> str:
         """The setting that makes the change larger, for messages."""
         return "adapter.scale"
-
-    @property
-    def model(self) -> nn.Module:
-        return self.adapters.model
 
     @property
     def names(self) -> list[str]:
@@ -78,9 +69,6 @@ class AdapterTrainable:
     @property
     def extra_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
-
-    def describe(self) -> str | None:
-        return None
 
     def parameters(self) -> list[nn.Parameter]:
         return self.adapters.parameters(self.name)
@@ -115,12 +103,6 @@ class AdapterTrainable:
             path for path, module in modules.items() if not any(one in optimizer.state for one in module.parameters())
         ]
 
-    def state_dict(self) -> TrainableState:
-        return state_of(self.named_parameters())
-
-    def load_state_dict(self, state: TrainableState, optimizer: torch.optim.Optimizer) -> None:
-        state.restore(self.named_parameters())
-
     def idle_heads(self, optimizer: torch.optim.Optimizer) -> list[str]:
         """Heads that never got a gradient."""
         heads = self.adapters.trained_heads(self.name)
@@ -128,19 +110,6 @@ class AdapterTrainable:
 
     def train(self, mode: bool = True) -> None:
         self.adapters.train(mode)
-
-    def set_apart(self) -> list[Tensor]:
-        return []
-
-    def add_penalty(self) -> None: ...
-
-    def before_step(self, clipped: float = 1.0) -> None: ...
-
-    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> RankRecord | None:
-        return None
-
-    def end_early(self, step: int, optimizer: torch.optim.Optimizer) -> RankRecord | None:
-        return None
 
     def finish(self) -> None:
         """The adapter is LoRA from here on, without layers of rank 0."""

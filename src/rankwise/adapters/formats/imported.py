@@ -78,9 +78,7 @@ class Layers:
         placed: dict[str, Factors] = {}
         for path, part in self.factors.items():
             here = today.get(path, path)
-            if here in placed:
-                self.problems.append(f'"{path}" and "{here}" are one layer')
-            elif here in modules:
+            if here in modules:
                 module = modules[here]
                 self.problems += [f'"{path}" {problem}' for problem in misfits(part, module)]
                 placed[here] = replace(part, embedding=is_embedding(module))

@@ -44,7 +44,7 @@ from rankwise.adapters.base_layers import (
 )
 from rankwise.adapters.experts import StackedWeight
 from rankwise.adapters.formats.peft_config import PeftConfig, check_config, is_inside, read_settings, unknown_keys
-from rankwise.adapters.formats.tensors import FLOATS, instead_of, open_tensors, pickles_in
+from rankwise.adapters.formats.tensors import instead_of, no_floats, open_tensors, pickles_in
 from rankwise.adapters.weights import AdapterWeights, Factors, TokenValues
 from rankwise.config.experts import NESTED, PARAMETERS, stored_names
 from rankwise.config.expressions import matches_of
@@ -79,7 +79,11 @@ def read_weights(folder: Path, modules: Modules | None = None) -> AdapterWeights
         reader = _Reader(tensors, config, known)
         layers, heads = reader.grouped()
         ranks = reader.checked_ranks(layers)
-        problems = [*reader.problems, *config.unmatched([path for path in layers if path not in reader.stacked])]
+        problems = [
+            *no_floats(tensors),
+            *reader.problems,
+            *config.unmatched([path for path in layers if path not in reader.stacked]),
+        ]
         problems += unmatched_parameters(config.target_parameters or [], list(reader.stacked))
         problems += reader.lost_layers(today) if not problems else []
         if not layers and not heads and not reader.tokens and not problems:
@@ -95,12 +99,11 @@ def read_weights(folder: Path, modules: Modules | None = None) -> AdapterWeights
         whole = {name: tensors.get_tensor(PREFIX + name) for name in heads}
         tokens = {path: TokenValues(tuple(ids), tensors.get_tensor(f"{PREFIX}{path}.{TOKENS}"))
                   for path, ids in reader.tokens.items()}  # fmt: skip
+    others = {path: rows.values for path, rows in tokens.items()} | whole
     infinite = [path for path, part in factors.items() if not part.finite]
-    infinite += [path for path, rows in tokens.items() if not bool(torch.isfinite(rows.values).all())]
-    infinite += [name for name, value in whole.items() if not bool(torch.isfinite(value).all())]
+    infinite += [name for name, value in others.items() if not bool(torch.isfinite(value).all())]
     _refuse(file, [f'"{name}" contains NaN or infinity' for name in infinite])
     if old := [path for path in factors if path in today]:
-        _refuse(file, [f'"{path}" and "{today[path]}" are one layer' for path in old if today[path] in factors])
         factors = {today.get(path, path): part for path, part in factors.items()}
         factors = {path: factors[path] for path in modules or () if path in factors}
     warnings = (*unknown_keys(settings, config), *_unused_pickles(folder))
@@ -155,10 +158,8 @@ class _Reader:
                 self._check_initial_rank(key)
             elif problem := self._problem_of(match, path):
                 self.problems.append(f'"{key}" {problem}')
-            elif match["part"] in layers.setdefault(path, {}):
-                self.problems.append(f'"{key}" is a second tensor for the same part of a layer')
             else:
-                layers[path][match["part"]] = key
+                layers.setdefault(path, {})[match["part"]] = key
         self.problems += [
             f'"modules_to_save" names "{name}", but the file has no weights for it'
             for name in self.config.modules_to_save or []
@@ -175,17 +176,12 @@ class _Reader:
         ranks, problems = self.config.ranks_of(list(layers))
         self.problems += problems
         for path, keys in layers.items():
-            slices = [self.tensors.get_slice(key) for key in keys.values()]
-            shapes, layer = [tuple(part.get_shape()) for part in slices], self.modules[path] if self.modules else None
+            shapes = [tuple(self.tensors.get_slice(key).get_shape()) for key in keys.values()]
+            layer = self.modules[path] if self.modules else None
             if path in self.stacked:
                 self.problems += misfitting_experts(path, shapes, ranks[path], layer, self.config.peft_version)
             else:
                 self.problems += misfitting(path, shapes, ranks[path], self.config.parts, layer)
-            types = [part.get_dtype() for part in slices]
-            if not set(types) <= FLOATS:
-                self.problems.append(
-                    f'"{path}" has factors of type {" and ".join(types)}, which are not floating-point numbers'
-                )
         return ranks
 
     def lost_layers(self, today: Mapping[str, str]) -> list[str]:
@@ -253,16 +249,14 @@ class _Reader:
 
     def _add_tokens(self, key: str, path: str) -> None:
         """Rows of single tokens, of which the model must have as many."""
-        ids, stored = self.config.tokens_of(path) or [], self.tensors.get_slice(key)
-        shape, module = tuple(stored.get_shape()), None if self.modules is None else self.modules.get(path)
+        ids, shape = self.config.tokens_of(path) or [], tuple(self.tensors.get_slice(key).get_shape())
+        module = None if self.modules is None else self.modules.get(path)
         if self.modules is not None and not isinstance(module, nn.Embedding | nn.Linear):
             self.problems.append(f'"{key}" is for a table that this model does not have')
         elif len(shape) != 2 or not ids or shape[0] != len(ids) or len(set(ids)) != len(ids):
             self.problems.append(
                 f'"{key}" has the shape {shape}, but trainable_token_indices names {len(set(ids))} tokens for it'
             )
-        elif stored.get_dtype() not in FLOATS:
-            self.problems.append(f'"{key}" has the type {stored.get_dtype()}, which is not a floating-point number')
         elif module is not None and shape[1] != weight_of(module).shape[1]:
             self.problems.append(
                 f'"{key}" has rows of {shape[1]} numbers, but this model has {weight_of(module).shape[1]}'
@@ -276,20 +270,17 @@ class _Reader:
             self.tokens[path] = ids
 
     def _fits_model(self, key: str, name: str) -> bool:
-        stored = self.tensors.get_slice(key)
-        shape, (path, _, leaf) = tuple(stored.get_shape()), name.rpartition(".")
-        if self.modules is not None:
-            own = getattr(self.modules.get(path), leaf, None)
-            if not isinstance(own, Tensor):
-                self.problems.append(f'"{key}" is for a layer that this model does not have')
-                return False
-            if tuple(own.shape) != shape:
-                self.problems.append(f'"{key}" has the shape {shape}, but this model needs {tuple(own.shape)}')
-                return False
-        if stored.get_dtype() not in FLOATS:
-            self.problems.append(f'"{key}" has the type {stored.get_dtype()}, which is not a floating-point number')
-            return False
-        return True
+        if self.modules is None:
+            return True
+        shape, (path, _, leaf) = tuple(self.tensors.get_slice(key).get_shape()), name.rpartition(".")
+        own = getattr(self.modules.get(path), leaf, None)
+        if not isinstance(own, Tensor):
+            self.problems.append(f'"{key}" is for a layer that this model does not have')
+        elif tuple(own.shape) != shape:
+            self.problems.append(f'"{key}" has the shape {shape}, but this model needs {tuple(own.shape)}')
+        else:
+            return True
+        return False
 
     def _check_initial_rank(self, key: str) -> None:
         """Some versions of PEFT store the rank at the start with each layer and divide by it."""

@@ -48,14 +48,18 @@ def open_tensors(file: Path, missing: str = ".") -> Iterator[Any]:
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """All of them; AdapterError where some are no floating-point numbers."""
     with open_tensors(file) as opened:
-        types = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118  it is no dict
-        problems = [
-            f'"{name}" has the type {kind}, which is not a floating-point number'
-            for name, kind in types.items() if kind not in FLOATS
-        ]  # fmt: skip
-        if problems:
+        if problems := no_floats(opened):
             raise AdapterError(f"{file} cannot be used: {some(problems, 8)}.")
-        return {name: opened.get_tensor(name) for name in types}
+        return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is no dict
+
+
+def no_floats(opened: Any) -> list[str]:
+    """Clauses for the tensors that are no floating-point numbers; those of a rank may be whole ones."""
+    types = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
+    return [
+        f'"{name}" has the type {kind}, which is not a floating-point number'
+        for name, kind in types.items() if kind not in FLOATS and not name.endswith(".ranknum")
+    ]  # fmt: skip
 
 
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz")
