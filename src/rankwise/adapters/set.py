@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from rankwise.adapters.adalora import is_decided
 from rankwise.adapters.adapter import Adapter
 from rankwise.adapters.base_layers import adalora_for, features_of, lora_for, oriented, plain_lora, weight_of
-from rankwise.adapters.experts import ExpertsWrapper, open_experts, owner_of
+from rankwise.adapters.experts import open_experts, owner_of
 from rankwise.adapters.fused import split_of
 from rankwise.adapters.heads import HeadWrapper, head_paths
 from rankwise.adapters.lora import LoRA
 from rankwise.adapters.targets import Choice, chosen_paths
 from rankwise.adapters.token_rows import TokenRows, lay_token_rows
-from rankwise.adapters.wrapper import AdapterWrapper
+from rankwise.adapters.wrapper import AdapterWrapper, Wrapper
 from rankwise.config.adapters import AdaLoraConfig
 from rankwise.config.budget import budget_of
 from rankwise.config.strength import check_strength
@@ -253,11 +253,8 @@ class AdapterSet:
         for path, module in reversed(list(self.model.named_modules(remove_duplicate=False))):  # the innermost first
             if isinstance(module, AdapterWrapper):
                 module.active = ()
+            if isinstance(module, Wrapper):
                 self.model.set_submodule(path, module.host)
-            elif isinstance(module, ExpertsWrapper):
-                self.model.set_submodule(path, module.host)
-            elif isinstance(module, HeadWrapper):
-                self.model.set_submodule(path, module.base_layer)
         for parameter in self._required_grad:
             parameter.requires_grad_(True)
         return self.model
@@ -297,7 +294,7 @@ def _check_name(name: str) -> None:
 
 
 def refuse_adapted(model: nn.Module) -> None:
-    if any(isinstance(module, AdapterWrapper | HeadWrapper | ExpertsWrapper) for module in model.modules()):
+    if any(isinstance(module, Wrapper) for module in model.modules()):
         raise TargetError(
             "this model already has adapters. Give their AdapterSet, which inject returned (after training it is "
             "`trainable.adapters`), to rankwise.add_adapter to add another one, or call its `remove`."
@@ -316,13 +313,7 @@ def discard(adapters: AdapterSet, name: str) -> None:
             del head.copies[name]
     model = adapters.model
     for path, module in reversed(list(model.named_modules(remove_duplicate=False))):  # the innermost first
-        if isinstance(module, AdapterWrapper) and not module.adapters:
-            model.set_submodule(path, module.host)
-        elif isinstance(module, HeadWrapper) and module.is_empty:
-            model.set_submodule(path, module.base_layer)
-        elif isinstance(module, ExpertsWrapper) and not any(
-            isinstance(one, AdapterWrapper) for one in module.modules()
-        ):
+        if isinstance(module, Wrapper) and module.is_empty:
             model.set_submodule(path, module.host)
 
 
@@ -340,7 +331,7 @@ def merge(adapters: AdapterSet, name: str = "default") -> nn.Module:
         else:
             weight.copy_(changed)
     for path, trained in adapters.trained_heads(name).items():
-        base = adapters.heads[path].base_layer
+        base = adapters.heads[path].host
         for weight in base.parameters():
             _part(adapters.model, base, weight)
         unpack_weights(base)

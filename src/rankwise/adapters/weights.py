@@ -30,6 +30,7 @@ from torch.nn import functional as F
 
 from rankwise.config.matching import ranges
 from rankwise.errors import AdapterError, some
+from rankwise.runs.records import Callback, StatusMessage, WarningMessage
 
 STACKED = 3
 """Dimensions of a factor that has one matrix for each expert."""
@@ -251,6 +252,15 @@ def _same_change(one: Factors, other: Factors) -> bool:
 def _norm(X: Tensor, Y: Tensor) -> float:
     """The Frobenius norm of X Y. Rounding may leave 1e-8 of what was subtracted where the norm is zero."""
     return math.sqrt(max(0.0, float(((X.T @ X) * (Y @ Y.T)).sum())))
+
+
+def reported(weights: AdapterWeights, callback: Callback) -> AdapterWeights:
+    """The same, once a user was shown what there is to know of its file."""
+    for note in weights.notes:
+        callback(StatusMessage(note))
+    for warning in (*weights.warnings, *oddities(weights)):
+        callback(WarningMessage(warning))
+    return weights
 
 
 LARGEST_SCALE, SMALLEST_SCALE = 100.0, 1e-4

@@ -34,7 +34,7 @@ from rankwise.adapters.token_rows import tables_of_tokens
 from rankwise.config.method import MethodConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RunError, TrainingError, some
-from rankwise.methods.artifact import BASE_FACTS, Artifact, base_facts, check_base
+from rankwise.methods.artifact import BASE_FACTS, Artifact, base_facts, check_trained_on
 from rankwise.methods.method import Contents, Record, Setup
 from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
@@ -44,7 +44,7 @@ from rankwise.models.sources import FROM_GGUF
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.directory import CARD
 from rankwise.runs.lineage import LINEAGE, Lineage
-from rankwise.runs.records import Callback, RankRecord, StatusMessage, WarningMessage
+from rankwise.runs.records import Callback, RankRecord, StatusMessage
 from rankwise.system.files import write_atomic
 
 
@@ -211,7 +211,7 @@ class AdapterMethod(ABC, Generic[Settings]):
         self, artifact: Artifact, spec: ModelConfig, callback: Callback, *, force_base: bool
     ) -> tuple[LoadedModel, AdapterTrainable]:
         model = _load_base(artifact, spec, callback)
-        check_trained_on(model, artifact, "apply the adapter", callback, force=force_base)
+        check_trained_on(model.source, artifact, "apply the adapter", callback, force=force_base)
         adapters = lay_peft(model.module, artifact.result, callback=callback)
         check_tokens(adapters, model, artifact)
         return model, self.trainable(adapters)
@@ -246,17 +246,6 @@ def decayed_groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def check_trained_on(model: LoadedModel, artifact: Artifact, use: str, callback: Callback, *, force: bool) -> None:
-    """RunError where an adapter was trained on another base, and a warning where nobody recorded on which."""
-    if artifact.trained_on is not None:
-        check_base(model, artifact.trained_on, artifact.described, use, force=force)
-        return
-    callback(WarningMessage(
-        f"{artifact.folder} does not record its base model's weights, so it is unknown whether "
-        f"{model.source.name} from {model.source.where} is the right base model"
-    ))  # fmt: skip
-
-
 def _load_base(artifact: Artifact, spec: ModelConfig, callback: Callback) -> LoadedModel:
     try:
         return artifact.objective.load(spec, callback, checked=False)
@@ -286,7 +275,7 @@ def check_tokens(adapters: AdapterSet, model: LoadedModel, artifact: Artifact) -
 
 def notes_on_tokens(adapters: AdapterSet) -> list[str]:
     """What other programs cannot read of the rows that are written."""
-    if all(getattr(rows.base_layer, "bias", None) is None for rows in adapters.token_rows().values()):
+    if all(getattr(rows.host, "bias", None) is None for rows in adapters.token_rows().values()):
         return []
     return [
         "this model's output head has a bias, which PEFT (0.21) leaves out where rows of new tokens are trained: for "

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import regex
+from torch import Tensor, nn
 
 from rankwise.adapters.adapter import conv_problem
 from rankwise.adapters.base_layers import features_of, is_conv2d, is_embedding, is_host, takes_dora, weight_of
@@ -48,6 +49,16 @@ class Layers:
     dropout: float = 0.0
     base: str | None = None
     """The base model that the file names."""
+
+    def grouped(self, tensors: Mapping[str, Tensor], names: regex.Pattern[str]) -> dict[str, dict[str, Tensor]]:
+        """The parts of each layer, by the groups `path` and `part` of their names; all else is a problem."""
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if match := names.fullmatch(name):
+                parts.setdefault(match["path"], {})[match["part"]] = tensor
+            else:
+                self.problems.append(f'"{name}" is no factor of a LoRA, and other weights are not read')
+        return parts
 
     def refuse(self) -> None:
         if self.problems:

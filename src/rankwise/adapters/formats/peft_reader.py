@@ -68,10 +68,12 @@ Layers = dict[str, dict[str, str]]
 """The key of each part of a layer (A, B, E, m), by path."""
 
 
-def read_weights(folder: Path, modules: Modules | None = None) -> AdapterWeights:
+def read_weights(
+    folder: Path, modules: Modules | None = None, settings: dict[str, Any] | None = None
+) -> AdapterWeights:  # fmt: skip
     """Read a LoRA or an AdaLoRA; for the layers of a model where its `modules` are given, in the model's order. Layers
-    may have the names that they had before transformers 5."""
-    settings, file = read_settings(folder / CONFIG), folder / WEIGHTS
+    may have the names that they had before transformers 5. `settings` stand for those of the folder."""
+    settings, file = settings or read_settings(folder / CONFIG), folder / WEIGHTS
     config = check_config(settings, folder / CONFIG)
     today = new_names(modules or ())
     known = None if modules is None else {**modules, **{old: modules[new] for old, new in today.items()}}

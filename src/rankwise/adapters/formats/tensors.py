@@ -11,18 +11,32 @@ does no harm, by one command; the result is a safetensors file, which holds numb
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from rankwise.config.base import problems_of
 from rankwise.errors import AdapterError, some
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validated(kind: type[Model], settings: Mapping[str, Any], where: str) -> Model:
+    """Settings of another tool as data; AdapterError with all that is wrong."""
+    try:
+        return kind.model_validate(settings)
+    except ValidationError as error:
+        problems = "; ".join(problem.rstrip(".") for problem in problems_of(error, kind))
+        raise AdapterError(f"{where}: {problems}.") from None
 
 
 def check_there(file: Path, missing: str) -> None:
