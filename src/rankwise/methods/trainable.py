@@ -144,7 +144,8 @@ class Trainable(Protocol):
         has an anchor, so they add up the tensors that are returned."""
         return []
 
-    def add_penalty(self) -> None: ...
+    def add_penalty(self) -> None:
+        """Add the gradient of what the method asks of its own parameters, whatever the rows say."""
 
     def before_step(self, clipped: float = 1.0) -> None:
         """`clipped` is the factor that all gradients were multiplied by."""
