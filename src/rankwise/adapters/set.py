@@ -14,7 +14,7 @@ output head too, is parted first where only one of the two was trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -64,14 +64,15 @@ class AdapterSet:
         generator = torch.Generator().manual_seed(seed)
         open_experts(self.model, [choice.path for choice in choices])
 
-        def made(choice: Choice) -> Adapter:
-            host = self.host(choice.path)
-            lora = lora_for(host, choice.rank, choice.scale, dropout, generator, dora=dora)
-            if choice.A is not None:
-                lora.A.copy_(choice.A)
-            return lora
+        def parts() -> Iterator[tuple[str, Adapter]]:
+            for choice in choices:
+                host = self.host(choice.path)
+                lora = lora_for(host, choice.rank, choice.scale, dropout, generator, dora=dora)
+                if choice.A is not None:
+                    lora.A.copy_(choice.A)
+                yield choice.path, lora
 
-        self._lay({choice.path: (lambda choice=choice: made(choice)) for choice in choices}, name)
+        self._lay(parts(), name)
 
     def add_heads(self, heads: Sequence[str], name: str = "default") -> None:
         """Train the modules of these names whole; no layer inside them gets an adapter."""
@@ -100,25 +101,24 @@ class AdapterSet:
         layers = [layer for layer, count in enumerate(counts) for _ in range(count)]
         mean_rank = budget_of(spec, [sum(sizes[paths[layer]]) for layer in layers], layers, paths).mean_rank
 
-        def made(path: str) -> Adapter:
-            return adalora_for(self.host(path), spec, mean_rank, splits[path], generator)
+        parts = ((path, adalora_for(self.host(path), spec, mean_rank, splits[path], generator)) for path in paths)
+        self._lay(parts, name)
 
-        self._lay({path: (lambda path=path: made(path)) for path in paths}, name)
-
-    def _lay(self, makers: dict[str, Callable[[], Adapter]], name: str) -> None:
+    def _lay(self, parts: Iterable[tuple[str, Adapter]], name: str) -> None:
+        """Each part is made when its turn comes, so that none is where the name is refused."""
         _check_name(name)
         if name in dict.fromkeys(name for layer in self.layers.values() for name in layer.adapters):
             raise TargetError(f'this model already has an adapter "{name}"; its adapters are {some(self.names)}.')
         places: dict[nn.Module, list[str]] = {}
         for place, module in self.model.named_modules(remove_duplicate=False):
             places.setdefault(module, []).append(place)
-        for path, make in makers.items():
-            adapter = make()
+        uncalled: list[str] = []
+        for path, adapter in parts:
             adapted = self._adapted_at(path, places)
+            uncalled += [path] if adapted.is_uncalled else []
             adapted.adapters[name] = adapter.train(adapted.training)
         self.activate(name)
-        layers = self.layers  # looking them up walks the whole model
-        if uncalled := [path for path in makers if layers[path].is_uncalled]:
+        if uncalled:
             self.notes.append(
                 f"PEFT leaves {len(uncalled)} of these layers as they were ({some(uncalled, 1)}), because the model's "
                 "code reads their weight without calling them; for other programs, merge the adapter"

@@ -14,7 +14,7 @@ change is not a product alone and is.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,15 +98,11 @@ class AdapterTrainable(Trainable):
 
     def without_gradient(self, optimizer: torch.optim.Optimizer) -> list[str]:
         adapters, heads = self.adapters.adapters(self.name), self.adapters.trained_heads(self.name)
-        modules: dict[str, nn.Module] = {**adapters, **heads}
-        return [
-            path for path, module in modules.items() if not any(one in optimizer.state for one in module.parameters())
-        ]
+        return _idle({**adapters, **heads}, optimizer)
 
     def idle_heads(self, optimizer: torch.optim.Optimizer) -> list[str]:
         """Heads that never got a gradient."""
-        heads = self.adapters.trained_heads(self.name)
-        return [path for path, head in heads.items() if not any(one in optimizer.state for one in head.parameters())]
+        return _idle(self.adapters.trained_heads(self.name), optimizer)
 
     def train(self, mode: bool = True) -> None:
         self.adapters.train(mode)
@@ -142,13 +138,18 @@ class AdapterTrainable(Trainable):
         self.adapters.remove()
 
 
+def _idle(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> list[str]:
+    return [path for path, module in modules.items() if not any(one in optimizer.state for one in module.parameters())]
+
+
 Settings = TypeVar("Settings", bound=MethodConfig)
 
 
 class AdapterMethod(ABC, Generic[Settings]):
     """Everything but `attach_to`, which is where the methods differ."""
 
-    config: Settings
+    def __init__(self, config: Settings) -> None:
+        self.config = config
 
     @abstractmethod
     def attach_to(self, adapters: AdapterSet, model: LoadedModel, setup: Setup) -> AdapterTrainable:
