@@ -87,7 +87,7 @@ def _grouped(tensors: dict[str, Tensor], layers: Layers) -> dict[str, tuple[Tens
             layers.problems.append(f'"{name}.weight" has no lora_{missing[0]}')
             continue
         A, B = known["a"].T if name == EMBEDDING else known["a"], known["b"]
-        if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1]:
+        if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or not len(A):
             shapes = f"{tuple(known['a'].shape)} and {tuple(B.shape)}"
             layers.problems.append(f'"{name}.weight" has factors of shape {shapes}, which do not fit')
         else:

@@ -25,6 +25,7 @@ from rankwise.errors import AdapterError, some
 LISTED = 8
 """Largest number of problems in one message."""
 Modules = Mapping[str, nn.Module]
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -90,31 +91,44 @@ class Layers:
         for path, part in self.factors.items():
             here = today.get(path, path)
             if here in modules:
-                module = modules[here]
-                self.problems += [f'"{path}" {problem}' for problem in misfits(part, module)]
+                module, parts = modules[here], "AB" if part.magnitude is None else "ABm"
+                problem = host_problem(module, dora=part.magnitude is not None)
+                shapes = [tuple(value.shape) for value in part.values]
+                self.problems += (
+                    misfitting(path, shapes, part.rank, parts, module) if problem is None else [f'"{path}" {problem}']
+                )
                 placed[here] = replace(part, embedding=is_embedding(module))
         ordered = {path: placed[path] for path in modules if path in placed}
         return ordered, {path: today[path] for path in self.factors if path in today and path not in modules}
 
 
-def misfits(part: Factors, module: nn.Module) -> list[str]:
-    """Why these factors cannot lie over this layer."""
-    if isinstance(module, nn.Conv2d) and (reason := conv_problem(module)):
-        return [f"is for one of the convolutions that cannot be adapted: {reason}"]
-    if not is_host(module):
-        return [f"is for a {type(module).__name__}, which cannot have an adapter"]
-    if part.magnitude is not None and not takes_dora(module):
-        return [f"belongs to DoRA on a {type(module).__name__}, which is not supported"]
-    (inside, outside), rank = features_of(module), part.rank
-    fitting: list[tuple[int, ...]] = [(rank, inside), (outside, rank)]
-    if is_conv2d(module):
-        fitting = [(rank, *weight_of(module).shape[1:]), (outside, rank, 1, 1)]
-    if part.magnitude is not None:
-        fitting.append((outside,))
-    shapes = [tuple(value.shape) for value in part.values]
-    if shapes == fitting and rank > 0:
+def host_problem(layer: nn.Module, *, dora: bool = False) -> str | None:
+    """Why no factors can lie over this layer of a model."""
+    if isinstance(layer, nn.Conv2d) and (reason := conv_problem(layer)):
+        return f"is for one of the convolutions that cannot be adapted: {reason}"
+    if not is_host(layer):
+        return f"is for a {type(layer).__name__}, which cannot have an adapter"
+    if dora and not takes_dora(layer):
+        return f"belongs to DoRA on a {type(layer).__name__}, which is not supported"
+    return None
+
+
+def misfitting(path: str, shapes: list[Shape], rank: int, parts: str, layer: nn.Module | None) -> list[str]:
+    """What is wrong with the shapes of a layer's factors. `parts` are those that the file has of each layer: A, B, and
+    DoRA's magnitude (m) or AdaLoRA's singular values (E)."""
+    A, B = shapes[:2]
+    if layer is None:
+        inside, outside, is_filter = A[1:], B[0] if B else 0, len(A) == 4
+    else:  # PEFT's AdaLoRA flattens the filters of a convolution
+        (width, outside), is_filter = features_of(layer), is_conv2d(layer) and "E" not in parts
+        inside = tuple(weight_of(layer).shape[1:]) if is_filter else (width,)
+    third = {"m": (outside,), "E": (rank, 1)}
+    fitting = [(rank, *inside), (outside, rank, *((1, 1) if is_filter else ()))]
+    fitting += [third[part] for part in parts[2:]]
+    if shapes == fitting and len(A) in (2, 4):
         return []
-    return [
-        f"has factors of shape {' and '.join(map(str, shapes))}, and rank {rank} on this layer needs "
-        f"{' and '.join(map(str, fitting))}"
-    ]
+    noun = "triplets" if "E" in parts else "factors"
+    has = f'"{path}" has {noun} of shape {" and ".join(map(str, shapes))}'
+    if layer is None:
+        return [f"{has}, but its rank is {rank}"]
+    return [f"{has}, but rank {rank} on this layer needs {' and '.join(map(str, fitting))}"]

@@ -31,18 +31,15 @@ import regex
 import torch
 from torch import Tensor, nn
 
-from rankwise.adapters.adapter import conv_problem
 from rankwise.adapters.base_layers import (
     experts_of,
     features_of,
-    is_conv2d,
     is_embedding,
-    is_host,
     is_transposed,
-    takes_dora,
     weight_of,
 )
 from rankwise.adapters.experts import StackedWeight
+from rankwise.adapters.formats.imported import Modules, Shape, host_problem, misfitting
 from rankwise.adapters.formats.peft_config import PeftConfig, check_config, is_inside, read_settings, unknown_keys
 from rankwise.adapters.formats.tensors import instead_of, no_floats, open_tensors, pickles_in
 from rankwise.adapters.weights import AdapterWeights, Factors, TokenValues
@@ -63,7 +60,6 @@ KEYS = {
 NAMES = {"A": "lora_A", "B": "lora_B", "E": "lora_E", "m": "lora_magnitude_vector"}
 _BASE_KEY = regex.compile(r"base_model\.model\.(?P<path>.+?)(\.base_layer)?\.(?P<part>weight|bias)")
 
-Modules = Mapping[str, nn.Module]
 Layers = dict[str, dict[str, str]]
 """The key of each part of a layer (A, B, E, m), by path."""
 
@@ -191,7 +187,7 @@ class _Reader:
         if self.modules is None:
             return []
         hosts = [path for path, module in self.modules.items()
-                 if is_host(module) and not _conv_problem_of(module) and not experts_of(module)]  # fmt: skip
+                 if host_problem(module) is None and not experts_of(module)]  # fmt: skip
         there = {today.get(path, path) for path in self.paths}
         lost = {today.get(path, path) for path in self.config.meant(hosts)} - there
         lost |= set(lost_parameters(self.config.target_parameters or [], there, self.modules))
@@ -210,14 +206,12 @@ class _Reader:
         is_table = bool(match.groupdict().get("table"))
         if self.modules is not None:
             layer = self.modules.get(path)
-            if layer is not None and (reason := _conv_problem_of(layer)):
-                return f"is for one of the convolutions that cannot be adapted: {reason}"
-            if layer is None or not is_host(layer):
+            if layer is None:
                 return "is for a layer that this model does not have"
+            if problem := host_problem(layer, dora="m" in self.config.parts):
+                return problem
             if is_table != is_embedding(layer):
                 return f"does not fit a layer of type {type(layer).__name__}"
-            if "m" in self.config.parts and not takes_dora(layer):
-                return f"belongs to DoRA on a {type(layer).__name__}, which is not supported"
         return None if match["part"] in self.config.parts else f"belongs to DoRA, but {CONFIG} does not set use_dora"
 
     def _has_module(self, name: str) -> bool:
@@ -291,34 +285,8 @@ class _Reader:
             self.problems.append(f'"{key}" differs from init_r, which is {initial}')
 
 
-def _conv_problem_of(layer: nn.Module) -> str | None:
-    return conv_problem(layer) if isinstance(layer, nn.Conv2d) else None
-
-
-Shape = tuple[int, ...]
 UNSWAPPED = (0, 19)
 """Since this version PEFT asks a module of experts which way round its weights lie."""
-
-
-def misfitting(path: str, shapes: list[Shape], rank: int, parts: str, layer: nn.Module | None) -> list[str]:
-    """What is wrong with the shapes of a layer's factors. `parts` are those that the file has of each layer: A, B, and
-    DoRA's magnitude (m) or AdaLoRA's singular values (E)."""
-    A, B = shapes[:2]
-    if layer is None:
-        inside, outside, is_filter = A[1:], B[0] if B else 0, len(A) == 4
-    else:  # PEFT's AdaLoRA flattens the filters of a convolution
-        (width, outside), is_filter = features_of(layer), is_conv2d(layer) and "E" not in parts
-        inside = tuple(weight_of(layer).shape[1:]) if is_filter else (width,)
-    third = {"m": (outside,), "E": (rank, 1)}
-    fitting = [(rank, *inside), (outside, rank, *((1, 1) if is_filter else ()))]
-    fitting += [third[part] for part in parts[2:]]
-    if shapes == fitting and len(A) in (2, 4):
-        return []
-    noun = "triplets" if "E" in parts else "factors"
-    has = f'"{path}" has {noun} of shape {" and ".join(map(str, shapes))}'
-    if layer is None:
-        return [f"{has}, but its rank is {rank}"]
-    return [f"{has}, but rank {rank} on this layer needs {' and '.join(map(str, fitting))}"]
 
 
 def misfitting_experts(
