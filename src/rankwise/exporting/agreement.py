@@ -88,6 +88,11 @@ class EngineVerdict:
     version: str | None = None
     figures: Figures | None = None
 
+    @classmethod
+    def of(cls, replies: EngineReplies, problems: list[str], figures: Figures) -> EngineVerdict:
+        status = "wrong" if problems else "right"
+        return cls(replies.engine, status, "; ".join(problems) or None, "run", replies.version, figures)
+
     def summary(self) -> dict[str, Any]:
         """For JSON; `why` and the figures where there are any."""
         whole = {"status": self.status, "why": self.why, "by": self.by, "version": self.version}
@@ -148,8 +153,7 @@ def compare(reference: Reference, replies: EngineReplies, number_format: str = "
     problems = [*_problems(reference, replies, figures, allowed), *_wrong_answers(given)]
     if not given and not differences and not problems:
         return EngineVerdict(replies.engine, "not run", "it gave neither answers nor log-probabilities")
-    status = "wrong" if problems else "right"
-    return EngineVerdict(replies.engine, status, "; ".join(problems) or None, "run", replies.version, figures)
+    return EngineVerdict.of(replies, problems, figures)
 
 
 def _count(values: list[bool | None]) -> int | None:
@@ -378,6 +382,4 @@ def compare_classes(reference: ClassReference, replies: EngineReplies, number_fo
     if not problems and equal + near < total:
         problems.append(f"{total - equal - near} of {total} {PREDICTED[reference.form]} differ")
     figures = Figures(total, None, None, equal, near, mean, largest, allowed, number_format)
-    return EngineVerdict(
-        replies.engine, "wrong" if problems else "right", "; ".join(problems) or None, "run", replies.version, figures
-    )  # fmt: skip
+    return EngineVerdict.of(replies, problems, figures)

@@ -33,7 +33,7 @@ from rankwise.models.gguf_architectures import EMBEDDING, HEAD
 from rankwise.models.gguf_base import FileBase, is_tied
 from rankwise.models.gguf_files import TYPES, GgufTensor, check_written, write_gguf
 from rankwise.models.loading import load_tokenizer
-from rankwise.runs.records import Callback, WarningMessage
+from rankwise.runs.records import Callback
 
 FORMATS = ("gguf-lora", "gguf")
 DTYPES = tuple(TYPES)
@@ -43,11 +43,7 @@ def template_parity_of(artifact: Artifact, callback: Callback) -> Parity:
     """Compare the Jinja template that a GGUF file of this run has with training's, as llama.cpp renders it."""
     tokenizer, _, _ = load_tokenizer(method_of(artifact.config).model_of(artifact), callback)
     parity = gguf_parity(template_of(artifact, tokenizer))
-    if parity.different:
-        callback(WarningMessage(
-            f"llama.cpp writes {len(parity.different)} of {parity.conversations} conversations otherwise than training "
-            f"did, first {parity.different[0]}"
-        ))  # fmt: skip
+    parity.warn("llama.cpp", callback)
     return parity
 
 

@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 from rankwise.errors import TemplateError
+from rankwise.runs.records import Callback, WarningMessage
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.example import Example, Message, ToolCall
 from rankwise.text.template_probe import shown_of
@@ -140,6 +141,13 @@ class Parity:
     """Conversations whose ids differ, and stops that differ. An export with one of these is not correct."""
     carrier: str | None = None
     """The file, or the field of a GGUF file, that carries the engine's template; None where nothing was written."""
+
+    def warn(self, engine: str, callback: Callback) -> None:
+        if self.different:
+            callback(WarningMessage(
+                f"{engine} writes {len(self.different)} of {self.conversations} conversations otherwise than training "
+                f"did, first {self.different[0]}"
+            ))  # fmt: skip
 
     def summary(self) -> dict[str, Any]:
         """For `rankwise export --json`."""
