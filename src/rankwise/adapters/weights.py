@@ -37,6 +37,9 @@ STACKED = 3
 Part = TypeVar("Part")
 NEAR = 1e-6
 """How much of a layer's change may differ, since s B is rounded to float32."""
+LARGEST_SCALE, SMALLEST_SCALE = 100.0, 1e-4
+MOST_BLOCKS = 10_000
+_BLOCK = re.compile(r"\.(\d+)(?=\.)")
 
 
 @dataclass(frozen=True)
@@ -261,11 +264,6 @@ def reported(weights: AdapterWeights, callback: Callback) -> AdapterWeights:
     for warning in (*weights.warnings, *oddities(weights)):
         callback(WarningMessage(warning))
     return weights
-
-
-LARGEST_SCALE, SMALLEST_SCALE = 100.0, 1e-4
-MOST_BLOCKS = 10_000
-_BLOCK = re.compile(r"\.(\d+)(?=\.)")
 
 
 def oddities(weights: AdapterWeights) -> list[str]:

@@ -31,6 +31,13 @@ from rankwise.runs.metrics_log import read_ranks
 from rankwise.runs.records import Callback, ProgressUpdate, RankRecord, StatusMessage, silent
 from rankwise.runs.snapshot import RunSnapshot
 
+QUIET_SECONDS = 3
+"""Shorter work tells no progress."""
+DECLARED = (
+    "peft_type", "r", "init_r", "lora_alpha", "use_rslora", "use_dora", "target_modules", "rank_pattern",
+    "alpha_pattern", "target_parameters", "modules_to_save", "trainable_token_indices",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Inspected:
@@ -120,14 +127,6 @@ def _agree(decided: dict[str, int], stored: dict[str, int]) -> bool:
 def natural(path: str) -> list[tuple[int, int, str]]:
     """An order in which layer 10 comes after layer 9."""
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in path.split(".")]
-
-
-QUIET_SECONDS = 3
-"""Shorter work tells no progress."""
-DECLARED = (
-    "peft_type", "r", "init_r", "lora_alpha", "use_rslora", "use_dora", "target_modules", "rank_pattern",
-    "alpha_pattern", "target_parameters", "modules_to_save", "trainable_token_indices",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,16 @@ from rankwise.text.tagged import words_of
 from rankwise.text.tokenize import Tokens
 
 SHARE_OF_CHANGE = 0.25
+TEXTS = (
+    "This is good.", "This is bad.", "The delivery came late, and the box was open.", "How much does it cost?",
+    "I like it very much!", "No.", "The match ended two to one.", "Please send me the invoice again.",
+)  # fmt: skip
+TEXT_TOLERANCE = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05}
+IMAGE_TOLERANCE = {"float32": 0.02, "float16": 0.03, "bfloat16": 0.06}
+"""Of the largest difference of an output. Images are resized by another library in other software, which changes pixels
+by one step of 255 here and there."""
+PREDICTED = {"one": "classes", "several": "sets of classes", "tags": "tags of words"}
+"""What is compared, by the form of the targets."""
 
 
 @dataclass(frozen=True)
@@ -257,18 +267,6 @@ def _first_other(question: Question, theirs: list[int]) -> int | None:
         if one != other:
             return at
     return None if len(ours) == len(theirs) else min(len(ours), len(theirs))
-
-
-TEXTS = (
-    "This is good.", "This is bad.", "The delivery came late, and the box was open.", "How much does it cost?",
-    "I like it very much!", "No.", "The match ended two to one.", "Please send me the invoice again.",
-)  # fmt: skip
-TEXT_TOLERANCE = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05}
-IMAGE_TOLERANCE = {"float32": 0.02, "float16": 0.03, "bfloat16": 0.06}
-"""Of the largest difference of an output. Images are resized by another library in other software, which changes pixels
-by one step of 255 here and there."""
-PREDICTED = {"one": "classes", "several": "sets of classes", "tags": "tags of words"}
-"""What is compared, by the form of the targets."""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from rankwise.runs.records import Callback
 
 FORMATS = ("gguf-lora", "gguf")
 DTYPES = tuple(TYPES)
+ADAPTER = "adapter.gguf"
 
 
 def template_parity_of(artifact: Artifact, callback: Callback) -> Parity:
@@ -61,9 +62,6 @@ def export_as_gguf(
     else:
         written = export_gguf_adapter(model, to, callback, strength, files)
     return (to if is_gguf_file(to) else to / (MODEL if format == "gguf" else ADAPTER)), written
-
-
-ADAPTER = "adapter.gguf"
 
 
 def export_gguf_adapter(

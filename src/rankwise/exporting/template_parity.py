@@ -21,6 +21,8 @@ from rankwise.text.example import Example, Message, ToolCall
 from rankwise.text.template_probe import shown_of
 from rankwise.text.tokenize import prompt_ids
 
+COUNT = 30
+
 
 @dataclass(frozen=True)
 class Conversation:
@@ -124,7 +126,6 @@ def conversations() -> tuple[Conversation, ...]:
     return (*_with_tools(), *_plain())
 
 
-COUNT = 30
 Renderer = Callable[[Sequence[Any], Sequence[Any]], str]
 """Writes messages and tools as an engine does, up to where the model begins to write."""
 

@@ -47,6 +47,9 @@ from rankwise.runs.lineage import LINEAGE, Lineage
 from rankwise.runs.records import Callback, RankRecord, StatusMessage
 from rankwise.system.files import write_atomic
 
+TOKEN_RATE = 1.0
+"""Learning rate of the rows, as a multiple of the adapter's."""
+
 
 class AdapterTrainable(Trainable):
     """One adapter of a set."""
@@ -256,10 +259,6 @@ def _load_base(artifact: Artifact, spec: ModelConfig, callback: Callback) -> Loa
         raise ModelError(
             f"{error} It is the base model of {artifact.described}; use --base-model to name another one."
         ) from None
-
-
-TOKEN_RATE = 1.0
-"""Learning rate of the rows, as a multiple of the adapter's."""
 
 
 def check_tokens(adapters: AdapterSet, model: LoadedModel, artifact: Artifact) -> None:

@@ -45,6 +45,8 @@ WAY_OUT = (
     "Leave these settings out, since the adapter brings its own. For other values, begin a new adapter without --from, "
     "or merge this one into its base first (rankwise export RUN --to FOLDER --format merged)."
 )
+SAME_SCALE = 1e-9
+"""How much the scale that a run records may differ from the adapter's, which some programs divide by rank + 1e-5."""
 
 
 def continued(given: MethodConfig, own: MethodConfig, described: str) -> MethodConfig:
@@ -102,10 +104,6 @@ def _same_layers(names: Sequence[str], paths: Sequence[str]) -> bool:
     return all(any(map(matches, paths)) for matches in meant) and all(
         any(matches(path) for matches in meant) for path in paths
     )
-
-
-SAME_SCALE = 1e-9
-"""How much the scale that a run records may differ from the adapter's, which some programs divide by rank + 1e-5."""
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,8 @@ _BASE_KEY = regex.compile(r"base_model\.model\.(?P<path>.+?)(\.base_layer)?\.(?P
 
 Layers = dict[str, dict[str, str]]
 """The key of each part of a layer (A, B, E, m), by path."""
+UNSWAPPED = (0, 19)
+"""Since this version PEFT asks a module of experts which way round its weights lie."""
 
 
 def read_weights(
@@ -283,10 +285,6 @@ class _Reader:
         initial = getattr(self.config, "init_r", None)
         if self.tensors.get_slice(key).get_shape() not in ([], [1]) or self.tensors.get_tensor(key).item() != initial:
             self.problems.append(f'"{key}" differs from init_r, which is {initial}')
-
-
-UNSWAPPED = (0, 19)
-"""Since this version PEFT asks a module of experts which way round its weights lie."""
 
 
 def misfitting_experts(

@@ -28,6 +28,8 @@ FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
 
 Model = TypeVar("Model", bound=BaseModel)
+SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz")
+"""Of files that may hold pickled objects."""
 
 
 def validated(kind: type[Model], settings: Mapping[str, Any], where: str) -> Model:
@@ -76,8 +78,6 @@ def no_floats(opened: Any) -> list[str]:
     ]  # fmt: skip
 
 
-SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz")
-"""Of files that may hold pickled objects."""
 REWRITE = (
     "import sys, torch; from safetensors.torch import save_file; "
     "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
