@@ -111,10 +111,7 @@ def export(
         else:
             from rankwise.exporting.engines import loaded_with
 
-            use = loaded_with(
-                exported.loaded_as, exported.to, exported.outputs, images=exported.images, words=exported.words,
-                encoder_decoder=exported.encoder_decoder,
-            )  # fmt: skip
+            use = loaded_with(exported.loaded_as, exported.to, exported.auto, exported.outputs)
             lines = [_line(exported), *_template_lines(exported), *exported.verification.lines(), use]
             typer.echo(visible("\n".join(lines)))
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 MOST_PLANS = 8
 SHADES = ("white on grey11", "white on grey23", "white on grey35", "black on grey58", "black on grey78")
+HINT = "a hint of a change that was planted by hand, and no proof"
+MOST_PLANTED = 5
+MOST_KINDS = 8
 
 
 def inspect(
@@ -128,11 +131,6 @@ def _plans(history: list[RankRecord]) -> list[str]:
             for plan in shown
         ),
     ]
-
-
-HINT = "a hint of a change that was planted by hand, and no proof"
-MOST_PLANTED = 5
-MOST_KINDS = 8
 
 
 def adapter_lines(facts: AdapterFacts) -> list[str]:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.adapters.targets import tables_of_the_head
+from rankwise.commands.plan import refuse_several
 from rankwise.commands.recorded_run import record
-from rankwise.commands.starting import refuse_several
 from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import ValidationConfig

@@ -24,9 +24,6 @@ class TrainableHead(AdapterTrainable):
 
 
 class HeadMethod(AdapterMethod[HeadConfig]):
-    def __init__(self, config: HeadConfig) -> None:
-        self.config = config
-
     def attach_to(self, adapters: AdapterSet, model: LoadedModel, setup: Setup) -> TrainableHead:
         if not setup.heads:
             raise ConfigError(

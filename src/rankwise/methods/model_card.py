@@ -93,6 +93,8 @@ VECTORS = {
     "max": "states.masked_fill(~real, -torch.inf).amax(1)",
     "cls": "states[:, 0]",
 }
+UNKNOWN = "unknown"
+_OBEYED = re.compile(r"([!-,:-@\[-`{-~]|(?<=www)\.)", re.IGNORECASE)
 
 
 def of_texts(pooling: str) -> str:
@@ -134,10 +136,6 @@ from transformers import AutoModelForCausalLM
 
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("path/to/base"), "path/to/this/folder")
 ```"""
-
-
-UNKNOWN = "unknown"
-_OBEYED = re.compile(r"([!-,:-@\[-`{-~]|(?<=www)\.)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
