@@ -11,7 +11,6 @@ from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError, ModelError, RunError
 from rankwise.exporting.extracting import Extracted, Pair, extract_adapter
 from rankwise.methods.artifact import Artifact, check_base, open_artifact
-from rankwise.models.inspection import read_json
 from rankwise.models.kind import CAUSAL_LM, ModelKind
 from rankwise.models.sources import find
 from rankwise.runs.directory import find_run

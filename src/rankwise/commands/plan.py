@@ -13,6 +13,8 @@ from rankwise.planning.processes import ALONE, Processes
 from rankwise.planning.time import Probe
 from rankwise.runs.records import Callback, silent
 
+REST = "Train in one process (without --processes or torchrun)."
+
 
 def plan(config: Planned, *, processes: Processes = ALONE, **given: Any) -> Plan:
     """ConfigError for what several processes cannot train yet."""
