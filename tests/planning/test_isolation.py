@@ -18,7 +18,7 @@ WHOLE = """
 import sys
 from pathlib import Path
 from rankwise.planning.devices import DEVICES
-from rankwise.planning.machine import graphics_cards, this_machine
+from rankwise.planning.devices import graphics_cards, this_machine
 from rankwise.planning.operations import operations
 from rankwise.planning.batches import average_step
 from rankwise.config.layer import Layer

@@ -30,8 +30,7 @@ from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError, ModelError
 from rankwise.forward.activation_memory import saved_bytes
 from rankwise.forward.encoders import FusedEncoder, has_encoder_kernels
-from rankwise.forward.image_shape import classify
-from rankwise.forward.model_shape import shape_of_config
+from rankwise.forward.model_shape import classify, shape_of_config
 from rankwise.forward.plan import base_of, plan, side_of
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of

@@ -23,9 +23,9 @@ from rankwise.runs.manifest import (
     installed_version,
     now,
     peak_rss,
-    usable_cores,
     versions,
 )
+from rankwise.system.processor import usable_cores
 
 FACTS = {
     "base_model": BaseModelFacts(name="m", source="here", fingerprint="f", dtype="bfloat16", device="cuda:0"),

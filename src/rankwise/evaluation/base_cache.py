@@ -21,10 +21,11 @@ from rankwise.errors import RankwiseError
 from rankwise.evaluation.task import Task
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.evaluations import ModelScores
-from rankwise.runs.manifest import installed_version, processor_name
+from rankwise.runs.manifest import installed_version
 from rankwise.runs.records import Callback, StatusMessage
 from rankwise.system.cache import cache_folder, forget_old
 from rankwise.system.files import write_json
+from rankwise.system.processor import processor_name
 
 COUNTED_BY = ("torch", "sacrebleu", "rouge-score")
 """Libraries whose versions are part of the key, beside those that `our_own` covers."""

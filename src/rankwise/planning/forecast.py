@@ -11,14 +11,13 @@ from rankwise.config.method import MethodConfig
 from rankwise.config.planning import Planned
 from rankwise.config.training import TrainingConfig
 from rankwise.planning.activations import FAST, OF_IMAGES, OF_TEXTS, Form
-from rankwise.planning.batches import AtOnce
+from rankwise.planning.batches import AtOnce, writes_answers
 from rankwise.planning.devices import Device
 from rankwise.planning.memory import GPU, PROCESSOR, Job, Memory, Overheads, memory_of
 from rankwise.planning.operations import Load, Operations, operations
 from rankwise.planning.parameters import Parameters, parameters_of, seen
 from rankwise.planning.shape import ModelShape
 from rankwise.planning.stored_weights import Storage, storage_of, unpacked_numbers
-from rankwise.planning.validation import writes_answers
 
 
 @dataclass(frozen=True)

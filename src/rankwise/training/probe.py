@@ -36,8 +36,9 @@ from rankwise.objectives.text_classification import TextClassification
 from rankwise.planning.plan import Plan
 from rankwise.planning.time import Probe
 from rankwise.runs.data_report import TargetFacts
-from rankwise.runs.manifest import now, processor_name
+from rankwise.runs.manifest import now
 from rankwise.runs.records import Callback, StatusMessage, StepRecord, silent
+from rankwise.system.processor import processor_name
 from rankwise.text.tokenize import Tokens
 from rankwise.training.backend import choose_backend
 from rankwise.training.trainer import Trainer

@@ -24,10 +24,11 @@ from rankwise.data.encoded_cache import our_own
 from rankwise.data.preparation import Prepared
 from rankwise.errors import RankwiseError, RunError
 from rankwise.runs.lineage import Round
-from rankwise.runs.manifest import BaseModelFacts, installed_version, processor_name
+from rankwise.runs.manifest import BaseModelFacts, installed_version
 from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage
 from rankwise.system.cache import cache_folder, forget_old
 from rankwise.system.files import write_json
+from rankwise.system.processor import processor_name
 from rankwise.system.signals import heed
 from rankwise.training.pair_backend import PairBackend
 from rankwise.training.world import ALONE, World

@@ -24,7 +24,7 @@ from rankwise.methods.trainable import Trainable
 from rankwise.models.gathering import save_whole
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.sharding import is_split
-from rankwise.planning.disk import EXACT, SLOW_DISK, Disk
+from rankwise.planning.memory import EXACT, SLOW_DISK, Disk
 from rankwise.runs.directory import REFERENCE, RunDirectory
 from rankwise.runs.lineage import Round
 from rankwise.runs.manifest import Results, peak_rss
