@@ -18,10 +18,11 @@ from claims_cells import OutOfTime
 from claims_runs import ClaimTask
 
 from rankwise.errors import EvaluationError
-from rankwise.runs.manifest import BaseModelFacts, processor_name
+from rankwise.runs.manifest import BaseModelFacts
 from rankwise.runs.records import Callback, StatusMessage
 from rankwise.system.extras import installed_version
 from rankwise.system.files import sha256_of, write_json
+from rankwise.system.processor import processor_name
 
 FULL = "full"
 

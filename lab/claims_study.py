@@ -25,9 +25,10 @@ from rankwise.commands.demo import demo_rows, write_rows
 from rankwise.config.models import ModelConfig
 from rankwise.evaluation.text import text_for
 from rankwise.models.loading import load
-from rankwise.runs.manifest import processor_name, versions
+from rankwise.runs.manifest import versions
 from rankwise.runs.records import Callback, StatusMessage, silent
 from rankwise.system.files import write_json
+from rankwise.system.processor import processor_name
 
 ADAPTERS = ("lora", "adalora")
 METHODS = (*ADAPTERS, FULL)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.forward.model_shape import shape_of_config
-from rankwise.planning import catalogue
+from rankwise.planning import reading as catalogue
 from rankwise.planning.shape_file import shape_to_json
 
 FILE = Path(catalogue.__file__).with_name(catalogue.FILE)

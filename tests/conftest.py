@@ -42,8 +42,8 @@ from transformers import (
 )
 
 from library import Library, shared_folder
-from rankwise.runs.manifest import usable_cores
 from rankwise.system.cache import cache_folder
+from rankwise.system.processor import usable_cores
 
 pytest_plugins = ["slow"]
 typer.testing._get_command = cache(typer.testing._get_command)  # pyright: ignore[reportPrivateUsage,reportAttributeAccessIssue]

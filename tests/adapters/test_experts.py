@@ -42,8 +42,7 @@ from rankwise.exporting.merging.inputs import Options
 from rankwise.forward.model_shape import shape_of_config
 from rankwise.methods.artifact import open_artifact
 from rankwise.methods.inject import add_adapter, inject
-from rankwise.planning.layer_groups import groups_of
-from rankwise.planning.parameters import parameters_of
+from rankwise.planning.parameters import groups_of, parameters_of
 from rankwise.runs.records import silent
 
 MIXTURES = [name for name, kind in DECODERS.items() if kind.mixture]

@@ -21,7 +21,7 @@ from rankwise.config.adapters import LoraConfig
 from rankwise.errors import TargetError
 from rankwise.methods.inject import add_adapter, inject
 from rankwise.models.heads import head_modules
-from rankwise.planning.catalogue import catalogue
+from rankwise.planning.reading import catalogue
 from vision_models import FAMILIES, LABELS, TIMM, save_folder
 
 

@@ -22,7 +22,7 @@ from classifiers import encoder_folder, labelled, write_rows
 from conftest import chat_tokenizer, tiny_model
 from library import rows
 from rankwise.commands.strength import strength
-from rankwise.runs.manifest import processor_name
+from rankwise.system.processor import processor_name
 
 CHECKPOINT, STEPS = 12, 16
 COMMON: dict[str, Any] = {

@@ -9,8 +9,8 @@ from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.forward.model_shape import shape_of_config
 from rankwise.forward.plan import shape_of
 from rankwise.methods.inject import inject
-from rankwise.planning.catalogue import catalogue, catalogue_model, catalogue_names
 from rankwise.planning.parameters import parameters_of
+from rankwise.planning.reading import catalogue, catalogue_model, catalogue_names
 from rankwise.planning.shape_file import shape_from_json, shape_to_json
 
 PUBLISHED = {

@@ -8,8 +8,18 @@ import re
 import pytest
 
 from rankwise.errors import ConfigError
-from rankwise.planning.devices import CARDS, DEVICES, GIB, apple, find_device
-from rankwise.planning.machine import BFLOAT16, graphics_cards, read_cards, read_processor, this_machine
+from rankwise.planning.devices import (
+    BFLOAT16,
+    CARDS,
+    DEVICES,
+    GIB,
+    apple,
+    find_device,
+    graphics_cards,
+    read_cards,
+    read_processor,
+    this_machine,
+)
 from rankwise.system.memory import available_memory
 
 SPARSE = {"l4": 242, "l40s": 733, "a10": 250, "a100-40gb": 624, "h100": 1979, "rtx-4090": 330, "rtx-5090": 838}

@@ -12,10 +12,9 @@ from rankwise.config.forgetting import BLOCKS
 from rankwise.config.training import TrainingConfig
 from rankwise.forward.plan import shape_of
 from rankwise.planning.batches import AtOnce, packed_at_once
-from rankwise.planning.devices import Device, find_device
+from rankwise.planning.devices import Device, find_device, this_machine
 from rankwise.planning.fitting import Changes, fit_of, most_at_once, remedies
 from rankwise.planning.forecast import anchor_operations, forecast, operations_of
-from rankwise.planning.machine import this_machine
 from rankwise.planning.memory import COMPILER, weights_bytes
 from rankwise.planning.operations import Load
 from rankwise.planning.plan import SLOWER_WHEN_SMALL, planned

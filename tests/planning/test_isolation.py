@@ -18,8 +18,8 @@ WHOLE = """
 import sys
 from pathlib import Path
 from rankwise.planning.devices import DEVICES
-from rankwise.planning.machine import graphics_cards, this_machine
-from rankwise.planning.operations import operations
+from rankwise.planning.devices import graphics_cards, this_machine
+from rankwise.planning.operations import Operations
 from rankwise.planning.batches import average_step
 from rankwise.config.layer import Layer
 from rankwise.planning.shape import Blocks, ModelShape
@@ -37,7 +37,7 @@ layers = (
 )
 shape = ModelShape("m", "m", "AutoModelForCausalLM", layers, (Blocks(1, 8, 8, True),), 50, 64, "head")
 rows = conversations_of(data, TokenCounter(folder), 64)
-step = average_step(operations(shape, rows.load, ranks), rows, training, rows.load)
+step = average_step(Operations(shape, rows.load, ranks), rows, training, rows.load)
 for device in (this_machine(), *graphics_cards(), DEVICES["h100"]):
     speed = speed_of(device, device.dtype, 1)
     if speed is not None:

@@ -195,7 +195,7 @@ def test_tokens_are_those_that_training_counts(here: Path, data: str, limit: int
     (source,) = spec.all_sources
     examples = [one for chunk in open_source(spec, source).chunks() for row in chunk for one in row]
     lengths = sorted(len(row.ids) for outcome in encoder.encode(examples) for row in outcome.sequences)
-    rows = fixed_rows_of(spec, TokenCounter(Path("tiny-bert")), 64, labelled=True)
+    rows = fixed_rows_of(spec, TokenCounter(Path("tiny-bert")), min(limit, 64), labelled=True)
     assert list(rows.lengths) == lengths and rows.exact
     assert (rows.documents.likely, rows.tokens.likely) == (len(lengths), sum(lengths))
 

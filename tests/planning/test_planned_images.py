@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from planned_shapes import llama
 from rankwise.adapters.set import AdapterSet
 from rankwise.cli.main import app
+from rankwise.cli.plan_text import lines_of
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, HeadConfig, LoraConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Planned
@@ -29,8 +30,7 @@ from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError, ModelError
 from rankwise.forward.activation_memory import saved_bytes
 from rankwise.forward.encoders import FusedEncoder, has_encoder_kernels
-from rankwise.forward.image_shape import classify
-from rankwise.forward.model_shape import shape_of_config
+from rankwise.forward.model_shape import classify, shape_of_config
 from rankwise.forward.plan import base_of, plan, side_of
 from rankwise.methods.inject import add_layers
 from rankwise.methods.method import Setup
@@ -43,7 +43,7 @@ from rankwise.planning.batches import AtOnce
 from rankwise.planning.devices import Device
 from rankwise.planning.fitting import most_at_once
 from rankwise.planning.forecast import forecast, form_of, ranks_by_block
-from rankwise.planning.operations import Load, operations
+from rankwise.planning.operations import Load, Operations
 from rankwise.planning.parameters import parameters_of
 from rankwise.planning.plan import Plan
 from rankwise.planning.shape import ModelShape, NewHead
@@ -189,6 +189,7 @@ def test_blocks_that_do_not_learn_are_computed_once_where_images_are_seen_again(
     cached, eager, once = made(), made(backend="eager"), made(epochs=1)
     varied = made(images={"augmentation": "flip"})
     assert cached.forecast.memory["prefix"] == 20 * 17 * 16 * 4  # 16 patches and the class token, of width 16
+    assert any(line.startswith("  prefix") for line in lines_of(cached)), "other methods have no such part"
     for other in (eager, once, varied):
         assert "prefix" not in {part.name for part in other.forecast.memory.parts}
     assert once.step.operations == varied.step.operations == eager.step.operations
@@ -207,7 +208,7 @@ def test_a_forward_pass_has_the_operations_that_torch_counts(folders, shape_with
         forward = counter.get_total_flops()
         logits.sum().backward()
     load = Load((shape.patches,) * 2, 2.0)
-    whole, frozen = operations(shape, load, None), operations(shape, load, {})
+    whole, frozen = Operations(shape, load, None), Operations(shape, load, {})
     assert whole.forward == frozen.forward == pytest.approx(forward, rel=1e-6)
     if family not in (*GROUPED, "siglip"):  # SigLIP's pooling is computed, and a classifier does not read it
         assert whole.backward == pytest.approx(counter.get_total_flops() - forward, rel=0.1)
@@ -288,7 +289,7 @@ def test_pixels_count_for_the_peak_and_not_for_what_fits(folders, pictures, tiny
 def test_memory_grows_with_images_at_once_and_a_device_takes_as_many_as_fit(folders, method):
     config = config_of(folders / "swin", objective="image-classification", adapter={"method": method})
     made = plan(config)
-    small, large = (made.forecast.with_job(replace(made.forecast.job, tokens=tokens)) for tokens in (400, 800))
+    small, large = (made.forecast.changed(tokens=tokens) for tokens in (400, 800))
     assert large.memory["activations"] == pytest.approx(2 * small.memory["activations"], rel=0.01)
     assert large.memory["overhead"] > small.memory["overhead"]
     at_once = most_at_once(made.forecast, large.needed, made.amount, 0)

@@ -24,7 +24,7 @@ from rankwise.planning.batches import micro_batches, padded_load, sides_at_once
 from rankwise.planning.devices import Device
 from rankwise.planning.estimate import Estimate
 from rankwise.planning.forecast import forecast, ranks_by_block
-from rankwise.planning.operations import Load, operations
+from rankwise.planning.operations import Load, Operations
 from rankwise.planning.parameters import parameters_of
 from rankwise.planning.rows import Drawn, PlannedRows
 from rankwise.planning.shape_file import shape_from_json, shape_to_json
@@ -103,7 +103,7 @@ def test_every_layer_is_counted_on_the_side_that_it_maps(name):
     with FlopCounterMode(display=False) as counter:
         SEQUENCE_TO_SEQUENCE.loss(model, batch)
     load = Load((READ + WRITTEN,) * ROWS, float(ROWS * WRITTEN), (WRITTEN,) * ROWS)
-    planned, decoder = operations(shape(name), load, None), shape(name).stacks[-1]
+    planned, decoder = Operations(shape(name), load, None), shape(name).stacks[-1]
     unneeded = 4.0 * decoder.queries * decoder.count * ROWS * WRITTEN**2 / 2  # of scores, which the plan leaves out
     assert planned.forward + unneeded == counter.get_total_flops()
     assert planned.layers_back == 2 * planned.layers and planned.head_back == 2 * planned.head
@@ -111,8 +111,8 @@ def test_every_layer_is_counted_on_the_side_that_it_maps(name):
 
 def test_layers_below_the_lowest_that_learns_have_no_backward_pass():
     load, ranks = Load((READ + WRITTEN,), float(WRITTEN), (WRITTEN,)), {"decoder.block.3.layer.2.DenseReluDense.wo": 4}
-    above = operations(shape("t5"), load, ranks)
-    everywhere = operations(shape("t5"), load, {**ranks, "encoder.block.0.layer.0.SelfAttention.q": 4})
+    above = Operations(shape("t5"), load, ranks)
+    everywhere = Operations(shape("t5"), load, {**ranks, "encoder.block.0.layer.0.SelfAttention.q": 4})
     assert above.layers_back == 0 < everywhere.layers_back
     assert 0 < above.adapters < everywhere.adapters
 

@@ -13,14 +13,13 @@ from rankwise.config.experiment import Planned
 from rankwise.config.training import TrainingConfig
 from rankwise.forward.model_shape import shape_of_config
 from rankwise.kernels import prepacked
-from rankwise.planning import validation
-from rankwise.planning.batches import AtOnce
+from rankwise.planning import batches
+from rankwise.planning.batches import AtOnce, validation_tokens, writes_answers
+from rankwise.planning.devices import this_processor
 from rankwise.planning.estimate import Estimate
 from rankwise.planning.forecast import forecast
-from rankwise.planning.machine import this_processor
 from rankwise.planning.rows import Drawn, PlannedRows
 from rankwise.planning.time import Probe, Step, duration
-from rankwise.planning.validation import validation_tokens, writes_answers
 from rankwise.training import validation_prompts
 
 COUNT, ALL, LEARNED = (Estimate.exactly(amount) for amount in (280, 28_000, 14_000))
@@ -36,7 +35,7 @@ def config(held_out: int = 60, **settings) -> Planned:
 
 def test_the_numbers_are_those_of_a_training() -> None:
     for name in ("SAMPLES", "LONGEST", "UNKNOWN"):
-        assert getattr(validation, name) == getattr(validation_prompts, name)
+        assert getattr(batches, name) == getattr(validation_prompts, name)
 
 
 def test_without_validation_rows_nothing_is_read_or_answered() -> None:

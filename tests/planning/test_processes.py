@@ -18,7 +18,7 @@ from rankwise.planning.plan import Plan, planned
 from rankwise.planning.processes import ALONE, Processes, sharded_peak
 from rankwise.planning.rows import Drawn, PlannedRows
 from rankwise.planning.time import Probe, Speed, Step
-from rankwise.runs.manifest import usable_cores
+from rankwise.system.processor import usable_cores
 from sampling import draws
 
 CARD = find_device("h100")

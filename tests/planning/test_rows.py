@@ -20,7 +20,7 @@ from rankwise.data.report import Tally
 from rankwise.data.sample import DRAWN, sample_rows
 from rankwise.errors import DataError, ModelError
 from rankwise.planning.batches import average_step
-from rankwise.planning.operations import operations
+from rankwise.planning.operations import Operations
 from rankwise.planning.rows import Counted, Drawn, planned_rows, together, without_held_out
 from rankwise.planning.tokens import TokenCounter
 from rankwise.planning.training_rows import Conversations, conversations_of, counted
@@ -157,7 +157,7 @@ def test_steps_are_those_of_a_training():
 def test_an_average_step_times_all_steps_is_all_that_is_computed():
     drawn = [document_of(tokens, tokens // 2, tokens) for tokens in (10, 200, 60, 128)]
     planned, shape, training = planned_rows(read(drawn), limit=1000), llama(), TrainingConfig(epochs=1.0, batch_size=2)
-    made = operations(shape, planned.load, adapted(shape, 4))
+    made = Operations(shape, planned.load, adapted(shape, 4))
     step = average_step(made, planned, training, planned.load)
     assert 2 * step.operations == pytest.approx(made.total)
     assert 2 * step.tokens == 398

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from planned_shapes import SIZE, SIZES, adapted, llama
 from rankwise.errors import RankwiseError
 from rankwise.planning.devices import DEVICES, Device
-from rankwise.planning.operations import Load, operations
+from rankwise.planning.operations import Load, Operations
 from rankwise.planning.time import (
     EFFICIENCIES,
     PREPARATION,
@@ -50,7 +50,7 @@ def test_seconds_are_operations_over_rate_and_efficiency():
 def test_a_small_model_on_a_large_card_waits_for_its_kernels():
     """Axolotl's forward pass of 512 tokens through the starter took 41 ms on an H100, where the peak needs 0.3 ms."""
     shape = llama("smollm2-135m")
-    made = operations(shape, Load((512,), 512), adapted(shape, 16)).total
+    made = Operations(shape, Load((512,), 512), adapted(shape, 16)).total
     step = duration(Step(made, 512), 1, assumed(DEVICES["h100"], blocks=30)).step
     assert step.low == pytest.approx(0.0412, rel=0.01)
     assert step.likely == pytest.approx(3 * 0.0412, rel=0.01)
@@ -74,7 +74,7 @@ ANCHORS = [
 @pytest.mark.parametrize(("device", "model", "length", "tokens_per_second", "ranks"), ANCHORS)
 def test_the_best_published_speeds_are_the_upper_end(device, model, length, tokens_per_second, ranks):
     shape = llama(model)
-    made = operations(shape, Load((length,), length), ranks).total
+    made = Operations(shape, Load((length,), length), ranks).total
     fastest = duration(Step(made, length), 1, assumed(DEVICES[device])).step.low
     assert length / fastest == pytest.approx(tokens_per_second, rel=0.02)
 
@@ -82,7 +82,7 @@ def test_the_best_published_speeds_are_the_upper_end(device, model, length, toke
 def test_pefts_own_run_is_what_is_likely():
     size = dict(zip(SIZE, (3072, 8192, 28, 24, 8, 128, 128256, True), strict=True))
     shape = llama(**size)
-    made = operations(shape, Load((300,), 300), adapted(shape, 32, "q_proj", "v_proj")).total
+    made = Operations(shape, Load((300,), 300), adapted(shape, 32, "q_proj", "v_proj")).total
     likely = duration(Step(made, 300, micro_batches=0), 1, assumed(DEVICES["l40s"])).step.likely
     assert 300 / likely == pytest.approx(7198, rel=0.02)
 

@@ -22,10 +22,10 @@ from rankwise.runs.manifest import (
     Results,
     now,
     peak_rss,
-    usable_cores,
     versions,
 )
 from rankwise.system.extras import installed_version
+from rankwise.system.processor import usable_cores
 
 FACTS = {
     "base_model": BaseModelFacts(name="m", source="here", fingerprint="f", dtype="bfloat16", device="cuda:0"),

@@ -23,7 +23,7 @@ from rankwise.forward.agreement import Agreement
 from rankwise.methods.adapter import effect_of
 from rankwise.methods.inject import inject
 from rankwise.planning import forecast as forecasts
-from rankwise.planning.machine import this_processor
+from rankwise.planning.devices import this_processor
 from rankwise.runs.manifest import versions
 from rankwise.runs.records import StatusMessage, StepRecord, WarningCollector, WarningMessage
 from rankwise.training import backend

@@ -9,7 +9,7 @@ from rankwise.errors import some
 
 if TYPE_CHECKING:
     from rankwise.commands.inspect_model import InspectedModel
-    from rankwise.planning.layer_groups import LayerGroup, TargetChoice
+    from rankwise.planning.parameters import LayerGroup, TargetChoice
 
 MOST_NAMES = 4
 TARGET, COUNT, TRAINED, SHARE, FILE = 12, 7, 22, 10, 14
@@ -17,7 +17,7 @@ TARGET, COUNT, TRAINED, SHARE, FILE = 12, 7, 22, 10, 14
 
 
 def model_lines(inspected: InspectedModel) -> list[str]:
-    from rankwise.planning.layer_groups import RANK
+    from rankwise.planning.parameters import RANK
 
     head = "" if not inspected.head_parameters else ", without a classifier's head"
     lines = [f"{inspected.model}: {inspected.family}, {inspected.parameters:,} parameters{head}", ""]

@@ -44,7 +44,7 @@ def plan(
         planned = as_continued(read_planned(config, given.read(tune), base_of_start))
         from rankwise.commands.plan import plan as make_plan
         from rankwise.commands.plan import run_probe
-        from rankwise.planning.machine import refuse_elsewhere
+        from rankwise.planning.devices import refuse_elsewhere
         from rankwise.planning.processes import Processes
 
         measured = None
@@ -69,7 +69,7 @@ def plan(
 
 
 def _list_models(as_json: bool) -> None:
-    from rankwise.planning.catalogue import catalogue
+    from rankwise.planning.reading import catalogue
 
     rows = [
         {"name": model.name, "parameters": f"{model.shape.parameters:,}", "family": model.family,

@@ -13,10 +13,9 @@ from typing import Any
 
 from rankwise.errors import ModelError
 from rankwise.forward.plan import shape_to_adapt
-from rankwise.planning.catalogue import catalogue_model
 from rankwise.planning.gguf_header import read_gguf_header
-from rankwise.planning.layer_groups import LayerGroup, TargetChoice, choices_of, default_target, groups_of
-from rankwise.planning.reading import CONFIG, STARTERS
+from rankwise.planning.parameters import LayerGroup, TargetChoice, choices_of, default_target, groups_of
+from rankwise.planning.reading import CONFIG, STARTERS, catalogue_model
 from rankwise.runs.directory import find_run
 from rankwise.system.hub import could_be_hub_id
 

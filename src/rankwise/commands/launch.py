@@ -28,8 +28,8 @@ from rankwise.commands.plan import refuse_several
 from rankwise.config.experiment import Experiment
 from rankwise.errors import ConfigError, Interrupted, RunError, TrainingError
 from rankwise.runs.directory import RunDirectory
-from rankwise.runs.manifest import usable_cores
 from rankwise.system.launched import ENDED, LAUNCHER, read_problem
+from rankwise.system.processor import usable_cores
 
 GRACE = 4
 """Seconds in which the others must end once one has ended; then they are killed."""

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rankwise.text.tokenize import Tokens
+if TYPE_CHECKING:
+    from rankwise.text.tokenize import Tokens
 
 Dealing = Callable[[Sequence[Any], Sequence[int], Callable[[list[Any]], Sequence[Any]]], list[Any]]
 """Items, what each costs, and what computes one result for each of some items, to the results of all in their order;

@@ -23,7 +23,8 @@ from rankwise.data.duplicates import TextIndex, overlap
 from rankwise.data.image_report import SeenImage, overlap_of_images
 from rankwise.data.labels import Labels
 from rankwise.data.sources import Reading
-from rankwise.runs.data_report import HoldOutFacts, OverlapFacts
+from rankwise.runs.data_report import OverlapFacts
+from rankwise.runs.row_facts import HoldOutFacts
 from rankwise.text.example import Example, ImageRecord
 
 MOST_LABELS = 100

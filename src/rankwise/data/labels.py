@@ -19,7 +19,7 @@ from unicodedata import normalize
 from rankwise.config.base import shown
 from rankwise.data.turns import text_of
 from rankwise.errors import DataError, some
-from rankwise.runs.data_report import HoldOutFacts
+from rankwise.runs.row_facts import HoldOutFacts
 from rankwise.text.example import Example
 
 MOST_DISTINCT = 50

@@ -28,7 +28,8 @@ from rankwise.data.sequences import EncodedRows, SelectedRows
 from rankwise.data.sources import Reading
 from rankwise.data.unused import Unused
 from rankwise.errors import did_you_mean, some
-from rankwise.runs.data_report import DataReport, HoldOutFacts, OverlapFacts, PartFacts, UnusedColumn, ValidationFacts
+from rankwise.runs.data_report import DataReport, OverlapFacts, PartFacts, UnusedColumn, ValidationFacts
+from rankwise.runs.row_facts import HoldOutFacts
 
 PROMPT_FORMATS = ("prompt", "alpaca", "dolly", "input-output", "classification")
 """Formats whose rows could be written with --prompt and --completion instead."""

@@ -39,11 +39,11 @@ from rankwise.inference.generate import answers_in_turn
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.sequence_to_sequence import batch_of
 from rankwise.runs.evaluations import ModelScores, Sample
-from rankwise.runs.manifest import processor_name
 from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage
 from rankwise.system.cache import cache_folder, forget_old, our_own
 from rankwise.system.extras import installed_version
 from rankwise.system.files import write_json
+from rankwise.system.processor import processor_name
 
 SAMPLES = 20
 

@@ -35,7 +35,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from rankwise.errors import ConfigError, one_line
-from rankwise.runs.manifest import usable_cores
+from rankwise.system.processor import usable_cores
 
 INTERPRETERS = "RANKWISE_ENGINES"
 """Interpreters of environments that have engines, separated as in PATH. Set and empty: no engine is run."""

@@ -153,7 +153,7 @@ class Recorder:
 
 
 def trace(
-    model: nn.Module, length: int, blocks: Sequence[str], *, masked: bool = False, output: int | None = None
+    model: nn.Module, length: int, *, blocks: Sequence[str], masked: bool = False, output: int | None = None
 ) -> Trace:
     """A pass over one sequence of so many tokens. `blocks` are the paths of all blocks that are there. `masked`: behind
     an attention mask, as the padded rows of a classifier are. `output`: so many tokens are written by a decoder behind

@@ -6,24 +6,34 @@ A forward pass over fake tensors (fake_pass.py) is made at three lengths. They g
 
 In a pass "adapter" the linear layers learn, so their inputs are saved as an adapter over them would save them; in a
 pass "full" everything learns. Of equal blocks that follow each other only the first two are gone through.
+
+Of an encoder and its decoder, passes with S tokens read and T written give the numbers of
+
+    bytes of an encoder's block = constant + token S + pair S^2
+    bytes of a decoder's block  = constant + token T + pair T^2 + reading S + crossing S T
+
+S and T always differ, so the length of its input tells on which side a layer stands.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from rankwise.config.layer import Layer, Side
 from rankwise.forward.fake_pass import Trace, make_fake, trace, without_memory
 from rankwise.planning.shape import Blocks, Saved
 
 LENGTHS = (32, 64, 96)
 Value = TypeVar("Value")
+Pass = Callable[..., Trace]
+"""A forward pass over the blocks at some paths."""
 PASSES = (("adapter", torch.bfloat16), ("adapter", torch.float32), ("full", torch.float32))
 
 
@@ -81,19 +91,33 @@ def measured(model: Any, stacks: Sequence[Stack], *, masked: bool = False) -> tu
     were, and empty, where a forward pass needs more than token ids or cannot be faked (experts in float32). The model's
     weights are replaced by fake ones. `masked` rows are padded."""
     lengths = lengths_within(model)
-    traces: dict[str, list[Trace]] = {}
+    passes = _passes(model, stacks, [partial(trace, model, length, masked=masked) for length in lengths])
+    if passes is None:
+        return tuple(stacks), {}
+    last = next(iter(passes.values()))[-1]
+    saved = [{name: fitted(lengths, _means(stack, each)) for name, each in passes.items()} for stack in stacks]
+    sized = (with_sizes(stack, last, model, saved=own) for stack, own in zip(stacks, saved, strict=True))
+    return tuple(sized), stages_of_layers(last.stages, stacks)
+
+
+def _passes(model: Any, stacks: Sequence[Stack], passes: Sequence[Pass]) -> dict[str, list[Trace]] | None:
+    """Each of the passes by what learns and the number format; None where they cannot be faked."""
     paths = [stack.block_path(at) for stack in stacks for at in range(min(stack.short, stack.blocks.count))]
+    traces: dict[str, list[Trace]] = {}
     try:
         with without_memory(model, {stack.path: stack.short for stack in stacks}):
             for learns, dtype in PASSES:
                 make_fake(model, dtype, everything=learns == "full")
-                name = f"{learns} {str(dtype).removeprefix('torch.')}"
-                traces[name] = [trace(model, length, paths, masked=masked) for length in lengths]
+                traces[f"{learns} {str(dtype).removeprefix('torch.')}"] = [one(blocks=paths) for one in passes]
     except Exception:  # as many kinds as there are architectures
-        return tuple(stacks), {}
-    last = next(iter(traces.values()))[-1]
-    measured = (_with_saved(stack, lengths, traces, last, model) for stack in stacks)
-    return tuple(measured), stages_of_layers(last.stages, stacks)
+        return None
+    return traces
+
+
+def _means(stack: Stack, traces: Sequence[Trace]) -> list[float]:
+    """Bytes of the mean of all blocks of the stack, each like the example of its kind."""
+    examples = stack.examples
+    return [sum(count * one.saved[path] for path, count in examples.items()) / examples.total() for one in traces]
 
 
 def lengths_within(model: Any) -> list[int]:
@@ -124,22 +148,13 @@ def _window(text: Any) -> int | None:
     return window if isinstance(window, int) and everywhere else None
 
 
-def _with_saved(
-    stack: Stack, lengths: Sequence[int], traces: Mapping[str, list[Trace]], last: Trace, model: nn.Module
-) -> Stack:
-    """The mean over all blocks of the stack, each like the example of its kind."""
-    examples, sized = stack.examples, with_sizes(stack, last, model)
-    saved = {name: mean_saved({path: fitted(lengths, [one.saved[path] for one in each]) for path in examples}, examples)
-             for name, each in traces.items()}  # fmt: skip
-    return replace(sized, blocks=replace(sized.blocks, saved=saved))
-
-
-def with_sizes(stack: Stack, last: Trace, model: nn.Module) -> Stack:
-    """With the width of its blocks, and of their queries in the mean."""
+def with_sizes(stack: Stack, last: Trace, model: nn.Module, **measured: Mapping[str, Saved]) -> Stack:
+    """With what was measured of its blocks, their width, and their queries in the mean."""
     examples = stack.examples
     width = next((last.widths[path] for path in examples if path in last.widths), stack.blocks.width)
     queries = sum(count * _queries(model.get_submodule(path), path, last) for path, count in examples.items())
-    return replace(stack, blocks=replace(stack.blocks, width=width, queries=round(queries / stack.blocks.count)))
+    blocks = replace(stack.blocks, width=width, queries=round(queries / stack.blocks.count), **measured)
+    return replace(stack, blocks=blocks)
 
 
 def _queries(block: nn.Module, path: str, trace: Trace) -> int:
@@ -159,14 +174,6 @@ def fitted(lengths: Sequence[int], amounts: Sequence[float]) -> Saved:
     pair = (second - first) / (c - a)
     token = first - pair * (a + b)
     return Saved(x - token * a - pair * a * a, token, pair)
-
-
-def mean_saved(saved: Mapping[str, Saved], counts: Counter[str]) -> Saved:
-    total = counts.total()
-    return Saved(*(
-        sum(counts[path] * getattr(one, name) for path, one in saved.items()) / total
-        for name in ("constant", "token", "pair")
-    ))  # fmt: skip
 
 
 def stages_of_layers(stages: Mapping[str, int], stacks: Sequence[Stack]) -> dict[str, int]:
@@ -195,3 +202,62 @@ def in_all_blocks(known: Mapping[str, Value], stacks: Sequence[Stack]) -> dict[s
             if number == example or (kind == stack.kinds[example] and stack.example(number) == example):
                 found[f"{stack.block_path(number)}{rest}"] = value
     return found
+
+
+SIDES = 2
+"""Stacks of blocks: an encoder's and a decoder's."""
+
+
+@dataclass(frozen=True)
+class TwoSided:
+    """The stacks with what their blocks save; of every layer its stage, and which tokens it maps."""
+
+    stacks: tuple[Stack, ...]
+    stages: Mapping[str, int]
+    sides: Mapping[str, Side]
+
+    def with_place(self, layer: Layer) -> Layer:
+        """The layer with its side, and with its block counted from the encoder's first."""
+        writes = layer.path.startswith(f"{self.stacks[-1].path}.")
+        offset = self.stacks[0].blocks.count if writes else 0
+        return replace(layer, side=self.sides.get(layer.path, ""), offset=offset)
+
+
+def measured_sides(model: Any, stacks: Sequence[Stack]) -> TwoSided | None:
+    """None where a forward pass cannot be faked, or where the stacks are no encoder and decoder. The model's weights
+    are replaced by fake ones."""
+    if len(stacks) != SIDES:
+        return None
+    written = lengths_within(model)
+    read = [length - 1 for length in written]
+    pairs = [(read[0], length) for length in written] + [(length, written[0]) for length in read[1:]]
+    pairs.append((read[1], written[1]))
+    passes = _passes(model, stacks, [partial(trace, model, given, output=output) for given, output in pairs])
+    if passes is None:
+        return None
+    last, (first, second) = next(iter(passes.values()))[-1], stacks
+    decoded = {name: _writing(read, written, _means(second, each)) for name, each in passes.items()}
+    sized = (
+        with_sizes(first, last, model, saved={
+            name: fitted(read, _means(first, [each[0], *each[3:5]])) for name, each in passes.items()
+        }),
+        with_sizes(
+            second, last, model, saved={name: own for name, (own, _) in decoded.items()},
+            reading={name: crossing for name, (_, crossing) in decoded.items()},
+        ),
+    )  # fmt: skip
+    sides: dict[str, Side] = {
+        path: "input" if length == pairs[-1][0] else "output" for path, length in last.lengths.items()
+    }
+    return TwoSided(sized, stages_of_layers(last.stages, sized), in_all_blocks(sides, sized))
+
+
+def _writing(read: Sequence[int], written: Sequence[int], amounts: Sequence[float]) -> tuple[Saved, Saved]:
+    """Of a decoder's mean block: what it keeps of its own tokens, and of the encoder's."""
+    (a, b, *_), (t, u, _) = read, written
+    own, (wider, _, both) = amounts[:3], amounts[3:]
+    low, high = (wider - own[0]) / (b - a), (both - own[1]) / (b - a)
+    pair = (high - low) / (u - t)
+    crossing = Saved(0.0, low - pair * t, pair)
+    left = [amount - crossing.of(a, width) for amount, width in zip(own, written, strict=True)]
+    return fitted(written, left), crossing

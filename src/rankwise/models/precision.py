@@ -15,7 +15,7 @@ import torch
 
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError
-from rankwise.planning.machine import BFLOAT16, HALF_RATE, processor_vendor, with_rates
+from rankwise.planning.devices import BFLOAT16, HALF_RATE, processor_vendor, with_rates
 
 
 @dataclass(frozen=True)

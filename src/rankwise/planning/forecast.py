@@ -12,14 +12,13 @@ from rankwise.config.modules import image_readers
 from rankwise.config.parameters import Parameters
 from rankwise.config.training import TrainingConfig
 from rankwise.planning.activations import FAST, OF_IMAGES, OF_TEXTS, Form
-from rankwise.planning.batches import AtOnce
+from rankwise.planning.batches import AtOnce, writes_answers
 from rankwise.planning.devices import Device
 from rankwise.planning.memory import GPU, PROCESSOR, Job, Memory, Overheads, memory_of
-from rankwise.planning.operations import Load, Operations, operations
+from rankwise.planning.operations import Load, Operations
 from rankwise.planning.parameters import parameters_of, seen
 from rankwise.planning.shape import ModelShape
 from rankwise.planning.stored_weights import Storage, storage_of, unpacked_numbers
-from rankwise.planning.validation import writes_answers
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ def operations_of(forecasted: Forecast, load: Load) -> Operations:
     ranks = {planned.layer.path: spec.mean_rank_share * sum(planned.ranks) for planned in adapted}
     learning = None if spec.trains_base else ranks
     job, of_tokens = forecasted.job, not forecasted.shape.is_classifier
-    return operations(
+    return Operations(
         forecasted.shape, load, learning, recomputed=job.recomputed / blocks, trimmed=job.form == "fast" and of_tokens,
         frozen=job.lowest if job.caches_prefix else 0, passes=job.passes,
     )  # fmt: skip

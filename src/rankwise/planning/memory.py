@@ -1,4 +1,4 @@
-"""The most memory that a run holds, part by part, each with its formula.
+"""The most memory that a run holds, part by part, each with its formula; and the disk space that it takes.
 
     weights       parameters x bytes of the format they are held in; packed ones as stored_weights.py has them
     unpacking     the largest packed weight while it is unpacked for a product
@@ -26,6 +26,16 @@
 
 All but the last three are arithmetic; the last three are measured (bench/plan.py) and hold for a processor. On a GPU
 both are assumed.
+
+The disk space that a run takes at most, while it trains, is
+
+    result + (keep_checkpoints + 1) x checkpoint + snapshots x trained weights
+
+One checkpoint more than is stored is there while it is written, and two others where a run that diverges goes back.
+How many a run writes depends on the time that its steps take, so all are counted unless none is written but at a stop.
+With validation.keep at `best`, each checkpoint needs the best snapshot before it, and two more are there while one is
+written. The weights that are trained take 4 bytes a parameter, and a checkpoint has the optimizer's two averages beside
+them, and those of the method. Logs and reports are not counted.
 """
 
 from __future__ import annotations
@@ -33,6 +43,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from rankwise.config.training import TrainingConfig
+from rankwise.config.validation import ValidationConfig
 from rankwise.planning.activations import ADAPTED, DTYPES, EXACT, Form, block_bytes, positions_of, saved_bytes
 from rankwise.planning.shape import Blocks, ModelShape
 from rankwise.planning.stored_weights import (
@@ -45,6 +57,8 @@ from rankwise.planning.stored_weights import (
 )
 
 CHANNELS = 3
+SLOW_DISK = 250e6
+"""Bytes that one writes in a second."""
 HEAD_ROWS = 256
 """As kernels/loss.py takes them; a test compares both."""
 
@@ -311,3 +325,28 @@ def _of_logits(shape: ModelShape, job: Job) -> str:
         return f"{job.learned:,} tokens x {shape.vocabulary:,} x {EXACT}, {OF_LOGITS} times in the loss's backward pass"
     rows = min(HEAD_ROWS, job.learned) if job.form == "fast" else job.learned
     return f"{rows:,} tokens x {shape.vocabulary:,}, in two number formats"
+
+
+@dataclass(frozen=True)
+class Disk:
+    result: int
+    checkpoint: int
+    """Bytes of each."""
+    checkpoints: int
+    """Their number while one is written; 0 where the run writes none by itself."""
+    snapshots: int
+    """The number of copies of the trained weights that may turn out to be the best."""
+
+    @classmethod
+    def of(
+        cls, trained: int, checkpoint: int, training: TrainingConfig, validation: ValidationConfig, steps: int
+    ) -> Disk:  # fmt: skip
+        """`trained` is a number of parameters."""
+        extra = 2 if training.on_divergence == "back-off" else 0
+        stored = training.keep_checkpoints + extra if (training.checkpoint_steps or 1) < steps else 0
+        snapshots = stored + 2 if validation.keep == "best" else 0
+        return cls(EXACT * trained, checkpoint, stored + 1 if stored else 0, snapshots)
+
+    @property
+    def total(self) -> int:
+        return self.result * (1 + self.snapshots) + self.checkpoint * self.checkpoints

@@ -56,92 +56,94 @@ class Load:
 
 @dataclass(frozen=True)
 class Operations:
-    layers: float
-    attention: float
-    adapters: float
-    head: float
-    """So far, forward."""
-    layers_back: float
-    attention_back: float
-    adapters_back: float
-    head_back: float
-    again: float
-    """Of blocks that are computed a second time for the backward pass."""
+    """Of one pass forward and backward over `load`. `ranks` gives the rank of each adapted layer by its path; None
+    means that the whole model learns."""
+
+    shape: ModelShape
+    load: Load
+    ranks: Mapping[str, float] | None
+    recomputed: float = 0.0
+    """Share of the blocks that are computed a second time for the backward pass."""
+    trimmed: bool = False
+    """Whether of the last block only what the head gets is computed, as our fast form does."""
+    frozen: int = 0
+    """Blocks whose outputs are cached, so that they are computed in one of `passes`."""
+    passes: float = 1.0
+
+    @cached_property
+    def layers(self) -> float:
+        return sum(2 * _size(layer) * tokens * self._share(at) for layer, at, tokens in self._linear)
+
+    @cached_property
+    def attention(self) -> float:
+        blocks = self._attention
+        return sum(blocks) - sum(blocks[: self.frozen]) * (1 - 1 / self.passes)
+
+    @cached_property
+    def adapters(self) -> float:
+        return self._low_rank + self._head[1]
+
+    @property
+    def head(self) -> float:
+        return self._head[0]
 
     @property
     def forward(self) -> float:
         return self.layers + self.attention + self.adapters + self.head
 
-    @property
-    def backward(self) -> float:
-        return self.layers_back + self.attention_back + self.adapters_back + self.head_back
+    @cached_property
+    def layers_back(self) -> float:
+        to_inputs = sum(2 * _size(layer) * tokens for layer, at, tokens in self._linear if self._lowest < at)
+        return to_inputs + (self.layers if self.ranks is None else 0)
 
     @property
+    def attention_back(self) -> float:
+        blocks = enumerate(self._attention)
+        return BACKWARD_OF_ATTENTION * sum(amount for block, amount in blocks if self._lowest < (block, SECOND))
+
+    @property
+    def head_back(self) -> float:
+        return self.head * ((self.ranks is None) + (self._lowest < AFTER))
+
+    @property
+    def backward(self) -> float:
+        return self.layers_back + self.attention_back + 2 * self.adapters + self.head_back
+
+    @property
+    def again(self) -> float:
+        return self.recomputed * (self.layers + sum(self._attention) + self._low_rank)
+
+    @cached_property
     def total(self) -> float:
         return self.forward + self.backward + self.again
 
-
-def operations(
-    shape: ModelShape, load: Load, ranks: Mapping[str, float] | None, *, recomputed: float = 0.0, trimmed: bool = False,
-    frozen: int = 0, passes: float = 1.0,
-) -> Operations:  # fmt: skip
-    """Of one pass forward and backward over `load`. `ranks` gives the rank of each adapted layer by its path; None
-    means that the whole model learns. `trimmed`: of the last block only what the head gets is computed, as our fast
-    form does. Of the first `frozen` blocks the outputs are cached, so that they are computed in one of `passes`."""
-    return _Count(shape, load, ranks, recomputed, trimmed, frozen, passes).operations()
-
-
-@dataclass(frozen=True)
-class _Count:
-    shape: ModelShape
-    load: Load
-    ranks: Mapping[str, float] | None
-    recomputed: float
-    trimmed: bool
-    frozen: int
-    passes: float
-
-    def operations(self) -> Operations:
-        linear = [(layer, at, self.tokens(layer)) for layer, at in self.multiplying]
-        layers = sum(2 * _size(layer) * tokens * self.share(at) for layer, at, tokens in linear)
-        attention = self.attention
-        shown = sum(attention) - sum(attention[: self.frozen]) * (1 - 1 / self.passes)
-        to_inputs = sum(2 * _size(layer) * tokens for layer, at, tokens in linear if self.lowest < at)
-        back = sum(amount for block, amount in enumerate(attention) if self.lowest < (block, SECOND))
-        adapters = sum(2 * self.rank(layer) * _ends(layer) * tokens for layer, _, tokens in linear)
-        head, head_adapter = self.head()
-        full = self.ranks is None
-        return Operations(
-            layers, shown, adapters + head_adapter, head,
-            layers_back=to_inputs + (layers if full else 0),
-            attention_back=BACKWARD_OF_ATTENTION * back,
-            adapters_back=2 * (adapters + head_adapter),
-            head_back=head * (full + (self.lowest < AFTER)),
-            again=self.recomputed * (layers + sum(attention) + adapters),
-        )  # fmt: skip
-
     @cached_property
-    def multiplying(self) -> list[tuple[Layer, Position]]:
-        """Linear layers but the head, with where each stands."""
+    def _linear(self) -> list[tuple[Layer, Position, float]]:
+        """Linear layers but the head, where each stands, and how many tokens it maps."""
         if self.shape.image is not None:  # convolutions too, and how often each layer is used was measured
             layers = [layer for layer in self.shape.layers if layer.positions is not None]
         else:
             layers = self.shape.linear
-        return [(layer, layer.position) for layer in layers if layer.position is not None]
+        return [(layer, at, self._tokens(layer)) for layer in layers if (at := layer.position) is not None]
 
     @cached_property
-    def lowest(self) -> Position:
+    def _low_rank(self) -> float:
+        """Of adapters but over the head, forward."""
+        return sum(2 * self._rank(layer) * _ends(layer) * tokens for layer, _, tokens in self._linear)
+
+    @cached_property
+    def _lowest(self) -> Position:
         """Of what learns. What never learned has the head above it."""
         if self.ranks is None:
             return BEFORE
         at = {layer.path: layer.position for layer in self.shape.layers if layer.path != self.shape.head}
         return min((found for path in self.ranks if (found := at.get(path)) is not None), default=AFTER)
 
-    def share(self, at: Position) -> float:
+    def _share(self, at: Position) -> float:
         """Of the passes in which a layer is computed forward."""
         return 1 / self.passes if BEFORE < at < (self.frozen, FIRST) else 1.0
 
-    def tokens(self, layer: Layer) -> float:
+    def _tokens(self, layer: Layer) -> float:
         """Of the last block, all but the first stage may be computed only where the head needs it. The head of a
         classifier of rows reads one position of each. Of images it was measured how many positions each layer maps."""
         if layer.positions is not None:
@@ -154,7 +156,7 @@ class _Count:
         return self.load.supervised if self.trimmed and last else self.load.tokens
 
     @cached_property
-    def attention(self) -> list[float]:
+    def _attention(self) -> list[float]:
         """Of each block, forward; of images all that was measured beside the layers."""
         blocks = self.shape.blocks
         if self.shape.image is not None:
@@ -170,10 +172,11 @@ class _Count:
         writes = 4.0 * decoder.queries * sum(_pairs(output, decoder) + given * output for given, output in sides)
         return [reads] * encoder.count + [writes] * decoder.count
 
-    def rank(self, layer: Layer) -> float:
+    def _rank(self, layer: Layer) -> float:
         return (self.ranks or {}).get(layer.path, 0)
 
-    def head(self) -> tuple[float, float]:
+    @cached_property
+    def _head(self) -> tuple[float, float]:
         """Of the layer that makes logits, and of an adapter over it."""
         layers = {layer.path: layer for layer in self.shape.layers}
         if self.shape.head is None or self.shape.head not in layers:
@@ -181,7 +184,7 @@ class _Count:
         layer = layers[self.shape.head]
         shared = layers.get(layer.shares or "", layer)
         size = _size(layer) or _size(shared)
-        return 2.0 * size * self.load.supervised, 2.0 * self.rank(layer) * _ends(layer) * self.load.supervised
+        return 2.0 * size * self.load.supervised, 2.0 * self._rank(layer) * _ends(layer) * self.load.supervised
 
 
 def _pairs(length: int, blocks: Blocks) -> float:

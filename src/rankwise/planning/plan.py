@@ -13,14 +13,12 @@ from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.config.experiment import Planned
 from rankwise.config.reading import with_settings
 from rankwise.errors import ConfigError
-from rankwise.planning.batches import AtOnce, average_step, largest_batches, longest_of, padded_load
-from rankwise.planning.devices import DEVICES, Device
-from rankwise.planning.disk import EXACT, Disk
+from rankwise.planning.batches import AtOnce, average_step, largest_batches, longest_of, padded_load, validation_tokens
+from rankwise.planning.devices import DEVICES, HERE, Device, planned_device, refuse_elsewhere
 from rankwise.planning.estimate import Estimate
 from rankwise.planning.fitting import Changes, Fit, Remedy, fit_of, remedies, savings
 from rankwise.planning.forecast import Forecast, anchor_operations, operations_of, planned_forecast
-from rankwise.planning.machine import HERE, planned_device, refuse_elsewhere
-from rankwise.planning.memory import FORMATS, weights_bytes
+from rankwise.planning.memory import EXACT, FORMATS, Disk, weights_bytes
 from rankwise.planning.operations import Load
 from rankwise.planning.processes import ALONE, Processes, Several, several_of
 from rankwise.planning.rows import PlannedRows
@@ -39,7 +37,6 @@ from rankwise.planning.time import (
 )
 from rankwise.planning.tokens import TokenCounter
 from rankwise.planning.training_rows import rows_of_training
-from rankwise.planning.validation import validation_tokens
 
 CLASSIFIER, OF_TEXTS = "AutoModelForSequenceClassification", "sequence-classification"
 SLOWER_WHEN_SMALL = 1.5

@@ -22,13 +22,12 @@ from random import Random
 from rankwise.config.training import TrainingConfig
 from rankwise.data.dealing import deal
 from rankwise.errors import ConfigError
-from rankwise.planning.devices import Device
+from rankwise.planning.devices import Device, graphics_cards
 from rankwise.planning.forecast import Forecast
-from rankwise.planning.machine import graphics_cards
 from rankwise.planning.rows import PlannedRows
 from rankwise.planning.stored_weights import DTYPE_BYTES, EXACT
 from rankwise.planning.time import Probe, Speed, Step
-from rankwise.runs.manifest import usable_cores
+from rankwise.system.processor import usable_cores
 
 DEALT = 64
 """Steps that are dealt to see how much the largest share has."""

@@ -3,22 +3,28 @@
 A name means what it means to a training: a starter, then what is on this disk. What the catalogue knows is answered
 without a network; then the hub client's cache is looked into; and only what is nowhere is asked for, one small file. A
 shape that neither the catalogue nor the cache has is built, by a function that the caller gives: building takes torch.
+
+`catalogue.json` holds a line for each: our name, the names of the hub that mean it, the settings that decide its shape,
+and the shape that transformers built of them (`lab/make_catalogue.py` writes it). GPT-3's weights were never given out;
+it is laid out like OPT. A test compares the parameters of each with what was published.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from rankwise.config.base import shown
 from rankwise.config.images import processing_of
 from rankwise.errors import ModelError, did_you_mean, first_line, some
-from rankwise.planning.catalogue import CatalogueModel, catalogue, catalogue_model, catalogue_names
 from rankwise.planning.gguf_config import shape_of_gguf
 from rankwise.planning.shape import ModelShape, NewHead
-from rankwise.planning.shape_file import Build, cached_shape
+from rankwise.planning.shape_file import Build, cached_shape, shape_from_json
 from rankwise.planning.tokens import TokenCounter
 from rankwise.system.foreign_json import read_json
 from rankwise.system.hub import could_be_hub_id, folder_here, hub_answers, why_silent
@@ -27,6 +33,47 @@ CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 STARTERS = frozenset({"smollm2-135m", "minilm", "dinov2-small", "efficientnet-lite0"})
 """Names that a training takes before it looks at the disk (models/starters.py); a test compares both."""
 LONGEST_NAME = 256
+FILE = "catalogue.json"
+
+
+@dataclass(frozen=True)
+class CatalogueModel:
+    name: str
+    hub: tuple[str, ...]
+    """The names of models on the hub that have this shape."""
+    config: Mapping[str, Any]
+    stored: Mapping[str, Any]
+    """The shape, as `shape_file.py` writes it."""
+    image: int | None = None
+    """Side in pixels that its image processor makes, where that is another than its config.json has."""
+
+    @property
+    def family(self) -> str:
+        return self.config["model_type"]
+
+    @property
+    def shape(self) -> ModelShape:
+        return shape_from_json(dict(self.stored), self.name)
+
+
+@cache
+def catalogue() -> dict[str, CatalogueModel]:
+    text = files("rankwise.planning").joinpath(FILE).read_text(encoding="utf-8")
+    rows = json.loads(text)
+    models = (
+        CatalogueModel(row["name"], tuple(row["hub"]), row["config"], row["shape"], row.get("image")) for row in rows
+    )
+    return {model.name: model for model in models}
+
+
+@cache
+def catalogue_names() -> dict[str, CatalogueModel]:
+    """By every name in small letters, the hub's among them."""
+    return {name.lower(): model for model in catalogue().values() for name in (model.name, *model.hub)}
+
+
+def catalogue_model(name: str) -> CatalogueModel | None:
+    return catalogue_names().get(name.lower())
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from rankwise.errors import RunError
 from rankwise.planning.devices import Device, Kind
 from rankwise.planning.estimate import Estimate
 from rankwise.planning.stored_weights import Storage, unpacking_rate
-from rankwise.runs.manifest import usable_cores
+from rankwise.system.processor import usable_cores
 
 SECONDS_OF_HOUR = 3600
 COMPILED_AFTER = 300.0

@@ -32,7 +32,7 @@ from rankwise.planning.batches import limit_of
 from rankwise.planning.rows import Counted, Drawn, PlannedRows, planned_rows, together, without_held_out
 from rankwise.planning.shape import ModelShape
 from rankwise.planning.tokens import TokenCounter
-from rankwise.runs.snapshot import RunSnapshot
+from rankwise.runs.own_files import data_here, folder_of, read_experiment
 from rankwise.text.example import Example, Message
 from rankwise.text.plain_conversations import plain_conversation
 from rankwise.text.sequences import input_and_output
@@ -225,7 +225,8 @@ def _with_replay(own: PlannedRows, config: Planned, tokens: TokenCounter, limit:
         others = _answers(data, tokens, limit)
     else:
         run = replay.data.run
-        source = replay_rows(replay.data, data) if run is None else RunSnapshot.read(run).data_here
+        folder = None if run is None else folder_of(run)
+        source = replay_rows(replay.data, data) if folder is None else data_here(read_experiment(folder), folder)
         others = conversations_of(source, tokens, min(limit, source.max_length))
     count = others.documents.likely
     if not count:

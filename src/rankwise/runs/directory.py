@@ -20,15 +20,15 @@ from stat import S_ISREG
 from typing import Any, Self
 
 from rankwise.config.experiment import Experiment
-from rankwise.errors import RunBusyError, RunError, did_you_mean, some
+from rankwise.errors import RunBusyError, RunError, some
 from rankwise.runs.data_report import DATA_REPORT, DataReport
 from rankwise.runs.manifest import Manifest
-from rankwise.runs.own_files import StepFolders, read_json, set_aside
+from rankwise.runs.own_files import MANIFEST, SETTINGS, StepFolders, find_folder, folder_of, read_json, set_aside
 from rankwise.system.files import json_bytes, told_when_full, write_atomic
 from rankwise.system.locks import Lock, owner_if_locked, owner_of
 
 REPORTS = ("report.html", "report.json")
-SETTINGS, MANIFEST, TRACKING = "config.json", "manifest.json", "tracking"
+TRACKING = "tracking"
 RESULTS = ("adapter", "model")
 CARD = "README.md"
 """The model card, in the folder of a result."""
@@ -303,20 +303,13 @@ def _has(path: Path, content: bytes) -> bool:
 
 def find_run(name: str) -> RunDirectory | None:
     """A run, finished or not, by its name or its folder."""
-    for run in (RunDirectory.named(name), RunDirectory(Path(name))):
-        if os.path.isfile(run.folder / MANIFEST):  # noqa: PTH113  is_file raises where a name is too long
-            return run
-    return None
+    folder = find_folder(name)
+    return None if folder is None else RunDirectory(folder)
 
 
 def open_any_run(name: str) -> RunDirectory:
     """One that must be there, finished or not."""
-    run = find_run(name)
-    if run is not None:
-        return run
-    known = sorted(path.parent.name for path in Path("runs").glob("*/manifest.json"))
-    listed = f" Runs here: {some(known)}." if known else " There are no runs in this folder yet."
-    raise RunError(f'there is no run "{name}".{did_you_mean(name, known)}{listed}')
+    return RunDirectory(folder_of(name))
 
 
 def writer_of(run: RunDirectory) -> str | None:

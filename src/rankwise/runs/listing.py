@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rankwise.errors import RankwiseError, RunError, first_line
-from rankwise.runs.directory import MANIFEST, RunDirectory, writer_of
+from rankwise.runs.directory import RunDirectory, writer_of
 from rankwise.runs.manifest import Manifest
 from rankwise.runs.metrics_log import read_metrics_log
+from rankwise.runs.own_files import MANIFEST
 from rankwise.runs.snapshot import RunSnapshot
 
 RUNS = Path("runs")

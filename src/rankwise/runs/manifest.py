@@ -3,7 +3,6 @@ ended."""
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from rankwise.runs.measured import PairResults
 from rankwise.runs.row_facts import ReplayFacts
 from rankwise.system.extras import installed_version
 from rankwise.system.launched import launched
+from rankwise.system.processor import processor_name, usable_cores
 
 
 class TrialFacts(Config):
@@ -329,19 +329,6 @@ def machine() -> dict[str, Any]:
         "cores": usable_cores(),
         "memory_bytes": psutil.virtual_memory().total,
     }
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def processor_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def peak_rss() -> int:

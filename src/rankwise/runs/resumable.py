@@ -21,9 +21,9 @@ from rankwise.config.base import Config
 from rankwise.config.experiment import Experiment
 from rankwise.errors import RunError
 from rankwise.runs.data_report import DATA_REPORT, DataReport
-from rankwise.runs.directory import MANIFEST, REFERENCE, SETTINGS, RunDirectory
+from rankwise.runs.directory import REFERENCE, SETTINGS, RunDirectory
 from rankwise.runs.manifest import Manifest
-from rankwise.runs.own_files import TENSORS, DamagedStep, check_file, read_json
+from rankwise.runs.own_files import MANIFEST, TENSORS, DamagedStep, check_file, read_json
 from rankwise.system.files import json_bytes
 
 METRICS = "metrics.jsonl"

@@ -347,3 +347,57 @@ class ReplayFacts(Config):
             f"{self.rows:,} rows, {self.tokens:,} tokens, {self.loss_tokens:,} of them in the loss, which makes "
             f"{self.loss_share:.0%} of all loss tokens{some}"
         )
+
+
+class Doubt(Config):
+    """Rows that probably do not mean what their author thinks, by one of the checks of data/meaning.py."""
+
+    check: str
+    rows: int
+    of: int
+    example: str
+    """`file:line` of one or more of them."""
+    text: str
+    stops: bool
+    """Training is refused until data.accept names the check."""
+
+    @property
+    def refusal(self) -> str:
+        return f"{self.text}. To train on them all the same, add --set data.accept={self.check}."
+
+
+class HoldOutFacts(Config):
+    """How rows were held out for validation."""
+
+    order: Literal["seed", "last"]
+    seed: int | None
+    """None if the last rows are held out."""
+    requested: int
+    rows: int
+    of: int
+    """Usable rows, from which these are held out."""
+    labels: dict[str, int] | None
+    """Held-out rows per label, for the hundred most frequent labels; None if rows have no labels."""
+    group: str | None
+    """The column by which rows are grouped; a group is never split."""
+    groups: int | None
+    groups_in_all: int | None
+    by_default: bool = False
+    """Nobody asked for them."""
+
+    def describe(self) -> str:
+        """Describe the hold-out in one sentence."""
+        return f"Held out {self.counts()}."
+
+    def counts(self) -> str:
+        """Describe the hold-out as a phrase that follows "held out"."""
+        text = f"{self.rows:,} of {self.of:,} rows"
+        text += f" by seed {self.seed}" if self.order == "seed" else ", the last of each source"
+        if self.group is not None:
+            text += (
+                f", {self.groups:,} of {self.groups_in_all:,} groups by {self.group} (requested: {self.requested:,})"
+            )
+        if self.labels:
+            listed = some((f"{one_line(label)} {count:,}" for label, count in self.labels.items()), 8)
+            text += f"{', stratified' if self.order == 'seed' else ''} by label: {listed}"
+        return f"{text} (by default; --held-out 0 trains on all rows)" if self.by_default else text

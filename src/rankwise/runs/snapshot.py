@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.errors import RunError
 from rankwise.runs.data_report import DATA_REPORT, DataReport
-from rankwise.runs.directory import SETTINGS, RunDirectory, open_any_run
+from rankwise.runs.directory import RunDirectory, open_any_run
 from rankwise.runs.evaluations import (
     Evaluation,
     Forgetting,
@@ -29,7 +28,7 @@ from rankwise.runs.evaluations import (
 )
 from rankwise.runs.manifest import Manifest
 from rankwise.runs.metrics_log import History, read_history
-from rankwise.runs.own_files import read_json
+from rankwise.runs.own_files import data_here, read_experiment, read_json
 from rankwise.runs.records import OF_LANGUAGE_MODELS
 
 
@@ -49,7 +48,7 @@ class RunSnapshot:
     @classmethod
     def of(cls, directory: RunDirectory) -> RunSnapshot:
         """RunError where the settings or the manifest are damaged, or of an earlier version."""
-        return cls(directory, _read_experiment(directory.folder), directory.manifest())
+        return cls(directory, read_experiment(directory.folder), directory.manifest())
 
     @classmethod
     def finished(cls, name: str) -> RunSnapshot:
@@ -97,15 +96,7 @@ class RunSnapshot:
 
     @property
     def data_here(self) -> DataConfig:
-        """Its settings of the data. Relative paths that are not here are those of the folder that holds `runs/`."""
-        config = _resolved(self.experiment.data.model_dump(exclude_unset=True), self.folder)
-        for name in ("sources", "validation"):
-            if part := config.get(name):
-                several = isinstance(part, list | tuple)
-                config[name] = (
-                    [_resolved(one, self.folder) for one in part] if several else _resolved(part, self.folder)
-                )
-        return DataConfig(**config)
+        return data_here(self.experiment, self.folder)
 
     @property
     def loss_unit(self) -> str:
@@ -115,24 +106,6 @@ class RunSnapshot:
     @property
     def forgetting(self) -> Forgetting | None:
         return forgetting_of(self.evaluations)
-
-
-def _resolved(rows: dict[str, Any], folder: Path) -> dict[str, Any]:
-    path = rows.get("path")
-    if path is None or os.path.exists(path):  # noqa: PTH110
-        return rows
-    beside_runs = os.path.join(folder.absolute().parent.parent, path)  # noqa: PTH118
-    return rows | {"path": beside_runs} if os.path.exists(beside_runs) else rows  # noqa: PTH110
-
-
-def _read_experiment(folder: Path) -> Experiment:
-    if not (folder / SETTINGS).exists() and (folder / "spec.json").exists():
-        raise RunError(
-            f"{folder} is a run of an earlier version of rankwise, which this version cannot read. Train it again, or "
-            "use "
-            f"its adapter by the adapter's folder ({folder / 'adapter'})."
-        )
-    return read_json(folder / SETTINGS, Experiment)
 
 
 def forgettings_of(evaluations: dict[str, Evaluation]) -> dict[str, Forgetting]:

@@ -27,10 +27,11 @@ from rankwise.commands.queue import listed
 from rankwise.config.experiment import RUN_NAME
 from rankwise.errors import RankwiseError
 from rankwise.reporting.sparkline import bucket_means
-from rankwise.runs.directory import MANIFEST, RunDirectory
+from rankwise.runs.directory import RunDirectory
 from rankwise.runs.listing import STARTING, UNREADABLE, present_status, run_names, status_of
 from rankwise.runs.manifest import Manifest
 from rankwise.runs.metrics_log import LogTail
+from rankwise.runs.own_files import MANIFEST
 from rankwise.runs.queue import Ended, Queue, Waiting, Working
 from rankwise.runs.records import rank_grid
 from rankwise.runs.upkeep import entry

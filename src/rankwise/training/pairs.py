@@ -39,12 +39,13 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.preference import PairLosses, Preference, log_probabilities
 from rankwise.runs.lineage import Round
-from rankwise.runs.manifest import BackendName, BaseModelFacts, processor_name
+from rankwise.runs.manifest import BackendName, BaseModelFacts
 from rankwise.runs.measured import PairResults
 from rankwise.runs.records import Callback, ProgressUpdate, SampleRecord, ScoreRecord, StatusMessage, silent
 from rankwise.system.cache import cache_folder, forget_old, our_own
 from rankwise.system.extras import installed_version
 from rankwise.system.files import write_json
+from rankwise.system.processor import processor_name
 from rankwise.system.signals import heed
 from rankwise.text.tokenize import Tokens
 from rankwise.training.backend import Eager, Fused

@@ -19,9 +19,8 @@ from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError, RankwiseError, ResourceError, first_line
 from rankwise.forward.plan import plan
 from rankwise.models.precision import choose_precision
-from rankwise.planning.devices import OF_LIMIT, Device
+from rankwise.planning.devices import OF_LIMIT, Device, read_cards, this_machine, this_processor
 from rankwise.planning.fitting import Remedy
-from rankwise.planning.machine import read_cards, this_machine, this_processor
 from rankwise.planning.plan import Plan
 from rankwise.planning.processes import ALONE, Processes
 from rankwise.runs.manifest import BackendName, Forecasted

@@ -22,7 +22,7 @@ from rankwise.methods.model_card import CardFacts, card
 from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.sharding import is_split, save_whole
-from rankwise.planning.disk import EXACT, SLOW_DISK, Disk
+from rankwise.planning.memory import EXACT, SLOW_DISK, Disk
 from rankwise.runs.directory import REFERENCE, RunDirectory
 from rankwise.runs.lineage import Round
 from rankwise.runs.manifest import Results, Tuning, peak_rss
