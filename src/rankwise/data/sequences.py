@@ -248,11 +248,11 @@ def _mapped(file: Path, dtype: Any) -> np.ndarray:
 
 
 def _names(columns: Mapping[str, np.ndarray], rows: int, damaged: str) -> RowNames | None:
-    starts, letters = columns.get("name_starts"), columns.get("names")
-    if starts is None and letters is None:
+    if columns.keys().isdisjoint(("names", "name_starts")):
         return None
-    fits = starts is not None and letters is not None and len(starts) == rows + 1
-    if not fits or starts[0] != 0 or starts[-1] != len(letters) or (np.diff(starts) < 0).any():
+    nothing = np.empty(0, np.uint8)
+    starts, letters = columns.get("name_starts", nothing), columns.get("names", nothing)
+    if len(starts) != rows + 1 or starts[0] != 0 or starts[-1] != len(letters) or (np.diff(starts) < 0).any():
         raise DataError(f"{damaged} its names are not those of {rows:,} rows.")
     return RowNames(letters, starts)
 
