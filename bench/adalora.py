@@ -34,7 +34,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.data.batches import Arrange, Batch, Batches, portion
 from rankwise.data.flat import flat
 from rankwise.data.sources import open_source
-from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.inject import add_adapter
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.methods.trainable import Trainable

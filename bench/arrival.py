@@ -20,8 +20,7 @@ from rankwise.commands.demo import LONGEST_ANSWER, demo_rows
 from rankwise.commands.export import export
 from rankwise.exporting.agreement import compare
 from rankwise.exporting.engine_process import EngineFailure, ask, engines_for, interpreters
-from rankwise.exporting.questions import Prompt
-from rankwise.exporting.reference import Question, Reference, open_float32, reference_to
+from rankwise.exporting.reference import Prompt, Question, Reference, open_float32, reference_to
 from rankwise.exporting.verification import Verifying
 from rankwise.inference.generate import asking_ids
 from rankwise.methods.artifact import open_artifact

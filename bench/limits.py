@@ -33,9 +33,9 @@ def sizes_of(shape: Mapping[str, Any]) -> list[tuple[int, int]]:
 
 def starter_shape() -> dict[str, Any]:
     from rankwise.config.models import ModelConfig
-    from rankwise.models.inspection import read_json
     from rankwise.models.sources import find
     from rankwise.runs.records import silent
+    from rankwise.system.foreign_json import read_json
 
     return read_json(find(ModelConfig(name="smollm2-135m"), silent).folder / "config.json")
 

@@ -21,7 +21,7 @@ from typing import Any
 from telling import parser_of, tell
 
 from rankwise.commands.merge import merge
-from rankwise.exporting.merging.record import RECORD
+from rankwise.exporting.merging.write import RECORD
 from rankwise.system.files import sha256_of
 
 

@@ -27,9 +27,12 @@ from families import FAMILIES, template_of  # noqa: E402
 from rankwise.config.recipe import RECIPES, recipe_named  # noqa: E402
 from rankwise.errors import TemplateError  # noqa: E402
 from rankwise.exporting.ollama import adds_start, limits_of, ollama_template  # noqa: E402
-from rankwise.exporting.parity_conversations import conversations  # noqa: E402
 from rankwise.exporting.served_jinja import as_openai, gguf_parity, served_jinja  # noqa: E402
-from rankwise.exporting.template_parity import Parity, template_parity  # noqa: E402
+from rankwise.exporting.template_parity import (  # noqa: E402
+    Parity,
+    conversations,
+    template_parity,
+)
 from rankwise.models.starters import STARTERS, index_copy  # noqa: E402
 from rankwise.runs.records import silent  # noqa: E402
 from rankwise.text.chat_template import ChatTemplate  # noqa: E402

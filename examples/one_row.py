@@ -30,7 +30,8 @@ from rankwise.models.loading import load
 from rankwise.objectives.causal_lm import CAUSAL_LM, token_loss
 from rankwise.text.rendering import render
 from rankwise.text.tokenize import tokenise
-from rankwise.training.backend import Eager, Workload
+from rankwise.training.backend import Eager
+from rankwise.training.workload import Workload
 from rankwise.training.trainer import Trainer
 
 LINE = '{"prompt": "What is the name of the smallest planet?", "completion": "Mercury, and it has no moon."}'

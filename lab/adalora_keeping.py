@@ -30,10 +30,10 @@ from rankwise.data.batches import Batches
 from rankwise.data.preparing import prepare
 from rankwise.data.writing import TextWriting
 from rankwise.errors import TrainingError, first_line
-from rankwise.evaluation.base_and_tuned import Forward, base_and_tuned
 from rankwise.evaluation.forgetting import compared
 from rankwise.evaluation.likelihood import likelihoods
-from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.evaluation.subject import Forward, base_and_tuned
+from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.models.loaded import LoadedModel

@@ -8,10 +8,10 @@ from typing import Any
 from rankwise.commands.advise import advise
 from rankwise.config.experiment import Experiment
 from rankwise.data.preparing import prepare
-from rankwise.evaluation.advised_sides import Side
-from rankwise.evaluation.advised_verdict import margin_of
+from rankwise.evaluation.advised_rows import Side
 from rankwise.objectives.registry import decided, objective_of
 from rankwise.runs.records import silent
+from rankwise.training.advice import margin_of
 from rankwise.training.advising import Advising, Design
 from rankwise.training.short_runs import short_run
 

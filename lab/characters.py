@@ -22,7 +22,8 @@ from rankwise.data.sample import sample_rows
 from rankwise.data.writing import TextWriting
 from rankwise.models.loading import load_tokenizer
 from rankwise.models.sources import find
-from rankwise.planning.planned_rows import by_tokenizer, rows_of
+from rankwise.planning.tokens import TokenCounter
+from rankwise.planning.training_rows import conversations_of
 from rankwise.runs.records import silent
 from rankwise.text.chat_template import ChatTemplate
 
@@ -42,7 +43,7 @@ def characters_of_token(spec: DataConfig, tokenizer: Path) -> float:
         for example in row.examples
         for text in ([example.text] if example.text else [message.whole for message in example.messages])
     ]
-    return sum(map(len, texts)) / sum(by_tokenizer(tokenizer)(texts))
+    return sum(map(len, texts)) / sum(TokenCounter(tokenizer).count(texts))
 
 
 def main() -> None:
@@ -58,11 +59,11 @@ def main() -> None:
         work = Encoding(spec, writing.encoder(spec), Tally(), silent, None, EncodingFacts(), None)
         data_report = prepared_of(work, work.read(None)).data_report
         assert data_report.tokens and data_report.loss_tokens
-        ratio = characters_of_token(spec, model / "tokenizer.json")
+        ratio = characters_of_token(spec, model)
         began = time.perf_counter()
-        counted = rows_of(spec, model)
+        counted = conversations_of(spec, TokenCounter(model), LONGEST)
         seconds = time.perf_counter() - began
-        guessed = rows_of(spec)
+        guessed = conversations_of(spec, TokenCounter(), LONGEST)
         off = [f"{plan.tokens.likely / data_report.tokens - 1:+.1%}" for plan in (counted, guessed)]
         learned = f"{data_report.loss_tokens / data_report.tokens:.0%}"
         cells = (name, data_report.rows, f"{ratio:.2f}", f"{data_report.tokens:,}", learned, *off, f"{seconds:.2f}")

@@ -21,10 +21,10 @@ from rankwise.data.batches import Batches
 from rankwise.data.preparing import prepare
 from rankwise.data.writing import TextWriting
 from rankwise.errors import EvaluationError, TrainingError, first_line
-from rankwise.evaluation.base_and_tuned import BaseAndTuned, Forward, base_and_tuned
 from rankwise.evaluation.forgetting import compared
 from rankwise.evaluation.likelihood import likelihoods
 from rankwise.evaluation.requests import requests_of
+from rankwise.evaluation.subject import BaseAndTuned, Forward, base_and_tuned
 from rankwise.evaluation.text import Text
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of

@@ -29,13 +29,12 @@ from stored_cells import done_in, run_missing
 
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
-from rankwise.data.batches import Batches
 from rankwise.data.preparing import prepare
 from rankwise.data.writing import TextWriting
 from rankwise.errors import TrainingError, first_line
-from rankwise.evaluation.base_and_tuned import BaseAndTuned, base_and_tuned, of_two_models
 from rankwise.evaluation.forgetting import compared
 from rankwise.evaluation.likelihood import likelihoods
+from rankwise.evaluation.subject import BaseAndTuned, base_and_tuned, of_two_models
 from rankwise.evaluation.text import BETWEEN, Text, Written, cut
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.methods.method import Setup
@@ -46,12 +45,11 @@ from rankwise.models.loading import load
 from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.runs.records import silent
 from rankwise.system.allocator import keep_memory
-from rankwise.training.anchor import Anchor, BaseOnText
-from rankwise.training.anchor_text import anchor_text
+from rankwise.training.anchor import Anchor, BaseOnText, anchor_text
 from rankwise.training.backend import Eager, Fused, choose_backend
 from rankwise.training.replay import with_replay
 from rankwise.training.trainer import Trainer
-from rankwise.training.workload import Workload
+from rankwise.training.workload import Workload, batches_of
 
 ROWS = {"e2e": 200, "dolly": 200, "superbowl": 240, "gsm8k": 160}
 RATES = {"lora": 2e-3, "adalora": 2e-3, "full": 1e-4}
@@ -146,7 +144,7 @@ def run(folder: Path, cell: Cell, model: LoadedModel) -> dict[str, Any]:
                 text = anchor_text(config.anchor, model, config.steps or 1, silent)
             base = BaseOnText(text, tuned, backend, 10**9)
             anchor = Anchor(base, config.anchor.weight, config.seed, config.max_batch_tokens)
-        trainer = Trainer(tuned, Batches.of_prepared(prepared, config, backend.layout), config, backend, anchor=anchor)
+        trainer = Trainer(tuned, batches_of(prepared, config, backend.layout), config, backend, anchor=anchor)
         seconds = [record.seconds for record in trainer.run()]
         rows = list(prepared.measured_rows)
         whole = experiment.adapter.method == "full"

@@ -28,8 +28,7 @@ from rankwise.models.loading import load
 from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.runs.records import silent
 from rankwise.system.allocator import keep_memory
-from rankwise.training.anchor import Anchor, BaseOnText
-from rankwise.training.anchor_text import anchor_text
+from rankwise.training.anchor import Anchor, BaseOnText, anchor_text
 from rankwise.training.backend import Fused
 from rankwise.training.trainer import Trainer
 from rankwise.training.workload import Workload

@@ -14,8 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
+from rankwise.config.parameters import Parameters
 from rankwise.forward.plan import shape_of
-from rankwise.planning.parameters import Parameters, parameters_of
+from rankwise.planning.parameters import parameters_of
 
 GPT3_PRINTED = 175_255_800_000
 """Parameters of GPT-3 as LoRA's paper gives them. Its "10,000 times fewer" is 9,285 times at r = 4."""

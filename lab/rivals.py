@@ -25,9 +25,8 @@ from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import Choice
 from rankwise.adapters.triplets import Triplets
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
-from rankwise.methods.adalora.method import AdaLoraMethod
-from rankwise.methods.adalora.trainable import TrainableAdaLoRA
-from rankwise.methods.eva_start import eva_start
+from rankwise.methods.adalora import AdaLoraMethod, TrainableAdaLoRA
+from rankwise.methods.lora import eva_start
 from rankwise.methods.method import Setup
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.records import RankRecord
@@ -62,7 +61,7 @@ class Gated(TrainableAdaLoRA):
 def rival(method: str) -> AbstractContextManager[Any]:
     """Inside, the method adalora is the rival."""
     if method == "gates":
-        return patch("rankwise.methods.adalora.method.TrainableAdaLoRA", Gated)
+        return patch("rankwise.methods.adalora.TrainableAdaLoRA", Gated)
     if method == "adalora-eva":
         return patch.object(AdaLoraMethod, "attach_to", from_inputs)
     return nullcontext()

@@ -41,8 +41,7 @@ from rankwise.objectives.registry import decided, objective_of
 from rankwise.runs.metrics_log import MetricsLog, read_metrics_log
 from rankwise.runs.records import silent
 from rankwise.system.allocator import keep_memory
-from rankwise.training.trials import Trials
-from rankwise.training.tuning import tune
+from rankwise.training.tuning import Trials, tune
 
 CHOOSING, MEASURED, LABELS, SIDE = 16, 32, 160, 84
 """Rows that choose, rows that are measured, such of labels, and pixels of an image."""

@@ -33,7 +33,7 @@ from rankwise.config.experiment import Experiment
 from rankwise.errors import TrainingError
 from rankwise.models import loading
 from rankwise.models.precision import Precision
-from rankwise.training import forgetting_budget, trainer
+from rankwise.training import budgets, trainer
 from rankwise.training.run import TrainingRun
 from rankwise.training.world import join
 from sequence_models import lands, sequence_folder
@@ -231,7 +231,7 @@ def run_case(name: str, run: str | None = None) -> Breadth:
         stack.enter_context(in_float64() if name in CASES else ExitStack())
         stack.enter_context(patched(TrainingRun, "results", remembering))
         stack.enter_context(patched(train_module, "foresee", lambda real: lambda *given: None))
-        stack.enter_context(patched(forgetting_budget, "LENGTH", lambda real: 24))
+        stack.enter_context(patched(budgets, "LENGTH", lambda real: 24))
         stack.enter_context(patched(recorded_run, "write_page", lambda real: lambda *given: Path()))
         if name in LIFTED:
             stack.enter_context(patched(trainer, "optimizer_step", lifted(*LIFTED[name])))

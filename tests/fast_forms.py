@@ -12,13 +12,12 @@ from torch import nn
 from rankwise.adapters.set import AdapterSet
 from rankwise.data.batches import portion
 from rankwise.data.flat import flat
+from rankwise.forward import decoders
 from rankwise.forward.agreement import agrees
-from rankwise.forward.decoders import gemma, gpt2, llama, neox, parts
 from rankwise.forward.fused import FusedLoss
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.kernels import attention as attention_kernel
 from rankwise.kernels import linear
-from rankwise.kernels import prologue as prologue
 from rankwise.kernels.norm import plain_rms_norm, plain_shifted_rms_norm
 from rankwise.objectives.causal_lm import summed
 from rankwise.text.tokenize import Tokens
@@ -75,7 +74,7 @@ def assert_the_plain_one(model: nn.Module, parameters: list[nn.Parameter]) -> No
 
 def faults_of() -> dict[str, tuple[str, object]]:
     """What could be wrong with the fast form, as what would stand in place of one of its kernels."""
-    attention, linears, enter = attention_kernel.causal_attention, linear.shared_linears, prologue.apply_prologue
+    attention, linears, enter = attention_kernel.causal_attention, linear.shared_linears, linear.apply_prologue
 
     def apart(places):
         return lambda q, k, v, lengths, scale: attention(q, k, v, places(lengths), scale)
@@ -97,11 +96,8 @@ def faults_of() -> dict[str, tuple[str, object]]:
 
 
 def plant(patch: pytest.MonkeyPatch, kernel: str, fault: object) -> None:
-    """In every file that the fast form is made of."""
-    places = [place for place in (parts, llama, gemma, neox, gpt2) if hasattr(place, kernel)]
-    assert places
-    for place in places:
-        patch.setattr(place, kernel, fault)
+    """In the file that the fast form is made of."""
+    patch.setattr(decoders, kernel, fault)
 
 
 def assert_every_fault_is_found(model: nn.Module, parameters: list[nn.Parameter], patch: pytest.MonkeyPatch) -> None:

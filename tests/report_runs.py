@@ -8,7 +8,6 @@ import math
 from rankwise.config.experiment import Experiment
 from rankwise.evaluation.intervals import difference, scores
 from rankwise.evaluation.metrics import METRICS
-from rankwise.runs.class_details import CalibrationBin, ClassDetails, OneClass, WrongRow
 from rankwise.runs.data_report import DataReport, LengthFacts, OverlapFacts, PartFacts, Skipped, TemplateFacts
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.evaluations import (
@@ -23,7 +22,7 @@ from rankwise.runs.evaluations import (
     write_strength,
 )
 from rankwise.runs.manifest import BaseModelFacts, DataFacts, Manifest, Results, Resumed
-from rankwise.runs.measured import Measured
+from rankwise.runs.measured import CalibrationBin, ClassDetails, Measured, OneClass, WrongRow
 from rankwise.runs.records import LossRecord, RankRecord, SampleRecord, ScoreRecord, StepRecord
 
 VERSIONS = {"python": "3.11.7", "rankwise": "0.1.0", "torch": "2.13.0"}

@@ -18,7 +18,7 @@ from rankwise.errors import TrainingError
 from rankwise.models import sharding
 from rankwise.models.kind import CAUSAL_LM
 from rankwise.models.sharding import gathered, is_split, load_sharded, local_part
-from rankwise.training import lockstep
+from rankwise.training import world as processes
 from rankwise.training.world import World, join
 from worlds import CASES, learn, nothing, patched
 
@@ -103,8 +103,8 @@ def not_summed(world: World) -> Any:
 
 def idle_rows_learn(world: World) -> Any:
     """Rows that fill up the passes are learned from."""
-    learned = replace(lockstep.NOTHING_PREDICTED, loss_mask=(True, True))
-    return patched(lockstep, "NOTHING_PREDICTED", lambda real: learned)
+    learned = replace(processes.NOTHING_PREDICTED, loss_mask=(True, True))
+    return patched(processes, "NOTHING_PREDICTED", lambda real: learned)
 
 
 PLANTED: dict[str, Callable[[World], Any]] = {

@@ -30,7 +30,7 @@ from kit.damage import DAMAGES as KINDS
 from kit.damage import damage
 from kit.processes import WARM
 from library import rows
-from rankwise.runs.sealed import FACTS, TENSORS, hash_of
+from rankwise.runs.own_files import FACTS, TENSORS, hash_of
 
 STEPS, EVERY = 11, 3
 """Checkpoints after steps 3, 6 and 9, of which the last two are there."""

@@ -14,10 +14,9 @@ from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batch
 from rankwise.runs.records import Callback, StepRecord, silent
 from rankwise.text.tokenize import Tokens
-from rankwise.training.auto_batch import StepBatches
 from rankwise.training.hooks import Report
 from rankwise.training.state import TrainState
-from rankwise.training.trainer import Hook, Trainer
+from rankwise.training.trainer import Hook, StepBatches, Trainer
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from rankwise.data.batches import Batch, Batches, portion
 from rankwise.data.dealing import share_of
 from rankwise.data.packing import pack
 from rankwise.forward.reference import SupervisedLogits
-from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.full import FullFineTuning
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
@@ -41,8 +41,7 @@ from rankwise.methods.trainable import Trainable
 from rankwise.models.kind import CAUSAL_LM
 from rankwise.models.sharding import load_sharded
 from rankwise.objectives.causal_lm import summed
-from rankwise.runs.directory import RunDirectory
-from rankwise.runs.followed import FollowedRun
+from rankwise.runs.directory import FollowedRun, RunDirectory
 from rankwise.runs.records import SampleRecord, ScoreRecord
 from rankwise.text.tokenize import Tokens
 from rankwise.training import step as step_module
@@ -364,11 +363,11 @@ def command(folder: Path, given: Disturbed) -> None:
     """In each process."""
     from rankwise.cli.main import app
     from rankwise.commands import recorded_run, train
-    from rankwise.training import loss_watch
+    from rankwise.training import hooks
 
     recorded_run.write_page = lambda *given: Path()  # its charts take a third of the time
     if given.what == "diverge":
-        loss_watch.ABOVE = -100.0  # so that every loss is far above
+        hooks.ABOVE = -100.0  # so that every loss is far above
     elif given.what and int(os.environ["RANK"]) == given.rank:
         disturb = {"kill": signal.SIGKILL, "stop": signal.SIGTERM}.get(given.what)
         if disturb is None:

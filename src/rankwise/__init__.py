@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from rankwise.errors import RankwiseError as RankwiseError
     from rankwise.forward.plan import plan as plan
     from rankwise.inference.tuned_model import load_tuned as load_tuned
-    from rankwise.methods.adalora.trainable import TrainableAdaLoRA as TrainableAdaLoRA
+    from rankwise.methods.adalora import TrainableAdaLoRA as TrainableAdaLoRA
     from rankwise.methods.inject import add_adapter as add_adapter
     from rankwise.methods.inject import inject as inject
     from rankwise.models.loaded import LoadedModel as LoadedModel
@@ -81,7 +81,7 @@ _HOMES = {
     "Run": "rankwise.python.run",
     "ModelConfig": "rankwise.config.models",
     "Planned": "rankwise.config.planning",
-    "TrainableAdaLoRA": "rankwise.methods.adalora.trainable",
+    "TrainableAdaLoRA": "rankwise.methods.adalora",
     "RankwiseError": "rankwise.errors",
     "TrainingConfig": "rankwise.config.training",
     "add_adapter": "rankwise.methods.inject",

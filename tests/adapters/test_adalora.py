@@ -20,15 +20,15 @@ from torch.nn import functional as F
 
 from conftest import tiny_model
 from rankwise.adapters.adalora import AdaLoRA, FusedAdaLoRA
-from rankwise.adapters.budget import Schedule, budget_of
 from rankwise.adapters.formats.peft import WEIGHTS, read_peft, rewrite, write_peft
 from rankwise.adapters.formats.peft_reader import read_weights
-from rankwise.adapters.keeping import PASSES, keep_best, keep_worth
+from rankwise.adapters.importance import PASSES, Schedule, keep_best, keep_worth
 from rankwise.adapters.lora import LoRA
 from rankwise.adapters.triplets import Triplets
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
+from rankwise.config.budget import budget_of
 from rankwise.errors import ConfigError, RunError, TrainingError
-from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.inject import inject
 from sampling import draws
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from rankwise.config.adapters import AdaLoraConfig
-from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.inject import inject
 
 WIDTHS = {"first": (6, 10), "second": (10, 10), "third": (10, 3)}

@@ -10,14 +10,14 @@ from timm.layers import Conv2dSame, ScaledStdConv2d, StdConv2d
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from rankwise.adapters.adapter import conv_problem, on_conv2d
 from rankwise.adapters.base_layers import features_of, kind_of, oriented
-from rankwise.adapters.convolutions import conv_problem, on_conv2d
 from rankwise.adapters.eva import eva_choices
 from rankwise.adapters.lora import LoRA
-from rankwise.adapters.merge import merge
+from rankwise.adapters.set import merge
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.errors import TargetError
-from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.inject import inject
 
 LAYERS = {

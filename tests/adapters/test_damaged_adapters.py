@@ -20,8 +20,8 @@ from conftest import tiny_model
 from damaged import CONFIG, DAMAGES, EXTRA, REGEXES, WEIGHTS, Damage
 from rankwise.adapters.formats.peft import lay_peft, write_peft
 from rankwise.adapters.formats.peft_reader import read_weights
-from rankwise.adapters.formats.pickles import refuse_pickle
-from rankwise.adapters.oddities import missing_blocks
+from rankwise.adapters.formats.tensors import refuse_pickle
+from rankwise.adapters.weights import missing_blocks
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.expressions import SECONDS_PER_KEY, SECONDS_PER_PATTERN
 from rankwise.errors import AdapterError, RankwiseError
@@ -231,7 +231,7 @@ def hook(event, details):
     if event in ("pickle.find_class", "os.system", "subprocess.Popen", "marshal.loads") and heard is not None:
         heard.append(event)
 from rankwise.adapters.formats.peft_reader import read_weights
-from rankwise.adapters.formats.pickles import refuse_pickle
+from rankwise.adapters.formats.tensors import refuse_pickle
 from rankwise.errors import RankwiseError
 from pathlib import Path
 sys.addaudithook(hook)

@@ -430,7 +430,7 @@ def test_a_run_again_is_the_same_bytes(home, tiny_folder):
 
 
 def test_as_many_micro_batches_are_looked_at_as_asked_and_never_more_than_a_pass(home, tiny_folder, monkeypatch):
-    from rankwise.methods import eva_start
+    from rankwise.methods.lora import eva_start
 
     seen = []
     look = eva_start.eva_choices

@@ -27,19 +27,18 @@ from rankwise.adapters.formats import peft as written
 from rankwise.adapters.formats import peft_reader as read
 from rankwise.adapters.formats.dialects import read_adapter
 from rankwise.adapters.formats.peft import read_peft, rewrite, write_peft
-from rankwise.adapters.merge import merge
-from rankwise.adapters.set import AdapterSet
+from rankwise.adapters.set import AdapterSet, merge
 from rankwise.adapters.spectrum import spectra_of
 from rankwise.adapters.targets import host_view
 from rankwise.commands.train import train
 from rankwise.config.adapters import AdaLora, LoraConfig
 from rankwise.config.experiment import Experiment
 from rankwise.errors import AdapterError, TargetError
+from rankwise.exporting.adapter_export import write_mlx
 from rankwise.exporting.engine_rules import verdicts
 from rankwise.exporting.merge import export_merged
 from rankwise.exporting.merging.as_adapter import combine
 from rankwise.exporting.merging.inputs import Options
-from rankwise.exporting.mlx import write_mlx
 from rankwise.forward.model_shape import shape_of_config
 from rankwise.methods.artifact import open_artifact
 from rankwise.methods.inject import add_adapter, inject

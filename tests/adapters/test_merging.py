@@ -10,8 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from conftest import tiny_model
-from rankwise.adapters.merge import merge
-from rankwise.adapters.set import AdapterSet
+from rankwise.adapters.set import AdapterSet, merge
 from rankwise.adapters.wrapper import AdapterWrapper
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.errors import TrainingError

@@ -11,10 +11,9 @@ from torch import nn
 from adapted_models import unsettle
 from quantized_models import quantize, wide_model
 from rankwise.adapters.base_layers import oriented
-from rankwise.adapters.merge import merge
+from rankwise.adapters.set import merge
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
-from rankwise.kernels.quantized.tensor import is_quantized
-from rankwise.kernels.quantized.whole import in_full, unpack_weights
+from rankwise.kernels.quantized.tensor import in_full, is_quantized, unpack_weights
 from rankwise.methods.inject import inject
 
 IDS = torch.arange(48).reshape(2, 24) % 96

@@ -6,8 +6,9 @@ import pytest
 from torch import nn
 
 from conftest import tiny_model
-from rankwise.adapters.targets import choose, layer_number, tables_of_the_head
+from rankwise.adapters.targets import choose, tables_of_the_head
 from rankwise.config.adapters import LoraConfig
+from rankwise.config.modules import layer_number
 from rankwise.errors import TargetError
 from rankwise.methods.inject import add_adapter, inject
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rankwise.adapters.adalora import FusedAdaLoRA
 from rankwise.adapters.fused import split_of
-from rankwise.adapters.merge import merge
+from rankwise.adapters.set import merge
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.methods.inject import add_adapter, inject
 

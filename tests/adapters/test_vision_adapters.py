@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rankwise.adapters.formats.peft import lay_peft, write_peft
-from rankwise.adapters.merge import merge
-from rankwise.adapters.set import AdapterSet
+from rankwise.adapters.set import AdapterSet, merge
 from rankwise.adapters.targets import notes_about
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.errors import TargetError
-from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from vision_models import FAMILIES, LABELS, TIMM, images, tiny

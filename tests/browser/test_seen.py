@@ -8,7 +8,7 @@ import pytest
 
 from browser_visits import Visitor
 from hostile_texts import PAYLOADS, folder_name
-from rankwise.studio.screens import SCREENS
+from rankwise.studio.app import SCREENS
 from report_runs import made_run
 
 PATHS = {

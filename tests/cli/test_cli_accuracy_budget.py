@@ -20,7 +20,7 @@ from rankwise.evaluation.likelihood import likelihoods
 from rankwise.evaluation.requests import requests_of
 from rankwise.models.loading import load
 from rankwise.runs.records import silent
-from rankwise.training import accuracy_budget
+from rankwise.training import budgets
 
 TASK = 'task: towns\ndata: FILE\nask: "{q}"\nscore: [accuracy]\nchat: false\n'
 LOOSE = ("--rank", "4", "--held-out", "4", "--anchor", "0.001", "--set", "training.anchor.tokens=16", "--anchor-text",
@@ -80,7 +80,7 @@ def test_the_result_keeps_its_budget_and_is_what_was_measured() -> None:
     told = trained("tight", "--forget-at-most", "20%")
     budget = told["accuracy_budget"]
     assert budget["is_kept"] and budget["points"] == 20.0 and told["budget"] is None
-    assert budget["strength"] in accuracy_budget.STRENGTHS[:-1], "training must cost more than the budget"
+    assert budget["strength"] in budgets.STRENGTHS[:-1], "training must cost more than the budget"
     assert budget["lost"] <= 20.0 < budget["lost_at_full_strength"]
     (task,) = budget["tasks"]
     assert (task["task"], task["rows"], task["base"]) == ("towns", 60, 1.0)
@@ -105,7 +105,7 @@ def test_a_loose_budget_changes_nothing() -> None:
 
 @pytest.mark.usefixtures("home")
 def test_a_budget_that_no_strength_keeps_is_said_with_its_costs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accuracy_budget, "STRENGTHS", (0.95, 1.0))
+    monkeypatch.setattr(budgets, "STRENGTHS", (0.95, 1.0))
     told = trained("missed", "--forget-at-most", "0.5%")
     budget = told["accuracy_budget"]
     assert not budget["is_kept"] and budget["strength"] == 1.0 and budget["lost"] > 0.5

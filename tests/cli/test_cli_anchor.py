@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from library import COMMON, Library
 from rankwise.cli.main import app
-from rankwise.training import anchor_text
+from rankwise.training import anchor as anchoring
 from rankwise.training.trainer import Trainer
 
 ANCHOR = ("--rank", "4", "--held-out", "4", "--anchor", "2", "--anchor-text", "other.txt",
@@ -86,7 +86,7 @@ def test_a_run_with_code_goes_on_where_what_was_read_of_the_library_is_the_same(
     library = tmp_path / "argparse.py"
     read = Path(argparse.__file__).read_text()
     library.write_text(read)
-    monkeypatch.setattr(anchor_text, "sysconfig", SimpleNamespace(get_path=lambda _: str(tmp_path)))
+    monkeypatch.setattr(anchoring, "sysconfig", SimpleNamespace(get_path=lambda _: str(tmp_path)))
     code = ("--set", "training.anchor.text=null", "--set", "training.anchor.code=true", "--steps", "4")
     stops = ("--set", "training.checkpoint_steps=2")
     with monkeypatch.context() as patched:

@@ -27,8 +27,8 @@ from rankwise.cli.main import app
 from rankwise.config.experiment import Experiment
 from rankwise.evaluation.class_metrics import metric_rows
 from rankwise.evaluation.metrics import METRICS
-from rankwise.reporting.foreseen import foreseen
-from rankwise.runs.data_report import TargetFacts
+from rankwise.reporting.provenance import foreseen
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.runs.snapshot import RunSnapshot
 
 TRAINING = ("--steps", "24", "--batch-size", "4", "--learning-rate", "0.01", "--set", "model.dtype=float32")

@@ -22,7 +22,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.objectives.text_classification import TextClassification
 from rankwise.python.run import load_run
 from rankwise.runs.records import silent
-from rankwise.runs.target_facts import TargetFacts
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.text.encode_texts import TextEncoder
 from rankwise.text.example import Example, Message
 

@@ -211,7 +211,7 @@ def test_torch_is_not_imported(rows):
 @pytest.mark.parametrize("spec", [LoraConfig(rank=4), AdaLoraConfig(budget="4"), FullConfig()])
 def test_a_plan_counts_what_training_makes(spec, tiny_folder):
     """Of a model in a folder: total and trainable, to the last one."""
-    from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+    from rankwise.methods.adalora import TrainableAdaLoRA
     from rankwise.methods.inject import inject
     from rankwise.models.loading import load
 

@@ -21,7 +21,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.data.instructions import instructions
 from rankwise.data.preparation import Prepared
 from rankwise.data.preparing import prepare
-from rankwise.inference import own_answers
+from rankwise.inference import own_text
 from rankwise.models.loading import load
 from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.runs.records import silent
@@ -71,8 +71,8 @@ def recorded(name: str, file: str = "manifest.json") -> dict[str, Any]:
 @pytest.fixture
 def home(library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """With a few instructions and short answers, so that the base writes them fast."""
-    monkeypatch.setattr(own_answers, "ANSWER_TOKENS", 8)
-    monkeypatch.setattr(own_answers, "instructions", lambda: instructions()[:6])
+    monkeypatch.setattr(own_text, "ANSWER_TOKENS", 8)
+    monkeypatch.setattr(own_text, "instructions", lambda: instructions()[:6])
     with contextlib.chdir(library.lay_out(tmp_path / "home")):
         Path("others.jsonl").write_text(rows(9, 60))
         yield

@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 
 from rankwise.cli.main import app
 from rankwise.commands.report import report
-from rankwise.runs.directory import RunDirectory
-from rankwise.runs.listing import writer_of
+from rankwise.runs.directory import RunDirectory, writer_of
 from rankwise.runs.snapshot import RunSnapshot
 
 

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from rankwise.cli import watch as of_terminal
 from rankwise.cli.main import app
-from rankwise.cli.text_charts import chart
+from rankwise.cli.watch import chart
 from rankwise.commands import watch as watching
 from rankwise.system.locks import Lock
 from sampling import draws

@@ -22,8 +22,8 @@ from rankwise.data import duplicates, sources
 from rankwise.data.growing import Growing
 from rankwise.data.preparing import prepare
 from rankwise.data.writing import TextWriting
-from rankwise.runs.pair_facts import PairFacts
 from rankwise.runs.records import silent
+from rankwise.runs.row_facts import PairFacts
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.encode_pairs import PairEncoder
 

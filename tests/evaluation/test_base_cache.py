@@ -11,10 +11,9 @@ import torch
 
 from rankwise.config.models import ModelConfig
 from rankwise.config.tasks import TaskConfig
-from rankwise.evaluation import base_cache as base_sides
-from rankwise.evaluation.base_cache import base_scores
+from rankwise.evaluation import task as base_sides
 from rankwise.evaluation.requests import requests_of
-from rankwise.evaluation.task import OwnTask
+from rankwise.evaluation.task import OwnTask, base_scores
 from rankwise.models.loading import load
 from rankwise.runs.records import ProgressUpdate, silent
 

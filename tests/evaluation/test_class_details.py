@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from rankwise.errors import ConfigError
-from rankwise.evaluation.class_details import MOST_WRONG, THUMBNAILS, RowView, class_details
 from rankwise.evaluation.class_metrics import Scored
 from rankwise.evaluation.metrics import METRICS
+from rankwise.evaluation.row_task import MOST_WRONG, THUMBNAILS, RowView, class_details
 from rankwise.images.thumbnails import thumbnail_of
-from rankwise.runs.class_details import LARGEST_THUMBNAIL, ClassDetails, WrongRow
-from rankwise.runs.class_text import class_lines, most_confused
-from rankwise.runs.data_report import TargetFacts
+from rankwise.runs.measured import LARGEST_THUMBNAIL, ClassDetails, WrongRow
+from rankwise.runs.row_facts import TargetFacts
+from rankwise.runs.score_text import class_lines, most_confused
 
 
 def scored(items: int, classes: int, seed: int = 0) -> Scored:

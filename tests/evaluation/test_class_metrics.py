@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 
 from classifiers import class_row
-from rankwise.evaluation.calibration import calibration_table, error_of_calibrated
 from rankwise.evaluation.class_metrics import metric_rows
-from rankwise.evaluation.confusion import class_table
 from rankwise.evaluation.intervals import difference, measured
-from rankwise.evaluation.metrics import METRICS
-from rankwise.runs.data_report import TargetFacts
+from rankwise.evaluation.metrics import METRICS, calibration_table, class_table, error_of_calibrated
+from rankwise.runs.row_facts import TargetFacts
 
 NUMBERS = TargetFacts(low=0.0, high=5.0)
 CLASSES = TargetFacts(classes=("a", "b", "c"), counts=(1, 1, 1))

@@ -16,8 +16,7 @@ from rankwise.config.tasks import TaskConfig
 from rankwise.errors import ConfigError, DataError, EvaluationError
 from rankwise.evaluation.likelihood import likelihoods
 from rankwise.evaluation.requests import Request, requests_of, requests_of_sequences
-from rankwise.evaluation.scoring import CUT, answers, is_wrong, score_task
-from rankwise.evaluation.task import OwnTask
+from rankwise.evaluation.task import CUT, OwnTask, answers, is_wrong, score_task
 from rankwise.models.loading import load
 from rankwise.runs.evaluations import read_evaluation
 from rankwise.runs.records import StatusMessage, silent
@@ -405,7 +404,7 @@ def test_a_list_of_answers_in_rows_of_a_known_form_are_references(model, tmp_pat
 
 def test_the_task_comes_first_and_is_announced_as_soon_as_it_is_known(tiny_folder, rows, monkeypatch):
     told = []
-    monkeypatch.setattr("rankwise.evaluation.base_cache._recalled", lambda _: None)
+    monkeypatch.setattr("rankwise.evaluation.task._recalled", lambda _: None)
 
     def heard(event):
         what = event.text if isinstance(event, StatusMessage) else event.what

@@ -15,7 +15,7 @@ from rankwise.data.preparing import prepare
 from rankwise.evaluation.few_shot import with_examples
 from rankwise.evaluation.likelihood import likelihoods
 from rankwise.evaluation.swapped_pairs import first_answer, with_other_questions
-from rankwise.inference.shared_prefix import LogitsAfter, can_share
+from rankwise.inference.kv_cache import LogitsAfter, can_share
 from rankwise.models.loading import load
 from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.runs.records import silent

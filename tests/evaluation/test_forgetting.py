@@ -17,14 +17,13 @@ from transformers import PreTrainedTokenizerFast
 
 import rankwise
 from conftest import TEXT, tiny_model
-from rankwise.adapters.merge import merge
-from rankwise.adapters.set import AdapterSet
+from rankwise.adapters.set import AdapterSet, merge
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.errors import DataError, EvaluationError, ModelError
 from rankwise.evaluation import forgetting as retaining
 from rankwise.evaluation import text as texts
-from rankwise.evaluation.base_and_tuned import BaseAndTuned, base_and_tuned, forward_of, of_two_models
 from rankwise.evaluation.forgetting import compared, forgetting
+from rankwise.evaluation.subject import BaseAndTuned, base_and_tuned, forward_of, of_two_models
 from rankwise.evaluation.text import LARGEST, Text, documentation, firsts_of, refuse_trained_on, text_for
 from rankwise.methods.inject import inject
 from rankwise.models.loaded import LoadedModel, TextReader

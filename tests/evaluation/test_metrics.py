@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from classifiers import class_row
 from rankwise.errors import EvaluationError
-from rankwise.evaluation.confusion import macro_f1, matthews
 from rankwise.evaluation.intervals import measured
 from rankwise.evaluation.metrics import (
     METRICS,
     exact,
     json_fields,
+    macro_f1,
     matching,
+    matthews,
     number,
     number_row,
     pearson,

@@ -8,9 +8,9 @@ import torch
 
 from conftest import tiny_model
 from rankwise.config.adapters import LoraConfig
-from rankwise.evaluation.base_and_tuned import BaseAndTuned, base_and_tuned
 from rankwise.evaluation.forgetting import Compared, _both, forgetting
-from rankwise.evaluation.sequential import Looks, interval, quantile
+from rankwise.evaluation.intervals import Looks, interval, quantile
+from rankwise.evaluation.subject import BaseAndTuned, base_and_tuned
 from rankwise.evaluation.text import Text
 from rankwise.methods.inject import inject
 from rankwise.runs.measured import Measured

@@ -9,10 +9,9 @@ from conftest import tiny_model
 from fast_forms import rows
 from rankwise.config.adapters import LoraConfig
 from rankwise.data.batches import portion
-from rankwise.evaluation.base_and_tuned import base_and_tuned
-from rankwise.evaluation.forgetting import forgetting
+from rankwise.evaluation.forgetting import forgetting, recommended, strength_curve, untold
 from rankwise.evaluation.likelihood import likelihoods
-from rankwise.evaluation.strength import recommended, strength_curve, untold
+from rankwise.evaluation.subject import base_and_tuned
 from rankwise.evaluation.text import Text
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.full import FullFineTuning

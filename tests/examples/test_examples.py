@@ -25,8 +25,8 @@ from rankwise.runs.records import StepRecord
 from rankwise.text.example import Example, Message
 from rankwise.text.rendering import render
 from rankwise.text.tokenize import tokenise
-from rankwise.training.schedules import rate_factor
 from rankwise.training.state import TrainState, adamw
+from rankwise.training.trainer import rate_factor
 from trainers import train
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -17,7 +17,7 @@ from classifiers import encoder_folder, labelled, scaled, write_rows
 from rankwise.cli.main import app
 from rankwise.commands import export as export_command
 from rankwise.exporting import verification
-from rankwise.exporting.class_reference import ClassReference, compare_classes
+from rankwise.exporting.agreement import ClassReference, compare_classes
 from rankwise.exporting.engine_process import EngineReplies
 from tagged import spanned, tagger_folder
 from vision_models import save_folder

@@ -23,12 +23,11 @@ from torch import Tensor, nn
 from conftest import tiny_model
 from rankwise.adapters.formats.peft import as_lora, read_peft, rewrite
 from rankwise.adapters.formats.peft_reader import CONFIG, PREFIX, WEIGHTS, read_weights
-from rankwise.adapters.merge import merge
+from rankwise.adapters.set import merge
 from rankwise.adapters.weights import AdapterWeights
 from rankwise.errors import AdapterError
-from rankwise.exporting import engine_rules, engine_scales
-from rankwise.exporting.engine_rules import RULES, VLLM_RANKS, factors_by_layer, verdicts
-from rankwise.exporting.engine_scales import declared, scale_of
+from rankwise.exporting import engine_rules
+from rankwise.exporting.engine_rules import RULES, VLLM_RANKS, declared, factors_by_layer, scale_of, verdicts
 
 IDS = torch.arange(48).reshape(2, 24) % 96
 KINDS = ("plain", "rslora", "ranks", "alphas", "both", "adalora", "pruned", "embedding", "conv1d", "dora")
@@ -235,7 +234,7 @@ def test_settings_of_another_format_are_no_ones_adapter(tmp_path: Path) -> None:
 def test_a_wrong_rule_is_found(rule: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A planted fault: the rule of one engine becomes another's."""
     other = {"patterns": "top", "top": "top-rslora", "tensor": "one", "tensor-rslora": "tensor"}[rule]
-    monkeypatch.setitem(engine_scales._RULES, rule, engine_scales._RULES[other])
+    monkeypatch.setitem(engine_rules._RULES, rule, engine_rules._RULES[other])
     failures = 0
     for seed in range(3):
         weights = saved(kind, seed, tmp_path / str(seed))
@@ -247,6 +246,4 @@ def test_a_wrong_rule_is_found(rule: str, kind: str, tmp_path: Path, monkeypatch
 
 def test_the_rules_name_their_source() -> None:
     for rule in engine_rules.RULES.values():
-        assert (
-            rule.version and rule.source and rule.evidence in ("read", "notes") and rule.scale in engine_scales._RULES
-        )
+        assert rule.version and rule.source and rule.evidence in ("read", "notes") and rule.scale in engine_rules._RULES

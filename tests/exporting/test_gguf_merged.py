@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from gguf_models import KINDS, adapter_in, layers_of, model_in
 from rankwise.adapters.formats.peft import read_peft
 from rankwise.cli.main import app
-from rankwise.exporting import gguf_change
-from rankwise.kernels.quantized.int8 import Int8
+from rankwise.exporting import gguf_target
+from rankwise.kernels.quantized.formats import Int8
 from rankwise.models import gguf_files
 from rankwise.models.gguf import converted, name_of_content
 from rankwise.models.gguf_files import TYPES
@@ -245,13 +245,13 @@ def test_over_a_gguf_base_that_was_quantised_again_the_numbers_of_the_training_a
 @pytest.mark.parametrize("fault", ["scale", "type"])
 def test_a_file_that_differs_from_the_model_never_gets_its_name(llama, tmp_path, monkeypatch, fault):
     if fault == "scale":  # the second computation is another one, as after a change of the files
-        changed, calls = gguf_change.GgufChange.changed, []
+        changed, calls = gguf_target.GgufChange.changed, []
 
         def other(self, name, weight):
             calls.append(name)
             return changed(self, name, weight) * (1 if calls.count(name) == 1 or "ffn_up" not in name else 2)
 
-        monkeypatch.setattr(gguf_change.GgufChange, "changed", other)
+        monkeypatch.setattr(gguf_target.GgufChange, "changed", other)
     else:
         monkeypatch.setitem(gguf_files.TYPES, "float16", ("F16", 1, 1e-9))
     result = rankwise("export", llama[1], "--to", tmp_path / "a.gguf", "--format", "gguf", "--dtype", "float16")

@@ -17,8 +17,8 @@ from rankwise.adapters.weights import AdapterWeights
 from rankwise.commands.export import export
 from rankwise.config.adapters import LoraConfig
 from rankwise.errors import AdapterError
-from rankwise.exporting import mlx
-from rankwise.exporting.mlx import write_mlx
+from rankwise.exporting import adapter_export
+from rankwise.exporting.adapter_export import write_mlx
 from rankwise.methods.inject import inject
 from rankwise.models.rotary_names import write_older_names
 from rankwise.runs.records import Event, WarningMessage
@@ -52,7 +52,7 @@ def test_the_change_is_the_trained_one_by_mlx_formula(tmp_path: Path) -> None:
 def test_mlx_lays_factors_over_every_layer_that_has_some(tmp_path: Path) -> None:
     """By mlx-lm's rule: a key inside a block selects it in the last num_layers blocks, others by their whole path."""
     own = weights(LoraConfig(rank=2, targets=("q_proj", "layers.1.mlp.up_proj", "lm_head")))
-    settings = mlx.settings_of(own.portable())
+    settings = adapter_export.mlx_settings(own.portable())
     keys, blocks = settings["lora_parameters"]["keys"], list(range(2))[-settings["num_layers"] :]
     selected = {f"model.layers.{block}.{key}" for block in blocks for key in keys} | set(keys)
     assert set(own.factors) <= selected
@@ -79,9 +79,9 @@ def test_names_that_mlx_may_not_know_are_refused(tmp_path: Path) -> None:
 
 def test_a_wrong_file_does_not_get_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = weights().portable()
-    settings = mlx.settings_of(own)
+    settings = adapter_export.mlx_settings(own)
     settings["lora_parameters"]["scale"] = 2.0
-    monkeypatch.setattr(mlx, "settings_of", lambda _: settings)
+    monkeypatch.setattr(adapter_export, "mlx_settings", lambda _: settings)
     with pytest.raises(AdapterError, match="would differ"):
         write_mlx(own, tmp_path / "mlx", {})
     assert not (tmp_path / "mlx").exists()

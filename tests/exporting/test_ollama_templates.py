@@ -20,9 +20,8 @@ from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.errors import TemplateError
 from rankwise.exporting.ollama import adds_start, ollama_template
 from rankwise.exporting.ollama_templates import KNOWN, Served, go_text
-from rankwise.exporting.parity_conversations import Conversation, conversations
 from rankwise.exporting.served_jinja import as_openai
-from rankwise.exporting.template_parity import Parity, template_parity
+from rankwise.exporting.template_parity import Conversation, Parity, conversations, template_parity
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.example import Message
 from rankwise.text.tokenizer import HubTokenizer

@@ -21,8 +21,7 @@ from rankwise.cli.main import app
 from rankwise.exporting import merge as merging
 from rankwise.exporting import verification
 from rankwise.exporting.reference import open_float32
-from rankwise.kernels.quantized.tensor import is_quantized
-from rankwise.kernels.quantized.whole import in_full
+from rankwise.kernels.quantized.tensor import in_full, is_quantized
 from rankwise.methods.artifact import open_artifact
 
 IDS = torch.arange(48).reshape(2, 24) % 96

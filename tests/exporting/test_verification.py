@@ -16,13 +16,12 @@ import planted
 from gguf_models import adapter_in, model_in
 from rankwise.cli.main import app
 from rankwise.commands import export as export_command
-from rankwise.exporting import verification
+from rankwise.exporting import adapter_export, verification
 from rankwise.exporting.agreement import EngineVerdict
 from rankwise.exporting.engine_process import ENGINE_DRIVERS
-from rankwise.exporting.questions import prompts_for
+from rankwise.exporting.reference import prompts_for
 from rankwise.exporting.verification import Export, Verification, Verifying, with_rules
 from rankwise.inference.tuned_model import load_tuned
-from rankwise.methods import adapter_folder
 from rankwise.methods.artifact import open_artifact
 from rankwise.models.beside import copy_reader
 from rankwise.runs.records import silent
@@ -185,13 +184,13 @@ def test_a_folder_without_a_template_or_with_another_one_says_so(home, monkeypat
     for file in ("chat_template.jinja", "tokenizer.json"):
         with monkeypatch.context() as patched:
             left_out = partial(_copied, left_out=file)
-            patched.setattr(adapter_folder, "copy_reader", left_out)
+            patched.setattr(adapter_export, "copy_reader", left_out)
             result = rankwise("export", "lora", "--to", file, "--no-verify", "--json")
         parity = json.loads(result.stdout)["template_parity"]
         assert (parity["conversations"], parity["same"], parity["in"]) == (0, 0, None)
         assert parity["refused"] == ["no chat template was written, so a reader uses the base model's own"]
     with monkeypatch.context() as patched:
-        patched.setattr(adapter_folder, "copy_reader", lambda source, target: _other_template(source, target))
+        patched.setattr(adapter_export, "copy_reader", lambda source, target: _other_template(source, target))
         result = rankwise("export", "lora", "--to", "other", "--no-verify", "--json")
     parity = json.loads(result.stdout)["template_parity"]
     assert parity["same"] < parity["conversations"] == len(parity["different"]) + parity["same"]

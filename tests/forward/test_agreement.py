@@ -14,7 +14,6 @@ from conftest import tiny_model
 from fast_forms import faults_of, plant
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.forward import agreement as comparison
-from rankwise.forward import distances
 from rankwise.forward.agreement import agreement
 from rankwise.forward.fused import FusedLoss
 from rankwise.forward.reference import SupervisedLogits
@@ -128,9 +127,9 @@ def test_values_that_one_backend_rounds_badly_by_chance_do_not_decide(deep, roug
 
 @pytest.mark.parametrize(("logits", "gradients", "agrees"), [(1.2, 1.2, True), (1.3, 1.0, False), (1.0, 1.3, False)])
 def test_a_backend_may_be_a_quarter_farther_by_chance(deep, logits, gradients, agrees):
-    eager = distances.Distance(0.04, 0.5)
-    fused = distances.Distance(logits * eager.logits, gradients * eager.gradients)
-    assert comparison._nearer(deep, [distances.Roundings(fused, eager)]).agrees == agrees
+    eager = comparison.Distance(0.04, 0.5)
+    fused = comparison.Distance(logits * eager.logits, gradients * eager.gradients)
+    assert comparison._nearer(deep, [comparison.Roundings(fused, eager)]).agrees == agrees
 
 
 @pytest.mark.parametrize("fault", faults_of())
@@ -213,7 +212,7 @@ class Largest(TorchDispatchMode):
 @pytest.fixture
 def wide(model, monkeypatch):
     monkeypatch.setattr(comparison, "LOGITS", 2**14)
-    monkeypatch.setattr(distances, "EXACT", 2**10)
+    monkeypatch.setattr(comparison, "EXACT", 2**10)
     return tiny_model("llama", vocab=1024).to(SHORT)
 
 
@@ -253,9 +252,9 @@ def test_the_float32_copy_is_no_memory_of_the_process_afterwards():
 @pytest.mark.parametrize("spoiled", [None, float("nan"), float("inf")])
 def test_a_distance_in_parts_is_the_distance(spoiled):
     numbers = torch.Generator().manual_seed(0)
-    found, other = (torch.randn(3, distances.EXACT // 2, generator=numbers) for _ in range(2))
+    found, other = (torch.randn(3, comparison.EXACT // 2, generator=numbers) for _ in range(2))
     if spoiled is not None:
         found[2, 5] = spoiled
-    share = distances.share(found, other)
+    share = comparison.share(found, other)
     expected = (found.double() - other.double()).norm().item() / other.double().norm().item()
     assert share == pytest.approx(expected, nan_ok=True)

@@ -15,7 +15,7 @@ from rankwise.forward.fused import FusedLoss, blocks_of, lowest_that_learns
 from rankwise.forward.prefix_cache import Prefix
 from rankwise.forward.reference import random_documents
 from rankwise.methods.inject import inject
-from rankwise.training.activation_checkpointing import KEPT_SHARE, recomputed
+from rankwise.training.workload import KEPT_SHARE, recomputed
 
 KINDS = ["llama", "neox", "gpt2"]
 """With what their blocks share: angles, angles, nothing."""

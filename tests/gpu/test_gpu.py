@@ -10,7 +10,7 @@ import torch
 
 from conftest import tiny_model
 from rankwise.adapters.formats.peft import read_peft, write_peft
-from rankwise.adapters.merge import merge
+from rankwise.adapters.set import merge
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
@@ -20,21 +20,20 @@ from rankwise.data.flat import flat
 from rankwise.forward.fused import FusedLoss
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.inference.generate import answer
-from rankwise.kernels.activation import ActivationPrologue, plain_activated
-from rankwise.kernels.attention import causal_attention, plain_causal_attention
-from rankwise.kernels.linear import LinearSpec, plain_shared_linears, shared_linears
+from rankwise.kernels.attention import causal_attention, plain_causal_attention, plain_rotated, rotated
+from rankwise.kernels.linear import Identity, LinearSpec, apply_prologue, plain_shared_linears, shared_linears
 from rankwise.kernels.loss import head_loss, plain_head_loss
 from rankwise.kernels.norm import (
+    ActivationPrologue,
     LayerNorm,
     RmsNorm,
     ShiftedRmsNorm,
+    plain_activated,
     plain_layer_norm,
     plain_rms_norm,
     plain_shifted_rms_norm,
 )
-from rankwise.kernels.prologue import Identity, apply_prologue
-from rankwise.kernels.rotary import plain_rotated, rotated
-from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.models.loading import load

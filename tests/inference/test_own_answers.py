@@ -12,9 +12,9 @@ from rankwise.config.adapters import LoraConfig
 from rankwise.config.models import ModelConfig
 from rankwise.data.instructions import instructions
 from rankwise.errors import DataError
-from rankwise.inference import own_answers as module
+from rankwise.inference import own_text as module
 from rankwise.inference.generate import asking_ids
-from rankwise.inference.own_answers import own_answers
+from rankwise.inference.own_text import own_answers
 from rankwise.methods.inject import inject
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load

@@ -16,7 +16,7 @@ from rankwise.methods.inject import inject
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.runs.records import Event, ProgressUpdate, silent
-from rankwise.training.anchor_text import anchor_text
+from rankwise.training.anchor import anchor_text
 
 LENGTH = 12
 

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
 from rankwise.evaluation.requests import Request
-from rankwise.evaluation.scoring import answers
-from rankwise.inference.decoding import decode
+from rankwise.evaluation.task import answers
+from rankwise.inference.decoding import PERIOD, STAGE, TIMES, TOKENS, decode, loop_at, repeats
 from rankwise.inference.generate import answer, answers_in_turn
-from rankwise.inference.repetition import PERIOD, STAGE, TIMES, TOKENS, loop_at, repeats
 from rankwise.models.loading import load
 from rankwise.runs.records import silent
 from rankwise.text.chat_template import ChatTemplate

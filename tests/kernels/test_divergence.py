@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rankwise.kernels.divergence import ROWS, divergence, head_divergence, plain_divergence
+from rankwise.kernels.loss import COMPARED_ROWS, divergence, head_divergence, plain_divergence
 
 
 def drawn(count: int, width: int, seed: int) -> torch.Tensor:
     return torch.randn(count, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("count", [1, ROWS, 2 * ROWS + 5])
+@pytest.mark.parametrize("count", [1, COMPARED_ROWS, 2 * COMPARED_ROWS + 5])
 def test_value_and_gradient_equal_autograds(count: int) -> None:
     hidden, base, weight = drawn(count, 16, 0).requires_grad_(), drawn(count, 16, 1), drawn(50, 16, 2)
     expected = plain_divergence(hidden @ weight.T, base @ weight.T)

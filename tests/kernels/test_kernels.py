@@ -20,20 +20,27 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 from transformers.pytorch_utils import Conv1D
 
 from rankwise.kernels import attention, loss
-from rankwise.kernels.activation import ActivationPrologue, plain_activated
-from rankwise.kernels.attention import causal_attention, plain_causal_attention
-from rankwise.kernels.linear import LinearSpec, linear_spec_of, plain_shared_linears, shared_linears
+from rankwise.kernels.attention import causal_attention, plain_causal_attention, plain_rotated, rotated
+from rankwise.kernels.linear import (
+    Identity,
+    LinearSpec,
+    Prologue,
+    apply_prologue,
+    linear_spec_of,
+    plain_shared_linears,
+    shared_linears,
+)
 from rankwise.kernels.loss import head_loss, plain_head_loss
 from rankwise.kernels.norm import (
+    ActivationPrologue,
     LayerNorm,
     RmsNorm,
     ShiftedRmsNorm,
+    plain_activated,
     plain_layer_norm,
     plain_rms_norm,
     plain_shifted_rms_norm,
 )
-from rankwise.kernels.prologue import Identity, Prologue, apply_prologue
-from rankwise.kernels.rotary import plain_rotated, rotated
 
 
 def drawn(*shape: int, seed: int = 0, learned: bool = True) -> Tensor:

@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from rankwise.kernels import activation, loss, norm
-from rankwise.kernels.quantized import gguf, gguf_blocks
+from rankwise.kernels import loss, norm
+from rankwise.kernels.quantized import gguf
 from rankwise.kernels.regions import REGIONS, CompiledRegion, compiled_regions
 
 pytestmark = pytest.mark.skipif(
@@ -39,8 +39,8 @@ def given_to(region, dtype, tokens: int) -> tuple:
         norm._rms_forward: (x, weight, 1e-5),
         norm._rms_recompute: (x, weight, scale),
         norm._rms_backward: (x, weight, scale, drawn(tokens, 24) + 1),
-        activation._gated: (x, drawn(tokens, 24) + 1, "silu"),
-        activation._gated_back: (drawn(tokens, 24), x, drawn(tokens, 24) + 1, "gelu-tanh"),
+        norm._gated: (x, drawn(tokens, 24) + 1, "silu"),
+        norm._gated_back: (drawn(tokens, 24), x, drawn(tokens, 24) + 1, "gelu-tanh"),
         loss._loss_and_excess: (3 * drawn(tokens, 24), torch.arange(tokens)[:, None] % 24),
     }[region]
 
@@ -48,7 +48,7 @@ def given_to(region, dtype, tokens: int) -> tuple:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_compiled_region_is_the_plain_one(dtype, compiled):
-    elsewhere = {one for one in vars(gguf_blocks).values() if isinstance(one, CompiledRegion)}  # tested below
+    elsewhere = {one for one in vars(gguf).values() if isinstance(one, CompiledRegion)}  # tested below
     regions = [region for region in REGIONS if region not in elsewhere]
     assert len(regions) == 6
     with compiled_regions(compiled):

@@ -12,13 +12,15 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from adapted_models import save_adapter
+from gguf_models import adapter_in, model_in
 from quantized_models import quantize, wide_model
 from rankwise.adapters.formats.peft import read_peft
 from rankwise.cli.main import app
 from rankwise.config.adapters import LoraConfig
-from rankwise.kernels.quantized.tensor import is_quantized
-from rankwise.kernels.quantized.whole import in_full
+from rankwise.kernels.quantized.tensor import in_full, is_quantized
+from rankwise.models.gguf import converted
 from rankwise.models.inspection import fingerprint
+from rankwise.runs.records import silent
 
 IDS = torch.arange(48).reshape(2, 24) % 96
 SPECS = {
@@ -139,3 +141,17 @@ def test_adapters_over_differently_stored_bases_are_not_added_in_silence(home):
     assert rankwise(*words, "--onto", "nf4").exit_code == 0
     wrong = rankwise("merge", "adapter", "--to", "x", "--onto", "nf3")
     assert wrong.exit_code == 2 and "nf4" in wrong.stderr
+
+
+def test_of_a_gguf_base_the_copy_in_full_is_merged_onto(home):
+    model_in(home / "base", "llama")
+    nothing = adapter_in(home / "nothing", home / "base", ["q_proj"], size=0.0)
+    written = rankwise("export", nothing, "--to", "base.gguf", "--format", "gguf", "--dtype", "q8_0", "--no-verify")
+    assert written.exit_code == 0, written.output
+    adapter = adapter_in(home / "adapter", home / "base", ["q_proj", "down_proj"])
+    result = rankwise("merge", adapter, "--to", "merged", "--base-model", "base.gguf")
+    assert result.exit_code == 0, result.output
+    full = AutoModelForCausalLM.from_pretrained(converted(home / "base.gguf", silent), dtype=torch.float32)
+    expected = logits(read_peft(full, adapter).model.eval())
+    merged = AutoModelForCausalLM.from_pretrained("merged", dtype=torch.float32).eval()
+    assert (logits(merged) - expected).abs().max() <= 1e-5 * expected.abs().max()

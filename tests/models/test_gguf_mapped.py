@@ -18,7 +18,6 @@ from families import BY_NAME, BYTE_LEVEL, TEXT, hub_of
 from gguf_models import KINDS, adapter_in, layers_of, model_in
 from rankwise.cli.main import app
 from rankwise.config.adapters import LoraConfig
-from rankwise.config.data import DataConfig
 from rankwise.errors import ModelError
 from rankwise.forward.plan import shape_of
 from rankwise.kernels.quantized.given_back import give_back_after_use
@@ -28,9 +27,8 @@ from rankwise.models import gguf_mapped
 from rankwise.models.gguf import converted
 from rankwise.models.gguf_mapped import gguf_folder, gguf_tensors, quantization_of
 from rankwise.planning.gguf_header import read_gguf_header
-from rankwise.planning.planned_rows import counting
-from rankwise.planning.planned_template import around_of, measured
 from rankwise.planning.stored_weights import packed_bytes, rest_bytes
+from rankwise.planning.tokens import TokenCounter
 from rankwise.runs.records import StatusMessage, silent
 
 IDS = torch.arange(80).reshape(2, 40) + 5
@@ -147,11 +145,11 @@ def test_a_plan_counts_tokens_as_a_training_does(architecture, family, pieces, t
         "Wie groß, 12345?\r\n\r\n  And \t 日本 I'M don't",
         "".join(f"{one}a\n b" for one in theirs.all_special_tokens if one != "<mask>"),
     ]
-    ours, exact = counting(file)
-    assert exact
-    assert ours(texts) == [len(one) for one in theirs.backend_tokenizer.encode_batch(texts, add_special_tokens=False)]
-    around = measured(theirs.chat_template, {"eos_token": theirs.eos_token}, ours)
-    assert around_of(DataConfig(path="rows.jsonl"), file, ours) == around
+    ours = TokenCounter(file)
+    assert ours.exact and ours.count(texts) == [
+        len(one) for one in theirs.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+    ]
+    assert (ours.template, ours.special("eos_token")) == (theirs.chat_template, theirs.eos_token)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "q4_0", "q5_0", "q5_1", "q8_0"])

@@ -19,8 +19,7 @@ from rankwise.data.batches import Batch
 from rankwise.data.pairs import Pairs
 from rankwise.forward.fused import FusedLoss
 from rankwise.kernels.loss import head_log_probabilities
-from rankwise.objectives.pair_losses import dpo, log_of_rest, orpo
-from rankwise.objectives.preference import Preference, log_probabilities
+from rankwise.objectives.preference import Preference, dpo, log_of_rest, log_probabilities, orpo
 from rankwise.text.encode_pairs import pair_of
 from rankwise.text.tokenize import Tokens, sides_of
 

@@ -15,11 +15,12 @@ from classifiers import encoder_folder
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.data.batches import Batch
-from rankwise.models.inspection import is_encoder, read_json
+from rankwise.models.inspection import is_encoder
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.text_classification import TextClassification
-from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.records import silent
+from rankwise.runs.row_facts import TargetFacts
+from rankwise.system.foreign_json import read_json
 from rankwise.text.encode_texts import TextEncoder
 from rankwise.text.example import Example, Message
 from rankwise.text.tokenize import Tokens

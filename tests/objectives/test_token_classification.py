@@ -16,7 +16,7 @@ from rankwise.data.formats import parse_row
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.text_classification import TextClassification
 from rankwise.runs.records import silent
-from rankwise.runs.target_facts import TargetFacts
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.text.encode_tags import TagEncoder, encode_words
 from rankwise.text.outcome import Outcome
 from rankwise.text.tagged import words_of

@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 from rankwise.adapters.formats.peft import read_peft, write_peft
 from rankwise.adapters.formats.peft_reader import CONFIG, WEIGHTS, read_weights
 from rankwise.adapters.heads import HeadWrapper
-from rankwise.adapters.merge import merge
+from rankwise.adapters.set import merge
 from rankwise.adapters.targets import host_view
 from rankwise.config.adapters import LoraConfig
 from rankwise.errors import AdapterError

@@ -10,8 +10,7 @@ import torch
 from peft import PeftConfig, PeftModel, TaskType
 
 from rankwise.adapters.formats.peft import read_peft, write_peft
-from rankwise.adapters.merge import merge
-from rankwise.adapters.set import AdapterSet
+from rankwise.adapters.set import AdapterSet, merge
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig

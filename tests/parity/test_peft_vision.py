@@ -18,7 +18,7 @@ from rankwise.adapters.formats.peft import WEIGHTS, read_peft, write_peft
 from rankwise.adapters.set import AdapterSet
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.errors import AdapterError
-from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.inject import inject
 from vision_models import FAMILIES, TIMM, images, tiny
 

@@ -11,13 +11,12 @@ from rankwise.config.anchor import BLOCKS
 from rankwise.config.planning import Planned
 from rankwise.config.training import TrainingConfig
 from rankwise.forward.plan import shape_of
-from rankwise.planning.anchor import anchor_operations
+from rankwise.planning.batches import AtOnce, packed_at_once
 from rankwise.planning.devices import Device, find_device
-from rankwise.planning.fitting import Changes, fit_of, least_recomputed, most_at_once, remedies
-from rankwise.planning.forecast import AtOnce, at_once, forecast, operations_of
+from rankwise.planning.fitting import Changes, fit_of, most_at_once, remedies
+from rankwise.planning.forecast import anchor_operations, forecast, operations_of
 from rankwise.planning.machine import this_machine
 from rankwise.planning.memory import COMPILER, weights_bytes
-from rankwise.planning.new_tokens import with_new_tokens
 from rankwise.planning.operations import Load
 from rankwise.planning.plan import SLOWER_WHEN_SMALL, planned
 from rankwise.planning.time import COMPILED_AFTER, Probe
@@ -35,7 +34,7 @@ def of(spec, shape=STARTER, training=TRAINING, device=HERE, dtype="bfloat16", am
 
 def test_rows_of_new_tokens_are_computed_by_the_model_itself():
     assert of(LoraConfig()).job.form == "fast"
-    assert of(LoraConfig(), with_new_tokens(STARTER, 3)).job.form == "plain"
+    assert of(LoraConfig(), STARTER.with_new_tokens(3)).job.form == "plain"
 
 
 def test_each_part_is_what_its_formula_says():
@@ -101,20 +100,19 @@ def test_what_is_said_to_fit_at_once_fits_and_a_little_more_does_not():
         tokens = most_at_once(made, CARD.usable, AMOUNT, recomputed)
 
         def peak(many):
-            job = replace(made.job, tokens=many, learned=AMOUNT.learned_of(many), recomputed=recomputed)  # noqa: B023
-            return made.with_job(job).peak
+            return made.changed(tokens=many, learned=AMOUNT.learned_of(many), recomputed=recomputed).peak  # noqa: B023
 
         assert tokens > 0 and peak(tokens) <= CARD.usable < peak(tokens + 128)
 
 
 def test_as_few_blocks_are_computed_twice_as_make_it_fit():
     made = of(LoraConfig(), SEVEN, device=CARD)
-    twice = least_recomputed(made, CARD.usable)
+    twice = made.least_recomputed(CARD.usable)
     assert twice is not None and made.peak > CARD.usable
-    assert made.with_job(replace(made.job, recomputed=twice)).peak <= CARD.usable
-    assert made.with_job(replace(made.job, recomputed=twice - 1)).peak > CARD.usable
+    assert made.changed(recomputed=twice).peak <= CARD.usable
+    assert made.changed(recomputed=twice - 1).peak > CARD.usable
     assert fit_of(made, CARD, AMOUNT).recomputed == twice
-    assert least_recomputed(made, 10**9) is None
+    assert made.least_recomputed(10**9) is None
 
 
 @pytest.mark.parametrize("spec", [LoraConfig(), AdaLoraConfig(), FullConfig()])
@@ -155,8 +153,8 @@ def test_another_number_format_has_a_speed_of_its_own():
 
 
 def test_a_step_that_is_smaller_than_a_micro_batch_is_what_is_held():
-    assert at_once(None, TRAINING, 1024) == AtOnce(2048, 2048, 1024)
-    assert at_once(None, TrainingConfig(batch_size=1), 300) == AtOnce(300, 300, 300)
+    assert packed_at_once(None, TRAINING, 1024) == AtOnce(2048, 2048, 1024)
+    assert packed_at_once(None, TrainingConfig(batch_size=1), 300) == AtOnce(300, 300, 300)
 
 
 def test_a_block_has_the_ranks_of_all_its_adapters():
@@ -169,9 +167,9 @@ def test_a_block_has_the_ranks_of_all_its_adapters():
 def test_an_anchor_adds_its_text_to_what_is_computed():
     """Its block joins the last micro-batch where there is room, and its passes are part of every step."""
     anchored = TrainingConfig(batch_size=4, anchor={"tokens": 128})
-    assert at_once(None, anchored, 256).tokens == 4 * 256 + 128
+    assert packed_at_once(None, anchored, 256).tokens == 4 * 256 + 128
     full = TrainingConfig(batch_size=16, anchor={"tokens": 128})
-    assert at_once(None, full, 256).tokens == 2048 == at_once(None, TrainingConfig(), 256).tokens
+    assert packed_at_once(None, full, 256).tokens == 2048 == packed_at_once(None, TrainingConfig(), 256).tokens
     made = of(LoraConfig())
     whole = operations_of(made, Load((128,), 128.0))
     first, later = (anchor_operations(made, anchored.anchor, steps) for steps in (BLOCKS, 100 * BLOCKS))

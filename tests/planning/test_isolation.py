@@ -20,13 +20,14 @@ from pathlib import Path
 from rankwise.planning.devices import DEVICES
 from rankwise.planning.machine import graphics_cards, this_machine
 from rankwise.planning.operations import operations
-from rankwise.planning.rows import average_step
+from rankwise.planning.batches import average_step
 from rankwise.config.layer import Layer
 from rankwise.planning.shape import Blocks, ModelShape
 from rankwise.planning.time import duration, speed_of
 from rankwise.config.data import DataConfig
 from rankwise.config.training import TrainingConfig
-from rankwise.planning.planned_rows import rows_of
+from rankwise.planning.tokens import TokenCounter
+from rankwise.planning.training_rows import conversations_of
 
 folder = Path(sys.argv[1])
 data, training, ranks = DataConfig(path=str(folder / "rows.jsonl")), TrainingConfig(), {"h.0.attn.q": 4}
@@ -35,8 +36,8 @@ layers = (
     Layer("head", "linear", 8, 50, stage=0),
 )
 shape = ModelShape("m", "m", "AutoModelForCausalLM", layers, (Blocks(1, 8, 8, True),), 50, 64, "head")
-rows = rows_of(data, folder, 64)
-step = average_step(operations(shape, rows.load, ranks), rows, training)
+rows = conversations_of(data, TokenCounter(folder), 64)
+step = average_step(operations(shape, rows.load, ranks), rows, training, rows.load)
 for device in (this_machine(), *graphics_cards(), DEVICES["h100"]):
     speed = speed_of(device, device.dtype, 1)
     if speed is not None:

@@ -17,7 +17,7 @@ from rankwise.adapters.targets import host_view
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.errors import RankwiseError, TargetError
 from rankwise.forward.plan import shape_of
-from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.inject import inject
 from rankwise.planning.parameters import parameters_of
 

@@ -30,20 +30,24 @@ from rankwise.errors import ConfigError, DataError
 from rankwise.forward.activation_memory import saved_bytes
 from rankwise.forward.encoders import FusedEncoder, has_encoder_kernels
 from rankwise.forward.model_shape import shape_of_config
-from rankwise.forward.plan import plan, shape_of, shape_planned
+from rankwise.forward.plan import base_of, plan, shape_of, shape_planned
+from rankwise.methods.inject import add_layers
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.objectives.text_classification import TextClassification
 from rankwise.planning.activations import saved_bytes as planned_bytes
+from rankwise.planning.batches import padded_load
 from rankwise.planning.devices import Device
+from rankwise.planning.estimate import Estimate
 from rankwise.planning.forecast import form_of, ranks_by_block
-from rankwise.planning.labelled_rows import labelled_rows_of
 from rankwise.planning.parameters import parameters_of
-from rankwise.planning.rows import padded_load
+from rankwise.planning.rows import Drawn, PlannedRows
 from rankwise.planning.shape import ModelShape, NewHead
 from rankwise.planning.shape_file import shape_from_json, shape_to_json
-from rankwise.runs.data_report import TargetFacts
+from rankwise.planning.tokens import TokenCounter
+from rankwise.planning.training_rows import fixed_rows_of
 from rankwise.runs.records import silent
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.training.probe import probe
 
 CLASSES = TargetFacts(classes=("bad", "good"), counts=(1, 1))
@@ -82,6 +86,10 @@ def planned(model: str = "tiny-bert", data: str | None = "rows.jsonl", **more: A
     return Planned.model_validate({"model": {"name": model, "dtype": "float32"}, **rows, **more})
 
 
+def trained(config: Planned) -> ModelShape:
+    return shape_planned(config, base_of(config.model.name))
+
+
 @cache
 def shape_with_head(name: str, outputs: int = 3) -> ModelShape:
     family, settings = SMALL[name]
@@ -104,7 +112,7 @@ def test_what_trains_of_a_classifier_is_what_its_training_attaches(name: str, me
     adapters = AdapterSet(model)
     children = [(path, child) for path, child in model.named_children() if path != model.base_model_prefix]
     adapters.add_heads([path for path, child in children if next(child.parameters(), None) is not None])
-    method_of(METHODS[method]).add_to(adapters, "default", 0)
+    add_layers(adapters, METHODS[method])
     counted = parameters_of(shape, METHODS[method])
     assert counted.total == shape.parameters == total
     assert counted.trainable == sum(one.numel() for one in adapters.parameters())
@@ -155,7 +163,7 @@ def test_padded_rows_keep_what_the_plan_says(here: Path, model: str, method: str
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_so_do_blocks_that_kernels_compute(here: Path, dtype: str) -> None:
     """What is kept outside of blocks, which the plan leaves out, is small."""
-    shape, spec, objective = shape_planned(planned()), METHODS["lora"], TextClassification(CLASSES)
+    shape, spec, objective = trained(planned()), METHODS["lora"], TextClassification(CLASSES)
     loaded = objective.load(ModelConfig(name="tiny-bert", dtype=dtype), silent)
     setup = Setup(TrainingConfig(steps=10), 10, heads=objective.heads(loaded))
     trainable = method_of(spec).attach(loaded, setup)
@@ -188,7 +196,7 @@ def test_tokens_are_those_that_training_counts(here: Path, data: str, limit: int
     (source,) = spec.all_sources
     examples = [one for chunk in open_source(spec, source).chunks() for row in chunk for one in row]
     lengths = sorted(len(row.ids) for outcome in encoder.encode(examples) for row in outcome.sequences)
-    rows = labelled_rows_of(spec, Path("tiny-bert"), 64)
+    rows = fixed_rows_of(spec, TokenCounter(Path("tiny-bert")), 64, labelled=True)
     assert list(rows.lengths) == lengths and rows.exact
     assert (rows.documents.likely, rows.tokens.likely) == (len(lengths), sum(lengths))
 
@@ -199,7 +207,11 @@ def test_padding_is_what_micro_batches_have(tokens: int) -> None:
     model = built("bert")
     objective = TextClassification(CLASSES)
     rows = objective.random_rows(model, lengths, torch.Generator())
-    load = padded_load(lengths, TrainingConfig(batch_size=50, max_batch_tokens=tokens))
+    count = Estimate.exactly(50)
+    drawn = tuple(Drawn((length,), 1, length) for length in sorted(lengths))
+    longest = max(lengths)
+    planned = PlannedRows(count, Estimate.exactly(sum(lengths)), count, 0.0, longest, longest, drawn, exact=True)
+    load = padded_load(planned, TrainingConfig(batch_size=50, max_batch_tokens=tokens))
     assert load.tokens == sum(batch.size for batch in objective.batches(rows, tokens))
     assert load.supervised == 50
 
@@ -219,11 +231,11 @@ def test_a_head_alone_computes_nothing_back_and_no_vocabulary_is_predicted(here:
 
 
 def test_the_objective_follows_from_model_and_rows(here: Path) -> None:
-    assert shape_planned(planned()).outputs == 2 and shape_planned(planned(data="scaled.jsonl")).outputs == 1
-    assert shape_planned(planned(data=None)) == shape_of("tiny-bert")
-    assert shape_planned(planned(data=None, objective="sequence-classification")).outputs == 2
-    assert shape_planned(planned("tiny-llama")).outputs is None
-    assert shape_planned(planned("tiny-llama", objective="sequence-classification")).outputs == 2
+    assert trained(planned()).outputs == 2 and trained(planned(data="scaled.jsonl")).outputs == 1
+    assert trained(planned(data=None)) == shape_of("tiny-bert")
+    assert trained(planned(data=None, objective="sequence-classification")).outputs == 2
+    assert trained(planned("tiny-llama")).outputs is None
+    assert trained(planned("tiny-llama", objective="sequence-classification")).outputs == 2
     with pytest.raises(ConfigError, match=r"data\.packing has no effect with the objective sequence-classification"):
         plan(planned(data={"path": "rows.jsonl", "packing": True}))
     with pytest.raises(ConfigError, match=r"adapter\.method head has no effect with the objective causal-lm"):

@@ -32,17 +32,18 @@ from rankwise.forward.activation_memory import saved_bytes
 from rankwise.forward.encoders import FusedEncoder, has_encoder_kernels
 from rankwise.forward.image_shape import classify
 from rankwise.forward.model_shape import shape_of_config
-from rankwise.forward.plan import plan
+from rankwise.forward.plan import base_of, plan, side_of
+from rankwise.methods.inject import add_layers
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.models.heads import head_modules
 from rankwise.objectives.image_classification import ImageClassification
 from rankwise.planning.activations import OF_IMAGES
 from rankwise.planning.activations import saved_bytes as planned_bytes
+from rankwise.planning.batches import AtOnce
 from rankwise.planning.devices import Device
 from rankwise.planning.fitting import most_at_once
-from rankwise.planning.forecast import AtOnce, forecast, form_of, ranks_by_block
-from rankwise.planning.image_rows import image_rows_of, side_of
+from rankwise.planning.forecast import forecast, form_of, ranks_by_block
 from rankwise.planning.operations import Load, operations
 from rankwise.planning.parameters import parameters_of
 from rankwise.planning.plan import Plan
@@ -50,8 +51,9 @@ from rankwise.planning.shape import ModelShape, NewHead
 from rankwise.planning.shape_file import shape_from_json, shape_to_json
 from rankwise.planning.time import OF_IMAGES as EFFICIENCIES
 from rankwise.planning.time import speed_of
-from rankwise.runs.data_report import TargetFacts
+from rankwise.planning.training_rows import images_of
 from rankwise.runs.records import silent
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.system.files import write_json
 from rankwise.system.foreign_json import read_json
 from rankwise.training.probe import probe
@@ -107,7 +109,7 @@ def test_what_trains_is_what_training_attaches(folders, shape_with_head, family,
     total = sum(one.numel() for one in module.parameters())
     adapters = AdapterSet(module)
     adapters.add_heads(head_modules(module, images=True))
-    method_of(spec).add_to(adapters, "default", 0)
+    add_layers(adapters, spec)
     counted = parameters_of(shape, spec)
     assert counted.total == shape.parameters == total
     assert counted.trainable == sum(one.numel() for one in adapters.parameters())
@@ -253,12 +255,12 @@ def config_of(model: Path | str, **more: Any) -> Planned:
 
 def test_images_are_counted_and_not_decoded(pictures, tmp_path):
     (pictures / "cat" / "broken.png").write_bytes(b"")
-    rows = image_rows_of(DataConfig(path=str(pictures)), 4)
+    rows = images_of(DataConfig(path=str(pictures)), 4)
     assert (rows.documents.likely, rows.tokens.likely, rows.longest) == (21, 84, 4) and rows.documents.exact
-    assert image_rows_of(DataConfig(path=str(pictures), held_out=6), 4).documents.likely == pytest.approx(15)
-    assert image_rows_of(DataConfig(path=str(pictures), rows=8), 4).documents.likely == 8
+    assert images_of(DataConfig(path=str(pictures), held_out=6), 4).documents.likely == pytest.approx(15)
+    assert images_of(DataConfig(path=str(pictures), rows=8), 4).documents.likely == 8
     np.savez(tmp_path / "a.npz", images=np.zeros((7, 4, 4, 3), np.uint8), labels=np.arange(7) % 2)
-    assert image_rows_of(DataConfig(path=str(tmp_path / "a.npz")), 1).documents.likely == 7
+    assert images_of(DataConfig(path=str(tmp_path / "a.npz")), 1).documents.likely == 7
 
 
 def test_a_folder_of_images_is_planned_with_its_classes_and_the_size_of_its_processor(folders, pictures):
@@ -318,9 +320,9 @@ def test_each_family_names_its_size_in_its_own_way(folders, family, side):
 
 
 def test_a_known_name_has_the_size_of_its_own_processor_and_not_of_its_position_table():
-    assert side_of(config_of("facebook/dinov2-base"), 518) == 224
-    assert side_of(config_of("google/vit-base-patch16-224"), 224) == 224
-    assert side_of(config_of("dinov2-base", images={"size": 112}), 518) == 112
+    for name, own in (("facebook/dinov2-base", 518), ("google/vit-base-patch16-224", 224)):
+        assert side_of(config_of(name), base_of(name), own) == 224
+    assert side_of(config_of("dinov2-base", images={"size": 112}), base_of("dinov2-base"), 518) == 112
 
 
 def test_without_rows_a_model_of_images_is_only_counted_and_told_how_to_be_planned(folders):

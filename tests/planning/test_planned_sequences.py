@@ -20,13 +20,13 @@ from rankwise.methods.full import FullFineTuning
 from rankwise.methods.inject import inject
 from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, batch_of
 from rankwise.planning.activations import saved_bytes
+from rankwise.planning.batches import micro_batches, padded_load, sides_at_once
 from rankwise.planning.devices import Device
 from rankwise.planning.estimate import Estimate
 from rankwise.planning.forecast import forecast, ranks_by_block
 from rankwise.planning.operations import Load, operations
 from rankwise.planning.parameters import parameters_of
-from rankwise.planning.rows import PlannedRows
-from rankwise.planning.sequence_batches import micro_batches, padded_sides, sequences_at_once
+from rankwise.planning.rows import Drawn, PlannedRows
 from rankwise.planning.shape_file import shape_from_json, shape_to_json
 from rankwise.text.encode_sequences import row_of
 
@@ -139,30 +139,29 @@ def test_a_shape_is_the_same_after_it_was_written(name):
 def rows_planned() -> PlannedRows:
     """Ten short rows, one of which has a long output, and one row with a long input."""
     drawn = sorted([(20, 8)] * 9 + [(90, 60), (200, 10)])
-    lengths, learned = zip(*drawn, strict=True)
-    count, tokens = Estimate.exactly(len(drawn)), Estimate.exactly(sum(lengths))
-    return PlannedRows(count, tokens, Estimate.exactly(sum(learned)), 0.0, 12, 200, 190, lengths, True, learned=learned)
+    lengths, learned = (Estimate.exactly(sum(values)) for values in zip(*drawn, strict=True))
+    rows = tuple(Drawn((length - output, output), output, length) for length, output in drawn)
+    return PlannedRows(Estimate.exactly(len(drawn)), lengths, learned, 0.0, 200, 190, rows, exact=True)
 
 
 def test_micro_batches_are_those_of_a_training():
     training, rows = TrainingConfig(batch_size=11, max_batch_tokens=220), rows_planned()
-    real = [row_of([1] * (length - output), [2] * output) for length, output in zip(
-        rows.lengths, rows.learned, strict=True)]  # fmt: skip
+    real = [row_of([1] * given, [2] * output) for given, output in (one.texts for one in rows.drawn)]
     theirs = SEQUENCE_TO_SEQUENCE.batches(real, training.max_batch_tokens)
-    ours = list(micro_batches(rows, training))
-    assert [(one.tokens, one.rows * one.output, one.learned) for one in ours] == [
+    ours = list(micro_batches(rows.drawn, rows.count, training))
+    assert [(one.tokens, one.rows * one.widths[1], one.learned) for one in ours] == [
         (batch.size, batch.decoder_tokens, batch.count) for batch in theirs
     ]
-    load = padded_sides(rows, training)
+    load = padded_load(rows, training)
     assert (load.tokens, load.written) == (sum(b.size for b in theirs), sum(b.decoder_tokens for b in theirs))
-    assert load.supervised == sum(rows.learned)
+    assert load.supervised == sum(one.supervised for one in rows.drawn)
 
 
 def test_the_largest_micro_batch_is_looked_for_on_both_sides():
-    amounts = sequences_at_once(rows_planned(), TrainingConfig(batch_size=11, max_batch_tokens=220), 512)
+    amounts = sides_at_once(rows_planned(), TrainingConfig(batch_size=11, max_batch_tokens=220), 512)
     assert max(round(one.tokens * one.output_share) for one in amounts) >= 60
     assert max(one.longest for one in amounts) == 200
-    (alone,) = sequences_at_once(None, TrainingConfig(batch_size=2, max_batch_tokens=4096), 512)
+    (alone,) = sides_at_once(None, TrainingConfig(batch_size=2, max_batch_tokens=4096), 512)
     assert (alone.tokens, alone.learned, alone.longest) == (1024, 512, 512)
 
 
@@ -173,7 +172,7 @@ def test_a_method_that_trains_the_whole_model_is_planned_too():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_loss_holds_four_copies_of_the_logits_in_float32(dtype):
     """As trainings of T5's and BART's shapes were measured to (bench/plan.py --sequences)."""
-    (amount,) = sequences_at_once(None, TrainingConfig(batch_size=2, max_batch_tokens=4096), 512)
+    (amount,) = sides_at_once(None, TrainingConfig(batch_size=2, max_batch_tokens=4096), 512)
     device = Device("here", "processor", 10**10, 0, None, 1e11, "a test")
     planned = forecast(shape("t5"), LoraConfig(rank=RANK), TrainingConfig(steps=1), device, dtype, amount)
     assert planned.memory["logits"] == 4 * 4 * amount.learned * shape("t5").vocabulary

@@ -14,26 +14,17 @@ from rankwise.config.training import TrainingConfig
 from rankwise.forward.model_shape import shape_of_config
 from rankwise.kernels import prepacked
 from rankwise.planning import validation
+from rankwise.planning.batches import AtOnce
 from rankwise.planning.estimate import Estimate
-from rankwise.planning.forecast import AtOnce, forecast
+from rankwise.planning.forecast import forecast
 from rankwise.planning.machine import this_processor
-from rankwise.planning.rows import PlannedRows
+from rankwise.planning.rows import Drawn, PlannedRows
 from rankwise.planning.time import Probe, Step, duration
-from rankwise.planning.validation import validation_of
+from rankwise.planning.validation import validation_tokens, writes_answers
 from rankwise.training import validation_prompts
 
-ROWS = PlannedRows(
-    Estimate.exactly(280),
-    Estimate.exactly(28_000),
-    Estimate.exactly(14_000),
-    0.0,
-    100,
-    100,
-    100,
-    (100,) * 280,
-    True,
-    held_out=60,
-)
+COUNT, ALL, LEARNED = (Estimate.exactly(amount) for amount in (280, 28_000, 14_000))
+ROWS = PlannedRows(COUNT, ALL, LEARNED, 0.0, 100, 100, (Drawn((100,), 50, 400),) * 280, exact=True, held_out=60)
 
 NONE = replace(ROWS, held_out=0)
 
@@ -49,26 +40,21 @@ def test_the_numbers_are_those_of_a_training() -> None:
 
 
 def test_without_validation_rows_nothing_is_read_or_answered() -> None:
-    found = validation_of(config(0), NONE, 100, 800)
-    assert (found.passes, found.tokens, found.writes_answers) == (0, 0.0, False)
-    assert validation_of(config(0, prompts=("Hello",)), NONE, 100, 800).writes_answers
-    assert not validation_of(config(60, prompts=()), ROWS, 100, 800).writes_answers
+    assert validation_tokens(config(0), NONE, 100, 800) == 0.0 and not writes_answers(config(0))
+    assert writes_answers(config(0, prompts=("Hello",))) and writes_answers(config(60))
+    assert not writes_answers(config(60, prompts=()))
 
 
 def test_rows_are_read_before_after_and_as_often_as_is_asked_for() -> None:
-    usual = validation_of(config(prompts=()), ROWS, 100, 800)
-    assert usual.passes >= 2 and usual.tokens == usual.passes * 60 * 100
-    often = validation_of(config(prompts=(), steps=5), ROWS, 100, 800)
-    assert often.passes == 21 and often.tokens == 21 * 60 * 100
-    answered = validation_of(config(steps=5), ROWS, 100, 800)
-    assert answered.tokens - often.tokens == 16 * 12 * 2 * (1.5 * 50 + 1)
+    assert validation_tokens(config(prompts=()), ROWS, 100, 800) >= 2 * 60 * 100
+    often = validation_tokens(config(prompts=(), steps=5), ROWS, 100, 800)
+    assert often == 21 * 60 * 100
+    assert validation_tokens(config(steps=5), ROWS, 100, 800) - often == 16 * 12 * 2 * (1.5 * 50 + 1)
 
 
 def test_a_classifier_writes_no_answers_and_reads_its_rows_twice_in_each_pass() -> None:
-    quiet = validation_of(config(prompts=(), steps=5), ROWS, 100, 800)
-    classifier = validation_of(config(steps=5), ROWS, 100, 800, writes=False)
-    assert (classifier.passes, classifier.tokens) == (quiet.passes, 2 * quiet.tokens)
-    assert not classifier.writes_answers
+    quiet = validation_tokens(config(prompts=(), steps=5), ROWS, 100, 800)
+    assert validation_tokens(config(steps=5), ROWS, 100, 800, writes=False) == 2 * quiet
 
 
 WITH_BFLOAT16 = pytest.mark.skipif(

@@ -15,9 +15,8 @@ from rankwise.forward.plan import shape_of
 from rankwise.planning.devices import Device, find_device
 from rankwise.planning.estimate import Estimate
 from rankwise.planning.plan import Plan, planned
-from rankwise.planning.processes import ALONE, Processes
-from rankwise.planning.rows import PlannedRows
-from rankwise.planning.several import several_of, sharded_peak
+from rankwise.planning.processes import ALONE, Processes, sharded_peak
+from rankwise.planning.rows import Drawn, PlannedRows
 from rankwise.planning.time import Probe, Speed, Step
 from rankwise.runs.manifest import usable_cores
 from sampling import draws
@@ -30,8 +29,8 @@ STEPS, LORA = 100, LoraConfig()
 
 def rows(*lengths: int) -> PlannedRows:
     count, tokens = (Estimate.exactly(float(one)) for one in (len(lengths), sum(lengths)))
-    return PlannedRows(count, tokens, tokens, 0, sorted(lengths)[len(lengths) // 2], max(lengths), max(lengths),
-                       tuple(sorted(lengths)), exact=True)  # fmt: skip
+    drawn = tuple(Drawn((length,), length, length) for length in sorted(lengths))
+    return PlannedRows(count, tokens, tokens, 0, max(lengths), max(lengths), drawn, exact=True)
 
 
 def plan_of(
@@ -44,7 +43,7 @@ def plan_of(
 
 def test_a_process_alone_is_planned_as_ever():
     alone = plan_of(ALONE)
-    assert alone.own_step == alone.step and several_of(alone) is None
+    assert alone.own_step == alone.step and alone.several is None
     assert alone.duration is not None and plan_of(Processes(1)).duration == alone.duration
 
 
@@ -72,7 +71,7 @@ def test_uneven_rows_make_others_wait():
 
 
 def test_more_processes_than_rows_leave_some_without():
-    several = several_of(plan_of(Processes(8), batch_size=3))
+    several = plan_of(Processes(8), batch_size=3).several
     assert several is not None and several.idle == 5 and several.largest_share == pytest.approx(1 / 3)
 
 
@@ -85,8 +84,7 @@ def test_each_process_has_the_whole_base_and_its_share_of_the_rows():
 
 def test_processes_share_the_memory_of_a_machine_and_have_a_card_each():
     four = Processes(4)
-    assert (four.memory_of(HERE), four.memory_of(CARD)) == (HERE.memory // 4, CARD.memory)
-    assert Processes(8, nodes=4).memory_of(HERE) == HERE.memory // 2
+    assert four.part_of(HERE, here=True).memory == HERE.memory // 4 and four.part_of(CARD, here=False) == CARD
 
 
 def test_cores_are_shared_so_that_nothing_is_gained_where_they_are_all_busy():
@@ -120,7 +118,7 @@ def test_a_slowest_share_needs_as_many_micro_batches_as_fit():
 
 def test_what_sharding_would_buy():
     plan = plan_of(Processes(4))
-    several = several_of(plan)
+    several = plan.several
     assert several is not None and several.sharded_peak is not None
     base = 2 * STARTER.parameters
     block = 2 * sum(layer.parameters for layer in STARTER.block_layers(0))
@@ -133,21 +131,16 @@ def test_what_sharding_would_buy():
     assert full.peak - peak == pytest.approx(divided - 2 * (2 * rest + block), abs=2)
 
 
-@pytest.mark.parametrize(
-    ("processes", "device", "cards", "said"),
-    [
-        (Processes(2), find_device("m1-16gb"), None, "not on m1-16gb"),
-        (Processes(4), CARD, 2, "needs 4 GPUs on this machine, which has 2"),
-    ],
-)
-def test_what_cannot_be_is_named(processes: Processes, device: Device, cards: int | None, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        processes.check(device, cards)
-    Processes(4, 2).check(CARD, 2)
+def test_what_cannot_be_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rankwise.planning.processes.graphics_cards", lambda: [CARD, CARD])
+    with pytest.raises(ConfigError, match="not on m1-16gb"):
+        Processes(2).part_of(find_device("m1-16gb"), here=False)
+    with pytest.raises(ConfigError, match="needs 4 GPUs on this machine, which has 2"):
+        Processes(4).part_of(CARD, here=True)
 
 
 def test_what_learns_is_added_up():
     for spec in (LoraConfig(), FullConfig()):
         plan = plan_of(Processes(2), method=spec)
-        several = several_of(plan)
+        several = plan.several
         assert several is not None and several.gradients == plan.forecast.memory["gradients"]

@@ -178,10 +178,10 @@ def test_the_hub_client_s_cache_is_read_without_a_network(tmp_path: Path, monkey
 def test_a_plan_brings_no_torch(name: str) -> None:
     program = (
         "import sys\n"
-        "from rankwise.planning.reading import read_shape\n"
+        "from rankwise.planning.reading import PlannedBase\n"
         "from rankwise.planning.parameters import parameters_of\n"
         "from rankwise.config.adapters import AdaLoraConfig, LoraConfig\n"
-        "shape = read_shape(sys.argv[1], None, None)\n"
+        "shape = PlannedBase(sys.argv[1], None, None).shape()\n"
         "parameters_of(shape, LoraConfig()), parameters_of(shape, AdaLoraConfig())\n"
         "print(*sorted({'torch', 'transformers', 'numpy', 'huggingface_hub'} & sys.modules.keys()))"
     )

@@ -19,28 +19,44 @@ from rankwise.data.preparation import prepared_of
 from rankwise.data.report import Tally
 from rankwise.data.sample import DRAWN, sample_rows
 from rankwise.errors import DataError, ModelError
+from rankwise.planning.batches import average_step
 from rankwise.planning.operations import operations
-from rankwise.planning.planned_rows import by_tokenizer, counted, rows_of
-from rankwise.planning.planned_template import Around, measured
-from rankwise.planning.rows import Counted, Drawn, average_step, planned_rows, together, without_held_out
+from rankwise.planning.rows import Counted, Drawn, planned_rows, together, without_held_out
+from rankwise.planning.tokens import TokenCounter
+from rankwise.planning.training_rows import Conversations, conversations_of, counted
 from rankwise.runs.records import silent
 from rankwise.text.encode import Encoder
 
 
-def words(texts):
-    return [len(text.split()) for text in texts]
+class Words(TokenCounter):
+    """Counts words, by a template that writes the texts and nothing else."""
+
+    exact = True
+
+    def count(self, texts):
+        return [len(text.split()) for text in texts]
+
+
+BARE = "{% for message in messages %}{{ message.content }} {% endfor %}"
+
+
+def in_words(sample, template=BARE):
+    return counted(sample, Conversations(Words(), template), exact=True)
+
+
+def document_of(tokens, supervised, size):
+    return Drawn((tokens,), supervised, size)
 
 
 def read(documents, *, rows=None, size=None, whole=None, exact=True):
     rows = len(documents) if rows is None else rows
     size = sum(document.size for document in documents) if size is None else size
     whole = rows == len(documents) if whole is None else whole
-    longest = max(document.tokens for document in documents)
-    return Counted(rows, size, len(documents), whole, tuple(documents), longest, exact)
+    return Counted(rows, size, len(documents), whole, tuple(documents), exact)
 
 
 document = st.tuples(st.integers(1, 900), st.floats(0.01, 1), st.integers(1, 4000)).map(
-    lambda parts: Drawn(parts[0], max(1, int(parts[0] * parts[1])), parts[2])
+    lambda parts: document_of(parts[0], max(1, int(parts[0] * parts[1])), parts[2])
 )
 documents = st.lists(document, min_size=2, max_size=40)
 
@@ -76,7 +92,7 @@ def test_nine_in_ten_intervals_hold_the_truth():
     everything = []
     for _ in range(5000):
         tokens = max(2, int(random.lognormvariate(5, 0.8)))
-        everything.append(Drawn(tokens, max(1, tokens // 3), round(4 * tokens * random.uniform(0.6, 1.4))))
+        everything.append(document_of(tokens, max(1, tokens // 3), round(4 * tokens * random.uniform(0.6, 1.4))))
     size = sum(document.size for document in everything)
     truth = sum(document.tokens for document in everything)
     kept = sum(document.tokens for document in everything if document.tokens <= 400)
@@ -119,33 +135,35 @@ def test_two_sources_are_their_sum(one, other):
 
 
 def test_a_guess_from_characters_says_how_wide_it_is():
-    drawn = [Drawn(100, 50, 400)] * 10
+    drawn = [document_of(100, 50, 400)] * 10
     guessed = planned_rows(read(drawn, exact=False), limit=1000)
     assert not guessed.exact
     assert (guessed.tokens.low, guessed.tokens.likely, guessed.tokens.high) == (900, 1000, 1600)
 
 
 def test_held_out_rows_are_not_trained_on():
-    planned = planned_rows(read([Drawn(100, 50, 400)] * 10), limit=1000)
+    planned = planned_rows(read([document_of(100, 50, 400)] * 10), limit=1000)
     left = without_held_out(planned, DataConfig(path="a", held_out=4))
     assert left.documents.likely == 6 and left.tokens.likely == 600
     assert without_held_out(planned, DataConfig(path="a", held_out=99)).documents.likely == 0
 
 
 def test_steps_are_those_of_a_training():
-    planned = planned_rows(read([Drawn(100, 50, 400)] * 10, rows=95, size=38000), limit=1000)
+    planned = planned_rows(read([document_of(100, 50, 400)] * 10, rows=95, size=38000), limit=1000)
     for training in (TrainingConfig(), TrainingConfig(epochs=3.0, batch_size=7), TrainingConfig(steps=11)):
         assert planned.steps(training) == training.total_steps(95)
 
 
 def test_an_average_step_times_all_steps_is_all_that_is_computed():
-    drawn = [Drawn(tokens, tokens // 2, tokens) for tokens in (10, 200, 60, 128)]
+    drawn = [document_of(tokens, tokens // 2, tokens) for tokens in (10, 200, 60, 128)]
     planned, shape, training = planned_rows(read(drawn), limit=1000), llama(), TrainingConfig(epochs=1.0, batch_size=2)
     made = operations(shape, planned.load, adapted(shape, 4))
-    step = average_step(made, planned, training)
+    step = average_step(made, planned, training, planned.load)
     assert 2 * step.operations == pytest.approx(made.total)
     assert 2 * step.tokens == 398
-    assert average_step(made, planned, TrainingConfig(batch_size=4, max_batch_tokens=100)).micro_batches == ceil(3.98)
+    assert average_step(
+        made, planned, TrainingConfig(batch_size=4, max_batch_tokens=100), planned.load
+    ).micro_batches == ceil(3.98)
 
 
 def data_file(folder, rows, *, kind="jsonl"):
@@ -173,7 +191,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, kind):
     spec = DataConfig(path=str(data_file(tmp_path, rows, kind=kind)), held_out=0)
     seen = sample_rows(spec, spec.all_sources[0])
     assert seen.rows == seen.rows_in_files == 40 and not seen.problems
-    planned = planned_rows(counted(seen, words, Around(0, 0, 0), exact=True), limit=1000)
+    planned = planned_rows(in_words(seen), limit=1000)
     said = [len(row["prompt"].split()) + len(row["completion"].split()) for row in rows]
     assert planned.tokens.likely == sum(said) and planned.longest == max(said) and planned.exact
     assert planned.supervised.likely == sum(len(row["completion"].split()) + 1 for row in rows)  # and its end
@@ -186,7 +204,7 @@ def test_of_many_rows_some_are_drawn_and_the_longest_is_found(tmp_path, kind):
     spec = DataConfig(path=str(data_file(tmp_path, rows, kind=kind)), held_out=0)
     first, again = (sample_rows(spec, spec.all_sources[0]) for _ in range(2))
     assert first == again and len(first.drawn) == DRAWN and first.rows_in_files == 4000
-    planned = planned_rows(counted(first, words, Around(0, 0, 0), exact=True), limit=1000)
+    planned = planned_rows(in_words(first), limit=1000)
     said = sum(len(row["prompt"].split()) + len(row["completion"].split()) for row in rows)
     assert planned.longest == 901
     assert planned.tokens.low <= said <= planned.tokens.high and planned.error < 0.05
@@ -194,13 +212,16 @@ def test_of_many_rows_some_are_drawn_and_the_longest_is_found(tmp_path, kind):
 
 def test_of_a_source_that_draws_rows_as_many_are_planned(tmp_path):
     spec = DataConfig(path=str(data_file(tmp_path, pairs(500))), rows=50, held_out=0)
-    planned = rows_of(spec)
+    planned = conversations_of(spec, TokenCounter(), 1024)
     assert planned.documents.likely == pytest.approx(50) and not planned.exact
 
 
 def test_a_row_with_several_tasks_is_several_documents(tmp_path):
     task = {"instruction": "add", "instances": [{"input": "1 1", "output": "2"}, {"input": "2 2", "output": "4"}]}
-    assert rows_of(DataConfig(path=str(data_file(tmp_path, [task] * 5)))).documents.likely == 10
+    assert (
+        conversations_of(DataConfig(path=str(data_file(tmp_path, [task] * 5))), TokenCounter(), 1024).documents.likely
+        == 10
+    )
 
 
 def test_blank_lines_and_a_mark_are_no_rows(tmp_path):
@@ -216,7 +237,7 @@ def test_rows_that_cannot_be_read_are_told_and_no_part_of_the_tokens(tmp_path):
     spec = DataConfig(path=str(path), held_out=0)
     seen = sample_rows(spec, spec.all_sources[0])
     assert seen.unread == 1 and f"{path}:11" in seen.problems[0]
-    assert planned_rows(counted(seen, words, Around(), exact=True), limit=1000).documents.likely == 10
+    assert planned_rows(in_words(seen), limit=1000).documents.likely == 10
 
 
 @pytest.mark.parametrize(
@@ -231,7 +252,7 @@ def test_a_file_of_no_rows_is_refused_in_the_words_of_a_training(tmp_path, conte
     path = tmp_path / "rows.json"
     path.write_bytes(content)
     with pytest.raises(DataError, match=wanted):
-        rows_of(DataConfig(path=str(path)))
+        conversations_of(DataConfig(path=str(path)), TokenCounter(), 1024)
 
 
 CHATML = (
@@ -240,21 +261,11 @@ CHATML = (
 )
 
 
-def test_what_a_template_adds_is_counted_once_and_around_each_message():
-    assert measured(CHATML, {}, words) == Around(message=3, conversation=5, with_system=0)
-
-
-def test_a_template_for_one_question_is_counted_for_one():
-    once = (
-        "{% if messages | length > 2 %}{{ raise_exception('one') }}{% endif %}Below is it: {{ messages[0].content }} "
-        + ("answer: {% generation %}{{ messages[1].content }}{% endgeneration %}{{ eos_token }}")
-    )
-    assert measured(once, {"eos_token": " </s>"}, words) == Around(message=0, conversation=5, with_system=5)
-
-
-@pytest.mark.parametrize("template", ["{% if %}", "{{ raise_exception('no') }}", "{{ messages.__class__.__mro__[9] }}"])
-def test_a_template_that_cannot_be_rendered_is_guessed(template):
-    assert measured(template, {}, words) == Around()
+@pytest.mark.parametrize("template", [CHATML, "{% if %}", "{{ raise_exception('no') }}"])
+def test_what_a_template_adds_is_counted_or_guessed_where_it_cannot_be_rendered(tmp_path, template):
+    spec = DataConfig(path=str(data_file(tmp_path, [{"prompt": "one two", "completion": "three"}])), held_out=0)
+    (drawn,) = in_words(sample_rows(spec, spec.all_sources[0]), template).documents
+    assert drawn.supervised == 2 and drawn.tokens == 3 + (5 + 2 * 3 if template == CHATML else 2 * 5)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -264,7 +275,7 @@ def test_a_plan_counts_what_a_training_encodes(tmp_path, name):
     template = written_by(family, kind)
     template.tokenizer.hub.save_pretrained(tmp_path)
     spec = DataConfig(path=str(data_file(tmp_path, pairs(60))), max_length=4096, held_out=0)
-    planned = rows_of(spec, tmp_path)
+    planned = conversations_of(spec, TokenCounter(tmp_path), 4096)
     encoder = Encoder(template, template.tokenizer, spec, 4096)
     work = Encoding(spec, encoder, Tally(), silent, None, EncodingFacts(), None)
     data_report = prepared_of(work, work.read(None)).data_report
@@ -274,7 +285,6 @@ def test_a_plan_counts_what_a_training_encodes(tmp_path, name):
 
 
 def test_a_tokenizer_that_is_none_is_refused(tmp_path):
-    path = tmp_path / "tokenizer.json"
-    path.write_text("{}")
+    (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match=r"tokenizer\.json"):
-        by_tokenizer(path)
+        TokenCounter(tmp_path).count(["a"])

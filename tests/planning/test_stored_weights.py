@@ -19,8 +19,9 @@ from rankwise.kernels.quantized.formats import FORMATS
 from rankwise.kernels.quantized.tensor import stored_bytes
 from rankwise.models.kind import CAUSAL_LM
 from rankwise.models.quantized_folder import quantized_folder
+from rankwise.planning.batches import AtOnce
 from rankwise.planning.devices import find_device
-from rankwise.planning.forecast import AtOnce, forecast
+from rankwise.planning.forecast import forecast
 from rankwise.planning.gguf_header import BLOCKS, FLOAT32, GgufHeader, matrix_bytes
 from rankwise.planning.machine import this_processor
 from rankwise.planning.shape import ModelShape

@@ -10,7 +10,7 @@ import torch
 
 import rankwise
 from rankwise.errors import ConfigError, DataError, RunError
-from rankwise.python.settings import experiment_of
+from rankwise.python.train import experiment_of
 
 ROWS = [{"prompt": f"What is {n} plus {n}?", "completion": f"It is {2 * n}."} for n in range(12)]
 

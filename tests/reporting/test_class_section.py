@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 from rankwise.commands.report import report
-from rankwise.evaluation.class_details import RowView, class_details
 from rankwise.evaluation.class_metrics import Scored
+from rankwise.evaluation.row_task import RowView, class_details
 from rankwise.reporting.markup import picture
-from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.evaluations import evaluation_path, read_evaluation, write_evaluation
-from rankwise.runs.feature_forgetting import FeatureForgetting
-from rankwise.runs.measured import Difference, Measured
+from rankwise.runs.measured import Difference, FeatureForgetting, Measured
+from rankwise.runs.row_facts import TargetFacts
 from report_runs import PIXEL, made_run
 
 

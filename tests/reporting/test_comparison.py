@@ -18,8 +18,7 @@ from rankwise.commands.compare import REVERSED, _difference, compare
 from rankwise.commands.report import report
 from rankwise.errors import RunError
 from rankwise.evaluation.intervals import scores
-from rankwise.runs.comparisons import differing
-from rankwise.runs.evaluations import ModelScores, Scores, evaluation_path, read_evaluation, write_evaluation
+from rankwise.runs.evaluations import ModelScores, Scores, differing, evaluation_path, read_evaluation, write_evaluation
 from rankwise.runs.snapshot import open_candidate
 from report_runs import made_run
 from sampling import draws

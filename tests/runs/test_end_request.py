@@ -12,11 +12,10 @@ from rankwise.cli.main import app
 from rankwise.commands.train import train
 from rankwise.config.experiment import Experiment
 from rankwise.errors import RunError
-from rankwise.runs.directory import END_REQUEST, RunDirectory
-from rankwise.runs.end_request import ask_to_end, is_asked_to_end
+from rankwise.reporting.verdict import chosen_by_held_out
+from rankwise.runs.directory import END_REQUEST, RunDirectory, ask_to_end, is_asked_to_end
 from rankwise.runs.records import StepRecord
 from rankwise.runs.snapshot import RunSnapshot
-from rankwise.runs.warnings import chosen_by_held_out
 from rankwise.system.files import sha256_of
 from report_runs import made_run
 

@@ -20,12 +20,12 @@ from rankwise.runs.manifest import (
     DataFacts,
     Manifest,
     Results,
-    installed_version,
     now,
     peak_rss,
     usable_cores,
     versions,
 )
+from rankwise.system.extras import installed_version
 
 FACTS = {
     "base_model": BaseModelFacts(name="m", source="here", fingerprint="f", dtype="bfloat16", device="cuda:0"),

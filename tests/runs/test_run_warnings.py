@@ -8,10 +8,10 @@ from classifiers import class_row
 from rankwise.config.built_in_tasks import BUILT_IN
 from rankwise.evaluation.intervals import difference, scores
 from rankwise.evaluation.metrics import METRICS
+from rankwise.reporting.verdict import chance, evaluation_warnings
 from rankwise.runs.evaluations import ModelScores
 from rankwise.runs.measured import Difference
 from rankwise.runs.score_text import verdict_text
-from rankwise.runs.warnings import chance, evaluation_warnings
 from report_runs import evaluation_of, made_run, plain
 
 

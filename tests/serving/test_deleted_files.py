@@ -11,8 +11,7 @@ from rankwise.data.preparing import prepare
 from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.runs.records import silent
 from rankwise.serving.bodies import BadRequest
-from rankwise.serving.tuning.files import Files
-from rankwise.serving.tuning.rows import check_rows, data_of
+from rankwise.serving.tuning.files import Files, check_rows, data_of
 
 
 def lines(rows):

@@ -27,8 +27,7 @@ from rankwise.serving.served import load_serving  # noqa: E402
 from rankwise.serving.tuning import files as stored_files  # noqa: E402
 from rankwise.serving.tuning.files import Files  # noqa: E402
 from rankwise.serving.tuning.jobs import Jobs  # noqa: E402
-from rankwise.serving.tuning.offered import Offered  # noqa: E402
-from rankwise.serving.tuning.routes import FineTuning  # noqa: E402
+from rankwise.serving.tuning.routes import FineTuning, Offered  # noqa: E402
 from report_runs import made_run  # noqa: E402
 
 
@@ -282,8 +281,8 @@ def test_limits_of_uploads(door, monkeypatch):
         door.http.post("/v1/files", content=b"x", headers=auth | {"content-type": "multipart/form-data"}).status_code
         == 400
     )
-    monkeypatch.setattr("rankwise.serving.tuning.uploads.LARGEST_FILE", 100)
-    monkeypatch.setattr("rankwise.serving.tuning.uploads.BESIDE", 100)
+    monkeypatch.setattr("rankwise.serving.tuning.files.LARGEST_FILE", 100)
+    monkeypatch.setattr("rankwise.serving.tuning.files.BESIDE", 100)
     assert refused(upload, door).startswith("the file has more than")
     monkeypatch.undo()
     monkeypatch.setattr(stored_files, "MOST_FILES", 0)

@@ -164,7 +164,7 @@ def test_a_browser_lets_an_allowed_page_ask_and_read(started, key):
 
 
 def test_other_machines_need_a_key_before_anything_is_loaded():
-    from rankwise.commands.serve import Address
+    from rankwise.serving.address import Address
 
     with pytest.raises(ConfigError, match="RANKWISE_API_KEY"):
         Address("0.0.0.0", 8000, None, ()).check()
@@ -174,7 +174,7 @@ def test_other_machines_need_a_key_before_anything_is_loaded():
 
 @pytest.mark.parametrize("origin", ["https://app.example/", "*", "app.example", "https://app.example/page"])
 def test_an_origin_that_no_browser_sends_and_a_key_that_no_request_brings(origin):
-    from rankwise.commands.serve import Address
+    from rankwise.serving.address import Address
 
     with pytest.raises(ConfigError) as refused:
         Address("127.0.0.1", 8000, "schlüssel", (origin, "https://app.example:8080")).check()

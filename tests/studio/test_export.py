@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 from rankwise.cli.main import app
 from rankwise.commands.export_choices import export_choices
 from rankwise.exporting.engine_rules import RULES, verdicts
-from rankwise.methods.artifact import open_artifact
-from rankwise.methods.stored_adapter import stored_weights
+from rankwise.methods.artifact import open_artifact, stored_weights
 from rankwise.runs.records import silent
 from rankwise.studio import export_jobs
 

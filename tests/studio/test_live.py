@@ -11,12 +11,10 @@ from itertools import pairwise
 import pytest
 
 from hostile_texts import PAYLOADS
-from rankwise.runs.log_tail import LogTail
-from rankwise.runs.metrics_log import line_of
-from rankwise.studio import drawn_records, live
-from rankwise.studio.drawn_records import message
-from rankwise.studio.live import StateReader, _events
-from rankwise.studio.rows import row_of
+from rankwise.runs.metrics_log import LogTail, line_of
+from rankwise.studio import live
+from rankwise.studio.live import StateReader, _events, message
+from rankwise.studio.runs import row_of
 from report_runs import made_run
 
 
@@ -93,7 +91,7 @@ def test_what_is_no_record_is_passed_over(tmp_path):
 
 
 def test_a_long_record_is_sent_as_means_that_miss_no_step(monkeypatch):
-    monkeypatch.setattr(drawn_records, "MOST_STEPS", 10)
+    monkeypatch.setattr(live, "MOST_STEPS", 10)
     sent = message([step(number, loss=float(number)) for number in range(1, 96)])
     assert len(sent["steps"]) == 10 and sent["steps"][-1][0] == 95
     ends = [0, *(int(one[0]) for one in sent["steps"])]

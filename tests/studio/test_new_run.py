@@ -23,8 +23,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.runs.queue import Queue
 from rankwise.studio import new_run
 from rankwise.studio.forecast import Shown
-from rankwise.studio.knobs import KNOBS
-from rankwise.studio.settings_form import SettingsForm
+from rankwise.studio.settings_form import KNOBS, SettingsForm
 from rankwise.system.hub import is_forbidden
 
 FORM = {"model.name": "tiny-llama", "data.path": "rows.jsonl", "run": "one", "card": "lora", "adapter.rank": "4"}
@@ -262,7 +261,7 @@ def test_of_forecasts_that_one_page_asks_for_at_once_only_the_newest_follows(cli
         return client.post("/new/forecast", data=FORM | {"adapter.rank": rank, "page": page}).status_code
 
     def waiting(page):
-        return new_run.TURNS._pages[page].waiting if page in new_run.TURNS._pages else 0
+        return new_run._turns._pages[page].waiting if page in new_run._turns._pages else 0
 
     with client, ThreadPoolExecutor() as browser:  # one loop for all requests
         asked = []
@@ -273,7 +272,7 @@ def test_of_forecasts_that_one_page_asks_for_at_once_only_the_newest_follows(cli
         until(lambda: computed == ["1", "9"])  # one of each page
         may_end.set()
         assert [one.result() for one in asked] == [200, 409, 409, 200, 200]
-    assert computed == ["1", "9", "4"] and not new_run.TURNS._pages
+    assert computed == ["1", "9", "4"] and not new_run._turns._pages
 
 
 def until(condition, seconds=60):

@@ -12,13 +12,12 @@ import pytest
 
 from rankwise.config.experiment import Experiment
 from rankwise.config.reading import read_experiment
-from rankwise.runs.directory import RunDirectory
-from rankwise.runs.end_request import is_asked_to_end
+from rankwise.runs.directory import RunDirectory, is_asked_to_end
+from rankwise.runs.own_files import StepFolders
 from rankwise.runs.queue import Queue
 from rankwise.runs.snapshot import RunSnapshot
-from rankwise.runs.step_folders import StepFolders
 from rankwise.studio.queued import queued
-from rankwise.studio.rows import COLUMNS, losses_of
+from rankwise.studio.runs import COLUMNS, losses_of
 from report_runs import made_run
 
 

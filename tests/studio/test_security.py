@@ -12,8 +12,7 @@ from starlette.testclient import TestClient
 
 from rankwise.studio import pages
 from rankwise.studio.app import studio_app
-from rankwise.studio.login import MOST, PAUSE
-from rankwise.studio.security import OPEN, POLICY, Key
+from rankwise.studio.security import MOST, OPEN, PAUSE, POLICY, Key
 from studio_client import BROWSER, URL, studio_client
 
 KEY = Key("a key of some length", 8321)
@@ -119,7 +118,7 @@ def test_a_page_from_elsewhere_may_be_left_for_what_merely_shows(client, site):
 
 def test_many_connections_guess_no_faster_than_one_and_lock_nobody_out(locked, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("rankwise.studio.login.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("rankwise.studio.security.time.monotonic", lambda: now[0])
 
     def login(key, address="192.0.2.1"):
         client = TestClient(locked.app, base_url=URL, headers=BROWSER, client=(address, 1), follow_redirects=False)
@@ -135,7 +134,7 @@ def test_many_connections_guess_no_faster_than_one_and_lock_nobody_out(locked, m
 
 
 def test_the_key_opens_the_page_and_stands_in_no_cookie(locked, monkeypatch):
-    monkeypatch.setattr("rankwise.studio.login.PAUSE", 0)
+    monkeypatch.setattr("rankwise.studio.security.PAUSE", 0)
     assert locked.post("/login", data={"key": "another"}).status_code == 401
     assert not locked.cookies
     answer = locked.post("/login", data={"key": KEY.text})

@@ -15,8 +15,7 @@ from rankwise.cli.settings import FLAGS, TRAINING, GivenSettings, flag
 from rankwise.config.experiment import Adapting, Experiment
 from rankwise.config.reading import read_experiment
 from rankwise.errors import ConfigError
-from rankwise.studio.knobs import CARDS, KNOBS
-from rankwise.studio.settings_form import OTHER, SettingsForm, fields_of, problems_of
+from rankwise.studio.settings_form import CARDS, KNOBS, OTHER, SettingsForm, fields_of, problems_of
 
 TRAIN = typer.main.get_command(app).commands["train"]  # pyright: ignore[reportAttributeAccessIssue]
 NEEDED = {"model.name": "gpt2", "data.path": "rows.jsonl", "run": "one"}

@@ -21,8 +21,8 @@ from rankwise.config.tracking import TRACKERS, TrackingConfig
 from rankwise.errors import ConfigError, RankwiseError
 from rankwise.runs.records import StepRecord, WarningMessage
 from rankwise.tracking import following
+from rankwise.tracking.following import HISTOGRAM, NOT_LOGGED, values_of
 from rankwise.tracking.trackers import valid
-from rankwise.tracking.values import HISTOGRAM, NOT_LOGGED, values_of
 from tracked import READERS
 
 pytestmark = pytest.mark.slow

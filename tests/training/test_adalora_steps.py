@@ -13,7 +13,7 @@ from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batches, portion
 from rankwise.errors import TrainingError
 from rankwise.forward.reference import SupervisedLogits
-from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.inject import inject
 from rankwise.objectives.causal_lm import summed
 from rankwise.runs.records import RankRecord, StepRecord

@@ -16,14 +16,15 @@ from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batch
 from rankwise.evaluation.text import Text
 from rankwise.forward.reference import every_logits
-from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.methods.trainable import Trainable
 from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.text.tokenize import Tokens
 from rankwise.training.anchor import Anchor, BaseOnText
-from rankwise.training.backend import AnchoredBackend, Eager, Fused
+from rankwise.training.backend import Eager, Fused
+from rankwise.training.losses import AnchoredBackend
 from rankwise.training.state import TrainState, adamw
 from rankwise.training.step import optimizer_step
 from rankwise.training.workload import Workload

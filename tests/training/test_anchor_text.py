@@ -25,8 +25,8 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import silent
-from rankwise.training import anchor_text as module
-from rankwise.training.anchor_text import anchor_text, facts_of, source_code, text_of_run
+from rankwise.training import anchor as module
+from rankwise.training.anchor import anchor_text, facts_of, source_code, text_of_run
 from rankwise.training.world import World
 
 LENGTH = 10

@@ -11,7 +11,7 @@ from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batches
 from rankwise.errors import is_out_of_memory
 from rankwise.forward.reference import SupervisedLogits
-from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.objectives.causal_lm import summed

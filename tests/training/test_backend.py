@@ -16,8 +16,8 @@ from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError, ModelError, RunError
 from rankwise.kernels.regions import REGIONS
 from rankwise.runs.records import StatusMessage, StepRecord, WarningMessage
-from rankwise.training import activation_checkpointing
 from rankwise.training import backend as backends
+from rankwise.training import workload
 
 COMPILER = any(shutil.which(name) for name in ("g++", "clang++", "cl"))
 
@@ -129,9 +129,7 @@ def test_a_long_run_is_compiled_and_goes_on_so(small, monkeypatch):
 
 def test_memory_is_counted_with_the_dropout_that_a_run_has(small, monkeypatch):
     found = []
-    monkeypatch.setattr(
-        activation_checkpointing, "recomputed", lambda needed, free, blocks, least: found.append(needed) or 0
-    )
+    monkeypatch.setattr(workload, "recomputed", lambda needed, free, blocks, least: found.append(needed) or 0)
     for number, dropout in enumerate((0.0, 0.3)):
         adapter = rankwise.LoraConfig(rank=8, dropout=dropout)
         rankwise.train(small.model_copy(update={"run": f"run-{number}", "adapter": adapter}))
@@ -140,7 +138,7 @@ def test_memory_is_counted_with_the_dropout_that_a_run_has(small, monkeypatch):
 
 def test_where_memory_is_short_blocks_recompute_and_nothing_else_changes(small, monkeypatch):
     usual = rankwise.train(small.model_copy(update={"run": "usual"}))
-    for module in (activation_checkpointing, backends):
+    for module in (workload, backends):
         monkeypatch.setattr(module, "available_memory", lambda: 10_000)
     listener = Listener()
     tight = rankwise.train(small, callback=listener)
@@ -191,7 +189,7 @@ def test_as_many_blocks_recompute_as_the_setting_says_and_nothing_else_changes(s
 def test_where_memory_is_short_the_eager_backend_recomputes_too(small, monkeypatch):
     plain = small.model_copy(update={"training": small.training.model_copy(update={"backend": "eager"})})
     usual = rankwise.train(plain.model_copy(update={"run": "usual"}))
-    for module in (activation_checkpointing, backends):
+    for module in (workload, backends):
         monkeypatch.setattr(module, "available_memory", lambda: 10_000)
     listener = Listener()
     tight = rankwise.train(plain, callback=listener)

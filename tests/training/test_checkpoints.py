@@ -17,18 +17,18 @@ from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batches
 from rankwise.errors import RunError, TrainingError
 from rankwise.forward.reference import SupervisedLogits
-from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.objectives.causal_lm import summed
+from rankwise.runs.own_files import FACTS, TENSORS, hash_of
 from rankwise.runs.records import StepRecord
-from rankwise.runs.sealed import FACTS, TENSORS, hash_of
 from rankwise.system.files import sha256_of
 from rankwise.text.tokenize import Tokens
 from rankwise.training.checkpoints import restore, save, size_of
 from rankwise.training.losses import Loss
-from rankwise.training.schedules import rate_factor
 from rankwise.training.state import TrainState, adamw
+from rankwise.training.trainer import rate_factor
 from trainers import train
 
 STEPS = 20

@@ -20,11 +20,11 @@ from rankwise.config.models import ModelConfig
 from rankwise.config.planning import Planned
 from rankwise.data.classes import balanced_weights
 from rankwise.forward.plan import plan
-from rankwise.objectives.targets import target_loss, weight_of
+from rankwise.objectives.objective import target_loss, weight_of
 from rankwise.objectives.text_classification import TextClassification
 from rankwise.runs.records import LossRecord, silent
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.runs.snapshot import RunSnapshot
-from rankwise.runs.target_facts import TargetFacts
 from rankwise.text.tokenize import Tokens
 from rankwise.training.head_start import CONVERGED, features_of, fit_head
 from rankwise.training.resume import settings_of

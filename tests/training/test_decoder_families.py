@@ -16,7 +16,7 @@ import rankwise
 from decoder_families import DECODERS, decoder_model, save_decoder
 from rankwise.adapters.formats.peft import read_peft
 from rankwise.adapters.fused import split_of
-from rankwise.adapters.merge import merge
+from rankwise.adapters.set import merge
 from rankwise.config.adapters import AdaLora, LoraConfig
 from rankwise.errors import TargetError
 from rankwise.forward.model_shape import shape_of_config

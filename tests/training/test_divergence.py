@@ -24,8 +24,8 @@ from rankwise.runs.directory import RunDirectory
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.records import LossRecord, StepRecord
 from rankwise.training import trainer, validation
-from rankwise.training.finite import Diverged
-from rankwise.training.loss_watch import FACTOR, HEAD_FACTOR, LossWatch
+from rankwise.training.hooks import FACTOR, HEAD_FACTOR, LossWatch
+from rankwise.training.state import Diverged
 
 STEPS, RATE = 60, 0.01
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rankwise.evaluation.metrics import METRICS
 from rankwise.runs.records import LossRecord, ScoreRecord
-from rankwise.training.early_stopping import EarlyStopping
+from rankwise.training.validation import EarlyStopping
 
 VALUES = st.lists(st.sampled_from([0.0, 1.0, 2.0, 3.0, math.nan, math.inf]), max_size=12)
 

@@ -21,8 +21,8 @@ from rankwise.config.training import TrainingConfig
 from rankwise.errors import AdapterError, TrainingError
 from rankwise.methods.inject import inject
 from rankwise.training import trainer, validation
-from rankwise.training.finite import not_finite
 from rankwise.training.losses import sum_loss
+from rankwise.training.state import not_finite
 
 STEPS = 12
 METHODS = {

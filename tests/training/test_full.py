@@ -21,8 +21,8 @@ from rankwise.methods.lora import TrainableLoRA
 from rankwise.objectives.causal_lm import summed
 from rankwise.text.tokenize import Tokens
 from rankwise.training.checkpoints import restore, save, size_of
-from rankwise.training.schedules import rate_factor
 from rankwise.training.state import TrainState, adamw
+from rankwise.training.trainer import rate_factor
 from trainers import train
 
 CPU, RATE, STEPS = torch.device("cpu"), 1e-2, 12

@@ -29,9 +29,9 @@ from rankwise.text.rendering import render
 from rankwise.text.tokenize import tokenise
 from rankwise.text.tokenizer import HubTokenizer
 from rankwise.training.losses import mean_loss
-from rankwise.training.schedules import rate_factor
 from rankwise.training.state import TrainState, adamw
 from rankwise.training.step import optimizer_step
+from rankwise.training.trainer import rate_factor
 from sampling import draws
 from trainers import random_rows, train
 

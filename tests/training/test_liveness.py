@@ -12,16 +12,16 @@ from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batches
 from rankwise.errors import TrainingError
 from rankwise.forward.reference import SupervisedLogits
-from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.full import FullFineTuning
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.objectives.causal_lm import summed
 from rankwise.runs.records import WarningMessage
 from rankwise.text.tokenize import Tokens
-from rankwise.training.bit_sums import bit_sums
-from rankwise.training.liveness import AFTER, Liveness
 from rankwise.training.state import TrainState, adamw
+from rankwise.training.trainer import AFTER, Liveness
+from rankwise.training.world import bit_sums
 from trainers import train
 
 STEPS = 12

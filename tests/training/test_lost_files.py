@@ -16,9 +16,9 @@ from rankwise.cli.main import app
 from rankwise.errors import ResourceError, RunError
 from rankwise.runs.integrity import check_result
 from rankwise.runs.manifest import Manifest, Resumed
+from rankwise.runs.own_files import StepFolders
 from rankwise.runs.records import Event, StepRecord, silent
 from rankwise.runs.snapshot import RunSnapshot
-from rankwise.runs.step_folders import StepFolders
 from rankwise.system import files
 from rankwise.training import resume
 from report_runs import made_run

@@ -16,8 +16,7 @@ from rankwise.config.sizes import parse_size
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError, ResourceError
 from rankwise.kernels.quantized.given_back import GivenBack
-from rankwise.planning.devices import find_device
-from rankwise.planning.planned_device import OF_LIMIT, within_limit
+from rankwise.planning.devices import OF_LIMIT, find_device
 from rankwise.runs.records import silent
 from rankwise.system.memory import available_memory, limited_memory
 from rankwise.training import preflight
@@ -134,9 +133,9 @@ def test_a_cache_of_states_fits_into_what_a_forecast_leaves():
 
 def test_a_limit_is_for_a_processor_and_for_weights_that_are_frozen():
     card = find_device("rtx-4090")
-    assert within_limit(card, None) is card
+    assert card.within_limit(None) is card
     with pytest.raises(ConfigError, match="on the CPU"):
-        within_limit(card, 10**9)
+        card.within_limit(10**9)
     asked = rankwise.Experiment(
         model=ModelConfig(name="smollm2-135m", memory="4GB"), data="rows.jsonl", adapter=FullConfig(), run="a"
     )

@@ -23,7 +23,7 @@ from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.records import Event, ScoreRecord, StatusMessage, StepRecord, silent
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.cache import cache_folder
-from rankwise.training.reference import Reference
+from rankwise.training.pairs import Reference
 from small_runs import as_first_format
 
 STEPS = 12

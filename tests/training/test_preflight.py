@@ -14,9 +14,8 @@ from rankwise.commands.report import report
 from rankwise.commands.train import train
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ResourceError
-from rankwise.planning.devices import with_memory
 from rankwise.planning.machine import this_processor
-from rankwise.reporting.foreseen import foreseen
+from rankwise.reporting.provenance import foreseen
 from rankwise.runs.records import StatusMessage, WarningMessage
 from rankwise.training import preflight as foresight
 from rankwise.training import step
@@ -33,7 +32,7 @@ def small(tiny_folder, tmp_path, monkeypatch):
 
 
 def with_room(monkeypatch, room: int):
-    device = with_memory(this_processor(), room)
+    device = this_processor().with_memory(room)
     monkeypatch.setattr(foresight, "_device", lambda experiment: device)
 
 
@@ -117,7 +116,7 @@ def test_what_is_planned_is_what_was_asked_for_however_it_was_made(small, spec):
 
 
 def test_a_card_that_torch_does_not_use_decides_nothing(small, monkeypatch):
-    from rankwise.planning import planned_device as planning
+    from rankwise.planning import machine as planning
 
     monkeypatch.setattr(planning, "graphics_cards", lambda: pytest.fail("nobody asks for cards"))
     made = foresight.foresee(small)

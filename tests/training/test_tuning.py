@@ -32,9 +32,7 @@ from rankwise.planning.tuning import TOO_COSTLY, Stage, TrialPlan, most_cost
 from rankwise.runs.records import StatusMessage, StepRecord, silent
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.training import tuning as tuning_of_rates
-from rankwise.training.halving import WIDEST, choose
-from rankwise.training.trials import Trials, set_aside
-from rankwise.training.tuning import ceiling_of
+from rankwise.training.tuning import WIDEST, Trials, ceiling_of, choose, set_aside
 from sampling import draws
 
 METHODS: dict[str, dict[str, Any]] = {

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 import rankwise
 from rankwise.adapters.importance import Importance
 from rankwise.config.adapters import AdaLoraConfig
-from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.inject import inject
 
 STEPS, WORLD, ROWS = 24, 2, 12

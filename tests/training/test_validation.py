@@ -19,16 +19,16 @@ from rankwise.data.preparing import prepare
 from rankwise.data.writing import TextWriting
 from rankwise.errors import ConfigError, RunError
 from rankwise.forward.reference import SupervisedLogits
-from rankwise.methods.adalora.trainable import TrainableAdaLoRA
+from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.inject import inject
-from rankwise.methods.state import TrainableState
+from rankwise.methods.trainable import TrainableState
 from rankwise.objectives.causal_lm import summed
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.records import LossRecord, SampleRecord, ScoreRecord, StatusMessage, StepRecord, silent
-from rankwise.training.early_stopping import EarlyStopping
 from rankwise.training.losses import mean_loss
-from rankwise.training.rng import preserve_rng_state
+from rankwise.training.state import preserve_rng_state
+from rankwise.training.validation import EarlyStopping
 from rankwise.training.validation_prompts import score
 
 STEPS = 12

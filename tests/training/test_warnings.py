@@ -14,16 +14,15 @@ from typer.testing import CliRunner
 
 import rankwise
 from conftest import tiny_model
-from rankwise.adapters.effect import effect_of
 from rankwise.cli.main import app
 from rankwise.commands import train as training
 from rankwise.commands.report import report
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ResourceError, TrainingError
 from rankwise.forward.agreement import Agreement
+from rankwise.methods.adapter import effect_of
 from rankwise.methods.inject import inject
 from rankwise.planning import forecast as forecasts
-from rankwise.planning.devices import with_memory
 from rankwise.planning.machine import this_processor
 from rankwise.runs.manifest import versions
 from rankwise.runs.records import StatusMessage, StepRecord, WarningCollector, WarningMessage
@@ -183,7 +182,7 @@ def test_what_cannot_fit_with_the_eager_backend_is_not_begun(small, apart, monke
     room = (fast.least + usual.least) // 2
     assert fast.least < room < usual.least
     monkeypatch.setattr(foresight, "CERTAIN", 1.0)
-    monkeypatch.setattr(foresight, "_device", lambda experiment: with_memory(this_processor(), room))
+    monkeypatch.setattr(foresight, "_device", lambda experiment: this_processor().with_memory(room))
     with pytest.raises(ResourceError, match="was not started"):
         rankwise.train(small)
     assert not Path("runs/small/manifest.json").exists()

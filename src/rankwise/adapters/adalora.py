@@ -5,7 +5,7 @@
 A triplet is a row of P, one strength and a row of Q; both matrices hold it as a row, so that rows can be stacked and
 taken out. s is the same for all layers and never changes: scaling by the rank that is left hurts (the authors' issue
 12). A retired triplet has strength zero and still gets a gradient there, so it can come back. Which ones live is
-decided between steps, in methods/adalora/trainable.py.
+decided between steps, in methods/adalora.py.
 
 An adapted layer starts as its host. Either P starts at zero, as LoRA's B does, with orthogonal rows of Q, which are as
 long as those of LoRA's A, and strengths of 1; or, as in the paper, the strengths start at zero and P and Q at random.

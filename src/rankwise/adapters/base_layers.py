@@ -12,12 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from rankwise.adapters.adalora import AdaLoRA, FusedAdaLoRA
-from rankwise.adapters.adapter import Adapter, Applied, on_embedding, on_linear
-from rankwise.adapters.convolutions import conv_problem, on_conv2d
-from rankwise.adapters.dora import DoRA
+from rankwise.adapters.adapter import Adapter, Applied, conv_problem, on_conv2d, on_embedding, on_linear
 from rankwise.adapters.experts import StackedWeight
 from rankwise.adapters.fused import Split
-from rankwise.adapters.lora import LoRA
+from rankwise.adapters.lora import DoRA, LoRA
 from rankwise.config.adapters import AdaLoraConfig
 from rankwise.config.budget import initial_rank
 from rankwise.config.modules import HostKind

@@ -26,10 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankwise.adapters.base_layers import features_of, is_conv1d, is_linear
+from rankwise.adapters.base_layers import features_of, is_linear
 from rankwise.adapters.targets import Choice, choose, host_view
 from rankwise.config.adapters import LoraConfig
 from rankwise.errors import TargetError, some
+from rankwise.kernels.linear import is_conv1d
 
 Real = Callable[[Tensor | None], None]
 RunBatches = Callable[[Real], None]

@@ -1,22 +1,31 @@
 """The adapters of one model, and the heads that are trained whole beside them.
 
 Adapters are looked up by type, never by a substring of a name. The base is frozen while the set exists; `remove` puts
-back every layer, the same object it was, and what required gradients before.
+back every layer, the same object it was, and what required gradients before. Merged, the change is added to
+the base's weights, for engines that read no adapters:
+
+    W' = W + s B A,   for DoRA m (W + s B A) / n
+
+computed in float32 and rounded once to the number format of W. A quantised W is unpacked for it and gives way to an
+ordinary weight; its parts stay as they are, and so do weights without an adapter. A head that was trained whole takes
+the place of the base's, and so do the rows of new tokens. A weight that two layers share, such as a table that is the
+output head too, is parted first where only one of the two was trained.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import regex
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rankwise.adapters.adalora import is_decided
 from rankwise.adapters.adapter import Adapter
-from rankwise.adapters.base_layers import adalora_for, features_of, lora_for, plain_lora
-from rankwise.adapters.experts import ExpertsWrapper, open_experts
+from rankwise.adapters.base_layers import adalora_for, features_of, lora_for, oriented, plain_lora, weight_of
+from rankwise.adapters.experts import ExpertsWrapper, open_experts, owner_of
 from rankwise.adapters.fused import split_of
 from rankwise.adapters.heads import HeadWrapper, head_paths
 from rankwise.adapters.lora import LoRA
@@ -27,6 +36,7 @@ from rankwise.config.adapters import AdaLoraConfig
 from rankwise.config.budget import budget_of
 from rankwise.config.strength import check_strength
 from rankwise.errors import TargetError, TrainingError, some
+from rankwise.kernels.quantized.tensor import in_full, is_quantized, unpack_weights
 
 APART = (
     ", and of two adapters one cannot have factors where the other trains the whole (modules_to_save). Use them apart."
@@ -291,3 +301,66 @@ def refuse_adapted(model: nn.Module) -> None:
             "this model already has adapters. Give their AdapterSet, which inject returned (after training it is "
             "`trainable.adapters`), to rankwise.add_adapter to add another one, or call its `remove`."
         )
+
+
+def discard(adapters: AdapterSet, name: str) -> None:
+    """Take an adapter out, or what is there of it. Modules that no other one uses are the base's own again."""
+    for layer in adapters.layers.values():
+        layer.active = tuple(other for other in layer.active if other != name)
+        if name in layer.adapters:
+            del layer.adapters[name]
+    for head in adapters.heads.values():
+        head.active = None if head.active == name else head.active
+        if name in head.copies:
+            del head.copies[name]
+    model = adapters.model
+    for path, module in reversed(list(model.named_modules(remove_duplicate=False))):  # the innermost first
+        if isinstance(module, AdapterWrapper) and not module.adapters:
+            model.set_submodule(path, module.host)
+        elif isinstance(module, HeadWrapper) and module.is_empty:
+            model.set_submodule(path, module.base_layer)
+        elif isinstance(module, ExpertsWrapper) and not any(
+            isinstance(one, AdapterWrapper) for one in module.modules()
+        ):
+            model.set_submodule(path, module.host)
+
+
+@torch.no_grad()
+def merge(adapters: AdapterSet, name: str = "default") -> nn.Module:
+    """The base model with the change in its weights. No adapter is left over it, and none could be taken out again."""
+    adapters.check_decided(name)
+    for path, adapter in adapters.adapters(name).items():
+        host = adapters.layers[path].host
+        weight = weight_of(host)
+        _part(adapters.model, owner_of(host), weight)
+        changed = in_full(weight) + oriented(host, adapter.delta())
+        if is_quantized(weight):
+            host.weight = nn.Parameter(changed.to(weight.dtype), requires_grad=weight.requires_grad)
+        else:
+            weight.copy_(changed)
+    for path, trained in adapters.trained_heads(name).items():
+        base = adapters.heads[path].base_layer
+        for weight in base.parameters():
+            _part(adapters.model, base, weight)
+        unpack_weights(base)
+        base.load_state_dict(trained.state_dict())
+    for rows in adapters.token_rows(name).values():
+        rows.write(name)
+    return adapters.remove()
+
+
+def _part(model: nn.Module, trained: nn.Module, weight: Tensor) -> None:
+    """Give every module outside `trained` that holds this weight a copy of its own."""
+    own = set(trained.modules())
+    others = [
+        (module, name)
+        for module in model.modules()
+        if module not in own
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter is weight
+    ]
+    for module, name in others:
+        setattr(module, name, nn.Parameter(weight.clone(), requires_grad=weight.requires_grad))
+    config: Any = getattr(model, "config", None)
+    if others and config is not None:
+        config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False

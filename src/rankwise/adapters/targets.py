@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from rankwise.adapters.adapter import conv_problem
 from rankwise.adapters.base_layers import kind_of, weight_of
-from rankwise.adapters.convolutions import conv_problem
 from rankwise.adapters.experts import ExpertsWrapper, stacked_by_own_code, stacked_hosts
 from rankwise.adapters.heads import HeadWrapper
 from rankwise.adapters.token_rows import TokenRows

@@ -9,11 +9,16 @@ lora_alpha = r = R, the scale of each layer in its B. Two adapters are compared 
     |s B A - t D C|   =   sqrt(tr(X^T X Y Y^T)),   X = [s B, -t D],   Y = [A; C]
 
 in float64, so that no change is ever laid out as a matrix.
+
+What looks wrong in an adapter and may be right is said as a warning, since only the file is looked at: a scale above
+100 (alpha / r is 1 to 4 in common recipes, rsLoRA's alpha / sqrt(r) seldom above 30, and mlx-lm's default is 20), and a
+block that lacks a layer which its neighbours on both sides adapt, which was probably lost on the way.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +28,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rankwise.errors import AdapterError
+from rankwise.config.matching import ranges
+from rankwise.errors import AdapterError, some
 
 STACKED = 3
 """Dimensions of a factor that has one matrix for each expert."""
@@ -245,3 +251,53 @@ def _same_change(one: Factors, other: Factors) -> bool:
 def _norm(X: Tensor, Y: Tensor) -> float:
     """The Frobenius norm of X Y. Rounding may leave 1e-8 of what was subtracted where the norm is zero."""
     return math.sqrt(max(0.0, float(((X.T @ X) * (Y @ Y.T)).sum())))
+
+
+LARGEST_SCALE, SMALLEST_SCALE = 100.0, 1e-4
+MOST_BLOCKS = 10_000
+_BLOCK = re.compile(r"\.(\d+)(?=\.)")
+
+
+def oddities(weights: AdapterWeights) -> list[str]:
+    """Warnings in sentences, empty for an ordinary adapter."""
+    scales = {path: part.scale for path, part in weights.factors.items() if part.rank}
+    return [*_scale_warnings(scales), *_gap_warnings(weights)]
+
+
+def _scale_warnings(scales: Mapping[str, float]) -> list[str]:
+    absurd = {path: scale for path, scale in scales.items() if not SMALLEST_SCALE <= abs(scale) <= LARGEST_SCALE}
+    if not absurd:
+        return []
+    path = max(absurd, key=lambda path: abs(absurd[path]))
+    return [
+        f'{len(absurd):,} of {len(scales):,} layers have an unusual scale, such as {absurd[path]:g} in "{path}"; '
+        f"scales are {SMALLEST_SCALE:g} to {LARGEST_SCALE:g} in ordinary adapters; check lora_alpha and alpha_pattern"
+    ]
+
+
+def _gap_warnings(weights: AdapterWeights) -> list[str]:
+    gaps = {kind: numbers for kind, numbers in missing_blocks(weights).items() if numbers}
+    if not gaps:
+        return []
+    named = [f"{kind} in block {ranges(numbers)}" for kind, numbers in gaps.items()]
+    return [
+        f"the adapter has no factors for {some(named, 4)}, although it has some in the blocks before and after; they "
+        "may have been lost"
+    ]
+
+
+def missing_blocks(weights: AdapterWeights) -> dict[str, list[int]]:
+    """By kind of layer (`self_attn.q_proj`), the blocks without factors between the first and the last that has them.
+
+    A kind that is in fewer than half of the blocks between was chosen so, as AdaLoRA does, and is left out.
+    """
+    blocks = dict[str, set[int]]()
+    for path in weights.factors:
+        match = _BLOCK.search(path)
+        if match is not None and len(match[1]) < len(str(MOST_BLOCKS)):
+            blocks.setdefault(path[match.end() + 1 :], set()).add(int(match[1]))
+    between = {kind: set(range(min(numbers), max(numbers) + 1)) for kind, numbers in blocks.items()}
+    return {
+        kind: sorted(between[kind] - numbers) if len(between[kind]) < 2 * len(numbers) else []
+        for kind, numbers in blocks.items()
+    }

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.adapters.adapter import Adapter
-from rankwise.kernels.linear import LinearSpec, linear_spec_of, shared_linears
-from rankwise.kernels.prologue import Identity
+from rankwise.kernels.linear import Identity, LinearSpec, linear_spec_of, shared_linears
 
 ROUNDED = (torch.bfloat16, torch.float16)
 """Formats in which most of a small change would be lost if it were added to an output that is rounded already."""

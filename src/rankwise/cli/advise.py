@@ -47,6 +47,6 @@ def advise(
         if as_json:
             print_json(advice.summary())
         else:
-            from rankwise.runs.advice_text import lines_of
+            from rankwise.runs.advice import lines_of
 
             typer.echo(visible("\n".join(lines_of(advice))))

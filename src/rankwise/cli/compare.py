@@ -12,7 +12,7 @@ from rankwise.cli.options import Json
 from rankwise.cli.visible import visible
 
 if TYPE_CHECKING:
-    from rankwise.runs.comparisons import ComparedTask, Comparison, Differing
+    from rankwise.runs.evaluations import ComparedTask, Comparison, Differing
 
 HEADS = ("task", "metric", "n", "a", "b", "difference", "95 %", "p", "verdict")
 LONGEST_VALUE, MOST_DIFFERING = 60, 12
@@ -105,7 +105,7 @@ def _listed(what: str, differing: list[Differing]) -> list[str]:
 
 
 def _cost(differing: list[Differing]) -> list[str]:
-    from rankwise.reporting.costs import COSTS, cost_text
+    from rankwise.reporting.quantities import COSTS, cost_text
 
     shown = [f"  {COSTS[one.key][0]}: {cost_text(one.key, one.a)} and {cost_text(one.key, one.b)}"
              for one in differing if one.key in COSTS]  # fmt: skip

@@ -18,8 +18,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.config.reading import read_data
 from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.errors import ConfigError, RankwiseError, did_you_mean
-from rankwise.runs.data_report import MOST_LISTED
-from rankwise.runs.data_report_text import about, lines_of, verdict_of
+from rankwise.runs.data_report import MOST_LISTED, about, lines_of, verdict_of
 
 if TYPE_CHECKING:
     from rankwise.commands.data import Shown

@@ -71,9 +71,7 @@ def evaluate(
 
 def _lines(evaluation: Evaluation) -> list[str]:
     from rankwise.config.tasks import MEANINGS
-    from rankwise.runs.class_text import class_lines
-    from rankwise.runs.score_text import feature_lines, labels_text, measured_text, verdict_text
-    from rankwise.runs.set_text import set_lines
+    from rankwise.runs.score_text import class_lines, feature_lines, labels_text, measured_text, set_lines, verdict_text
 
     lines = [f"{evaluation.task}, {evaluation.n:,} items of {evaluation.data}, intervals of 95 %"]
     width = max(map(len, evaluation.tuned.metrics))
@@ -102,9 +100,9 @@ def _lines(evaluation: Evaluation) -> list[str]:
 
 
 def _cautions(target: str, evaluation: Evaluation) -> list[str]:
+    from rankwise.reporting.verdict import HELD_OUT, evaluation_warnings, of_overlap
     from rankwise.runs.directory import find_run
     from rankwise.runs.snapshot import RunSnapshot
-    from rankwise.runs.warnings import HELD_OUT, evaluation_warnings, of_overlap
 
     directory = find_run(target)
     if directory is None:

@@ -20,10 +20,9 @@ from rankwise.cli.display import print_json
 from rankwise.cli.doctor import doctor
 from rankwise.cli.evaluate import evaluate
 from rankwise.cli.export import OptionalAddress, export
-from rankwise.cli.extract import extract
 from rankwise.cli.failures import report_failures
 from rankwise.cli.inspect import inspect
-from rankwise.cli.merge import merge
+from rankwise.cli.merge import extract, merge
 from rankwise.cli.models import models
 from rankwise.cli.own_flags import remember
 from rankwise.cli.plan import plan

@@ -44,7 +44,7 @@ def plan(
         planned = as_continued(read_planned(config, given.read(tune), base_of_start))
         from rankwise.commands.plan import plan as make_plan
         from rankwise.commands.plan import run_probe
-        from rankwise.planning.planned_device import refuse_elsewhere
+        from rankwise.planning.machine import refuse_elsewhere
         from rankwise.planning.processes import Processes
 
         measured = None

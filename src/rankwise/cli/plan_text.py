@@ -1,28 +1,28 @@
-"""A plan as text: trained parameters, memory, whether it fits, time, and what to change."""
+"""A plan as text: trained parameters, memory, whether it fits, processes, time, and what to change."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from rankwise.cli.plan_fit import devices_of, fit_of_plan, remedies_of, savings_of
-from rankwise.cli.plan_numbers import between_text, row_text, size_text, spread_text
-from rankwise.cli.plan_processes import processes_of
-from rankwise.planning.forecast import limit_of
 from rankwise.reporting.quantities import rough_duration
 
 if TYPE_CHECKING:
+    from rankwise.planning.estimate import Estimate
+    from rankwise.planning.fitting import Remedy
     from rankwise.planning.plan import Plan
+    from rankwise.planning.processes import Several
     from rankwise.planning.rows import PlannedRows
 
+COLUMN = 14
 BACKENDS = {"fast": "fused", "plain": "eager"}
 PROBE = "; --probe measures it"
 
 
 def lines_of(plan: Plan) -> list[str]:
     parts = (
-        _model, _parameters, _rows, _disk, _memory, _conversion, fit_of_plan, processes_of, _time, _tuning, devices_of,
-        remedies_of, savings_of,
+        _model, _parameters, _rows, _disk, _memory, _conversion, _fit, _processes, _time, _tuning, _devices, _remedies,
+        _savings,
     )  # fmt: skip
     return [line for part in parts for line in part(plan)]
 
@@ -126,7 +126,7 @@ def _rows(plan: Plan) -> Iterator[str]:
     about = "" if rows.exact else "about "
     yield row_text(
         "rows",
-        f"{about}{rows.documents.likely:,.0f} {'sequences' if rows.sequences == 1 else 'pairs'}, "
+        f"{about}{rows.documents.likely:,.0f} {'pairs' if rows.of_pairs else 'sequences'}, "
         f"{rows.tokens.likely:,.0f} tokens{between_text(rows.tokens, '{:,.0f}')}, {_learned(plan)}; "
         f"{_lengths(plan, rows)}",
     )
@@ -153,9 +153,9 @@ def _images(plan: Plan) -> Iterator[str]:
 def _lengths(plan: Plan, rows: PlannedRows) -> str:
     """Of an input and its output that of the longer one, as `data check` has it: the limit is for each of them."""
     if plan.shape.is_encoder_decoder:
-        longest = min(rows.longest_found, limit_of(plan.config, plan.shape))
-        return f"of each input and output the longer has {rows.median:,} tokens in the median, at most {longest:,}"
-    return f"median length {rows.median:,}, longest {rows.longest:,} tokens"
+        lengths = f"{rows.median:,} tokens in the median, at most {rows.longest_text:,}"
+        return f"of each input and output the longer has {lengths}"
+    return f"median length {rows.median:,}, longest {rows.longest_text:,} tokens"
 
 
 def _learned(plan: Plan) -> str:
@@ -196,6 +196,45 @@ def _conversion(plan: Plan) -> Iterator[str]:
     if (conversion := plan.conversion) is not None:
         disk, seconds = size_text(conversion.disk), rough_duration(conversion.seconds)
         yield row_text("conversion", f"once for each model: {disk} on disk, about {seconds}")
+
+
+def _fit(plan: Plan) -> Iterator[str]:
+    if not plan.trained:
+        return
+    fit, twice = plan.fit, plan.forecast.job.recomputed
+    each = f" for each of {plan.processes.count} processes" if plan.processes.is_several else ""
+    room = f"{size_text(fit.device.usable)} on {fit.device.name}{each}"
+    blocks = f", with activation checkpointing of {twice} of {plan.shape.block_count} blocks" if twice else ""
+    if fit.fits:
+        text = f"yes: {size_text(fit.peak)} of {room}{blocks}; up to {fit.tokens:,} tokens fit into one micro-batch"
+    else:
+        text = f"no: needs {size_text(fit.peak)}{blocks}, but only {room} are available"
+    yield row_text("fits", text)
+
+
+def _processes(plan: Plan) -> Iterator[str]:
+    several = plan.several
+    if several is None:
+        return
+    count = several.processes.count
+    own = "which share its cores and memory" if plan.device.kind == "processor" else "each with a card of its own"
+    yield row_text("processes", f"{count} on one machine, {own}; {_share(several)}")
+    if several.idle:
+        yield row_text(
+            "", f"{several.idle} of them have no rows, since a step has {several.rows}; raise --batch-size or use fewer"
+        )
+    yield row_text(
+        "", f"they add up {size_text(several.gradients)} of gradients in each step, for which no time is counted"
+    )
+    if several.sharded_peak is not None:
+        sizes = f"{size_text(several.sharded_peak)} of memory in each instead of {size_text(plan.forecast.peak)}"
+        yield row_text("sharded", f"over {count} processes: {sizes}")
+
+
+def _share(several: Several) -> str:
+    least = -(-several.rows // several.processes.count)
+    rows = f"{least} of the {several.rows} rows of a step"
+    return f"the largest share has {rows}, {several.largest_share:.1%} of the tokens"
 
 
 def _time(plan: Plan) -> Iterator[str]:
@@ -244,3 +283,56 @@ def _speed(plan: Plan) -> str:
     if (beside := speed.preparation.likely) > 0:
         assumed += f", and {beside:.2g} s beside it for each micro-batch"
     return assumed + (PROBE if plan.here else "")
+
+
+def _devices(plan: Plan) -> Iterator[str]:
+    if not plan.trained:
+        return
+    fits = plan.fits_elsewhere
+    fitting = [fit.device.name for fit in fits if fit.fits and not fit.recomputed]
+    checkpointed = [fit.device.name for fit in fits if fit.recomputed]
+    too_small = [fit.device.name for fit in fits if not fit.fits and fit.recomputed is None]
+    if fitting:
+        yield row_text("fits on", " ".join(fitting))
+    if checkpointed:
+        yield row_text("fits on", "with activation checkpointing: " + " ".join(checkpointed))
+    if too_small:
+        yield row_text("too large for", " ".join(too_small))
+
+
+def _remedies(plan: Plan) -> Iterator[str]:
+    if not plan.trained or plan.fit.fits:
+        return
+    if not plan.remedies:
+        yield row_text("to change", "no setting makes it fit; use a smaller model or a device with more memory")
+    yield from _listed("to change", plan.remedies)
+
+
+def _savings(plan: Plan) -> Iterator[str]:
+    """Where it fits. Where it does not, the changes after which it would are told instead."""
+    if plan.trained and plan.fit.fits:
+        yield from _listed("less memory", plan.savings)
+
+
+def _listed(name: str, remedies: list[Remedy]) -> Iterator[str]:
+    for at, remedy in enumerate(remedies):
+        yield row_text("" if at else name, f"{remedy.settings}  ({size_text(remedy.peak)}): {remedy.price}")
+
+
+def row_text(name: str, text: str) -> str:
+    return f"{name:<{COLUMN}}{' '.join(text.splitlines())}"
+
+
+def size_text(amount: float) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if amount >= size:
+            return f"{amount / size:.1f} {unit}"
+    return f"{amount / 1e3:.1f} kB" if amount else "0"
+
+
+def between_text(estimate: Estimate, form: str) -> str:
+    return "" if estimate.exact else f" ({form.format(estimate.low)} to {form.format(estimate.high)})"
+
+
+def spread_text(estimate: Estimate) -> str:
+    return "" if estimate.exact else f" ({rough_duration(estimate.low)} to {rough_duration(estimate.high)})"

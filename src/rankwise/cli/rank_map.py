@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rankwise.runs.layers import rank_grid
+from rankwise.runs.records import rank_grid
 
 WIDTH = 79
 

@@ -71,9 +71,9 @@ def _table(curve: StrengthCurve) -> list[str]:
 
 
 def _cautions(measured: Strengths) -> list[str]:
+    from rankwise.reporting.verdict import strength_warnings
     from rankwise.runs.directory import find_run
     from rankwise.runs.snapshot import RunSnapshot
-    from rankwise.runs.warnings import strength_warnings
 
     directory = find_run(measured.run)
     if directory is None:  # the folder of an adapter has no records of its training

@@ -12,10 +12,9 @@ from rankwise.cli.options import ConfigFile, Json, Quiet, Tune
 from rankwise.cli.settings import NONE_GIVEN, TRAINING, GivenSettings, takes_settings
 from rankwise.cli.visible import visible
 from rankwise.config.reading import read_experiment
-from rankwise.runs.data_report import loss_unit
 from rankwise.runs.lineage import described
 from rankwise.runs.manifest import Results
-from rankwise.runs.pair_facts import OF_PAIRS
+from rankwise.runs.row_facts import OF_PAIRS, loss_unit
 from rankwise.system.allocator import keep_memory
 from rankwise.system.launched import launched
 

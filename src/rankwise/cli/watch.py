@@ -15,11 +15,15 @@ from rich.text import Text
 
 from rankwise.cli.display import SECONDS_BETWEEN_LINES, clock
 from rankwise.cli.failures import report_failures
-from rankwise.cli.text_charts import chart
 from rankwise.cli.visible import visible
 
 if TYPE_CHECKING:
     from rankwise.commands.watch import WatchedRun
+
+
+import math
+
+from rankwise.reporting.sparkline import bucket_means
 
 NARROWEST = 46
 """Columns that a run needs beside another one; with fewer, runs stand one above the other."""
@@ -32,6 +36,8 @@ CURVES = (
     ("margin", "step", "margin", "{:.3f}"), ("mean rank", "ranks", "mean", "{:.2f}"),
 )  # fmt: skip
 """Label, kind of record, name and form of the last value. Those without values are left out."""
+BLOCKS, SIGNS = " ▁▂▃▄▅▆▇█", " .#"
+EMPTY = ""
 
 
 def watch(
@@ -216,3 +222,26 @@ def _head(run: WatchedRun, width: int) -> Iterator[str]:
             "" if left is None else f"  {clock(left)} left"
         )
     yield _ended(run) if run.has_ended else WORDS[run.state]
+
+
+def chart(values: Sequence[float], width: int, height: int, blocks: bool = True) -> list[str]:
+    """Lines from the top, each of `width` characters at most. Values that are not finite leave their column empty."""
+    columns = bucket_means(values, width)
+    finite = [value for value in columns if math.isfinite(value)]
+    if not finite:
+        return [EMPTY] * height
+    low, high, levels = min(finite), max(finite), BLOCKS if blocks else SIGNS
+    fine = len(levels) - 1
+    heights = [
+        1 + round(_share(one, low, high) * (height * fine - 1)) if math.isfinite(one) else None for one in columns
+    ]
+    return ["".join(_sign(one, line, levels) for one in heights).rstrip() for line in reversed(range(height))]
+
+
+def _share(value: float, low: float, high: float) -> float:
+    return (value - low) / (high - low) if high > low else 0.5
+
+
+def _sign(filled: int | None, line: int, levels: str) -> str:
+    fine = len(levels) - 1
+    return levels[0] if filled is None else levels[max(0, min(fine, filled - line * fine))]

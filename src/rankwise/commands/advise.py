@@ -16,8 +16,7 @@ from rankwise.errors import ConfigError, DataError, RunError
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import decided, objective_of
-from rankwise.runs.advice import Advice
-from rankwise.runs.advice_text import lines_of
+from rankwise.runs.advice import Advice, lines_of
 from rankwise.runs.records import Callback, StatusMessage, WarningCollector, silent
 from rankwise.system.files import published, write_atomic, write_json
 from rankwise.system.memory import limited_memory
@@ -27,6 +26,12 @@ from rankwise.training.preflight import Foresight, foresee, within_limit
 
 SHARE_HELD_OUT, MOST_HELD_OUT = 5, 200
 """Without validation rows, a fifth of the rows is held out, and no more than this."""
+OTHERS = {
+    "token-classification": "language models and classifiers of texts, and these rows have tags of words.",
+    "image-classification": "language models and classifiers of texts, and this model reads images.",
+    "sequence-to-sequence": "decoders and classifiers, and this model is an encoder with a decoder.",
+}
+"""Objectives that are not measured."""
 
 
 def advise(
@@ -40,14 +45,8 @@ def advise(
         raise RunError(f"{out} already exists and is not overwritten.")
     callback = WarningCollector(callback)
     experiment = decided(experiment, callback)
-    if experiment.objective == "token-classification":
-        raise ConfigError(
-            ["advise measures language models and classifiers of texts, and these rows have tags of words."]
-        )
-    if experiment.objective == "image-classification":
-        raise ConfigError(["advise measures language models and classifiers of texts, and this model reads images."])
-    if experiment.objective == "sequence-to-sequence":
-        raise ConfigError(["advise measures decoders and classifiers, and this model is an encoder with a decoder."])
+    if (what := OTHERS.get(experiment.objective)) is not None:
+        raise ConfigError([f"advise measures {what}"])
     with limited_memory(experiment.model.memory_bytes):
         advising, forecast = _made_ready(experiment, examples, callback, model, force_memory=force_memory)
         advice = advice_of(advising, advising.measure(), forecast, callback.texts)
@@ -85,22 +84,18 @@ def _made_ready(
 
 
 def _refuse(experiment: Experiment, examples: int) -> None:
-    problems: list[str] = []
-    adapter = experiment.adapter
-    if not adapter.short_runs:
-        problems.append(f"adapter.method is {adapter.method}, and advise trains short LoRA adapters. Leave it out.")
+    adapter, training = experiment.adapter, experiment.training
+    given = {
+        f"adapter.method is {adapter.method}, and advise trains short LoRA adapters": not adapter.short_runs,
+        f"adapter.start_from is {adapter.start_from}, and advise compares with the base model alone":
+            adapter.start_from is not None,
+        "training.anchor is given, and advise trains short adapters without one": training.anchor is not None,
+        "training.replay is given, and advise trains short adapters without it": training.replay is not None,
+        "training.learning_rate is tune (--tune), and advise trains at one rate": training.learning_rate == "tune",
+    }  # fmt: skip
+    problems = [f"{problem}. Leave it out." for problem, is_given in given.items() if is_given]
     if experiment.objective == "preference":
         problems.append("the objective is preference, and advise compares answers alone. Use rankwise evaluate.")
-    if adapter.start_from is not None:
-        problems.append(
-            f"adapter.start_from is {adapter.start_from}, and advise compares with the base model alone. Leave it out."
-        )
-    if experiment.training.anchor is not None:
-        problems.append("training.anchor is given, and advise trains short adapters without one. Leave it out.")
-    if experiment.training.replay is not None:
-        problems.append("training.replay is given, and advise trains short adapters without it. Leave it out.")
-    if experiment.training.learning_rate == "tune":
-        problems.append("training.learning_rate is tune (--tune), and advise trains at one rate. Leave it out.")
     if examples < 0:
         problems.append(f"--examples is {examples}; it must be 0 or more.")
     if problems:

@@ -13,11 +13,18 @@ from typing import Any
 import numpy as np
 
 from rankwise.errors import RunError
-from rankwise.evaluation.comparable import set_apart
-from rankwise.evaluation.intervals import difference
+from rankwise.evaluation.intervals import difference, set_apart
 from rankwise.evaluation.metrics import METRICS
-from rankwise.runs.comparisons import ComparedForgetting, ComparedTask, Comparison, Differing, differing
-from rankwise.runs.evaluations import Evaluation, Forgetting, OfBlocks
+from rankwise.runs.evaluations import (
+    ComparedForgetting,
+    ComparedTask,
+    Comparison,
+    Differing,
+    Evaluation,
+    Forgetting,
+    OfBlocks,
+    differing,
+)
 from rankwise.runs.measured import Difference, Verdict
 from rankwise.runs.snapshot import Candidate, forgettings_of, open_candidates
 

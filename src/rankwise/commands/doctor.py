@@ -16,10 +16,10 @@ from rankwise.config.models import ModelConfig
 from rankwise.errors import RankwiseError
 from rankwise.models.cached import cached_conversions, cached_hub_models
 from rankwise.models.precision import choose_precision, processor_features
-from rankwise.models.sources import hub_answers
 from rankwise.runs.manifest import processor_name, usable_cores, versions
 from rankwise.system.cache import cache_folder
 from rankwise.system.files import write_atomic
+from rankwise.system.hub import hub_answers
 
 Verdict = Literal["good", "note", "problem"]
 FEATURES = ("avx2", "avx512_f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "bf16", "sve")

@@ -23,24 +23,18 @@ from rankwise.config.tasks import (
     task_of_rows,
 )
 from rankwise.errors import ConfigError, RankwiseError, first_line
-from rankwise.evaluation.base_cache import base_scores
-from rankwise.evaluation.class_task import CLASSES
-from rankwise.evaluation.forgetting import forgetting
+from rankwise.evaluation.feature_forgetting import OtherImages, compare_features, other_images
+from rankwise.evaluation.forgetting import forgetting, text_elsewhere
 from rankwise.evaluation.harness import ASKED_TOGETHER, PREFIX, HarnessTask
-from rankwise.evaluation.image_features import OtherImages, compare_features, other_images
-from rankwise.evaluation.intervals import difference
-from rankwise.evaluation.label_task import LABELS
+from rankwise.evaluation.intervals import Looks, difference
 from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.pair_task import pair_task
-from rankwise.evaluation.refused import refuse_of_language_models, refuse_running_text
 from rankwise.evaluation.requests import Requests, requests_of, requests_of_sequences
-from rankwise.evaluation.row_task import RowTask, TaskKind
-from rankwise.evaluation.sequential import Looks
-from rankwise.evaluation.span_task import SPANS
-from rankwise.evaluation.subject import Subject, open_subject
-from rankwise.evaluation.task import OwnTask, Task
+from rankwise.evaluation.row_task import CLASSES, LABELS, SPANS, RowTask, TaskKind
+from rankwise.evaluation.subject import Subject, open_subject, refuse_of_language_models, refuse_running_text
+from rankwise.evaluation.task import OwnTask, Task, base_scores
 from rankwise.evaluation.task_documents import data_spec, drawn, identities
-from rankwise.evaluation.text import BLOCKS, Text, text_elsewhere
+from rankwise.evaluation.text import BLOCKS, Text
 from rankwise.evaluation.validation_rows import columns_of_run, refuse_training_files, rows_to_measure
 from rankwise.inference.generate import TOGETHER
 from rankwise.methods.artifact import is_adapter
@@ -57,9 +51,8 @@ from rankwise.runs.evaluations import (
     stamped,
     write_evaluation,
 )
-from rankwise.runs.feature_forgetting import FeatureForgetting
 from rankwise.runs.manifest import now
-from rankwise.runs.measured import Difference
+from rankwise.runs.measured import Difference, FeatureForgetting
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 from rankwise.runs.score_text import labels_text, score_line
 from rankwise.runs.snapshot import forgetting_in
@@ -75,7 +68,7 @@ def evaluate(
 ) -> Evaluation:  # fmt: skip
     """Evaluate a run (by name or folder), an adapter (by its folder) or a model. Without a task it is the loss on what
     the run held out. What is forgotten is measured on `text` (evaluation/text.py), where there is something to hold it
-    against: on as many blocks as a narrow interval takes (evaluation/sequential.py), or on a fixed number of `blocks`;
+    against: on as many blocks as a narrow interval takes (evaluation/intervals.py), or on a fixed number of `blocks`;
     for a model of images on labelled `images` (evaluation/feature_forgetting.py).
     """
     compared = base if find_run(target) is not None or is_adapter(target) else bool(against)

@@ -2,10 +2,10 @@
 
 peft       the adapter, each layer with its own rank, as the run holds it: the smallest, for what reads PEFT's patterns
 portable   the adapter with one rank and alpha for all layers, zeros where one has less: for engines that read no more
-mlx        the same in mlx-lm's format, with one rank and scale for all layers (exporting/mlx.py)
+mlx        the same in mlx-lm's format, with one rank and scale for all layers (exporting/adapter_export.py)
 merged     the whole model with the adapter in its weights: for engines that read no adapters (exporting/merge.py); all
            that there is of a run in which the whole model learned
-ollama     the same with a Modelfile, whose template is proved against training's (exporting/ollama_export.py)
+ollama     the same with a Modelfile, whose template is proved against training's (exporting/ollama.py)
 gguf-lora  the adapter as a GGUF file, and `gguf` the merged model as one: for llama.cpp (exporting/gguf.py)
 """
 
@@ -22,18 +22,27 @@ from rankwise.config.strength import check_strength
 from rankwise.errors import ConfigError, RunError, did_you_mean
 from rankwise.exporting.adapter_export import FORMATS as ADAPTER_FORMATS
 from rankwise.exporting.adapter_export import export_adapter
-from rankwise.exporting.arrival import arrived, refuse_unverifiable, served
 from rankwise.exporting.engine_rules import verdicts
 from rankwise.exporting.engines import engine_meant_by, way_to
-from rankwise.exporting.folder_template import folder_parity
 from rankwise.exporting.gguf import DTYPES as GGUF_DTYPES
 from rankwise.exporting.gguf import FORMATS as GGUF_FORMATS
-from rankwise.exporting.gguf import GgufMerged, export_as_gguf, template_parity_of
+from rankwise.exporting.gguf import export_as_gguf, template_parity_of
+from rankwise.exporting.gguf_merged import GgufMerged
 from rankwise.exporting.merge import DTYPES, Merged, export_merged
-from rankwise.exporting.ollama import OllamaTemplate
-from rankwise.exporting.ollama_export import export_ollama
+from rankwise.exporting.ollama import OllamaTemplate, export_ollama
+from rankwise.exporting.served_jinja import folder_parity
 from rankwise.exporting.template_parity import Parity
-from rankwise.exporting.verification import BY_DEFAULT, NOT_VERIFIED, Export, Verification, Verifying, with_rules
+from rankwise.exporting.verification import (
+    BY_DEFAULT,
+    NOT_VERIFIED,
+    Export,
+    Verification,
+    Verifying,
+    arrived,
+    refuse_unverifiable,
+    served,
+    with_rules,
+)
 from rankwise.methods.artifact import Artifact, open_artifact
 from rankwise.runs.records import Callback, WarningMessage, silent
 from rankwise.system.files import folders_above

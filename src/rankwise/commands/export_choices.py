@@ -15,9 +15,8 @@ from rankwise.errors import RankwiseError
 from rankwise.exporting.engine_rules import RULES, verdicts
 from rankwise.exporting.gguf import DTYPES as GGUF_DTYPES
 from rankwise.exporting.merge import DTYPES
-from rankwise.methods.artifact import Artifact, open_artifact
+from rankwise.methods.artifact import Artifact, open_artifact, stored_weights
 from rankwise.methods.registry import method_of
-from rankwise.methods.stored_adapter import stored_weights
 from rankwise.runs.records import Callback, silent
 
 OTHER_WAYS = {"mlx-lm": ("mlx",), "llama.cpp": ("gguf-lora", "gguf"), "Ollama": ("ollama",)}

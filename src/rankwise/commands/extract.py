@@ -10,11 +10,11 @@ from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError, ModelError, RunError
 from rankwise.exporting.extracting import Extracted, Pair, extract_adapter
 from rankwise.methods.artifact import Artifact, open_artifact
-from rankwise.models.inspection import read_json
 from rankwise.models.kind import CAUSAL_LM, ModelKind
 from rankwise.models.sources import find
 from rankwise.runs.directory import find_run
 from rankwise.runs.records import Callback, StatusMessage, silent
+from rankwise.system.foreign_json import read_json
 
 KINDS = {
     "ForSequenceClassification": "AutoModelForSequenceClassification",

@@ -19,8 +19,7 @@ from rankwise.config.strength import check_strength
 from rankwise.errors import ConfigError, did_you_mean
 from rankwise.exporting.merging.as_adapter import CombinedAdapter, combine
 from rankwise.exporting.merging.inputs import Options, open_inputs
-from rankwise.exporting.merging.number_formats import BY_NAME
-from rankwise.exporting.merging.plan import MergePlan, plan_merge
+from rankwise.exporting.merging.plan import BY_NAME, MergePlan, plan_merge
 from rankwise.exporting.merging.write import MergedFolder, refuse_unfinished, write_merged
 from rankwise.exporting.trained_base import ONTO, Onto
 from rankwise.runs.records import Callback, WarningMessage, silent

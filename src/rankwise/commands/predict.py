@@ -21,15 +21,14 @@ from rankwise.data.asking import PLACEHOLDER, question_of
 from rankwise.data.sources import open_source, raw_records
 from rankwise.data.tagged_rows import TAGGED_FORMATS
 from rankwise.errors import ConfigError, DataError, ResourceError, is_out_of_memory, together
-from rankwise.inference.classify import probability_column
+from rankwise.inference.classify import probability_column, tags_column
 from rankwise.inference.decoding import Answer
 from rankwise.inference.generate import TOGETHER, answers_in_turn
-from rankwise.inference.tagging import tags_column
 from rankwise.inference.tuned_model import TunedModel, load_tuned
 from rankwise.methods.artifact import Artifact, open_artifact
 from rankwise.runs.records import Callback, ProgressUpdate, silent
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.runs.snapshot import RunSnapshot
-from rankwise.runs.target_facts import TargetFacts
 from rankwise.system.files import check_place, write_atomic
 from rankwise.text.tokenize import prompt_ids
 

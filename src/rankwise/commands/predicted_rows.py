@@ -8,9 +8,8 @@ from functools import partial
 from typing import Any
 
 from rankwise.errors import DataError
-from rankwise.inference.classify import Prediction
+from rankwise.inference.classify import Prediction, TaggedText
 from rankwise.inference.decoding import Answer
-from rankwise.inference.tagging import TaggedText
 from rankwise.inference.tuned_model import TunedModel
 from rankwise.runs.records import Callback, ProgressUpdate
 from rankwise.text.example import Example

@@ -26,15 +26,15 @@ from rankwise.system.files import need_space
 from rankwise.system.launched import problem_of_all
 from rankwise.system.signals import deferred, ignore_requests
 from rankwise.tracking.following import Following
-from rankwise.training.anchor_text import facts_of as facts_of_anchor
-from rankwise.training.back_off import slowed, with_ways_on
+from rankwise.training.anchor import facts_of as facts_of_anchor
 from rankwise.training.backend import backend_named, choose_backend
 from rankwise.training.earlier_rounds import EarlierRounds
-from rankwise.training.finite import Diverged
-from rankwise.training.pair_backend import over_rows
+from rankwise.training.hooks import slowed, with_ways_on
+from rankwise.training.pairs import over_rows
 from rankwise.training.preflight import Foresight, foresee_backend, out_of_memory
 from rankwise.training.resume import Past, changed_since, take_up_together, training_machine
 from rankwise.training.run import Budget, TrainingRun
+from rankwise.training.state import Diverged
 from rankwise.training.trainer import Trainer
 from rankwise.training.validation import Validation
 from rankwise.training.validation_classes import rare_in

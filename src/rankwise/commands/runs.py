@@ -15,15 +15,14 @@ from typing import Any
 
 from rankwise.commands.report import report, write_page
 from rankwise.errors import RankwiseError, first_line
-from rankwise.runs.directory import CARD, RunDirectory
-from rankwise.runs.end_request import ask_to_end
+from rankwise.runs.directory import CARD, RunDirectory, ask_to_end
 from rankwise.runs.evaluations import FOLDER
+from rankwise.runs.integrity import VerifiedRun, verify
 from rankwise.runs.listing import RUNS, UNREADABLE, ListedRun, folder_bytes, listed, listed_runs, run_names
 from rankwise.runs.queue import Queue
 from rankwise.runs.records import Callback, StatusMessage, silent
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.runs.upkeep import check_deletable, check_renamable, delete, entry, rename
-from rankwise.runs.verification import VerifiedRun, verify
 from rankwise.system.files import sha256_of, write_atomic
 
 BETWEEN = " \u00b7 "

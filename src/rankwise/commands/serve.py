@@ -126,8 +126,7 @@ def _tuning(serving: Serving, changes: Changes) -> Iterator[FineTuning]:
     from rankwise.runs.queue import Queue
     from rankwise.serving.tuning.files import Files
     from rankwise.serving.tuning.jobs import Jobs
-    from rankwise.serving.tuning.offered import Offered
-    from rankwise.serving.tuning.routes import FineTuning
+    from rankwise.serving.tuning.routes import FineTuning, Offered
 
     queue = Queue()
     folder = queue.runs_folder / ".fine-tuning"

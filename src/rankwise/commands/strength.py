@@ -10,11 +10,9 @@ from typing import Any
 from rankwise.commands.report import write_page
 from rankwise.config.strength import check_strength
 from rankwise.errors import ConfigError
-from rankwise.evaluation.base_and_tuned import base_and_tuned
+from rankwise.evaluation.forgetting import STRENGTHS, TaskLoss, strength_curve, text_elsewhere, with_ends
 from rankwise.evaluation.likelihood import likelihoods
-from rankwise.evaluation.number_format import held_to_measure
-from rankwise.evaluation.strength import STRENGTHS, TaskLoss, strength_curve, with_ends
-from rankwise.evaluation.text import text_elsewhere
+from rankwise.evaluation.subject import base_and_tuned, held_to_measure
 from rankwise.evaluation.validation_rows import Measurable, rows_to_measure
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.methods.artifact import open_artifact

@@ -21,8 +21,8 @@ from rankwise.config.reading import Setting
 from rankwise.config.sweep import Axis, grid, settings_of
 from rankwise.errors import ConfigError, RunError, TrainingError, first_line, some
 from rankwise.reporting.sweep import sweep_report
-from rankwise.runs.comparisons import leaves
 from rankwise.runs.directory import RunDirectory
+from rankwise.runs.evaluations import leaves
 from rankwise.runs.manifest import Results
 from rankwise.runs.records import Callback, StatusMessage, silent
 from rankwise.runs.snapshot import RunSnapshot

@@ -28,30 +28,27 @@ from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Objective, classifier
 from rankwise.objectives.registry import decided, objective_of
-from rankwise.runs.data_report import TargetFacts
-from rankwise.runs.directory import RunDirectory
-from rankwise.runs.followed import FollowedRun
+from rankwise.runs.directory import FollowedRun, RunDirectory
 from rankwise.runs.lineage import Round
-from rankwise.runs.manifest import BackOff, Manifest
+from rankwise.runs.manifest import BackOff, Manifest, Tuning
 from rankwise.runs.records import Callback, StatusMessage, WarningCollector, WarningMessage, silent
 from rankwise.runs.resumable import Resumable
-from rankwise.runs.tuning import Tuning
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.system.launched import launched
 from rankwise.system.memory import limited_memory
 from rankwise.system.signals import deferred, ignore_requests
 from rankwise.tracking.following import check_installed
-from rankwise.training.accuracy_budget import tasks_of_run
-from rankwise.training.anchor_text import text_of_run
-from rankwise.training.back_off import back_off_together, warning_of
+from rankwise.training.anchor import text_of_run
+from rankwise.training.budgets import tasks_of_run
 from rankwise.training.earlier_rounds import earlier_rows
-from rankwise.training.finite import Diverged
 from rankwise.training.head_start import fit_head
+from rankwise.training.hooks import back_off_together, warning_of
 from rankwise.training.preflight import Foresight, foresee, within_limit
 from rankwise.training.replay import with_replay
 from rankwise.training.resume import ranks_before_training, settings_of
 from rankwise.training.run import TrainingRun
-from rankwise.training.trials import Trials
-from rankwise.training.tuning import tune
+from rankwise.training.state import Diverged
+from rankwise.training.tuning import Trials, tune
 from rankwise.training.validation import SCORERS
 from rankwise.training.workload import Workload
 from rankwise.training.world import World, join

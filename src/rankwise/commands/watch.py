@@ -15,10 +15,10 @@ from typing import Any, Literal, TypeGuard
 
 from rankwise.config.experiment import RUN_NAME
 from rankwise.errors import ConfigError, RankwiseError
-from rankwise.runs.directory import RunDirectory, find_run
-from rankwise.runs.listing import run_names, writer_of
-from rankwise.runs.log_tail import LogTail
+from rankwise.runs.directory import RunDirectory, find_run, writer_of
+from rankwise.runs.listing import run_names
 from rankwise.runs.manifest import Manifest
+from rankwise.runs.metrics_log import LogTail
 
 SECONDS_BETWEEN_LOOKS = 0.25
 SECONDS_BETWEEN_STATES = 1.0

@@ -19,4 +19,4 @@ class GenerationConfig(Config):
     seed: Seed = 0
     """Seed of the sampling."""
     repetition_check: bool = True
-    """Stop an answer that repeats the same tokens again and again (inference/repetition.py)."""
+    """Stop an answer that repeats the same tokens again and again (inference/decoding.py)."""

@@ -50,7 +50,7 @@ class MethodConfig(Config):
     base_dtype: ClassVar[Literal["float32"] | None] = None
     """The number format that the base must have, where the method needs one."""
     auto_rate: ClassVar[float]
-    """What the learning rate `auto` is at width 576, for language models; training/schedules.py says why."""
+    """What the learning rate `auto` is at width 576, for language models; training/trainer.py says why."""
     classifier_rate: ClassVar[float]
     """The same for classifiers."""
     image_rate: ClassVar[float | None] = None

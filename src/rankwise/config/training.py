@@ -35,7 +35,7 @@ class TrainingConfig(Config):
     """When memory runs out, halve max_batch_tokens and repeat the step with the same rows."""
     learning_rate: Annotated[Number, Field(gt=0, le=10)] | Literal["auto", "tune"] = "auto"
     """Highest learning rate of the schedule. `auto` is 2e-3 for adapters and 1e-4 for full fine-tuning at hidden size
-    576, and lower for wider models (training/schedules.py). `tune` chooses it by short trials on your rows before the
+    576, and lower for wider models (training/trainer.py). `tune` chooses it by short trials on your rows before the
     run begins (`--tune`)."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Learning rate after the warmup: `linear` and `cosine` decay to zero, `constant` does not decay."""

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from rankwise.config.training import TrainingConfig
 from rankwise.data.pairs import Pairs
-from rankwise.data.preparation import Prepared
 from rankwise.data.row_order import shuffled
 from rankwise.text.tokenize import Tokens
 
@@ -173,14 +172,6 @@ class Batches:
     ) -> Batches:  # fmt: skip
         size, most = config.rows_per_step(in_pass or len(rows)), config.max_batch_tokens
         return cls(rows, size, most, config.seed, arrange, vary, order, in_pass)
-
-    @classmethod
-    def of_prepared(
-        cls, prepared: Prepared, config: TrainingConfig, arrange: Arrange, vary: Vary | None = None
-    ) -> Batches:
-        """As a training shows them: with what is replayed among them, and every class equally often if it is to be."""
-        order, in_pass = prepared.order(config.seed), prepared.rows_in_pass
-        return cls.of(prepared.shown_rows, config, arrange, vary, order, in_pass)
 
     def at(self, step: int) -> list[Batch]:
         """The micro-batches of step 0, 1, 2, …; none where this process has no share in it."""

@@ -18,7 +18,7 @@ from rankwise.config.data import DataConfig
 from rankwise.data.proposals import NO_FORM
 from rankwise.data.sources import open_source
 from rankwise.errors import ConfigError, DataError, did_you_mean, some, together
-from rankwise.runs.data_report import TargetFacts
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.text.example import Example
 from rankwise.text.targets import label_of, labels_of, number_of
 

@@ -22,9 +22,9 @@ from rankwise.data.report import Tally
 from rankwise.data.sequences import EncodedRows, RowWriter
 from rankwise.data.sources import Reading, open_source
 from rankwise.errors import DataError
-from rankwise.runs.data_report import TargetFacts, TemplateFacts
-from rankwise.runs.pair_facts import PairFacts
+from rankwise.runs.data_report import TemplateFacts
 from rankwise.runs.records import Callback, ProgressUpdate
+from rankwise.runs.row_facts import PairFacts, TargetFacts
 from rankwise.text.example import Example, ImageRecord
 from rankwise.text.outcome import Outcome, RowEncoder
 

@@ -24,7 +24,8 @@ from rankwise.data.tables import Note, table_records
 from rankwise.data.text_encoding import encoding_by_mark
 from rankwise.data.workbooks import WORKBOOKS, holds_workbook, why_no_workbook, workbook_records
 from rankwise.errors import DataError, did_you_mean, some
-from rankwise.runs.layout_facts import LayoutFacts
+from rankwise.runs.row_facts import LayoutFacts
+from rankwise.system.contents import content_of, opened
 from rankwise.system.strict_json import GivenTwice, loads, once
 
 BOM = b"\xef\xbb\xbf"
@@ -55,7 +56,7 @@ def records(
     library raises an error at once, and a damaged file during the iteration.
     """
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             head = file.read(4096)
             kind = kind_of(path, head, file)
     except OSError as error:
@@ -88,7 +89,7 @@ def _open(
 
 
 def _records_of(
-    kind: Kind, path: Path, head: bytes, seen: Seen, opened: Callable[[], Iterator[Record]]
+    kind: Kind, path: Path, head: bytes, seen: Seen, read: Callable[[], Iterator[Record]]
 ) -> Iterator[Record]:
     if (why := why_no_workbook(path, head)) is not None:
         raise DataError(f"{path}: {why}.")
@@ -99,7 +100,7 @@ def _records_of(
     if of_json and (marked := encoding_by_mark(head)) and not marked.codec.startswith("utf-8"):
         raise DataError(f"{path}:1: is {marked.label} text, and JSON must be UTF-8. Save it as UTF-8.")
     try:
-        yield from opened()
+        yield from read()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from None
 
@@ -135,7 +136,7 @@ def _is_one_object(path: Path, file: BinaryIO) -> bool:
 def json_lines(path: Path, seen: Seen) -> Iterator[Record]:
     """Read JSON lines as bytes, so that a line which is not UTF-8 is one bad row and not the end of the file."""
     size = max(1, path.stat().st_size)
-    with path.open("rb") as file:
+    with opened(path) as file:
         number = 0
         while line := file.readline(LONGEST_LINE + 1):
             number += 1
@@ -183,7 +184,7 @@ def json_list(path: Path, seen: Seen) -> Iterator[Record]:
 
 
 def _text_of(path: Path) -> str:
-    content = path.read_bytes().removeprefix(BOM)
+    content = content_of(path).removeprefix(BOM)
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -14,7 +14,7 @@ from rankwise.data.columnar import Record, Seen, digest_of, need
 from rankwise.data.licences import find_licence, recognised
 from rankwise.data.meaning import RawCounts
 from rankwise.errors import DataError, first_line, some
-from rankwise.runs.layout_facts import LayoutFacts
+from rankwise.runs.row_facts import LayoutFacts
 from rankwise.system.hub import is_forbidden
 
 HUB = "hub:"

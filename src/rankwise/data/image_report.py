@@ -19,7 +19,7 @@ import numpy as np
 
 from rankwise.data.duplicates import Duplicates, near_by_bands
 from rankwise.runs.data_report import OverlapFacts
-from rankwise.runs.image_facts import ImageChange, ImageCopy, ImageFacts
+from rankwise.runs.row_facts import ImageChange, ImageCopy, ImageFacts
 from rankwise.text.example import ImageRecord
 
 BANDS, BITS = 4, 16

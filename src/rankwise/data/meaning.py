@@ -20,7 +20,8 @@ from rankwise.data.growing import Growing
 from rankwise.data.labels import Labels
 from rankwise.data.secrets import holds_card, holds_email, holds_key, holds_password
 from rankwise.errors import some
-from rankwise.runs.data_report import Doubt, TargetFacts
+from rankwise.runs.data_report import Doubt
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.text.example import Example
 
 MISSING = frozenset({

@@ -31,8 +31,9 @@ from rankwise.data.hub import Part, with_names
 from rankwise.data.image_folder import METADATA, list_folder, sha256_or_nothing, visible
 from rankwise.data.image_rows import IMAGE_SUFFIXES, PATH_FIELDS, image_field, is_image_path
 from rankwise.errors import DataError, first_line, some
-from rankwise.runs.layout_facts import LayoutFacts
-from rankwise.system.files import sha256_of
+from rankwise.runs.row_facts import LayoutFacts
+from rankwise.system.contents import hash_of
+from rankwise.system.contents import opened as contents
 
 HEAD = 1 << 18
 _IMAGE_PATH = re.compile("|".join(map(re.escape, IMAGE_SUFFIXES)).encode(), re.IGNORECASE)
@@ -76,7 +77,7 @@ def _image_part(path: Path) -> Part:
     def opened(seen: Seen) -> Iterator[Record]:
         yield str(path), {"image": path.name}
 
-    return Part(str(path), opened, lambda: sha256_of(path), path.parent, images=path.parent, of_images=True)
+    return Part(str(path), opened, lambda: hash_of(path), path.parent, images=path.parent, of_images=True)
 
 
 def arrays_in(folder: Path) -> list[Path]:
@@ -93,7 +94,7 @@ def _has_images(folder: Path) -> bool:
 
 def _identity(path: Path, source: Rows, rows: Callable[[], Iterator[Record]]) -> str:
     """A hash of the file, and of the images that its rows name."""
-    own = sha256_of(path)
+    own = hash_of(path)
     if not _may_name_images(path, source):
         return own
     digest, names = sha256(own.encode()), 0
@@ -114,7 +115,7 @@ def _may_name_images(path: Path, source: Rows) -> bool:
     schema = schema_of(path)
     if schema is not None:
         return not {"image", *PATH_FIELDS, source.columns.get("image", "image")}.isdisjoint(schema.names)
-    with path.open("rb") as file:
+    with contents(path) as file:
         head = file.read(HEAD)
     return head.startswith(b"PK") or _IMAGE_PATH.search(head) is not None
 

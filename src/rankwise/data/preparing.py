@@ -29,8 +29,9 @@ from rankwise.data.report import Tally
 from rankwise.data.sequences import EncodedRows, RowWriter
 from rankwise.data.sources import open_source
 from rankwise.errors import DataError, RankwiseError
-from rankwise.runs.data_report import DataReport, TargetFacts
+from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage, silent
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.system.cache import cache_folder, forget_old, our_own
 from rankwise.system.files import published, sha256_of, write_json
 from rankwise.text.outcome import RowEncoder

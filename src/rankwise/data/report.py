@@ -28,8 +28,7 @@ from rankwise.data.growing import Growing
 from rankwise.data.meaning import Meaning
 from rankwise.errors import some, together
 from rankwise.runs.data_report import MOST_LISTED, LengthFacts, OverlapFacts, Skipped
-from rankwise.runs.pair_facts import AnswerFacts, PairFacts
-from rankwise.runs.tag_facts import TagFacts
+from rankwise.runs.row_facts import AnswerFacts, PairFacts, TagFacts
 from rankwise.text.example import Example, Message
 from rankwise.text.outcome import Outcome
 from rankwise.text.tagged import TaggedWords, spans_of, strays_in

@@ -21,6 +21,7 @@ from rankwise.data.files import checked, json_lines, json_list, kind_of, row_of_
 from rankwise.data.hub import Part
 from rankwise.data.sources import Reading, open_source, raw_records
 from rankwise.errors import DataError
+from rankwise.system.contents import content_of, opened
 from rankwise.text.example import Example
 
 DRAWN, LARGEST = 300, 8
@@ -121,7 +122,7 @@ def _index(part: Part, files: ExitStack) -> _Index:
     path = Path(part.name)
     kind = None
     if path.is_file() and not part.of_images:
-        file = files.enter_context(path.open("rb"))
+        file = files.enter_context(opened(path))
         kind = kind_of(path, file.read(4096), file)
         if kind is json_lines:
             return _lines(part, path, file)
@@ -154,7 +155,7 @@ def _listed(path: Path) -> list[Record] | None:
     """Decode a JSON list at once, which is ten times as fast as row by row. None if that fails; then the slow way
     reports the problem."""
     try:
-        rows = json.loads(path.read_bytes().removeprefix(MARK))
+        rows = json.loads(content_of(path).removeprefix(MARK))
     except (ValueError, RecursionError):
         return None
     named = ((f"{path} (element {number})", row) for number, row in enumerate(rows, start=1))

@@ -22,7 +22,7 @@ from rankwise.data.columnar import Record, column_names
 from rankwise.data.formats import Row
 from rankwise.data.text_encoding import Encoding, detect_encoding
 from rankwise.errors import DataError
-from rankwise.runs.layout_facts import DELIMITERS, LayoutFacts
+from rankwise.runs.row_facts import DELIMITERS, LayoutFacts
 
 LONGEST_CELL = 16_000_000
 HEAD, HEAD_ROWS = 1 << 18, 1000
@@ -44,7 +44,7 @@ class Table:
     def rows(self) -> Iterator[tuple[str, list[str]]]:
         """Yield file:line and cells of each row, including the line of column names."""
         csv.field_size_limit(LONGEST_CELL)
-        with self.path.open(encoding=self.encoding.codec, errors="surrogateescape", newline="") as file:
+        with self.encoding.opened(self.path) as file:
             lines = _without_mark(file)
             for _ in range(self.skipped_lines):
                 next(lines)
@@ -68,7 +68,7 @@ class Table:
     def _opened(self, begin: int, last: int, *, closes: bool) -> int:
         """The line in which the quote opens that is damaged in the last line of a row; there it `closes`, or never."""
         opened = None
-        with self.path.open(encoding=self.encoding.codec, errors="surrogateescape", newline="") as file:
+        with self.encoding.opened(self.path) as file:
             for number, line in enumerate(islice(file, begin - 1, last - closes), start=begin):
                 if quotes := line.replace('""', "").count('"'):
                     opened = number if (opened is None) == bool(quotes % 2) else None
@@ -262,7 +262,7 @@ def _of_one_column(path: Path, splits: _Splits, default: str) -> str:
 def _head(path: Path, encoding: Encoding) -> tuple[str, bool]:
     """The beginning of the file, and whether it is the whole file."""
     try:
-        with path.open(encoding=encoding.codec, errors="surrogateescape", newline="") as file:
+        with encoding.opened(path) as file:
             text = file.read(HEAD)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not {encoding.label} text ({error.reason}).") from None

@@ -18,7 +18,7 @@ from rankwise.data.proposals import NO_FORM
 from rankwise.data.sources import open_source
 from rankwise.data.tagged_rows import TAGGED_FORMATS
 from rankwise.errors import ConfigError, DataError, together
-from rankwise.runs.target_facts import TargetFacts
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.text.example import Example
 from rankwise.text.tagged import BEGIN, INSIDE, OUTSIDE, label_in
 from rankwise.text.targets import tagged_in

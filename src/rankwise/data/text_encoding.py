@@ -10,9 +10,12 @@ from __future__ import annotations
 import codecs
 import re
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
+from typing import TextIO
 
 from rankwise.errors import DataError
+from rankwise.system.contents import opened
 
 MARKS = {
     codecs.BOM_UTF8: ("utf-8", "UTF-8 with a byte order mark"),
@@ -38,10 +41,14 @@ class Encoding:
     codec: str
     label: str
 
+    def opened(self, path: Path) -> TextIO:
+        """The text of a file. A byte that is none of its characters becomes half of a surrogate pair."""
+        return TextIOWrapper(opened(path), self.codec, "surrogateescape", newline="")
+
 
 def detect_encoding(path: Path, given: str | None) -> Encoding:
     """Detect the encoding. `given` is the setting data.encoding, which decides if it is set."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         head = file.read(4096)
     if given is not None:
         return Encoding(_with_mark(given, head), given)
@@ -95,7 +102,7 @@ def _counts(path: Path) -> tuple[int, int, str]:
     """Count the non-ASCII characters that are valid UTF-8 and the bytes that are not, and decode a sample as cp1252."""
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     good, bad, sample = 0, 0, ""
-    with path.open("rb") as file:
+    with opened(path) as file:
         while chunk := file.read(CHUNK):
             text = decoder.decode(chunk)
             if text.isascii():

@@ -18,7 +18,8 @@ from rankwise.data.columnar import Record, column_names
 from rankwise.data.formats import Row
 from rankwise.data.tables import Note, named
 from rankwise.errors import DataError, first_line, some
-from rankwise.runs.layout_facts import LayoutFacts
+from rankwise.runs.row_facts import LayoutFacts
+from rankwise.system.contents import content_of
 
 MOST_BYTES, FEW_BYTES, MOST_TIMES = 500_000_000, 50_000_000, 100
 """What a workbook may unpack to; beyond the second, at most so many times its own size. Rows take 3 to 20 times."""
@@ -40,7 +41,7 @@ def holds_workbook(path: Path) -> bool:
 def why_no_workbook(path: Path, head: bytes) -> str | None:
     """The reason why an office file cannot be read as a workbook, or None."""
     if head.startswith(OLD):
-        if ENCRYPTED in path.read_bytes():
+        if ENCRYPTED in content_of(path):
             return "is a workbook with a password; save it without one, or as CSV"
         if path.suffix.lower() in (".xls", ".xlt", *WORKBOOKS):
             return "is a workbook of Excel 97-2003 (.xls); open it and save it as .xlsx or CSV"

@@ -14,10 +14,9 @@ from rankwise.data.encoding import Encoding, EncodingFacts
 from rankwise.data.preparation import Prepared, prepared_of
 from rankwise.data.report import Tally
 from rankwise.images.encode import ImageEncoder, looked_at
-from rankwise.runs.data_report import DataReport, TargetFacts
-from rankwise.runs.new_tokens import NewTokenFacts
-from rankwise.runs.pair_facts import PairFacts
+from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback
+from rankwise.runs.row_facts import NewTokenFacts, PairFacts, TargetFacts
 from rankwise.system.extras import installed_version
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.encode import Encoder, EncoderOf

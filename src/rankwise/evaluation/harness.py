@@ -20,6 +20,7 @@ from typing import Any
 from rankwise.config.tasks import OF_LM_EVAL
 from rankwise.errors import ConfigError, EvaluationError, ResourceError, did_you_mean, first_line, is_out_of_memory
 from rankwise.evaluation.intervals import scores
+from rankwise.evaluation.metrics import means
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.evaluations import ModelScores, Sample, Scores
 from rankwise.runs.records import Callback, StatusMessage
@@ -109,9 +110,7 @@ class HarnessTask:
                 f'the task "{self.task_name}" scores {", ".join(found[0]["metrics"])}; of lm-eval\'s metrics '
                 f"rankwise supports {', '.join(KNOWN)}, which are means over items."
             )
-        return {
-            KNOWN[metric]: scores(KNOWN[metric], [[float(one[metric]), 1.0] for one in found]) for metric in metrics
-        }
+        return {KNOWN[metric]: scores(KNOWN[metric], means(one[metric] for one in found)) for metric in metrics}
 
     def _first_way(self, samples: Sequence[LoggedSample]) -> list[LoggedSample]:
         """Return one sample per item. If lm-eval filters answers in several ways, the first filter counts."""

@@ -9,17 +9,43 @@ of Agresti and Min (2005), which adds half a pair of each kind. If only b hit in
     (gained - lost) / (n + 2)  +-  z sqrt(gained + lost + 1 - (gained - lost)^2 / (n + 2)) / (n + 2)
 
 which has a width even if no pair differs. A model counts as better or worse only if interval and test agree.
+
+Sequential measurement of forgetting: look at 8, 16 and 32 blocks, and stop once the interval is narrow enough.
+
+After each look the interval of the mean over blocks is
+
+    mean  +-  t s / sqrt(n),   s the standard deviation of n blocks, t Student's quantile at 1 - LEVEL / (2 looks)
+
+and the measurement stops when half of its width is at most SHARE of the mean, or at most NATS. Stopping whenever an
+interval looks narrow would bias it to be too narrow. So the error is divided among the looks (Bonferroni): all
+intervals hold together with at least 95 % probability, and so does the last one, whatever the stopping rule. At 32
+blocks this makes the interval a quarter wider than one for a fixed number of blocks.
+
+Student's interval assumes independent, roughly normal blocks. In simulations of 1,500 texts it covered the mean of
+lognormal blocks in 97 % (sigma 0.3), 95 % (0.7), 93 % (1.0) and 83 % (1.5) of cases; in 54 % where one block in twenty
+had ten times the KL of the others, because a look can miss all of these; and in 67 % where neighbouring blocks had a
+correlation of 0.7.
+
+Each look is spread over the whole text: every fourth block, then every second, then all. Each look contains the blocks
+of the one before, and the last is the whole text.
+
+Items count as the same if question and answer are, whatever the tokenizer. A loss per token still differs if the tokens
+or the prompt differ, and so does an answer that was cut at another length or searched with another pattern; then
+`set_apart` says why a metric of two evaluations is not compared.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from rankwise.config.tasks import CHOSEN, LIKELIHOOD, TaskConfig, is_running_text
 from rankwise.evaluation.metrics import METRICS, Metric, Sums, share
-from rankwise.runs.evaluations import Scores
+from rankwise.runs.evaluations import Evaluation, Scores
 from rankwise.runs.measured import LEVEL, Difference, Measured, Verdict
 
 RESAMPLES, SEED = 2000, 0
@@ -39,15 +65,14 @@ def measured(metric: Metric, rows: Sequence[Sequence[float]]) -> Measured:
         low, high = _wilson(value, len(table))
     else:
         low, high = _quantiles(_drawn(metric.of, table))
-    return Measured(value=value, low=min(low, value), high=max(high, value))
+    return Measured.around(value, low, high)
 
 
 def measured_share(hits: float, items: int) -> Measured | None:
     """Return a share of hits with Wilson's interval; None without items. Half a hit is one that is undecided."""
     if not items:
         return None
-    low, high = _wilson(hits / items, items)
-    return Measured(value=hits / items, low=min(low, hits / items), high=max(high, hits / items))
+    return Measured.around(hits / items, *_wilson(hits / items, items))
 
 
 def measured_each(of: Callable[[Sums], Sums], rows: Sums) -> list[Measured]:
@@ -56,7 +81,7 @@ def measured_each(of: Callable[[Sums], Sums], rows: Sums) -> list[Measured]:
     values, drawn = of(_total(table)), _drawn(of, table)
     low, high = np.nanquantile(drawn, (LEVEL / 2, 1 - LEVEL / 2), axis=0)
     return [
-        Measured(value=float(value), low=min(float(below), float(value)), high=max(float(above), float(value)))
+        Measured.around(float(value), float(below), float(above))
         for value, below, above in zip(values, low, high, strict=True)
     ]
 
@@ -148,3 +173,94 @@ def _swapped(pair: Metric, table: Sums, width: int, result: float) -> float:
 def _quantiles(values: Sums) -> tuple[float, float]:
     low, high = np.quantile(values, (LEVEL / 2, 1 - LEVEL / 2))
     return float(low), float(high)
+
+
+STEPS = (4, 2, 1)
+"""Step between the blocks of each look."""
+SHARE = 0.25
+"""Half width that is narrow enough, as a share of the mean KL."""
+NATS = 0.005
+"""Half width in nats per token that is always narrow enough; smaller values are close to bfloat16 rounding."""
+LEAST = 8
+"""Smallest number of blocks of a look; with fewer, a standard deviation says little."""
+
+
+@dataclass(frozen=True)
+class Looks:
+    steps: tuple[int, ...] = STEPS
+
+    def order(self, blocks: int) -> list[int]:
+        """List all block numbers, those of the first look first."""
+        every = [number for step in self.steps for number in range(0, blocks, step)]
+        return list(dict.fromkeys(every))
+
+    def sizes(self, blocks: int) -> list[int]:
+        """Return the number of blocks of each look; a short text has fewer looks."""
+        found = [len(range(0, blocks, step)) for step in self.steps]
+        return [*(size for size in found[:-1] if LEAST <= size < blocks), found[-1]]
+
+    def interval(self, values: Sequence[float], blocks: int) -> Measured:
+        """Return the mean of the measured blocks with its interval, for a text of so many blocks."""
+        return interval(values, len(self.sizes(blocks)))
+
+    def enough(self, kl: Measured) -> bool:
+        return max(kl.high - kl.value, kl.value - kl.low) <= max(SHARE * kl.value, NATS)
+
+
+def interval(values: Sequence[float], looks: int) -> Measured:
+    """Return the mean with an interval that holds at all of so many looks together."""
+    n, mean = len(values), math.fsum(values) / len(values)
+    if n < 2:
+        return Measured(value=mean, low=mean, high=mean)
+    half = quantile(n - 1, 1 - LEVEL / (2 * looks)) * float(np.std(values, ddof=1)) / math.sqrt(n)
+    return Measured(value=mean, low=mean - half, high=mean + half)
+
+
+def quantile(freedom: int, level: float) -> float:
+    """Compute a quantile of Student's t by bisection of its distribution function."""
+    low, high = 0.0, 1e4
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _below(middle, freedom) < level else (low, middle)
+    return high
+
+
+def _below(t: float, freedom: int) -> float:
+    """Compute P(T <= t) for integer degrees of freedom (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
+    angle = math.atan(t / math.sqrt(freedom))
+    cosine, sine = math.cos(angle), math.sin(angle)
+    term, total = (cosine, cosine if freedom > 1 else 0.0) if freedom % 2 else (1.0, 1.0)
+    for k in range(3 if freedom % 2 else 2, freedom - 1, 2):
+        term *= cosine**2 * (k - 1) / k
+        total += term
+    both = 2 / math.pi * (angle + sine * total) if freedom % 2 else sine * total
+    return (1 + both) / 2
+
+
+NAMES = {
+    "tokenizer": "tokenizer", "template": "chat template", "system": "system message", "chat": "use of the template",
+    "pattern": "pattern", "max_new_tokens": "limit of new tokens", "filter": "filter of lm-eval",
+}  # fmt: skip
+
+
+def set_apart(metric: str, a: Evaluation, b: Evaluation) -> str | None:
+    """Say why the two cannot be compared in this metric; None if they can."""
+    other = [NAMES[name] for name in _depends_on(metric, a, b) if _setting(a, name) != _setting(b, name)]
+    return f"the two evaluations differ in {' and '.join(other)}" if other else None
+
+
+def _depends_on(metric: str, a: Evaluation, b: Evaluation) -> tuple[str, ...]:
+    if metric == "loss":
+        if is_running_text(a.data) and is_running_text(b.data):
+            return ("tokenizer",)
+        asked = _setting(a, "chat") or _setting(b, "chat")
+        return ("tokenizer", "template", "system", "chat") if asked else ("tokenizer",)
+    if metric in LIKELIHOOD or metric.startswith(CHOSEN):
+        return ()
+    return ("pattern", "max_new_tokens", "filter") if metric == "regex" else ("max_new_tokens", "filter")
+
+
+def _setting(evaluation: Evaluation, name: str) -> Any:
+    """Return a setting; evaluations do not store defaults."""
+    default = TaskConfig.model_fields[name].get_default() if name in TaskConfig.model_fields else None
+    return evaluation.settings.get(name, default)

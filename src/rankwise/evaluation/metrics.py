@@ -6,13 +6,31 @@ So the metric of any selection of items, such as a bootstrap sample, is the same
 interval and its difference between two models (intervals.py). Nothing depends on the order of the items. sacrebleu and
 rouge-score compute BLEU, chrF and ROUGE. An item may have several references: sacrebleu has its own rule for them, and
 all other metrics use the reference that matches the answer best.
+
+Classes, from how often each was predicted, how often it was true, and how often both:
+
+    recall(c) = right(c) / actual(c)      precision(c) = right(c) / predicted(c)
+    F1(c) = 2 right(c) / (predicted(c) + actual(c))
+
+The stored row of an item is the pair [predicted, actual] of class numbers, and its sums are [right, predicted, actual]
+of each class that occurs. So a thousand classes take two numbers of a file for each item. The sums of a text's spans
+are the same three, over all types together or for each type.
+
+Calibration, whether a classifier that is 80 % sure is right 80 % of the time:
+
+    error = sum over bins of |confidence of its items - number of hits among them| / number of all items
+
+The confidence of an item is the probability of its predicted class, and the bins are fifteen intervals of equal width
+(Guo et al. 2017: expected calibration error). The stored row of an item is [confidence, hit], and its sums are one gap
+for each bin, so a bootstrap sample of items needs no probabilities. Chance alone makes the error of a few items larger
+than 0; `error_of_calibrated` is how large.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from functools import cache
@@ -23,12 +41,102 @@ import regex
 from numpy.typing import NDArray
 
 from rankwise.errors import EvaluationError
-from rankwise.evaluation.calibration import calibration_error, calibration_table
-from rankwise.evaluation.confusion import balanced_accuracy, class_table, macro_f1, matthews
-from rankwise.evaluation.span_formulas import span_f1, span_precision, span_recall
 from rankwise.system.strict_json import loads
 
 Sums = NDArray[np.float64]
+BINS = 15
+EDGES = np.linspace(0.0, 1.0, BINS + 1)
+DRAWS, SEED = 1000, 0
+
+
+def bins_of(confidences: Sums) -> NDArray[np.int64]:
+    """Return the number of each confidence's bin; a bin contains its upper edge."""
+    return np.clip(np.searchsorted(EDGES, confidences, "left") - 1, 0, BINS - 1)
+
+
+def calibration_table(rows: Sums) -> Sums:
+    """Turn rows [confidence, hit] into sums (N, 1 + BINS): 1, and the item's gap in the column of its bin."""
+    table = np.zeros((len(rows), 1 + BINS))
+    table[:, 0] = 1.0
+    table[np.arange(len(rows)), 1 + bins_of(rows[:, 0])] = rows[:, 0] - rows[:, 1]
+    return table
+
+
+def calibration_error(sums: Sums) -> Sums:
+    return np.abs(sums[..., 1:]).sum(-1) / np.maximum(sums[..., 0], 1)
+
+
+def error_of_calibrated(confidences: Sums) -> float:
+    """Compute the mean error of a perfectly calibrated classifier that is as confident on as many items."""
+    items, generator, errors = len(confidences), np.random.default_rng(SEED), list[float]()
+    for _ in range(DRAWS):
+        rows = np.stack((confidences, (generator.random(items) < confidences).astype(np.float64)), 1)
+        errors.append(float(calibration_error(calibration_table(rows).sum(0))))
+    return float(np.mean(errors))
+
+
+def class_table(rows: Sums) -> Sums:
+    """Turn pairs (N, 2) into sums (N, 3 C) of the C classes that occur; rows that are sums already stay."""
+    if rows.shape[1] != 2:
+        return rows
+    classes, numbers = np.unique(rows, return_inverse=True)
+    predicted, actual = numbers.reshape(rows.shape).T
+    table, items = np.zeros((len(rows), 3 * len(classes))), np.arange(len(rows))
+    table[items, 3 * predicted + 1] = table[items, 3 * actual + 2] = 1.0
+    table[items, 3 * actual] = predicted == actual
+    return table
+
+
+def f1_of_classes(sums: Sums) -> Sums:
+    """Compute F1 of each class (..., C), nan for a class that never occurs."""
+    right, both = sums[..., ::3], sums[..., 1::3] + sums[..., 2::3]
+    return np.where(both > 0, 2 * right / np.maximum(both, 1), np.nan)
+
+
+def macro_f1(sums: Sums) -> Sums:
+    """Average F1 over the classes that are predicted or true somewhere."""
+    each = f1_of_classes(sums)
+    return np.nansum(each, -1) / np.maximum((~np.isnan(each)).sum(-1), 1)
+
+
+def balanced_accuracy(sums: Sums) -> Sums:
+    """Average recall over the classes that are true somewhere."""
+    right, actual = sums[..., ::3], sums[..., 2::3]
+    return (right / np.maximum(actual, 1)).sum(-1) / np.maximum((actual > 0).sum(-1), 1)
+
+
+def matthews(sums: Sums) -> Sums:
+    """Compute the correlation of predicted and actual classes (Gorodkin 2004); 0 if one is constant."""
+    right, predicted, actual = (sums[..., part::3] for part in range(3))
+    n = actual.sum(-1)
+    shared = right.sum(-1) * n - (predicted * actual).sum(-1)
+    spread = (n**2 - (predicted**2).sum(-1)) * (n**2 - (actual**2).sum(-1))
+    return np.where(spread > 0, shared / np.sqrt(np.where(spread > 0, spread, 1)), 0.0)
+
+
+def span_f1(sums: Sums) -> Sums:
+    return _share(2 * sums[..., ::3], sums[..., 1::3] + sums[..., 2::3])[..., 0]
+
+
+def span_precision(sums: Sums) -> Sums:
+    return _share(sums[..., ::3], sums[..., 1::3])[..., 0]
+
+
+def span_recall(sums: Sums) -> Sums:
+    return _share(sums[..., ::3], sums[..., 2::3])[..., 0]
+
+
+def figures_of_types(sums: Sums) -> Sums:
+    """(…, 3 T) sums of T types to their precisions, recalls and F1 (…, 3 T), nan where there is nothing to divide."""
+    right, predicted, actual = (sums[..., part::3] for part in range(3))
+    parts = ((right, predicted), (right, actual), (2 * right, predicted + actual))
+    return np.concatenate([_share(above, below, np.nan) for above, below in parts], -1)
+
+
+def _share(above: Sums, below: Sums, nothing: float = 0.0) -> Sums:
+    return np.where(below > 0, above / np.maximum(below, 1), nothing)
+
+
 SECONDS = 1.0
 """Time limit for matching one pattern against one text."""
 LARGEST = 1_000_000_000_000
@@ -49,6 +157,11 @@ class Metric:
     def value(self, rows: Sequence[Sequence[float]]) -> float:
         """Compute the metric of all items, from their stored rows."""
         return float(self.of(self.table(np.asarray(rows, dtype=np.float64)).sum(0)))
+
+
+def means(values: Iterable[float]) -> list[list[float]]:
+    """The rows [value, 1] of values whose metric is their mean."""
+    return [[float(value), 1.0] for value in values]
 
 
 def share(sums: Sums) -> Sums:

@@ -1,6 +1,6 @@
 """Preference pairs as a task: how many a model orders right, by what margin, and how far it moved from its base.
 
-preference_accuracy    share of pairs with a margin above 0, by the loss of the training (objectives/pair_losses.py);
+preference_accuracy    share of pairs with a margin above 0, by the loss of the training (objectives/preference.py);
                        a pair that is undecided counts half, so a base compared with itself has 0.5
 margin                 mean margin
 likelihood_accuracy    share of pairs whose chosen answer has the higher mean log-probability of a token, which needs
@@ -25,12 +25,12 @@ import torch
 
 from rankwise.config.tasks import HELD_OUT, task_of_rows
 from rankwise.data.batches import IGNORED, questions
-from rankwise.evaluation.base_and_tuned import BaseAndTuned
 from rankwise.evaluation.intervals import scores
 from rankwise.evaluation.likelihood import LOGITS
-from rankwise.evaluation.subject import Subject
+from rankwise.evaluation.metrics import means
+from rankwise.evaluation.subject import BaseAndTuned, Subject
 from rankwise.evaluation.validation_rows import rows_to_measure
-from rankwise.kernels.divergence import divergence
+from rankwise.kernels.loss import divergence
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.preference import Preference, log_probabilities
 from rankwise.runs.evaluations import ModelScores, Sample
@@ -52,17 +52,17 @@ class PairNumbers:
     @property
     def metrics(self) -> dict[str, list[list[float]]]:
         """Each metric with its rows."""
-        means = self.sums / self.tokens
+        each = self.sums / self.tokens
         return {
             "preference_accuracy": _shares(self.margins),
-            "margin": [[value, 1.0] for value in self.margins.tolist()],
-            "likelihood_accuracy": _shares(means[:, 0] - means[:, 1]),
-            "preference_loss": [[value, 1.0] for value in self.losses.tolist()],
+            "margin": means(self.margins),
+            "likelihood_accuracy": _shares(each[:, 0] - each[:, 1]),
+            "preference_loss": means(self.losses),
         }
 
 
 def _shares(margins: np.ndarray) -> list[list[float]]:
-    return [[float(value > 0) + 0.5 * float(value == 0), 1.0] for value in margins.tolist()]
+    return means((margins > 0) + 0.5 * (margins == 0))
 
 
 @dataclass

@@ -1,18 +1,30 @@
-"""What is evaluated: a run beside its own base, an adapter's folder, a model, or a model against another."""
+"""What is evaluated: a run beside its own base, an adapter's folder, a model, or a model against another.
+
+Measures of forgetting compare the base and the tuned model as two functions from token ids to logits. The two are
+either one model with and without its adapter, or two models in memory: a merged or fully fine-tuned model and its base.
+Both receive the same ids in the same shapes, so comparing a model with itself gives bitwise equal logits.
+
+On a CPU models are in float32 unless the user chooses another dtype: answers do not depend on the batch size and
+measurements contain no bfloat16 rounding. So `evaluate` and `strength` report the same KL for the same run.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
+
+from torch import Tensor, nn
 
 from rankwise.config.models import ModelConfig
-from rankwise.errors import ConfigError
-from rankwise.evaluation.base_and_tuned import BaseAndTuned, base_and_tuned, of_two_models
-from rankwise.evaluation.number_format import held_to_measure
+from rankwise.config.tasks import TaskConfig
+from rankwise.errors import ConfigError, ModelError
+from rankwise.forward.reference import every_logits
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.methods.artifact import Artifact, find_artifact
 from rankwise.methods.registry import method_of
+from rankwise.methods.trainable import WithBase
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.sources import find
 from rankwise.objectives.objective import Classifier, classifier
@@ -20,6 +32,57 @@ from rankwise.objectives.preference import Preference
 from rankwise.objectives.registry import language_model
 from rankwise.runs.records import Callback, StatusMessage, silent
 from rankwise.runs.snapshot import RunSnapshot
+
+Forward = Callable[[Tensor], Tensor]
+"""Maps ids (T,) of one text to logits (T, V), without gradients."""
+
+
+@dataclass(frozen=True)
+class BaseAndTuned:
+    base: Forward
+    tuned: Forward
+
+
+def forward_of(module: nn.Module) -> Forward:
+    """Run the model in its state at the time of each call, including the adapters that are active then."""
+    return partial(every_logits, module)
+
+
+def base_and_tuned(tuned: WithBase) -> BaseAndTuned:
+    """Use one model both as tuned and, with its training undone, as its own base."""
+    as_tuned = forward_of(tuned.model)
+
+    def base(ids: Tensor) -> Tensor:
+        with tuned.base():
+            return as_tuned(ids)
+
+    return BaseAndTuned(base, as_tuned)
+
+
+def of_two_models(base: LoadedModel, tuned: LoadedModel) -> BaseAndTuned:
+    """Use two models in memory; refuse them if any id stands for different tokens."""
+    words, others = base.tokenizer.hub.get_vocab(), tuned.tokenizer.hub.get_vocab()
+    if base.vocabulary != tuned.vocabulary or words != others:
+        differing = sorted((word for word in words | others if words.get(word) != others.get(word)), key=str)
+        example = f'; "{differing[0]}" has different ids' if differing else ""
+        raise ModelError(
+            f"{tuned.source.name} has a different vocabulary ({tuned.vocabulary:,} tokens) from {base.source.name} "
+            f"({base.vocabulary:,}){example}. Their likelihoods cannot be compared token by token: "
+            "compare it with its own base."
+        )
+    return BaseAndTuned(forward_of(base.module), forward_of(tuned.module))
+
+
+def held_to_measure(spec: ModelConfig, dtype: str = "auto") -> ModelConfig:
+    given = ModelConfig(name=spec.name, dtype=dtype) if dtype != "auto" else None  # pyright: ignore[reportArgumentType]
+    exact = "float32" if given is None and _on_processor(spec) else spec.dtype
+    return spec.model_copy(update={"dtype": given.dtype if given is not None else exact})
+
+
+def _on_processor(spec: ModelConfig) -> bool:
+    from rankwise.models.precision import choose_precision
+
+    return choose_precision(spec).device.type == "cpu"
 
 
 @dataclass(frozen=True)
@@ -102,3 +165,31 @@ def _beside(model: LoadedModel, target: str, against: ModelConfig, dtype: str, c
     other = _loaded(held_to_measure(against, dtype), callback)
     sides = None if model.encoder_decoder else of_two_models(other, model)
     return Subject(target, model, None, against.name, lambda: nullcontext(other), sides, other.facts.fingerprint)
+
+
+def refuse_of_language_models(
+    subject: Subject, task: str | TaskConfig | None, text: str | None, blocks: int | None
+) -> None:
+    """ConfigError where a classifier is given what only a language model can be measured with."""
+    given = [name for name, value in (("--task", task), ("--text", text), ("--blocks", blocks)) if value is not None]
+    if subject.classifier is not None and given:
+        raise ConfigError(
+            [f"{given[0]} is for language models, and {subject.name} is a classifier. Give labelled rows with --data."]
+        )
+
+
+def refuse_running_text(
+    subject: Subject, text: str | None, blocks: int | None, callback: Callback, *, measures: bool
+) -> None:
+    """What was forgotten is measured on running text, which an encoder with a decoder does not continue."""
+    if not subject.model.encoder_decoder or subject.classifier is not None:
+        return
+    given = [name for name, value in (("--text", text), ("--blocks", blocks)) if value is not None]
+    if given:
+        raise ConfigError([f"{given[0]} is for running text, and {subject.name} is an encoder with a decoder, which "
+                           "does not continue one. Leave it out."])  # fmt: skip
+    if measures:
+        callback(StatusMessage(
+            "what this model has forgotten is not measured: rankwise measures it on running text, which an encoder "
+            "with a decoder does not continue"
+        ))  # fmt: skip

@@ -1,21 +1,49 @@
-"""A task with its requests, ready to score models: from a task config, or from lm-eval (harness.py)."""
+"""A task with its requests, ready to score models: likelihoods, choices, generated answers and their metrics.
+
+Answers are decoded greedily. If exact is the only metric, decoding stops once the answer can no longer match. Prompts
+are padded on the left and reordered by length; in float32 an answer does not depend on the other prompts in its batch.
+
+Scores of base models are cached, so all runs of one base are compared with the same scores. The key covers everything
+that the numbers depend on: the fingerprint of the weights and their dtype, the tokenizer, the chat template and the
+tokens that end an answer, each request as ids, the task's settings, rankwise's own code, the libraries that compute and
+score, and the CPU with its number of threads. A damaged entry fails its checksum, and the base is evaluated again.
+Entries unused for thirty days are removed when a new one is written.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import accumulate, pairwise, product
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import regex
+import torch
 
-from rankwise.config.tasks import TaskConfig
-from rankwise.evaluation.requests import Requests
-from rankwise.evaluation.scoring import refuse_unfit, score_task
+from rankwise.config.generation import GenerationConfig
+from rankwise.config.tasks import LIKELIHOOD, TaskConfig
+from rankwise.data.dealing import Dealing, undealt
+from rankwise.errors import DataError, RankwiseError, ResourceError, is_out_of_memory, some
+from rankwise.evaluation.intervals import scores
+from rankwise.evaluation.likelihood import Likelihood, likelihoods
+from rankwise.evaluation.metrics import means, rating_rows, rows_of, searched, unfit
+from rankwise.evaluation.requests import Request, Requests
+from rankwise.forward.reference import OutputLogits
+from rankwise.inference.generate import answers_in_turn
 from rankwise.models.loaded import LoadedModel
+from rankwise.objectives.sequence_to_sequence import batch_of
 from rankwise.runs.evaluations import ModelScores, Sample
-from rankwise.runs.records import Callback
+from rankwise.runs.manifest import processor_name
+from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage
+from rankwise.system.cache import cache_folder, forget_old, our_own
+from rankwise.system.extras import installed_version
+from rankwise.system.files import write_json
 
 SAMPLES = 20
 
@@ -114,3 +142,230 @@ class OwnTask:
             )
             for at, request in enumerate(self.requests.requests[:SAMPLES])
         ]  # fmt: skip
+
+
+Rows = list[list[float]]
+UNNORMALISED = "_unnormalised"
+HALF = "\ufffd"
+"""Stands for an incomplete character."""
+CUT = " \u2026"
+"""Follows an answer that was not decoded to its end."""
+
+
+def score_task(
+    task: TaskConfig, requests: Sequence[Request], model: LoadedModel, callback: Callback, *, together: int, who: str,
+    dealing: Dealing = undealt,
+) -> ModelScores:  # fmt: skip
+    """Compute all metrics of a task. `together` answers are generated at once; `who` names the model in progress
+    messages. What the model computes may be dealt over processes."""
+    began = time.perf_counter()
+    found: dict[str, Rows] = {}
+    if any(score in LIKELIHOOD for score in task.score):
+        found |= _by_likelihood(task, requests, model, callback, f"Scoring {task.task}, {who}", dealing)
+    written = None
+    if task.written:
+        what, exact = f"Answering {task.task}, {who}", task.written == ("exact",)
+
+        def answered(own: Sequence[Request]) -> list[str]:
+            return answers(own, model, task.max_new_tokens, callback, together, what, until_wrong=exact)
+
+        written = dealing(requests, [len(request.given) for request in requests], answered)
+        found |= {metric: _rows(metric, written, requests, task) for metric in task.written}
+    assert set(task.score) <= set(found), "refuse_unfit has checked this"
+    return ModelScores(
+        scores={metric: scores(metric, found[metric]) for metric in _in_order(task) if metric in found},
+        answers=written,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _in_order(task: TaskConfig) -> list[str]:
+    return [metric for score in task.score for metric in (score, f"{score}{UNNORMALISED}")]
+
+
+def _by_likelihood(
+    task: TaskConfig, requests: Sequence[Request], model: LoadedModel, callback: Callback, what: str, dealing: Dealing
+) -> dict[str, Rows]:
+    def scored(own: Sequence[Request]) -> list[list[tuple[float, int]]]:
+        return [[(one.nats, one.tokens) for one in of] for of in _likelihoods(task, own, model, callback, what)]
+
+    costs = [sum(len(document.ids) for document in request.documents) for request in requests]
+    each = [[Likelihood(*one) for one in of] for of in dealing(requests, costs, scored)]
+    made: dict[str, Rows] = {}
+    if "loss" in task.score:
+        right = [found[request.right if task.chosen else 0 :][:1] if task.chosen else found
+                 for request, found in zip(requests, each, strict=True)]  # fmt: skip
+        made["loss"] = [[sum(part) for part in zip(*(one.sums for one in own), strict=True)] for own in right]
+    return made | (_chosen(requests, each) if task.chosen else {})
+
+
+def _likelihoods(
+    task: TaskConfig, requests: Sequence[Request], model: LoadedModel, callback: Callback, what: str
+) -> list[list[Likelihood]]:
+    """Of the documents of each request."""
+    documents = [document for request in requests for document in request.documents]
+    places = [request.where for request in requests for _ in request.documents]
+    try:
+        flat = likelihoods(model.module, documents, callback, what, places, **_apart(model))
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise ResourceError(
+                f"out of memory while scoring {len(documents):,} sequences of {task.task}, the longest of "
+                f"{max(len(one.ids) for one in documents):,} tokens. Give shorter rows, or --dtype bfloat16."
+            ) from None
+        raise
+    ends = accumulate((len(request.documents) for request in requests), initial=0)
+    return [flat[begin:end] for begin, end in pairwise(ends)]
+
+
+def _apart(model: LoadedModel) -> dict[str, Any]:
+    """How likelihoods are computed where an encoder reads the prompt and a decoder writes the answer."""
+    return {"forward": OutputLogits(model.module), "collated": batch_of} if model.encoder_decoder else {}
+
+
+def _chosen(requests: Sequence[Request], each: Sequence[Sequence[Likelihood]]) -> dict[str, Rows]:
+    """Choose the most likely choice, the first of equals. If rows have their own choices, likelihoods are divided by
+    the length in characters, because long choices would otherwise never win. Labels that all rows share need no
+    normalisation."""
+    bare = [int(np.argmin([one.nats for one in own])) for own in each]
+    if same_choices(requests):
+        hits = means(pick == request.right for pick, request in zip(bare, requests, strict=True))
+        classes = [[float(pick), float(request.right)] for pick, request in zip(bare, requests, strict=True)]
+        return {"accuracy": hits, "f1": classes, "matthews": classes}
+    picks = [
+        int(np.argmin([one.nats / size for one, size in zip(own, request.sizes, strict=True)]))
+        for request, own in zip(requests, each, strict=True)
+    ]
+    return {
+        metric: means(pick == request.right for pick, request in zip(taken, requests, strict=True))
+        for metric, taken in (("accuracy", picks), (f"accuracy{UNNORMALISED}", bare))
+    }
+
+
+def same_choices(requests: Sequence[Request]) -> bool:
+    return len({request.choices for request in requests}) == 1
+
+
+def answers(
+    requests: Sequence[Request], model: LoadedModel, most: int, callback: Callback, together: int, what: str,
+    *, until_wrong: bool = False,
+) -> list[str]:  # fmt: skip
+    """Generate answers in the order of the requests. With `until_wrong`, decoding stops once an answer can no longer
+    become a reference; a cut answer ends with CUT."""
+    prompts, spec = (
+        [request.given for request in requests],
+        GenerationConfig(max_new_tokens=most, repetition_check=False),
+    )
+    try:
+        written = answers_in_turn(
+            model, prompts, spec, together, lambda done: callback(ProgressUpdate(what, done, len(prompts), "answers")),
+            settled=(lambda at, text: is_wrong(text, requests[at])) if until_wrong else None,
+        )  # fmt: skip
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise ResourceError(
+                f"out of memory while answering up to {min(together, len(prompts))} prompts at once, the longest of "
+                f"{max(map(len, prompts)):,} tokens. Lower --batch-size {together}, or give --dtype bfloat16."
+            ) from None
+        raise
+    cut = [until_wrong and one.stopped == "length" and one.tokens < most for one in written]
+    return [one.text.rstrip(HALF) + CUT if short else one.text for one, short in zip(written, cut, strict=True)]
+
+
+def is_wrong(beginning: str, request: Request) -> bool:
+    """Tell whether no answer with this beginning can equal a reference, apart from surrounding white space. The last
+    character may be incomplete."""
+    begun = beginning.strip().rstrip(HALF)
+    return not any(reference.strip().startswith(begun) for reference in request.references)
+
+
+def _rows(metric: str, written: Sequence[str], requests: Sequence[Request], task: TaskConfig) -> Rows:
+    if metric == "pearson":
+        return rating_rows(written, [request.target for request in requests])
+    return rows_of(metric, written, [request.references for request in requests], task.pattern)
+
+
+def refuse_unfit(task: TaskConfig, requests: Sequence[Request]) -> None:
+    """Refuse references that the metrics cannot score, before a model is run."""
+    shared = [score for score in task.score if score in ("f1", "matthews")]
+    if shared and not same_choices(requests):
+        other = next(request for request in requests if request.choices != requests[0].choices)
+        raise DataError(
+            f"{other.where}: has the choices {some(other.choices, 5)}, and {requests[0].where} has "
+            f"{some(requests[0].choices, 5)}; {shared[0]} needs the same choices in all rows."
+        )
+    if task.pattern is not None:
+        _refuse_unmatched(task.pattern, requests)
+    for request in requests:
+        for metric, reference in product(task.score, request.references):
+            if why := unfit(metric, reference):
+                raise DataError(f"{request.where}: the reference answer {why}: {reference[:60]!r}.")
+
+
+def _refuse_unmatched(pattern: str, requests: Sequence[Request]) -> None:
+    """Refuse a pattern with groups that finds nothing in a reference, since no answer could match it. This also detects
+    patterns that are too slow."""
+    compiled = regex.compile(pattern)
+    for request in requests:
+        for reference in request.references:
+            if searched(compiled, reference) is None and compiled.groups:
+                raise DataError(
+                    f"{request.where}: the pattern {pattern!r} finds nothing in the reference answer: "
+                    f"{reference[:60]!r}."
+                )
+
+
+COUNTED_BY = ("torch", "sacrebleu", "rouge-score")
+"""Libraries whose versions are part of the key, beside those that `our_own` covers."""
+
+
+def base_scores(task: Task, model: LoadedModel, fingerprint: str | None, who: str, callback: Callback) -> ModelScores:
+    """Return the base's scores, from the cache if possible. Without a `fingerprint` of the current weights, nothing is
+    cached."""
+    identity = task.identity
+    if fingerprint is None or identity is None:
+        return task.score(model, who, callback)
+    file = cache_folder() / "scores" / f"{_key(identity, model, fingerprint)}.json"
+    known = _recalled(file)
+    if known is not None:
+        callback(StatusMessage(f"{who} was evaluated on {task.name} before; its scores are taken from the cache"))
+        return known
+    scores = task.score(model, who, callback)
+    _store(file, scores, callback)
+    return scores
+
+
+def _key(identity: str, model: LoadedModel, fingerprint: str) -> str:
+    facts, template = model.facts, model.template
+    parts = [
+        identity, fingerprint, facts.dtype, facts.device, model.tokenizer.identity, template.identity,
+        list(template.end_ids), our_own(), *map(installed_version, COUNTED_BY), processor_name(),
+        torch.get_num_threads(),
+    ]  # fmt: skip
+    return _digest(parts)
+
+
+def _digest(value: Any) -> str:
+    return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _recalled(file: Path) -> ModelScores | None:
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        if _digest(stored["scores"]) != stored["sha256"]:
+            return None
+        os.utime(file)  # mark as used
+        return ModelScores(**stored["scores"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, RankwiseError):  # missing or damaged
+        return None
+
+
+def _store(file: Path, scores: ModelScores, callback: Callback) -> None:
+    """Write an entry. A failure is only reported, since it merely costs the time of another evaluation."""
+    content = scores.model_dump(mode="json")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, {"sha256": _digest(content), "scores": content})
+        forget_old(file.parent)
+    except (RankwiseError, OSError) as error:
+        callback(StatusMessage(f"the scores of the base model could not be cached: {error}"))

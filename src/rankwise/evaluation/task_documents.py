@@ -1,10 +1,16 @@
 """Documents of a task, before tokenization: for each row a prompt, the target answer and any choices.
 
 A prompt is made from a row's columns by replacing {names} and nothing else, so braces inside the row are plain text.
+
+A label is resolved to one of the row's choices by text, number or letter. A label such as 1 can be a text or a number,
+and the two readings may point to different choices. So all rows of a task are read in the same way. If all rows share
+their choices, labels are texts as soon as one label is the text of a choice; if rows have their own choices, the
+reading that fits more rows applies.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -21,10 +27,140 @@ from rankwise.data.columnar import Record
 from rankwise.data.files import records
 from rankwise.data.sources import open_source, raw_records
 from rankwise.data.turns import text_of
-from rankwise.errors import DataError
-from rankwise.evaluation.choices import COLUMN, choices_of, column_of_choices, written
-from rankwise.evaluation.targets import LETTERS, ChoiceIndex, Label, are_texts
+from rankwise.errors import DataError, did_you_mean, some
 from rankwise.system.files import sha256_of
+from rankwise.system.strict_json import loads
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+SPELLED = {True: ("true", "yes"), False: ("false", "no")}
+
+
+class ChoiceIndex(int):
+    """An index into the choices that is already resolved."""
+
+
+@dataclass(frozen=True)
+class Label:
+    value: Any
+    choices: tuple[str, ...]
+    where: str
+
+    @property
+    def text(self) -> int | None:
+        """Index of the choice with this text; JSON's true matches "true", "True" and "yes"."""
+        if isinstance(self.value, bool):
+            spelled = SPELLED[self.value]
+            return next((at for at, choice in enumerate(self.choices) if choice.lower() in spelled), None)
+        text = str(self.value)
+        return self.choices.index(text) if text in self.choices else None
+
+    @property
+    def index(self) -> int | None:
+        """Index of the choice with this number, counted from 0, or this letter."""
+        value = int(self.value) if isinstance(self.value, bool) else self.value
+        if isinstance(value, str):
+            digits = value.isascii() and value.isdigit() and len(value) < 9
+            value = int(value) if digits else LETTERS.find(value) if len(value) == 1 else -1
+        return value if isinstance(value, int) and 0 <= value < len(self.choices) else None
+
+    def right(self, *, by_text: bool) -> int:
+        found = self.text if by_text and not isinstance(self.value, ChoiceIndex) else self.index
+        if found is None:
+            texts = ", which other rows are labelled by" if by_text and self.index is not None else ""
+            raise DataError(
+                f"{self.where}: {shown(self.value)} is none of the {len(self.choices)} choices, by number, letter or "
+                f"text{texts}."
+            )
+        return found
+
+
+def are_texts(labels: Sequence[Label]) -> bool:
+    """Decide whether the labels of a task are texts of choices. For rows with their own choices, take the reading that
+    fits more rows, so that the exceptions are refused."""
+    read = [label for label in labels if not isinstance(label.value, ChoiceIndex)]
+    texts = sum(label.text is not None for label in read)
+    if len({label.choices for label in read}) == 1:
+        return texts > 0
+    return texts >= sum(label.index is not None for label in read)
+
+
+COLUMN = re.compile(r"\{([^{}]+)\}")
+
+
+def written(pattern: str, row: dict[str, Any], where: str) -> str:
+    def filled(match: re.Match[str]) -> str:
+        if match[1] not in row:
+            raise DataError(
+                f'{where}: has no column "{match[1]}".{did_you_mean(match[1], list(row))} Its columns are '
+                f"{some(map(shown, row), 8)}."
+            )
+        value = row[match[1]]
+        if value is None or isinstance(value, dict | list):
+            raise DataError(f'{where}: "{match[1]}" is {shown(value)}, but must be a text or a number.')
+        return str(value)
+
+    return COLUMN.sub(filled, pattern)
+
+
+def choices_of(task: TaskConfig, row: dict[str, Any], where: str) -> tuple[str, ...]:
+    if isinstance(task.choices, tuple):
+        return task.choices
+    column = column_of_choices(task)
+    if column is None:
+        return _parted(task.choices or "", written(task.choices or "", row, where), where)
+    if column not in row:
+        if task.choices is None:
+            return ()
+        raise DataError(
+            f'{where}: has no column "{column}" of choices.{did_you_mean(column, list(row))} Its columns are '
+            f"{some(map(shown, row), 8)}."
+        )
+    value = row[column]["text"] if isinstance(row[column], dict) and "text" in row[column] else row[column]
+    if isinstance(value, str):
+        value = _listed(value) or (_parted(task.choices, value, where) if _in_braces(task.choices) else value)
+    if not isinstance(value, list | tuple) or len(value) < 2 or not all(isinstance(one, str) for one in value):
+        raise DataError(
+            f'{where}: "{column}" is {shown(value)}, but must be a list of two or more texts. In a CSV cell, write '
+            f'JSON, ["first", "second"]; or write first; second and set choices: "{{{column}}}" in the task.'
+        )
+    return tuple(value)
+
+
+def _in_braces(choices: object) -> bool:
+    return isinstance(choices, str) and bool(COLUMN.search(choices))
+
+
+def column_of_choices(task: TaskConfig) -> str | None:
+    """Return the column that holds the choices, named with or without braces; None for a text made of several
+    columns."""
+    if not _in_braces(task.choices):
+        return str(task.choices or "choices")
+    alone = COLUMN.fullmatch(str(task.choices))
+    return alone[1] if alone else None
+
+
+def _parted(pattern: object, text: str, where: str) -> tuple[str, ...]:
+    """Split choices at semicolons and drop duplicates."""
+    parts = (part.strip() for part in text.split(";"))
+    several = tuple(dict.fromkeys(part for part in parts if part))
+    if len(several) < 2:
+        raise DataError(
+            f'{where}: "{pattern}" gives {some(map(shown, several)) or "none"}; two or more choices '
+            "separated by semicolons are needed."
+        )
+    return several
+
+
+def _listed(text: str) -> list[Any] | None:
+    """Parse a cell that holds a JSON list; None if it does not."""
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        value = loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, list) else None
+
 
 RIGHT = ("gold", "answer", "answerKey", "label")
 

@@ -29,11 +29,9 @@ from rankwise.data.files import SUFFIXES
 from rankwise.data.hub import HUB
 from rankwise.data.sources import open_source
 from rankwise.errors import DataError, together
-from rankwise.methods.artifact import Artifact
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.manifest import AnchorFacts
-from rankwise.runs.records import Callback, WarningMessage
 from rankwise.system.files import sha256_of
 from rankwise.text.example import BREAK
 from rankwise.text.tokenize import prompt_ids
@@ -70,24 +68,6 @@ class Text:
     def length(self) -> int:
         """Number of positions of a block."""
         return self.blocks.shape[1] - 1
-
-
-def text_elsewhere(
-    artifact: Artifact | None, model: LoadedModel, source: str | None, blocks: int, callback: Callback
-) -> Text:
-    """The text on which the forgetting of a result is measured (`text_for`). DataError where the run was trained on it,
-    or held to its base on it; a warning where the usual text is like what it was held to."""
-    text = text_for(model, source, blocks=blocks)
-    if artifact is None or artifact.data_report is None:
-        return text
-    refuse_trained_on(text, artifact.data_report, artifact.anchor)
-    anchor = None if artifact.run is None else artifact.run.experiment.training.anchor
-    if source is None and anchor is not None and anchor.code:
-        callback(WarningMessage(
-            "the run was held to its base on code of Python's standard library, and forgetting is measured on Python's "
-            "documentation, which is like it. Give another text (--text) to see what is forgotten elsewhere"
-        ))  # fmt: skip
-    return text
 
 
 def text_for(model: LoadedModel, source: str | None = None, *, blocks: int = BLOCKS, length: int = LENGTH) -> Text:

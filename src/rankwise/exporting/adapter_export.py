@@ -2,29 +2,48 @@
 
 At a strength other than 1 the change is so many times what was trained. That goes into B, which every engine reads, and
 into no setting. What was written is read back and compared before it takes its name.
+
+mlx-lm's format holds one rank and the scale 1 for all layers:
+
+    adapters.safetensors    path.lora_a = A^T (I, r)      path.lora_b = B^T (r, O)
+    adapter_config.json     fine_tune_type lora, num_layers, lora_parameters {rank, scale 1, dropout 0, keys}
+
+mlx-lm lays factors over the layers in `keys`, which are named inside a block or, outside the blocks, by their whole
+path, and then reads the tensors. A layer in `keys` without tensors gets factors that change nothing. mlx-lm names the
+layers of a block as transformers does, below `model.layers`; an adapter of a model with other names is refused.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import regex
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rankwise.adapters.formats.dialects import read_adapter
+from rankwise.adapters.formats.mlx import WEIGHTS
 from rankwise.adapters.formats.peft import as_lora, rewrite
-from rankwise.adapters.weights import AdapterWeights, check_same
+from rankwise.adapters.formats.peft_reader import CONFIG
+from rankwise.adapters.weights import AdapterWeights, Factors, check_same
+from rankwise.errors import AdapterError, RunError, some
 from rankwise.exporting.engine_rules import VLLM_RANKS
 from rankwise.exporting.merge import beside
-from rankwise.exporting.mlx import write_mlx
-from rankwise.methods.adapter_folder import filled_by_export
-from rankwise.methods.artifact import Artifact
+from rankwise.methods.artifact import Artifact, recorded_base, stored_weights
+from rankwise.methods.model_card import UNKNOWN, CardFacts, card
 from rankwise.methods.registry import method_of
-from rankwise.methods.stored_adapter import stored_weights
+from rankwise.models.beside import copy_reader
 from rankwise.models.rotary_names import missing_names
 from rankwise.models.sources import LOCAL
+from rankwise.runs.directory import CARD
 from rankwise.runs.manifest import BaseModelFacts
 from rankwise.runs.records import Callback, WarningMessage
-from rankwise.system.files import need_space, told_when_full
+from rankwise.system.files import need_space, published, told_when_full, write_atomic, write_json
 from rankwise.system.hub import could_be_hub_id
 
 FORMATS = ("peft", "portable", "mlx")
@@ -88,3 +107,104 @@ def _with_scale(stored: AdapterWeights, strength: float) -> AdapterWeights:
     """Put the strength into the scale of each layer, to compare with."""
     factors = {path: replace(part, scale=part.scale * strength) for path, part in stored.factors.items()}
     return replace(stored, factors=factors)
+
+
+IN_BLOCK = regex.compile(r"model\.layers\.(?P<block>\d+)\.(?P<key>.+)")
+OUTSIDE = ("lm_head", "model.embed_tokens")
+MATRIX = 2
+
+
+def write_mlx(
+    weights: AdapterWeights, folder: Path, beside: Mapping[str, Any], fill: Callable[[Path], None] | None = None
+) -> None:
+    """Write an adapter as `AdapterWeights.portable` makes it, whole or not at all, and read it back before the folder
+    takes its name. AdapterError where mlx-lm could not express it."""
+    _refuse_for_mlx(weights, folder)
+    tensors: dict[str, Tensor] = {}
+    for path, part in weights.factors.items():
+        tensors |= {f"{path}.lora_a": part.A.T.contiguous(), f"{path}.lora_b": part.B.T.contiguous()}
+    with published(folder) as temporary:
+        save_file(tensors, temporary / WEIGHTS, metadata={"format": "mlx"})
+        for file, value in {CONFIG: mlx_settings(weights), **beside}.items():
+            write_json(temporary / file, value)
+        if fill is not None:
+            fill(temporary)
+        check_same(read_adapter(temporary), weights, folder)
+
+
+def mlx_settings(weights: AdapterWeights) -> dict[str, Any]:
+    blocks = [match for path in weights.factors if (match := IN_BLOCK.fullmatch(path))]
+    keys = {match["key"] for match in blocks} | {path for path in weights.factors if path in OUTSIDE}
+    return {
+        "fine_tune_type": "lora",
+        "lora_parameters": {"rank": weights.rank, "scale": 1.0, "dropout": 0.0, "keys": sorted(keys)},
+        "model": weights.settings.get("base_model_name_or_path"),
+        "num_layers": 1_000,  # the last so many blocks, and no model has more
+    }
+
+
+def _refuse_for_mlx(weights: AdapterWeights, folder: Path) -> None:
+    problems = [
+        f'"{path}" has a name that mlx-lm may not know; known are {", ".join(OUTSIDE)} and layers of model.layers'
+        for path in weights.factors
+        if path not in OUTSIDE and not IN_BLOCK.fullmatch(path)
+    ]
+    problems += [
+        f'"{path}" {"holds all experts of a block" if part.experts else "is a convolution"}'
+        for path, part in weights.factors.items()
+        if not _is_matrix(part)
+    ]
+    problems += [f'"{name}" was trained whole, which this format does not hold' for name in weights.heads]
+    if not weights.factors:
+        problems.append("no layer has an adapter")
+    if problems:
+        raise AdapterError(f"{folder} cannot be written for mlx-lm: {some(problems, 4)}. Use the format merged.")
+
+
+def _is_matrix(part: Factors) -> bool:
+    return part.A.ndim == MATRIX
+
+
+LARGEST_CARD = 1_000_000
+"""Bytes."""
+
+
+def filled_by_export(
+    artifact: Artifact, adapter: AdapterWeights, change: str, callback: Callback
+) -> Callable[[Path], None]:
+    """From the adapter that is exported, since no base model is loaded for it. `change` says how this one differs."""
+
+    def fill(folder: Path) -> None:
+        if not copy_reader(artifact.result, folder):
+            callback(
+                WarningMessage(
+                    f"{artifact.result} has no tokenizer, so {folder} has none either; use the base model's tokenizer"
+                )
+            )
+        text = _card_of(artifact, adapter, change)
+        if text is not None:
+            write_atomic(folder / CARD, text.encode())
+
+    return fill
+
+
+def _card_of(artifact: Artifact, adapter: AdapterWeights, change: str) -> str | None:
+    """Written anew for a run; an adapter's folder has its own, to which the change is added, or none."""
+    if artifact.run is None:
+        own = artifact.folder / CARD
+        if not own.is_file() or own.stat().st_size > LARGEST_CARD:
+            return None
+        text = own.read_text(encoding="utf-8", errors="replace").rstrip("\n")
+        return f"{text}\n\n{change}\n" if change else f"{text}\n"
+    manifest, data_report = artifact.run.manifest, artifact.data_report
+    if manifest.results is None or data_report is None:
+        raise RunError(f"{artifact.folder} has no results, so the run is not finished.")
+    ranks = [part.rank for part in adapter.factors.values()]
+    base = recorded_base(artifact.result)
+    return card(
+        CardFacts(
+            artifact.run.experiment, artifact.trained_on or manifest.base_model,
+            UNKNOWN if base is None else base.licence, data_report,
+            manifest.results, manifest.learning_rate, ranks, change, artifact.lineage,
+        )
+    )  # fmt: skip

@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 from rankwise.adapters.base_layers import is_embedding, is_transposed, kind_of
 from rankwise.adapters.formats.peft import rewrite, task_type_of
-from rankwise.adapters.formats.peft_settings import settings_of
+from rankwise.adapters.formats.peft_config import settings_of
 from rankwise.adapters.low_rank import of_matrix
 from rankwise.adapters.targets import host_view
 from rankwise.adapters.weights import AdapterWeights, Factors
 from rankwise.errors import AdapterError, some
 from rankwise.exporting.merging.as_adapter import LayerError
-from rankwise.exporting.merging.number_formats import FORMATS, refusal
-from rankwise.methods.base import BASE_FACTS, BaseFacts
+from rankwise.exporting.merging.plan import FORMATS, refusal
+from rankwise.methods.artifact import BASE_FACTS, BaseFacts
 from rankwise.models.beside import copy_reader
 from rankwise.models.kind import ModelKind
 from rankwise.models.skeleton import skeleton

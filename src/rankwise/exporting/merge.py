@@ -21,9 +21,8 @@ from torch import Tensor, nn
 
 from rankwise.errors import AdapterError, RunError
 from rankwise.inference.tuned_model import load_tuned
-from rankwise.kernels.quantized.whole import unpack_weights
-from rankwise.methods.artifact import Artifact
-from rankwise.methods.base import BASE_FACTS
+from rankwise.kernels.quantized.tensor import unpack_weights
+from rankwise.methods.artifact import BASE_FACTS, Artifact
 from rankwise.methods.registry import method_of
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.pooling import as_block

@@ -1,7 +1,9 @@
-"""A Modelfile for Ollama: the model's files, and the chat template of the run as a template of Go.
+"""A run as a folder that `ollama create` reads: the merged model, and a Modelfile with the chat template of the run as
+a template of Go.
 
 The template is one of those that are known (ollama_templates.py): the first that gives thirty conversations the token
-ids of training (template_parity.py). What Ollama reads itself, by its source of version 0.33.0-rc2:
+ids of training (template_parity.py). It is chosen before any weight is written, so that a chat template which Ollama
+cannot render is refused in the first second. What Ollama reads itself, by its source of version 0.33.0-rc2:
 
 - TEMPLATE is rendered by Go's text/template. If a Modelfile has none, or if the GGUF file's own Jinja template knows
   tools and TEMPLATE does not, versions from 0.30 on render the Jinja template with llama.cpp instead.
@@ -13,11 +15,17 @@ ids of training (template_parity.py). What Ollama reads itself, by its source of
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from rankwise.errors import TemplateError
+from rankwise.errors import RunError, TemplateError
+from rankwise.exporting.merge import Merged, export_merged
 from rankwise.exporting.ollama_templates import ANY_QUESTION, KNOWN, Served, candidates
-from rankwise.exporting.parity_conversations import Conversation
-from rankwise.exporting.template_parity import Parity, template_parity
+from rankwise.exporting.served_jinja import template_of
+from rankwise.exporting.template_parity import Conversation, Parity, template_parity
+from rankwise.methods.artifact import Artifact
+from rankwise.methods.registry import method_of
+from rankwise.models.loading import load_tokenizer
+from rankwise.runs.records import Callback
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.example import Message
 from rankwise.text.jinja_source import names
@@ -141,3 +149,25 @@ def quoted(text: str, what: str) -> str:
     if '"""' in text:
         raise TemplateError(f'{what} contains """, which ends a text in a Modelfile. {ELSEWHERE}')
     return f'"""{text}"""'
+
+
+MODELFILE = "Modelfile"
+
+
+def export_ollama(
+    artifact: Artifact, folder: Path, callback: Callback, dtype: str | None, strength: float = 1.0, *, force_base: bool
+) -> tuple[Merged, OllamaTemplate]:
+    """Write the merged model with a Modelfile beside it; the Modelfile names the folder as its base."""
+    if artifact.targets is not None:
+        raise RunError(f"{artifact.described} is a classifier, and Ollama serves models that write text. Use merged.")
+    tokenizer, _, positions = load_tokenizer(method_of(artifact.config).model_of(artifact), callback)
+    served = ollama_template(template_of(artifact, tokenizer))
+    report, run = artifact.data_report, artifact.run
+    text = modelfile(
+        served, base=".", system=None if report is None else report.system,
+        max_length=None if run is None else run.experiment.data.max_length, positions=positions,
+    )  # fmt: skip
+    merged = export_merged(
+        artifact, folder, callback, dtype, strength, force_base=force_base, texts={MODELFILE: text}
+    )  # fmt: skip
+    return merged, served

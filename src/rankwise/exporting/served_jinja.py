@@ -1,25 +1,30 @@
-"""The Jinja template that a GGUF file carries, so that an engine renders what training rendered.
+"""The Jinja template that an export carries, in a GGUF file or in a folder, compared with training's.
 
-llama.cpp, llama-cpp-python and Ollama from 0.30 on render the file's own Jinja template (tokenizer.chat_template). They
-know less than transformers does. models/saving.py removes `{% generation %}` marks and writes out the start token that
-the tokenizer puts before every text; llama.cpp does not add it twice. Here three more changes are made:
+llama.cpp, llama-cpp-python and Ollama from 0.30 on render a GGUF file's own Jinja template (tokenizer.chat_template).
+They know less than transformers does. models/saving.py removes `{% generation %}` marks and writes out the start token
+that the tokenizer puts before every text; llama.cpp does not add it twice. Here three more changes are made:
 
 - a template for tools and one without become one template;
 - `enable_thinking` is set as in training;
 - special tokens are set that engines do not pass, or pass as another token.
+
+Programs that read adapters and models as folders take the template from chat_template.jinja, or from the field of
+tokenizer_config.json. Where neither was written, a reader uses the base model's own, which is said and is no parity.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rankwise.errors import TemplateError
 from rankwise.exporting.template_parity import Parity, template_parity
 from rankwise.methods.artifact import Artifact
-from rankwise.models.beside import templates_in
+from rankwise.models.beside import TEMPLATE, TOKENIZER_CONFIG, templates_in, tokenizer_in
 from rankwise.models.saving import template_text
+from rankwise.runs.records import Callback, WarningMessage
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.example import Message
 from rankwise.text.jinja_source import names
@@ -102,3 +107,33 @@ def as_openai(message: Message) -> dict[str, Any]:
     ]
     named = {"name": message.name} if message.name is not None else {}
     return {"role": message.role, "content": message.content} | ({"tool_calls": calls} if calls else {}) | named
+
+
+ABSENT = Parity(0, 0, ("no chat template was written, so a reader uses the base model's own",), ())
+
+
+def folder_parity(artifact: Artifact, folder: Path, callback: Callback) -> Parity | None:
+    """None for a classifier and for an encoder with a decoder, which hold no conversations."""
+    if artifact.targets is not None or artifact.encoder_decoder:
+        return None
+    tokenizer = tokenizer_in(folder) if templates_in(folder) else None
+    if tokenizer is None:
+        return ABSENT
+
+    own, hub = template_of(artifact, tokenizer), tokenizer.hub
+
+    def render(messages: Sequence[Message], tools: Sequence[Any]) -> str:
+        try:
+            source = hub.get_chat_template(tools=list(tools) or None)
+        except ValueError as error:  # several templates, and no default
+            raise TemplateError(str(error)) from None
+        return rendered_prompt(source, {**hub.special_tokens_map, "enable_thinking": own.thinks}, messages, tools)
+
+    carrier = TEMPLATE if (folder / TEMPLATE).is_file() else TOKENIZER_CONFIG
+    parity = template_parity(own, render, adds_start=False, carrier=carrier)
+    if parity.different:
+        callback(WarningMessage(
+            f"{folder / carrier} writes {len(parity.different)} of {parity.conversations} conversations otherwise than "
+            f"training did, first {parity.different[0]}"
+        ))  # fmt: skip
+    return parity

@@ -10,14 +10,118 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import pairwise
 from typing import Any
 
 from rankwise.errors import TemplateError
-from rankwise.exporting.parity_conversations import Conversation, conversations
 from rankwise.text.chat_template import ChatTemplate
-from rankwise.text.example import Example
+from rankwise.text.example import Example, Message, ToolCall
 from rankwise.text.template_probe import shown_of
 from rankwise.text.tokenize import prompt_ids
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation up to where the model answers, under a name for messages."""
+
+    name: str
+    messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+
+
+TEXTS = (
+    "What is the capital of France?", ("word " * 400).strip(), "def area(r):\n\treturn 3.14 * r ** 2\n\nExplain this.",
+    "Was kostet ein Stück Käsekuchen in Köln?", "你好,请介绍一下巴黎。", "שלום, מה שלומך?", "مرحبا بالعالم",
+    "naïve café, Ångström and 10 €", "🙂👩\u200d👧 and 🇳🇴?", "1 < 2 && 3 > 2, \"quoted\" and 'single'",
+    "{{ .Prompt }} and {% if %}", "line one\nline two\n\n\nline five", "a\u00a0b\u2028c", "Name three primes.",
+    'Answer with yes or no: is {"a": [1, 2]} JSON?',
+)  # fmt: skip
+ANSWERS = (
+    "Paris.", "2, 3 and 5.", "It computes an area.\n\n- pi is 3.14", "Das weiß ich nicht.", "好的。",
+    "<b>Yes</b> & no", "4",
+)  # fmt: skip
+SYSTEMS = ("You answer briefly.", "Du antwortest auf Deutsch.\nImmer.", "Be kind: 你好 & <polite>.")
+
+
+def _talk(turns: int, first: int, system: str | None = None) -> tuple[Message, ...]:
+    messages = [Message("system", system)] if system is not None else []
+    for turn in range(turns):
+        messages.append(Message("user", TEXTS[(first + turn) % len(TEXTS)]))
+        if turn + 1 < turns:
+            messages.append(Message("assistant", ANSWERS[(first + turn) % len(ANSWERS)]))
+    return tuple(messages)
+
+
+def _plain() -> list[Conversation]:
+    made = [Conversation(f"question {number + 1}", _talk(1, number)) for number in range(12)]
+    made += [Conversation(f"{turns} questions", _talk(turns, 3 * turns)) for turns in (2, 3, 4)]
+    made += [
+        Conversation(f"{turns} questions with a system message", _talk(turns, 5 + turns, SYSTEMS[turns % len(SYSTEMS)]))
+        for turns in (1, 2, 3, 4)
+    ]
+    edges = {"a space before": " {}", "a space behind": "{} ", "line breaks around": "\n\n{}\n"}
+    made += [
+        Conversation(f"{name} the question", (Message("user", form.format("Hello")),)) for name, form in edges.items()
+    ]
+    blank = (Message("user", "One"), Message("assistant", " Two \n"), Message("user", "Three"))
+    made += [
+        Conversation("white space around an answer", blank),
+        Conversation("white space around a system message", (Message("system", " Be brief.\n"), *_talk(2, 1))),
+        Conversation("an empty system message", _talk(1, 2, "")),
+    ]
+    made += [
+        Conversation(f"{2 + number % 3} questions from text {number + 1}", _talk(2 + number % 3, number))
+        for number in range(12)
+    ]
+    apart = [(Message("user", f"{one}\n\n{two}"),) for one, two in pairwise((*TEXTS, TEXTS[0]))]
+    return made + [Conversation(f"question of two parts {number + 1}", one) for number, one in enumerate(apart)]
+
+
+def _tool(name: str, about: str, **properties: dict[str, Any]) -> dict[str, Any]:
+    parameters = {"type": "object", "properties": properties, "required": list(properties)[:1]}
+    return {"type": "function", "function": {"name": name, "description": about, "parameters": parameters}}
+
+
+CITY = {"type": "string", "description": "A city's name"}
+UNIT = {"type": "string", "enum": ["celsius", "fahrenheit"]}
+WEATHER = _tool("get_weather", "Weather in a city", city=CITY, unit=UNIT)
+ADD = _tool("add", "Add two numbers", a={"type": "number"}, b={"type": "number"})
+NESTED = _tool("search", "Search", filters={"type": "object", "properties": {"year": {"type": "integer"}}})
+UNSORTED = _tool("route", "Plan a route", start=CITY, end=CITY)
+
+
+def _with_tools() -> list[Conversation]:
+    ask, again = Message("user", "How warm is it in Köln?"), Message("user", "And in Oslo?")
+    cologne, oslo = (ToolCall("get_weather", {"city": city, "unit": "celsius"}) for city in ("Köln", "Oslo"))
+    result, answer = Message("tool", '{"celsius": 21}', name="get_weather"), Message("assistant", "It is 21 °C.")
+    called = Message("assistant", "", tool_calls=(cologne,))
+    both = Message("assistant", "", tool_calls=(cologne, oslo))
+    spoken = Message("assistant", "Let me look.", tool_calls=(oslo,))
+    numbers = Message("assistant", "", tool_calls=(ToolCall("add", {"a": 1, "b": -2.5}),))
+    system = Message("system", SYSTEMS[0])
+    turns: Sequence[tuple[str, tuple[Message, ...], tuple[dict[str, Any], ...]]] = (
+        ("tools before a question", (ask,), (WEATHER,)),
+        ("two tools and a system message", (system, ask), (WEATHER, ADD)),
+        ("a call and its result", (ask, called, result), (WEATHER,)),
+        ("a call, its answer and a question", (ask, called, result, answer, again), (WEATHER, ADD)),
+        ("two calls at once", (ask, both, result, result), (WEATHER,)),
+        ("calls in two turns", (system, ask, called, result, answer, again, spoken, result), (WEATHER,)),
+        ("an answer before a call", (ask, spoken, result), (WEATHER,)),
+        ("numbers in a call", (Message("user", "1 - 2.5?"), numbers, Message("tool", "-1.5", name="add")), (ADD,)),
+        ("questions before a call", (*_talk(2, 1), Message("assistant", "Yes."), ask, called, result), (WEATHER, ADD)),
+        ("tools that are not used", _talk(3, 4, SYSTEMS[2]), (ADD,)),
+        ("a tool with a nested object", (ask,), (NESTED,)),
+        ("a tool whose parameters are not in alphabetical order", (ask,), (UNSORTED,)),
+    )
+    return [Conversation(*one) for one in turns]
+
+
+@cache
+def conversations() -> tuple[Conversation, ...]:
+    """All conversations, those with tools first."""
+    return (*_with_tools(), *_plain())
+
 
 COUNT = 30
 Renderer = Callable[[Sequence[Any], Sequence[Any]], str]

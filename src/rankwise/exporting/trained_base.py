@@ -20,8 +20,7 @@ from torch import Tensor
 from rankwise.config.models import ModelConfig, PackedFormat
 from rankwise.errors import AdapterError, some
 from rankwise.kernels.quantized.formats import FORMATS
-from rankwise.kernels.quantized.tensor import QuantizedTensor
-from rankwise.kernels.quantized.whole import in_full
+from rankwise.kernels.quantized.tensor import QuantizedTensor, in_full
 from rankwise.models.kind import ModelKind
 from rankwise.models.quantized_folder import quantized_folder
 from rankwise.models.tensor_files import MappedFiles, StoredTensor, read_header

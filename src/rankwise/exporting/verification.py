@@ -5,30 +5,43 @@
     3  verdict   token ids, answers and log-probabilities within the tolerance of the number format (agreement.py)
 
 Verification is on by default where an engine is at hand and the model is small enough to be asked in a minute or two.
+An export is called done once no engine at hand objects: until then it lies under a hidden name beside its own, so if an
+engine says something else than the trained model, or the process ends, nothing lies under the name that was asked for.
+The figures go into the model card.
 """
 
 from __future__ import annotations
 
 import gc
+import os
+import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 
-from rankwise.errors import ExportError, ModelError, RankwiseError
-from rankwise.exporting.agreement import EngineVerdict, Figures, compare
-from rankwise.exporting.class_reference import ClassReference, class_reference_of, compare_classes
+from rankwise.errors import ConfigError, ExportError, ModelError, RankwiseError, RunError
+from rankwise.exporting.agreement import (
+    ClassReference,
+    EngineVerdict,
+    Figures,
+    class_reference_of,
+    compare,
+    compare_classes,
+)
 from rankwise.exporting.engine_process import SERVER, EngineDriver, EngineFailure, ask, engines_for, interpreters
-from rankwise.exporting.questions import QUESTIONS
-from rankwise.exporting.reference import Reference, mean_difference, open_float32, reference_of, scored
+from rankwise.exporting.reference import QUESTIONS, Reference, mean_difference, open_float32, reference_of, scored
 from rankwise.methods.artifact import Artifact
 from rankwise.methods.registry import method_of
 from rankwise.models.cached import is_here
 from rankwise.models.saving import stored_as
+from rankwise.runs.directory import CARD
 from rankwise.runs.records import Callback, StatusMessage, silent
+from rankwise.system.files import write_atomic
 
 Wish = Literal["auto", "yes", "no"]
 LARGEST = 2_000_000_000
@@ -266,3 +279,74 @@ def _verdict(
     if isinstance(reference, ClassReference):
         return compare_classes(reference, replies, export.number_format)
     return compare(reference, replies, export.number_format)
+
+
+HEADING = "## Verified in"
+
+
+def refuse_unverifiable(how: Verifying, folder: Path) -> None:
+    """All that is wrong with the wishes, before anything is written."""
+    problems = []
+    if how.rows is not None and not os.path.exists(how.rows):  # noqa: PTH110  it may be no path
+        problems.append(f"--verify-data {how.rows}: there is no such file.")
+    if how.wish == "no" and (how.pythons or how.rows or how.url):
+        problems.append("--no-verify runs no engine, so --engine-python, --verify-data and an address are of no use.")
+    if how.url is not None and not how.url.startswith(("http://", "https://")):
+        problems.append(f"--verify {how.url}: is no address. Give one such as http://localhost:8000, or leave it out.")
+    if how.server_model is not None and how.url is None:
+        problems.append("--server-model is the name by which a server knows the model; give its address with --verify.")
+    if problems:
+        raise ConfigError(problems)
+    if how.url is not None and not os.path.lexists(folder):
+        raise RunError(
+            f"{folder} does not exist. Export it first, start the server with it, and then compare the server: "
+            f"--verify {how.url}."
+        )
+
+
+def arrived(artifact: Artifact, export: Export, how: Verifying, callback: Callback) -> Verification:
+    """Verify what was just written. ExportError, and nothing left, where it is not what was trained."""
+    folder = Path(export.path)
+    with _hidden(folder) as hidden:
+        verification = verify(artifact, replace(export, path=str(hidden.absolute())), how, callback)
+        require(verification, str(folder))
+        _add_to_card(hidden / CARD, verification)
+    return verification
+
+
+def served(artifact: Artifact, export: Export, how: Verifying, callback: Callback) -> Verification:
+    """Compare what a server answers. ExportError where it is not what was trained; the folder stays as it is."""
+    verification = verify(artifact, export, replace(how, wish="yes"), callback)
+    if verification.wrong:
+        raise ExportError(f"{how.url} does not answer as {artifact.described} does: {verification.wrong[0].why}.")
+    unasked = next((one for one in verification.verdicts if one.status == "not run"), None)
+    if unasked is not None:
+        raise ExportError(f"{how.url} could not be compared with {artifact.described}: {unasked.why}.")
+    return verification
+
+
+@contextmanager
+def _hidden(folder: Path) -> Iterator[Path]:
+    """Another name for as long as the block runs, and none at all if it fails. A file lies in a hidden folder, so that
+    it keeps its ending and is cleared away as other temporary folders are (system/files.py)."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    hidden = temporary / folder.name if folder.is_file() else temporary
+    if hidden != temporary:
+        temporary.mkdir()
+    folder.rename(hidden)
+    try:
+        yield hidden
+        hidden.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _add_to_card(card: Path, verification: Verification) -> None:
+    """What the engines said, for whoever reads the folder later."""
+    ran = [one for one in verification.verdicts if one.by == "run"]
+    if not ran or not card.is_file():
+        return
+    text = card.read_text(encoding="utf-8", errors="replace").partition(f"\n{HEADING}")[0].rstrip("\n")
+    rows = "\n".join(f"- {one.line()}" for one in ran)
+    asked = f"Asked: {verification.about}; compared with the trained model in float32."
+    write_atomic(card, f"{text}\n\n{HEADING} other software\n\n{asked}\n\n{rows}\n".encode())

@@ -1,7 +1,7 @@
 """The forward pass of a decoder by kernels, on one row of packed sequences without padding.
 
 It computes what transformers computes: the parts of each block are its own modules, with or without adapters, and only
-their combination is written here (decoders/). Models are recognised by the class of their blocks; all others use the
+their combination is written here (decoders.py). Models are recognised by the class of their blocks; all others use the
 eager backend. Before a run relies on the kernels, both backends are compared on the model itself (agreement.py).
 """
 
@@ -18,16 +18,11 @@ from torch.utils.checkpoint import checkpoint
 
 from rankwise.data.batches import Batch
 from rankwise.data.flat import flat, joined
-from rankwise.forward.decoders.decoder import Decoder
-from rankwise.forward.decoders.gemma import GEMMA, GEMMA3
-from rankwise.forward.decoders.gpt2 import GPT2
-from rankwise.forward.decoders.llama import LLAMA
-from rankwise.forward.decoders.neox import NeoX
+from rankwise.forward.decoders import GEMMA, GEMMA3, GPT2, LLAMA, Decoder, NeoX
 from rankwise.forward.prefix_cache import Prefix
 from rankwise.forward.reference import random_documents
 from rankwise.kernels.attention import BLOCK
-from rankwise.kernels.divergence import head_divergence
-from rankwise.kernels.loss import head_log_probabilities, head_loss
+from rankwise.kernels.loss import head_divergence, head_log_probabilities, head_loss
 
 DECODERS: tuple[Decoder, ...] = (LLAMA, GEMMA, GEMMA3, NeoX(), GPT2())
 PROBED = (BLOCK + 23, 5, 14)

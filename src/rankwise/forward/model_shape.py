@@ -18,15 +18,15 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 import rankwise.models.quiet as quiet
+from rankwise.adapters.adapter import conv_problem
 from rankwise.adapters.base_layers import experts_of, features_of, kind_of, weight_of
-from rankwise.adapters.convolutions import conv_problem
 from rankwise.adapters.experts import stacked_by_own_code, stacked_hosts
 from rankwise.adapters.fused import split_of
 from rankwise.config.base import shown
 from rankwise.config.layer import Layer
 from rankwise.errors import ModelError, RankwiseError, did_you_mean, first_line
 from rankwise.forward.image_shape import side_in, with_measured_images
-from rankwise.forward.positions import usable_positions
+from rankwise.forward.reference import usable_positions
 from rankwise.forward.saved_activations import measured, stacks_of
 from rankwise.forward.two_sided_shape import measured_sides
 from rankwise.models.heads import head_modules

@@ -1,6 +1,8 @@
 """The plan of a training: the shape of its model, found or built, and the arithmetic on it (planning/plan.py).
 
-torch and transformers come in only for a model that neither the catalogue nor the cache of shapes has.
+torch and transformers come in only for a model that neither the catalogue nor the cache of shapes has. The head that a
+classifier gets is known before its model is loaded: it has an output for each class of the rows, or one for a number. A
+pooler that the model's weights lack belongs to it: an encoder that was pretrained on masked tokens alone has none.
 """
 
 from __future__ import annotations
@@ -8,25 +10,28 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rankwise.config.images import ImagesConfig
 from rankwise.config.misfits import misfits
 from rankwise.config.planning import Planned
-from rankwise.data.tag_classes import holds_tags
+from rankwise.data.classes import read_targets
+from rankwise.data.tag_classes import holds_tags, read_tags
 from rankwise.errors import ConfigError, ModelError
 from rankwise.planning.devices import Device
-from rankwise.planning.image_rows import side_of
-from rankwise.planning.new_head import TWO_CLASSES, new_head
-from rankwise.planning.new_tokens import with_new_tokens
 from rankwise.planning.plan import Plan, plan_for
+from rankwise.planning.pooling import pooling_of
 from rankwise.planning.processes import ALONE, Processes
-from rankwise.planning.reading import read_shape
+from rankwise.planning.reading import PlannedBase
 from rankwise.planning.shape import ModelShape, NewHead
 from rankwise.planning.time import Probe
 
 TEXTS, WORDS, IMAGES = "sequence-classification", "token-classification", "image-classification"
 SEQUENCES = "sequence-to-sequence"
+TWO_CLASSES = 2
+"""Outputs where no rows are given."""
+POOLER = "pooler."
 
 
 def plan(
@@ -41,38 +46,79 @@ def plan(
             "model.sharded: a plan is made of whole bases. Leave it out; with --processes N a line says what "
             "a base takes that is split over them."
         ])  # fmt: skip
-    shape = with_new_tokens(shape_planned(config, outputs), len(config.model.new_tokens))
-    return plan_for(shape, config, device=device, price=price, measured=measured, on=on, processes=processes)
+    base = base_of(config.model.name, config.model.revision)
+    shape = shape_planned(config, base, outputs).with_new_tokens(len(config.model.new_tokens))
+    return plan_for(
+        shape, base.tokens, config, device=device, price=price, measured=measured, on=on, processes=processes
+    )
 
 
-def shape_planned(config: Planned, outputs: int | None = None) -> ModelShape:
+def shape_planned(config: Planned, base: PlannedBase, outputs: int | None = None) -> ModelShape:
     """The shape of the model as it is trained, with a new head where it is to classify. An encoder whose objective and
     rows are not given is only counted. ConfigError where a setting has no effect with the objective."""
-    name, revision, objective = config.model.name, config.model.revision, config.objective
-    base = None
+    objective = config.objective
     if objective == "auto":
-        base = shape_of(name, revision)
-        objective = _decided(base, config)
-        if (
-            objective in (TEXTS, IMAGES)
-            and config.data is None
-            and config.images == ImagesConfig()
-            and config.adapter.misfit("causal-lm") is None
-        ):
-            return base
+        objective, untrained = _decided(base.shape(), config), config.data is None and config.images == ImagesConfig()
+        if objective in (TEXTS, IMAGES) and untrained and config.adapter.misfit("causal-lm") is None:
+            return base.shape()
     if problems := misfits(config.model_copy(update={"objective": objective})):
         raise ConfigError(problems)
     if objective == TEXTS:
-        return read_shape(name, revision, _built, new_head(config, outputs))
-    base = base or shape_of(name, revision)
-    _refuse_misfit(objective, base, name)
+        return base.shape(new_head(config, base, outputs))
+    own = base.shape()
+    _refuse_misfit(objective, own, base.name)
     if objective == WORDS:
-        return read_shape(name, revision, _built, new_head(config, outputs, words=True))
+        return base.shape(new_head(config, base, outputs, words=True))
     if objective != IMAGES:
-        return base
-    if base.image is None:
-        raise ConfigError([f"the objective is {IMAGES}, but {name} ({base.family}) is a model of texts."])
-    return read_shape(name, revision, _built, new_head(config, outputs, side_of(config, base.image)))
+        return own
+    if own.image is None:
+        raise ConfigError([f"the objective is {IMAGES}, but {base.name} ({own.family}) is a model of texts."])
+    return base.shape(new_head(config, base, outputs, side_of(config, base, own.image)))
+
+
+def side_of(config: Planned, base: PlannedBase, own: int) -> int:
+    """Pixels a side of the images that a model is trained on: those of the setting, else of the model's own image
+    processor, else `own`, the size that its config.json has."""
+    size = config.images.size
+    if size != "auto":
+        return size
+    try:
+        return base.image_side(own)
+    except ModelError:  # training says what is wrong with it
+        return own
+
+
+def new_head(
+    config: Planned, base: PlannedBase, outputs: int | None = None, image: int | None = None, *, words: bool = False
+) -> NewHead:
+    """`outputs` saves reading the rows. `image` is the side of the images that a model of images is trained on.
+    `words`: each word has a class, and no pooler is needed for it."""
+    if outputs is None:
+        rows, read = config.data, read_tags if words else read_targets
+        outputs = TWO_CLASSES if rows is None else read(rows, config.classification).outputs
+    pooled = not words and image is None and pooling_of(base.folder, config.classification)[0] != "own"
+    return NewHead(outputs, not words and not pooled and _lacks_pooler(base), image, words, pooled)
+
+
+def _lacks_pooler(base: PlannedBase) -> bool:
+    """By the names of its weights; by its architecture where these are not here."""
+    if base.folder is None:
+        return False
+    files = sorted(base.folder.glob("*.safetensors"))
+    if not files:
+        named = base.config[0].get("architectures")
+        return isinstance(named, list) and any("MaskedLM" in str(one) for one in named)
+    return not any(POOLER in name for file in files for name in _names(file))
+
+
+def _names(file: Path) -> list[str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "np") as tensors:
+            return list(tensors.keys())
+    except (OSError, SafetensorError):  # training says what is wrong with it
+        return [POOLER]
 
 
 def _decided(base: ModelShape, config: Planned) -> str:
@@ -100,19 +146,25 @@ def _refuse_misfit(objective: str, base: ModelShape, name: str) -> None:
 
 def shape_of(name: str, revision: str | None = None) -> ModelShape:
     """The shape of the model that `rankwise plan --model` means by `name`."""
-    return read_shape(name, revision, _built)
+    return base_of(name, revision).shape()
+
+
+def base_of(name: str, revision: str | None = None) -> PlannedBase:
+    """The model itself, whose shape is built where nobody knows it."""
+    return PlannedBase(name, revision, _built)
 
 
 def shape_to_adapt(name: str) -> ModelShape:
     """The shape that an adapter is laid over: of a model of images that of a classifier, which has no second tower and
     no pooler. Where no forward pass can be made, that of the whole model."""
-    base = shape_of(name)
-    if base.image is None:
-        return base
+    base = base_of(name)
+    own = base.shape()
+    if own.image is None:
+        return own
     try:
-        return read_shape(name, None, _built, NewHead(TWO_CLASSES, image=base.image))
+        return base.shape(NewHead(TWO_CLASSES, image=own.image))
     except ModelError:
-        return base
+        return own
 
 
 def _built(config: dict[str, Any], name: str, where: str, head: NewHead | None) -> ModelShape:

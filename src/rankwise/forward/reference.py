@@ -7,6 +7,8 @@ architecture does to its logits afterwards (scaling, soft caps) is unaffected, s
 Where sequences share a row, the model receives their positions, no mask and no cache. Only then does transformers
 recognise the borders, at which positions restart. An architecture that ignores positions gives no error, so
 `check_packs` tests the model first.
+
+Where an encoder reads the input, `OutputLogits` gives those of the decoder at the positions of its output.
 """
 
 from __future__ import annotations
@@ -127,3 +129,32 @@ def _without_dropout(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
+
+
+class OutputLogits:
+    """Maps a batch to logits (N, V): one row for each token of the outputs, in the order of `batch.targets`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module: Any = module
+
+    def __call__(self, batch: Batch) -> Tensor:
+        module = self._module
+        real = batch.inputs["attention_mask"]
+        with logits_at(module, batch.loss_mask):
+            return module(
+                input_ids=batch.input_ids.masked_fill(real == 0, module.config.pad_token_id or 0),
+                attention_mask=real,
+                decoder_input_ids=module.prepare_decoder_input_ids_from_labels(labels=batch.targets),
+                use_cache=False,
+            ).logits
+
+
+def usable_positions(module: nn.Module) -> int | None:
+    """The most tokens that position embeddings have room for, where the first of them are reserved: RoBERTa and its kin
+    number the tokens of a text from the position after that of padding, so of 514 positions 512 can be used."""
+    reserved = [
+        part.num_embeddings - part.padding_idx - 1
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Embedding) and name.endswith("position_embeddings") and part.padding_idx is not None
+    ]
+    return min(reserved, default=None)

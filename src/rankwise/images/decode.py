@@ -4,6 +4,13 @@ Only formats that hold pixels are read, each by Pillow's decoder for it, and not
 size is checked before any pixel is decoded, since a file of a few kilobytes can unfold to gigabytes. What cannot be
 trained on as it is, such as an animation, is refused; what has one usual meaning in RGB, such as CMYK, is converted and
 noted.
+
+Pixels of any kind into RGB, with a note of what was changed.
+
+Transparent pixels are laid over white. Deep pixels are scaled by the range of their type, 16 bits by 255 / 65535, and
+never by what one image contains, so that all images of a set are scaled alike.
+
+What a file is that is no image of a known format, by its first bytes, for messages.
 """
 
 from __future__ import annotations
@@ -20,10 +27,107 @@ from typing import Any
 import numpy as np
 
 from rankwise.errors import DataError, first_line
-from rankwise.images.convert import Refused, in_rgb, is_deep
-from rankwise.images.foreign import what_instead
 from rankwise.system.extras import need_extra
 from rankwise.text.example import ImageContent
+
+KINDS = {"1": "black and white (1 bit)", "L": "grayscale", "P": "a palette"}
+"""Modes of Pillow as they are called elsewhere; others have the usual name, such as CMYK."""
+SIXTEEN = 65535
+
+
+class Refused(Exception):
+    """Why an image is refused, as the end of a sentence that begins with its file."""
+
+
+def is_deep(opened: Any) -> bool:
+    """Whether an image that is not loaded yet has colours of 16 bits, of which the decoder drops the lower 8."""
+    return any(";16" in str(tile[3]) for tile in opened.tile) and not opened.mode.startswith("I")
+
+
+def in_rgb(picture: Any) -> tuple[Any, list[str]]:
+    """The picture in mode RGB, and what was changed."""
+    mode = picture.mode
+    if mode.startswith("I") or mode == "F":
+        return _scaled(picture)
+    notes = [] if mode in ("RGB", "RGBA", "RGBa") else [f"converted from {_kind(mode)}"]
+    if not picture.has_transparency_data:
+        return picture if mode == "RGB" else picture.convert("RGB"), notes
+    whole = picture.convert("RGBA")
+    opaque = whole.getchannel("A").getextrema()[0] == 255
+    return _over_white(whole), notes if opaque else [*notes, "laid over white where they are transparent"]
+
+
+def _kind(mode: str) -> str:
+    return KINDS.get(
+        "L" if mode.upper().startswith("LA") and mode != "LAB" else mode[:1] if mode == "PA" else mode, mode
+    )
+
+
+def _over_white(picture: Any) -> Any:
+    from PIL import Image
+
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture).convert("RGB")
+
+
+def _scaled(picture: Any) -> tuple[Any, list[str]]:
+    from PIL import Image
+
+    if picture.mode == "I":
+        raise Refused("has pixels of 32 bits, whose range is unknown. Save it with 8 or 16 bits per pixel")
+    pixels = np.asarray(picture)
+    low, high = float(pixels.min()), float(pixels.max())
+    if picture.mode == "F":
+        if not (low >= 0 and high <= 1):  # also where a pixel is not a number
+            raise Refused(f"has decimal pixels from {low:g} to {high:g}; numbers from 0 to 1 are expected")
+        note, end = "scaled from decimals between 0 and 1", 1
+    else:
+        bits = max(8, int(high).bit_length())
+        used = "" if bits == 16 else f", of which they use the lowest {bits}"
+        note, end = f"scaled from 16 bits{used}", SIXTEEN
+    eight = np.rint(pixels.astype(np.float32) * (255 / end)).astype(np.uint8)
+    return Image.fromarray(eight).convert("RGB"), [note]
+
+
+MARKS = {
+    b"%PDF": "a PDF", b"%!PS": "PostScript, which is a program and never run", b"\xc5\xd0\xd3\xc6": "PostScript (EPS)",
+    b"PK\x03\x04": "a zip archive", b"\x1f\x8b": "compressed (gzip)", b"8BPS": "a Photoshop file",
+    b"\0\0\x01\0": "an icon", b"version https://git-lfs": "a pointer of Git LFS; run git lfs pull",
+    b"\xff\x0a": "JPEG XL", b"\0\0\0\x0cJXL ": "JPEG XL", b"\0\0\0\x0cjP": "JPEG 2000", b"\x93NUMPY": "a NumPy array",
+}  # fmt: skip
+BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF", b"qt  ": "a video",
+          b"isom": "a video", b"mp42": "a video"}  # fmt: skip
+"""What files are that begin with a box "ftyp", by the brand in it."""
+
+
+def what_instead(source: Path | bytes) -> str:
+    """The end of a sentence: what the file seems to be, or nothing."""
+    head = source[:512] if isinstance(source, bytes) else _head(source)
+    if head[4:8] == b"ftyp":
+        return f"; it is {BRANDS.get(head[8:12], 'a media file')}"
+    kind = next((kind for mark, kind in MARKS.items() if head.startswith(mark)), None)
+    if kind is not None:
+        return f"; it is {kind}"
+    start = head.lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "; it is a web page"
+    if start.startswith(b"<svg") or b"<svg" in start:
+        return "; it is SVG, a drawing without pixels"
+    return "; it is text" if head and _is_text(head) else ""
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(512)
+    except OSError:
+        return b""
+
+
+def _is_text(head: bytes) -> bool:
+    text = head.decode("utf-8", errors="ignore")
+    return len(text.encode()) >= len(head) - 3 and all(sign.isprintable() or sign.isspace() for sign in text)
+
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 SUFFIXES = {

@@ -1,6 +1,8 @@
 """From image rows to encoded rows: decoded, resized as the model expects, with the class as the only target.
 
-An image is decoded once, before training, so what is wrong with one is known before the first step.
+An image is decoded once, before training, so what is wrong with one is known before the first step. The
+pixels of many images lie in a file without a name, of which the system reads pages as they are needed. Its space is
+free again when the last view is gone, also where the process is killed.
 """
 
 from __future__ import annotations
@@ -8,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,13 +19,35 @@ from rankwise.config.images import ImageProcessing
 from rankwise.errors import DataError
 from rankwise.images.decode import decode
 from rankwise.images.perceptual import record_of
-from rankwise.images.pixels import PixelFile
 from rankwise.images.processor import pixels_of
-from rankwise.runs.data_report import TargetFacts
+from rankwise.runs.row_facts import TargetFacts
+from rankwise.system.files import told_when_full, unnamed_file
 from rankwise.text.example import Example
 from rankwise.text.outcome import Outcome
 from rankwise.text.targets import RowTargets
 from rankwise.text.tokenize import Tokens
+
+
+class PixelFile:
+    """Images (S, S, 3) uint8, one after another."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file: Any = None
+
+    def add(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Write images of one shape, and return views of them in the file."""
+        if not images:
+            return []
+        with told_when_full(self._folder):
+            if self._file is None:
+                self._file = unnamed_file(self._folder)
+            begin = self._file.seek(0, 2)
+            for image in images:
+                self._file.write(image.tobytes())
+            self._file.flush()
+        shape = (len(images), *images[0].shape)
+        return list(np.memmap(self._file, np.uint8, "r", begin, shape))
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,10 @@ from rankwise.config.data import DataConfig
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import DataError, RunError
-from rankwise.images.encode import ImageEncoder
-from rankwise.images.pixels import PixelFile
-from rankwise.inference.classify import Prediction, predictions
+from rankwise.images.encode import ImageEncoder, PixelFile
+from rankwise.inference.classify import Prediction, TaggedText, predictions, tag_probabilities, tagged_text
 from rankwise.inference.decoding import Answer, TextCallback
 from rankwise.inference.generate import answer
-from rankwise.inference.tagging import TaggedText, tag_probabilities, tagged_text
 from rankwise.methods.artifact import Artifact, open_artifact
 from rankwise.methods.registry import method_of
 from rankwise.methods.trainable import Trainable

@@ -9,6 +9,21 @@ at a time, against the keys up to the block's end. So the part above the diagona
 the full score matrix never exists. Only Q, K, V and l are saved. The backward pass takes P from l without another
 softmax: l stands in three more columns of Q, its rounded value and what rounding lost twice, against columns of -1 in
 K. Query heads that share a key head are rows of one matrix. On a GPU torch's own kernels compute both passes.
+
+Rotary position embeddings (Su et al. 2021) on the two halves of a head, as one autograd function.
+
+    y_1 = x_1 cos - x_2 sin,   y_2 = x_2 cos + x_1 sin
+
+The gradient is the inverse rotation, so nothing of x is saved. If the angles cover only the first part of a head (as in
+GPT-NeoX), the halves of that part are rotated and the rest stays unchanged.
+
+Attention in both directions over rows of equal length, such as the patches of images or padded texts.
+
+    P = softmax(s Q K^T),  O = P V           every position of a row sees all positions of the row, but for padding
+    dV = P^T dO,  dP = dO V^T,  dS = P (dP - rowsum(P dP)),  dQ = s dS K,  dK = s dS^T Q
+
+It is made of matrix products. P is recomputed in the backward pass, so only Q, K and V are saved. On a CPU this runs at
+the speed of matrix products, which torch's flash kernel does not reach, least of all in its backward pass.
 """
 
 from __future__ import annotations
@@ -20,6 +35,43 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate x (H, T, D) by angles (T, D), or (T, fewer than D), whose two halves are equal."""
+    return _Rotated.apply(x, cos, sin)
+
+
+def plain_rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Compute the same with autograd, as the reference for tests."""
+    turned, rest = x.split((cos.shape[-1], x.shape[-1] - cos.shape[-1]), -1)
+    first, second = turned.chunk(2, -1)
+    return torch.cat((turned * cos + torch.cat((-second, first), -1) * sin, rest), -1)
+
+
+class _Rotated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin, 1.0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        cos, sin = ctx.saved_tensors
+        return _turn(grad, cos, sin, -1.0), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, way: float) -> Tensor:
+    width = cos.shape[-1]
+    half = width // 2
+    y = torch.empty_like(x)
+    torch.mul(x[..., :width], cos, out=y[..., :width])
+    y[..., width:] = x[..., width:]
+    y[..., :half].addcmul_(x[..., half:width], sin[..., :half], value=-way)
+    y[..., half:width].addcmul_(x[..., :half], sin[..., half:], value=way)
+    return y
+
 
 BLOCK = 128
 ALIGNED = 32
@@ -151,3 +203,66 @@ def _exact(dtype: torch.dtype) -> torch.dtype:
 def _above(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the causal mask (rows, rows): minus infinity where a column comes after its row."""
     return torch.full((rows, rows), float("-inf"), dtype=dtype, device=device).triu(1)
+
+
+def full_attention(
+    q: Tensor, k: Tensor, v: Tensor, rows: int, heads: int, scale: float, real: Tensor | None = None
+) -> Tensor:
+    """Map q, k and v (rows * T, heads * D) to (rows * T, heads * D). `real` (rows, T) is false at padding, which no
+    position sees; None where there is none."""
+    return _FullAttention.apply(q, k, v, rows, heads, scale, real)
+
+
+def plain_full_attention(
+    q: Tensor, k: Tensor, v: Tensor, rows: int, heads: int, scale: float, real: Tensor | None = None
+) -> Tensor:
+    """Compute the same with torch, as the reference for tests."""
+    queries, keys, values = (_by_head(one, rows, heads).unflatten(0, (rows, heads)) for one in (q, k, v))
+    mask = None if real is None else real[:, None, None, :]
+    seen = torch.nn.functional.scaled_dot_product_attention(queries, keys, values, mask, scale=scale)
+    return seen.transpose(1, 2).reshape(q.shape)
+
+
+class _FullAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, rows: int, heads: int, scale: float, real: Tensor | None
+    ) -> Tensor:
+        queries, keys, values = (_by_head(one, rows, heads) for one in (q, k, v))
+        ctx.save_for_backward(queries, keys, values)
+        ctx.rows, ctx.heads, ctx.scale, ctx.real = rows, heads, scale, real
+        return _together(_weights(queries, keys, scale, real) @ values, rows, heads)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        queries, keys, values = ctx.saved_tensors
+        weights = _weights(queries, keys, ctx.scale, ctx.real)
+        into = _by_head(grad, ctx.rows, ctx.heads)
+        dv = weights.mT @ into
+        change = torch.ops.aten._softmax_backward_data(into @ values.mT, weights, -1, weights.dtype)
+        zero = change.new_zeros(())
+        dq = torch.baddbmm(zero, change, keys, beta=0, alpha=ctx.scale)
+        dk = torch.baddbmm(zero, change.mT, queries, beta=0, alpha=ctx.scale)
+        return *(_together(one, ctx.rows, ctx.heads) for one in (dq, dk, dv)), None, None, None, None
+
+
+def _by_head(values: Tensor, rows: int, heads: int) -> Tensor:
+    """(rows * T, heads * D) to (rows * heads, T, D)."""
+    tokens, width = values.shape
+    split = values.view(rows, tokens // rows, heads, width // heads)
+    return split.transpose(1, 2).reshape(rows * heads, tokens // rows, width // heads)
+
+
+def _together(values: Tensor, rows: int, heads: int) -> Tensor:
+    """(rows * heads, T, D) to (rows * T, heads * D)."""
+    _, tokens, width = values.shape
+    return values.view(rows, heads, tokens, width).transpose(1, 2).reshape(rows * tokens, heads * width)
+
+
+def _weights(queries: Tensor, keys: Tensor, scale: float, real: Tensor | None) -> Tensor:
+    scores = torch.baddbmm(queries.new_zeros(()), queries, keys.mT, beta=0, alpha=scale)
+    if real is not None:
+        rows, tokens = real.shape
+        scores.view(rows, -1, tokens, tokens).masked_fill_(~real[:, None, None, :], float("-inf"))
+    return torch.softmax(scores, -1)

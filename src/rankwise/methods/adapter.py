@@ -2,6 +2,13 @@
 
 Heads of a new task are trained whole beside the adapters (adapters/heads.py) and written with them. However an adapter
 was trained, it is written as LoRA, and an adapter that is read learns on as LoRA.
+
+How much an adapter changes a layer is said as a share of the size of its weights,
+
+    ||s B A|| / ||W||,   ||B A||^2 = trace((A A^T) (B^T B))
+
+by Frobenius' norm, in float64 and from matrices of the rank's size, so that the change is never written out. DoRA's
+change is not a product alone and is.
 """
 
 from __future__ import annotations
@@ -9,30 +16,30 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from rankwise.adapters.effect import effect_of
+from rankwise.adapters.adapter import Adapter
+from rankwise.adapters.base_layers import weight_of
 from rankwise.adapters.formats.dialects import detect
 from rankwise.adapters.formats.peft import lay_peft, write_peft
 from rankwise.adapters.lora import LoRA
-from rankwise.adapters.merge import merge
-from rankwise.adapters.set import AdapterSet
-from rankwise.adapters.targets import Choice, notes_about
+from rankwise.adapters.set import AdapterSet, merge
+from rankwise.adapters.targets import notes_about
 from rankwise.adapters.token_rows import tables_of_tokens
 from rankwise.config.method import MethodConfig
 from rankwise.config.models import ModelConfig
-from rankwise.errors import ModelError
-from rankwise.methods.artifact import Artifact
-from rankwise.methods.base import BASE_FACTS, base_facts, check_base
+from rankwise.errors import ModelError, RunError, TrainingError, some
+from rankwise.methods.artifact import BASE_FACTS, Artifact, base_facts, check_base
 from rankwise.methods.method import Contents, Record, Setup
-from rankwise.methods.new_tokens import TOKEN_RATE, check_tokens, notes_on_tokens
-from rankwise.methods.state import TrainableState, state_of
+from rankwise.methods.trainable import TrainableState, state_of
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.saving import save_reader
+from rankwise.models.sharding import gathered
 from rankwise.models.sources import FROM_GGUF
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.directory import CARD
@@ -170,13 +177,9 @@ Settings = TypeVar("Settings", bound=MethodConfig)
 
 
 class AdapterMethod(ABC, Generic[Settings]):
-    """Everything but `add_to` and `attach_to`, which are where the methods differ."""
+    """Everything but `attach_to`, which is where the methods differ."""
 
     config: Settings
-
-    @abstractmethod
-    def add_to(self, adapters: AdapterSet, name: str, seed: int, choices: list[Choice] | None = None) -> None:
-        """Add an adapter as the settings describe it. `choices` are those of EVA."""
 
     @abstractmethod
     def attach_to(self, adapters: AdapterSet, model: LoadedModel, setup: Setup) -> AdapterTrainable:
@@ -294,3 +297,76 @@ def _load_base(artifact: Artifact, spec: ModelConfig, callback: Callback) -> Loa
         raise ModelError(
             f"{error} It is the base model of {artifact.described}; use --base-model to name another one."
         ) from None
+
+
+TOKEN_RATE = 1.0
+"""Learning rate of the rows, as a multiple of the adapter's."""
+
+
+def check_tokens(adapters: AdapterSet, model: LoadedModel, artifact: Artifact) -> None:
+    """RunError where a tokenizer gave the new tokens other ids than those whose rows were trained."""
+    trained = {number for rows in adapters.token_rows().values() for number in rows.ids}
+    new = model.tokenizer.new if model.text is not None else None
+    if new is not None and (other := set(new.ids.values()) - trained):
+        raise RunError(
+            f"{artifact.described} trained the rows of {len(trained)} new tokens, but {model.source.name} from "
+            f"{model.source.where} gives them other ids ({some(map(str, sorted(other)), 4)}). Use the base model that "
+            "it was trained on."
+        )
+
+
+def notes_on_tokens(adapters: AdapterSet) -> list[str]:
+    """What other programs cannot read of the rows that are written."""
+    if all(getattr(rows.base_layer, "bias", None) is None for rows in adapters.token_rows().values()):
+        return []
+    return [
+        "this model's output head has a bias, which PEFT (0.21) leaves out where rows of new tokens are trained: for "
+        "other programs, use rankwise export --format merged"
+    ]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """`share` is the largest of all layers, at `path`, whose weights are stored with the precision `rounding`; without
+    a path where no layer has a rank."""
+
+    path: str | None
+    share: float
+    rounding: float
+
+    def check(self, settings: str) -> str | None:
+        """TrainingError where not even float32 would tell the adapted model from its base; a warning where the base's
+        own number format may not. `settings` are those that decide of it, with their values."""
+        change = f'the adapter changes "{self.path}" most, by {self.share:.2g} of the norm of its weights'
+        if self.path is None:
+            raise TrainingError(f"nothing was learned: all layers have rank 0. Raise {settings}.")
+        advice = f"Raise {settings}, or train for more steps."
+        if self.share < torch.finfo(torch.float32).eps:
+            raise TrainingError(f"nothing was learned: {change}, which is below the precision of float32. {advice}")
+        if self.share < self.rounding:
+            return f"{change}, less than the rounding of the base model's weights ({self.rounding:.2g}). {advice}"
+        return None
+
+
+@torch.no_grad()
+def effect_of(adapters: AdapterSet, name: str = "default") -> Effect:
+    if name not in adapters.names:
+        return Effect(None, 0.0, 0.0)
+    found = [_effect(adapters, path, adapter) for path, adapter in adapters.adapters(name).items()]
+    return max(found, key=lambda one: one.share)
+
+
+def _effect(adapters: AdapterSet, path: str, adapter: Adapter) -> Effect:
+    weight = weight_of(adapters.host(path))
+    norm = torch.linalg.vector_norm(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+    whole = gathered(norm).item()
+    change = _size(adapter)
+    share = change / whole if whole else float("inf") if change else 0.0
+    return Effect(path, share, torch.finfo(weight.dtype).eps / 2)
+
+
+def _size(adapter: Adapter) -> float:
+    if not adapter.additive:
+        return torch.linalg.vector_norm(adapter.delta()).item()
+    A, B = (factor.double() for factor in adapter.factors())
+    return abs(adapter.scale) * ((A @ A.mT) * (B.mT @ B)).sum().clamp_min(0.0).sqrt().item()

@@ -2,41 +2,101 @@
 
 Both are opened here and are the same from there on. They differ in what is recorded: an adapter has no rows of its own,
 its base model is the one that its files name, in PEFT's format or another tool's (adapters/formats/dialects.py), and
-only a folder that rankwise wrote says which weights that was and by which template it was trained.
+only a folder that rankwise wrote says which weights that was and by which template it was trained. PEFT's files
+name the layers of the model themselves; those of other tools are read over the modules of the base model, which are
+built without weights.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from torch import Tensor
+
 from rankwise.adapters.formats.dialects import detect
 from rankwise.adapters.formats.peft_forms import peft_base
 from rankwise.adapters.formats.peft_reader import CONFIG
-from rankwise.adapters.formats.pickles import SUFFIXES, refuse_pickle
+from rankwise.adapters.formats.tensors import SUFFIXES, refuse_pickle
+from rankwise.adapters.weights import AdapterWeights, oddities
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.experiment import Adapting
 from rankwise.config.models import ModelConfig
-from rankwise.errors import ModelError
-from rankwise.methods.base import BASE_FACTS, BaseFacts, base_of
+from rankwise.data.licences import find_licence
+from rankwise.errors import ModelError, RunError
 from rankwise.models.beside import added_texts
 from rankwise.models.gguf_adapter import is_gguf_adapter
 from rankwise.models.kind import ENCODER_DECODER
+from rankwise.models.loaded import LoadedModel
+from rankwise.models.skeleton import modules_without_weights
 from rankwise.models.starters import STARTERS
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import objective_for
 from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE
-from rankwise.runs.data_report import DATA_REPORT, DataReport, TargetFacts
+from rankwise.runs.data_report import DATA_REPORT, DataReport
 from rankwise.runs.directory import find_run
 from rankwise.runs.integrity import check_folder, check_result
 from rankwise.runs.lineage import LINEAGE, Lineage, Round
 from rankwise.runs.manifest import AnchorFacts, BaseModelFacts
 from rankwise.runs.own_files import read_json
-from rankwise.runs.records import Callback, silent
+from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.foreign_json import read_json as read_foreign
+
+BASE_FACTS = "base_model.json"
+"""Beside an adapter that rankwise wrote: its base model's name, source and fingerprint."""
+
+
+class BaseFacts(BaseModelFacts):
+    """What lies in that file."""
+
+    licence: str = "unknown"
+
+
+def base_facts(model: LoadedModel) -> BaseFacts:
+    """As they are written beside an adapter, with the licence of the base where it is stated."""
+    starter = next((one.licence for one in STARTERS.values() if one.hub_id == model.source.name), None)
+    licence = starter or find_licence(model.source.folder)
+    return BaseFacts(**model.facts.model_dump(), licence=licence)
+
+
+def base_of(run: RunSnapshot, trust_code: str | None) -> ModelConfig:
+    """The base model of a run, as it is loaded here: the device is this machine's own affair, and a run, which may be
+    somebody else's, cannot decide whose code to trust."""
+    spec = run.experiment.base
+    changes = {"name": _base_name(run, spec.name), "device": "auto", "trust_code": trust_code, "sharded": False}
+    return spec.model_copy(update=changes)
+
+
+def check_base(model: LoadedModel, trained_on: BaseModelFacts, described: str, use: str, *, force: bool) -> None:
+    """RunError where this is not the base that was trained on. `described` is what was trained, and `use` what the base
+    is needed for, both for the message."""
+    if model.facts.fingerprint != trained_on.fingerprint and not force:
+        found = f"the base model found now, from {model.facts.source},"
+        told = trained_on.refusal(described, found, *model.source.fingerprints)
+        raise RunError(f"{told} Use --force-base to {use} anyway.")
+
+
+def base_weights(
+    load: Callable[[ModelConfig, Callback], LoadedModel], spec: ModelConfig, trained_on: BaseModelFacts,
+    described: str, callback: Callback, *, force: bool = False,
+) -> Mapping[str, Tensor]:  # fmt: skip
+    """By their names in the model, on the processor; a weight that two layers share is there once. `load` is the
+    objective's."""
+    model = load(spec.model_copy(update={"device": "cpu", "sharded": False}), callback)
+    check_base(model, trained_on, described, "use it", force=force)
+    return {name: weight.detach() for name, weight in model.module.named_parameters()}
+
+
+def _base_name(run: RunSnapshot, name: str) -> str:
+    """A relative path was written from the folder that holds `runs/`, which may not be the one we are in."""
+    beside_runs = os.path.join(run.folder.absolute().parent.parent, name)  # noqa: PTH118  the name may be no path
+    return beside_runs if not os.path.exists(name) and os.path.exists(beside_runs) else name  # noqa: PTH110
+
 
 MODEL_CONFIG = "config.json"
 TASK = "SEQ_2_SEQ_LM"
@@ -207,3 +267,15 @@ def _named_in(folder: Path, trust_code: str | None) -> ModelConfig | None:
     if starter is not None and revision is None and not os.path.isdir(name):  # noqa: PTH112
         name = starter
     return ModelConfig(name=name, revision=revision, trust_code=trust_code, new_tokens=added_texts(folder, tokens))
+
+
+def stored_weights(artifact: Artifact, callback: Callback) -> AdapterWeights:
+    """What an artifact learned; ModelError where another tool's file needs a base model that nobody names."""
+    dialect = detect(artifact.result)
+    modules = None if dialect.is_peft else modules_without_weights(artifact.base, callback)
+    weights = dialect.read(modules)
+    for note in weights.notes:
+        callback(StatusMessage(note))
+    for warning in (*weights.warnings, *oddities(weights)):
+        callback(WarningMessage(warning))
+    return weights

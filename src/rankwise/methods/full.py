@@ -23,10 +23,9 @@ from rankwise.config.models import ModelConfig
 from rankwise.config.strength import check_strength
 from rankwise.errors import ModelError, RunError, some
 from rankwise.methods.adapter import decayed_groups
-from rankwise.methods.artifact import Artifact
-from rankwise.methods.base import base_weights
+from rankwise.methods.artifact import Artifact, base_weights
 from rankwise.methods.method import Contents, Record, Setup
-from rankwise.methods.state import TrainableState, state_of
+from rankwise.methods.trainable import TrainableState, state_of
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.saving import numbers_in, save
 from rankwise.models.sources import find

@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from rankwise.adapters.set import AdapterSet
-from rankwise.adapters.targets import Choice, check_choices
 from rankwise.config.head import HeadConfig
 from rankwise.errors import ConfigError, RunError
 from rankwise.methods.adapter import AdapterMethod, AdapterTrainable
@@ -27,9 +26,6 @@ class TrainableHead(AdapterTrainable):
 class HeadMethod(AdapterMethod[HeadConfig]):
     def __init__(self, config: HeadConfig) -> None:
         self.config = config
-
-    def add_to(self, adapters: AdapterSet, name: str, seed: int, choices: list[Choice] | None = None) -> None:
-        check_choices(choices, needed=False)
 
     def attach_to(self, adapters: AdapterSet, model: LoadedModel, setup: Setup) -> TrainableHead:
         if not setup.heads:

@@ -1,16 +1,19 @@
-"""Adapters over a module in memory, for your own training loop: `inject` lays the first, `add_adapter` another."""
+"""Adapters over a module in memory, for your own training loop: `inject` lays the first, `add_adapter` another.
+
+Nothing here knows runs, rows or how a model is loaded: the methods, which do, call `add_layers` too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import nn
 
 from rankwise.adapters.set import AdapterSet
-from rankwise.adapters.targets import Choice, notes_about
+from rankwise.adapters.targets import Choice, check_choices, choose, notes_about
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.errors import ConfigError
-from rankwise.methods.registry import METHODS
 
 
 def inject(
@@ -40,4 +43,32 @@ def add_adapter(
         ])  # fmt: skip
     adapters.add_heads(heads, name)
     adapters.notes += notes_about(adapters.model, spec)
-    METHODS[spec.method](spec).add_to(adapters, name, seed, choices)
+    add_layers(adapters, spec, name, seed, choices)
+
+
+def add_layers(
+    adapters: AdapterSet, spec: LoraConfig | AdaLoraConfig, name: str = "default", seed: int = 0,
+    choices: list[Choice] | None = None,
+) -> None:  # fmt: skip
+    ADDED[spec.method](adapters, spec, name, seed, choices)
+
+
+def _add_factors(
+    adapters: AdapterSet, spec: LoraConfig, name: str, seed: int, choices: list[Choice] | None
+) -> None:  # fmt: skip
+    check_choices(choices, needed=spec.start == "eva")
+    chosen = choose(adapters.model, spec) if choices is None else choices
+    adapters.attach(chosen, name, spec.dropout, seed, dora=spec.dora)
+
+
+def _add_triplets(
+    adapters: AdapterSet, spec: AdaLoraConfig, name: str, seed: int, choices: list[Choice] | None
+) -> None:  # fmt: skip
+    check_choices(choices, needed=False)
+    adapters.attach_triplets(spec, name, seed)
+
+
+ADDED: dict[str, Callable[[AdapterSet, Any, str, int, list[Choice] | None], None]] = {
+    "lora": _add_factors, "adalora": _add_triplets,
+}  # fmt: skip
+"""What a method lays over the layers, by the name that its settings have as `method`."""

@@ -14,8 +14,7 @@ from typing import Any, Protocol
 
 from rankwise.config.models import ModelConfig
 from rankwise.config.training import TrainingConfig
-from rankwise.methods.artifact import Artifact
-from rankwise.methods.base import BaseFacts
+from rankwise.methods.artifact import Artifact, BaseFacts
 from rankwise.methods.starting import Start
 from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel

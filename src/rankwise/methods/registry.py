@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rankwise.config.experiment import Adapting
-from rankwise.methods.adalora.method import AdaLoraMethod
+from rankwise.methods.adalora import AdaLoraMethod
 from rankwise.methods.full import FullMethod
 from rankwise.methods.head import HeadMethod
 from rankwise.methods.lora import LoraMethod

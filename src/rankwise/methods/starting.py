@@ -4,12 +4,14 @@
                                                              --fill--> the adapter that the method attached
 
 The method attaches an adapter of the same layers, ranks and scales as always, and the numbers are copied into it. So
-the model that takes the first step is the adapter's, and its base stays untouched beside it.
+the model that takes the first step is the adapter's, and its base stays untouched beside it. Of the settings, the
+adapter brings its layers, ranks, scale and method: a value that was given and differs is refused, since it would make
+another adapter of it. Dropout and the learning rate of B belong to the training and stay free.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,19 +28,83 @@ from rankwise.adapters.targets import host_view
 from rankwise.adapters.weights import AdapterWeights, Factors
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.experiment import Experiment
+from rankwise.config.expressions import matcher
 from rankwise.config.head import HeadConfig
 from rankwise.config.method import MethodConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import AdapterError, ConfigError, RankwiseError, some
-from rankwise.methods.artifact import Artifact, open_artifact
-from rankwise.methods.base import check_base
-from rankwise.methods.continuing import continued
-from rankwise.methods.stored_adapter import stored_weights
+from rankwise.methods.artifact import Artifact, check_base, open_artifact, stored_weights
 from rankwise.models.loaded import LoadedModel
-from rankwise.runs.data_report import DATA_REPORT, TargetFacts
+from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.lineage import Round
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.system.files import sha256_of
+
+OF_TRAINING = frozenset({"dropout", "b_rate"})
+"""Settings that leave the adapter itself as it is."""
+WAY_OUT = (
+    "Leave these settings out, since the adapter brings its own. For other values, begin a new adapter without --from, "
+    "or merge this one into its base first (rankwise export RUN --to FOLDER --format merged)."
+)
+
+
+def continued(given: MethodConfig, own: MethodConfig, described: str) -> MethodConfig:
+    """The settings `own` of an adapter with what `given` chooses for its training.
+
+    `described` names the adapter in messages. ConfigError lists every setting of `given` that contradicts it.
+    """
+    chosen = given.model_fields_set - {"start_from"}
+    if problems := [*_other_method(given, own, chosen), *_other_shape(given, own, chosen)]:
+        listed = [f"{problem} {WAY_OUT if problem is problems[-1] else ''}".rstrip() for problem in problems]
+        raise ConfigError([f"{described} is continued: {listed[0]}", *listed[1:]])
+    free = {name: getattr(given, name) for name in chosen & OF_TRAINING & type(own).model_fields.keys()}
+    return own.model_copy(update={**free, "start_from": given.start_from})
+
+
+def _other_method(given: MethodConfig, own: MethodConfig, chosen: Iterable[str]) -> list[str]:
+    if type(given) is type(own) or not ("method" in chosen or type(given) is not LoraConfig):
+        return []
+    what = "trained heads and no adapted layers" if isinstance(own, HeadConfig) else "adapted layers"
+    return [f"adapter.method is {_method(given)}, but the adapter has {what} (method {_method(own)})."]
+
+
+def _method(config: MethodConfig) -> Any:
+    return getattr(config, "method", None)
+
+
+def _other_shape(given: MethodConfig, own: MethodConfig, chosen: Iterable[str]) -> list[str]:
+    fields, problems = type(own).model_fields.keys(), []
+    for name in sorted(set(chosen) - OF_TRAINING - {"method"}):
+        value: Any = getattr(given, name)
+        actual: Any = getattr(own, name, None)
+        if name in fields and (value == actual or (name == "targets" and _same_layers(value, actual))):
+            continue
+        problems.append(f"adapter.{name} is {_listed(value)}, but {_actual(name, own, fields)}.")
+    return problems
+
+
+def _actual(name: str, own: MethodConfig, fields: Iterable[str]) -> str:
+    if name not in fields:
+        return "the adapter has no adapted layers"
+    if name == "layers":
+        return "the adapter has layers already"
+    pattern: Any = getattr(own, f"{name}_pattern", None)
+    varied = " at most, and other values in some layers" if name == "rank" and pattern else ""
+    return f"the adapter has {_listed(getattr(own, name))}{varied}"
+
+
+def _listed(value: Any) -> str:
+    return some(map(str, value), 4) if isinstance(value, tuple | list) else str(value)
+
+
+def _same_layers(names: Sequence[str], paths: Sequence[str]) -> bool:
+    """Whether each name means some of these layers, and each layer is meant."""
+    meant = [matcher(name, "target") for name in names]
+    return all(any(map(matches, paths)) for matches in meant) and all(
+        any(matches(path) for matches in meant) for path in paths
+    )
+
 
 SAME_SCALE = 1e-9
 """How much the scale that a run records may differ from the adapter's, which some programs divide by rank + 1e-5."""

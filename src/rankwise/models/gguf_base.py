@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from rankwise.errors import ModelError, some
-from rankwise.kernels.quantized.whole import in_full
+from rankwise.kernels.quantized.tensor import in_full
 from rankwise.models.gguf_architectures import EMBEDDING, HEAD, GgufNames
 from rankwise.models.gguf_files import Copied
 

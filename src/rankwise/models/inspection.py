@@ -7,16 +7,17 @@ model runs only if the user named its commit; code that a setting refers to else
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rankwise.config.base import shown
 from rankwise.errors import ModelError, RemoteCodeError, some
-from rankwise.models.stored_quantization import quantization_problem
 from rankwise.models.timm_models import is_timm_config
 from rankwise.planning.config_check import refused, size_problems, timm_problems
+from rankwise.system.contents import content_of
 from rankwise.system.files import sha256_of
-from rankwise.system.foreign_json import read_json as read_json
+from rankwise.system.foreign_json import read_json
 
 
 def inspect_folder(folder: Path, config: dict[str, Any] | None = None, *, trusted: bool = False) -> None:
@@ -145,7 +146,7 @@ def fingerprints(folder: Path) -> tuple[str, dict[str, str]]:
     """Hash config, tokenizer, chat template and weights: all together, and each by its name. Files up to 2 GB are
     hashed completely, larger ones by a sample."""
     named = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-    parts = {name: (folder / name).read_bytes() if (folder / name).is_file() else b"" for name in named}
+    parts = {name: content_of(folder / name) if (folder / name).is_file() else b"" for name in named}
     parts["weights"] = b""
     for file in sorted(folder.glob("*.safetensors")):
         size = file.stat().st_size
@@ -163,3 +164,31 @@ def _sample(file: Path, size: int) -> bytes:
             opened.seek((size - 1_000_000) * place // 63)
             digest.update(opened.read(1_000_000))
     return digest.digest()
+
+
+KINDS = {"load_in_4bit": "nf4", "load_in_8bit": "int8"}
+"""What bitsandbytes' settings say, by the key that is true."""
+
+
+def quantization_problem(config: Mapping[str, Any]) -> str | None:
+    """Why the quantised weights of a folder cannot be read; None where they can, or where there are none."""
+    settings = config.get("quantization_config")
+    if not settings:
+        return None
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    method = method or ("bitsandbytes" if isinstance(settings, dict) and any(map(settings.get, KINDS)) else None)
+    if method != "bitsandbytes":
+        return (
+            f"its weights are quantised by {method or 'an unknown method'}, which is not read. bitsandbytes' nf4 and "
+            "int8, GGUF files and full-precision folders are; quantise the full-precision model with --quantize nf4."
+        )
+    if settings.get("load_in_4bit") and settings.get("bnb_4bit_quant_type", "fp4") != "nf4":
+        kind = settings.get("bnb_4bit_quant_type", "fp4")
+        return f"its weights are bitsandbytes' {kind}, which is not read; nf4 and int8 are."
+    return None
+
+
+def stored_format(config: Mapping[str, Any]) -> str | None:
+    """`nf4` or `int8` where bitsandbytes quantised the weights of a folder with this config.json."""
+    settings = config.get("quantization_config")
+    return next((kind for key, kind in KINDS.items() if settings.get(key)), None) if settings else None

@@ -1,4 +1,9 @@
-"""Loading of models with their tokenizers, from folders that were inspected first."""
+"""Loading of models with their tokenizers, from folders that were inspected first.
+
+Tokens that were added to a tokenizer take rows of the embedding and of the output head that no token has; otherwise
+both tables grow. The row of a new token is the mean of the rows of the tokens that it was written with before, so that
+the same base has the same rows wherever it is loaded.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +13,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import rankwise.models.quiet as quiet
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RankwiseError, first_line, is_out_of_memory
 from rankwise.kernels.quantized.given_back import give_back_after_use
 from rankwise.kernels.quantized.nf4 import is_unpacked_by_library
-from rankwise.models.bitsandbytes_folder import bitsandbytes_folder
+from rankwise.kernels.quantized.tensor import is_quantized
 from rankwise.models.gguf_mapped import gguf_tensors, quantization_of
 from rankwise.models.heads import head_modules
-from rankwise.models.inspection import read_json, refuse_vision
+from rankwise.models.inspection import refuse_vision, stored_format
 from rankwise.models.kind import CAUSAL_LM, ModelKind, kind_for
 from rankwise.models.loaded import LoadedModel, TextReader
-from rankwise.models.new_tokens import give_rows
 from rankwise.models.precision import choose_precision
-from rankwise.models.quantized_folder import QuantizedFolder, mapped_folder, quantized_folder
+from rankwise.models.quantized_folder import QuantizedFolder, bitsandbytes_folder, mapped_folder, quantized_folder
 from rankwise.models.sharding import load_sharded
 from rankwise.models.skeleton import built
 from rankwise.models.sources import Source, find
-from rankwise.models.stored_quantization import stored_format
 from rankwise.models.timm_models import is_timm, is_timm_config, need_timm
 from rankwise.planning.gguf_header import read_gguf_header
 from rankwise.runs.integrity import check_folder
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
+from rankwise.system.foreign_json import read_json
 from rankwise.text.chat_template import ChatTemplate
+from rankwise.text.new_tokens import NewTokens
 from rankwise.text.tokenizer import HubTokenizer
 
 
@@ -263,3 +269,31 @@ def _ids(value: Any, named_by: str) -> list[int]:
     if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
         raise ModelError(f"{named_by} has eos_token_id {value!r}; it must be a token id or a list of token ids.")
     return ids
+
+
+@torch.no_grad()
+def give_rows(module: Any, new: NewTokens, where: str) -> None:
+    """Give every new token its rows. `where` names the model, for messages."""
+    if not new.ids:
+        return
+    table = module.get_input_embeddings().weight
+    if any(map(is_quantized, _tables(module))):
+        raise ModelError(
+            f"{where} stores its embedding or its output head in fewer bits, so no rows for new tokens can be added "
+            "(model.new_tokens). Name the model in full precision, or leave the tokens out."
+        )
+    most = max(new.ids.values()) + 1
+    if most > len(table):
+        with torch.random.fork_rng():  # transformers draws the rows, which are written over below
+            module.resize_token_embeddings(most, mean_resizing=False)
+    for weight in _tables(module):
+        for text, number in new.ids.items():
+            pieces = torch.tensor(new.pieces[text], device=weight.device)
+            weight[number] = weight[pieces].float().mean(0).to(weight.dtype)
+
+
+def _tables(module: Any) -> list[Tensor]:
+    """The weights that have a row for each token, a shared one once."""
+    head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+    weights = [module.get_input_embeddings().weight, *([] if head is None else [head.weight])]
+    return list({id(weight): weight for weight in weights}.values())

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rankwise.errors import ModelError
-from rankwise.runs.target_facts import Pooling
+from rankwise.runs.row_facts import Pooling
 
 
 def pooled(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:

@@ -10,10 +10,10 @@ from torch import nn
 
 from rankwise.config.images import ImageProcessing, processing_of, processing_of_timm
 from rankwise.errors import ModelError, first_line
-from rankwise.models.inspection import read_json
 from rankwise.models.timm_models import is_timm_config
 from rankwise.system.extras import need_extra
 from rankwise.system.files import write_json
+from rankwise.system.foreign_json import read_json
 
 PREPROCESSOR, CONFIG = "preprocessor_config.json", "config.json"
 PROCESSOR = "processor_config.json"

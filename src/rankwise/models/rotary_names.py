@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rankwise.models.inspection import read_json
 from rankwise.system.files import write_json
+from rankwise.system.foreign_json import read_json
 
 CONFIG = "config.json"
 PARTS = ("text_config", "llm_config")

@@ -13,15 +13,15 @@ import torch
 from safetensors import safe_open
 
 from rankwise.config.models import ModelConfig
-from rankwise.models.gathering import save_whole
-from rankwise.models.inspection import is_encoder, read_json
+from rankwise.models.inspection import is_encoder
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.preprocessing import save_processing
 from rankwise.models.rotary_names import write_older_names
-from rankwise.models.sharding import is_sharded
+from rankwise.models.sharding import is_sharded, save_whole
 from rankwise.models.sources import find
 from rankwise.runs.records import Callback
 from rankwise.system.files import write_json
+from rankwise.system.foreign_json import read_json
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.tokenizer import HubTokenizer
 

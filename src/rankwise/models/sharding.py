@@ -5,15 +5,17 @@
 
 Each block is one group, the embedding is another, and so is the rest (last norm, output head), to which a tied
 embedding belongs. Before a group computes, its weights are gathered from all processes, and let go of afterwards; so
-all of them must make as many forward and backward passes (training/lockstep.py). What was gathered has the same bits,
+all of them must make as many forward and backward passes (training/world.py). What was gathered has the same bits,
 and so have the results.
 
 No process ever has the whole model: it is built without memory, and each process reads its rows, tensor by tensor, from
-the mapped files.
+the mapped files. Written as one file, each tensor is gathered, written, and let go of before the next: all processes go
+through the tensors in the same order, and the one that has a file writes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +27,7 @@ from rankwise.errors import ConfigError, ModelError, some
 from rankwise.models.kind import ModelKind
 from rankwise.models.quantized_folder import DTYPES
 from rankwise.models.skeleton import Skeleton, skeleton
-from rankwise.models.tensor_files import MappedFiles, StoredTensor
+from rankwise.models.tensor_files import SINGLE, MappedFiles, StoredTensor, header_of, writing
 
 ALONE = (
     "model.sharded (--shard) splits the base over the processes of a training, and there is only one here. Add "
@@ -185,3 +187,43 @@ def _fill(module: nn.Module, name: str, local: Tensor) -> None:
     for owner, own, parameter in _places(module):
         if parameter is empty:
             setattr(owner, own, filled)
+
+
+NAMES = {dtype: name for name, dtype in DTYPES.items()} | {
+    torch.uint8: "U8", torch.bool: "BOOL", torch.int32: "I32", torch.int64: "I64"
+}  # fmt: skip
+
+
+def write_gathered(file: Path | None, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """A safetensors file of whole tensors. Without a file, this process gives its part. If the disk fails, the others
+    are gathered still, so that nobody waits for it."""
+    if file is None:
+        for value in tensors.values():
+            gathered(value)
+        return
+    header = header_of(
+        [(name, NAMES[value.dtype], tuple(value.shape)) for name, value in tensors.items()], metadata or {}
+    )
+    problem: OSError | None = None
+    with writing(file, header) as writer:
+        for value in tensors.values():
+            whole = gathered(value).cpu()
+            try:
+                if problem is None:
+                    writer.add(whole)
+            except OSError as error:
+                problem = error
+        if problem is not None:
+            raise problem
+        writer.finish()
+
+
+def save_whole(module: Any, folder: Path | None) -> None:
+    """The settings and weights of a split model as a folder, as transformers would write them. Without a folder, this
+    process gives its part. A tied weight is there once."""
+    own = {name for name, _ in module.named_parameters()}
+    tied = {name for name, _ in module.named_parameters(remove_duplicate=False)} - own
+    tensors = {name: value.detach() for name, value in module.state_dict().items() if name not in tied}
+    if folder is not None:
+        module.config.save_pretrained(folder)
+    write_gathered(None if folder is None else folder / SINGLE, tensors, {"format": "pt"})

@@ -17,11 +17,15 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import rankwise.models.quiet as quiet
+from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, first_line, is_out_of_memory
-from rankwise.models.inspection import read_json
 from rankwise.models.kind import ModelKind, kind_for
+from rankwise.models.sources import find
 from rankwise.models.tensor_files import StoredTensor, read_header, weight_files
 from rankwise.models.timm_models import is_timm_config, need_timm
+from rankwise.planning.config_check import checked_config
+from rankwise.runs.records import Callback
+from rankwise.system.foreign_json import read_json
 
 
 @dataclass(frozen=True)
@@ -120,3 +124,20 @@ def _names(module: Any, keys: Iterable[str]) -> tuple[dict[str, str], frozenset[
         else:
             assembled.add(name)
     return names, frozenset(assembled)
+
+
+def modules_without_weights(spec: ModelConfig, callback: Callback) -> dict[str, nn.Module]:
+    """By path. ModelError where transformers cannot build a model that generates text or classifies from it."""
+    from transformers.models.auto import modeling_auto as auto
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    file = find(spec, callback).folder / "config.json"
+    settings = checked_config(read_json(file), str(file))
+    family = settings["model_type"]
+    if family not in CONFIG_MAPPING:
+        raise ModelError(f'{file}: model_type "{family}" is not known to transformers.')
+    causal = family in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    images = family in auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+    task = "CausalLM" if causal else "ImageClassification" if images else "SequenceClassification"
+    model = built(file.parent, ModelKind(f"AutoModelFor{task}", f"a model of the class AutoModelFor{task}"))
+    return {path: module for path, module in model.named_modules() if path}

@@ -17,12 +17,12 @@ from rankwise.errors import ModelError, RankwiseError, did_you_mean, first_line,
 from rankwise.models.cached import FILES, LONGEST_NAME, UNUSED, cached_hub_models, in_hub_cache
 from rankwise.models.gguf import converted
 from rankwise.models.gguf_mapped import gguf_folder
-from rankwise.models.inspection import fingerprints, inspect_folder, read_json
+from rankwise.models.inspection import fingerprints, inspect_folder, stored_format
 from rankwise.models.starters import STARTERS, Starter, index_copy, index_folder
-from rankwise.models.stored_quantization import stored_format
 from rankwise.runs.records import Callback, StatusMessage
 from rankwise.system.cache import GGUF_FOLDER, cache_folder, mark_used
 from rankwise.system.files import told_when_full
+from rankwise.system.foreign_json import read_json
 from rankwise.system.hub import could_be_hub_id, hub_answers, is_forbidden, why_silent
 
 _INSPECTED: dict[tuple[Source, bool], tuple[Any, Source]] = {}

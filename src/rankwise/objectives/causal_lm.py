@@ -12,28 +12,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.data.batches import Batch, portion
 from rankwise.data.writing import TextWriting
 from rankwise.forward.reference import SupervisedLogits, random_documents
 from rankwise.models.kind import CAUSAL_LM as KIND
-from rankwise.models.kind import ModelKind
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load, load_unchecked
-from rankwise.objectives.targets import text_writing
+from rankwise.objectives.objective import text_writing
 from rankwise.runs.records import Callback
 from rankwise.text.encode import Encoder
-from rankwise.text.rendering import Template
-from rankwise.text.tokenize import Tokenizer, Tokens
+from rankwise.text.tokenize import Tokens
 
 
 @dataclass(frozen=True)
 class CausalLM:
-    name: str = "causal-lm"
-    targets: None = None
-    row_length: None = None
-    kind: ModelKind = KIND
+    name = "causal-lm"
+    targets = None
+    row_length = None
+    kind = KIND
+    encoder = Encoder
 
     def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
         return (load if checked else load_unchecked)(spec, callback)
@@ -43,9 +41,6 @@ class CausalLM:
 
     def writing(self, model: LoadedModel) -> TextWriting:
         return text_writing(model, self.encoder)
-
-    def encoder(self, template: Template, tokenizer: Tokenizer, spec: DataConfig, limit: int) -> Encoder:
-        return Encoder(template, tokenizer, spec, limit)
 
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         return portion(rows, max_tokens)
@@ -58,11 +53,15 @@ class CausalLM:
         return token_loss(self.predict(module, batch), batch)
 
     def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
-        embeddings = module.get_input_embeddings()  # pyright: ignore[reportCallIssue]
-        return random_documents(embeddings.num_embeddings, lengths, generator)
+        return random_documents(vocabulary_of(module), lengths, generator)
 
 
 CAUSAL_LM = CausalLM()
+
+
+def vocabulary_of(module: nn.Module) -> int:
+    embeddings = module.get_input_embeddings()  # pyright: ignore[reportCallIssue]
+    return embeddings.num_embeddings
 
 
 def summed(forward: Callable[[Batch], Tensor]) -> Callable[[Batch], Tensor]:

@@ -2,7 +2,7 @@
 
     pixels (B, S, S, 3) -> (pixels * scale - mean) / std -> model -> logits (B, C)
 
-The loss is that of every classifier (targets.py). The model is one of transformers or timm, with a new head whose
+The loss is that of every classifier (objective.py). The model is one of transformers or timm, with a new head whose
 weights are drawn anew and trained whole beside an adapter. Pixels reach the device as whole numbers and are normalised
 there.
 """
@@ -29,9 +29,9 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load, load_unchecked
 from rankwise.models.preprocessing import size_arguments
 from rankwise.models.timm_models import is_timm, set_config
-from rankwise.objectives.targets import head_settings, outputs_in, target_loss, values_of, weight_of
-from rankwise.runs.data_report import TargetFacts
+from rankwise.objectives.objective import head_settings, outputs_in, target_loss, values_of, weight_of
 from rankwise.runs.records import Callback, WarningMessage
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.text.tokenize import Tokens
 
 NAME = "image-classification"

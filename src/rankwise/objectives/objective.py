@@ -5,24 +5,85 @@
 The loss is a sum over `Batch.count` predictions. The mean is taken once, over a whole optimizer step or a whole
 validation, so how rows are cut into batches changes no result. Training, validation and the data pipeline know this
 protocol and no task. Objectives know models and data; they know neither adapters nor the training loop.
+
+The loss of whole rows, which text and image classifiers share, and how a model of texts reads its rows.
+
+classes    loss = sum over rows of -w(class) log softmax(logits)[class]     in nats
+several    loss = sum over rows of the mean over classes of -log sigmoid(logit), or -log sigmoid(-logit) of a class
+                  that the row does not have
+numbers    loss = sum over rows of (output - target)^2
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rankwise.config.models import ModelConfig
 from rankwise.data.batches import Batch
 from rankwise.data.preparing import Writing
+from rankwise.data.writing import TextWriting
 from rankwise.models.kind import ModelKind
 from rankwise.models.loaded import LoadedModel
-from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.records import Callback
+from rankwise.runs.row_facts import PairFacts, TargetFacts
+from rankwise.text.encode import EncoderOf
 from rankwise.text.tokenize import Tokens
+
+
+def text_writing(
+    model: LoadedModel, encoder: EncoderOf, targets: TargetFacts | None = None, pairs: PairFacts | None = None
+) -> TextWriting:
+    """By the model's tokenizer and the template that it has now."""
+    return TextWriting(
+        model.tokenizer, model.template, model.source.name, model.context_length, encoder, targets=targets, pairs=pairs
+    )
+
+
+def head_settings(targets: TargetFacts) -> dict[str, Any]:
+    """Settings of a config.json for a head with these outputs."""
+    classes = dict(enumerate(targets.classes))
+    names = {"id2label": classes, "label2id": {name: at for at, name in classes.items()}} if classes else {}
+    problem = {} if targets.form == "tags" else {"problem_type": _problem(targets)}
+    return {"num_labels": targets.outputs, **problem, **names}
+
+
+def _problem(targets: TargetFacts) -> str:
+    if targets.form == "several":
+        return "multi_label_classification"
+    return "single_label_classification" if targets.classes else "regression"
+
+
+def outputs_in(logits: Tensor, targets: TargetFacts) -> Tensor:
+    """Logits (B, C) of the classes, or numbers (B,), in float32 or more."""
+    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return exact if targets.classes else exact[:, 0]
+
+
+def weight_of(values: Tensor, targets: TargetFacts) -> float:
+    """The sum of the weights of rows with these targets."""
+    return float(torch.tensor(targets.weights)[values].sum()) if targets.weights else len(values)
+
+
+def values_of(rows: Sequence[Tokens], targets: TargetFacts) -> Tensor:
+    """(B,) classes or numbers, or (B, C) where a row has several classes. Rows that are only read have zeros."""
+    nothing = [0.0] * targets.outputs if targets.form == "several" else 0.0
+    values = torch.tensor([nothing if row.target is None else row.target for row in rows], dtype=torch.float64)
+    return values.long() if targets.classes and targets.form == "one" else values.float()
+
+
+def target_loss(outputs: Tensor, values: Tensor, targets: TargetFacts) -> Tensor:
+    """`values` are what the outputs should be: (B,) classes or numbers, or (B, C) where a row has several classes."""
+    if targets.form == "several":
+        return F.binary_cross_entropy_with_logits(outputs, values, reduction="sum") / targets.outputs
+    if not targets.classes:
+        return F.mse_loss(outputs, values, reduction="sum")
+    weights = torch.tensor(targets.weights).to(outputs) if targets.weights else None
+    return F.cross_entropy(outputs, values, weights, reduction="sum")
 
 
 class Objective(Protocol):

@@ -1,50 +1,93 @@
 """Preference tuning: raise the probability of a chosen answer over that of a rejected one to the same prompt.
 
-The model is an ordinary language model and stays one: only what its loss compares is different (pair_losses.py). A row
+The model is an ordinary language model and stays one: only what its loss compares is different (PAIR_LOSSES). A row
 is a pair of conversations, and a loss is a mean over pairs.
+
+Losses of pairs of answers, from the log-probability of each target.
+
+    dpo     margin = beta ((log p(chosen) - log p0(chosen)) - (log p(rejected) - log p0(rejected)))
+            loss   = -log sigmoid(margin)                                                   arXiv 2305.18290
+    orpo    odds   = m / (1 - m), where log m is the mean log-probability of an answer's tokens
+            loss   = mean -log p of the chosen targets - beta log sigmoid(log odds(chosen) - log odds(rejected))
+            margin = beta (log m(chosen) - log m(rejected))                                 arXiv 2403.07691
+
+p0 is the model before training. A margin above 0 means that the chosen answer is preferred. The mean of orpo's first
+term is over all chosen targets of the step together, as in TRL.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rankwise.config.data import DataConfig
-from rankwise.config.models import ModelConfig
-from rankwise.config.preference import PreferenceConfig
+from rankwise.config.preference import PairLoss, PreferenceConfig
 from rankwise.data.batches import Batch
 from rankwise.data.pair_batches import flat_pairs, padded_pairs
+from rankwise.data.pairs import Pairs
 from rankwise.data.writing import TextWriting
-from rankwise.forward.reference import SupervisedLogits, random_documents
-from rankwise.models.kind import CAUSAL_LM as KIND
-from rankwise.models.kind import ModelKind
+from rankwise.forward.reference import random_documents
 from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import load, load_unchecked
-from rankwise.objectives.pair_losses import PAIR_LOSSES, PairLosses
-from rankwise.objectives.targets import text_writing
-from rankwise.runs.pair_facts import PairFacts
-from rankwise.runs.records import Callback
+from rankwise.objectives.causal_lm import CausalLM, vocabulary_of
+from rankwise.objectives.objective import text_writing
+from rankwise.runs.row_facts import PairFacts
 from rankwise.text.encode_pairs import PairEncoder, pair_of
-from rankwise.text.rendering import Template
 from rankwise.text.tokenize import Tokens
-from rankwise.text.tokenizer import HubTokenizer
+
+LEAST = 1e-12
+"""By how much the mean probability of a token stays below 1, in nats, so that its odds are finite."""
+
+
+@dataclass(frozen=True)
+class PairLosses:
+    """Of P pairs, in the dtype of their reference."""
+
+    losses: Tensor
+    """(P,) with gradients, in nats."""
+    margins: Tensor
+    """(P,) without gradients."""
+
+
+def dpo(logs: Tensor, pairs: Pairs, beta: float) -> PairLosses:
+    """`logs` (N,) are log-probabilities of the targets."""
+    ratios = pairs.sums(logs) - pairs.reference
+    margins = beta * (ratios[:, 0] - ratios[:, 1])
+    return PairLosses(-F.logsigmoid(margins), margins.detach())
+
+
+def orpo(logs: Tensor, pairs: Pairs, beta: float) -> PairLosses:
+    means = pairs.sums(logs) / pairs.sums(torch.ones_like(logs))
+    odds = means - log_of_rest(means)
+    learned = -pairs.sums(logs, prompts=True)[:, 0] / pairs.chosen_tokens
+    losses = learned - beta * F.logsigmoid(odds[:, 0] - odds[:, 1])
+    return PairLosses(losses, beta * (means[:, 0] - means[:, 1]).detach())
+
+
+def log_of_rest(logs: Tensor) -> Tensor:
+    """log(1 - exp(x)) for x < 0, exact at both ends (Maechler 2012)."""
+    logs = logs.clamp(max=-LEAST)
+    near = logs > -math.log(2)
+    small = torch.log(-torch.expm1(torch.where(near, logs, -1.0)))
+    return torch.where(near, small, torch.log1p(-torch.exp(torch.where(near, -1.0, logs))))
+
+
+PAIR_LOSSES: dict[PairLoss, Callable[[Tensor, Pairs, float], PairLosses]] = {"dpo": dpo, "orpo": orpo}
+
 
 NAME = "preference"
 
 
 @dataclass(frozen=True)
-class Preference:
+class Preference(CausalLM):
     config: PreferenceConfig
     prompts: bool = False
     """Whether the likelihood of orpo also covers the prompts."""
-    name: str = NAME
-    targets: None = None
-    row_length: None = None
-    kind: ModelKind = KIND
+    name = NAME
+    encoder = PairEncoder
 
     @classmethod
     def of(cls, facts: PairFacts) -> Preference:
@@ -55,12 +98,6 @@ class Preference:
     def needs_reference(self) -> bool:
         """Whether the loss compares with the model before training."""
         return self.config.loss == "dpo"
-
-    def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
-        return (load if checked else load_unchecked)(spec, callback)
-
-    def heads(self, model: LoadedModel) -> tuple[str, ...]:
-        return ()
 
     @property
     def facts(self) -> PairFacts:
@@ -73,19 +110,12 @@ class Preference:
     def writing(self, model: LoadedModel) -> TextWriting:
         return text_writing(model, self.encoder, pairs=self.facts)
 
-    def encoder(self, template: Template, tokenizer: HubTokenizer, spec: DataConfig, limit: int) -> PairEncoder:
-        return PairEncoder(template, tokenizer, spec, limit)
-
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         return padded_pairs(rows, max_tokens, prompts=self.prompts)
 
     def flat(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         """The same without padding, for the fused backend."""
         return flat_pairs(rows, max_tokens, prompts=self.prompts)
-
-    def predict(self, module: nn.Module, batch: Batch) -> Tensor:
-        """Logits (N, V) of the targets alone."""
-        return SupervisedLogits(module)(batch)
 
     def losses(self, logs: Tensor, batch: Batch) -> PairLosses:
         """From the log-probabilities (N,) of the batch's targets."""
@@ -97,9 +127,8 @@ class Preference:
 
     def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
         """Pairs of so many tokens in all, with a loss on every token."""
-        embeddings = module.get_input_embeddings()  # pyright: ignore[reportCallIssue]
         halves = [half for length in lengths for half in (max(1, length // 2), max(1, length - length // 2))]
-        sides = random_documents(embeddings.num_embeddings, halves, generator)
+        sides = random_documents(vocabulary_of(module), halves, generator)
         return [pair_of(chosen, rejected) for chosen, rejected in zip(sides[::2], sides[1::2], strict=True)]
 
 

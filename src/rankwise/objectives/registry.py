@@ -27,7 +27,7 @@ from rankwise.objectives.text_classification import OF_TEXTS, OF_WORDS, TextClas
 from rankwise.planning.pooling import pooling_of
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage
-from rankwise.runs.target_facts import Pooling
+from rankwise.runs.row_facts import Pooling
 
 OF_IMAGES, OF_PAIRS = image_classification.NAME, preference.NAME
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +21,12 @@ from rankwise.config.models import ModelConfig
 from rankwise.data.batches import IGNORED, Batch
 from rankwise.data.writing import TextWriting
 from rankwise.errors import ModelError
-from rankwise.forward.encoder_decoder import OutputLogits
-from rankwise.models.kind import ENCODER_DECODER, ModelKind
+from rankwise.forward.reference import OutputLogits
+from rankwise.models.kind import ENCODER_DECODER
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.loading import load, load_unchecked
-from rankwise.objectives.causal_lm import token_loss
-from rankwise.objectives.targets import text_writing
+from rankwise.objectives.causal_lm import CausalLM, vocabulary_of
+from rankwise.objectives.objective import text_writing
 from rankwise.runs.records import Callback
 from rankwise.text.encode_sequences import SequenceEncoder, bare_template, parted, row_of
 from rankwise.text.rendering import Template
@@ -40,11 +39,9 @@ OUTPUT_SHARE = 0.25
 
 
 @dataclass(frozen=True)
-class SequenceToSequence:
-    name: str = NAME
-    targets: None = None
-    row_length: None = None
-    kind: ModelKind = ENCODER_DECODER
+class SequenceToSequence(CausalLM):
+    name = NAME
+    kind = ENCODER_DECODER
 
     def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
         loaded = (load if checked else load_unchecked)(spec, callback, self.kind)
@@ -54,9 +51,6 @@ class SequenceToSequence:
                 "with, so it cannot be trained to write texts."
             )  # fmt: skip
         return loaded.with_template(bare_template(loaded.tokenizer))
-
-    def heads(self, model: LoadedModel) -> tuple[str, ...]:
-        return ()
 
     def writing(self, model: LoadedModel) -> TextWriting:
         return replace(text_writing(model, self.encoder), encoder_decoder=True)
@@ -82,12 +76,8 @@ class SequenceToSequence:
         """Logits (N, V) of the output tokens alone."""
         return OutputLogits(module)(batch)
 
-    def loss(self, module: nn.Module, batch: Batch) -> Tensor:
-        return token_loss(self.predict(module, batch), batch)
-
     def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
-        model: Any = module
-        vocabulary = model.get_input_embeddings().num_embeddings
+        vocabulary = vocabulary_of(module)
         drawn = [torch.randint(vocabulary, (max(2, length),), generator=generator).tolist() for length in lengths]
         firsts = [min(len(ids) - 1, round(len(ids) * (1 - OUTPUT_SHARE))) for ids in drawn]
         return [row_of(ids[:first], ids[first:]) for ids, first in zip(drawn, firsts, strict=True)]

@@ -26,7 +26,7 @@ EXACT = 4
 FAST = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "gpt_neox", "gpt2"})
 """Families that have a fast form on a processor (models/decoders); a test compares both."""
 OF_IMAGES = frozenset({"vit", "deit", "dinov2", "clip", "siglip"})
-"""Families of images with a fast form on a processor (forward/encoder_families.py); a test compares both."""
+"""Families of images with a fast form on a processor (forward/encoders.py); a test compares both."""
 OF_TEXTS = frozenset({"bert", "roberta"})
 """Families of encoders of texts with a fast form on a processor, likewise. A norm is behind what it norms, so a block
 keeps what goes into each and what comes out of it."""

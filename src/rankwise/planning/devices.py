@@ -50,7 +50,25 @@ class Device:
     def rate(self, dtype: str) -> float | None:
         return self.float32 if dtype == "float32" else self.bfloat16
 
+    def with_memory(self, memory: int) -> Device:
+        """The same device with what it is known to have."""
+        return replace(self, memory=memory)
 
+    def within_limit(self, limit: int | None) -> Device:
+        """The same device with at most as much memory as a forecast may need under a limit of so many bytes.
+        ConfigError for a GPU, whose memory no limit is for."""
+        if limit is None:
+            return self
+        if self.kind != "processor":
+            raise ConfigError([
+                f"model.memory limits the memory of a training on the CPU, but this one is on {self.name}. Leave it "
+                "out, or use --set model.device=cpu."
+            ])  # fmt: skip
+        return self.with_memory(min(self.memory, round(OF_LIMIT * limit)))
+
+
+OF_LIMIT = 0.92
+"""Of a limit, what a forecast may need: the forecast may be some hundredths too low (docs/plan.md)."""
 RESERVED = {"datacentre": 2 * GIB, "consumer": int(1.5 * GIB)}
 """Assumed, not measured: the driver and the context of CUDA, a few hundred MB each; on a card in a desktop also what is
 shown on the screen; on a data centre's also what is never reported (of an A100's 40 GB its driver has 39.5 to give,
@@ -164,11 +182,6 @@ def find_device(name: str) -> Device:
         )
     known = ", ".join(DEVICES)
     raise ConfigError([f'"{name}" is not a known device.{did_you_mean(plain, DEVICES)} Known devices: {known}.'])
-
-
-def with_memory(device: Device, memory: int) -> Device:
-    """The same device with what it was found to have."""
-    return replace(device, memory=memory)
 
 
 def _fits(words: list[str], known: str) -> bool:

@@ -7,10 +7,11 @@ price in time is the operations after it over those before.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from rankwise.planning.batches import AtOnce
 from rankwise.planning.devices import Device
-from rankwise.planning.forecast import AtOnce, Forecast
+from rankwise.planning.forecast import Forecast
 
 LARGEST, STEP_OF_TOKENS = 65_536, 64
 SMALLER = "a smaller adapter can learn less"
@@ -58,24 +59,12 @@ class Changes:
 
 
 def fit_of(forecast: Forecast, device: Device, amount: AtOnce) -> Fit:
-    room, blocks = device.usable, _blocks(forecast)
-    twice = forecast.job.recomputed if forecast.needed <= room else least_recomputed(forecast, room)
+    room, blocks = device.usable, forecast.blocks
+    twice = forecast.job.recomputed if forecast.needed <= room else forecast.least_recomputed(room)
     return Fit(
         device, forecast.needed, forecast.needed <= room, twice,
         most_at_once(forecast, room, amount, forecast.job.recomputed), most_at_once(forecast, room, amount, blocks),
     )  # fmt: skip
-
-
-def least_recomputed(forecast: Forecast, room: int) -> int | None:
-    """How many blocks must be computed twice; None where all of them do not do."""
-    blocks = _blocks(forecast)
-    if blocks < 1 or _needed(forecast, recomputed=blocks) > room:
-        return None
-    low, high = 0, blocks
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if _needed(forecast, recomputed=middle) <= room else (middle, high)
-    return high
 
 
 def most_at_once(forecast: Forecast, room: int, amount: AtOnce, recomputed: int) -> int:
@@ -83,7 +72,8 @@ def most_at_once(forecast: Forecast, room: int, amount: AtOnce, recomputed: int)
     longest = amount.longest
 
     def fits(tokens: int) -> bool:
-        return _needed(forecast, tokens=tokens, learned=amount.learned_of(tokens), recomputed=recomputed) <= room
+        changed = forecast.changed(tokens=tokens, learned=amount.learned_of(tokens), recomputed=recomputed)
+        return changed.needed <= room
 
     if not fits(longest):
         return 0
@@ -107,7 +97,7 @@ def savings(forecast: Forecast, changes: Changes) -> list[Remedy]:
 
 
 def _smaller(forecast: Forecast, changes: Changes) -> Iterator[Remedy]:
-    blocks, tokens = _blocks(forecast), max(changes.amount.longest, forecast.job.tokens // 2)
+    blocks, tokens = forecast.blocks, max(changes.amount.longest, forecast.job.tokens // 2)
     yield from _with(forecast, changes, (f"training.activation_checkpointing={blocks}",), SAME)
     yield from _with(forecast, changes, (f"training.max_batch_tokens={tokens}",), SAME_IN_PARTS)
 
@@ -119,10 +109,10 @@ def _in_fewer_bits(forecast: Forecast, changes: Changes) -> Iterator[Remedy]:
 
 
 def _tried(forecast: Forecast, room: int, changes: Changes) -> Iterator[Remedy]:
-    job, blocks, amount = forecast.job, _blocks(forecast), changes.amount
+    job, blocks, amount = forecast.job, forecast.blocks, changes.amount
     if 0 < (tokens := most_at_once(forecast, room, amount, job.recomputed)) < job.tokens:
         yield from _with(forecast, changes, (f"training.max_batch_tokens={tokens}",), SAME_IN_PARTS)
-    twice = least_recomputed(forecast, room)
+    twice = forecast.least_recomputed(room)
     if twice is not None and twice > job.recomputed and not changes.auto:
         yield from _with(forecast, changes, (f"training.activation_checkpointing={twice}",), SAME)
     if twice is None and 0 < (least := most_at_once(forecast, room, amount, blocks)) < job.tokens:
@@ -160,12 +150,3 @@ def _with(forecast: Forecast, changes: Changes, settings: tuple[str, ...], price
     yield Remedy(
         settings, changed.needed, price + (f"; takes about {slower:.2f} times as long" if slower > 1.02 else "")
     )
-
-
-def _blocks(forecast: Forecast) -> int:
-    """That learn."""
-    return forecast.shape.block_count - forecast.job.lowest
-
-
-def _needed(forecast: Forecast, **changes: int) -> int:
-    return forecast.with_job(replace(forecast.job, **changes)).needed

@@ -1,62 +1,25 @@
-"""What one training would hold and compute: the job that a method, a model, rows and a device come to.
-
-The largest micro-batch decides the memory. Rows of a step lie in it up to `max_batch_tokens`, a longer document
-alone; a step that has less is one micro-batch, of as many tokens as the fullest step is likely to have.
-"""
+"""What one training would hold and compute: the job that a method, a model, rows and a device come to."""
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
+from rankwise.config.anchor import BLOCKS, AnchorConfig
 from rankwise.config.convolutions import image_readers
 from rankwise.config.method import MethodConfig
+from rankwise.config.parameters import Parameters
 from rankwise.config.planning import Planned
 from rankwise.config.training import TrainingConfig
 from rankwise.planning.activations import FAST, OF_IMAGES, OF_TEXTS, Form
+from rankwise.planning.batches import AtOnce
 from rankwise.planning.devices import Device
 from rankwise.planning.memory import GPU, PROCESSOR, Job, Memory, Overheads, memory_of
-from rankwise.planning.new_tokens import has_new_tokens
 from rankwise.planning.operations import Load, Operations, operations
-from rankwise.planning.parameters import Parameters, parameters_of, seen
-from rankwise.planning.rows import PlannedRows
+from rankwise.planning.parameters import parameters_of, seen
 from rankwise.planning.shape import ModelShape
-from rankwise.planning.stored_weights import Storage, unpacked_numbers
-
-UNKNOWN_LENGTH = 1024
-"""Tokens of a document, where no rows are given and no limit is."""
-DEVIATIONS = 2.5
-"""By how many standard deviations the fullest step of a run has more tokens than the mean one."""
-OF_SHARE = 0.25
-"""By how much documents differ in the share that is learned, as one standard deviation: 0.23 of Dolly's."""
-
-
-@dataclass(frozen=True)
-class AtOnce:
-    """Of the largest micro-batch, whose documents have `mean` tokens where rows tell, `share` of them learned."""
-
-    tokens: int
-    learned: int
-    longest: int
-    share: float = 1.0
-    mean: float | None = None
-    images: int = 0
-    """Images whose pixels are in memory."""
-    passes: float = 1.0
-    """How often a training sees each image as it is."""
-    arrow: bool = False
-    """Whether pyarrow reads them."""
-    output_share: float = 0.0
-    """Of an encoder with a decoder, the share of the tokens that the decoder has."""
-
-    def learned_of(self, tokens: int) -> int:
-        """In a micro-batch of so many: of few documents some have much more to learn than the mean one."""
-        if self.mean is None:
-            return math.ceil(tokens * self.learned / max(1, self.tokens))
-        spread = DEVIATIONS * OF_SHARE / math.sqrt(max(1.0, tokens / self.mean))
-        return math.ceil(tokens * min(1.0, self.share + spread))
+from rankwise.planning.stored_weights import Storage, storage_of, unpacked_numbers
+from rankwise.planning.validation import writes_answers
 
 
 @dataclass(frozen=True)
@@ -74,8 +37,25 @@ class Forecast:
         job = self.job
         return unpacked_numbers(self.shape, job.storage, lowest=job.lowest, recomputed=job.recomputed)
 
-    def with_job(self, job: Job) -> Forecast:
+    def changed(self, **changes: int) -> Forecast:
+        """With another job."""
+        job = replace(self.job, **changes)
         return replace(self, job=job, memory=memory_of(self.shape, job, self.overheads))
+
+    @property
+    def blocks(self) -> int:
+        """That learn, and so can be computed twice."""
+        return self.shape.block_count - self.job.lowest
+
+    def least_recomputed(self, room: int) -> int | None:
+        """How many blocks must be computed twice to fit; None where all of them do not do."""
+        if self.blocks < 1 or self.changed(recomputed=self.blocks).needed > room:
+            return None
+        low, high = 0, self.blocks
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.changed(recomputed=middle).needed <= room else (middle, high)
+        return high
 
     @property
     def peak(self) -> int:
@@ -86,56 +66,10 @@ class Forecast:
         return self.memory.needed
 
 
-def at_once(rows: PlannedRows | None, training: TrainingConfig, limit: int) -> AtOnce:
-    """Without rows: a full micro-batch in which every token is learned, of documents as long as may be."""
-    most = training.max_batch_tokens
-    if rows is None or not rows.lengths:
-        tokens = max(1, min(most, limit * training.batch_size))
-        return _with_anchor(AtOnce(tokens, tokens, min(limit, tokens)), training)
-    count = training.rows_per_step(max(1, round(rows.documents.likely)))
-    mean, spread = statistics.fmean(rows.lengths), statistics.pstdev(rows.lengths)
-    fullest = count * mean + DEVIATIONS * spread * math.sqrt(count)
-    tokens = max(rows.longest, min(most, math.ceil(fullest)))
-    found = AtOnce(tokens, tokens, rows.longest, rows.supervised_share, mean)
-    return _with_anchor(replace(found, learned=found.learned_of(tokens)), training)
-
-
-def _with_anchor(amount: AtOnce, training: TrainingConfig) -> AtOnce:
-    """The anchor's block goes into one row with the last micro-batch where there is room, and is alone elsewhere."""
-    block = 0 if training.anchor is None else training.anchor.tokens
-    if amount.tokens + block <= training.max_batch_tokens:
-        return replace(amount, tokens=amount.tokens + block, learned=amount.learned + block)
-    return replace(amount, tokens=max(amount.tokens, block), learned=max(amount.learned, block))
-
-
-def rows_at_once(rows: PlannedRows | None, training: TrainingConfig, limit: int) -> AtOnce:
-    """Of a classifier, whose rows have one target each and are padded to the longest of their micro-batch: in the step
-    with the longest row of all as many of this length as there is room for."""
-    longest, count = limit, training.batch_size
-    if rows is not None and rows.lengths:
-        longest, count = rows.longest, training.rows_per_step(max(1, round(rows.documents.likely)))
-    together = max(1, min(count, training.max_batch_tokens // longest))
-    return AtOnce(together * longest, together, longest)
-
-
-def longest_of(config: Planned, shape: ModelShape) -> int:
-    """Tokens of the longest document there may be: a pair of answers is two texts, and so is an input with its output.
-    Images have one size."""
-    if shape.image is not None:
-        return shape.patches
-    return limit_of(config, shape) * (2 if config.objective == "preference" or shape.is_encoder_decoder else 1)
-
-
-def limit_of(config: Planned, shape: ModelShape) -> int:
-    """Tokens of the longest text."""
-    limit = UNKNOWN_LENGTH if config.data is None else config.data.max_length
-    return min(limit, shape.context or limit)
-
-
 def form_of(shape: ModelShape, spec: MethodConfig, training: TrainingConfig, device: Device) -> Form:
     families = FAST if not shape.is_classifier else OF_TEXTS if shape.image is None else OF_IMAGES
     has_kernels = shape.family in families
-    fast = device.kind == "processor" and has_kernels and not spec.trains_base and not has_new_tokens(shape)
+    fast = device.kind == "processor" and has_kernels and not spec.trains_base and not shape.has_new_tokens
     return "fast" if fast and training.backend != "eager" else "plain"
 
 
@@ -201,3 +135,32 @@ def operations_of(forecasted: Forecast, load: Load) -> Operations:
         forecasted.shape, load, learning, recomputed=job.recomputed / blocks, trimmed=job.form == "fast" and of_tokens,
         frozen=job.lowest if job.caches_prefix else 0, passes=job.passes,
     )  # fmt: skip
+
+
+def anchor_operations(forecasted: Forecast, anchor: AnchorConfig | None, steps: int | None) -> float:
+    """Of a step for the anchor's block of other text, of which the tuned model and its base predict every token: a
+    forward and a backward pass, once more the head for the base's predictions, and a forward pass of the base where
+    the block comes for the first time."""
+    if anchor is None:
+        return 0.0
+    whole = operations_of(forecasted, Load((anchor.tokens,), float(anchor.tokens)))
+    first = min(1.0, BLOCKS / steps) if steps else 1.0
+    return whole.total + whole.head + first * whole.forward
+
+
+def planned_forecast(
+    config: Planned, shape: ModelShape, device: Device, amount: AtOnce, spec: MethodConfig | None = None,
+    counted: Parameters | None = None, compiled: bool = False,
+) -> Forecast:  # fmt: skip
+    """By the settings of a training, or by another method, with as many blocks computed twice as training chooses."""
+    dtype = device.dtype if config.model.dtype == "auto" else config.model.dtype
+    answers = not shape.is_classifier and writes_answers(config)
+    spec, limited = spec or config.adapter, config.model.memory is not None and device.kind == "processor"
+    storage = storage_of(config.model.quantize, shape, trains_base=spec.trains_base, given_back=limited)
+    first = forecast(
+        shape, spec, config.training, device, dtype, amount, counted, answers, compiled, storage, limited
+    )  # fmt: skip
+    if config.training.activation_checkpointing != "auto" or first.needed <= device.usable:
+        return first
+    twice = first.least_recomputed(device.usable)
+    return first if twice is None else first.changed(recomputed=twice)

@@ -83,19 +83,17 @@ def checked_vocabulary(file: Path) -> dict[str, Any]:
     return settings
 
 
-def template_settings(file: Path) -> dict[str, Any]:
-    """The chat template and the special tokens, as a tokenizer_config.json names them."""
-    settings = checked_vocabulary(file)
+def template_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The chat template and the special tokens of a checked vocabulary, as a tokenizer_config.json names them."""
     numbers = {name: settings.get(f"{PREFIX}{key}_token_id") for name, key in SPECIAL.items()}
     named = {f"{name}_token": settings[TOKENS][number] for name, number in numbers.items() if number is not None}
     return named | {"chat_template": settings.get(TEMPLATE)}
 
 
-def gguf_tokenizer(file: Path) -> Any:
-    """As the tokenizers library has it."""
+def gguf_tokenizer(settings: Mapping[str, Any]) -> Any:
+    """That of a checked vocabulary, as the tokenizers library has it."""
     from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-    settings = checked_vocabulary(file)
     tokens, listed, of_bytes = settings[TOKENS], settings.get(MERGES), settings[MODEL] == BYTE_LEVEL
     gemma = settings[FAMILY].startswith("gemma")
     if gemma:  # runs of spaces are written as such

@@ -1,4 +1,5 @@
-"""What is here: this processor and its free memory, the cards that nvidia-smi tells of, or Apple's chip.
+"""The device that a plan is for: one that was named, or what is here: this processor and its free memory, the cards
+that nvidia-smi tells of, or Apple's chip.
 
 A processor's rate is cores x clock x operations in each cycle, by the widest products that its flags name. It is an
 assumption: virtual machines tell a base clock, laptops a clock they cannot hold, and not every core has two units. A
@@ -17,11 +18,14 @@ from pathlib import Path
 
 import psutil
 
+from rankwise.config.planning import Planned
 from rankwise.errors import ConfigError
-from rankwise.planning.devices import GIB, RESERVED, Device, find_device, with_memory
+from rankwise.planning.devices import GIB, RESERVED, Device, find_device
 from rankwise.runs.manifest import processor_name, usable_cores
 from rankwise.system.memory import available_memory
 
+HERE = (None, "auto", "cpu", "cuda", "mps")
+"""Names of what this machine has."""
 CPUINFO = Path("/proc/cpuinfo")
 HIGHEST_CLOCK = Path("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
 PATIENCE = 5.0
@@ -76,6 +80,29 @@ def with_rates(flags: frozenset[str], vendor: str) -> frozenset[str]:
     which a virtual machine may show all but AMX."""
     slow = "GenuineIntel" in vendor and {"avx512_bf16", "avx512_fp16"} <= flags and "amx_bf16" not in flags
     return (flags - {"avx512_bf16"}) | {HALF_RATE} if slow else flags
+
+
+def planned_device(name: str | None, config: Planned) -> Device:
+    if name not in HERE:
+        return find_device(name)
+    wanted = config.model.device if name is None or name == "auto" else name
+    if wanted == "cpu":
+        return this_processor()
+    cards, number = graphics_cards(), int(wanted.partition(":")[2] or 0)
+    if wanted != "mps" and number < len(cards):
+        return cards[number]
+    found = this_machine()
+    if wanted.startswith("cuda") or (wanted == "mps" and found.kind != "apple"):
+        raise ConfigError([
+            f'no device "{wanted}" was found on this machine. Name one to plan for, such as --device rtx-4090.'
+        ])  # fmt: skip
+    return found
+
+
+def refuse_elsewhere(device: str | None) -> None:
+    """Before a probe, which measures this machine."""
+    if device not in HERE:
+        raise ConfigError([f'--probe measures this machine, but --device plans for "{device}". Leave out one of them.'])
 
 
 def this_machine() -> Device:
@@ -147,7 +174,7 @@ def read_cards(text: str) -> list[Device]:
             known = find_device(f"{name}-{round(total / GIB)}gb" if re.search(r"A100|V100", name) else name)
         except ConfigError:
             known = Device(name, "consumer", total, RESERVED["consumer"], None, None, "nvidia-smi")
-        cards.append(with_memory(known, min(total, free + known.reserved)))
+        cards.append(known.with_memory(min(total, free + known.reserved)))
     return cards
 
 

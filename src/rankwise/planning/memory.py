@@ -10,10 +10,17 @@
                   the format, in the plain one, and 16 bytes behind an encoder; of a classifier as many numbers of
                   each row as it has outputs
     answers       the weights of linear layers once more, laid out for decoding, where validation writes answers
+    images        the pixels of all images (N S^2 3 bytes), in pages of a file that the system drops where memory is
+                  short
+    prefix        outputs of the blocks below the lowest trained one, cached for each image in the fast form where
+                  images are seen again and are not varied; at most a share of free memory, so a training fits without
     overhead      what a block's backward pass holds on its way, as a multiple of what a block keeps; holes between
                   pieces of memory, as shares of activations and logits, and of the optimizer's averages, which come
                   after the first step; and where the whole model learns, the gradient of the table of words, and of
-                  a head that shares it, before it is added to that of the other micro-batches
+                  a head that shares it, before it is added to that of the other micro-batches. Of images what lives
+                  beside saved activations at the most, as a pass over fake images measured it (forward/fake_pass.py),
+                  and holes between them, as a share of activations: the layers of a model of images differ in size,
+                  so what one frees seldom fits the next
     compiler      torch's compiler, which runs in the same process, where a training is or may be compiled
     process       python and its libraries, and on a processor what oneDNN keeps of products in bfloat16
 
@@ -26,10 +33,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rankwise.planning import image_memory
-from rankwise.planning.activations import DTYPES, EXACT, Form, block_bytes, positions_of, saved_bytes
-from rankwise.planning.image_memory import ImageOverheads
-from rankwise.planning.shape import ModelShape
+from rankwise.planning.activations import ADAPTED, DTYPES, EXACT, Form, block_bytes, positions_of, saved_bytes
+from rankwise.planning.shape import Blocks, ModelShape
 from rankwise.planning.stored_weights import (
     BESIDE_PACKED,
     DTYPE_BYTES,
@@ -39,8 +44,33 @@ from rankwise.planning.stored_weights import (
     unpacking_bytes,
 )
 
+CHANNELS = 3
 HEAD_ROWS = 256
 """As kernels/loss.py takes them; a test compares both."""
+
+
+@dataclass(frozen=True)
+class ImageOverheads:
+    """`process` bytes are held beside those of a training on texts, and `arrow` bytes where pyarrow reads the rows.
+    `holes` are shares of activations by what learns, `fast` that of the fast form, and `passing` how many times what
+    lives beside activations is held."""
+
+    process: float
+    arrow: float
+    holes: Mapping[str, float]
+    fast: float
+    passing: float
+
+    def overhead(
+        self, blocks: Blocks, learns: str, dtype: str, tokens: int, activations: float, *, fast: bool
+    ) -> tuple[float, str]:
+        """Bytes for `tokens` at once, and their formula."""
+        measured = blocks.passing[f"{learns} {dtype}"].of(tokens)
+        share = self.fast if fast else self.holes[learns]
+        return (
+            self.passing * measured + share * activations,
+            f"{self.passing:g} x {measured / 1e6:,.1f} MB beside activations + {share:.0%} of activations",
+        )
 
 
 @dataclass(frozen=True)
@@ -86,10 +116,15 @@ COMPILER = 0.15e9
 """Code and data of torch's compiler, and what compiling leaves behind: the same training with it took 0.06 GB and more
 beyond what it took without (docs/plan.md)."""
 PROCESSOR = Overheads(
-    0.42e9, 0.41e9, 0.25e9, 3.5, 1.0, 3.0, 0.055, COMPILER, True, image_memory.PROCESSOR, prepacks=True
+    0.42e9, 0.41e9, 0.25e9, 3.5, 1.0, 3.0, 0.055, COMPILER, True, ImageOverheads(
+        0.05e9, 0.08e9, {"adapter": 0.42, "conv": 0.33, "both": 0.42, "head": 0.0, "full": 0.2}, 0.45, 1.5
+    ), prepacks=True,
 )  # fmt: skip
 """By trainings of the starters (lab/LOG.md, docs/plan.md), torch 2.13."""
-GPU = Overheads(0.6e9, 0.0, 0.0, 3.5, 3.5, 3.5, 0.1, 0.0, False, image_memory.GPU)
+GPU = Overheads(
+    0.6e9, 0.0, 0.0, 3.5, 3.5, 3.5, 0.1, 0.0, False,
+    ImageOverheads(0.0, 0.0, dict.fromkeys((*ADAPTED, "full"), 0.1), 0.1, 1.5),
+)  # fmt: skip
 FORMATS: Mapping[str, float] = {**DTYPE_BYTES, "int8": 1.0, "nf4": 0.5}
 
 
@@ -164,7 +199,7 @@ class Memory:
         return round(sum(self[name] for name in ("weights", "adapter", "gradients", "optimizer", "averages")))
 
     def __getitem__(self, name: str) -> float:
-        return next(part.bytes for part in self.parts if part.name == name)
+        return next((part.bytes for part in self.parts if part.name == name), 0.0)
 
 
 def weights_bytes(shape: ModelShape, dtype: str) -> float:
@@ -217,7 +252,7 @@ def _images(shape: ModelShape, job: Job) -> list[Part]:
     if shape.image is None:
         return []
     side, count, number = shape.image, job.images, int(FORMATS[job.dtype])
-    size = image_memory.pixels(count, side)
+    size = count * side**2 * CHANNELS
     found = [
         Part(
             "images", size, f"{count:,} x {side} x {side} x 3, which the system can drop", droppable=not job.given_back

@@ -13,20 +13,17 @@ from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.config.planning import Planned
 from rankwise.config.reading import with_settings
 from rankwise.errors import ConfigError
-from rankwise.planning.anchor import anchor_operations
+from rankwise.planning.batches import AtOnce, average_step, largest_batches, longest_of, padded_load
 from rankwise.planning.devices import DEVICES, Device
 from rankwise.planning.disk import EXACT, Disk
 from rankwise.planning.estimate import Estimate
 from rankwise.planning.fitting import Changes, Fit, Remedy, fit_of, remedies, savings
-from rankwise.planning.forecast import AtOnce, Forecast, longest_of, operations_of
-from rankwise.planning.largest_batch import largest_batches
+from rankwise.planning.forecast import Forecast, anchor_operations, operations_of, planned_forecast
+from rankwise.planning.machine import HERE, planned_device, refuse_elsewhere
 from rankwise.planning.memory import FORMATS, weights_bytes
 from rankwise.planning.operations import Load
-from rankwise.planning.planned_device import HERE, for_each, is_possible, planned_device, refuse_elsewhere, within_limit
-from rankwise.planning.planned_forecast import planned_forecast
-from rankwise.planning.processes import ALONE, Processes
-from rankwise.planning.rows import PlannedRows, average_step, padded_load
-from rankwise.planning.sequence_batches import padded_sides
+from rankwise.planning.processes import ALONE, Processes, Several, several_of
+from rankwise.planning.rows import PlannedRows
 from rankwise.planning.shape import ModelShape
 from rankwise.planning.stored_weights import Conversion, conversion_of
 from rankwise.planning.time import (
@@ -40,8 +37,9 @@ from rankwise.planning.time import (
     seconds_of,
     speed_of,
 )
+from rankwise.planning.tokens import TokenCounter
 from rankwise.planning.training_rows import rows_of_training
-from rankwise.planning.validation import validation_of
+from rankwise.planning.validation import validation_tokens
 
 CLASSIFIER, OF_TEXTS = "AutoModelForSequenceClassification", "sequence-classification"
 SLOWER_WHEN_SMALL = 1.5
@@ -76,12 +74,9 @@ class Plan:
     @cached_property
     def load(self) -> Load:
         """What goes through the model, as a sample of documents."""
-        if self.rows is not None and self.rows.lengths:
-            own = self.processes.own(self.config.training, self.rows)
-            if self.shape.is_classifier:
-                return padded_load(self.rows.lengths, own)
-            if self.shape.is_encoder_decoder:
-                return padded_sides(self.rows, own)
+        if self.rows is not None and self.rows.drawn:
+            if self.shape.is_classifier or self.shape.is_encoder_decoder:
+                return padded_load(self.rows, self.processes.own(self.config.training, self.rows))
             return self.rows.load
         count = max(1, self.amount.tokens // self.amount.longest)
         written = round(self.amount.longest * self.amount.output_share)
@@ -105,8 +100,8 @@ class Plan:
     @cached_property
     def _rows_of_step(self) -> Step:
         operations, training = operations_of(self.forecast, self.load), self.config.training
-        if self.rows is not None and self.rows.lengths:
-            return average_step(operations, self.rows, training, self.load.lengths)
+        if self.rows is not None and self.rows.drawn:
+            return average_step(operations, self.rows, training, self.load)
         tokens = training.batch_size * self.amount.longest
         pieces = -(-tokens // training.max_batch_tokens)
         return Step(self.flops_per_token * tokens, tokens, pieces)
@@ -130,8 +125,9 @@ class Plan:
     @property
     def _validation(self) -> Step | None:
         """What is read beside the steps: half of a training step for each token, since nothing is learned from it."""
-        made = validation_of(self.config, self.rows, self.steps, self.step.tokens, writes=not self.shape.is_classifier)
-        read = made.tokens / self.processes.count
+        writes = not self.shape.is_classifier
+        tokens = validation_tokens(self.config, self.rows, self.steps, self.step.tokens, writes=writes)
+        read = tokens / self.processes.count
         if not read:
             return None
         forward = operations_of(self.forecast, self.load).forward / self.load.tokens
@@ -223,23 +219,40 @@ class Plan:
             for method, spec in usual.items()
         }
 
+    @property
+    def several(self) -> Several | None:
+        """None for a process alone, and for a model whose training is not planned."""
+        if not self.processes.is_several or not self.trained:
+            return None
+        return several_of(self.processes, self.forecast, self.config.training, self.rows)
+
     def changed(self, *settings: str) -> Forecast | None:
         """The same with some settings otherwise; None where they mean nothing here."""
-        alone = self.processes is ALONE
-        if not is_possible(settings, self.config, self.device, has_rows=self.rows is not None, alone=alone):
+        if not self._is_possible(settings):
             return None
         changed = with_settings(self.config, *settings)
-        rows, data = self.rows, changed.data
-        limit = longest_of(changed, self.shape)
-        if rows is not None and data is not None and limit < self.amount.longest:
+        rows, limit = self.rows, longest_of(changed, self.shape)
+        if rows is not None and limit < self.amount.longest:
             rows = rows.shorter(limit)
-            if not rows.lengths:
+            if not rows.drawn:
                 return None
         return planned(changed, self.shape, self.device, rows, None, processes=self.processes).forecast
 
+    def _is_possible(self, settings: tuple[str, ...]) -> bool:
+        """Whether a training on the device could have these settings, of which the plan has none."""
+        model, data, device = self.config.model, self.config.data, self.device
+        if any(setting.startswith("data.") for setting in settings):
+            return self.rows is not None and data is not None and data.too_long != "split"
+        if "model.dtype=bfloat16" in settings:
+            return device.bfloat16 is not None or device.dtype != "float32"
+        if any(setting.startswith("model.memory=") for setting in settings):
+            in_the_way = model.memory or model.sharded or model.new_tokens or device.kind != "processor"
+            return self.processes is ALONE and not in_the_way
+        return True
+
 
 def plan_for(
-    shape: ModelShape, config: Planned, *, device: str | None = None, price: float | None = None,
+    shape: ModelShape, tokens: TokenCounter, config: Planned, *, device: str | None = None, price: float | None = None,
     measured: Probe | None = None, on: Device | None = None, processes: Processes = ALONE,
 ) -> Plan:  # fmt: skip
     """`device` is one of the list (`rtx-4090`) or `cpu`, by default what is here; `on` is known to be used, with the
@@ -248,11 +261,11 @@ def plan_for(
         raise ConfigError([f"price is {price:g}; a number above 0 is expected."])
     if measured is not None:
         refuse_elsewhere(device)
-    rows = rows_of_training(config, shape)
+    rows = rows_of_training(config, shape, tokens)
     if shape.auto_class == CLASSIFIER:
         apart = rows is not None and config.data is not None and bool(rows.held_out or config.data.validation)
         config = config.model_copy(update={"objective": OF_TEXTS}).with_class_defaults(measured=apart)
-    found = on or for_each(processes, planned_device(device, config), device)
+    found = on or processes.part_of(planned_device(device, config), here=device in HERE)
     return planned(config, shape, found, rows, measured, price, here=device in HERE, processes=processes)
 
 
@@ -260,7 +273,7 @@ def planned(
     config: Planned, shape: ModelShape, device: Device, rows: PlannedRows | None, measured: Probe | None,
     price: float | None = None, *, here: bool = True, processes: Processes = ALONE,
 ) -> Plan:  # fmt: skip
-    device = within_limit(device, config.model.memory_bytes)
+    device = device.within_limit(config.model.memory_bytes)
     own = config.model_copy(update={"training": processes.own(config.training, rows)})
     amounts = largest_batches(own, shape, rows)
     forecasts = [(amount, planned_forecast(config, shape, device, amount)) for amount in amounts]

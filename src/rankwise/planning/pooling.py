@@ -7,12 +7,10 @@ and the folder of its pooling has a config.json. Every other model keeps what it
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from rankwise.config.classification import ClassificationConfig
-from rankwise.errors import ModelError
-from rankwise.runs.target_facts import Pooling
-from rankwise.system.foreign_json import read_any_json
+from rankwise.runs.row_facts import Pooling
+from rankwise.system.foreign_json import read_if_sound
 
 MODULES, REPORT, SETTINGS = "modules.json", "data_report.json", "1_Pooling/config.json"
 KNOWN: dict[str, Pooling] = {
@@ -26,7 +24,7 @@ def pooling_of(folder: Path | None, config: ClassificationConfig) -> tuple[Pooli
     """The pooling over the model in `folder`, and a sentence where `auto` decided it and not the model's own code."""
     if config.pooling != "auto":
         return config.pooling, None
-    report, modules = (None, None) if folder is None else (_read(folder / REPORT), _read(folder / MODULES))
+    report, modules = (None if folder is None else read_if_sound(folder / name) for name in (REPORT, MODULES))
     targets = report.get("targets") if isinstance(report, dict) else None
     if isinstance(targets, dict):
         return KNOWN.get(str(targets.get("pooling")), "own"), None
@@ -34,7 +32,7 @@ def pooling_of(folder: Path | None, config: ClassificationConfig) -> tuple[Pooli
     part = next((one for one in parts if str(one.get("type")).endswith(".Pooling")), None)
     if folder is None or part is None:
         return "own", None
-    settings = _read(folder / Path(str(part.get("path"))).name / "config.json")
+    settings = read_if_sound(folder / Path(str(part.get("path"))).name / "config.json")
     if not isinstance(settings, dict):
         why = f"the model's {MODULES} names a pooling but not which, and the mean is the usual one"
         return "mean", f"the head reads the mean of all tokens: {why} (classification.pooling)"
@@ -45,11 +43,3 @@ def pooling_of(folder: Path | None, config: ClassificationConfig) -> tuple[Pooli
     read = "first token" if KNOWN[mode] == "cls" else f"{KNOWN[mode]} of all tokens"
     said = f"the head reads the {read}, as the model's {MODULES} says (classification.pooling)"
     return KNOWN[mode], None if KNOWN[mode] == "own" else said
-
-
-def _read(file: Path) -> Any:
-    """None where it is not there, or cannot be read."""
-    try:
-        return read_any_json(file) if file.is_file() else None
-    except ModelError:
-        return None

@@ -4,11 +4,18 @@ share       rows are dealt by their tokens (data/dealing.py); a step waits for t
 cores       without cards, each process has 1/N of the cores and the memory of its machine
 memory      that of a process alone with 1/N of the rows of a step: each has the whole base, and what learns
 step        seconds of the largest share; adding up the gradients comes on top and is not counted
+gradients   4 x parameters that learn: all gradients are float32
+sharded     base / N + the two largest groups: one that computes, and one that is gathered meanwhile
+
+A group is a block, the embedding, or the rest. Where the base itself learns, its gradients and the optimizer's averages
+are divided too, and one group's gradient is whole at a time. The buffer of the sums adds nothing to the peak:
+activations are gone by then.
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -16,7 +23,10 @@ from rankwise.config.training import TrainingConfig
 from rankwise.data.dealing import deal
 from rankwise.errors import ConfigError
 from rankwise.planning.devices import Device
+from rankwise.planning.forecast import Forecast
+from rankwise.planning.machine import graphics_cards
 from rankwise.planning.rows import PlannedRows
+from rankwise.planning.stored_weights import DTYPE_BYTES, EXACT
 from rankwise.planning.time import Probe, Speed, Step
 from rankwise.runs.manifest import usable_cores
 
@@ -40,15 +50,20 @@ class Processes:
         """On one machine."""
         return -(-self.count // self.nodes)
 
-    def check(self, device: Device, cards: int | None) -> None:
-        """ConfigError with all that cannot be; `cards` are those of this machine, None where it is not meant."""
+    def part_of(self, device: Device, *, here: bool) -> Device:
+        """What each process has of a device. ConfigError with all that cannot be; `here` is a device of this
+        machine."""
+        if not self.is_several:
+            return device
         problems: list[str] = []
-        if device.kind == "apple" and self.is_several:
+        if device.kind == "apple":
             problems.append(f"several processes train on CUDA GPUs or processors, not on {device.name}.")
-        if cards is not None and self.each > max(1, cards):
-            problems.append(f"--processes {self.count} needs {self.each} GPUs on this machine, which has {cards}.")
+        cards = max(1, len(graphics_cards())) if here and device.kind != "processor" else self.count
+        if self.count > cards:
+            problems.append(f"--processes {self.count} needs {self.count} GPUs on this machine, which has {cards}.")
         if problems:
             raise ConfigError(problems)
+        return device.with_memory(device.memory // self.count) if device.kind == "processor" else device
 
     def own(self, training: TrainingConfig, rows: PlannedRows | None) -> TrainingConfig:
         """The settings of a process alone that would have as many rows in a step."""
@@ -59,7 +74,7 @@ class Processes:
     def largest_share(self, training: TrainingConfig, rows: PlannedRows | None) -> float:
         """Of the tokens of a step, in the mean of steps that are dealt as training deals them."""
         count = rows_in_step(training, rows)
-        lengths = rows.lengths if rows is not None and rows.lengths else (1,)
+        lengths = (rows.lengths if rows is not None else []) or [1]
         drawn, shares = Random(0), []
         for _ in range(DEALT if len(set(lengths)) > 1 else 1):
             step = drawn.choices(lengths, k=count)
@@ -92,14 +107,59 @@ class Processes:
         cores = usable_cores()
         return min(max(1, cores // self.each) / cores, 1 / self.each)
 
-    def memory_of(self, device: Device) -> int:
-        """Bytes for each process; each has a card of its own."""
-        return device.memory // self.each if device.kind == "processor" else device.memory
-
 
 ALONE = Processes()
 
 
 def rows_in_step(training: TrainingConfig, rows: PlannedRows | None) -> int:
     """Of all processes together."""
-    return training.batch_size if rows is None else training.rows_per_step(max(1, round(rows.documents.likely)))
+    return training.batch_size if rows is None else training.rows_per_step(rows.count)
+
+
+@dataclass(frozen=True)
+class Several:
+    processes: Processes
+    rows: int
+    """In a step of all processes."""
+    largest_share: float
+    """Of the tokens of a step, which the process has that all others wait for."""
+    gradients: int
+    """Bytes that are added up in each step."""
+    sharded_peak: int | None
+    """Bytes in each process; None where the base is stored in fewer bits."""
+
+    @property
+    def idle(self) -> int:
+        """Processes that have no row of a step."""
+        return max(0, self.processes.count - self.rows)
+
+
+def several_of(
+    processes: Processes, forecast: Forecast, training: TrainingConfig, rows: PlannedRows | None
+) -> Several:  # fmt: skip
+    return Several(
+        processes, rows_in_step(training, rows), processes.largest_share(training, rows),
+        EXACT * forecast.parameters.trainable, sharded_peak(forecast, processes),
+    )  # fmt: skip
+
+
+def sharded_peak(forecast: Forecast, processes: Processes) -> int | None:
+    job, count = forecast.job, processes.count
+    if job.storage != "none":
+        return None
+    groups = sorted(_groups(forecast).values())
+    divided, gathered = sum(groups), sum(groups[-2:])
+    if job.trains_base:  # float32: gradients are as large as weights, and each average is too
+        divided, gathered = (4 + job.averages) * divided, gathered + groups[-1]
+    return round(forecast.peak - max(0.0, (1 - 1 / count) * divided - gathered))
+
+
+def _groups(forecast: Forecast) -> dict[int | str, float]:
+    """Bytes of the base's weights that are gathered together; a tied embedding belongs to the rest."""
+    job, shape = forecast.job, forecast.shape
+    tied = {layer.shares for layer in shape.layers}
+    sizes: defaultdict[int | str, float] = defaultdict(float)
+    for layer in shape.layers:
+        outside = layer.path if layer.kind == "embedding" and layer.path not in tied else "rest"
+        sizes[outside if layer.block is None else layer.block] += DTYPE_BYTES[job.dtype] * layer.parameters
+    return dict(sizes)

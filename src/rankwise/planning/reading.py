@@ -7,15 +7,19 @@ shape that neither the catalogue nor the cache has is built, by a function that 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from rankwise.config.base import shown
 from rankwise.config.images import processing_of
 from rankwise.errors import ModelError, did_you_mean, first_line, some
-from rankwise.planning.catalogue import catalogue, catalogue_model, catalogue_names
+from rankwise.planning.catalogue import CatalogueModel, catalogue, catalogue_model, catalogue_names
 from rankwise.planning.gguf_config import shape_of_gguf
 from rankwise.planning.shape import ModelShape, NewHead
-from rankwise.planning.shape_cache import Build, cached_shape
+from rankwise.planning.shape_file import Build, cached_shape
+from rankwise.planning.tokens import TokenCounter
 from rankwise.system.foreign_json import read_json
 from rankwise.system.hub import could_be_hub_id, folder_here, hub_answers, why_silent
 
@@ -25,47 +29,91 @@ STARTERS = frozenset({"smollm2-135m", "minilm", "dinov2-small", "efficientnet-li
 LONGEST_NAME = 256
 
 
-def read_shape(name: str, revision: str | None, build: Build, head: NewHead | None = None) -> ModelShape:
-    """`name` is one of the catalogue, a folder with a config.json, that file, a .gguf file, or a model of the hub, of
-    which `revision` may be another than the catalogue knows. With `head` it becomes a classifier, which the catalogue
-    does not have."""
-    known, path = catalogue_model(name), _path_of(name)
-    here = path is not None and path.exists() and name not in STARTERS
-    converted = folder_here(name) if known is not None and head is not None and head.image is not None else None
-    if converted is not None and revision is None and not here:
-        return _of_file(converted / CONFIG, name, build, head)
-    if known is not None and revision is None and not here:
-        return known.shape if head is None else cached_shape(dict(known.config), known.name, known.name, build, head)
-    if path is not None and path.is_dir():
-        return _of_file(path / CONFIG, name, build, head)
-    if path is not None and path.exists():
-        return _of_path(path, name, build, head)
-    if not could_be_hub_id(name):
-        raise ModelError(
-            f"{shown(name)} is not a known model, a hub id, or a folder or file on this machine.{_listed(name)}"
-        )
-    return _of_file(_cached(name, revision) or _fetched(name, revision), name, build, head)
+@dataclass(frozen=True)
+class PlannedBase:
+    """The model that a plan is made of. `name` is one of the catalogue, a folder with a config.json, that file, a .gguf
+    file, or a model of the hub, of which `revision` may be another than the catalogue knows. Each of its files is read
+    when it is first asked for, and once."""
 
+    name: str
+    revision: str | None
+    build: Build
 
-def read_image_side(name: str, revision: str | None) -> int | None:
-    """Pixels a side of the images that the model's own processor makes; None where its config.json alone is known."""
-    path, known = _path_of(name), catalogue_model(name)
-    here = path is not None and path.exists() and name not in STARTERS
-    folder = path if here else folder_here(name) if revision is None else None
-    file = None if folder is None else folder / PREPROCESSOR
-    if here or (file is not None and file.is_file()):
-        return processing_of(read_json(file), str(file)).size if file is not None and file.is_file() else None
-    if known is not None and revision is None:
-        return known.image
-    file = _cached(name, revision, PREPROCESSOR) or _fetched(name, revision, PREPROCESSOR)
-    return processing_of(read_json(file), str(file)).size
+    @cached_property
+    def path(self) -> Path | None:
+        """Where it is on this disk under its own name."""
+        path = _path_of(self.name)
+        return path if path is not None and path.exists() and self.name not in STARTERS else None
+
+    @cached_property
+    def known(self) -> CatalogueModel | None:
+        """What the catalogue has of it."""
+        return catalogue_model(self.name) if self.revision is None and self.path is None else None
+
+    @cached_property
+    def folder(self) -> Path | None:
+        """Where its tokenizer and weights are on this disk."""
+        return folder_here(self.name) if self.path is None else self.path if self.path.is_dir() else None
+
+    @cached_property
+    def tokens(self) -> TokenCounter:
+        return TokenCounter(self.path if self.folder is None else self.folder)
+
+    def shape(self, head: NewHead | None = None) -> ModelShape:
+        """With `head` it becomes a classifier, which the catalogue does not have."""
+        if self.known is not None and head is None:
+            return self.known.shape
+        if self.path is not None and self.path.suffix.lower() == ".gguf" and self.path.is_file():
+            return shape_of_gguf(self.path, self.build, head)
+        config, where = self.config
+        return cached_shape(config, self.name if self.known is None else self.known.name, where, self.build, head)
+
+    @cached_property
+    def config(self) -> tuple[dict[str, Any], str]:
+        """What its config.json says, and what messages call it."""
+        if self.known is not None:
+            file = None if self.folder is None else self.folder / CONFIG
+            if file is None or not file.is_file():
+                return dict(self.known.config), self.known.name
+        else:
+            file = self._config_file
+        return read_json(file), str(file)
+
+    @property
+    def _config_file(self) -> Path:
+        if self.path is not None and self.path.is_dir():
+            return self.path / CONFIG
+        if self.path is not None:
+            return _of_settings(self.path)
+        if not could_be_hub_id(self.name):
+            raise ModelError(
+                f"{shown(self.name)} is not a known model, a hub id, or a folder or file on this machine."
+                f"{_listed(self.name)}"
+            )
+        return self._of_hub(CONFIG)
+
+    def _of_hub(self, file: str) -> Path:
+        return _cached(self.name, self.revision, file) or _fetched(self.name, self.revision, file)
+
+    def image_side(self, own: int) -> int:
+        """Pixels a side of the images that the model's own processor makes; `own`, the size that its config.json has,
+        where that alone is known."""
+        file = None if self.folder is None or self.revision is not None else self.folder / PREPROCESSOR
+        if file is None or not file.is_file():
+            if self.path is not None:
+                return own
+            if self.known is not None:
+                return self.known.image or own
+            file = self._of_hub(PREPROCESSOR)
+        return processing_of(read_json(file), str(file)).size or own
 
 
 def needs_hub(name: str, revision: str | None = None) -> bool:
-    """Whether `read_shape` would ask the hub for this name: it is not in the catalogue, and nothing of it is here."""
+    """Whether the hub would be asked for the shape of this model: it is not in the catalogue, and nothing of it is
+    here."""
     path = _path_of(name)
     here = (path is not None and path.exists()) or (catalogue_model(name) is not None and revision is None)
-    return not here and could_be_hub_id(name) and _cached(name, revision) is None
+    return not here and could_be_hub_id(name) and _cached(name, revision, CONFIG) is None
 
 
 def _path_of(name: str) -> Path | None:
@@ -75,31 +123,25 @@ def _path_of(name: str) -> Path | None:
         return None
 
 
-def _of_path(path: Path, name: str, build: Build, head: NewHead | None) -> ModelShape:
+def _of_settings(path: Path) -> Path:
     if not path.is_file():
         raise ModelError(f"{path} is not a regular file.")
-    if path.suffix.lower() == ".gguf":
-        return shape_of_gguf(path, build, head)
-    if path.suffix.lower() == ".json":
-        return _of_file(path, name, build, head)
-    raise ModelError(
-        f"{path} is not a file that a plan can read. Give a config.json, a folder that contains one, a .gguf file, a "
-        "name from rankwise plan --models, or a hub id."
-    )
+    if path.suffix.lower() != ".json":
+        raise ModelError(
+            f"{path} is not a file that a plan can read. Give a config.json, a folder that contains one, a .gguf file, "
+            "a name from rankwise plan --models, or a hub id."
+        )
+    return path
 
 
-def _of_file(file: Path, name: str, build: Build, head: NewHead | None) -> ModelShape:
-    return cached_shape(read_json(file), name, str(file), build, head)
-
-
-def _cached(name: str, revision: str | None, file: str = CONFIG) -> Path | None:
+def _cached(name: str, revision: str | None, file: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(name, file, revision=revision)
     return Path(cached) if isinstance(cached, str) else None
 
 
-def _fetched(name: str, revision: str | None, file: str = CONFIG) -> Path:
+def _fetched(name: str, revision: str | None, file: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,

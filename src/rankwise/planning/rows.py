@@ -12,42 +12,52 @@ The interval is 95 %. Where tokens were not counted but taken from characters, i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from random import Random
 
 from rankwise.config.data import DataConfig, TooLong
 from rankwise.config.training import TrainingConfig
 from rankwise.planning.estimate import Estimate
-from rankwise.planning.operations import Load, Operations
-from rankwise.planning.time import Step
+from rankwise.planning.operations import Load
 
 NORMAL = 1.96
 """Standard errors on either side that hold 95 %."""
-CHARACTERS, OF_GUESSED = 4.0, Estimate(0.9, 1.0, 1.6)
-"""Characters of one token, and how many times the tokens so guessed the real ones may be: 0.96 (LIMA) to 1.54 times
-(GSM8K, where each digit is a token) on eight English data sets, by the starter's tokenizer and template, which adds a
-system message of its own (lab/characters.py, lab/LOG.md). Other languages, and code, have fewer characters a token."""
-AROUND_MESSAGE, AFTER_ANSWER = 5, 1
-"""Tokens that a template adds where it cannot be asked: in ChatML `<|im_start|>`, the role, a line break, `<|im_end|>`
-and a line break. Of these the end of an answer is learned."""
+OF_GUESSED = Estimate(0.9, 1.0, 1.6)
+"""How many times the tokens guessed from characters the real ones may be: 0.96 (LIMA) to 1.54 times (GSM8K, where each
+digit is a token) on eight English data sets, by the starter's tokenizer and template, which adds a system message of
+its own (lab/characters.py, lab/LOG.md). Other languages, and code, have fewer characters a token."""
+MOST_REPEATED = 20
+"""How often a drawn document stands for its source beside those of another."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """One document of the rows that were read: its tokens, those of them that are learned, and the size of its row."""
+    """One document of the rows that were read: the tokens of each of its texts, those of them that are learned, and the
+    size of its row. A pair of conversations has two texts, and so has an input with its output."""
 
-    tokens: int
+    texts: tuple[int, ...]
     supervised: int
     size: float
-    longer: int | None = None
-    """Of a pair of conversations, whose tokens are those of both: the tokens of the longer one."""
 
     @property
-    def compared(self) -> int:
-        """Tokens that the largest length applies to."""
-        return self.tokens if self.longer is None else self.longer
+    def tokens(self) -> int:
+        return sum(self.texts)
+
+    @property
+    def longer(self) -> int:
+        """Tokens of its longest text, which the largest length applies to."""
+        return max(self.texts)
+
+    def within(self, limit: int, too_long: TooLong) -> Drawn:
+        """As it is trained on; nothing of it is learned where it is left out."""
+        if self.longer <= limit or too_long == "split":
+            return self
+        texts = tuple(min(text, limit) for text in self.texts)
+        supervised = 0 if too_long == "drop" else min(self.supervised, limit)
+        if too_long == "truncate":
+            supervised = max(0, self.supervised - self.tokens + sum(texts))
+        return replace(self, texts=texts if supervised else (0,), supervised=supervised)
 
 
 @dataclass(frozen=True)
@@ -59,11 +69,19 @@ class Counted:
     drawn_rows: int
     whole: bool
     """Whether the drawn rows are those that are asked for."""
-    documents: tuple[Drawn, ...]
-    longest: int
-    """Tokens of the longest row that was seen, the largest among them."""
+    documents: Sequence[Drawn]
     exact: bool
     """Whether tokens were counted by the model's tokenizer."""
+    largest: Sequence[Drawn] = ()
+    """Documents of the largest rows."""
+    arrow: bool = False
+    """Whether pyarrow reads them."""
+
+    def longest(self, limit: int) -> tuple[int, int]:
+        """Tokens of the longest document that may be trained on, and of the longest text."""
+        seen = [*self.documents, *self.largest] or [Drawn((0,), 0, 0.0)]
+        most = limit * max(len(document.texts) for document in seen)
+        return min(most, max(one.tokens for one in seen)), min(limit, max(one.longer for one in seen))
 
 
 @dataclass(frozen=True)
@@ -74,24 +92,38 @@ class PlannedRows:
     supervised: Estimate
     too_long: float
     """Documents that are left out for their length, cut or split."""
-    median: int
-    """Of an input and an output of an encoder with a decoder: the longer one."""
     longest: int
-    """That may be trained on: the longest that was found, or the limit. Of an input and an output together."""
-    longest_found: int
-    """Of an input and an output: the longer one, as the limit applies to each."""
-    lengths: tuple[int, ...]
-    """Of the documents that were drawn and are kept."""
+    """Tokens of the longest document that may be trained on: the longest that was seen, or the limit."""
+    longest_text: int
+    drawn: tuple[Drawn, ...]
+    """The documents that were drawn and are trained on, the shortest first."""
     exact: bool
     """All rows were read, and their tokens counted by the model's own tokenizer. A template's own tokens are near."""
     replayed: float = 0.0
     """Documents among them that are replay rows."""
-    sequences: int = 1
-    """In each document: 2 where it is a pair of conversations."""
     held_out: int = 0
     """Documents that are kept to measure with; not among the others."""
-    learned: tuple[int, ...] = ()
-    """Tokens with a loss of the documents whose lengths are given, in the same order."""
+    arrow: bool = False
+    """Whether pyarrow reads them."""
+
+    @property
+    def count(self) -> int:
+        """Documents of one pass, as training counts them."""
+        return max(1, round(self.documents.likely))
+
+    @property
+    def lengths(self) -> list[int]:
+        return [document.tokens for document in self.drawn]
+
+    @property
+    def median(self) -> int:
+        """Of the longest text of each document."""
+        ordered = sorted(document.longer for document in self.drawn)
+        return ordered[len(ordered) // 2] if ordered else 0
+
+    @property
+    def of_pairs(self) -> bool:
+        return any(len(document.texts) > 1 for document in self.drawn)
 
     @property
     def supervised_share(self) -> float:
@@ -104,13 +136,13 @@ class PlannedRows:
         return max(self.tokens.high - likely, likely - self.tokens.low) / likely if likely else 0.0
 
     def steps(self, training: TrainingConfig) -> int:
-        return training.total_steps(max(1, round(self.documents.likely)))
+        return training.total_steps(self.count)
 
     def shorter(self, limit: int) -> PlannedRows:
         """Without the documents that are longer, as far as those that were drawn tell."""
-        lengths = tuple(length for length in self.lengths if length <= limit)
-        left = self.share(sum(lengths) / max(1, sum(self.lengths)))
-        return replace(left, lengths=lengths, learned=self.learned[: len(lengths)], longest=min(limit, self.longest))
+        drawn = tuple(document for document in self.drawn if document.tokens <= limit)
+        left = self.share(sum(document.tokens for document in drawn) / max(1, sum(self.lengths)))
+        return replace(left, drawn=drawn, longest=min(limit, self.longest))
 
     def share(self, left: float) -> PlannedRows:
         """So many of them, as all are."""
@@ -121,34 +153,46 @@ class PlannedRows:
 
     @property
     def load(self) -> Load:
-        """What was drawn, as a sample of what goes through the model."""
-        lengths = [length // self.sequences for length in self.lengths for _ in range(self.sequences)]
-        return Load(tuple(lengths), self.supervised_share * sum(lengths))
+        """What was drawn, as a sample of what goes through the model: every text by itself."""
+        lengths = tuple(text for document in self.drawn for text in document.texts)
+        return Load(lengths, self.supervised_share * sum(lengths))
 
 
 def planned_rows(read: Counted, *, limit: int, too_long: TooLong = "drop", weight: float = 1.0) -> PlannedRows:
-    kept = [_within_limit(document, limit, too_long) for document in read.documents]
-    left = [document for document in kept if document.supervised > 0]
-    drawn = sorted((document.tokens, document.supervised) for document in left)
-    lengths = [length for length, _ in drawn]
-    tokens, supervised, documents = (
-        _of_all([value(document) for document in kept], [document.size for document in kept], read).times(weight)
-        for value in (_tokens, _supervised, lambda document: float(document.supervised > 0))
+    """`limit` is the largest length of a text."""
+    fitted = [document.within(limit, too_long) for document in read.documents]
+    documents = _of_all([float(one.supervised > 0) for one in fitted], read)
+    tokens, supervised = (
+        _wider(_of_all(values, read), read)
+        for values in ([one.tokens for one in fitted], [one.supervised for one in fitted])
     )
-    over = sum(document.compared > limit for document in read.documents)
-    sequences = 2 if any(document.longer is not None for document in read.documents) else 1
-    cut = over * weight * (1 if read.whole else read.rows / read.drawn_rows)
+    over = sum(document.longer > limit for document in read.documents)
     return PlannedRows(
-        documents, _wider(tokens, read), _wider(supervised, read), cut, _median(lengths),
-        longest=min(read.longest, sequences * limit), longest_found=read.longest, lengths=tuple(lengths),
-        exact=read.whole and read.exact, sequences=sequences, learned=tuple(learned for _, learned in drawn),
+        documents.times(weight), tokens.times(weight), supervised.times(weight),
+        over * weight * (1 if read.whole else read.rows / read.drawn_rows), *read.longest(limit),
+        _sorted(one for one in fitted if one.supervised), exact=read.whole and read.exact, arrow=read.arrow,
     )  # fmt: skip
 
 
 def together(parts: Sequence[PlannedRows]) -> PlannedRows:
-    """Several sources as one; each gives as many of the lengths as its share of the documents asks for."""
-    assert parts
-    return reduce(_joined, parts)
+    """Several sources as one; each gives as many of its drawn documents as its share of all asks for."""
+    if len(parts) == 1:
+        return parts[0]
+    shares = [part.documents.likely / max(1, len(part.drawn)) for part in parts]
+    least = max(1e-9, min((share for share in shares if share), default=1.0))
+    drawn = [
+        document
+        for part, share in zip(parts, shares, strict=True)
+        for document in part.drawn * max(1, min(MOST_REPEATED, round(share / least)))
+    ]
+    documents, tokens, supervised = (
+        reduce(Estimate.plus, [getattr(part, name) for part in parts]) for name in ("documents", "tokens", "supervised")
+    )
+    return PlannedRows(
+        documents, tokens, supervised, sum(part.too_long for part in parts), max(part.longest for part in parts),
+        max(part.longest_text for part in parts), _sorted(drawn), exact=all(part.exact for part in parts),
+        held_out=parts[0].held_out, arrow=any(part.arrow for part in parts),
+    )  # fmt: skip
 
 
 def without_held_out(rows: PlannedRows, spec: DataConfig) -> PlannedRows:
@@ -159,46 +203,13 @@ def without_held_out(rows: PlannedRows, spec: DataConfig) -> PlannedRows:
     return replace(left, held_out=held_out)
 
 
-def padded_load(lengths: Sequence[int], training: TrainingConfig) -> Load:
-    """Rows with one target each, as the steps of a training compute them: in micro-batches of rows of like length, each
-    padded to the longest of them."""
-    drawn = Random(0).sample(list(lengths), len(lengths))
-    padded: list[int] = []
-    for begin in range(0, len(drawn), training.batch_size):
-        width = count = 0
-        for length in sorted(drawn[begin : begin + training.batch_size], reverse=True):
-            if not count or width * (count + 1) > training.max_batch_tokens:
-                width, count = length, 0
-            count += 1
-            padded.append(width)
-    return Load(tuple(padded), float(len(padded)))
+def _sorted(documents: Iterable[Drawn]) -> tuple[Drawn, ...]:
+    return tuple(sorted(documents, key=lambda one: (one.tokens, one.supervised)))
 
 
-def average_step(
-    operations: Operations, rows: PlannedRows, training: TrainingConfig, lengths: Sequence[int] | None = None
-) -> Step:
-    """Of all steps, where `operations` are those of `rows.load`, or of rows of other `lengths`, which have padding."""
-    lengths = rows.load.lengths if lengths is None else lengths
-    count = training.rows_per_step(max(1, round(rows.documents.likely)))
-    each = count * rows.sequences / max(1, len(lengths))
-    tokens = sum(lengths) * each
-    return Step(operations.total * each, tokens, max(1, math.ceil(tokens / training.max_batch_tokens)))
-
-
-def _within_limit(document: Drawn, limit: int, too_long: TooLong) -> Drawn:
-    over = document.compared - limit
-    if over <= 0 or too_long == "split":
-        return document
-    if too_long == "drop":
-        return Drawn(0, 0, document.size)
-    supervised = document.supervised - over if too_long == "truncate" else min(document.supervised, limit)
-    left = document.tokens - over if supervised > 0 else 0
-    return replace(document, tokens=left, supervised=max(0, supervised))
-
-
-def _of_all(values: Sequence[float], sizes: Sequence[float], read: Counted) -> Estimate:
+def _of_all(values: Sequence[float], read: Counted) -> Estimate:
     """Of the drawn documents to those of all rows."""
-    drawn, rows = read.drawn_rows, read.rows
+    drawn, rows, sizes = read.drawn_rows, read.rows, [document.size for document in read.documents]
     total = sum(values)
     if read.whole or not total:
         return Estimate.exactly(total)
@@ -223,37 +234,3 @@ def _wider(estimate: Estimate, read: Counted) -> Estimate:
     if read.exact:
         return estimate
     return Estimate(estimate.low * OF_GUESSED.low, estimate.likely, estimate.high * OF_GUESSED.high)
-
-
-def _joined(one: PlannedRows, other: PlannedRows) -> PlannedRows:
-    shares = [part.documents.likely / max(1, len(part.lengths)) for part in (one, other)]
-    least = max(1e-9, min(share for share in shares if share) if any(shares) else 1.0)
-    drawn = sorted(
-        pair
-        for part, share in zip((one, other), shares, strict=True)
-        for pair in list(zip(part.lengths, part.learned or part.lengths, strict=True))
-        * max(1, min(20, round(share / least)))
-    )
-    lengths = [length for length, _ in drawn]
-    documents, tokens, supervised = (
-        getattr(one, name).plus(getattr(other, name)) for name in ("documents", "tokens", "supervised")
-    )
-    return PlannedRows(
-        documents, tokens, supervised, one.too_long + other.too_long, _median(lengths),
-        longest=max(one.longest, other.longest), longest_found=max(one.longest_found, other.longest_found),
-        lengths=tuple(lengths), exact=one.exact and other.exact,
-        sequences=max(one.sequences, other.sequences), learned=tuple(learned for _, learned in drawn),
-        held_out=one.held_out,
-    )  # fmt: skip
-
-
-def _median(ordered: Sequence[int]) -> int:
-    return ordered[(len(ordered) - 1) // 2] if ordered else 0
-
-
-def _tokens(document: Drawn) -> float:
-    return document.tokens
-
-
-def _supervised(document: Drawn) -> float:
-    return document.supervised

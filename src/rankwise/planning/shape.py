@@ -9,11 +9,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from rankwise.config.images import patches_of
 from rankwise.config.layer import Heads, Layer
+
+NEW_TOKENS = "token_adapter.trainable_tokens_delta"
+"""What PEFT calls the rows of new tokens in the adapter's file."""
 
 
 @dataclass(frozen=True)
@@ -164,3 +167,20 @@ class ModelShape:
 
     def block_layers(self, number: int) -> list[Layer]:
         return [layer for layer in self.layers if layer.block == number]
+
+    def with_new_tokens(self, tokens: int) -> ModelShape:
+        """The same shape, in which rows of so many new tokens are trained beside the adapters: in the embedding, and in
+        a head that has a weight of its own. A token that the tokenizer has already gets no row, which only the
+        tokenizer knows: the counts are at most."""
+        if not tokens:
+            return self
+        tables = [one for one in self.layers if one.kind == "embedding" and one.inputs == self.vocabulary][:1]
+        heads = [one for one in self.layers if one.path == self.head and one.shares is None and not self.is_classifier]
+        sizes = {f"{one.path}.{NEW_TOKENS}": (tokens, one.outputs) for one in tables}
+        sizes |= {f"{one.path}.{NEW_TOKENS}": (tokens, one.inputs) for one in heads}
+        return replace(self, heads={**self.heads, **sizes})
+
+    @property
+    def has_new_tokens(self) -> bool:
+        """Whether rows of new tokens are trained, which the fused kernels do not know."""
+        return any(name.endswith(NEW_TOKENS) for name in self.heads)

@@ -9,7 +9,6 @@ from rankwise.planning.fitting import Fit
 from rankwise.planning.forecast import Forecast
 from rankwise.planning.parameters import target_notes
 from rankwise.planning.plan import Plan
-from rankwise.planning.several import several_of
 from rankwise.planning.time import Speed
 from rankwise.planning.tuning import tuning_of
 
@@ -84,7 +83,7 @@ def _time(plan: Plan) -> dict[str, Any]:
 
 def _processes(plan: Plan) -> dict[str, Any] | None:
     """Null for one process. Memory and fit are then those of each process, time is that of all together."""
-    several = several_of(plan)
+    several = plan.several
     if several is None:
         return None
     return {

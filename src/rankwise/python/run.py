@@ -105,8 +105,7 @@ class Run:
         list of words, which are joined by spaces. An image is a path, the bytes of a file, a picture of Pillow or a
         uint8 array. RunError where the run is a language model. DataError where an image cannot be read, or a text has
         more tokens than a row of the run may have, unless the run was trained with data.too_long=truncate."""
-        from rankwise.python.images import images_given
-        from rankwise.python.texts import texts_given, untagged_given
+        from rankwise.python.items import images_given, texts_given, untagged_given
 
         if self.tuned.tags_words:
             tagged, problems = self.tuned.tag(untagged_given(items))

@@ -1,15 +1,17 @@
-"""Charts made from the records of a run. The page says where a line is smoothed."""
+"""Charts made from the records of a run, and the map of its ranks: blocks along one axis, kinds of layers along the
+other, darker where more rank remains. The page says where a line is smoothed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 from rankwise.reporting.figures import Panel, Sheet, chart, drawn
 from rankwise.reporting.markup import Markup, shown
 from rankwise.reporting.quantities import figure
 from rankwise.runs.evaluations import StrengthCurve
-from rankwise.runs.records import LossRecord, RankRecord, ScoreRecord, StepRecord
+from rankwise.runs.records import LossRecord, RankRecord, ScoreRecord, StepRecord, rank_grid
 
 MOST_POINTS, LONGEST_NAME = 1200, 17
 LOG_FROM = 20.0
@@ -37,14 +39,8 @@ def loss_chart(steps: Sequence[StepRecord], held_out: Sequence[LossRecord], unit
         if len(measured[0]) > 1:
             panel.word(measured[0][0], measured[1][0], f"validation {figure(measured[1][0])}", "base", to="start",
                        beside=(9, 5), bold=True)  # fmt: skip
-        ends = [
-            (points[1][-1], role, name)
-            for points, role, name in (
-                (smooth, "tuned", "training"),
-                (measured, "base", f"validation {figure(measured[1][-1])}" if measured[1] else ""),
-            )
-            if points[0]
-        ]
+        ends = [(smooth[1][-1], "tuned", "training")] if smooth[0] else []
+        ends += [(measured[1][-1], "base", f"validation {figure(measured[1][-1])}")] if measured[0] else []
         _named(panel, ends)
 
     return chart("loss", _described("Loss by step", smooth, measured), draw, (300, 250))
@@ -52,24 +48,41 @@ def loss_chart(steps: Sequence[StepRecord], held_out: Sequence[LossRecord], unit
 
 def losses_chart(runs: Mapping[str, Sequence[StepRecord]]) -> Markup:
     """Draw the losses of the first runs, as many as there are colours."""
-    lines = {
-        name: (xs, smoothed(ys))
-        for name, steps in list(runs.items())[: len(ROLES)]
-        for xs, ys in [finite([record.step for record in steps], [record.loss for record in steps])]
-    }
+    lines: dict[str, Points] = {}
+    for name, steps in list(runs.items())[: len(ROLES)]:
+        xs, ys = finite([record.step for record in steps], [record.loss for record in steps])
+        lines[name] = xs, smoothed(ys)
+    return _lines_chart("losses", "nats per loss token", lines, (280, 240))
+
+
+def score_chart(scores: Sequence[ScoreRecord]) -> Markup:
+    """Draw each metric as a line with dots, on a scale that begins at 0 or below."""
+    lines: dict[str, Points] = {}
+    for name in dict.fromkeys(record.metric for record in scores):
+        own = [record for record in scores if record.metric == name]
+        lines[name] = finite([record.step for record in own], [record.value for record in own])
+    return _lines_chart("scores", "score on validation rows", lines, (240, 220), dots=True)
+
+
+def _lines_chart(
+    key: str, heading: str, lines: Mapping[str, Points], heights: tuple[float, float], *, dots: bool = False
+) -> Markup:
+    """Draw named lines by step."""
 
     def draw(sheet: Sheet) -> None:
         panel = sheet.panel(44, 36, 128, 40)
-        _scaled(panel, [value for _, ys in lines.values() for value in ys])
+        _scaled(panel, [0.0] * dots + [value for _, ys in lines.values() for value in ys])
         panel.across(0, max([*(x for xs, _ in lines.values() for x in xs), 1]), under="step")
-        panel.headed("nats per loss token")
+        panel.headed(heading)
         ends = []
-        for (name, points), role in zip(lines.items(), ROLES, strict=False):
-            panel.line(*thinned(points), role, width=2)
+        for (name, points), role in zip(lines.items(), cycle(ROLES), strict=False):
+            panel.line(*thinned(points), role)
+            if dots:
+                panel.dots(*points, role, size=5)
             ends += [(points[1][-1], role, name)] if points[0] else []
         _named(panel, ends)
 
-    return chart("losses", "; ".join(_described(name, points) for name, points in lines.items()), draw, (280, 240))
+    return chart(key, "; ".join(_described(name, points) for name, points in lines.items()), draw, heights)
 
 
 def small_chart(name: str, heading: str, points: Points) -> Markup:
@@ -86,31 +99,6 @@ def small_chart(name: str, heading: str, points: Points) -> Markup:
     return drawn(name, _described(heading, points), draw, 150, "narrow")
 
 
-def score_chart(scores: Sequence[ScoreRecord]) -> Markup:
-    names = list(dict.fromkeys(record.metric for record in scores))
-    lines = {
-        name: finite([s.step for s in scores if s.metric == name], [s.value for s in scores if s.metric == name])
-        for name in names
-    }
-
-    def draw(sheet: Sheet) -> None:
-        panel = sheet.panel(44, 36, 128, 40)
-        values = [value for _, ys in lines.values() for value in ys] or [0.0, 1.0]
-        low, high = min(0.0, *values), max(values)
-        panel.upwards(low, high + 0.08 * (high - low or 1))
-        panel.across(0, max([*(x for xs, _ in lines.values() for x in xs), 1]), under="step")
-        panel.headed("score on validation rows")
-        ends = []
-        for at, (name, points) in enumerate(lines.items()):
-            role = ROLES[at % len(ROLES)]
-            panel.line(*points, role)
-            panel.dots(*points, role, size=5)
-            ends += [(points[1][-1], role, name)] if points[0] else []
-        _named(panel, ends)
-
-    return chart("scores", "; ".join(_described(name, points) for name, points in lines.items()), draw, (240, 220))
-
-
 def strength_chart(curve: StrengthCurve) -> Markup:
     points = sorted(curve.points, key=lambda point: point.strength)
 
@@ -122,18 +110,12 @@ def strength_chart(curve: StrengthCurve) -> Markup:
         panel.headed("loss on the task, nats per loss token")
         panel.line([one.kl.value for one in points], [one.loss.value for one in points], "quiet", width=1.2)
         for one in points:
-            role = "tuned" if one.strength == curve.recommended else "quiet"
-            panel.span((one.kl.low, one.kl.high), (one.loss.value, one.loss.value), role, width=1)
-            panel.span((one.kl.value, one.kl.value), (one.loss.low, one.loss.high), role, width=1)
-        plain = [one for one in points if one.strength != curve.recommended]
-        panel.dots([one.kl.value for one in plain], [one.loss.value for one in plain], "quiet", size=6, hollow=True)
-        for one in plain:
-            panel.word(one.kl.value, one.loss.value, f"{one.strength:g}", "quiet", to="start", beside=(6, 11))
-        for one in points:
-            if one.strength == curve.recommended:
-                panel.dots([one.kl.value], [one.loss.value], "tuned", size=10)
-                panel.word(one.kl.value, one.loss.value, f"{one.strength:g} recommended", "tuned", to="start",
-                           beside=(9, 14), bold=True)  # fmt: skip
+            best, (x, y) = one.strength == curve.recommended, (one.kl.value, one.loss.value)
+            role, beside, name = ("tuned", (9, 14), " recommended") if best else ("quiet", (6, 11), "")
+            panel.span((one.kl.low, one.kl.high), (y, y), role, width=1)
+            panel.span((x, x), (one.loss.low, one.loss.high), role, width=1)
+            panel.dots([x], [y], role, size=10 if best else 6, hollow=not best)
+            panel.word(x, y, f"{one.strength:g}{name}", role, to="start", beside=beside, bold=best)
 
     label = "; ".join(f"strength {p.strength:g}: loss {figure(p.loss.value)}, KL {figure(p.kl.value)}" for p in points)
     return chart("strength", f"Loss on the task against KL from the base. {label}", draw, (320, 280))
@@ -151,11 +133,9 @@ def budget_chart(ranks: Sequence[RankRecord], steps: int) -> Markup:
         panel.headed(f"budget, {ranks[-1].unit}")
         panel.line(xs, ys, "tuned", stepped=True)
         panel.word(xs[-1], ys[-1], f"{ys[-1]:,}", "tuned", to="start", beside=(9, 0), bold=True)
-        for one in ranks:
-            if one.final and one.step:
-                panel.dots([one.step], [one.budget], "tuned", size=7)
-                panel.word(one.step, one.budget, "final", "tuned", beside=(0, 14), bold=True)
-                break
+        for one in [one for one in ranks if one.final and one.step][:1]:
+            panel.dots([one.step], [one.budget], "tuned", size=7)
+            panel.word(one.step, one.budget, "final", "tuned", beside=(0, 14), bold=True)
 
     label = f"Budget from {ys[0]:,} at the beginning to {ys[-1]:,} at step {ranks[-1].step:,}"
     return chart("budget", label, draw, (190, 180))
@@ -189,14 +169,9 @@ def _scaled(panel: Panel, values: Sequence[float]) -> None:
     low, high = min(values, default=0.0), max(values, default=1.0)
     if low > 0 and high / low > LOG_FROM:
         panel.upwards(low / 1.25, high * 1.25, log=True)
-    else:
-        panel.upwards(*_room(values))
-
-
-def _room(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values, default=0.0), max(values, default=1.0)
+        return
     space = 0.08 * (high - low or abs(high) or 1)
-    return (max(0.0, low - space) if low >= 0 else low - space), high + space
+    panel.upwards(max(0.0, low - space) if low >= 0 else low - space, high + space)
 
 
 def finite(xs: Sequence[float], ys: Sequence[float]) -> Points:
@@ -235,3 +210,75 @@ def thinned(points: Points) -> Points:
 def _described(name: str, *lines: Points) -> str:
     spans = [f"from {figure(ys[0])} to {figure(ys[-1])} over {len(ys)} points" for _, ys in lines if ys]
     return f"{name}: {'; '.join(spans) or 'nothing recorded'}"
+
+
+MOST_KINDS, MOST_BLOCKS = 40, 200
+NUMBERED = 400
+"""Maps with up to so many cells show the rank in each."""
+FAINTEST = 0.04
+LEFT, TOP, EDGE = 92, 26, 10
+Grid = dict[tuple[str, str], int]
+
+
+def rank_map(ranks: dict[str, int]) -> Markup:
+    blocks, kinds, cells = rank_grid(ranks)
+    blocks, kinds = blocks[:MOST_BLOCKS], kinds[:MOST_KINDS]
+    largest = max([*ranks.values(), 1])
+    cell_wide = min(22.0, (760 - LEFT - EDGE) / max(1, len(blocks)))
+    cell_tall = 22 if len(blocks) <= 60 else 12
+
+    def draw(sheet: Sheet) -> None:
+        if sheet.narrow:
+            _draw_map(sheet, kinds, blocks, {(kind, block): rank for (block, kind), rank in cells.items()}, largest, 44)
+        else:
+            _draw_map(sheet, blocks, kinds, cells, largest, LEFT)
+
+    heights = (TOP + EDGE + max(cell_wide, 20) * len(kinds), 2 * TOP + EDGE + cell_tall * len(blocks))
+    return chart("rank-map", _described_ranks(kinds, cells), draw, heights)
+
+
+def left_out(ranks: dict[str, int]) -> str:
+    """Return a sentence about blocks or layers that do not fit on the map."""
+    blocks, kinds, _ = rank_grid(ranks)
+    if len(blocks) <= MOST_BLOCKS and len(kinds) <= MOST_KINDS:
+        return ""
+    return (
+        f" The map shows the first {min(len(kinds), MOST_KINDS)} of {len(kinds):,} kinds of layers in the first "
+        f"{min(len(blocks), MOST_BLOCKS)} of {len(blocks):,} blocks; the JSON beside this page has all."
+    )
+
+
+def _draw_map(sheet: Sheet, columns: list[str], rows: list[str], cells: Grid, largest: int, left: float) -> None:
+    # long column names alternate between two lines
+    in_turns = sheet.narrow and any(len(_cut_for(column, sheet)) > 6 for column in columns)
+    top = 2 * TOP if in_turns else TOP
+    panel = sheet.panel(left, top, EDGE, EDGE)
+    panel.bare((-0.5, len(columns) - 0.5), (len(rows) - 0.5, -0.5))
+    numbered = len(columns) * len(rows) <= NUMBERED
+    for y, row in enumerate(rows):
+        for x, column in enumerate(columns):
+            rank = cells.get((column, row))
+            if rank is None:
+                continue
+            share = min(1.0, rank / largest)
+            panel.cell(x, y, "tuned" if rank > 0 else "rule", max(FAINTEST, share) if rank > 0 else 0.5)
+            if numbered:
+                panel.word(x, y, str(rank), "paper" if share > 0.6 else "ink" if rank > 0 else "quiet", size=9.5)
+    for y, row in enumerate(rows):
+        if len(rows) <= 60 or y % 10 == 0:
+            panel.word(-0.5, y, row or "other", "quiet", to="end", beside=(-8, 0), size=10)
+    apart = 1 if len(columns) <= 40 else 5 if len(columns) <= 100 else 10
+    for x, column in enumerate(columns):
+        if x % apart == 0:
+            higher = in_turns and x % 2
+            panel.word(x, -0.5, _cut_for(column or "other", sheet), "quiet", beside=(0, 24 if higher else 10), size=10)
+
+
+def _cut_for(name: str, sheet: Sheet) -> str:
+    name = name.removesuffix("_proj") if sheet.narrow else name
+    return name if len(name) <= 12 else f"\u2026{name[-11:]}"
+
+
+def _described_ranks(kinds: list[str], cells: Grid) -> str:
+    sums = {kind: sum(rank for (_, one), rank in cells.items() if one == kind) for kind in kinds}
+    return "Ranks by kind of layer: " + ", ".join(f"{kind} {total:,}" for kind, total in sums.items())

@@ -1,23 +1,21 @@
-"""Section on the classes of a classifier: figures of each class, confusions, calibration, and wrong rows."""
+"""Sections on classes, labels and spans: figures of each, confusions, calibration, and wrong rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from rankwise.reporting.class_charts import calibration_charts
-from rankwise.reporting.document import Section, figure, folded, paragraph, table
-from rankwise.reporting.markup import Content, Markup, element, joined, picture
+from rankwise.reporting.document import Section, figure, folded, opened, paragraph, table
+from rankwise.reporting.figures import Panel, Sheet, drawn
+from rankwise.reporting.markup import Content, Markup, Rows, element, joined, picture
+from rankwise.reporting.quality import HEIGHT, WIDTH, value, whisker
 from rankwise.reporting.quantities import figure as number
-from rankwise.reporting.quantities import interval, plural, share
-from rankwise.runs.class_details import SUMMARISED, ClassDetails, Measured, OneClass, WrongRow
-from rankwise.runs.class_text import most_confused, weakest
+from rankwise.reporting.quantities import measured, plural, share
 from rankwise.runs.evaluations import Evaluation
+from rankwise.runs.measured import SUMMARISED, ClassDetails, Measured, OneClass, SetDetails, WrongRow
+from rankwise.runs.score_text import most_confused, weakest
 from rankwise.runs.snapshot import RunSnapshot
 
 MOST_IN_MATRIX, MOST_CONFUSIONS, OPEN_ROWS = 20, 20, 8
 LEVELS = ((0.05, "a"), (0.2, "b"), (0.4, "c"), (0.7, "d"), (float("inf"), "e"))
 """Shades of the confusion matrix, each up to a share of the true class's rows."""
-SCALE = (132, 18)
 HEADS = ("class", "rows", "predicted", "precision", "recall", "F1", "")
 
 
@@ -50,39 +48,26 @@ def _blocks(task: str, at: int, evaluation: Evaluation, details: ClassDetails) -
 
 def _figures(details: ClassDetails) -> list[Markup]:
     shown = weakest(details.classes)
-    whole = table(HEADS, list(map(cells, shown)), label="classes", lead=1)
+    whole = table(HEADS, list(map(_cells, shown)), label="classes", lead=1)
     if len(shown) == len(details.classes):
         return [whole]
-    rest = folded(f"All {len(details.classes):,} classes", table(HEADS, list(map(cells, details.classes)), lead=1))
+    rest = folded(f"All {len(details.classes):,} classes", table(HEADS, list(map(_cells, details.classes)), lead=1))
     return [paragraph(f"The {len(shown)} classes with the lowest F1 of {len(details.classes):,}:"), whole, rest]
 
 
-def cells(one: OneClass) -> list[Content]:
+def _cells(one: OneClass) -> list[Content]:
     """A line of the table of figures."""
-    values = [_value(measured) for measured in (one.precision, one.recall, one.f1)]
-    return [one.name, f"{one.rows:,}", f"{one.predicted:,}", *values, _scale(one.f1)]
-
-
-def _value(one: Measured | None) -> Content:
-    if one is None:
-        return "\u2013"
-    return joined(number(one.value), element("span", interval(one.low, one.high), class_="interval"))
+    return [one.name, f"{one.rows:,}", f"{one.predicted:,}", value(one.precision), value(one.recall), value(one.f1),
+            _scale(one.f1)]  # fmt: skip
 
 
 def _scale(one: Measured | None) -> Content:
     """Draw an interval on a scale from 0 to 1."""
     if one is None:
         return ""
-    (width, height), middle = SCALE, SCALE[1] / 2
-    low, at, high = (round(4 + (width - 8) * end, 2) for end in (one.low, one.value, one.high))
-    return element(
-        "svg",
-        element("line", x1=4, x2=width - 4, y1=middle, y2=middle, class_="s-rule"),
-        element("line", x1=low, x2=high, y1=middle, y2=middle, class_="s-tuned", stroke_width=2),
-        element("circle", cx=at, cy=middle, r=3.5, class_="f-tuned"),
-        class_="whisker", viewBox=f"0 0 {width} {height}", role="img",
-        aria_label=f"{number(one.value)} on a scale from 0 to 1",
-    )  # fmt: skip
+    ends = [4 + (WIDTH - 8) * end for end in (one.low, one.value, one.high)]
+    rule = element("line", x1=4, x2=WIDTH - 4, y1=HEIGHT / 2, y2=HEIGHT / 2, class_="s-rule")
+    return whisker(rule, ends, "tuned", f"{number(one.value)} on a scale from 0 to 1")
 
 
 def _confusions(details: ClassDetails) -> list[Markup]:
@@ -93,7 +78,7 @@ def _confusions(details: ClassDetails) -> list[Markup]:
     if not confusions:
         return []
     rows = {one.name: one.rows for one in details.classes}
-    cells: list[list[Content]] = [
+    cells: Rows = [
         [actual, predicted, f"{count:,}", share(count, rows[actual])]
         for actual, predicted, count in confusions[:MOST_CONFUSIONS]
     ]
@@ -130,10 +115,10 @@ def _matrix(details: ClassDetails) -> Markup:
 
 def _calibration(at: int, evaluation: Evaluation, details: ClassDetails) -> list[Markup]:
     error = evaluation.tuned.metrics.get("calibration_error")
-    value = f"The calibration error is {number(error.value)} ({interval(error.low, error.high)}). " if error else ""
+    own = f"The calibration error is {measured(error)}. " if error else ""
     caption = (
         "Left: the share of right predictions by the probability that the model gave them, with intervals; a "
-        f"calibrated model follows the dashed line. Right: the number of rows by that probability. {value}On so many "
+        f"calibrated model follows the dashed line. Right: the number of rows by that probability. {own}On so many "
         f"rows, chance alone gives a perfectly calibrated model about {number(details.calibrated_error)}."
     )
     return [figure(element("div", calibration_charts(f"calibration-{at}", details), class_="small-charts"), caption)]
@@ -143,14 +128,21 @@ def _wrong(details: ClassDetails) -> list[Markup]:
     if not details.wrong:
         return []
     shown = details.wrong[:SUMMARISED]
-    heading = f"Wrong rows: {details.wrong_rows:,}, the most confident first"
-    if len(shown) < details.wrong_rows:
-        heading += f"; {len(shown)} of them are shown"
+    heading = _headed(f"Wrong rows: {details.wrong_rows:,}, the most confident first", details)
     if any(row.thumbnail for row in shown):
-        return [element("h3", heading), element("div", list(map(_pictured, shown)), class_="gallery")]
-    first, rest = shown[:OPEN_ROWS], shown[OPEN_ROWS:]
-    more = [folded(f"{len(rest)} more", _wrong_table(rest))] if rest else []
-    return [element("h3", heading), _wrong_table(first), *more]
+        return [heading, element("div", list(map(_pictured, shown)), class_="gallery")]
+    rows: Rows = [
+        [row.name, row.text or "", row.actual, row.predicted, share(row.probability, 1),
+         share(row.probability_of_actual, 1)]
+        for row in shown
+    ]  # fmt: skip
+    heads = ("row", "text", "true class", "predicted", "its probability", "of the true class")
+    return [heading, *opened(heads, rows, OPEN_ROWS, words=(0, 1, 2, 3), label="wrong rows")]
+
+
+def _headed(text: str, details: ClassDetails | SetDetails) -> Markup:
+    shown = min(len(details.wrong), SUMMARISED)
+    return element("h3", f"{text}; {shown} of them are shown" if shown < details.wrong_rows else text)
 
 
 def _pictured(row: WrongRow) -> Markup:
@@ -159,11 +151,84 @@ def _pictured(row: WrongRow) -> Markup:
     return element("figure", image, element("figcaption", words, element("span", row.name, class_="interval")))
 
 
-def _wrong_table(rows: Sequence[WrongRow]) -> Markup:
-    cells: list[list[Content]] = [
-        [row.name, row.text or "", row.actual, row.predicted, share(row.probability, 1),
-         share(row.probability_of_actual, 1)]
-        for row in rows
+TALL, BAR = 260, 13
+UNDER = "probability of the predicted class"
+
+
+def calibration_charts(name: str, details: ClassDetails) -> Markup:
+    """Draw two small charts that stand side by side."""
+    bins = details.calibration
+    described = "; ".join(f"{share(one.right.value, 1)} right at {share(one.confidence, 1)}" for one in bins)
+    counted = "; ".join(f"{one.rows:,} from {share(one.low, 1)} to {share(one.high, 1)}" for one in bins)
+
+    def reliability(sheet: Sheet) -> None:
+        panel = _panel(sheet, "share that is right")
+        panel.upwards(0, 1)
+        panel.line((0, 1), (0, 1), "quiet", width=1.2, dashed=True)
+        for one in bins:
+            panel.span((one.confidence, one.confidence), (one.right.low, one.right.high), "tuned")
+        panel.dots([one.confidence for one in bins], [one.right.value for one in bins], "tuned", size=7)
+
+    def histogram(sheet: Sheet) -> None:
+        panel = _panel(sheet, "rows")
+        panel.upwards(0, max((one.rows for one in bins), default=1) * 1.05)
+        for one in bins:
+            middle = (one.low + one.high) / 2
+            panel.span((middle, middle), (0, one.rows), "tuned", width=BAR)
+
+    return joined(
+        drawn(f"{name}-reliability", described, reliability, TALL, "narrow"),
+        drawn(f"{name}-rows", counted, histogram, TALL, "narrow"),
+    )
+
+
+def _panel(sheet: Sheet, heading: str) -> Panel:
+    panel = sheet.panel(52, 34, 16, 40)
+    panel.across(0, 1, whole=False, under=UNDER)
+    panel.headed(heading)
+    return panel
+
+
+ABOUT = {
+    "spans": "A span is right where both of its ends and its type are. ",
+    "labels": "A label is predicted where its probability is above one half. ",
+}
+MEANING = (
+    "Precision is the share of the predicted {} that are right, recall is the share of the true {} that are predicted, "
+    "and F1 is their harmonic mean. Intervals are 95 % intervals, over rows."
+)
+
+
+def sets_section(run: RunSnapshot) -> Section | None:
+    parts = [(task, one, details) for task, one in run.evaluations.items() if (details := one.tuned.sets) is not None]
+    if not parts:
+        return None
+    of = parts[0][2].of
+    return Section(
+        of, of.capitalize(), {task: details.summary() for task, _, details in parts},
+        [block for task, one, details in parts for block in _set_blocks(task, one, details)],
+        about=ABOUT[of] + MEANING.format(of, of),
+    )  # fmt: skip
+
+
+def _set_blocks(task: str, evaluation: Evaluation, details: SetDetails) -> list[Markup]:
+    return [
+        element("h3", f"{task}, {plural(evaluation.n, 'row')} of {evaluation.data}"),
+        table(
+            (details.of.removesuffix("s"), f"true {details.of}", "predicted", "precision", "recall", "F1", ""),
+            list(map(_cells, weakest(details.types))), label=details.of, lead=1,
+        ),
+        *_wrong_sets(details),
     ]  # fmt: skip
-    heads = ("row", "text", "true class", "predicted", "its probability", "of the true class")
-    return table(heads, cells, words=(0, 1, 2, 3), label="wrong rows", lead=1)
+
+
+def _wrong_sets(details: SetDetails) -> list[Markup]:
+    if not details.wrong:
+        return []
+    rows: Rows = [
+        [row.name, row.text, ", ".join(row.missed) or "\u2013", ", ".join(row.wrong) or "\u2013"]
+        for row in details.wrong[:SUMMARISED]
+    ]
+    heading = f"Rows with wrong or missed {details.of}: {details.wrong_rows:,} of {details.rows:,}"
+    heads = ("row", "text", "missed", "predicted in error")
+    return [_headed(heading, details), *opened(heads, rows, OPEN_ROWS, words=(0, 1, 2, 3), label="wrong rows")]

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rankwise.reporting.charts import losses_chart
-from rankwise.reporting.costs import COSTS, OPTIONAL, cost_text
 from rankwise.reporting.document import Document, Section, figure, folded, paragraph, table
-from rankwise.reporting.markup import Content, Markup, element, joined
+from rankwise.reporting.markup import Content, Markup, Rows, element, joined
 from rankwise.reporting.quality import chip, difference_cells, value
+from rankwise.reporting.quantities import COSTS, OPTIONAL, cost_text, recorded, share, within
 from rankwise.reporting.quantities import figure as number
-from rankwise.reporting.quantities import interval, recorded, share
 from rankwise.reporting.verdict import counted, primary
-from rankwise.runs.comparisons import ComparedForgetting, ComparedTask, Comparison, Differing
-from rankwise.runs.evaluations import Forgetting
+from rankwise.runs.evaluations import ComparedForgetting, ComparedTask, Comparison, Differing, Forgetting
 from rankwise.runs.snapshot import Candidate
 
 
@@ -85,12 +83,12 @@ def _quality(comparisons: Sequence[Comparison]) -> Section:
     )  # fmt: skip
 
 
-def _task_rows(task: ComparedTask) -> list[list[Content]]:
-    rows: list[list[Content]] = []
+def _task_rows(task: ComparedTask) -> Rows:
+    rows: Rows = []
     for metric in [*task.a, *(name for name in task.b if name not in task.a)]:
         n = f"{task.n_a:,}" if task.n_a == task.n_b else f"{task.n_a:,} / {task.n_b:,}"
-        values = [value(side[metric]) if metric in side else "\u2013" for side in (task.a, task.b)]
-        rows.append([task.task, metric, n, *values, *difference_cells(task.differences.get(metric))])
+        both = value(task.a.get(metric)), value(task.b.get(metric))
+        rows.append([task.task, metric, n, *both, *difference_cells(task.differences.get(metric))])
     return rows
 
 
@@ -100,8 +98,7 @@ def _notes(one: Comparison) -> Markup:
               for metric, why in task.set_apart.items()]  # fmt: skip
     notes += [
         f"{task.task} was evaluated with different settings:  "
-        + "; ".join(f"{setting.key} is {setting.a} in one and {setting.b} in the "
-            f"other" for setting in task.settings) + "."
+        + "; ".join(f"{one.key} is {one.a} in one and {one.b} in the other" for one in task.settings) + "."
         for task in one.tasks if task.settings
     ]  # fmt: skip
     return joined([element("p", note, class_="about") for note in notes])
@@ -113,20 +110,13 @@ def _forgetting(candidates: Sequence[Candidate], comparisons: Sequence[Compariso
     first, *others = candidates
     on_texts = {measured.sha256: measured for one in comparisons if one.forgetting and (measured := one.forgetting.a)}
     of_first = list(on_texts.values()) or [first.forgetting]
-    rows: list[list[Content]] = [[first.name, *_moved(measured), "\u2013", "compared with"] for measured in of_first]
+    rows: Rows = [[first.name, *_moved(measured), "\u2013", "compared with"] for measured in of_first]
     by_run: dict[str, Forgetting | None] = {first.name: of_first[-1]}
     for candidate, one in zip(others, comparisons, strict=True):
         by_run[candidate.name] = one.forgetting.b if one.forgetting else candidate.forgetting
         rows.append([candidate.name, *_moved(by_run[candidate.name]), *_judged(one.forgetting)])
-    heads = (
-        "run",
-        "KL from the base",
-        "increase of the loss on the text",
-        "same most likely token",
-        "text",
-        "difference of KL",
-        "verdict",
-    )
+    heads = ("run", "KL from the base", "increase of the loss on the text", "same most likely token", "text",
+             "difference of KL", "verdict")  # fmt: skip
     return Section(
         "forgetting", "Forgetting",
         {name: measured.summary() if measured else None for name, measured in by_run.items()},
@@ -141,7 +131,7 @@ def _judged(compared: ComparedForgetting | None) -> list[Content]:
     if compared is None:
         return ["\u2013", "\u2013"]
     moved = compared.differences.get("kl")
-    change = f"{number(moved.difference, True)} ({interval(moved.low, moved.high, True)})" if moved else "\u2013"
+    change = within(moved.difference, moved.low, moved.high, signed=True) if moved else "\u2013"
     return [
         change,
         chip(compared.verdict) if compared.verdict else element("span", compared.incomparable or "", class_="quiet"),
@@ -151,8 +141,7 @@ def _judged(compared: ComparedForgetting | None) -> list[Content]:
 def _moved(one: Forgetting | None) -> list[Content]:
     if one is None:
         return ["not measured", "\u2013", "\u2013", "\u2013"]
-    moved = f"{number(one.kl)} ({interval(one.low, one.high)})"
-    return [moved, number(one.delta_nll, True), share(one.agreement, 1), one.measured_on]
+    return [within(one.kl, one.low, one.high), number(one.delta_nll, True), share(one.agreement, 1), one.measured_on]
 
 
 def _losses(candidates: Sequence[Candidate]) -> Section | None:
@@ -170,7 +159,7 @@ def _cost(candidates: Sequence[Candidate], comparisons: Sequence[Comparison]) ->
     results = {one.name: one.run.manifest.results for one in candidates if one.run}
     if not any(results.values()):
         return None
-    rows: list[list[Content]] = [
+    rows: Rows = [
         [
             called,
             *(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.reporting.markup import Content, Markup, element, joined, shown
-from rankwise.runs.sealed import with_hash
+from rankwise.runs.own_files import with_hash
 
 KIND = "rankwise report"
 BEGINS = f'<!doctype html>\n<html lang="en" data-kind="{KIND}">'
@@ -130,6 +130,16 @@ def table(
     body = element("tbody", [element("tr", [cell("td", at, one) for at, one in enumerate(row)]) for row in rows])
     whole = element("table", head, body, class_="fold" if lead else None)
     return element("div", whole, class_="scroll", tabindex=0, role="region", aria_label=label or "table")
+
+
+def opened(
+    heads: Sequence[str], rows: Sequence[Sequence[Content]], count: int, *, words: Sequence[int], label: str
+) -> list[Markup]:
+    """Render the first rows as a table, and the others folded below it."""
+    first, *rest = (
+        table(heads, part, words=words, label=label, lead=1) for part in (rows[:count], rows[count:]) if part
+    )
+    return [first, *(folded(f"{len(rows) - count} more", one) for one in rest)]
 
 
 def facts(pairs: Sequence[tuple[str, Content]]) -> Markup:

@@ -23,6 +23,8 @@ class Markup(str):
 
 
 Content = str | Markup | Iterable["str | Markup"]
+Rows = list[list[Content]]
+"""Cells of a table."""
 
 
 def element(tag: str, *children: Content, **attributes: str | int | float | bool | None) -> Markup:

@@ -1,15 +1,15 @@
-"""Sections on the course of training: loss, learning rate and gradient norm by step, validation scores, and ranks."""
+"""Sections on the course of training: how the learning rate was chosen, loss, learning rate and gradient norm by step,
+validation scores, earlier rounds, and ranks."""
 
 from __future__ import annotations
 
-from rankwise.reporting.charts import budget_chart, finite, loss_chart, score_chart, small_chart
+from rankwise.reporting.charts import budget_chart, finite, left_out, loss_chart, rank_map, score_chart, small_chart
 from rankwise.reporting.document import Section, figure, folded, listed, paragraph, table
-from rankwise.reporting.markup import Content, Markup, element
+from rankwise.reporting.markup import Content, Markup, Rows, element
+from rankwise.reporting.quantities import duration, plural
 from rankwise.reporting.quantities import figure as number
-from rankwise.reporting.quantities import plural
-from rankwise.reporting.rank_map import left_out, rank_map
-from rankwise.runs.layers import rank_grid
-from rankwise.runs.records import LossRecord, RankRecord
+from rankwise.runs.manifest import TrialFacts
+from rankwise.runs.records import LossRecord, RankRecord, rank_grid
 from rankwise.runs.snapshot import RunSnapshot
 
 
@@ -47,9 +47,7 @@ def loss_section(run: RunSnapshot) -> Section:
 
 
 def _held_out(losses: list[LossRecord]) -> Markup:
-    rows: list[list[Content]] = [
-        [f"{one.step:,}", number(one.loss), f"{one.loss_tokens:,}", f"{one.sequences:,}"] for one in losses
-    ]
+    rows: Rows = [[f"{one.step:,}", number(one.loss), f"{one.loss_tokens:,}", f"{one.sequences:,}"] for one in losses]
     return table(("step", "loss", "loss tokens", "sequences"), rows, label="validation losses")
 
 
@@ -57,7 +55,7 @@ def scores_section(run: RunSnapshot) -> Section | None:
     scores = run.history.scores
     if not scores:
         return None
-    rows: list[list[Content]] = [[f"{one.step:,}", one.metric, number(one.value), f"{one.n:,}"] for one in scores]
+    rows: Rows = [[f"{one.step:,}", one.metric, number(one.value), f"{one.n:,}"] for one in scores]
     heads = ("step", "metric", "score", "n")
     return Section(
         "scores", "Scores during training", [one.as_row() for one in scores],
@@ -85,7 +83,7 @@ def ranks_section(run: RunSnapshot) -> Section | None:
     last = ranks[-1]
     blocks, kinds, cells = rank_grid(last.ranks)
     heads = ("layer", *(kind or "other" for kind in kinds), "total")
-    rows: list[list[Content]] = [
+    rows: Rows = [
         [block or "other", *(str(cells.get((block, kind), "\u2013")) for kind in kinds),
          f"{sum(cells.get((block, kind), 0) for kind in kinds):,}"]
         for block in blocks
@@ -114,3 +112,31 @@ def _about_map(last: RankRecord) -> str:
         + (f" {plural(empty, 'layer has', 'layers have')} none left." if empty else "")
         + left_out(last.ranks)
     )
+
+
+def tuning_section(run: RunSnapshot) -> Section | None:
+    tuning = run.manifest.tuning
+    if tuning is None:
+        return None
+    data = tuning.model_dump(mode="json")
+    chosen = paragraph(f"The learning rate is {tuning.learning_rate:.3g}: {tuning.why}.")
+    if not tuning.trials:
+        return Section("tuning", "Learning rate", data, [chosen])
+    apart = "validation rows" if tuning.rows_from == "validation" else "training rows that the trials set aside"
+    foreseen = "" if tuning.forecast_seconds is None else f"; the forecast was {duration(tuning.forecast_seconds)}"
+    cost = (
+        f"{plural(len(tuning.trials), 'trial')} took {duration(tuning.seconds)}, as long as {tuning.steps:.0f} steps "
+        f"by the number of tokens{foreseen}. They were measured on {tuning.rows:,} {apart}."
+    )
+    rows = [_row(one) for one in tuning.trials if one.stage]
+    heads = ("learning rate", "steps", "rows per step", "rate of the trial", "loss")
+    return Section(
+        "tuning", "Learning rate", data, [chosen, paragraph(cost), table(heads, rows, words=(), label="trials")],
+        about="Short trials before the run chose its learning rate.",
+    )  # fmt: skip
+
+
+def _row(one: TrialFacts) -> list[Content]:
+    loss = "diverged" if one.loss is None else f"{one.loss:.4f}"
+    own = f"{one.learning_rate:.3g}"
+    return [f"{one.stands_for:.3g}", f"{one.steps:,}", f"{one.batch_size:,}", own, loss]

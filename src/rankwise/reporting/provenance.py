@@ -9,14 +9,12 @@ import shlex
 from typing import Any
 
 from rankwise.config.experiment import Experiment
-from rankwise.errors import some
 from rankwise.reporting.document import Section, as_code, code, facts, folded, listed, paragraph, table
-from rankwise.reporting.foreseen import foreseen, foreseen_table
-from rankwise.reporting.markup import Content, Markup, element
-from rankwise.reporting.quantities import count, duration, plural, share, size
-from rankwise.runs.data_report import DataReport
+from rankwise.reporting.markup import Content, Markup, Rows, element
+from rankwise.reporting.quantities import COSTS, count, duration, plural, share, size
+from rankwise.runs.data_report import DataReport, lines_of
 from rankwise.runs.lineage import described
-from rankwise.runs.manifest import Manifest, Results
+from rankwise.runs.manifest import Forecasted, Manifest, Results
 from rankwise.runs.snapshot import RunSnapshot
 
 BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -25,6 +23,8 @@ FULL = 16
 SLOWER = {("lora", "fused"): 6.2, ("lora", "eager"): 2.5}
 """Time of a step of full fine-tuning in float32 relative to this method with this backend (docs/speed.md)."""
 SHOWN_ROWS = 20
+FORECASTS = COSTS | {"peak_bytes": COSTS["peak_rss_bytes"], "seconds": COSTS["train_seconds"]}
+"""By the names that a forecast has."""
 
 
 def data_section(run: RunSnapshot) -> Section:
@@ -51,61 +51,19 @@ def _warnings(data_report: DataReport) -> Markup:
     return element("div", listed(items), class_="warnings") if items else Markup("")
 
 
-def _targets(data_report: DataReport) -> list[tuple[str, Content]]:
-    """What is predicted: a class or a number for each row, or the tokens of answers."""
-    if data_report.targets is not None:
-        sampling = [("sampling", data_report.sampling)] if data_report.sampling is not None else []
-        return [("targets", data_report.targets.describe()), *sampling]
-    learned = count(data_report.loss_tokens)
-    if data_report.tokens and data_report.loss_tokens is not None:
-        learned += f" ({share(data_report.loss_tokens, data_report.tokens)})"
-    ended = f"{count(data_report.eos_in_loss)} sequences"
-    return [("loss tokens", learned), ("with end token as target", ended)]
-
-
 def _counts(data_report: DataReport) -> Markup:
-    lengths = data_report.lengths
-    pairs: list[tuple[str, Content]] = [
-        ("format", data_report.format),
-        ("rows", f"{data_report.rows:,}, of which {data_report.used:,} used and {data_report.skipped:,} left out"),
-        (
-            "held out",
-            data_report.hold_out.counts() if data_report.hold_out else plural(data_report.validation_rows, "row"),
-        ),
-        ("sequences", count(data_report.sequences)),
-        ("tokens", count(data_report.tokens)),
-        *_targets(data_report),
-        ("truncated", f"{count(data_report.truncated)} sequences"),
-        ("duplicates", f"{data_report.duplicates:,} exact, {data_report.near_duplicates:,} near"),
-        ("licence", data_report.licence),
-        ("recipe", data_report.recipe or "none"),
-        ("system message", data_report.system or "none shared by all rows"),
-    ]
-    if data_report.labels and data_report.targets is None:
-        pairs.append(("labels", some((f"{label} {many:,}" for label, many in data_report.labels.items()), 20)))
-    if data_report.tags is not None:
-        pairs.append(("words with tags", data_report.tags.describe()))
-    if (answers := data_report.pairs) is not None:
-        pairs.append(("pairs", answers.describe()))
-        pairs.append(("pairs to look at", answers.doubts()))
-    if lengths:
-        pairs.append(("tokens per sequence", f"median {lengths.median:,}, 99 of 100 up to {lengths.p99:,}, longest "
-                      f"{lengths.longest:,}"))  # fmt: skip
-    if data_report.overlap:
-        overlap = data_report.overlap
-        pairs.append(
-            (
-                "validation rows with a training prompt",
-                f"{overlap.exact:,} exactly, {overlap.near:,} nearly, of {overlap.of:,}",
-            )
-        )
-    return facts(pairs)
+    """What the terminal and the page say of it, and what only the run decided."""
+    pairs: list[tuple[str, Content]] = [("format", data_report.format)]
+    pairs += [(label, text) for label, text, _ in lines_of(data_report)]
+    sampling = [] if data_report.sampling is None else [("sampling", data_report.sampling)]
+    system = data_report.system or "none shared by all rows"
+    return facts([*pairs, *sampling, ("recipe", data_report.recipe or "none"), ("system message", system)])
 
 
 def _files(data_report: DataReport) -> Markup:
     if not data_report.files:
         return Markup("")
-    rows: list[list[Content]] = [
+    rows: Rows = [
         [one.name, one.format or "\u2013", f"{one.rows:,}", one.licence, element("code", one.sha256)]
         for one in data_report.files
     ]
@@ -116,7 +74,7 @@ def _left_out(data_report: DataReport) -> list[Markup]:
     if not data_report.skipped:
         return []
     why = ", ".join(f"{reason}: {many:,}" for reason, many in data_report.skipped_why.items())
-    rows: list[list[Content]] = [[one.where, one.why] for one in data_report.skipped_rows[:SHOWN_ROWS]]
+    rows: Rows = [[one.where, one.why] for one in data_report.skipped_rows[:SHOWN_ROWS]]
     return [folded(f"Rows left out ({why})", table(("where", "why"), rows, words=(0, 1), label="rows left out"))]
 
 
@@ -219,3 +177,51 @@ def _of_machine(machine: dict[str, Any]) -> list[str]:
         return plural(value, "core") if name == "cores" and isinstance(value, int) else str(value)
 
     return [recorded(name, value) for name, value in machine.items()]
+
+
+def foreseen(manifest: Manifest) -> dict[str, Any] | None:
+    """Pairs of forecast and fact, and by what share the forecast was off; None where there was no forecast. What a card
+    held is not measured."""
+    forecast, results = manifest.forecast, manifest.results
+    if forecast is None or results is None:
+        return None
+    pairs = {
+        "trainable_parameters": (forecast.trainable_parameters, results.trainable_parameters),
+        "adapter_bytes": (forecast.adapter_bytes, results.adapter_bytes),
+        "steps": (forecast.steps, results.steps),
+        "peak_bytes": (forecast.peak_bytes, results.peak_rss_bytes if manifest.base_model.device == "cpu" else None),
+        "seconds": (forecast.seconds, results.train_seconds),
+    }
+    return {
+        name: _pair(expected, actual)
+        for name, (expected, actual) in pairs.items()
+        if expected is not None and actual is not None
+    }
+
+
+def _pair(expected: float, actual: float) -> dict[str, float | None]:
+    return {"forecast": expected, "fact": actual, "off": expected / actual - 1 if actual else None}
+
+
+def foreseen_table(manifest: Manifest) -> Markup:
+    pairs, forecast = foreseen(manifest), manifest.forecast
+    if not pairs or forecast is None:
+        return Markup("")
+    rows: Rows = []
+    for name, pair in pairs.items():
+        label, text = FORECASTS[name]
+        off = "\u2013" if pair["off"] is None else f"{pair['off']:+.1%}"
+        rows.append([label, text(pair["forecast"]) + _between(name, forecast), text(pair["fact"]), off])
+    return element(
+        "aside",
+        element("h3", "Forecast and actual values"),
+        paragraph(f"The forecast of `rankwise plan` before training began, for {forecast.device}."),
+        table(("quantity", "forecast", "actual", "error"), rows, words=(0,), label="forecast and actual values"),
+    )
+
+
+def _between(name: str, forecast: Forecasted) -> str:
+    low, high = forecast.seconds_low, forecast.seconds_high
+    if name != "seconds" or low is None or high is None or low == high:
+        return ""
+    return f" ({duration(low)} to {duration(high)})"

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rankwise.reporting.charts import strength_chart
 from rankwise.reporting.document import Section, facts, figure, folded, paragraph, table
-from rankwise.reporting.markup import Content, Markup, element, joined
-from rankwise.reporting.quantities import SIGNS, chance, interval, measured, plural, share
+from rankwise.reporting.markup import Content, Markup, Rows, element, joined
+from rankwise.reporting.quantities import SIGNS, chance, interval, measured, plural, share, within
 from rankwise.reporting.quantities import figure as number
 from rankwise.runs.evaluations import Evaluation, Forgetting, Sample, StrengthCurve
-from rankwise.runs.feature_forgetting import FeatureForgetting
-from rankwise.runs.measured import Difference, Measured, Verdict
+from rankwise.runs.measured import Difference, FeatureForgetting, Measured, Verdict
 from rankwise.runs.records import SampleRecord
 from rankwise.runs.snapshot import RunSnapshot
 
 LONGEST, MOST_SAMPLES, OPEN_SAMPLES = 3000, 40, 4
-WHISKER = (132, 18)
+WIDTH, HEIGHT = 132, 18
+"""Of a whisker, in pixels."""
 CSS_OF: dict[Verdict, str] = {"better": "good", "worse": "bad", "cannot tell": "open"}
 HEADS = ("task", "metric", "n", "base", "tuned", "difference", "", "p", "verdict")
 OF_FEATURES = (
@@ -35,22 +36,13 @@ def quality_section(run: RunSnapshot) -> Section | None:
     if not run.evaluations:
         return None
     rows = [row for evaluation in run.evaluations.values() for row in _rows(evaluation)]
-    sources = {
-        task: {"data": one.data, "against": one.against, "created": one.created}
-        for task, one in run.evaluations.items()
-    }
-    details = [
-        facts([("items", f"{one.data} (n = {one.n:,})"), ("against", one.against or "nothing"),
-               ("created", one.created), *((key, str(value)) for key, value in one.settings.items())])
-        for one in run.evaluations.values()
-    ]  # fmt: skip
+    settings = [part for task, one in run.evaluations.items() for part in (element("h3", task), _settings(one))]
     return Section(
         "quality",
-        "Quality", [_without_classes(one) | sources[task] for task, one in run.evaluations.items()],
+        "Quality", [_without_classes(one) for one in run.evaluations.values()],
         [
             table(HEADS, rows, words=(0, 1, 8), label="before and after", lead=2, judged=True),
-            folded("Evaluation settings", *(joined(element("h3", task), one)
-                                         for task, one in zip(run.evaluations, details, strict=True))),
+            folded("Evaluation settings", *settings),
         ],
         about="Intervals are 95 % intervals. Base and tuned model are compared item by item on the same items: "
         "intervals come from a bootstrap over items, p-values from random swaps within pairs, and a verdict needs "
@@ -58,19 +50,25 @@ def quality_section(run: RunSnapshot) -> Section | None:
     )  # fmt: skip
 
 
-def _without_classes(evaluation: Evaluation) -> dict[str, Any]:
-    """Return the summary without what the section on classes has."""
-    return {key: value for key, value in evaluation.summary().items() if key not in ("classification", "sets")}
+def _settings(one: Evaluation) -> Markup:
+    given: list[tuple[str, Content]] = [("items", f"{one.data} (n = {one.n:,})"), ("against", one.against or "nothing")]
+    return facts([*given, ("created", one.created), *((key, str(value)) for key, value in one.settings.items())])
 
 
-def _rows(evaluation: Evaluation) -> list[list[Content]]:
+def _without_classes(one: Evaluation) -> dict[str, Any]:
+    """Return the summary without what the section on classes has, and with its origin."""
+    summary = {key: value for key, value in one.summary().items() if key not in ("classification", "sets")}
+    return summary | {"data": one.data, "against": one.against, "created": one.created}
+
+
+def _rows(evaluation: Evaluation) -> Rows:
     base = evaluation.base.metrics if evaluation.base else {}
-    rows: list[list[Content]] = []
+    rows: Rows = []
     for metric, tuned in evaluation.tuned.metrics.items():
         difference = evaluation.differences.get(metric)
         rows.append([
-            evaluation.task, metric, f"{evaluation.n:,}", value(base[metric]) if metric in base else "\u2013",
-            value(tuned), *difference_cells(difference),
+            evaluation.task, metric, f"{evaluation.n:,}", value(base.get(metric)), value(tuned),
+            *difference_cells(difference),
         ])  # fmt: skip
     return rows
 
@@ -79,11 +77,11 @@ def difference_cells(difference: Difference | None) -> list[Content]:
     if difference is None:
         return ["\u2013", "", "", element("span", "not compared", class_="chip open")]
     change = joined(number(difference.difference, True), _between(interval(difference.low, difference.high, True)))
-    return [change, whisker(difference), chance(difference.p), chip(difference.verdict)]
+    return [change, _difference_whisker(difference), chance(difference.p), chip(difference.verdict)]
 
 
-def value(one: Measured) -> Markup:
-    return joined(number(one.value), _between(interval(one.low, one.high)))
+def value(one: Measured | None) -> Content:
+    return "\u2013" if one is None else joined(number(one.value), _between(interval(one.low, one.high)))
 
 
 def _between(ends: str) -> Markup:
@@ -94,19 +92,25 @@ def chip(verdict: Verdict) -> Markup:
     return element("span", SIGNS[verdict], class_=f"chip {CSS_OF[verdict]}")
 
 
-def whisker(one: Difference) -> Markup:
+def _difference_whisker(one: Difference) -> Markup:
     """Draw the interval of a difference relative to zero, on its own scale."""
-    width, height = WHISKER
-    reach = max(abs(one.low), abs(one.high), 1e-12) * 1.1
-    low, at, high = (round(width / 2 * (1 + value / reach), 2) for value in (one.low, one.difference, one.high))
-    middle, role = height / 2, {"better": "good", "worse": "bad", "cannot tell": "quiet"}[one.verdict]
+    reach = 2.2 * max(abs(one.low), abs(one.high), 1e-12)
+    places = [0.5 + end / reach for end in (one.low, one.difference, one.high)]
+    role = {"better": "good", "worse": "bad", "cannot tell": "quiet"}[one.verdict]
+    label = f"{number(one.difference, True)}, from {interval(one.low, one.high, True)}"
+    zero = element("line", x1=WIDTH / 2, x2=WIDTH / 2, y1=0, y2=HEIGHT, class_="s-quiet", stroke_opacity=0.6)
+    return whisker(zero, [WIDTH * place for place in places], role, label)
+
+
+def whisker(rule: Markup, ends: Sequence[float], role: str, label: str) -> Markup:
+    """Draw an interval on a scale: `ends` are its low end, the value and its high end, in pixels."""
+    (low, at, high), middle = (round(end, 2) for end in ends), HEIGHT / 2
     return element(
         "svg",
-        element("line", x1=width / 2, x2=width / 2, y1=0, y2=height, class_="s-quiet", stroke_opacity=0.6),
+        rule,
         element("line", x1=low, x2=high, y1=middle, y2=middle, class_=f"s-{role}", stroke_width=2),
         element("circle", cx=at, cy=middle, r=3.5, class_=f"f-{role}"),
-        class_="whisker", viewBox=f"0 0 {width} {height}", role="img",
-        aria_label=f"{number(one.difference, True)}, from {interval(one.low, one.high, True)}",
+        class_="whisker", viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=label,
     )  # fmt: skip
 
 
@@ -133,11 +137,11 @@ def forgetting_section(run: RunSnapshot) -> Section | None:
 def feature_facts(one: FeatureForgetting) -> Markup:
     pairs: list[tuple[str, Content]] = [
         ("images", f"{one.images:,} of {one.data}"),
-        ("CKA of base and tuned features", f"{number(one.cka.value)} ({interval(one.cka.low, one.cka.high)})"),
+        ("CKA of base and tuned features", measured(one.cka)),
     ]
     if (probe := one.probe) is not None:
         accuracies = f"{share(probe.b, 1)} with the tuned model's features, {share(probe.a, 1)} with the base's"
-        change = f"{number(probe.difference, True)} ({interval(probe.low, probe.high, True)})"
+        change = within(probe.difference, probe.low, probe.high, signed=True)
         pairs.append(
             (f"linear probe of {len(one.classes)} classes", joined(accuracies, "; ", change, " ", chip(probe.verdict)))
         )
@@ -146,16 +150,16 @@ def feature_facts(one: FeatureForgetting) -> Markup:
 
 def forgetting_facts(one: Forgetting) -> Markup:
     return facts([
-        ("KL from the base", f"{number(one.kl)} nats per token ({interval(one.low, one.high)})"),
+        ("KL from the base", within(one.kl, one.low, one.high, unit=" nats per token")),
         ("increase of the loss on the text",
-         f"{number(one.delta_nll, True)} nats per token ({interval(one.delta_nll_low, one.delta_nll_high, True)})"),
+         within(one.delta_nll, one.delta_nll_low, one.delta_nll_high, True, " nats per token")),
         ("same most likely token", share(one.agreement, 1)),
         ("text", f"{one.measured_on}; {plural(one.positions, 'position')}"),
     ])  # fmt: skip
 
 
 def _strength(curve: StrengthCurve) -> list[Markup]:
-    rows: list[list[Content]] = [
+    rows: Rows = [
         [f"{one.strength:g}" + (" (recommended)" if one.strength == curve.recommended else ""), measured(one.loss),
          measured(one.kl), number(one.delta_nll, True)]
         for one in curve.points

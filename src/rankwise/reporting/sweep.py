@@ -8,7 +8,7 @@ from typing import Any
 
 from rankwise.reporting.document import Document, Section, figure, paragraph, table
 from rankwise.reporting.figures import Sheet, chart
-from rankwise.reporting.markup import Content, Markup
+from rankwise.reporting.markup import Content, Markup, Rows
 from rankwise.reporting.quantities import duration, plural
 from rankwise.reporting.quantities import figure as number
 from rankwise.runs.sweeps import FLAT, SweepRecord, SweptTrial, shown
@@ -100,7 +100,7 @@ def _highest(losses: Sequence[float]) -> float:
 def _table_section(sweep: SweepRecord) -> Section:
     keys = list(sweep.axes)
     failed = [one for one in sweep.trials if one.loss is None]
-    rows: list[list[Content]] = [_row(one, keys) for one in (*sweep.finished, *failed)]
+    rows: Rows = [_row(one, keys) for one in (*sweep.finished, *failed)]
     return Section(
         "trials", "All trials", sweep.model_dump(mode="json"),
         [table(("run", *keys, "validation loss", "time"), rows, label="trials")],

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from rankwise.reporting.classes import classes_section
+from rankwise.reporting.classes import classes_section, sets_section
 from rankwise.reporting.document import Document
-from rankwise.reporting.progress import earlier_section, loss_section, ranks_section, scores_section
+from rankwise.reporting.progress import earlier_section, loss_section, ranks_section, scores_section, tuning_section
 from rankwise.reporting.provenance import cost_section, data_section, environment_section
 from rankwise.reporting.quality import forgetting_section, quality_section, samples_section
 from rankwise.reporting.quantities import duration, figure, share, size
-from rankwise.reporting.sets import sets_section
-from rankwise.reporting.tuning import tuning_section
 from rankwise.reporting.verdict import next_of, remarks_of, verdict_of
 from rankwise.runs.snapshot import RunSnapshot
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from rankwise.config.base import Config
@@ -10,6 +11,9 @@ from rankwise.runs.measured import Difference, Measured
 
 Advised = Literal["train", "prompt", "neither", "undecided"]
 Reason = Literal["better", "examples", "probe", "solved", "unrelated", "no gain", "too few rows", "too short"]
+VERDICTS = {
+    "train": "Train", "prompt": "Prompt with examples", "neither": "Neither pays", "undecided": "Undecided",
+}  # fmt: skip
 
 
 class AdvisedSide(Config):
@@ -85,3 +89,148 @@ class Advice(Config):
     def summary(self) -> dict[str, Any]:
         """What `rankwise advise --json` prints."""
         return self.model_dump(mode="json") | {"share_of_full_run": self.cost.share}
+
+
+def lines_of(advice: Advice) -> list[str]:
+    """The table, the paragraph, and what it cost."""
+    return [
+        f"{advice.measured_rows:,} held-out rows, {advice.unit}, intervals of 95 %",
+        *table(advice),
+        "",
+        advice.text,
+        "",
+        cost(advice),
+    ]
+
+
+def names(advice: Advice) -> tuple[str, str, str, str]:
+    short = f"adapter, {advice.cost.short_steps} steps"
+    part = f"adapter, {advice.cost.part_steps} steps on {advice.part_rows:,} rows"
+    if advice.classifies:
+        probe = "linear probe of the features"
+        return (
+            "frequencies of the labels",
+            f"{probe}, {advice.examples:,} rows",
+            short,
+            f"{probe}, {advice.part_rows:,} rows",
+        )
+    examples = "example" if advice.examples == 1 else "examples"
+    return "base", f"base with {advice.examples} {examples}", short, part
+
+
+def table(advice: Advice) -> list[str]:
+    sides = zip(names(advice), (advice.base, advice.untrained, advice.adapter, advice.part), strict=True)
+    rows = [(name, side) for name, side in sides if side is not None]
+    width = max(len(name) for name, _ in rows)
+    return [f"  {name:<{width}}  loss {_measured(side.loss)}{_score(side, advice)}" for name, side in rows]
+
+
+def paragraph(advice: Advice) -> str:
+    """The verdict with its reasons, and whether more rows would help, in plain words."""
+    sentences = [f"{VERDICTS[advice.verdict]}.", _verdict(advice), *_content(advice), _rows(advice)]
+    return " ".join(sentence[0].upper() + sentence[1:] for sentence in sentences)
+
+
+def cost(advice: Advice) -> str:
+    one = advice.cost
+    forecast = "" if one.forecast_seconds is None else f" (forecast {_clock(one.forecast_seconds)})"
+    return (
+        f"This took {_clock(one.seconds)}{forecast}, {one.share:.0%} of the {one.full_steps:,} steps of a full run, "
+        f"which would take {_clock(one.full_seconds)}."
+    )
+
+
+REASONS: dict[Reason, str] = {
+    "better": "{gain}.",
+    "examples": "the loss of the {untrained} is {untrained_gain} than that of the {base}, and a full run is expected "
+    "to gain {expected} beyond that: {gain}.",
+    "probe": "the labels can be learned: the loss of a {untrained} is {untrained_gain} than that of the {base}. "
+    "{gain}, so begin with the head alone (--method head), and see whether a long run of an adapter does better.",
+    "solved": "the task is solved already: the base answers {share} of the rows exactly.",
+    "unrelated": "the answers do not depend on the questions: {gain}, but it is no higher when the questions of other "
+    "rows stand before the answers. What was learned is which answers occur and how they are written.",
+    "no gain": "there is nothing to gain: {gain}, and a full run is expected to gain {expected}.",
+    "too short": "{gain}, and the learning curve says that a full run may overtake the {untrained}. Ask again with "
+    "more --steps, or train and compare.",
+    "too few rows": "{gain}; the intervals reach to both sides of what would decide. About {rows} held-out rows would "
+    "decide (--held-out).",
+}
+
+
+def _verdict(advice: Advice) -> str:
+    base, untrained, _, _ = names(advice)
+    over = advice.over_untrained
+    gain = f"the short adapter's loss is {_lower(advice.gain)} than that of the {base}"
+    gain += "" if over is None else f", and {_lower(over)} than that of the {untrained}"
+    sentence = REASONS[advice.reason].format(
+        gain=gain, base=base, untrained=untrained, untrained_gain=_lower_of(advice.untrained_gain),
+        expected=f"less than the {advice.margin:.2g} that count", rows=f"{advice.rows_to_decide or 0:,}",
+        share=_share(advice.base),
+    )  # fmt: skip
+    return sentence.replace(". the", ". The")
+
+
+def _content(advice: Advice) -> list[str]:
+    if advice.content is None:
+        return ["The rows have no questions, so it was not tested whether the answers depend on them."]
+    if advice.reason in ("unrelated", "solved"):
+        return []
+    others, depends = ("the labels", "the inputs") if advice.classifies else ("the questions", "the questions")
+    seen = "depend" if advice.content.low > 0 else "are not seen to depend"
+    return [f"With {others} of other rows the adapter's loss changes by {_interval(advice.content, 1)}, so its answers "
+            f"{seen} on {depends}."]  # fmt: skip
+
+
+def _rows(advice: Advice) -> str:
+    if advice.doubling is None:
+        return "There are too few rows for a learning curve."
+    if advice.reason == "unrelated":
+        return "More rows of this kind would not help."
+    one = advice.doubling
+    gain = f"{_number(one.value)} ({_number(one.low)} to {_number(one.high)})"
+    who = "the probe's loss" if advice.classifies else "the loss"
+    curve = f"from {advice.part_rows:,} to {advice.training_rows:,} rows {who} falls by {gain} for each doubling"
+    if advice.doubling.low > 0 and advice.doubling.value >= advice.margin:
+        passes = "" if advice.classifies else ", in as many passes"
+        return f"More rows would help: {curve}{passes}; a full run gains less from them."
+    if advice.doubling.high < advice.margin:
+        return f"More rows would hardly help: {curve}."
+    return f"Whether more rows would help is not clear: {curve}."
+
+
+def _lower(difference: Difference) -> str:
+    return f"{_interval(difference, -1)} lower" if difference.difference <= 0 else f"{_interval(difference, 1)} higher"
+
+
+def _lower_of(difference: Difference | None) -> str:
+    return "no lower" if difference is None else _lower(difference)
+
+
+def _interval(difference: Difference, sign: int) -> str:
+    ends: Sequence[float] = sorted((sign * difference.low, sign * difference.high))
+    return f"{_number(sign * difference.difference)} ({_number(ends[0])} to {_number(ends[1])})"
+
+
+def _number(value: float) -> str:
+    """Three places, and no sign before zero."""
+    text = f"{value:.3f}"
+    return text if float(text) else "0.000"
+
+
+def _measured(one: Measured) -> str:
+    return f"{one.value:.4f} ({one.low:.4f} to {one.high:.4f})"
+
+
+def _score(side: AdvisedSide, advice: Advice) -> str:
+    if side.score is None:
+        return ""
+    name = "accuracy" if advice.classifies else "exact"
+    return f"   {name} {side.score.value:.1%} ({side.score.low:.1%} to {side.score.high:.1%})"
+
+
+def _share(side: AdvisedSide) -> str:
+    return "all" if side.score is None else f"{side.score.value:.0%} ({side.score.low:.0%} to {side.score.high:.0%})"
+
+
+def _clock(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"

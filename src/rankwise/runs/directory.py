@@ -23,10 +23,9 @@ from rankwise.config.experiment import Experiment
 from rankwise.errors import RunBusyError, RunError, did_you_mean, some
 from rankwise.runs.data_report import DATA_REPORT, DataReport
 from rankwise.runs.manifest import Manifest
-from rankwise.runs.own_files import read_json
-from rankwise.runs.step_folders import StepFolders, set_aside
+from rankwise.runs.own_files import StepFolders, read_json, set_aside
 from rankwise.system.files import json_bytes, told_when_full, write_atomic
-from rankwise.system.locks import Lock, owner_of
+from rankwise.system.locks import Lock, owner_if_locked, owner_of
 
 REPORTS = ("report.html", "report.json")
 SETTINGS, MANIFEST, TRACKING = "config.json", "manifest.json", "tracking"
@@ -34,7 +33,7 @@ RESULTS = ("adapter", "model")
 CARD = "README.md"
 """The model card, in the folder of a result."""
 REFERENCE = "reference.json"
-END_REQUEST = ".end"  # that the training ends with a result (runs/end_request.py)
+END_REQUEST = ".end"  # that the training ends with a result (runs/directory.py)
 BEGINNING = {SETTINGS, DATA_REPORT, REFERENCE}
 """What a run has before its first manifest."""
 STEPS = {"checkpoints", "best"}
@@ -318,3 +317,54 @@ def open_any_run(name: str) -> RunDirectory:
     known = sorted(path.parent.name for path in Path("runs").glob("*/manifest.json"))
     listed = f" Runs here: {some(known)}." if known else " There are no runs in this folder yet."
     raise RunError(f'there is no run "{name}".{did_you_mean(name, known)}{listed}')
+
+
+def writer_of(run: RunDirectory) -> str | None:
+    """The number of the process that is writing the run, "unknown" if it left none, or None."""
+    return owner_if_locked(run.folder / ".lock")
+
+
+BY_REQUEST = "by request"
+"""Why the training ended, in the run's results."""
+
+
+def ask_to_end(run: RunDirectory) -> None:
+    """RunError where nobody trains, or where several processes do, which cannot see the request at the same step."""
+    name = run.folder.name
+    if writer_of(run) is None:
+        raise RunError(f'run "{name}" is not being trained, so it cannot be ended.')
+    manifest = run.manifest()
+    if manifest.status != "running":
+        raise RunError(f'run "{name}" has already ended its steps ({manifest.status}).')
+    if manifest.machine.get("processes", 1) > 1:
+        raise RunError(f'run "{name}" is trained by several processes, which cannot be ended early with a result.')
+    write_atomic(run.folder / END_REQUEST, b"")
+
+
+def is_asked_to_end(run: RunDirectory) -> bool:
+    return (run.folder / END_REQUEST).exists()
+
+
+def forget_end_request(run: RunDirectory) -> None:
+    (run.folder / END_REQUEST).unlink(missing_ok=True)
+
+
+class FollowedRun(RunDirectory):
+    """Whatever would change the folder does nothing; the first process does it."""
+
+    @contextmanager
+    def claimed(self, *, restart: bool, resume: bool = False) -> Iterator[RunDirectory]:
+        yield self
+
+    def check_lock(self) -> None: ...
+
+    def begin(self, experiment: Experiment) -> None: ...
+
+    def go_on(self, step: int, files: Mapping[str, bytes]) -> list[str]:
+        return []
+
+    def forget_results(self) -> None: ...
+
+    def forget_steps(self) -> None: ...
+
+    def _write(self, name: str, value: Any) -> None: ...

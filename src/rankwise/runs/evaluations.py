@@ -1,12 +1,13 @@
-"""Stored evaluations: metrics with intervals, and each item's contribution to them.
+"""Stored evaluations: metrics with intervals, and each item's contribution to them; and comparisons of two runs.
 
 An item's contribution is a short row of sums (hits; nats and tokens; n-gram counts). Added up over any selection of
 items, these give the metric (evaluation/metrics.py). So two evaluations of the same items can later be compared item by
-item, without the models.
+item, without the models. In a comparison, `b` is compared with `a`, so differences are b minus a.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,14 +16,10 @@ from pydantic import Field
 from rankwise.config.base import Config
 from rankwise.config.tasks import MEANINGS
 from rankwise.errors import RunError
-from rankwise.runs.class_details import ClassDetails
 from rankwise.runs.directory import RunDirectory
-from rankwise.runs.feature_forgetting import FeatureForgetting
 from rankwise.runs.manifest import now, versions
-from rankwise.runs.measured import Difference, Measured
-from rankwise.runs.own_files import read_json
-from rankwise.runs.sealed import with_hash
-from rankwise.runs.set_details import SetDetails
+from rankwise.runs.measured import ClassDetails, Difference, FeatureForgetting, Measured, SetDetails, Verdict
+from rankwise.runs.own_files import read_json, with_hash
 from rankwise.system.files import check_place, write_json
 
 Sum = Annotated[float, Field(ge=-1e100, le=1e100)]
@@ -152,7 +149,7 @@ class Evaluation(Config):
     settings: dict[str, Any]
     """Everything beside model and items that the numbers depend on."""
     sha256: str | None = None
-    """Of all else in the file (runs/sealed.py). Older files have none."""
+    """Of all else in the file (runs/own_files.py). Older files have none."""
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise evaluate --json` prints."""
@@ -256,3 +253,83 @@ def read_strength(run: RunDirectory) -> StrengthCurve | None:
 def stamped() -> dict[str, Any]:
     """Return time and versions, as fields of an Evaluation."""
     return {"created": now(), "versions": versions()}
+
+
+class Differing(Config):
+    """A recorded value that differs between two runs; None if a run does not have it."""
+
+    key: str
+    a: Any = None
+    b: Any = None
+
+    @property
+    def one_sided(self) -> bool:
+        """True for a setting that only one of the two methods has."""
+        return self.a is None or self.b is None
+
+
+class ComparedTask(Config):
+    """Scores of both runs on one task. `differences` has the common metrics, unless `unpaired` says why items cannot be
+    paired."""
+
+    task: str
+    n_a: int
+    n_b: int
+    a: dict[str, Measured]
+    b: dict[str, Measured]
+    differences: dict[str, Difference]
+    unpaired: str | None = None
+    set_apart: dict[str, str] = Field(default_factory=dict)
+    """Reasons, by metric, why scores cannot be compared although the items are the same."""
+    settings: list[Differing] = Field(default_factory=list)
+    """Evaluation settings that differ."""
+
+
+class ComparedForgetting(Config):
+    """Forgetting of both runs. `verdict` is better if b moved less than a, judged by common blocks of text, or by
+    whether the intervals are disjoint if a file has no blocks."""
+
+    a: Forgetting | None
+    b: Forgetting | None
+    verdict: Verdict | None
+    incomparable: str | None = None
+    differences: dict[str, Difference] = Field(default_factory=dict)
+    """Paired differences of `kl` and `delta_nll` over blocks."""
+
+
+class Comparison(Config):
+    format: Literal[1] = 1
+    a: str
+    b: str
+    settings: list[Differing]
+    data: list[Differing]
+    base_model: list[Differing]
+    cost: list[Differing]
+    made_with: list[Differing]
+    """Versions and machine."""
+    tasks: list[ComparedTask]
+    only_a: list[str]
+    only_b: list[str]
+    """Tasks that only one of the two was evaluated on."""
+    forgetting: ComparedForgetting | None
+
+
+def leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """Flatten nested dictionaries to values by dotted names."""
+    if not isinstance(value, dict) or not value:
+        return {path: value}
+    return {
+        key: leaf
+        for name, part in value.items()
+        for key, leaf in leaves(part, f"{path}.{name}" if path else name).items()
+    }
+
+
+def differing(a: Any, b: Any, but: Collection[str] = ()) -> list[Differing]:
+    """List the values in which two nested dictionaries differ, in the order of a and then b."""
+    one, other = leaves(a), leaves(b)
+    return [
+        Differing(key=key, a=one.get(key), b=other.get(key))
+        for key in one | other
+        if key not in but and one.get(key) != other.get(key)
+    ]

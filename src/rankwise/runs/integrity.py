@@ -1,10 +1,14 @@
-"""Integrity of a run's result: the SHA-256 of each file is recorded after training and compared before use.
+"""Integrity of a run: the SHA-256 of each file is recorded and compared before use, or on request of all files.
 
 The manifest of a finished run has the hash of every file of `adapter/` or `model/`, of `data_report.json`, which holds
 the chat template and system message, of the settings and of the metrics log. Every command that reads a result calls
 `check_result` first. Files that programs load (weights, settings, tokenizer, template) must be present and unchanged,
 and none may have been added. A changed model card or metrics log is only reported. This detects accidents and careless
 edits. It is not a signature: whoever can write to the folder can also change the manifest.
+
+Evaluations, the data of reports, checkpoints and snapshots have hashes of their own, which `verify` compares too. The
+manifest has no hash of its own outside of checkpoints, and neither have the settings of a run that is not finished;
+they must be readable.
 """
 
 from __future__ import annotations
@@ -17,12 +21,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rankwise.errors import ResultError, RunError, some
-from rankwise.runs.data_report import DATA_REPORT
+from rankwise.config.experiment import Experiment
+from rankwise.errors import RankwiseError, ResultError, RunError, first_line, some
+from rankwise.runs.data_report import DATA_REPORT, DataReport
 from rankwise.runs.directory import RESULTS, SETTINGS, RunDirectory
+from rankwise.runs.evaluations import FOLDER
+from rankwise.runs.own_files import DamagedStep, StepFolders, check_file, hash_of, read_json, with_hash
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage
 from rankwise.runs.resumable import METRICS
-from rankwise.runs.sealed import hash_of
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.files import sha256_of
 
@@ -143,3 +149,84 @@ def _files(folder: Path, result: Path) -> list[str]:
     inside = [os.path.join(parent, name) for parent, _, names in os.walk(result) for name in names]  # noqa: PTH118
     found = [Path(path).relative_to(folder).as_posix() for path in inside]
     return sorted(found + [name for name in (DATA_REPORT, METRICS) if (folder / name).is_file()])
+
+
+FINISHED = "finished"
+CHANGED = "is missing or is not what was written: it does not match its recorded hash."
+
+
+@dataclass(frozen=True)
+class VerifiedRun:
+    """`files` is the number of files whose hash was compared; `recorded` is False for results of versions without."""
+
+    name: str
+    files: int
+    recorded: bool
+    problems: tuple[str, ...]
+    left: tuple[str, ...] = ()
+    """Folders in a finished run that a killed training was about to remove."""
+
+    def summary(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def verify(run: RunDirectory) -> VerifiedRun:
+    problems: list[str] = []
+    files, recorded, left = 0, True, list[str]()
+    for name, kind in ((SETTINGS, Experiment), (DATA_REPORT, DataReport)):
+        try:
+            read_json(run.folder / name, kind)
+        except RankwiseError as error:
+            problems.append(str(error))
+    try:
+        snapshot = RunSnapshot.of(run)
+        if snapshot.manifest.status == FINISHED:
+            integrity = compare_result(snapshot)
+            problems += integrity.problems(run.folder)
+            known = snapshot.manifest.result_sha256 or {}
+            problems += [f"{run.folder / name} {CHANGED}" for name in integrity.other if name in known]
+            files, recorded = integrity.files, integrity.status != "not recorded"
+            for folders in (run.checkpoints, run.snapshots):
+                left += map(str, [*folders.left, *map(folders.path, folders.steps)])
+    except RankwiseError as error:
+        problems.append(str(error))
+    for folders in (run.checkpoints, run.snapshots):
+        for step in folders.named:
+            compared, problem = _step(folders, step)
+            files += compared
+            if problem is not None:
+                problems.append(problem)
+    for file in sorted([*(run.folder / FOLDER).glob("*.json"), *run.folder.glob("report.json"),
+                        *run.folder.glob("against-*.json")]):  # fmt: skip
+        compared, problem = _with_own_hash(file)
+        files += compared
+        problems += problem
+    return VerifiedRun(run.folder.name, files, recorded, tuple(dict.fromkeys(problems)), tuple(left))
+
+
+def _with_own_hash(file: Path) -> tuple[bool, list[str]]:
+    """Whether a file has a hash of itself, which earlier versions did not write, and what is wrong with it."""
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        return False, [f"{file} cannot be read: {first_line(error)}."]
+    if not isinstance(content, dict) or "sha256" not in content:
+        return False, []
+    return True, [] if content == with_hash(content) else [f"{file} {CHANGED}"]
+
+
+def _step(folders: StepFolders, step: int) -> tuple[int, str | None]:
+    """Files compared in a step's folder, and the first that is not what was written."""
+    compared = 0
+    try:
+        facts = folders.facts(step)
+        for name in facts["files"]:
+            check_file(folders.path(step), name, facts)
+            compared += 1
+    except DamagedStep as damage:
+        if not os.path.lexists(folders.path(step)):  # a training that goes on has removed it
+            return compared, None
+        return compared, f"{damage.file} is damaged: {damage.why}. --resume passes over it."
+    except RankwiseError as error:
+        return compared, str(error)
+    return compared, None

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rankwise.errors import RankwiseError, RunError, first_line
-from rankwise.runs.directory import MANIFEST, RunDirectory
+from rankwise.runs.directory import MANIFEST, RunDirectory, writer_of
 from rankwise.runs.manifest import Manifest
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.snapshot import RunSnapshot
-from rankwise.system.locks import owner_if_locked
 
 RUNS = Path("runs")
 UNREADABLE, STARTING = "unreadable", "starting"
@@ -141,8 +140,3 @@ def folder_bytes(folder: Path) -> int:
             except OSError:  # removed in the meantime
                 continue
     return total
-
-
-def writer_of(run: RunDirectory) -> str | None:
-    """The number of the process that is writing the run, "unknown" if it left none, or None."""
-    return owner_if_locked(run.folder / ".lock")

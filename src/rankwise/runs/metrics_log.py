@@ -1,22 +1,38 @@
-"""The metrics log: records as JSON lines, appended during a run; an incomplete last line is ignored when reading."""
+"""The metrics log: records as JSON lines, appended during a run; an incomplete last line is ignored when reading.
+
+`LogTail` follows a log that another process writes: what is new since a position, in complete lines only. A position
+is `BYTES-CHECKSUM`: how many bytes were read, and a checksum of the last of them. A log that was cut or begun anew does
+not have these bytes before the position, so it is read again from its beginning.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO, TypeVar
+from typing import Any, BinaryIO, Self, TextIO, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from rankwise.errors import RankwiseError, RunError
-from rankwise.runs.records import LossRecord, RankRecord, SampleRecord, ScoreRecord, StepRecord
+from rankwise.runs.records import (
+    BudgetRecord,
+    EarlierRecord,
+    LossRecord,
+    RankRecord,
+    Record,
+    SampleRecord,
+    ScoreRecord,
+    StepRecord,
+)
 from rankwise.system.files import told_when_full
 
-_Record = TypeVar("_Record", StepRecord, LossRecord, ScoreRecord, SampleRecord, RankRecord)
+_Record = TypeVar("_Record", bound=Record)
 
 
 class MetricsLog:
@@ -95,21 +111,21 @@ class History:
     scores: list[ScoreRecord] = field(default_factory=list)
     samples: list[SampleRecord] = field(default_factory=list)
     ranks: list[RankRecord] = field(default_factory=list)
+    budget: list[BudgetRecord] = field(default_factory=list)
+    earlier: list[EarlierRecord] = field(default_factory=list)
 
 
 def read_history(path: Path) -> History:
     """Read all records of a run so far. Unknown kinds, which come from later versions, are ignored."""
-    rows = _rows(path)
+    return history_of(path, _rows(path))
+
+
+def history_of(path: Path, rows: list[dict[str, Any]]) -> History:
     return History(
-        _records(path, rows, "step", StepRecord), _records(path, rows, "validation", LossRecord),
-        _records(path, rows, "score", ScoreRecord), _records(path, rows, "sample", SampleRecord),
-        _records(path, rows, "ranks", RankRecord),
+        _records(path, rows, StepRecord), _records(path, rows, LossRecord), _records(path, rows, ScoreRecord),
+        _records(path, rows, SampleRecord), _records(path, rows, RankRecord), _records(path, rows, BudgetRecord),
+        _records(path, rows, EarlierRecord),
     )  # fmt: skip
-
-
-def read_ranks(path: Path) -> list[RankRecord]:
-    """Read the rank allocations of a run; empty if ranks were fixed."""
-    return _records(path, _rows(path), "ranks", RankRecord)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -119,16 +135,79 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         raise RunError(f"{path} is missing: this folder is not a complete run.") from None
 
 
-def _records(path: Path, rows: list[dict[str, Any]], kind: str, record: type[_Record]) -> list[_Record]:
-    kept = [{key: value for key, value in row.items() if key != "kind"} for row in rows if row.get("kind") == kind]
+def _records(path: Path, rows: list[dict[str, Any]], record: type[_Record]) -> list[_Record]:
+    kept = [{key: row[key] for key in row if key != "kind"} for row in rows if row.get("kind") == record.kind]
     try:
         adapter: TypeAdapter[list[_Record]] = TypeAdapter(list[record])  # pyright: ignore[reportInvalidTypeForm]
         return adapter.validate_json(json.dumps(kept), strict=True)
     except ValidationError as error:
         where = error.errors()[0]["loc"]
-        what = (
-            f"row {where[0]} of kind {kind} has an invalid {where[-1]}"
-            if where
-            else f"a row of kind {kind} is not text"
-        )
+        row = f"row {where[0]} of kind {record.kind} has an invalid {where[-1]}" if where else ""
+        what = row or f"a row of kind {record.kind} is not text"
         raise RunError(f"{path} is damaged: {what}.") from None
+
+
+PIECE = 16_000_000
+"""Bytes that are read at once."""
+CHECKED = 256
+_POSITION = re.compile(r"(\d{1,15})-([0-9a-f]{8})")
+
+
+@dataclass
+class LogTail:
+    path: Path
+    offset: int = 0
+    checksum: str = field(default_factory=lambda: _checksum(b""))
+    _seen: tuple[int, int, int] | None = None
+
+    @classmethod
+    def after(cls, path: Path, position: str) -> LogTail:
+        """Go on where an earlier reader stopped; at the beginning where the position is not one."""
+        match = _POSITION.fullmatch(position)
+        return cls(path) if match is None else cls(path, int(match[1]), match[2])
+
+    @property
+    def position(self) -> str:
+        return f"{self.offset}-{self.checksum}"
+
+    def read(self) -> tuple[bool, list[dict[str, Any]]]:
+        """Whether the log begins anew, and the new records. A line that is not whole waits for the next time."""
+        try:
+            facts = self.path.stat()
+            if not self.path.is_file() or (stamp := (facts.st_ino, facts.st_size, facts.st_mtime_ns)) == self._seen:
+                return False, []
+            with self.path.open("rb") as file:
+                anew = not self._continues(file)
+                if anew:
+                    self.offset, self.checksum = 0, _checksum(b"")
+                file.seek(self.offset)
+                piece = file.read(PIECE)
+                whole = piece[: piece.rfind(b"\n") + 1]
+                self.offset += len(whole) if whole or len(piece) < PIECE else PIECE  # no line of a run is that long
+                file.seek(max(0, self.offset - CHECKED))
+                self.checksum = _checksum(file.read(min(CHECKED, self.offset)))
+        except OSError:  # it is not there yet, or was just replaced
+            if self.offset == 0:
+                return False, []
+            self.offset, self.checksum, self._seen = 0, _checksum(b""), None
+            return True, []
+        self._seen = stamp if len(piece) < PIECE else None
+        return anew, [row for line in whole.splitlines() if (row := _row(line)) is not None]
+
+    def _continues(self, file: BinaryIO) -> bool:
+        file.seek(max(0, self.offset - CHECKED))
+        before = file.read(min(CHECKED, self.offset))
+        return len(before) == min(CHECKED, self.offset) and _checksum(before) == self.checksum
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """None for what is not a record, which whoever reads the whole run reports."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("kind"), str) else None
+
+
+def _checksum(content: bytes) -> str:
+    return f"{zlib.crc32(content):08x}"

@@ -21,8 +21,8 @@ from typing import Any
 from rankwise.config.base import Config
 from rankwise.config.experiment import Experiment
 from rankwise.errors import RunError, did_you_mean, some
-from rankwise.runs.directory import RunDirectory
-from rankwise.runs.listing import RUNS, writer_of
+from rankwise.runs.directory import RunDirectory, writer_of
+from rankwise.runs.listing import RUNS
 from rankwise.runs.manifest import now
 from rankwise.runs.own_files import read_json
 from rankwise.system.files import json_bytes, make_folders, write_new

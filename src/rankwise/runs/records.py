@@ -1,19 +1,34 @@
-"""Events that a run reports while it works; training records among them are also written to the metrics log."""
+"""Events that a run reports while it works; training records among them are also written to the metrics log.
+
+Ranks of layers are laid out as a grid by block and kind: `model.layers.3.mlp.up_proj` is mlp.up_proj of block 3.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from rankwise.runs.target_facts import OF_LANGUAGE_MODELS
+OF_LANGUAGE_MODELS = "nats per loss token"
 
 
 @dataclass(frozen=True)
-class StepRecord:
+class Record:
+    """What a training records, a line of its metrics log; `kind` is how the log names it."""
+
+    kind: ClassVar[str]
+
+    def as_row(self) -> dict[str, Any]:
+        return {"kind": self.kind, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class StepRecord(Record):
     """One optimizer step. `loss` is in nats per loss token over the whole step, or per pair of answers, and `tokens`
     excludes padding."""
 
+    kind = "step"
     step: int
     steps: int
     epoch: float
@@ -31,7 +46,7 @@ class StepRecord:
     preference_accuracy: float | None = None
     """Share of the step's pairs whose chosen answer is preferred; None where rows are no pairs."""
     margin: float | None = None
-    """Mean margin of the chosen answer over the rejected one (objectives/pair_losses.py)."""
+    """Mean margin of the chosen answer over the rejected one (objectives/preference.py)."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -45,96 +60,86 @@ class StepRecord:
         )
 
     def as_row(self) -> dict[str, Any]:
-        facts = asdict(self) | {"tokens_per_second": round(self.tokens_per_second, 1)}
+        facts = super().as_row()
         names = ("images", "divergence", "preference_accuracy", "margin")
         optional = {name: facts.pop(name) for name in names}
+        facts["tokens_per_second"] = round(self.tokens_per_second, 1)
         optional["images"] = optional["images"] or None
-        return {"kind": "step", **facts, **{name: value for name, value in optional.items() if value is not None}}
+        return facts | {name: value for name, value in optional.items() if value is not None}
 
 
 @dataclass(frozen=True)
-class LossRecord:
+class LossRecord(Record):
     """Loss per loss token on the validation rows."""
 
+    kind = "validation"
     step: int
     loss: float
     loss_tokens: int
     sequences: int
     unit: str = OF_LANGUAGE_MODELS
 
-    def as_row(self) -> dict[str, Any]:
-        return {"kind": "validation", **asdict(self)}
-
 
 @dataclass(frozen=True)
-class BudgetRecord:
+class BudgetRecord(Record):
     """Forgetting after `step` steps on ordinary text, in nats per token, and the weight of the anchor from there on."""
 
+    kind = "budget"
     step: int
     divergence: float
     weight: float
 
-    def as_row(self) -> dict[str, Any]:
-        return {"kind": "budget", **asdict(self)}
-
 
 @dataclass(frozen=True)
-class BackOffRecord:
+class BackOffRecord(Record):
     """Training went back to `step`, because the loss was far above its past from step `begun` on."""
 
+    kind = "back-off"
     step: int
     begun: int
     learning_rate: float
     """Highest rate of the schedule from there on."""
 
-    def as_row(self) -> dict[str, Any]:
-        return {"kind": "back-off", **asdict(self)}
-
 
 @dataclass(frozen=True)
-class ScoreRecord:
+class ScoreRecord(Record):
     """A metric of answers to validation rows (evaluation/metrics.py)."""
 
+    kind = "score"
     step: int
     metric: str
     value: float
     n: int
 
-    def as_row(self) -> dict[str, Any]:
-        return {"kind": "score", **asdict(self)}
-
 
 @dataclass(frozen=True)
-class EarlierRecord:
+class EarlierRecord(Record):
     """The loss and the scores of an earlier run's validation rows, in a training that goes on from that run."""
 
+    kind = "earlier"
     step: int
     run: str
     rows: int
     answers: int
     scores: dict[str, float]
 
-    def as_row(self) -> dict[str, Any]:
-        return {"kind": "earlier", **asdict(self)}
-
 
 @dataclass(frozen=True)
-class SampleRecord:
+class SampleRecord(Record):
     """The model's answer to a fixed prompt after `step` steps; at step 0 it is the base's."""
 
+    kind = "sample"
     step: int
     prompt: str
     target: str | None
     answer: str
 
-    def as_row(self) -> dict[str, Any]:
-        return {"kind": "sample", **asdict(self)}
-
 
 @dataclass(frozen=True)
-class RankRecord:
+class RankRecord(Record):
     """The rank allocation after `step` steps. `unit` is what `budget` and `of` count: triplets, parameters or bytes."""
 
+    kind = "ranks"
     step: int
     budget: int
     of: int
@@ -145,9 +150,6 @@ class RankRecord:
     @property
     def mean_rank(self) -> float:
         return sum(self.ranks.values()) / max(1, len(self.ranks))
-
-    def as_row(self) -> dict[str, Any]:
-        return {"kind": "ranks", **asdict(self)}
 
 
 @dataclass(frozen=True)
@@ -175,10 +177,7 @@ class ProgressUpdate:
     unit: str
 
 
-Event = (
-    StatusMessage | WarningMessage | ProgressUpdate | StepRecord | LossRecord | BudgetRecord | BackOffRecord
-    | ScoreRecord | EarlierRecord | SampleRecord | RankRecord
-)  # fmt: skip
+Event = StatusMessage | WarningMessage | ProgressUpdate | Record
 Callback = Callable[[Event], None]
 
 
@@ -208,3 +207,48 @@ class WarningCollector:
         before, self.texts = self.texts, tuple(dict.fromkeys(together))
         if self.texts != before:
             self.changed(self.texts)
+
+
+LONGEST_NAME = 20
+USUAL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Usual kinds in the order of a forward pass; files list layers alphabetically."""
+_BLOCK = re.compile(r"(?:^|.*?\.)(?P<block>\d{1,9})\.(?P<rest>.+)")
+
+
+def placed(path: str) -> tuple[str, str]:
+    """Split a path into block and kind; the block is empty for layers outside blocks."""
+    match = _BLOCK.fullmatch(path)
+    return (match["block"], match["rest"]) if match else ("", path)
+
+
+def rank_grid(ranks: dict[str, int]) -> tuple[list[str], list[str], dict[tuple[str, str], int]]:
+    """Return blocks in order, short names of kinds in order of use, and the rank of each (block, kind)."""
+    places = {path: placed(path) for path in ranks}
+    names = short_names({rest for _, rest in places.values()})
+    cells: dict[tuple[str, str], int] = {}
+    for path, (block, rest) in places.items():
+        cells[block, names[rest]] = cells.get((block, names[rest]), 0) + ranks[path]
+    blocks = sorted({block for block, _ in cells}, key=lambda block: (not block, int(block or 0)))
+    kinds = list(dict.fromkeys(names[rest] for _, rest in places.values()))
+    kinds.sort(key=lambda name: USUAL.index(name) if name in USUAL else len(USUAL))
+    return blocks, kinds, cells
+
+
+def short_names(kinds: set[str]) -> dict[str, str]:
+    """Shorten each kind to as many trailing words as make it unique, cut at the beginning if still too long."""
+    short: dict[str, str] = {}
+    for kind in kinds:
+        words = kind.split(".")
+        ends = [".".join(words[-count:]) for count in range(1, len(words) + 1)]
+        short[kind] = next(
+            (end for end in ends if not any(other != kind and f".{other}".endswith(f".{end}") for other in kinds)), kind
+        )
+    cut = {
+        kind: name if len(name) <= LONGEST_NAME else f"..{name[-LONGEST_NAME + 2 :]}" for kind, name in short.items()
+    }
+    return cut if len(set(cut.values())) == len(cut) else {kind: _numbered(kind, kinds) for kind in kinds}
+
+
+def _numbered(kind: str, kinds: set[str]) -> str:
+    """Number names that would be equal after cutting."""
+    return f"..{kind[-LONGEST_NAME + 8 :]}#{sorted(kinds).index(kind) + 1}"

@@ -1,6 +1,6 @@
 """What a run that is not finished goes on from: the newest checkpoint whose every file is what was written.
 
-A checkpoint is a sealed folder (runs/sealed.py) with the training state and a copy of each of the run's own files as
+A checkpoint is a sealed folder (runs/own_files.py) with the training state and a copy of each of the run's own files as
 they were then: settings, manifest, data report, metrics log and, for preference pairs, the reference. So one checkpoint
 that is whole is enough, whatever happened to the others and to the run's own files. What is passed over, and what is
 written anew, is said in one line each. Nothing is changed before the run goes on.
@@ -23,8 +23,7 @@ from rankwise.errors import RunError
 from rankwise.runs.data_report import DATA_REPORT, DataReport
 from rankwise.runs.directory import MANIFEST, REFERENCE, SETTINGS, RunDirectory
 from rankwise.runs.manifest import Manifest
-from rankwise.runs.own_files import read_json
-from rankwise.runs.sealed import TENSORS, DamagedStep, check_file
+from rankwise.runs.own_files import TENSORS, DamagedStep, check_file, read_json
 from rankwise.system.files import json_bytes
 
 METRICS = "metrics.jsonl"

@@ -30,7 +30,7 @@ from rankwise.runs.evaluations import (
 from rankwise.runs.manifest import Manifest
 from rankwise.runs.metrics_log import History, read_history
 from rankwise.runs.own_files import read_json
-from rankwise.runs.target_facts import OF_LANGUAGE_MODELS
+from rankwise.runs.records import OF_LANGUAGE_MODELS
 
 
 @dataclass(frozen=True)

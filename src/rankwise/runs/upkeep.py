@@ -17,11 +17,11 @@ from typing import Any
 
 from rankwise.config.experiment import RUN_NAME
 from rankwise.errors import RunBusyError, RunError, did_you_mean, some
-from rankwise.runs.directory import RunDirectory
+from rankwise.runs.directory import RunDirectory, writer_of
 from rankwise.runs.evaluations import evaluation_folder
-from rankwise.runs.listing import RUNS, run_names, writer_of
+from rankwise.runs.listing import RUNS, run_names
+from rankwise.runs.own_files import with_hash
 from rankwise.runs.queue import Queue
-from rankwise.runs.sealed import with_hash
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.files import told_when_full, write_json
 

@@ -12,9 +12,11 @@ POST /v1/load_lora_adapter, /v1/unload_lora_adapter     where it is allowed (loa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any
 
+from pydantic import BaseModel, Field
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -24,22 +26,62 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from rankwise import __version__
+from rankwise.config.base import Config
 from rankwise.errors import TYPED, ResourceError, typed
-from rankwise.serving.bodies import BadRequest, ChatBody, CompletionBody, Generation
-from rankwise.serving.changes import Changes
+from rankwise.serving.bodies import BadRequest, ChatBody, CompletionBody, Generation, Switch
+from rankwise.serving.changes import NAME, Changes
 from rankwise.serving.engine import STOPPED, Engine, Full, Stopped
-from rankwise.serving.errors import problem, refusal
-from rankwise.serving.guards import Guard
-from rankwise.serving.loading import loading_routes
+from rankwise.serving.guards import Guard, problem, refusal
 from rankwise.serving.pending import Pending, Piece
 from rankwise.serving.questions import Question, chat_question, completion_question, served_by
 from rankwise.serving.reading import read_json_body
 from rankwise.serving.replies import DONE, Choice, Reply, event
-from rankwise.serving.schema import schema
 from rankwise.serving.served import Serving
+from rankwise.serving.tuning.bodies import JobBody
 from rankwise.serving.tuning.routes import FineTuning
 
 Pieces = asyncio.Queue[tuple[int, Piece]]
+Name = Annotated[str, Field(pattern=NAME)]
+STREAMED = ("application/json", "text/event-stream")
+ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+REFUSED = {
+    "400": "something in the request is wrong; the message says what", "401": "the key is missing or wrong",
+    "403": "the host or the origin is not allowed", "404": "no such model, file or job",
+    "408": "the body came too slowly", "409": "it is in use", "413": "the body is too large",
+    "415": "the body is of another type", "429": "too many requests are waiting; Retry-After has the seconds",
+}  # fmt: skip
+
+
+class LoadBody(Config):
+    lora_name: Name
+    lora_path: str = Field(min_length=1, max_length=4096)
+    """A folder or file below the one that adapters may be loaded from."""
+    load_inplace: Switch = False
+    """Whether it takes the name of an adapter that is served."""
+
+
+class UnloadBody(Config):
+    lora_name: Name
+
+
+def loading_routes(changes: Changes) -> list[Route]:
+    async def load(request: Request) -> Response:
+        body = await read_json_body(request, LoadBody)
+        await run_in_threadpool(changes.load_below, body.lora_name, body.lora_path, replace=body.load_inplace)
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+
+    async def unload(request: Request) -> Response:
+        body = await read_json_body(request, UnloadBody)
+        await run_in_threadpool(changes.unload, body.lora_name)
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
+
+    if changes.folder is None:
+        return []
+    return [
+        Route("/v1/load_lora_adapter", load, methods=["POST"]),
+        Route("/v1/unload_lora_adapter", unload, methods=["POST"]),
+    ]
 
 
 @dataclass(frozen=True)
@@ -211,3 +253,82 @@ HANDLERS = {
     **dict.fromkeys(TYPED, _met), HTTPException: _refused, BadRequest: _refused, Full: _full, Stopped: _stopped,
     Exception: _failed,
 }  # fmt: skip
+
+
+def schema(*, loading: bool = False, tuning: bool = False) -> dict[str, Any]:
+    """Of the routes that a server has."""
+    paths: dict[str, Any] = {
+        "/health": {"get": _plain("whether answers are being written")},
+        "/metrics": {"get": _plain("counts for Prometheus", "text/plain")},
+        "/v1/models": {"get": _plain("the base and each adapter")},
+        "/v1/chat/completions": {"post": _asking(ChatBody, "the answer to a conversation", STREAMED)},
+        "/v1/completions": {"post": _asking(CompletionBody, "how the model continues a text", STREAMED)},
+    }
+    kinds: list[type[BaseModel]] = [ChatBody, CompletionBody]
+    if loading:
+        paths["/v1/load_lora_adapter"] = {"post": _asking(LoadBody, "the adapter is served", ("text/plain",))}
+        paths["/v1/unload_lora_adapter"] = {"post": _asking(UnloadBody, "the adapter is gone", ("text/plain",))}
+        kinds += [LoadBody, UnloadBody]
+    if tuning:
+        paths |= _tuning()
+        kinds.append(JobBody)
+    bodies = {}
+    for kind in kinds:
+        own = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+        bodies |= own.pop("$defs", {}) | {kind.__name__: own}
+    return {
+        "openapi": "3.1.0", "info": {"title": "rankwise serve", "version": __version__}, "paths": paths,
+        "components": {"schemas": bodies, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+    }  # fmt: skip
+
+
+def _tuning() -> dict[str, Any]:
+    """Files and fine-tuning jobs."""
+    upload = {"type": "object", "required": ["file", "purpose"], "properties": {
+        "file": {"type": "string", "contentMediaType": "application/octet-stream"},
+        "purpose": {"type": "string", "enum": ["fine-tune"]},
+    }}  # fmt: skip
+    file, job = "/v1/files/{id}", "/v1/fine_tuning/jobs/{id}"
+    post = {
+        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": upload}}},
+        "responses": {"200": {"description": "the file", "content": {"application/json": {}}}} | _refusals(),
+    }
+    paths: dict[str, Any] = {
+        "/v1/files": {"get": _listing("the files", "after", "limit", "order", "purpose"), "post": post},
+        file: {"get": _of_id("the file"), "delete": _of_id("that it is gone")},
+        f"{file}/content": {"get": _of_id("what was uploaded", "application/octet-stream")},
+        "/v1/fine_tuning/jobs": {
+            "get": _listing("the jobs, the newest first", "after", "limit"), "post": _asking(JobBody, "the job"),
+        },
+        job: {"get": _of_id("the job")},
+    }  # fmt: skip
+    for name in ("events", "checkpoints"):
+        listed = _listing(f"the {name} of a job", "after", "limit")
+        paths[f"{job}/{name}"] = {"get": listed | {"parameters": [*listed["parameters"], ID]}}
+    return paths | {f"{job}/{how}": {"post": _of_id("the job")} for how in ("cancel", "pause", "resume")}
+
+
+def _refusals() -> dict[str, Any]:
+    return {code: {"description": text} for code, text in REFUSED.items()}
+
+
+def _of_id(description: str, media: str = "application/json") -> dict[str, Any]:
+    answers = {"200": {"description": description, "content": {media: {}}}}
+    return {"parameters": [ID], "responses": answers | _refusals()}
+
+
+def _listing(description: str, *names: str) -> dict[str, Any]:
+    parameters = [{"name": name, "in": "query", "schema": {"type": "string"}} for name in names]
+    answers = {"200": {"description": description, "content": {"application/json": {}}}}
+    return {"parameters": parameters, "responses": answers | _refusals()}
+
+
+def _plain(description: str, media: str = "application/json") -> dict[str, Any]:
+    answers = {"200": {"description": description, "content": {media: {}}}}
+    return {"responses": answers | {code: {"description": REFUSED[code]} for code in ("401", "403")}}
+
+
+def _asking(kind: type[BaseModel], description: str, media: Sequence[str] = ("application/json",)) -> dict[str, Any]:
+    body = {"application/json": {"schema": {"$ref": f"#/components/schemas/{kind.__name__}"}}}
+    answers = {"200": {"description": description, "content": {one: {} for one in media}}}
+    return {"requestBody": {"required": True, "content": body}, "responses": answers | _refusals()}

@@ -12,9 +12,8 @@ import re
 import threading
 from pathlib import Path
 
-from rankwise.adapters.discarding import discard
 from rankwise.adapters.formats.peft import lay
-from rankwise.adapters.set import AdapterSet
+from rankwise.adapters.set import AdapterSet, discard
 from rankwise.adapters.weights import AdapterWeights
 from rankwise.errors import AdapterError, RankwiseError, RunError, typed
 from rankwise.methods.artifact import Artifact, open_artifact

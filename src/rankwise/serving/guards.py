@@ -13,13 +13,29 @@ import re
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rankwise.serving.address import LOOPBACK
-from rankwise.serving.errors import refusal
 
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]{1,5})?")
 """An address in brackets, or a name or address; and a port."""
+KINDS = {
+    400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
+    429: "rate_limit_error",
+}  # fmt: skip
+
+
+def refusal(
+    status: int, message: str, parameter: str | None = None, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    """`parameter` is the field that is wrong."""
+    return JSONResponse({"error": problem(status, message, parameter)}, status, headers)
+
+
+def problem(status: int, message: str, parameter: str | None = None) -> dict[str, str | int | None]:
+    kind = KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"message": message, "type": kind, "param": parameter, "code": status}
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +14,11 @@ from rankwise.inference.growing_batch import Row
 from rankwise.inference.sampling import Chosen
 from rankwise.serving.pending import UNFINISHED, Piece
 from rankwise.serving.questions import Question, tokens_of
-from rankwise.serving.tool_calls import Called, calls_in
 from rankwise.text.tokenizer import HubTokenizer
+
+MARKS = re.compile(r"(<tool_call>|<\|python_tag\|>|\[TOOL_CALLS\]|\[|```(json)?|\s)*$")
+"""Behind the content and before the first object."""
+MOST = 64
 
 
 @dataclass
@@ -140,3 +144,41 @@ def event(value: dict[str, Any]) -> bytes:
 
 
 DONE = b"data: [DONE]\n\n"
+
+
+@dataclass(frozen=True)
+class Called:
+    name: str
+    arguments: dict[str, Any]
+
+
+def calls_in(text: str, names: Collection[str]) -> tuple[str, list[Called]]:
+    """The content before the first call, and the calls of the tools of these names; the whole text where there are
+    none."""
+    decoder, calls, first, place = json.JSONDecoder(), list[Called](), 0, text.find("{")
+    while 0 <= place and len(calls) < MOST:
+        try:
+            value, end = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError):
+            value, end = None, place + 1
+        called = _called(value, names)
+        if called is not None:
+            first = first if calls else place
+            calls.append(called)
+        place = text.find("{", end)
+    return (MARKS.sub("", text[:first]), calls) if calls else (text, [])
+
+
+def _called(value: Any, names: Collection[str]) -> Called | None:
+    if not isinstance(value, dict):
+        return None
+    arguments = value.get("arguments", value.get("parameters"))
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            return None
+    name = value.get("name")
+    if not isinstance(name, str) or name not in names or not isinstance(arguments, dict):
+        return None
+    return Called(name, arguments)

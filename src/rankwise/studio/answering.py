@@ -12,9 +12,9 @@ from typing import Any
 
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import RankwiseError, RunError, typed
+from rankwise.inference.decoding import STAGE, repeats
 from rankwise.inference.generate import asking_ids
 from rankwise.inference.growing_batch import ByRow
-from rankwise.inference.repetition import STAGE, repeats
 from rankwise.inference.tuned_model import TunedModel, load_tuned
 from rankwise.methods.artifact import open_artifact
 from rankwise.runs.records import Callback

@@ -12,14 +12,16 @@ from starlette.staticfiles import StaticFiles
 
 from rankwise.errors import TYPED, ResourceError, typed
 from rankwise.serving.bodies import BadRequest
-from rankwise.studio import login
-from rankwise.studio.pages import FOLDER, page
-from rankwise.studio.screens import SCREENS
-from rankwise.studio.security import Key, Security
+from rankwise.studio import ask, export, new_run, report, run, runs
+from rankwise.studio.pages import FOLDER, Screen, page
+from rankwise.studio.security import LOGIN, Guesses, Key, Security
+
+SCREENS: tuple[Screen, ...] = (runs.SCREEN, new_run.SCREEN, ask.SCREEN, export.SCREEN, run.SCREEN, report.SCREEN)
+"""In the order of the navigation. A new one is a module with a `SCREEN`, and a word here."""
 
 
 def studio_app(*, key: Key | None, host: str) -> Starlette:
-    screens = (*SCREENS, login.SCREEN)
+    screens = (*SCREENS, LOGIN)
     static = Mount("/static", StaticFiles(directory=FOLDER / "static"), name="static")
     app = Starlette(
         routes=[*(route for screen in screens for route in screen.routes), static],
@@ -27,7 +29,7 @@ def studio_app(*, key: Key | None, host: str) -> Starlette:
         exception_handlers=HANDLERS,  # pyright: ignore[reportArgumentType]
     )
     app.router.redirect_slashes = False  # a path has one form
-    app.state.screens, app.state.key, app.state.guesses = screens, key, login.Guesses()
+    app.state.screens, app.state.key, app.state.guesses = screens, key, Guesses()
     return app
 
 

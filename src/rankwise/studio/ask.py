@@ -23,8 +23,7 @@ from rankwise.serving.bodies import BadRequest, read_body
 from rankwise.serving.reading import read_content
 from rankwise.serving.replies import event as event_of
 from rankwise.studio.asking import LARGEST_IMAGE, LONGEST_IMAGE, Answering, AskBody, Cancel, Desk, Send
-from rankwise.studio.pages import moved, page
-from rankwise.studio.screen import Screen
+from rankwise.studio.pages import Screen, moved, page
 
 LARGEST = 2_000_000
 """Bytes of what the page sends beside an image: its conversations."""

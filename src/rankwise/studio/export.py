@@ -17,9 +17,7 @@ from rankwise.errors import ConfigError, RankwiseError
 from rankwise.runs.listing import listed_runs
 from rankwise.studio import export_jobs
 from rankwise.studio.export_jobs import EXPORTS
-from rankwise.studio.forms import Form, read_form
-from rankwise.studio.pages import moved, page
-from rankwise.studio.screen import Screen
+from rankwise.studio.pages import Form, Screen, moved, page, read_form
 
 ABOUT = {
     "peft": "The adapter in PEFT's format, with a rank for each layer: the smallest.",

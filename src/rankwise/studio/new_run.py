@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -24,22 +26,65 @@ from rankwise.runs.directory import RunDirectory
 from rankwise.runs.listing import RUNS
 from rankwise.runs.queue import Queue
 from rankwise.runs.snapshot import RunSnapshot
-from rankwise.studio import data_views, uploads
-from rankwise.studio.forecast import OF_DATA, Shown, forecast
-from rankwise.studio.forms import Form, read_form
-from rankwise.studio.knobs import CARDS, KNOBS
-from rankwise.studio.pages import moved, page, segment
-from rankwise.studio.screen import Screen
-from rankwise.studio.settings_form import CARD, OTHER, TUNE, Problem, SettingsForm, fields_of, problems_of
-from rankwise.studio.turns import LONGEST, Turns
+from rankwise.studio import uploads
+from rankwise.studio.forecast import (
+    OF_DATA,
+    Preview,
+    Report,
+    Shown,
+    columns_shown,
+    forecast,
+    preview_shown,
+    report_shown,
+    sheet_file,
+)
+from rankwise.studio.pages import Form, Screen, moved, page, read_form, segment
+from rankwise.studio.settings_form import CARD, CARDS, KNOBS, OTHER, TUNE, Problem, SettingsForm, fields_of, problems_of
 from rankwise.system.hub import could_be_hub_id, hub_may_be_asked
 
 HUB = "hub"
 """The box that allows asking the hub for names that are not on this machine."""
 NOT_HERE = "is not on this machine. Tick “May ask the hub” below the model to look there, which uses the network."
 NAMES = (*KNOBS, CARD, OTHER, TUNE)
-TURNS = Turns()
 _View = TypeVar("_View")
+LONGEST = 64
+"""Characters of a page's name for itself."""
+
+
+@dataclass
+class _Page:
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    newest: int = 0
+    waiting: int = 0
+
+
+@dataclass
+class Turns:
+    """One forecast at a time for each page: what was asked last takes the next turn, and what it replaces is dropped.
+
+    A browser that gives up a request ends nothing here: a thread that computes goes on. So requests of one page wait
+    for each other, and of those that wait only the newest is worth its work.
+    """
+
+    _pages: dict[str, _Page] = field(default_factory=dict)
+
+    @asynccontextmanager
+    async def turn(self, page: str) -> AsyncGenerator[bool, None]:
+        """Wait for the turn of a page; False where a newer request of it came meanwhile."""
+        own = self._pages.setdefault(page, _Page())
+        own.newest += 1
+        own.waiting += 1
+        number = own.newest
+        try:
+            async with own.lock:
+                yield number == own.newest
+        finally:
+            own.waiting -= 1
+            if not own.waiting:
+                del self._pages[page]
+
+
+_turns = Turns()
 
 
 def form_of(sent: Form) -> SettingsForm:
@@ -139,10 +184,10 @@ async def _of_rows(view: Callable[..., _View], sent: Form, form: SettingsForm, *
 
 
 async def forecast_again(request: Request) -> Response:
-    """The forecast for a form that was changed; `page` names the page that asks (turns.py)."""
+    """The forecast for a form that was changed; `page` names the page that asks."""
     sent = await read_form(request)
     form = form_of(sent)
-    async with TURNS.turn(sent.text("page")[:LONGEST]) as is_newest:
+    async with _turns.turn(sent.text("page")[:LONGEST]) as is_newest:
         if not is_newest:
             raise HTTPException(409, "the form was changed again meanwhile")
         shown = await run_in_threadpool(_forecast, form, bool(sent.text(HUB)))
@@ -153,7 +198,7 @@ async def columns(request: Request) -> Response:
     form = form_of(await read_form(request))
     if not form.given.get("data.path") or form.given["data.path"].startswith("hub:"):
         return page(request, "columns.html", columns=None, problems=[], name=None)
-    found, problems = await run_in_threadpool(data_views.columns, form)
+    found, problems = await run_in_threadpool(columns_shown, form)
     name = uploads.name_of(form.given["data.path"])
     return page(request, "columns.html", columns=found, problems=problems, name=name)
 
@@ -161,8 +206,8 @@ async def columns(request: Request) -> Response:
 async def report(request: Request) -> Response:
     sent = await read_form(request)
     form = form_of(sent)
-    made = await _of_rows(data_views.report, sent, form)
-    return page(request, "data_report.html", report=data_views.Report(made) if isinstance(made, list) else made)
+    made = await _of_rows(report_shown, sent, form)
+    return page(request, "data_report.html", report=Report(made) if isinstance(made, list) else made)
 
 
 async def preview(request: Request) -> Response:
@@ -170,19 +215,19 @@ async def preview(request: Request) -> Response:
     form, first = form_of(sent), sent.text("first", "1")
     if not (first.isdecimal() and len(first) < 10 and int(first)):
         raise HTTPException(400, "there is no such row")
-    made = await _of_rows(data_views.preview, sent, form, int(first), 3)
-    shown = data_views.Preview(made) if isinstance(made, list) else made
+    made = await _of_rows(preview_shown, sent, form, int(first), 3)
+    shown = Preview(made) if isinstance(made, list) else made
     return page(request, "preview.html", preview=shown, number=sheet_number())
 
 
 def sheet_number() -> int:
     """When the sheet of images was drawn, so that a browser asks for it anew."""
-    file = data_views.sheet_file()
+    file = sheet_file()
     return file.stat().st_mtime_ns if file.is_file() else 0
 
 
 async def sheet(request: Request) -> Response:
-    file = data_views.sheet_file()
+    file = sheet_file()
     if not file.is_file():
         raise HTTPException(404)
     return FileResponse(file, media_type="image/png")

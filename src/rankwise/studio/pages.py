@@ -7,17 +7,32 @@ lets markup pass, which reporting/markup.py has made. No template may use the fi
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import parse_qs, quote, unquote
 
 import markupsafe
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute
 
 from rankwise.reporting.markup import Markup, shown
 from rankwise.reporting.quantities import duration, figure, size
+from rankwise.serving.bodies import BadRequest
+from rankwise.serving.reading import read_content
+
+
+@dataclass(frozen=True)
+class Screen:
+    """`label` is its word in the navigation, which leads to `path`; without one it is reached from other screens."""
+
+    routes: Sequence[BaseRoute]
+    label: str | None = None
+    path: str = "/"
+
 
 FOLDER = Path(__file__).parent
 NOTICE = "rankwise_notice"
@@ -83,3 +98,31 @@ def _visible(value: Any) -> Any:
 
 
 ENVIRONMENT = _environment()
+
+
+LARGEST = 1_000_000
+"""Bytes of a form."""
+MOST_FIELDS = 2000
+
+
+@dataclass(frozen=True)
+class Form:
+    """Each field has all its values; a box that is not ticked has none."""
+
+    fields: dict[str, list[str]]
+
+    def text(self, name: str, default: str = "") -> str:
+        return self.fields.get(name, [default])[0]
+
+    def every(self, name: str) -> Sequence[str]:
+        return self.fields.get(name, [])
+
+
+async def read_form(request: Request) -> Form:
+    """BadRequest for anything but a form of a page."""
+    content = await read_content(request, "application/x-www-form-urlencoded", LARGEST)
+    try:
+        written = content.decode("utf-8")
+        return Form(parse_qs(written, keep_blank_values=True, max_num_fields=MOST_FIELDS, errors="strict"))
+    except ValueError:
+        raise BadRequest("the form cannot be read.") from None

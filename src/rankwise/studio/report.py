@@ -16,8 +16,7 @@ from rankwise.reporting.document import STYLE, Document
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.snapshot import RunSnapshot, open_candidates
 from rankwise.runs.upkeep import entry
-from rankwise.studio.pages import drawing, moved, page
-from rankwise.studio.screen import Screen
+from rankwise.studio.pages import Screen, drawing, moved, page
 
 _drawing = threading.Lock()
 """matplotlib has one set of settings for all threads."""

@@ -1,4 +1,4 @@
-"""Who may see and change what: Host, Origin, key and content policy, on every answer.
+"""Who may see and change what: Host, Origin, key and content policy, on every answer; and the page to log in.
 
 Host      without a key, only a name of this machine; never what is no host at all (serving/guards.py)
 Origin    none or the page's own; a change (any method but GET and HEAD) must name it, which every browser does
@@ -7,6 +7,10 @@ key       a cookie that the login page sets: an HMAC of the key, so that the key
 policy    nothing from elsewhere, no script or style inside a page, no frame around it
 
 `Referrer-Policy` is same-origin, since with no-referrer browsers send `Origin: null` with a form.
+
+A wrong key is answered at once, and for a moment nothing more is heard from the address that sent it. At most a few
+addresses may be wrong in that moment, so that many connections, and many machines, guess hardly faster than one.
+Somebody on the machine itself is heard whatever others do. Who has logged in needs no key and is not slowed down.
 """
 
 from __future__ import annotations
@@ -14,14 +18,18 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from starlette.datastructures import MutableHeaders
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rankwise.serving.address import LOOPBACK
 from rankwise.serving.guards import foreign
+from rankwise.studio.pages import Screen, moved, page, read_form
 from rankwise.system.hub import hub_may_be_asked
 
 POLICY = (
@@ -38,6 +46,12 @@ OPEN = ("/login", "/static/")
 """Paths that need no key: they show nothing of a run."""
 SHOWING = re.compile(r"/(login|new|ask|runs/[^/]+)?")
 """Pages that a link from elsewhere may open."""
+PAUSE = 1.0
+"""Seconds after a wrong key in which no other is heard from the same address."""
+MOST = 5
+"""Addresses that may send a wrong key in this time."""
+REMEMBERED = 30 * 86_400
+"""Seconds for which a browser stays logged in."""
 
 
 @dataclass(frozen=True)
@@ -102,3 +116,55 @@ class Security:
         if method == "GET" and "text/html" in headers.get("accept", ""):
             return RedirectResponse("/login", 303)
         return PlainTextResponse("this studio needs its key; log in first.", 401)
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """The wrong keys of the last moment, for the whole studio."""
+
+    _wrong: dict[str, float] = field(default_factory=dict)
+
+    def hears(self, address: str) -> bool:
+        now = time.monotonic()
+        for one in [one for one, at in self._wrong.items() if now - at >= PAUSE]:
+            del self._wrong[one]
+        return address not in self._wrong and (len(self._wrong) < MOST or address in LOOPBACK)
+
+    def was_wrong(self, address: str) -> None:
+        self._wrong[address] = time.monotonic()
+
+
+async def shown(request: Request) -> Response:
+    return moved("/") if request.app.state.key is None else _page(request, 200, "")
+
+
+def _page(request: Request, code: int, problem: str) -> Response:
+    return page(request, "login.html", code, title="Log in", problem=problem)
+
+
+async def login(request: Request) -> Response:
+    key: Key | None = request.app.state.key
+    if key is None:
+        return moved("/")
+    given, guesses = (await read_form(request)).text("key"), request.app.state.guesses
+    address = "" if request.client is None else request.client.host
+    if not guesses.hears(address):
+        return _page(request, 429, "A wrong key was given just now. Wait a second, and log in again.")
+    if not key.opens(given):
+        guesses.was_wrong(address)
+        return _page(request, 401, "That is not the key of this studio.")
+    answer = moved("/")
+    answer.set_cookie(key.cookie, key.proof, max_age=REMEMBERED, httponly=True, samesite="strict")
+    return answer
+
+
+async def logout(request: Request) -> Response:
+    answer = moved("/login")
+    if request.app.state.key is not None:
+        answer.delete_cookie(request.app.state.key.cookie)
+    return answer
+
+
+LOGIN = Screen([
+    Route("/login", shown), Route("/login", login, methods=["POST"]), Route("/logout", logout, methods=["POST"]),
+])  # fmt: skip

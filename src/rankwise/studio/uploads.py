@@ -3,6 +3,10 @@
 The name that a browser gives decides only the ending, which must be a known one; it is never a part of a path. A zip
 archive is read as a folder of images: each member is written under names of plain letters, links and paths that
 lead elsewhere are refused, and its sizes are counted while it is unpacked.
+
+Whoever uses an upload has this hash in its settings: a run in its config.json and in the copies of it beside its
+checkpoints, from which a damaged one is restored; an entry of the queue in its own file. An upload that none of them
+names can go, unless it is young, since somebody may be filling in the form.
 """
 
 from __future__ import annotations
@@ -13,9 +17,11 @@ import lzma
 import re
 import shutil
 import tempfile
+import time
 import zipfile
 import zlib
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -25,7 +31,9 @@ from rankwise.data.files import SUFFIXES
 from rankwise.data.image_folder import METADATA
 from rankwise.data.image_rows import IMAGE_SUFFIXES
 from rankwise.errors import DataError
-from rankwise.runs.listing import RUNS
+from rankwise.runs.directory import SETTINGS
+from rankwise.runs.listing import RUNS, folder_bytes, run_names
+from rankwise.runs.queue import Queue
 from rankwise.system.files import make_folders, need_space, published, published_file, write_atomic
 
 FOLDER = RUNS / ".uploads"
@@ -38,6 +46,8 @@ ABOUT = ".about.json"
 _PLAIN = re.compile(r"[^\W_][\w .()+-]{0,99}")
 _PATH = re.compile(rf"{re.escape(str(FOLDER))}[/\\][0-9a-f]{{32}}(\.[a-z]+)?")
 CHUNK = 1 << 20
+YOUNG = 86_400.0
+"""Seconds in which an upload stays in any case."""
 
 
 def ending_of(name: str) -> str:
@@ -174,3 +184,42 @@ def _read(source: IO[bytes]) -> bytes:
         if isinstance(error, OSError) and error.errno is not None:  # of the disk; bzip2 says it so of its data
             raise
         raise DataError(f"the archive cannot be read: {error}.") from None
+
+
+@dataclass(frozen=True)
+class Unused:
+    digests: tuple[str, ...]
+    bytes: int
+
+
+def unused() -> Unused:
+    """OSError where the settings of a run cannot be read, since it may use any of them."""
+    old = [file for file in FOLDER.glob(f"*{ABOUT}") if time.time() - file.stat().st_mtime > YOUNG]
+    if not old:
+        return Unused((), 0)
+    named = _settings()
+    digests = sorted(digest for file in old if (digest := file.name.removesuffix(ABOUT)) not in named)
+    return Unused(tuple(digests), sum(_bytes(part) for one in digests for part in _parts(one)))
+
+
+def remove_unused() -> Unused:
+    gone = unused()
+    for digest in gone.digests:
+        for part in sorted(_parts(digest), key=lambda one: one.name.endswith(ABOUT)):  # what is noted goes last
+            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+    return gone
+
+
+def _settings() -> str:
+    of_runs = [file for name in run_names() for where in ("", "checkpoints/*/")
+               for file in (RUNS / name).glob(f"{where}{SETTINGS}")]  # fmt: skip
+    files = [file for file in (*of_runs, *Queue().folder.rglob("*.json")) if file.is_file()]
+    return "\n".join(file.read_text("utf-8", "replace") for file in files)
+
+
+def _parts(digest: str) -> list[Path]:
+    return [file for file in FOLDER.iterdir() if file.name.partition(".")[0] == digest]
+
+
+def _bytes(path: Path) -> int:
+    return folder_bytes(path) if path.is_dir() else path.stat().st_size

@@ -8,6 +8,7 @@ from stat import S_ISREG
 from typing import Any
 
 from rankwise.errors import ModelError
+from rankwise.system.contents import content_of
 
 LARGEST_CONFIG, DEEPEST_CONFIG = 10_000_000, 100
 
@@ -26,7 +27,7 @@ def read_any_json(file: Path) -> Any:
             raise ModelError(f"{file} is not a regular file; this folder is not a model.")
         if status.st_size > LARGEST_CONFIG:
             raise ModelError(f"{file} has {status.st_size:,} bytes, which is too many for settings.")
-        loaded = json.loads(file.read_text(encoding="utf-8"))
+        loaded = json.loads(content_of(file).decode("utf-8"))
     except OSError as error:
         raise ModelError(f"{file} cannot be read ({error.strerror}); this folder is not a model.") from None
     except (ValueError, RecursionError) as error:
@@ -36,6 +37,14 @@ def read_any_json(file: Path) -> Any:
     if _is_deeper(loaded, DEEPEST_CONFIG):
         raise ModelError(f"{file} is damaged: its settings are nested more than {DEEPEST_CONFIG} deep.")
     return loaded
+
+
+def read_if_sound(file: Path) -> Any:
+    """None where the file is not there, or cannot be read."""
+    try:
+        return read_any_json(file) if file.is_file() else None
+    except ModelError:
+        return None
 
 
 def _is_deeper(value: Any, depth: int) -> bool:

@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import Any
 
 from rankwise.config.data import DataConfig
-from rankwise.runs.target_facts import TargetFacts
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.text.example import Example
 from rankwise.text.outcome import Outcome, read_each
 from rankwise.text.tagged import Range

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from rankwise.config.data import DataConfig
-from rankwise.runs.data_report import TargetFacts
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.text.example import BREAK, Example
 from rankwise.text.outcome import Outcome, read_each
 from rankwise.text.targets import RowTargets, texts_of

@@ -10,7 +10,7 @@ from functools import cached_property
 
 from rankwise.config.base import shown
 from rankwise.errors import DataError, some
-from rankwise.runs.data_report import TargetFacts
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.text.example import Example
 from rankwise.text.tagged import TaggedWords
 

@@ -26,10 +26,10 @@ from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
 from rankwise.data.preparation import Prepared
 from rankwise.data.sequences import evenly
-from rankwise.evaluation.advised_rows import AdvisedRows, AnsweredRows, LabelledRows, labels_of
-from rankwise.evaluation.advised_sides import Side
+from rankwise.evaluation.advised_rows import AdvisedRows, AnsweredRows, LabelledRows, Side, labels_of
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Objective, classifier
+from rankwise.runs.measured import Measured
 from rankwise.runs.records import Callback, ProgressUpdate, silent
 from rankwise.text.tokenize import Tokens
 from rankwise.training.short_runs import ShortRun, short_run
@@ -99,6 +99,15 @@ class Sides:
     examples: int
     step_seconds: float
     seconds: float
+
+    @property
+    def doubling(self) -> Measured | None:
+        """What the loss fell by for each doubling of rows and steps."""
+        if self.part is None:
+            return None
+        change = self.whole.against(self.part)
+        value, low, high = (-one / self.doublings for one in (change.difference, change.high, change.low))
+        return Measured(value=value, low=low, high=high)
 
 
 @dataclass

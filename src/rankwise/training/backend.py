@@ -3,18 +3,20 @@ chains of small operations made into loops by torch's compiler.
 
 A run keeps the backend that it began with, since results differ in rounding. Before a kernel is relied on, the model
 itself is asked whether both ways agree. Compiling takes seconds and saves a few hundredths of a run, so a short run
-does without. How many blocks recompute their activations follows from the backend and the free memory
-(activation_checkpointing.py), changes no number, and is decided anew each time a run begins or goes on.
+does without. How many blocks recompute their activations follows from the backend and the free memory (workload.py),
+changes no number, and is decided anew each time a run begins or goes on.
+
+For classifiers, the kernels compute the blocks of their encoder inside the model's own forward pass.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,11 +26,12 @@ from rankwise.data.batches import Batch
 from rankwise.data.flat import flat
 from rankwise.data.packing import pack
 from rankwise.errors import ConfigError, RunError, is_out_of_memory
-from rankwise.forward.agreement import Agreement, agreement, check_finite
+from rankwise.forward.agreement import Agreement, agreement, check_finite, encoder_agreement
 from rankwise.forward.checkpointing import activation_checkpointing
+from rankwise.forward.encoders import FusedEncoder, encoder_blocks, has_encoder_kernels
 from rankwise.forward.fused import PROBED, FusedLoss, has_kernels, has_weights_that_learn, probe
 from rankwise.forward.reference import check_packs
-from rankwise.kernels.divergence import divergence
+from rankwise.kernels.loss import divergence
 from rankwise.kernels.regions import compiled_regions
 from rankwise.models.sharding import is_sharded
 from rankwise.planning.time import COMPILED_AFTER
@@ -37,11 +40,11 @@ from rankwise.runs.records import StatusMessage, WarningMessage
 from rankwise.system.cache import cache_folder
 from rankwise.system.memory import available_memory
 from rankwise.text.tokenize import Tokens
-from rankwise.training.activation_checkpointing import eager_blocks, fused_blocks
-from rankwise.training.encoder_backend import FusedBlocks, block_agreement, supports_blocks, why_no_blocks
-from rankwise.training.losses import PairTally
-from rankwise.training.workload import Workload, prefix_room
+from rankwise.training.losses import Backend
+from rankwise.training.workload import Workload, eager_blocks, encoder_blocks_recomputed, fused_blocks, prefix_room
 
+COMPARED, LENGTHS = 2, (37, 5, 14)
+"""Images, and lengths of texts, that both backends are compared on."""
 NO_COMPILER = "not compiled: torch's compiler, which needs a C++ compiler, does not work on this machine"
 LARGE = 10**9
 """Weights of a model that takes noticeably long to compare."""
@@ -49,43 +52,6 @@ QUICK = 15.0
 """Compiling runs the comparison again. Where one takes longer than these seconds, a run must be longer by the same
 factor before it is compiled."""
 ADVICE = "use --restart to start it again with another backend."
-
-
-class Backend(Protocol):
-    @property
-    def name(self) -> BackendName: ...
-
-    @property
-    def tally(self) -> PairTally | None:
-        """What pairs came to beside their losses, where rows are pairs."""
-        ...
-
-    def layout(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
-        """The rows of a step as batches of at most so many tokens."""
-        ...
-
-    def loss(self, batch: Batch) -> Tensor:
-        """The sum of the losses of a batch; inside `active`."""
-        ...
-
-    def active(self) -> AbstractContextManager[None]: ...
-
-
-class AnchoredBackend(Backend, Protocol):
-    """Also computes how far the tuned model is from its base on other text (anchor.py); inside `active`."""
-
-    @property
-    def joins(self) -> bool:
-        """Whether that text is computed in one row with a batch of the step."""
-        ...
-
-    def base_rows(self, text: Batch) -> Tensor:
-        """What `anchored` needs of the base, which must be active: one row for each target of the text."""
-        ...
-
-    def anchored(self, batch: Batch | None, text: Batch, base: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum of a batch's losses, 0 without one, and the sum of the divergence from the base on the text."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -123,6 +89,7 @@ class Eager:
 class Fused:
     work: Workload
     compiled: bool = False
+    joins = True
     tally = None
     _loss: FusedLoss | None = field(default=None, init=False)
 
@@ -130,39 +97,32 @@ class Fused:
     def name(self) -> BackendName:
         return "compiled" if self.compiled else "fused"
 
+    @property
+    def _computed(self) -> FusedLoss:
+        assert self._loss is not None, "the backend is active"
+        return self._loss
+
     def layout(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         return flat(rows, max_tokens)
 
     def loss(self, batch: Batch) -> Tensor:
-        assert self._loss is not None, "the backend is active"
-        return self._loss(batch)
+        return self._computed(batch)
 
     def log_probabilities(self, batch: Batch) -> Tensor:
         """(N,) of the batch's targets."""
-        assert self._loss is not None, "the backend is active"
-        return self._loss.log_probabilities(batch)
-
-    @property
-    def joins(self) -> bool:
-        return True
+        return self._computed.log_probabilities(batch)
 
     def base_rows(self, text: Batch) -> Tensor:
         """(N, d) inputs of the output head."""
-        assert self._loss is not None, "the backend is active"
-        return self._loss.hidden(text, text.loss_mask[0].nonzero()[:, 0])
+        return self._computed.hidden(text, text.loss_mask[0].nonzero()[:, 0])
 
     def anchored(self, batch: Batch | None, text: Batch, base: Tensor) -> tuple[Tensor, Tensor]:
-        assert self._loss is not None, "the backend is active"
-        return self._loss.anchored(batch, text, base)
+        return self._computed.anchored(batch, text, base)
 
     @contextmanager
     def active(self) -> Iterator[None]:
         work = self.work
-        if not supports(work):
-            raise RunError(
-                f"the run was started with the {self.name} backend, which is not available for this model here; "
-                f"{ADVICE}"
-            )
+        _refuse_unsupported(work, self.name)
         with _compiled() if self.compiled else nullcontext():
             if self.compiled:
                 _try_compiler(work)
@@ -174,10 +134,38 @@ class Fused:
             yield
 
 
+@dataclass
+class FusedBlocks:
+    work: Workload
+    name: BackendName = "fused"
+    tally = None
+    _encoder: FusedEncoder | None = field(default=None, init=False)
+
+    def layout(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
+        return self.work.objective.batches(rows, max_tokens)
+
+    def loss(self, batch: Batch) -> Tensor:
+        assert self._encoder is not None, "the backend is active"
+        return self._encoder(batch)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        work = self.work
+        _refuse_unsupported(work, self.name)
+        loss = partial(work.objective.loss, work.module)
+        free = available_memory()
+        self._encoder = FusedEncoder(
+            work.module, loss, lowest=work.first_trained_block,
+            recomputed=encoder_blocks_recomputed(work, loss, free), room=prefix_room(free),
+        )  # fmt: skip
+        with self._encoder.active():
+            yield
+
+
 def backend_named(name: BackendName, work: Workload) -> Backend:
     if name == "eager":
         return Eager(work)
-    return Fused(work, compiled=name == "compiled") if work.predicts_tokens else FusedBlocks(work, ADVICE)
+    return Fused(work, compiled=name == "compiled") if work.predicts_tokens else FusedBlocks(work)
 
 
 def choose_backend(work: Workload, setting: BackendName | Literal["auto"], tokens: int) -> Backend:
@@ -196,7 +184,7 @@ def choose_backend(work: Workload, setting: BackendName | Literal["auto"], token
     if not found.agrees:
         return _eager_instead(work, setting, ", which takes more time and memory", found.why, WarningMessage)
     if not work.predicts_tokens:
-        return _chosen(work, FusedBlocks(work, ADVICE), found)
+        return _chosen(work, FusedBlocks(work), found)
     compiles = setting == "compiled" or (setting == "auto" and _seconds_per_token(work) * tokens > enough)
     return _chosen(work, Fused(work, compiled=compiles and _compiles(work, required=setting == "compiled")), found)
 
@@ -209,11 +197,19 @@ def _chosen(work: Workload, backend: Backend, outcome: Agreement) -> Backend:
     return backend
 
 
+def _refuse_unsupported(work: Workload, name: BackendName) -> None:
+    """RunError where a run that began with this backend cannot go on with it."""
+    if not supports(work):
+        raise RunError(
+            f"the run was started with the {name} backend, which is not available for this model here; {ADVICE}"
+        )
+
+
 def supports(work: Workload) -> bool:
     """Whether there are kernels for this model, objective and device, with rows of this length."""
     if is_sharded(work.module):
         return False
-    return has_kernels(work.module, work.longest) if work.predicts_tokens else supports_blocks(work)
+    return has_kernels(work.module, work.longest) if work.predicts_tokens else has_encoder_kernels(work.module)
 
 
 def _eager_instead(
@@ -240,6 +236,24 @@ def _why_unsupported(work: Workload) -> str:
             "--max-length the fused backend can be used, which takes less time and memory"
         )
     return "there are no fused kernels for this model and device"
+
+
+def why_no_blocks(work: Workload) -> str:
+    if has_encoder_kernels(work.module):
+        return "the fused kernels of encoders are not compiled"
+    if any(has_weights_that_learn(block) for block in encoder_blocks(work.module)):
+        return "the fused kernels need frozen weights, but this run trains the model's own weights"
+    return "there are no fused kernels for this model and device"
+
+
+def block_agreement(work: Workload) -> Agreement:
+    """On random images, or on texts of several lengths."""
+    objective, module = work.objective, work.module
+    length = objective.row_length
+    lengths = [length] * COMPARED if length else [min(one, work.longest) for one in LENGTHS]
+    rows = objective.random_rows(module, lengths, torch.Generator().manual_seed(0))
+    (batch,) = objective.batches(rows, len(lengths) * max(lengths))
+    return encoder_agreement(module, work.trainable.parameters(), partial(objective.predict, module), batch)
 
 
 def _agreement(work: Workload, name: Literal["fused", "compiled"] = "fused") -> Agreement:

@@ -1,7 +1,7 @@
 """Stop 10: a TrainState into a folder and back; a restored run goes on bit for bit (on the same machine and versions).
 
     state.safetensors   allocator.<name>, optimizer.<number>.<name>, random.<device>
-    state.json          the step, what learns in facts (`allocator`), and the seal (runs/sealed.py)
+    state.json          the step, what learns in facts (`allocator`), and the seal (runs/own_files.py)
     …                   copies of the run's own files, which the run gives along
 
 The rows of each step and the learning rate are functions of the step, so these need no state. Nothing is pickled, and
@@ -21,14 +21,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rankwise.errors import RunError, some
-from rankwise.methods.state import TrainableState
-from rankwise.models.gathering import write_gathered
-from rankwise.models.sharding import split_as
-from rankwise.runs.sealed import TENSORS, DamagedStep, check_file, read_facts, seal
+from rankwise.methods.trainable import TrainableState
+from rankwise.models.sharding import split_as, write_gathered
+from rankwise.runs.own_files import TENSORS, DamagedStep, check_file, read_facts, seal
 from rankwise.system.files import published
-from rankwise.training.finite import check_finite, not_finite
-from rankwise.training.rng import random_states, set_random_states
-from rankwise.training.state import TrainState
+from rankwise.training.state import TrainState, check_finite, not_finite, random_states, set_random_states
 
 
 def size_of(state: TrainState) -> int:

@@ -32,8 +32,9 @@ from rankwise.objectives.registry import objective_for
 from rankwise.runs.manifest import EarlierRound
 from rankwise.runs.records import Callback, EarlierRecord, LossRecord, ScoreRecord, StatusMessage, WarningMessage
 from rankwise.runs.snapshot import RunSnapshot
-from rankwise.training.backend import Backend, Eager, Fused
-from rankwise.training.pair_backend import PairBackend
+from rankwise.training.backend import Eager, Fused
+from rankwise.training.losses import Backend
+from rankwise.training.pairs import PairBackend
 from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.validation import SCORERS, Scorer, Validation
 from rankwise.training.world import World

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from rankwise.data.classes import balanced_weights
 from rankwise.data.sequences import evenly
 from rankwise.models.loaded import LoadedModel
-from rankwise.objectives.objective import Classifier
-from rankwise.objectives.targets import target_loss, values_of, weight_of
-from rankwise.runs.target_facts import TargetFacts
+from rankwise.objectives.objective import Classifier, target_loss, values_of, weight_of
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.text.tokenize import Tokens
 
 MOST, AT_ONCE, FOLDS, SEED = 5000, 4096, 5, 0

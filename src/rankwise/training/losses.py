@@ -5,12 +5,16 @@ together. Next: step.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from rankwise.data.batches import Batch
+from rankwise.runs.manifest import BackendName
+from rankwise.text.tokenize import Tokens
 
 Loss = Callable[[Batch], Tensor]
 """A batch to the sum of the losses of its `count` predictions."""
@@ -55,3 +59,40 @@ def mean_loss(loss_of: Loss, batches: Iterable[Batch], device: torch.device) -> 
     """The loss of a prediction over all batches, and the number of predictions."""
     total, count = sum_loss(loss_of, batches, device)
     return total / count, count
+
+
+class Backend(Protocol):
+    @property
+    def name(self) -> BackendName: ...
+
+    @property
+    def tally(self) -> PairTally | None:
+        """What pairs came to beside their losses, where rows are pairs."""
+        ...
+
+    def layout(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
+        """The rows of a step as batches of at most so many tokens."""
+        ...
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The sum of the losses of a batch; inside `active`."""
+        ...
+
+    def active(self) -> AbstractContextManager[None]: ...
+
+
+class AnchoredBackend(Backend, Protocol):
+    """Also computes how far the tuned model is from its base on other text (anchor.py); inside `active`."""
+
+    @property
+    def joins(self) -> bool:
+        """Whether that text is computed in one row with a batch of the step."""
+        ...
+
+    def base_rows(self, text: Batch) -> Tensor:
+        """What `anchored` needs of the base, which must be active: one row for each target of the text."""
+        ...
+
+    def anchored(self, batch: Batch | None, text: Batch, base: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of a batch's losses, 0 without one, and the sum of the divergence from the base on the text."""
+        ...

@@ -19,15 +19,14 @@ from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError, RankwiseError, ResourceError, first_line
 from rankwise.forward.plan import plan
 from rankwise.models.precision import choose_precision
-from rankwise.planning.devices import Device, with_memory
+from rankwise.planning.devices import OF_LIMIT, Device
 from rankwise.planning.fitting import Remedy
 from rankwise.planning.machine import read_cards, this_machine, this_processor
 from rankwise.planning.plan import Plan
-from rankwise.planning.planned_device import OF_LIMIT
 from rankwise.planning.processes import ALONE, Processes
-from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.manifest import BackendName, Forecasted
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.system.launched import launched, processes_here
 
 YEAR = 365.25 * 86_400
@@ -51,10 +50,9 @@ class Foresight:
         made, training = self.plan.forecast, self.plan.config.training
         smaller = training.auto_batch or (self.plan.config.model.memory is not None and not self.settled)
         tokens = self.plan.amount.longest if smaller else made.job.tokens
-        blocks = self.plan.shape.block_count - made.job.lowest
-        twice = blocks if training.activation_checkpointing == "auto" else made.job.recomputed
-        job = replace(made.job, tokens=tokens, learned=self.plan.amount.learned_of(tokens), recomputed=twice)
-        return min(made.needed, made.with_job(job).needed)
+        twice = made.blocks if training.activation_checkpointing == "auto" else made.job.recomputed
+        learned = self.plan.amount.learned_of(tokens)
+        return min(made.needed, made.changed(tokens=tokens, learned=learned, recomputed=twice).needed)
 
     @property
     def _limited(self) -> str | None:
@@ -137,7 +135,7 @@ def within_limit(
     if not plan.fit.fits and 0 < tokens < job.tokens:
         changes["max_batch_tokens"] = tokens
     if auto and (changes or job.recomputed):
-        changes["activation_checkpointing"] = job.recomputed or plan.shape.block_count - job.lowest
+        changes["activation_checkpointing"] = job.recomputed or plan.forecast.blocks
     if not changes:
         return training, foreseen
     settings = ", ".join(f"training.{name}={value}" for name, value in changes.items())
@@ -192,7 +190,7 @@ def _device(experiment: Experiment) -> Device:
     if device.type == "cpu":
         found = this_processor()
         share = (found.memory + psutil.Process().memory_info().rss) / processes_here()
-        return with_memory(found, round(share))
+        return found.with_memory(round(share))
     if device.type == "mps":
         return this_machine()
     free, total = torch.cuda.mem_get_info(device)

@@ -35,9 +35,9 @@ from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE
 from rankwise.objectives.text_classification import TextClassification
 from rankwise.planning.plan import Plan
 from rankwise.planning.time import Probe
-from rankwise.runs.data_report import TargetFacts
 from rankwise.runs.manifest import now, processor_name
 from rankwise.runs.records import Callback, StatusMessage, StepRecord, silent
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.text.tokenize import Tokens
 from rankwise.training.backend import choose_backend
 from rankwise.training.trainer import Trainer

@@ -1,6 +1,6 @@
 """Replay: rows of other kinds among a run's own, so that the model goes on doing what it could.
 
-They are rows of the user's, or the base's own answers to general instructions (inference/own_answers.py). Which row is
+They are rows of the user's, or the base's own answers to general instructions (inference/own_text.py). Which row is
 shown where is in data/replay.py. A replay row that is a validation row too is left out.
 """
 
@@ -23,11 +23,11 @@ from rankwise.data.row_order import Replay
 from rankwise.data.sequences import EncodedRows, SelectedRows
 from rankwise.errors import DataError, RunError
 from rankwise.evaluation.validation_rows import files_of, prepared_again
-from rankwise.inference.own_answers import own_answers
+from rankwise.inference.own_text import own_answers
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, WarningMessage
-from rankwise.runs.replay_facts import ReplayFacts
+from rankwise.runs.row_facts import ReplayFacts
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.text.tokenize import Tokens
 

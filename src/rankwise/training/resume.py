@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from rankwise.config.experiment import Experiment
 from rankwise.errors import RunError, some
-from rankwise.methods.continuing import continued
-from rankwise.runs.comparisons import leaves
+from rankwise.methods.starting import continued
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.directory import RunDirectory
+from rankwise.runs.evaluations import leaves
 from rankwise.runs.manifest import Manifest, Resumed, machine
-from rankwise.runs.metrics_log import first_lines, line_of, read_metrics_log, read_ranks
+from rankwise.runs.metrics_log import first_lines, history_of, line_of, read_history, read_metrics_log
+from rankwise.runs.own_files import DamagedStep
 from rankwise.runs.records import (
     BackOffRecord,
     BudgetRecord,
     Callback,
     EarlierRecord,
-    LossRecord,
     RankRecord,
-    ScoreRecord,
     StepRecord,
     WarningMessage,
 )
 from rankwise.runs.resumable import METRICS, Resumable
-from rankwise.runs.sealed import DamagedStep
 from rankwise.training.checkpoints import restore
-from rankwise.training.early_stopping import Validated
 from rankwise.training.state import TrainState
-from rankwise.training.validation import check_best
+from rankwise.training.validation import Validated, check_best
 from rankwise.training.world import World
 
 SAID_OF_ROWS: Mapping[str, Any] = {
@@ -47,7 +44,6 @@ ANY = (
     "training.on_divergence", "tracking.log_to", "tracking.project",
 )  # fmt: skip
 """Settings that change no result of a training that converges, so that a run may go on with others."""
-_Kind = TypeVar("_Kind", StepRecord, LossRecord, ScoreRecord, BudgetRecord, EarlierRecord)
 
 
 @dataclass
@@ -94,7 +90,7 @@ def ranks_before_training(resumable: Resumable) -> RankRecord | None:
     """The ranks that data decided when the run began."""
     metrics = resumable.checkpoint.file(METRICS)
     try:
-        given = next((record for record in read_ranks(metrics) if record.step == 0), None)
+        given = next((record for record in read_history(metrics).ranks if record.step == 0), None)
         if given is not None and min(given.ranks.values(), default=0) < 0:
             raise RunError(f"{metrics} is damaged: a rank is below 0.")
         return given
@@ -195,19 +191,12 @@ def _until(step: int, metrics: Path, begun: Manifest) -> tuple[list[dict[str, An
     """The records up to a step, as rows and as what they tell."""
     try:
         rows = list(takewhile(lambda row: row["step"] <= step, read_metrics_log(metrics)))
-        seen = _records(StepRecord, "step", rows)
-        evaluations = [*_records(LossRecord, "validation", rows), *_records(ScoreRecord, "score", rows)]
-        budget, earlier = _records(BudgetRecord, "budget", rows), _records(EarlierRecord, "earlier", rows)
-    except (OSError, KeyError, TypeError, AttributeError) as error:
+        history = history_of(metrics, rows)
+    except (OSError, KeyError, TypeError, RunError) as error:
         raise RunError(f"{metrics} is damaged ({error}). Use --restart to start the run again.") from None
-    if [record.step for record in seen] != list(range(1, step + 1)):
+    if [record.step for record in history.steps] != list(range(1, step + 1)):
         raise RunError(
             f"{metrics} lacks steps before step {step}, the step of the checkpoint. Use --restart to start the "
             "run again."
         )
-    return rows, Past(begun, seen, evaluations, budget, earlier)
-
-
-def _records(kind: type[_Kind], name: str, rows: list[dict[str, Any]]) -> list[_Kind]:
-    names = [one.name for one in fields(kind)]
-    return [kind(**{key: row[key] for key in names if key in row}) for row in rows if row["kind"] == name]
+    return rows, Past(begun, history.steps, [*history.losses, *history.scores], history.budget, history.earlier)

@@ -12,47 +12,48 @@ from pathlib import Path
 
 from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
-from rankwise.data.batches import Batches
 from rankwise.data.preparation import Prepared
 from rankwise.data.summary import facts_of, summary_lines
 from rankwise.evaluation.text import Text
 from rankwise.images.augment import augmentation
-from rankwise.methods.base import BaseFacts
+from rankwise.methods.artifact import BaseFacts
 from rankwise.methods.method import Method, Record
 from rankwise.methods.model_card import CardFacts, card
 from rankwise.methods.trainable import Trainable
-from rankwise.models.gathering import save_whole
 from rankwise.models.loaded import LoadedModel
-from rankwise.models.sharding import is_split
+from rankwise.models.sharding import is_split, save_whole
 from rankwise.planning.disk import EXACT, SLOW_DISK, Disk
 from rankwise.runs.directory import REFERENCE, RunDirectory
 from rankwise.runs.lineage import Round
-from rankwise.runs.manifest import Results, peak_rss
+from rankwise.runs.manifest import Results, Tuning, peak_rss
 from rankwise.runs.metrics_log import MetricsLog
 from rankwise.runs.records import LossRecord, ScoreRecord, StepRecord, WarningCollector
 from rankwise.runs.resumable import Resumable
-from rankwise.runs.tuning import Tuning
 from rankwise.system.memory import available_memory
-from rankwise.training.accuracy_budget import AccuracyBudget, AccuracyTask
 from rankwise.training.anchor import Anchor, BaseOnText
-from rankwise.training.backend import Backend, Eager, Fused
+from rankwise.training.backend import Eager, Fused
+from rankwise.training.budgets import AccuracyBudget, AccuracyTask, ForgettingBudget, ordinary_text
 from rankwise.training.checkpoints import size_of
-from rankwise.training.dealt import divided_over, shared_out
 from rankwise.training.earlier_rounds import EarlierRounds, EarlierRows
-from rankwise.training.early_stopping import EarlyStopping
-from rankwise.training.end_by_request import EndByRequest
-from rankwise.training.forgetting_budget import ForgettingBudget, ordinary_text
-from rankwise.training.hooks import CheckpointPace, FollowCheckpoints, LogMetrics, Report, SaveCheckpoints
-from rankwise.training.loss_watch import FACTOR, HEAD_FACTOR, LossWatch
-from rankwise.training.pair_backend import PairBackend
-from rankwise.training.reference import Reference, reference_of, reference_of_run
+from rankwise.training.hooks import (
+    FACTOR,
+    HEAD_FACTOR,
+    CheckpointPace,
+    EndByRequest,
+    FollowCheckpoints,
+    LogMetrics,
+    LossWatch,
+    Report,
+    SaveCheckpoints,
+)
+from rankwise.training.losses import Backend
+from rankwise.training.pairs import PairBackend, PairScorer, Reference, pair_results, reference_of, reference_of_run
 from rankwise.training.state import TrainState
 from rankwise.training.trainer import Hook, Trainer
-from rankwise.training.validation import Scorer, Validation, early_stopping_of, refuse_no_choice
+from rankwise.training.validation import EarlyStopping, Scorer, Validation, early_stopping_of, refuse_no_choice
 from rankwise.training.validation_classes import baselines, never_predicted, still_falling
-from rankwise.training.validation_pairs import PairScorer, pair_results
-from rankwise.training.workload import Workload, prefix_room
-from rankwise.training.world import ALONE, World
+from rankwise.training.workload import Workload, batches_of, prefix_room
+from rankwise.training.world import ALONE, World, divided_over
 
 Budget = ForgettingBudget | AccuracyBudget
 
@@ -245,8 +246,8 @@ class TrainingRun:
         measures = [watch, *budgets, validation, earlier]
         hooks: list[Hook] = [LogMetrics(log), *ends, *measures, checkpoints, Report(self.callback)]
         vary = augmentation(self.experiment.images, config.seed)
-        batches = Batches.of_prepared(self.prepared, config, backend.layout, vary)
-        batches = shared_out(batches, self.world, 0 if anchor is None else anchor.base.text.length)
+        beside = 0 if anchor is None else anchor.base.text.length
+        batches = batches_of(self.prepared, config, backend.layout, vary, self.world, beside)
         follow = FollowCheckpoints(watch, gives=any(map(is_split, self.trainable.parameters())))
         own = hooks if self.world.is_first else [*measures, follow]
         return Trainer(self.trainable, batches, config, backend, own, anchor, self.world)

@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
-from rankwise.data.batches import Batches
 from rankwise.data.preparation import Prepared
 from rankwise.images.augment import augmentation
 from rankwise.methods.method import Setup
@@ -26,40 +24,26 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Objective
 from rankwise.runs.manifest import BackendName
 from rankwise.runs.records import Callback, Event, StatusMessage, WarningMessage, silent
-from rankwise.training.backend import Backend, backend_named, choose_backend
-from rankwise.training.dealt import shared_out
+from rankwise.training.backend import backend_named, choose_backend
+from rankwise.training.losses import Backend
 from rankwise.training.trainer import Hook, Trainer
-from rankwise.training.workload import Workload
+from rankwise.training.workload import Workload, batches_of
 from rankwise.training.world import ALONE, World
 
 
-class Short(Protocol):
-    """A training that leaves nothing behind."""
-
-    @property
-    def experiment(self) -> Experiment: ...
-
-    @property
-    def model(self) -> LoadedModel: ...
-
-    @property
-    def objective(self) -> Objective: ...
-
-
 def trainer_of(
-    short: Short, config: TrainingConfig, trainable: Trainable, prepared: Prepared,
+    experiment: Experiment, objective: Objective, config: TrainingConfig, trainable: Trainable, prepared: Prepared,
     choice: Callable[[Workload], Backend], hooks: Sequence[Hook], callback: Callback = silent, world: World = ALONE,
 ) -> Trainer:  # fmt: skip
     """Over the rows that a run with these settings would see, in their order. `choice` chooses the backend."""
-    experiment = short.experiment
     work = Workload.of(
-        trainable.model, trainable, short.objective, config, prepared, experiment.data.packing, callback,
+        trainable.model, trainable, objective, config, prepared, experiment.data.packing, callback,
         varied=experiment.images.augmentation != "none",
     )  # fmt: skip
     backend = choice(work)
     vary = augmentation(experiment.images, config.seed)
-    batches = Batches.of_prepared(prepared, config, backend.layout, vary)
-    return Trainer(trainable, shared_out(batches, world), config, backend, hooks, world=world)
+    batches = batches_of(prepared, config, backend.layout, vary, world)
+    return Trainer(trainable, batches, config, backend, hooks, world=world)
 
 
 @dataclass(frozen=True)
@@ -113,7 +97,9 @@ def short_run(
         callback=callback,
     ))  # fmt: skip
     try:
-        trainer = trainer_of(run, config, trainable, prepared, choice, [Sentences(callback)], callback)
+        trainer = trainer_of(
+            experiment, objective, config, trainable, prepared, choice, [Sentences(callback)], callback
+        )
         seconds: list[float] = []
         for record in trainer.run():
             seconds.append(record.seconds)

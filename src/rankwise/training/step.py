@@ -17,9 +17,8 @@ from rankwise.data.pair_batches import chosen_targets, with_chosen_tokens
 from rankwise.errors import is_out_of_memory
 from rankwise.models.sharding import gathered
 from rankwise.runs.records import RankRecord, StepRecord
-from rankwise.training.finite import Diverged, first_not_finite
 from rankwise.training.losses import Loss
-from rankwise.training.state import TrainState
+from rankwise.training.state import Diverged, TrainState, first_not_finite
 from rankwise.training.world import ALONE, World
 
 CLIP_MARGIN = 1e-6

@@ -6,33 +6,162 @@
 Everything that may vary is a value that comes in: what learns, which rows make which step, the settings, the backend
 that computes losses, an anchor to the base, and hooks for what happens between steps (metrics log, validation,
 checkpoints, report).
+
+When memory runs out, batches become smaller: a step is begun again with half as many tokens at once. What a step learns
+from is a sum over all its rows, so how they are cut into batches changes no result (without dropout), and the rows of a
+step stay the same. A sequence is never cut.
+
+Whether everything that learns has moved is looked at once, after a few steps, and by gradients again at the end. A sum
+over the bits of each tensor before the first step is compared with that after step AFTER. A layer that the model does
+not call has no gradient; a learning rate below the rounding of a weight moves nothing, though gradients are there. What
+stays may be right: a token that has not occurred, an expert that no token was sent to, a rank that was pruned. So it is
+an error only where nothing moved at all in so many steps, which hours more would not change.
+
+The learning rate is a pure function of progress. It rises linearly over the warm-up and then falls to zero linearly, by
+a half cosine, or not at all. The rate that `auto` stands for falls with the width of the model: 2e-3 at width 576, half
+of the best rate there on short runs of two tasks and far below what diverges (lab/adalora.md), and by the power 0.8 of
+the width above it, which gives 4.2e-4 at 4,096, where the best rates of LoRA were found between 2e-4 and 5e-4, ten
+times those of full fine-tuning (Biderman et al. 2024, Schulman et al. 2025).
+
+Where the whole model learns it is a twentieth of that: 1e-4 at width 576 and 2.1e-5 at 4,096, where Alpaca and Vicuna
+were trained with 2e-5. On four tasks, one short epoch each, the best rate was 2e-4 or 4e-4, a tenth or a twentieth of
+LoRA's; 1e-4 was 0.001 to 0.03 nats behind it, or 0.13 where facts had to be learned, and forgot a seventh to two fifths
+as much (lab/claims.md).
+
+Classifiers of MiniLM, width 384, ended at chance at the rates of language models in three of six cases (LoRA at 2e-3,
+AdaLoRA at 3e-3), and were best at 2e-4 to 1e-3 with adapters, 5e-5 to 1e-4 with all weights, and 0.064 to 0.25 with
+the head alone; LoRA at 7e-4 was 0.16 worse with one seed of three on STS-B (lab/classification.md). `auto` is 4.1e-4,
+8.3e-5 and 0.069 there. LoRA on DINOv2-small, of the same width, learned CIFAR-10 best at 6e-4 of three rates with 30
+and with 100 images of a class (lab/images.md), and at 8.2e-4 of seven in a short run (lab/tuning.md); `auto` is 5.8e-4.
 """
 
 from __future__ import annotations
 
+import math
+import re
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 
 from rankwise.config.training import TrainingConfig
+from rankwise.data.batches import Batch, Batches
+from rankwise.errors import TrainingError, some
 from rankwise.methods.trainable import Trainable
 from rankwise.models.sharding import is_sharded, is_split
 from rankwise.runs.records import Event, RankRecord, StepRecord, WarningMessage
 from rankwise.system.signals import deferred, heed, requested
-from rankwise.training.anchor import Anchor
-from rankwise.training.auto_batch import StepBatches, halved
-from rankwise.training.backend import Backend
-from rankwise.training.finite import averages_of, check_finite
-from rankwise.training.liveness import AFTER, Liveness
-from rankwise.training.lockstep import filled_up
-from rankwise.training.rng import preserve_rng_state, seed_process
-from rankwise.training.schedules import rate_factor
-from rankwise.training.state import TrainState, adamw
-from rankwise.training.step import NoRoom, StepTotals, optimizer_step
-from rankwise.training.world import ALONE, StoppedTogether, World
+from rankwise.training.losses import Backend
+from rankwise.training.state import TrainState, adamw, averages_of, check_finite, preserve_rng_state, seed_process
+from rankwise.training.step import Anchoring, NoRoom, StepTotals, optimizer_step
+from rankwise.training.world import ALONE, StoppedTogether, World, bit_sums, filled_up
+
+
+class StepBatches(Protocol):
+    """Which batches make which step."""
+
+    def at(self, step: int) -> list[Batch]: ...
+
+    def epoch(self, step: int) -> float:
+        """How often each row was seen after so many steps."""
+        ...
+
+
+def halved(batches: StepBatches, step: int) -> tuple[Batches, str] | None:
+    """Batches whose largest one of this step is smaller, and a sentence about them; None where there are none."""
+    if not isinstance(batches, Batches):
+        return None
+    before, tokens = _largest(batches.at(step)), batches.max_batch_tokens
+    while tokens > 1:
+        tokens //= 2
+        smaller = replace(batches, max_batch_tokens=tokens)
+        if (after := _largest(smaller.at(step))) < before:
+            return smaller, (
+                f"out of memory with micro-batches of {before:,} tokens; continuing with "
+                f"training.max_batch_tokens={tokens}, which makes {after:,} in this step. Each step still has the "
+                "same rows"
+            )
+    return None
+
+
+def _largest(batches: Sequence[Batch]) -> int:
+    return max(batch.size for batch in batches)
+
+
+SHAPES = {
+    "linear": lambda left: left,
+    "cosine": lambda left: 0.5 - 0.5 * math.cos(math.pi * left),
+    "constant": lambda left: 1.0,
+}
+
+
+def rate_factor(spec: TrainingConfig, step: int, steps: int) -> float:
+    """What part of the highest rate step `step` of `steps` (counted from 0) is made with."""
+    warm = round(spec.warmup * steps)
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    return SHAPES[spec.schedule](1 - (step - warm) / max(1, steps - warm))
+
+
+AFTER = 10
+"""Steps. The first ones move only one of two factors, and at a fraction of the learning rate."""
+EXPERT = re.compile(r"\.experts\.[0-9]+\.")
+
+
+@dataclass
+class Liveness:
+    """`before` are the sums of a training that this process began."""
+
+    before: Mapping[str, int] = field(default_factory=dict)
+    idle: tuple[str, ...] = ()
+    """What has been named."""
+
+    def begin(self, state: TrainState) -> None:
+        self.before = bit_sums(state.trainable.named_parameters())
+
+    def check(self, state: TrainState) -> list[WarningMessage]:
+        """TrainingError where nothing has learned; else a sentence for what has not, unless it was named before."""
+        trainable, warnings = state.trainable, list[WarningMessage]()
+        idle = tuple(trainable.without_gradient(state.optimizer))
+        if len(idle) >= len(trainable.names):
+            raise TrainingError(
+                f"none of the {len(trainable.names)} {trainable.unit} received a gradient in {state.step} steps, so "
+                "nothing was learned."
+            )
+        if idle and idle != self.idle:
+            so_far = "never received a gradient" if state.finished else f"got no gradient in {state.step} steps"
+            warnings.append(
+                WarningMessage(f"{len(idle)} of {len(trainable.names)} {trainable.unit} {so_far}: {some(idle, 3)}")
+            )
+        self.idle = idle
+        return warnings + self._unmoved(state)
+
+    def _unmoved(self, state: TrainState) -> list[WarningMessage]:
+        """Of what has gradients; looked at once."""
+        before, self.before = self.before, {}
+        now = bit_sums({name: one for name, one in state.trainable.named_parameters().items() if name in before})
+        same = [name for name, value in now.items() if value == before[name]]
+        rate = max((state.rate(step) for step in range(state.step)), default=0.0)
+        if rate == 0:
+            return []
+        if now and len(same) == len(now):
+            problem = (
+                f"none of the {len(now)} tensors that learn changed in {state.step} steps, so nothing was learned: the "
+                f"updates are smaller than the weights' rounding. Raise training.learning_rate ({rate:.3g})."
+            )
+            if state.step >= AFTER:
+                raise TrainingError(problem)
+            return [WarningMessage(problem)]
+        named = [name for name in same if not (EXPERT.search(name) or name.startswith(self.idle))]
+        if not named or state.step == 1:  # where one factor of a product begins at 0, the other gets no gradient yet
+            return []
+        return [
+            WarningMessage(f"{len(named)} of {len(now)} tensors did not change in {state.step} steps: {some(named, 3)}")
+        ]
+
 
 STEPS_BETWEEN_CHECKS = 100
 """Between two comparisons of the weights of several processes, beside those at the decisions about ranks."""
@@ -70,7 +199,7 @@ class Trainer:
 
     def __init__(
         self, trainable: Trainable, batches: StepBatches, config: TrainingConfig, backend: Backend,
-        hooks: Sequence[Hook] = (), anchor: Anchor | None = None, world: World = ALONE,
+        hooks: Sequence[Hook] = (), anchor: Anchoring | None = None, world: World = ALONE,
     ) -> None:  # fmt: skip
         assert config.steps is not None and not isinstance(config.learning_rate, str), "the settings are resolved"
         steps, highest = config.steps, float(config.learning_rate)
@@ -209,7 +338,7 @@ class Trainer:
         totals = StepTotals.of(given, world, due)
         given = totals.divided(given)
         if self.sharded:
-            given = filled_up(given, world, self.backend)
+            given = filled_up(given, world, self.backend.layout)
         if world.is_several:
             seed_process(self.config.seed, state.step, world.rank)
         while True:

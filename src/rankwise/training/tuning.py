@@ -1,27 +1,247 @@
 """`--tune`: short trials on the run's own rows choose its learning rate before it begins.
 
     range     one trial whose rate grows at every step; rates at which its loss rises far are ruled out
-    stages    successive halving over the others (halving.py)
+    stages    successive halving over the others
 
 The trials are measured on validation rows. Where there are none, they set training rows aside, which the run itself
 learns from. Nothing that is written depends on them but the learning rate and the record of how it was chosen.
+
+Short trials of a run: attach, train a few steps, measure on rows apart, remove. Nothing is written, nothing stays.
+
+A trial is a whole training in small: its learning rate decays to zero within its own steps, the loop is the run's, and
+so are the rows of its first steps. The loaded model and the encoded rows are shared, and the model is bit for bit what
+it was afterwards; where a method changes the base's weights, each trial has a copy of them.
+
+Which rate to take, from the held-out losses of short trials: successive halving, and a parabola over log rate.
+
+    stage 1   a few rates a factor of two apart: for each a training of a few steps, decayed to zero within them
+    stage 2   the two rates around the least point of a parabola through these losses, a factor of the square root of
+              two apart, for more steps
+    best      the least point of a parabola as curved as that of stage 1 through the losses of stage 2
+    choice    default x (best / default)^w,   w = n / (n + HALF),   n steps in a trial of stage 2
+
+The best rate of a trial that decays to zero within its own steps hardly depends on how many there are, but grows with
+the root of the rows in a step (lab/tuning.md), so a trial's rate stands for `run rate x sqrt(its rows / the run's)`.
+What is found by few steps is uncertain, and defaults are not far off, so the choice is drawn towards the default by as
+much as the trials are short. Rates are counted in half octaves from the default: rate = default x 2^(x / 2).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
 
-from rankwise.errors import is_out_of_memory
+import numpy as np
+
+from rankwise.config.experiment import Experiment
+from rankwise.config.training import TrainingConfig
+from rankwise.data.preparation import Prepared
+from rankwise.errors import TrainingError, is_out_of_memory
+from rankwise.methods.method import Method, Setup
+from rankwise.models.loaded import LoadedModel
+from rankwise.objectives.objective import Objective
 from rankwise.planning.tuning import TOO_COSTLY, Stage, TrialPlan
-from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage
-from rankwise.runs.tuning import TrialFacts, Tuning
+from rankwise.runs.manifest import BackendName, TrialFacts, Tuning
+from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage, silent
 from rankwise.system.memory import available_memory
-from rankwise.training.halving import Choice, choose
+from rankwise.training.backend import backend_named, choose_backend
+from rankwise.training.losses import Backend, sum_loss
 from rankwise.training.preflight import Foresight, out_of_memory
-from rankwise.training.trials import Trial, Trials, set_aside
+from rankwise.training.short_runs import trainer_of
+from rankwise.training.state import preserve_rng_state
+from rankwise.training.trainer import Hook, Trainer
+from rankwise.training.workload import Workload
+from rankwise.training.world import ALONE, LostProcessError, World, divided_over
+
+WIDEST = 4.0
+"""Half octaves by which the best of the trials may be off the default."""
+HALF = 10
+"""Steps of a trial that count as much as the default."""
+FLAT = 0.01
+Measured = Callable[[Stage, float], float]
+"""The held-out loss of a trial that stands for a rate, in half octaves; infinite where it diverged."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    x: float
+    best: float
+    """Before it was drawn towards the default."""
+    flat: tuple[float, float] | None
+    """Between which rates the parabola is less than FLAT above its least point."""
+
+
+def choose(stages: Sequence[Stage], ceiling: float, measured: Measured, before: float) -> Choice | None:
+    """By successive halving over rates below the ceiling, which may leave only the lowest. None, without the second
+    stage, where no trial of the first ended below the loss `before` training."""
+    first, second = stages
+    spread = [2 * (at - (first.rates - 1) / 2) for at in range(first.rates)]
+    points = [(x, measured(first, x)) for x in spread if x <= ceiling or x == spread[0]]
+    if min(loss for _, loss in points) >= before:
+        return None
+    curve = parabola(points)
+    middle = min(max(curve.least, -WIDEST), WIDEST, max(ceiling - 0.5, spread[0]))
+    low, high = middle - 0.5, middle + 0.5
+    best = curve.moved(middle, measured(second, low), measured(second, high))
+    best = min(max(best, low, -WIDEST), high, WIDEST)  # stage 1 is too short to tell how far beyond
+    return Choice(best * second.steps / (second.steps + HALF), best, curve.flat(best))
+
+
+@dataclass(frozen=True)
+class Parabola:
+    """loss = height + curvature (x - least)^2"""
+
+    least: float
+    height: float
+    curvature: float
+
+    def moved(self, middle: float, low: float, high: float) -> float:
+        """The least point of one as curved as this through two losses half an octave apart, around `middle`."""
+        if not math.isfinite(low + high) or self.curvature <= 0:
+            return middle - 0.5 if low <= high else middle + 0.5
+        return middle - (high - low) / (2 * self.curvature)
+
+    def flat(self, around: float) -> tuple[float, float] | None:
+        if self.curvature <= 0 or self.height <= 0:
+            return None
+        half = math.sqrt(FLAT * self.height / self.curvature)
+        return around - half, around + half
+
+
+def parabola(points: Sequence[tuple[float, float]]) -> Parabola:
+    """Through the best point and its neighbours; where these are too few or not curved, its least point is the best."""
+    finite = [(x, loss) for x, loss in points if math.isfinite(loss)]
+    if not finite:
+        return Parabola(points[0][0], math.inf, 0.0)
+    at = min(range(len(finite)), key=lambda one: finite[one][1])
+    near = finite[max(0, min(at - 1, len(finite) - 3)) :][:3]
+    if len(near) < 3:
+        return Parabola(*finite[at], 0.0)
+    (x0, y0), (x1, y1), (x2, y2) = near
+    slope, next_slope = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
+    curvature = (next_slope - slope) / (x2 - x0)
+    if curvature <= 0:
+        return Parabola(*finite[at], 0.0)
+    least = (x0 + x1) / 2 - slope / (2 * curvature)
+    return Parabola(min(max(least, x0), x2), finite[at][1], curvature)
+
+
+RateOf = Callable[[int], float]
+
+
+@dataclass
+class Measure(Hook):
+    """The loss on the rows apart after so many steps, or before the first; infinite where training diverged."""
+
+    rows: Prepared
+    steps: int
+    loss: float = math.inf
+
+    def before_first_step(self, trainer: Trainer) -> None:
+        if self.steps == 0:
+            self._measure(trainer)
+
+    def after_step(self, trainer: Trainer) -> None:
+        if self.steps and trainer.state.step >= self.steps:
+            trainer.check_finite()
+            self._measure(trainer)
+
+    def _measure(self, trainer: Trainer) -> None:
+        layout = partial(trainer.backend.layout, max_tokens=trainer.config.max_batch_tokens)
+        batches = divided_over(trainer.world, list(self.rows.measured_rows), layout)
+        with trainer.aside():
+            total, count = trainer.world.sums(sum_loss(trainer.backend.loss, batches, trainer.state.device))
+        loss = total / count
+        self.loss = loss if math.isfinite(loss) else math.inf
+
+
+@dataclass(frozen=True)
+class Trial:
+    rate: float
+    loss: float
+    """On the rows apart, after the last step or where asked for before the first; infinite where it diverged."""
+    losses: tuple[float, ...]
+    """Of the training steps."""
+    diverged: bool
+    seconds: float
+
+
+@dataclass
+class Trials:
+    """`prepared` has the rows that trials train on and those that they are measured on (`set_aside`); `setup` is the
+    run's own."""
+
+    experiment: Experiment
+    model: LoadedModel
+    method: Method
+    objective: Objective
+    setup: Setup
+    prepared: Prepared
+    world: World = ALONE
+    _backend: BackendName | None = field(default=None, init=False)
+
+    def run(
+        self, rate: float, steps: int, batch_size: int, *, rate_of: RateOf | None = None, measured: bool = True
+    ) -> Trial:
+        """Train `steps` steps of `batch_size` rows at this highest rate, or at the rates that `rate_of` gives. Without
+        `measured` the rows apart are read before the first step, not after the last."""
+        changes = {"steps": steps, "epochs": None, "learning_rate": rate, "batch_size": batch_size}
+        config, began = self.setup.training.model_copy(update=changes), time.perf_counter()
+        with preserve_rng_state(self.model.precision.device):
+            measure, losses = self._trained(config, rate_of, measured)
+        diverged = len(losses) < steps or (measured and not math.isfinite(measure.loss))
+        return Trial(rate, measure.loss, losses, diverged, time.perf_counter() - began)
+
+    def _trained(
+        self, config: TrainingConfig, rate_of: RateOf | None, measured: bool
+    ) -> tuple[Measure, tuple[float, ...]]:
+        assert config.steps is not None, "the settings are resolved"
+        model = self.method.own_copy(self.model)
+        measure, losses = Measure(self.prepared, config.steps if measured else 0), list[float]()
+        trainable = self.method.attach(model, replace(self.setup, callback=silent))
+        try:
+            trainer = trainer_of(
+                self.experiment, self.objective, config, trainable, self.prepared, self._backend_of, [measure],
+                world=self.world,
+            )  # fmt: skip
+            if rate_of is not None:
+                trainer.state.rate = rate_of
+            with closing(trainer.run()) as records:  # never to its end, where what is saved would be finished
+                losses.extend(record.loss for record in islice(records, config.steps))
+        except LostProcessError:
+            raise
+        except TrainingError:
+            measure.loss = math.inf if measured else measure.loss
+        finally:
+            trainable.remove()
+        return measure, tuple(losses)
+
+    def _backend_of(self, work: Workload) -> Backend:
+        """Chosen once, and never compiled: compiling takes longer than the trials."""
+        if self._backend is None:
+            setting = self.setup.training.backend
+            setting = "auto" if setting == "compiled" else setting
+            self._backend = self.world.share(lambda: choose_backend(work, setting, tokens=0).name)
+        return backend_named(self._backend, work)
+
+
+def set_aside(prepared: Prepared, rows: int, seed: int) -> tuple[Prepared, bool]:
+    """The rows of trials: at most so many validation rows, or where there are none (then True), training rows that the
+    trials do not train on. A row that a pass sees several times is on one side."""
+    rng = np.random.default_rng([seed, 3])
+    if len(prepared.measured):
+        chosen = rng.permutation(prepared.measured)[:rows]
+        return replace(prepared, measured=np.sort(chosen)), False
+    every = np.unique(prepared.trained)
+    chosen = rng.permutation(every)[: min(rows, len(every) // 4)]
+    left = prepared.trained[~np.isin(prepared.trained, chosen)]
+    return replace(prepared, trained=left, measured=np.sort(chosen)), True
+
 
 CALM, RISES = 3, 1.5
 """First steps of the range, whose rates are low, and times their highest loss from which training has diverged."""

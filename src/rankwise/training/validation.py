@@ -1,14 +1,15 @@
 """Validation between steps: it may stop a run early, and decides which step's weights are the result.
 
-The best weights so far lie as a snapshot in the run's folder, and which step they are of follows from the records alone
-(early_stopping.py). At most two snapshots exist: the best, and the best at the last checkpoint, from which a run may go
-on. With AdaLoRA a validation counts once the ranks are decided: before that the adapter is larger than its budget.
+The best weights so far lie as a snapshot in the run's folder, and which step they are of follows from the records
+alone. At most two snapshots exist: the best, and the best at the last checkpoint, from which a run may go on. So no
+checkpoint stores any of it, and a resumed run decides as one that never stopped. With AdaLoRA a validation counts once
+the ranks are decided: before that the adapter is larger than its budget.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,20 +23,56 @@ from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Objective
 from rankwise.runs.directory import RunDirectory
-from rankwise.runs.records import LossRecord, SampleRecord, ScoreRecord, StatusMessage
-from rankwise.runs.target_facts import OF_LANGUAGE_MODELS
-from rankwise.training.backend import Backend
+from rankwise.runs.records import OF_LANGUAGE_MODELS, LossRecord, SampleRecord, ScoreRecord, StatusMessage
 from rankwise.training.checkpoints import check_snapshot, load_snapshot, save_snapshot
-from rankwise.training.early_stopping import Candidate, EarlyStopping, Validated
-from rankwise.training.finite import Diverged
-from rankwise.training.lockstep import filled_up
-from rankwise.training.losses import sum_loss
-from rankwise.training.state import TrainState
+from rankwise.training.losses import Backend, sum_loss
+from rankwise.training.pairs import pair_scorer
+from rankwise.training.state import Diverged, TrainState
 from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.validation_classes import class_scorer, tag_scorer
-from rankwise.training.validation_pairs import pair_scorer
 from rankwise.training.validation_prompts import answer_scorer
-from rankwise.training.world import ALONE, World
+from rankwise.training.world import ALONE, World, filled_up
+
+Validated = LossRecord | ScoreRecord
+
+
+@dataclass(frozen=True)
+class Candidate:
+    step: int
+    value: float
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """`by` is "loss" or a metric; candidates are validations after step `first` or later, where 0 is before any step.
+    `patience` is how many of them in a row may be no better than the best."""
+
+    by: str
+    more_is_better: bool
+    first: int = 1
+    patience: int | None = None
+
+    def candidates(self, records: Iterable[Validated]) -> list[Candidate]:
+        every = [
+            Candidate(record.step, record.loss if isinstance(record, LossRecord) else record.value)
+            for record in records
+            if ("loss" if isinstance(record, LossRecord) else record.metric) == self.by
+        ]
+        return [candidate for candidate in every if candidate.step >= self.first]
+
+    def best(self, records: Iterable[Validated]) -> Candidate | None:
+        finite = [candidate for candidate in self.candidates(records) if math.isfinite(candidate.value)]
+        sign = -1 if self.more_is_better else 1
+        return min(finite, key=lambda candidate: (sign * candidate.value, candidate.step), default=None)
+
+    def without_improvement(self, records: Iterable[Validated]) -> int:
+        """How many candidates came after the best one."""
+        known = list(records)
+        best = self.best(known)
+        return sum(best is None or candidate.step > best.step for candidate in self.candidates(known))
+
+    def is_over(self, records: Iterable[Validated]) -> bool:
+        return self.patience is not None and self.without_improvement(records) >= self.patience
 
 
 class Scorer(Protocol):
@@ -155,7 +192,7 @@ class Validation(Hook):
     def _loss(self, trainer: Trainer, step: int) -> LossRecord:
         if (tally := self.backend.tally) is not None:
             tally.clear()
-        batches = filled_up(self.batches, self.world, self.backend) if trainer.sharded else self.batches
+        batches = filled_up(self.batches, self.world, self.backend.layout) if trainer.sharded else self.batches
         total, count = self.world.sums(sum_loss(self.backend.loss, batches, trainer.state.device))
         if tally is not None:
             tally.sum_up(self.world.sums)

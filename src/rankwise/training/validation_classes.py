@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -15,19 +15,24 @@ from rankwise.config.validation import ValidationConfig
 from rankwise.data.preparation import Prepared
 from rankwise.data.sequences import evenly
 from rankwise.errors import ConfigError, one_line, some
-from rankwise.evaluation.class_metrics import metric_rows, one_target, score_rows
-from rankwise.evaluation.label_task import score_labels
+from rankwise.evaluation.class_metrics import (
+    Scored,
+    ScoredLabels,
+    ScoredTags,
+    metric_rows,
+    one_target,
+    score_labels,
+    score_rows,
+    score_tags,
+)
 from rankwise.evaluation.metrics import METRICS
-from rankwise.evaluation.span_metrics import score_tags
-from rankwise.inference.classify import Done, Outputs, outputs_of
-from rankwise.inference.tagging import tag_probabilities
+from rankwise.inference.classify import Done, Outputs, outputs_of, tag_probabilities
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Classifier, Objective, classifier
 from rankwise.runs.records import LossRecord, SampleRecord, ScoreRecord
-from rankwise.runs.target_facts import TargetFacts
+from rankwise.runs.row_facts import TargetFacts
 from rankwise.text.tokenize import Tokens
-from rankwise.training.dealt import computed_by_all
-from rankwise.training.world import ALONE, World
+from rankwise.training.world import ALONE, World, computed_by_all
 
 OF_SEVERAL = ("micro_f1", "f1", "exact_match")
 FEW, UNEVEN = 5, 10
@@ -39,16 +44,9 @@ MOST_READ = 5000
 """Training rows of the baseline on words."""
 
 
-class Scored(Protocol):
-    @property
-    def rows(self) -> dict[str, list[list[float]]]:
-        """Each metric with its rows of sums."""
-        ...
-
-
 @dataclass(frozen=True)
 class ClassScorer:
-    score: Callable[..., Scored]
+    score: Callable[..., Scored | ScoredLabels | ScoredTags]
     outputs: Outputs
     objective: Classifier
     model: LoadedModel

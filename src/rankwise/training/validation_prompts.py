@@ -27,8 +27,7 @@ from rankwise.text.chat_template import PROBE
 from rankwise.text.encode_pairs import conversation_of
 from rankwise.text.example import BREAK, Message
 from rankwise.text.tokenize import Tokens
-from rankwise.training.dealt import computed_by_all
-from rankwise.training.world import ALONE, World
+from rankwise.training.world import ALONE, World, computed_by_all
 
 SAMPLES = 3
 LONGEST, UNKNOWN = 256, 64

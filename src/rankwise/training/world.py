@@ -8,6 +8,15 @@ ordinary case, `ALONE`: every sum is its own, nobody is waited for, and no proce
     facts                decided by the first process and given to all as JSON
 
 A process that is gone ends all others: whoever waits for it gets a LostProcessError.
+
+Rows and other items are dealt over the processes by what they cost (data/dealing.py):
+
+    rows of a step           each process learns from its share, and what is summed is that of all
+    items to be measured     each process computes its share, and all have every result in the order of the items
+
+Results are sent as JSON, which gives numbers back bit for bit. A base that is split over the processes is gathered in
+each pass, so all of them make as many passes: a process with fewer micro-batches adds batches of one row in which
+nothing is predicted, whose loss and gradients are zero.
 """
 
 from __future__ import annotations
@@ -28,11 +37,28 @@ import psutil
 import torch
 from torch import Tensor, distributed, nn
 
+from rankwise.data.batches import Arrange, Batch
+from rankwise.data.dealing import deal, share_of, undealt
+from rankwise.data.pair_batches import chosen_targets, with_chosen_tokens
 from rankwise.errors import DataError, Interrupted, TrainingError, first_line, is_out_of_memory
-from rankwise.models.sharding import is_split
+from rankwise.models.sharding import is_split, local_part
 from rankwise.system.launched import launched
 from rankwise.system.signals import check_when_asked, requested
-from rankwise.training.bit_sums import bit_sums
+from rankwise.text.tokenize import Tokens
+
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""As wide as the numbers of a tensor."""
+
+
+def bit_sums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Of each that is not empty; of one that is split over processes, what this one has."""
+    parts = {name: local_part(value.detach()) for name, value in tensors.items()}
+    return {
+        name: int(value.contiguous().view(INTEGERS[value.element_size()]).sum(dtype=torch.int64))
+        for name, value in parts.items()
+        if value.numel()
+    }
+
 
 _Value = TypeVar("_Value")
 AT_ONCE = 1 << 24
@@ -292,3 +318,42 @@ def _is_alive(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
+
+
+_Item = TypeVar("_Item")
+
+
+def computed_by_all(
+    world: World, items: Sequence[_Item], costs: Sequence[int], compute: Callable[[list[_Item]], Sequence[Any]]
+) -> list[Any]:
+    """What `compute` makes of the items, one result for each. A process without a share computes nothing."""
+    if not world.is_several:
+        return undealt(items, costs, compute)
+    shares = deal(costs, world.size)
+    own = [items[place] for place in shares[world.rank]]
+    results = dict[int, Any]()
+    for share, made in zip(shares, world.exchange(list(compute(own)) if own else []), strict=True):
+        results |= zip(share, made, strict=True)
+    return [results[place] for place in range(len(items))]
+
+
+def divided_over(
+    world: World, rows: Sequence[Tokens], layout: Callable[[Sequence[Tokens]], list[Batch]]
+) -> list[Batch]:
+    """This process's share of the rows as batches, whose losses are summed over all processes."""
+    own = share_of(rows, world.rank, world.size)
+    batches = layout(own) if own else []
+    if not world.is_several:
+        return batches
+    count, chosen = world.sums([sum(batch.count for batch in batches), chosen_targets(batches)])
+    return with_chosen_tokens(batches, chosen / count) if chosen else batches
+
+
+NOTHING_PREDICTED = Tokens((0, 0), (False, False))
+
+
+def filled_up(batches: Sequence[Batch], world: World, layout: Arrange) -> list[Batch]:
+    """The batches of this process and as many idle ones as the others have more."""
+    passes = max(round(count) for (count,) in world.gather([len(batches)]))
+    (idle,) = layout([NOTHING_PREDICTED], len(NOTHING_PREDICTED.ids))
+    return [*batches, *[idle] * (passes - len(batches))]

@@ -22,8 +22,7 @@ from rankwise.adapters.formats import gguf_lora, mlx, peft_reader
 from rankwise.adapters.formats.imported import Modules, Source
 from rankwise.adapters.formats.peft_forms import peft_base, read_peft_folder
 from rankwise.adapters.formats.peft_reader import CONFIG, PREFIX
-from rankwise.adapters.formats.pickles import SUFFIXES, refuse_pickle
-from rankwise.adapters.formats.tensors import open_tensors
+from rankwise.adapters.formats.tensors import SUFFIXES, open_tensors, refuse_pickle
 from rankwise.adapters.weights import AdapterWeights
 from rankwise.errors import AdapterError, some
 from rankwise.models.gguf_adapter import is_gguf

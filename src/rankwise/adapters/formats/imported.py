@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import nn
 
+from rankwise.adapters.adapter import conv_problem
 from rankwise.adapters.base_layers import features_of, is_conv2d, is_embedding, is_host, takes_dora, weight_of
-from rankwise.adapters.convolutions import conv_problem
-from rankwise.adapters.formats.peft_settings import settings_of
+from rankwise.adapters.formats.peft_config import settings_of
 from rankwise.adapters.weights import AdapterWeights, Factors
 from rankwise.config.old_names import new_names
 from rankwise.errors import AdapterError, some

@@ -21,17 +21,13 @@ from torch import Tensor, nn
 
 from rankwise.adapters.adapter import Adapter
 from rankwise.adapters.base_layers import is_conv2d, is_embedding, weight_of
-from rankwise.adapters.discarding import discard
-from rankwise.adapters.dora import DoRA
 from rankwise.adapters.formats.dialects import read_adapter
-from rankwise.adapters.formats.peft_config import NO_TARGETS, pattern_of
-from rankwise.adapters.formats.peft_experts import together
-from rankwise.adapters.formats.peft_reader import CONFIG, PREFIX, TOKENS, WEIGHTS, read_weights
-from rankwise.adapters.formats.peft_settings import COMMON, settings_of
-from rankwise.adapters.oddities import oddities
-from rankwise.adapters.set import AdapterSet
+from rankwise.adapters.formats.peft_config import COMMON, NO_TARGETS, pattern_of, settings_of
+from rankwise.adapters.formats.peft_reader import CONFIG, PREFIX, TOKENS, WEIGHTS, read_weights, together
+from rankwise.adapters.lora import DoRA
+from rankwise.adapters.set import AdapterSet, discard
 from rankwise.adapters.targets import Choice, host_view
-from rankwise.adapters.weights import AdapterWeights, Factors, TokenValues, check_same, refuse_scaled_dora
+from rankwise.adapters.weights import AdapterWeights, Factors, TokenValues, check_same, oddities, refuse_scaled_dora
 from rankwise.config.experts import stored_names
 from rankwise.errors import AdapterError, some
 from rankwise.runs.integrity import check_folder

@@ -19,9 +19,8 @@ from typing import Any
 import torch
 
 from rankwise.adapters.formats.imported import Modules
-from rankwise.adapters.formats.peft_config import check_config, read_settings
+from rankwise.adapters.formats.peft_config import check_config, read_settings, settings_of
 from rankwise.adapters.formats.peft_reader import CONFIG, WEIGHTS, read_weights
-from rankwise.adapters.formats.peft_settings import settings_of
 from rankwise.adapters.weights import AdapterWeights, Factors
 from rankwise.errors import AdapterError
 from rankwise.system.files import write_json

@@ -7,16 +7,22 @@
 
     <path>.token_adapter.trainable_tokens_delta (n, d)  rows of the tokens that trainable_token_indices names
 
-`target_parameters` name stacked experts (peft_experts.py). Each key begins with `base_model.model.`. `modules_to_save`
-names modules that were trained whole; their parameters lie beside the factors. Any other tensor, a missing half, a
-shape that does not fit and a value that is not finite are refused, all of them at once. Shapes are in the header, so no
-tensor is read that could not fit. Where the model is known, a layer that the targets name must have factors: PEFT
-writes all of them, so one without is lost.
+`target_parameters` name stacked experts, whose factors PEFT stores as two matrices for all experts of a block:
+
+    <module>.lora_A.weight   (E R, I)   the factors of the experts under one another:     row e R + r
+    <module>.lora_B.weight   (O, R E)   the experts of each rank side by side:            column r E + e
+
+of the last adapted parameter of a module; those of the one before it lie at `<module>.base_layer` (config/experts.py).
+
+Each key begins with `base_model.model.`. `modules_to_save` names modules that were trained whole; their parameters lie
+beside the factors. Any other tensor, a missing half, a shape that does not fit and a value that is not finite are
+refused, all of them at once. Shapes are in the header, so no tensor is read that could not fit. Where the model is
+known, a layer that the targets name must have factors: PEFT writes all of them, so one without is lost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,16 +31,25 @@ import regex
 import torch
 from torch import Tensor, nn
 
-from rankwise.adapters.base_layers import experts_of, is_embedding, is_host, takes_dora, weight_of
-from rankwise.adapters.convolutions import conv_problem
+from rankwise.adapters.adapter import conv_problem
+from rankwise.adapters.base_layers import (
+    experts_of,
+    features_of,
+    is_conv2d,
+    is_embedding,
+    is_host,
+    is_transposed,
+    takes_dora,
+    weight_of,
+)
+from rankwise.adapters.experts import StackedWeight
 from rankwise.adapters.formats.peft_config import PeftConfig, check_config, is_inside, read_settings, unknown_keys
-from rankwise.adapters.formats.peft_experts import apart, lost_parameters, parameters_by_name, unmatched_parameters
-from rankwise.adapters.formats.peft_shapes import misfitting, misfitting_experts
-from rankwise.adapters.formats.pickles import instead_of, pickles_in
-from rankwise.adapters.formats.tensors import FLOATS, open_tensors
+from rankwise.adapters.formats.tensors import FLOATS, instead_of, open_tensors, pickles_in
 from rankwise.adapters.weights import AdapterWeights, Factors, TokenValues
+from rankwise.config.experts import NESTED, PARAMETERS, stored_names
+from rankwise.config.expressions import matches_of
 from rankwise.config.old_names import new_names
-from rankwise.errors import AdapterError, some
+from rankwise.errors import AdapterError, one_line, some
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -285,3 +300,107 @@ class _Reader:
 
 def _conv_problem_of(layer: nn.Module) -> str | None:
     return conv_problem(layer) if isinstance(layer, nn.Conv2d) else None
+
+
+Shape = tuple[int, ...]
+UNSWAPPED = (0, 19)
+"""Since this version PEFT asks a module of experts which way round its weights lie."""
+
+
+def misfitting(path: str, shapes: list[Shape], rank: int, parts: str, layer: nn.Module | None) -> list[str]:
+    """What is wrong with the shapes of a layer's factors. `parts` are those that the file has of each layer: A, B, and
+    DoRA's magnitude (m) or AdaLoRA's singular values (E)."""
+    A, B = shapes[:2]
+    if layer is None:
+        inside, outside, is_filter = A[1:], B[0] if B else 0, len(A) == 4
+    else:  # PEFT's AdaLoRA flattens the filters of a convolution
+        (width, outside), is_filter = features_of(layer), is_conv2d(layer) and "E" not in parts
+        inside = tuple(weight_of(layer).shape[1:]) if is_filter else (width,)
+    third = {"m": (outside,), "E": (rank, 1)}
+    fitting = [(rank, *inside), (outside, rank, *((1, 1) if is_filter else ()))]
+    fitting += [third[part] for part in parts[2:]]
+    if shapes == fitting and len(A) in (2, 4):
+        return []
+    noun = "triplets" if "E" in parts else "factors"
+    has = f'"{path}" has {noun} of shape {" and ".join(map(str, shapes))}'
+    if layer is None:
+        return [f"{has}, but its rank is {rank}"]
+    return [f"{has}, but rank {rank} on this layer needs {' and '.join(map(str, fitting))}"]
+
+
+def misfitting_experts(
+    path: str, shapes: list[Shape], rank: int, host: nn.Module | None, version: str | None
+) -> list[str]:  # fmt: skip
+    """The same of the stored matrices of experts, which PEFT of this version wrote."""
+    A, B, *others = shapes
+    has = f'"{path}" has factors of experts of shape {" and ".join(map(str, shapes))}'
+    if host is None:
+        fits = not others and len(A) == len(B) == 2 and A[0] == B[1] and A[0] > 0 and A[0] % rank == 0
+        return [] if fits else [f"{has}, but its rank is {rank}"]
+    (inside, outside), rows = features_of(host), experts_of(host) * rank
+    swapped = [(rows, outside), (inside, rows)]
+    if not is_transposed(host) and shapes == swapped and (inside != outside or _swaps(version)):
+        return [f"{has}: PEFT before {'.'.join(map(str, UNSWAPPED))} took their inputs for outputs. Merge it with PEFT"]
+    if shapes == [(rows, inside), (outside, rows)]:
+        return []
+    return [f"{has}, but rank {rank} on this parameter needs {(rows, inside)} and {(outside, rows)}"]
+
+
+def _swaps(version: str | None) -> bool:
+    numbers = regex.match(r"(\d+)\.(\d+)", version or "")
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) < UNSWAPPED
+
+
+def parameters_by_name(
+    stored: Sequence[str], layers: Sequence[str], targets: Sequence[str], modules: Mapping[str, nn.Module] | None
+) -> dict[str, str]:
+    """Which parameter each of the `stored` paths of factors is for. `layers` are `target_modules`, whose paths are not
+    among them, and `targets` are `target_parameters`."""
+    if not targets:
+        return {}
+    declared = {path for matching in matches_of(layers, stored, "target_modules").values() for path in matching}
+    holders = dict.fromkeys(_holder(path) for path in stored if path not in declared)
+    names: dict[str, str] = {}
+    for holder in holders:
+        inside = [f"{holder}.{leaf}" for leaf in PARAMETERS if _is_named(f"{holder}.{leaf}", targets)]
+        if modules is not None:
+            inside = [path for path in inside if isinstance(modules.get(path), StackedWeight)]
+        names |= {name: path for path, name in stored_names(inside).items()}
+    return {path: names[path] for path in stored if path in names}
+
+
+def unmatched_parameters(targets: Sequence[str], parameters: Sequence[str]) -> list[str]:
+    """Why some of `target_parameters` are refused: they have no factors, or are no experts."""
+    known = ", ".join(PARAMETERS)
+    return [
+        f'the target parameter "{one_line(target)}" has no factors of experts (parameters that are read: {known})'
+        for target in targets
+        if not any(_is_named(path, [target]) for path in parameters)
+    ]
+
+
+def lost_parameters(targets: Sequence[str], there: set[str], modules: Mapping[str, nn.Module]) -> list[str]:
+    """Parameters of experts that the targets name in a model, and that are not `there` in the file."""
+    hosts = [path for path, module in modules.items() if isinstance(module, StackedWeight)]
+    return [path for path in hosts if _is_named(path, targets) and path not in there]
+
+
+def apart(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """A (E, R, I) and B (E, O, R) of the stored matrices."""
+    experts = A.shape[0] // rank
+    return A.view(experts, rank, A.shape[1]), B.view(len(B), rank, experts).permute(2, 0, 1).contiguous()
+
+
+def together(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """The matrices as PEFT stores them."""
+    return A.flatten(0, 1), B.permute(1, 2, 0).flatten(1)
+
+
+def _holder(path: str) -> str:
+    while path.endswith(NESTED):
+        path = path.removesuffix(NESTED)
+    return path
+
+
+def _is_named(path: str, targets: Sequence[str]) -> bool:
+    return any(path == target or path.endswith(f".{target}") for target in targets)

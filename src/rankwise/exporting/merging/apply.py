@@ -1,26 +1,193 @@
 """A plan carried out: each tensor read through a memory map, changed piece by piece and written behind the last one.
 
-Work is done by one thread, on a piece of a million numbers that stays in the processor's cache. What does not change is
-copied byte for byte.
+Work is done by one thread, on a piece of a million numbers that stays in the processor's cache. What becomes of a
+stored tensor is nothing, a low-rank change, DoRA's rescaling, a combination that is laid out, or a module that was
+trained whole. What does not change is copied byte for byte.
+
+Rows are those of the stored weight, whose width is everything but its first dimension. A linear layer and a convolution
+store their outputs as rows, so a change is B A; GPT-2's Conv1D and embeddings store their inputs, so it is (B A)^T.
+
+The one rounding of a merge is measured for every layer while it is written:
+
+    largest      the largest |stored - exact| / |exact| of a number
+    of change    |stored - exact| / |D| in Frobenius norms, with D the change: 0.1 means that a tenth of it is noise
+    change       |D| / |W|
+
+`exact` is the sum in the format that it was computed in; for a float32 base it is computed again in float64.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from rankwise.adapters.base_layers import is_transposed, weight_of
+from rankwise.adapters.combining import Combining, Laid, Weighted, cut, cut_laid, joined, laid
+from rankwise.adapters.weights import Factors
 from rankwise.errors import AdapterError
-from rankwise.exporting.merging.changes import Change, Whole, change_of
-from rankwise.exporting.merging.number_formats import FORMATS, NumberFormat
-from rankwise.exporting.merging.plan import MergePlan, Planned
-from rankwise.exporting.merging.rounding import Rounding, RoundingMeter
+from rankwise.exporting.merging.plan import FORMATS, MergePlan, NumberFormat, Planned
 from rankwise.models.tensor_files import MappedFiles, StoredTensor, Written, header_of, pieces, writing
 from rankwise.runs.records import Callback, ProgressUpdate
+
+Rows = Callable[[int, int], Tensor]
+"""Rows of the base's weight, in the format that a change is added in."""
+
+
+class Change(Protocol):
+    def add_to(self, rows: Tensor, first: int) -> None:
+        """Change rows of the base (n, width), of which the first is row `first`, in place."""
+        ...
+
+
+@dataclass(frozen=True)
+class Product:
+    """left (rows, R) times right (R, width)."""
+
+    left: Tensor
+    right: Tensor
+
+    def add_to(self, rows: Tensor, first: int) -> None:
+        if self.right.shape[0]:
+            rows.addmm_(self.left[first : first + len(rows)], self.right)
+
+
+@dataclass(frozen=True)
+class LaidOut:
+    """Ties or dare, times a strength."""
+
+    change: Laid
+    strength: float
+
+    def add_to(self, rows: Tensor, first: int) -> None:
+        rows.add_(self.change.rows(first, first + len(rows)).to(rows.dtype), alpha=self.strength)
+
+
+@dataclass(frozen=True)
+class Rescaled:
+    """DoRA: share of the way from W to m (W + s B A) / |W + s B A|; `stretch` is m / |...| of each output."""
+
+    product: Product
+    stretch: Tensor
+    share: float
+    by_columns: bool
+    """Whether the outputs are the columns of the stored weight."""
+
+    def add_to(self, rows: Tensor, first: int) -> None:
+        turned = rows.clone()
+        self.product.add_to(turned, first)
+        stretch = self.stretch if self.by_columns else self.stretch[first : first + len(rows), None]
+        rows.lerp_(turned.mul_(stretch), self.share) if self.share != 1 else rows.copy_(turned.mul_(stretch))
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A module that was trained whole: `share` of the way from the base's value, if it has one, to `value`."""
+
+    value: Tensor
+    share: float = 1.0
+
+    def add_to(self, rows: Tensor, first: int) -> None:
+        own = self.value.reshape(self.value.shape[0] if self.value.ndim else 1, -1)
+        own = own[first : first + len(rows)].to(rows.dtype)
+        rows.lerp_(own, self.share) if self.share != 1 else rows.copy_(own)
+
+
+def product_of(host: nn.Module, B: Tensor, A: Tensor, working: torch.dtype) -> Product:
+    """Of a change B A (O, I) in the shape of the host's weight."""
+    left, right = (A.T, B.T) if is_transposed(host) else (B, A)
+    return Product(left.to(working).contiguous(), right.to(working).contiguous())
+
+
+def change_of(
+    host: nn.Module, name: str, parts: Weighted, combining: Combining, strength: float, working: torch.dtype, base: Rows
+) -> Change:
+    """`parts` are this layer's factors in each adapter that changes it. Only DoRA reads the base here."""
+    first, _ = parts[0]
+    if first.magnitude is not None:
+        assert len(parts) == 1, "DoRA stands alone, which the plan checks"
+        return _rescaled(host, first, parts[0][1] * strength, working, base)
+    if combining.lays_out:
+        change = _laid(host, name, parts, combining, working)
+        if not combining.cuts:
+            return LaidOut(change, strength)
+        rows = weight_of(host).shape
+        cutting = cut_laid(change, rows[0], list(pieces(tuple(rows))))
+        return Product((cutting.B * strength).to(working).contiguous(), cutting.A.to(working).contiguous())
+    B, A = joined([(part, weight * strength) for part, weight in parts], working)
+    if combining.cuts:
+        cutting = cut(B, A, combining)
+        B, A = cutting.B, cutting.A
+    return product_of(host, B, A, working)
+
+
+def _laid(
+    host: nn.Module, name: str, parts: Weighted, combining: Combining, working: torch.dtype
+) -> Laid:  # fmt: skip
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for part, _ in parts:
+        product = product_of(host, *joined([(part, 1.0)], working), working)
+        pairs.append((product.left, product.right))
+    return laid(combining, name, pairs, [weight for _, weight in parts])
+
+
+def _rescaled(host: nn.Module, part: Factors, share: float, working: torch.dtype, base: Rows) -> Rescaled:
+    product, by_columns = product_of(host, *joined([(part, 1.0)], working), working), is_transposed(host)
+    shape, squares = tuple(weight_of(host).shape), []
+    for first, last in pieces(shape):
+        rows = base(first, last)
+        product.add_to(rows, first)
+        squares.append(rows.square_().sum(0 if by_columns else 1))
+    lengths = (torch.stack(squares).sum(0) if by_columns else torch.cat(squares)).sqrt_()
+    assert part.magnitude is not None, "asked by the caller"
+    stretch = part.magnitude.to(working) / lengths.clamp_min(torch.finfo(working).tiny)
+    return Rescaled(product, stretch, share, by_columns)
+
+
+@dataclass(frozen=True)
+class Rounding:
+    name: str
+    largest: float
+    of_change: float
+    change: float
+
+
+@dataclass
+class RoundingMeter:
+    """Adds up pieces of one tensor."""
+
+    name: str
+    finite: bool = True
+    _largest: float = 0.0
+    _sums: dict[str, float] = field(default_factory=lambda: {"error": 0.0, "change": 0.0, "base": 0.0})
+
+    def add(self, base: Tensor, exact: Tensor, stored: Tensor) -> None:
+        """Rows before and after, in the format that was computed in, and after rounding."""
+        error = stored.to(exact.dtype, copy=True).sub_(exact)  # in one format it is the very tensor that is written
+        self.finite &= bool(torch.isfinite(error).all())
+        self._sums["error"] += _energy(error)
+        self._sums["base"] += _energy(base)
+        self._sums["change"] += _energy(exact - base)
+        relative = error.div_(exact).abs_().nan_to_num_(0.0, 0.0, 0.0)  # 0 / 0 where a number is zero
+        self._largest = max(self._largest, float(relative.max())) if relative.numel() else self._largest
+
+    @property
+    def result(self) -> Rounding:
+        error, change, base = (math.sqrt(self._sums[name]) for name in ("error", "change", "base"))
+        return Rounding(
+            self.name, self._largest, error / change if change else 0.0, change / base if base else 0.0
+        )  # fmt: skip
+
+
+def _energy(values: Tensor) -> float:
+    return float(torch.linalg.vector_norm(values)) ** 2
+
 
 COPIED_AT_ONCE = 8 << 20
 """Bytes."""

@@ -23,11 +23,10 @@ from rankwise.adapters.formats.peft_config import NO_TARGETS, commonest, pattern
 from rankwise.adapters.low_rank import LowRank
 from rankwise.adapters.weights import AdapterWeights, Factors
 from rankwise.errors import AdapterError, RankwiseError, some
+from rankwise.exporting.adapter_export import filled_by_export
 from rankwise.exporting.merge import beside
 from rankwise.exporting.merging.inputs import EXPERTS, NEW_TOKENS, Options
-from rankwise.methods.adapter_folder import filled_by_export
-from rankwise.methods.artifact import Artifact, open_artifact
-from rankwise.methods.stored_adapter import stored_weights
+from rankwise.methods.artifact import Artifact, open_artifact, stored_weights
 from rankwise.models.tensor_files import pieces
 from rankwise.runs.records import Callback, ProgressUpdate
 from rankwise.system.files import need_space, told_when_full

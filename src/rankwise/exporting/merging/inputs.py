@@ -17,7 +17,7 @@ from rankwise.adapters.formats.dialects import read_adapter
 from rankwise.adapters.targets import host_view
 from rankwise.adapters.weights import AdapterWeights
 from rankwise.config.models import ModelConfig, PackedFormat
-from rankwise.errors import AdapterError, ModelError, RankwiseError, some
+from rankwise.errors import AdapterError, RankwiseError, some
 from rankwise.exporting.trained_base import Onto, TrainedBase, format_for
 from rankwise.methods.artifact import Artifact, open_artifact
 from rankwise.models.skeleton import Skeleton, skeleton
@@ -95,17 +95,12 @@ def open_inputs(options: Options, callback: Callback) -> Inputs:
     problems: list[str] = []
     artifacts = list(_artifacts(options, callback, problems))
     _refuse(problems)
-    source = find(_base_named(artifacts, problems), callback) if not problems else None
+    named = _base_named(artifacts, problems)
     _refuse(problems)
-    assert source is not None, "no problem"
+    source = find(named.model_copy(update={"quantize": "none"}), callback)  # of a GGUF file its copy in full
     source.refuse_packed("which a change is not merged into file by file")
-    if source.gguf is not None:
-        raise ModelError(
-            f"{source.name} is a GGUF file, whose quantised numbers a change cannot be merged into yet. Use rankwise "
-            "export --format merged, which merges into a copy of it in float32."
-        )
     problems += _other_bases(artifacts, source, callback, force=options.force_base)
-    objective, named = _objective(artifacts, problems)
+    objective, new_head = _objective(artifacts, problems)
     _refuse(problems)
     base = skeleton(source.folder, objective.kind)
     format = _format(artifacts, options.onto, problems)
@@ -113,7 +108,7 @@ def open_inputs(options: Options, callback: Callback) -> Inputs:
     _refuse(problems)
     weights = options.weights or [1.0] * len(artifacts)
     parts = tuple(Part(*one) for one in zip(artifacts, weights, adapters, strict=True))
-    problems += _cannot_be_joined(parts, options, new_head=named)
+    problems += _cannot_be_joined(parts, options, new_head=new_head)
     _refuse(problems)
     trained = TrainedBase(source.folder, objective.kind, format, callback)
     return Inputs(

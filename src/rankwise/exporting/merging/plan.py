@@ -1,8 +1,10 @@
 """A merge as data, before anything is written: every tensor of every new file, where it comes from and what changes it.
 
+    W' = round(W + D),   computed in float32, for float64 in float64, and rounded once
+
 Files and names of tensors stay those of the base. New are only heads that the base has not, and tables that were one
 weight with another: where only one of the two changes, both are stored, and config.json says that they are no longer
-tied. `check` of the plan refuses what cannot be merged, all problems at once.
+tied. What cannot be merged is refused, all problems at once.
 """
 
 from __future__ import annotations
@@ -13,13 +15,56 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rankwise.errors import AdapterError, some
 from rankwise.exporting.merging.inputs import Inputs
-from rankwise.exporting.merging.number_formats import BY_NAME, FORMATS, NumberFormat, refusal
 from rankwise.kernels.row_pieces import PIECE
 from rankwise.models.tensor_files import SIZES, StoredTensor
+
+
+@dataclass(frozen=True)
+class NumberFormat:
+    """`stored` is what lies in the file and `working` what a change is added in."""
+
+    code: str
+    """As safetensors names it."""
+    stored: torch.dtype
+    working: torch.dtype
+
+    @property
+    def name(self) -> str:
+        return str(self.stored).removeprefix("torch.")
+
+    @property
+    def rounding(self) -> float:
+        """The largest relative error of one rounding of a number that is not too small for the format."""
+        return torch.finfo(self.stored).eps / 2
+
+
+FORMATS: Mapping[str, NumberFormat] = {
+    code: NumberFormat(code, stored, torch.promote_types(stored, torch.float32))
+    for code, stored in (
+        ("F64", torch.float64), ("F32", torch.float32), ("BF16", torch.bfloat16), ("F16", torch.float16),
+    )
+}  # fmt: skip
+BY_NAME = {form.name: form for form in FORMATS.values()}
+QUANTISED = {
+    "I8": "8-bit integers (int8)", "U8": "packed bytes (such as NF4 or GGUF's blocks)", "I32": "packed integers",
+    "F8_E4M3": "8-bit floating point (FP8)", "F8_E5M2": "8-bit floating point (FP8)", "F4": "4-bit floating point",
+}  # fmt: skip
+
+
+def refusal(code: str, key: str) -> str | None:
+    """Why a change cannot be merged into a tensor of this format; None where it can."""
+    if code in FORMATS:
+        return None
+    form = QUANTISED.get(code, code)
+    return (
+        f'"{key}" of the base is stored as {form}, which a change cannot be merged into yet. Use the base in float32, '
+        "bfloat16 or float16"
+    )
 
 
 @dataclass(frozen=True)

@@ -1,27 +1,49 @@
 """A merged model as a folder, whole or not at all, with the record of what it was made of.
 
-The weights are written first, each file flushed to the disk, then what lies beside them, with config.json under another
-name. Then the folder takes its name, and last of all config.json: only this makes the folder one that programs load.
-A merge that is killed at any moment leaves a folder without config.json.
+The weights are written first, each file flushed to the disk, then what lies beside them: the tokenizer with the
+template that was trained with, the preprocessing of images, generation settings, what rankwise records, and config.json
+under another name. Then the folder takes its name, and last of all config.json: only this makes the folder one that
+programs load. A merge that is killed at any moment leaves a folder without config.json.
+
+merge.json has the SHA-256 of every file: of base, adapters and what was written. Hashes are those of whole files, of
+the base's weights the same that the hub shows.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from rankwise.errors import RunError
-from rankwise.exporting.merging.apply import Applied, write_weights
+import torch
+
+from rankwise.adapters.formats.dialects import detect
+from rankwise.errors import ModelError, RunError
+from rankwise.exporting.merge import beside
+from rankwise.exporting.merging.apply import Applied, Rounding, write_weights
+from rankwise.exporting.merging.inputs import Inputs
 from rankwise.exporting.merging.plan import MergePlan
-from rankwise.exporting.merging.record import RECORD, record_of
-from rankwise.exporting.merging.rounding import Rounding
-from rankwise.exporting.merging.surroundings import CONFIG, write_surroundings
+from rankwise.inference.tuned_model import with_own_template
+from rankwise.kernels.row_pieces import PIECE
+from rankwise.models.beside import copy_reader
+from rankwise.models.inspection import read_json
+from rankwise.models.loading import load_tokenizer
+from rankwise.models.preprocessing import save_processing
+from rankwise.models.rotary_names import with_older_names
+from rankwise.models.saving import save_end_tokens, save_tokenizer
 from rankwise.models.tensor_files import INDEX
+from rankwise.models.timm_models import is_timm, set_config
 from rankwise.runs.manifest import peak_rss
-from rankwise.runs.records import Callback, StatusMessage
+from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
+from rankwise.system.extras import installed_version
 from rankwise.system.files import need_space, published, sha256_of, write_json
+from rankwise.text.chat_template import ChatTemplate
+from rankwise.text.tokenizer import HubTokenizer
 
+CONFIG, RECORD = "config.json", "merge.json"
 WAITING = f"{CONFIG}.unfinished"
+LARGEST_LICENCE = 1_000_000
+"""Bytes."""
 
 
 @dataclass(frozen=True)
@@ -61,3 +83,115 @@ def refuse_unfinished(folder: Path) -> None:
     """RunError where a merge into this folder was killed in its last moment."""
     if (folder / WAITING).is_file():
         raise RunError(f"{folder} was left by a merge that was killed before it was done. Remove it and merge again.")
+
+
+def write_surroundings(plan: MergePlan, folder: Path, callback: Callback) -> dict[str, Any]:
+    """Write all but config.json, which is returned."""
+    inputs, base = plan.inputs, plan.inputs.source.folder
+    tokenizer = None
+    if inputs.objective.kind.processing is not None:
+        save_processing(inputs.objective.kind.processing, base, folder)
+    else:
+        tokenizer = _write_text(inputs, folder, callback)
+    if len(plan.shards) > 1 or (base / INDEX).is_file():
+        write_json(folder / INDEX, index_of(plan))
+    if len(inputs.parts) == 1:
+        for name, value in beside(inputs.parts[0].artifact, inputs.strength).items():
+            write_json(folder / name, value)
+    _copy_licences(base, folder)
+    return config_of(plan, tokenizer)
+
+
+def _write_text(inputs: Inputs, folder: Path, callback: Callback) -> HubTokenizer | None:
+    """With the template of the first adapter that has one of its own."""
+    base, spec = inputs.source.folder, inputs.parts[0].artifact.base
+    try:
+        tokenizer, _, _ = load_tokenizer(spec, silent)
+    except ModelError as error:
+        copy_reader(base, folder)
+        callback(WarningMessage(f"{error} The files beside the weights were copied as they are"))
+        return None
+    template = ChatTemplate.of_model(tokenizer)
+    for part in reversed(inputs.parts):
+        report = part.artifact.data_report
+        if report is not None and report.template is not None:
+            template = ChatTemplate.of_data_report(tokenizer, report.template)
+        elif part.artifact.run is None:
+            template = with_own_template(part.artifact.folder, tokenizer, base, template, callback)
+    save_tokenizer(tokenizer, template, base, folder)
+    if inputs.objective.targets is None:
+        save_end_tokens(base, template, folder)
+    return tokenizer
+
+
+def config_of(plan: MergePlan, tokenizer: HubTokenizer | None) -> dict[str, Any]:
+    """The base's settings; of a model with a new head those that it was built with."""
+    inputs = plan.inputs
+    settings = read_json(inputs.source.folder / CONFIG)
+    if inputs.objective.targets is not None:
+        settings = _of_classifier(inputs, tokenizer)
+    if plan.untied:
+        settings["tie_word_embeddings"] = False
+        for nested in ("text_config", "llm_config"):
+            if isinstance(settings.get(nested), dict):
+                settings[nested]["tie_word_embeddings"] = False
+    if plan.dtype is not None:
+        for key in ("dtype", "torch_dtype"):
+            if key in settings or key == "dtype":
+                settings[key] = plan.dtype.name
+    return with_older_names(settings)
+
+
+def _of_classifier(inputs: Inputs, tokenizer: HubTokenizer | None) -> dict[str, Any]:
+    module, targets, processing = inputs.base.module, inputs.objective.targets, inputs.objective.kind.processing
+    config: Any = module.config
+    if tokenizer is not None and config.get_text_config().pad_token_id is None:
+        config.pad_token_id = config.get_text_config().pad_token_id = tokenizer.pad_id
+    assert targets is not None, "asked by the caller"
+    if is_timm(module) and processing is not None:
+        set_config(module, targets.classes, processing)
+    config.architectures = [type(module).__name__]
+    own = read_json(inputs.source.folder / CONFIG)
+    stored = config.to_dict()
+    for key in ("dtype", "torch_dtype"):
+        stored.pop(key, None)
+        if key in own:
+            stored[key] = own[key]
+    return stored
+
+
+def index_of(plan: MergePlan) -> dict[str, Any]:
+    places = {tensor.key: shard.name for shard in plan.shards for tensor in shard.tensors}
+    return {"metadata": {"total_size": plan.nbytes}, "weight_map": dict(sorted(places.items()))}
+
+
+def _copy_licences(base: Path, folder: Path) -> None:
+    """The base's licence goes with its weights."""
+    for file in sorted(base.glob("LICENSE*")):
+        if file.is_file() and not file.is_symlink() and file.stat().st_size <= LARGEST_LICENCE:
+            (folder / file.name).write_bytes(file.read_bytes())
+
+
+def record_of(plan: MergePlan, files: dict[str, str]) -> dict[str, Any]:
+    """`files` are the hashes of what was written: weights, index and config.json."""
+    inputs, combining = plan.inputs, plan.inputs.combining
+    return {
+        "version": 1, "rankwise": installed_version("rankwise"), "base": inputs.source.name,
+        "base_folder": str(inputs.source.folder.absolute()),
+        "base_files": {file.name: sha256_of(file) for file in inputs.base.files},
+        "adapters": [
+            {"folder": str(part.artifact.result.absolute()), "weight": part.weight,
+             "files": _hashes(part.artifact.result)}
+            for part in inputs.parts
+        ],
+        "method": combining.kind, "density": combining.density, "drop": combining.drop, "seed": combining.seed,
+        "rank": combining.rank, "error": combining.error, "strength": inputs.strength,
+        "dtype": None if plan.dtype is None else plan.dtype.name, "piece": PIECE, "torch": torch.__version__,
+        "processor": torch.backends.cpu.get_cpu_capability(), "base_quantized": inputs.trained.name,
+        "quantized_sha256": inputs.trained.sha256, "files": files,
+    }  # fmt: skip
+
+
+def _hashes(adapter: Path) -> dict[str, str]:
+    source = detect(adapter).source
+    return {file.name: sha256_of(file) for file in (source.settings, source.tensors) if file is not None}

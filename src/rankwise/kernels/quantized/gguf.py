@@ -2,19 +2,130 @@
 
 The only part of such a weight is a tensor of bytes (O, bytes of a row), which may be a view of the mapped file: then
 nothing of it is in memory that the system could not drop and read again.
+
+The numbers in GGUF's blocks: codes of a few bits, and what they are multiplied by.
+
+    w = d (q - o)        Q4_0, Q5_0, Q6_K, Q8_0        w = d q + m        Q4_1, Q5_1, Q4_K, Q5_K
+
+d and m belong to 16 or 32 numbers. In a K type they are products of whole numbers and a float16 for 256 numbers. Four
+bits of two numbers lie in a byte, further bits in bytes of their own. All is computed in float32, in the order of the
+gguf package, so that each number equals its value to the bit; the number format of a product is rounded to once.
+
+Each region runs over all numbers and is given its factors ready-made, since the compiler would compute them once more
+for each number. Numbers with one factor lie along the last dimension: the compiler makes no vectors where a factor
+changes within it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rankwise.kernels.quantized import gguf_blocks as blocks_of
 from rankwise.kernels.regions import CompiledRegion
+
+
+def halves(blocks: Tensor, at: int, count: int) -> Tensor:
+    """`count` float16 that begin at byte `at` of each block (N, bytes), in float32 (N, count)."""
+    word = torch.int32 if count == 2 else torch.int16  # a strided copy of whole words is many times faster
+    return blocks.view(word)[:, at // (2 * count)].contiguous().view(torch.float16).view(-1, count).to(torch.float32)
+
+
+def _pieces(codes: Tensor, count: int) -> Tensor:
+    """Bytes (..., L) to their `count` pieces, the lowest bits first (..., count, L)."""
+    bits = 8 // count
+    if torch.compiler.is_compiling():  # shifts by a tensor become vectors there, and concatenations do not
+        steps = torch.arange(count, dtype=torch.int32, device=codes.device) * bits
+        return (codes.to(torch.int32)[..., None, :] >> steps[:, None]) & (2**bits - 1)
+    return torch.stack([(codes >> (bits * piece)) & (2**bits - 1) for piece in range(count)], -2)
+
+
+def fifth_bits(flags: Tensor) -> Tensor:
+    """Sixteen times each bit of bytes (N, 4), the lowest first, in bytes (N, 32): looked up eight at a time."""
+    eights = torch.index_select(_eights(flags.device), 0, flags.to(torch.int32).flatten())
+    return eights.view(torch.uint8).view(-1, 32)
+
+
+@cache
+def _eights(device: torch.device) -> Tensor:
+    """The eight bytes that stand for the bits of each byte, as one number of 64 bits (256,)."""
+    places = torch.arange(8, device=device)
+    bits = (torch.arange(256, device=device)[:, None] >> places) & 1
+    return (16 * bits).to(torch.uint8).view(torch.int64).flatten()
+
+
+@CompiledRegion
+def sixteen_bits(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """float16 (N,)."""
+    return numbers.to(torch.float32).to(dtype)
+
+
+@CompiledRegion
+def eight_bits(codes: Tensor, d: Tensor, dtype: torch.dtype) -> Tensor:
+    """int8 (N, 32) and (N, 1)."""
+    return codes.to(torch.float32).mul_(d).to(dtype)
+
+
+@CompiledRegion
+def four_bits(codes: Tensor, d: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bytes (N, 16) and (N, 1): d (q - 8)."""
+    return _pieces(codes, 2).to(torch.float32).sub_(8).mul_(d[..., None]).to(dtype)
+
+
+@CompiledRegion
+def four_bits_above(codes: Tensor, d: Tensor, m: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bytes (N, 16) and (N, 1): d q + m."""
+    return _pieces(codes, 2).to(torch.float32).mul_(d[..., None]).add_(m[..., None]).to(dtype)
+
+
+@CompiledRegion
+def five_bits(codes: Tensor, fifth: Tensor, d: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bytes (N, 16), sixteen times the fifth bits (N, 32), and (N, 1): d (q - 16)."""
+    numbers = _pieces(codes, 2) | fifth.view(-1, 2, 16)
+    return numbers.to(torch.float32).sub_(16).mul_(d[..., None]).to(dtype)
+
+
+@CompiledRegion
+def five_bits_above(codes: Tensor, fifth: Tensor, d: Tensor, m: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bytes (N, 16), sixteen times the fifth bits (N, 32), and (N, 1): d q + m."""
+    numbers = _pieces(codes, 2) | fifth.view(-1, 2, 16)
+    return numbers.to(torch.float32).mul_(d[..., None]).add_(m[..., None]).to(dtype)
+
+
+@CompiledRegion
+def four_bits_of_256(codes: Tensor, d: Tensor, m: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bytes (N, 4, 32) and factors of 32 numbers (N, 8, 1): d q + m."""
+    return _pieces(codes, 2).to(torch.float32).mul_(d.view(-1, 4, 2, 1)).add_(m.view(-1, 4, 2, 1)).to(dtype)
+
+
+@CompiledRegion
+def five_bits_of_256(codes: Tensor, fifth: Tensor, d: Tensor, m: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bytes (N, 4, 32), bit s of bytes (N, 32) the fifth one of each 32 numbers s, and (N, 8, 1): d q + m."""
+    numbers = _pieces(codes, 2) | (_pieces(fifth, 8) << 4).view(-1, 4, 2, 32)
+    return numbers.to(torch.float32).mul_(d.view(-1, 4, 2, 1)).add_(m.view(-1, 4, 2, 1)).to(dtype)
+
+
+@CompiledRegion
+def six_bits_of_256(codes: Tensor, upper: Tensor, d: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bytes (N, 2, 64) of four bits and (N, 2, 32) of two bits, factors of 16 numbers (N, 16, 1): d (q - 32)."""
+    sixteens = (-1, 2, 2, 2, 2, 16)
+    numbers = _pieces(codes, 2).view(sixteens) | (_pieces(upper, 4) << 4).view(sixteens)
+    return numbers.to(torch.float32).sub_(32).mul_(d.view(-1, 2, 2, 2, 2, 1)).to(dtype)
+
+
+def six_bit_factors(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """d and m of each 32 numbers of a block of Q4_K or Q5_K (N, 8, 1): eight pairs of whole numbers of six bits, in
+    twelve bytes after two halves. The last four pairs have their upper two bits in the bytes of the first four."""
+    first, second, third = blocks[:, 4:16].reshape(-1, 3, 4).unbind(1)
+    d = torch.cat([first & 63, (third & 15) | ((first >> 2) & 48)], 1).to(torch.float32)
+    m = torch.cat([second & 63, (third >> 4) | ((second >> 2) & 48)], 1).to(torch.float32)
+    both = halves(blocks, 0, 2)
+    return (d * both[:, :1])[:, :, None], (m * both[:, 1:]).neg_()[:, :, None]
+
 
 AT_ONCE = 2**19
 """Numbers that are unpacked together where nothing is compiled, so that what lies between fits a core's cache."""
@@ -69,35 +180,35 @@ def _f16(blocks: Tensor) -> tuple[Tensor, ...]:
 
 
 def _q4_0(blocks: Tensor) -> tuple[Tensor, ...]:
-    return blocks[:, 2:], blocks_of.halves(blocks, 0, 1)
+    return blocks[:, 2:], halves(blocks, 0, 1)
 
 
 def _q4_1(blocks: Tensor) -> tuple[Tensor, ...]:
-    return blocks[:, 4:], *blocks_of.halves(blocks, 0, 2).split(1, 1)
+    return blocks[:, 4:], *halves(blocks, 0, 2).split(1, 1)
 
 
 def _q5_0(blocks: Tensor) -> tuple[Tensor, ...]:
-    return blocks[:, 6:], blocks_of.fifth_bits(blocks[:, 2:6]), blocks_of.halves(blocks, 0, 1)
+    return blocks[:, 6:], fifth_bits(blocks[:, 2:6]), halves(blocks, 0, 1)
 
 
 def _q5_1(blocks: Tensor) -> tuple[Tensor, ...]:
-    return blocks[:, 8:], blocks_of.fifth_bits(blocks[:, 4:8]), *blocks_of.halves(blocks, 0, 2).split(1, 1)
+    return blocks[:, 8:], fifth_bits(blocks[:, 4:8]), *halves(blocks, 0, 2).split(1, 1)
 
 
 def _q8_0(blocks: Tensor) -> tuple[Tensor, ...]:
-    return blocks[:, 2:].view(torch.int8), blocks_of.halves(blocks, 0, 1)
+    return blocks[:, 2:].view(torch.int8), halves(blocks, 0, 1)
 
 
 def _q4_k(blocks: Tensor) -> tuple[Tensor, ...]:
-    return blocks[:, 16:].view(-1, 4, 32), *blocks_of.six_bit_factors(blocks)
+    return blocks[:, 16:].view(-1, 4, 32), *six_bit_factors(blocks)
 
 
 def _q5_k(blocks: Tensor) -> tuple[Tensor, ...]:
-    return blocks[:, 48:].view(-1, 4, 32), blocks[:, 16:48], *blocks_of.six_bit_factors(blocks)
+    return blocks[:, 48:].view(-1, 4, 32), blocks[:, 16:48], *six_bit_factors(blocks)
 
 
 def _q6_k(blocks: Tensor) -> tuple[Tensor, ...]:
-    d = blocks[:, 192:208].view(torch.int8).to(torch.float32) * blocks_of.halves(blocks, 208, 1)
+    d = blocks[:, 192:208].view(torch.int8).to(torch.float32) * halves(blocks, 208, 1)
     return blocks[:, :128].view(-1, 2, 64), blocks[:, 128:192].view(-1, 2, 32), d[:, :, None]
 
 
@@ -106,15 +217,15 @@ FORMATS: Mapping[str, GgufFormat] = {
     one.name: one
     for one in (
         GgufBfloat16(),
-        GgufBlocks("F16", 1, 2, _f16, blocks_of.sixteen_bits),
-        GgufBlocks("Q4_0", 32, 18, _q4_0, blocks_of.four_bits),
-        GgufBlocks("Q4_1", 32, 20, _q4_1, blocks_of.four_bits_above),
-        GgufBlocks("Q5_0", 32, 22, _q5_0, blocks_of.five_bits),
-        GgufBlocks("Q5_1", 32, 24, _q5_1, blocks_of.five_bits_above),
-        GgufBlocks("Q8_0", 32, 34, _q8_0, blocks_of.eight_bits),
-        GgufBlocks("Q4_K", 256, 144, _q4_k, blocks_of.four_bits_of_256),
-        GgufBlocks("Q5_K", 256, 176, _q5_k, blocks_of.five_bits_of_256),
-        GgufBlocks("Q6_K", 256, 210, _q6_k, blocks_of.six_bits_of_256),
+        GgufBlocks("F16", 1, 2, _f16, sixteen_bits),
+        GgufBlocks("Q4_0", 32, 18, _q4_0, four_bits),
+        GgufBlocks("Q4_1", 32, 20, _q4_1, four_bits_above),
+        GgufBlocks("Q5_0", 32, 22, _q5_0, five_bits),
+        GgufBlocks("Q5_1", 32, 24, _q5_1, five_bits_above),
+        GgufBlocks("Q8_0", 32, 34, _q8_0, eight_bits),
+        GgufBlocks("Q4_K", 256, 144, _q4_k, four_bits_of_256),
+        GgufBlocks("Q5_K", 256, 176, _q5_k, five_bits_of_256),
+        GgufBlocks("Q6_K", 256, 210, _q6_k, six_bits_of_256),
     )
 }
 """By the name that the gguf package has for the type."""

@@ -6,6 +6,10 @@
 It is a tensor like any other to the modules around it: it has a shape, a number format in which it takes part in
 products, and a device. What is stored are its parts, which never change; writing to it is refused. Operations that know
 nothing of quantisation see the unpacked matrix, so no result depends on an operation's being listed here.
+
+Quantised weights as ordinary numbers again, for whatever writes or changes them: merging and saving.
+
+They are unpacked in float32, which is exact for what the parts stand for, and rounded once to the format of products.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 aten = torch.ops.aten
@@ -227,3 +231,26 @@ HANDLERS: dict[Any, Handler] = {
 }
 """Operations that do not unpack the whole matrix, or drop it as soon as they can. What answers NotImplemented is
 computed with the unpacked matrix."""
+
+
+def in_full(weight: Tensor) -> Tensor:
+    """The numbers in float32, or in float64 where they are that already."""
+    if isinstance(weight, QuantizedTensor):
+        return weight.like(dtype=torch.float32).unpacked()
+    return weight.to(torch.promote_types(weight.dtype, torch.float32))
+
+
+@torch.no_grad()
+def unpack_weights(module: nn.Module) -> list[str]:
+    """Give a module ordinary weights in place of its quantised ones, and return their names. Layers that share a weight
+    go on sharing it."""
+    ordinary: dict[int, nn.Parameter] = {}
+    names: list[str] = []
+    for path, owner in module.named_modules(remove_duplicate=False):
+        for name, weight in list(owner.named_parameters(recurse=False)):
+            if is_quantized(weight):
+                if id(weight) not in ordinary:
+                    ordinary[id(weight)] = nn.Parameter(in_full(weight).to(weight.dtype), requires_grad=False)
+                setattr(owner, name, ordinary[id(weight)])
+                names.append(f"{path}.{name}" if path else name)
+    return names

@@ -3,6 +3,11 @@
 A job's state is read from the queue and the run, and never written down: what was trained while no server ran, or was
 killed, is known to the next one. Only what nothing else records is written down: the request, and that a client
 cancelled or paused the job.
+
+n_epochs                    training.epochs            auto: 2
+batch_size                  training.batch_size        auto: 16, at most the rows
+learning_rate_multiplier    training.learning_rate     auto: 1, times the rate that suits model and method
+beta                        preference.beta            auto: 0.1
 """
 
 from __future__ import annotations
@@ -11,7 +16,6 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,7 +23,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rankwise.config.base import Config
+from rankwise.config.data import ValidationDataConfig
 from rankwise.config.experiment import Experiment
+from rankwise.config.models import ModelConfig
+from rankwise.config.preference import PreferenceConfig
+from rankwise.config.training import TrainingConfig
 from rankwise.errors import RankwiseError, RunError
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.manifest import Manifest
@@ -27,9 +35,7 @@ from rankwise.runs.own_files import read_json
 from rankwise.runs.queue import Queue
 from rankwise.serving.bodies import BadRequest
 from rankwise.serving.tuning.bodies import Hyperparameters, JobBody, PairHyperparameters
-from rankwise.serving.tuning.experiments import Base, experiment_of, resolved
-from rankwise.serving.tuning.files import Files, StoredFile
-from rankwise.serving.tuning.identity import JOB, checked_id, new_id, no_such
+from rankwise.serving.tuning.files import JOB, Files, StoredFile, checked_id, data_of, new_id, no_such
 from rankwise.system.files import make_folders, write_json
 
 MOST_JOBS, MOST_WAITING = 10_000, 100
@@ -38,6 +44,26 @@ PATIENCE = 15.0
 ORGANIZATION = "rankwise"
 Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 ENDED: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
+EPOCHS = 2
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a job trains: the model as it is named, its hidden size, and the run whose adapter it begins with."""
+
+    spec: ModelConfig
+    width: int
+    start_from: str | None = None
+
+
+def resolved(given: Hyperparameters, rows: int) -> Hyperparameters:
+    """With a number for each `auto`."""
+    batch = min(TrainingConfig().batch_size, max(rows, 1))
+    auto: dict[str, Any] = {"n_epochs": EPOCHS, "batch_size": batch, "learning_rate_multiplier": 1.0}
+    if isinstance(given, PairHyperparameters):
+        auto["beta"] = PreferenceConfig().beta
+    values = given.model_dump()
+    return type(given)(**{name: auto[name] if value == "auto" else value for name, value in values.items()})
 
 
 class Job(Config):
@@ -237,10 +263,23 @@ class Jobs:
         return file
 
     def _experiment(self, job: Job, base: Base, training: StoredFile, validation: StoredFile | None) -> Experiment:
-        return experiment_of(
-            base, self.files, training, validation, run=job.run, dpo=job.dpo, seed=job.seed,
-            hyperparameters=job.hyperparameters,
-        )  # fmt: skip
+        """ConfigError where the numbers of a job are refused."""
+        own: dict[str, Any] = job.hyperparameters.model_dump()
+        data = data_of(self.files.training(training), training.content)
+        if validation is not None:
+            apart = ValidationDataConfig(
+                path=str(self.files.training(validation)), format=data.format, ignore_columns=validation.content.ignored
+            )
+            data = data.model_copy(update={"validation": apart})
+        settings: dict[str, Any] = {
+            "model": base.spec.model_copy(update={"dtype": "auto", "device": "auto"}), "data": data, "run": job.run,
+            "objective": "preference" if job.dpo else "causal-lm",
+            "adapter": {"method": "lora", "start_from": base.start_from},
+            "training": {"epochs": own["n_epochs"], "batch_size": own["batch_size"], "seed": job.seed},
+        } | ({"preference": {"beta": own["beta"]}} if job.dpo else {})  # fmt: skip
+        experiment = Experiment(**settings)
+        rate = own["learning_rate_multiplier"] * experiment.training.highest_rate(base.width, experiment.auto_rate)
+        return Experiment(**settings | {"training": settings["training"] | {"learning_rate": rate}})
 
     def _manifest(self, job: Job) -> Manifest | None:
         with suppress(RunError):
@@ -249,11 +288,6 @@ class Jobs:
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.json"
-
-
-def matches(job: Job, metadata: Mapping[str, str]) -> bool:
-    own = job.metadata or {}
-    return all(own.get(key) == value for key, value in metadata.items())
 
 
 def seconds_of(moment: str) -> int | None:

@@ -1,14 +1,19 @@
-"""The routes of OpenAI's files and fine-tuning jobs.
+"""The routes of OpenAI's files and fine-tuning jobs; and the models that jobs have made, served as soon as finished.
 
 POST, GET   /v1/files                                   GET, DELETE /v1/files/ID        GET /v1/files/ID/content
 POST, GET   /v1/fine_tuning/jobs                        GET /v1/fine_tuning/jobs/ID     GET …/events, …/checkpoints
 POST        /v1/fine_tuning/jobs/ID/cancel, /pause, /resume                             DELETE /v1/models/NAME
+
+Routes that read no body are plain functions, which starlette runs in a thread.
 """
 
 from __future__ import annotations
 
+import logging
 import re
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,17 +22,117 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from rankwise.errors import RankwiseError, typed
+from rankwise.runs.directory import RunDirectory
 from rankwise.serving.bodies import BadRequest
+from rankwise.serving.changes import Changes
+from rankwise.serving.engine import Stopped
 from rankwise.serving.reading import read_json_body
+from rankwise.serving.served import Serving
 from rankwise.serving.tuning.bodies import JobBody
-from rankwise.serving.tuning.events import as_json, checkpoints_of, events_of, history_of
-from rankwise.serving.tuning.files import Files
-from rankwise.serving.tuning.jobs import Job, matches
-from rankwise.serving.tuning.offered import Offered
-from rankwise.serving.tuning.rows import check_rows
-from rankwise.serving.tuning.uploads import filling, uploaded
+from rankwise.serving.tuning.events import as_json, checkpoints_of, events_of, history_of, results_of
+from rankwise.serving.tuning.files import Content, Files, check_rows, filling, uploaded
+from rankwise.serving.tuning.jobs import ENDED, Base, Job, Jobs, State
+from rankwise.system.files import write_atomic
 
 _METADATA = re.compile(r"metadata\[(.{1,64})\]")
+BETWEEN = 1.0
+"""Seconds between two looks at unfinished jobs."""
+_log = logging.getLogger(__name__)
+
+
+class Offered:
+    """Looks after jobs in a thread of its own: it starts a worker where runs wait and none works, as after a crash, and
+    serves what is finished."""
+
+    def __init__(self, serving: Serving, changes: Changes, jobs: Jobs) -> None:
+        self.serving, self.jobs = serving, jobs
+        self._changes = changes
+        self._settling = threading.RLock()
+        self._settled: dict[str, str | None] = {}
+        """Ended jobs that were handled, and why the model of one is not served."""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="rankwise-jobs", daemon=True)
+
+    def start(self) -> None:
+        """What is finished already is served before the first request."""
+        self.settle()
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def settle(self) -> None:
+        self.jobs.queue.start_worker()
+        unsettled = [name for name in self.jobs.ids() if name not in self._settled]
+        jobs = list[Job]()
+        for name in unsettled:
+            with suppress(BadRequest):  # damaged
+                jobs.append(self.jobs.get(name))
+        for job in sorted(jobs, key=lambda one: one.created_at, reverse=True):
+            self.look_at(job)
+
+    def look_at(self, job: Job) -> tuple[Job, State]:
+        """The job as it stands. Its model answers before the job is reported as succeeded."""
+        with self._settling:
+            state = self.jobs.state(job)
+            if state.status in ENDED and job.id not in self._settled:
+                self._settled[job.id] = None
+                if state.status == "succeeded":
+                    self._finish(job)
+            return self.jobs.get(job.id), state
+
+    def warning(self, job: Job) -> str | None:
+        return self._settled.get(job.id)
+
+    def base(self, name: str) -> Base:
+        """What a job trains that names this model. BadRequest (404) where it is none that can be trained."""
+        model, served = self.serving.model, self.serving.models.get(name)
+        if served is not None and served.adapter is None:
+            return Base(model.spec, model.width)
+        if served is not None and (made := self.jobs.that_made(name)) is not None:
+            return Base(model.spec, model.width, made.run)
+        known = ", ".join(one.name for one in self.serving.models.values() if one.adapter is None)
+        raise BadRequest(
+            f"no model {name[:80]!r} can be trained here. The base is called {known}; rankwise serve --alias adds "
+            "names.", status=404, parameter="model",
+        )  # fmt: skip
+
+    def delete(self, name: str) -> None:
+        """BadRequest where no job made this model. Its run stays."""
+        with self._settling:
+            job = self.jobs.that_made(name)
+            if job is None or job.model_deleted:
+                raise BadRequest(
+                    f"no fine-tuning job of this server made {name[:80]!r}.", status=404, parameter="model"
+                )
+            self.jobs.change(job, model_deleted=True)
+            with suppress(BadRequest):  # it was not loaded
+                self._changes.unload(name)
+
+    def _finish(self, job: Job) -> None:
+        if job.result_file is None:
+            text = results_of(history_of(job, self.jobs.queue)).encode()
+            stored = self.jobs.files.add(
+                f"results-{job.id}.csv", "fine-tune-results", lambda path: write_atomic(path, text),
+                lambda folder: Content(),
+            )  # fmt: skip
+            self.jobs.change(job, result_file=stored.id)
+        if not job.model_deleted and job.tuned not in self.serving.models:
+            try:
+                self._changes.load(job.tuned, RunDirectory(self.jobs.queue.runs_folder / job.run).folder)
+            except (RankwiseError, OSError) as error:  # its files may be gone
+                self._settled[job.id] = f"The model is not served: {typed(error)}"
+
+    def _follow(self) -> None:
+        while not self._stop.wait(BETWEEN):
+            try:
+                self.settle()
+            except Stopped:
+                return
+            except Exception as error:  # a full disk, say: the next look may do better
+                _log.error("fine-tuning jobs could not be looked at", exc_info=error)
 
 
 @dataclass(frozen=True)
@@ -43,7 +148,8 @@ class FineTuning:
             Route(f"{file}/content", self.content),
             Route("/v1/fine_tuning/jobs", self.create, methods=["POST"]), Route("/v1/fine_tuning/jobs", self.list_jobs),
             Route(job, self.job), Route(f"{job}/events", self.events), Route(f"{job}/checkpoints", self.checkpoints),
-            *(Route(f"{job}/{how}", self._changing(how), methods=["POST"]) for how in ("cancel", "pause", "resume")),
+            Route(f"{job}/cancel", self.cancel, methods=["POST"]), Route(f"{job}/pause", self.pause, methods=["POST"]),
+            Route(f"{job}/resume", self.resume, methods=["POST"]),
             Route("/v1/models/{name:path}", self.delete_model, methods=["DELETE"]),
         ]  # fmt: skip
 
@@ -55,32 +161,26 @@ class FineTuning:
             )
         return JSONResponse(stored.as_json())
 
-    async def list_files(self, request: Request) -> Response:
+    def list_files(self, request: Request) -> Response:
         query = _query(request, "after", "limit", "order", "purpose")
-        every = await run_in_threadpool(self.files.every)
         if (order := query.get("order", "desc")) not in ("asc", "desc"):
             raise BadRequest(f"order is {order[:20]!r}; asc or desc is expected.", parameter="order")
-        shown = [one.as_json() for one in (every if order == "desc" else every[::-1])]
+        shown = [one.as_json() for one in self.files.every()][:: 1 if order == "desc" else -1]
         shown = [one for one in shown if query.get("purpose") in (None, one["purpose"])]
         return _page(shown, query, most=10_000, usual=10_000)
 
-    async def file(self, request: Request) -> Response:
-        return JSONResponse((await run_in_threadpool(self.files.get, request.path_params["id"])).as_json())
+    def file(self, request: Request) -> Response:
+        return JSONResponse(self.files.get(request.path_params["id"]).as_json())
 
-    async def content(self, request: Request) -> Response:
-        path = await run_in_threadpool(self.files.content, request.path_params["id"])
+    def content(self, request: Request) -> Response:
+        path = self.files.content(request.path_params["id"])
         return FileResponse(path, media_type="application/octet-stream", headers={"X-Content-Type-Options": "nosniff"})
 
-    async def delete_file(self, request: Request) -> Response:
-        name = request.path_params["id"]
-
-        def delete() -> None:
-            self.files.get(name)
-            if using := self.offered.jobs.using(name):
-                raise BadRequest(f"job {using[0].id} still needs this file. Cancel it first.", status=409)
-            self.files.delete(name)
-
-        await run_in_threadpool(delete)
+    def delete_file(self, request: Request) -> Response:
+        name = self.files.get(request.path_params["id"]).id
+        if using := self.offered.jobs.using(name):
+            raise BadRequest(f"job {using[0].id} still needs this file. Cancel it first.", status=409)
+        self.files.delete(name)
         return JSONResponse({"object": "file", "id": name, "deleted": True})
 
     async def create(self, request: Request) -> Response:
@@ -91,55 +191,42 @@ class FineTuning:
 
         return JSONResponse(await run_in_threadpool(created))
 
-    async def list_jobs(self, request: Request) -> Response:
+    def list_jobs(self, request: Request) -> Response:
         metadata = {
             match[1]: value for key, value in request.query_params.items() if (match := _METADATA.fullmatch(key))
         }
         query = _query(request, "after", "limit", *(f"metadata[{key}]" for key in metadata))
+        every = [one for one in self.offered.jobs.every() if metadata.items() <= (one.metadata or {}).items()]
+        return _page(every, query, most=100, usual=20, show=self._shown)
 
-        def jobs() -> Response:
-            every = [one for one in self.offered.jobs.every() if matches(one, metadata)]
-            return _page(every, query, most=100, usual=20, show=self._shown)
+    def job(self, request: Request) -> Response:
+        return JSONResponse(self._shown(self._job(request)))
 
-        return await run_in_threadpool(jobs)
-
-    async def job(self, request: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(lambda: self._shown(self._job(request))))
-
-    async def events(self, request: Request) -> Response:
+    def events(self, request: Request) -> Response:
         query = _query(request, "after", "limit")
+        job, state = self.offered.look_at(self._job(request))
+        events = events_of(job, state, history_of(job, self.offered.jobs.queue), self.offered.warning(job))
+        return _page(events, query, most=100, usual=20)
 
-        def events() -> list[dict[str, Any]]:
-            job, state = self.offered.look_at(self._job(request))
-            return events_of(job, state, history_of(job, self.offered.jobs.queue), self.offered.warning(job))
-
-        return _page(await run_in_threadpool(events), query, most=100, usual=20)
-
-    async def checkpoints(self, request: Request) -> Response:
+    def checkpoints(self, request: Request) -> Response:
         query = _query(request, "after", "limit")
+        job, state = self.offered.look_at(self._job(request))
+        return _page(checkpoints_of(job, state, history_of(job, self.offered.jobs.queue)), query, most=100, usual=10)
 
-        def checkpoints() -> list[dict[str, Any]]:
-            job, state = self.offered.look_at(self._job(request))
-            return checkpoints_of(job, state, history_of(job, self.offered.jobs.queue))
+    def cancel(self, request: Request) -> Response:
+        return JSONResponse(self._shown(self.offered.jobs.cancel(self._job(request))))
 
-        return _page(await run_in_threadpool(checkpoints), query, most=100, usual=10)
+    def pause(self, request: Request) -> Response:
+        return JSONResponse(self._shown(self.offered.jobs.pause(self._job(request))))
 
-    async def delete_model(self, request: Request) -> Response:
+    def resume(self, request: Request) -> Response:
+        job = self._job(request)
+        return JSONResponse(self._shown(self.offered.jobs.resume(job, self.offered.base(job.model))))
+
+    def delete_model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        await run_in_threadpool(self.offered.delete, name)
+        self.offered.delete(name)
         return JSONResponse({"object": "model", "id": name, "deleted": True})
-
-    def _changing(self, how: str) -> Callable[[Request], Any]:
-        async def change(request: Request) -> Response:
-            def changed() -> dict[str, Any]:
-                job, jobs = self._job(request), self.offered.jobs
-                if how == "resume":
-                    return self._shown(jobs.resume(job, self.offered.base(job.model)))
-                return self._shown(jobs.cancel(job) if how == "cancel" else jobs.pause(job))
-
-            return JSONResponse(await run_in_threadpool(changed))
-
-        return change
 
     def _job(self, request: Request) -> Job:
         return self.offered.jobs.get(request.path_params["id"])

@@ -1,1 +1,0 @@
-"""One file per decoder family: how its blocks combine kernels and the model's own modules."""

@@ -1,1 +1,0 @@
-"""AdaLoRA as a method: a budget of triplets that falls while it trains, given to the layers where they matter most."""

@@ -1,0 +1,208 @@
+"""The micro-batches of a training: how many tokens lie in memory at once at the most, and what a step has on average.
+
+The largest micro-batch decides the memory. Rows of a step lie in it up to `max_batch_tokens`, a longer document alone.
+
+    conversations   packed without padding: as many tokens as the fullest step is likely to have
+    labelled rows   padded to the longest of them: as many of the longest row of all as there is room for
+    an input with its output     each side is padded to its longest, in the order in which training arranges the rows of
+                    a step, tried in several random orders. A token of the decoder costs more than one of the encoder,
+                    and a long row more than several short ones, so micro-batches with the most tokens, the most tokens
+                    of the decoder, the most tokens with a loss and the longest rows are all forecast
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+from rankwise.config.planning import Planned
+from rankwise.config.training import TrainingConfig
+from rankwise.planning.operations import Load, Operations
+from rankwise.planning.rows import Drawn, PlannedRows
+from rankwise.planning.shape import ModelShape
+from rankwise.planning.time import Step
+
+UNKNOWN_LENGTH = 1024
+"""Tokens of a document, where no rows are given and no limit is."""
+DEVIATIONS = 2.5
+"""By how many standard deviations the fullest step of a run has more tokens than the mean one."""
+OF_SHARE = 0.25
+"""By how much documents differ in the share that is learned, as one standard deviation: 0.23 of Dolly's."""
+ORDERS = 4
+"""Passes over the drawn rows, each in another order, in which the largest micro-batch is looked for."""
+OUTPUT_SHARE = 0.5
+"""Of the tokens of the longest row there may be: an input and an output of the largest length."""
+
+
+@dataclass(frozen=True)
+class AtOnce:
+    """Of the largest micro-batch, whose documents have `mean` tokens where rows tell, `share` of them learned."""
+
+    tokens: int
+    learned: int
+    longest: int
+    share: float = 1.0
+    mean: float | None = None
+    images: int = 0
+    """Images whose pixels are in memory."""
+    passes: float = 1.0
+    """How often a training sees each image as it is."""
+    arrow: bool = False
+    """Whether pyarrow reads them."""
+    output_share: float = 0.0
+    """Of an encoder with a decoder, the share of the tokens that the decoder has."""
+
+    def learned_of(self, tokens: int) -> int:
+        """In a micro-batch of so many: of few documents some have much more to learn than the mean one."""
+        if self.mean is None:
+            return math.ceil(tokens * self.learned / max(1, self.tokens))
+        spread = DEVIATIONS * OF_SHARE / math.sqrt(max(1.0, tokens / self.mean))
+        return math.ceil(tokens * min(1.0, self.share + spread))
+
+
+def longest_of(config: Planned, shape: ModelShape) -> int:
+    """Tokens of the longest document there may be: a pair of answers is two texts, and so is an input with its output.
+    Images have one size."""
+    if shape.image is not None:
+        return shape.patches
+    return limit_of(config, shape) * (2 if config.objective == "preference" or shape.is_encoder_decoder else 1)
+
+
+def limit_of(config: Planned, shape: ModelShape) -> int:
+    """Tokens of the longest text."""
+    limit = UNKNOWN_LENGTH if config.data is None else config.data.max_length
+    return min(limit, shape.context or limit)
+
+
+def largest_batches(config: Planned, shape: ModelShape, rows: PlannedRows | None) -> list[AtOnce]:
+    """Several where it takes a forecast of each to know which of them needs the most memory."""
+    longest, training = longest_of(config, shape), config.training
+    rows = rows if rows is not None and rows.drawn else None
+    if shape.is_encoder_decoder:
+        return sides_at_once(rows, training, longest)
+    if not shape.is_classifier:
+        return [packed_at_once(rows, training, longest)]
+    amount = padded_at_once(rows, training, longest)
+    if shape.words:
+        return [replace(amount, learned=amount.tokens)]
+    return [amount if shape.image is None or rows is None else _with_images(amount, config, rows)]
+
+
+def packed_at_once(rows: PlannedRows | None, training: TrainingConfig, limit: int) -> AtOnce:
+    """Without rows: a full micro-batch in which every token is learned, of documents as long as may be."""
+    most = training.max_batch_tokens
+    if rows is None:
+        tokens = max(1, min(most, limit * training.batch_size))
+        return _with_anchor(AtOnce(tokens, tokens, min(limit, tokens)), training)
+    count = training.rows_per_step(rows.count)
+    mean, spread = statistics.fmean(rows.lengths), statistics.pstdev(rows.lengths)
+    fullest = count * mean + DEVIATIONS * spread * math.sqrt(count)
+    tokens = max(rows.longest, min(most, math.ceil(fullest)))
+    amount = AtOnce(tokens, tokens, rows.longest, rows.supervised_share, mean)
+    return _with_anchor(replace(amount, learned=amount.learned_of(tokens)), training)
+
+
+def _with_anchor(amount: AtOnce, training: TrainingConfig) -> AtOnce:
+    """The anchor's block goes into one row with the last micro-batch where there is room, and is alone elsewhere."""
+    block = 0 if training.anchor is None else training.anchor.tokens
+    if amount.tokens + block <= training.max_batch_tokens:
+        return replace(amount, tokens=amount.tokens + block, learned=amount.learned + block)
+    return replace(amount, tokens=max(amount.tokens, block), learned=max(amount.learned, block))
+
+
+def padded_at_once(rows: PlannedRows | None, training: TrainingConfig, limit: int) -> AtOnce:
+    """Rows with one target each."""
+    longest, count = limit, training.batch_size
+    if rows is not None:
+        longest, count = rows.longest, training.rows_per_step(rows.count)
+    together = max(1, min(count, training.max_batch_tokens // longest))
+    return AtOnce(together * longest, together, longest)
+
+
+def _with_images(amount: AtOnce, config: Planned, rows: PlannedRows) -> AtOnce:
+    """Those that a training reads at all, and those it validates on; a file of their own is not counted. Images that
+    are varied are seen once as they are."""
+    documents, training = rows.count, config.training
+    seen = rows.steps(training) * training.rows_per_step(documents)
+    passes = 1.0 if config.images.augmentation != "none" else max(1.0, seen / documents)
+    images = min(round(rows.documents.likely), seen) + rows.held_out
+    return replace(amount, images=images, arrow=rows.arrow, passes=passes)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    rows: int
+    widths: tuple[int, ...]
+    """Tokens of the longest text on each side."""
+    learned: int
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * sum(self.widths)
+
+    @property
+    def amount(self) -> AtOnce:
+        longest = sum(self.widths)
+        return AtOnce(self.tokens, self.learned, longest, output_share=self.widths[-1] / longest)
+
+    def wider(self, document: Drawn) -> MicroBatch:
+        widths = tuple(map(max, self.widths, document.texts))
+        return MicroBatch(self.rows + 1, widths, self.learned + document.supervised)
+
+
+def sides_at_once(rows: PlannedRows | None, training: TrainingConfig, limit: int) -> list[AtOnce]:
+    """The amounts of which one needs the most memory. `limit` is that of an input and of an output together."""
+    if rows is None:
+        count = max(1, min(training.batch_size, training.max_batch_tokens // limit))
+        output = round(OUTPUT_SHARE * limit)
+        return [MicroBatch(count, (limit - output, output), count * output).amount]
+    every = _with_longest(rows)
+    batches = [one for order in range(ORDERS) for one in micro_batches(every, rows.count, training, order)]
+    largest = (
+        max(batches, key=lambda one: (one.tokens, one.learned)), max(batches, key=lambda one: one.rows * one.widths[1]),
+        max(batches, key=lambda one: one.learned), max(batches, key=lambda one: sum(one.widths)),
+    )  # fmt: skip
+    return [one.amount for one in dict.fromkeys(largest)]
+
+
+def _with_longest(rows: PlannedRows) -> tuple[Drawn, ...]:
+    """With the longest row that was seen, where it was not drawn: its sides are those of the longest drawn one."""
+    longest = next(one for one in rows.drawn if one.tokens == rows.drawn[-1].tokens)
+    if rows.longest <= longest.tokens:
+        return rows.drawn
+    output = min(rows.longest - 1, max(1, round(longest.supervised * rows.longest / longest.tokens)))
+    return (*rows.drawn, Drawn((rows.longest - output, output), output, 0.0))
+
+
+def micro_batches(
+    documents: Sequence[Drawn], count: int, training: TrainingConfig, order: int = 0
+) -> Iterator[MicroBatch]:
+    """Padded ones, as the steps of a training on `count` documents have them."""
+    drawn, rows = Random(order).sample(documents, len(documents)), training.rows_per_step(count)
+    for begin in range(0, len(drawn), rows):
+        batch: MicroBatch | None = None
+        for document in sorted(drawn[begin : begin + rows], key=lambda one: one.tokens, reverse=True):
+            wider = None if batch is None else batch.wider(document)
+            if batch is not None and wider is not None and wider.tokens > training.max_batch_tokens:
+                yield batch
+                wider = None
+            batch = wider or MicroBatch(1, document.texts, document.supervised)
+        if batch is not None:
+            yield batch
+
+
+def padded_load(rows: PlannedRows, training: TrainingConfig) -> Load:
+    """The drawn rows as the steps of a training compute them."""
+    widths = [one.widths for one in micro_batches(rows.drawn, rows.count, training) for _ in range(one.rows)]
+    outputs = tuple(both[1] for both in widths if len(both) > 1)
+    return Load(tuple(map(sum, widths)), float(sum(one.supervised for one in rows.drawn)), outputs)
+
+
+def average_step(operations: Operations, rows: PlannedRows, training: TrainingConfig, load: Load) -> Step:
+    """Of all steps, where `operations` are those of `load`, which has every document that was drawn."""
+    each = training.rows_per_step(rows.count) / max(1, len(rows.drawn))
+    tokens = load.tokens * each
+    return Step(operations.total * each, tokens, max(1, math.ceil(tokens / training.max_batch_tokens)))

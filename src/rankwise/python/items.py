@@ -1,0 +1,96 @@
+"""The items that a Python program gives a classifier: texts, pairs of texts, or images, as rows without a label.
+
+texts_given(["a film", ("a film", "a plot")])   -> [("a film", ""), ("a film", "a plot")]
+images_given(["cat.jpg", picture, pixels])      -> three Examples, each with the bytes of an image file
+
+DataError lists every item that cannot be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rankwise.config.base import shown
+from rankwise.data.in_memory_images import image_bytes
+from rankwise.data.tagged_rows import untagged
+from rankwise.errors import DataError, together
+from rankwise.text.example import Example, ImageContent
+
+TEXT = "a text, or a tuple of a text and a second one"
+TAGGABLE = "a text or a list of words"
+IMAGE = "the path or the bytes of an image file, a picture of Pillow, or a uint8 array (H, W) or (H, W, 3)"
+_Row = TypeVar("_Row")
+
+
+def texts_given(texts: object) -> list[tuple[str, str]]:
+    """Pairs of a text and a second one or ""."""
+    if isinstance(texts, str):
+        raise DataError(f"the texts to classify are one text, {shown(texts)}. Give a list, even of one text.")
+    if hasattr(texts, "columns"):
+        raise DataError(
+            "the texts to classify are a table. Give one column of it, or list(zip(first, second)) of two columns."
+        )
+    if not isinstance(texts, Iterable):
+        raise DataError(f"the texts to classify are of type {type(texts).__name__}. Give a list of texts.")
+    return _rows(texts, "of the texts to classify", TEXT, lambda item, where: _pair(item))
+
+
+def untagged_given(texts: object) -> list[Example]:
+    """The texts that a token classifier is given, each one text or a list of its words."""
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise DataError(f"the texts to tag are {shown(texts)}. Give a list of texts, or of lists of words.")
+    return _rows(
+        texts, "of the texts to tag", TAGGABLE, lambda item, where: untagged(item, where) if _taggable(item) else None
+    )
+
+
+def images_given(images: object) -> list[Example]:
+    if isinstance(images, str | bytes | Path) or hasattr(images, "columns") or not isinstance(images, Iterable):
+        raise DataError(
+            f"the images to classify are of type {type(images).__name__}. Give a list, even of one image; each is "
+            f"{IMAGE}."
+        )
+    return _rows(images, "of the images to classify", IMAGE, _image)
+
+
+def _rows(items: Iterable[Any], of: str, expected: str, row_of: Callable[[Any, str], _Row | None]) -> list[_Row]:
+    """`row_of` gives None for an item that is nothing of what is expected, or says what else is wrong with it."""
+    rows, problems = list[_Row](), list[str]()
+    for at, item in enumerate(items):
+        where = f"item {at} {of}"
+        try:
+            if (row := row_of(item, where)) is None:
+                problems.append(f"{where} is {_described(item)}; {expected} is expected.")
+            else:
+                rows.append(row)
+        except DataError as error:
+            problems.append(f"{where}: {error}")
+    if problems:
+        raise DataError(together(problems))
+    return rows
+
+
+def _pair(item: Any) -> tuple[str, str] | None:
+    """None also where the first text is empty."""
+    parts = (item, "") if isinstance(item, str) else item
+    if not isinstance(parts, tuple | list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
+        return None
+    return (parts[0], parts[1]) if parts[0].strip() else None
+
+
+def _taggable(item: Any) -> bool:
+    if isinstance(item, str):
+        return bool(item.strip())
+    return isinstance(item, list | tuple) and bool(item) and all(isinstance(one, str) and one.strip() for one in item)
+
+
+def _image(item: Any, where: str) -> Example | None:
+    content = image_bytes(Path(item) if isinstance(item, str) else item)
+    return None if content is None else Example((), where, image=ImageContent(content))
+
+
+def _described(item: Any) -> str:
+    shape = getattr(item, "shape", None)
+    return shown(item) if shape is None else f"an array of the shape {tuple(shape)}"

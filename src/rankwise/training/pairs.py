@@ -1,0 +1,319 @@
+"""Training on pairs of answers: what computes their losses, what these are compared with, and how they are validated.
+
+The eager or the fused backend computes log-probabilities, the objective compares them. What the compared pairs came to
+beside their loss, the margin and how many are right, adds up in a tally that whoever records a step or a validation
+clears and reads.
+
+The reference is the log-probabilities of all answers under the model before training, which dpo compares with. They are
+computed once, before the first step, by the backend that trains: with a new adapter under the base with the adapter
+off, otherwise under the model as training begins. They lie in the cache, by everything that they depend on, and in the
+folder of the run until it is finished, so that a run that is resumed goes on with the same numbers.
+
+At a validation, the accuracy and the margin come from the losses of the validation pairs, which were computed just
+before. The divergence from the base needs the base beside the model, so it is measured on a few of the pairs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rankwise.config.validation import ValidationConfig
+from rankwise.data.batches import Batch
+from rankwise.data.dealing import deal, share_of
+from rankwise.data.preparation import Prepared
+from rankwise.data.sequences import evenly
+from rankwise.errors import RankwiseError, RunError
+from rankwise.evaluation.intervals import measured_share
+from rankwise.models.loaded import LoadedModel
+from rankwise.objectives.objective import Objective
+from rankwise.objectives.preference import PairLosses, Preference, log_probabilities
+from rankwise.runs.lineage import Round
+from rankwise.runs.manifest import BackendName, BaseModelFacts, processor_name
+from rankwise.runs.measured import PairResults
+from rankwise.runs.records import Callback, ProgressUpdate, SampleRecord, ScoreRecord, StatusMessage, silent
+from rankwise.system.cache import cache_folder, forget_old, our_own
+from rankwise.system.extras import installed_version
+from rankwise.system.files import write_json
+from rankwise.system.signals import heed
+from rankwise.text.tokenize import Tokens
+from rankwise.training.backend import Eager, Fused
+from rankwise.training.losses import Backend, PairTally
+from rankwise.training.validation_prompts import AnswerScorer, answer_scorer
+from rankwise.training.world import ALONE, World
+
+TOGETHER = 64
+"""Pairs between two reports of progress."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Log-probabilities (N, 2) of the chosen and the rejected answer of each row, in float64; nan where none is
+    needed."""
+
+    values: np.ndarray
+
+    def write(self, file: Path) -> None:
+        write_json(file, self.facts)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        values = [[None if np.isnan(one) else one for one in row] for row in self.values.tolist()]
+        return {"values": values, "sha256": self._hash}
+
+    @classmethod
+    def read(cls, file: Path, rows: int) -> Reference | None:
+        """None where the file is missing, damaged, or of another number of rows."""
+        try:
+            stored = json.loads(file.read_text(encoding="utf-8"))
+            reference = cls(np.array(stored["values"], np.float64).reshape(-1, 2))
+            same = stored["sha256"] == reference._hash and len(reference.values) == rows
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+        return reference if same else None
+
+    @property
+    def _hash(self) -> str:
+        return sha256(np.ascontiguousarray(self.values, "<f8").tobytes()).hexdigest()
+
+
+def reference_of(
+    backend: PairBackend, prepared: Prepared, base: BaseModelFacts, lineage: Sequence[Round], max_tokens: int,
+    callback: Callback, world: World = ALONE,
+) -> Reference:  # fmt: skip
+    """For the rows of a training and its validation, from the cache if possible. The model must be as training begins:
+    `lineage` are the rounds behind it. Of several processes the first has the cache, and each computes its share."""
+    numbers = np.unique(np.concatenate([prepared.trained, prepared.measured]))
+    file = cache_folder() / "references" / f"{_key(backend, prepared, numbers, base, lineage, world)}.json"
+    known = world.share(lambda: _cached(file, len(prepared.sequences)))
+    if known is not None:
+        callback(StatusMessage("the reference of these pairs was computed before; it is taken from the cache"))
+        return Reference(np.array(known, np.float64).reshape(-1, 2))
+    context = nullcontext() if lineage else backend.start()
+    lengths = prepared.sequences.starts[numbers + 1] - prepared.sequences.starts[numbers]
+    own = numbers[deal(lengths.tolist(), world.size)[world.rank]]
+    parts = world.exchange(_computed(backend, context, prepared, own, max_tokens, callback).tolist())
+    reference = Reference(np.fmax.reduce([np.array(part, np.float64).reshape(-1, 2) for part in parts]))
+    if world.is_first:
+        _cache(reference, file, callback)
+    return reference
+
+
+def _cached(file: Path, rows: int) -> list[list[float]] | None:
+    if (known := Reference.read(file, rows)) is None:
+        return None
+    with suppress(OSError):
+        os.utime(file)  # mark as used
+    return known.values.tolist()
+
+
+def _cache(reference: Reference, file: Path, callback: Callback) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        reference.write(file)
+        forget_old(file.parent)
+    except (RankwiseError, OSError) as error:
+        callback(StatusMessage(f"the reference could not be cached: {error}"))
+
+
+def reference_of_run(files: Sequence[Path], rows: int) -> Reference:
+    """Of a run that is resumed: the first of these files that is whole."""
+    known = next(filter(None, (Reference.read(file, rows) for file in files)), None)
+    if known is None:
+        raise RunError(f"{files[0]} is missing or damaged, so the run cannot be resumed. Use --restart.")
+    return known
+
+
+def _key(
+    backend: PairBackend, prepared: Prepared, numbers: np.ndarray, base: BaseModelFacts, lineage: Sequence[Round],
+    world: World,
+) -> str:  # fmt: skip
+    rows, digest = prepared.sequences, sha256()
+    types = rows.token_type_ids
+    assert types is not None, "the rows are pairs"
+    for column in (rows.starts, rows.ids, rows.loss_mask, types, numbers):
+        digest.update(np.ascontiguousarray(column).tobytes())
+    parts = [
+        digest.hexdigest(), base.fingerprint, base.dtype, base.device, base.quantization, backend.name,
+        [one.sha256 for one in lineage], our_own(), installed_version("torch"), processor_name(),
+        torch.get_num_threads(), *([world.size] if world.is_several else []),
+    ]  # fmt: skip
+    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _computed(
+    backend: PairBackend, context: AbstractContextManager[None], prepared: Prepared, numbers: np.ndarray,
+    max_tokens: int, callback: Callback,
+) -> np.ndarray:  # fmt: skip
+    rows, values = prepared.sequences, np.full((len(prepared.sequences), 2), np.nan)
+    lengths = rows.starts[numbers + 1] - rows.starts[numbers]
+    order = numbers[np.argsort(-lengths, kind="stable")]
+    reading = backend.reading()
+    device = next(reading.inner.work.module.parameters()).device
+    with reading.active(), torch.no_grad(), context:  # gradients are on while the compiler is tried
+        for first in range(0, len(order), TOGETHER):
+            part = order[first : first + TOGETHER]
+            for batch in reading.layout([rows[int(number)] for number in part], max_tokens):
+                assert batch.pairs is not None, "the rows are pairs"
+                there = batch.to(device)
+                assert there.pairs is not None, "they are where the batch is"
+                sums = there.pairs.sums(reading.log_probabilities(there))
+                values[part[list(batch.pairs.positions)]] = sums.cpu().numpy()
+            heed()
+            done = min(first + TOGETHER, len(order))
+            callback(ProgressUpdate("Computing the reference", done, len(order), "pairs"))
+    if not np.isfinite(values[numbers]).all():
+        raise RunError(
+            "the log-probability of an answer is not finite before training. The model's weights are damaged, or its "
+            "dtype overflows; try --set model.dtype=float32."
+        )
+    return values
+
+
+@dataclass(frozen=True)
+class PairBackend:
+    inner: Eager | Fused
+    objective: Preference
+    tally: PairTally = field(default_factory=PairTally)
+
+    @property
+    def name(self) -> BackendName:
+        return self.inner.name
+
+    @property
+    def is_flat(self) -> bool:
+        return isinstance(self.inner, Fused)
+
+    def layout(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
+        return (self.objective.flat if self.is_flat else self.objective.batches)(rows, max_tokens)
+
+    def log_probabilities(self, batch: Batch) -> Tensor:
+        """(N,) of the batch's targets; inside `active`."""
+        if isinstance(self.inner, Fused):
+            return self.inner.log_probabilities(batch)
+        return log_probabilities(self.objective.predict(self.inner.work.module, batch), batch)
+
+    def loss(self, batch: Batch) -> Tensor:
+        compared = self.objective.losses(self.log_probabilities(batch), batch)
+        self._count(compared)
+        return compared.losses.sum()
+
+    def _count(self, compared: PairLosses) -> None:
+        margins = compared.margins
+        right = (margins > 0).float() + 0.5 * (margins == 0)
+        self.tally.add(len(margins), margins.sum().item(), right.sum().item())
+
+    def divergence(self, batch: Batch) -> tuple[float, int]:
+        """KL(base || tuned) in nats, summed over the targets of the batch, and how many these are; inside `active`."""
+        with torch.no_grad():
+            with self.inner.work.trainable.base():
+                rows = self.inner.base_rows(batch)
+            return self.inner.anchored(None, batch, rows)[1].item(), int(batch.loss_mask.sum())
+
+    def active(self) -> AbstractContextManager[None]:
+        return self.inner.active()
+
+    def start(self) -> AbstractContextManager[None]:
+        """Inside, the model is the base that a new training begins with. All weights of a model that learns whole are
+        still the base's."""
+        trainable = self.inner.work.trainable
+        return trainable.base() if trainable.extra_parameters else nullcontext()
+
+    def reading(self) -> PairBackend:
+        """The same for rows that are only read: nothing is recomputed, and nothing is reported."""
+        work = replace(self.inner.work, activation_checkpointing=0, callback=silent)
+        return PairBackend(replace(self.inner, work=work), self.objective)
+
+
+def over_rows(backend: Backend, objective: object) -> Backend:
+    """The backend itself, or one over pairs where rows are pairs."""
+    if not isinstance(objective, Preference):
+        return backend
+    assert isinstance(backend, Eager | Fused), "a language model is trained by one of these"
+    return PairBackend(backend, objective)
+
+
+DIVERGENCE_PAIRS = 32
+"""Pairs on which the divergence from the base is measured at each validation, at equal distances."""
+
+
+@dataclass(frozen=True)
+class PairScorer:
+    answers: AnswerScorer
+    rows: Sequence[Tokens]
+    backend: PairBackend | None = None
+    batches: Sequence[Batch] = ()
+    """This process's share of those on which the divergence is measured."""
+    measured: int = 0
+    """How many these are in all processes."""
+    world: World = ALONE
+
+    def over(self, world: World) -> PairScorer:
+        return replace(self, answers=self.answers.over(world), world=world)
+
+    @property
+    def tokens_written(self) -> int:
+        return self.answers.tokens_written
+
+    def on(self, backend: PairBackend, max_tokens: int) -> PairScorer:
+        """The same once it is known what computes. Two models are computed at once, so half as many tokens are. Where
+        all weights learn, the base is not in memory, so the divergence is left to an evaluation."""
+        has_base = backend.inner.work.trainable.extra_parameters > 0
+        rows = list(evenly(self.rows, DIVERGENCE_PAIRS)) if has_base else []
+        own = share_of(rows, self.world.rank, self.world.size)
+        batches = backend.layout(own, max(1, max_tokens // 2)) if own else ()
+        return replace(self, backend=backend, batches=batches, measured=len(rows))
+
+    def scores(self, step: int) -> list[ScoreRecord]:
+        if not self.rows:
+            return []
+        assert self.backend is not None, "the run has begun"
+        n = self.backend.tally.pairs
+        means = [ScoreRecord(step, metric, value, n) for metric, value in self.backend.tally.means.items()]
+        if not self.measured:
+            return means
+        return [*means, ScoreRecord(step, "kl_from_base", self._divergence(self.backend), self.measured)]
+
+    def samples(self, step: int) -> list[SampleRecord]:
+        return self.answers.samples(step)
+
+    def _divergence(self, backend: PairBackend) -> float:
+        """In nats per token of the answers."""
+        device: torch.device = next(backend.inner.work.module.parameters()).device
+        own = [backend.divergence(batch.to(device)) for batch in self.batches]
+        nats, tokens = self.world.sums([sum(nats for nats, _ in own), float(sum(tokens for _, tokens in own))])
+        return nats / tokens
+
+
+def pair_scorer(config: ValidationConfig, model: LoadedModel, prepared: Prepared, objective: Objective) -> PairScorer:
+    return PairScorer(answer_scorer(config, model, prepared, objective), prepared.measured_rows)
+
+
+def pair_results(score_after: Callable[[int, str], ScoreRecord | None], first: int, last: int) -> PairResults | None:
+    """Of the validations after these two steps; None where no pairs were validated."""
+    scores = {
+        (step, metric): score_after(step, metric)
+        for step in (first, last)
+        for metric in ("preference_accuracy", "margin")
+    }
+    values = {key: record.value for key, record in scores.items() if record is not None}
+    if len(values) < len(scores) or (counted := scores[last, "margin"]) is None:
+        return None
+    moved = score_after(last, "kl_from_base")
+    accuracy = measured_share(values[last, "preference_accuracy"] * counted.n, counted.n)
+    assert accuracy is not None, "there are pairs"
+    return PairResults(
+        pairs=counted.n, accuracy_before=values[first, "preference_accuracy"], accuracy_after=accuracy,
+        margin_before=values[first, "margin"], margin_after=values[last, "margin"],
+        kl_from_base=None if moved is None else moved.value,
+    )  # fmt: skip
