@@ -19,15 +19,15 @@ from rankwise.config.data import Reasoning
 from rankwise.config.recipe import Recipe
 from rankwise.errors import TemplateError
 from rankwise.runs.data_report import TemplateFacts
-from rankwise.text.example import Message, ToolCall
+from rankwise.text.example import Message
 from rankwise.text.many_answers import COMPARED, answers_of, compared
+from rankwise.text.plain_conversations import plain_conversation
 from rankwise.text.reasoning import OPEN, may_be_thought, without_thought
 from rankwise.text.template_probe import Shown, Span
-from rankwise.text.template_process import Conversation, Cut, Result, render_conversations
+from rankwise.text.template_process import Cut, Result, render_conversations
 from rankwise.text.tokenizer import HubTokenizer
-from rankwise.text.written import MessagesAndTools, Written
+from rankwise.text.written import Conversation, Written
 
-Guard = Callable[[str], str]
 PROBE = "an answer like no other"
 REWRITING = ("last_query_index", ".split('</think>')", '.split("</think>")')
 """Parts of the templates of Qwen3, QwQ, DeepSeek-R1 and models made from them. These templates remove the thoughts from
@@ -45,43 +45,6 @@ Assistant:{% generation %}{{ ' ' + message.content + eos_token }}{% endgeneratio
 {%- endfor -%}
 {%- if add_generation_prompt -%}Assistant:{%- endif -%}
 """
-
-
-def plain_conversation(
-    messages: Sequence[Message], tools: Sequence[Any], cuts: Sequence[Cut], guarded: Guard, *, shows_context: bool
-) -> Conversation:
-    """`shows_context`: whether the template writes the context of a question itself; else it is put below."""
-    turns = [_turn(message, guarded, shows_context) for message in messages]
-    return Conversation(turns, [_guarded(tool, guarded) for tool in tools] or None, cuts)
-
-
-def _turn(message: Message, guarded: Guard, shows_context: bool) -> dict[str, Any]:
-    turn: dict[str, Any] = {
-        "role": message.role,
-        "content": guarded(message.content if shows_context else message.whole),
-    }
-    if shows_context and message.context:
-        turn["context"] = guarded(message.context)
-    if message.tool_calls:
-        turn["tool_calls"] = [_call(call, guarded) for call in message.tool_calls]
-    if message.name is not None:
-        turn["name"] = guarded(message.name)
-    if message.call_id is not None:
-        turn["tool_call_id"] = guarded(message.call_id)
-    return turn
-
-
-def _call(call: ToolCall, guarded: Guard) -> dict[str, Any]:
-    function = {"name": guarded(call.name), "arguments": _guarded(call.arguments, guarded)}
-    return {"type": "function", "function": function} | ({"id": guarded(call.call_id)} if call.call_id else {})
-
-
-def _guarded(value: Any, guarded: Guard) -> Any:
-    if isinstance(value, str):
-        return guarded(value)
-    if isinstance(value, dict):
-        return {guarded(key): _guarded(inside, guarded) for key, inside in value.items()}
-    return [_guarded(inside, guarded) for inside in value] if isinstance(value, list) else value
 
 
 class ChatTemplate:
@@ -278,7 +241,7 @@ class ChatTemplate:
         first = self.tokenizer.encode(self._probed[0].partition(PROBE)[2].lstrip())[:1]
         return [self.tokenizer.special[token] for token in first if token in self.tokenizer.special]
 
-    def written(self, conversations: Sequence[MessagesAndTools]) -> list[Written]:
+    def written(self, conversations: Sequence[Conversation]) -> list[Written]:
         """Conversations, each whole and up to each of its answers, all rendered together."""
         return self._written(conversations, self._cuts)
 
@@ -298,7 +261,7 @@ class ChatTemplate:
         return any(MARKS.search(source) for source in self._sources.values())
 
     def _written(
-        self, conversations: Sequence[MessagesAndTools], cuts: Callable[[Sequence[Message]], list[Cut]]
+        self, conversations: Sequence[Conversation], cuts: Callable[[Sequence[Message]], list[Cut]]
     ) -> list[Written]:
         """Those with tools and those without may have templates of their own."""
         written: dict[int, Written] = {}

@@ -25,7 +25,7 @@ from rankwise.text.many_answers import COMPARED, answers_of, compared, prompt_en
 from rankwise.text.reasoning import CLOSE, OPEN, parted
 from rankwise.text.template_probe import Renders, Span, merged, refuse_unshown, shown_of
 from rankwise.text.tokenize import Rendering, Segment
-from rankwise.text.written import MessagesAndTools, Written
+from rankwise.text.written import Conversation, Written
 
 APART = (
     " Use --set data.answers=apart, which makes a row of each answer, or split the conversation into rows with one "
@@ -60,7 +60,7 @@ class Template(Renders, Protocol):
         """Whether the template is known to rewrite earlier turns."""
         ...
 
-    def written(self, conversations: Sequence[MessagesAndTools]) -> list[Written]:
+    def written(self, conversations: Sequence[Conversation]) -> list[Written]:
         """Conversations as the template writes them, rendered together."""
         ...
 

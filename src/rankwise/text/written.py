@@ -15,7 +15,7 @@ from rankwise.text.example import Message
 from rankwise.text.template_probe import Span
 from rankwise.text.template_process import Cut, Result
 
-MessagesAndTools = tuple[Sequence[Message], Sequence[Any]]
+Conversation = tuple[Sequence[Message], Sequence[Any]]
 """Messages, and the tools that can be called."""
 
 
