@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 from telling import parser_of, tell
 
-from rankwise.config.built_in_tasks import BUILT_IN
 from rankwise.config.models import ModelConfig
-from rankwise.config.tasks import task_named
+from rankwise.config.tasks import BUILT_IN, task_named
 from rankwise.evaluation.likelihood import likelihoods
 from rankwise.evaluation.requests import Request, requests_of
 from rankwise.models.loaded import LoadedModel

@@ -29,7 +29,7 @@ import psutil
 from seven_billion import DEVIATION, shape_of
 from telling import parser_of, tell
 
-from rankwise.config.sizes import parse_size
+from rankwise.config.models import parse_size
 
 ROWS, HALF, SPECIAL = 4, 128, ("<s>", "</s>", "<pad>")
 GROUPS = Path("/sys/fs/cgroup/memory/rankwise-bench"), Path("/sys/fs/cgroup/rankwise-bench")

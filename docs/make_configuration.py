@@ -17,9 +17,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from rankwise.config.base import Config
+from rankwise.config.base import Config, descriptions_of
 from rankwise.config.data import DataConfig, Reading
-from rankwise.config.descriptions import descriptions_of
 from rankwise.config.experiment import Experiment
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.tasks import TaskConfig

@@ -22,7 +22,7 @@ from stored_cells import command, done_in, fresh
 
 from rankwise.commands.evaluate import evaluate
 from rankwise.commands.train import train
-from rankwise.config.anchor import AnchorConfig
+from rankwise.config.forgetting import AnchorConfig
 from rankwise.runs.records import silent
 from rankwise.system.allocator import keep_memory
 

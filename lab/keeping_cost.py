@@ -17,8 +17,8 @@ from typing import Any
 
 from claims import tasks
 
-from rankwise.config.anchor import AnchorConfig
 from rankwise.config.experiment import Experiment
+from rankwise.config.forgetting import AnchorConfig
 from rankwise.data.batches import Batches
 from rankwise.data.preparing import prepare
 from rankwise.data.writing import TextWriting

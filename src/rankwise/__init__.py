@@ -48,9 +48,9 @@ if TYPE_CHECKING:
     from rankwise.config.adapters import LoraConfig as LoraConfig
     from rankwise.config.data import DataConfig as DataConfig
     from rankwise.config.experiment import Experiment as Experiment
+    from rankwise.config.experiment import Planned as Planned
     from rankwise.config.generation import GenerationConfig as GenerationConfig
     from rankwise.config.models import ModelConfig as ModelConfig
-    from rankwise.config.planning import Planned as Planned
     from rankwise.config.tasks import TaskConfig as TaskConfig
     from rankwise.config.training import TrainingConfig as TrainingConfig
     from rankwise.errors import RankwiseError as RankwiseError
@@ -80,7 +80,7 @@ _HOMES = {
     "LoraConfig": "rankwise.config.adapters",
     "Run": "rankwise.python.run",
     "ModelConfig": "rankwise.config.models",
-    "Planned": "rankwise.config.planning",
+    "Planned": "rankwise.config.experiment",
     "TrainableAdaLoRA": "rankwise.methods.adalora",
     "RankwiseError": "rankwise.errors",
     "TrainingConfig": "rankwise.config.training",

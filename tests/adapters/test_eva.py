@@ -430,12 +430,12 @@ def test_a_run_again_is_the_same_bytes(home, tiny_folder):
 
 
 def test_as_many_micro_batches_are_looked_at_as_asked_and_never_more_than_a_pass(home, tiny_folder, monkeypatch):
-    from rankwise.methods.lora import eva_start
+    from rankwise.methods import lora
 
     seen = []
-    look = eva_start.eva_choices
+    look = lora.eva_choices
     monkeypatch.setattr(
-        eva_start, "eva_choices",
+        lora, "eva_choices",
         lambda model, spec, run, seed: look(model, spec, lambda real: run(lambda m: seen.append(m) or real(m)), seed),
     )  # fmt: skip
     train(experiment(tiny_folder, "two", eva_batches=2))

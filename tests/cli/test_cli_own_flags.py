@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import rankwise
 from library import Library
 from rankwise.cli.main import app
-from rankwise.cli.own_flags import FLAG, NAMED, flags_of_all, reworded
+from rankwise.cli.words import FLAG, NAMED, flags_of_all, reworded
 
 EVERY = dict(flags_of_all(typer.main.get_command(app)))
 SOURCE = Path(rankwise.__file__).parent

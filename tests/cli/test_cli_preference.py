@@ -11,7 +11,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from rankwise.cli.main import app
-from rankwise.config.planning import Planned
+from rankwise.config.experiment import Planned
 from rankwise.forward.plan import plan
 
 TURNS = [{"role": "user", "content": "What is blue?"}]

@@ -226,7 +226,7 @@ def test_classes_have_no_replay() -> None:
 
 
 def test_replay_rows_are_read_by_their_own_settings() -> None:
-    from rankwise.config.replay import ReplayDataConfig, replay_rows
+    from rankwise.config.forgetting import ReplayDataConfig, replay_rows
 
     data = DataConfig(path="mine.jsonl", format="dolly", held_out=5, group="customer", system="Be brief.", rows=50,
                       max_length=300, validation=None, learned="everything")  # fmt: skip

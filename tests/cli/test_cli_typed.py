@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 import rankwise
-from rankwise.cli.typed import COMMANDS, HELP, Typed, Typing
+from rankwise.cli.conversing import COMMANDS, HELP, Typed, Typing
 from rankwise.errors import ConfigError, DataError
 
 Q = '"""'
 READ = """
 import json, os, sys
-from rankwise.cli.typed import Typing
+from rankwise.cli.conversing import Typing
 typing = Typing()
 told = open(int(sys.argv[1]), "w")
 while (typed := typing.next()) is not None and typed.command != "/quit":
@@ -143,5 +143,5 @@ def test_a_paste_of_several_lines_is_one_message_on_a_terminal():
 
 
 def test_where_a_paste_is_not_marked_its_lines_come_at_once():
-    without = f"import rankwise.cli.typed as typed\ntyped._marks_pastes = lambda: False\n{READ}"
+    without = f"import rankwise.cli.conversing as typed\ntyped._marks_pastes = lambda: False\n{READ}"
     assert on_a_terminal([b"a\nb\n\nc\n", b"next\n"], without) == [(None, "a\nb\n\nc"), (None, "next")]

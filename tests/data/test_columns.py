@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from rankwise.cli.main import app
-from rankwise.config.column_text import column_text
-from rankwise.config.data import DataConfig
+from rankwise.config.data import DataConfig, column_text
 from rankwise.config.experiment import Experiment
 from rankwise.data.columns import from_columns
 from rankwise.data.formats import find_format, parse_row

@@ -9,7 +9,7 @@ from math import floor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankwise.config.replay import ReplayConfig
+from rankwise.config.forgetting import ReplayConfig
 from rankwise.data.batches import Batches
 from rankwise.data.row_order import ReplayOrder
 from rankwise.text.tokenize import Tokens

@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from rankwise.config.built_in_tasks import BUILT_IN
-from rankwise.config.tasks import TaskConfig, task_named
+from rankwise.config.tasks import BUILT_IN, TaskConfig, task_named
 from rankwise.errors import ConfigError, DataError
 from rankwise.evaluation.task_documents import task_documents
 

@@ -27,7 +27,7 @@ from rankwise.adapters.set import merge
 from rankwise.adapters.weights import AdapterWeights
 from rankwise.errors import AdapterError
 from rankwise.exporting import engine_rules
-from rankwise.exporting.engine_rules import RULES, VLLM_RANKS, declared, factors_by_layer, scale_of, verdicts
+from rankwise.exporting.engine_rules import RULES, VLLM_RANKS, declared, factors_by_layer, verdicts
 
 IDS = torch.arange(48).reshape(2, 24) % 96
 KINDS = ("plain", "rslora", "ranks", "alphas", "both", "adalora", "pruned", "embedding", "conv1d", "dora")
@@ -214,7 +214,7 @@ def test_a_rule_gives_the_scale_of_one_layer(tmp_path: Path) -> None:
     r, alpha = weights.settings["r"], weights.settings["lora_alpha"]
     facts = declared(weights)
     assert facts is not None
-    scales = {name: scale_of(RULES[name].scale, facts, path, weights.factors[path]) for name in RULES}
+    scales = {name: engine_rules._RULES[RULES[name].scale](facts, path, weights.factors[path]) for name in RULES}
     assert scales["vLLM"] == pytest.approx(alpha / r**0.5)
     assert scales["SGLang"] == pytest.approx(alpha / r)
     assert scales["OpenVINO GenAI"] == 1.0

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rankwise.config.adapters import LoraConfig
-from rankwise.config.anchor import AnchorConfig
+from rankwise.config.forgetting import AnchorConfig
 from rankwise.config.models import ModelConfig
 from rankwise.inference import own_text
 from rankwise.inference.own_text import OPENINGS, own_blocks

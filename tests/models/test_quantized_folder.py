@@ -14,8 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 import rankwise
 from classifiers import encoder_folder, labelled, write_rows
 from fast_forms import in_float64, rows, unsettle
-from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
-from rankwise.config.head import HeadConfig
+from rankwise.config.adapters import AdaLoraConfig, FullConfig, HeadConfig, LoraConfig
 from rankwise.config.models import ModelConfig
 from rankwise.data.batches import portion
 from rankwise.data.flat import flat

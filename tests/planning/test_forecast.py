@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
-from rankwise.config.anchor import BLOCKS
-from rankwise.config.planning import Planned
+from rankwise.config.experiment import Planned
+from rankwise.config.forgetting import BLOCKS
 from rankwise.config.training import TrainingConfig
 from rankwise.forward.plan import shape_of
 from rankwise.planning.batches import AtOnce, packed_at_once

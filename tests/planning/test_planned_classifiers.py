@@ -17,12 +17,11 @@ from classifiers import encoder_folder, labelled, scaled, write_rows
 from planning_models import SMALL
 from rankwise.adapters.set import AdapterSet
 from rankwise.cli.main import app
-from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
+from rankwise.config.adapters import AdaLoraConfig, FullConfig, HeadConfig, LoraConfig
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
-from rankwise.config.head import HeadConfig
+from rankwise.config.experiment import Planned
 from rankwise.config.models import ModelConfig
-from rankwise.config.planning import Planned
 from rankwise.config.training import TrainingConfig
 from rankwise.data.classes import read_targets
 from rankwise.data.sources import open_source

@@ -20,12 +20,11 @@ from typer.testing import CliRunner
 from planned_shapes import llama
 from rankwise.adapters.set import AdapterSet
 from rankwise.cli.main import app
-from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
+from rankwise.config.adapters import AdaLoraConfig, FullConfig, HeadConfig, LoraConfig
 from rankwise.config.data import DataConfig
-from rankwise.config.head import HeadConfig
+from rankwise.config.experiment import Planned
 from rankwise.config.images import ImageProcessing, patches_of
 from rankwise.config.models import ModelConfig
-from rankwise.config.planning import Planned
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError, ModelError
 from rankwise.forward.activation_memory import saved_bytes

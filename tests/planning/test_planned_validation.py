@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rankwise.config.adapters import LoraConfig
-from rankwise.config.planning import Planned
+from rankwise.config.experiment import Planned
 from rankwise.config.training import TrainingConfig
 from rankwise.forward.model_shape import shape_of_config
 from rankwise.kernels import prepacked

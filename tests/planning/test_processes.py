@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankwise.config.adapters import FullConfig, LoraConfig
-from rankwise.config.planning import Planned
+from rankwise.config.experiment import Planned
 from rankwise.config.training import TrainingConfig
 from rankwise.data.dealing import deal
 from rankwise.errors import ConfigError

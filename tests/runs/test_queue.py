@@ -21,8 +21,7 @@ from rankwise.cli.main import app
 from rankwise.config.experiment import Experiment
 from rankwise.errors import ConfigError, RunError
 from rankwise.runs.listing import listed
-from rankwise.runs.queue import Queue
-from rankwise.runs.queue_worker import work
+from rankwise.runs.queue import Queue, work
 from rankwise.system.locks import Lock
 
 RECORDER = """
@@ -145,7 +144,7 @@ def test_an_entry_that_cannot_be_removed_does_not_keep_the_worker_busy_for_ever(
     (folder / "folder.json").mkdir()
     (folder / "link.json").symlink_to("nothing")
     queue.entry("broken").write_text('{"run": "bro')
-    monkeypatch.setattr("rankwise.runs.queue_worker.write_atomic", _no_space)
+    monkeypatch.setattr("rankwise.runs.queue.write_atomic", _no_space)
     process = worker(queue)
     process.join(60)
     stays = process.is_alive()

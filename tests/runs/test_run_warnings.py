@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from classifiers import class_row
-from rankwise.config.built_in_tasks import BUILT_IN
+from rankwise.config.tasks import BUILT_IN
 from rankwise.evaluation.intervals import difference, scores
 from rankwise.evaluation.metrics import METRICS
 from rankwise.reporting.verdict import chance, evaluation_warnings

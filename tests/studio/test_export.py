@@ -16,7 +16,7 @@ from rankwise.commands.export_choices import export_choices
 from rankwise.exporting.engine_rules import RULES, verdicts
 from rankwise.methods.artifact import open_artifact, stored_weights
 from rankwise.runs.records import silent
-from rankwise.studio import export_jobs
+from rankwise.studio import export
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_the_wish_to_verify_reaches_the_command_and_of_two_at_once_one_begins(cl
         answers = list(pool.map(lambda n: client.post("/export/begin", data=given | {"to": f"{verify}-{n}"}), range(4)))
     (begun,) = [one for one in answers if one.status_code == 303]
     assert all("is being exported" in one.text for one in answers if one is not begun)
-    words = export_jobs.state_of(begun.headers["location"].rpartition("/")[2]).job.words
+    words = export.state_of(begun.headers["location"].rpartition("/")[2]).job.words
     assert [one for one in words if "verify" in one] == options
     finished(client, begun.headers["location"])
 
@@ -115,7 +115,7 @@ def test_an_export_that_fails_says_why_and_one_that_was_killed_too(client):
     page = finished(client, answer.headers["location"])
     assert "chip bad" in page and "DoRA" in page
     number = answer.headers["location"].rpartition("/")[2]
-    (export_jobs.JOBS / number / "printed.json").write_text("")  # as a killed process leaves it
+    (export.JOBS / number / "printed.json").write_text("")  # as a killed process leaves it
     assert "stopped before it was finished" in client.get(f"/exports/{number}").text
     for other in ("abc", "0" * 16):
         assert client.get(f"/exports/{other}").status_code in (400, 404)

@@ -116,8 +116,8 @@ import json, sys, time
 from pathlib import Path
 from rankwise.config.experiment import Experiment
 from rankwise.runs.queue import Queue
-from rankwise.runs.queue_worker import work
-from rankwise.studio.export_jobs import start, state_of
+from rankwise.runs.queue import work
+from rankwise.studio.export import start, state_of
 from studio_client import studio_client
 Queue.start_worker = lambda queue: True
 client, names, form, queue = studio_client(), *map(json.loads, sys.argv[1:3]), Queue()

@@ -16,7 +16,7 @@ from rankwise.runs.directory import RunDirectory, is_asked_to_end
 from rankwise.runs.own_files import StepFolders
 from rankwise.runs.queue import Queue
 from rankwise.runs.snapshot import RunSnapshot
-from rankwise.studio.queued import queued
+from rankwise.studio.live import queued
 from rankwise.studio.runs import COLUMNS, losses_of
 from report_runs import made_run
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from rankwise.config.adapters import LoraConfig
-from rankwise.config.anchor import BLOCKS, AnchorConfig
+from rankwise.config.forgetting import BLOCKS, AnchorConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import DataError

@@ -15,9 +15,8 @@ from typer.testing import CliRunner
 from classifiers import encoder_folder, labelled, write_rows
 from rankwise.cli.main import app
 from rankwise.commands.evaluate import evaluate
-from rankwise.config.experiment import Experiment
+from rankwise.config.experiment import Experiment, Planned
 from rankwise.config.models import ModelConfig
-from rankwise.config.planning import Planned
 from rankwise.data.classes import balanced_weights
 from rankwise.forward.plan import plan
 from rankwise.objectives.objective import target_loss, weight_of

@@ -11,8 +11,7 @@ import pytest
 import rankwise
 from rankwise.commands.train import train
 from rankwise.config.adapters import FullConfig
-from rankwise.config.models import ModelConfig
-from rankwise.config.sizes import parse_size
+from rankwise.config.models import ModelConfig, parse_size
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError, ResourceError
 from rankwise.kernels.quantized.given_back import GivenBack

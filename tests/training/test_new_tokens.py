@@ -20,7 +20,7 @@ from rankwise.adapters.formats.dialects import read_adapter
 from rankwise.adapters.formats.peft import WEIGHTS
 from rankwise.adapters.token_rows import TokenRows
 from rankwise.cli.main import app
-from rankwise.config.planning import Planned
+from rankwise.config.experiment import Planned
 from rankwise.errors import RankwiseError
 from rankwise.exporting.engine_rules import verdicts as verdicts_of
 from rankwise.exporting.merging.as_adapter import combine

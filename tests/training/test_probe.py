@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rankwise.cli.main import app
-from rankwise.config.planning import Planned
+from rankwise.config.experiment import Planned
 from rankwise.errors import RunError
 from rankwise.forward.plan import plan
 from rankwise.planning.time import Probe

@@ -25,6 +25,8 @@ from torch.nn.utils import parametrize
 
 Applied = Callable[[Tensor, Tensor, Tensor], Tensor]
 """x, A and B to the correction; A and B are cast to what they meet."""
+STANDARDIZED = regex.compile(r"Std|Standardi[sz]ed")
+"""In the names of classes that normalise their weight before they convolve."""
 
 
 class Adapter(nn.Module, ABC):
@@ -90,10 +92,6 @@ def on_embedding(host: nn.Embedding) -> Applied:
         return F.linear(F.embedding(x, A.T, padding_idx=padding_idx).to(dtype), B.to(dtype))
 
     return applied
-
-
-STANDARDIZED = regex.compile(r"Std|Standardi[sz]ed")
-"""In the names of classes that normalise their weight before they convolve."""
 
 
 def conv_problem(conv: nn.Conv2d) -> str:

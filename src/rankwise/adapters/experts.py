@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from rankwise.adapters.adapter import on_linear
 from rankwise.adapters.lora import LoRA
-from rankwise.adapters.wrapper import AdapterWrapper
+from rankwise.adapters.wrapper import AdapterWrapper, Wrapper
 
 STACKED = 3
 """Dimensions of a parameter that holds a matrix of each expert."""
@@ -57,16 +57,18 @@ class StackedWeight(nn.Module):
         return getattr(experts, f"{self.name}_bias") if experts.has_bias else None
 
 
-class ExpertsWrapper(nn.Module):
+class ExpertsWrapper(Wrapper):
     """A module of experts whose parameters may have adapters: each parameter is a child of its own name."""
 
     def __init__(self, host: nn.Module) -> None:
-        super().__init__()
-        self.host = host
+        super().__init__(host)
         self.names = expert_weights(host)
         for name in self.names:
             setattr(self, name, StackedWeight(host, name))
-        self.train(host.training)
+
+    @property
+    def is_empty(self) -> bool:
+        return not any(isinstance(self._modules[name], AdapterWrapper) for name in self.names)
 
     def forward(self, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
         """Tokens x (T, d), the experts that each is sent to (T, k), and the share of each in the sum (T, k)."""
@@ -85,13 +87,6 @@ class ExpertsWrapper(nn.Module):
                 outputs.append(host.post_expert_norm(y) if host.has_post_expert_norm else y)
         weighted = torch.cat(outputs) * shares.flatten()[order, None]
         return weighted[order.argsort()].view(*chosen.shape, -1).sum(1).to(x.dtype)
-
-    def __getattr__(self, name: str) -> Any:
-        """What a model asks of the experts that it believes are here, the host answers."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("host"), name)
 
 
 @dataclass(frozen=True)

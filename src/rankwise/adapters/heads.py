@@ -14,38 +14,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankwise.adapters.wrapper import Wrapper
 from rankwise.errors import TargetError, some
 
 
-class HeadWrapper(nn.Module):
+class HeadWrapper(Wrapper):
     """The base's module and its trained copies, of which at most one is active."""
 
-    def __init__(self, base_layer: nn.Module) -> None:
-        super().__init__()
-        self.base_layer = base_layer
+    def __init__(self, host: nn.Module) -> None:
+        super().__init__(host)
         self.copies = nn.ModuleDict()
         self.active: str | None = None
         self.mixed: Mapping[str, Tensor] | None = None
         """Where each row of a batch has a copy of its own: the numbers of the rows of each (by_row.py)."""
-        self.train(base_layer.training)
 
     def add(self, name: str) -> None:
-        self.copies[name] = deepcopy(self.base_layer).float().requires_grad_(True)
+        self.copies[name] = deepcopy(self.host).float().requires_grad_(True)
 
     @property
     def is_empty(self) -> bool:
-        """Whether no adapter has a copy."""
         return not self.copies
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.mixed is not None:
             return self._by_row(args[0], self.mixed)
         if self.active is None:
-            return self.base_layer(*args, **kwargs)
+            return self.host(*args, **kwargs)
         return self.copies[self.active](*map(_in_float32, args), **{k: _in_float32(v) for k, v in kwargs.items()})
 
     def _by_row(self, x: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
-        y = self.base_layer(x)
+        y = self.host(x)
         for name, numbers in rows.items():
             y[numbers] = self.copies[name](_in_float32(x[numbers])).to(y.dtype)
         return y
@@ -56,19 +54,12 @@ class HeadWrapper(nn.Module):
         trained = [] if self.active is None else list(self.copies[self.active].parameters())
         before = [parameter.data for parameter in trained]
         try:
-            for parameter, base in zip(trained, self.base_layer.parameters(), strict=bool(trained)):
+            for parameter, base in zip(trained, self.host.parameters(), strict=bool(trained)):
                 parameter.data = torch.lerp(base.detach().to(parameter.dtype), parameter.data, factor)
             yield
         finally:
             for parameter, data in zip(trained, before, strict=True):
                 parameter.data = data
-
-    def __getattr__(self, name: str) -> Any:
-        """Attributes that a model reads from its head (weight, out_features) are those of the base's module."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("base_layer"), name)
 
 
 def head_paths(model: nn.Module, heads: Sequence[str]) -> list[str]:

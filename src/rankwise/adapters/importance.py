@@ -37,6 +37,8 @@ from rankwise.config.budget import budget_of as budget_of
 
 IN_CACHE = 1 << 17
 """Numbers at a time on a processor: six passes over half a megabyte cost less than six over all there is."""
+PASSES = 6
+"""Each goes on behind what did not fit, where something cheaper may."""
 
 
 @dataclass
@@ -113,10 +115,6 @@ class Schedule:
 
     def is_due(self, step: int) -> bool:
         return self.warmup < step < self.decided and step % self.interval == 0
-
-
-PASSES = 6
-"""Each goes on behind what did not fit, where something cheaper may."""
 
 
 def keep_best(scores: Tensor, budget: int) -> Tensor:

@@ -14,7 +14,7 @@ output head too, is parted first where only one of the two was trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from rankwise.adapters.adalora import is_decided
 from rankwise.adapters.adapter import Adapter
 from rankwise.adapters.base_layers import adalora_for, features_of, lora_for, oriented, plain_lora, weight_of
-from rankwise.adapters.experts import ExpertsWrapper, open_experts, owner_of
+from rankwise.adapters.experts import open_experts, owner_of
 from rankwise.adapters.fused import split_of
 from rankwise.adapters.heads import HeadWrapper, head_paths
 from rankwise.adapters.lora import LoRA
 from rankwise.adapters.targets import Choice, chosen_paths
 from rankwise.adapters.token_rows import TokenRows, lay_token_rows
-from rankwise.adapters.wrapper import AdapterWrapper
+from rankwise.adapters.wrapper import AdapterWrapper, Wrapper
 from rankwise.config.adapters import AdaLoraConfig
 from rankwise.config.budget import budget_of
 from rankwise.config.strength import check_strength
@@ -63,14 +63,15 @@ class AdapterSet:
         generator = torch.Generator().manual_seed(seed)
         open_experts(self.model, [choice.path for choice in choices])
 
-        def made(choice: Choice) -> Adapter:
-            host = self.host(choice.path)
-            lora = lora_for(host, choice.rank, choice.scale, dropout, generator, dora=dora)
-            if choice.A is not None:
-                lora.A.copy_(choice.A)
-            return lora
+        def parts() -> Iterator[tuple[str, Adapter]]:
+            for choice in choices:
+                host = self.host(choice.path)
+                lora = lora_for(host, choice.rank, choice.scale, dropout, generator, dora=dora)
+                if choice.A is not None:
+                    lora.A.copy_(choice.A)
+                yield choice.path, lora
 
-        self._lay({choice.path: (lambda choice=choice: made(choice)) for choice in choices}, name)
+        self._lay(parts(), name)
 
     def add_heads(self, heads: Sequence[str], name: str = "default") -> None:
         """Train the modules of these names whole; no layer inside them gets an adapter."""
@@ -99,25 +100,24 @@ class AdapterSet:
         layers = [layer for layer, count in enumerate(counts) for _ in range(count)]
         mean_rank = budget_of(spec, [sum(sizes[paths[layer]]) for layer in layers], layers, paths).mean_rank
 
-        def made(path: str) -> Adapter:
-            return adalora_for(self.host(path), spec, mean_rank, splits[path], generator)
+        parts = ((path, adalora_for(self.host(path), spec, mean_rank, splits[path], generator)) for path in paths)
+        self._lay(parts, name)
 
-        self._lay({path: (lambda path=path: made(path)) for path in paths}, name)
-
-    def _lay(self, makers: dict[str, Callable[[], Adapter]], name: str) -> None:
+    def _lay(self, parts: Iterable[tuple[str, Adapter]], name: str) -> None:
+        """Each part is made when its turn comes, so that none is where the name is refused."""
         _check_name(name)
         if name in dict.fromkeys(name for layer in self.layers.values() for name in layer.adapters):
             raise TargetError(f'this model already has an adapter "{name}"; its adapters are {some(self.names)}.')
         places: dict[nn.Module, list[str]] = {}
         for place, module in self.model.named_modules(remove_duplicate=False):
             places.setdefault(module, []).append(place)
-        for path, make in makers.items():
-            adapter = make()
+        uncalled: list[str] = []
+        for path, adapter in parts:
             adapted = self._adapted_at(path, places)
+            uncalled += [path] if adapted.is_uncalled else []
             adapted.adapters[name] = adapter.train(adapted.training)
         self.activate(name)
-        layers = self.layers  # looking them up walks the whole model
-        if uncalled := [path for path in makers if layers[path].is_uncalled]:
+        if uncalled:
             self.notes.append(
                 f"PEFT leaves {len(uncalled)} of these layers as they were ({some(uncalled, 1)}), because the model's "
                 "code reads their weight without calling them; for other programs, merge the adapter"
@@ -252,11 +252,8 @@ class AdapterSet:
         for path, module in reversed(list(self.model.named_modules(remove_duplicate=False))):  # the innermost first
             if isinstance(module, AdapterWrapper):
                 module.active = ()
+            if isinstance(module, Wrapper):
                 self.model.set_submodule(path, module.host)
-            elif isinstance(module, ExpertsWrapper):
-                self.model.set_submodule(path, module.host)
-            elif isinstance(module, HeadWrapper):
-                self.model.set_submodule(path, module.base_layer)
         for parameter in self._required_grad:
             parameter.requires_grad_(True)
         return self.model
@@ -296,7 +293,7 @@ def _check_name(name: str) -> None:
 
 
 def refuse_adapted(model: nn.Module) -> None:
-    if any(isinstance(module, AdapterWrapper | HeadWrapper | ExpertsWrapper) for module in model.modules()):
+    if any(isinstance(module, Wrapper) for module in model.modules()):
         raise TargetError(
             "this model already has adapters. Give their AdapterSet, which inject returned (after training it is "
             "`trainable.adapters`), to rankwise.add_adapter to add another one, or call its `remove`."
@@ -315,13 +312,7 @@ def discard(adapters: AdapterSet, name: str) -> None:
             del head.copies[name]
     model = adapters.model
     for path, module in reversed(list(model.named_modules(remove_duplicate=False))):  # the innermost first
-        if isinstance(module, AdapterWrapper) and not module.adapters:
-            model.set_submodule(path, module.host)
-        elif isinstance(module, HeadWrapper) and module.is_empty:
-            model.set_submodule(path, module.base_layer)
-        elif isinstance(module, ExpertsWrapper) and not any(
-            isinstance(one, AdapterWrapper) for one in module.modules()
-        ):
+        if isinstance(module, Wrapper) and module.is_empty:
             model.set_submodule(path, module.host)
 
 
@@ -339,7 +330,7 @@ def merge(adapters: AdapterSet, name: str = "default") -> nn.Module:
         else:
             weight.copy_(changed)
     for path, trained in adapters.trained_heads(name).items():
-        base = adapters.heads[path].base_layer
+        base = adapters.heads[path].host
         for weight in base.parameters():
             _part(adapters.model, base, weight)
         unpack_weights(base)

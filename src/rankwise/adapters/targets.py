@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from rankwise.adapters.adapter import conv_problem
 from rankwise.adapters.base_layers import kind_of, weight_of
-from rankwise.adapters.experts import ExpertsWrapper, stacked_by_own_code, stacked_hosts
+from rankwise.adapters.experts import stacked_by_own_code, stacked_hosts
 from rankwise.adapters.heads import HeadWrapper
 from rankwise.adapters.token_rows import TokenRows
-from rankwise.adapters.wrapper import AdapterWrapper
+from rankwise.adapters.wrapper import Wrapper
 from rankwise.config.adapters import AdapterConfig, LoraConfig
 from rankwise.config.method import MethodConfig
 from rankwise.config.modules import Modules, Seen
@@ -69,20 +69,15 @@ def _seen(module: nn.Module, head: nn.Module | None, tables: set[int]) -> Seen:
 def host_view(model: nn.Module) -> dict[str, nn.Module]:
     """Every module by its path, as if no adapter were there: an adapted layer shows as its host, and so does a head
     that is trained whole. Parameters that stack the weights of experts are among them, as layers."""
-    wrapped = tuple(
-        f"{path}."
-        for path, module in model.named_modules()
-        if isinstance(module, AdapterWrapper | HeadWrapper | ExpertsWrapper)
-    )
+    wrapped = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, Wrapper))
     view: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
         if not path or path.startswith(wrapped):
             continue
-        if isinstance(module, HeadWrapper):
-            view |= {f"{path}.{own}".rstrip("."): part for own, part in module.base_layer.named_modules()}
-        else:
-            view[path] = module.host if isinstance(module, AdapterWrapper | ExpertsWrapper) else module
-            view |= stacked_hosts(path, view[path])
+        view[path] = module
+        if isinstance(module, Wrapper):
+            view |= {f"{path}.{own}".rstrip("."): part for own, part in module.host.named_modules()}
+        view |= stacked_hosts(path, view[path])
     return view
 
 
@@ -98,9 +93,7 @@ def output_head(model: nn.Module) -> nn.Module | None:
     """The layer that makes logits, which `all-linear` leaves alone."""
     get = getattr(model, "get_output_embeddings", None)
     head = get() if get is not None else None
-    if isinstance(head, HeadWrapper):
-        return head.base_layer
-    return head.host if isinstance(head, AdapterWrapper) else head
+    return head.host if isinstance(head, Wrapper) else head
 
 
 def tables_of_the_head(model: nn.Module, paths: Iterable[str]) -> list[str]:

@@ -135,6 +135,7 @@ class Triplets:
         blocks: list[_Block] = []
         held: list[Tensor] = []
         places: dict[tuple[int, str], int] = {}
+        begins: dict[tuple[int, str], int] = {}
         start = first = 0
         for width in widths:
             members = [
@@ -144,7 +145,7 @@ class Triplets:
                 if getattr(part, role).shape[1] == width
             ]
             for (index, role, _), place in zip(members, _starts([m.shape[0] for _, _, m in members]), strict=True):
-                places[index, role] = first + place
+                places[index, role], begins[index, role] = first + place, start + place * width
             held += [matrix.detach().flatten() for _, _, matrix in members]
             blocks.append(_block(width, start, [matrix.shape[0] for _, _, matrix in members], members[0][2].device))
             start, first = start + blocks[-1].count * width, first + blocks[-1].count
@@ -157,7 +158,7 @@ class Triplets:
         )  # fmt: skip
         self._fill(self.vectors, torch.cat(held))
         self._fill(self.strengths, torch.cat([part.strength.detach() for part in self.parts]))
-        self._bind(places)
+        self._bind(begins)
 
     @staticmethod
     def _fill(parameter: nn.Parameter, values: Tensor) -> None:
@@ -165,21 +166,12 @@ class Triplets:
         parameter.data = values
         parameter.grad = torch.zeros_like(values)
 
-    def _bind(self, places: dict[tuple[int, str], int]) -> None:
-        """Row `places[part, role]` of all rows is the first of that part's matrix."""
-        offsets = {}
-        first = 0
-        for block in self._blocks:
-            for row in range(block.count):
-                offsets[first + row] = block.start + row * block.width
-            first += block.count
-        end = self.vectors.numel()
+    def _bind(self, begins: dict[tuple[int, str], int]) -> None:
+        """`begins[part, role]` is where that part's matrix begins in the buffer."""
         before = 0
         for index, part in enumerate(self.parts):
             for role in ("P", "Q"):
-                matrix: nn.Parameter = getattr(part, role)
-                begin = offsets.get(places[index, role], end)
-                _view(matrix, self.vectors, begin)
+                _view(getattr(part, role), self.vectors, begins[index, role])
             _view(part.strength, self.strengths, before)
             before += part.rank
 

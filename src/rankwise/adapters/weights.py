@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,11 +30,16 @@ from torch.nn import functional as F
 
 from rankwise.config.matching import ranges
 from rankwise.errors import AdapterError, some
+from rankwise.runs.records import Callback, StatusMessage, WarningMessage
 
 STACKED = 3
 """Dimensions of a factor that has one matrix for each expert."""
+Part = TypeVar("Part")
 NEAR = 1e-6
 """How much of a layer's change may differ, since s B is rounded to float32."""
+LARGEST_SCALE, SMALLEST_SCALE = 100.0, 1e-4
+MOST_BLOCKS = 10_000
+_BLOCK = re.compile(r"\.(\d+)(?=\.)")
 
 
 @dataclass(frozen=True)
@@ -223,17 +228,16 @@ def refuse_scaled_dora(name: str, strength: float) -> None:
 
 def check_same(one: AdapterWeights, other: AdapterWeights, folder: Path) -> None:
     """Refuse if the two do not change the same layers in the same way, but for rounding."""
-    differing = sorted(one.factors.keys() ^ other.factors.keys())
-    differing += [path for path in one.factors.keys() & other.factors.keys()
-                  if not _same(one.factors[path], other.factors[path])]  # fmt: skip
-    differing += sorted(one.heads.keys() ^ other.heads.keys())
-    differing += [name for name in one.heads.keys() & other.heads.keys()
-                  if not torch.equal(one.heads[name], other.heads[name])]  # fmt: skip
-    differing += sorted(one.tokens.keys() ^ other.tokens.keys())
-    differing += [path for path in one.tokens.keys() & other.tokens.keys()
-                  if not one.tokens[path].same_as(other.tokens[path])]  # fmt: skip
+    differing = _differing(one.factors, other.factors, _same)
+    differing += _differing(one.heads, other.heads, torch.equal)
+    differing += _differing(one.tokens, other.tokens, TokenValues.same_as)
     if differing:
         raise AdapterError(f'{folder} would differ from the adapter in "{differing[0]}". Nothing was written.')
+
+
+def _differing(one: Mapping[str, Part], other: Mapping[str, Part], same: Callable[[Part, Part], bool]) -> list[str]:
+    both = one.keys() & other.keys()
+    return sorted(one.keys() ^ other.keys()) + [name for name in both if not same(one[name], other[name])]
 
 
 def _same(one: Factors, other: Factors) -> bool:
@@ -253,9 +257,13 @@ def _norm(X: Tensor, Y: Tensor) -> float:
     return math.sqrt(max(0.0, float(((X.T @ X) * (Y @ Y.T)).sum())))
 
 
-LARGEST_SCALE, SMALLEST_SCALE = 100.0, 1e-4
-MOST_BLOCKS = 10_000
-_BLOCK = re.compile(r"\.(\d+)(?=\.)")
+def reported(weights: AdapterWeights, callback: Callback) -> AdapterWeights:
+    """The same, once a user was shown what there is to know of its file."""
+    for note in weights.notes:
+        callback(StatusMessage(note))
+    for warning in (*weights.warnings, *oddities(weights)):
+        callback(WarningMessage(warning))
+    return weights
 
 
 def oddities(weights: AdapterWeights) -> list[str]:

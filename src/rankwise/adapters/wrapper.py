@@ -23,16 +23,39 @@ ROUNDED = (torch.bfloat16, torch.float16)
 """Formats in which most of a small change would be lost if it were added to an output that is rounded already."""
 
 
-class AdapterWrapper(nn.Module):
-    def __init__(self, host: nn.Module, parent: nn.Module | None = None) -> None:
+class Wrapper(nn.Module):
+    """What stands in the place of a module of the base."""
+
+    def __init__(self, host: nn.Module) -> None:
         super().__init__()
         self.host = host
+        self.train(host.training)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no adapter needs it any more."""
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        """What a model asks of the module it believes is here (weight, bias, in_features) the host answers."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("host"), name)
+
+
+class AdapterWrapper(Wrapper):
+    def __init__(self, host: nn.Module, parent: nn.Module | None = None) -> None:
+        super().__init__(host)
         self.adapters = nn.ModuleDict()
         self._active: tuple[str, ...] = ()
         self.mixed: Callable[[Tensor], Tensor] | None = None
         """The layer where each row of a batch has an adapter of its own (by_row.py)."""
         self._uncalled_in: tuple[Any, ...] = (parent,) if parent is not None and reads_weight(parent, host) else ()
-        self.train(host.training)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.adapters
 
     @property
     def active(self) -> tuple[str, ...]:
@@ -88,13 +111,6 @@ class AdapterWrapper(nn.Module):
         adapter = self.adapters[name]
         assert isinstance(adapter, Adapter)
         return adapter
-
-    def __getattr__(self, name: str) -> Any:
-        """What a model asks of the layer it believes is here (weight, bias, in_features) the host answers."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("host"), name)
 
 
 def reads_weight(parent: Any, layer: nn.Module) -> bool:

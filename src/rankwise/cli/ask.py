@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rankwise.cli.conversing import converse, speak, tell_repetition
+from rankwise.cli.conversing import converse, not_utf8, speak, tell_repetition
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import (
@@ -27,7 +27,6 @@ from rankwise.cli.options import (
     TopP,
     TrustCode,
 )
-from rankwise.cli.typed import not_utf8
 from rankwise.config.generation import GenerationConfig
 
 

@@ -10,7 +10,7 @@ from rankwise.cli.display import print_json
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json, Yes
 from rankwise.cli.runs import confirm, megabytes
-from rankwise.cli.visible import visible
+from rankwise.cli.words import visible
 
 if TYPE_CHECKING:
     from rankwise.commands.cache import Cache

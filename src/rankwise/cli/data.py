@@ -12,7 +12,7 @@ from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json, Quiet
 from rankwise.cli.settings import NONE_GIVEN, ROWS, VALIDATION_ROWS, GivenSettings, takes_settings
-from rankwise.cli.visible import visible
+from rankwise.cli.words import visible
 from rankwise.config.experiment import OBJECTIVES
 from rankwise.config.models import ModelConfig
 from rankwise.config.reading import read_data
@@ -21,8 +21,7 @@ from rankwise.errors import ConfigError, RankwiseError, did_you_mean
 from rankwise.runs.data_report import MOST_LISTED, about, lines_of, verdict_of
 
 if TYPE_CHECKING:
-    from rankwise.commands.data import Shown
-    from rankwise.commands.preview_images import Sheet
+    from rankwise.commands.data import Sheet, Shown
     from rankwise.runs.data_report import DataReport
 
 data = typer.Typer(help="Check and preview rows before training on them.", no_args_is_help=True)

@@ -18,8 +18,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from rankwise.cli.own_flags import in_own_words
-from rankwise.cli.visible import visible
+from rankwise.cli.words import in_own_words, visible
 from rankwise.runs.records import (
     BudgetRecord,
     Event,

@@ -10,7 +10,7 @@ import typer
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet, TrustCode
-from rankwise.cli.visible import visible
+from rankwise.cli.words import visible
 from rankwise.system.allocator import keep_memory
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet, RunName
-from rankwise.cli.visible import visible
+from rankwise.cli.words import visible
 from rankwise.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -111,10 +111,7 @@ def export(
         else:
             from rankwise.exporting.engines import loaded_with
 
-            use = loaded_with(
-                exported.loaded_as, exported.to, exported.outputs, images=exported.images, words=exported.words,
-                encoder_decoder=exported.encoder_decoder,
-            )  # fmt: skip
+            use = loaded_with(exported.loaded_as, exported.to, exported.auto, exported.outputs)
             lines = [_line(exported), *_template_lines(exported), *exported.verification.lines(), use]
             typer.echo(visible("\n".join(lines)))
 

@@ -21,8 +21,7 @@ from functools import partial
 from types import FrameType
 from typing import NoReturn
 
-from rankwise.cli.own_flags import in_own_words
-from rankwise.cli.visible import visible
+from rankwise.cli.words import in_own_words, visible
 from rankwise.errors import FULL, Interrupted, RankwiseError, ResourceError, typed
 from rankwise.system.launched import LAUNCHER, is_first_to_end, launched
 from rankwise.system.signals import ask_to_stop, forget, ignore_requests, requested

@@ -13,7 +13,7 @@ from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import ForceResult, Json
 from rankwise.cli.rank_map import WIDTH, Cell, rank_tables
-from rankwise.cli.visible import visible
+from rankwise.cli.words import visible
 from rankwise.errors import some
 from rankwise.runs.lineage import described
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 MOST_PLANS = 8
 SHADES = ("white on grey11", "white on grey23", "white on grey35", "black on grey58", "black on grey78")
+HINT = "a hint of a change that was planted by hand, and no proof"
+MOST_PLANTED = 5
+MOST_KINDS = 8
 
 
 def inspect(
@@ -128,11 +131,6 @@ def _plans(history: list[RankRecord]) -> list[str]:
             for plan in shown
         ),
     ]
-
-
-HINT = "a hint of a change that was planted by hand, and no proof"
-MOST_PLANTED = 5
-MOST_KINDS = 8
 
 
 def adapter_lines(facts: AdapterFacts) -> list[str]:

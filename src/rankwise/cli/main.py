@@ -24,7 +24,6 @@ from rankwise.cli.failures import report_failures
 from rankwise.cli.inspect import inspect
 from rankwise.cli.merge import extract, merge
 from rankwise.cli.models import models
-from rankwise.cli.own_flags import remember
 from rankwise.cli.plan import plan
 from rankwise.cli.predict import predict
 from rankwise.cli.queue import queue
@@ -36,6 +35,7 @@ from rankwise.cli.studio import studio
 from rankwise.cli.sweep import sweep
 from rankwise.cli.train import train
 from rankwise.cli.watch import watch
+from rankwise.cli.words import remember
 from rankwise.errors import ConfigError
 from rankwise.system.launched import launched
 

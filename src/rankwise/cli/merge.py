@@ -13,7 +13,7 @@ import typer
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet
-from rankwise.cli.visible import visible
+from rankwise.cli.words import visible
 from rankwise.errors import ConfigError, some
 
 if TYPE_CHECKING:
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from rankwise.exporting.merging.as_adapter import CombinedAdapter, LayerError
     from rankwise.exporting.merging.inputs import Options
     from rankwise.exporting.merging.write import MergedFolder
+
+SHOWN = 8
+NOTICED = 0.1
+"""The share of a layer's change from which its rounding error is pointed at."""
 
 
 def merge(
@@ -124,11 +128,6 @@ def _numbers(text: str | None) -> list[float] | None:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise ConfigError([f'--weights "{text}" is no list of numbers, such as 0.7,0.3.']) from None
-
-
-SHOWN = 8
-NOTICED = 0.1
-"""The share of a layer's change from which its rounding error is pointed at."""
 
 
 def plan_lines(plan: dict[str, Any]) -> list[str]:

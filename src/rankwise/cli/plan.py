@@ -10,7 +10,7 @@ from rankwise.cli.display import print_json
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import ConfigFile, Json, Quiet, Tune
 from rankwise.cli.settings import NONE_GIVEN, TRAINING, GivenSettings, takes_settings
-from rankwise.cli.visible import visible
+from rankwise.cli.words import visible
 from rankwise.config.reading import read_planned
 
 

@@ -10,7 +10,7 @@ from rankwise.cli.display import print_json
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import ConfigFile, Json
 from rankwise.cli.settings import NONE_GIVEN, TRAINING, GivenSettings, takes_settings
-from rankwise.cli.visible import visible
+from rankwise.cli.words import visible
 from rankwise.config.reading import read_experiment
 
 queue = typer.Typer(
@@ -88,6 +88,6 @@ def stop(name: Name, as_json: Json = False) -> None:
 def work() -> None:
     """Train what waits, one run after the other."""
     from rankwise.runs.queue import Queue
-    from rankwise.runs.queue_worker import work as work_through
+    from rankwise.runs.queue import work as work_through
 
     work_through(Queue())

@@ -10,7 +10,7 @@ import typer
 from rankwise.cli.display import print_json
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json
-from rankwise.cli.visible import visible
+from rankwise.cli.words import visible
 
 
 def report(

@@ -10,7 +10,7 @@ import typer
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json, Quiet, Yes
-from rankwise.cli.visible import visible
+from rankwise.cli.words import visible
 from rankwise.errors import ConfigError, some
 from rankwise.runs.lineage import Round, described
 

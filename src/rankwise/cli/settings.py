@@ -18,10 +18,9 @@ from typing import Annotated, Any
 import typer
 from pydantic_core import PydanticUndefined
 
-from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
+from rankwise.config.adapters import AdaLoraConfig, FullConfig, HeadConfig, LoraConfig
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
-from rankwise.config.head import HeadConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.preference import PreferenceConfig
 from rankwise.config.reading import Setting, parse_setting

@@ -9,7 +9,7 @@ import typer
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet, RunName, TrustCode
-from rankwise.cli.visible import visible
+from rankwise.cli.words import visible
 
 if TYPE_CHECKING:
     from rankwise.commands.strength import Strengths

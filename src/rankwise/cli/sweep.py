@@ -10,7 +10,7 @@ from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import ConfigFile, Json, Quiet
 from rankwise.cli.settings import ADAPTER, IMAGES, NONE_GIVEN, ROWS, VALIDATION_ROWS, GivenSettings, takes_settings
-from rankwise.cli.visible import visible
+from rankwise.cli.words import visible
 from rankwise.config.reading import read_experiment
 from rankwise.config.sweep import parse_axis
 from rankwise.system.allocator import keep_memory

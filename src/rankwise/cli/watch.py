@@ -1,8 +1,18 @@
-"""`rankwise watch`: follow runs in a terminal, with their curves; plain lines elsewhere, or their records as JSON."""
+"""`rankwise watch`: follow runs in a terminal, with their curves; plain lines elsewhere, or their records as JSON.
+
+Each column of a curve is the mean of its share of the values:
+
+    3.21 |#.
+         |##..
+    1.87 |####....
+
+With UTF-8 the blocks of Unicode divide each line into eight levels; without, a line has the two levels of `.` and `#`.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,15 +25,12 @@ from rich.text import Text
 
 from rankwise.cli.display import SECONDS_BETWEEN_LINES, clock
 from rankwise.cli.failures import report_failures
-from rankwise.cli.visible import visible
+from rankwise.cli.words import visible
+from rankwise.reporting.sparkline import bucket_means
 
 if TYPE_CHECKING:
     from rankwise.commands.watch import WatchedRun
 
-
-import math
-
-from rankwise.reporting.sparkline import bucket_means
 
 NARROWEST = 46
 """Columns that a run needs beside another one; with fewer, runs stand one above the other."""

@@ -23,7 +23,7 @@ from rankwise.errors import ConfigError, RunError, did_you_mean
 from rankwise.exporting.adapter_export import FORMATS as ADAPTER_FORMATS
 from rankwise.exporting.adapter_export import export_adapter
 from rankwise.exporting.engine_rules import verdicts
-from rankwise.exporting.engines import engine_meant_by, way_to
+from rankwise.exporting.engines import WRITING, engine_meant_by, way_to
 from rankwise.exporting.gguf import DTYPES as GGUF_DTYPES
 from rankwise.exporting.gguf import FORMATS as GGUF_FORMATS
 from rankwise.exporting.gguf import export_as_gguf, template_parity_of
@@ -70,12 +70,8 @@ class Exported:
     """Of a merged model as a GGUF file."""
     outputs: int | None = None
     """The number of a classifier's classes, or 1 for a number."""
-    images: bool = False
-    """Whether a classifier reads images."""
-    words: bool = False
-    """Whether a classifier tags the words of texts."""
-    encoder_decoder: bool = False
-    """Whether an encoder reads the input and a decoder writes the output."""
+    auto: str = WRITING
+    """The class by which transformers opens the model."""
     files: tuple[str, ...] = ()
     adapter: AdapterWeights | None = None
     """What a folder with an adapter holds."""
@@ -138,7 +134,7 @@ def export(
             )  # fmt: skip
             written = Export(str(folder), format, exported.number_format, strength, force_base)
             verification = arrived(artifact, written, verifying, callback)
-    if exported.adapter is not None and format != "mlx" and exported.outputs is None and not artifact.encoder_decoder:
+    if exported.adapter is not None and format != "mlx" and exported.auto == WRITING:
         # the rules are those for language models in PEFT's folders
         verification = with_rules(verification, verdicts(exported.adapter))
     return replace(exported, verification=verification, bytes=_size(folder), files=_files(folder))
@@ -150,8 +146,6 @@ def _written(
 ) -> Exported:  # fmt: skip
     """Write one format, whole or not at all."""
     outputs = None if artifact.targets is None else artifact.targets.outputs
-    images = artifact.data_report is not None and artifact.data_report.image_processing is not None
-    words = artifact.targets is not None and artifact.targets.form == "tags"
     if outputs is not None and strength != 1:
         raise ConfigError([
             f"--strength {strength:g}: {artifact.described} is a classifier, whose new head has no base to scale its "
@@ -160,8 +154,8 @@ def _written(
     named = None if artifact.config.trains_base else artifact.base_named
     stored = None if named is None else named.packed_format
     exported = Exported(
-        str(artifact.folder), str(folder), format, strength=strength, outputs=outputs, images=images, words=words,
-        base_quantized=stored, encoder_decoder=artifact.encoder_decoder,
+        str(artifact.folder), str(folder), format, strength=strength, outputs=outputs, base_quantized=stored,
+        auto=artifact.objective.kind.auto_class,
     )  # fmt: skip
     if artifact.encoder_decoder and format not in OF_ENCODER_DECODERS:
         raise ConfigError([

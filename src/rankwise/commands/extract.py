@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.commands.export import check_free
+from rankwise.commands.merge import cutting_problems
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError, ModelError, RunError
 from rankwise.exporting.extracting import Extracted, Pair, extract_adapter
-from rankwise.methods.artifact import Artifact, open_artifact
+from rankwise.methods.artifact import Artifact, check_base, open_artifact
 from rankwise.models.kind import CAUSAL_LM, ModelKind
 from rankwise.models.sources import find
 from rankwise.runs.directory import find_run
@@ -30,13 +31,8 @@ def extract(
 ) -> Extracted:  # fmt: skip
     """Write the adapter `to` of this `rank`, or of the smallest rank in each layer with this relative `error`, from a
     full run or a model folder `tuned`, and its `base`, which a run names itself."""
-    problems: list[str] = []
-    if (rank is None) == (error is None):
-        problems.append("give either --rank or --error.")
-    if rank is not None and rank < 1:
-        problems.append(f"--rank {rank} must be at least 1.")
-    if error is not None and not 0 < error < 1:
-        problems.append(f"--error {error:g} must be above 0 and below 1: the relative error of each layer.")
+    problems = ["give either --rank or --error."] if (rank is None) == (error is None) else []
+    problems += cutting_problems(rank, error)
     if problems:
         raise ConfigError(problems)
     check_free(Path(to))
@@ -66,9 +62,8 @@ def _of_run(artifact: Artifact, base: str | None, callback: Callback, *, force: 
     assert named is not None, "a run names its base"
     source, known = find(named, callback), artifact.trained_on
     callback(StatusMessage(f"Base model: {source.name} in {source.folder}"))
-    if known is not None and not force and source.fingerprint != known.fingerprint:
-        told = known.refusal(artifact.described, str(source.folder), *source.fingerprints)
-        raise RunError(f"{told} Use --force-base to extract anyway.")
+    if known is not None:
+        check_base(source, known, artifact.described, "extract", force=force)
     kind = artifact.objective.kind
     return Pair(artifact.result, source, kind, named.revision, artifact.data_report)
 

@@ -31,6 +31,13 @@ from rankwise.runs.metrics_log import read_history
 from rankwise.runs.records import Callback, ProgressUpdate, RankRecord, StatusMessage, silent
 from rankwise.runs.snapshot import RunSnapshot
 
+QUIET_SECONDS = 3
+"""Shorter work tells no progress."""
+DECLARED = (
+    "peft_type", "r", "init_r", "lora_alpha", "use_rslora", "use_dora", "target_modules", "rank_pattern",
+    "alpha_pattern", "target_parameters", "modules_to_save", "trainable_token_indices",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Inspected:
@@ -122,14 +129,6 @@ def natural(path: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in path.split(".")]
 
 
-QUIET_SECONDS = 3
-"""Shorter work tells no progress."""
-DECLARED = (
-    "peft_type", "r", "init_r", "lora_alpha", "use_rslora", "use_dora", "target_modules", "rank_pattern",
-    "alpha_pattern", "target_parameters", "modules_to_save", "trainable_token_indices",
-)  # fmt: skip
-
-
 @dataclass(frozen=True)
 class AdapterFacts:
     declared: dict[str, Any]
@@ -161,18 +160,12 @@ class AdapterFacts:
     @property
     def ranks_at(self) -> dict[float, tuple[int, int]]:
         """By error, the sum of the ranks that suffice in each layer, and the largest of them."""
-        return {error: (self.total_at(error), self.largest_at(error)) for error in ERRORS}
-
-    def total_at(self, error: float) -> int:
-        """The sum of the ranks that suffice for an error in each layer."""
-        return sum(spectrum.rank_at(error) for spectrum in self.spectra.values())
+        ranks = {error: [spectrum.rank_at(error) for spectrum in self.spectra.values()] for error in ERRORS}
+        return {error: (sum(several), max(several, default=0)) for error, several in ranks.items()}
 
     @property
     def total_used(self) -> int:
         return sum(spectrum.used for spectrum in self.spectra.values())
-
-    def largest_at(self, error: float) -> int:
-        return max((spectrum.rank_at(error) for spectrum in self.spectra.values()), default=0)
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise inspect --json` prints as `adapter`."""
@@ -187,7 +180,7 @@ class AdapterFacts:
             "declared": self.declared, "kinds": self.kinds, "missing_blocks": self.missing, "heads": self.heads,
             "engines": self.engines, "engine_factors": self.engine_factors, "layers": layers,
             "used_rank": self.total_used,
-            "rank_at_error": {f"{error:g}": self.total_at(error) for error in ERRORS},
+            "rank_at_error": {f"{error:g}": total for error, (total, _) in self.ranks_at.items()},
             "planted": [asdict(one) for one in self.planted],
             "base": {"name": self.base, "revision": self.revision, "recorded": recorded},
             "warnings": self.warnings,

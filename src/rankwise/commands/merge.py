@@ -118,12 +118,16 @@ def combining_of(
         problems.append(f"--density {density:g} must be above 0 and at most 1: the share of each change that stays.")
     if not 0 <= drop < 1:
         problems.append(f"--drop {drop:g} must be at least 0 and below 1: the probability that a number is dropped.")
-    if rank is not None and rank < 1:
-        problems.append(f"--rank {rank} must be at least 1.")
-    if error is not None and not 0 < error < 1:
-        problems.append(f"--error {error:g} must be above 0 and below 1: the relative error of each layer.")
+    problems += cutting_problems(rank, error)
     if method == "svd" and rank is None and error is None:
         problems.append("--combine svd needs --rank or --error.")
     if problems:
         raise ConfigError(problems)
     return Combining(cast("Combination", method), density, drop, seed, rank, error)
+
+
+def cutting_problems(rank: int | None, error: float | None) -> list[str]:
+    problems = [f"--rank {rank} must be at least 1."] if rank is not None and rank < 1 else []
+    if error is not None and not 0 < error < 1:
+        problems.append(f"--error {error:g} must be above 0 and below 1: the relative error of each layer.")
+    return problems

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rankwise.commands.predicted_rows import PROBLEM, Row, classify
 from rankwise.config.data import DataConfig
 from rankwise.config.generation import GenerationConfig
 from rankwise.data.answered_rows import check_name, file_of
@@ -21,7 +21,7 @@ from rankwise.data.asking import PLACEHOLDER, question_of
 from rankwise.data.sources import open_source, raw_records
 from rankwise.data.tagged_rows import TAGGED_FORMATS
 from rankwise.errors import ConfigError, DataError, ResourceError, is_out_of_memory, together
-from rankwise.inference.classify import probability_column, tags_column
+from rankwise.inference.classify import Prediction, TaggedText, probability_column, tags_column
 from rankwise.inference.decoding import Answer
 from rankwise.inference.generate import TOGETHER, answers_in_turn
 from rankwise.inference.tuned_model import TunedModel, load_tuned
@@ -30,12 +30,17 @@ from rankwise.runs.records import Callback, ProgressUpdate, silent
 from rankwise.runs.row_facts import TargetFacts
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.files import check_place, write_atomic
-from rankwise.text.tokenize import prompt_ids
+from rankwise.text.example import Example
+from rankwise.text.targets import texts_of
+from rankwise.text.tokenize import Tokens, prompt_ids
 
 COLUMN = "prediction"
 ANSWER = "rankwise: the answer"
 READ = ("format", "columns", "prompt", "completion", "ignore_columns", "labels", "system")
 """Settings of a run's data that say how a row is read."""
+PROBLEM = "error"
+AT_ONCE = 512
+"""Rows of a classifier that are encoded at once; images of more would fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -234,3 +239,76 @@ def _refuse_generation(spec: GenerationConfig | None, batch_size: int, *, base: 
     idle = ["base"] * base + ["system"] * (system is not None) + ["batch_size"] * (batch_size != TOGETHER) + changed
     if idle:
         raise ConfigError([f"the setting {idle[0]} has no effect, because this run is a classifier. Leave it out."])
+
+
+@dataclass
+class Row:
+    """One of the file: what it holds, what it asks, and what became of it."""
+
+    where: str
+    columns: dict[str, Any]
+    question: Example | None = None
+    ids: list[int] = field(default_factory=list)
+    answer: Answer | None = None
+    texts: tuple[str, str] = ("", "")
+    """What a classifier reads: a text, and a second one or nothing."""
+    prediction: Prediction | TaggedText | None = None
+    """Of a classifier, in place of an answer."""
+    problem: str | None = None
+
+    def written(self, column: str) -> dict[str, Any]:
+        """Its columns with the answer, or with what is wrong."""
+        if self.prediction is not None:
+            return self.columns | self.prediction.as_columns(column)
+        if self.answer is not None:
+            return self.columns | {column: self.answer.text}
+        return self.columns | {column: None, PROBLEM: self.problem}
+
+
+def classify(rows: Sequence[Row], tuned: TunedModel, callback: Callback) -> None:
+    """Give each row that can be read its prediction, or its problem."""
+    questions = [row for row in rows if row.question is not None and row.problem is None]
+    of_part, activity = (_tag, "Tagging") if tuned.tags_words else (_classify, "Classifying")
+    for begin in range(0, len(questions), AT_ONCE):
+        report = partial(_report_progress, callback, activity, begin, len(questions))
+        of_part(questions[begin : begin + AT_ONCE], tuned, report)
+
+
+def _report_progress(callback: Callback, activity: str, before: int, rows: int, done: int) -> None:
+    callback(ProgressUpdate(activity, before + done, rows, "rows"))
+
+
+def _classify(rows: Sequence[Row], tuned: TunedModel, report: Callable[[int], None]) -> None:
+    encoded = _encoded_images(rows, tuned) if tuned.reads_images else _encoded_texts(rows, tuned)
+    fitting = [(row, tokens) for row, tokens in encoded if row.problem is None]
+    classified = tuned.classify([tokens for _, tokens in fitting], report)
+    for (row, _), prediction in zip(fitting, classified, strict=True):
+        row.prediction = prediction
+
+
+def _tag(rows: Sequence[Row], tuned: TunedModel, report: Callable[[int], None]) -> None:
+    tagged, problems = tuned.tag([row.question for row in rows if row.question is not None], report)
+    for at, row in enumerate(rows):
+        row.prediction = tagged.get(at)
+        row.problem = problems.get(at)
+
+
+def _encoded_texts(rows: Sequence[Row], tuned: TunedModel) -> list[tuple[Row, Tokens]]:
+    for row in rows:
+        assert row.question is not None, "only these are encoded"
+        try:
+            row.texts = texts_of(row.question)
+        except DataError as error:
+            row.problem = str(error)
+    usable = [row for row in rows if row.problem is None]
+    encoded, problems = tuned.rows_of([row.texts for row in usable])
+    for at, why in problems.items():
+        usable[at].problem = f"{usable[at].where}: {why}"
+    return list(zip(usable, encoded, strict=True))
+
+
+def _encoded_images(rows: Sequence[Row], tuned: TunedModel) -> list[tuple[Row, Tokens]]:
+    encoded, problems = tuned.image_rows_of([row.question for row in rows if row.question is not None])
+    for at, why in problems.items():
+        rows[at].problem = why
+    return list(zip(rows, encoded, strict=True))

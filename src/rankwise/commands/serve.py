@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rankwise.config.models import ModelConfig
-from rankwise.config.sizes import parse_size
+from rankwise.config.models import ModelConfig, parse_size
 from rankwise.errors import ConfigError, RunError
 from rankwise.runs.records import Callback, StatusMessage
 from rankwise.serving.address import Address

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.adapters.targets import tables_of_the_head
+from rankwise.commands.plan import refuse_several
 from rankwise.commands.recorded_run import record
-from rankwise.commands.several import refuse_several
-from rankwise.commands.sharded import connect_shards, measured_as, refuse_other_objectives
 from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
+from rankwise.config.validation import ValidationConfig
 from rankwise.data.preparation import Prepared
 from rankwise.data.preparing import prepare, refuse_fatal
 from rankwise.data.writing import TextWriting
@@ -26,6 +26,8 @@ from rankwise.methods.registry import method_of
 from rankwise.methods.starting import Start, start_of
 from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
+from rankwise.models.precision import choose_precision
+from rankwise.models.sharding import ALONE, mesh_of
 from rankwise.objectives.objective import Objective, classifier
 from rankwise.objectives.registry import decided, objective_of
 from rankwise.runs.directory import FollowedRun, RunDirectory
@@ -63,6 +65,7 @@ NO_ROWS = (
     "validation.{0} has no effect without validation rows, and {1} rows are too few to hold out some by default. Give "
     "--held-out N or --validation-data FILE."
 )
+NO_SAMPLES = "no sample answers are written, since the base is split over several processes (model.sharded)"
 
 
 @dataclass(frozen=True)
@@ -315,3 +318,50 @@ def _shared(paths: list[str]) -> str:
         f"{some(paths)} shares its weight with the output head, and the adapter changes the embedding alone. Other "
         "programs that merge it would change both; `rankwise export --format merged` separates them first"
     )
+
+
+def connect_shards(experiment: Experiment, world: World) -> None:
+    """ConfigError with all settings that do not go with a sharded base. Else all processes connect for it."""
+    if not experiment.model.sharded:
+        return
+    if not world.is_several:
+        raise ConfigError([ALONE])
+    if problems := _problems(experiment):
+        raise ConfigError(problems)
+    mesh_of(choose_precision(experiment.base).device.type)
+
+
+def _problems(experiment: Experiment) -> list[str]:
+    training, adapter, validation = experiment.training, experiment.adapter, experiment.validation
+    backend = training.backend
+    refused = {
+        "adapter.dora": adapter.needs_rows_of_weights,
+        "adapter.start=eva": getattr(adapter, "start", None) == "eva",
+        f"training.backend={backend} (--backend {backend})": backend not in ("auto", "eager"),
+        "training.auto_batch (--auto-batch)": training.auto_batch,
+        "training.learning_rate=tune (--tune)": training.learning_rate == "tune",
+        "training.anchor (--anchor, --forget-at-most)": training.anchor is not None,
+        "training.replay (--replay)": training.replay is not None,
+        "training.on_divergence=back-off": training.on_divergence == "back-off",
+        "validation.answers, which are generated": bool(validation.answers),
+        "validation.prompts": bool(validation.prompts),
+    }
+    advice = "yet. Leave it out, or train without --shard."
+    return [f"model.sharded (--shard) cannot be used with {name} {advice}" for name, used in refused.items() if used]
+
+
+def refuse_other_objectives(experiment: Experiment, objective: str) -> None:
+    if experiment.model.sharded and objective != "causal-lm":
+        raise ConfigError([
+            f"model.sharded (--shard) cannot be used with the objective {objective} yet. Train without --shard."
+        ])  # fmt: skip
+
+
+def measured_as(experiment: Experiment, callback: Callback) -> ValidationConfig:
+    """How a run is measured: without samples of answers, which the first process would write alone."""
+    validation = experiment.validation
+    if not experiment.model.sharded or validation.prompts == ():
+        return validation
+    if experiment.data.held_out or experiment.data.validation is not None:
+        callback(StatusMessage(NO_SAMPLES))
+    return validation.model_copy(update={"prompts": ()})

@@ -1,4 +1,4 @@
-"""Settings of the fine-tuning method: LoRA, AdaLoRA, or full fine-tuning of the whole model."""
+"""Settings of the fine-tuning method: LoRA, AdaLoRA, full fine-tuning of the whole model, or a new head alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from rankwise.config.adapter_file import NO_HEADS
 from rankwise.config.base import Number, PositiveInt
 from rankwise.config.budget import BudgetKind, parse_budget
 from rankwise.config.layer import Heads, Layer
@@ -16,7 +15,7 @@ from rankwise.config.matching import by_pattern, parse_layers, select, split_nam
 from rankwise.config.method import NO_ADAPTER, NO_BASE_BESIDE, NO_NEW_TRIPLETS, MethodConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.modules import AUTO, Modules, Selection
-from rankwise.config.parameters import Parameters, with_budget, with_ranks
+from rankwise.config.parameters import NO_HEADS, Parameters, with_budget, with_ranks
 
 Rank = Annotated[int, Field(ge=1, le=4096, strict=True)]
 Alpha = Annotated[Number, Field(gt=0, le=1e6)]
@@ -299,3 +298,25 @@ REFERENCE: dict[str, Any] = {
     "penalty": "reference", "orthogonality": 0.1, "strength_rate": 1.0, "start": "gaussian", "shrink": False,
     "importance": "after",
 }  # fmt: skip
+
+
+class HeadConfig(MethodConfig):
+    """The new head of a classifier alone; the pretrained model stays as it is."""
+
+    artifact: ClassVar[Literal["adapter", "model"]] = "adapter"
+    auto_rate: ClassVar[float] = 5e-2
+    classifier_rate: ClassVar[float] = 5e-2
+    image_rate: ClassVar[float | None] = 8e-3
+    text_rate: ClassVar[float | None] = 5e-4
+    method: Literal["head"] = "head"
+    """The method these settings belong to."""
+
+    @property
+    def label(self) -> str:
+        return "head only"
+
+    def parameters(self, total: int, layers: Sequence[Layer], heads: Heads = NO_HEADS) -> Parameters:
+        return with_ranks(total, (), (), heads, dora=False, exact=True)
+
+    def misfit(self, objective: str) -> str | None:
+        return None if objective.endswith("-classification") else "adapter.method head"

@@ -6,7 +6,11 @@ wrong values raises ConfigError; nested specs are validated by the outermost one
 
 from __future__ import annotations
 
+import ast
+import inspect
 from collections.abc import Callable
+from itertools import pairwise
+from textwrap import dedent
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -182,3 +186,17 @@ def _fields_at(spec: type[BaseModel], location: Location) -> list[str]:
 
 def _is_model(thing: object) -> bool:
     return isinstance(thing, type) and issubclass(thing, BaseModel)
+
+
+def descriptions_of(config: type[Config]) -> dict[str, str]:
+    """The docstring of each field, from the class that declares it."""
+    descriptions: dict[str, str] = {}
+    for owner in reversed([cls for cls in config.__mro__ if issubclass(cls, Config) and cls is not Config]):
+        [body] = (
+            node.body for node in ast.parse(dedent(inspect.getsource(owner))).body if isinstance(node, ast.ClassDef)
+        )
+        for field, text in pairwise(body):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+                assert isinstance(text.value, ast.Constant), ast.unparse(text)
+                descriptions[field.target.id] = " ".join(str(text.value.value).split())
+    return descriptions

@@ -1,16 +1,21 @@
-"""Settings of the data: which rows to train on, how to read them, and which tokens the loss falls on."""
+"""Settings of the data: which rows to train on, how to read them, and which tokens the loss falls on.
+
+A prompt or an answer may be a text with column names in braces, such as `Summarise: {dialogue}`; `{{` and `}}` are
+literal braces. Only the exact name of a column can stand between braces: no attribute, index or format. Filling the
+text in therefore only looks names up, and never evaluates anything that a user or a file wrote.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 from collections import Counter
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from rankwise.config.base import Config, Number, PositiveInt, Seed
-from rankwise.config.column_text import column_text
 from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.errors import ConfigError
 
@@ -43,6 +48,50 @@ DELIMITER_NAMES = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 COLUMN_SETTINGS = ("prompt", "completion", "columns")
 """The settings that choose the columns of a row."""
 SHARED = (*COLUMN_SETTINGS, "labels", "alternatives", "ignore_columns")
+_PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]|[^{}]+")
+
+
+@dataclass(frozen=True)
+class Column:
+    name: str
+
+
+@dataclass(frozen=True)
+class ColumnText:
+    """A parsed column text: its literal texts and columns, in order."""
+
+    parts: tuple[str | Column, ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns it names, each once, in order of appearance."""
+        return tuple(dict.fromkeys(part.name for part in self.parts if isinstance(part, Column)))
+
+    @property
+    def alone(self) -> str | None:
+        """The column, if the text consists of one column and nothing else."""
+        only = self.parts[0] if len(self.parts) == 1 else None
+        return only.name if isinstance(only, Column) else None
+
+
+def column_text(text: str) -> ColumnText:
+    """Parse a column text; raises ValueError for braces that are empty or not closed."""
+    parts: list[str | Column] = []
+    for match in _PIECE.finditer(text):
+        piece, name = match[0], match[1]
+        if name is not None:
+            if not name.strip():
+                raise ValueError("its braces {} are empty; write the name of a column between them")
+            parts.append(Column(name))
+        elif piece in ("{", "}"):
+            other = "}" if piece == "{" else "{"
+            raise ValueError(
+                f"the brace {piece} at character {match.start() + 1} has no {other}; write {piece}{piece} for a "
+                "literal brace"
+            )
+        else:
+            parts.append(piece[0] if piece in ("{{", "}}") else piece)
+    return ColumnText(tuple(parts))
 
 
 def _given(spec: Config, name: str) -> bool:

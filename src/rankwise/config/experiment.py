@@ -7,11 +7,10 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
+from rankwise.config.adapters import AdaLoraConfig, FullConfig, HeadConfig, LoraConfig
 from rankwise.config.base import NAME, Config
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
-from rankwise.config.head import HeadConfig
 from rankwise.config.images import ImagesConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.preference import PreferenceConfig
@@ -173,3 +172,10 @@ def _over(under: dict[str, Any], given: Any) -> Any:
         under = {key: value for key, value in under.items() if key in other.model_fields}
     under = {key: value for key, value in under.items() if key != "epochs" or given.get("steps") is None}
     return under | given
+
+
+class Planned(Experiment):
+    """An experiment to plan. The files that describe it are the same."""
+
+    data: DataConfig | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    run: Annotated[str, Field(pattern=RUN_NAME)] = "plan"

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from rankwise.config.convolutions import inner_convolutions, left_out, left_out_of_all, no_inner_convolution
 from rankwise.config.experts import (
     expert_parameters,
     left_out_experts,
@@ -26,8 +25,12 @@ from rankwise.config.modules import (
     AUTO,
     Modules,
     Selection,
+    inner_convolutions,
     layer_number,
+    left_out,
+    left_out_of_all,
     linear_layers,
+    no_inner_convolution,
     tower_layers,
 )
 from rankwise.config.old_names import explained, names_of, once_matched

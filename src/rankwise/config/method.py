@@ -10,13 +10,12 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rankwise.config.adapter_file import NO_HEADS
-from rankwise.config.anchor import AnchorConfig
 from rankwise.config.base import Config
+from rankwise.config.forgetting import AnchorConfig
 from rankwise.config.layer import Heads, Layer
 from rankwise.config.models import ModelConfig
 from rankwise.config.modules import Modules, Selection
-from rankwise.config.parameters import Parameters
+from rankwise.config.parameters import NO_HEADS, Parameters
 from rankwise.errors import ConfigError
 
 NO_NEW_TRIPLETS = (

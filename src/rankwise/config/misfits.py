@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from rankwise.config.classification import ClassificationConfig
+from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.images import ImagesConfig
+from rankwise.config.models import ModelConfig
 from rankwise.config.preference import PreferenceConfig, not_of_pairs
-from rankwise.config.sequences import not_of_sequences
+from rankwise.config.training import TrainingConfig
 
 
 def misfits(experiment: Experiment) -> list[str]:
@@ -50,3 +52,10 @@ def _of_data(experiment: Experiment) -> list[str]:
         names += not_of_pairs(data)
         names += ["learned everything"] * (data.learned == "everything" and experiment.preference.loss == "dpo")
     return [f"data.{name}" for name in names]
+
+
+def not_of_sequences(model: ModelConfig, data: DataConfig | None, training: TrainingConfig) -> list[str]:
+    """The settings given here that are for causal language models alone. Only a plan has no `data`."""
+    names = ["model.new_tokens"] if model.new_tokens else []
+    names += [f"data.{name}" for name in data.of_language_models] if data is not None else []
+    return names + ["training.learning_rate tune"] * (training.learning_rate == "tune")

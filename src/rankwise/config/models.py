@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from rankwise.config.base import Config
-from rankwise.config.sizes import parse_size
 
 PackedFormat = Literal["nf4", "int8"]
 """What a base in full can be stored as."""
 Dtype = Literal["auto", "float32", "bfloat16"]
+UNITS = {
+    f"{letter}{binary}b": (1024 if binary else 1000) ** power
+    for power, letter in enumerate(("", "k", "m", "g", "t"))
+    for binary in ("", "i")
+    if letter or not binary
+}
+LARGEST = 10**15
+
+
+def parse_size(text: str) -> int:
+    """Bytes. ValueError for anything else than a number and a unit."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?b)", text.strip().lower())
+    size = 0 if found is None or found[2] not in UNITS else round(float(found[1]) * UNITS[found[2]])
+    if not 0 < size <= LARGEST:
+        raise ValueError("an amount of memory is a number with a unit, such as 6GB or 800MB")
+    return size
 
 
 class ModelConfig(Config):

@@ -15,9 +15,8 @@ from pydantic import ValidationError
 
 from rankwise.config.base import Config, Location, problems_of, shown
 from rankwise.config.data import DataConfig, Reading
-from rankwise.config.experiment import Experiment
+from rankwise.config.experiment import Experiment, Planned
 from rankwise.config.models import ModelConfig
-from rankwise.config.planning import Planned
 from rankwise.config.yaml import load_yaml, plain
 from rankwise.errors import ConfigError
 

@@ -6,7 +6,7 @@
 
 Without `ask`, rows are read as in training, and the question is everything before the last answer. With `ask`, the
 question is written from the columns of a row ("{premise} Is it true that {hypothesis}?"), which works for any table.
-Tasks on public data sets have names (built_in_tasks.py). Their files are read from RANKWISE_DATA, or from --data.
+Tasks on public data sets have names (BUILT_IN). Their files are read from RANKWISE_DATA, or from --data.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from rankwise.config.base import NAME, PositiveInt, Seed
-from rankwise.config.built_in_tasks import BUILT_IN
 from rankwise.config.data import OF_TABLES, Reading
 from rankwise.config.reading import read_settings
 from rankwise.errors import ConfigError, did_you_mean, some
@@ -266,3 +265,58 @@ def _own_name(stem: str) -> str:
     letters = "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in stem).strip("-")
     name = letters[:64] or "rows"
     return f"{name[:59]}-rows" if _taken(name) else name
+
+
+def _raw(file: str, ask: str, *, score: tuple[str, ...] = ("accuracy",), **more: Any) -> dict[str, Any]:
+    return {"data": file, "ask": ask, "score": score, "chat": False, **more}
+
+
+def _glue(file: str, ask: str, labels: tuple[str, ...], *score: str, **more: Any) -> dict[str, Any]:
+    return {"data": f"glue/{file}", "ask": ask, "choices": labels, "score": score, **more}
+
+
+BUILT_IN: dict[str, dict[str, Any]] = {
+    "arc_easy": _raw("retention/arc_easy_test.jsonl", "{query}\nAnswer:", choices="choices"),
+    "arc_challenge": _raw("retention/arc_challenge_test.jsonl", "{query}\nAnswer:", choices="choices"),
+    "boolq": _raw("retention/boolq_val.jsonl", "{query}\nAnswer:", choices="choices"),
+    "hellaswag": _raw("retention/hellaswag_val.jsonl", "{ctx}", choices="endings", answer="{label}"),
+    "mmlu": _raw("retention/mmlu_test.jsonl", "{question}", choices="choices", lettered=True),
+    "openbookqa": _raw("retention/openbookqa_test.jsonl", "{query}", choices="choices"),
+    "piqa": _raw("retention/piqa_val.jsonl", "{query}Answer:", choices="choices"),
+    "winogrande": _raw("retention/winogrande_val.jsonl", "{context_options}", answer="{continuation}"),
+    "lambada": _raw(
+        "retention/lambada_openai_test.jsonl", "{context}", answer="{continuation}", score=("loss",)
+    ),
+    "humaneval": _raw(
+        "retention/humaneval.jsonl", "{prompt}", answer="{canonical_solution}", score=("loss",)
+    ),
+    "truthfulqa": _raw(
+        "retention/truthfulqa.jsonl", "Q: {Question}\nA:", choices="{Best Answer}; {Incorrect Answers}"
+    ),
+    "wikitext": {"data": "retention/wikitext-2/valid.txt", "score": ("loss",)},
+    "svamp": {
+        "data": "retention/svamp.jsonl", "ask": "{context}", "answer": "{answer}", "score": ("number",),
+    },
+    "gsm8k": {"data": "gsm8k/test.jsonl", "score": ("number",), "max_new_tokens": 256},
+    "cola": _glue(
+        "CoLA/dev.tsv", 'Is this sentence grammatical? Answer yes or no.\n"{sentence}"', ("no", "yes"),
+        "matthews", "accuracy", header=("source", "label", "mark", "sentence"), answer="{label}",
+    ),
+    "sst2": _glue(
+        "SST-2/dev.tsv", "Is the feeling of this review negative or positive?\n{sentence}", ("negative", "positive"),
+        "accuracy", answer="{label}",
+    ),
+    "rte": _glue(
+        "RTE/dev.tsv", "{sentence1}\nDoes this follow from it? {sentence2}", ("entailment", "not_entailment"),
+        "accuracy", "f1", answer="{label}",
+    ),
+    "qnli": _glue(
+        "QNLI/dev_0_2999.tsv", "{question}\nDoes this text answer the question? {sentence}",
+        ("entailment", "not_entailment"), "accuracy", "f1", answer="{label}",
+    ),
+    "stsb": {
+        "data": "glue/STS-B/dev.tsv", "score": ("pearson",), "answer": "{score}", "max_new_tokens": 8,
+        "ask": "How alike are these sentences, from 0 (not at all) to 5 (the same)? Answer with a number.\n"
+        "{sentence1}\n{sentence2}",
+    },
+}  # fmt: skip

@@ -7,9 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from rankwise.config.anchor import AnchorConfig
 from rankwise.config.base import Config, Number, PositiveInt, Seed
-from rankwise.config.replay import ReplayConfig
+from rankwise.config.forgetting import AnchorConfig, ReplayConfig
 from rankwise.errors import ConfigError
 
 MOST_PASSES = 1_000_000

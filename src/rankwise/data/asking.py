@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from rankwise.config.column_text import column_text
-from rankwise.config.data import Rows
+from rankwise.config.data import Rows, column_text
 from rankwise.data.columns import Row, renamed
 from rankwise.data.formats import ANSWER_FIELDS, SIGNS
 from rankwise.data.hub import Part

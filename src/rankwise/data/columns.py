@@ -1,6 +1,6 @@
 """Columns of a row: their values filled into texts, and columns with other names mapped to the known fields.
 
-A column text (config/column_text.py) receives the values as they are in the file: text unchanged, numbers as they are
+A column text (config/data.py) receives the values as they are in the file: text unchanged, numbers as they are
 written, a list of texts line by line, and an object as JSON. Any other value is refused with file and line.
 """
 
@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 from rankwise.config.base import shown
-from rankwise.config.column_text import Column, column_text
+from rankwise.config.data import Column, column_text
 from rankwise.data.turns import is_json, text_of, texts_of, written_as_json
 from rankwise.errors import DataError, did_you_mean, some
 from rankwise.text.example import Example, Message

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rankwise.config.base import shown
-from rankwise.config.column_text import column_text
-from rankwise.config.data import Reading
+from rankwise.config.data import Reading, column_text
 from rankwise.data.columnar import Record, Seen, arrow, find_damage, need, parquet
 from rankwise.data.formats import Row, form_of
 from rankwise.data.tables import Note, table_records

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from rankwise.config.base import shown
-from rankwise.config.column_text import column_text
-from rankwise.config.data import DataConfig, Rows
+from rankwise.config.data import DataConfig, Rows, column_text
 from rankwise.data.columnar import LARGE_ROWS, Record
 from rankwise.data.columns import from_columns, refuse_unfilled, renamed
 from rankwise.data.fields import FIELDS

@@ -21,8 +21,9 @@ from rankwise.config.tasks import OF_LM_EVAL
 from rankwise.errors import ConfigError, EvaluationError, ResourceError, did_you_mean, first_line, is_out_of_memory
 from rankwise.evaluation.intervals import scores
 from rankwise.evaluation.metrics import means
+from rankwise.evaluation.row_task import WithoutAnswers
 from rankwise.models.loaded import LoadedModel
-from rankwise.runs.evaluations import ModelScores, Sample, Scores
+from rankwise.runs.evaluations import ModelScores, Scores
 from rankwise.runs.records import Callback, StatusMessage
 
 PREFIX = "lm-eval:"
@@ -37,15 +38,13 @@ LoggedSample = Mapping[str, Any]
 
 
 @dataclass
-class HarnessTask:
+class HarnessTask(WithoutAnswers):
     task_name: str
     rows: int | None
     together: int
     left_out: int = 0
     _hashes: list[str] = field(default_factory=list)
     _filter: str = ""
-    labels: tuple[tuple[str, int], ...] = ()
-    """Empty, since tasks of lm-eval always name their choices."""
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.task_name) or self.task_name.lower().endswith(FILES):
@@ -73,10 +72,6 @@ class HarnessTask:
 
         rows = {"rows": self.rows} if self.rows else {}
         return {"lm-eval": version("lm_eval"), **rows, **({"filter": self._filter} if self._filter else {})}
-
-    @property
-    def identity(self) -> None:
-        """None, because the requests are inside lm-eval."""
 
     def score(self, model: LoadedModel, who: str, callback: Callback) -> ModelScores:
         callback(StatusMessage(f"lm-eval runs {self.task_name}, {who}"))
@@ -131,9 +126,6 @@ class HarnessTask:
 
     def facts(self) -> tuple[int, str]:
         return len(self._hashes), sha256("\n".join(self._hashes).encode()).hexdigest()
-
-    def samples(self, tuned: ModelScores, base: ModelScores | None) -> list[Sample]:
-        return []
 
 
 def _identity(one: LoggedSample) -> str:

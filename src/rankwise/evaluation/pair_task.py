@@ -28,12 +28,13 @@ from rankwise.data.batches import IGNORED, questions
 from rankwise.evaluation.intervals import scores
 from rankwise.evaluation.likelihood import LOGITS
 from rankwise.evaluation.metrics import means
+from rankwise.evaluation.row_task import WithoutAnswers
 from rankwise.evaluation.subject import BaseAndTuned, Subject
 from rankwise.evaluation.validation_rows import rows_to_measure
 from rankwise.kernels.loss import divergence
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.preference import Preference, log_probabilities
-from rankwise.runs.evaluations import ModelScores, Sample
+from rankwise.runs.evaluations import ModelScores
 from rankwise.runs.records import Callback, ProgressUpdate
 from rankwise.text.tokenize import Tokens, sides_of
 
@@ -66,7 +67,7 @@ def _shares(margins: np.ndarray) -> list[list[float]]:
 
 
 @dataclass
-class PairTask:
+class PairTask(WithoutAnswers):
     """`against` is the name of the base, where there is one to compare with; then `base` activates it."""
 
     name: str
@@ -77,9 +78,6 @@ class PairTask:
     base: Callable[[], AbstractContextManager[LoadedModel]] | None = None
     sides: BaseAndTuned | None = None
     left_out: int = 0
-    labels: tuple[tuple[str, int], ...] = ()
-    identity: str | None = None
-    """The base is scored together with the tuned model, so nothing is cached."""
     _of_base: PairNumbers | None = field(default=None, init=False)
 
     @property
@@ -109,10 +107,6 @@ class PairTask:
         for row in self.rows:
             digest.update(np.asarray([len(row.ids), *row.ids, *np.asarray(row.loss_mask)], "<i8").tobytes())
         return len(self.rows), digest.hexdigest()
-
-    def samples(self, tuned: ModelScores, base: ModelScores | None) -> list[Sample]:
-        """None: no answers are written."""
-        return []
 
     def _base_numbers(self, callback: Callback) -> PairNumbers | None:
         if self._of_base is None and self.base is not None:

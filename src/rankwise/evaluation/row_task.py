@@ -173,8 +173,18 @@ class TaskKind:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
+class WithoutAnswers:
+    """What tasks share whose rows and answers are not kept as text, and of whose base nothing is cached."""
+
+    labels = ()
+    identity = None
+
+    def samples(self, tuned: ModelScores, base: ModelScores | None) -> list[Sample]:
+        return []
+
+
 @dataclass(frozen=True)
-class RowTask:
+class RowTask(WithoutAnswers):
     """`about` names the rows, which have targets."""
 
     kind: TaskKind
@@ -183,9 +193,6 @@ class RowTask:
     objective: Classifier
     rows: Sequence[Tokens]
     left_out: int = 0
-    labels: tuple[tuple[str, int], ...] = ()
-    identity: str | None = None
-    """No base is scored, so nothing is cached."""
 
     @property
     def data(self) -> str:
@@ -216,10 +223,6 @@ class RowTask:
             digest.update(np.asarray([len(row.ids), *row.ids], "<i8").tobytes())
             digest.update(self.kind.target_bytes(row))
         return len(self.rows), digest.hexdigest()
-
-    def samples(self, tuned: ModelScores, base: ModelScores | None) -> list[Sample]:
-        """None: the rows are not kept as text."""
-        return []
 
     def name_of(self, number: int) -> str:
         """Where the row with this number stands."""

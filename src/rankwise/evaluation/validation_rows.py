@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rankwise.config.column_text import column_text
-from rankwise.config.data import COLUMN_SETTINGS, DataConfig
+from rankwise.config.data import COLUMN_SETTINGS, DataConfig, column_text
 from rankwise.config.preference import as_pairs
 from rankwise.data.formats import form_of
 from rankwise.data.preparation import Prepared

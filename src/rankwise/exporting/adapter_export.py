@@ -47,6 +47,11 @@ from rankwise.system.files import need_space, published, told_when_full, write_a
 from rankwise.system.hub import could_be_hub_id
 
 FORMATS = ("peft", "portable", "mlx")
+IN_BLOCK = regex.compile(r"model\.layers\.(?P<block>\d+)\.(?P<key>.+)")
+OUTSIDE = ("lm_head", "model.embed_tokens")
+MATRIX = 2
+LARGEST_CARD = 1_000_000
+"""Bytes."""
 
 
 def export_adapter(
@@ -109,11 +114,6 @@ def _with_scale(stored: AdapterWeights, strength: float) -> AdapterWeights:
     return replace(stored, factors=factors)
 
 
-IN_BLOCK = regex.compile(r"model\.layers\.(?P<block>\d+)\.(?P<key>.+)")
-OUTSIDE = ("lm_head", "model.embed_tokens")
-MATRIX = 2
-
-
 def write_mlx(
     weights: AdapterWeights, folder: Path, beside: Mapping[str, Any], fill: Callable[[Path], None] | None = None
 ) -> None:
@@ -163,10 +163,6 @@ def _refuse_for_mlx(weights: AdapterWeights, folder: Path) -> None:
 
 def _is_matrix(part: Factors) -> bool:
     return part.A.ndim == MATRIX
-
-
-LARGEST_CARD = 1_000_000
-"""Bytes."""
 
 
 def filled_by_export(

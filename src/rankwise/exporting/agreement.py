@@ -36,6 +36,16 @@ from rankwise.text.tagged import words_of
 from rankwise.text.tokenize import Tokens
 
 SHARE_OF_CHANGE = 0.25
+TEXTS = (
+    "This is good.", "This is bad.", "The delivery came late, and the box was open.", "How much does it cost?",
+    "I like it very much!", "No.", "The match ended two to one.", "Please send me the invoice again.",
+)  # fmt: skip
+TEXT_TOLERANCE = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05}
+IMAGE_TOLERANCE = {"float32": 0.02, "float16": 0.03, "bfloat16": 0.06}
+"""Of the largest difference of an output. Images are resized by another library in other software, which changes pixels
+by one step of 255 here and there."""
+PREDICTED = {"one": "classes", "several": "sets of classes", "tags": "tags of words"}
+"""What is compared, by the form of the targets."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,11 @@ class EngineVerdict:
     by: Literal["run", "rule"] = "run"
     version: str | None = None
     figures: Figures | None = None
+
+    @classmethod
+    def of(cls, replies: EngineReplies, problems: list[str], figures: Figures) -> EngineVerdict:
+        status = "wrong" if problems else "right"
+        return cls(replies.engine, status, "; ".join(problems) or None, "run", replies.version, figures)
 
     def summary(self) -> dict[str, Any]:
         """For JSON; `why` and the figures where there are any."""
@@ -147,8 +162,7 @@ def compare(reference: Reference, replies: EngineReplies, number_format: str = "
     problems = [*_problems(reference, replies, figures, allowed), *_wrong_answers(given)]
     if not given and not differences and not problems:
         return EngineVerdict(replies.engine, "not run", "it gave neither answers nor log-probabilities")
-    status = "wrong" if problems else "right"
-    return EngineVerdict(replies.engine, status, "; ".join(problems) or None, "run", replies.version, figures)
+    return EngineVerdict.of(replies, problems, figures)
 
 
 def _count(values: list[bool | None]) -> int | None:
@@ -252,18 +266,6 @@ def _first_other(question: Question, theirs: list[int]) -> int | None:
         if one != other:
             return at
     return None if len(ours) == len(theirs) else min(len(ours), len(theirs))
-
-
-TEXTS = (
-    "This is good.", "This is bad.", "The delivery came late, and the box was open.", "How much does it cost?",
-    "I like it very much!", "No.", "The match ended two to one.", "Please send me the invoice again.",
-)  # fmt: skip
-TEXT_TOLERANCE = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05}
-IMAGE_TOLERANCE = {"float32": 0.02, "float16": 0.03, "bfloat16": 0.06}
-"""Of the largest difference of an output. Images are resized by another library in other software, which changes pixels
-by one step of 255 here and there."""
-PREDICTED = {"one": "classes", "several": "sets of classes", "tags": "tags of words"}
-"""What is compared, by the form of the targets."""
 
 
 @dataclass(frozen=True)
@@ -377,6 +379,4 @@ def compare_classes(reference: ClassReference, replies: EngineReplies, number_fo
     if not problems and equal + near < total:
         problems.append(f"{total - equal - near} of {total} {PREDICTED[reference.form]} differ")
     figures = Figures(total, None, None, equal, near, mean, largest, allowed, number_format)
-    return EngineVerdict(
-        replies.engine, "wrong" if problems else "right", "; ".join(problems) or None, "run", replies.version, figures
-    )  # fmt: skip
+    return EngineVerdict.of(replies, problems, figures)

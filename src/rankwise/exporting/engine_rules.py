@@ -45,8 +45,7 @@ class Declared:
     ranks: Mapping[str, int]
     alphas: Mapping[str, float]
     adalora: bool
-    initial_rank: int
-    """AdaLoRA's rank at the start, which it divides by whatever is left."""
+    """Then `r` is the rank at the start, which it divides by whatever is left."""
 
 
 def declared(weights: AdapterWeights) -> Declared | None:
@@ -60,17 +59,12 @@ def declared(weights: AdapterWeights) -> Declared | None:
     ranks = first_matching({} if masks else settings["rank_pattern"], paths, "rank_pattern", r)
     alphas = first_matching({} if adalora else settings.get("alpha_pattern") or {}, paths, "alpha_pattern", alpha)
     rslora = bool(settings.get("use_rslora")) and not adalora
-    return Declared(r, alpha, rslora, ranks, alphas, adalora, r)
-
-
-def scale_of(rule: str, facts: Declared, path: str, part: Factors) -> float | None:
-    """The scale of one layer by one of the rules above."""
-    return _RULES[rule](facts, path, part)
+    return Declared(r, alpha, rslora, ranks, alphas, adalora)
 
 
 def _patterns(facts: Declared, path: str, part: Factors) -> float:
     if facts.adalora:
-        return (facts.alpha if facts.alpha > 0 else facts.r) / (facts.initial_rank + 1e-5)
+        return (facts.alpha if facts.alpha > 0 else facts.r) / (facts.r + 1e-5)
     return _ratio(facts.alphas[path], facts.ranks[path], facts.rslora)
 
 
@@ -168,7 +162,7 @@ def _verdict(rule: EngineRule, weights: AdapterWeights, facts: Declared | None) 
 def _factors(rule: EngineRule, weights: AdapterWeights, facts: Declared) -> dict[str, float]:
     found = dict[str, float]()
     for path, part in weights.factors.items():
-        scale = scale_of(rule.scale, facts, path, part)
+        scale = _RULES[rule.scale](facts, path, part)
         if part.rank and part.scale and scale is not None:
             found[path] = scale / part.scale
     return found

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-DOCS = "docs/export.md"
+DOCS, WRITING = "docs/export.md", "AutoModelForCausalLM"
 
 
 @dataclass(frozen=True)
@@ -48,27 +48,18 @@ def way_to(engine: Engine) -> str:
     )
 
 
-def loaded_with(
-    format: str, folder: str, outputs: int | None = None, *, images: bool = False, words: bool = False,
-    encoder_decoder: bool = False,
-) -> str:  # fmt: skip
-    """Describe how to load an export. `outputs` are those of a classifier, of texts, their `words`, or `images`."""
-    if encoder_decoder:
-        name, auto = ("PEFT", "AutoPeftModel") if format == "peft" else ("transformers", "AutoModel")
-        return f'load it with {name}: {auto}ForSeq2SeqLM.from_pretrained("{folder}")'
-    if outputs is not None:
-        auto = f"AutoModelFor{'Image' if images else 'Token' if words else 'Sequence'}Classification"
-        return _classifier_loaded_with(format, folder, outputs, auto)
+def loaded_with(format: str, folder: str, auto: str, outputs: int | None = None) -> str:
+    """Describe how to load an export of a model that transformers opens by the class `auto`. `outputs` are those of a
+    classifier."""
+    if outputs is not None and format != "merged":
+        return (
+            f'load it with PEFT: PeftModel.from_pretrained(base, "{folder}"), where base is the {auto} of the base '
+            f"model with num_labels={outputs}"
+        )
+    if auto != WRITING:
+        name, own = ("PEFT", auto.replace("Auto", "AutoPeft")) if format == "peft" else ("transformers", auto)
+        return f'load it with {name}: {own}.from_pretrained("{folder}")'
     first = next(engine for engine in ENGINES if engine.format == format)
     others = ", ".join(engine.name for engine in ENGINES if engine.format == format and engine is not first)
     use = first.use.replace("FILE.gguf", folder).replace("FOLDER", folder)
     return f"load it with {first.name}: {use}" + (f"; {DOCS} says how with {others}" if others else "")
-
-
-def _classifier_loaded_with(format: str, folder: str, outputs: int, auto: str) -> str:
-    if format == "merged":
-        return f'load it with transformers: {auto}.from_pretrained("{folder}")'
-    return (
-        f'load it with PEFT: PeftModel.from_pretrained(base, "{folder}"), where base is the {auto} of the base model '
-        f"with num_labels={outputs}"
-    )

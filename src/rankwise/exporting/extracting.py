@@ -25,7 +25,7 @@ from rankwise.adapters.low_rank import of_matrix
 from rankwise.adapters.targets import host_view
 from rankwise.adapters.weights import AdapterWeights, Factors
 from rankwise.errors import AdapterError, some
-from rankwise.exporting.merging.as_adapter import LayerError
+from rankwise.exporting.merging.as_adapter import LayerError, error_of
 from rankwise.exporting.merging.plan import FORMATS, refusal
 from rankwise.methods.artifact import BASE_FACTS, BaseFacts
 from rankwise.models.beside import copy_reader
@@ -173,13 +173,12 @@ class _Extraction:
         matrix = delta.T if is_transposed(host) else delta.flatten(1)
         near = of_matrix(matrix, rank, error)
         B, A = near.B.float(), near.A.float()
-        left, right = torch.cat([near.B, -B.double()], 1), torch.cat([near.A, A.double()])
-        lost = near.error**2 + float(((left.T @ left) * (right @ right.T)).sum().clamp_min(0))
-        self.sums.linear, self.sums.lost = self.sums.linear + near.norm**2, self.sums.lost + lost
+        missed = error_of(near, B, A)
+        self.sums.linear, self.sums.lost = self.sums.linear + near.norm**2, self.sums.lost + missed**2
         if delta.ndim == 4:  # filters of a convolution
             A, B = A.view(len(A), *shape[1:]), B[:, :, None, None]
         self.factors[path] = Factors(A.contiguous(), B.contiguous(), 1.0)
-        return LayerError(path, near.rank, min(matrix.shape), math.sqrt(lost) / near.norm)
+        return LayerError(path, near.rank, min(matrix.shape), missed / near.norm)
 
     def _delta(self, name: str) -> Tensor:
         one, other = self.tuned.stored(name), self.base.stored(name)

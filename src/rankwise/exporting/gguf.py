@@ -33,21 +33,18 @@ from rankwise.models.gguf_architectures import EMBEDDING, HEAD
 from rankwise.models.gguf_base import FileBase, is_tied
 from rankwise.models.gguf_files import TYPES, GgufTensor, check_written, write_gguf
 from rankwise.models.loading import load_tokenizer
-from rankwise.runs.records import Callback, WarningMessage
+from rankwise.runs.records import Callback
 
 FORMATS = ("gguf-lora", "gguf")
 DTYPES = tuple(TYPES)
+ADAPTER = "adapter.gguf"
 
 
 def template_parity_of(artifact: Artifact, callback: Callback) -> Parity:
     """Compare the Jinja template that a GGUF file of this run has with training's, as llama.cpp renders it."""
     tokenizer, _, _ = load_tokenizer(method_of(artifact.config).model_of(artifact), callback)
     parity = gguf_parity(template_of(artifact, tokenizer))
-    if parity.different:
-        callback(WarningMessage(
-            f"llama.cpp writes {len(parity.different)} of {parity.conversations} conversations otherwise than training "
-            f"did, first {parity.different[0]}"
-        ))  # fmt: skip
+    parity.warn("llama.cpp", callback)
     return parity
 
 
@@ -65,9 +62,6 @@ def export_as_gguf(
     else:
         written = export_gguf_adapter(model, to, callback, strength, files)
     return (to if is_gguf_file(to) else to / (MODEL if format == "gguf" else ADAPTER)), written
-
-
-ADAPTER = "adapter.gguf"
 
 
 def export_gguf_adapter(

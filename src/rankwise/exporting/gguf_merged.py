@@ -92,7 +92,8 @@ def _from_folder(
     model: GgufModel, change: GgufChange, dtype: str, callback: Callback
 ) -> tuple[GgufBase, dict[str, Any], list[GgufTensor]]:
     tied = bool(model.config.get("tie_word_embeddings"))
-    base = FolderBase(model.source.folder, model.names, tied=tied, quantized=_quantized(model, callback))
+    packed = quantized_weights(model.source.folder, CAUSAL_LM, model.spec.packed_format, callback)
+    base = FolderBase(model.source.folder, model.names, tied=tied, quantized=packed)
     shapes = dict(base.shapes)
     settings = settings_of(model.config, model.architecture, model.artifact.described)
     if note := window_note(model.config, model.architecture):
@@ -106,10 +107,6 @@ def _from_folder(
     tensors += [GgufTensor(name, tuple(value.shape), "F32", lambda value=value: value)
                 for name, value in computed.items()]  # fmt: skip
     return base, fields, tensors
-
-
-def _quantized(model: GgufModel, callback: Callback) -> Mapping[str, Tensor]:
-    return quantized_weights(model.source.folder, CAUSAL_LM, model.spec.packed_format, callback)
 
 
 def _from_file(

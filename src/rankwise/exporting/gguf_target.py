@@ -25,7 +25,7 @@ from rankwise.adapters.formats.peft import as_lora
 from rankwise.adapters.weights import AdapterWeights, Factors
 from rankwise.config.models import ModelConfig
 from rankwise.errors import AdapterError, RunError, some
-from rankwise.methods.artifact import Artifact, stored_weights
+from rankwise.methods.artifact import Artifact, check_trained_on, stored_weights
 from rankwise.methods.registry import method_of
 from rankwise.models.gguf_architectures import Architecture, GgufNames, architecture_of, config_in
 from rankwise.models.sources import Source, find
@@ -57,7 +57,7 @@ class GgufModel:
 
 def gguf_model(artifact: Artifact, callback: Callback, *, force_base: bool) -> GgufModel:
     """RunError or ModelError where this run cannot be written as GGUF, before anything is read but headers."""
-    if artifact.run is not None and artifact.run.experiment.model.trust_code is not None:
+    if artifact.runs_own_code:
         raise RunError(f"{artifact.folder} was trained on a model with its own Python code, which llama.cpp does not "
         "know. Export the adapter as peft or portable.")  # fmt: skip
     if artifact.targets is not None:
@@ -71,21 +71,13 @@ def gguf_model(artifact: Artifact, callback: Callback, *, force_base: bool) -> G
     config = config_in(source.folder)
     architecture = architecture_of(config, artifact.described)
     adapted = not artifact.config.trains_base
-    if adapted and artifact.trained_on is not None and not force_base:
-        _check_base(artifact, source)
+    if adapted:
+        check_trained_on(source, artifact, "export", callback, force=force_base)
     weights = as_lora(stored_weights(artifact, callback)) if adapted else None
     if weights is not None:
         weights.refuse_tokens("or model in GGUF's form", "--format merged, which llama.cpp's converter takes")
     names = GgufNames(architecture, config)
     return GgufModel(artifact, spec, source, config, architecture, names, weights)
-
-
-def _check_base(artifact: Artifact, source: Source) -> None:
-    trained_on = artifact.trained_on
-    if trained_on is not None and source.fingerprint != trained_on.fingerprint:
-        found = f"the base model found now, from {source.where},"
-        told = trained_on.refusal(artifact.described, found, *source.fingerprints)
-        raise RunError(f"{told} Use --force-base to export anyway.")
 
 
 @contextmanager

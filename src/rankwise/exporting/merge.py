@@ -70,7 +70,7 @@ def export_merged(
     texts: Mapping[str, str] | None = None,
 ) -> Merged:  # fmt: skip
     """Export an artifact, which was checked when it was opened. `texts` are further files, by name."""
-    if artifact.run is not None and artifact.run.experiment.model.trust_code is not None:
+    if artifact.runs_own_code:
         raise RunError(f"{artifact.folder} was trained on a model with its own Python code, which cannot be merged. "
         "Export the adapter as peft or portable.")  # fmt: skip
     trained = method_of(artifact.config).model_of(artifact)

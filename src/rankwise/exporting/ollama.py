@@ -40,6 +40,7 @@ TOOLS = "tools; Ollama from 0.30 on writes them by the chat template in the mode
 EDGES = "white space around a text, which the chat template removes"
 EMPTY = "an empty text, which the chat template writes in another way"
 CONTEXT = "the context of a question apart from its text, for which the chat template has a place"
+MODELFILE = "Modelfile"
 
 
 @dataclass(frozen=True)
@@ -149,9 +150,6 @@ def quoted(text: str, what: str) -> str:
     if '"""' in text:
         raise TemplateError(f'{what} contains """, which ends a text in a Modelfile. {ELSEWHERE}')
     return f'"""{text}"""'
-
-
-MODELFILE = "Modelfile"
 
 
 def export_ollama(

@@ -59,6 +59,9 @@ CONVERSATIONS: tuple[tuple[Message, ...], ...] = (
     (Message("user", FRENCH), Message("assistant", "Paris."), Message("user", "And of Spain?\n\nBriefly: one word.")),
 )
 """Those that a template must render as training did."""
+ANSWER_TOKENS = 48
+RUN_ON = 8
+"""Tokens that an engine may write beyond our answer, so that one that does not stop is seen."""
 
 
 @dataclass(frozen=True)
@@ -137,11 +140,6 @@ def _built_in(tuned: TunedModel, room: int) -> list[Prompt]:
         if len(ids) <= room:
             prompts.append(Prompt(text, ids))
     return prompts
-
-
-ANSWER_TOKENS = 48
-RUN_ON = 8
-"""Tokens that an engine may write beyond our answer, so that one that does not stop is seen."""
 
 
 @dataclass(frozen=True)

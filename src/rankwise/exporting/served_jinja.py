@@ -24,7 +24,7 @@ from rankwise.exporting.template_parity import Parity, template_parity
 from rankwise.methods.artifact import Artifact
 from rankwise.models.beside import TEMPLATE, TOKENIZER_CONFIG, templates_in, tokenizer_in
 from rankwise.models.saving import template_text
-from rankwise.runs.records import Callback, WarningMessage
+from rankwise.runs.records import Callback
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.example import Message
 from rankwise.text.jinja_source import names
@@ -131,9 +131,5 @@ def folder_parity(artifact: Artifact, folder: Path, callback: Callback) -> Parit
 
     carrier = TEMPLATE if (folder / TEMPLATE).is_file() else TOKENIZER_CONFIG
     parity = template_parity(own, render, adds_start=False, carrier=carrier)
-    if parity.different:
-        callback(WarningMessage(
-            f"{folder / carrier} writes {len(parity.different)} of {parity.conversations} conversations otherwise than "
-            f"training did, first {parity.different[0]}"
-        ))  # fmt: skip
+    parity.warn(str(folder / carrier), callback)
     return parity

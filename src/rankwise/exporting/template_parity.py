@@ -15,10 +15,13 @@ from itertools import pairwise
 from typing import Any
 
 from rankwise.errors import TemplateError
+from rankwise.runs.records import Callback, WarningMessage
 from rankwise.text.chat_template import ChatTemplate
 from rankwise.text.example import Example, Message, ToolCall
 from rankwise.text.template_probe import shown_of
 from rankwise.text.tokenize import prompt_ids
+
+COUNT = 30
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,6 @@ def conversations() -> tuple[Conversation, ...]:
     return (*_with_tools(), *_plain())
 
 
-COUNT = 30
 Renderer = Callable[[Sequence[Any], Sequence[Any]], str]
 """Writes messages and tools as an engine does, up to where the model begins to write."""
 
@@ -140,6 +142,13 @@ class Parity:
     """Conversations whose ids differ, and stops that differ. An export with one of these is not correct."""
     carrier: str | None = None
     """The file, or the field of a GGUF file, that carries the engine's template; None where nothing was written."""
+
+    def warn(self, engine: str, callback: Callback) -> None:
+        if self.different:
+            callback(WarningMessage(
+                f"{engine} writes {len(self.different)} of {self.conversations} conversations otherwise than training "
+                f"did, first {self.different[0]}"
+            ))  # fmt: skip
 
     def summary(self) -> dict[str, Any]:
         """For `rankwise export --json`."""

@@ -53,6 +53,7 @@ ADAPTERS = ("peft", "portable", "mlx")
 """Formats under which an engine loads the base's own files."""
 ROOM = 1.4
 """Memory in which a model in float32 is asked, as a multiple of its weights."""
+HEADING = "## Verified in"
 
 
 @dataclass(frozen=True)
@@ -279,9 +280,6 @@ def _verdict(
     if isinstance(reference, ClassReference):
         return compare_classes(reference, replies, export.number_format)
     return compare(reference, replies, export.number_format)
-
-
-HEADING = "## Verified in"
 
 
 def refuse_unverifiable(how: Verifying, folder: Path) -> None:

@@ -18,12 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankwise.config.convolutions import inner_convolutions
 from rankwise.config.images import LARGEST
 from rankwise.config.layer import Layer
-from rankwise.config.modules import linear_layers
-from rankwise.forward.fake_pass import make_fake, without_memory
-from rankwise.forward.image_pass import Memory, Survey, measure_memory, survey
+from rankwise.config.modules import inner_convolutions, linear_layers
+from rankwise.forward.fake_pass import Memory, Survey, make_fake, measure_memory, survey, without_memory
 from rankwise.forward.saved_activations import Stack, stacks_of
 from rankwise.models.inspection import reads_images
 from rankwise.models.preprocessing import size_arguments

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rankwise.config.experiment import Planned
 from rankwise.config.images import ImagesConfig
 from rankwise.config.misfits import misfits
-from rankwise.config.planning import Planned
 from rankwise.data.classes import read_targets
 from rankwise.data.tag_classes import holds_tags, read_tags
 from rankwise.errors import ConfigError, ModelError

@@ -87,7 +87,7 @@ def decode(
     if model.encoder_decoder:
         return _by_decoder(model, prompts, spec, on_text, refuse_damage=refuse_damage)
     began, template = time.perf_counter(), model.template
-    ids, mask = _left_padded(prompts, model.tokenizer.pad_id, model.precision.device)
+    ids, mask = _padded(prompts, model.tokenizer.pad_id, model.precision.device)
     begin, end = ids.shape[1], ids.shape[1] + spec.max_new_tokens
     cache = preallocated_cache(model.module)
     rows, found = list(range(len(prompts))), dict[int, Answer]()
@@ -100,7 +100,7 @@ def decode(
                 attention_mask=mask,
                 generation_config=_settings(model, spec, new),
                 logits_processor=[_refuse_damage] if refuse_damage else None,
-                stopping_criteria=[*_EndTexts.of(template, begin), *_Loops.of(spec, begin)],
+                stopping_criteria=_stops(template, spec, begin),
                 streamer=_Streamer(template, on_text) if on_text else None,
                 **cache,
             )
@@ -126,16 +126,14 @@ def _by_decoder(
 ) -> list[Answer]:  # fmt: skip
     """An encoder has positions of its own, so prompts are padded on the right; every answer begins at position 0."""
     began, template, device = time.perf_counter(), model.template, model.precision.device
-    width = max(map(len, prompts))
-    ids = torch.tensor([[*ids, *[model.tokenizer.pad_id] * (width - len(ids))] for ids in prompts], device=device)
-    mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in prompts], device=device)
+    ids, mask = _padded(prompts, model.tokenizer.pad_id, device, left=False)
     settings = _settings(model, spec, spec.max_new_tokens)
     with _evaluating(model.module) as module, _seeded(spec):
         settings.decoder_start_token_id = start = module.config.decoder_start_token_id
         made = module.generate(
             input_ids=ids, attention_mask=mask, generation_config=settings,
             logits_processor=[_refuse_damage] if refuse_damage else None,
-            stopping_criteria=_Loops.of(spec, 1), streamer=_Streamer(template, on_text) if on_text else None,
+            stopping_criteria=_stops(template, spec, 1), streamer=_Streamer(template, on_text) if on_text else None,
         )  # fmt: skip
     assert bool((made[:, 0] == start).all()), "the decoder begins with its first token"
     seconds = time.perf_counter() - began
@@ -157,11 +155,15 @@ def read_answer(ids: list[int], template: ChatTemplate, seconds: float = 0.0, *,
     return Answer(template.answer_text(kept), len(kept), stopped, seconds, tuple(with_end))
 
 
-def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _padded(
+    prompts: Sequence[Sequence[int]], pad: int, device: torch.device, *, left: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Ids and mask."""
     width = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (width - len(ids)) + list(ids) for ids in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
-    return ids, mask
+    rows = [(list(ids), width - len(ids)) for ids in prompts]
+    ids = [[pad] * short + own if left else own + [pad] * short for own, short in rows]
+    mask = [[0] * short + [1] * len(own) if left else [1] * len(own) + [0] * short for own, short in rows]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
 @contextmanager
@@ -208,36 +210,21 @@ def _refuse_damage(input_ids: Tensor, scores: Tensor) -> Tensor:
     return scores
 
 
-class _EndTexts:
-    """Stops where an end that is several tokens has been written, such as a recipe's "### End"."""
+def _stops(template: ChatTemplate, spec: GenerationConfig, begin: int) -> list[Any]:
+    """Where an end that is several tokens has been written, such as a recipe's "### End", and where an answer repeats
+    itself. `begin` is where answers begin."""
 
-    def __init__(self, template: ChatTemplate, prompt: int) -> None:
-        self._template, self._prompt = template, prompt
+    def rows_that(hold: Callable[[list[int]], bool], ids: Tensor) -> Tensor:
+        return torch.tensor([hold(row) for row in ids[:, begin:].tolist()], device=ids.device)
 
-    @classmethod
-    def of(cls, template: ChatTemplate, prompt: int) -> list[_EndTexts]:
-        return [cls(template, prompt)] if template.end_texts else []
+    def has_ended(input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        return rows_that(template.has_end_text, input_ids)
 
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        ended = [self._template.has_end_text(row) for row in input_ids[:, self._prompt :].tolist()]
-        return torch.tensor(ended, device=input_ids.device)
+    def loops(input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        is_looked_at = (input_ids.shape[1] - begin) % STAGE == 0
+        return rows_that(lambda row: is_looked_at and repeats(row), input_ids)
 
-
-class _Loops:
-    """Stops an answer that repeats itself."""
-
-    def __init__(self, prompt: int) -> None:
-        self._prompt = prompt
-
-    @classmethod
-    def of(cls, spec: GenerationConfig, prompt: int) -> list[_Loops]:
-        return [cls(prompt)] if spec.repetition_check else []
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        written = input_ids[:, self._prompt :]
-        if written.shape[1] % STAGE:
-            return input_ids.new_zeros(len(input_ids), dtype=torch.bool)
-        return torch.tensor([repeats(row) for row in written.tolist()], device=input_ids.device)
+    return [has_ended] * bool(template.end_texts) + [loops] * spec.repetition_check
 
 
 class _Streamer:

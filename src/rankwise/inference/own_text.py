@@ -27,8 +27,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from rankwise.config.forgetting import ANSWER_TOKENS
 from rankwise.config.generation import GenerationConfig
-from rankwise.config.replay import ANSWER_TOKENS
 from rankwise.data.instructions import instructions
 from rankwise.errors import DataError, RankwiseError
 from rankwise.inference.generate import answers_in_turn, asking_ids

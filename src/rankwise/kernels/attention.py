@@ -241,9 +241,7 @@ class _FullAttention(torch.autograd.Function):
         into = _by_head(grad, ctx.rows, ctx.heads)
         dv = weights.mT @ into
         change = torch.ops.aten._softmax_backward_data(into @ values.mT, weights, -1, weights.dtype)
-        zero = change.new_zeros(())
-        dq = torch.baddbmm(zero, change, keys, beta=0, alpha=ctx.scale)
-        dk = torch.baddbmm(zero, change.mT, queries, beta=0, alpha=ctx.scale)
+        dq, dk = _product(change, keys, ctx.scale), _product(change.mT, queries, ctx.scale)
         return *(_together(one, ctx.rows, ctx.heads) for one in (dq, dk, dv)), None, None, None, None
 
 
@@ -261,7 +259,7 @@ def _together(values: Tensor, rows: int, heads: int) -> Tensor:
 
 
 def _weights(queries: Tensor, keys: Tensor, scale: float, real: Tensor | None) -> Tensor:
-    scores = torch.baddbmm(queries.new_zeros(()), queries, keys.mT, beta=0, alpha=scale)
+    scores = _product(queries, keys.mT, scale)
     if real is not None:
         rows, tokens = real.shape
         scores.view(rows, -1, tokens, tokens).masked_fill_(~real[:, None, None, :], float("-inf"))

@@ -231,9 +231,6 @@ def parts_of(adapters: AdapterSet, name: str) -> tuple[list[str], list[AdaLoRA]]
 class AdaLoraMethod(AdapterMethod[AdaLoraConfig]):
     """Attaches triplets, and leaves plain LoRA whose ranks went where they pay."""
 
-    def __init__(self, config: AdaLoraConfig) -> None:
-        self.config = config
-
     def attach_to(self, adapters: AdapterSet, model: LoadedModel, setup: Setup) -> TrainableAdaLoRA:
         add_layers(adapters, self.config, seed=setup.training.seed)
         return TrainableAdaLoRA(adapters, self.config, setup.steps)

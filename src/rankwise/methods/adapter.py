@@ -14,7 +14,7 @@ change is not a product alone and is.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +34,9 @@ from rankwise.adapters.token_rows import tables_of_tokens
 from rankwise.config.method import MethodConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RunError, TrainingError, some
-from rankwise.methods.artifact import BASE_FACTS, Artifact, base_facts, check_base
+from rankwise.methods.artifact import BASE_FACTS, Artifact, base_facts, check_trained_on
 from rankwise.methods.method import Contents, Record, Setup
-from rankwise.methods.trainable import TrainableState, state_of
+from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.saving import save_reader
 from rankwise.models.sharding import gathered
@@ -44,32 +44,26 @@ from rankwise.models.sources import FROM_GGUF
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.directory import CARD
 from rankwise.runs.lineage import LINEAGE, Lineage
-from rankwise.runs.records import Callback, RankRecord, StatusMessage, WarningMessage
+from rankwise.runs.records import Callback, RankRecord, StatusMessage
 from rankwise.system.files import write_atomic
 
+TOKEN_RATE = 1.0
+"""Learning rate of the rows, as a multiple of the adapter's."""
 
-class AdapterTrainable:
-    """One adapter of a set. Unless a method says otherwise, its ranks stay and a step is a step."""
+
+class AdapterTrainable(Trainable):
+    """One adapter of a set."""
 
     unit = "adapted layers"
-    sets_apart = False
 
     def __init__(self, adapters: AdapterSet, name: str = "default", ranks: RankRecord | None = None) -> None:
-        self.adapters, self.name = adapters, name
+        self.adapters, self.name, self.model = adapters, name, adapters.model
         self.initial_ranks = ranks
-
-    @property
-    def first_final_step(self) -> int:
-        return 1
 
     @property
     def scale_setting(self) -> str:
         """The setting that makes the change larger, for messages."""
         return "adapter.scale"
-
-    @property
-    def model(self) -> nn.Module:
-        return self.adapters.model
 
     @property
     def names(self) -> list[str]:
@@ -78,9 +72,6 @@ class AdapterTrainable:
     @property
     def extra_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
-
-    def describe(self) -> str | None:
-        return None
 
     def parameters(self) -> list[nn.Parameter]:
         return self.adapters.parameters(self.name)
@@ -110,37 +101,14 @@ class AdapterTrainable:
 
     def without_gradient(self, optimizer: torch.optim.Optimizer) -> list[str]:
         adapters, heads = self.adapters.adapters(self.name), self.adapters.trained_heads(self.name)
-        modules: dict[str, nn.Module] = {**adapters, **heads}
-        return [
-            path for path, module in modules.items() if not any(one in optimizer.state for one in module.parameters())
-        ]
-
-    def state_dict(self) -> TrainableState:
-        return state_of(self.named_parameters())
-
-    def load_state_dict(self, state: TrainableState, optimizer: torch.optim.Optimizer) -> None:
-        state.restore(self.named_parameters())
+        return _idle({**adapters, **heads}, optimizer)
 
     def idle_heads(self, optimizer: torch.optim.Optimizer) -> list[str]:
         """Heads that never got a gradient."""
-        heads = self.adapters.trained_heads(self.name)
-        return [path for path, head in heads.items() if not any(one in optimizer.state for one in head.parameters())]
+        return _idle(self.adapters.trained_heads(self.name), optimizer)
 
     def train(self, mode: bool = True) -> None:
         self.adapters.train(mode)
-
-    def set_apart(self) -> list[Tensor]:
-        return []
-
-    def add_penalty(self) -> None: ...
-
-    def before_step(self, clipped: float = 1.0) -> None: ...
-
-    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> RankRecord | None:
-        return None
-
-    def end_early(self, step: int, optimizer: torch.optim.Optimizer) -> RankRecord | None:
-        return None
 
     def finish(self) -> None:
         """The adapter is LoRA from here on, without layers of rank 0."""
@@ -173,13 +141,18 @@ class AdapterTrainable:
         self.adapters.remove()
 
 
+def _idle(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> list[str]:
+    return [path for path, module in modules.items() if not any(one in optimizer.state for one in module.parameters())]
+
+
 Settings = TypeVar("Settings", bound=MethodConfig)
 
 
 class AdapterMethod(ABC, Generic[Settings]):
     """Everything but `attach_to`, which is where the methods differ."""
 
-    config: Settings
+    def __init__(self, config: Settings) -> None:
+        self.config = config
 
     @abstractmethod
     def attach_to(self, adapters: AdapterSet, model: LoadedModel, setup: Setup) -> AdapterTrainable:
@@ -242,7 +215,7 @@ class AdapterMethod(ABC, Generic[Settings]):
         self, artifact: Artifact, spec: ModelConfig, callback: Callback, *, force_base: bool
     ) -> tuple[LoadedModel, AdapterTrainable]:
         model = _load_base(artifact, spec, callback)
-        check_trained_on(model, artifact, "apply the adapter", callback, force=force_base)
+        check_trained_on(model.source, artifact, "apply the adapter", callback, force=force_base)
         adapters = lay_peft(model.module, artifact.result, callback=callback)
         check_tokens(adapters, model, artifact)
         return model, self.trainable(adapters)
@@ -277,17 +250,6 @@ def decayed_groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def check_trained_on(model: LoadedModel, artifact: Artifact, use: str, callback: Callback, *, force: bool) -> None:
-    """RunError where an adapter was trained on another base, and a warning where nobody recorded on which."""
-    if artifact.trained_on is not None:
-        check_base(model, artifact.trained_on, artifact.described, use, force=force)
-        return
-    callback(WarningMessage(
-        f"{artifact.folder} does not record its base model's weights, so it is unknown whether "
-        f"{model.source.name} from {model.source.where} is the right base model"
-    ))  # fmt: skip
-
-
 def _load_base(artifact: Artifact, spec: ModelConfig, callback: Callback) -> LoadedModel:
     try:
         return artifact.objective.load(spec, callback, checked=False)
@@ -297,10 +259,6 @@ def _load_base(artifact: Artifact, spec: ModelConfig, callback: Callback) -> Loa
         raise ModelError(
             f"{error} It is the base model of {artifact.described}; use --base-model to name another one."
         ) from None
-
-
-TOKEN_RATE = 1.0
-"""Learning rate of the rows, as a multiple of the adapter's."""
 
 
 def check_tokens(adapters: AdapterSet, model: LoadedModel, artifact: Artifact) -> None:
@@ -317,7 +275,7 @@ def check_tokens(adapters: AdapterSet, model: LoadedModel, artifact: Artifact) -
 
 def notes_on_tokens(adapters: AdapterSet) -> list[str]:
     """What other programs cannot read of the rows that are written."""
-    if all(getattr(rows.base_layer, "bias", None) is None for rows in adapters.token_rows().values()):
+    if all(getattr(rows.host, "bias", None) is None for rows in adapters.token_rows().values()):
         return []
     return [
         "this model's output head has a bias, which PEFT (0.21) leaves out where rows of new tokens are trained: for "

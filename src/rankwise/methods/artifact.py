@@ -21,7 +21,7 @@ from rankwise.adapters.formats.dialects import detect
 from rankwise.adapters.formats.peft_forms import peft_base
 from rankwise.adapters.formats.peft_reader import CONFIG
 from rankwise.adapters.formats.tensors import SUFFIXES, refuse_pickle
-from rankwise.adapters.weights import AdapterWeights, oddities
+from rankwise.adapters.weights import AdapterWeights, reported
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.experiment import Adapting
 from rankwise.config.models import ModelConfig
@@ -32,6 +32,7 @@ from rankwise.models.gguf_adapter import is_gguf_adapter
 from rankwise.models.kind import ENCODER_DECODER
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.skeleton import modules_without_weights
+from rankwise.models.sources import Source
 from rankwise.models.starters import STARTERS
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import objective_for
@@ -42,7 +43,7 @@ from rankwise.runs.integrity import check_folder, check_result
 from rankwise.runs.lineage import LINEAGE, Lineage, Round
 from rankwise.runs.manifest import AnchorFacts, BaseModelFacts
 from rankwise.runs.own_files import read_json
-from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
+from rankwise.runs.records import Callback, WarningMessage, silent
 from rankwise.runs.row_facts import TargetFacts
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.foreign_json import read_json as read_foreign
@@ -72,13 +73,24 @@ def base_of(run: RunSnapshot, trust_code: str | None) -> ModelConfig:
     return spec.model_copy(update=changes)
 
 
-def check_base(model: LoadedModel, trained_on: BaseModelFacts, described: str, use: str, *, force: bool) -> None:
+def check_base(source: Source, trained_on: BaseModelFacts, described: str, use: str, *, force: bool) -> None:
     """RunError where this is not the base that was trained on. `described` is what was trained, and `use` what the base
     is needed for, both for the message."""
-    if model.facts.fingerprint != trained_on.fingerprint and not force:
-        found = f"the base model found now, from {model.facts.source},"
-        told = trained_on.refusal(described, found, *model.source.fingerprints)
+    if not force and source.fingerprint != trained_on.fingerprint:
+        found = f"the base model found now, from {source.where},"
+        told = trained_on.refusal(described, found, *source.fingerprints)
         raise RunError(f"{told} Use --force-base to {use} anyway.")
+
+
+def check_trained_on(source: Source, artifact: Artifact, use: str, callback: Callback, *, force: bool) -> None:
+    """RunError where an adapter was trained on another base, and a warning where nobody recorded on which."""
+    if artifact.trained_on is not None:
+        check_base(source, artifact.trained_on, artifact.described, use, force=force)
+        return
+    callback(WarningMessage(
+        f"{artifact.folder} does not record its base model's weights, so it is unknown whether "
+        f"{source.name} from {source.where} is the right base model"
+    ))  # fmt: skip
 
 
 def base_weights(
@@ -88,7 +100,7 @@ def base_weights(
     """By their names in the model, on the processor; a weight that two layers share is there once. `load` is the
     objective's."""
     model = load(spec.model_copy(update={"device": "cpu", "sharded": False}), callback)
-    check_base(model, trained_on, described, "use it", force=force)
+    check_base(model.source, trained_on, described, "use it", force=force)
     return {name: weight.detach() for name, weight in model.module.named_parameters()}
 
 
@@ -142,6 +154,11 @@ class Artifact:
     def anchor(self) -> AnchorFacts | None:
         """The text on which the run was held to its base."""
         return None if self.run is None else self.run.manifest.anchor
+
+    @property
+    def runs_own_code(self) -> bool:
+        """Whether its base model comes with Python code, which only its own program runs."""
+        return self.run is not None and self.run.experiment.model.trust_code is not None
 
     @property
     def described(self) -> str:
@@ -273,9 +290,4 @@ def stored_weights(artifact: Artifact, callback: Callback) -> AdapterWeights:
     """What an artifact learned; ModelError where another tool's file needs a base model that nobody names."""
     dialect = detect(artifact.result)
     modules = None if dialect.is_peft else modules_without_weights(artifact.base, callback)
-    weights = dialect.read(modules)
-    for note in weights.notes:
-        callback(StatusMessage(note))
-    for warning in (*weights.warnings, *oddities(weights)):
-        callback(WarningMessage(warning))
-    return weights
+    return reported(dialect.read(modules), callback)

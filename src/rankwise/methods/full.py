@@ -25,26 +25,22 @@ from rankwise.errors import ModelError, RunError, some
 from rankwise.methods.adapter import decayed_groups
 from rankwise.methods.artifact import Artifact, base_weights
 from rankwise.methods.method import Contents, Record, Setup
-from rankwise.methods.trainable import TrainableState, state_of
+from rankwise.methods.trainable import Trainable
 from rankwise.models.loaded import LoadedModel
 from rankwise.models.saving import numbers_in, save
 from rankwise.models.sources import find
 from rankwise.runs.data_report import DATA_REPORT
-from rankwise.runs.records import Callback, RankRecord, silent
+from rankwise.runs.records import Callback, silent
 from rankwise.system.files import published, write_json
 
 ReadBase = Callable[[], Mapping[str, Tensor]]
 """The base's weights by their names in the model; they must be nobody else's."""
 
 
-class FullFineTuning:
+class FullFineTuning(Trainable):
     """A weight that two layers share is one weight, before and after."""
 
     unit = "weights"
-    sets_apart = False
-    extra_parameters = 0
-    initial_ranks = None
-    first_final_step = 1
 
     def __init__(self, model: nn.Module, read_base: ReadBase) -> None:
         refuse_adapted(model)
@@ -53,56 +49,14 @@ class FullFineTuning:
         self._read_base = read_base
         self._base: Mapping[str, Tensor] | None = None
 
-    @property
-    def names(self) -> list[str]:
-        return list(self.named_parameters())
-
-    def describe(self) -> None:
-        return None
-
     def named_parameters(self) -> dict[str, nn.Parameter]:
         return dict(self.model.named_parameters())
-
-    def parameters(self) -> list[nn.Parameter]:
-        return list(self.model.parameters())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return decayed_groups(self.parameters())
 
-    def train(self, mode: bool = True) -> None:
-        """No dropout is turned on: a step must not depend on how it is divided."""
-
-    def set_apart(self) -> list[Tensor]:
-        return []
-
-    def add_penalty(self) -> None: ...
-
-    def before_step(self, clipped: float = 1.0) -> None: ...
-
-    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> RankRecord | None:
-        return None
-
     def without_gradient(self, optimizer: torch.optim.Optimizer) -> list[str]:
         return [name for name, weight in self.named_parameters().items() if weight not in optimizer.state]
-
-    def state_dict(self) -> TrainableState:
-        return state_of(self.named_parameters())
-
-    def load_state_dict(self, state: TrainableState, optimizer: torch.optim.Optimizer) -> None:
-        state.restore(self.named_parameters())
-
-    def end_early(self, step: int, optimizer: torch.optim.Optimizer) -> RankRecord | None:
-        return None
-
-    def finish(self) -> None:
-        """The weights are what they are."""
-
-    def check_change(self, rate: float) -> str | None:
-        """The base is not in memory to compare with."""
-        return None
-
-    def remove(self) -> None:
-        """The weights have changed; `own_copy` is for models that others use too."""
 
     @contextmanager
     def base(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rankwise.adapters.set import AdapterSet
-from rankwise.config.head import HeadConfig
+from rankwise.config.adapters import HeadConfig
 from rankwise.errors import ConfigError, RunError
 from rankwise.methods.adapter import AdapterMethod, AdapterTrainable
 from rankwise.methods.method import Setup
@@ -24,9 +24,6 @@ class TrainableHead(AdapterTrainable):
 
 
 class HeadMethod(AdapterMethod[HeadConfig]):
-    def __init__(self, config: HeadConfig) -> None:
-        self.config = config
-
     def attach_to(self, adapters: AdapterSet, model: LoadedModel, setup: Setup) -> TrainableHead:
         if not setup.heads:
             raise ConfigError(

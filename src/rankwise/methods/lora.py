@@ -120,9 +120,6 @@ class TrainableLoRA(AdapterTrainable):
 
 
 class LoraMethod(AdapterMethod[LoraConfig]):
-    def __init__(self, config: LoraConfig) -> None:
-        self.config = config
-
     def attach_to(self, adapters: AdapterSet, model: LoadedModel, setup: Setup) -> TrainableLoRA:
         choices, ranks = eva_start(self.config, model, setup) if self.config.start == "eva" else (None, None)
         add_layers(adapters, self.config, seed=setup.training.seed, choices=choices)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from rankwise.config.anchor import CODE_TEXT, OWN_TEXT, AnchorConfig
 from rankwise.config.experiment import Experiment
+from rankwise.config.forgetting import CODE_TEXT, OWN_TEXT, AnchorConfig
 from rankwise.config.yaml import dump_yaml
 from rankwise.errors import some
 from rankwise.models.sources import FROM_GGUF, FROM_INDEX, GGUF_FILE, LOCAL
@@ -93,6 +93,8 @@ VECTORS = {
     "max": "states.masked_fill(~real, -torch.inf).amax(1)",
     "cls": "states[:, 0]",
 }
+UNKNOWN = "unknown"
+_OBEYED = re.compile(r"([!-,:-@\[-`{-~]|(?<=www)\.)", re.IGNORECASE)
 
 
 def of_texts(pooling: str) -> str:
@@ -134,10 +136,6 @@ from transformers import AutoModelForCausalLM
 
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("path/to/base"), "path/to/this/folder")
 ```"""
-
-
-UNKNOWN = "unknown"
-_OBEYED = re.compile(r"([!-,:-@\[-`{-~]|(?<=www)\.)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

@@ -16,24 +16,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from rankwise.adapters.formats.dialects import read_adapter
-from rankwise.adapters.formats.peft import factors_of
+from rankwise.adapters.formats.peft import copy_into
 from rankwise.adapters.formats.peft_config import commonest, pattern_of, tidy
 from rankwise.adapters.formats.peft_reader import CONFIG
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import host_view
 from rankwise.adapters.weights import AdapterWeights, Factors
-from rankwise.config.adapters import LoraConfig
+from rankwise.config.adapters import HeadConfig, LoraConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.expressions import matcher
-from rankwise.config.head import HeadConfig
 from rankwise.config.method import MethodConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import AdapterError, ConfigError, RankwiseError, some
-from rankwise.methods.artifact import Artifact, check_base, open_artifact, stored_weights
+from rankwise.methods.artifact import Artifact, check_trained_on, open_artifact, stored_weights
 from rankwise.models.loaded import LoadedModel
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.lineage import Round
@@ -47,6 +45,8 @@ WAY_OUT = (
     "Leave these settings out, since the adapter brings its own. For other values, begin a new adapter without --from, "
     "or merge this one into its base first (rankwise export RUN --to FOLDER --format merged)."
 )
+SAME_SCALE = 1e-9
+"""How much the scale that a run records may differ from the adapter's, which some programs divide by rank + 1e-5."""
 
 
 def continued(given: MethodConfig, own: MethodConfig, described: str) -> MethodConfig:
@@ -106,10 +106,6 @@ def _same_layers(names: Sequence[str], paths: Sequence[str]) -> bool:
     )
 
 
-SAME_SCALE = 1e-9
-"""How much the scale that a run records may differ from the adapter's, which some programs divide by rank + 1e-5."""
-
-
 @dataclass(frozen=True)
 class Start:
     """`source` is what the user named, opened."""
@@ -137,13 +133,7 @@ class Start:
         self, experiment: Experiment, model: LoadedModel, callback: Callback, *, force_base: bool
     ) -> Experiment:
         """The experiment with the adapter's settings, once the model is loaded. RunError where it is another base."""
-        if self.source.trained_on is None:
-            callback(WarningMessage(
-                f"{self.source.described} does not record its base model's weights, so it is unknown whether "
-                f"{model.source.name} from {model.source.where} is the right base model"
-            ))  # fmt: skip
-        else:
-            check_base(model, self.source.trained_on, self.source.described, "train on it", force=force_base)
+        check_trained_on(model.source, self.source, "train on it", callback, force=force_base)
         weights = self.weights(model.module)
         settled = self._with_settings(experiment, weights)
         callback(StatusMessage(self._describe(settled, weights)))
@@ -175,16 +165,9 @@ class Start:
         self._check_layers({path: part.rank for path, part in live.items()}, weights)
         self._check_heads(adapters.trained_heads(name), weights)
         self._check_tokens(adapters, weights, name)
-        with torch.no_grad():
-            for path, adapter in live.items():
-                assert abs(adapter.scale - given[path].scale) <= SAME_SCALE * abs(given[path].scale), path
-                for own, value in zip(factors_of(adapter), given[path].values, strict=True):
-                    own.copy_(value.view(own.shape))
-            for path, head in adapters.trained_heads(name).items():
-                for own, parameter in head.state_dict().items():
-                    parameter.copy_(weights.heads[f"{path}.{own}"])
-            for path, rows in weights.tokens.items():
-                adapters.token_rows(name)[path].of(name).copy_(rows.values)
+        for path, adapter in live.items():
+            assert abs(adapter.scale - given[path].scale) <= SAME_SCALE * abs(given[path].scale), path
+        copy_into(adapters, weights, name)
 
     def _with_settings(self, experiment: Experiment, weights: AdapterWeights) -> Experiment:
         own = own_settings(weights)

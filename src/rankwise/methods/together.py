@@ -11,8 +11,8 @@ from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.weights import AdapterWeights
 from rankwise.config.models import Dtype, ModelConfig
 from rankwise.errors import RunError, some
-from rankwise.methods.adapter import AdapterMethod, AdapterTrainable, check_trained_on
-from rankwise.methods.artifact import Artifact
+from rankwise.methods.adapter import AdapterMethod, AdapterTrainable
+from rankwise.methods.artifact import Artifact, check_trained_on
 from rankwise.methods.registry import method_of
 from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.causal_lm import CAUSAL_LM
@@ -65,7 +65,7 @@ def read_beside(
     check_shares(other)
     if other.trained_on is None:
         _check_named_alike(other, base, force=force_base)
-    check_trained_on(model, other, f"lay it over {model.source.name}", callback, force=force_base)
+    check_trained_on(model.source, other, f"lay it over {model.source.name}", callback, force=force_base)
     return weights_for(model.module, other.result, callback)
 
 

@@ -90,39 +90,37 @@ class WithBase(Protocol):
         ...
 
 
-class Trainable(WithBase, Protocol):
-    @property
-    def unit(self) -> str:
-        """What `names` counts, in the plural, for messages: adapted layers, or weights."""
-        ...
+class Trainable(Protocol):
+    """Unless a method says otherwise, a step is a step, its ranks stay, and its state is its parameters."""
+
+    unit: str
+    """What `names` counts, in the plural, for messages: adapted layers, or weights."""
+    model: nn.Module
+    initial_ranks: RankRecord | None = None
+    """The ranks, where data decided them before the first step."""
 
     @property
     def names(self) -> list[str]:
         """The paths of the layers or weights that learn."""
-        ...
+        return list(self.named_parameters())
 
     @property
     def extra_parameters(self) -> int:
         """How many parameters the base does not have."""
-        ...
-
-    @property
-    def initial_ranks(self) -> RankRecord | None:
-        """The ranks, where data decided them before the first step."""
-        ...
+        return 0
 
     @property
     def first_final_step(self) -> int:
         """The first step after which the model is as small as at the end; validation chooses from there on."""
-        ...
+        return 1
 
     def describe(self) -> str | None:
         """A sentence for the beginning of a run, where ranks will change."""
-        ...
+        return None
 
     def parameters(self) -> list[nn.Parameter]:
         """Those that learn."""
-        ...
+        return list(self.named_parameters().values())
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """The same by their names in the model."""
@@ -133,28 +131,28 @@ class Trainable(WithBase, Protocol):
         ...
 
     def train(self, mode: bool = True) -> None:
-        """Turn the adapters' dropout on or off. The model's own dropout stays off."""
-        ...
+        """Turn the adapters' dropout on or off. The model's own dropout stays off: a step must not depend on how it is
+        divided."""
 
     @property
     def sets_apart(self) -> bool:
         """Whether the gradient of an anchor must be alone in the gradients at first."""
-        ...
+        return False
 
     def set_apart(self) -> list[Tensor]:
         """What the gradients hold now comes from an anchor and not from the rows. Of several processes the first alone
         has an anchor, so they add up the tensors that are returned."""
-        ...
+        return []
 
-    def add_penalty(self) -> None: ...
+    def add_penalty(self) -> None:
+        """Add the gradient of what the method asks of its own parameters, whatever the rows say."""
 
     def before_step(self, clipped: float = 1.0) -> None:
         """`clipped` is the factor that all gradients were multiplied by."""
-        ...
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> RankRecord | None:
         """`step` counts from 0. Returns the ranks where they were decided anew and are worth reporting."""
-        ...
+        return None
 
     def without_gradient(self, optimizer: torch.optim.Optimizer) -> list[str]:
         """Those of `names` that never got a gradient."""
@@ -162,22 +160,25 @@ class Trainable(WithBase, Protocol):
 
     def state_dict(self) -> TrainableState:
         """All that must survive a pause between two steps. The tensors are the live ones."""
-        ...
+        return state_of(self.named_parameters())
 
     def load_state_dict(self, state: TrainableState, optimizer: torch.optim.Optimizer) -> None:
         """Over a freshly attached method, before the optimizer's own state is loaded."""
-        ...
+        state.restore(self.named_parameters())
 
     def end_early(self, step: int, optimizer: torch.optim.Optimizer) -> RankRecord | None:
         """`step` becomes the last one, though it was not to be: ranks that are open stay as they are."""
-        ...
+        return None
 
     def finish(self) -> None:
         """After the last step: what is left is only what will be written."""
-        ...
 
     def check_change(self, rate: float) -> str | None:
         """TrainingError where nothing was learned at this learning rate; a warning where it may be lost by rounding."""
+        return None
+
+    def base(self) -> AbstractContextManager[None]:
+        """Inside, the model is the base, bit for bit; afterwards what it was before, nested or not."""
         ...
 
     def scaled(self, factor: float) -> AbstractContextManager[None]:
@@ -195,4 +196,3 @@ class Trainable(WithBase, Protocol):
 
     def remove(self) -> None:
         """Give the model back as it was, where the method leaves the base's weights alone."""
-        ...

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-from rankwise.config.planning import Planned
+from rankwise.config.experiment import Planned
 from rankwise.config.training import TrainingConfig
 from rankwise.planning.operations import Load, Operations
 from rankwise.planning.rows import Drawn, PlannedRows

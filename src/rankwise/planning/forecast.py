@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
-from rankwise.config.anchor import BLOCKS, AnchorConfig
-from rankwise.config.convolutions import image_readers
+from rankwise.config.experiment import Planned
+from rankwise.config.forgetting import BLOCKS, AnchorConfig
 from rankwise.config.method import MethodConfig
+from rankwise.config.modules import image_readers
 from rankwise.config.parameters import Parameters
-from rankwise.config.planning import Planned
 from rankwise.config.training import TrainingConfig
 from rankwise.planning.activations import FAST, OF_IMAGES, OF_TEXTS, Form
 from rankwise.planning.batches import AtOnce

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rankwise.config.adapters import LoraConfig
-from rankwise.config.convolutions import image_readers
 from rankwise.config.layer import Layer
-from rankwise.config.modules import ALL_CONV, ALL_LINEAR
+from rankwise.config.modules import ALL_CONV, ALL_LINEAR, image_readers
 from rankwise.errors import TargetError
 from rankwise.planning.parameters import NAMES, seen
 from rankwise.planning.shape import ModelShape

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from rankwise.config.planning import Planned
+from rankwise.config.experiment import Planned
 from rankwise.errors import ConfigError
 from rankwise.planning.devices import GIB, RESERVED, Device, find_device
 from rankwise.runs.manifest import processor_name, usable_cores

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
-from rankwise.config.planning import Planned
+from rankwise.config.experiment import Planned
 from rankwise.config.reading import with_settings
 from rankwise.errors import ConfigError
 from rankwise.planning.batches import AtOnce, average_step, largest_batches, longest_of, padded_load

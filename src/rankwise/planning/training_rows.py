@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from rankwise.config.data import DataConfig, TooLong
-from rankwise.config.planning import Planned
+from rankwise.config.experiment import Planned
+from rankwise.config.forgetting import ANSWER_TOKENS, replay_rows
 from rankwise.config.preference import read_as
 from rankwise.config.recipe import recipe_named
-from rankwise.config.replay import ANSWER_TOKENS, replay_rows
 from rankwise.data.hub import HUB
 from rankwise.data.instructions import instructions
 from rankwise.data.sample import Sample, Seen, sample_rows

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from rankwise.config.planning import Planned
+from rankwise.config.experiment import Planned
 from rankwise.config.validation import WRITTEN
 from rankwise.planning.rows import PlannedRows
 

@@ -11,9 +11,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from rankwise.config.built_in_tasks import BUILT_IN
 from rankwise.config.experiment import Experiment
-from rankwise.config.tasks import HELD_OUT
+from rankwise.config.tasks import BUILT_IN, HELD_OUT
 from rankwise.reporting.quantities import figure, interval, measured, plural
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.directory import BY_REQUEST
@@ -202,16 +201,16 @@ CHOICES = {
 
 def evaluation_warnings(evaluation: Evaluation, experiment: Experiment | None, results: Results | None) -> list[str]:
     """List the warnings for an evaluation; `experiment` and `results` belong to the evaluated run."""
-    found = []
+    found, items = [], plural(evaluation.n, "item")
     if evaluation.n < FEW:
         found.append(
-            f"{evaluation.task}: {_items(evaluation.n)} cannot show anything, and intervals over so few are too "
+            f"{evaluation.task}: {items} cannot show anything, and intervals over so few are too "
             f"narrow; evaluate on at least {FEW}, better on a hundred."
         )
     alike = [name for name, one in evaluation.tuned.metrics.items() if one.low == one.high]
     if alike and evaluation.n >= FEW:
         found.append(
-            f"{evaluation.task}: {alike[0]} does not vary when the {_items(evaluation.n)} are resampled, so its "
+            f"{evaluation.task}: {alike[0]} does not vary when the {items} are resampled, so its "
             f"interval has no width. It is still uncertain: up to about {3 / evaluation.n:.1%} of all such items may "
             "differ."
         )
@@ -262,7 +261,7 @@ def _of_choices(evaluation: Evaluation) -> list[str]:
     clear = any(one.verdict != "cannot tell" for name, one in evaluation.differences.items() if name in CHOOSING)
     if evaluation.n < MANY and not clear:
         found.append(
-            f"{evaluation.task}: an accuracy measured on {_items(evaluation.n)} can be wrong by "
+            f"{evaluation.task}: an accuracy measured on {plural(evaluation.n, 'item')} can be wrong by "
             f"{_half_width(evaluation.n)} percentage points; on {MANY:,} items it would be {_half_width(MANY)}."
         )
     least, base = chance(evaluation), evaluation.base
@@ -307,7 +306,3 @@ def _most_frequent(side: ModelScores) -> float:
 def _half_width(n: int) -> int:
     """Return half the width of the 95 % interval of a share of one half, the widest case."""
     return round(98 / n**0.5)
-
-
-def _items(n: int) -> str:
-    return f"{n:,} item{'s' if n != 1 else ''}"

@@ -73,11 +73,17 @@ class LossRecord(Record):
     """Loss per loss token on the validation rows."""
 
     kind = "validation"
+    metric = "loss"
     step: int
     loss: float
     loss_tokens: int
     sequences: int
     unit: str = OF_LANGUAGE_MODELS
+
+    @property
+    def value(self) -> float:
+        """As that of a score."""
+        return self.loss
 
 
 @dataclass(frozen=True)

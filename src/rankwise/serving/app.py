@@ -5,7 +5,7 @@ GET  /metrics           counts for Prometheus
 GET  /v1/models         the base and each adapter
 POST /v1/chat/completions, /v1/completions
 GET  /openapi.json      the requests' schema
-POST /v1/load_lora_adapter, /v1/unload_lora_adapter     where it is allowed (loading.py)
+POST /v1/load_lora_adapter, /v1/unload_lora_adapter     where it is allowed, as in vLLM
 /v1/files, /v1/fine_tuning/jobs                         where it is allowed (tuning/routes.py)
 """
 

@@ -1,4 +1,14 @@
-"""Answers in the form of OpenAI's API: whole, and piece by piece."""
+"""Answers in the form of OpenAI's API: whole, piece by piece, and as calls of tools.
+
+A call is a JSON object that names one of the request's tools and gives its arguments:
+
+    <tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call>      Hermes, Qwen, SmolLM
+    [TOOL_CALLS][{"name": "weather", "arguments": {"city": "Rome"}}]               Mistral
+    {"name": "weather", "parameters": {"city": "Rome"}}                            Llama 3
+
+Around the objects models write marks of their own, so the objects alone are looked for. What stands before the first
+one, without the marks, is the content of the message.
+"""
 
 from __future__ import annotations
 

@@ -81,10 +81,10 @@ def finished(listed: Sequence[ListedRun]) -> list[Askable]:
     return runs
 
 
-async def shown(request: Request) -> Response:
+def shown(request: Request) -> Response:
     """`run` is what is asked, and each `with` another run beside it. Answers come slower beside a training."""
-    listed = await run_in_threadpool(listed_runs)
-    runs = await run_in_threadpool(finished, listed)
+    listed = listed_runs()
+    runs = finished(listed)
     by_name = {one.name: one for one in runs}
     named = request.query_params.get("run", "")
     if named and named not in by_name:
@@ -176,9 +176,9 @@ def _begin(question: _Question, body: AskBody, send: Send, callback: Callback) -
         raise
 
 
-async def release(request: Request) -> Response:
+def release(request: Request) -> Response:
     """Free the memory now."""
-    freed = await run_in_threadpool(DESK.release)
+    freed = DESK.release()
     return moved(
         "/ask", "The model's memory was freed." if freed else "The model is answering; its memory stays in use."
     )

@@ -1,9 +1,21 @@
-"""The Export screen: how each engine reads a run's adapter, the exports, and what verified them."""
+"""The Export screen: how each engine reads a run's adapter, the exports, and what verified them.
+
+An export loads a model and asks engines, which takes minutes and memory. So it is a process of its own, which outlives
+the page and frees everything at its end: `exports/.studio/ID/{job.json, printed.json, log.txt}`. What it prints is what
+the page shows, read from these files alone.
+"""
 
 from __future__ import annotations
 
 import itertools
 import re
+import secrets
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +24,17 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
+from rankwise.config.base import Config
 from rankwise.config.experiment import RUN_NAME
-from rankwise.errors import ConfigError, RankwiseError
+from rankwise.errors import ConfigError, RankwiseError, RunError
 from rankwise.runs.listing import listed_runs
-from rankwise.studio import export_jobs
-from rankwise.studio.export_jobs import EXPORTS
+from rankwise.runs.manifest import now
+from rankwise.runs.own_files import read_json
+from rankwise.runs.queue import last_object
 from rankwise.studio.pages import Form, Screen, moved, page, read_form
+from rankwise.system.files import json_bytes, make_folders, sha256_of, write_atomic
+from rankwise.system.hub import NO_NETWORK
+from rankwise.system.processes import began, start_detached
 
 ABOUT = {
     "peft": "The adapter in PEFT's format, with a rank for each layer: the smallest.",
@@ -32,31 +49,156 @@ OF_WHOLE = ("merged", "gguf", "ollama")
 LONGEST_BASE = 4096
 """Characters of a folder or a name of the hub."""
 VERIFY = {"auto": [], "yes": ["--verify"], "no": ["--no-verify"]}
+EXPORTS = Path("exports")
+JOBS = EXPORTS / ".studio"
+LOG_BYTES = 20_000
 
 
-async def shown(request: Request) -> Response:
+class Job(Config):
+    """`words` are the command line behind `rankwise`."""
+
+    id: str
+    run: str
+    to: str
+    format: str
+    words: tuple[str, ...]
+    started: str
+    process: int
+    began: float | None
+
+
+@dataclass(frozen=True)
+class File:
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class State:
+    """`printed` is the object that `export --json` prints, None as long as the export runs."""
+
+    job: Job
+    running: bool
+    printed: dict[str, Any] | None
+    log: str
+
+    @property
+    def problem(self) -> str | None:
+        if self.printed is not None:
+            return str(self.printed["error"]) if "error" in self.printed else None
+        return None if self.running else "The export was stopped before it was finished."
+
+    @property
+    def done(self) -> bool:
+        return self.printed is not None and self.problem is None
+
+    @property
+    def engines(self) -> list[tuple[str, dict[str, Any]]]:
+        """What engines said, those that ran first."""
+        found = (self.printed or {}).get("engines")
+        rows = list(found.items()) if isinstance(found, dict) else []
+        return sorted(rows, key=lambda row: (row[1].get("by") != "run", row[0]))
+
+
+_starting = threading.Lock()
+
+
+def start(run: str, to: Path, format: str, options: Sequence[str]) -> Job:
+    """RunError while another export runs. Of two that are wanted at once, one begins."""
+    with _starting:
+        if (other := next((one for one in states() if one.running), None)) is not None:
+            raise RunError(
+                f"{other.job.to} is being exported. Wait for it, since each export needs the memory of a model."
+            )
+        words = ("export", run, "--to", str(to), "--format", format, *options, "--json")
+        number = secrets.token_hex(8)
+        folder = JOBS / number
+        make_folders(folder)
+        with (folder / "printed.json").open("wb") as printed, (folder / "log.txt").open("wb") as log:
+            command = [sys.executable, "-P", "-m", "rankwise", *words]
+            process = start_detached(command, out=printed, log=log, environment=NO_NETWORK)
+        job = Job(
+            id=number, run=run, to=str(to), format=format, words=words, started=now(), process=process.pid,
+            began=began(process.pid),
+        )  # fmt: skip
+        write_atomic(folder / "job.json", json_bytes(job.model_dump(mode="json")))
+        return job
+
+
+def state_of(number: str) -> State:
+    """RunError where there is no such export."""
+    folder = JOBS / number
+    if not re.fullmatch(r"[0-9a-f]{16}", number) or not (folder / "job.json").is_file():
+        raise RunError("there is no such export.")
+    job = read_json(folder / "job.json", Job)
+    running = job.began is not None and began(job.process) == job.began
+    return State(job, running, last_object(folder / "printed.json") if not running else None, _log(folder))
+
+
+def _log(folder: Path) -> str:
+    with suppress(OSError):
+        content = (folder / "log.txt").read_bytes()[-LOG_BYTES:].decode("utf-8", "replace")
+        return "\n".join(line.rpartition("\r")[2] for line in content.splitlines() if line.strip())
+    return ""
+
+
+def states() -> list[State]:
+    """The newest first."""
+    found: list[State] = []
+    for file in JOBS.glob("*/job.json"):
+        with suppress(RunError):
+            found.append(state_of(file.parent.name))
+    return sorted(found, key=lambda one: (one.job.started, one.job.id), reverse=True)
+
+
+def files_of(state: State) -> list[File]:
+    """What a finished export wrote."""
+    to = Path(state.job.to)
+    paths = [to] if to.is_file() else sorted(one for one in to.rglob("*") if one.is_file() and not one.is_symlink())
+    files = [(path, path.stat()) for path in paths if state.done]
+    return [
+        File(path.name if path == to else path.relative_to(to).as_posix(), facts.st_size,
+             _hash(path.absolute(), facts.st_size, facts.st_mtime_ns)) for path, facts in files
+    ]  # fmt: skip
+
+
+@lru_cache(maxsize=1000)
+def _hash(path: Path, size: int, changed: int) -> str:
+    """Computed once, as long as the file stays as it is."""
+    return sha256_of(path)
+
+
+def path_of(state: State, name: str) -> Path:
+    """A file of an export by its name in the list; RunError for any other."""
+    to = Path(state.job.to)
+    if name not in {one.name for one in files_of(state)}:
+        raise RunError("the export has no such file.")
+    return to if to.is_file() else to / name
+
+
+def shown(request: Request) -> Response:
     """`run` is what is exported."""
-    return await _page(request, request.query_params.get("run", ""), {})
+    return _page(request, request.query_params.get("run", ""), {})
 
 
-async def _page(request: Request, named: str, fields: dict[str, str], problem: str = "") -> Response:
-    finished = [one.name for one in await run_in_threadpool(listed_runs) if one.status == "finished"]
+def _page(request: Request, named: str, fields: dict[str, str], problem: str = "") -> Response:
+    finished = [one.name for one in listed_runs() if one.status == "finished"]
     run = named or (finished[0] if finished else "")
     choices: Any = None
     if run:
         try:
-            choices = await run_in_threadpool(_choices, run)
+            choices = _choices(run)
         except RankwiseError as error:
             problem = problem or str(error)
-    exports = [one for one in await run_in_threadpool(export_jobs.states) if one.job.run == run]
     defaults: dict[str, str] = {}
     if choices:
         usual = "peft" if choices.formats["peft"] is None else "merged"
         defaults = {"to": _free(run, usual), "format": usual, "strength": "1", "verify": "auto"}
     return page(
         request, "export.html", 422 if problem and fields else 200, title="Export", runs=finished, run=run,
-        choices=choices, exports=exports, fields=defaults | fields, problem=problem, about=ABOUT,
-        folder=str(EXPORTS),
+        choices=choices, exports=[one for one in states() if one.job.run == run], fields=defaults | fields,
+        problem=problem, about=ABOUT, folder=str(EXPORTS),
     )  # fmt: skip
 
 
@@ -79,11 +221,11 @@ async def begin(request: Request) -> Response:
     try:
         job = await run_in_threadpool(_begun, sent, run)
     except RankwiseError as error:
-        return await _page(request, run, fields, str(error))
+        return await run_in_threadpool(_page, request, run, fields, str(error))
     return moved(f"/exports/{job.id}")
 
 
-def _begun(sent: Form, run: str) -> export_jobs.Job:
+def _begun(sent: Form, run: str) -> Job:
     """ConfigError with all that is wrong, as far as the page can know it; the export itself says the rest."""
     to, format, strength = sent.text("to").strip(), sent.text("format"), sent.text("strength", "1").strip() or "1"
     dtype, wish, problems = sent.text("dtype"), sent.text("verify", "auto"), list[str]()
@@ -112,25 +254,24 @@ def _begun(sent: Form, run: str) -> export_jobs.Job:
     options += ["--round-rank"] if sent.text("round_rank") and format == "portable" else []
     if base:
         options += [f"--base-model={base}"]
-    return export_jobs.start(run, EXPORTS / to, format, options)
+    return start(run, EXPORTS / to, format, options)
 
 
-async def job(request: Request) -> Response:
-    state = await run_in_threadpool(export_jobs.state_of, request.path_params["id"])
-    files = await run_in_threadpool(export_jobs.files_of, state) if state.done else []
-    return page(request, "export_job.html", title=f"Export {Path(state.job.to).name}", state=state, files=files)
+def job(request: Request) -> Response:
+    state = state_of(request.path_params["id"])
+    return page(
+        request, "export_job.html", title=f"Export {Path(state.job.to).name}", state=state, files=files_of(state)
+    )
 
 
-async def state(request: Request) -> Response:
+def state(request: Request) -> Response:
     """The part of the page that changes."""
-    now = await run_in_threadpool(export_jobs.state_of, request.path_params["id"])
-    files = await run_in_threadpool(export_jobs.files_of, now) if now.done else []
-    return page(request, "export_state.html", state=now, files=files)
+    now = state_of(request.path_params["id"])
+    return page(request, "export_state.html", state=now, files=files_of(now))
 
 
-async def download(request: Request) -> Response:
-    now = await run_in_threadpool(export_jobs.state_of, request.path_params["id"])
-    path = await run_in_threadpool(export_jobs.path_of, now, request.path_params["name"])
+def download(request: Request) -> Response:
+    path = path_of(state_of(request.path_params["id"]), request.path_params["name"])
     return FileResponse(path, media_type="application/octet-stream", filename=path.name)
 
 

@@ -8,14 +8,18 @@ the rows        their columns, the data report, and a preview with the loss toke
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rankwise.commands.columns import Columns, columns_of
 from rankwise.commands.plan import plan as plan_of
 from rankwise.commands.starting import as_continued
+from rankwise.config.data import DataConfig
+from rankwise.data.formats import form_of
+from rankwise.data.proposals import can_be_typed, guessed
+from rankwise.data.sources import open_source, raw_records
 from rankwise.errors import ConfigError, DataError, ModelError, RankwiseError
 from rankwise.planning.estimate import Estimate
 from rankwise.planning.plan import Plan
@@ -34,6 +38,67 @@ TIGHT = 0.85
 OF_DATA = ("data.", "validation.")
 LISTED, SHEET = 8, "sheet.png"
 MOST_ROWS = 20
+LONGEST_EXAMPLE = 160
+COUNTING_SECONDS = 2.0
+"""For which rows are counted at most."""
+
+
+@dataclass(frozen=True)
+class Column:
+    name: str
+    example: str
+    typed: bool
+    """Whether its name can stand in braces."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """`rows` are those of all files, or None where they are too many to be counted in a moment."""
+
+    columns: tuple[Column, ...]
+    format: str | None
+    """The known format of the first row; None where its columns match none."""
+    prompt: str | None
+    """A proposal for `data.prompt` where the format is not known."""
+    completion: str | None
+    images: bool
+    files: tuple[str, ...]
+    rows: int | None
+
+
+def columns_of(data: DataConfig) -> Columns:
+    """DataError where there is no row that can be read."""
+    reading = open_source(data, data.all_sources[0])
+    part = reading.parts[0]
+    _, row = next(raw_records(part), ("", None))
+    if isinstance(row, DataError):
+        raise row
+    if row is None:
+        raise DataError(f"{data.all_sources[0].path}: has no rows.")
+    images = part.of_images
+    known = "image" if images else form_of(row)
+    guess = guessed(row) if known is None else None
+    prompt, completion = (None, None) if guess is None else (" ".join(f"{{{one}}}" for one in guess[0]), guess[1])
+    shown = tuple(Column(name, _example(value), can_be_typed(name)) for name, value in row.items())
+    names = tuple(one.name for one in reading.parts)
+    return Columns(
+        shown, known, prompt, None if completion is None else f"{{{completion}}}", images, names, _count(reading.parts)
+    )
+
+
+def _example(value: Any) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= LONGEST_EXAMPLE else f"{text[:LONGEST_EXAMPLE]}…"
+
+
+def _count(parts: list[Any]) -> int | None:
+    until, rows = time.monotonic() + COUNTING_SECONDS, 0
+    for part in parts:
+        for _ in raw_records(part):
+            rows += 1
+            if rows % 1000 == 0 and time.monotonic() > until:
+                return None
+    return rows
 
 
 @dataclass(frozen=True)
@@ -227,8 +292,8 @@ def preview_shown(form: SettingsForm, first: int, rows: int) -> Preview:
     remarks = Remarks()
     try:
         planned = form.planned(only=READING)
+        from rankwise.commands.data import Sheet, holds_images
         from rankwise.commands.data import preview as preview_command
-        from rankwise.commands.preview_images import Sheet, holds_images
 
         assert planned.data is not None, "the form has rows"
         images = holds_images(planned.data)

@@ -5,7 +5,8 @@ event  records   what is new in the metrics log, as columns of numbers, of which
        begin     the log begins anew: the page forgets what it drew
        state     status, problem and warnings, whenever one of them changes
 
-The run is only read, from its files, so it does not matter who trains it.
+Beside them stand the runs of the queue: those that wait, the one that is trained, and those that never began. A run is
+only read, from its files, so it does not matter who trains it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,14 +23,17 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from rankwise.commands.queue import listed
+from rankwise.config.experiment import RUN_NAME
 from rankwise.errors import RankwiseError
 from rankwise.reporting.sparkline import bucket_means
 from rankwise.runs.directory import MANIFEST, RunDirectory
-from rankwise.runs.listing import STARTING, UNREADABLE, present_status, status_of
+from rankwise.runs.listing import STARTING, UNREADABLE, present_status, run_names, status_of
 from rankwise.runs.manifest import Manifest
 from rankwise.runs.metrics_log import LogTail
+from rankwise.runs.queue import Ended, Queue, Waiting, Working
 from rankwise.runs.records import rank_grid
-from rankwise.studio.queued import GONE, known_run, without_folder
+from rankwise.runs.upkeep import entry
 
 EVERY, IDLE = 3.0, 5.0
 """Seconds between two looks at a run that is trained, and at one that is not."""
@@ -38,6 +43,49 @@ AT_WORK = (STARTING, "running")
 MOST_STEPS = 2500
 """Steps of one message; more are sent as means of neighbours."""
 COLUMNS = ("step", "loss", "learning_rate", "gradient_norm", "tokens_per_second", "resident_bytes", "seconds")
+WAITING, FAILED, GONE = "waiting", "failed", "gone"
+
+
+@dataclass(frozen=True)
+class Queued:
+    """`refused` are trainings that ended before they had a folder, so that no row of the table says why."""
+
+    working: Working | None
+    waiting: Sequence[Waiting]
+    refused: Sequence[Ended]
+
+    def __bool__(self) -> bool:
+        return bool(self.waiting or self.refused)
+
+
+def queued() -> Queued:
+    """Also starts the worker where one was killed and a run waits."""
+    state, known = listed(), set(run_names())
+    return Queued(state.working, state.waiting, [one for one in state.ended if one.run not in known])
+
+
+def known_run(name: str) -> RunDirectory:
+    """A run of the folder or of the queue; RunError where it is neither."""
+    if name not in run_names() and is_queued(name):
+        return RunDirectory.named(name)
+    return entry(name)
+
+
+def is_queued(name: str) -> bool:
+    return without_folder(name)[0] != GONE
+
+
+def without_folder(name: str) -> tuple[str, str | None]:
+    """The status of a run that has no folder, and its problem."""
+    queue = Queue()
+    if name in {file.stem for file in queue.entries()}:
+        return WAITING, None
+    if (working := queue.working()) is not None and working.run == name:
+        return STARTING, None
+    if not re.fullmatch(RUN_NAME, name):  # it is a file's name in the queue
+        return GONE, None
+    ended = queue.ended(name)
+    return (GONE, None) if ended is None else (FAILED, ended.problem)
 
 
 @dataclass

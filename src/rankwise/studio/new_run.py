@@ -7,7 +7,6 @@ import itertools
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
@@ -17,8 +16,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from rankwise.commands.models import known_models
-from rankwise.config.experiment import Experiment
-from rankwise.config.planning import Planned
+from rankwise.config.experiment import Experiment, Planned
 from rankwise.errors import ConfigError, RankwiseError
 from rankwise.models.cached import is_here
 from rankwise.planning.reading import needs_hub
@@ -91,15 +89,11 @@ def form_of(sent: Form) -> SettingsForm:
     return SettingsForm({name: sent.text(name) for name in NAMES if name in sent.fields})
 
 
-async def empty(request: Request) -> Response:
+def empty(request: Request) -> Response:
     """With `from`, the form of that run."""
     name = request.query_params.get("from", "")
-    fields = await run_in_threadpool(_of_run, name) if name else {}
-    return await _page(request, fields | {"run": await run_in_threadpool(free_name, name or "run")}, source=name)
-
-
-def _of_run(name: str) -> dict[str, str]:
-    return fields_of(RunSnapshot.read(name).experiment)
+    fields = fields_of(RunSnapshot.read(name).experiment) if name else {}
+    return _page(request, fields | {"run": free_name(name or "run")}, source=name)
 
 
 def free_name(name: str) -> str:
@@ -110,12 +104,10 @@ def free_name(name: str) -> str:
     return next(one for one in names if one not in waiting and not (RUNS / one).exists())
 
 
-async def _page(
+def _page(
     request: Request, fields: dict[str, str], problems: Sequence[Problem] = (), *, source: str = "", hub: bool = False
 ) -> Response:
     form = SettingsForm(fields)
-    shown = await run_in_threadpool(_forecast, form, hub)
-    models = await run_in_threadpool(known_models)
     beside: dict[str, list[str]] = {}
     for problem in problems:
         beside.setdefault(problem.field, []).append(problem.text)
@@ -124,9 +116,9 @@ async def _page(
         groups.setdefault(knob.group, []).append(knob)
     return page(
         request, "new_run.html", 422 if problems else 200, title="New run", fields=fields, problems=problems,
-        beside=beside, groups=groups, cards=CARDS, card=form.card, shown=shown, text=_as_text(form), source=source,
-        models=[one for one in models if one.kind in ("starter", "hub")], hub=hub, endings=",".join(uploads.KNOWN),
-        upload=uploads.name_of(fields.get("data.path", "")),
+        beside=beside, groups=groups, cards=CARDS, card=form.card, shown=_forecast(form, hub), text=_as_text(form),
+        source=source, models=[one for one in known_models() if one.kind in ("starter", "hub")], hub=hub,
+        endings=",".join(uploads.KNOWN), upload=uploads.name_of(fields.get("data.path", "")),
     )  # fmt: skip
 
 
@@ -250,15 +242,18 @@ async def upload(request: Request) -> Response:
 async def start(request: Request) -> Response:
     """Into the queue, or the form again with all problems at once."""
     sent = await read_form(request)
-    form, hub = form_of(sent), bool(sent.text(HUB))
-    problems = await run_in_threadpool(_problems, form, hub)
+    return await run_in_threadpool(_started, request, form_of(sent), bool(sent.text(HUB)))
+
+
+def _started(request: Request, form: SettingsForm, hub: bool) -> Response:
+    problems = _problems(form, hub)
     if problems:
-        return await _page(request, dict(form.fields), problems, hub=hub)
+        return _page(request, dict(form.fields), problems, hub=hub)
     experiment = form.experiment()
     try:
-        await run_in_threadpool(partial(Queue().add, experiment.run, experiment, may_ask_hub=hub))
+        Queue().add(experiment.run, experiment, may_ask_hub=hub)
     except RankwiseError as error:
-        return await _page(request, dict(form.fields), [Problem("run", str(error))], hub=hub)
+        return _page(request, dict(form.fields), [Problem("run", str(error))], hub=hub)
     return moved(f"/runs/{segment(experiment.run)}", f"{experiment.run} is in the queue.")
 
 

@@ -20,9 +20,8 @@ from rankwise.runs.manifest import Manifest
 from rankwise.runs.queue import Queue
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.runs.upkeep import entry
-from rankwise.studio.live import AT_WORK, StateReader, events
+from rankwise.studio.live import AT_WORK, StateReader, events, known_run
 from rankwise.studio.pages import Screen, drawing, moved, page, read_form, segment
-from rankwise.studio.queued import known_run
 
 LOG_BYTES = 60_000
 """Of the end of a log."""

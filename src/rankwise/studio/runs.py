@@ -28,9 +28,8 @@ from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.queue import Queue
 from rankwise.runs.snapshot import forgetting_of
 from rankwise.studio import uploads
-from rankwise.studio.live import AT_WORK
+from rankwise.studio.live import AT_WORK, queued
 from rankwise.studio.pages import Screen, drawing, moved, page, read_form
-from rankwise.studio.queued import queued
 from rankwise.studio.uploads import Unused
 
 STATUSES = ("starting", "running", "finished", "interrupted", "failed", "unreadable")
@@ -208,8 +207,8 @@ async def delete(request: Request) -> Response:
     return moved("/", f"Deleted {some(deleted.names)} and freed {size(deleted.bytes)}.")
 
 
-async def remove_uploads(request: Request) -> Response:
-    gone = await run_in_threadpool(uploads.remove_unused)
+def remove_uploads(request: Request) -> Response:
+    gone = uploads.remove_unused()
     return moved("/", f"Removed {len(gone.digests):,} uploads and freed {size(gone.bytes)}.")
 
 

@@ -20,13 +20,10 @@ from typing import Any, Literal, cast, get_args
 from pydantic_core import PydanticUndefined
 
 from rankwise.commands.starting import base_of_start
-from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
-from rankwise.config.base import Config
+from rankwise.config.adapters import AdaLoraConfig, FullConfig, HeadConfig, LoraConfig
+from rankwise.config.base import Config, descriptions_of
 from rankwise.config.data import OF_HUB, OF_TABLES, DataConfig, Format, Reasoning, ValidationDataConfig
-from rankwise.config.descriptions import descriptions_of
-from rankwise.config.experiment import OBJECTIVES, Experiment
-from rankwise.config.head import HeadConfig
-from rankwise.config.planning import Planned
+from rankwise.config.experiment import OBJECTIVES, Experiment, Planned
 from rankwise.config.reading import Setting, parse_setting, read_data, read_experiment, read_planned
 from rankwise.config.yaml import dump_yaml
 from rankwise.errors import ConfigError, RankwiseError

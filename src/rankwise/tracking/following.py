@@ -2,6 +2,19 @@
 
 Each tracker has a thread and a queue: it may be slow, fail or hang, and the training goes on. Whatever it raises ends
 it, and is reported once, by the training's thread.
+
+Trackers receive values under the names that dashboards know from other trainers:
+
+    a line of metrics.jsonl               numbers of its step
+    kind step                             train/loss, train/learning_rate, train/grad_norm, train/epoch, …
+    kind validation, score                eval/loss, eval/accuracy, eval/rouge_l, …
+    kind earlier                          earlier/RUN/loss, earlier/RUN/exact, …
+    kind budget                           forgetting/divergence, forgetting/anchor_weight
+    kind ranks                            ranks/mean, ranks/budget, … and a histogram over layers
+    kind back-off                         back_off/begun, back_off/learning_rate
+    kind sample                           nothing: an answer is a text
+
+Settings that are texts, such as a system message, are left out and say so.
 """
 
 from __future__ import annotations

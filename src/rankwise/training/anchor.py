@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankwise.config.anchor import BLOCKS, CODE_TEXT, OWN_TEXT, AnchorConfig
+from rankwise.config.forgetting import BLOCKS, CODE_TEXT, OWN_TEXT, AnchorConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.data.batches import Batch
 from rankwise.data.row_order import shuffled

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankwise.config.planning import Planned
+from rankwise.config.experiment import Planned
 from rankwise.data.batches import Batch
 from rankwise.forward.plan import plan
 from rankwise.kernels.quantized.tensor import is_quantized

@@ -14,7 +14,7 @@ from math import ceil
 import numpy as np
 
 from rankwise.config.experiment import Experiment
-from rankwise.config.replay import DRAWS, ReplayConfig, ReplayDataConfig, replay_rows
+from rankwise.config.forgetting import DRAWS, ReplayConfig, ReplayDataConfig, replay_rows
 from rankwise.data.instructions import instructions
 from rankwise.data.licences import strictest
 from rankwise.data.preparation import Prepared

@@ -37,12 +37,6 @@ Validated = LossRecord | ScoreRecord
 
 
 @dataclass(frozen=True)
-class Candidate:
-    step: int
-    value: float
-
-
-@dataclass(frozen=True)
 class EarlyStopping:
     """`by` is "loss" or a metric; candidates are validations after step `first` or later, where 0 is before any step.
     `patience` is how many of them in a row may be no better than the best."""
@@ -52,18 +46,13 @@ class EarlyStopping:
     first: int = 1
     patience: int | None = None
 
-    def candidates(self, records: Iterable[Validated]) -> list[Candidate]:
-        every = [
-            Candidate(record.step, record.loss if isinstance(record, LossRecord) else record.value)
-            for record in records
-            if ("loss" if isinstance(record, LossRecord) else record.metric) == self.by
-        ]
-        return [candidate for candidate in every if candidate.step >= self.first]
+    def candidates(self, records: Iterable[Validated]) -> list[Validated]:
+        return [record for record in records if record.metric == self.by and record.step >= self.first]
 
-    def best(self, records: Iterable[Validated]) -> Candidate | None:
-        finite = [candidate for candidate in self.candidates(records) if math.isfinite(candidate.value)]
+    def best(self, records: Iterable[Validated]) -> Validated | None:
+        finite = [record for record in self.candidates(records) if math.isfinite(record.value)]
         sign = -1 if self.more_is_better else 1
-        return min(finite, key=lambda candidate: (sign * candidate.value, candidate.step), default=None)
+        return min(finite, key=lambda record: (sign * record.value, record.step), default=None)
 
     def without_improvement(self, records: Iterable[Validated]) -> int:
         """How many candidates came after the best one."""
@@ -226,7 +215,7 @@ class Validation(Hook):
     def _measure(self) -> str:
         return "validation loss" if self.config.by == "loss" else self.config.by
 
-    def _praise(self, best: Candidate) -> str:
+    def _praise(self, best: Validated) -> str:
         order = "highest" if self.early_stopping.more_is_better else "lowest"
         count = len(self.early_stopping.candidates(self.records))
         return f"the {order} {self._measure} of {count} validations, {best.value:.4f}"

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import regex
+from torch import Tensor, nn
 
 from rankwise.adapters.adapter import conv_problem
 from rankwise.adapters.base_layers import features_of, is_conv2d, is_embedding, is_host, takes_dora, weight_of
@@ -24,6 +25,7 @@ from rankwise.errors import AdapterError, some
 LISTED = 8
 """Largest number of problems in one message."""
 Modules = Mapping[str, nn.Module]
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,16 @@ class Layers:
     dropout: float = 0.0
     base: str | None = None
     """The base model that the file names."""
+
+    def grouped(self, tensors: Mapping[str, Tensor], names: regex.Pattern[str]) -> dict[str, dict[str, Tensor]]:
+        """The parts of each layer, by the groups `path` and `part` of their names; all else is a problem."""
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if match := names.fullmatch(name):
+                parts.setdefault(match["path"], {})[match["part"]] = tensor
+            else:
+                self.problems.append(f'"{name}" is no factor of a LoRA, and other weights are not read')
+        return parts
 
     def refuse(self) -> None:
         if self.problems:
@@ -78,34 +90,45 @@ class Layers:
         placed: dict[str, Factors] = {}
         for path, part in self.factors.items():
             here = today.get(path, path)
-            if here in placed:
-                self.problems.append(f'"{path}" and "{here}" are one layer')
-            elif here in modules:
-                module = modules[here]
-                self.problems += [f'"{path}" {problem}' for problem in misfits(part, module)]
+            if here in modules:
+                module, parts = modules[here], "AB" if part.magnitude is None else "ABm"
+                problem = host_problem(module, dora=part.magnitude is not None)
+                shapes = [tuple(value.shape) for value in part.values]
+                self.problems += (
+                    misfitting(path, shapes, part.rank, parts, module) if problem is None else [f'"{path}" {problem}']
+                )
                 placed[here] = replace(part, embedding=is_embedding(module))
         ordered = {path: placed[path] for path in modules if path in placed}
         return ordered, {path: today[path] for path in self.factors if path in today and path not in modules}
 
 
-def misfits(part: Factors, module: nn.Module) -> list[str]:
-    """Why these factors cannot lie over this layer."""
-    if isinstance(module, nn.Conv2d) and (reason := conv_problem(module)):
-        return [f"is for one of the convolutions that cannot be adapted: {reason}"]
-    if not is_host(module):
-        return [f"is for a {type(module).__name__}, which cannot have an adapter"]
-    if part.magnitude is not None and not takes_dora(module):
-        return [f"belongs to DoRA on a {type(module).__name__}, which is not supported"]
-    (inside, outside), rank = features_of(module), part.rank
-    fitting: list[tuple[int, ...]] = [(rank, inside), (outside, rank)]
-    if is_conv2d(module):
-        fitting = [(rank, *weight_of(module).shape[1:]), (outside, rank, 1, 1)]
-    if part.magnitude is not None:
-        fitting.append((outside,))
-    shapes = [tuple(value.shape) for value in part.values]
-    if shapes == fitting and rank > 0:
+def host_problem(layer: nn.Module, *, dora: bool = False) -> str | None:
+    """Why no factors can lie over this layer of a model."""
+    if isinstance(layer, nn.Conv2d) and (reason := conv_problem(layer)):
+        return f"is for one of the convolutions that cannot be adapted: {reason}"
+    if not is_host(layer):
+        return f"is for a {type(layer).__name__}, which cannot have an adapter"
+    if dora and not takes_dora(layer):
+        return f"belongs to DoRA on a {type(layer).__name__}, which is not supported"
+    return None
+
+
+def misfitting(path: str, shapes: list[Shape], rank: int, parts: str, layer: nn.Module | None) -> list[str]:
+    """What is wrong with the shapes of a layer's factors. `parts` are those that the file has of each layer: A, B, and
+    DoRA's magnitude (m) or AdaLoRA's singular values (E)."""
+    A, B = shapes[:2]
+    if layer is None:
+        inside, outside, is_filter = A[1:], B[0] if B else 0, len(A) == 4
+    else:  # PEFT's AdaLoRA flattens the filters of a convolution
+        (width, outside), is_filter = features_of(layer), is_conv2d(layer) and "E" not in parts
+        inside = tuple(weight_of(layer).shape[1:]) if is_filter else (width,)
+    third = {"m": (outside,), "E": (rank, 1)}
+    fitting = [(rank, *inside), (outside, rank, *((1, 1) if is_filter else ()))]
+    fitting += [third[part] for part in parts[2:]]
+    if shapes == fitting and len(A) in (2, 4):
         return []
-    return [
-        f"has factors of shape {' and '.join(map(str, shapes))}, and rank {rank} on this layer needs "
-        f"{' and '.join(map(str, fitting))}"
-    ]
+    noun = "triplets" if "E" in parts else "factors"
+    has = f'"{path}" has {noun} of shape {" and ".join(map(str, shapes))}'
+    if layer is None:
+        return [f"{has}, but its rank is {rank}"]
+    return [f"{has}, but rank {rank} on this layer needs {' and '.join(map(str, fitting))}"]

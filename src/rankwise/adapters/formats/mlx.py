@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import regex
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from rankwise.adapters.formats.imported import Layers, Modules, Source
-from rankwise.adapters.formats.tensors import read_tensors
+from rankwise.adapters.formats.tensors import read_tensors, validated
 from rankwise.adapters.weights import AdapterWeights, Factors
-from rankwise.config.base import Number, problems_of
+from rankwise.config.base import Number
 from rankwise.errors import AdapterError, ModelError
 from rankwise.system.foreign_json import read_json
 
@@ -54,13 +54,7 @@ def read(source: Source, modules: Modules | None) -> AdapterWeights:
     assert source.settings is not None, "an adapter of mlx-lm is known by its settings"
     config = config_of(source.settings)
     layers = Layers(source, dropout=config.lora_parameters.dropout, base=config.model)
-    parts: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in read_tensors(source.tensors).items():
-        if match := KEY.fullmatch(name):
-            parts.setdefault(match["path"], {})[match["part"]] = tensor
-        else:
-            layers.problems.append(f'"{name}" is not a factor that mlx-lm writes for a LoRA')
-    for path, known in parts.items():
+    for path, known in layers.grouped(read_tensors(source.tensors), KEY).items():
         if factors := _factors(path, known, config, layers):
             layers.factors[path] = factors
     return layers.over(modules)
@@ -84,11 +78,7 @@ def config_of(file: Path) -> MlxConfig:
             "and new ones ignore alpha, so the scale is not known. "
             "Remove alpha, and set scale to the factor of lora_a lora_b."
         )
-    try:
-        return MlxConfig.model_validate(settings)
-    except ValidationError as error:
-        problems = "; ".join(problem.rstrip(".") for problem in problems_of(error, MlxConfig))
-        raise AdapterError(f"{file}, settings of mlx-lm: {problems}.") from None
+    return validated(MlxConfig, settings, f"{file}, settings of mlx-lm")
 
 
 def _factors(path: str, tensors: dict[str, Tensor], config: MlxConfig, layers: Layers) -> Factors | None:

@@ -22,16 +22,16 @@ from torch import Tensor, nn
 from rankwise.adapters.adapter import Adapter
 from rankwise.adapters.base_layers import is_conv2d, is_embedding, weight_of
 from rankwise.adapters.formats.dialects import read_adapter
-from rankwise.adapters.formats.peft_config import COMMON, NO_TARGETS, pattern_of, settings_of
+from rankwise.adapters.formats.peft_config import settings_after, settings_of
 from rankwise.adapters.formats.peft_reader import CONFIG, PREFIX, TOKENS, WEIGHTS, read_weights, together
 from rankwise.adapters.lora import DoRA
 from rankwise.adapters.set import AdapterSet, discard
 from rankwise.adapters.targets import Choice, host_view
-from rankwise.adapters.weights import AdapterWeights, Factors, TokenValues, check_same, oddities, refuse_scaled_dora
+from rankwise.adapters.weights import AdapterWeights, Factors, TokenValues, check_same, refuse_scaled_dora, reported
 from rankwise.config.experts import stored_names
 from rankwise.errors import AdapterError, some
 from rankwise.runs.integrity import check_folder
-from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
+from rankwise.runs.records import Callback, silent
 from rankwise.system.files import published, write_json
 
 Fill = Callable[[Path], None]
@@ -91,14 +91,7 @@ def as_lora(weights: AdapterWeights, *, empty: bool = False) -> AdapterWeights:
     if weights.settings["peft_type"] == "LORA":
         return weights
     factors = {path: part.padded(part.rank) for path, part in weights.factors.items() if part.rank or empty}
-    ranks, largest = {path: part.rank for path, part in factors.items()}, max(weights.rank, 1)
-    other = pattern_of({path: rank for path, rank in ranks.items() if rank not in (0, largest)})
-    same = ("base_model_name_or_path", "revision", "task_type", "fan_in_fan_out", "lora_dropout", "modules_to_save")
-    settings = {**COMMON, **{key: weights.settings[key] for key in same if key in weights.settings}} | {
-        "alpha_pattern": other, "lora_alpha": largest, "r": largest, "rank_pattern": other,
-        "target_modules": sorted(factors) or NO_TARGETS,
-    }  # fmt: skip
-    return replace(weights, settings=dict(sorted(settings.items())), factors=factors)
+    return replace(weights, settings=settings_after(weights.settings, factors), factors=factors)
 
 
 def _write(folder: Path, weights: AdapterWeights, beside: Mapping[str, Any], fill: Fill | None) -> None:
@@ -177,12 +170,7 @@ def lay_peft(
 
 def weights_for(model: nn.Module, folder: Path | str, callback: Callback = silent) -> AdapterWeights:
     """The adapter in `folder`, of any dialect, for a model that may have adapters; the model is not changed."""
-    weights = read_adapter(Path(folder), host_view(model))
-    for note in weights.notes:
-        callback(StatusMessage(note))
-    for warning in (*weights.warnings, *oddities(weights)):
-        callback(WarningMessage(warning))
-    return weights
+    return reported(read_adapter(Path(folder), host_view(model)), callback)
 
 
 def lay(
@@ -193,14 +181,13 @@ def lay(
     adapters = into if into is not None else AdapterSet(model)
     is_there = name in adapters.names
     try:
-        _lay_heads(adapters, weights, name)
-        _lay_tokens(adapters, weights, name)
+        names, paths = weights.settings.get("modules_to_save") or [], host_view(model)
+        # PEFT names every head that a classifier might have; those with parameters are the model's
+        adapters.add_heads([head for head in names if any(f".{path}".endswith(f".{head}") for path in paths)], name)
+        adapters.add_token_rows({path: rows.ids for path, rows in weights.tokens.items()}, name)
         choices = [Choice(path, part.rank, part.scale) for path, part in factors.items()]
         adapters.attach(choices, name, float(weights.settings.get("lora_dropout", 0.0)), dora=weights.is_dora)
-        with torch.no_grad():
-            for path, adapter in adapters.adapters(name).items():
-                for own, value in zip(factors_of(adapter), factors[path].values, strict=True):
-                    own.copy_(value.view(own.shape))
+        copy_into(adapters, weights, name)
     except BaseException:
         if into is None:
             adapters.remove()
@@ -211,17 +198,13 @@ def lay(
 
 
 @torch.no_grad()
-def _lay_heads(adapters: AdapterSet, weights: AdapterWeights, name: str) -> None:
-    """PEFT names every head that a classifier might have; those with parameters are the model's."""
-    names, modules = weights.settings.get("modules_to_save") or [], host_view(adapters.model)
-    adapters.add_heads([head for head in names if any(f".{path}".endswith(f".{head}") for path in modules)], name)
+def copy_into(adapters: AdapterSet, weights: AdapterWeights, name: str = "default") -> None:
+    """Copy the numbers into an adapter that has these layers, heads and rows of tokens."""
+    for path, adapter in adapters.adapters(name).items():
+        for own, value in zip(factors_of(adapter), weights.factors[path].values, strict=True):
+            own.copy_(value.view(own.shape))
     for path, head in adapters.trained_heads(name).items():
         for own, parameter in head.state_dict().items():
             parameter.copy_(weights.heads[f"{path}.{own}"])
-
-
-@torch.no_grad()
-def _lay_tokens(adapters: AdapterSet, weights: AdapterWeights, name: str) -> None:
-    adapters.add_token_rows({path: rows.ids for path, rows in weights.tokens.items()}, name)
-    for path, rows in adapters.token_rows(name).items():
-        rows.of(name).copy_(weights.tokens[path].values)
+    for path, rows in weights.tokens.items():
+        adapters.token_rows(name)[path].of(name).copy_(rows.values)

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import regex
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 from torch import nn
 
 from rankwise.adapters.base_layers import kind_of
-from rankwise.adapters.formats.tensors import check_there
+from rankwise.adapters.formats.tensors import check_there, validated
 from rankwise.adapters.weights import Factors
 from rankwise.config.adapters import Rank
-from rankwise.config.base import Number, problems_of
+from rankwise.config.base import Number
 from rankwise.config.expressions import first_matching, matches_of
 from rankwise.errors import AdapterError, one_line, some
 from rankwise.kernels.linear import is_conv1d
@@ -231,11 +231,7 @@ def check_config(settings: dict[str, Any], file: Path) -> PeftConfig:
         raise AdapterError(
             f"{file} sets {some(map(repr, unsupported))}, which rankwise does not support, so the adapter is not used."
         )
-    try:
-        return kind.model_validate(settings)
-    except ValidationError as error:
-        problems = "; ".join(problem.rstrip(".") for problem in problems_of(error, kind))
-        raise AdapterError(f"{file}: {problems}.") from None
+    return validated(kind, settings, str(file))
 
 
 def unknown_keys(settings: dict[str, Any], config: PeftConfig) -> list[str]:
@@ -287,6 +283,14 @@ def settings_of(
         "use_dora": any(part.magnitude is not None for part in factors.values()),
         **named,
     }
+
+
+def settings_after(own: Mapping[str, Any], factors: Mapping[str, Factors]) -> dict[str, Any]:
+    """The same for factors that take the place of those that `own` settings were for. Layers are named by their paths,
+    since no model is at hand."""
+    same = ("base_model_name_or_path", "fan_in_fan_out", "lora_dropout", "modules_to_save", "revision", "task_type")
+    stays = {"fan_in_fan_out": False} | {key: own[key] for key in same if key in own}
+    return dict(sorted((settings_of(factors, {}, ()) | stays).items()))
 
 
 def _target_names(paths: list[str], modules: Collection[str]) -> list[str]:

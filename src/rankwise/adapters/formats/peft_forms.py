@@ -13,17 +13,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from rankwise.adapters.formats.imported import Modules
 from rankwise.adapters.formats.peft_config import check_config, read_settings, settings_of
-from rankwise.adapters.formats.peft_reader import CONFIG, WEIGHTS, read_weights
+from rankwise.adapters.formats.peft_reader import CONFIG, read_weights
 from rankwise.adapters.weights import AdapterWeights, Factors
 from rankwise.errors import AdapterError
-from rankwise.system.files import write_json
 
 TAKEN_OUT = ("pissa", "olora", "corda")
 OTHER_STARTS = ("loftq", "lora_ga")
@@ -40,10 +38,9 @@ def read_peft_folder(folder: Path, modules: Modules | None = None) -> AdapterWei
     """A folder of PEFT's; AdapterError where its form needs more than factors."""
     settings = read_settings(folder / CONFIG)
     check_form(settings, folder)
-    start = _start(settings)
-    if not start.startswith(TAKEN_OUT):
-        return read_weights(folder, modules)
-    return _difference(folder, _initial(folder), settings, modules)
+    adapter = read_weights(folder, modules, form_settings(settings))
+    initial = _initial(folder) if _start(settings).startswith(TAKEN_OUT) else None
+    return adapter if initial is None else _difference(adapter, initial, modules)
 
 
 def peft_base(folder: Path) -> tuple[str | None, str | None, list[int]]:
@@ -82,12 +79,8 @@ def _initial(folder: Path) -> Path | None:
     return next((folder / name for name in INITIAL if (folder / name / CONFIG).is_file()), None)
 
 
-def _difference(
-    folder: Path, initial: Path | None, settings: dict[str, Any], modules: Modules | None
-) -> AdapterWeights:
-    assert initial is not None, "check_form refuses an adapter without its start"
-    trained = _as_plain(folder, settings, modules)
-    begun = _as_plain(initial, read_settings(initial / CONFIG), modules)
+def _difference(trained: AdapterWeights, initial: Path, modules: Modules | None) -> AdapterWeights:
+    folder, begun = initial.parent, read_weights(initial, modules, form_settings(read_settings(initial / CONFIG)))
     if trained.factors.keys() != begun.factors.keys() or trained.is_dora:
         raise AdapterError(f"{initial} is not the start of the adapter in {folder}: it has other layers, or is DoRA.")
     factors = {path: _minus(part, begun.factors[path], path, initial) for path, part in trained.factors.items()}
@@ -98,17 +91,6 @@ def _difference(
     return replace(
         trained, settings={**trained.settings, **changed}, factors=factors, remarks=(*trained.remarks, remark)
     )
-
-
-def _as_plain(folder: Path, settings: dict[str, Any], modules: Modules | None) -> AdapterWeights:
-    """Through the reader of plain LoRA, with settings that call it that."""
-    with TemporaryDirectory() as temporary:
-        write_json(Path(temporary, CONFIG), form_settings(settings))
-        Path(temporary, WEIGHTS).symlink_to((folder / WEIGHTS).absolute())
-        try:
-            return read_weights(Path(temporary), modules)
-        except AdapterError as error:
-            raise AdapterError(str(error).replace(temporary, str(folder))) from None
 
 
 def _minus(part: Factors, begun: Factors, path: str, initial: Path) -> Factors:

@@ -31,20 +31,17 @@ import regex
 import torch
 from torch import Tensor, nn
 
-from rankwise.adapters.adapter import conv_problem
 from rankwise.adapters.base_layers import (
     experts_of,
     features_of,
-    is_conv2d,
     is_embedding,
-    is_host,
     is_transposed,
-    takes_dora,
     weight_of,
 )
 from rankwise.adapters.experts import StackedWeight
+from rankwise.adapters.formats.imported import Modules, Shape, host_problem, misfitting
 from rankwise.adapters.formats.peft_config import PeftConfig, check_config, is_inside, read_settings, unknown_keys
-from rankwise.adapters.formats.tensors import FLOATS, instead_of, open_tensors, pickles_in
+from rankwise.adapters.formats.tensors import instead_of, no_floats, open_tensors, pickles_in
 from rankwise.adapters.weights import AdapterWeights, Factors, TokenValues
 from rankwise.config.experts import NESTED, PARAMETERS, stored_names
 from rankwise.config.expressions import matches_of
@@ -63,15 +60,18 @@ KEYS = {
 NAMES = {"A": "lora_A", "B": "lora_B", "E": "lora_E", "m": "lora_magnitude_vector"}
 _BASE_KEY = regex.compile(r"base_model\.model\.(?P<path>.+?)(\.base_layer)?\.(?P<part>weight|bias)")
 
-Modules = Mapping[str, nn.Module]
 Layers = dict[str, dict[str, str]]
 """The key of each part of a layer (A, B, E, m), by path."""
+UNSWAPPED = (0, 19)
+"""Since this version PEFT asks a module of experts which way round its weights lie."""
 
 
-def read_weights(folder: Path, modules: Modules | None = None) -> AdapterWeights:
+def read_weights(
+    folder: Path, modules: Modules | None = None, settings: dict[str, Any] | None = None
+) -> AdapterWeights:  # fmt: skip
     """Read a LoRA or an AdaLoRA; for the layers of a model where its `modules` are given, in the model's order. Layers
-    may have the names that they had before transformers 5."""
-    settings, file = read_settings(folder / CONFIG), folder / WEIGHTS
+    may have the names that they had before transformers 5. `settings` stand for those of the folder."""
+    settings, file = settings or read_settings(folder / CONFIG), folder / WEIGHTS
     config = check_config(settings, folder / CONFIG)
     today = new_names(modules or ())
     known = None if modules is None else {**modules, **{old: modules[new] for old, new in today.items()}}
@@ -79,7 +79,11 @@ def read_weights(folder: Path, modules: Modules | None = None) -> AdapterWeights
         reader = _Reader(tensors, config, known)
         layers, heads = reader.grouped()
         ranks = reader.checked_ranks(layers)
-        problems = [*reader.problems, *config.unmatched([path for path in layers if path not in reader.stacked])]
+        problems = [
+            *no_floats(tensors),
+            *reader.problems,
+            *config.unmatched([path for path in layers if path not in reader.stacked]),
+        ]
         problems += unmatched_parameters(config.target_parameters or [], list(reader.stacked))
         problems += reader.lost_layers(today) if not problems else []
         if not layers and not heads and not reader.tokens and not problems:
@@ -95,12 +99,11 @@ def read_weights(folder: Path, modules: Modules | None = None) -> AdapterWeights
         whole = {name: tensors.get_tensor(PREFIX + name) for name in heads}
         tokens = {path: TokenValues(tuple(ids), tensors.get_tensor(f"{PREFIX}{path}.{TOKENS}"))
                   for path, ids in reader.tokens.items()}  # fmt: skip
+    others = {path: rows.values for path, rows in tokens.items()} | whole
     infinite = [path for path, part in factors.items() if not part.finite]
-    infinite += [path for path, rows in tokens.items() if not bool(torch.isfinite(rows.values).all())]
-    infinite += [name for name, value in whole.items() if not bool(torch.isfinite(value).all())]
+    infinite += [name for name, value in others.items() if not bool(torch.isfinite(value).all())]
     _refuse(file, [f'"{name}" contains NaN or infinity' for name in infinite])
     if old := [path for path in factors if path in today]:
-        _refuse(file, [f'"{path}" and "{today[path]}" are one layer' for path in old if today[path] in factors])
         factors = {today.get(path, path): part for path, part in factors.items()}
         factors = {path: factors[path] for path in modules or () if path in factors}
     warnings = (*unknown_keys(settings, config), *_unused_pickles(folder))
@@ -155,10 +158,8 @@ class _Reader:
                 self._check_initial_rank(key)
             elif problem := self._problem_of(match, path):
                 self.problems.append(f'"{key}" {problem}')
-            elif match["part"] in layers.setdefault(path, {}):
-                self.problems.append(f'"{key}" is a second tensor for the same part of a layer')
             else:
-                layers[path][match["part"]] = key
+                layers.setdefault(path, {})[match["part"]] = key
         self.problems += [
             f'"modules_to_save" names "{name}", but the file has no weights for it'
             for name in self.config.modules_to_save or []
@@ -175,17 +176,12 @@ class _Reader:
         ranks, problems = self.config.ranks_of(list(layers))
         self.problems += problems
         for path, keys in layers.items():
-            slices = [self.tensors.get_slice(key) for key in keys.values()]
-            shapes, layer = [tuple(part.get_shape()) for part in slices], self.modules[path] if self.modules else None
+            shapes = [tuple(self.tensors.get_slice(key).get_shape()) for key in keys.values()]
+            layer = self.modules[path] if self.modules else None
             if path in self.stacked:
                 self.problems += misfitting_experts(path, shapes, ranks[path], layer, self.config.peft_version)
             else:
                 self.problems += misfitting(path, shapes, ranks[path], self.config.parts, layer)
-            types = [part.get_dtype() for part in slices]
-            if not set(types) <= FLOATS:
-                self.problems.append(
-                    f'"{path}" has factors of type {" and ".join(types)}, which are not floating-point numbers'
-                )
         return ranks
 
     def lost_layers(self, today: Mapping[str, str]) -> list[str]:
@@ -193,7 +189,7 @@ class _Reader:
         if self.modules is None:
             return []
         hosts = [path for path, module in self.modules.items()
-                 if is_host(module) and not _conv_problem_of(module) and not experts_of(module)]  # fmt: skip
+                 if host_problem(module) is None and not experts_of(module)]  # fmt: skip
         there = {today.get(path, path) for path in self.paths}
         lost = {today.get(path, path) for path in self.config.meant(hosts)} - there
         lost |= set(lost_parameters(self.config.target_parameters or [], there, self.modules))
@@ -212,14 +208,12 @@ class _Reader:
         is_table = bool(match.groupdict().get("table"))
         if self.modules is not None:
             layer = self.modules.get(path)
-            if layer is not None and (reason := _conv_problem_of(layer)):
-                return f"is for one of the convolutions that cannot be adapted: {reason}"
-            if layer is None or not is_host(layer):
+            if layer is None:
                 return "is for a layer that this model does not have"
+            if problem := host_problem(layer, dora="m" in self.config.parts):
+                return problem
             if is_table != is_embedding(layer):
                 return f"does not fit a layer of type {type(layer).__name__}"
-            if "m" in self.config.parts and not takes_dora(layer):
-                return f"belongs to DoRA on a {type(layer).__name__}, which is not supported"
         return None if match["part"] in self.config.parts else f"belongs to DoRA, but {CONFIG} does not set use_dora"
 
     def _has_module(self, name: str) -> bool:
@@ -253,16 +247,14 @@ class _Reader:
 
     def _add_tokens(self, key: str, path: str) -> None:
         """Rows of single tokens, of which the model must have as many."""
-        ids, stored = self.config.tokens_of(path) or [], self.tensors.get_slice(key)
-        shape, module = tuple(stored.get_shape()), None if self.modules is None else self.modules.get(path)
+        ids, shape = self.config.tokens_of(path) or [], tuple(self.tensors.get_slice(key).get_shape())
+        module = None if self.modules is None else self.modules.get(path)
         if self.modules is not None and not isinstance(module, nn.Embedding | nn.Linear):
             self.problems.append(f'"{key}" is for a table that this model does not have')
         elif len(shape) != 2 or not ids or shape[0] != len(ids) or len(set(ids)) != len(ids):
             self.problems.append(
                 f'"{key}" has the shape {shape}, but trainable_token_indices names {len(set(ids))} tokens for it'
             )
-        elif stored.get_dtype() not in FLOATS:
-            self.problems.append(f'"{key}" has the type {stored.get_dtype()}, which is not a floating-point number')
         elif module is not None and shape[1] != weight_of(module).shape[1]:
             self.problems.append(
                 f'"{key}" has rows of {shape[1]} numbers, but this model has {weight_of(module).shape[1]}'
@@ -276,56 +268,23 @@ class _Reader:
             self.tokens[path] = ids
 
     def _fits_model(self, key: str, name: str) -> bool:
-        stored = self.tensors.get_slice(key)
-        shape, (path, _, leaf) = tuple(stored.get_shape()), name.rpartition(".")
-        if self.modules is not None:
-            own = getattr(self.modules.get(path), leaf, None)
-            if not isinstance(own, Tensor):
-                self.problems.append(f'"{key}" is for a layer that this model does not have')
-                return False
-            if tuple(own.shape) != shape:
-                self.problems.append(f'"{key}" has the shape {shape}, but this model needs {tuple(own.shape)}')
-                return False
-        if stored.get_dtype() not in FLOATS:
-            self.problems.append(f'"{key}" has the type {stored.get_dtype()}, which is not a floating-point number')
-            return False
-        return True
+        if self.modules is None:
+            return True
+        shape, (path, _, leaf) = tuple(self.tensors.get_slice(key).get_shape()), name.rpartition(".")
+        own = getattr(self.modules.get(path), leaf, None)
+        if not isinstance(own, Tensor):
+            self.problems.append(f'"{key}" is for a layer that this model does not have')
+        elif tuple(own.shape) != shape:
+            self.problems.append(f'"{key}" has the shape {shape}, but this model needs {tuple(own.shape)}')
+        else:
+            return True
+        return False
 
     def _check_initial_rank(self, key: str) -> None:
         """Some versions of PEFT store the rank at the start with each layer and divide by it."""
         initial = getattr(self.config, "init_r", None)
         if self.tensors.get_slice(key).get_shape() not in ([], [1]) or self.tensors.get_tensor(key).item() != initial:
             self.problems.append(f'"{key}" differs from init_r, which is {initial}')
-
-
-def _conv_problem_of(layer: nn.Module) -> str | None:
-    return conv_problem(layer) if isinstance(layer, nn.Conv2d) else None
-
-
-Shape = tuple[int, ...]
-UNSWAPPED = (0, 19)
-"""Since this version PEFT asks a module of experts which way round its weights lie."""
-
-
-def misfitting(path: str, shapes: list[Shape], rank: int, parts: str, layer: nn.Module | None) -> list[str]:
-    """What is wrong with the shapes of a layer's factors. `parts` are those that the file has of each layer: A, B, and
-    DoRA's magnitude (m) or AdaLoRA's singular values (E)."""
-    A, B = shapes[:2]
-    if layer is None:
-        inside, outside, is_filter = A[1:], B[0] if B else 0, len(A) == 4
-    else:  # PEFT's AdaLoRA flattens the filters of a convolution
-        (width, outside), is_filter = features_of(layer), is_conv2d(layer) and "E" not in parts
-        inside = tuple(weight_of(layer).shape[1:]) if is_filter else (width,)
-    third = {"m": (outside,), "E": (rank, 1)}
-    fitting = [(rank, *inside), (outside, rank, *((1, 1) if is_filter else ()))]
-    fitting += [third[part] for part in parts[2:]]
-    if shapes == fitting and len(A) in (2, 4):
-        return []
-    noun = "triplets" if "E" in parts else "factors"
-    has = f'"{path}" has {noun} of shape {" and ".join(map(str, shapes))}'
-    if layer is None:
-        return [f"{has}, but its rank is {rank}"]
-    return [f"{has}, but rank {rank} on this layer needs {' and '.join(map(str, fitting))}"]
 
 
 def misfitting_experts(

@@ -11,18 +11,34 @@ does no harm, by one command; the result is a safetensors file, which holds numb
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from rankwise.config.base import problems_of
 from rankwise.errors import AdapterError, some
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+
+
+Model = TypeVar("Model", bound=BaseModel)
+SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz")
+"""Of files that may hold pickled objects."""
+
+
+def validated(kind: type[Model], settings: Mapping[str, Any], where: str) -> Model:
+    """Settings of another tool as data; AdapterError with all that is wrong."""
+    try:
+        return kind.model_validate(settings)
+    except ValidationError as error:
+        problems = "; ".join(problem.rstrip(".") for problem in problems_of(error, kind))
+        raise AdapterError(f"{where}: {problems}.") from None
 
 
 def check_there(file: Path, missing: str) -> None:
@@ -48,18 +64,20 @@ def open_tensors(file: Path, missing: str = ".") -> Iterator[Any]:
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """All of them; AdapterError where some are no floating-point numbers."""
     with open_tensors(file) as opened:
-        types = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118  it is no dict
-        problems = [
-            f'"{name}" has the type {kind}, which is not a floating-point number'
-            for name, kind in types.items() if kind not in FLOATS
-        ]  # fmt: skip
-        if problems:
+        if problems := no_floats(opened):
             raise AdapterError(f"{file} cannot be used: {some(problems, 8)}.")
-        return {name: opened.get_tensor(name) for name in types}
+        return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is no dict
 
 
-SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz")
-"""Of files that may hold pickled objects."""
+def no_floats(opened: Any) -> list[str]:
+    """Clauses for the tensors that are no floating-point numbers; those of a rank may be whole ones."""
+    types = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
+    return [
+        f'"{name}" has the type {kind}, which is not a floating-point number'
+        for name, kind in types.items() if kind not in FLOATS and not name.endswith(".ranknum")
+    ]  # fmt: skip
+
+
 REWRITE = (
     "import sys, torch; from safetensors.torch import save_file; "
     "d = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "

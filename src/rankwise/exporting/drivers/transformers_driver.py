@@ -29,8 +29,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         engine, version = "peft", peft.__version__
     else:
         engine, version = "transformers", transformers.__version__
-    of_kind = _tagged if request.get("words") else _classified if request.get("outputs") else _written
-    replies = of_kind(request, adapter)
+    replies = (_classified if request.get("outputs") else _written)(request, adapter)
     return {"engine": engine, "version": version, **replies}
 
 
@@ -165,31 +164,45 @@ def _scores(model: Any, prompt: list[int], answer: list[int]) -> dict[str, list[
 
 
 def _classified(request: dict[str, Any], adapter: bool) -> dict[str, Any]:
-    """What a classifier gives for each text or image: its outputs by the names of the classes, or a number."""
-    images = any("image" in one for one in request["questions"])
-    if not adapter:
+    """What a classifier gives for each text or image: its outputs by the names of the classes, or a number; of each
+    word the probability of each tag, at its first token. A whole model names its outputs, and an adapter has them in
+    the order of the classes."""
+    images, words = any("image" in one for one in request["questions"]), request.get("words")
+    if not adapter and not words:
         return _piped(request, images)
     import torch
     import transformers
 
     folder, names = request["export"], request["classes"]
-    kind = transformers.AutoModelForImageClassification if images else transformers.AutoModelForSequenceClassification
-    base = _with_new_head(kind, request)
+    kind = getattr(transformers, f"AutoModelFor{'Image' if images else 'Token' if words else 'Sequence'}Classification")
     reader = transformers.AutoImageProcessor if images else transformers.AutoTokenizer
     read: Any = reader.from_pretrained(folder, local_files_only=True)
-    if not images:
-        base.config.pad_token_id = read.pad_token_id if read.pad_token_id is not None else read.eos_token_id
-    model = _adapted(base, folder)
-    if (pooling := request.get("pooling", "own")) != "own":
-        _read_pooled(base, pooling)
+    model = _with_head(kind, request, read) if adapter else kind.from_pretrained(folder, **_options()).eval()
+    order = list(range(len(names))) if adapter else [model.config.label2id[name] for name in names]
     replies: list[dict[str, Any]] = []
     with torch.inference_mode():
         for one in request["questions"]:
             inputs = read(_picture(one["image"]) if images else one["text"], return_tensors="pt")
             outputs = model(**inputs).logits[0].double()
             shares = outputs.sigmoid() if request.get("several") else outputs.softmax(-1)
+            if words:
+                first = [_first_token(inputs, start, end) for start, end in one["words"]]
+                shares = shares[[at for at in first if at is not None]][:, order].flatten()
             replies.append({"outputs": (shares if names else outputs).tolist()})
     return {"replies": replies}
+
+
+def _with_head(kind: Any, request: dict[str, Any], read: Any) -> Any:
+    """The base under an adapter, which brings the head."""
+    base: Any = kind.from_pretrained(
+        _base_of(request), num_labels=request["outputs"], ignore_mismatched_sizes=True, **_options()
+    )
+    if "text" in request["questions"][0]:
+        base.config.pad_token_id = read.pad_token_id if read.pad_token_id is not None else read.eos_token_id
+    model = _adapted(base, request["export"])
+    if (pooling := request.get("pooling", "own")) != "own":
+        _read_pooled(base, pooling)
+    return model
 
 
 def _read_pooled(base: Any, pooling: str) -> None:
@@ -206,36 +219,6 @@ def _read_pooled(base: Any, pooling: str) -> None:
         return outputs
 
     base.base_model.register_forward_hook(pooled, with_kwargs=True)
-
-
-def _with_new_head(kind: Any, request: dict[str, Any]) -> Any:
-    """The base under an adapter, which brings the head."""
-    return kind.from_pretrained(
-        _base_of(request), num_labels=request["outputs"], ignore_mismatched_sizes=True, **_options()
-    )
-
-
-def _tagged(request: dict[str, Any], adapter: bool) -> dict[str, Any]:
-    """The probability of each tag for each word, at its first token. A whole model names its outputs, and an adapter
-    has them in the order of the classes."""
-    import torch
-    import transformers
-
-    folder, names, kind = request["export"], request["classes"], transformers.AutoModelForTokenClassification
-    read: Any = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    if adapter:
-        model, order = _adapted(_with_new_head(kind, request), folder), list(range(len(names)))
-    else:
-        model = kind.from_pretrained(folder, **_options()).eval()
-        order = [model.config.label2id[name] for name in names]
-    replies: list[dict[str, Any]] = []
-    with torch.inference_mode():
-        for one in request["questions"]:
-            inputs = read(one["text"], return_tensors="pt")
-            shares = model(**inputs).logits[0].double().softmax(-1)[:, order]
-            first = [_first_token(inputs, start, end) for start, end in one["words"]]
-            replies.append({"outputs": shares[[at for at in first if at is not None]].flatten().tolist()})
-    return {"replies": replies}
 
 
 def _first_token(inputs: Any, start: int, end: int) -> int | None:

@@ -38,6 +38,8 @@ from rankwise.runs.records import Callback, ProgressUpdate
 
 Rows = Callable[[int, int], Tensor]
 """Rows of the base's weight, in the format that a change is added in."""
+COPIED_AT_ONCE = 8 << 20
+"""Bytes."""
 
 
 class Change(Protocol):
@@ -189,8 +191,6 @@ def _energy(values: Tensor) -> float:
     return float(torch.linalg.vector_norm(values)) ** 2
 
 
-COPIED_AT_ONCE = 8 << 20
-"""Bytes."""
 Meter = Callable[[Tensor, Tensor, Tensor], None]
 
 

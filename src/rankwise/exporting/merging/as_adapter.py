@@ -10,22 +10,21 @@ The error of each layer is |D - D_r| / |D| in Frobenius norms, and that of all l
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from rankwise.adapters.combining import Weighted, cut, cut_laid, joined, laid
 from rankwise.adapters.formats.peft import rewrite
-from rankwise.adapters.formats.peft_config import NO_TARGETS, commonest, pattern_of, tidy
+from rankwise.adapters.formats.peft_config import settings_after
 from rankwise.adapters.low_rank import LowRank
 from rankwise.adapters.weights import AdapterWeights, Factors
 from rankwise.errors import AdapterError, RankwiseError, some
 from rankwise.exporting.adapter_export import filled_by_export
 from rankwise.exporting.merge import beside
-from rankwise.exporting.merging.inputs import EXPERTS, NEW_TOKENS, Options
+from rankwise.exporting.merging.inputs import Options, unjoinable
 from rankwise.methods.artifact import Artifact, open_artifact, stored_weights
 from rankwise.models.tensor_files import pieces
 from rankwise.runs.records import Callback, ProgressUpdate
@@ -81,7 +80,8 @@ def combine(options: Options, folder: Path, callback: Callback) -> CombinedAdapt
     if not factors and not heads:
         raise AdapterError("nothing is left: with this rank or error every layer changes by nothing.")
     first, own = opened[0][0], adapters[0]
-    settings = _settings(own, factors, {name for one in adapters for name in one.settings.get("modules_to_save") or []})
+    whole = {name for one in adapters for name in one.settings.get("modules_to_save") or []}
+    settings = settings_after(own.settings, factors) | {"modules_to_save": sorted(whole) or None}
     written = AdapterWeights(settings, factors, heads)
     with told_when_full(folder):
         need_space(folder.absolute(), sum(value.nbytes for part in factors.values() for value in part.values))
@@ -103,11 +103,7 @@ def _opened(name: str, options: Options, callback: Callback) -> tuple[Artifact, 
 
 
 def _check(opened: Sequence[tuple[Artifact, AdapterWeights]], options: Options) -> None:
-    problems: list[str] = []
-    problems += [f"{artifact.described} {NEW_TOKENS}" for artifact, adapter in opened if adapter.tokens]
-    problems += [f"{artifact.described} {EXPERTS}" for artifact, adapter in opened if adapter.has_experts]
-    if dora := [artifact.described for artifact, adapter in opened if adapter.is_dora]:
-        problems.append(f"{some(dora)} is DoRA, which is no sum of two factors; merge it into its base model instead.")
+    problems = unjoinable(opened, alone=False)
     bases = {
         (artifact.base_named.name if artifact.base_named else None): None
         if artifact.trained_on is None else artifact.trained_on.fingerprint
@@ -119,9 +115,6 @@ def _check(opened: Sequence[tuple[Artifact, AdapterWeights]], options: Options) 
             f"these adapters are for different base models: {some(map(str, bases))}. Use --force-base if they are the "
             "same weights."
         )
-    for name in {name for _, adapter in opened for name in adapter.heads}:
-        if sum(name in adapter.heads for _, adapter in opened) > 1:
-            problems.append(f'more than one of these adapters has its own trained "{name}".')
     if options.strength != 1 and any(adapter.heads for _, adapter in opened):
         problems.append("an adapter with a module that was trained whole cannot be scaled. Leave out --strength.")
     shapes: dict[str, set[tuple[object, ...]]] = {}
@@ -148,7 +141,7 @@ def _combined(path: str, parts: Weighted, options: Options) -> tuple[Factors, Lo
         near = cut(*joined(parts), combining)
     B, A = joined(parts) if near is None else (near.B.float(), near.A.float())
     if near is not None:
-        near = replace(near, error=_error_of(near, B, A))
+        near = replace(near, error=error_of(near, B, A))
     if _size(B, A) <= NOTHING * sum(abs(weight) * _size(*joined([(part, 1.0)])) for part, weight in parts):
         B, A = B[:, :0], A[:0]
     if first.A.ndim == 4:  # filters of a convolution
@@ -162,30 +155,11 @@ def _size(B: torch.Tensor, A: torch.Tensor) -> float:
     return math.sqrt(float(((B.T @ B) * (A @ A.T)).sum().clamp_min(0)))
 
 
-def _error_of(near: LowRank, B: torch.Tensor, A: torch.Tensor) -> float:
+def error_of(near: LowRank, B: torch.Tensor, A: torch.Tensor) -> float:
     """With what rounding the factors to float32 adds, which the trace of small products tells."""
     left, right = torch.cat([near.B, -B.double()], 1), torch.cat([near.A, A.double()])
     rounding = float(((left.T @ left) * (right @ right.T)).sum().clamp_min(0))
     return math.sqrt(near.error**2 + rounding)
-
-
-def _settings(own: AdapterWeights, factors: Mapping[str, Factors], heads: set[str]) -> dict[str, Any]:
-    """The first adapter's, with ranks and scales of the new factors. Each scale is 1, so alpha is the rank."""
-    ranks = {path: part.rank for path, part in factors.items()}
-    rank = max(ranks.values(), default=1)
-    alphas = {path: tidy(float(value)) for path, value in ranks.items()}
-    alpha = commonest({path: alphas[path] for path in ranks if ranks[path] == rank}) if ranks else 1
-    return {
-        **{key: value for key, value in own.settings.items() if key in _STAYS},
-        "alpha_pattern": pattern_of({path: value for path, value in alphas.items() if value != alpha}),
-        "bias": "none", "inference_mode": True, "init_lora_weights": True, "lora_alpha": alpha,
-        "modules_to_save": sorted(heads) or None, "peft_type": "LORA", "r": rank,
-        "rank_pattern": pattern_of({path: value for path, value in ranks.items() if value != rank}),
-        "target_modules": sorted(ranks) or NO_TARGETS, "use_dora": False, "use_rslora": False,
-    }  # fmt: skip
-
-
-_STAYS = ("base_model_name_or_path", "fan_in_fan_out", "revision", "task_type", "lora_dropout")
 
 
 def _sentence(options: Options) -> str:

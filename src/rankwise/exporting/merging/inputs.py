@@ -15,16 +15,16 @@ from torch import nn
 from rankwise.adapters.combining import Combining, Weighted
 from rankwise.adapters.formats.dialects import read_adapter
 from rankwise.adapters.targets import host_view
-from rankwise.adapters.weights import AdapterWeights
+from rankwise.adapters.weights import AdapterWeights, reported
 from rankwise.config.models import ModelConfig, PackedFormat
-from rankwise.errors import AdapterError, RankwiseError, some
+from rankwise.errors import AdapterError, RankwiseError, RunError, some
 from rankwise.exporting.trained_base import Onto, TrainedBase, format_for
-from rankwise.methods.artifact import Artifact, open_artifact
+from rankwise.methods.artifact import Artifact, check_trained_on, open_artifact
 from rankwise.models.skeleton import Skeleton, skeleton
 from rankwise.models.sources import Source, find
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import objective_for
-from rankwise.runs.records import Callback, StatusMessage, WarningMessage
+from rankwise.runs.records import Callback, StatusMessage
 
 NEW_TOKENS = (
     "has trained rows of new tokens (model.new_tokens), which a merge file by file has no place for. Use rankwise "
@@ -136,7 +136,7 @@ def _artifacts(options: Options, callback: Callback, problems: list[str]) -> Ite
                 f"{artifact.described} is a result of full fine-tuning and has no adapter. Use rankwise extract to "
                 "make one of it, or rankwise export --format merged for the whole model."
             )
-        if artifact.run is not None and artifact.run.experiment.model.trust_code is not None:
+        if artifact.runs_own_code:
             problems.append(
                 f"{artifact.described} was trained on a model with its own Python code, which cannot be merged."
             )
@@ -156,18 +156,12 @@ def _base_named(artifacts: Sequence[Artifact], problems: list[str]) -> ModelConf
 def _other_bases(artifacts: Sequence[Artifact], source: Source, callback: Callback, *, force: bool) -> list[str]:
     """Adapters that were trained on weights other than these."""
     callback(StatusMessage(f"Base model: {source.name} in {source.folder}"))
-    own = source.fingerprint
     problems: list[str] = []
     for artifact in artifacts:
-        known = artifact.trained_on
-        if known is None:
-            callback(WarningMessage(
-                f"{artifact.folder} does not record its base model's weights, so it is unknown whether {source.name} "
-                f"from {source.where} is the right base model"
-            ))  # fmt: skip
-        elif known.fingerprint != own and not force:
-            told = known.refusal(artifact.described, str(source.folder), *source.fingerprints)
-            problems.append(f"{told} Name the right base with --base-model, or use --force-base to merge anyway.")
+        try:
+            check_trained_on(source, artifact, "merge", callback, force=force)
+        except RunError as error:
+            problems.append(f"{error} --base-model names another base.")
     return problems
 
 
@@ -209,36 +203,38 @@ def _read(
     for artifact in artifacts:
         if artifact.base_named is not None and artifact.base_named.new_tokens:
             problems.append(f"{artifact.described} {NEW_TOKENS}")
-            continue
+            continue  # the base's tables are too small to read it over them
         try:
-            adapter = read_adapter(artifact.result, modules)
+            yield reported(read_adapter(artifact.result, modules), callback)
         except RankwiseError as error:
             problems.append(str(error))
-            continue
-        for note in adapter.notes:
-            callback(StatusMessage(note))
-        if adapter.has_experts:
-            problems.append(f"{artifact.described} {EXPERTS}")
-        yield adapter
+
+
+def unjoinable(opened: Sequence[tuple[Artifact, AdapterWeights]], *, alone: bool) -> list[str]:
+    """Why these adapters cannot be put together; `alone` says that there is one, whose change is taken as it is."""
+    problems = [f"{artifact.described} {NEW_TOKENS}" for artifact, adapter in opened if adapter.tokens]
+    problems += [f"{artifact.described} {EXPERTS}" for artifact, adapter in opened if adapter.has_experts]
+    dora = [artifact.described for artifact, adapter in opened if adapter.is_dora]
+    if dora and not alone:
+        problems.append(
+            f"{some(dora)} is DoRA, which rescales whole weights, so it can be neither combined with others nor cut to "
+            "a lower rank. Merge it into its base model alone."
+        )
+    owners: dict[str, Path] = {}
+    for artifact, adapter in opened:
+        for name in adapter.heads:
+            if name in owners:
+                problems.append(
+                    f'{owners[name]} and {artifact.folder} each have their own trained "{name}", of which a model can '
+                    "have only one."
+                )
+            owners[name] = artifact.folder
+    return problems
 
 
 def _cannot_be_joined(parts: Sequence[Part], options: Options, *, new_head: bool) -> list[str]:
-    problems: list[str] = []
-    dora = [part.artifact.described for part in parts if part.adapter.is_dora]
-    if dora and (len(parts) > 1 or options.combining.lays_out or options.combining.cuts):
-        problems.append(
-            f"{some(dora)} is DoRA, which rescales whole weights, so it can be neither combined with others nor cut to "
-            "a lower rank. Merge it alone."
-        )
-    owners: dict[str, Path] = {}
-    for part in parts:
-        for name in part.adapter.heads:
-            if name in owners:
-                problems.append(
-                    f'{owners[name]} and {part.artifact.folder} each have their own trained "{name}", of which a model '
-                    "can have only one."
-                )
-            owners[name] = part.artifact.folder
+    alone = len(parts) == 1 and not options.combining.lays_out and not options.combining.cuts
+    problems = unjoinable([(part.artifact, part.adapter) for part in parts], alone=alone)
     if new_head and any(part.adapter.heads and part.weight * options.strength != 1 for part in parts):
         problems.append(
             "a classifier's new head has no base to scale its change from. Leave out --strength and --weights."

@@ -69,3 +69,10 @@ def _is_named(message: str, flag: re.Match[str], every: dict[str, set[str]]) -> 
     """Whether its command is named before it."""
     before = NAMED.search(message[: flag.start()])
     return before is not None and any(flag[0] in every.get(name, ()) for name in (before[1], before[1].split()[0]))
+
+
+def visible(text: str) -> str:
+    """Text of other people, safe for a terminal: control characters are printed as escapes."""
+    return "".join(
+        character if character.isprintable() or character in "\n\t" else repr(character)[1:-1] for character in text
+    )
