@@ -98,12 +98,14 @@ class Encoding:
 
     def read(self, folder: Path | None) -> ReadRows:
         """Read and encode all rows. What takes room lies in files without names in the folder, or in memory."""
-        tally, apart = self.empty.anew(folder), self.empty.anew()
-        every = ReadRows(RowWriter(folder), tally, apart, TextIndex(folder))
-        for source in self.spec.all_sources:
-            every.trained.append(self._source(open_source(self.spec, source), source.weight, every, tally))
-        if self.spec.measured_source is not None:
-            every.measured.append(self._source(open_source(self.spec, self.spec.measured_source), 1.0, every, apart))
+        spec, own = self.spec, self.spec.measured_source
+        readings = [(open_source(spec, source), source.weight) for source in spec.all_sources]
+        measured = [] if own is None else [open_source(spec, own)]
+        every = ReadRows(RowWriter(folder), self.empty.anew(folder), self.empty.anew(), TextIndex(folder))
+        for reading, weight in readings:
+            every.trained.append(self._source(reading, weight, every, every.tally))
+        for reading in measured:
+            every.measured.append(self._source(reading, 1.0, every, every.apart))
         return every
 
     def _source(self, reading: Reading, weight: float, every: ReadRows, tally: Tally) -> SourceRows:
@@ -112,8 +114,7 @@ class Encoding:
             if number >= 2 and (share := reading.share):
                 self.callback(ProgressUpdate("Reading and encoding", reading.rows, reading.rows / share, "rows"))
             self.check_stop()
-            if chunk:
-                self._add(chunk, rows, every, tally)
+            self._add(chunk, rows, every, tally)
         tally.unreadable(reading.skipped)
         return rows
 

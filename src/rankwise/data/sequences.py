@@ -248,14 +248,13 @@ def _mapped(file: Path, dtype: Any) -> np.ndarray:
 
 
 def _names(columns: Mapping[str, np.ndarray], rows: int, damaged: str) -> RowNames | None:
-    starts, letters = columns.get("name_starts"), columns.get("names")
-    if starts is None and letters is None:
+    if columns.keys().isdisjoint(("names", "name_starts")):
         return None
-    if starts is not None and letters is not None and len(starts) == rows + 1:
-        covered = starts[0] == 0 and starts[-1] == len(letters)
-        if covered and (np.diff(starts) >= 0).all():
-            return RowNames(letters, starts)
-    raise DataError(f"{damaged} its names are not those of {rows:,} rows.")
+    nothing = np.empty(0, np.uint8)
+    starts, letters = columns.get("name_starts", nothing), columns.get("names", nothing)
+    if len(starts) != rows + 1 or starts[0] != 0 or starts[-1] != len(letters) or (np.diff(starts) < 0).any():
+        raise DataError(f"{damaged} its names are not those of {rows:,} rows.")
+    return RowNames(letters, starts)
 
 
 def sums_of_rows(values: np.ndarray, starts: np.ndarray) -> np.ndarray:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -77,33 +76,20 @@ class Reading:
         """Share of the source that has been read, as far as it is known."""
         return sum(part.share for part in self.parts) / len(self.parts)
 
-    @property
-    def is_drawn(self) -> bool:
-        """Whether some of its rows are drawn, so that their numbers are known once all of them were read."""
-        return self.source.rows is not None
-
-    def chunks(self, chooses: Callable[[int], bool] | None = None) -> Iterator[list[list[Example]]]:
-        """Yield the readable rows among each thousand, or fewer images; each row is the list of its examples.
-
-        With `chooses`, a chunk 0, 1, 2, … that it does not choose is yielded empty: its rows are passed over, but for
-        those that decide the format of a file. Of a source whose rows are drawn all are chosen.
-        """
+    def chunks(self) -> Iterator[list[list[Example]]]:
+        """Yield the readable rows, a thousand or fewer images at a time; each row is the list of its examples."""
         chunk: list[list[Example]] = []
-        size = 0
-        for row in self._drawn(chooses):
-            size += 1
-            if row is not None:
-                chunk.append(row)
-            large = chooses is None and row is not None and row[0].image is not None
-            if size == CHUNK or (large and len(chunk) == LARGE_ROWS):
+        for row in self._drawn():
+            chunk.append(row)
+            if len(chunk) >= (CHUNK if row[0].image is None else LARGE_ROWS):
                 yield chunk
-                chunk, size = [], 0
-        if size:
+                chunk = []
+        if chunk:
             yield chunk
 
-    def _drawn(self, chooses: Callable[[int], bool] | None) -> Iterator[list[Example] | None]:
+    def _drawn(self) -> Iterator[list[Example]]:
         if self.source.rows is None:
-            return self._parsed(chooses)
+            return self._readable()
         every: list[list[Example] | None] = []
         for row in self._readable():
             every.append(row if row[0].image is None and len(every) < MOST_IN_MEMORY else None)
@@ -119,37 +105,23 @@ class Reading:
         return (row for number, row in enumerate(self._readable()) if number in numbers)
 
     def _readable(self) -> Iterator[list[Example]]:
-        return (row for row in self._parsed() if row is not None)
-
-    def _parsed(self, chooses: Callable[[int], bool] | None = None) -> Iterator[list[Example] | None]:
-        """Each row of each file; None for one that cannot be read or is passed over."""
-        numbers = count()
-        wants = True
+        """Each row of each file that can be read."""
         for part in self.parts:
             part.rows, part.raw = 0, RawCounts()
             label = self.source.columns.get("label", "label") if self.source.prompt is None else ""
             for where, row in raw_records(part):
                 part.rows += 1
                 part.raw.add(row, where, label)
-                if (number := next(numbers)) % CHUNK == 0 and chooses is not None:
-                    wants = chooses(number // CHUNK)
-                examples, problem = self._tried(part, where, row) if wants or part.format is None else (None, None)
-                if wants and problem is not None:
-                    self.skipped.append((where, problem))
-                elif wants and examples is not None:
-                    self._note(part, row, examples)
-                yield examples if wants else None
-                of_no_form = problem is not None and part.format is None and not isinstance(row, DataError)
-                if of_no_form and self.spec.on_bad_row == "stop":
-                    break  # every row would have the same problem
+                try:
+                    examples = self.examples(part, where, row)
+                except DataError as error:
+                    self.skipped.append((where, str(error)))
+                    if part.format is None and not isinstance(row, DataError) and self.spec.on_bad_row == "stop":
+                        break  # every row would have the same problem
+                    continue
+                self._note(part, row, examples)
+                yield examples
             part.share = 1.0
-
-    def _tried(self, part: Part, where: str, row: Any) -> tuple[list[Example] | None, str | None]:
-        """The examples of a raw row, or what is wrong with it."""
-        try:
-            return self.examples(part, where, row), None
-        except DataError as error:
-            return None, str(error)
 
     def _note(self, part: Part, row: Any, examples: Sequence[Example]) -> None:
         """Look at the columns of a readable row, and at the image that it names."""
