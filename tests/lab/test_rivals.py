@@ -10,7 +10,8 @@ from torch import nn
 from rankwise.adapters.adalora import LENGTH
 from rankwise.adapters.targets import Choice
 from rankwise.config.adapters import AdaLoraConfig
-from rankwise.methods.adalora import TrainableAdaLoRA, method
+from rankwise.methods import adalora as method
+from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.inject import inject
 
 RATE = 0.2
