@@ -46,7 +46,6 @@ CLASSIFIED = (
 IMAGE_COLUMNS = ("images", "img", "pixel_values")
 """Columns that hold an image or several, whatever their values look like."""
 CONVERSATIONS = ("messages", "conversations")
-QUESTION_FIELDS = ("prompt", "question")
 
 
 def is_input_output(row: Row) -> bool:
