@@ -21,16 +21,12 @@ from rankwise.runs.queue import Queue  # noqa: E402
 from rankwise.runs.records import silent  # noqa: E402
 from rankwise.serving.app import Server  # noqa: E402
 from rankwise.serving.changes import Changes  # noqa: E402
-from rankwise.serving.engine import Engine  # noqa: E402
-from rankwise.serving.limits import Limits  # noqa: E402
+from rankwise.serving.engine import Engine, Limits  # noqa: E402
 from rankwise.serving.served import load_serving  # noqa: E402
 from rankwise.serving.tuning import files as stored_files  # noqa: E402
 from rankwise.serving.tuning.files import Files  # noqa: E402
 from rankwise.serving.tuning.jobs import Jobs  # noqa: E402
-from rankwise.serving.tuning.routes import (
-    FineTuning,  # noqa: E402
-    Offered,  # noqa: E402
-)
+from rankwise.serving.tuning.routes import FineTuning, Offered  # noqa: E402
 from report_runs import made_run  # noqa: E402
 
 
