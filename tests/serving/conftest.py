@@ -8,8 +8,7 @@ from starlette.testclient import TestClient
 
 from rankwise.runs.records import silent
 from rankwise.serving.app import Server
-from rankwise.serving.engine import Engine
-from rankwise.serving.limits import Limits
+from rankwise.serving.engine import Engine, Limits
 from rankwise.serving.served import load_serving
 from serving_names import NAMES
 

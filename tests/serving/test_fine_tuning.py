@@ -21,8 +21,7 @@ from rankwise.runs.queue import Queue  # noqa: E402
 from rankwise.runs.records import silent  # noqa: E402
 from rankwise.serving.app import Server  # noqa: E402
 from rankwise.serving.changes import Changes  # noqa: E402
-from rankwise.serving.engine import Engine  # noqa: E402
-from rankwise.serving.limits import Limits  # noqa: E402
+from rankwise.serving.engine import Engine, Limits  # noqa: E402
 from rankwise.serving.served import load_serving  # noqa: E402
 from rankwise.serving.tuning import files as stored_files  # noqa: E402
 from rankwise.serving.tuning.files import Files  # noqa: E402

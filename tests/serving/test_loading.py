@@ -22,8 +22,7 @@ from rankwise.runs.records import silent
 from rankwise.serving import changes as changing
 from rankwise.serving.app import Server
 from rankwise.serving.changes import Changes
-from rankwise.serving.engine import Engine
-from rankwise.serving.limits import Limits
+from rankwise.serving.engine import Engine, Limits
 from rankwise.serving.served import load_serving
 
 CHAT = "/v1/chat/completions"

@@ -9,8 +9,8 @@ import pytest
 import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from rankwise.serving import patience
-from rankwise.serving.patience import patient
+from rankwise.serving import reading
+from rankwise.serving.reading import patient
 
 
 async def app(scope, receive, send):
@@ -56,13 +56,13 @@ async def _answers(*parts):
     (b"",), (b"GET / HT",), (b"GET / HTTP/1.1\r\nhost: x\r\nx: ", 0.1, b"a", 0.1, b"a", 0.1, b"a", 0.1, b"a"),
 ])  # fmt: skip
 def test_headers_that_never_end_end_the_connection(parts, monkeypatch):
-    monkeypatch.setattr(patience, "HEADERS", 0.3)
+    monkeypatch.setattr(reading, "HEADERS", 0.3)
     answer, closed = asyncio.run(_answers(*parts))
     assert answer == b"" and closed
 
 
 def test_a_slow_answer_and_a_second_request_are_left_alone(monkeypatch):
-    monkeypatch.setattr(patience, "HEADERS", 0.3)
+    monkeypatch.setattr(reading, "HEADERS", 0.3)
     answer, _ = asyncio.run(_answers(REQUEST % b"/slow"))
     assert answer.endswith(b"ok")
     answer, _ = asyncio.run(_answers(REQUEST % b"/", 0.2, REQUEST % b"/slow", 0.9))

@@ -12,7 +12,7 @@ import pytest
 
 from rankwise.errors import ConfigError
 from rankwise.serving.bodies import LARGEST_BODY
-from rankwise.serving.limits import Limits
+from rankwise.serving.engine import Limits
 from rankwise.serving.pending import Pending
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"

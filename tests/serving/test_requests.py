@@ -13,7 +13,7 @@ import pytest
 from rankwise.config.generation import GenerationConfig
 from rankwise.inference.growing_batch import GrowingBatch
 from rankwise.inference.tuned_model import load_tuned
-from rankwise.serving.limits import Limits
+from rankwise.serving.engine import Limits
 from rankwise.system.files import sha256_of
 from rankwise.text.example import Message
 from serving_names import NAMES

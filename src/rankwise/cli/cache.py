@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rankwise.cli.display import print_json
+from rankwise.cli.display import print_json, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json, Yes
 from rankwise.cli.runs import confirm, megabytes
@@ -29,10 +29,7 @@ def show(context: typer.Context, as_json: Json = False) -> None:
         from rankwise.commands.cache import cache as cache_command
 
         contents = cache_command()
-        if as_json:
-            print_json(contents.summary())
-        else:
-            typer.echo(visible("\n".join(_lines(contents))))
+        print_result(as_json, contents.summary(), "\n".join(_lines(contents)))
 
 
 def _lines(contents: Cache) -> list[str]:

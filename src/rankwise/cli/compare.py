@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rankwise.cli.display import print_json
+from rankwise.cli.display import print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json
-from rankwise.cli.words import visible
+from rankwise.cli.words import aligned
 
 if TYPE_CHECKING:
     from rankwise.runs.evaluations import ComparedTask, Comparison, Differing
@@ -33,19 +33,14 @@ def compare(
         from rankwise.commands.compare import compare as compare_command
 
         compared = compare_command(runs)
-        if as_json:
-            print_json(compared.summary())
-        else:
-            typer.echo(visible("\n\n".join("\n".join(_lines(one)) for one in compared.comparisons)))
+        print_result(as_json, compared.summary(), "\n\n".join("\n".join(_lines(one)) for one in compared.comparisons))
 
 
 def _lines(one: Comparison) -> list[str]:
     lines = [f"b {one.b} against a {one.a}"]
     rows = [row for task in one.tasks for row in _rows(task)]
     if rows:
-        widths = [max(len(row[at]) for row in [HEADS, *rows]) for at in range(len(HEADS))]
-        lines += ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip()
-                  for row in [HEADS, *rows]]  # fmt: skip
+        lines += aligned([HEADS, *rows])
     else:
         lines.append("no task was evaluated for both runs, so it is not known which one is better")
     lines += [f"{task.task}: {task.unpaired}" for task in one.tasks if task.unpaired]

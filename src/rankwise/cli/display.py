@@ -223,3 +223,10 @@ def print_json(value: dict[str, Any]) -> None:
     except UnicodeEncodeError:  # a lone surrogate, or a terminal with a small character set
         text = json.dumps(value)
     sys.stdout.write(text + "\n")
+
+
+def print_result(as_json: bool, value: dict[str, Any], text: str) -> None:
+    if as_json:
+        print_json(value)
+    else:
+        print(visible(text))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rankwise.cli.display import Display, print_json
+from rankwise.cli.display import Display, print_json, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json, Quiet
 
@@ -46,7 +46,6 @@ def pull(
 
         with Display(quiet) as display:
             model = pull_command(name, revision, display)
-        if as_json:
-            print_json(model.summary())
-        else:
-            typer.echo(f"{model.name} ({model.kind}): {model.bytes / 1e6:,.0f} MB in {model.about}")
+        print_result(
+            as_json, model.summary(), f"{model.name} ({model.kind}): {model.bytes / 1e6:,.0f} MB in {model.about}"
+        )

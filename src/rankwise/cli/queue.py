@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rankwise.cli.display import print_json
+from rankwise.cli.display import print_json, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import ConfigFile, Json
 from rankwise.cli.settings import NONE_GIVEN, TRAINING, GivenSettings, takes_settings
@@ -47,41 +47,32 @@ def add(
 ) -> None:
     """Add a training to the queue, with the settings of a YAML file, flags and --set."""
     with report_failures(as_json):
-        from rankwise.commands.queue import add as add_command
         from rankwise.commands.starting import base_of_run, base_of_start
+        from rankwise.runs.queue import Queue
 
         experiment = read_experiment(config, given.read(), base_of_run if resume else base_of_start)
-        add_command(experiment, resume=resume)
-        if as_json:
-            print_json({"added": experiment.run})
-        else:
-            typer.echo(visible(f"{experiment.run} is in the queue. rankwise queue lists it."))
+        Queue().add(experiment.run, experiment, resume=resume)
+        print_result(as_json, {"added": experiment.run}, f"{experiment.run} is in the queue. rankwise queue lists it.")
 
 
 @queue.command()
 def remove(name: Name, as_json: Json = False) -> None:
     """Remove a training that waits."""
     with report_failures(as_json):
-        from rankwise.commands.queue import remove as remove_command
+        from rankwise.runs.queue import Queue
 
-        remove_command(name)
-        if as_json:
-            print_json({"removed": name})
-        else:
-            typer.echo(visible(f"Removed {name} from the queue."))
+        Queue().remove(name)
+        print_result(as_json, {"removed": name}, f"Removed {name} from the queue.")
 
 
 @queue.command()
 def stop(name: Name, as_json: Json = False) -> None:
     """Stop a training as Ctrl-C does. Its run can be resumed from its last checkpoint."""
     with report_failures(as_json):
-        from rankwise.commands.queue import stop as stop_command
+        from rankwise.runs.queue import Queue
 
-        stop_command(name)
-        if as_json:
-            print_json({"stopping": name})
-        else:
-            typer.echo(visible(f"{name} was asked to stop."))
+        Queue().stop(name)
+        print_result(as_json, {"stopping": name}, f"{name} was asked to stop.")
 
 
 @queue.command(hidden=True)

@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
-from rankwise.cli.display import print_json
+from rankwise.cli.display import print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json
-from rankwise.cli.words import visible
 
 
 def report(
@@ -33,7 +32,4 @@ def report(
         from rankwise.commands.report import report as report_command
 
         written = report_command(runs, out)
-        if as_json:
-            print_json(written.summary())
-        else:
-            typer.echo(f"{visible(written.verdict)}\n{visible(str(written.page))}")
+        print_result(as_json, written.summary(), f"{written.verdict}\n{written.page}")

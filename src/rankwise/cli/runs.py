@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rankwise.cli.display import Display, print_json
+from rankwise.cli.display import Display, print_json, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json, Quiet, Yes
-from rankwise.cli.words import visible
+from rankwise.cli.words import aligned, visible
 from rankwise.errors import ConfigError, some
 from rankwise.runs.lineage import Round, described
 
@@ -48,9 +48,7 @@ def list_runs(as_json: Json = False) -> None:
 
 
 def _table(listed: list[ListedRun]) -> str:
-    rows = [HEADS, *map(_row, listed)]
-    widths = [max(len(row[at]) for row in rows) for at in range(len(HEADS))]
-    lines = ["  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = aligned([HEADS, *map(_row, listed)])
     lines += [f"{run.name}: {run.problem}" for run in listed if run.status == "unreadable"]
     return "\n".join(lines)
 
@@ -87,10 +85,7 @@ def show(name: Name, as_json: Json = False) -> None:
         from rankwise.commands.runs import show as show_command
 
         shown = show_command(name)
-        if as_json:
-            print_json(shown.summary())
-        else:
-            typer.echo(visible("\n".join(_facts(shown))))
+        print_result(as_json, shown.summary(), "\n".join(_facts(shown)))
 
 
 def _facts(shown: ShownRun) -> list[str]:
@@ -182,10 +177,9 @@ def log(
         from rankwise.config.tracking import TrackingConfig
 
         logged = log_run(name, TrackingConfig(log_to=to, project=project))
-        if as_json:
-            print_json(logged.summary())
-        else:
-            typer.echo(f"Logged {logged.records:,} records of {name} to {some(logged.config.log_to)}.")
+        print_result(
+            as_json, logged.summary(), f"Logged {logged.records:,} records of {name} to {some(logged.config.log_to)}."
+        )
 
 
 @runs.command()
@@ -195,10 +189,7 @@ def end(name: Name, as_json: Json = False) -> None:
         from rankwise.commands.runs import end_run
 
         end_run(name)
-        if as_json:
-            print_json({"asked_to_end": name})
-        else:
-            typer.echo(f"{name} was asked to end after its present step.")
+        print_result(as_json, {"asked_to_end": name}, f"{name} was asked to end after its present step.")
 
 
 @runs.command()
@@ -214,10 +205,7 @@ def delete(
         planned = deletion(names)
         confirm(f"Delete {some(planned.names)} and free {megabytes(planned.bytes)}?", yes)
         deleted = delete_runs(names)
-        if as_json:
-            print_json(deleted.summary())
-        else:
-            typer.echo(f"Deleted {some(deleted.names)} and freed {megabytes(deleted.bytes)}.")
+        print_result(as_json, deleted.summary(), f"Deleted {some(deleted.names)} and freed {megabytes(deleted.bytes)}.")
 
 
 def confirm(question: str, yes: bool) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rankwise.cli.display import Display, print_json
+from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet, RunName, TrustCode
 from rankwise.cli.words import visible
@@ -50,10 +50,11 @@ def strength(
                 run, text=text, data=data, blocks=blocks, force_base=force_base, force_result=force_result,
                 trust_code=trust_code, base_model=base_model, callback=display,
             )  # fmt: skip
-        if as_json:
-            print_json(measured.summary())
-        else:
-            typer.echo("\n".join([*_table(measured.curve), "", *_summary(measured), *_cautions(measured)]))
+        print_result(
+            as_json,
+            measured.summary(),
+            "\n".join([*_table(measured.curve), "", *_summary(measured), *_cautions(measured)]),
+        )
 
 
 def _table(curve: StrengthCurve) -> list[str]:

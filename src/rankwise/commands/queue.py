@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rankwise.config.experiment import Experiment
 from rankwise.runs.queue import Ended, Queue, Waiting, Working
 
 
@@ -37,15 +36,3 @@ def listed() -> QueueState:
     names = sorted(file.stem for file in (queue.folder / "logs").glob("*.log"))
     ended = [one for one in map(queue.ended, names) if one is not None and one.problem is not None]
     return QueueState(queue.working(), queue.waiting(), ended)
-
-
-def add(experiment: Experiment, *, resume: bool = False) -> None:
-    Queue().add(experiment.run, experiment, resume=resume)
-
-
-def remove(run: str) -> None:
-    Queue().remove(run)
-
-
-def stop(run: str) -> None:
-    Queue().stop(run)

@@ -85,8 +85,7 @@ def serve(
     address.check(*offer.problems)
     number_format = ModelConfig(name="serve", dtype=offer.dtype).dtype  # pyright: ignore[reportArgumentType]  checked there
     with bound(address) as listening:
-        from rankwise.serving.engine import Engine
-        from rankwise.serving.limits import Limits
+        from rankwise.serving.engine import Engine, Limits
         from rankwise.serving.served import load_serving
 
         serving = load_serving(
@@ -143,7 +142,7 @@ def answer(app: Starlette, listening: socket.socket, *, drain: int, connections:
     import uvicorn
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-    from rankwise.serving.patience import patient
+    from rankwise.serving.reading import patient
 
     server = uvicorn.Server(uvicorn.Config(
         app, http=patient(AutoHTTPProtocol), log_level="warning", access_log=False, server_header=False, lifespan="off",

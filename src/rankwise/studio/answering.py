@@ -19,8 +19,7 @@ from rankwise.inference.tuned_model import TunedModel, load_tuned
 from rankwise.methods.artifact import open_artifact
 from rankwise.runs.records import Callback
 from rankwise.serving.bodies import BadRequest, ChatBody
-from rankwise.serving.engine import Engine
-from rankwise.serving.limits import Limits
+from rankwise.serving.engine import Engine, Limits
 from rankwise.serving.pending import Pending, Piece
 from rankwise.serving.questions import chat_question, served_by
 from rankwise.serving.served import Serving, load_serving

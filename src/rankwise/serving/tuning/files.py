@@ -38,7 +38,7 @@ from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.objectives.preference import Preference
 from rankwise.runs.own_files import read_json
-from rankwise.serving import patience
+from rankwise.serving import reading
 from rankwise.serving.bodies import BadRequest
 from rankwise.system.files import make_folders, published, write_json
 
@@ -231,10 +231,10 @@ async def _limited(request: Request) -> AsyncGenerator[bytes, None]:
     size, stream = 0, aiter(request.stream())
     while True:
         try:
-            async with asyncio.timeout(patience.BETWEEN):
+            async with asyncio.timeout(reading.BETWEEN):
                 part = await anext(stream, None)
         except TimeoutError:
-            raise BadRequest(f"nothing came for {patience.BETWEEN:.0f} s.", status=408, parameter="file") from None
+            raise BadRequest(f"nothing came for {reading.BETWEEN:.0f} s.", status=408, parameter="file") from None
         if part is None:
             return
         size += len(part)
