@@ -28,23 +28,23 @@ from stacks import CASES, USUAL, StepBatches, trainer_of
 
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import Choice
+from rankwise.base.loaded import LoadedModel
+from rankwise.base.loading import load
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
-from rankwise.data.batches import Arrange, Batch, Batches, portion
-from rankwise.data.flat import flat
-from rankwise.data.sources import open_source
 from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.inject import add_adapter
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.methods.trainable import Trainable
-from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import load
 from rankwise.objectives.causal_lm import token_loss
+from rankwise.rows.encoded.batches import Arrange, Batch, Batches, portion
+from rankwise.rows.encoded.flat import flat
+from rankwise.rows.sources import open_source
+from rankwise.rows.text.encode import Encoder
 from rankwise.runs.manifest import machine, versions
 from rankwise.runs.records import silent
 from rankwise.system.allocator import keep_memory
-from rankwise.text.encode import Encoder
 
 STEPS = 1000
 BEFORE, AFTER = 1.05, 1.02

@@ -24,7 +24,7 @@ from rankwise.exporting.reference import Prompt, Question, Reference, open_float
 from rankwise.exporting.verification import Verifying
 from rankwise.inference.generate import asking_ids
 from rankwise.methods.artifact import open_artifact
-from rankwise.text.example import Message
+from rankwise.rows.text.example import Message
 
 FORMATS = ("portable", "peft", "merged")
 

@@ -29,7 +29,7 @@ from rankwise.inference.generate import asking_ids
 from rankwise.inference.tuned_model import TunedModel, load_tuned
 from rankwise.methods.artifact import open_artifact
 from rankwise.methods.registry import method_of
-from rankwise.text.example import Message
+from rankwise.rows.text.example import Message
 
 WAYS: dict[str, dict[str, Any]] = {
     "gguf float32": {"format": "gguf", "dtype": "float32"},

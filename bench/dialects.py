@@ -27,11 +27,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rankwise.adapters.formats.dialects import read_adapter
 from rankwise.adapters.formats.peft import lay, write_peft
 from rankwise.adapters.targets import host_view
+from rankwise.base.sources import find
 from rankwise.commands.export import export
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.models import ModelConfig
 from rankwise.methods.inject import inject
-from rankwise.models.sources import find
 
 IDS = [504, 7361, 282, 4649, 314, 7042, 30, 198, 1780, 314]
 TOOLS = Path(__file__).parent / "dialect_tools"

@@ -27,9 +27,9 @@ from telling import parser_of, tell
 from torch import Tensor
 from train_step import Served, in_turns
 
+from rankwise.base.loading import load
 from rankwise.config.models import ModelConfig
 from rankwise.methods.full import FullFineTuning
-from rankwise.models.loading import load
 from rankwise.runs.records import silent
 from rankwise.system.allocator import keep_memory
 from rankwise.training.state import TrainState

@@ -16,10 +16,10 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer
 
+from rankwise.base.gguf.mapped import gguf_folder, gguf_tensors, quantization_of
 from rankwise.config.adapters import LoraConfig
 from rankwise.kernels.quantized.tensor import stored_bytes
 from rankwise.methods.inject import inject
-from rankwise.models.gguf_mapped import gguf_folder, gguf_tensors, quantization_of
 from rankwise.planning.gguf_header import read_gguf_header
 from rankwise.system.allocator import keep_memory
 

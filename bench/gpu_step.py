@@ -22,8 +22,8 @@ from scaling import half_learned
 from stacks import CASES, USUAL, StepBatches, lora_trainer, peft_settings
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rankwise.data.batches import Batch, collate
-from rankwise.data.flat import flat
+from rankwise.rows.encoded.batches import Batch, collate
+from rankwise.rows.encoded.flat import flat
 
 CASE, LENGTH, VOCABULARY, HEAD = CASES[USUAL], 512, 32000, 64
 Act = Callable[[], float]

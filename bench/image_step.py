@@ -35,8 +35,8 @@ def prepared(size: int, count: int) -> tuple[Any, Any]:
     """The objective, and so many encoded rows of CIFAR-10."""
     from rankwise.config.data import DataConfig
     from rankwise.config.experiment import Experiment
-    from rankwise.data.preparing import prepare
     from rankwise.objectives.registry import decided, objective_of
+    from rankwise.rows.preparing import prepare
     from rankwise.runs.records import silent
 
     data = {"path": str(Path(os.environ["RANKWISE_DATA"]) / "cifar10" / "train.parquet"), "rows": count}
@@ -53,8 +53,8 @@ def ours(name: str, size: int, batch: int, steps: int, turns: Served) -> None:
     from rankwise.adapters.targets import choose
     from rankwise.config.adapters import LoraConfig
     from rankwise.config.training import TrainingConfig
-    from rankwise.data.batches import Batches
     from rankwise.methods.lora import TrainableLoRA
+    from rankwise.rows.encoded.batches import Batches
     from rankwise.system.allocator import keep_memory
     from rankwise.training.backend import choose_backend
     from rankwise.training.trainer import Trainer

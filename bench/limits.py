@@ -32,8 +32,8 @@ def sizes_of(shape: Mapping[str, Any]) -> list[tuple[int, int]]:
 
 
 def starter_shape() -> dict[str, Any]:
+    from rankwise.base.sources import find
     from rankwise.config.models import ModelConfig
-    from rankwise.models.sources import find
     from rankwise.runs.records import silent
     from rankwise.system.foreign_json import read_json
 

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from telling import parser_of, tell
 
+from rankwise.base.loaded import LoadedModel
+from rankwise.base.loading import load
 from rankwise.config.models import ModelConfig
 from rankwise.config.tasks import BUILT_IN, task_named
 from rankwise.evaluation.likelihood import likelihoods
 from rankwise.evaluation.requests import Request, requests_of
-from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import load
 
 WORDS = {  # how lm-eval is asked to put it: question, choices, the right one
     "arc_easy": ("{{query}}\\nAnswer:", "choices", "gold"),

@@ -32,16 +32,16 @@ from stacks import CASES, REFERENCE, USUAL
 from telling import parser_of, tell
 
 import rankwise
+from rankwise.base.loaded import LoadedModel
+from rankwise.base.loading import load
 from rankwise.config.data import DataConfig, ValidationDataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
 from rankwise.config.training import TrainingConfig
-from rankwise.data.sources import open_source
-from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import load
+from rankwise.rows.sources import open_source
+from rankwise.rows.text.encode import Encoder
 from rankwise.runs.records import Event, StepRecord
 from rankwise.system.allocator import keep_memory
-from rankwise.text.encode import Encoder
 
 FORMS = {REFERENCE: ("float32", True), "fast": ("bfloat16", False), "plain": ("bfloat16", True)}
 """By number format, and whether the plain form is asked for."""

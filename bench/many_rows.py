@@ -106,13 +106,13 @@ def sentences(*, short: bool) -> list[str]:
 
 def encode(folder: Path, model: str) -> None:
     """What each process does; its own figures as JSON."""
+    from rankwise.base.loading import load_tokenizer
     from rankwise.config.data import DataConfig
     from rankwise.config.models import ModelConfig
-    from rankwise.data.preparing import prepare
-    from rankwise.data.writing import TextWriting
-    from rankwise.models.loading import load_tokenizer
+    from rankwise.rows.preparing import prepare
+    from rankwise.rows.text.chat_template import ChatTemplate
+    from rankwise.rows.writing import TextWriting
     from rankwise.runs.records import silent
-    from rankwise.text.chat_template import ChatTemplate
     from rankwise.training.world import join
 
     world = join()

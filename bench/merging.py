@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from telling import parser_of, tell
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rankwise.models.tensor_files import INDEX, header_of, writing
+from rankwise.base.tensor_files import INDEX, header_of, writing
 from rankwise.runs.manifest import peak_rss
 from rankwise.system.files import write_json
 

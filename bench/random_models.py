@@ -38,8 +38,8 @@ def _write(name: str, folder: Path) -> None:
     import transformers
     from tokenizers.processors import TemplateProcessing
 
+    from rankwise.base.sources import find
     from rankwise.config.models import ModelConfig
-    from rankwise.models.sources import find
     from rankwise.runs.records import silent
 
     torch.manual_seed(0)

@@ -32,17 +32,17 @@ from saved import arithmetic
 from stacks import CASES, USUAL, StepBatches, lora_trainer
 from telling import parser_of, tell
 
+from rankwise.base.loading import load
 from rankwise.config.models import ModelConfig
-from rankwise.data.batches import Batch
-from rankwise.data.flat import flat
 from rankwise.forward.activation_memory import saved_bytes
 from rankwise.forward.fused import FusedLoss
 from rankwise.forward.reference import random_documents
-from rankwise.models.loading import load
+from rankwise.rows.encoded.batches import Batch
+from rankwise.rows.encoded.flat import flat
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.manifest import peak_rss
 from rankwise.runs.records import silent
 from rankwise.system.allocator import keep_memory
-from rankwise.text.tokenize import Tokens
 
 LENGTH, LONGER, MICRO, WHOLE = 256, 512, 2048, 10**9
 Case = tuple[int, int, int]

@@ -47,12 +47,12 @@ import torch
 from telling import parser_of, tell
 
 import rankwise
+from rankwise.base.loaded import LoadedModel
+from rankwise.base.loading import load
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.models import ModelConfig
-from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import load
-from rankwise.text.example import Message
-from rankwise.text.tokenize import prompt_ids
+from rankwise.rows.text.example import Message
+from rankwise.rows.text.tokenize import prompt_ids
 
 TOKENS, LONG, EVEN = 16, 64, 1e-3
 OPENINGS = ("", "You are asked about a land far away. ", "You are asked about a land far away. Answer in one word. ")

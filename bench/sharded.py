@@ -75,8 +75,8 @@ def measure(model: str, sharded: bool, out: str, dtype: str, rows: int, tokens: 
     """In each process."""
     import torch
 
+    from rankwise.base.loading import load
     from rankwise.config.models import ModelConfig
-    from rankwise.models.loading import load
     from rankwise.training.world import join
 
     world = join()
@@ -108,7 +108,7 @@ def imported(sharded: bool) -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from rankwise.models.sharding import mesh_of
+    from rankwise.base.sharding import mesh_of
 
     assert AutoModelForCausalLM and AutoTokenizer
     if sharded:
@@ -122,12 +122,12 @@ def trainer_of(module: Any, world: Any, rows: int, tokens: int, steps: int) -> A
 
     from rankwise.config.adapters import LoraConfig
     from rankwise.config.training import TrainingConfig
-    from rankwise.data.batches import Batches
-    from rankwise.data.dealing import share_of
     from rankwise.forward.reference import random_documents
     from rankwise.methods.inject import inject
     from rankwise.methods.lora import TrainableLoRA
     from rankwise.objectives.causal_lm import CAUSAL_LM
+    from rankwise.rows.encoded.batches import Batches
+    from rankwise.rows.encoded.dealing import share_of
     from rankwise.training.backend import Eager
     from rankwise.training.trainer import Trainer
     from rankwise.training.workload import Workload

@@ -69,8 +69,8 @@ def rankwise_stack(name: str, count: int, case: Case) -> Step:
 
 def rankwise_trainer(name: str, count: int, case: Case) -> Any:
     """The starter with a LoRA adapter over the benchmark's rows."""
+    from rankwise.base.loading import load
     from rankwise.config.models import ModelConfig
-    from rankwise.models.loading import load
     from rankwise.runs.records import silent
     from rankwise.system.allocator import keep_memory
 
@@ -98,8 +98,8 @@ def trainer_of(
 ) -> Any:  # fmt: skip
     """At a constant learning rate; nothing happens between steps."""
     from rankwise.config.training import TrainingConfig
-    from rankwise.data.batches import Batches
     from rankwise.objectives.causal_lm import CAUSAL_LM
+    from rankwise.rows.encoded.batches import Batches
     from rankwise.training.backend import backend_named
     from rankwise.training.trainer import Trainer
     from rankwise.training.workload import Workload
@@ -133,10 +133,10 @@ def peft_stack(name: str, count: int, case: Case) -> Step:
     from peft import LoraConfig as PeftLoraConfig
     from peft import get_peft_model
 
+    from rankwise.base.loading import load
     from rankwise.config.models import ModelConfig
-    from rankwise.data.batches import Batches, portion, real_places
-    from rankwise.data.packing import pack
-    from rankwise.models.loading import load
+    from rankwise.rows.encoded.batches import Batches, portion, real_places
+    from rankwise.rows.encoded.packing import pack
     from rankwise.runs.records import silent
     from rankwise.system.allocator import keep_memory
 
@@ -209,9 +209,9 @@ def begin_at(module: Any, first: dict[str, Any]) -> None:
 
 def sequences(model: Any, count: int, case: Case) -> list[Any]:
     from rankwise.config.data import DataConfig
-    from rankwise.data.sources import open_source
-    from rankwise.text.encode import Encoder
-    from rankwise.text.tokenize import Tokens
+    from rankwise.rows.sources import open_source
+    from rankwise.rows.text.encode import Encoder
+    from rankwise.rows.text.tokenize import Tokens
 
     spec = DataConfig(path=str(Path(os.environ["RANKWISE_DATA"]) / "dolly" / "train.jsonl"), max_length=512)
     reading = open_source(spec, spec.all_sources[0])

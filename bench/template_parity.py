@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from families import FAMILIES, template_of  # noqa: E402
+from rankwise.base.starters import STARTERS, index_copy  # noqa: E402
 from rankwise.config.recipe import RECIPES, recipe_named  # noqa: E402
 from rankwise.errors import TemplateError  # noqa: E402
 from rankwise.exporting.ollama import adds_start, limits_of, ollama_template  # noqa: E402
@@ -33,10 +34,9 @@ from rankwise.exporting.template_parity import (  # noqa: E402
     conversations,
     template_parity,
 )
-from rankwise.models.starters import STARTERS, index_copy  # noqa: E402
+from rankwise.rows.text.chat_template import ChatTemplate  # noqa: E402
+from rankwise.rows.text.tokenizer import HubTokenizer  # noqa: E402
 from rankwise.runs.records import silent  # noqa: E402
-from rankwise.text.chat_template import ChatTemplate  # noqa: E402
-from rankwise.text.tokenizer import HubTokenizer  # noqa: E402
 from served_families import EXPRESSIBLE, REFUSED  # noqa: E402
 
 TALKS = [{"messages": [as_openai(m) for m in one.messages], "tools": list(one.tools)} for one in conversations()]

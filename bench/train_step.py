@@ -147,9 +147,9 @@ def measured(names: list[str], count: int, rounds: int, case: str, unsloth: str)
 
 
 def told(found: dict[str, Any], count: int, case: Case) -> list[dict[str, Any]]:
+    from rankwise.base.loading import load
     from rankwise.config.models import ModelConfig
-    from rankwise.data.batches import Batches, input_length
-    from rankwise.models.loading import load
+    from rankwise.rows.encoded.batches import Batches, input_length
     from rankwise.runs.records import silent
 
     batches = Batches(sequences(load(ModelConfig(name="smollm2-135m"), silent), count, case), case.batch, 2048, 0)

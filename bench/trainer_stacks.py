@@ -77,8 +77,8 @@ def unsloth_settings() -> dict[str, str]:
 
 
 def _starter(dtype: Any) -> Any:
+    from rankwise.base.loading import load
     from rankwise.config.models import ModelConfig
-    from rankwise.models.loading import load
     from rankwise.runs.records import silent
 
     return load(ModelConfig(name="smollm2-135m", dtype=dtype), silent)
@@ -93,7 +93,7 @@ def _train(
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
 
-    from rankwise.data.batches import Batches
+    from rankwise.rows.encoded.batches import Batches
 
     batches = Batches(sequences(model, count, case), case.batch, 10**9, 0)
     rows = [row for number in range(steps) for row in batches.rows_of(number)]

@@ -87,7 +87,7 @@ def train(model: Any, tokenizer: Any) -> list[float]:
 
 def starter() -> str:
     from rankwise.config.models import ModelConfig
-    from rankwise.models.sources import find
+    from rankwise.base.sources import find
     from rankwise.runs.records import silent
 
     return str(find(ModelConfig(name="smollm2-135m"), silent).folder)

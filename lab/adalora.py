@@ -30,11 +30,11 @@ from typing import Any
 
 import torch
 
+from rankwise.base.loaded import LoadedModel
+from rankwise.base.loading import load
 from rankwise.commands.train import train
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
-from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import load
 from rankwise.runs.records import silent
 
 STEPS = {"e2e": 100, "superbowl": 60}

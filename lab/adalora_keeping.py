@@ -25,10 +25,9 @@ from keeping import ROWS, base_of, texts
 from stored_cells import done_in, run_missing
 from torch import Tensor
 
+from rankwise.base.loaded import LoadedModel
+from rankwise.base.loading import load
 from rankwise.config.experiment import Experiment
-from rankwise.data.batches import Batches
-from rankwise.data.preparing import prepare
-from rankwise.data.writing import TextWriting
 from rankwise.errors import TrainingError, first_line
 from rankwise.evaluation.forgetting import compared
 from rankwise.evaluation.likelihood import likelihoods
@@ -36,9 +35,10 @@ from rankwise.evaluation.subject import Forward, base_and_tuned
 from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
-from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import load
 from rankwise.objectives.causal_lm import CAUSAL_LM
+from rankwise.rows.encoded.batches import Batches
+from rankwise.rows.preparing import prepare
+from rankwise.rows.writing import TextWriting
 from rankwise.runs.records import silent
 from rankwise.system.allocator import keep_memory
 from rankwise.training.backend import Fused

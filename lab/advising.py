@@ -29,13 +29,13 @@ from advising_truth import advised, verdict_of_run, whole_run
 from claims import data, e2e, lines
 from classification import rows_of
 
+from rankwise.base.loading import load
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
 from rankwise.inference.generate import answers_in_turn, asking_ids
-from rankwise.models.loading import load
+from rankwise.rows.text.example import Message
 from rankwise.runs.metrics_log import MetricsLog, read_metrics_log
 from rankwise.system.allocator import keep_memory
-from rankwise.text.example import Message
 
 TEXT, ENCODER = "smollm2-135m", "minilm"
 TRAINED, MEASURED, MEASURED_LABELS = 400, 64, 400

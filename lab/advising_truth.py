@@ -7,9 +7,9 @@ from typing import Any
 
 from rankwise.commands.advise import advise
 from rankwise.config.experiment import Experiment
-from rankwise.data.preparing import prepare
 from rankwise.evaluation.advised_rows import Side
 from rankwise.objectives.registry import decided, objective_of
+from rankwise.rows.preparing import prepare
 from rankwise.runs.records import silent
 from rankwise.training.advice import margin_of
 from rankwise.training.advising import Advising, Design

@@ -44,8 +44,8 @@ from rankwise.commands.evaluate import evaluate
 from rankwise.commands.train import train
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.experiment import Experiment
-from rankwise.data.preparing import prepare
 from rankwise.objectives.registry import decided, objective_of
+from rankwise.rows.preparing import prepare
 from rankwise.runs.records import silent
 from rankwise.system.allocator import keep_memory
 

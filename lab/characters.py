@@ -13,19 +13,19 @@ import sys
 import time
 from pathlib import Path
 
+from rankwise.base.loading import load_tokenizer
+from rankwise.base.sources import find
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
-from rankwise.data.encoding import Encoding, EncodingFacts
-from rankwise.data.preparation import prepared_of
-from rankwise.data.report import Tally
-from rankwise.data.sample import sample_rows
-from rankwise.data.writing import TextWriting
-from rankwise.models.loading import load_tokenizer
-from rankwise.models.sources import find
 from rankwise.planning.tokens import TokenCounter
 from rankwise.planning.training_rows import conversations_of
+from rankwise.rows.encoding import Encoding, EncodingFacts
+from rankwise.rows.preparation import prepared_of
+from rankwise.rows.report.report import Tally
+from rankwise.rows.sample import sample_rows
+from rankwise.rows.text.chat_template import ChatTemplate
+from rankwise.rows.writing import TextWriting
 from rankwise.runs.records import silent
-from rankwise.text.chat_template import ChatTemplate
 
 SETS = {
     "dolly": "dolly/train_alpaca.jsonl", "alpaca": "alpaca/train.json", "gsm8k": "gsm8k/train.jsonl",

@@ -16,10 +16,10 @@ from typing import Any
 from claims_records import CellResult
 from claims_runs import BASE, MARKS, Cell, ClaimTask, Held, base_cell, experiment_of, run_cell
 
+from rankwise.base.loaded import LoadedModel
+from rankwise.base.loading import load
 from rankwise.errors import RunError
 from rankwise.evaluation.text import Text
-from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import load
 from rankwise.runs.metrics_log import MetricsLog, first_lines, read_metrics_log
 from rankwise.runs.records import Callback, silent
 from rankwise.system.files import write_atomic

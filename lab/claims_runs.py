@@ -15,11 +15,9 @@ from pathlib import Path
 from claims_records import CellResult, Point
 from torch import Tensor
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.experiment import Experiment
 from rankwise.config.tasks import TaskConfig
-from rankwise.data.batches import Batches
-from rankwise.data.preparing import prepare
-from rankwise.data.writing import TextWriting
 from rankwise.errors import EvaluationError, TrainingError, first_line
 from rankwise.evaluation.forgetting import compared
 from rankwise.evaluation.likelihood import likelihoods
@@ -29,11 +27,13 @@ from rankwise.evaluation.text import Text
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.methods.trainable import Trainable
-from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.causal_lm import CAUSAL_LM
+from rankwise.rows.encoded.batches import Batches
+from rankwise.rows.preparing import prepare
+from rankwise.rows.text.tokenize import Tokens
+from rankwise.rows.writing import TextWriting
 from rankwise.runs.records import Callback, silent
 from rankwise.system.files import sha256_of
-from rankwise.text.tokenize import Tokens
 from rankwise.training.backend import choose_backend
 from rankwise.training.hooks import Report
 from rankwise.training.trainer import Hook, Trainer

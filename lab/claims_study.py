@@ -21,10 +21,10 @@ from claims_peaks import FULL, Peaks
 from claims_records import CellResult, Claim, Claims
 from claims_runs import BASE, Cell, ClaimTask
 
+from rankwise.base.loading import load
 from rankwise.commands.demo import demo_rows, write_rows
 from rankwise.config.models import ModelConfig
 from rankwise.evaluation.text import text_for
-from rankwise.models.loading import load
 from rankwise.runs.manifest import versions
 from rankwise.runs.records import Callback, StatusMessage, silent
 from rankwise.system.files import write_json

@@ -30,11 +30,11 @@ from typing import Any
 from claims import data
 from stored_cells import command, fresh
 
+from rankwise.base.sources import find
 from rankwise.commands.evaluate import evaluate
 from rankwise.commands.train import train
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
-from rankwise.models.sources import find
 from rankwise.runs.records import silent
 
 MODEL, TRAINED, TESTED = "minilm", 700, 300

@@ -1,6 +1,6 @@
 """The rows of `rankwise demo`, made from a seed: messy customer messages in, one line of strict JSON out.
 
-    python lab/demo_rows.py src/rankwise/data/demo.jsonl      writes the file that the package ships
+    python lab/demo_rows.py src/rankwise/rows/demo.jsonl      writes the file that the package ships
 
     it's about the glass radio, #70728!! i'd like a refund for it... it's not urgent. Felix
     {"intent": "refund", "product": "glass radio", "order": "70728", "urgency": "low"}
@@ -18,7 +18,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from rankwise.text.example import Example, Message
+from rankwise.rows.text.example import Example, Message
 
 INSTRUCTION = "Answer with one line of JSON: intent, product, order, urgency."
 

@@ -27,10 +27,10 @@ from claims import data, tasks
 from intruders import damped, intruders_of
 from stored_cells import done_in, run_missing
 
+from rankwise.base.loaded import LoadedModel
+from rankwise.base.loading import load
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
-from rankwise.data.preparing import prepare
-from rankwise.data.writing import TextWriting
 from rankwise.errors import TrainingError, first_line
 from rankwise.evaluation.forgetting import compared
 from rankwise.evaluation.likelihood import likelihoods
@@ -40,9 +40,9 @@ from rankwise.methods.lora import TrainableLoRA
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.methods.trainable import Trainable
-from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import load
 from rankwise.objectives.causal_lm import CAUSAL_LM
+from rankwise.rows.preparing import prepare
+from rankwise.rows.writing import TextWriting
 from rankwise.runs.records import silent
 from rankwise.system.allocator import keep_memory
 from rankwise.training.anchor import Anchor, BaseOnText, anchor_text

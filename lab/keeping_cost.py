@@ -17,15 +17,15 @@ from typing import Any
 
 from claims import tasks
 
+from rankwise.base.loading import load
 from rankwise.config.experiment import Experiment
 from rankwise.config.forgetting import AnchorConfig
-from rankwise.data.batches import Batches
-from rankwise.data.preparing import prepare
-from rankwise.data.writing import TextWriting
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
-from rankwise.models.loading import load
 from rankwise.objectives.causal_lm import CAUSAL_LM
+from rankwise.rows.encoded.batches import Batches
+from rankwise.rows.preparing import prepare
+from rankwise.rows.writing import TextWriting
 from rankwise.runs.records import silent
 from rankwise.system.allocator import keep_memory
 from rankwise.training.anchor import Anchor, BaseOnText, anchor_text

@@ -27,15 +27,15 @@ from typing import Any
 import numpy as np
 from stored_cells import alone, done_in, run_missing
 
+from rankwise.base.loading import load
 from rankwise.commands.train import train
 from rankwise.config.experiment import Experiment
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
 from rankwise.inference.generate import answers_in_turn, asking_ids
-from rankwise.models.loading import load
+from rankwise.rows.text.example import Message
 from rankwise.runs.records import silent
 from rankwise.system.allocator import keep_memory
-from rankwise.text.example import Message
 
 MODEL, LONGEST = "smollm2-135m", 256
 TRAINED, MEASURED, WRITTEN = 160, 80, 64

@@ -24,11 +24,11 @@ from rankwise.adapters.importance import Importance
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import Choice
 from rankwise.adapters.triplets import Triplets
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.methods.adalora import AdaLoraMethod, TrainableAdaLoRA
 from rankwise.methods.lora import eva_start
 from rankwise.methods.method import Setup
-from rankwise.models.loaded import LoadedModel
 from rankwise.runs.records import RankRecord
 
 SHARE = 0.5

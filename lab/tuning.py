@@ -34,10 +34,10 @@ from classification import rows_of
 
 from images import write
 from rankwise.config.experiment import Experiment
-from rankwise.data.preparing import prepare
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.objectives.registry import decided, objective_of
+from rankwise.rows.preparing import prepare
 from rankwise.runs.metrics_log import MetricsLog, read_metrics_log
 from rankwise.runs.records import silent
 from rankwise.system.allocator import keep_memory

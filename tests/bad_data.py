@@ -1,7 +1,7 @@
 """80 bad records and files, and what must become of each: the rows of this file, and the files of bad_files.py.
 
 A row among good ones costs only itself, a damaged file is refused, and what merely looks bad is read like the good rows
-alone. Rows that tests/data/test_bad_records.py has already are not repeated here in the same form.
+alone. Rows that tests/rows/test_bad_records.py has already are not repeated here in the same form.
 """
 
 from __future__ import annotations

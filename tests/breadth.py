@@ -26,13 +26,13 @@ from classifiers import encoder_folder, labelled, write_rows
 from conftest import chat_tokenizer, tiny_model
 from library import rows as questions
 from quantized_models import wide_model
+from rankwise.base import loading
+from rankwise.base.precision import Precision
 from rankwise.commands import recorded_run
 from rankwise.commands import train as train_module
 from rankwise.commands.train import train
 from rankwise.config.experiment import Experiment
 from rankwise.errors import TrainingError
-from rankwise.models import loading
-from rankwise.models.precision import Precision
 from rankwise.training import budgets, trainer
 from rankwise.training.run import TrainingRun
 from rankwise.training.world import join

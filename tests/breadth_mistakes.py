@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-from rankwise.data.batches import Batch, Batches
+from rankwise.rows.encoded.batches import Batch, Batches
 from rankwise.training import step, validation_prompts
 from rankwise.training.losses import PairTally
 from rankwise.training.world import World

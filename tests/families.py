@@ -25,10 +25,10 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from rankwise.text.chat_template import ChatTemplate
-from rankwise.text.example import Example, Message
-from rankwise.text.tokenize import Tokens, prompt_ids
-from rankwise.text.tokenizer import HubTokenizer
+from rankwise.rows.text.chat_template import ChatTemplate
+from rankwise.rows.text.example import Example, Message
+from rankwise.rows.text.tokenize import Tokens, prompt_ids
+from rankwise.rows.text.tokenizer import HubTokenizer
 
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"

@@ -10,8 +10,6 @@ import torch
 from torch import nn
 
 from rankwise.adapters.set import AdapterSet
-from rankwise.data.batches import portion
-from rankwise.data.flat import flat
 from rankwise.forward import decoders
 from rankwise.forward.agreement import agrees
 from rankwise.forward.fused import FusedLoss
@@ -20,7 +18,9 @@ from rankwise.kernels import attention as attention_kernel
 from rankwise.kernels import linear
 from rankwise.kernels.norm import plain_rms_norm, plain_shifted_rms_norm
 from rankwise.objectives.causal_lm import summed
-from rankwise.text.tokenize import Tokens
+from rankwise.rows.encoded.batches import portion
+from rankwise.rows.encoded.flat import flat
+from rankwise.rows.text.tokenize import Tokens
 
 
 def rows(count: int = 7) -> list[Tokens]:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rankwise.text.encode_pairs import pair_of
-from rankwise.text.tokenize import Tokens
+from rankwise.rows.text.encode_pairs import pair_of
+from rankwise.rows.text.tokenize import Tokens
 
 VOCABULARY = 96
 

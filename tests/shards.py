@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from rankwise.base import sharding
+from rankwise.base.kind import CAUSAL_LM
+from rankwise.base.sharding import gathered, is_split, load_sharded, local_part
 from rankwise.errors import TrainingError
-from rankwise.models import sharding
-from rankwise.models.kind import CAUSAL_LM
-from rankwise.models.sharding import gathered, is_split, load_sharded, local_part
 from rankwise.training import world as processes
 from rankwise.training.world import World, join
 from worlds import CASES, learn, nothing, patched

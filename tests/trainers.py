@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from rankwise.config.training import TrainingConfig
-from rankwise.data.batches import Batch
+from rankwise.rows.encoded.batches import Batch
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import Callback, StepRecord, silent
-from rankwise.text.tokenize import Tokens
 from rankwise.training.hooks import Report
 from rankwise.training.state import TrainState
 from rankwise.training.trainer import Hook, StepBatches, Trainer

@@ -26,24 +26,24 @@ from transformers import LlamaForCausalLM
 from conftest import tiny_model
 from kit.processes import WARM
 from rankwise.adapters.importance import Importance
+from rankwise.base.kind import CAUSAL_LM
+from rankwise.base.sharding import load_sharded
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import ValidationConfig
-from rankwise.data.batches import Batch, Batches, portion
-from rankwise.data.dealing import share_of
-from rankwise.data.packing import pack
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.full import FullFineTuning
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.methods.trainable import Trainable
-from rankwise.models.kind import CAUSAL_LM
-from rankwise.models.sharding import load_sharded
 from rankwise.objectives.causal_lm import summed
+from rankwise.rows.encoded.batches import Batch, Batches, portion
+from rankwise.rows.encoded.dealing import share_of
+from rankwise.rows.encoded.packing import pack
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.directory import FollowedRun, RunDirectory
 from rankwise.runs.records import SampleRecord, ScoreRecord
-from rankwise.text.tokenize import Tokens
 from rankwise.training import step as step_module
 from rankwise.training.step import StepTotals
 from rankwise.training.trainer import Trainer

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from rankwise.adapters.formats.peft import read_peft as read_peft
     from rankwise.adapters.formats.peft import write_peft as write_peft
     from rankwise.adapters.set import AdapterSet as AdapterSet
+    from rankwise.base.loaded import LoadedModel as LoadedModel
+    from rankwise.base.loading import load as load
     from rankwise.commands.compare import compare as compare
     from rankwise.commands.demo import demo as demo
     from rankwise.commands.evaluate import evaluate as evaluate
@@ -59,8 +61,6 @@ if TYPE_CHECKING:
     from rankwise.methods.adalora import TrainableAdaLoRA as TrainableAdaLoRA
     from rankwise.methods.inject import add_adapter as add_adapter
     from rankwise.methods.inject import inject as inject
-    from rankwise.models.loaded import LoadedModel as LoadedModel
-    from rankwise.models.loading import load as load
     from rankwise.python.advise import advise as advise
     from rankwise.python.run import Run as Run
     from rankwise.python.run import load_run as load_run
@@ -76,7 +76,7 @@ _HOMES = {
     "Experiment": "rankwise.config.experiment",
     "FullConfig": "rankwise.config.adapters",
     "GenerationConfig": "rankwise.config.generation",
-    "LoadedModel": "rankwise.models.loaded",
+    "LoadedModel": "rankwise.base.loaded",
     "LoraConfig": "rankwise.config.adapters",
     "Run": "rankwise.python.run",
     "ModelConfig": "rankwise.config.models",
@@ -96,7 +96,7 @@ _HOMES = {
     "generate": "rankwise.commands.generate",
     "inject": "rankwise.methods.inject",
     "inspect": "rankwise.commands.inspect",
-    "load": "rankwise.models.loading",
+    "load": "rankwise.base.loading",
     "load_run": "rankwise.python.run",
     "load_tuned": "rankwise.inference.tuned_model",
     "merge": "rankwise.commands.merge",

@@ -25,12 +25,12 @@ from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
 from rankwise.config.training import TrainingConfig
-from rankwise.data.batches import collate, portions_of, real_places
 from rankwise.errors import ConfigError, TargetError
 from rankwise.methods.inject import add_adapter, inject
+from rankwise.rows.encoded.batches import collate, portions_of, real_places
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.records import RankRecord, StatusMessage
-from rankwise.text.tokenize import Tokens
 from sampling import draws
 
 EVA = LoraConfig(rank=4, alpha=8, start="eva")

@@ -17,14 +17,14 @@ from rankwise.adapters.formats.peft_reader import read_weights
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.weights import check_same
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
-from rankwise.data.batches import portion
-from rankwise.data.flat import flat
 from rankwise.errors import AdapterError, ConfigError
 from rankwise.forward.fused import FusedLoss
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.full import FullFineTuning
 from rankwise.methods.inject import add_adapter, inject
 from rankwise.objectives.causal_lm import summed
+from rankwise.rows.encoded.batches import portion
+from rankwise.rows.encoded.flat import flat
 
 IDS = torch.arange(48).reshape(2, 24) % 96
 KINDS = {

@@ -71,7 +71,7 @@ def offences(tree):
     return [f"{node.lineno}: {what}" for node, what in found]
 
 
-READS_A_PICKLE = "models/pickled_weights.py"
+READS_A_PICKLE = "base/pickled_weights.py"
 """Reads a starter's checkpoint, in a process of its own, with the loader that builds nothing but tensors."""
 OPENS_WITH_PEFT = "exporting/drivers/transformers_driver.py"
 """Opens our own exports with PEFT, in a process of its own."""

@@ -12,13 +12,13 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from library import COMMON, Library
+from rankwise.base.loading import load
 from rankwise.cli.main import app
 from rankwise.commands import train
 from rankwise.config.models import ModelConfig
 from rankwise.config.tasks import task_named
 from rankwise.evaluation.likelihood import likelihoods
 from rankwise.evaluation.requests import requests_of
-from rankwise.models.loading import load
 from rankwise.runs.records import silent
 from rankwise.training import budgets
 

@@ -19,10 +19,10 @@ from ruamel.yaml import YAML
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from rankwise.base.sources import find
 from rankwise.cli.main import app
 from rankwise.config.models import ModelConfig
 from rankwise.methods.model_card import CardFacts, card, escaped
-from rankwise.models.sources import find
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.manifest import BaseModelFacts
 from rankwise.runs.records import silent

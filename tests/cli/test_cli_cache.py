@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from rankwise.base.starters import STARTERS, _folder
 from rankwise.cli.main import app
 from rankwise.commands.cache import seconds_of
 from rankwise.errors import ConfigError
-from rankwise.models.starters import STARTERS, _folder
 from rankwise.system.cache import SOURCE, source_of
 
 MODEL, OTHER_MODEL = "gguf-0123456789abcdef", "gguf-fedcba9876543210"

@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 
 import rankwise as package
 from light import outcomes
+from rankwise.base.starters import STARTERS
 from rankwise.cli.main import app
 from rankwise.config.recipe import RECIPES, recipe_named
-from rankwise.data.summary import summary_lines as lines_before_training
-from rankwise.models.starters import STARTERS
+from rankwise.rows.summary import summary_lines as lines_before_training
 from rankwise.runs.data_report import DataReport
 
 KEYS = {

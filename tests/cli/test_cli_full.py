@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 import rankwise as package
 from kit.processes import ended
+from rankwise.base.precision import choose_precision
 from rankwise.cli.main import app
 from rankwise.errors import ConfigError, RunError
 from rankwise.methods.full import FullFineTuning
-from rankwise.models.precision import choose_precision
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.records import StepRecord
 

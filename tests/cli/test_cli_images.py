@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, pipeline
 from typer.testing import CliRunner
 
+from rankwise.base.preprocessing import processing_in
 from rankwise.cli.main import app
 from rankwise.commands.export import export
 from rankwise.commands.train import Trained, train
 from rankwise.config.experiment import Experiment
 from rankwise.errors import DataError, Interrupted
 from rankwise.inference.tuned_model import load_tuned
-from rankwise.models.preprocessing import processing_in
 from rankwise.python.run import load_run
 from rankwise.runs.records import Event, StepRecord
 from vision_models import FAMILIES, TIMM, save_folder

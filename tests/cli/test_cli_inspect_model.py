@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 from conftest import tiny_model
 from rankwise.adapters.formats.peft import write_peft
 from rankwise.adapters.set import AdapterSet
+from rankwise.base.heads import head_modules
 from rankwise.cli.main import app
 from rankwise.commands.inspect_model import means_model
 from rankwise.config.adapters import LoraConfig
 from rankwise.errors import TargetError
 from rankwise.methods.inject import add_adapter, inject
-from rankwise.models.heads import head_modules
 from rankwise.planning.reading import catalogue
 from vision_models import FAMILIES, LABELS, TIMM, save_folder
 

@@ -21,10 +21,10 @@ from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
 from rankwise.objectives.text_classification import TextClassification
 from rankwise.python.run import load_run
+from rankwise.rows.text.encode_texts import TextEncoder
+from rankwise.rows.text.example import Example, Message
 from rankwise.runs.records import silent
 from rankwise.runs.row_facts import TargetFacts
-from rankwise.text.encode_texts import TextEncoder
-from rankwise.text.example import Example, Message
 
 CLASSES = ["film", "good", "plot"]
 TRAINING = ("--steps", "60", "--batch-size", "8", "--learning-rate", "0.01", "--set", "model.dtype=float32")

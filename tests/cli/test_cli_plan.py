@@ -211,9 +211,9 @@ def test_torch_is_not_imported(rows):
 @pytest.mark.parametrize("spec", [LoraConfig(rank=4), AdaLoraConfig(budget="4"), FullConfig()])
 def test_a_plan_counts_what_training_makes(spec, tiny_folder):
     """Of a model in a folder: total and trainable, to the last one."""
+    from rankwise.base.loading import load
     from rankwise.methods.adalora import TrainableAdaLoRA
     from rankwise.methods.inject import inject
-    from rankwise.models.loading import load
 
     words = ("--set", f"adapter.method={spec.method}", *(
         ("--rank", 4) if spec.method == "lora" else ("--budget", "4") if spec.method == "adalora" else ()
@@ -232,7 +232,7 @@ def test_a_plan_counts_what_training_makes(spec, tiny_folder):
 
 
 def test_a_folder_comes_before_the_list_as_in_training(tmp_path, tiny_folder, monkeypatch):
-    from rankwise.models.starters import STARTERS
+    from rankwise.base.starters import STARTERS
     from rankwise.planning import reading
 
     monkeypatch.chdir(tmp_path)

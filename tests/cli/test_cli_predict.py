@@ -16,10 +16,10 @@ from rankwise.cli.main import app
 from rankwise.commands import predict as verb
 from rankwise.config.data import DataConfig
 from rankwise.config.generation import GenerationConfig
-from rankwise.data.asking import question_of
-from rankwise.data.sources import open_source, raw_records
 from rankwise.errors import DataError
 from rankwise.inference.tuned_model import load_tuned
+from rankwise.rows.asking import question_of
+from rankwise.rows.sources import open_source, raw_records
 
 SHORT = ("--max-new-tokens", "6")
 LANDS = [f"What is the capital of land {number}?" + " Tell me." * (number % 3) for number in range(5)]

@@ -14,16 +14,16 @@ from typer.testing import CliRunner, Result
 
 from classifiers import encoder_folder, labelled, write_rows
 from library import COMMON, Library, rows
+from rankwise.base.loading import load
 from rankwise.cli.main import app
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
-from rankwise.data.instructions import instructions
-from rankwise.data.preparation import Prepared
-from rankwise.data.preparing import prepare
 from rankwise.inference import own_text
-from rankwise.models.loading import load
 from rankwise.objectives.causal_lm import CAUSAL_LM
+from rankwise.rows.instructions import instructions
+from rankwise.rows.preparation import Prepared
+from rankwise.rows.preparing import prepare
 from rankwise.runs.records import silent
 from rankwise.training.replay import with_replay
 from rankwise.training.trainer import Trainer

@@ -27,7 +27,7 @@ from rankwise.evaluation.metrics import METRICS, rows_of
 from rankwise.exporting import verification
 from rankwise.inference.generate import answers_in_turn
 from rankwise.inference.tuned_model import load_tuned
-from rankwise.text.encode_sequences import encode_inputs
+from rankwise.rows.text.encode_sequences import encode_inputs
 from sequence_models import KINDS, lands, sequence_folder
 
 TRAINING = ("--steps", "30", "--batch-size", "4", "--learning-rate", "0.01", "--held-out", "4", "--backend", "eager",
@@ -115,7 +115,7 @@ def test_both_models_answer_a_prompt(here):
 
 
 def test_a_streamed_answer_is_the_whole_one(here):
-    from rankwise.text.example import Message
+    from rankwise.rows.text.example import Message
 
     pieces: list[str] = []
     tuned, spec = load_tuned("bart-lora"), GenerationConfig(max_new_tokens=12)

@@ -18,7 +18,7 @@ import rankwise as library
 from library import rows
 from rankwise.adapters.formats.peft import read_peft
 from rankwise.cli.main import app
-from rankwise.data.sequences import evenly
+from rankwise.rows.encoded.sequences import evenly
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.evaluations import read_strength
 

@@ -20,8 +20,8 @@ from rankwise.cli.main import app
 from rankwise.config.experiment import Experiment
 from rankwise.errors import DataError
 from rankwise.python.run import load_run
+from rankwise.rows.text.tagged import spans_of
 from rankwise.runs.snapshot import RunSnapshot
-from rankwise.text.tagged import spans_of
 from tagged import spanned, tagger_folder, tokenised
 
 TRAINING = ("--steps", "24", "--batch-size", "4", "--learning-rate", "0.01", "--set", "model.dtype=float32")

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from conftest import tiny_model
 from rankwise import __version__
+from rankwise.base.inspection import fingerprint
 from rankwise.cli.main import app
-from rankwise.models.inspection import fingerprint
 from rankwise.runs.metrics_log import read_metrics_log
 
 KEYS = {

@@ -9,12 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rankwise.base.loading import load
 from rankwise.config.models import ModelConfig
 from rankwise.config.tasks import TaskConfig
 from rankwise.evaluation import task as base_sides
 from rankwise.evaluation.requests import requests_of
 from rankwise.evaluation.task import OwnTask, base_scores
-from rankwise.models.loading import load
 from rankwise.runs.records import ProgressUpdate, silent
 
 

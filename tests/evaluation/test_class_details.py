@@ -13,7 +13,7 @@ from rankwise.errors import ConfigError
 from rankwise.evaluation.class_metrics import Scored
 from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.row_task import MOST_WRONG, THUMBNAILS, RowView, class_details
-from rankwise.images.thumbnails import thumbnail_of
+from rankwise.rows.images.thumbnails import thumbnail_of
 from rankwise.runs.measured import LARGEST_THUMBNAIL, ClassDetails, WrongRow
 from rankwise.runs.row_facts import TargetFacts
 from rankwise.runs.score_text import class_lines, most_confused

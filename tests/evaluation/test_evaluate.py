@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from rankwise.base.loading import load
 from rankwise.commands.evaluate import evaluate
 from rankwise.config.models import ModelConfig
 from rankwise.config.tasks import TaskConfig
@@ -17,7 +18,6 @@ from rankwise.errors import ConfigError, DataError, EvaluationError
 from rankwise.evaluation.likelihood import likelihoods
 from rankwise.evaluation.requests import Request, requests_of, requests_of_sequences
 from rankwise.evaluation.task import CUT, OwnTask, answers, is_wrong, score_task
-from rankwise.models.loading import load
 from rankwise.runs.evaluations import read_evaluation
 from rankwise.runs.records import StatusMessage, silent
 

@@ -9,19 +9,19 @@ import pytest
 import torch
 
 from conftest import tiny_model
+from rankwise.base.loading import load
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
-from rankwise.data.preparing import prepare
 from rankwise.evaluation.few_shot import with_examples
 from rankwise.evaluation.likelihood import likelihoods
 from rankwise.evaluation.swapped_pairs import first_answer, with_other_questions
 from rankwise.inference.kv_cache import LogitsAfter, can_share
-from rankwise.models.loading import load
 from rankwise.objectives.causal_lm import CAUSAL_LM
+from rankwise.rows.preparing import prepare
+from rankwise.rows.text.encode import Encoder
+from rankwise.rows.text.example import Example, Message
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import silent
-from rankwise.text.encode import Encoder
-from rankwise.text.example import Example, Message
-from rankwise.text.tokenize import Tokens
 
 PAIRS = [("What is the capital?", "Paris."), ("the quick fox", "jumps over"), ("lazy dog", "brown"), ("refund", "low")]
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 import rankwise
 from conftest import TEXT, tiny_model
 from rankwise.adapters.set import AdapterSet, merge
+from rankwise.base.loaded import LoadedModel, TextReader
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.errors import DataError, EvaluationError, ModelError
 from rankwise.evaluation import forgetting as retaining
@@ -26,11 +27,10 @@ from rankwise.evaluation.forgetting import compared, forgetting
 from rankwise.evaluation.subject import BaseAndTuned, base_and_tuned, forward_of, of_two_models
 from rankwise.evaluation.text import LARGEST, Text, documentation, firsts_of, refuse_trained_on, text_for
 from rankwise.methods.inject import inject
-from rankwise.models.loaded import LoadedModel, TextReader
+from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.runs.data_report import DataReport, PartFacts
 from rankwise.runs.manifest import AnchorFacts
 from rankwise.system.files import sha256_of
-from rankwise.text.tokenizer import HubTokenizer
 from sampling import draws
 
 

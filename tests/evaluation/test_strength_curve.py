@@ -8,7 +8,6 @@ import torch
 from conftest import tiny_model
 from fast_forms import rows
 from rankwise.config.adapters import LoraConfig
-from rankwise.data.batches import portion
 from rankwise.evaluation.forgetting import forgetting, recommended, strength_curve, untold
 from rankwise.evaluation.likelihood import likelihoods
 from rankwise.evaluation.subject import base_and_tuned
@@ -17,6 +16,7 @@ from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.full import FullFineTuning
 from rankwise.methods.inject import inject
 from rankwise.objectives.causal_lm import summed
+from rankwise.rows.encoded.batches import portion
 from rankwise.runs.evaluations import StrengthPoint
 from rankwise.runs.measured import Measured
 from rankwise.training.losses import mean_loss

@@ -12,19 +12,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from rankwise.base.loading import load
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.training import TrainingConfig
-from rankwise.data.batches import Batches
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
-from rankwise.models.loading import load
 from rankwise.objectives.causal_lm import summed
+from rankwise.rows.encoded.batches import Batches
+from rankwise.rows.text.example import Example, Message
+from rankwise.rows.text.rendering import render
+from rankwise.rows.text.tokenize import tokenise
 from rankwise.runs.records import StepRecord
-from rankwise.text.example import Example, Message
-from rankwise.text.rendering import render
-from rankwise.text.tokenize import tokenise
 from rankwise.training.state import TrainState, adamw
 from rankwise.training.trainer import rate_factor
 from trainers import train

@@ -68,7 +68,7 @@ ROWS_OF = {
 
 def test_the_forms_of_rows_that_the_page_on_data_shows_are_those_we_read() -> None:
     from rankwise.config.data import Format
-    from rankwise.data.formats import find_format, parse_row
+    from rankwise.rows.forms.formats import find_format, parse_row
 
     table = dict(re.findall(r"^\| ((?:`[\w-]+`(?:, )?)+) \| (.*) \|$", DATA_PAGE, re.MULTILINE))
     keys = {form: cell for forms, cell in table.items() for form in re.findall(r"[\w-]+", forms)}

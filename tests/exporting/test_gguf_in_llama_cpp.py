@@ -22,9 +22,9 @@ from families import BY_NAME
 from gguf_models import KINDS, adapter_in, layers_of, model_in
 from rankwise.adapters.formats.peft import read_peft
 from rankwise.cli.main import app
-from rankwise.text.chat_template import ChatTemplate
-from rankwise.text.example import Message
-from rankwise.text.tokenizer import HubTokenizer
+from rankwise.rows.text.chat_template import ChatTemplate
+from rankwise.rows.text.example import Message
+from rankwise.rows.text.tokenizer import HubTokenizer
 
 TEXTS = [
     "What is the capital of France?", "It's 3 o'clock, WE'LL see: 12345 67 8.9", "def f(x):\n    return  x ** 2\n\n\n",

@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 
 from gguf_models import KINDS, adapter_in, layers_of, model_in
 from rankwise.adapters.formats.peft import read_peft
+from rankwise.base.gguf import files as gguf_files
+from rankwise.base.gguf.conversion import converted, name_of_content
+from rankwise.base.gguf.files import TYPES
 from rankwise.cli.main import app
 from rankwise.exporting import gguf_target
 from rankwise.kernels.quantized.formats import Int8
-from rankwise.models import gguf_files
-from rankwise.models.gguf import converted, name_of_content
-from rankwise.models.gguf_files import TYPES
 from rankwise.runs.records import silent
 
 IDS = torch.arange(80).reshape(2, 40) + 5
@@ -305,7 +305,7 @@ def test_an_existing_file_stays(llama, tmp_path):
 
 
 def test_the_longest_pairs_of_llama_3_are_slowed_by_its_factor():
-    from rankwise.models.gguf_settings import computed_tensors
+    from rankwise.base.gguf.settings import computed_tensors
 
     rope = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
             "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # fmt: skip

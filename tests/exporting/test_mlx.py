@@ -14,13 +14,13 @@ from conftest import tiny_model
 from rankwise.adapters.formats.dialects import read_adapter
 from rankwise.adapters.formats.peft import read_peft, weights_of, write_peft
 from rankwise.adapters.weights import AdapterWeights
+from rankwise.base.rotary_names import write_older_names
 from rankwise.commands.export import export
 from rankwise.config.adapters import LoraConfig
 from rankwise.errors import AdapterError
 from rankwise.exporting import adapter_export
 from rankwise.exporting.adapter_export import write_mlx
 from rankwise.methods.inject import inject
-from rankwise.models.rotary_names import write_older_names
 from rankwise.runs.records import Event, WarningMessage
 
 SPEC = LoraConfig(rank=3, alpha=7, targets=("all-linear", "lm_head"), rank_pattern={"v_proj": 1, "down_proj": 5},

@@ -14,8 +14,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from rankwise.base.rotary_names import write_older_names
 from rankwise.exporting.engine_process import EngineReplies, ask, engines_for
-from rankwise.models.rotary_names import write_older_names
 
 PROMPT = [5, 9, 40, 22, 31]
 

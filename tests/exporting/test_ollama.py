@@ -14,9 +14,9 @@ from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.errors import TemplateError
 from rankwise.exporting.ollama import modelfile, ollama_template, quoted
 from rankwise.exporting.served_jinja import gguf_parity, served_jinja
-from rankwise.text.chat_template import ChatTemplate
-from rankwise.text.example import Message
-from rankwise.text.tokenizer import HubTokenizer
+from rankwise.rows.text.chat_template import ChatTemplate
+from rankwise.rows.text.example import Message
+from rankwise.rows.text.tokenizer import HubTokenizer
 from served_families import EXPRESSIBLE
 
 WHOLE = {"conversations": 30, "same": 30, "refused": []}

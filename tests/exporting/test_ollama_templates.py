@@ -22,9 +22,9 @@ from rankwise.exporting.ollama import adds_start, ollama_template
 from rankwise.exporting.ollama_templates import KNOWN, Served, go_text
 from rankwise.exporting.served_jinja import as_openai
 from rankwise.exporting.template_parity import Conversation, Parity, conversations, template_parity
-from rankwise.text.chat_template import ChatTemplate
-from rankwise.text.example import Message
-from rankwise.text.tokenizer import HubTokenizer
+from rankwise.rows.text.chat_template import ChatTemplate
+from rankwise.rows.text.example import Message
+from rankwise.rows.text.tokenizer import HubTokenizer
 from served_families import EXPRESSIBLE, REFUSED
 
 PROGRAM = Path(__file__).parents[1] / "go" / "render_templates.go"

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import planted
 from gguf_models import adapter_in, model_in
+from rankwise.base.beside import copy_reader
 from rankwise.cli.main import app
 from rankwise.commands import export as export_command
 from rankwise.exporting import adapter_export, verification
@@ -23,9 +24,8 @@ from rankwise.exporting.reference import prompts_for
 from rankwise.exporting.verification import Export, Verification, Verifying, with_rules
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.methods.artifact import open_artifact
-from rankwise.models.beside import copy_reader
+from rankwise.rows.text.tokenize import prompt_ids
 from rankwise.runs.records import silent
-from rankwise.text.tokenize import prompt_ids
 
 
 @pytest.fixture(autouse=True)

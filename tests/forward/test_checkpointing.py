@@ -10,13 +10,13 @@ from packaging.version import Version
 from conftest import tiny_model
 from fast_forms import rows, unsettle
 from rankwise.config.adapters import LoraConfig
-from rankwise.data.batches import collate
 from rankwise.forward.activation_memory import eager_saved_activations, saved_bytes
 from rankwise.forward.checkpointing import activation_checkpointing, blocks_in_order
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.full import FullFineTuning
 from rankwise.methods.inject import inject
 from rankwise.objectives.causal_lm import summed
+from rankwise.rows.encoded.batches import collate
 
 KINDS = ["llama", "neox", "gpt2", "gptj"]
 

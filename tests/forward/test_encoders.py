@@ -12,10 +12,10 @@ from transformers import BertConfig, BertForSequenceClassification, RobertaForSe
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import choose
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
-from rankwise.data.batches import Batch
 from rankwise.forward.activation_memory import saved_bytes
 from rankwise.forward.agreement import encoder_agreement
 from rankwise.forward.encoders import FusedEncoder, encoder_blocks, has_encoder_kernels, lowest_block_that_learns
+from rankwise.rows.encoded.batches import Batch
 from vision_models import FAMILIES, images, tiny
 
 KNOWN = ("vit", "deit", "dinov2", "clip", "siglip")

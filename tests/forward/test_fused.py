@@ -10,16 +10,16 @@ from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config, Qwen3
 from conftest import tiny_model
 from fast_forms import assert_every_fault_is_found, assert_the_plain_one, in_float64, rows, unsettle
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
-from rankwise.data.batches import input_length
-from rankwise.data.flat import flat
-from rankwise.data.packing import pack
 from rankwise.errors import ModelError
 from rankwise.forward.agreement import agrees
 from rankwise.forward.fused import FusedLoss, has_kernels
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.inject import inject
 from rankwise.objectives.causal_lm import summed
-from rankwise.text.tokenize import Tokens
+from rankwise.rows.encoded.batches import input_length
+from rankwise.rows.encoded.flat import flat
+from rankwise.rows.encoded.packing import pack
+from rankwise.rows.text.tokenize import Tokens
 
 SHAPE = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,

@@ -8,13 +8,13 @@ import torch
 from conftest import tiny_model
 from fast_forms import rows, unsettle
 from rankwise.config.adapters import LoraConfig
-from rankwise.data.flat import flat
 from rankwise.forward import fused as fast
 from rankwise.forward.activation_memory import saved_activations, saved_bytes
 from rankwise.forward.fused import FusedLoss, blocks_of, lowest_that_learns
 from rankwise.forward.prefix_cache import Prefix
 from rankwise.forward.reference import random_documents
 from rankwise.methods.inject import inject
+from rankwise.rows.encoded.flat import flat
 from rankwise.training.workload import KEPT_SHARE, recomputed
 
 KINDS = ["llama", "neox", "gpt2"]

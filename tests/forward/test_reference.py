@@ -30,12 +30,12 @@ from transformers import (
 
 from conftest import tiny_model
 from rankwise.config.adapters import LoraConfig
-from rankwise.data.batches import Batch, collate
-from rankwise.data.packing import pack
 from rankwise.errors import ModelError
 from rankwise.forward.reference import SupervisedLogits, check_packs
 from rankwise.methods.inject import inject
-from rankwise.text.tokenize import Tokens
+from rankwise.rows.encoded.batches import Batch, collate
+from rankwise.rows.encoded.packing import pack
+from rankwise.rows.text.tokenize import Tokens
 
 CAUSAL = ("llama", "gpt2", "neox", "gptj")
 TINY = {

@@ -11,12 +11,11 @@ import torch
 from conftest import tiny_model
 from rankwise.adapters.formats.peft import read_peft, write_peft
 from rankwise.adapters.set import merge
+from rankwise.base.loading import load
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.training import TrainingConfig
-from rankwise.data.batches import Batches, collate
-from rankwise.data.flat import flat
 from rankwise.forward.fused import FusedLoss
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.inference.generate import answer
@@ -36,11 +35,12 @@ from rankwise.kernels.norm import (
 from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
-from rankwise.models.loading import load
 from rankwise.objectives.causal_lm import summed
+from rankwise.rows.encoded.batches import Batches, collate
+from rankwise.rows.encoded.flat import flat
+from rankwise.rows.text.example import Message
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import StepRecord
-from rankwise.text.example import Message
-from rankwise.text.tokenize import Tokens
 from rankwise.training.state import TrainState, adamw
 from trainers import train
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from rankwise.config.images import ImagesConfig
-from rankwise.data.batches import Batches
-from rankwise.images.augment import augmentation
-from rankwise.text.tokenize import Tokens
+from rankwise.rows.encoded.batches import Batches
+from rankwise.rows.images.augment import augmentation
+from rankwise.rows.text.tokenize import Tokens
 
 HOW = ("flip", "crop", "trivial")
 

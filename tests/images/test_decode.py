@@ -12,9 +12,9 @@ import pytest
 from PIL import Image, ImageFile
 
 from rankwise.errors import DataError
-from rankwise.images.decode import MOST_PIXELS, decode
-from rankwise.images.perceptual import record_of
-from rankwise.text.example import ImageContent
+from rankwise.rows.images.decode import MOST_PIXELS, decode
+from rankwise.rows.images.perceptual import record_of
+from rankwise.rows.text.example import ImageContent
 
 WHERE = "pets/cat/1.png"
 COLORS = np.zeros((16, 24, 3), np.uint8)

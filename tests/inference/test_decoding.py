@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 
+from rankwise.base.loading import load
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import EvaluationError
@@ -32,8 +33,7 @@ from rankwise.inference import generate as generation
 from rankwise.inference.decoding import STAGE, decode
 from rankwise.inference.generate import PADDING, TOKENS, answers_in_turn, batches
 from rankwise.inference.kv_cache import ROOM, RoomyLayer, preallocated_cache
-from rankwise.models.loading import load
-from rankwise.text.chat_template import ChatTemplate
+from rankwise.rows.text.chat_template import ChatTemplate
 from sampling import draws
 
 LONG = GenerationConfig(max_new_tokens=3 * STAGE + 5)

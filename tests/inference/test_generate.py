@@ -12,12 +12,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from rankwise.base.loading import load
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError
 from rankwise.inference.generate import answer, answers_in_turn, asking_ids
-from rankwise.models.loading import load
-from rankwise.text.example import Message
+from rankwise.rows.text.example import Message
 
 SHORT = GenerationConfig(max_new_tokens=24)
 PROMPTS = ["hi", "What is the capital of France?", "the quick brown fox " * 6, "refund", "é中😀 " * 5]

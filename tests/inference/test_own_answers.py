@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from rankwise.base.loaded import LoadedModel
+from rankwise.base.loading import load
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.models import ModelConfig
-from rankwise.data.instructions import instructions
 from rankwise.errors import DataError
 from rankwise.inference import own_text as module
 from rankwise.inference.generate import asking_ids
 from rankwise.inference.own_text import own_answers
 from rankwise.methods.inject import inject
-from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import load
+from rankwise.rows.instructions import instructions
+from rankwise.rows.text.example import Message
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import Event, ProgressUpdate, silent
-from rankwise.text.example import Message
-from rankwise.text.tokenize import Tokens
 
 LIMIT = 400
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from rankwise.base.loaded import LoadedModel
+from rankwise.base.loading import load
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.forgetting import AnchorConfig
 from rankwise.config.models import ModelConfig
 from rankwise.inference import own_text
 from rankwise.inference.own_text import OPENINGS, own_blocks
 from rankwise.methods.inject import inject
-from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import load
 from rankwise.runs.records import Event, ProgressUpdate, silent
 from rankwise.training.anchor import anchor_text
 

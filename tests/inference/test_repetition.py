@@ -10,16 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rankwise.base.loading import load
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
 from rankwise.evaluation.requests import Request
 from rankwise.evaluation.task import answers
 from rankwise.inference.decoding import PERIOD, STAGE, TIMES, TOKENS, decode, loop_at, repeats
 from rankwise.inference.generate import answer, answers_in_turn
-from rankwise.models.loading import load
+from rankwise.rows.text.chat_template import ChatTemplate
+from rankwise.rows.text.example import Message
 from rankwise.runs.records import silent
-from rankwise.text.chat_template import ChatTemplate
-from rankwise.text.example import Message
 from sampling import draws
 
 LONG = GenerationConfig(max_new_tokens=TOKENS + 3 * STAGE)

@@ -13,10 +13,10 @@ from claims_runs import Cell, ClaimTask, experiment_of
 from claims_study import Plan, claims
 
 import rankwise
+from rankwise.base.loading import load
 from rankwise.commands.demo import demo_rows, write_rows
 from rankwise.errors import RunError, TrainingError
 from rankwise.evaluation.text import text_for
-from rankwise.models.loading import load
 from rankwise.runs.records import silent
 
 PLAN = Plan({"lora": (0.01,), "adalora": (0.02,), "full": (0.001, 0.004)}, (0, 1), {"orders": 12}, blocks=2)

@@ -15,11 +15,11 @@ from adapted_models import save_adapter
 from gguf_models import adapter_in, model_in
 from quantized_models import quantize, wide_model
 from rankwise.adapters.formats.peft import read_peft
+from rankwise.base.gguf.conversion import converted
+from rankwise.base.inspection import fingerprint
 from rankwise.cli.main import app
 from rankwise.config.adapters import LoraConfig
 from rankwise.kernels.quantized.tensor import in_full, is_quantized
-from rankwise.models.gguf import converted
-from rankwise.models.inspection import fingerprint
 from rankwise.runs.records import silent
 
 IDS = torch.arange(48).reshape(2, 24) % 96

@@ -14,11 +14,11 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.training import TrainingConfig
-from rankwise.data.batches import Batch, Batches, portions_of
-from rankwise.data.sequences import EncodedRows, RowWriter, SelectedRows
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
-from rankwise.text.tokenize import Tokens
+from rankwise.rows.encoded.batches import Batch, Batches, portions_of
+from rankwise.rows.encoded.sequences import EncodedRows, RowWriter, SelectedRows
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.training.backend import Eager
 from rankwise.training.trainer import Trainer
 from rankwise.training.workload import Workload

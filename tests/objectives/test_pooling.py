@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 import rankwise
 from classifiers import encoder_folder, labelled, write_rows
+from rankwise.base.pooling import pooled
 from rankwise.cli.main import app
 from rankwise.config.classification import ClassificationConfig
 from rankwise.inference.tuned_model import load_tuned
-from rankwise.models.pooling import pooled
 from rankwise.planning.pooling import pooling_of
 
 OLDER = "pooling_mode_mean_tokens", "pooling_mode_cls_token", "pooling_mode_max_tokens", "pooling_mode_lasttoken"

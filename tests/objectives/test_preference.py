@@ -15,13 +15,13 @@ from torch.nn import functional as F
 from conftest import tiny_model
 from preference_pairs import random_pairs
 from rankwise.config.preference import PreferenceConfig
-from rankwise.data.batches import Batch
-from rankwise.data.pairs import Pairs
 from rankwise.forward.fused import FusedLoss
 from rankwise.kernels.loss import head_log_probabilities
 from rankwise.objectives.preference import Preference, dpo, log_of_rest, log_probabilities, orpo
-from rankwise.text.encode_pairs import pair_of
-from rankwise.text.tokenize import Tokens, sides_of
+from rankwise.rows.encoded.batches import Batch
+from rankwise.rows.encoded.pairs import Pairs
+from rankwise.rows.text.encode_pairs import pair_of
+from rankwise.rows.text.tokenize import Tokens, sides_of
 
 OBJECTIVES = [
     Preference(PreferenceConfig(loss="dpo", beta=0.3)),

@@ -12,18 +12,18 @@ import transformers
 from torch.nn import functional as F
 
 from classifiers import encoder_folder
+from rankwise.base.inspection import is_encoder
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
-from rankwise.data.batches import Batch
-from rankwise.models.inspection import is_encoder
-from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.text_classification import TextClassification
+from rankwise.rows.encoded.batches import Batch
+from rankwise.rows.text.encode_texts import TextEncoder
+from rankwise.rows.text.example import Example, Message
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import silent
 from rankwise.runs.row_facts import TargetFacts
 from rankwise.system.foreign_json import read_json
-from rankwise.text.encode_texts import TextEncoder
-from rankwise.text.example import Example, Message
-from rankwise.text.tokenize import Tokens
 
 CLASSES = TargetFacts(classes=("bad", "good", "so so"), counts=(1, 1, 1))
 WEIGHTED = CLASSES.model_copy(update={"weights": (0.5, 1.0, 3.0)})

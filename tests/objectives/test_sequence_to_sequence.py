@@ -8,19 +8,19 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from rankwise.base.inspection import is_encoder_decoder
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
-from rankwise.data.batches import IGNORED, Batch
 from rankwise.errors import DataError
-from rankwise.models.inspection import is_encoder_decoder
-from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, batch_of
+from rankwise.rows.encoded.batches import IGNORED, Batch
+from rankwise.rows.text.encode_sequences import SequenceEncoder, parted
+from rankwise.rows.text.example import Example, Message
+from rankwise.rows.text.sequences import input_and_output
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import silent
 from rankwise.system.foreign_json import read_json
-from rankwise.text.encode_sequences import SequenceEncoder, parted
-from rankwise.text.example import Example, Message
-from rankwise.text.sequences import input_and_output
-from rankwise.text.tokenize import Tokens
 from sequence_models import KINDS, lands, sequence_folder
 
 

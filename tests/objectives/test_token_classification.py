@@ -9,17 +9,17 @@ import pytest
 import torch
 import transformers
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
-from rankwise.data.batches import IGNORED, Batch
-from rankwise.data.formats import parse_row
-from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.text_classification import TextClassification
+from rankwise.rows.encoded.batches import IGNORED, Batch
+from rankwise.rows.forms.formats import parse_row
+from rankwise.rows.text.encode_tags import TagEncoder, encode_words
+from rankwise.rows.text.outcome import Outcome
+from rankwise.rows.text.tagged import words_of
 from rankwise.runs.records import silent
 from rankwise.runs.row_facts import TargetFacts
-from rankwise.text.encode_tags import TagEncoder, encode_words
-from rankwise.text.outcome import Outcome
-from rankwise.text.tagged import words_of
 from tagged import spanned, tagger_folder
 
 TAGS = TargetFacts(classes=("O", "B-LOC", "I-LOC", "B-PER", "I-PER"), counts=(1,) * 5, form="tags")

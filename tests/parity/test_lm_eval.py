@@ -6,12 +6,12 @@ import json
 
 import pytest
 
+from rankwise.base.loading import load
 from rankwise.commands.evaluate import evaluate
 from rankwise.config.models import ModelConfig
 from rankwise.config.tasks import TaskConfig
 from rankwise.errors import ConfigError
 from rankwise.evaluation.harness import HarnessTask
-from rankwise.models.loading import load
 
 WORDS = ["quick", "brown", "fox", "jumps", "over", "lazy", "dog", "refund", "glass", "radio", "order", "capital"]
 TASK = """\

@@ -11,16 +11,16 @@ from peft import PeftConfig, PeftModel, TaskType
 
 from rankwise.adapters.formats.peft import read_peft, write_peft
 from rankwise.adapters.set import AdapterSet, merge
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
-from rankwise.data.batches import Batch
 from rankwise.methods.inject import inject
-from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, batch_of
+from rankwise.rows.encoded.batches import Batch
+from rankwise.rows.text.encode_sequences import SequenceEncoder
+from rankwise.rows.text.example import Example, Message
 from rankwise.runs.records import silent
-from rankwise.text.encode_sequences import SequenceEncoder
-from rankwise.text.example import Example, Message
 from sequence_models import KINDS, lands, sequence_folder
 
 METHODS = {"lora": LoraConfig(rank=4), "dora": LoraConfig(rank=4, dora=True)}

@@ -13,9 +13,9 @@ import torch
 from conftest import tiny_model
 from preference_pairs import random_pairs
 from rankwise.config.preference import PreferenceConfig
-from rankwise.data.batches import Batch
 from rankwise.objectives.preference import Preference, log_probabilities
-from rankwise.text.tokenize import Tokens, sides_of
+from rankwise.rows.encoded.batches import Batch
+from rankwise.rows.text.tokenize import Tokens, sides_of
 
 pytest.importorskip("trl", reason="TRL is not installed (pip install trl)")
 datasets = pytest.importorskip("datasets")

@@ -9,8 +9,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rankwise.config.adapters import LoraConfig
-from rankwise.data.batches import collate
-from rankwise.data.flat import flat
 from rankwise.forward.activation_memory import saved_bytes as measured_bytes
 from rankwise.forward.fused import FusedLoss, has_kernels
 from rankwise.forward.model_shape import shape_of_config
@@ -21,6 +19,8 @@ from rankwise.methods.inject import inject
 from rankwise.objectives.causal_lm import summed
 from rankwise.planning.activations import FAST, saved_bytes
 from rankwise.planning.memory import HEAD_ROWS
+from rankwise.rows.encoded.batches import collate
+from rankwise.rows.encoded.flat import flat
 
 VOCABULARY, LENGTH = 64, 96
 GATED = {

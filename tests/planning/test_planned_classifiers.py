@@ -23,8 +23,6 @@ from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Planned
 from rankwise.config.models import ModelConfig
 from rankwise.config.training import TrainingConfig
-from rankwise.data.classes import read_targets
-from rankwise.data.sources import open_source
 from rankwise.errors import ConfigError, DataError
 from rankwise.forward.activation_memory import saved_bytes
 from rankwise.forward.encoders import FusedEncoder, has_encoder_kernels
@@ -45,6 +43,8 @@ from rankwise.planning.shape import ModelShape, NewHead
 from rankwise.planning.shape_file import shape_from_json, shape_to_json
 from rankwise.planning.tokens import TokenCounter
 from rankwise.planning.training_rows import fixed_rows_of
+from rankwise.rows.classes import read_targets
+from rankwise.rows.sources import open_source
 from rankwise.runs.records import silent
 from rankwise.runs.row_facts import TargetFacts
 from rankwise.training.probe import probe

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from planned_shapes import llama
 from rankwise.adapters.set import AdapterSet
+from rankwise.base.heads import head_modules
 from rankwise.cli.main import app
 from rankwise.cli.plan_text import lines_of
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, HeadConfig, LoraConfig
@@ -35,7 +36,6 @@ from rankwise.forward.plan import base_of, plan, side_of
 from rankwise.methods.inject import add_layers
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
-from rankwise.models.heads import head_modules
 from rankwise.objectives.image_classification import ImageClassification
 from rankwise.planning.activations import OF_IMAGES
 from rankwise.planning.activations import saved_bytes as planned_bytes

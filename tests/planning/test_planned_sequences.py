@@ -28,7 +28,7 @@ from rankwise.planning.operations import Load, Operations
 from rankwise.planning.parameters import parameters_of
 from rankwise.planning.rows import Drawn, PlannedRows
 from rankwise.planning.shape_file import shape_from_json, shape_to_json
-from rankwise.text.encode_sequences import row_of
+from rankwise.rows.text.encode_sequences import row_of
 
 CONFIGS = {
     "t5": {"vocab_size": 64, "d_model": 48, "d_kv": 12, "d_ff": 80, "num_layers": 3, "num_decoder_layers": 4,

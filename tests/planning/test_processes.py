@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from rankwise.config.adapters import FullConfig, LoraConfig
 from rankwise.config.experiment import Planned
 from rankwise.config.training import TrainingConfig
-from rankwise.data.dealing import deal
 from rankwise.errors import ConfigError
 from rankwise.forward.plan import shape_of
 from rankwise.planning.devices import Device, find_device
@@ -18,6 +17,7 @@ from rankwise.planning.plan import Plan, planned
 from rankwise.planning.processes import ALONE, Processes, sharded_peak
 from rankwise.planning.rows import Drawn, PlannedRows
 from rankwise.planning.time import Probe, Speed, Step
+from rankwise.rows.encoded.dealing import deal
 from rankwise.system.processor import usable_cores
 from sampling import draws
 

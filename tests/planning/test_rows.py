@@ -14,18 +14,18 @@ from families import COMBINATIONS, NAMES, written_by
 from planned_shapes import adapted, llama
 from rankwise.config.data import DataConfig
 from rankwise.config.training import TrainingConfig
-from rankwise.data.encoding import Encoding, EncodingFacts
-from rankwise.data.preparation import prepared_of
-from rankwise.data.report import Tally
-from rankwise.data.sample import DRAWN, sample_rows
 from rankwise.errors import DataError, ModelError
 from rankwise.planning.batches import average_step
 from rankwise.planning.operations import Operations
 from rankwise.planning.rows import Counted, Drawn, planned_rows, together, without_held_out
 from rankwise.planning.tokens import TokenCounter
 from rankwise.planning.training_rows import Conversations, conversations_of, counted
+from rankwise.rows.encoding import Encoding, EncodingFacts
+from rankwise.rows.preparation import prepared_of
+from rankwise.rows.report.report import Tally
+from rankwise.rows.sample import DRAWN, sample_rows
+from rankwise.rows.text.encode import Encoder
 from rankwise.runs.records import silent
-from rankwise.text.encode import Encoder
 
 
 class Words(TokenCounter):

@@ -10,6 +10,8 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from planning_models import SMALL, written_config
+from rankwise.base.kind import CAUSAL_LM
+from rankwise.base.quantized_folder import quantized_folder
 from rankwise.config.adapters import FullConfig, LoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.forward.model_shape import shape_of_config
@@ -17,8 +19,6 @@ from rankwise.forward.plan import shape_of
 from rankwise.kernels.quantized import nf4
 from rankwise.kernels.quantized.formats import FORMATS
 from rankwise.kernels.quantized.tensor import stored_bytes
-from rankwise.models.kind import CAUSAL_LM
-from rankwise.models.quantized_folder import quantized_folder
 from rankwise.planning.batches import AtOnce
 from rankwise.planning.devices import find_device, this_processor
 from rankwise.planning.forecast import forecast

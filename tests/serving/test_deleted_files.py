@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from rankwise.data.preparing import prepare
 from rankwise.objectives.causal_lm import CAUSAL_LM
+from rankwise.rows.preparing import prepare
 from rankwise.runs.records import silent
 from rankwise.serving.bodies import BadRequest
 from rankwise.serving.tuning.files import Files, check_rows, data_of

@@ -156,7 +156,7 @@ def test_from_a_file_to_an_answer_and_again_after_a_restart(door, folder):
 
 
 def messages_of(asking):
-    from rankwise.text.example import Message
+    from rankwise.rows.text.example import Message
 
     return [Message("user", asking["messages"][0]["content"])]
 

@@ -13,9 +13,9 @@ import pytest
 from rankwise.config.generation import GenerationConfig
 from rankwise.inference.growing_batch import GrowingBatch
 from rankwise.inference.tuned_model import load_tuned
+from rankwise.rows.text.example import Message
 from rankwise.serving.engine import Limits
 from rankwise.system.files import sha256_of
-from rankwise.text.example import Message
 from serving_names import NAMES
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"

@@ -15,10 +15,10 @@ from rankwise.cli.main import app
 from rankwise.commands.predict import predict
 from rankwise.config.generation import GenerationConfig
 from rankwise.inference.tuned_model import load_tuned
+from rankwise.rows.text.example import Message
 from rankwise.studio import ask
 from rankwise.studio.ask import DESK
 from rankwise.studio.asking import AskBody, Desk
-from rankwise.text.example import Message
 from vision_models import lay_pictures
 
 QUESTION = "What is land 3?"

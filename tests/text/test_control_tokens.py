@@ -17,14 +17,14 @@ from tokenizers import AddedToken
 
 from families import BY_NAME, BYTE_LEVEL, COMBINATIONS, NAMES, learned_texts, squeezed, talk, template_of, written_by
 from rankwise.config.data import DataConfig
-from rankwise.data.preparing import prepare
-from rankwise.data.writing import TextWriting
+from rankwise.rows.preparing import prepare
+from rankwise.rows.text.chat_template import ChatTemplate
+from rankwise.rows.text.encode import Encoder
+from rankwise.rows.text.example import BREAK, Example, Message, ToolCall
+from rankwise.rows.text.tokenize import prompt_ids
+from rankwise.rows.text.tokenizer import HubTokenizer
+from rankwise.rows.writing import TextWriting
 from rankwise.runs.records import silent
-from rankwise.text.chat_template import ChatTemplate
-from rankwise.text.encode import Encoder
-from rankwise.text.example import BREAK, Example, Message, ToolCall
-from rankwise.text.tokenize import prompt_ids
-from rankwise.text.tokenizer import HubTokenizer
 from sampling import draws
 
 SPEC = DataConfig(path="rows.jsonl", max_length=100_000)

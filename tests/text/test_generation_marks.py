@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from families import BY_NAME, KINDS, asked_prompts, learned_texts, runs, talk, template_of, written_by
 from rankwise.errors import TemplateError
-from rankwise.text.chat_template import MARKS
-from rankwise.text.example import Example, Message, ToolCall
-from rankwise.text.rendering import UnstableTemplate, render, renderings
-from rankwise.text.tokenize import tokenise, tokenise_all
+from rankwise.rows.text.chat_template import MARKS
+from rankwise.rows.text.example import Example, Message, ToolCall
+from rankwise.rows.text.rendering import UnstableTemplate, render, renderings
+from rankwise.rows.text.tokenize import tokenise, tokenise_all
 from sampling import draws
 
 CHATML = BY_NAME["chatml"]

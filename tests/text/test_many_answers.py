@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from families import BY_NAME, COMBINATIONS, talk, template_of, written_by
-from rankwise.text import chat_template, many_answers, rendering
-from rankwise.text.many_answers import COMPARED, answers_of, compared
-from rankwise.text.rendering import render
+from rankwise.rows.text import chat_template, many_answers, rendering
+from rankwise.rows.text.many_answers import COMPARED, answers_of, compared
+from rankwise.rows.text.rendering import render
 
 CHATML = BY_NAME["chatml"]
 TURNS = [text for n in range(30) for text in (f"Question {n}?", f"assistant {n % 3}" if n % 4 else f" a\nb {n} ")]

@@ -30,16 +30,16 @@ from families import (
     template_of,
     written_by,
 )
+from rankwise.base.loading import load_tokenizer
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
-from rankwise.data.sources import open_source
 from rankwise.errors import TemplateError
-from rankwise.models.loading import load_tokenizer
-from rankwise.text.chat_template import ChatTemplate
-from rankwise.text.encode import Encoder
-from rankwise.text.example import BREAK, Example, Message, ToolCall
-from rankwise.text.rendering import UnstableTemplate, render, renderings
-from rankwise.text.tokenize import tokenise, tokenise_all
+from rankwise.rows.sources import open_source
+from rankwise.rows.text.chat_template import ChatTemplate
+from rankwise.rows.text.encode import Encoder
+from rankwise.rows.text.example import BREAK, Example, Message, ToolCall
+from rankwise.rows.text.rendering import UnstableTemplate, render, renderings
+from rankwise.rows.text.tokenize import tokenise, tokenise_all
 from sampling import draws
 
 ANY = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=f"{MARK}{BREAK}\0"), min_size=1, max_size=12)

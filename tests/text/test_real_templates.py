@@ -12,11 +12,11 @@ from tokenizers import normalizers
 from transformers import PreTrainedTokenizerFast
 
 from rankwise.errors import TemplateError
-from rankwise.text.chat_template import ChatTemplate
-from rankwise.text.example import BREAK, Example, Message
-from rankwise.text.rendering import render
-from rankwise.text.tokenize import Tokens, prompt_ids, tokenise
-from rankwise.text.tokenizer import HubTokenizer
+from rankwise.rows.text.chat_template import ChatTemplate
+from rankwise.rows.text.example import BREAK, Example, Message
+from rankwise.rows.text.rendering import render
+from rankwise.rows.text.tokenize import Tokens, prompt_ids, tokenise
+from rankwise.rows.text.tokenizer import HubTokenizer
 
 TURNS = (Message("user", "one"), Message("assistant", "first"), Message("user", "two"), Message("assistant", "second"))
 END, TEXT_END = 2, 0

@@ -12,15 +12,15 @@ import rankwise
 from conftest import tiny_model
 from families import BY_NAME, asked_prompts, hub_of, learned_texts, talk, written_by
 from rankwise.config.data import DataConfig, SourceConfig
-from rankwise.data.sources import open_source
 from rankwise.errors import DataError, TemplateError
 from rankwise.exporting.served_jinja import served_jinja
+from rankwise.rows.sources import open_source
+from rankwise.rows.text.chat_template import ChatTemplate
+from rankwise.rows.text.example import Message
+from rankwise.rows.text.rendering import render, renderings
+from rankwise.rows.text.tokenize import tokenise
+from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.runs.records import silent
-from rankwise.text.chat_template import ChatTemplate
-from rankwise.text.example import Message
-from rankwise.text.rendering import render, renderings
-from rankwise.text.tokenize import tokenise
-from rankwise.text.tokenizer import HubTokenizer
 
 THINKING = """\
 {%- set ns = namespace(last_query_index=-1) -%}

@@ -19,12 +19,12 @@ from families import Family, asked_prompts, hub_of, learned_texts, runs, talk
 from rankwise.config.data import DataConfig
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.recipe import RECIPES, recipe_named
-from rankwise.data.formats import parse_row
 from rankwise.inference.generate import answer
-from rankwise.text.chat_template import ChatTemplate
-from rankwise.text.encode import Encoder
-from rankwise.text.example import Example, Message
-from rankwise.text.tokenizer import HubTokenizer
+from rankwise.rows.forms.formats import parse_row
+from rankwise.rows.text.chat_template import ChatTemplate
+from rankwise.rows.text.encode import Encoder
+from rankwise.rows.text.example import Example, Message
+from rankwise.rows.text.tokenizer import HubTokenizer
 from sampling import draws
 
 LLAMA = Family("llama", "", "</s>", ())

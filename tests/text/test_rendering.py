@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankwise.errors import TemplateError
-from rankwise.text.chat_template import ChatTemplate
-from rankwise.text.example import BREAK, Example, Message
-from rankwise.text.rendering import render, renderings
-from rankwise.text.tokenizer import HubTokenizer
+from rankwise.rows.text.chat_template import ChatTemplate
+from rankwise.rows.text.example import BREAK, Example, Message
+from rankwise.rows.text.rendering import render, renderings
+from rankwise.rows.text.tokenizer import HubTokenizer
 from sampling import draws
 
 END = "<|im_end|>"

@@ -16,11 +16,11 @@ from families import talk
 from hostile_templates import ENDLESS, HOSTILE
 from rankwise.config.data import DataConfig
 from rankwise.errors import ModelError, ResourceError, TemplateError
-from rankwise.text import template_process
-from rankwise.text.chat_template import ChatTemplate
-from rankwise.text.encode import Encoder
-from rankwise.text.template_process import Conversation, TemplateProcess, render_conversations
-from rankwise.text.tokenizer import HubTokenizer
+from rankwise.rows.text import template_process
+from rankwise.rows.text.chat_template import ChatTemplate
+from rankwise.rows.text.encode import Encoder
+from rankwise.rows.text.template_process import Conversation, TemplateProcess, render_conversations
+from rankwise.rows.text.tokenizer import HubTokenizer
 
 SOUND = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
@@ -171,8 +171,8 @@ def test_a_fork_has_a_process_of_its_own():
 
 PARENT = """
 import os, signal, sys
-from rankwise.text import template_process
-from rankwise.text.template_process import Conversation, render_conversations
+from rankwise.rows.text import template_process
+from rankwise.rows.text.template_process import Conversation, render_conversations
 render_conversations("x", {}, [Conversation([], None, [(0, False)])])
 print(template_process._PROCESS._process.pid, flush=True)
 if len(sys.argv) > 1:

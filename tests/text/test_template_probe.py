@@ -6,8 +6,8 @@ import pytest
 
 from families import BY_NAME, talk, written_by
 from rankwise.errors import TemplateError
-from rankwise.text.example import Example, Message
-from rankwise.text.rendering import render
+from rankwise.rows.text.example import Example, Message
+from rankwise.rows.text.rendering import render
 
 CHAT = BY_NAME["chatml"]
 BEGIN = "{%- for m in messages -%}"

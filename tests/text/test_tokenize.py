@@ -11,11 +11,11 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from rankwise.errors import TemplateError
-from rankwise.text.chat_template import ChatTemplate
-from rankwise.text.example import BREAK, Example, Message
-from rankwise.text.rendering import render
-from rankwise.text.tokenize import Rendering, Segment, Tokens, prompt_ids, tokenise
-from rankwise.text.tokenizer import HubTokenizer
+from rankwise.rows.text.chat_template import ChatTemplate
+from rankwise.rows.text.example import BREAK, Example, Message
+from rankwise.rows.text.rendering import render
+from rankwise.rows.text.tokenize import Rendering, Segment, Tokens, prompt_ids, tokenise
+from rankwise.rows.text.tokenizer import HubTokenizer
 from sampling import draws
 
 END = "<|im_end|>"

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
+from rankwise.base.loading import load, load_tokenizer
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, TemplateError
-from rankwise.models.loading import load, load_tokenizer
-from rankwise.text.chat_template import ChatTemplate
-from rankwise.text.example import Example, Message
-from rankwise.text.rendering import render
-from rankwise.text.tokenize import tokenise
-from rankwise.text.tokenizer import HubTokenizer
+from rankwise.rows.text.chat_template import ChatTemplate
+from rankwise.rows.text.example import Example, Message
+from rankwise.rows.text.rendering import render
+from rankwise.rows.text.tokenize import tokenise
+from rankwise.rows.text.tokenizer import HubTokenizer
 from sampling import draws
 
 TALK = (Message("system", "Be kind."), Message("user", "hi"), Message("assistant", "ho"))

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from families import BY_NAME, Family, asked_prompts, learned_texts, runs, talk, written_by
 from rankwise.config.data import DataConfig
-from rankwise.text.encode import Encoder
-from rankwise.text.example import Example, Message
+from rankwise.rows.text.encode import Encoder
+from rankwise.rows.text.example import Example, Message
 from sampling import draws
 
 LETTERS = Family("letters", "", "<e>", ("<u>", "<a>"), bos=None, eos="<e>")

@@ -10,14 +10,14 @@ import torch
 from conftest import tiny_model
 from rankwise.config.adapters import AdaLoraConfig
 from rankwise.config.training import TrainingConfig
-from rankwise.data.batches import Batches, portion
 from rankwise.errors import TrainingError
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.inject import inject
 from rankwise.objectives.causal_lm import summed
+from rankwise.rows.encoded.batches import Batches, portion
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import RankRecord, StepRecord
-from rankwise.text.tokenize import Tokens
 from rankwise.training.losses import mean_loss
 from rankwise.training.state import TrainState, adamw
 from rankwise.training.step import optimizer_step

@@ -13,7 +13,6 @@ from conftest import tiny_model
 from rankwise.adapters.set import AdapterSet
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.training import TrainingConfig
-from rankwise.data.batches import Batch
 from rankwise.evaluation.text import Text
 from rankwise.forward.reference import every_logits
 from rankwise.methods.adalora import TrainableAdaLoRA
@@ -21,7 +20,8 @@ from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.methods.trainable import Trainable
 from rankwise.objectives.causal_lm import CAUSAL_LM
-from rankwise.text.tokenize import Tokens
+from rankwise.rows.encoded.batches import Batch
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.training.anchor import Anchor, BaseOnText
 from rankwise.training.backend import Eager, Fused
 from rankwise.training.losses import AnchoredBackend

@@ -12,6 +12,8 @@ from typing import cast
 import pytest
 import torch
 
+from rankwise.base.loaded import LoadedModel
+from rankwise.base.loading import load
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.forgetting import BLOCKS, AnchorConfig
 from rankwise.config.models import ModelConfig
@@ -21,8 +23,6 @@ from rankwise.evaluation.text import Text, cut, read_text, refuse_trained_on
 from rankwise.inference.own_text import own_blocks
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
-from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import load
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import silent
 from rankwise.training import anchor as module

@@ -8,15 +8,15 @@ import torch
 from conftest import tiny_model
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.training import TrainingConfig
-from rankwise.data.batches import Batches
 from rankwise.errors import is_out_of_memory
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.objectives.causal_lm import summed
+from rankwise.rows.encoded.batches import Batches
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import StepRecord, WarningMessage, silent
-from rankwise.text.tokenize import Tokens
 from rankwise.training.state import TrainState, adamw
 from trainers import train
 

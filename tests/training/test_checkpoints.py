@@ -14,17 +14,17 @@ from safetensors.torch import load_file, save_file
 from conftest import tiny_model
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.training import TrainingConfig
-from rankwise.data.batches import Batches
 from rankwise.errors import RunError, TrainingError
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.objectives.causal_lm import summed
+from rankwise.rows.encoded.batches import Batches
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.own_files import FACTS, TENSORS, hash_of
 from rankwise.runs.records import StepRecord
 from rankwise.system.files import sha256_of
-from rankwise.text.tokenize import Tokens
 from rankwise.training.checkpoints import restore, save, size_of
 from rankwise.training.losses import Loss
 from rankwise.training.state import TrainState, adamw

@@ -17,14 +17,14 @@ from rankwise.cli.main import app
 from rankwise.commands.evaluate import evaluate
 from rankwise.config.experiment import Experiment, Planned
 from rankwise.config.models import ModelConfig
-from rankwise.data.classes import balanced_weights
 from rankwise.forward.plan import plan
 from rankwise.objectives.objective import target_loss, weight_of
 from rankwise.objectives.text_classification import TextClassification
+from rankwise.rows.classes import balanced_weights
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import LossRecord, silent
 from rankwise.runs.row_facts import TargetFacts
 from rankwise.runs.snapshot import RunSnapshot
-from rankwise.text.tokenize import Tokens
 from rankwise.training.head_start import CONVERGED, features_of, fit_head
 from rankwise.training.resume import settings_of
 from rankwise.training.validation_classes import ClassScorer, never_predicted, rare_in, still_falling, words_predict

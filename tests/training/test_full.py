@@ -11,7 +11,6 @@ from torch import nn
 from conftest import tiny_model
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.training import TrainingConfig
-from rankwise.data.batches import Batches, collate, portion
 from rankwise.errors import ModelError, RunError, TargetError
 from rankwise.forward.fused import has_kernels
 from rankwise.forward.reference import SupervisedLogits
@@ -19,7 +18,8 @@ from rankwise.methods.full import FullFineTuning
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.objectives.causal_lm import summed
-from rankwise.text.tokenize import Tokens
+from rankwise.rows.encoded.batches import Batches, collate, portion
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.training.checkpoints import restore, save, size_of
 from rankwise.training.state import TrainState, adamw
 from rankwise.training.trainer import rate_factor

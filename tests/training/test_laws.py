@@ -16,18 +16,18 @@ from rankwise.adapters.set import AdapterSet
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
-from rankwise.data.batches import Batch, Batches, collate, portion
 from rankwise.errors import TrainingError
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.objectives.causal_lm import summed, token_loss
+from rankwise.rows.encoded.batches import Batch, Batches, collate, portion
+from rankwise.rows.text.chat_template import ChatTemplate
+from rankwise.rows.text.example import Example, Message
+from rankwise.rows.text.rendering import render
+from rankwise.rows.text.tokenize import tokenise
+from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.runs.records import StepRecord
-from rankwise.text.chat_template import ChatTemplate
-from rankwise.text.example import Example, Message
-from rankwise.text.rendering import render
-from rankwise.text.tokenize import tokenise
-from rankwise.text.tokenizer import HubTokenizer
 from rankwise.training.losses import mean_loss
 from rankwise.training.state import TrainState, adamw
 from rankwise.training.step import optimizer_step

@@ -9,7 +9,6 @@ from torch import nn
 from conftest import tiny_model
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.training import TrainingConfig
-from rankwise.data.batches import Batches
 from rankwise.errors import TrainingError
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.adalora import TrainableAdaLoRA
@@ -17,8 +16,9 @@ from rankwise.methods.full import FullFineTuning
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.objectives.causal_lm import summed
+from rankwise.rows.encoded.batches import Batches
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import WarningMessage
-from rankwise.text.tokenize import Tokens
 from rankwise.training.state import TrainState, adamw
 from rankwise.training.trainer import AFTER, Liveness
 from rankwise.training.world import bit_sums

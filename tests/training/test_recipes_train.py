@@ -24,11 +24,11 @@ from rankwise.config.generation import GenerationConfig
 from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.config.training import TrainingConfig
 from rankwise.inference.tuned_model import load_tuned
+from rankwise.rows.text.chat_template import ChatTemplate
+from rankwise.rows.text.example import Message
+from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.snapshot import RunSnapshot
-from rankwise.text.chat_template import ChatTemplate
-from rankwise.text.example import Message
-from rankwise.text.tokenizer import HubTokenizer
 
 pytestmark = pytest.mark.slow  # for its fixtures
 LLAMA = Family("llama", "", "</s>", ())

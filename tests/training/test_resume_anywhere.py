@@ -23,15 +23,15 @@ from hypothesis import strategies as st
 
 import rankwise
 from rankwise.config.data import DataConfig
-from rankwise.data.batches import Batches, portion
-from rankwise.data.packing import pack
-from rankwise.data.preparing import prepare
-from rankwise.data.sequences import EncodedRows, RowWriter, SelectedRows
-from rankwise.data.writing import TextWriting
+from rankwise.rows.encoded.batches import Batches, portion
+from rankwise.rows.encoded.packing import pack
+from rankwise.rows.encoded.sequences import EncodedRows, RowWriter, SelectedRows
+from rankwise.rows.preparing import prepare
+from rankwise.rows.text.chat_template import ChatTemplate
+from rankwise.rows.text.tokenize import Tokens
+from rankwise.rows.text.tokenizer import HubTokenizer
+from rankwise.rows.writing import TextWriting
 from rankwise.runs.records import silent
-from rankwise.text.chat_template import ChatTemplate
-from rankwise.text.tokenize import Tokens
-from rankwise.text.tokenizer import HubTokenizer
 from sampling import draws
 
 MARK = 1000
@@ -60,9 +60,9 @@ PROGRAM = f"""
 import hashlib, json, sys
 from pathlib import Path
 import numpy as np
-from rankwise.data.batches import Batches, portion
-from rankwise.data.sequences import EncodedRows, SelectedRows
-from rankwise.data.packing import pack
+from rankwise.rows.encoded.batches import Batches, portion
+from rankwise.rows.encoded.sequences import EncodedRows, SelectedRows
+from rankwise.rows.encoded.packing import pack
 ARRANGE = {{"portion": portion, "pack": pack}}
 {inspect.getsource(opened)}
 {inspect.getsource(digest)}

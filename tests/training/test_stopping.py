@@ -12,14 +12,14 @@ from conftest import tiny_model
 from rankwise.cli.failures import report_failures
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.training import TrainingConfig
-from rankwise.data.batches import Batches
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.objectives.causal_lm import summed
+from rankwise.rows.encoded.batches import Batches
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import StepRecord
 from rankwise.system.signals import forget, heed
-from rankwise.text.tokenize import Tokens
 from rankwise.training.state import TrainState, adamw
 from trainers import train
 

@@ -22,13 +22,13 @@ from rankwise.cli.main import app
 from rankwise.commands import train as training
 from rankwise.commands.train import Trained, train
 from rankwise.config.experiment import Experiment
-from rankwise.data.preparing import prepare
 from rankwise.errors import Interrupted
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.objectives.registry import decided, objective_of
 from rankwise.planning import tuning as planned_trials
 from rankwise.planning.tuning import TOO_COSTLY, Stage, TrialPlan, most_cost
+from rankwise.rows.preparing import prepare
 from rankwise.runs.records import StatusMessage, StepRecord, silent
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.training import tuning as tuning_of_rates
@@ -314,7 +314,7 @@ def test_no_row_is_on_both_sides_of_a_trial(count, asked, seed, repeated):
         trained = np.concatenate([np.arange(count), np.arange(min(repeated, count))])
         measured = np.arange(0)
 
-    from rankwise.data.preparation import Prepared
+    from rankwise.rows.preparation import Prepared
 
     prepared = Prepared(None, Rows.trained, Rows.measured, None)  # pyright: ignore[reportArgumentType]
     apart, from_training = set_aside(prepared, asked, seed)

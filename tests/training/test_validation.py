@@ -14,15 +14,15 @@ from safetensors.torch import load_file
 import rankwise
 from rankwise.adapters.formats.peft import write_peft
 from rankwise.config.generation import GenerationConfig
-from rankwise.data.batches import collate
-from rankwise.data.preparing import prepare
-from rankwise.data.writing import TextWriting
 from rankwise.errors import ConfigError, RunError
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.inject import inject
 from rankwise.methods.trainable import TrainableState
 from rankwise.objectives.causal_lm import summed
+from rankwise.rows.encoded.batches import collate
+from rankwise.rows.preparing import prepare
+from rankwise.rows.writing import TextWriting
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.records import LossRecord, SampleRecord, ScoreRecord, StatusMessage, StepRecord, silent

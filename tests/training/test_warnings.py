@@ -229,8 +229,8 @@ def test_a_change_below_the_rounding_of_the_base_is_warned_of(small):
 
 
 def test_documents_longer_than_the_window_are_computed_eagerly_with_a_warning(tiny_folder, monkeypatch):
+    from rankwise.base.loading import load
     from rankwise.methods.lora import TrainableLoRA
-    from rankwise.models.loading import load
     from rankwise.objectives.causal_lm import CAUSAL_LM
 
     model = load(str(tiny_folder))

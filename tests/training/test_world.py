@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankwise.data.dealing import deal
+from rankwise.rows.encoded.dealing import deal
 from rankwise.training.world import ALONE
 from sampling import draws
 from worlds import (

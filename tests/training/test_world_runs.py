@@ -14,8 +14,8 @@ from torch.distributed.run import get_args_parser
 
 import rankwise
 from library import rows
+from rankwise.base.sharding import is_sharded
 from rankwise.commands.launch import what_now
-from rankwise.models.sharding import is_sharded
 from rankwise.runs.directory import RunDirectory
 from worlds import DEVICES, Disturbed, Ended, command, skip_without_cards, together
 

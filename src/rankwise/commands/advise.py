@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
-from rankwise.data.preparation import Prepared
-from rankwise.data.preparing import Writing, prepare, refuse_fatal
-from rankwise.data.writing import TextWriting
 from rankwise.errors import ConfigError, DataError, RunError
-from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import decided, objective_of
+from rankwise.rows.preparation import Prepared
+from rankwise.rows.preparing import Writing, prepare, refuse_fatal
+from rankwise.rows.writing import TextWriting
 from rankwise.runs.advice import Advice, lines_of
 from rankwise.runs.records import Callback, StatusMessage, WarningCollector, silent
 from rankwise.system.files import published, write_atomic, write_json

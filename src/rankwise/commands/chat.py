@@ -8,7 +8,7 @@ from rankwise.config.generation import GenerationConfig
 from rankwise.errors import ConfigError
 from rankwise.inference.decoding import Answer, TextCallback
 from rankwise.inference.tuned_model import TunedModel, load_tuned
-from rankwise.text.example import Message
+from rankwise.rows.text.example import Message
 
 __all__ = ["Chat", "load_tuned"]
 

@@ -8,38 +8,38 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rankwise.base.cached import cached_starter
+from rankwise.base.loading import load_tokenizer
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.images import ImageProcessing, ImagesConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.preference import as_pairs, read_as
 from rankwise.config.recipe import recipe_named
-from rankwise.data.classes import read_targets
-from rankwise.data.pair_rows import is_pair
-from rankwise.data.preparation import problems, sentence, unused_columns
-from rankwise.data.preparing import prepare
-from rankwise.data.sources import Reading, open_source, raw_records
-from rankwise.data.writing import ImageWriting, TextWriting, count_only
 from rankwise.errors import ConfigError, DataError, together
-from rankwise.images.contact_sheet import check_sheet, contact_sheet
-from rankwise.images.decode import decode
-from rankwise.images.processor import pixels_of
-from rankwise.models.cached import cached_starter
-from rankwise.models.loading import load_tokenizer
 from rankwise.objectives.image_classification import ImageClassification
 from rankwise.objectives.preference import Preference
 from rankwise.objectives.registry import objective_by
 from rankwise.objectives.sequence_to_sequence import SequenceToSequence
+from rankwise.rows.classes import read_targets
+from rankwise.rows.forms.pair_rows import is_pair
+from rankwise.rows.images.contact_sheet import check_sheet, contact_sheet
+from rankwise.rows.images.decode import decode
+from rankwise.rows.images.processor import pixels_of
+from rankwise.rows.preparation import problems, sentence, unused_columns
+from rankwise.rows.preparing import prepare
+from rankwise.rows.sources import Reading, open_source, raw_records
+from rankwise.rows.text.chat_template import ChatTemplate
+from rankwise.rows.text.example import BREAK, Example
+from rankwise.rows.text.outcome import Outcome
+from rankwise.rows.text.rendering import renderings
+from rankwise.rows.text.sequences import input_and_output
+from rankwise.rows.text.targets import RowTargets
+from rankwise.rows.text.tokenize import Rendering, sides_of
+from rankwise.rows.writing import ImageWriting, TextWriting, count_only
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 from rankwise.system.files import check_place, write_atomic
-from rankwise.text.chat_template import ChatTemplate
-from rankwise.text.example import BREAK, Example
-from rankwise.text.outcome import Outcome
-from rankwise.text.rendering import renderings
-from rankwise.text.sequences import input_and_output
-from rankwise.text.targets import RowTargets
-from rankwise.text.tokenize import Rendering, sides_of
 
 AS_THE_MODEL = ImagesConfig()
 DEFAULT_SHEET, DEFAULT_ROWS = Path("contact_sheet.png"), 24

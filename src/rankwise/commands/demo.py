@@ -14,6 +14,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from rankwise.base.loaded import LoadedModel
+from rankwise.base.loading import load
 from rankwise.commands.train import train
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.data import DataConfig
@@ -22,12 +24,10 @@ from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.inference.generate import answers_in_turn, asking_ids
-from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import load
+from rankwise.rows.text.example import Message
 from rankwise.runs.manifest import Results, peak_rss
 from rankwise.runs.records import Callback, ProgressUpdate, silent
 from rankwise.system.files import told_when_full, write_atomic
-from rankwise.text.example import Message
 
 TRAINING_ROWS = 400
 LONGEST_ANSWER = 64
@@ -107,7 +107,7 @@ def _names() -> itertools.chain[str]:
 
 def demo_rows() -> tuple[list[str], list[str]]:
     """The shipped lines for training and for testing, each a conversation as OpenAI's messages."""
-    lines = (files("rankwise.data") / "demo.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (files("rankwise.rows") / "demo.jsonl").read_text(encoding="utf-8").splitlines()
     return lines[:TRAINING_ROWS], lines[TRAINING_ROWS:]
 
 

@@ -12,10 +12,10 @@ from typing import Any, Literal
 import psutil
 import torch
 
+from rankwise.base.cached import cached_conversions, cached_hub_models
+from rankwise.base.precision import choose_precision, processor_features
 from rankwise.config.models import ModelConfig
 from rankwise.errors import RankwiseError
-from rankwise.models.cached import cached_conversions, cached_hub_models
-from rankwise.models.precision import choose_precision, processor_features
 from rankwise.runs.manifest import versions
 from rankwise.system.cache import cache_folder
 from rankwise.system.files import write_atomic

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.commands.report import write_page
 from rankwise.config.data import COLUMN_SETTINGS
 from rankwise.config.tasks import (
@@ -38,7 +39,6 @@ from rankwise.evaluation.text import BLOCKS, Text
 from rankwise.evaluation.validation_rows import columns_of_run, refuse_training_files, rows_to_measure
 from rankwise.inference.generate import TOGETHER
 from rankwise.methods.artifact import is_adapter
-from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Classifier
 from rankwise.runs.directory import find_run
 from rankwise.runs.evaluations import (

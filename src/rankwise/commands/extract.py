@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rankwise.base.kind import CAUSAL_LM, ModelKind
+from rankwise.base.sources import find
 from rankwise.commands.export import check_free
 from rankwise.commands.merge import cutting_problems
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError, ModelError, RunError
 from rankwise.exporting.extracting import Extracted, Pair, extract_adapter
 from rankwise.methods.artifact import Artifact, check_base, open_artifact
-from rankwise.models.kind import CAUSAL_LM, ModelKind
-from rankwise.models.sources import find
 from rankwise.runs.directory import find_run
 from rankwise.runs.records import Callback, StatusMessage, silent
 from rankwise.system.foreign_json import read_json

@@ -10,8 +10,8 @@ from rankwise.config.generation import GenerationConfig
 from rankwise.errors import ConfigError, DataError
 from rankwise.inference.decoding import Answer, TextCallback
 from rankwise.inference.tuned_model import TunedModel, load_tuned
+from rankwise.rows.text.example import Message
 from rankwise.runs.records import Callback, silent
-from rankwise.text.example import Message
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rankwise.base.cached import cached_conversions, cached_hub_models
+from rankwise.base.starters import STARTERS, index_folder
 from rankwise.config.models import ModelConfig
-from rankwise.models.cached import cached_conversions, cached_hub_models
-from rankwise.models.starters import STARTERS, index_folder
 from rankwise.runs.records import Callback, silent
 from rankwise.system.cache import source_of
 
@@ -42,7 +42,7 @@ def known_models() -> list[KnownModel]:
 
 def pull(name: str, revision: str | None = None, callback: Callback = silent) -> KnownModel:
     """Download a model if it is not cached, and return its location."""
-    from rankwise.models.sources import find
+    from rankwise.base.sources import find
 
     source = find(ModelConfig(name=name, revision=revision), callback)
     return KnownModel(name, source.where, True, _size(source.folder), str(source.folder))

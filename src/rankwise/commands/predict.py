@@ -16,23 +16,23 @@ from typing import Any
 
 from rankwise.config.data import DataConfig
 from rankwise.config.generation import GenerationConfig
-from rankwise.data.answered_rows import check_name, file_of
-from rankwise.data.asking import PLACEHOLDER, question_of
-from rankwise.data.sources import open_source, raw_records
-from rankwise.data.tagged_rows import TAGGED_FORMATS
 from rankwise.errors import ConfigError, DataError, ResourceError, is_out_of_memory, together
 from rankwise.inference.classify import Prediction, TaggedText, probability_column, tags_column
 from rankwise.inference.decoding import Answer
 from rankwise.inference.generate import TOGETHER, answers_in_turn
 from rankwise.inference.tuned_model import TunedModel, load_tuned
 from rankwise.methods.artifact import Artifact, open_artifact
+from rankwise.rows.answered_rows import check_name, file_of
+from rankwise.rows.asking import PLACEHOLDER, question_of
+from rankwise.rows.forms.tagged_rows import TAGGED_FORMATS
+from rankwise.rows.sources import open_source, raw_records
+from rankwise.rows.text.example import Example
+from rankwise.rows.text.targets import texts_of
+from rankwise.rows.text.tokenize import Tokens, prompt_ids
 from rankwise.runs.records import Callback, ProgressUpdate, silent
 from rankwise.runs.row_facts import TargetFacts
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.files import check_place, write_atomic
-from rankwise.text.example import Example
-from rankwise.text.targets import texts_of
-from rankwise.text.tokenize import Tokens, prompt_ids
 
 COLUMN = "prediction"
 ANSWER = "rankwise: the answer"

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+from rankwise.base.sharding import is_sharded
 from rankwise.commands.report import write_page
 from rankwise.config.experiment import Experiment
-from rankwise.data.summary import facts_of
 from rankwise.errors import Interrupted, RankwiseError, is_out_of_memory, some
 from rankwise.methods.starting import changed_since as start_changed
-from rankwise.models.sharding import is_sharded
+from rankwise.rows.summary import facts_of
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.integrity import hashes_of, settings_hash
 from rankwise.runs.manifest import BackendName, BackOff, Manifest, now

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.commands.report import write_page
 from rankwise.config.strength import check_strength
 from rankwise.errors import ConfigError
@@ -17,7 +18,6 @@ from rankwise.evaluation.validation_rows import Measurable, rows_to_measure
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.methods.artifact import open_artifact
 from rankwise.methods.registry import method_of
-from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.preference import Preference
 from rankwise.runs.evaluations import STRENGTH, StrengthCurve, write_strength
 from rankwise.runs.records import Callback, Event, ProgressUpdate, StatusMessage, silent

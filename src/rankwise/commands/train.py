@@ -12,24 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.adapters.targets import tables_of_the_head
+from rankwise.base.loaded import LoadedModel
+from rankwise.base.precision import choose_precision
+from rankwise.base.sharding import ALONE, mesh_of
 from rankwise.commands.plan import refuse_several
 from rankwise.commands.recorded_run import record
 from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import ValidationConfig
-from rankwise.data.preparation import Prepared
-from rankwise.data.preparing import prepare, refuse_fatal
-from rankwise.data.writing import TextWriting
 from rankwise.errors import ConfigError, RunError, some
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.methods.starting import Start, start_of
 from rankwise.methods.trainable import Trainable
-from rankwise.models.loaded import LoadedModel
-from rankwise.models.precision import choose_precision
-from rankwise.models.sharding import ALONE, mesh_of
 from rankwise.objectives.objective import Objective, classifier
 from rankwise.objectives.registry import decided, objective_of
+from rankwise.rows.preparation import Prepared
+from rankwise.rows.preparing import prepare, refuse_fatal
+from rankwise.rows.writing import TextWriting
 from rankwise.runs.directory import FollowedRun, RunDirectory
 from rankwise.runs.lineage import Round
 from rankwise.runs.manifest import BackOff, Manifest, Tuning

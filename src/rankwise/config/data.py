@@ -39,7 +39,7 @@ Format = Literal[
 Reasoning = Literal["none", "learn", "mask"]
 TooLong = Literal["drop", "truncate", "cut-prompt", "split"]
 StoppingCheck = Literal["answer-in-prompt", "prompt-as-answer", "one-answer", "label-of-each-row"]
-"""Checks of what rows mean that refuse a training (data/meaning.py)."""
+"""Checks of what rows mean that refuse a training (rows/report/meaning.py)."""
 FEWEST_HELD_OUT, MOST_HELD_OUT = 50, 500
 """Rows of which a tenth is held out by default, and what is held out at most."""
 OF_HUB = ("subset", "revision")

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.evaluation.class_metrics import one_target
 from rankwise.evaluation.few_shot import with_examples
 from rankwise.evaluation.intervals import difference, measured
@@ -25,11 +26,10 @@ from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.swapped_pairs import with_other_questions
 from rankwise.inference.classify import outputs_of
 from rankwise.inference.kv_cache import LogitsAfter, can_share
-from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Classifier
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.measured import Difference, Measured
 from rankwise.runs.row_facts import TargetFacts
-from rankwise.text.tokenize import Tokens
 
 Read = Callable[[int], None]
 """Told how many rows were read since it was last called."""

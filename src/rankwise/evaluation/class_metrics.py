@@ -21,9 +21,9 @@ from torch import nn
 from rankwise.evaluation.metrics import Sums, means, number_row
 from rankwise.inference.classify import THRESHOLD, Done, Outputs, outputs_of, tag_probabilities
 from rankwise.objectives.objective import Classifier
+from rankwise.rows.text.tagged import Span, spans_of
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.row_facts import TargetFacts
-from rankwise.text.tagged import Span, spans_of
-from rankwise.text.tokenize import Tokens
 
 Numbers = NDArray[np.float64]
 

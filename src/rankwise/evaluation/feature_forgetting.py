@@ -26,26 +26,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rankwise.base.heads import head_modules
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
-from rankwise.data.classes import read_targets
-from rankwise.data.preparing import prepare, refuse_fatal
-from rankwise.data.sequences import evenly
-from rankwise.data.writing import ImageWriting
 from rankwise.errors import EvaluationError
 from rankwise.evaluation.class_metrics import one_target
 from rankwise.evaluation.intervals import difference
 from rankwise.evaluation.linear_probe import FOLDS, probe_hits
 from rankwise.evaluation.metrics import METRICS, means
 from rankwise.evaluation.validation_rows import refuse_training_files
-from rankwise.models.heads import head_modules
-from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.image_classification import ImageClassification
+from rankwise.rows.classes import read_targets
+from rankwise.rows.encoded.sequences import evenly
+from rankwise.rows.preparing import prepare, refuse_fatal
+from rankwise.rows.text.tokenize import Tokens
+from rankwise.rows.writing import ImageWriting
 from rankwise.runs.measured import FeatureForgetting, Measured
 from rankwise.runs.records import Callback, ProgressUpdate, silent
 from rankwise.runs.row_facts import TargetFacts
 from rankwise.runs.snapshot import RunSnapshot
-from rankwise.text.tokenize import Tokens
 
 Numbers = NDArray[np.float64]
 Features = Callable[[Any], NDArray[Any]]

@@ -16,12 +16,12 @@ from itertools import takewhile
 
 import numpy as np
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig
 from rankwise.errors import TemplateError
-from rankwise.models.loaded import LoadedModel
-from rankwise.text.encode import Encoder
-from rankwise.text.example import Example, Message
-from rankwise.text.tokenize import Tokens, prompt_ids
+from rankwise.rows.text.encode import Encoder
+from rankwise.rows.text.example import Example, Message
+from rankwise.rows.text.tokenize import Tokens, prompt_ids
 
 QUESTIONS = ("Alpha", "7")
 """They begin with different characters, so that the common beginning ends where they begin."""

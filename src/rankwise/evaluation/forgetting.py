@@ -32,13 +32,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.errors import EvaluationError
 from rankwise.evaluation.intervals import Looks, difference, measured
 from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.subject import BaseAndTuned, Forward
 from rankwise.evaluation.text import Text, refuse_trained_on, text_for
 from rankwise.methods.artifact import Artifact
-from rankwise.models.loaded import LoadedModel
 from rankwise.runs.evaluations import Forgetting, OfBlocks, StrengthCurve, StrengthPoint
 from rankwise.runs.manifest import now
 from rankwise.runs.measured import Difference, Measured

@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.tasks import OF_LM_EVAL
 from rankwise.errors import ConfigError, EvaluationError, ResourceError, did_you_mean, first_line, is_out_of_memory
 from rankwise.evaluation.intervals import scores
 from rankwise.evaluation.metrics import means
 from rankwise.evaluation.row_task import WithoutAnswers
-from rankwise.models.loaded import LoadedModel
 from rankwise.runs.evaluations import ModelScores, Scores
 from rankwise.runs.records import Callback, StatusMessage
 

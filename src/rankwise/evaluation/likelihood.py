@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rankwise.data.batches import Batch, collate, input_length
 from rankwise.errors import EvaluationError
 from rankwise.forward.reference import SupervisedLogits
+from rankwise.rows.encoded.batches import Batch, collate, input_length
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import Callback, ProgressUpdate, silent
-from rankwise.text.tokenize import Tokens
 
 LOGITS = 100_000_000
 """Logits in memory at a time."""

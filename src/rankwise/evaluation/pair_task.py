@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.tasks import HELD_OUT, task_of_rows
-from rankwise.data.batches import IGNORED, questions
 from rankwise.evaluation.intervals import scores
 from rankwise.evaluation.likelihood import LOGITS
 from rankwise.evaluation.metrics import means
@@ -32,11 +32,11 @@ from rankwise.evaluation.row_task import WithoutAnswers
 from rankwise.evaluation.subject import BaseAndTuned, Subject
 from rankwise.evaluation.validation_rows import rows_to_measure
 from rankwise.kernels.loss import divergence
-from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.preference import Preference, log_probabilities
+from rankwise.rows.encoded.batches import IGNORED, questions
+from rankwise.rows.text.tokenize import Tokens, sides_of
 from rankwise.runs.evaluations import ModelScores
 from rankwise.runs.records import Callback, ProgressUpdate
-from rankwise.text.tokenize import Tokens, sides_of
 
 
 @dataclass(frozen=True)

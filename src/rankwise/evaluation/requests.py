@@ -15,16 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.tasks import TaskConfig
-from rankwise.data.sources import open_source
 from rankwise.errors import DataError
 from rankwise.evaluation.task_documents import TaskDocument, between, data_spec, drawn, task_documents
-from rankwise.models.loaded import LoadedModel
-from rankwise.text.encode import Encoder
-from rankwise.text.encode_sequences import SequenceEncoder
-from rankwise.text.example import BREAK, Example, Message
-from rankwise.text.outcome import RowEncoder
-from rankwise.text.tokenize import Tokens, prompt_ids
+from rankwise.rows.sources import open_source
+from rankwise.rows.text.encode import Encoder
+from rankwise.rows.text.encode_sequences import SequenceEncoder
+from rankwise.rows.text.example import BREAK, Example, Message
+from rankwise.rows.text.outcome import RowEncoder
+from rankwise.rows.text.tokenize import Tokens, prompt_ids
 
 BLOCK = 1024
 """Tokens of a running text that are scored at once."""

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.errors import one_line
 from rankwise.evaluation.class_metrics import (
     Scored,
@@ -45,16 +46,15 @@ from rankwise.evaluation.metrics import (
     figures_of_types,
     means,
 )
-from rankwise.images.thumbnails import thumbnail_of
 from rankwise.inference.classify import THRESHOLD
-from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Classifier
+from rankwise.rows.images.thumbnails import thumbnail_of
+from rankwise.rows.text.tagged import Span
+from rankwise.rows.text.tokenize import Tokens
+from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.runs.evaluations import ModelScores, Sample
 from rankwise.runs.measured import CalibrationBin, ClassDetails, OneClass, SetDetails, WrongRow, WrongSet
 from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage
-from rankwise.text.tagged import Span
-from rankwise.text.tokenize import Tokens
-from rankwise.text.tokenizer import HubTokenizer
 
 MOST_WRONG, THUMBNAILS = 500, 24
 """Wrong rows that are stored, and how many of them with a picture."""

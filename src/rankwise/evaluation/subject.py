@@ -17,6 +17,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from rankwise.base.loaded import LoadedModel
+from rankwise.base.sources import find
 from rankwise.config.models import ModelConfig
 from rankwise.config.tasks import TaskConfig
 from rankwise.errors import ConfigError, ModelError
@@ -25,8 +27,6 @@ from rankwise.inference.tuned_model import load_tuned
 from rankwise.methods.artifact import Artifact, find_artifact
 from rankwise.methods.registry import method_of
 from rankwise.methods.trainable import WithBase
-from rankwise.models.loaded import LoadedModel
-from rankwise.models.sources import find
 from rankwise.objectives.objective import Classifier, classifier
 from rankwise.objectives.preference import Preference
 from rankwise.objectives.registry import language_model
@@ -80,7 +80,7 @@ def held_to_measure(spec: ModelConfig, dtype: str = "auto") -> ModelConfig:
 
 
 def _on_processor(spec: ModelConfig) -> bool:
-    from rankwise.models.precision import choose_precision
+    from rankwise.base.precision import choose_precision
 
     return choose_precision(spec).device.type == "cpu"
 

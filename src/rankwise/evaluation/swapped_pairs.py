@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rankwise.text.tokenize import Tokens
+from rankwise.rows.text.tokenize import Tokens
 
 
 def with_other_questions(rows: Sequence[Tokens], seed: int, longest: int | None = None) -> list[Tokens] | None:

@@ -26,9 +26,9 @@ import numpy as np
 import regex
 import torch
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.tasks import LIKELIHOOD, TaskConfig
-from rankwise.data.dealing import Dealing, undealt
 from rankwise.errors import DataError, RankwiseError, ResourceError, is_out_of_memory, some
 from rankwise.evaluation.intervals import scores
 from rankwise.evaluation.likelihood import Likelihood, likelihoods
@@ -36,8 +36,8 @@ from rankwise.evaluation.metrics import means, rating_rows, rows_of, searched, u
 from rankwise.evaluation.requests import Request, Requests
 from rankwise.forward.reference import OutputLogits
 from rankwise.inference.generate import answers_in_turn
-from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.sequence_to_sequence import batch_of
+from rankwise.rows.encoded.dealing import Dealing, undealt
 from rankwise.runs.evaluations import ModelScores, Sample
 from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage
 from rankwise.system.cache import cache_folder, forget_old, our_own

@@ -23,11 +23,11 @@ import numpy as np
 from rankwise.config.base import shown
 from rankwise.config.data import DataConfig, Reading
 from rankwise.config.tasks import CHOSEN, TaskConfig
-from rankwise.data.columnar import Record
-from rankwise.data.files import records
-from rankwise.data.sources import open_source, raw_records
-from rankwise.data.turns import text_of
 from rankwise.errors import DataError, did_you_mean, some
+from rankwise.rows.files.columnar import Record
+from rankwise.rows.files.files import records
+from rankwise.rows.forms.turns import text_of
+from rankwise.rows.sources import open_source, raw_records
 from rankwise.system.files import sha256_of
 from rankwise.system.strict_json import loads
 

@@ -24,17 +24,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig
-from rankwise.data.files import SUFFIXES
-from rankwise.data.hub import HUB
-from rankwise.data.sources import open_source
 from rankwise.errors import DataError, together
-from rankwise.models.loaded import LoadedModel
+from rankwise.rows.files.files import SUFFIXES
+from rankwise.rows.files.hub import HUB
+from rankwise.rows.sources import open_source
+from rankwise.rows.text.example import BREAK
+from rankwise.rows.text.tokenize import prompt_ids
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.manifest import AnchorFacts
 from rankwise.system.files import sha256_of
-from rankwise.text.example import BREAK
-from rankwise.text.tokenize import prompt_ids
 
 BLOCKS, LENGTH = 32, 512
 LARGEST = 4_000_000

@@ -11,20 +11,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import COLUMN_SETTINGS, DataConfig, column_text
 from rankwise.config.preference import as_pairs
-from rankwise.data.formats import form_of
-from rankwise.data.preparation import Prepared
-from rankwise.data.preparing import Writing, prepare, refuse_fatal
-from rankwise.data.sequences import evenly
-from rankwise.data.sources import open_source, raw_records
 from rankwise.errors import DataError, some
 from rankwise.methods.artifact import Artifact
-from rankwise.models.loaded import LoadedModel
+from rankwise.rows.encoded.sequences import evenly
+from rankwise.rows.forms.formats import form_of
+from rankwise.rows.preparation import Prepared
+from rankwise.rows.preparing import Writing, prepare, refuse_fatal
+from rankwise.rows.sources import open_source, raw_records
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.data_report import PartFacts
 from rankwise.runs.records import Callback, WarningMessage
 from rankwise.runs.snapshot import RunSnapshot
-from rankwise.text.tokenize import Tokens
 
 OF_TRAINING = (
     "path", "sources", "validation", "held_out", "held_out_order", "group", "split", "subset", "revision", "rows",

@@ -31,15 +31,15 @@ from rankwise.adapters.formats.mlx import WEIGHTS
 from rankwise.adapters.formats.peft import as_lora, rewrite
 from rankwise.adapters.formats.peft_reader import CONFIG
 from rankwise.adapters.weights import AdapterWeights, Factors, check_same
+from rankwise.base.beside import copy_reader
+from rankwise.base.rotary_names import missing_names
+from rankwise.base.sources import LOCAL
 from rankwise.errors import AdapterError, RunError, some
 from rankwise.exporting.engine_rules import VLLM_RANKS
 from rankwise.exporting.merge import beside
 from rankwise.methods.artifact import Artifact, recorded_base, stored_weights
 from rankwise.methods.model_card import UNKNOWN, CardFacts, card
 from rankwise.methods.registry import method_of
-from rankwise.models.beside import copy_reader
-from rankwise.models.rotary_names import missing_names
-from rankwise.models.sources import LOCAL
 from rankwise.runs.directory import CARD
 from rankwise.runs.manifest import BaseModelFacts
 from rankwise.runs.records import Callback, WarningMessage

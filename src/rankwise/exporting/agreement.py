@@ -22,18 +22,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rankwise.data.sequences import evenly
 from rankwise.errors import RankwiseError, some
 from rankwise.evaluation.validation_rows import rows_to_measure
 from rankwise.exporting.engine_process import EngineReplies, EngineReply
 from rankwise.exporting.reference import Question, Reference
 from rankwise.inference.classify import THRESHOLD, outputs_of, tag_probabilities
 from rankwise.inference.tuned_model import TunedModel
+from rankwise.rows.encoded.sequences import evenly
+from rankwise.rows.text.encode_tags import encode_words
+from rankwise.rows.text.tagged import words_of
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import silent
 from rankwise.runs.row_facts import Pooling
-from rankwise.text.encode_tags import encode_words
-from rankwise.text.tagged import words_of
-from rankwise.text.tokenize import Tokens
 
 SHARE_OF_CHANGE = 0.25
 TEXTS = (

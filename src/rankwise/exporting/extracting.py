@@ -24,15 +24,15 @@ from rankwise.adapters.formats.peft_config import settings_of
 from rankwise.adapters.low_rank import of_matrix
 from rankwise.adapters.targets import host_view
 from rankwise.adapters.weights import AdapterWeights, Factors
+from rankwise.base.beside import copy_reader
+from rankwise.base.kind import ModelKind
+from rankwise.base.skeleton import skeleton
+from rankwise.base.sources import Source
+from rankwise.base.tensor_files import MappedFiles, StoredTensor
 from rankwise.errors import AdapterError, some
 from rankwise.exporting.merging.as_adapter import LayerError, error_of
 from rankwise.exporting.merging.plan import FORMATS, refusal
 from rankwise.methods.artifact import BASE_FACTS, BaseFacts
-from rankwise.models.beside import copy_reader
-from rankwise.models.kind import ModelKind
-from rankwise.models.skeleton import skeleton
-from rankwise.models.sources import Source
-from rankwise.models.tensor_files import MappedFiles, StoredTensor
 from rankwise.runs.data_report import DATA_REPORT, DataReport
 from rankwise.runs.directory import CARD
 from rankwise.runs.records import Callback, ProgressUpdate

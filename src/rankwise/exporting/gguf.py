@@ -20,6 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rankwise.base.gguf.architectures import EMBEDDING, HEAD
+from rankwise.base.gguf.files import TYPES, GgufTensor, check_written, write_gguf
+from rankwise.base.gguf.folder import FileBase, is_tied
+from rankwise.base.loading import load_tokenizer
 from rankwise.errors import AdapterError, some
 from rankwise.exporting.gguf_merged import NAME as MODEL
 from rankwise.exporting.gguf_merged import GgufMerged, export_gguf
@@ -29,10 +33,6 @@ from rankwise.exporting.served_jinja import gguf_parity, template_of
 from rankwise.exporting.template_parity import Parity
 from rankwise.methods.artifact import Artifact
 from rankwise.methods.registry import method_of
-from rankwise.models.gguf_architectures import EMBEDDING, HEAD
-from rankwise.models.gguf_base import FileBase, is_tied
-from rankwise.models.gguf_files import TYPES, GgufTensor, check_written, write_gguf
-from rankwise.models.loading import load_tokenizer
 from rankwise.runs.records import Callback
 
 FORMATS = ("gguf-lora", "gguf")

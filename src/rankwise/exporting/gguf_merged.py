@@ -19,23 +19,23 @@ from typing import Any
 
 from torch import Tensor
 
+from rankwise.base.gguf.architectures import EMBEDDING, HEAD
+from rankwise.base.gguf.files import TYPES, GgufTensor, check_written, type_for, write_gguf
+from rankwise.base.gguf.folder import FileBase, FolderBase, GgufBase, is_tied
+from rankwise.base.gguf.settings import computed_tensors, settings_of, window_note
+from rankwise.base.gguf.vocabulary import PREFIX, end_fields, split_name, vocabulary_fields
+from rankwise.base.kind import CAUSAL_LM
+from rankwise.base.loading import load_tokenizer
+from rankwise.base.saving import stored_as
 from rankwise.errors import AdapterError, ConfigError, TemplateError
 from rankwise.exporting.gguf_target import GgufChange, GgufModel, gguf_file
 from rankwise.exporting.served_jinja import served_jinja, template_of
 from rankwise.exporting.trained_base import quantized_weights
-from rankwise.models.gguf_architectures import EMBEDDING, HEAD
-from rankwise.models.gguf_base import FileBase, FolderBase, GgufBase, is_tied
-from rankwise.models.gguf_files import TYPES, GgufTensor, check_written, type_for, write_gguf
-from rankwise.models.gguf_settings import computed_tensors, settings_of, window_note
-from rankwise.models.gguf_vocabulary import PREFIX, end_fields, split_name, vocabulary_fields
-from rankwise.models.kind import CAUSAL_LM
-from rankwise.models.loading import load_tokenizer
-from rankwise.models.saving import stored_as
+from rankwise.rows.text.chat_template import ChatTemplate
+from rankwise.rows.text.example import Message
+from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage
 from rankwise.system.files import need_space
-from rankwise.text.chat_template import ChatTemplate
-from rankwise.text.example import Message
-from rankwise.text.tokenizer import HubTokenizer
 
 NAME = "model.gguf"
 FLOATS = ("F32", "F16", "BF16")

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from rankwise.adapters.formats.peft import as_lora
 from rankwise.adapters.weights import AdapterWeights, Factors
+from rankwise.base.gguf.architectures import Architecture, GgufNames, architecture_of, config_in
+from rankwise.base.sources import Source, find
 from rankwise.config.models import ModelConfig
 from rankwise.errors import AdapterError, RunError, some
 from rankwise.methods.artifact import Artifact, check_trained_on, stored_weights
 from rankwise.methods.registry import method_of
-from rankwise.models.gguf_architectures import Architecture, GgufNames, architecture_of, config_in
-from rankwise.models.sources import Source, find
 from rankwise.runs.records import Callback
 from rankwise.system.files import published, published_file, write_json
 

@@ -19,22 +19,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankwise.base.loaded import LoadedModel
+from rankwise.base.pooling import as_block
+from rankwise.base.saving import save, stored_as
 from rankwise.errors import AdapterError, RunError
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.kernels.quantized.tensor import unpack_weights
 from rankwise.methods.artifact import BASE_FACTS, Artifact
 from rankwise.methods.registry import method_of
-from rankwise.models.loaded import LoadedModel
-from rankwise.models.pooling import as_block
-from rankwise.models.saving import save, stored_as
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.text_classification import TextClassification
+from rankwise.rows.text.encode_sequences import encode_inputs, row_of
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.evaluations import STRENGTH
 from rankwise.runs.lineage import LINEAGE, Lineage
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 from rankwise.system.files import need_space, published, write_json
-from rankwise.text.encode_sequences import encode_inputs, row_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ALLOWED = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}

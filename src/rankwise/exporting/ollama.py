@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rankwise.base.loading import load_tokenizer
 from rankwise.errors import RunError, TemplateError
 from rankwise.exporting.merge import Merged, export_merged
 from rankwise.exporting.ollama_templates import ANY_QUESTION, KNOWN, Served, candidates
@@ -24,11 +25,10 @@ from rankwise.exporting.served_jinja import template_of
 from rankwise.exporting.template_parity import Conversation, Parity, template_parity
 from rankwise.methods.artifact import Artifact
 from rankwise.methods.registry import method_of
-from rankwise.models.loading import load_tokenizer
+from rankwise.rows.text.chat_template import ChatTemplate
+from rankwise.rows.text.example import Message
+from rankwise.rows.text.jinja_source import names
 from rankwise.runs.records import Callback
-from rankwise.text.chat_template import ChatTemplate
-from rankwise.text.example import Message
-from rankwise.text.jinja_source import names
 
 SMALLEST_CONTEXT = 4096
 ELSEWHERE = (

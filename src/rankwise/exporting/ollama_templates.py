@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from rankwise.errors import TemplateError
-from rankwise.text.chat_template import ChatTemplate
-from rankwise.text.example import Message
+from rankwise.rows.text.chat_template import ChatTemplate
+from rankwise.rows.text.example import Message
 
 WORD, SYSTEM = Message("user", "Xq0word"), Message("system", "Xq1word")
 NEVER = "{{ .Role.this_model_was_trained_without_such_messages }}"

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from rankwise.base.loaded import LoadedModel
+from rankwise.base.rotary_names import missing_names
 from rankwise.config.generation import GenerationConfig
-from rankwise.data.preparing import prepare
-from rankwise.data.sequences import evenly
 from rankwise.errors import RankwiseError, TemplateError
 from rankwise.evaluation.requests import requests_of_sequences
 from rankwise.evaluation.validation_rows import rows_to_measure
@@ -32,14 +32,14 @@ from rankwise.inference.generate import answers_in_turn, asking_ids
 from rankwise.inference.tuned_model import TunedModel, load_tuned
 from rankwise.methods.artifact import Artifact
 from rankwise.methods.registry import method_of
-from rankwise.models.loaded import LoadedModel
-from rankwise.models.rotary_names import missing_names
 from rankwise.objectives.sequence_to_sequence import batch_of
+from rankwise.rows.encoded.sequences import evenly
+from rankwise.rows.preparing import prepare
+from rankwise.rows.text.encode_pairs import conversation_of
+from rankwise.rows.text.encode_sequences import row_of
+from rankwise.rows.text.example import Message
+from rankwise.rows.text.tokenize import Tokens, prompt_ids
 from rankwise.runs.records import Callback, ProgressUpdate, silent
-from rankwise.text.encode_pairs import conversation_of
-from rankwise.text.encode_sequences import row_of
-from rankwise.text.example import Message
-from rankwise.text.tokenize import Tokens, prompt_ids
 
 QUESTIONS = 20
 LONGEST_PROMPT = 512

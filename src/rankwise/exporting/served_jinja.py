@@ -1,7 +1,7 @@
 """The Jinja template that an export carries, in a GGUF file or in a folder, compared with training's.
 
 llama.cpp, llama-cpp-python and Ollama from 0.30 on render a GGUF file's own Jinja template (tokenizer.chat_template).
-They know less than transformers does. models/saving.py removes `{% generation %}` marks and writes out the start token
+They know less than transformers does. base/saving.py removes `{% generation %}` marks and writes out the start token
 that the tokenizer puts before every text; llama.cpp does not add it twice. Here three more changes are made:
 
 - a template for tools and one without become one template;
@@ -19,17 +19,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rankwise.base.beside import TEMPLATE, TOKENIZER_CONFIG, templates_in, tokenizer_in
+from rankwise.base.saving import template_text
 from rankwise.errors import TemplateError
 from rankwise.exporting.template_parity import Parity, template_parity
 from rankwise.methods.artifact import Artifact
-from rankwise.models.beside import TEMPLATE, TOKENIZER_CONFIG, templates_in, tokenizer_in
-from rankwise.models.saving import template_text
+from rankwise.rows.text.chat_template import ChatTemplate
+from rankwise.rows.text.example import Message
+from rankwise.rows.text.jinja_source import names
+from rankwise.rows.text.template_process import Conversation, Rules, render_conversations
+from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.runs.records import Callback
-from rankwise.text.chat_template import ChatTemplate
-from rankwise.text.example import Message
-from rankwise.text.jinja_source import names
-from rankwise.text.template_process import Conversation, Rules, render_conversations
-from rankwise.text.tokenizer import HubTokenizer
 
 PASSED = ("bos_token", "eos_token")
 """The special tokens that every engine passes to a template."""

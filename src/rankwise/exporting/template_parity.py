@@ -15,11 +15,11 @@ from itertools import pairwise
 from typing import Any
 
 from rankwise.errors import TemplateError
+from rankwise.rows.text.chat_template import ChatTemplate
+from rankwise.rows.text.example import Example, Message, ToolCall
+from rankwise.rows.text.template_probe import shown_of
+from rankwise.rows.text.tokenize import prompt_ids
 from rankwise.runs.records import Callback, WarningMessage
-from rankwise.text.chat_template import ChatTemplate
-from rankwise.text.example import Example, Message, ToolCall
-from rankwise.text.template_probe import shown_of
-from rankwise.text.tokenize import prompt_ids
 
 COUNT = 30
 

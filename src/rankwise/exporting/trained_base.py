@@ -17,13 +17,13 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from rankwise.base.kind import ModelKind
+from rankwise.base.quantized_folder import quantized_folder
+from rankwise.base.tensor_files import MappedFiles, StoredTensor, read_header
 from rankwise.config.models import ModelConfig, PackedFormat
 from rankwise.errors import AdapterError, some
 from rankwise.kernels.quantized.formats import FORMATS
 from rankwise.kernels.quantized.tensor import QuantizedTensor, in_full
-from rankwise.models.kind import ModelKind
-from rankwise.models.quantized_folder import quantized_folder
-from rankwise.models.tensor_files import MappedFiles, StoredTensor, read_header
 from rankwise.runs.records import Callback
 
 Onto = Literal["trained", "original", "nf4", "int8"]

@@ -24,6 +24,8 @@ from typing import Any, Literal
 
 import psutil
 
+from rankwise.base.cached import is_here
+from rankwise.base.saving import stored_as
 from rankwise.errors import ConfigError, ExportError, ModelError, RankwiseError, RunError
 from rankwise.exporting.agreement import (
     ClassReference,
@@ -37,8 +39,6 @@ from rankwise.exporting.engine_process import SERVER, EngineDriver, EngineFailur
 from rankwise.exporting.reference import QUESTIONS, Reference, mean_difference, open_float32, reference_of, scored
 from rankwise.methods.artifact import Artifact
 from rankwise.methods.registry import method_of
-from rankwise.models.cached import is_here
-from rankwise.models.saving import stored_as
 from rankwise.runs.directory import CARD
 from rankwise.runs.records import Callback, StatusMessage, silent
 from rankwise.system.files import write_atomic

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rankwise.data.batches import Batch
+from rankwise.base.sharding import is_split
 from rankwise.forward.fused import FusedLoss, probe
 from rankwise.kernels.quantized.tensor import is_quantized
-from rankwise.models.sharding import is_split
+from rankwise.rows.encoded.batches import Batch
 
 SMALL, LARGE = (40, 24), (150, 106)
 """Lengths of two sample batches; their difference separates the memory per token from the constant part."""

@@ -32,12 +32,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rankwise.config.modules import layer_number
-from rankwise.data.batches import IGNORED, Batch
 from rankwise.errors import ModelError, first_line, is_out_of_memory, some
 from rankwise.forward.encoders import FusedEncoder
 from rankwise.forward.fused import PROBED, FusedLoss, probe
 from rankwise.kernels.quantized.tensor import is_quantized
 from rankwise.kernels.regions import plain_regions
+from rankwise.rows.encoded.batches import IGNORED, Batch
 from rankwise.system.memory import available_memory, give_back
 
 EXACT = 2**18

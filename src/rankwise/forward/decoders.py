@@ -23,10 +23,10 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from rankwise.data.batches import Batch
 from rankwise.kernels.attention import causal_attention, rotated
 from rankwise.kernels.linear import Identity, Prologue, apply_prologue, linear_spec_of, shared_linears
 from rankwise.kernels.norm import Activation, ActivationPrologue, LayerNorm, RmsNorm, ShiftedRmsNorm
+from rankwise.rows.encoded.batches import Batch
 
 
 class Decoder(Protocol):

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rankwise.data.batches import Batch
-from rankwise.data.flat import flat, joined
 from rankwise.forward.decoders import GEMMA, GEMMA3, GPT2, LLAMA, Decoder, NeoX
 from rankwise.forward.prefix_cache import Prefix
 from rankwise.forward.reference import random_documents
 from rankwise.kernels.attention import BLOCK
 from rankwise.kernels.loss import head_divergence, head_log_probabilities, head_loss
+from rankwise.rows.encoded.batches import Batch
+from rankwise.rows.encoded.flat import flat, joined
 
 DECODERS: tuple[Decoder, ...] = (LLAMA, GEMMA, GEMMA3, NeoX(), GPT2())
 PROBED = (BLOCK + 23, 5, 14)

@@ -25,11 +25,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-import rankwise.models.quiet as quiet
+import rankwise.base.quiet as quiet
 from rankwise.adapters.adapter import conv_problem
 from rankwise.adapters.base_layers import experts_of, features_of, kind_of, weight_of
 from rankwise.adapters.experts import stacked_by_own_code, stacked_hosts
 from rankwise.adapters.fused import split_of
+from rankwise.base.heads import head_modules
+from rankwise.base.inspection import reads_images
+from rankwise.base.pooling import read_pooled
+from rankwise.base.preprocessing import size_arguments
+from rankwise.base.timm_models import is_timm_config, need_timm
 from rankwise.config.base import shown
 from rankwise.config.images import LARGEST
 from rankwise.config.layer import Layer
@@ -38,11 +43,6 @@ from rankwise.errors import ModelError, RankwiseError, did_you_mean, first_line
 from rankwise.forward.fake_pass import Memory, Survey, make_fake, measure_memory, survey, without_memory
 from rankwise.forward.reference import usable_positions
 from rankwise.forward.saved_activations import Stack, measured, measured_sides, stacks_of
-from rankwise.models.heads import head_modules
-from rankwise.models.inspection import reads_images
-from rankwise.models.pooling import read_pooled
-from rankwise.models.preprocessing import size_arguments
-from rankwise.models.timm_models import is_timm_config, need_timm
 from rankwise.planning.activations import ADAPTED
 from rankwise.planning.config_check import checked_config
 from rankwise.planning.parameters import seen

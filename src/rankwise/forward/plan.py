@@ -16,8 +16,6 @@ from typing import Any
 from rankwise.config.experiment import Planned
 from rankwise.config.images import ImagesConfig
 from rankwise.config.misfits import misfits
-from rankwise.data.classes import read_targets
-from rankwise.data.tag_classes import holds_tags, read_tags
 from rankwise.errors import ConfigError, ModelError
 from rankwise.planning.devices import Device
 from rankwise.planning.plan import Plan, plan_for
@@ -26,6 +24,8 @@ from rankwise.planning.processes import ALONE, Processes
 from rankwise.planning.reading import PlannedBase
 from rankwise.planning.shape import ModelShape, NewHead
 from rankwise.planning.time import Probe
+from rankwise.rows.classes import read_targets
+from rankwise.rows.tag_classes import holds_tags, read_tags
 
 TEXTS, WORDS, IMAGES = "sequence-classification", "token-classification", "image-classification"
 SEQUENCES = "sequence-to-sequence"

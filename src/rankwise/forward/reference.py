@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankwise.data.batches import Batch, collate, input_length
-from rankwise.data.packing import lay
 from rankwise.errors import ModelError, is_out_of_memory
-from rankwise.text.tokenize import Tokens
+from rankwise.rows.encoded.batches import Batch, collate, input_length
+from rankwise.rows.encoded.packing import lay
+from rankwise.rows.text.tokenize import Tokens
 
 PROBED = ((13, 2), (6, 9))
 """Lengths of sequences in two rows with different borders, because some models only read the positions of the first

@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rankwise.data.batches import Batch
 from rankwise.objectives.objective import Classifier
+from rankwise.rows.encoded.batches import Batch
+from rankwise.rows.text.encode_tags import EncodedWords, Text
+from rankwise.rows.text.tagged import BEGIN, INSIDE, OUTSIDE, label_in, spans_of
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.row_facts import TargetFacts
-from rankwise.text.encode_tags import EncodedWords, Text
-from rankwise.text.tagged import BEGIN, INSIDE, OUTSIDE, label_in, spans_of
-from rankwise.text.tokenize import Tokens
 
 TOKENS_AT_ONCE = 4096
 Numbers = NDArray[np.float64]

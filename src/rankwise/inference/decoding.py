@@ -28,10 +28,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import EvaluationError
-from rankwise.models.loaded import LoadedModel
-from rankwise.text.chat_template import ChatTemplate
+from rankwise.rows.text.chat_template import ChatTemplate
 
 PERIOD, TIMES, TOKENS = 64, 8, 128
 STAGE = 16

@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import ModelError
 from rankwise.inference.decoding import Answer, Settled, TextCallback, decode
 from rankwise.kernels.prepacked import prepacked_weights
-from rankwise.models.loaded import LoadedModel
-from rankwise.text.encode_sequences import encode_inputs
-from rankwise.text.example import Message
-from rankwise.text.sequences import input_of
-from rankwise.text.tokenize import prompt_ids
+from rankwise.rows.text.encode_sequences import encode_inputs
+from rankwise.rows.text.example import Message
+from rankwise.rows.text.sequences import input_of
+from rankwise.rows.text.tokenize import prompt_ids
 
 TOGETHER = 64
 """Answers that are written at once, at most."""

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from rankwise.data.batches import Batch
 from rankwise.forward.reference import SupervisedLogits
+from rankwise.rows.encoded.batches import Batch
 
 ROOM = 64
 """Positions that are made at once."""

@@ -27,19 +27,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.forgetting import ANSWER_TOKENS
 from rankwise.config.generation import GenerationConfig
-from rankwise.data.instructions import instructions
 from rankwise.errors import DataError, RankwiseError
 from rankwise.inference.generate import answers_in_turn, asking_ids
 from rankwise.kernels.prepacked import prepacked_weights
-from rankwise.models.loaded import LoadedModel
+from rankwise.rows.instructions import instructions
+from rankwise.rows.text.example import Message
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage
 from rankwise.system.cache import cache_folder, forget_old
 from rankwise.system.files import write_atomic
 from rankwise.system.memory import is_limited
-from rankwise.text.example import Message
-from rankwise.text.tokenize import Tokens
 
 
 def entry(folder: str, version: int, model: LoadedModel, *parts: object) -> Path:

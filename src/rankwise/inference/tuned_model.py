@@ -7,30 +7,30 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from rankwise.base.beside import other_tokens, templates_in
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import DataError, RunError
-from rankwise.images.encode import ImageEncoder, PixelFile
 from rankwise.inference.classify import Prediction, TaggedText, predictions, tag_probabilities, tagged_text
 from rankwise.inference.decoding import Answer, TextCallback
 from rankwise.inference.generate import answer
 from rankwise.methods.artifact import Artifact, open_artifact
 from rankwise.methods.registry import method_of
 from rankwise.methods.trainable import Trainable
-from rankwise.models.beside import other_tokens, templates_in
-from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.image_classification import ImageClassification
 from rankwise.objectives.objective import Classifier, Objective, classifier
+from rankwise.rows.images.encode import ImageEncoder, PixelFile
+from rankwise.rows.text.chat_template import ChatTemplate
+from rankwise.rows.text.encode_tags import Text, encode_words, text_of
+from rankwise.rows.text.encode_texts import encode_texts
+from rankwise.rows.text.example import BREAK, Example, Message
+from rankwise.rows.text.targets import tagged_in
+from rankwise.rows.text.tokenize import Tokens
+from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.runs.records import Callback, WarningMessage, silent
 from rankwise.system.cache import cache_folder
-from rankwise.text.chat_template import ChatTemplate
-from rankwise.text.encode_tags import Text, encode_words, text_of
-from rankwise.text.encode_texts import encode_texts
-from rankwise.text.example import BREAK, Example, Message
-from rankwise.text.targets import tagged_in
-from rankwise.text.tokenize import Tokens
-from rankwise.text.tokenizer import HubTokenizer
 
 SPOKEN = {"system": "system message", "user": "prompt", "assistant": "answer"}
 

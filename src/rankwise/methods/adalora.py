@@ -17,6 +17,7 @@ from rankwise.adapters.adalora import AdaLoRA, FusedAdaLoRA
 from rankwise.adapters.importance import Importance, Schedule, keep_best, keep_worth
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.triplets import Triplets
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.adapters import AdaLoraConfig
 from rankwise.config.budget import Budget, budget_of
 from rankwise.errors import RunError
@@ -24,7 +25,6 @@ from rankwise.methods.adapter import AdapterMethod, AdapterTrainable
 from rankwise.methods.inject import add_layers
 from rankwise.methods.method import Setup
 from rankwise.methods.trainable import TrainableState, layout_of
-from rankwise.models.loaded import LoadedModel
 from rankwise.runs.records import RankRecord
 
 

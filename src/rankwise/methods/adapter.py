@@ -31,16 +31,16 @@ from rankwise.adapters.lora import LoRA
 from rankwise.adapters.set import AdapterSet, merge
 from rankwise.adapters.targets import notes_about
 from rankwise.adapters.token_rows import tables_of_tokens
+from rankwise.base.loaded import LoadedModel
+from rankwise.base.saving import save_reader
+from rankwise.base.sharding import gathered
+from rankwise.base.sources import FROM_GGUF
 from rankwise.config.method import MethodConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RunError, TrainingError, some
 from rankwise.methods.artifact import BASE_FACTS, Artifact, base_facts, check_trained_on
 from rankwise.methods.method import Contents, Record, Setup
 from rankwise.methods.trainable import Trainable
-from rankwise.models.loaded import LoadedModel
-from rankwise.models.saving import save_reader
-from rankwise.models.sharding import gathered
-from rankwise.models.sources import FROM_GGUF
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.directory import CARD
 from rankwise.runs.lineage import LINEAGE, Lineage

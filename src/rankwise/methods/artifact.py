@@ -22,21 +22,21 @@ from rankwise.adapters.formats.peft_forms import peft_base
 from rankwise.adapters.formats.peft_reader import CONFIG
 from rankwise.adapters.formats.tensors import SUFFIXES, refuse_pickle
 from rankwise.adapters.weights import AdapterWeights, reported
+from rankwise.base.beside import added_texts
+from rankwise.base.gguf.adapter import is_gguf_adapter
+from rankwise.base.kind import ENCODER_DECODER
+from rankwise.base.loaded import LoadedModel
+from rankwise.base.skeleton import modules_without_weights
+from rankwise.base.sources import Source
+from rankwise.base.starters import STARTERS
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.experiment import Adapting
 from rankwise.config.models import ModelConfig
-from rankwise.data.licences import find_licence
 from rankwise.errors import ModelError, RunError
-from rankwise.models.beside import added_texts
-from rankwise.models.gguf_adapter import is_gguf_adapter
-from rankwise.models.kind import ENCODER_DECODER
-from rankwise.models.loaded import LoadedModel
-from rankwise.models.skeleton import modules_without_weights
-from rankwise.models.sources import Source
-from rankwise.models.starters import STARTERS
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import objective_for
 from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE
+from rankwise.rows.files.licences import find_licence
 from rankwise.runs.data_report import DATA_REPORT, DataReport
 from rankwise.runs.directory import find_run
 from rankwise.runs.integrity import check_folder, check_result

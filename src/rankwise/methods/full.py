@@ -18,6 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.adapters.set import refuse_adapted
+from rankwise.base.loaded import LoadedModel
+from rankwise.base.saving import numbers_in, save
+from rankwise.base.sources import find
 from rankwise.config.adapters import FullConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.strength import check_strength
@@ -26,9 +29,6 @@ from rankwise.methods.adapter import decayed_groups
 from rankwise.methods.artifact import Artifact, base_weights
 from rankwise.methods.method import Contents, Record, Setup
 from rankwise.methods.trainable import Trainable
-from rankwise.models.loaded import LoadedModel
-from rankwise.models.saving import numbers_in, save
-from rankwise.models.sources import find
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.records import Callback, silent
 from rankwise.system.files import published, write_json

@@ -8,11 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from rankwise.adapters.set import AdapterSet
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.adapters import HeadConfig
 from rankwise.errors import ConfigError, RunError
 from rankwise.methods.adapter import AdapterMethod, AdapterTrainable
 from rankwise.methods.method import Setup
-from rankwise.models.loaded import LoadedModel
 
 
 class TrainableHead(AdapterTrainable):

@@ -18,17 +18,17 @@ from rankwise.adapters.eva import Real, costs_of, eva_choices
 from rankwise.adapters.lora import DoRA, LoRA
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import Choice, choose
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.training import TrainingConfig
-from rankwise.data.batches import Batches, collate, input_length, portions_of, real_places
 from rankwise.errors import ResourceError, is_out_of_memory
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.adapter import AdapterMethod, AdapterTrainable
 from rankwise.methods.inject import add_layers
 from rankwise.methods.method import Setup
-from rankwise.models.loaded import LoadedModel
+from rankwise.rows.encoded.batches import Batches, collate, input_length, portions_of, real_places
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import ProgressUpdate, RankRecord, StatusMessage
-from rankwise.text.tokenize import Tokens
 
 
 def eva_start(config: LoraConfig, model: LoadedModel, setup: Setup) -> tuple[list[Choice], RankRecord]:

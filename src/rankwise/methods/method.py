@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from rankwise.base.loaded import LoadedModel
+from rankwise.base.loading import load
 from rankwise.config.models import ModelConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.methods.artifact import Artifact, BaseFacts
 from rankwise.methods.starting import Start
 from rankwise.methods.trainable import Trainable
-from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import load
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.lineage import Round
 from rankwise.runs.records import Callback, RankRecord, silent
-from rankwise.text.tokenize import Tokens
 
 
 @dataclass(frozen=True)

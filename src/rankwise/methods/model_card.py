@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from rankwise.base.sources import FROM_GGUF, FROM_INDEX, GGUF_FILE, LOCAL
+from rankwise.base.starters import STARTERS
 from rankwise.config.experiment import Experiment
 from rankwise.config.forgetting import CODE_TEXT, OWN_TEXT, AnchorConfig
 from rankwise.config.yaml import dump_yaml
 from rankwise.errors import some
-from rankwise.models.sources import FROM_GGUF, FROM_INDEX, GGUF_FILE, LOCAL
-from rankwise.models.starters import STARTERS
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.lineage import Round, described
 from rankwise.runs.manifest import BaseModelFacts, Results

@@ -25,6 +25,7 @@ from rankwise.adapters.formats.peft_reader import CONFIG
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import host_view
 from rankwise.adapters.weights import AdapterWeights, Factors
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.adapters import HeadConfig, LoraConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.expressions import matcher
@@ -32,7 +33,6 @@ from rankwise.config.method import MethodConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import AdapterError, ConfigError, RankwiseError, some
 from rankwise.methods.artifact import Artifact, check_trained_on, open_artifact, stored_weights
-from rankwise.models.loaded import LoadedModel
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.lineage import Round
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent

@@ -9,12 +9,12 @@ from pathlib import Path
 from rankwise.adapters.formats.peft import lay, weights_for
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.weights import AdapterWeights
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.models import Dtype, ModelConfig
 from rankwise.errors import RunError, some
 from rankwise.methods.adapter import AdapterMethod, AdapterTrainable
 from rankwise.methods.artifact import Artifact, check_trained_on
 from rankwise.methods.registry import method_of
-from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.runs.records import Callback
 

@@ -26,8 +26,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from rankwise.base.sharding import local_part, part_of
 from rankwise.errors import RunError, some
-from rankwise.models.sharding import local_part, part_of
 from rankwise.runs.records import RankRecord
 
 

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rankwise.base.kind import CAUSAL_LM as KIND
+from rankwise.base.loaded import LoadedModel
+from rankwise.base.loading import load, load_unchecked
 from rankwise.config.models import ModelConfig
-from rankwise.data.batches import Batch, portion
-from rankwise.data.writing import TextWriting
 from rankwise.forward.reference import SupervisedLogits, random_documents
-from rankwise.models.kind import CAUSAL_LM as KIND
-from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import load, load_unchecked
 from rankwise.objectives.objective import text_writing
+from rankwise.rows.encoded.batches import Batch, portion
+from rankwise.rows.text.encode import Encoder
+from rankwise.rows.text.tokenize import Tokens
+from rankwise.rows.writing import TextWriting
 from rankwise.runs.records import Callback
-from rankwise.text.encode import Encoder
-from rankwise.text.tokenize import Tokens
 
 
 @dataclass(frozen=True)

@@ -17,22 +17,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rankwise.base.heads import head_modules
+from rankwise.base.kind import ModelKind
+from rankwise.base.loaded import LoadedModel
+from rankwise.base.loading import load, load_unchecked
+from rankwise.base.preprocessing import size_arguments
+from rankwise.base.timm_models import is_timm, set_config
 from rankwise.config.images import ImageProcessing
 from rankwise.config.models import ModelConfig
-from rankwise.data.batches import Batch, portions_of
-from rankwise.data.writing import ImageWriting
 from rankwise.errors import ModelError, first_line, is_out_of_memory
-from rankwise.images.processor import need_vision, normalised
-from rankwise.models.heads import head_modules
-from rankwise.models.kind import ModelKind
-from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import load, load_unchecked
-from rankwise.models.preprocessing import size_arguments
-from rankwise.models.timm_models import is_timm, set_config
 from rankwise.objectives.objective import head_settings, outputs_in, target_loss, values_of, weight_of
+from rankwise.rows.encoded.batches import Batch, portions_of
+from rankwise.rows.images.processor import need_vision, normalised
+from rankwise.rows.text.tokenize import Tokens
+from rankwise.rows.writing import ImageWriting
 from rankwise.runs.records import Callback, WarningMessage
 from rankwise.runs.row_facts import TargetFacts
-from rankwise.text.tokenize import Tokens
 
 NAME = "image-classification"
 

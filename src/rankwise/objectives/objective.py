@@ -23,16 +23,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rankwise.base.kind import ModelKind
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.models import ModelConfig
-from rankwise.data.batches import Batch
-from rankwise.data.preparing import Writing
-from rankwise.data.writing import TextWriting
-from rankwise.models.kind import ModelKind
-from rankwise.models.loaded import LoadedModel
+from rankwise.rows.encoded.batches import Batch
+from rankwise.rows.preparing import Writing
+from rankwise.rows.text.encode import EncoderOf
+from rankwise.rows.text.tokenize import Tokens
+from rankwise.rows.writing import TextWriting
 from rankwise.runs.records import Callback
 from rankwise.runs.row_facts import PairFacts, TargetFacts
-from rankwise.text.encode import EncoderOf
-from rankwise.text.tokenize import Tokens
 
 
 def text_writing(

@@ -25,18 +25,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.preference import PairLoss, PreferenceConfig
-from rankwise.data.batches import Batch
-from rankwise.data.pair_batches import flat_pairs, padded_pairs
-from rankwise.data.pairs import Pairs
-from rankwise.data.writing import TextWriting
 from rankwise.forward.reference import random_documents
-from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.causal_lm import CausalLM, vocabulary_of
 from rankwise.objectives.objective import text_writing
+from rankwise.rows.encoded.batches import Batch
+from rankwise.rows.encoded.pair_batches import flat_pairs, padded_pairs
+from rankwise.rows.encoded.pairs import Pairs
+from rankwise.rows.text.encode_pairs import PairEncoder, pair_of
+from rankwise.rows.text.tokenize import Tokens
+from rankwise.rows.writing import TextWriting
 from rankwise.runs.row_facts import PairFacts
-from rankwise.text.encode_pairs import PairEncoder, pair_of
-from rankwise.text.tokenize import Tokens
 
 LEAST = 1e-12
 """By how much the mean probability of a token stays below 1, in nats, so that its odds are finite."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from rankwise.base.inspection import is_encoder, is_encoder_decoder, reads_images
+from rankwise.base.preprocessing import processing_in
+from rankwise.base.sources import find
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
@@ -11,12 +14,7 @@ from rankwise.config.images import ImagesConfig
 from rankwise.config.misfits import misfits
 from rankwise.config.models import ModelConfig
 from rankwise.config.preference import PreferenceConfig, read_as
-from rankwise.data.classes import read_targets
-from rankwise.data.tag_classes import holds_tags, read_tags
 from rankwise.errors import ConfigError
-from rankwise.models.inspection import is_encoder, is_encoder_decoder, reads_images
-from rankwise.models.preprocessing import processing_in
-from rankwise.models.sources import find
 from rankwise.objectives import image_classification, preference
 from rankwise.objectives.causal_lm import CAUSAL_LM, CausalLM
 from rankwise.objectives.image_classification import ImageClassification
@@ -25,6 +23,8 @@ from rankwise.objectives.preference import Preference
 from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, SequenceToSequence
 from rankwise.objectives.text_classification import OF_TEXTS, OF_WORDS, TextClassification
 from rankwise.planning.pooling import pooling_of
+from rankwise.rows.classes import read_targets
+from rankwise.rows.tag_classes import holds_tags, read_tags
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage
 from rankwise.runs.row_facts import Pooling

@@ -16,22 +16,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rankwise.base.kind import ENCODER_DECODER
+from rankwise.base.loaded import LoadedModel
+from rankwise.base.loading import load, load_unchecked
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
-from rankwise.data.batches import IGNORED, Batch
-from rankwise.data.writing import TextWriting
 from rankwise.errors import ModelError
 from rankwise.forward.reference import OutputLogits
-from rankwise.models.kind import ENCODER_DECODER
-from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import load, load_unchecked
 from rankwise.objectives.causal_lm import CausalLM, vocabulary_of
 from rankwise.objectives.objective import text_writing
+from rankwise.rows.encoded.batches import IGNORED, Batch
+from rankwise.rows.text.encode_sequences import SequenceEncoder, bare_template, parted, row_of
+from rankwise.rows.text.rendering import Template
+from rankwise.rows.text.tokenize import Tokens
+from rankwise.rows.text.tokenizer import HubTokenizer
+from rankwise.rows.writing import TextWriting
 from rankwise.runs.records import Callback
-from rankwise.text.encode_sequences import SequenceEncoder, bare_template, parted, row_of
-from rankwise.text.rendering import Template
-from rankwise.text.tokenize import Tokens
-from rankwise.text.tokenizer import HubTokenizer
 
 NAME = "sequence-to-sequence"
 OUTPUT_SHARE = 0.25

@@ -23,25 +23,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rankwise.base.heads import head_modules
+from rankwise.base.kind import ModelKind
+from rankwise.base.loaded import LoadedModel
+from rankwise.base.loading import load, load_unchecked
+from rankwise.base.pooling import read_pooled
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
-from rankwise.data.batches import IGNORED, Batch, portions_of
-from rankwise.data.writing import TextWriting
 from rankwise.forward.reference import usable_positions
-from rankwise.models.heads import head_modules
-from rankwise.models.kind import ModelKind
-from rankwise.models.loaded import LoadedModel
-from rankwise.models.loading import load, load_unchecked
-from rankwise.models.pooling import read_pooled
 from rankwise.objectives.objective import head_settings, outputs_in, target_loss, text_writing, values_of, weight_of
+from rankwise.rows.encoded.batches import IGNORED, Batch, portions_of
+from rankwise.rows.text.encode_tags import TagEncoder
+from rankwise.rows.text.encode_texts import TextEncoder
+from rankwise.rows.text.outcome import RowEncoder
+from rankwise.rows.text.rendering import Template
+from rankwise.rows.text.tokenize import Tokens
+from rankwise.rows.text.tokenizer import HubTokenizer
+from rankwise.rows.writing import TextWriting
 from rankwise.runs.records import Callback
 from rankwise.runs.row_facts import Pooling, TargetFacts
-from rankwise.text.encode_tags import TagEncoder
-from rankwise.text.encode_texts import TextEncoder
-from rankwise.text.outcome import RowEncoder
-from rankwise.text.rendering import Template
-from rankwise.text.tokenize import Tokens
-from rankwise.text.tokenizer import HubTokenizer
 
 LONGEST_MODEL = 1_000_000
 """Tokenizers that know no longest text name a number beyond this."""

@@ -1,6 +1,6 @@
 """N processes that share the rows of each step (training/world.py): what each of them has, computes and waits for.
 
-share       rows are dealt by their tokens (data/dealing.py); a step waits for the share with the most tokens
+share       rows are dealt by their tokens (rows/encoded/dealing.py); a step waits for the share with the most tokens
 cores       without cards, each process has 1/N of the cores and the memory of its machine
 memory      that of a process alone with 1/N of the rows of a step: each has the whole base, and what learns
 step        seconds of the largest share; adding up the gradients comes on top and is not counted
@@ -20,13 +20,13 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from rankwise.config.training import TrainingConfig
-from rankwise.data.dealing import deal
 from rankwise.errors import ConfigError
 from rankwise.planning.devices import Device, graphics_cards
 from rankwise.planning.forecast import Forecast
 from rankwise.planning.rows import PlannedRows
 from rankwise.planning.stored_weights import DTYPE_BYTES, EXACT
 from rankwise.planning.time import Probe, Speed, Step
+from rankwise.rows.encoded.dealing import deal
 from rankwise.system.processor import usable_cores
 
 DEALT = 64

@@ -31,7 +31,7 @@ from rankwise.system.hub import could_be_hub_id, folder_here, hub_answers, why_s
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 STARTERS = frozenset({"smollm2-135m", "minilm", "dinov2-small", "efficientnet-lite0"})
-"""Names that a training takes before it looks at the disk (models/starters.py); a test compares both."""
+"""Names that a training takes before it looks at the disk (base/starters.py); a test compares both."""
 LONGEST_NAME = 256
 FILE = "catalogue.json"
 

@@ -23,21 +23,21 @@ from rankwise.config.experiment import Planned
 from rankwise.config.forgetting import ANSWER_TOKENS, replay_rows
 from rankwise.config.preference import read_as
 from rankwise.config.recipe import recipe_named
-from rankwise.data.hub import HUB
-from rankwise.data.instructions import instructions
-from rankwise.data.sample import Sample, Seen, sample_rows
-from rankwise.data.sources import open_source, raw_records
 from rankwise.errors import DataError, TemplateError
 from rankwise.planning.batches import limit_of
 from rankwise.planning.rows import Counted, Drawn, PlannedRows, planned_rows, together, without_held_out
 from rankwise.planning.shape import ModelShape
 from rankwise.planning.tokens import TokenCounter
+from rankwise.rows.files.hub import HUB
+from rankwise.rows.instructions import instructions
+from rankwise.rows.sample import Sample, Seen, sample_rows
+from rankwise.rows.sources import open_source, raw_records
+from rankwise.rows.text.example import Example, Message
+from rankwise.rows.text.plain_conversations import plain_conversation
+from rankwise.rows.text.sequences import input_and_output
+from rankwise.rows.text.targets import texts_of
+from rankwise.rows.text.template_process import render_conversations
 from rankwise.runs.own_files import data_here, folder_of, read_experiment
-from rankwise.text.example import Example, Message
-from rankwise.text.plain_conversations import plain_conversation
-from rankwise.text.sequences import input_and_output
-from rankwise.text.targets import texts_of
-from rankwise.text.template_process import render_conversations
 
 WRITTEN = 0.72
 """Of the tokens that an answer may have."""

@@ -33,8 +33,8 @@ def advise(
     be one from `rankwise.load`; it is the same bit for bit afterwards. Nothing is written, unless `out` names a folder,
     but rows in memory to runs/.rows, where `train` reads them too.
     """
+    from rankwise.base.loaded import LoadedModel
     from rankwise.commands.advise import advise as advise_command
-    from rankwise.models.loaded import LoadedModel
 
     loaded = model if isinstance(model, LoadedModel) else None
     with Display() if progress and callback is None else nullcontext(callback or silent) as events:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rankwise.config.base import shown
-from rankwise.data.in_memory_images import image_bytes
-from rankwise.data.tagged_rows import untagged
 from rankwise.errors import DataError, together
-from rankwise.text.example import Example, ImageContent
+from rankwise.rows.files.in_memory_images import image_bytes
+from rankwise.rows.forms.tagged_rows import untagged
+from rankwise.rows.text.example import Example, ImageContent
 
 TEXT = "a text, or a tuple of a text and a second one"
 TAGGABLE = "a text or a list of words"

@@ -21,9 +21,9 @@ from rankwise.runs.records import Callback, silent
 from rankwise.runs.snapshot import RunSnapshot
 
 if TYPE_CHECKING:
+    from rankwise.base.loaded import LoadedModel
     from rankwise.inference.tuned_model import TunedModel
     from rankwise.methods.trainable import Trainable
-    from rankwise.models.loaded import LoadedModel
     from rankwise.python.plot import LossPlot
 
 

@@ -46,10 +46,10 @@ def train(
     left out. `progress` prints to stderr, in notebooks too; `callback` receives the events instead. Errors are
     `RankwiseError`s, as on the command line.
     """
+    from rankwise.base.loaded import LoadedModel
     from rankwise.commands.train import train as train_command
     from rankwise.inference.tuned_model import TunedModel
     from rankwise.methods.artifact import artifact_of
-    from rankwise.models.loaded import LoadedModel
     from rankwise.runs.snapshot import RunSnapshot
 
     loaded = model if isinstance(model, LoadedModel) else None
@@ -102,7 +102,7 @@ def _data(data: Any) -> Any:
         return str(data)
     if isinstance(data, dict) and ("path" in data or "sources" in data):
         return data
-    from rankwise.data.in_memory import rows_file
+    from rankwise.rows.files.in_memory import rows_file
 
     return str(rows_file(data))
 

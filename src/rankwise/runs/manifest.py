@@ -79,7 +79,7 @@ BackendName = Literal["eager", "fused", "compiled"]
 
 
 class BaseModelFacts(Config):
-    """The weights that a run began with; models/inspection.py computes `fingerprint`."""
+    """The weights that a run began with; base/inspection.py computes `fingerprint`."""
 
     name: str
     source: str

@@ -350,7 +350,7 @@ class ReplayFacts(Config):
 
 
 class Doubt(Config):
-    """Rows that probably do not mean what their author thinks, by one of the checks of data/meaning.py."""
+    """Rows that probably do not mean what their author thinks, by one of the checks of rows/report/meaning.py."""
 
     check: str
     rows: int

@@ -12,7 +12,7 @@ from typing import Literal
 
 from rankwise.inference.growing_batch import Row
 from rankwise.inference.sampling import Chosen
-from rankwise.text.chat_template import ChatTemplate
+from rankwise.rows.text.chat_template import ChatTemplate
 
 Finish = Literal["stop", "length"]
 UNFINISHED = "\ufffd"

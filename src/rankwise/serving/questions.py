@@ -12,16 +12,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rankwise.data.asking import PLACEHOLDER
-from rankwise.data.turns import NOT_SUPPORTED, read_tools, read_turns
 from rankwise.errors import DataError, RankwiseError, did_you_mean
 from rankwise.inference.growing_batch import Row
 from rankwise.inference.sampling import Sampler, Sampling
+from rankwise.rows.asking import PLACEHOLDER
+from rankwise.rows.forms.turns import NOT_SUPPORTED, read_tools, read_turns
+from rankwise.rows.text.example import Message
+from rankwise.rows.text.tokenize import prompt_ids
 from rankwise.serving.bodies import CHOICES, BadRequest, ChatBody, CompletionBody, Generation
 from rankwise.serving.pending import Pending, Piece, spoken, written
 from rankwise.serving.served import Served, Serving
-from rankwise.text.example import Message
-from rankwise.text.tokenize import prompt_ids
 
 Send = Callable[[int, Piece], None]
 """The number of the choice, and what is new of it."""

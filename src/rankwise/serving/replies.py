@@ -22,9 +22,9 @@ from typing import Any
 
 from rankwise.inference.growing_batch import Row
 from rankwise.inference.sampling import Chosen
+from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.serving.pending import UNFINISHED, Piece
 from rankwise.serving.questions import Question, tokens_of
-from rankwise.text.tokenizer import HubTokenizer
 
 MARKS = re.compile(r"(<tool_call>|<\|python_tag\|>|\[TOOL_CALLS\]|\[|```(json)?|\s)*$")
 """Behind the content and before the first object."""

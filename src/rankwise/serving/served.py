@@ -10,16 +10,16 @@ from typing import Any
 
 from rankwise.adapters.by_row import AdaptersByRow
 from rankwise.adapters.set import AdapterSet
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.models import Dtype
 from rankwise.errors import ConfigError, RunError, some
 from rankwise.inference.growing_batch import ByRow, can_grow
 from rankwise.inference.tuned_model import with_own_template
 from rankwise.methods.artifact import Artifact, open_artifact
 from rankwise.methods.together import load_base, load_together
-from rankwise.models.loaded import LoadedModel
+from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.runs.records import Callback
 from rankwise.system.files import sha256_of
-from rankwise.text.chat_template import ChatTemplate
 
 
 @dataclass(frozen=True)

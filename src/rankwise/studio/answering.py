@@ -17,6 +17,8 @@ from rankwise.inference.generate import asking_ids
 from rankwise.inference.growing_batch import ByRow
 from rankwise.inference.tuned_model import TunedModel, load_tuned
 from rankwise.methods.artifact import open_artifact
+from rankwise.rows.text.example import Example, ImageContent, Message
+from rankwise.rows.text.tagged import TaggedWords, words_of
 from rankwise.runs.records import Callback
 from rankwise.serving.bodies import BadRequest, ChatBody
 from rankwise.serving.engine import Engine, Limits
@@ -24,8 +26,6 @@ from rankwise.serving.pending import Pending, Piece
 from rankwise.serving.questions import chat_question, served_by
 from rankwise.serving.served import Serving, load_serving
 from rankwise.studio.asking import BASE, MOST_SIDES, USUAL, Answering, AskBody, Cancel, Send, Side
-from rankwise.text.example import Example, ImageContent, Message
-from rankwise.text.tagged import TaggedWords, words_of
 
 FAILED = "The answer failed. The terminal that runs the studio shows why."
 ROLES = ("user", "assistant")

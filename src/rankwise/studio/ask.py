@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from rankwise.data.image_rows import IMAGE_SUFFIXES
 from rankwise.errors import RankwiseError, RunError
+from rankwise.rows.forms.image_rows import IMAGE_SUFFIXES
 from rankwise.runs.listing import ListedRun, listed_runs
 from rankwise.runs.records import Callback, Event, StatusMessage, WarningMessage
 from rankwise.runs.snapshot import RunSnapshot

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from rankwise.commands.plan import plan as plan_of
 from rankwise.commands.starting import as_continued
 from rankwise.config.data import DataConfig
-from rankwise.data.formats import form_of
-from rankwise.data.proposals import can_be_typed, guessed
-from rankwise.data.sources import open_source, raw_records
 from rankwise.errors import ConfigError, DataError, ModelError, RankwiseError
 from rankwise.planning.estimate import Estimate
 from rankwise.planning.plan import Plan
 from rankwise.reporting.quantities import rough_duration, size
+from rankwise.rows.forms.formats import form_of
+from rankwise.rows.forms.proposals import can_be_typed, guessed
+from rankwise.rows.sources import open_source, raw_records
 from rankwise.runs.data_report import DataReport, about, lines_of, verdict_of
 from rankwise.runs.records import Event, StatusMessage, WarningMessage
 from rankwise.studio.settings_form import READING, Problem, SettingsForm, problems_of

@@ -15,10 +15,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from rankwise.base.cached import is_here
 from rankwise.commands.models import known_models
 from rankwise.config.experiment import Experiment, Planned
 from rankwise.errors import ConfigError, RankwiseError
-from rankwise.models.cached import is_here
 from rankwise.planning.reading import needs_hub
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.listing import RUNS

@@ -27,10 +27,10 @@ from typing import IO
 
 from starlette.concurrency import run_in_threadpool
 
-from rankwise.data.files import SUFFIXES
-from rankwise.data.image_folder import METADATA
-from rankwise.data.image_rows import IMAGE_SUFFIXES
 from rankwise.errors import DataError
+from rankwise.rows.files.files import SUFFIXES
+from rankwise.rows.files.image_folder import METADATA
+from rankwise.rows.forms.image_rows import IMAGE_SUFFIXES
 from rankwise.runs.directory import SETTINGS
 from rankwise.runs.listing import RUNS, folder_bytes, run_names
 from rankwise.runs.queue import Queue

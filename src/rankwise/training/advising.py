@@ -22,16 +22,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
-from rankwise.data.preparation import Prepared
-from rankwise.data.sequences import evenly
 from rankwise.evaluation.advised_rows import AdvisedRows, AnsweredRows, LabelledRows, Side, labels_of
-from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Objective, classifier
+from rankwise.rows.encoded.sequences import evenly
+from rankwise.rows.preparation import Prepared
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.measured import Measured
 from rankwise.runs.records import Callback, ProgressUpdate, silent
-from rankwise.text.tokenize import Tokens
 from rankwise.training.short_runs import ShortRun, short_run
 
 EXAMPLES, FEWEST_STEPS, TENTH, PART = 5, 20, 10, 4

@@ -25,16 +25,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.forgetting import BLOCKS, CODE_TEXT, OWN_TEXT, AnchorConfig
 from rankwise.config.training import TrainingConfig
-from rankwise.data.batches import Batch
-from rankwise.data.row_order import shuffled
 from rankwise.errors import DataError
 from rankwise.evaluation.text import BETWEEN, Text, Written, cut, read_text
 from rankwise.forward.prefix_cache import StateCache
 from rankwise.inference.own_text import own_blocks
 from rankwise.methods.trainable import Trainable
-from rankwise.models.loaded import LoadedModel
+from rankwise.rows.encoded.batches import Batch
+from rankwise.rows.encoded.row_order import shuffled
 from rankwise.runs.manifest import AnchorFacts
 from rankwise.runs.records import Callback
 from rankwise.training.losses import AnchoredBackend

@@ -22,9 +22,7 @@ import torch
 from torch import Tensor
 
 from rankwise.adapters.token_rows import TokenRows
-from rankwise.data.batches import Batch
-from rankwise.data.flat import flat
-from rankwise.data.packing import pack
+from rankwise.base.sharding import is_sharded
 from rankwise.errors import ConfigError, RunError, is_out_of_memory
 from rankwise.forward.agreement import Agreement, agreement, check_finite, encoder_agreement
 from rankwise.forward.checkpointing import activation_checkpointing
@@ -33,13 +31,15 @@ from rankwise.forward.fused import PROBED, FusedLoss, has_kernels, has_weights_t
 from rankwise.forward.reference import check_packs
 from rankwise.kernels.loss import divergence
 from rankwise.kernels.regions import compiled_regions
-from rankwise.models.sharding import is_sharded
 from rankwise.planning.time import COMPILED_AFTER
+from rankwise.rows.encoded.batches import Batch
+from rankwise.rows.encoded.flat import flat
+from rankwise.rows.encoded.packing import pack
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.manifest import BackendName
 from rankwise.runs.records import StatusMessage, WarningMessage
 from rankwise.system.cache import cache_folder
 from rankwise.system.memory import available_memory
-from rankwise.text.tokenize import Tokens
 from rankwise.training.losses import Backend
 from rankwise.training.workload import Workload, eager_blocks, encoder_blocks_recomputed, fused_blocks, prefix_room
 

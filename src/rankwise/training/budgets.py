@@ -31,6 +31,7 @@ from functools import partial
 from importlib.resources import files
 from math import ceil
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.tasks import TaskConfig, task_named
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError, DataError
@@ -41,7 +42,6 @@ from rankwise.evaluation.task import refuse_unfit, score_task
 from rankwise.evaluation.task_documents import identities
 from rankwise.evaluation.text import Text, Written, cut
 from rankwise.inference.generate import TOGETHER
-from rankwise.models.loaded import LoadedModel
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.manifest import KeptAccuracy, KeptBudget, KeptTask, Results
 from rankwise.runs.records import BudgetRecord, StatusMessage, WarningMessage, silent

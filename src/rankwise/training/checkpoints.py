@@ -20,9 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rankwise.base.sharding import split_as, write_gathered
 from rankwise.errors import RunError, some
 from rankwise.methods.trainable import TrainableState
-from rankwise.models.sharding import split_as, write_gathered
 from rankwise.runs.own_files import TENSORS, DamagedStep, check_file, read_facts, seal
 from rankwise.system.files import published
 from rankwise.training.state import TrainState, check_finite, not_finite, random_states, set_random_states

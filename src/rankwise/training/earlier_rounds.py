@@ -15,20 +15,20 @@ from typing import get_args
 
 import numpy as np
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.experiment import Experiment
 from rankwise.config.validation import METRICS_OF, TextMetric, ValidationConfig
-from rankwise.data.preparation import Prepared
-from rankwise.data.sequences import evenly
-from rankwise.data.writing import TextWriting
 from rankwise.errors import ConfigError, DataError, RankwiseError, first_line
 from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.validation_rows import prepared_again
 from rankwise.forward.fused import has_kernels
 from rankwise.methods.starting import contents_of
-from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.preference import Preference
 from rankwise.objectives.registry import objective_for
+from rankwise.rows.encoded.sequences import evenly
+from rankwise.rows.preparation import Prepared
+from rankwise.rows.writing import TextWriting
 from rankwise.runs.manifest import EarlierRound
 from rankwise.runs.records import Callback, EarlierRecord, LossRecord, ScoreRecord, StatusMessage, WarningMessage
 from rankwise.runs.snapshot import RunSnapshot

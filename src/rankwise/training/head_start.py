@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rankwise.data.classes import balanced_weights
-from rankwise.data.sequences import evenly
-from rankwise.models.loaded import LoadedModel
+from rankwise.base.loaded import LoadedModel
 from rankwise.objectives.objective import Classifier, target_loss, values_of, weight_of
+from rankwise.rows.classes import balanced_weights
+from rankwise.rows.encoded.sequences import evenly
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.row_facts import TargetFacts
-from rankwise.text.tokenize import Tokens
 
 MOST, AT_ONCE, FOLDS, SEED = 5000, 4096, 5, 0
 PENALTIES = (0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)

@@ -12,9 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rankwise.data.batches import Batch
+from rankwise.rows.encoded.batches import Batch
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.manifest import BackendName
-from rankwise.text.tokenize import Tokens
 
 Loss = Callable[[Batch], Tensor]
 """A batch to the sum of the losses of its `count` predictions."""

@@ -28,16 +28,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.validation import ValidationConfig
-from rankwise.data.batches import Batch
-from rankwise.data.dealing import deal, share_of
-from rankwise.data.preparation import Prepared
-from rankwise.data.sequences import evenly
 from rankwise.errors import RankwiseError, RunError
 from rankwise.evaluation.intervals import measured_share
-from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.preference import PairLosses, Preference, log_probabilities
+from rankwise.rows.encoded.batches import Batch
+from rankwise.rows.encoded.dealing import deal, share_of
+from rankwise.rows.encoded.sequences import evenly
+from rankwise.rows.preparation import Prepared
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.lineage import Round
 from rankwise.runs.manifest import BackendName, BaseModelFacts
 from rankwise.runs.measured import PairResults
@@ -47,7 +48,6 @@ from rankwise.system.extras import installed_version
 from rankwise.system.files import write_json
 from rankwise.system.processor import processor_name
 from rankwise.system.signals import heed
-from rankwise.text.tokenize import Tokens
 from rankwise.training.backend import Eager, Fused
 from rankwise.training.losses import Backend, PairTally
 from rankwise.training.validation_prompts import AnswerScorer, answer_scorer

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 import psutil
 import torch
 
+from rankwise.base.precision import choose_precision
 from rankwise.config.experiment import Experiment
 from rankwise.config.reading import as_planned
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError, RankwiseError, ResourceError, first_line
 from rankwise.forward.plan import plan
-from rankwise.models.precision import choose_precision
 from rankwise.planning.devices import OF_LIMIT, Device, read_cards, this_machine, this_processor
 from rankwise.planning.fitting import Remedy
 from rankwise.planning.plan import Plan

@@ -19,15 +19,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from rankwise.base.loaded import LoadedModel
+from rankwise.base.preprocessing import processing_in
+from rankwise.base.sources import find
 from rankwise.config.experiment import Planned
-from rankwise.data.batches import Batch
 from rankwise.forward.plan import plan
 from rankwise.kernels.quantized.tensor import is_quantized
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
-from rankwise.models.loaded import LoadedModel
-from rankwise.models.preprocessing import processing_in
-from rankwise.models.sources import find
 from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.objectives.image_classification import ImageClassification
 from rankwise.objectives.objective import Objective
@@ -35,11 +34,12 @@ from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE
 from rankwise.objectives.text_classification import TextClassification
 from rankwise.planning.plan import Plan
 from rankwise.planning.time import Probe
+from rankwise.rows.encoded.batches import Batch
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.manifest import now
 from rankwise.runs.records import Callback, StatusMessage, StepRecord, silent
 from rankwise.runs.row_facts import TargetFacts
 from rankwise.system.processor import processor_name
-from rankwise.text.tokenize import Tokens
 from rankwise.training.backend import choose_backend
 from rankwise.training.trainer import Trainer
 from rankwise.training.workload import Workload

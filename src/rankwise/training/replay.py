@@ -13,23 +13,23 @@ from math import ceil
 
 import numpy as np
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.experiment import Experiment
 from rankwise.config.forgetting import DRAWS, ReplayConfig, ReplayDataConfig, replay_rows
-from rankwise.data.instructions import instructions
-from rankwise.data.licences import strictest
-from rankwise.data.preparation import Prepared
-from rankwise.data.preparing import Writing, prepare, refuse_fatal
-from rankwise.data.row_order import Replay
-from rankwise.data.sequences import EncodedRows, SelectedRows
 from rankwise.errors import DataError, RunError
 from rankwise.evaluation.validation_rows import files_of, prepared_again
 from rankwise.inference.own_text import own_answers
-from rankwise.models.loaded import LoadedModel
+from rankwise.rows.encoded.row_order import Replay
+from rankwise.rows.encoded.sequences import EncodedRows, SelectedRows
+from rankwise.rows.files.licences import strictest
+from rankwise.rows.instructions import instructions
+from rankwise.rows.preparation import Prepared
+from rankwise.rows.preparing import Writing, prepare, refuse_fatal
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, WarningMessage
 from rankwise.runs.row_facts import ReplayFacts
 from rankwise.runs.snapshot import RunSnapshot
-from rankwise.text.tokenize import Tokens
 
 
 def with_replay(

@@ -10,19 +10,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from rankwise.base.loaded import LoadedModel
+from rankwise.base.sharding import is_split, save_whole
 from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
-from rankwise.data.preparation import Prepared
-from rankwise.data.summary import facts_of, summary_lines
 from rankwise.evaluation.text import Text
-from rankwise.images.augment import augmentation
 from rankwise.methods.artifact import BaseFacts
 from rankwise.methods.method import Method, Record
 from rankwise.methods.model_card import CardFacts, card
 from rankwise.methods.trainable import Trainable
-from rankwise.models.loaded import LoadedModel
-from rankwise.models.sharding import is_split, save_whole
 from rankwise.planning.memory import EXACT, SLOW_DISK, Disk
+from rankwise.rows.images.augment import augmentation
+from rankwise.rows.preparation import Prepared
+from rankwise.rows.summary import facts_of, summary_lines
 from rankwise.runs.directory import REFERENCE, RunDirectory
 from rankwise.runs.lineage import Round
 from rankwise.runs.manifest import Results, Tuning, peak_rss

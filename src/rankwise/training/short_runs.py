@@ -13,15 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
-from rankwise.data.preparation import Prepared
-from rankwise.images.augment import augmentation
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.methods.trainable import Trainable
-from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Objective
+from rankwise.rows.images.augment import augmentation
+from rankwise.rows.preparation import Prepared
 from rankwise.runs.manifest import BackendName
 from rankwise.runs.records import Callback, Event, StatusMessage, WarningMessage, silent
 from rankwise.training.backend import backend_named, choose_backend

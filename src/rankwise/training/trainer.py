@@ -47,11 +47,11 @@ from typing import Protocol
 
 import torch
 
+from rankwise.base.sharding import is_sharded, is_split
 from rankwise.config.training import TrainingConfig
-from rankwise.data.batches import Batch, Batches
 from rankwise.errors import TrainingError, some
 from rankwise.methods.trainable import Trainable
-from rankwise.models.sharding import is_sharded, is_split
+from rankwise.rows.encoded.batches import Batch, Batches
 from rankwise.runs.records import Event, RankRecord, StepRecord, WarningMessage
 from rankwise.system.signals import deferred, heed, requested
 from rankwise.training.losses import Backend

@@ -38,14 +38,14 @@ from itertools import islice
 
 import numpy as np
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
-from rankwise.data.preparation import Prepared
 from rankwise.errors import TrainingError, is_out_of_memory
 from rankwise.methods.method import Method, Setup
-from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Objective
 from rankwise.planning.tuning import TOO_COSTLY, Stage, TrialPlan
+from rankwise.rows.preparation import Prepared
 from rankwise.runs.manifest import BackendName, TrialFacts, Tuning
 from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage, silent
 from rankwise.system.memory import available_memory

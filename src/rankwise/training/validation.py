@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.experiment import Experiment
 from rankwise.config.validation import ValidationConfig
-from rankwise.data.batches import Batch
-from rankwise.data.preparation import Prepared
 from rankwise.errors import ConfigError, TrainingError
 from rankwise.evaluation.metrics import METRICS
 from rankwise.methods.trainable import Trainable
-from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Objective
+from rankwise.rows.encoded.batches import Batch
+from rankwise.rows.preparation import Prepared
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.records import OF_LANGUAGE_MODELS, LossRecord, SampleRecord, ScoreRecord, StatusMessage
 from rankwise.training.checkpoints import check_snapshot, load_snapshot, save_snapshot

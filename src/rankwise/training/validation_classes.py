@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.validation import ValidationConfig
-from rankwise.data.preparation import Prepared
-from rankwise.data.sequences import evenly
 from rankwise.errors import ConfigError, one_line, some
 from rankwise.evaluation.class_metrics import (
     Scored,
@@ -27,11 +26,12 @@ from rankwise.evaluation.class_metrics import (
 )
 from rankwise.evaluation.metrics import METRICS
 from rankwise.inference.classify import Done, Outputs, outputs_of, tag_probabilities
-from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Classifier, Objective, classifier
+from rankwise.rows.encoded.sequences import evenly
+from rankwise.rows.preparation import Prepared
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import LossRecord, SampleRecord, ScoreRecord
 from rankwise.runs.row_facts import TargetFacts
-from rankwise.text.tokenize import Tokens
 from rankwise.training.world import ALONE, World, computed_by_all
 
 OF_SEVERAL = ("micro_f1", "f1", "exact_match")

@@ -11,22 +11,22 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.base import shown
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.validation import ValidationConfig
-from rankwise.data.preparation import Prepared
-from rankwise.data.sequences import evenly
 from rankwise.errors import ConfigError, TemplateError
 from rankwise.evaluation.metrics import METRICS, rows_of, unfit
 from rankwise.inference.decoding import read_answer
 from rankwise.inference.generate import answers_in_turn, asking_ids
-from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.objective import Objective
+from rankwise.rows.encoded.sequences import evenly
+from rankwise.rows.preparation import Prepared
+from rankwise.rows.text.chat_template import PROBE
+from rankwise.rows.text.encode_pairs import conversation_of
+from rankwise.rows.text.example import BREAK, Message
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import SampleRecord, ScoreRecord
-from rankwise.text.chat_template import PROBE
-from rankwise.text.encode_pairs import conversation_of
-from rankwise.text.example import BREAK, Message
-from rankwise.text.tokenize import Tokens
 from rankwise.training.world import ALONE, World, computed_by_all
 
 SAMPLES = 3

@@ -21,9 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.config.training import TrainingConfig
-from rankwise.data.batches import Arrange, Batch, Batches, Vary
-from rankwise.data.dealing import share_of
-from rankwise.data.preparation import Prepared
 from rankwise.errors import ConfigError
 from rankwise.forward.activation_memory import SavedActivations, eager_saved_activations, saved_activations
 from rankwise.forward.checkpointing import activation_checkpointing, blocks_in_order
@@ -31,6 +28,9 @@ from rankwise.forward.encoders import FusedEncoder, encoder_blocks, has_encoder_
 from rankwise.forward.fused import blocks_of, has_kernels, lowest_that_learns
 from rankwise.methods.trainable import Trainable
 from rankwise.objectives.objective import Objective
+from rankwise.rows.encoded.batches import Arrange, Batch, Batches, Vary
+from rankwise.rows.encoded.dealing import share_of
+from rankwise.rows.preparation import Prepared
 from rankwise.runs.records import Callback, WarningMessage, silent
 from rankwise.system.memory import available_memory, is_limited
 from rankwise.training.world import ALONE, World

@@ -9,7 +9,7 @@ ordinary case, `ALONE`: every sum is its own, nobody is waited for, and no proce
 
 A process that is gone ends all others: whoever waits for it gets a LostProcessError.
 
-Rows and other items are dealt over the processes by what they cost (data/dealing.py):
+Rows and other items are dealt over the processes by what they cost (rows/encoded/dealing.py):
 
     rows of a step           each process learns from its share, and what is summed is that of all
     items to be measured     each process computes its share, and all have every result in the order of the items
@@ -37,14 +37,14 @@ import psutil
 import torch
 from torch import Tensor, distributed, nn
 
-from rankwise.data.batches import Arrange, Batch
-from rankwise.data.dealing import deal, share_of, undealt
-from rankwise.data.pair_batches import chosen_targets, with_chosen_tokens
+from rankwise.base.sharding import is_split, local_part
 from rankwise.errors import DataError, Interrupted, TrainingError, first_line, is_out_of_memory
-from rankwise.models.sharding import is_split, local_part
+from rankwise.rows.encoded.batches import Arrange, Batch
+from rankwise.rows.encoded.dealing import deal, share_of, undealt
+from rankwise.rows.encoded.pair_batches import chosen_targets, with_chosen_tokens
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.system.launched import launched
 from rankwise.system.signals import check_when_asked, requested
-from rankwise.text.tokenize import Tokens
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """As wide as the numbers of a tensor."""

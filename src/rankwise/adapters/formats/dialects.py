@@ -24,8 +24,8 @@ from rankwise.adapters.formats.peft_forms import peft_base, read_peft_folder
 from rankwise.adapters.formats.peft_reader import CONFIG, PREFIX
 from rankwise.adapters.formats.tensors import SUFFIXES, open_tensors, refuse_pickle
 from rankwise.adapters.weights import AdapterWeights
+from rankwise.base.gguf.adapter import is_gguf
 from rankwise.errors import AdapterError, some
-from rankwise.models.gguf_adapter import is_gguf
 
 _LIKE_MLX = regex.compile(r".+\.lora_[ab]")
 

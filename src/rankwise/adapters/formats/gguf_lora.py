@@ -15,8 +15,8 @@ from torch import Tensor
 
 from rankwise.adapters.formats.imported import Layers, Modules, Source
 from rankwise.adapters.weights import AdapterWeights, Factors
+from rankwise.base.gguf.adapter import ADAPTER, TYPE, gguf_names, read_gguf_tensors
 from rankwise.errors import AdapterError, ModelError
-from rankwise.models.gguf_adapter import ADAPTER, TYPE, gguf_names, read_gguf_tensors
 from rankwise.planning.gguf_header import GgufHeader, read_gguf_header
 
 PERMUTED = frozenset({"llama", "smollm3"})

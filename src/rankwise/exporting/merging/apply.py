@@ -31,9 +31,9 @@ from torch import Tensor, nn
 from rankwise.adapters.base_layers import is_transposed, weight_of
 from rankwise.adapters.combining import Combining, Laid, Weighted, cut, cut_laid, joined, laid
 from rankwise.adapters.weights import Factors
+from rankwise.base.tensor_files import MappedFiles, StoredTensor, Written, header_of, pieces, writing
 from rankwise.errors import AdapterError
 from rankwise.exporting.merging.plan import FORMATS, MergePlan, NumberFormat, Planned
-from rankwise.models.tensor_files import MappedFiles, StoredTensor, Written, header_of, pieces, writing
 from rankwise.runs.records import Callback, ProgressUpdate
 
 Rows = Callable[[int, int], Tensor]

@@ -21,12 +21,12 @@ from rankwise.adapters.formats.peft import rewrite
 from rankwise.adapters.formats.peft_config import settings_after
 from rankwise.adapters.low_rank import LowRank
 from rankwise.adapters.weights import AdapterWeights, Factors
+from rankwise.base.tensor_files import pieces
 from rankwise.errors import AdapterError, RankwiseError, some
 from rankwise.exporting.adapter_export import filled_by_export
 from rankwise.exporting.merge import beside
 from rankwise.exporting.merging.inputs import Options, unjoinable
 from rankwise.methods.artifact import Artifact, open_artifact, stored_weights
-from rankwise.models.tensor_files import pieces
 from rankwise.runs.records import Callback, ProgressUpdate
 from rankwise.system.files import need_space, told_when_full
 

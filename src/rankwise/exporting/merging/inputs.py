@@ -16,12 +16,12 @@ from rankwise.adapters.combining import Combining, Weighted
 from rankwise.adapters.formats.dialects import read_adapter
 from rankwise.adapters.targets import host_view
 from rankwise.adapters.weights import AdapterWeights, reported
+from rankwise.base.skeleton import Skeleton, skeleton
+from rankwise.base.sources import Source, find
 from rankwise.config.models import ModelConfig, PackedFormat
 from rankwise.errors import AdapterError, RankwiseError, RunError, some
 from rankwise.exporting.trained_base import Onto, TrainedBase, format_for
 from rankwise.methods.artifact import Artifact, check_trained_on, open_artifact
-from rankwise.models.skeleton import Skeleton, skeleton
-from rankwise.models.sources import Source, find
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import objective_for
 from rankwise.runs.records import Callback, StatusMessage

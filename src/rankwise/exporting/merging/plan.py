@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rankwise.base.tensor_files import SIZES, StoredTensor
 from rankwise.errors import AdapterError, some
 from rankwise.exporting.merging.inputs import Inputs
 from rankwise.kernels.row_pieces import PIECE
-from rankwise.models.tensor_files import SIZES, StoredTensor
 
 
 @dataclass(frozen=True)

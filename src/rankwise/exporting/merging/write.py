@@ -18,6 +18,14 @@ from typing import Any
 import torch
 
 from rankwise.adapters.formats.dialects import detect
+from rankwise.base.beside import copy_reader
+from rankwise.base.inspection import read_json
+from rankwise.base.loading import load_tokenizer
+from rankwise.base.preprocessing import save_processing
+from rankwise.base.rotary_names import with_older_names
+from rankwise.base.saving import save_end_tokens, save_tokenizer
+from rankwise.base.tensor_files import INDEX
+from rankwise.base.timm_models import is_timm, set_config
 from rankwise.errors import ModelError, RunError
 from rankwise.exporting.merge import beside
 from rankwise.exporting.merging.apply import Applied, Rounding, write_weights
@@ -25,20 +33,12 @@ from rankwise.exporting.merging.inputs import Inputs
 from rankwise.exporting.merging.plan import MergePlan
 from rankwise.inference.tuned_model import with_own_template
 from rankwise.kernels.row_pieces import PIECE
-from rankwise.models.beside import copy_reader
-from rankwise.models.inspection import read_json
-from rankwise.models.loading import load_tokenizer
-from rankwise.models.preprocessing import save_processing
-from rankwise.models.rotary_names import with_older_names
-from rankwise.models.saving import save_end_tokens, save_tokenizer
-from rankwise.models.tensor_files import INDEX
-from rankwise.models.timm_models import is_timm, set_config
+from rankwise.rows.text.chat_template import ChatTemplate
+from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.runs.manifest import peak_rss
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 from rankwise.system.extras import installed_version
 from rankwise.system.files import need_space, published, sha256_of, write_json
-from rankwise.text.chat_template import ChatTemplate
-from rankwise.text.tokenizer import HubTokenizer
 
 CONFIG, RECORD = "config.json", "merge.json"
 WAITING = f"{CONFIG}.unfinished"

@@ -29,14 +29,14 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
+from rankwise.base.loaded import LoadedModel
 from rankwise.config.base import Config
 from rankwise.config.data import DataConfig, StoppingCheck
 from rankwise.config.preference import PreferenceConfig, as_pairs
-from rankwise.data.preparing import checked, forget, refuse_fatal
 from rankwise.errors import DataError, RankwiseError, ResourceError, RunError, together
-from rankwise.models.loaded import LoadedModel
 from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.objectives.preference import Preference
+from rankwise.rows.preparing import checked, forget, refuse_fatal
 from rankwise.runs.own_files import read_json
 from rankwise.serving import reading
 from rankwise.serving.bodies import BadRequest

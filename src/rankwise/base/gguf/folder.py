@@ -1,0 +1,129 @@
+"""The tensors of a base model by their names in GGUF: of a folder of safetensors, or of a GGUF file as it is.
+
+Of a folder, each tensor is read when it is asked for, turned into GGUF's form and dropped again. Of a file, a tensor
+can also be copied without being decoded, and all settings, the tokenizer among them, are copied with their types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from rankwise.base.gguf.architectures import EMBEDDING, HEAD, GgufNames
+from rankwise.base.gguf.files import Copied
+from rankwise.errors import ModelError, some
+from rankwise.kernels.quantized.tensor import in_full
+
+IGNORED = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+"""Ends of names of tensors that old folders have and no model reads."""
+_PREFIXES = ("", "model.", "transformer.")
+
+
+class GgufBase(Protocol):
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of all tensors, as in torch."""
+        ...
+
+    def value(self, name: str) -> Tensor:
+        """Its numbers in float32."""
+        ...
+
+
+class FolderBase:
+    """A folder of safetensors. A head that is tied to the embedding is not a tensor of its own. The weights in
+    `quantized`, by their names in the folder, stand in the place of the folder's."""
+
+    def __init__(
+        self, folder: Path, names: GgufNames, *, tied: bool, quantized: Mapping[str, Tensor] | None = None
+    ) -> None:
+        self._folder, self._names, self._tied, self._quantized = folder, names, tied, quantized or {}
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[Path, str, str, tuple[int, ...]]]:
+        """By the name in GGUF: the file, the name there, the name in the model and the shape in GGUF."""
+        places: dict[str, tuple[Path, str, str, tuple[int, ...]]] = {}
+        unknown: list[str] = []
+        for file in sorted(self._folder.glob("*.safetensors")):
+            with safe_open(file, framework="pt") as tensors:
+                for key in tensors.keys():  # noqa: SIM118  not a dictionary
+                    if key.endswith(IGNORED):
+                        continue
+                    named = ((f"{prefix}{key}", self._names.of(f"{prefix}{key}")) for prefix in _PREFIXES)
+                    parameter, name = next(((one, other) for one, other in named if other), (key, None))
+                    if name is None:
+                        unknown.append(key)
+                        continue
+                    if name == HEAD and self._tied:
+                        continue
+                    shape = torch.empty(tensors.get_slice(key).get_shape(), device="meta")
+                    places[name] = (file, key, parameter, tuple(self._names.stored(parameter, shape).shape))
+        if unknown:
+            raise ModelError(
+                f"{self._folder} has {len(unknown)} tensors that GGUF has no place for in a "
+                f"{self._names.architecture.name} model: {some(unknown, 4)}. Use --format merged."
+            )
+        return places
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: shape for name, (_, _, _, shape) in self._places.items()}
+
+    def value(self, name: str) -> Tensor:
+        file, key, parameter, _ = self._places[name]
+        if key in self._quantized:
+            return self._names.stored(parameter, in_full(self._quantized[key]))
+        with safe_open(file, framework="pt") as tensors:
+            return self._names.stored(parameter, tensors.get_tensor(key))
+
+
+class FileBase:
+    """A GGUF file."""
+
+    def __init__(self, file: Path) -> None:
+        from gguf import GGUFReader
+
+        reader = GGUFReader(file)
+        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self._fields = reader.fields
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: tuple(int(size) for size in reversed(one.shape)) for name, one in self._tensors.items()}
+
+    def type(self, name: str) -> str:
+        return self._tensors[name].tensor_type.name
+
+    def raw(self, name: str) -> np.ndarray[Any, Any]:
+        """The bytes of a tensor as they are stored."""
+        return np.ascontiguousarray(self._tensors[name].data)
+
+    def value(self, name: str) -> Tensor:
+        from gguf.quants import dequantize
+
+        tensor = self._tensors[name]
+        return torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
+
+    def fields(self) -> dict[str, Copied]:
+        """All settings but the architecture, which every file names first."""
+        skipped = ("GGUF.", "general.architecture", "split.")
+        return {
+            key: Copied(tuple(int(kind) for kind in field.types), field.contents())
+            for key, field in self._fields.items()
+            if not key.startswith(skipped)
+        }
+
+    def text(self, key: str) -> str | None:
+        field = self._fields.get(key)
+        return None if field is None else str(field.contents())
+
+
+def is_tied(base: GgufBase) -> bool:
+    return EMBEDDING in base.shapes and HEAD not in base.shapes

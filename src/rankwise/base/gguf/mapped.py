@@ -1,0 +1,182 @@
+"""A GGUF file as it lies: the weights of a model as views of the mapped file, still in its blocks.
+
+    rows of queries and keys     copied in the order of transformers, packed as they are
+    weights of GPT-2             (O, I) in the file, and transposed for the model
+    norms and biases             in the number format of the run; Gemma's norms less the 1 that GGUF adds
+
+Nothing of the large matrices is read before a product needs it. config.json, tokenizer and generation settings are
+written once to a folder in the cache that is named after the file's SHA-256.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankwise.base.gguf.architectures import ARCHITECTURES, Architecture, GgufNames
+from rankwise.base.gguf.conversion import checked, name_of_content, refused
+from rankwise.base.gguf.tensors import listed
+from rankwise.config.base import shown
+from rankwise.errors import ModelError
+from rankwise.kernels.quantized.gguf import FORMATS
+from rankwise.kernels.quantized.tensor import QuantizedTensor
+from rankwise.planning.gguf_config import FAMILIES, config_of_gguf
+from rankwise.planning.gguf_header import GgufHeader, read_gguf_header
+from rankwise.runs.records import Callback, StatusMessage
+from rankwise.system.cache import SOURCE, cache_folder, mark_used
+from rankwise.system.files import need_space, published, write_json
+
+FLOAT32 = "F32"
+WORD = 4
+"""Bytes: rows of blocks are read as words of this size, and a tensor that begins elsewhere is copied."""
+
+
+def gguf_folder(file: Path, callback: Callback) -> Path | None:
+    """The settings and the tokenizer of a GGUF file that is used as it lies.
+
+    ModelError for a file that is damaged or does not fit its own settings. None, with a message that says why, for a
+    sound file that can only be used converted.
+    """
+    checked(file, callback)
+    header = read_gguf_header(file)
+    if (reason := _reason_against(header)) is not None:
+        callback(StatusMessage(f"{file.name} is not used as it lies but converted: {reason}"))
+        return None
+    with refused(file):
+        return settings_folder(file, header)
+
+
+def gguf_tensors(file: Path, folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights of a file whose settings `gguf_folder` gave, by transformers' names, without those that are tied to
+    another; `dtype` is the number format of products, norms and biases."""
+    with refused(file):
+        return _Mapped(file, read_gguf_header(file), dtype).state(folder)
+
+
+def _reason_against(header: GgufHeader) -> str | None:
+    if _architecture(header) is None:
+        return f"models of the architecture {shown(header.settings.get('general.architecture'))} cannot be used so yet"
+    other = [name for name in header.tensors if _type(header, name) not in (*FORMATS, FLOAT32)]
+    if other:
+        return f"{other[0]} is stored as {_type(header, other[0])}, which cannot be used so yet"
+    return None
+
+
+def _architecture(header: GgufHeader) -> Architecture | None:
+    return ARCHITECTURES.get(FAMILIES.get(str(header.settings.get("general.architecture")), ""))
+
+
+def _type(header: GgufHeader, name: str) -> str:
+    from gguf import GGMLQuantizationType
+
+    return GGMLQuantizationType(header.types[name]).name
+
+
+def quantization_of(header: GgufHeader) -> str:
+    """The types of a file's matrices, the commonest first, such as `Q4_1, some Q6_K`."""
+    counts = Counter(_type(header, name) for name, sizes in header.tensors.items() if len(sizes) > 1)
+    first, *others = [name for name, _ in counts.most_common()] or [FLOAT32]
+    return f"{first}, some {', '.join(others)}" if others else first
+
+
+def settings_folder(file: Path, header: GgufHeader) -> Path:
+    """The folder with the settings and the tokenizer of a file whose header was checked, written if it is not there."""
+    folder = cache_folder() / "gguf" / name_of_content(file)
+    if not folder.is_dir():
+        need_space(folder, 50_000_000)
+        with published(folder, first_stays=True) as temporary:
+            _write_settings(file, header, temporary)
+            write_json(temporary / SOURCE, {"file": file.name})
+    mark_used(folder)
+    return folder
+
+
+def _write_settings(file: Path, header: GgufHeader, folder: Path) -> None:
+    """As transformers reads them. It takes some that decide of shapes for the default of the family, such as the width
+    of a head of Qwen 3 and the positions of GPT-2; those are the file's."""
+    import transformers
+
+    with TemporaryDirectory() as alone:  # so that no other file is read
+        Path(alone, file.name).symlink_to(file.absolute())
+        only = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
+        tokenizer = transformers.AutoTokenizer.from_pretrained(alone, **only)
+        config = transformers.AutoConfig.from_pretrained(alone, **only)
+    for name, value in config_of_gguf(header, file).items():
+        if name not in ("model_type", "pad_token_id"):
+            setattr(config, name, value)
+    if config.pad_token_id is not None and not 0 <= config.pad_token_id < config.vocab_size:
+        config.pad_token_id = None
+    config.architectures = [type(_skeleton(config)).__name__]
+    config.save_pretrained(folder)
+    transformers.GenerationConfig.from_model_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _skeleton(config: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+class _Mapped:
+    def __init__(self, file: Path, header: GgufHeader, dtype: torch.dtype) -> None:
+        architecture = _architecture(header)
+        assert architecture is not None, "the reasons against were asked for before"
+        self._file, self._header, self._dtype, self._architecture = file, header, dtype, architecture
+        self._bytes = torch.from_file(str(file), shared=False, size=header.size, dtype=torch.uint8)
+
+    def state(self, folder: Path) -> dict[str, Tensor]:
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        names = GgufNames(self._architecture, config.to_dict())
+        state, problems = {}, []
+        for parameter, meta in _skeleton(config).named_parameters():
+            name = names.of(parameter)
+            if name is None or name not in self._header.tensors:
+                problems.append(f"{parameter} has no tensor in the file.")
+                continue
+            value = self._value(name, parameter, names)
+            state[parameter] = value
+            if value.shape != meta.shape:
+                problems.append(f"{name} has the shape {tuple(value.shape)}, and the model needs {tuple(meta.shape)}.")
+        if problems:
+            raise ModelError(
+                "\n  ".join([f"{self._file} cannot be used; download or make the file again:", *listed(problems)])
+            )
+        return state
+
+    def _value(self, name: str, parameter: str, names: GgufNames) -> Tensor:
+        path, _, kind = parameter.rpartition(".")
+        rows, shape = self._rows(name)
+        rows = names.without_rows(path, rows)
+        form = FORMATS.get(_type(self._header, name))
+        if form is not None and len(self._header.tensors[name]) > 1:
+            turned = kind == "weight" and path.rpartition(".")[2] in self._architecture.conv1d
+            return QuantizedTensor(form, [rows], shape, self._dtype, turned)
+        numbers = rows.view(torch.float32) if form is None else form.unpack([rows], shape, torch.float32)[0]
+        numbers = names.from_stored(parameter, numbers.view(_sizes(self._header, name)))
+        return numbers.to(self._dtype, copy=True)
+
+    def _rows(self, name: str) -> tuple[Tensor, tuple[int, int]]:
+        """The bytes of a tensor by rows, and how many rows of how many numbers they are. A vector has rows of one."""
+        sizes = _sizes(self._header, name)
+        form = FORMATS.get(_type(self._header, name))
+        if len(sizes) == 1 and (form is None or form.numbers == 1):
+            sizes = (*sizes, 1)
+        columns = sizes[-1]
+        count = 1 if len(sizes) == 1 else sizes[0]
+        width = columns * WORD if form is None else columns // form.numbers * form.bytes
+        begin = self._header.begin + self._header.offsets[name]
+        rows = self._bytes[begin : begin + count * width].view(count, width)
+        return rows.clone() if begin % WORD else rows, (count, columns)
+
+
+def _sizes(header: GgufHeader, name: str) -> tuple[int, ...]:
+    return tuple(reversed(header.tensors[name]))

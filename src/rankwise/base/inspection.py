@@ -1,0 +1,194 @@
+"""Inspection of a model folder before transformers reads anything from it.
+
+Weights must be safetensors (no pickles), in full precision or quantised by bitsandbytes. Python code that comes with a
+model runs only if the user named its commit; code that a setting refers to elsewhere never runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rankwise.base.timm_models import is_timm_config
+from rankwise.config.base import shown
+from rankwise.errors import ModelError, RemoteCodeError, some
+from rankwise.planning.config_check import refused, size_problems, timm_problems
+from rankwise.system.contents import content_of
+from rankwise.system.files import sha256_of
+from rankwise.system.foreign_json import read_json
+
+
+def inspect_folder(folder: Path, config: dict[str, Any] | None = None, *, trusted: bool = False) -> None:
+    """Refuse a folder that cannot be loaded, or only by running its own code. `config` is its config.json, if read."""
+    config = read_json(folder / "config.json") if config is None else config
+    _refuse_irregular(folder)
+    if not any(folder.glob("*.safetensors")):
+        pickled = some(sorted(path.name for path in folder.glob("*.bin")), 2)
+        hint = (
+            f" Its weights are pickle files ({pickled}), which rankwise never reads; convert them to safetensors."
+            if pickled
+            else ""
+        )
+        raise ModelError(f"{folder} has no .safetensors weights.{hint}")
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(f"{folder} contains an adapter beside its weights; give a folder with only the base model.")
+    if (problem := quantization_problem(config)) is not None:
+        raise ModelError(f"{folder} cannot be used: {problem}")
+    if problems := [*size_problems(config, any_number=False), *timm_problems(config)]:
+        raise refused(str(folder / "config.json"), problems)
+    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
+        settings = config if name == "config.json" else read_json(folder / name) if (folder / name).is_file() else {}
+        _refuse_code(folder, name, settings, trusted or _is_native(config))
+        _refuse_templates(folder / name, settings.get("chat_template", ""))
+
+
+def _refuse_templates(file: Path, given: Any) -> None:
+    """A chat template is a text, or several by name."""
+    named = list(given.items()) if isinstance(given, dict) else [("default", given)]
+    if isinstance(given, list):
+        named = [(one.get("name"), one.get("template")) if isinstance(one, dict) else (None, one) for one in given]
+    if given is not None and not all(isinstance(part, str) for pair in named for part in pair):
+        raise ModelError(f'{file}: "chat_template" is {shown(given)}; a text, or several with names, is expected.')
+
+
+def _refuse_irregular(folder: Path) -> None:
+    """Reading a pipe would wait for ever, and a device may never end."""
+    for path in sorted(folder.iterdir()):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ModelError(f"{path} is a pipe or a device, and no file; this folder is not a model.")
+
+
+def reads_images(config: dict[str, Any]) -> bool:
+    """Whether a folder's model classifies images, by transformers or by timm, and generates no text."""
+    from transformers.models.auto import modeling_auto
+
+    if is_timm_config(config):
+        return True
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return False
+    return kind in modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+
+def refuse_vision(config: dict[str, Any], name: str) -> None:
+    """Refuse vision models where a model of texts is needed; later errors would be about missing tokenizers."""
+    if reads_images(config):
+        raise ModelError(
+            f"{name} is a vision model ({config.get('model_type') or config.get('architecture')}), and a model of "
+            "texts is needed here."
+        )  # fmt: skip
+
+
+def is_encoder(config: dict[str, Any]) -> bool:
+    """Whether transformers has this architecture for masked tokens and the folder's model generates nothing."""
+    from transformers.models.auto import modeling_auto
+
+    generates = config.get("is_decoder") or config.get("is_encoder_decoder") or any(
+        name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
+        for name in config.get("architectures") or ()
+    )  # fmt: skip
+    return config.get("model_type") in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not generates
+
+
+def is_encoder_decoder(config: dict[str, Any]) -> bool:
+    """Whether the folder's model is an encoder that reads a text and a decoder that writes another, such as T5."""
+    from transformers.models.auto import modeling_auto
+
+    texts = modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    return bool(config.get("is_encoder_decoder")) and config.get("model_type") in texts
+
+
+def _is_native(config: dict[str, Any]) -> bool:
+    """Tell whether transformers has this architecture itself, in which case code in the folder is ignored."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return config.get("model_type") in CONFIG_MAPPING or is_timm_config(config)
+
+
+def _refuse_code(folder: Path, name: str, settings: dict[str, Any], allowed: bool) -> None:
+    if "--" in "".join(_texts(settings.get("auto_map"))):
+        raise RemoteCodeError(f"{folder / name} refers to Python code of another repository. Such code is never run.")
+    if "auto_map" in settings and not allowed:
+        files = some(sorted(path.name for path in folder.glob("*.py"))) or str(settings["auto_map"])
+        raise RemoteCodeError(
+            f"{folder / name} needs Python code that comes with the model ({files}), which was not run. "
+            "If you have "
+            "read and trust it, use the model from the hub with --set model.trust_code=COMMIT."
+        )
+    for key, value in _items(settings):
+        elsewhere = [text for text in _texts(value) if set(text) & set("/:")] if "implementation" in key else []
+        if elsewhere:
+            raise RemoteCodeError(
+                f'{folder / name} refers to code elsewhere by "{key}" ({elsewhere[0]!r}). Such code is never run.'
+            )
+
+
+def _items(value: Any) -> list[tuple[str, Any]]:
+    """List all keys and values at any depth."""
+    here = list(value.items()) if isinstance(value, dict) else []
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return here + [item for part in inside for item in _items(part)]
+
+
+def _texts(value: Any) -> list[str]:
+    """List all texts inside a JSON value."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [value] if isinstance(value, str) else [text for item in inside for text in _texts(item)]
+
+
+def fingerprint(folder: Path) -> str:
+    return fingerprints(folder)[0]
+
+
+def fingerprints(folder: Path) -> tuple[str, dict[str, str]]:
+    """Hash config, tokenizer, chat template and weights: all together, and each by its name. Files up to 2 GB are
+    hashed completely, larger ones by a sample."""
+    named = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    parts = {name: content_of(folder / name) if (folder / name).is_file() else b"" for name in named}
+    parts["weights"] = b""
+    for file in sorted(folder.glob("*.safetensors")):
+        size = file.stat().st_size
+        parts["weights"] += f"{file.name}:{size}".encode()
+        parts["weights"] += sha256_of(file).encode() if size <= 2e9 else _sample(file, size)
+    hashes = {name: hashlib.sha256(content).hexdigest()[:16] for name, content in parts.items()}
+    return hashlib.sha256(b"".join(parts.values())).hexdigest()[:16], hashes
+
+
+def _sample(file: Path, size: int) -> bytes:
+    """Hash a megabyte at each of 64 positions, including the header."""
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        for place in range(64):
+            opened.seek((size - 1_000_000) * place // 63)
+            digest.update(opened.read(1_000_000))
+    return digest.digest()
+
+
+KINDS = {"load_in_4bit": "nf4", "load_in_8bit": "int8"}
+"""What bitsandbytes' settings say, by the key that is true."""
+
+
+def quantization_problem(config: Mapping[str, Any]) -> str | None:
+    """Why the quantised weights of a folder cannot be read; None where they can, or where there are none."""
+    settings = config.get("quantization_config")
+    if not settings:
+        return None
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    method = method or ("bitsandbytes" if isinstance(settings, dict) and any(map(settings.get, KINDS)) else None)
+    if method != "bitsandbytes":
+        return (
+            f"its weights are quantised by {method or 'an unknown method'}, which is not read. bitsandbytes' nf4 and "
+            "int8, GGUF files and full-precision folders are; quantise the full-precision model with --quantize nf4."
+        )
+    if settings.get("load_in_4bit") and settings.get("bnb_4bit_quant_type", "fp4") != "nf4":
+        kind = settings.get("bnb_4bit_quant_type", "fp4")
+        return f"its weights are bitsandbytes' {kind}, which is not read; nf4 and int8 are."
+    return None
+
+
+def stored_format(config: Mapping[str, Any]) -> str | None:
+    """`nf4` or `int8` where bitsandbytes quantised the weights of a folder with this config.json."""
+    settings = config.get("quantization_config")
+    return next((kind for key, kind in KINDS.items() if settings.get(key)), None) if settings else None

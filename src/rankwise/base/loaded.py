@@ -1,0 +1,89 @@
+"""A base model in memory, with everything needed to train, run and identify it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from rankwise.base.precision import Precision
+from rankwise.base.sources import Source
+from rankwise.config.images import ImageProcessing
+from rankwise.config.models import ModelConfig
+from rankwise.rows.text.chat_template import ChatTemplate
+from rankwise.rows.text.tokenizer import HubTokenizer
+from rankwise.runs.manifest import BaseModelFacts
+
+
+@dataclass(frozen=True)
+class TextReader:
+    """How a model of texts reads them."""
+
+    tokenizer: HubTokenizer
+    template: ChatTemplate
+    """The chat template: the model's own, unless a recipe or a run sets another."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    module: nn.Module
+    spec: ModelConfig
+    source: Source
+    precision: Precision
+    width: int
+    context_length: int | None
+    text: TextReader | None = None
+    """None for a model that reads images alone."""
+    processing: ImageProcessing | None = None
+    """How images become what the model reads; None for a model of texts."""
+    new_modules: tuple[str, ...] = ()
+    """Paths of modules below the head whose weights the folder lacks, so that they were drawn."""
+    quantization: str | None = None
+    """How the weights of linear layers are stored, such as `nf4`; None in full."""
+    own_head: bool = False
+    """Whether a classifier begins with the head that the folder has, which has as many outputs."""
+
+    @property
+    def tokenizer(self) -> HubTokenizer:
+        assert self.text is not None, "a model of images has no tokenizer"
+        return self.text.tokenizer
+
+    @property
+    def template(self) -> ChatTemplate:
+        assert self.text is not None, "a model of images has no chat template"
+        return self.text.template
+
+    def with_template(self, template: ChatTemplate) -> LoadedModel:
+        return replace(self, text=TextReader(self.tokenizer, template))
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens that have an embedding."""
+        module: Any = self.module
+        return module.get_input_embeddings().weight.shape[0]
+
+    @property
+    def encoder_decoder(self) -> bool:
+        """Whether an encoder reads the prompt and a decoder writes the answer."""
+        config: Any = self.module.config
+        return self.processing is None and bool(getattr(config, "is_encoder_decoder", False))
+
+    def fits(self, prompt: int, new: int) -> bool:
+        """Whether a prompt and an answer of so many tokens fit into the context. An encoder and a decoder have one
+        each."""
+        longest = max(prompt, new) if self.encoder_decoder else prompt + new
+        return self.context_length is None or longest <= self.context_length
+
+    @cached_property
+    def facts(self) -> BaseModelFacts:
+        return BaseModelFacts(
+            name=self.source.name,
+            source=self.source.where,
+            fingerprint=self.source.fingerprint,
+            parts=self.source.fingerprints[1],
+            dtype=str(self.precision.dtype).removeprefix("torch."),
+            device=str(self.precision.device),
+            quantization=self.quantization,
+        )

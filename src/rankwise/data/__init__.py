@@ -1,1 +1,0 @@
-"""From a line of a file to a batch of tensors: Example, Rendering, Tokens, Batch; and the data report."""

@@ -1,1 +1,0 @@
-"""Images as rows: decoded and checked, resized as the model expects, and augmented."""

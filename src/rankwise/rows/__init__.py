@@ -1,0 +1,1 @@
+"""Rows: files read, recognised, checked, encoded and dealt into batches."""

@@ -1,0 +1,110 @@
+"""The prompt of a row that is to be answered, with or without an answer in it.
+
+A row is read as in training. If its answer is missing or empty, a placeholder takes its place while the row is read.
+Then the last answer is removed, whether it was a placeholder or not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from rankwise.config.data import Rows, column_text
+from rankwise.errors import DataError
+from rankwise.rows.files.hub import Part
+from rankwise.rows.forms.columns import Row, renamed
+from rankwise.rows.forms.formats import ANSWER_FIELDS, SIGNS
+from rankwise.rows.forms.tagged_rows import TAGGED_FORMATS, list_in
+from rankwise.rows.sources import Reading
+from rankwise.rows.text.example import Example
+from rankwise.rows.text.tagged import OUTSIDE
+
+PLACEHOLDER = "?"
+ANSWERS: Mapping[str, tuple[str, ...]] = {
+    "prompt": ANSWER_FIELDS, "alpaca": ("output",), "dolly": ("response",), "input-output": ("output",),
+    "classification": ("label",), "image": ("label",),
+}  # fmt: skip
+"""Fields that may contain the answer, by row format. The first one is filled with the placeholder."""
+TURNS = {"messages": "messages", "sharegpt": "conversations"}
+
+
+def question_of(reading: Reading, part: Part, where: str, row: Any, form: str | None) -> Example:
+    """The row as an Example whose last message is the question.
+
+    `form` is the format of the rows that the run was trained on, if known. A row that fits it once it has an answer is
+    read in this format. Other rows are recognised by their own columns.
+    """
+    if isinstance(row, DataError):
+        raise row
+    part.format = None  # recognised again for each row, because only some rows may have an answer
+    examples = reading.examples(part, where, with_answer(row, reading.source, form, where))
+    if len(examples) != 1:
+        raise DataError(f"{where}: has {len(examples)} questions; a row must have exactly one.")
+    [example] = examples
+    if example.text is not None:
+        raise DataError(
+            f"{where}: is plain text without a question. Give the question with --prompt; --prompt '{{text}}' uses the "
+            "text as the question."
+        )
+    tagged = example.tagged and replace(example.tagged, tags=())
+    return Example(example.messages[:-1], where, example.tools, image=example.image, tagged=tagged)
+
+
+def with_answer(row: Row, source: Rows, form: str | None, where: str) -> Row:
+    if source.completion is not None:
+        if not set(column_text(source.prompt or "").columns) <= row.keys():
+            return row  # reading it names the column that is missing
+        return row | {name: PLACEHOLDER for name in column_text(source.completion).columns if _is_empty(row.get(name))}
+    given = source.format if source.format != "auto" else form
+    if given is not None and set(given.split(", ")) & set(TAGGED_FORMATS):
+        return _untagged(row, source)
+    forms = [given] if given in SIGNS else []
+    for one in [*forms, *(other for other in (*ANSWERS, *TURNS) if other != "classification")]:
+        filled = _filled(row, source, one)
+        try:
+            fits = SIGNS[one](renamed(filled, source.columns, where))
+        except DataError:  # another column is missing; reading the row reports it
+            fits = False
+        if fits:
+            return filled
+    return row
+
+
+def _untagged(row: Row, source: Rows) -> Row:
+    """Words or a text without their tags or spans, which are not looked at."""
+    tokens, tags, spans = (source.columns.get(name, name) for name in ("tokens", "tags", "spans"))
+    if tokens in row and isinstance(words := list_in(row[tokens]), list):
+        return row | {tags: [OUTSIDE] * len(words)}
+    return row | {spans: []}
+
+
+def _filled(row: Row, source: Rows, form: str) -> Row:
+    if form in TURNS:
+        column = source.columns.get(TURNS[form], TURNS[form])
+        return row | {column: _closed(row[column])} if column in row else row
+    fields = ANSWERS.get(form, ())
+    names = [source.columns[field] for field in fields if field in source.columns] or list(fields)
+    labelled = form in ("classification", "image")
+    if not names or not (labelled or all(_is_empty(row.get(name)) for name in names)):
+        return row  # a label is replaced: it may be none of the run's, and the question is the same
+    answer = source.labels[0] if labelled and source.labels else PLACEHOLDER
+    return row | {next((name for name in names if name in row), names[0]): answer}
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or value == [] or (isinstance(value, str) and not value.strip())
+
+
+def _closed(turns: Any) -> Any:
+    """Append an answer to a conversation that ends with a question. Reading the row reports anything else."""
+    if isinstance(turns, str) and turns.lstrip().startswith("["):  # a cell of a table
+        try:
+            turns = json.loads(turns)
+        except (ValueError, RecursionError):
+            return turns
+    last = turns[-1] if isinstance(turns, list) and turns else None
+    if not isinstance(last, dict) or last.get("role", last.get("from")) in ("assistant", "gpt", "chatgpt", "model"):
+        return turns
+    return [*turns, {"role": "assistant", "content": PLACEHOLDER}]

@@ -1,0 +1,182 @@
+"""The classes of labelled rows, or the range of their numbers, which a classifier's head is built for.
+
+All training rows are read once for this before a model is loaded, those that will be held out included. Labels are
+numbers where all of them are and one has decimals, and names of classes elsewhere. Classes are in the order of
+data.labels, or sorted: as numbers if all are whole numbers, as text elsewhere.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from rankwise.config.base import shown
+from rankwise.config.classification import ClassificationConfig
+from rankwise.config.data import DataConfig
+from rankwise.errors import ConfigError, DataError, did_you_mean, some, together
+from rankwise.rows.forms.proposals import NO_FORM
+from rankwise.rows.sources import open_source
+from rankwise.rows.text.example import Example
+from rankwise.rows.text.targets import label_of, labels_of, number_of
+from rankwise.runs.row_facts import TargetFacts
+
+MOST_CLASSES = 1000
+NAMES = "\nA classifier needs the columns text and label. Name yours with --text COLUMN and --label COLUMN."
+_WHOLE = re.compile(r"-?[0-9]{1,18}")
+
+
+@dataclass
+class _Labels:
+    """The labels that were read, with the place of the first row of each."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    sets: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    """Where rows have several labels: those of each row."""
+
+    def add(self, example: Example, *, several: bool) -> None:
+        names = labels_of(example) if several else (label_of(example),)
+        if several:
+            self.sets[tuple(sorted(names))] += 1
+        for label in names:
+            self.counts[label] += 1
+            self.first.setdefault(label, example.where)
+
+
+def read_targets(spec: DataConfig, config: ClassificationConfig) -> TargetFacts:
+    """DataError where rows have no label, too few classes, or labels of two kinds, with the first such row."""
+    labels, problems, several = _Labels(), list[str](), None
+    for example in examples_of(spec, problems):
+        if several is None:
+            several = config.targets == "several" or (config.targets == "auto" and example.labels is not None)
+        try:
+            if several and config.targets == "auto" and example.labels is None:
+                raise DataError(
+                    f"{example.where}: the label is one name, and other rows have lists of names. Write a list, or set "
+                    "classification.targets to several."
+                )
+            labels.add(example, several=several)
+        except DataError as error:
+            problems.append(str(error))
+    if problems and (spec.on_bad_row == "stop" or not (labels.counts or labels.sets)):
+        raise DataError(f"{together(problems)}{NAMES if any(NO_FORM in why for why in problems) else ''}")
+    if not labels.counts and not labels.sets:
+        raise DataError(f"{', '.join(source.path for source in spec.all_sources)}: has no rows.")
+    if labels.sets:
+        return _several(labels, spec, config)
+    return _numbers(labels, spec, config) if _are_numbers(labels, config) else _classes(labels, spec, config)
+
+
+def examples_of(spec: DataConfig, problems: list[str]) -> Iterator[Example]:
+    """All training rows that can be read; what is wrong with the others is added to the problems."""
+    for source in spec.all_sources:
+        reading = open_source(spec, source)
+        for chunk in reading.chunks():
+            yield from (example for row in chunk for example in row)
+        problems += [why for _, why in reading.skipped]
+
+
+def _are_numbers(labels: _Labels, config: ClassificationConfig) -> bool:
+    if config.targets != "auto":
+        return config.targets == "numbers"
+    numbers = {label: number_of(label) for label in labels.counts}
+    fractions = [label for label, value in numbers.items() if value is not None and not value.is_integer()]
+    others = [label for label, value in numbers.items() if value is None]
+    if fractions and others:
+        known = _first_row_of(labels, fractions[0])
+        raise DataError(
+            f"{labels.first[others[0]]}: the label is {shown(others[0])}, which is not a finite number; other labels "
+            f"are numbers with decimals ({known}). Correct it, or set classification.targets to "
+            "classes; or to numbers, and --on-bad-row skip leaves such rows out."
+        )
+    return bool(fractions)
+
+
+def _several(labels: _Labels, spec: DataConfig, config: ClassificationConfig) -> TargetFacts:
+    names, path = _ordered(labels, spec), ", ".join(source.path for source in spec.all_sources)
+    idle = ["class_weights"] * (config.class_weights is not None) + ["sampling"] * (config.sampling == "balanced")
+    if idle:
+        raise ConfigError([f"classification.{name} needs rows of one class each, and these have several. Leave it out."
+                           for name in idle])  # fmt: skip
+    if len(labels.counts) < 2:
+        only = f"only the label {shown(next(iter(labels.counts)))}" if labels.counts else "no label"
+        raise DataError(f"{path}: {only} is in any row, so there is nothing to learn. At least two classes are needed.")
+    if len(labels.sets) < 2:
+        raise DataError(f"{path}: every row has the same labels, so there is nothing to learn.")
+    if len(names) > MOST_CLASSES:
+        raise DataError(f"{path}: has {len(names):,} labels, and a classifier has at most {MOST_CLASSES:,} classes.")
+    return TargetFacts(classes=names, counts=tuple(labels.counts[name] for name in names), form="several")
+
+
+def _numbers(labels: _Labels, spec: DataConfig, config: ClassificationConfig) -> TargetFacts:
+    values: dict[str, float | None] = {label: number_of(label) for label in labels.counts}
+    wrong = next((label for label, value in values.items() if value is None), None)
+    numbers = [value for value in values.values() if value is not None]
+    if wrong is not None and (spec.on_bad_row == "stop" or not numbers):
+        raise DataError(f"{labels.first[wrong]}: the label is {shown(wrong)}; a finite number is expected.")
+    if len(set(numbers)) < 2:
+        raise DataError(
+            f"{next(iter(labels.first.values()))}: this and all other rows have the label {shown(next(iter(values)))}, "
+            "so there is nothing to learn. At least two different numbers are needed."
+        )
+    if config.class_weights is not None:
+        raise ConfigError(["classification.class_weights has no effect, since the labels are numbers. Leave it out."])
+    if config.sampling == "balanced":
+        raise ConfigError([
+            "classification.sampling is balanced, which needs classes, and the labels are numbers. Leave it out, or "
+            "set classification.targets to classes."
+        ])  # fmt: skip
+    return TargetFacts(low=min(numbers), high=max(numbers))
+
+
+def _classes(labels: _Labels, spec: DataConfig, config: ClassificationConfig) -> TargetFacts:
+    names = _ordered(labels, spec)
+    if len(labels.counts) < 2:
+        only = next(iter(labels.counts))
+        raise DataError(
+            f"{labels.first[only]}: this and all other rows have the label {shown(only)}, so there is nothing to "
+            "learn. At least two classes are needed."
+        )
+    if len(names) > MOST_CLASSES:
+        raise DataError(
+            f"{labels.first[names[0]]}: its label {shown(names[0])} is one of {len(names):,} different ones, and a "
+            f"classifier has at most {MOST_CLASSES:,} classes. For numbers on a scale, set classification.targets to "
+            "numbers."
+        )
+    counts = tuple(labels.counts[name] for name in names)
+    weights, balanced = weights_of(names, counts, config), config.sampling == "balanced"
+    return TargetFacts(classes=names, counts=counts, weights=weights, balanced=balanced)
+
+
+def _ordered(labels: _Labels, spec: DataConfig) -> tuple[str, ...]:
+    named = tuple(dict.fromkeys(name for source in spec.all_sources for name in source.labels))
+    others = [label for label in labels.counts if label not in named]
+    whole = all(_WHOLE.fullmatch(label) for label in others)
+    return (*named, *sorted(others, key=(lambda label: (int(label), label)) if whole else None))
+
+
+def balanced_weights(counts: tuple[int, ...]) -> tuple[float, ...]:
+    """n / (classes * n of the class), so that the mean over all rows is 1."""
+    present = sum(count > 0 for count in counts)
+    return tuple(sum(counts) / (present * count) if count else 1.0 for count in counts)
+
+
+def weights_of(names: tuple[str, ...], counts: tuple[int, ...], config: ClassificationConfig) -> tuple[float, ...]:
+    if config.class_weights is None:
+        return ()
+    if config.class_weights == "balanced":
+        return balanced_weights(counts)
+    unknown = [name for name in config.class_weights if name not in names]
+    if unknown:
+        raise ConfigError([
+            f"classification.class_weights names {shown(unknown[0])}, which is no class of these rows; they are "
+            f"{some(map(shown, names), 8)}.{did_you_mean(unknown[0], names)}"
+        ])  # fmt: skip
+    return tuple(float(config.class_weights.get(name, 1.0)) for name in names)
+
+
+def _first_row_of(labels: _Labels, label: str) -> str:
+    return f"{shown(label)} in {labels.first[label]}"

@@ -1,0 +1,1 @@
+"""Encoded rows: columns, and batches of them."""

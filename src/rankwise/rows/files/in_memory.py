@@ -1,0 +1,116 @@
+"""Rows that a Python program holds in memory, written to a file that training can read like any other.
+
+    rows_file([{"prompt": "2 + 2", "completion": "4"}]) -> runs/.rows/1f0c….jsonl
+
+A list of dicts, a pandas DataFrame or a `datasets.Dataset` becomes JSON lines. The file is named after the hash of its
+content, so the same rows are written once, the data report names it, and a run can be resumed, evaluated and reproduced
+after the program has ended. The numbers of a Dataset's ClassLabel column are written as the names of the classes.
+Neither pandas nor datasets is imported here: their objects are read as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from datetime import date, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from rankwise.errors import DataError, some
+from rankwise.rows.files.hub import with_names
+from rankwise.rows.files.in_memory_images import with_image_files
+from rankwise.rows.text.text_encoding import is_unicode
+from rankwise.system.files import write_atomic
+
+FOLDER = Path("runs") / ".rows"
+ACCEPTED = "a path, a list of dicts, a pandas DataFrame or a datasets.Dataset"
+
+
+def rows_file(rows: object) -> Path:
+    """Write the rows and return the file. DataError lists every value that JSON cannot hold, by row and column."""
+    records = _records(rows)
+    if not records:
+        raise DataError("the data given from Python has no rows.")
+    problems: list[str] = []
+    lines = [_line(number, record, problems) for number, record in enumerate(records)]
+    if problems:
+        raise DataError(f"the data given from Python cannot be written as JSON: {some(problems, 6)}.")
+    content = "".join(lines).encode()
+    file = FOLDER / f"{sha256(content).hexdigest()[:16]}.jsonl"
+    if not file.is_file():
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, content)
+    return file
+
+
+def _records(rows: object) -> list[Any]:
+    """The rows of any accepted container; DataError for everything else."""
+    library = type(rows).__module__.partition(".")[0]
+    if library == "pandas" and hasattr(rows, "to_dict") and hasattr(rows, "columns"):
+        return rows.to_dict("records")  # pyright: ignore[reportAttributeAccessIssue]
+    if library == "datasets" and isinstance(rows, Mapping):
+        splits = ", ".join(map(str, rows))
+        raise DataError(f"the data is a datasets.DatasetDict with the splits {splits}. Give one of them.")
+    if library == "datasets" and isinstance(rows, Iterable):
+        dataset: Any = rows
+        kinds: Mapping[str, Any] = getattr(rows, "features", None) or {}
+        labels = {name: kind.names for name, kind in kinds.items() if type(kind).__name__ == "ClassLabel"}
+        for name in [name for name, kind in kinds.items() if type(kind).__name__ == "Image"]:
+            dataset = dataset.cast_column(name, type(kinds[name])(decode=False))  # the bytes of each file
+        return [with_names(row, labels) for row in dataset]
+    if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
+        raise DataError(f"the data is of type {type(rows).__name__}. Give {ACCEPTED}.")
+    return list(rows)
+
+
+def _line(number: int, record: object, problems: list[str]) -> str:
+    if not isinstance(record, Mapping):
+        problems.append(f"row {number} is a {type(record).__name__} and not a dict")
+        return ""
+    record = with_image_files(record, f"row {number}", FOLDER, problems)
+    row = {
+        _text(str(name), f"row {number}, a column name", problems): _value(
+            value, f"row {number}, column {name!r}", problems
+        )
+        for name, value in record.items()
+    }
+    if len(row) < len(record):
+        problems.append(f"row {number} has two columns of the same name")
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _value(value: Any, where: str, problems: list[str]) -> Any:
+    """A value as JSON holds it: NumPy numbers as numbers, dates as ISO 8601 text, NaN and missing values as null."""
+    if hasattr(value, "item") and getattr(value, "shape", None) == ():
+        value = value.item()
+    if isinstance(value, str):
+        return _text(value, where, problems)
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else _not_finite(value, where, problems)
+    if isinstance(value, datetime | date):
+        return None if value != value else value.isoformat()
+    if isinstance(value, Mapping):
+        return {_text(str(name), where, problems): _value(part, where, problems) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_value(part, where, problems) for part in value]
+    if type(value).__name__ in ("NAType", "NaTType"):
+        return None
+    problems.append(f"{where} holds a {type(value).__name__}")
+    return None
+
+
+def _text(value: str, where: str, problems: list[str]) -> str:
+    """Half of a surrogate pair is not a character and cannot be written as UTF-8."""
+    if not is_unicode(value):
+        problems.append(f"{where} holds a lone surrogate, which is not text")
+    return value
+
+
+def _not_finite(value: float, where: str, problems: list[str]) -> None:
+    """NaN is how pandas writes a missing value; infinity is a mistake."""
+    if math.isinf(value):
+        problems.append(f"{where} is {value}")

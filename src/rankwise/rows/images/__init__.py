@@ -1,0 +1,1 @@
+"""Images of rows: decoded, resized, varied."""

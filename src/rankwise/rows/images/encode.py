@@ -1,0 +1,108 @@
+"""From image rows to encoded rows: decoded, resized as the model expects, with the class as the only target.
+
+An image is decoded once, before training, so what is wrong with one is known before the first step. The
+pixels of many images lie in a file without a name, of which the system reads pages as they are needed. Its space is
+free again when the last view is gone, also where the process is killed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rankwise.config.images import ImageProcessing
+from rankwise.errors import DataError
+from rankwise.rows.images.decode import decode
+from rankwise.rows.images.perceptual import record_of
+from rankwise.rows.images.processor import pixels_of
+from rankwise.rows.text.example import Example
+from rankwise.rows.text.outcome import Outcome
+from rankwise.rows.text.targets import RowTargets
+from rankwise.rows.text.tokenize import Tokens
+from rankwise.runs.row_facts import TargetFacts
+from rankwise.system.files import told_when_full, unnamed_file
+
+
+class PixelFile:
+    """Images (S, S, 3) uint8, one after another."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file: Any = None
+
+    def add(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Write images of one shape, and return views of them in the file."""
+        if not images:
+            return []
+        with told_when_full(self._folder):
+            if self._file is None:
+                self._file = unnamed_file(self._folder)
+            begin = self._file.seek(0, 2)
+            for image in images:
+                self._file.write(image.tobytes())
+            self._file.flush()
+        shape = (len(images), *images[0].shape)
+        return list(np.memmap(self._file, np.uint8, "r", begin, shape))
+
+
+@dataclass(frozen=True)
+class ImageEncoder:
+    processing: ImageProcessing
+    targets: TargetFacts | None
+    """None for images without labels, which are only to be predicted."""
+    file: PixelFile | None = None
+    """Where the pixels of many images lie that are in no column."""
+
+    @property
+    def limit(self) -> int:
+        """Every image has the same size."""
+        return self.processing.patches
+
+    @cached_property
+    def _targets(self) -> RowTargets | None:
+        return None if self.targets is None else RowTargets(self.targets)
+
+    def encode(self, examples: Sequence[Example]) -> list[Outcome]:
+        outcomes = [Outcome(example) for example in examples]
+        usable: list[tuple[Outcome, np.ndarray, float | None]] = []
+        for outcome in outcomes:
+            try:
+                target = None if self._targets is None else self._targets.of(outcome.example)
+                usable.append((outcome, self._pixels(outcome), target))
+            except DataError as error:
+                outcome.problem = str(error)
+        pixels = [pixels for _, pixels, _ in usable]
+        views = pixels if self.file is None else self.file.add(pixels)
+        for (outcome, _, target), view in zip(usable, views, strict=True):
+            outcome.sequences = [self._tokens(view, target, outcome.example.where)]
+            outcome.lengths = [self.limit]
+        return outcomes
+
+    def _pixels(self, outcome: Outcome) -> np.ndarray:
+        example = outcome.example
+        if example.image is None:
+            raise DataError(f"{example.where}: is a row without an image, and the model reads images.")
+        image = decode(example.image, example.where)
+        if self.targets is not None:
+            outcome.image = record_of(image)
+        return pixels_of(image.picture, self.processing)
+
+    def _tokens(self, pixels: np.ndarray, target: float | None, name: str) -> Tokens:
+        nothing = np.zeros(self.limit, np.int32)
+        return Tokens(nothing, nothing.astype(bool), target=target, image=pixels, name=name)
+
+
+def looked_at(example: Example) -> Outcome:
+    """Decode the image of a row without a model. A row of text stays as it is."""
+    outcome = Outcome(example)
+    if example.image is not None:
+        try:
+            outcome.image = record_of(decode(example.image, example.where))
+        except DataError as error:
+            outcome.problem = str(error)
+    return outcome

@@ -1,0 +1,386 @@
+"""Encoded rows (encoding.py) into what training reads, and the report on them.
+
+Which rows are held out (hold_out.py) and how often each is seen in a pass is decided here, so every row is encoded
+once. Without a tokenizer everything is reported that can be counted without tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from rankwise.config.base import shown
+from rankwise.errors import did_you_mean, some
+from rankwise.rows.encoded.row_order import BalancedOrder, Replay, ReplayOrder, repeats_of
+from rankwise.rows.encoded.sequences import EncodedRows, SelectedRows
+from rankwise.rows.encoding import Encoding, ReadRows, compares
+from rankwise.rows.files.hub import Part
+from rankwise.rows.files.licences import UNKNOWN, find_licence, normalised, strictest
+from rankwise.rows.forms.fields import FIELDS
+from rankwise.rows.forms.formats import ANSWER_FIELDS
+from rankwise.rows.forms.labels import Labels
+from rankwise.rows.forms.proposals import REASONS, can_be_typed, ignoring, literal_breaks, options_for
+from rankwise.rows.hold_out import MOST_LABELS, SourceRows, facts_of, hold_out, overlap_between
+from rankwise.rows.report.image_report import findings_of
+from rankwise.rows.report.report import Tally, advice_on, fatal_problems, left_out, warnings_of
+from rankwise.rows.report.unused import Unused
+from rankwise.rows.sources import Reading
+from rankwise.runs.data_report import DataReport, OverlapFacts, PartFacts, UnusedColumn, ValidationFacts
+from rankwise.runs.row_facts import HoldOutFacts
+
+PROMPT_FORMATS = ("prompt", "alpaca", "dolly", "input-output", "classification")
+"""Formats whose rows could be written with --prompt and --completion instead."""
+BESIDE_TEXT = {
+    "completion", "response", "answer", "answers", "output", "target", "summary", "sql", "translation", "fields",
+    "json", "extracted", "extraction",
+}  # fmt: skip
+"""Columns that are an answer by their name, so that rows of `text` would be trained on without it."""
+IS_ANSWER = "an answer, by its name"
+ANSWERS = (*ANSWER_FIELDS, "output", "label")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """`trained` and `measured` are numbers of sequences; `trained` holds one as often as a pass sees it."""
+
+    sequences: EncodedRows
+    trained: np.ndarray
+    measured: np.ndarray
+    data_report: DataReport
+    replay: Replay | None = None
+    """Rows that training shows among its own; None without replay."""
+
+    @property
+    def trained_rows(self) -> SelectedRows:
+        """The run's own."""
+        return SelectedRows(self.sequences, self.trained)
+
+    @property
+    def shown_rows(self) -> SelectedRows:
+        """The run's own, and behind them those that are replayed."""
+        if self.replay is None:
+            return self.trained_rows
+        return SelectedRows(self.sequences, np.concatenate([self.trained, self.replay.numbers]))
+
+    @property
+    def rows_in_pass(self) -> int:
+        """Rows that are shown in a pass over the run's own."""
+        return len(self.trained) + (0 if self.replay is None else self.replay.in_pass)
+
+    @property
+    def tokens_in_pass(self) -> int:
+        """With replay this is about right: its rows may have other lengths in each pass."""
+        own = self.trained_rows.tokens
+        if self.replay is None:
+            return own
+        others = SelectedRows(self.sequences, self.replay.numbers)
+        return own + others.tokens * self.replay.in_pass // len(others)
+
+    @property
+    def measured_rows(self) -> SelectedRows:
+        return SelectedRows(self.sequences, self.measured)
+
+    def with_references(self, values: np.ndarray) -> Prepared:
+        """The same pairs with the log-probabilities (N, 2) of their answers before training."""
+        return replace(self, sequences=replace(self.sequences, references=values))
+
+    def order(self, seed: int) -> BalancedOrder | ReplayOrder | None:
+        """Which of `shown_rows` is shown at each position of a training: None where each is shown once in a pass."""
+        if self.replay is not None:
+            return ReplayOrder(len(self.trained), len(self.replay.numbers), self.replay.share, seed)
+        targets, facts = self.sequences.targets, self.data_report.targets
+        if facts is None or not facts.balanced or targets is None:
+            return None
+        return BalancedOrder(targets[self.trained], seed)
+
+    @property
+    def widest(self) -> int:
+        """Inputs of the longest row; a row of two conversations has those of both."""
+        return int(np.concatenate([self.shown_rows.lengths, self.measured_rows.lengths]).max()) - 1
+
+    @property
+    def longest(self) -> int:
+        """Inputs of the longest sequence that is computed by itself."""
+        if self.data_report.pairs is None:
+            return self.widest
+        sides = [self.sequences.lengths_of_sides(numbers) for numbers in (self.trained, self.measured)]
+        return int(np.concatenate(sides).max()) - 1
+
+
+def prepared_of(work: Encoding, every: ReadRows) -> Prepared:
+    """The rows that were read, and the report on them."""
+    spec, targets = work.spec, work.targets
+    sequences = every.writer.rows()
+    trained, measured = every.trained, every.measured
+    candidates = [source.candidates(every.questions(spec)) for source in trained]
+    for source, chosen in zip(trained, hold_out(candidates, spec), strict=True):
+        source.apart = chosen
+    for source in measured:
+        source.apart = np.ones(len(source), bool)
+    rng = np.random.default_rng([spec.seed, 2])
+    none = np.empty(0, np.int64)
+    numbers = np.concatenate([none, *(source.weighted(rng) for source in trained)])
+    apart = np.concatenate([none, *(source.numbers(source.rows(apart=True)) for source in (*trained, *measured))])
+    chosen = facts_of(candidates, [source.apart for source in trained], spec)
+    compared = compares(spec) and (chosen is not None or bool(measured))
+    overlap = overlap_between(every.prompts, trained, measured) if compared else None
+    data_report = _data_report(work, every, len(numbers), overlap, chosen)
+    if targets is not None and targets.balanced and sequences.targets is not None:
+        repeats = repeats_of(sequences.targets[numbers], targets.classes)
+        data_report = data_report.model_copy(update={"class_repeats": repeats})
+    return Prepared(sequences, numbers, apart, data_report)
+
+
+def _data_report(
+    work: Encoding, every: ReadRows, trained: int, overlap: OverlapFacts | None, facts: HoldOutFacts | None
+) -> DataReport:
+    tally, apart, spec, targets, sources = every.tally, every.apart, work.spec, work.targets, every.trained
+    readings = [source.reading for source in (*sources, *every.measured)]
+    files = tuple(part_facts(reading, part) for reading in readings for part in reading.parts)
+    encodes, labels = work.encoder is not None, Labels.together(source.labels for source in sources)
+    unused = unused_columns(readings)
+    images = [image for source in sources for image in source.images]
+    findings = findings_of(images, [name for reading in readings for name in reading.passed_over]) if images else None
+    exact, near = tally.texts.repeats().counts if findings is None else findings.copies
+    tags = tally.tags.facts(encoded=encodes) if tally.tags.words else None
+    doubts = tally.meaning.doubts(labels, targets, spec.accept)
+    of_measured = Labels.together(source.labels for source in every.measured)
+    fatal = (*_fatal(work, tally, sources, trained, facts), *_fatal_of_validation(work, apart))
+    fatal += (*(doubt.refusal for doubt in doubts if doubt.stops), *problems(readings, unused)) if tally.used else ()
+    remarks = (
+        *literal_breaks(spec.all_sources, spec.system),
+        *(left_out(tally, spec) if not fatal else ()),
+        *(sentence(column) for column in unused if not column.stops),
+        *(warning for reading in readings for warning in reading.warnings()),
+        *warnings_of(tally, overlap, *((near, exact) if findings is None else (0, 0))),
+        *(findings.warnings if findings is not None else ()),
+        *(doubt.text for doubt in doubts if not doubt.stops),
+        *(tags.doubts() if tags is not None else ()),
+        *labels.remarks(),
+        *labels.without_rows(targets.classes if targets is not None else ()),
+        *labels.never_trained(facts),
+        *(f"validation rows: {warning}" for warning in warnings_of(apart, None, 0, 0)),
+        *(f"validation rows: {doubt.text}" for doubt in apart.meaning.doubts(of_measured, targets)),
+        *(f"validation {warning}" for warning in left_out(apart, spec) if not fatal),
+    )
+    return DataReport(
+        format=", ".join(dict.fromkeys(file.format for file in files if file.format)),
+        files=files,
+        left_aside=tuple(name for reading in readings for name in reading.left_aside),
+        model=work.model,
+        validation_rows=(facts.rows if facts is not None else 0) or apart.used,
+        hold_out=facts,
+        labels=dict(labels.counts.most_common(MOST_LABELS)) if labels else None,
+        distinct_labels=len(labels.counts) if labels else None,
+        validation=validation_of(apart, encodes) if spec.validation is not None else None,
+        duplicates=exact,
+        near_duplicates=near,
+        overlap=overlap,
+        licence=strictest(file.licence for file in files),
+        recipe=spec.recipe,
+        template=None if targets is not None else work.facts.template,
+        images=findings.facts if findings is not None else None,
+        image_processing=work.facts.processing,
+        pairs=work.facts.pairs and tally.pairs.facts(work.facts.pairs, tally.used),
+        tags=tags,
+        targets=targets,
+        encoder_decoder=work.facts.encoder_decoder,
+        unused_columns=unused,
+        doubts=tuple(doubts),
+        warnings=remarks,
+        fatal=fatal,
+        advice=(*advice_on(tally, spec), *advice_on(apart, spec)),
+        **counts_of(tally, encodes, targets is not None),
+    )
+
+
+def _fatal(
+    work: Encoding, tally: Tally, sources: Sequence[SourceRows], trained: int, facts: HoldOutFacts | None
+) -> list[str]:
+    """Why the training rows must not be trained on."""
+    spec = work.spec
+    name = ", ".join(dict.fromkeys(source.reading.source.path for source in sources))
+    remaining = trained if work.encoder is not None else tally.used - (facts.rows if facts is not None else 0)
+    fatal = fatal_problems(tally, spec, limit=work.limit, trained=remaining, name=name)
+    if spec.group is not None and facts is None and not fatal:
+        fatal += [f"{name}: all rows have the same {spec.group} (data.group), so none can become validation rows."]
+    return fatal or [problem for source in sources for problem in source.weighed_out()]
+
+
+def _fatal_of_validation(work: Encoding, apart: Tally) -> list[str]:
+    path = work.spec.validation.path if work.spec.validation is not None else None
+    return fatal_problems(apart, work.spec, limit=work.limit, trained=apart.used, name=path) if path else []
+
+
+def counts_of(tally: Tally, encodes: bool, classifies: bool) -> dict[str, Any]:
+    """What the report takes from the tally as it is; counts of tokens only where rows were encoded."""
+    counts: dict[str, Any] = {
+        "rows": tally.rows,
+        "used": tally.used,
+        "skipped": sum(tally.skipped.values()),
+        "skipped_why": dict(tally.skipped),
+        "skipped_rows": tuple(tally.skipped_rows),
+        "lengths": tally.length_facts(),
+        "masks": dict(tally.masks),
+        "template_parity": tally.unlike_asked == 0 if tally.sequences else None,
+        "unknown_special_tokens": dict(tally.unknown_special),
+        "replacement_characters": tally.replacements,
+        "system": tally.system,
+    }
+    of_tokens: dict[str, int | None] = {
+        "sequences": tally.sequences,
+        "tokens": tally.tokens,
+        "loss_tokens": tally.loss_tokens,
+        "eos_in_loss": tally.ended,
+        "truncated": tally.truncated,
+        "without_loss_tokens": tally.without_loss_tokens,
+        "template_parity_broken": tally.unlike_asked,
+        "double_start": tally.double_start,
+        "control_tokens_as_text": tally.control_tokens,
+    }
+    if classifies:  # no answer is written, so none is located or ended
+        counts["template_parity"] = None
+        of_tokens |= {"eos_in_loss": None, "template_parity_broken": None}
+    return counts | (of_tokens if encodes else dict.fromkeys(of_tokens))
+
+
+def validation_of(apart: Tally, encodes: bool) -> ValidationFacts:
+    return ValidationFacts(
+        rows=apart.rows,
+        used=apart.used,
+        skipped=sum(apart.skipped.values()),
+        skipped_why=dict(apart.skipped),
+        skipped_rows=tuple(apart.skipped_rows),
+        truncated=apart.truncated if encodes else None,
+        loss_tokens=apart.loss_tokens if encodes else None,
+    )
+
+
+def part_facts(reading: Reading, part: Part) -> PartFacts:
+    given = reading.source.licence or part.licence
+    found = find_licence(part.folder) if given is None and part.folder is not None else UNKNOWN
+    licence = normalised(given) if given is not None else found
+    return PartFacts(
+        name=part.name, sha256=part.identity(), format=part.format, rows=part.rows, licence=licence, layout=part.layout
+    )
+
+
+def unused_columns(readings: Sequence[Reading]) -> tuple[UnusedColumn, ...]:
+    """Facts about the unused columns of each source, over all its files."""
+    return tuple(one for reading in readings for one in _of_source(reading))
+
+
+def _of_source(reading: Reading) -> list[UnusedColumn]:
+    files: dict[str, list[str]] = {}
+    for file, unused in reading.unused.items():
+        for name in unused.columns:
+            files.setdefault(name, []).append(file)
+    return [_fact(name, among, reading) for name, among in files.items()]
+
+
+def _fact(name: str, files: Sequence[str], reading: Reading) -> UnusedColumn:
+    every = [(reading.unused[file], reading.unused[file].columns[name]) for file in files]
+    stopping = [(unused, column) for unused, column in every if column.stops(unused.judged)]
+    unused, column = (stopping or every)[0]
+    filled, rows = sum(column.filled for _, column in every), sum(unused.rows for unused, _ in every)
+    of_text = any(part.format == "text" and part.name in files for part in reading.parts)
+    is_answer = of_text and 2 * filled > rows and _is_answer(name)
+    return UnusedColumn(
+        column=name.encode(errors="backslashreplace").decode(),
+        file=files[0] if len(files) == 1 else reading.source.path,
+        filled=filled, rows=rows, example=column.example, stops=bool(stopping) or is_answer,
+        why=IS_ANSWER if is_answer else column.why(unused.judged),
+    )  # fmt: skip
+
+
+def _is_answer(name: str) -> bool:
+    return name.casefold() in BESIDE_TEXT or name.casefold().startswith("answer_")
+
+
+def sentence(fact: UnusedColumn) -> str:
+    return (
+        f"{fact.file}: the column {shown(fact.column)} is not used; {fact.filled:,} of {fact.rows:,} rows have a "
+        f"value, such as {fact.example} ({fact.why})"
+    )
+
+
+def problems(readings: Sequence[Reading], facts: Sequence[UnusedColumn]) -> list[str]:
+    """Why training stops: unused columns with text, and ignored columns that do not exist."""
+    stopping = list(dict.fromkeys(fact.column for fact in facts if fact.stops))
+    ways = _way_to_use(readings, stopping) if stopping else ""
+    them = "it" if len(stopping) == 1 else "them"
+    stops = [
+        f"{fact.file}: the column {shown(fact.column)} has {'values' if fact.why == IS_ANSWER else 'text'} in most "
+        f"rows, such as {fact.example}, but is not used; {ways}leave {them} out with {ignoring(stopping)} "
+        "(data.ignore_columns)."
+        for fact in facts
+        if fact.stops
+    ]
+    return [*stops, *_ignored_in_vain(readings)]
+
+
+def _way_to_use(readings: Sequence[Reading], stopping: Sequence[str]) -> str:
+    """How to use the columns, as part of a sentence; empty if the row format has no prompt."""
+    for reading in readings:
+        writable = [name for name in stopping if _is_writable(name, reading)]
+        rest = [name for name in stopping if name not in writable]
+        for part in reading.parts:
+            unused = reading.unused.get(part.name, Unused())
+            if part.format == "text" and reading.source.prompt is None and set(writable) & set(unused.columns):
+                return _of_text(reading, writable)
+            if reading.source.prompt is None and (
+                part.format not in PROMPT_FORMATS or not set(stopping) & set(unused.columns)
+            ):
+                continue
+            if not writable:
+                return "write its values as text into the file and use that, or "
+            if reading.source.prompt is not None:
+                return f"add {' '.join(f'{{{name}}}' for name in writable)} to --prompt (data.prompt), or "
+            return _typed(reading, unused, writable, f" {ignoring(rest)}" if rest else "")
+    return ""
+
+
+def _of_text(reading: Reading, columns: Sequence[str]) -> str:
+    """The flags that train on a column as the answer to the text, and not on the text alone."""
+    answer = next(filter(_is_answer, columns), columns[-1])
+    prompt = [reading.source.columns.get("text", "text"), *(name for name in columns if name != answer)]
+    return f"to train on it as the answer to the text, use {options_for(prompt, [answer])}, or "
+
+
+def _is_writable(name: str, reading: Reading) -> bool:
+    among = [unused.columns[name] for unused in reading.unused.values() if name in unused.columns]
+    return can_be_typed(name) and bool(among) and all(column.writable for column in among)
+
+
+def _typed(reading: Reading, unused: Unused, stopping: Sequence[str], more: str) -> str:
+    """The flags that use the columns, in the order of the file. Reasoning comes before the answer."""
+    ours = {theirs: field for field, theirs in reading.source.columns.items()}
+    fields = {name: ours.get(name, name) for name in unused.names if can_be_typed(name)}
+    answer = next((name for name, field in fields.items() if field in ANSWERS and name not in unused.columns), None)
+    reasons = [name for name in stopping if name.casefold() in REASONS]
+    question = [
+        name
+        for name, field in fields.items()
+        if (name in stopping and name not in reasons)
+        or (name not in unused.columns and field in FIELDS and field not in (*ANSWERS, "history"))
+    ]
+    if answer is None:
+        return ""
+    what = "it" if len(stopping) == 1 else "them"
+    how = f"put {what} before the answer with" if reasons == list(stopping) else f"add {what} to the prompt with"
+    how = how if not reasons or reasons == list(stopping) else f"use {what} with"
+    return f"{how} {options_for(question, [*reasons, answer])}{more}, or "
+
+
+def _ignored_in_vain(readings: Sequence[Reading]) -> list[str]:
+    names = dict.fromkeys(name for reading in readings for unused in reading.unused.values() for name in unused.names)
+    ignored = dict.fromkeys(name for reading in readings for name in reading.source.ignore_columns)
+    return [
+        f'data.ignore_columns names "{name}", but no row has this column; the columns are {some(map(shown, names), 8)}.'
+        f"{did_you_mean(name, names)}"
+        for name in ignored
+        if name not in names
+    ]

@@ -1,0 +1,373 @@
+"""What rows mean: counts of what can be read and yet is probably not what its author thinks.
+
+Each check is an entry of a table below: how it finds a row, the share of the rows from which it is said, what is said
+and what to do. Some look at one row while it is read, others at a digest of the question and of the answer of all rows
+together. A check whose rows teach nothing stops the training from a larger share on, unless data.accept names it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any, Literal
+
+import numpy as np
+
+from rankwise.errors import some
+from rankwise.rows.encoded.growing import Growing
+from rankwise.rows.forms.labels import Labels
+from rankwise.rows.report.secrets import holds_card, holds_email, holds_key, holds_password
+from rankwise.rows.text.example import Example
+from rankwise.runs.row_facts import Doubt, TargetFacts
+
+MISSING = frozenset({
+    "NaN", "nan", "None", "null", "NULL", "Null", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaT", "undefined", "-", "--",
+    "#REF!", "#VALUE!", "#DIV/0!", "#NAME?",
+})  # fmt: skip
+"""What programs write into cells without a value."""
+FEW = 10
+"""Of fewer rows nothing is said that is a share of all."""
+LONGER = 100
+"""Times the median length that one row is longer."""
+_INVISIBLE = re.compile("[\ufeff\u200b\u2060\u00ad]")
+_ONLY_INVISIBLE = re.compile("[\\s\ufeff\u200b-\u200d\u2060\u00ad]*")
+_AS_CP1252 = re.compile(
+    "[ÂÃ][\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]|â(?:€[\u0080-\u00bf™œžŸ˜“”¦¢¡]|\u0080[\u0080-\u00bf])|ï»¿"
+)
+_ENTITY = re.compile(r"&(?:amp|lt|gt|quot|apos|nbsp|[lr][sd]quo|[mn]dash|hellip|#\d{2,5}|#[xX][0-9A-Fa-f]{2,5});")
+_SHORTENED = re.compile(r"(?<![\w.])\d[.,]\d{2,5}E\+1\d(?!\w)")
+_COMMA = re.compile(r"[+-]?\d+,\d+|[+-]?\d{1,3}(?:\.\d{3})+,\d+")
+_THOUSANDS = re.compile(r"[+-]?(?:\d{2,3}\.\d{3}|\d{1,3}(?:\.\d{3}){2,}|\d{1,3}(?:,\d{3}){2,})")
+_DATE = re.compile(r"\d{4}-\d\d?-\d\d?(?:[T ][\d:.]+Z?)?|\d{1,2}[./]\d{1,2}[./](?:\d{4}|\d\d)")
+
+
+@dataclass(slots=True)
+class Row:
+    """A row while it is looked at. All but the first two are empty where it has not one question and one answer."""
+
+    text: str
+    example: Example
+    question: str = ""
+    """Without white space around it, as `bare` is the answer."""
+    answer: str = ""
+    bare: str = ""
+    other: str | None = None
+    """The answer of an earlier row that has another."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """`what` is said of some rows, and `advice` behind it."""
+
+    name: str
+    what: str
+    advice: str
+    rows: int = 1
+    """The fewest rows of which it is said, the smallest share of all, and the share from which it is not."""
+    least: float = 0.0
+    most: float = 2.0
+    stops: float | None = None
+    """The share of all rows from which training on them is refused, where the check is among those that may."""
+    finds: Callable[..., Any] = field(kw_only=True)
+    """Whether a row is such a one; or of all rows together, how many are, of how many it looks at, and an example."""
+    among: Literal["all", "answers", "labels", "texts", "pairs"] = field(default="answers", kw_only=True)
+    """The rows that are looked at. Whether answers are labels or texts is known at the end."""
+
+    def doubt(self, of: int, count: int, among: int, example: str, taken: str = "") -> Doubt | None:
+        """`count` rows among those that it looks at, `of` all."""
+        if count < self.rows or not self.least <= count / max(1, among) < self.most:
+            return None
+        return Doubt(
+            check=self.name, rows=count, of=of, example=example,
+            stops=self.stops is not None and count >= self.stops * of and of >= FEW,
+            text=f"rows that {self.what}: {count:,} of {of:,}, such as {example}. {self.advice.format(taken=taken)}",
+        )  # fmt: skip
+
+
+def _answer_in_question(row: Row) -> bool:
+    """Not where another answer stands there too, as in a list of what can be answered."""
+    bare, question = row.bare, row.question
+    if bare not in question or bare == question or not _stands_in(bare, question):
+        return False
+    return row.other is None or not _stands_in(row.other, question)
+
+
+def _stands_in(words: str, text: str) -> bool:
+    """Whether the words are no part of longer ones."""
+    begin = text.find(words)
+    while words and begin >= 0:
+        around = text[begin - 1 : begin] + text[begin + len(words) : begin + len(words) + 1]
+        if not any(sign.isalnum() or sign == "_" for sign in around):
+            return True
+        begin = text.find(words, begin + 1)
+    return False
+
+
+def _of_label(pattern: re.Pattern[str]) -> Callable[[Row], bool]:
+    return lambda row: len(row.answer) < 40 and pattern.fullmatch(row.bare) is not None
+
+
+def _of_text(pattern: re.Pattern[str]) -> Callable[[Row], bool]:
+    """Of signs that are not ASCII."""
+    return lambda row: not row.text.isascii() and pattern.search(row.text) is not None
+
+
+_REPEATS = "A model repeats what it was trained on. Remove them from the rows"
+_SPACE = "Remove the white space around the answers"
+CHECKS = (
+    Check("answer-in-prompt", "have their answer or label word for word in the prompt", "The model learns to copy it. "
+          "Leave it out of the prompt, unless the task is to find it there", rows=5, least=0.5, stops=0.9,
+          finds=_answer_in_question),
+    Check("prompt-as-answer", "have the prompt itself as their answer", "The model learns to repeat what it is given. "
+          "Take the answer from another column", rows=3, least=0.05, stops=0.9,
+          finds=lambda row: row.bare == row.question),
+    Check("answer-repeats-prompt", "have an answer that begins with the whole prompt", "The model learns to repeat "
+          "the question first. Remove it from the answers", rows=3, least=0.1,
+          finds=lambda row: row.bare != row.question != "" and row.bare.startswith(row.question)),
+    Check("missing-value", "have a placeholder for a missing value as their answer or label, such as None, NaN, N/A or "
+          "-", "Programs write these into empty cells. Leave such rows out, or write what is meant", rows=3,
+          finds=lambda row: row.bare in MISSING),
+    Check("invisible-answer", "have an answer that consists only of invisible characters", "Leave such rows out",
+          finds=lambda row: _ONLY_INVISIBLE.fullmatch(row.answer) is not None),
+    Check("leading-space", "have an answer that begins with white space, unlike the others", _SPACE, rows=3, least=0.02,
+          most=0.95, finds=lambda row: row.answer[:1].isspace()),
+    Check("trailing-space", "have an answer that ends with a space, which the model learns to write", _SPACE, rows=3,
+          least=0.02, finds=lambda row: row.answer.rstrip("\r\n")[-1:] in ("\u00a0", *" \t")),
+    Check("trailing-line-end", "have an answer that ends with a line end, unlike the others", _SPACE, rows=3,
+          least=0.02, most=0.95, finds=lambda row: row.answer.endswith("\n")),
+    Check("decimal-commas", "have a number with a decimal comma as their label", "{taken}. Write numbers on a scale "
+          "with a point: 1234.5", rows=3, least=0.1, among="labels", finds=_of_label(_COMMA)),
+    Check("thousands", "have a label that may be a number with thousands separators, such as 12.345 for 12345",
+          "{taken}. Write numbers without separators", rows=3, least=0.3, among="labels", finds=_of_label(_THOUSANDS)),
+    Check("dates", "have a date as their label", "{taken}. Write a number, such as the year or the days since a day, "
+          "if the order of the dates matters", rows=3, least=0.1, among="labels", finds=_of_label(_DATE)),
+    Check("shortened-numbers", "have a long number that a spreadsheet has shortened, such as 1.23457E+15", "Its last "
+          "digits are lost. Export the column as text", among="all",
+          finds=lambda row: "E+1" in row.text and _SHORTENED.search(row.text) is not None),
+    Check("invisible-characters", "have invisible characters in their text (byte order marks, zero-width spaces)",
+          "They become tokens of their own. Remove them", rows=2, least=0.005, among="all", finds=_of_text(_INVISIBLE)),
+    Check("wrong-encoding", "have text that was decoded wrongly, such as Ã© for é or â€™ for an apostrophe",
+          "Read the original file as UTF-8 and save it again", among="all", finds=_of_text(_AS_CP1252)),
+    Check("html-entities", "have HTML entities in their text, such as &amp; or &#39;", "The model learns to write "
+          "them. Replace them with the characters that they stand for", rows=2, least=0.005, among="all",
+          finds=lambda row: "&" in row.text and "</" not in row.text and _ENTITY.search(row.text) is not None),
+    Check("keys", "have what looks like a key or token of a service", _REPEATS, among="all",
+          finds=lambda row: holds_key(row.text)),
+    Check("passwords", "have what looks like a password", _REPEATS, among="all",
+          finds=lambda row: holds_password(row.text)),
+    Check("card-numbers", "have what looks like the number of a payment card", _REPEATS, among="all",
+          finds=lambda row: holds_card(row.text)),
+    Check("e-mail-addresses", "have e-mail addresses", _REPEATS, among="all", finds=lambda row: holds_email(row.text)),
+    Check("some-with-system", "have a system message, and the others have none", "Generation then uses none. Give "
+          "all rows the same one with --system, or remove it from all", rows=3, least=0.05, most=0.95, among="all",
+          finds=lambda row: row.example.system is not None),
+    Check("chosen-longer", "are pairs whose chosen answer is the longer one", "The model may learn nothing but to "
+          "write more. Add pairs whose better answer is the shorter one", rows=20, least=0.95, among="pairs",
+          finds=lambda row: len(row.example.messages[-1].content) > len(row.example.rejected[-1].content)),
+    Check("chosen-shorter", "are pairs whose chosen answer is the shorter one", "The model may learn nothing but to "
+          "write less. See whether chosen and rejected are exchanged", rows=20, least=0.95, among="pairs",
+          finds=lambda row: len(row.example.messages[-1].content) < len(row.example.rejected[-1].content)),
+)  # fmt: skip
+AMONG = {among: tuple(check for check in CHECKS if check.among in (among, others))
+         for among, others in (("all", ""), ("answers", "labels"), ("pairs", ""))}  # fmt: skip
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode(errors="backslashreplace"), digest_size=8).digest())
+
+
+@dataclass
+class Meaning:
+    """What is counted of rows of text."""
+
+    rows: Counter[str] = field(default_factory=Counter)
+    """Rows that each check finds, and among "all", "answers" and "pairs" it looks at."""
+    first: dict[str, str] = field(default_factory=dict)
+    """`file:line` of the first row that each check finds."""
+    files: dict[str, int] = field(default_factory=dict)
+    """The number of each."""
+    exchanges: Growing = field(default_factory=lambda: Growing(np.uint64, 4))
+    """(N, 4) of rows with one question and one answer: digests of both, the number of the file, and the line."""
+    lengths: Growing = field(default_factory=lambda: Growing(np.int32))
+    """Characters of each row."""
+    longest: tuple[int, str] = (0, "")
+    _last: str | None = None
+    _other: str | None = None
+
+    def read(self, rows: Sequence[Sequence[Example]], texts: Sequence[str]) -> None:
+        self.lengths.extend([len(text) for text in texts])
+        exchanges: list[tuple[int, int, int, int]] = []
+        for examples, text in zip(rows, texts, strict=True):
+            first = examples[0]
+            self._count(AMONG["all"], Row(text if first.system is None else f"{text}\n{first.system}", first))
+            if len(text) > self.longest[0]:
+                self.longest = len(text), first.where
+            for example in examples if len(examples) == 1 or not first.alternatives else examples[:1]:
+                if example.rejected:
+                    self._count(AMONG["pairs"], Row(text, example))
+                    self.rows["pairs"] += 1
+                elif (turns := _exchange(example)) is not None:
+                    exchanges.append(self._answered(text, example, *turns))
+            self.rows["all"] += 1
+        self.exchanges.extend(np.array(exchanges, np.uint64).reshape(-1, 4))
+
+    def _count(self, checks: Sequence[Check], row: Row) -> None:
+        for check in checks:
+            if check.finds(row):
+                self.rows[check.name] += 1
+                self.first.setdefault(check.name, row.example.where)
+
+    def _answered(self, text: str, example: Example, question: str, answer: str) -> tuple[int, int, int, int]:
+        row = Row(text, example, question := question.strip(), answer, bare := answer.strip())
+        if self._last is not None and self._last != bare:
+            self._other = self._last
+        self._last = bare
+        row.other = self._other if self._other != bare else None
+        self._count(AMONG["answers"], row)
+        self.rows["answers"] += 1
+        file, _, line = example.where.rpartition(":")
+        number = line.partition(" ")[0]
+        file, number = (file, int(number)) if number.isdecimal() else (example.where, 0)
+        asks = _digest(question.lower()) ^ (_digest(example.system) if example.system else 0)
+        return asks, _digest(bare.lower()), self.files.setdefault(file, len(self.files)), number
+
+    def doubts(self, labels: Labels, targets: TargetFacts | None, accepted: Sequence[str] = ()) -> list[Doubt]:
+        """What is to be said of all rows; checks that are accepted stop nothing."""
+        are_labels, of = bool(labels) or targets is not None, max(self.rows["all"], self.rows["answers"])
+        taken = "Each is taken as a name, so as a class of its own"
+        if targets is None or not targets.classes:
+            taken = "They are learned as texts" if targets is None else "They are read as numbers"
+        among = {**self.rows, "labels": self.rows["answers"] if are_labels else 0}
+        every = [check.doubt(of, self.rows[check.name], among[check.among], self.first[check.name], taken)
+                 for check in CHECKS if check.name in self.first and among.get(check.among)]  # fmt: skip
+        others = "texts" if are_labels else "labels"
+        every += [one.doubt(of, *one.finds(self, labels, targets)) for one in SURVEYS if of and one.among != others]
+        warns = {*accepted, *([] if are_labels else ["answer-in-prompt"]), *([] if targets else ["label-of-each-row"])}
+        return [one.model_copy(update={"stops": one.stops and one.check not in warns}) for one in every if one]
+
+    @property
+    def table(self) -> np.ndarray:
+        """The exchanges."""
+        return self.exchanges.view().array
+
+    def where(self, number: int) -> str:
+        _, _, file, line = self.table[number].tolist()
+        return f"{[*self.files][file]}:{line}" if line else [*self.files][file]
+
+
+def _exchange(example: Example) -> tuple[str, str] | None:
+    """The question and the answer of a row that has no other turns."""
+    turns = example.messages[1:] if example.system is not None else example.messages
+    if len(turns) != 2 or example.tools or example.tagged is not None or turns[1].tool_calls:
+        return None
+    return (turns[0].whole, turns[1].content) if turns[0].role == "user" else None
+
+
+_Occurrence = tuple[int, int, str]
+
+
+def _conflicts(meaning: Meaning, *_: object) -> _Occurrence:
+    """Rows with the question of another row and not its answer; the example are the first three of them."""
+    questions, answers = meaning.table[:, 0], meaning.table[:, 1]
+    order = np.lexsort((answers, questions))
+    same = questions[order][1:] == questions[order][:-1]
+    group = np.concatenate([[0], np.cumsum(~same)]) if len(order) else order
+    differs = np.flatnonzero(same & (answers[order][1:] != answers[order][:-1]))
+    rows = np.sort(order[np.isin(group, group[differs])])
+    firsts = np.sort(np.unique(questions[rows], return_index=True)[1])[:3]
+    others = [rows[(questions[rows] == questions[row]) & (answers[rows] != answers[row])][0] for row in rows[firsts]]
+    pairs = zip(map(meaning.where, rows[firsts]), map(meaning.where, others), strict=True)
+    return len(rows), len(order), ", ".join(map(" and ".join, pairs))
+
+
+def _one_answer(meaning: Meaning, *_: object) -> _Occurrence:
+    rows, of = meaning.table, meaning.rows["all"]
+    same = FEW <= len(rows) == of and len(np.unique(rows[:, 1])) == 1
+    return (of, of, meaning.where(0)) if same else (0, of, "")
+
+
+def _label_of_each(_: Meaning, labels: Labels, targets: TargetFacts | None) -> _Occurrence:
+    counts, named = labels.counts, labels.named if targets is None else bool(targets.classes)
+    if not labels or not named or counts.total() < FEW or max(map(len, counts)) > 60:
+        return 0, 0, ""
+    rare = [label for label, count in counts.items() if count == 1]
+    return len(rare), counts.total(), labels.first[rare[0]] if rare else ""
+
+
+def _exchanged(meaning: Meaning, *_: object) -> _Occurrence:
+    questions, answers = meaning.table[:, 0], meaning.table[:, 1]
+    numbers = np.flatnonzero(np.isin(questions, answers) & (questions != answers))
+    return len(numbers), len(questions), meaning.where(numbers[0]) if len(numbers) else ""
+
+
+def _too_long(meaning: Meaning, *_: object) -> _Occurrence:
+    lengths, (longest, example) = meaning.lengths.view().array, meaning.longest
+    alone = len(lengths) >= 2 * FEW and longest > LONGER * np.median(lengths)
+    return int((lengths > LONGER * np.median(lengths)).sum()) if alone else 0, len(lengths), example
+
+
+SURVEYS = (
+    Check("contradicting-labels", "have the text of another row and another label", "At most one of them can be "
+          "right. Correct the labels, or leave such rows out", rows=2, finds=_conflicts, among="labels"),
+    Check("several-answers", "have the prompt of another row and another answer", "Correct those that are wrong. "
+          "If all are right, write them as a list in one row, so that evaluation accepts each", rows=2, least=0.01,
+          most=0.5, finds=_conflicts, among="texts"),
+    Check("answers-to-each-prompt", "have the prompt of another row and another answer", "If several answers are "
+          "right, write them as a list in one row: evaluation then accepts each, and data.alternatives=each trains on "
+          "each. If only one is right, correct the others", least=0.5, finds=_conflicts,
+          among="texts"),
+    Check("one-answer", "all have the same answer", "The model learns to give it whatever is asked. Take the answer "
+          "from another column", stops=1.0, finds=_one_answer),
+    Check("label-of-each-row", "have a label that no other row has", "Numbers on a scale need "
+          "classification.targets=numbers, and identifiers are no labels: name another column", least=0.5, stops=0.9,
+          finds=_label_of_each),
+    Check("label-of-one-row", "are the only one with their label", "A single row is trained on or measured, never "
+          "both. Add rows of that label, or give the row a wider one", most=0.5, finds=_label_of_each),
+    Check("exchanged-columns", "have the answer of another row as their prompt", "Columns may be exchanged in a part "
+          "of the file. Look at the first such row and those around it", rows=3, least=0.02, finds=_exchanged),
+    Check("much-longer-row", f"are more than {LONGER} times as long as the median", "Two rows may have run together, "
+          "for example after a quote that is never closed", most=0.1, finds=_too_long),
+)  # fmt: skip
+STOPPING = tuple(check.name for check in (*CHECKS, *SURVEYS) if check.stops is not None)
+
+
+@dataclass
+class RawCounts:
+    """What shows in the cells of rows alone, and is gone once they are read."""
+
+    headers: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    """Rows with each kind of label."""
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, row: Any, where: str, label: str) -> None:
+        if not isinstance(row, dict):
+            return
+        name, value = next(iter(row.items()), ("", None))
+        if isinstance(value, str) and name == value and all(value == name or not value for name, value in row.items()):
+            self.headers += 1
+            self.first.setdefault("headers", where)
+        if label in row and (kind := _kind(row[label])):
+            self.kinds[kind] += 1
+            self.first.setdefault(kind, where)
+
+    def warnings(self, rows: int) -> Iterator[str]:
+        if self.headers:
+            yield (
+                f"rows that repeat the names of the columns: {self.headers:,} of {rows:,}, such as "
+                f"{self.first['headers']}. Files may have been joined together with their header lines. Delete these"
+            )
+        if len(self.kinds) > 1 and ("text" in self.kinds or "number with decimals" not in self.kinds):
+            listed = some(f"{kind} ({count:,} rows, first {self.first[kind]})" for kind, count in self.kinds.items())
+            yield f'labels are written in several ways, and 1, 1.0 and "1" are one label: {listed}'
+
+
+def _kind(label: Any) -> str | None:
+    if isinstance(label, str):
+        return "text"
+    if isinstance(label, float):
+        return "whole number as 1.0" if label.is_integer() else "number with decimals"
+    return "whole number" if isinstance(label, int) and not isinstance(label, bool) else None

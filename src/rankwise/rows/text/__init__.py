@@ -1,0 +1,1 @@
+"""Texts of rows: tokenizers, templates, masks."""

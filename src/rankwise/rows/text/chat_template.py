@@ -1,0 +1,286 @@
+"""Chat templates: the model's own, a recipe's, a plain one, or the one that a run has stored.
+
+All of them are Jinja, rendered as transformers does in a process with limits (rows/text/template_process.py). Templates
+that can write a model's reasoning are told not to, in training and at inference alike, unless rows with reasoning are
+trained on (data.reasoning). A model without a template gets a plain one, so that a base model can be trained and used:
+"User: …\nAssistant: …" with the model's end token after each answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+from hashlib import sha256
+from typing import Any
+
+from rankwise.config.data import Reasoning
+from rankwise.config.recipe import Recipe
+from rankwise.errors import TemplateError
+from rankwise.rows.text.example import Message
+from rankwise.rows.text.many_answers import COMPARED, answers_of, compared
+from rankwise.rows.text.plain_conversations import plain_conversation
+from rankwise.rows.text.reasoning import OPEN, may_be_thought, without_thought
+from rankwise.rows.text.template_probe import Shown, Span
+from rankwise.rows.text.template_process import Cut, Result, render_conversations
+from rankwise.rows.text.tokenizer import HubTokenizer
+from rankwise.rows.text.written import Conversation, Written
+from rankwise.runs.data_report import TemplateFacts
+
+PROBE = "an answer like no other"
+REWRITING = ("last_query_index", ".split('</think>')", '.split("</think>")')
+"""Parts of the templates of Qwen3, QwQ, DeepSeek-R1 and models made from them. These templates remove the thoughts from
+all answers but the last, or write an empty thought before it."""
+MARKS = re.compile(r"\{%-?\+?\s*generation\s*-?\+?%\}")
+PLAIN = """\
+{%- for message in messages -%}
+{%- if message.role == 'assistant' -%}
+Assistant:{% generation %}{{ ' ' + message.content + eos_token }}{% endgeneration %}{{ '\\n' }}
+{%- elif message.role == 'tool' -%}
+{{ raise_exception('this model has no chat template, so it knows no tools') }}
+{%- else -%}
+{{ {'system': 'System', 'user': 'User'}[message.role] + ': ' + message.content + '\\n' }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}Assistant:{%- endif -%}
+"""
+
+
+class ChatTemplate:
+    """A chat template. `source` is its Jinja text, or several by name; "tool_use" is for conversations with tools."""
+
+    def __init__(
+        self, tokenizer: HubTokenizer, source: str | Mapping[str, str], kind: str, *,
+        ends: Sequence[str] | None = None, start: str = "", reasoning: Reasoning = "none",
+    ) -> None:  # fmt: skip
+        self.tokenizer = tokenizer
+        self.reasoning: Reasoning = reasoning
+        self.kind = kind
+        self.start = tokenizer.start
+        self._sources = {"default": source} if isinstance(source, str) else dict(source)
+        self._prefix = start
+        self.shapes: dict[Any, Shown] = {}
+        self._placed: dict[str, bool] = {}
+        named = tokenizer.hub.special_tokens_map.items()
+        self._special = {name: token for name, token in named if isinstance(token, str)}
+        if tokenizer.end_tokens:
+            self._special["eos_token"] = tokenizer.end_tokens[0]
+        self._values = {"enable_thinking": self.thinks, **self._special}
+        self.ends = tuple(dict.fromkeys((*tokenizer.end_tokens, *self._end_after_answer()) if ends is None else ends))
+
+    @classmethod
+    def of_model(cls, tokenizer: HubTokenizer) -> ChatTemplate:
+        own = tokenizer.hub.chat_template
+        if not own:
+            return cls(tokenizer, PLAIN, "plain", ends=tokenizer.end_tokens, start=tokenizer.start)
+        return cls(tokenizer, own, "model")
+
+    @classmethod
+    def of_recipe(cls, tokenizer: HubTokenizer, recipe: Recipe) -> ChatTemplate:
+        own = tokenizer.end_tokens[:1]
+        ends = [end for name in recipe.ends for end in (own if name == "eos_token" else [name])]
+        if not ends:
+            raise TemplateError(
+                f"the recipe {recipe.name} ends answers with the model's end token, but the model has none."
+            )
+        return cls(tokenizer, recipe.template, f"recipe {recipe.name}", ends=ends, start=tokenizer.start)
+
+    @classmethod
+    def of_data_report(cls, tokenizer: HubTokenizer, facts: TemplateFacts) -> ChatTemplate:
+        return cls(tokenizer, facts.sources, facts.kind, ends=facts.ends, start=facts.start, reasoning=facts.reasoning)
+
+    def with_reasoning(self, reasoning: Reasoning) -> ChatTemplate:
+        """The same template, asked to reason unless `reasoning` is none."""
+        if reasoning == self.reasoning:
+            return self
+        facts = self.facts.model_copy(update={"reasoning": reasoning})
+        return ChatTemplate.of_data_report(self.tokenizer, facts)
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model is asked to reason."""
+        return self.reasoning != "none"
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """The special tokens that the template is given, by name."""
+        return dict(self._special)
+
+    @property
+    def facts(self) -> TemplateFacts:
+        return TemplateFacts(
+            kind=self.kind,
+            sources=self._sources,
+            sha256=self.identity,
+            ends=tuple(self.ends),
+            start=self._prefix,
+            reasoning=self.reasoning,
+        )
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash of everything that decides the rendered text, including the special tokens that the template names."""
+        pairs = [*sorted(self._sources.items()), *sorted(self._special.items())]
+        parts = [
+            *([self.reasoning] if self.thinks else []),
+            self._prefix,
+            *self.ends,
+            *(part for pair in pairs for part in pair),
+        ]
+        return sha256("\0".join(parts).encode()).hexdigest()
+
+    @cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids of the ends that are a single token, and for the model's own template those that its config names."""
+        alone = [ids for end in self.ends if len(ids := self.tokenizer.encode(end)) == 1]
+        settings = self.tokenizer.end_ids if self.kind in ("model", "plain") else ()
+        return tuple(dict.fromkeys((*settings, *(ids[0] for ids in alone))))
+
+    @cached_property
+    def end_texts(self) -> tuple[str, ...]:
+        """The ends that are several tokens."""
+        return tuple(end for end in self.ends if len(self.tokenizer.encode(end)) > 1)
+
+    @property
+    def rewrites(self) -> bool:
+        return any(sign in source for source in self._sources.values() for sign in REWRITING)
+
+    def holds_control_token(self, content: str) -> bool:
+        return self.tokenizer.holds_special(content)
+
+    def guarded(self, content: str) -> str:
+        return self.tokenizer.guarded(content)
+
+    def text(self, messages: Sequence[Message], tools: Sequence[Any] = (), *, answer_next: bool = False) -> str:
+        return self._one(messages, tools, answer_next=answer_next).text(len(messages), answer_next=answer_next)
+
+    def marked(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> tuple[str, list[Span]]:
+        written = self._one(messages, tools)
+        return written.whole, written.spans
+
+    def controls(self, text: str) -> int:
+        return self.tokenizer.count_special(text)
+
+    def answer_text(self, ids: Sequence[int]) -> str:
+        """The readable text of generated ids, without special tokens, the end, the template's own spaces, and reasoning
+        that the model was asked for."""
+        text = self._readable(ids)
+        place = self._end_text_at(text)
+        before, behind = self._around
+        return (text.removesuffix(behind) if place is None else text[:place].rstrip()).removeprefix(before)
+
+    def _readable(self, ids: Sequence[int]) -> str:
+        text = self.tokenizer.readable(ids)
+        return without_thought(text) if self.thinks else text
+
+    def streamed_text(self, ids: Sequence[int]) -> str:
+        """The part of the answer that later ids cannot change. A possible beginning of an end text is left out."""
+        if self.thinks and may_be_thought(self.tokenizer.readable(ids), self._opens):
+            return ""
+        if not (self.end_texts or self._around[1]) or self.has_end_text(ids):
+            return self.answer_text(ids)
+        text = self._readable(ids)
+        sizes = (size for end in self.end_texts for size in range(1, len(end)) if text.endswith(end[:size]))
+        return text[: len(text) - max(sizes, default=0)].rstrip().removeprefix(self._around[0])
+
+    def has_end_text(self, ids: Sequence[int]) -> bool:
+        return bool(self.end_texts) and self._end_text_at(self.tokenizer.readable(ids)) is not None
+
+    def _end_text_at(self, text: str) -> int | None:
+        return min((place for end in self.end_texts if (place := text.find(end)) >= 0), default=None)
+
+    @cached_property
+    def _around(self) -> tuple[str, str]:
+        """White space in the loss that is not part of an answer: before the answer, and between answer and end."""
+        whole, spans = self._probed
+        before, _, behind = whole.partition(PROBE)
+        in_loss = (
+            before[spans[0][0] :] if spans else before.removeprefix(self._probe_prompt) if self._probe_prompt else ""
+        )
+        return in_loss if in_loss.isspace() else "", behind[: len(behind) - len(behind.lstrip())]
+
+    @cached_property
+    def _opens(self) -> bool:
+        """Whether the prompt begins the reasoning."""
+        return self._probe_prompt.rstrip().endswith(OPEN)
+
+    @cached_property
+    def _probed(self) -> tuple[str, list[Span]]:
+        """A short conversation as the template writes it; empty if the template refuses it."""
+        try:
+            return self._unprefixed([Message("user", "?"), Message("assistant", PROBE)])
+        except TemplateError:  # rendering the real conversation reports the reason
+            return "", []
+
+    @cached_property
+    def _probe_prompt(self) -> str:
+        """The prompt of this short conversation."""
+        try:
+            return self._unprefixed([Message("user", "?")], answer_next=True)[0]
+        except TemplateError:
+            return ""
+
+    def _unprefixed(self, messages: Sequence[Message], *, answer_next: bool = False) -> tuple[str, list[Span]]:
+        return replace(self._one(messages, answer_next=answer_next), prefix="").result(len(messages), answer_next)
+
+    def _has_place(self, source: str) -> bool:
+        """Whether the template writes a context itself. Otherwise it is written below the question."""
+        if source not in self._placed:
+            self._placed[source] = "context" in source  # used by the rendering below
+            if self._placed[source]:
+                try:
+                    asked = [Message("user", "?", PROBE), Message("assistant", "!")]
+                    self._placed[source] = PROBE in self.text(asked)
+                except TemplateError:
+                    self._placed[source] = False
+        return self._placed[source]
+
+    def _end_after_answer(self) -> list[str]:
+        """The special token that the template writes after an answer. Some models' configs do not name it."""
+        first = self.tokenizer.encode(self._probed[0].partition(PROBE)[2].lstrip())[:1]
+        return [self.tokenizer.special[token] for token in first if token in self.tokenizer.special]
+
+    def written(self, conversations: Sequence[Conversation]) -> list[Written]:
+        """Conversations, each whole and up to each of its answers, all rendered together."""
+        return self._written(conversations, self._cuts)
+
+    def _cuts(self, messages: Sequence[Message]) -> list[Cut]:
+        """The whole, each prompt and, unless marks say where it ends, each answer; of very many, some prompts alone."""
+        answers = answers_of(messages)
+        known = len(answers) > COMPARED or (self._marks and self.reasoning == "none")
+        ends = [] if known else [index + 1 for index in answers if index + 1 < len(messages)]
+        return [
+            (len(messages), False),
+            *((index, True) for index in compared(answers)),
+            *((end, False) for end in ends),
+        ]
+
+    @cached_property
+    def _marks(self) -> bool:
+        return any(MARKS.search(source) for source in self._sources.values())
+
+    def _written(
+        self, conversations: Sequence[Conversation], cuts: Callable[[Sequence[Message]], list[Cut]]
+    ) -> list[Written]:
+        """Those with tools and those without may have templates of their own."""
+        written: dict[int, Written] = {}
+        for name in ("default", "tool_use"):
+            own = {at: one for at, one in enumerate(conversations) if bool(one[1]) == (name == "tool_use")}
+            source = self._sources.get(name) or self._sources["default"]
+            shows_context = bool(own) and self._has_place(source)
+            asked = [plain_conversation(messages, tools, cuts(messages), self.guarded, shows_context=shows_context)
+                     for messages, tools in own.values()]  # fmt: skip
+            results = render_conversations(source, self._values, asked)
+            for (at, (messages, tools)), one, texts in zip(own.items(), asked, results, strict=True):
+                known = dict(zip(one.cuts, texts, strict=True))
+                written[at] = Written(messages, self._prefix, known, partial(self._cut, messages, tools))
+        return [written[at] for at in range(len(conversations))]
+
+    def _cut(self, messages: Sequence[Message], tools: Sequence[Any], cut: Cut) -> Result:
+        (written,) = self._written([(messages, tools)], lambda _: [cut])
+        return written.results[cut]
+
+    def _one(self, messages: Sequence[Message], tools: Sequence[Any] = (), *, answer_next: bool = False) -> Written:
+        (written,) = self._written([(messages, tools)], lambda _: [(len(messages), answer_next)])
+        return written

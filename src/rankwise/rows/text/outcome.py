@@ -1,0 +1,63 @@
+"""What became of an example when it was encoded: token sequences, or a problem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from rankwise.errors import DataError
+from rankwise.rows.text.example import Example, ImageRecord
+from rankwise.rows.text.tokenize import Tokens
+
+_Read = TypeVar("_Read")
+
+
+@dataclass
+class Outcome:
+    """The result of encoding one example."""
+
+    example: Example
+    sequences: list[Tokens] = field(default_factory=list)
+    methods: list[str] = field(default_factory=list)
+    """How the answers were located, for each sequence: marks, prefix, text, or apart."""
+    lengths: list[int] = field(default_factory=list)
+    """Number of tokens of each sequence, before any was cut or left out."""
+    truncated: int = 0
+    without_loss_tokens: int = 0
+    unlearned_words: int = 0
+    """Where words have tags: words without a first token of their own."""
+    cut_words: int = 0
+    """And words behind the end of a text that was cut."""
+    too_long: int = 0
+    tied: int = 0
+    """Pairs whose two answers are the same tokens."""
+    problem: str | None = None
+    image: ImageRecord | None = None
+    """What is known of an image's row."""
+
+    @property
+    def unlike_asked(self) -> bool:
+        return not all(sequence.as_asked for sequence in self.sequences)
+
+
+def read_each(
+    examples: Sequence[Example], read: Callable[[Example], _Read]
+) -> tuple[list[Outcome], list[tuple[Outcome, _Read]]]:
+    """An outcome for each example, and what was read of those that nothing is wrong with."""
+    outcomes, usable = [Outcome(example) for example in examples], list[tuple[Outcome, _Read]]()
+    for outcome in outcomes:
+        try:
+            usable.append((outcome, read(outcome.example)))
+        except DataError as error:
+            outcome.problem = str(error)
+    return outcomes, usable
+
+
+class RowEncoder(Protocol):
+    """Turns examples into encoded rows of at most `limit` tokens."""
+
+    @property
+    def limit(self) -> int: ...
+
+    def encode(self, examples: Sequence[Example]) -> list[Outcome]: ...

@@ -1,0 +1,272 @@
+"""Render a conversation, and cut it into segments that are in the loss or not. rows/text/tokenize.py comes next.
+
+The joined segments are exactly what the chat template renders. Each answer with the end token after it is in the loss,
+and nothing else. The position of an answer is determined in this order:
+
+1. by the template's {% generation %} marks, if each of them contains its answer and ends with an end token;
+2. by rendering the conversation up to the answer, if the whole conversation begins with this text;
+3. if it does not, and the template is known to rewrite earlier turns: by one sequence for each answer, with the turns
+   before it rendered as they will be at inference.
+
+Otherwise the row is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from rankwise.config.data import Reasoning
+from rankwise.errors import TemplateError
+from rankwise.rows.text.example import Example, Message
+from rankwise.rows.text.many_answers import COMPARED, answers_of, compared, prompt_ends
+from rankwise.rows.text.reasoning import CLOSE, OPEN, parted
+from rankwise.rows.text.template_probe import Renders, Span, merged, refuse_unshown, shown_of
+from rankwise.rows.text.tokenize import Rendering, Segment
+from rankwise.rows.text.written import Conversation, Written
+
+APART = (
+    " Use --set data.answers=apart, which makes a row of each answer, or split the conversation into rows with one "
+    "answer each."
+)
+
+
+class UnstableTemplate(TemplateError):
+    """Raised if the rendered conversation does not begin with the rendering up to an answer."""
+
+
+class Template(Renders, Protocol):
+    """Writes conversations as text."""
+
+    @property
+    def ends(self) -> Sequence[str]:
+        """The texts that end an answer. The first one also ends plain texts."""
+        ...
+
+    @property
+    def start(self) -> str:
+        """The text that the tokenizer puts before every text, or an empty text."""
+        ...
+
+    @property
+    def reasoning(self) -> Reasoning:
+        """Whether reasoning in answers is learned or masked, and the model is asked to reason."""
+        ...
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether the template is known to rewrite earlier turns."""
+        ...
+
+    def written(self, conversations: Sequence[Conversation]) -> list[Written]:
+        """Conversations as the template writes them, rendered together."""
+        ...
+
+    def guarded(self, content: str) -> str:
+        """The text of a message with the control tokens in it broken up (see example.BREAK)."""
+        ...
+
+
+def renderings(
+    example: Example, template: Template, *, apart: bool = False, written: Written | None = None
+) -> list[Rendering]:
+    """Render the conversation as one sequence, or with `apart` as one sequence for each answer. `written` is what the
+    template wrote of it, if that was asked for before."""
+    answers = answers_of(example.messages)
+    written = written or _written(example, template)
+    if not apart or len(answers) < 2:
+        try:
+            return [render(example, template, written)]
+        except UnstableTemplate:
+            if not template.rewrites or len(answers) < 2:
+                raise
+    learned = [index for index in answers if example.messages[index].learned]
+    return [render(_up_to(example, index), template, written.first(index + 1)) for index in learned]
+
+
+def _written(example: Example, template: Template) -> Written:
+    (written,) = template.written([(example.messages, example.tools)])
+    return written
+
+
+def _up_to(example: Example, answer: int) -> Example:
+    """The conversation up to this answer, with only this answer in the loss."""
+    given = tuple(replace(message, learned=False) for message in example.messages[:answer])
+    return replace(example, messages=(*given, example.messages[answer]))
+
+
+def render(example: Example, template: Template, written: Written | None = None) -> Rendering:
+    try:
+        if example.text is not None:
+            return _whole_text(example.text, template)
+        written = written or _written(example, template)
+        spans = written.spans
+        usable = spans and template.reasoning == "none" and shown_of(example, template).marks_fit
+        by_marks = _by_marks(example, template, written, merged(spans)) if usable else None
+        rendering = by_marks or _by_prefix(example, template, written)
+        refuse_unshown(example, template, written.whole)
+        return rendering
+    except TemplateError as error:
+        raise type(error)(f"{example.where}: {error}{_hint(example, template)}") from None
+
+
+def _hint(example: Example, template: Template) -> str:
+    """What helps where a template drops or rewrites the reasoning in an answer."""
+    if template.reasoning != "none" or not any(
+        message.role == "assistant" and CLOSE in message.content for message in example.messages
+    ):
+        return ""
+    return " An answer has reasoning: set data.reasoning to learn or mask."
+
+
+def _whole_text(text: str, template: Template) -> Rendering:
+    if not template.ends:
+        raise TemplateError("the model names no end token, so it would not learn where a text ends.")
+    learned = Segment(template.guarded(text) + template.ends[0], True)
+    return Rendering((Segment(template.start, False), learned) if template.start else (learned,), "text")
+
+
+def _by_marks(example: Example, template: Template, written: Written, spans: Sequence[Span]) -> Rendering | None:
+    """Cut at the marks. None if the marks do not fit the answers, contain other text, or leave out an end token.
+
+    An answer that consists only of a tool call must begin exactly where the prompt ends.
+    """
+    answers = [(index, message) for index, message in enumerate(example.messages) if message.role == "assistant"]
+    if len(spans) != len(answers):
+        return None
+    found: list[Span] = []
+    whole, as_asked = written.whole, True
+    checked = frozenset(compared([index for index, _ in answers]))
+    for (index, message), (start, stop) in zip(answers, spans, strict=True):
+        length = _ended_length(whole[start:stop], message, template)
+        asked = index not in checked or written.text(index, answer_next=True) == whole[:start]
+        if length is None or not (asked or message.content.strip()):
+            return None
+        if message.learned:
+            found.append((start, start + length))
+            as_asked = as_asked and asked
+    return Rendering(_cut(whole, found), "marks", as_asked)
+
+
+def _ended_length(marked: str, message: Message, template: Template) -> int | None:
+    """Length of the marked text up to its end token; None if it has no end token or the answer is not before it."""
+    try:
+        return _learned_length(marked, message, template)
+    except TemplateError:
+        return None
+
+
+def _by_prefix(example: Example, template: Template, written: Written) -> Rendering:
+    answers = answers_of(example.messages)
+    if len(answers) > COMPARED and (ends := prompt_ends(written, example.tools, template)) is not None:
+        return _at(ends, example, template, written.whole)
+    found: list[Span] = []
+    whole, position = written.whole, 0
+    for index, message in enumerate(example.messages):
+        if message.role != "assistant" or not message.learned:
+            continue
+        before, after = written.text(index, answer_next=True), written.text(index + 1)
+        stable = after.startswith(before) and whole.startswith(before) and len(before) >= position
+        start, end = _learned_span(after[len(before) :], message, template) if stable else (0, 0)
+        start, end = start + len(before), end + len(before)
+        if not stable or not whole.startswith(after[:end]):
+            several = [message.role for message in example.messages].count("assistant") > 1
+            raise UnstableTemplate(
+                f"the model's chat template writes turn {index + 1} differently inside the whole conversation than up "
+                "to that turn, so the answer cannot be separated from the prompt."
+                + (APART if several else " Its generation prompt does not match the way it writes answers.")
+            )
+        found.append((start, end))
+        position = end
+    return Rendering(_cut(whole, found), "prefix")
+
+
+def _at(ends: Mapping[int, int], example: Example, template: Template, whole: str) -> Rendering:
+    """The rendering of a conversation whose prompts end at these characters."""
+    found: list[Span] = []
+    for (index, begin), stop in zip(ends.items(), [*list(ends.values())[1:], len(whole)], strict=True):
+        if example.messages[index].learned:
+            start, end = _learned_span(whole[begin:stop], example.messages[index], template)
+            found.append((begin + start, begin + end))
+    return Rendering(_cut(whole, found), "prefix")
+
+
+def _cut(whole: str, learned: Sequence[Span]) -> tuple[Segment, ...]:
+    segments: list[Segment] = []
+    position = 0
+    for start, end in learned:
+        segments += [Segment(whole[position:start], False), Segment(whole[start:end], True)]
+        position = end
+    return tuple(segment for segment in (*segments, Segment(whole[position:], False)) if segment.text)
+
+
+def _learned_span(rendered: str, message: Message, template: Template) -> Span:
+    """Where the loss begins and ends in the rendered turn. A thought that the template writes before an answer is
+    treated as reasoning too, empty or not."""
+    thought, answer = parted(message.content) if template.reasoning != "none" else (None, message.content)
+    before, close, behind = rendered.partition(CLOSE)
+    writes = template.reasoning != "none" and close and (thought is not None or before.strip().startswith(OPEN))
+    if not writes and thought is None:
+        return 0, _learned_length(rendered, message, template)
+    written = before.strip().removeprefix(OPEN).strip()
+    if not writes or written != template.guarded(thought or "").strip():
+        raise TemplateError(
+            f"the chat template does not write the reasoning {(thought or '')[:40]!r} of the answer as it is, but "
+            f"{rendered[:60]!r}, so it can be neither learned nor masked."
+        )
+    begin = len(before) + len(close)
+    end = begin + _learned_length(behind, replace(message, content=answer), template)
+    return (0 if template.reasoning == "learn" else begin + len(behind) - len(behind.lstrip())), end
+
+
+def _learned_length(rendered: str, message: Message, template: Template) -> int:
+    """Length of the answer and its end token in the rendered turn."""
+    answer = template.guarded(message.content).strip()
+    start = rendered.find(answer)
+    if start < 0 or (answer and rendered[:start].strip()):
+        raise TemplateError(f"the chat template changes the answer {answer[:40]!r}: it writes {rendered[:60]!r}.")
+    tail_start = start + len(answer)
+    tail = rendered[tail_start:]
+    ends = [(tail.find(end), -len(end), end) for end in template.ends if end and end in tail]
+    if not ends:
+        raise TemplateError(
+            "the chat template puts no end token after the answer "
+            f"(looked for {', '.join(map(repr, template.ends))} in {tail[:40]!r}). "
+            "Trained like this, the model would not learn to stop."
+        )
+    place, _, end = min(ends)
+    if message.tool_calls:
+        _check_calls(message, tail[:place], template)
+    elif tail[:place].strip():
+        raise TemplateError(f"the chat template adds {tail[:place].strip()[:40]!r} to the answer before its end token.")
+    return tail_start + place + len(end)
+
+
+def _check_calls(message: Message, written: str, template: Template) -> None:
+    for call in message.tool_calls:
+        texts = [template.guarded(text) for text in (call.name, *_leaves(call.arguments))]
+        missing = next((text for text in texts if not _stands(text, written)), None)
+        if missing is not None:
+            raise TemplateError(
+                f"the chat template does not write the call of {call.name!r} ({missing!r} is not in {written[:60]!r}), "
+                "so it cannot be trained on."
+            )
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, inside in value.items():
+            yield str(key)
+            yield from _leaves(inside)
+    elif isinstance(value, list):
+        for inside in value:
+            yield from _leaves(inside)
+    elif isinstance(value, str):
+        yield value
+
+
+def _stands(text: str, written: str) -> bool:
+    """Whether the text occurs in the written one, unchanged or as JSON writes it."""
+    return any(form in written for form in (text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]))

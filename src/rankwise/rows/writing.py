@@ -1,0 +1,129 @@
+"""What the rows of each kind of model are encoded and counted with; preparing.py does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from rankwise.config.base import Config
+from rankwise.config.data import DataConfig
+from rankwise.config.images import ImageProcessing
+from rankwise.config.recipe import recipe_named
+from rankwise.rows.encoding import Encoding, EncodingFacts
+from rankwise.rows.images.encode import ImageEncoder, looked_at
+from rankwise.rows.preparation import Prepared, prepared_of
+from rankwise.rows.report.report import Tally
+from rankwise.rows.text.chat_template import ChatTemplate
+from rankwise.rows.text.encode import Encoder, EncoderOf
+from rankwise.rows.text.outcome import RowEncoder
+from rankwise.rows.text.tokenizer import HubTokenizer
+from rankwise.runs.data_report import DataReport
+from rankwise.runs.records import Callback
+from rankwise.runs.row_facts import NewTokenFacts, PairFacts, TargetFacts
+from rankwise.system.extras import installed_version
+
+
+@dataclass(frozen=True)
+class TextWriting:
+    """Texts by a tokenizer and a chat template. `context` is the model's longest text."""
+
+    tokenizer: HubTokenizer
+    template: ChatTemplate
+    name: str
+    context: int | None
+    encoder_of: EncoderOf = Encoder
+    """An objective's way to encode rows."""
+    guessed: bool = False
+    """Nobody named this model; it was here."""
+    targets: TargetFacts | None = None
+    pairs: PairFacts | None = None
+    """How pairs are learned, where rows are pairs of answers."""
+    encoder_decoder: bool = False
+    """Whether an encoder reads a row's input and a decoder writes its output."""
+
+    def by(self, spec: DataConfig) -> TextWriting:
+        """With the template of the recipe, where there is one, and asked to reason where rows have reasoning."""
+        own = self.template
+        if spec.recipe is not None:
+            own = ChatTemplate.of_recipe(self.tokenizer, recipe_named(spec.recipe))
+        return replace(self, template=own.with_reasoning(spec.reasoning))
+
+    def encoder(self, spec: DataConfig) -> RowEncoder:
+        limit = min(spec.max_length, self.context or spec.max_length)
+        return self.encoder_of(self.template, self.tokenizer, spec, limit)
+
+    def tally(self) -> Tally:
+        tokenizer = self.tokenizer
+        start = tokenizer.encode(tokenizer.start) if tokenizer.start else []
+        return Tally(
+            known=frozenset(map(str, tokenizer.hub.get_added_vocab())),
+            start_id=start[0] if len(start) == 1 else tokenizer.hub.bos_token_id,
+            guards=self.template,
+            guessed=self.guessed,
+        )
+
+    @property
+    def facts(self) -> EncodingFacts:
+        if self.encoder_decoder:
+            return EncodingFacts(encoder_decoder=True)
+        return EncodingFacts(template=self.template.facts, pairs=self.pairs)
+
+    def counted(self, prepared: Prepared) -> Prepared:
+        """With how often new tokens occur."""
+        new = self.tokenizer.new
+        if not new.ids and not new.existing:
+            return prepared
+        numbers = np.fromiter(new.ids.values(), np.int64)
+        times = np.zeros(len(numbers), np.int64)
+        for row in prepared.trained_rows:
+            times += (np.asarray(row.ids)[:, None] == numbers).sum(0)
+        counts = dict(zip(new.ids, times.tolist(), strict=True))
+        facts, report = NewTokenFacts(counts=counts, existing=tuple(new.existing)), prepared.data_report
+        changes = {"new_tokens": facts, "warnings": (*report.warnings, *facts.warnings)}
+        return replace(prepared, data_report=report.model_copy(update=changes))
+
+    @property
+    def identity(self) -> str:
+        facts = f"{_written(self.targets)} {_written(self.pairs)}"
+        return f"{self.tokenizer.identity} {self.template.identity} {self.guessed} {facts}"
+
+
+@dataclass(frozen=True)
+class ImageWriting:
+    """Images by the values of a model's own preprocessor."""
+
+    name: str
+    processing: ImageProcessing
+    targets: TargetFacts | None
+
+    def by(self, spec: DataConfig) -> ImageWriting:
+        return self
+
+    def encoder(self, spec: DataConfig) -> ImageEncoder:
+        return ImageEncoder(self.processing, self.targets)
+
+    def tally(self) -> Tally:
+        return Tally()
+
+    @property
+    def facts(self) -> EncodingFacts:
+        return EncodingFacts(processing=self.processing)
+
+    def counted(self, prepared: Prepared) -> Prepared:
+        return prepared
+
+    @property
+    def identity(self) -> str:
+        libraries = " ".join(map(installed_version, ("torchvision", "pillow")))
+        return f"{self.processing.model_dump_json()} {libraries} {_written(self.targets)}"
+
+
+def _written(facts: Config | None) -> str | None:
+    return None if facts is None else facts.model_dump_json()
+
+
+def count_only(spec: DataConfig, callback: Callback) -> DataReport:
+    """What can be said of rows without any tokenizer."""
+    work = Encoding(spec, None, Tally(), callback, None, EncodingFacts(), None, look=looked_at)
+    return prepared_of(work, work.read(None)).data_report

@@ -1,0 +1,289 @@
+"""A GGUF file whose tensors are not those of its model is refused by name, before anything is converted."""
+
+from __future__ import annotations
+
+import json
+import resource
+import struct
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from rankwise.base.gguf import conversion
+from rankwise.base.gguf.conversion import converted
+from rankwise.base.gguf.files import GgufTensor, write_gguf
+from rankwise.base.gguf.tensors import check_tensors
+from rankwise.errors import ModelError, ResourceError
+from rankwise.planning.gguf_header import read_gguf_header
+from rankwise.runs.records import StatusMessage, WarningMessage, silent
+from rankwise.system.files import published
+
+BLOCKS, HEADS, SHARED = 2, 4, 2
+Q = "blk.0.attn_q.weight"
+
+
+def as_stored(name, weight):
+    """Queries and keys lie in GGUF with the halves of each head taken in turns."""
+    heads = HEADS if "attn_q" in name else SHARED if "attn_k" in name else 0
+    if not heads:
+        return weight
+    return weight.reshape(heads, 2, -1, weight.shape[-1]).swapaxes(1, 2).reshape(weight.shape)
+
+
+def tensors_of(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, BLOCKS)
+    found = {}
+    for path, value in model.named_parameters():
+        stem, _, kind = path.rpartition(".")
+        name = f"{names.get_name(stem)}.{kind}"
+        found[name] = as_stored(name, value.detach().numpy())
+    return found
+
+
+@pytest.fixture(scope="module")
+def tensors(tiny_folder):
+    return tensors_of(tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def words(tiny_folder):
+    return json.loads((tiny_folder / "tokenizer.json").read_text())["model"]
+
+
+@pytest.fixture
+def write(tmp_path, tensors, words, monkeypatch):
+    """A whole file, or one with other settings and tensors; the cache is the test's own."""
+    monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path / "cache"))
+
+    def written(family="llama", without=(), more=None, **settings):
+        file = tmp_path / "tiny.gguf"
+        writer = gguf.GGUFWriter(file, family)
+        sizes = {
+            "embedding_length": 32, "block_count": BLOCKS, "attention.head_count": HEADS,
+            "attention.head_count_kv": SHARED, "context_length": 256, "feed_forward_length": 48,
+            "vocab_size": len(words["vocab"]),
+        }  # fmt: skip
+        for key, value in (sizes | settings).items():
+            writer.add_uint32(f"{family}.{key}", value)
+        writer.add_float32(f"{family}.attention.layer_norm_rms_epsilon", 1e-6)
+        writer.add_string("general.name", "tiny")
+        writer.add_string("tokenizer.ggml.model", "gpt2")
+        writer.add_array("tokenizer.ggml.tokens", list(words["vocab"]))
+        writer.add_array("tokenizer.ggml.token_type", [1] * len(words["vocab"]))
+        writer.add_array("tokenizer.ggml.merges", [" ".join(pair) for pair in words["merges"]])
+        for key, value in (("bos", 1), ("eos", 2), ("padding", 2), ("unknown", 0)):
+            writer.add_uint32(f"tokenizer.ggml.{key}_token_id", value)
+        for name, value in (tensors | (more or {})).items():
+            if name not in without:
+                writer.add_tensor(name, np.ascontiguousarray(value))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return file
+
+    return written
+
+
+def renamed(file, old, new):
+    assert len(old) == len(new)
+    content = file.read_bytes()
+    assert content.count(old.encode()) == 1
+    file.write_bytes(content.replace(old.encode(), new.encode()))
+
+
+def with_entry(file, name, *, sizes=None, kind=None, offset=None):
+    """The header's line of a tensor changed; what is not given stays."""
+    content = bytearray(file.read_bytes())
+    at = content.index(struct.pack("<Q", len(name)) + name.encode()) + 8 + len(name)
+    count = struct.unpack_from("<I", content, at)[0]
+    if sizes is not None:
+        struct.pack_into(f"<{count}Q", content, at + 4, *sizes)
+    if kind is not None:
+        struct.pack_into("<I", content, at + 4 + 8 * count, kind)
+    if offset is not None:
+        struct.pack_into("<Q", content, at + 8 + 8 * count, offset)
+    file.write_bytes(content)
+
+
+def refusal(file):
+    """Nothing was begun."""
+    heard = []
+    with pytest.raises(ModelError) as caught:
+        converted(file, heard.append)
+    assert not any(isinstance(event, StatusMessage) for event in heard)
+    assert not list(file.parent.glob("cache/models/gguf-*"))
+    assert str(file) in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_whole_file_becomes_the_model_that_was_written(write, tiny_folder):
+    heard = []
+    folder = converted(write(), heard.append)
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(one, dtype=torch.float32) for one in (folder, tiny_folder))
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert [type(event) for event in heard] == [StatusMessage]
+
+
+def test_a_missing_tensor_is_named_also_where_the_file_was_converted_before(write, monkeypatch):
+    file = write()
+    renamed(file, Q, "blk.9.attn_q.weight")
+    said = refusal(file)
+    assert f"1 tensor is missing: {Q}." in said and "not part of this model: 'blk.9.attn_q.weight'" in said
+    folder = file.parent / "cache" / "models" / f"gguf-{conversion.sha256_of(file)[:16]}"
+    folder.mkdir(parents=True)
+    with pytest.raises(ModelError, match="1 tensor is missing"):
+        converted(file, silent)
+
+
+def test_a_tensor_that_is_there_twice_is_named(write):
+    file = write()
+    renamed(file, "blk.1.attn_q.weight", Q)
+    assert f"tensor '{Q}' occurs twice" in refusal(file)
+
+
+@pytest.mark.parametrize("offset", [0, 32])
+def test_tensors_that_overlap_are_named(write, offset):
+    file = write()
+    with_entry(file, Q, offset=offset)
+    said = refusal(file)
+    assert "overlap from byte " in said and f"'{Q}'" in said and "'token_embd.weight'" in said
+
+
+def test_a_tensor_over_several_others_is_named_with_each(write):
+    file = write(more={"token_embd.weight": np.zeros((4000, 32), np.float32)})
+    header = read_gguf_header(file)
+    big = next(iter(header.tensors))
+    assert big == "token_embd.weight"
+    for name, place in (("blk.0.attn_k.weight", 64), ("blk.1.attn_k.weight", 9000)):
+        with_entry(file, name, offset=place)
+    said = refusal(file)
+    for name in ("blk.0.attn_k.weight", "blk.1.attn_k.weight"):
+        assert f"tensors 'token_embd.weight' and '{name}' overlap" in said
+
+
+def test_tensors_side_by_side_do_not_overlap(write):
+    header = read_gguf_header(write())
+    assert header.offsets[Q] and check_tensors(write()) == []
+
+
+@pytest.mark.parametrize("offset", [10**6, 2**64 - 64])
+def test_a_tensor_out_of_the_file_is_named(write, offset):
+    file = write()
+    with_entry(file, Q, offset=offset)
+    assert f"tensor '{Q}' ends at byte " in refusal(file)
+
+
+def test_a_file_that_was_cut_is_refused_with_the_tensor(write):
+    file = write()
+    file.write_bytes(file.read_bytes()[:-1])
+    last = max(read_gguf_header(file).offsets.items(), key=lambda item: item[1])[0]
+    assert (
+        f"tensor '{last}' ends at byte {file.stat().st_size + 1:,}, but the file ends at {file.stat().st_size:,}."
+        in (refusal(file))
+    )
+
+
+def test_a_tensor_of_another_shape_is_named(write):
+    file = write(more={Q: np.zeros((16, 64), np.float32)})
+    assert f'tensor "{Q}" has the shape (16, 64), but the model needs (32, 32).' in refusal(file)
+
+
+def test_all_that_is_wrong_is_told_at_once(write):
+    file = write(without=("blk.1.ffn_up.weight", "output_norm.weight"), more={Q: np.zeros((16, 64), np.float32)})
+    said = refusal(file)
+    assert "2 tensors are missing: blk.1.ffn_up.weight, output_norm.weight." in said and "the shape (16, 64)" in said
+
+
+def test_a_format_that_is_unknown_or_does_not_divide_a_row_is_named(write):
+    for kind, told in (
+        (99, "is stored in an unknown format (99)"),
+        (12, "rows of 32 numbers, and its format stores 256"),
+    ):
+        file = write()
+        with_entry(file, Q, kind=kind)
+        assert f"tensor '{Q}' " in refusal(file) and told in refusal(file)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("family", ["llama", "starcoder2"])
+def test_more_blocks_than_tensors_are_refused_at_once(write, family):
+    file = write(family, block_count=2**31)
+    assert f'setting "{family}.block_count" is 2,147,483,648' in refusal(file)
+
+
+@pytest.mark.parametrize("alignment", [0, 3, 2**31])
+def test_an_alignment_that_is_none_is_refused(write, alignment):
+    file = write(family="llama")
+    content = file.read_bytes()
+    key = b"general.alignment"
+    entry = struct.pack("<Q", len(key)) + key + struct.pack("<II", 4, alignment)
+    count = struct.unpack_from("<Q", content, 16)[0]
+    file.write_bytes(content[:16] + struct.pack("<Q", count + 1) + entry + content[24:])
+    assert '"general.alignment" is ' in refusal(file)
+
+
+def test_what_is_computed_from_settings_may_be_left_over_and_is_warned_of(write):
+    heard = []
+    converted(write(more={"rope_freqs.weight": np.ones(4, np.float32)}), heard.append)
+    (warned,) = [event.text for event in heard if isinstance(event, WarningMessage)]
+    assert warned.startswith("rope_freqs.weight of tiny.gguf is ignored")
+
+
+def test_a_model_of_another_family_in_which_a_weight_stayed_random_is_refused(write, monkeypatch):
+    """Where no shapes are known, the loading report says it."""
+    monkeypatch.setattr("rankwise.base.gguf.tensors.FAMILIES", {})
+    file = write(without=("blk.1.ffn_up.weight",))
+    with pytest.raises(ModelError, match=r"1 of the model's weights are missing: model\.layers\.1\.mlp\.up_proj"):
+        converted(file, silent)
+    assert not [path for path in file.parent.glob("cache/models/*") if path.name.startswith("gguf-")]
+
+
+@pytest.mark.parametrize(
+    "error", [struct.error("unpack"), OverflowError("big"), ZeroDivisionError("by 0"), RuntimeError("size mismatch"),
+              Exception("a tokenizer's"), AttributeError(), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad")],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_whatever_the_converter_raises_names_the_file(write, monkeypatch, error):
+    def broken(*given, **settings):
+        raise error
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", broken)
+    file = write()
+    with pytest.raises(ModelError) as caught:
+        converted(file, silent)
+    assert str(caught.value).startswith(f"{file} cannot be used: ") and "\n" not in str(caught.value)
+
+
+def test_files_with_random_damage_are_converted_or_refused(write):
+    file: Path = write()
+    content, generator = file.read_bytes(), np.random.default_rng(0)
+    header = read_gguf_header(file).begin
+    for _ in range(40):
+        damaged = bytearray(content)
+        for place in generator.integers(4, header, 3):
+            damaged[place] = generator.integers(256)
+        file.write_bytes(damaged)
+        try:
+            converted(file, silent)
+        except ModelError as error:
+            assert str(file) in str(error)
+
+
+@pytest.mark.parametrize(("room", "side"), [(700, 32), (9000, 32), (600, 8), (900, 8)])
+def test_a_disk_that_is_full_is_said_while_a_file_is_written(room: int, side: int, tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk: of small tensors numpy says nothing of either."""
+    tensors = [GgufTensor(f"t{at}", (side, side), "F32", lambda: torch.ones(side, side)) for at in range(3)]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises(ResourceError, match="no space"), published(tmp_path / "out") as folder:
+            write_gguf(folder / "a.gguf", "llama", {}, tensors)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,112 @@
+"""A hub model that is cached loads without the network, and its code runs only for the commit that was named.
+
+Each claim is tried in a process of its own, since the hub client reads its folders from the environment once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OTHER = "89abcdef0123456789abcdef0123456789abcdef"
+
+
+def cached(home, tiny_folder, name):
+    """The tiny model where the hub client would have put it; returns the snapshot's folder."""
+    place = home / "hub" / f"models--{name.replace('/', '--')}"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(COMMIT)
+    return shutil.copytree(tiny_folder, place / "snapshots" / COMMIT)
+
+
+def python(program, home, **environment):
+    names = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGINGFACE_"))}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True,
+        env={**names, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", **environment},
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+def test_a_cached_model_loads_by_name_without_one_connection(tmp_path, tiny_folder):
+    snapshot = cached(tmp_path, tiny_folder, "some/model")
+    facts = python(
+        "import sys, json\n"
+        "tried = []\n"
+        "sys.addaudithook(lambda event, given: event in ('socket.connect', 'socket.getaddrinfo') and "
+        "tried.append(str(given)))\n"
+        "from rankwise.base.loading import load\n"
+        "from rankwise.base.cached import cached_hub_models\n"
+        "model = load('some/model')\n"
+        "print(json.dumps([str(model.source.folder), model.source.where, model.facts.name, list(cached_hub_models()), "
+        "tried]))\n",
+        tmp_path,
+    )
+    assert facts == [str(snapshot), f"hub, commit {snapshot.name[:12]}", "some/model", ["some/model"], []]
+
+
+MODELING = """
+import os
+from pathlib import Path
+from transformers import LlamaConfig, LlamaForCausalLM
+Path(os.environ["CANARY"]).write_text("ran")
+class XConfig(LlamaConfig):
+    model_type = "x-llama"
+class X(LlamaForCausalLM):
+    config_class = XConfig
+"""
+TRY = """
+import json, os
+from pathlib import Path
+from rankwise.errors import RemoteCodeError
+from rankwise.base.loading import load
+from rankwise.config.models import ModelConfig
+def tried(name, commit):
+    try:
+        outcome = type(load(ModelConfig(name=name, trust_code=commit)).module).__name__
+    except RemoteCodeError as error:
+        outcome = "refused" if "modeling_x.py" in str(error) else str(error)
+    return [outcome, Path(os.environ["CANARY"]).exists()]
+"""
+
+
+def with_code(snapshot, **changes):
+    (snapshot / "modeling_x.py").write_text(MODELING)
+    config = json.loads((snapshot / "config.json").read_text()) | changes
+    (snapshot / "config.json").write_text(json.dumps(config))
+
+
+def test_code_of_a_cached_model_runs_only_for_the_commit_that_was_named(tmp_path, tiny_folder):
+    own = {"AutoConfig": "modeling_x.XConfig", "AutoModelForCausalLM": "modeling_x.X"}
+    with_code(cached(tmp_path, tiny_folder, "some/code"), model_type="x-llama", auto_map=own)
+    tries = [f"tried('some/code', {commit!r})" for commit in (None, OTHER, COMMIT)]
+    outcomes = python(
+        f"{TRY}\nprint(json.dumps([{', '.join(tries)}]))", tmp_path, CANARY=str(tmp_path / "canary")
+    )  # fmt: skip
+    assert outcomes == [["refused", False], ["refused", False], ["X", True]]
+
+
+def test_code_beside_a_known_architecture_does_not_run_for_another_commit_either(tmp_path, tiny_folder):
+    """Once such a folder passed inspection, and naming any commit at all then let its code run."""
+    with_code(cached(tmp_path, tiny_folder, "some/code"), auto_map={"AutoModelForCausalLM": "modeling_x.X"})
+    tries = [f"tried('some/code', {commit!r})" for commit in (None, OTHER)]
+    outcomes = python(
+        f"{TRY}\nprint(json.dumps([{', '.join(tries)}]))", tmp_path, CANARY=str(tmp_path / "canary")
+    )  # fmt: skip
+    assert [ran for _, ran in outcomes] == [False, False]
+    assert {outcome for outcome, _ in outcomes} <= {"refused", "LlamaForCausalLM"}
+
+
+def test_stray_folders_in_the_hub_cache_do_no_harm(tmp_path):
+    for stray in ("models--a--b--c", "models--", "models--some--empty"):
+        (tmp_path / "hub" / stray).mkdir(parents=True)
+    found = python(
+        "import json\nfrom rankwise.base.cached import cached_hub_models\nprint(json.dumps(cached_hub_models()))\n",
+        tmp_path,
+    )
+    assert found == {}
