@@ -24,7 +24,7 @@ import psutil
 import torch
 from torch import distributed
 
-from rankwise.commands.starting import refuse_several
+from rankwise.commands.several import refuse_several
 from rankwise.config.experiment import Experiment
 from rankwise.errors import ConfigError, Interrupted, RunError, TrainingError
 from rankwise.runs.directory import RunDirectory

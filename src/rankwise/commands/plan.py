@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rankwise.commands.starting import refuse_several
+from rankwise.commands.several import refuse_several
 from rankwise.config.experiment import Planned
 from rankwise.forward.plan import plan as plan_of_config
 from rankwise.planning.plan import Plan

@@ -5,17 +5,14 @@ Nothing of torch is imported unless there is an adapter to look at.
 
 from __future__ import annotations
 
-import sys
 from typing import Any, TypeVar
 
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
-from rankwise.errors import ConfigError
 from rankwise.runs.directory import find_run
 from rankwise.runs.snapshot import RunSnapshot
 
 _Kind = TypeVar("_Kind", bound=Experiment)
-REST = "Train in one process (without --processes or torchrun)."
 
 
 def base_of_start(start_from: str, run: Any = None) -> ModelConfig:
@@ -38,14 +35,3 @@ def as_continued(planned: _Kind) -> _Kind:
     from rankwise.methods.starting import planned_with
 
     return planned.model_copy(update={"adapter": planned_with(planned.adapter)})
-
-
-def refuse_several(experiment: Experiment) -> None:
-    """ConfigError with all that needs one process."""
-    device = experiment.base.device
-    refused = {f"model.device={device}": device not in ("auto", "cpu", "cuda"), "Windows": sys.platform == "win32"}
-    problems = [
-        f"several processes cannot train with {name} yet. {REST}" for name, is_used in refused.items() if is_used
-    ]
-    if problems:
-        raise ConfigError(problems)

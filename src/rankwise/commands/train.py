@@ -13,7 +13,7 @@ from typing import Any
 
 from rankwise.adapters.targets import tables_of_the_head
 from rankwise.commands.recorded_run import record
-from rankwise.commands.starting import refuse_several
+from rankwise.commands.several import refuse_several
 from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import ValidationConfig
