@@ -244,11 +244,11 @@ class Instructions:
 
 HALF_RATE = "avx512_bf16 at half the rate of float32"
 """In place of `avx512_bf16` where a processor has the instruction and is slower for it."""
-LANES = "two units of 512 bits: 16 sums each in float32"
+UNITS = "two units of 512 bits: 16 sums each in float32"
 INSTRUCTIONS = (
     Instructions("amx_bf16", "bfloat16", 1024, "Intel: 1,024 bfloat16 operations in each cycle of a core with AMX"),
-    Instructions("avx512_bf16", "bfloat16", 128, f"VDPBF16PS, two products for each sum (wikichip.org); {LANES}"),
-    Instructions("avx512f", "float32", 64, LANES),
+    Instructions("avx512_bf16", "bfloat16", 128, f"VDPBF16PS, two products for each sum (wikichip.org); {UNITS}"),
+    Instructions("avx512f", "float32", 64, UNITS),
     Instructions("avx2", "float32", 32, "two units of 256 bits: 8 sums each in float32"),
     Instructions(HALF_RATE, "bfloat16", 32, "VDPBF16PS in every second cycle: half the sums of float32 (design/0004)"),
 )
