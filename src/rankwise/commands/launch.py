@@ -25,7 +25,6 @@ import torch
 from torch import distributed
 
 from rankwise.commands.plan import refuse_several
-from rankwise.commands.several import refuse_several
 from rankwise.config.experiment import Experiment
 from rankwise.errors import ConfigError, Interrupted, RunError, TrainingError
 from rankwise.runs.directory import RunDirectory

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from rankwise.commands.several import refuse_several
 from rankwise.config.experiment import Experiment, Planned
 from rankwise.errors import ConfigError
 from rankwise.forward.plan import plan as plan_of_config

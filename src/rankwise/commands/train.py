@@ -17,7 +17,6 @@ from rankwise.base.precision import choose_precision
 from rankwise.base.sharding import ALONE, mesh_of
 from rankwise.commands.plan import refuse_several
 from rankwise.commands.recorded_run import record
-from rankwise.commands.several import refuse_several
 from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import ValidationConfig

@@ -18,7 +18,7 @@ from typing import Any
 from rankwise.base.gguf.tensors import check_tensors
 from rankwise.base.quiet import hush
 from rankwise.errors import ModelError, RankwiseError, first_line, is_out_of_memory, some
-from rankwise.planning.gguf_tokenizer import checked_vocabulary
+from rankwise.planning.tokens import checked_vocabulary
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage
 from rankwise.system.cache import GGUF_FOLDER, SOURCE, cache_folder
 from rankwise.system.files import need_space, published, sha256_of, write_json
