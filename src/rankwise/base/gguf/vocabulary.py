@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from rankwise.errors import ModelError
-from rankwise.planning.gguf_tokenizer import MARK, PREFIX, SPLITS
 from rankwise.planning.tokens import CONTROL, MARK, PREFIX, SPLITS, USER_DEFINED
 from rankwise.rows.text.tokenizer import HubTokenizer
 
