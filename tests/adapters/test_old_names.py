@@ -16,7 +16,8 @@ from rankwise.adapters.formats.peft import CONFIG, WEIGHTS, lay_peft, write_peft
 from rankwise.adapters.targets import choose, notes_about
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.old_names import new_names
-from rankwise.errors import TargetError
+from rankwise.errors import AdapterError, TargetError
+from rankwise.methods.inject import inject
 from vision_models import images, save_folder, tiny
 
 RENAMED = ("vit", "deit", "beit", "dinov2", "swin")
@@ -146,3 +147,17 @@ def test_an_adapter_with_old_names_is_read_onto_the_new_ones_and_says_so(family:
     silent: list[object] = []
     lay_peft(tiny(family)[0], tmp_path / "again", callback=silent.append)
     assert not silent
+
+
+def test_a_file_with_a_layer_by_both_names_is_refused(tmp_path: Path) -> None:
+    adapters = inject(tiny("vit")[0], LoraConfig(rank=2, targets="q_proj"))
+    with torch.no_grad():
+        adapters.adapters()["vit.layers.0.attention.q_proj"].B.fill_(0.1)
+    write_peft(adapters, tmp_path, base_model="vit")
+    tensors = load_file(tmp_path / WEIGHTS)
+    before, after = "vit.layers.0.attention.q_proj", "vit.encoder.layer.0.attention.attention.query"
+    save_file(tensors | {key.replace(before, after): value + 0 for key, value in tensors.items()}, tmp_path / WEIGHTS)
+    settings = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps(settings | {"target_modules": ["q_proj", "query"]}))
+    with pytest.raises(AdapterError, match=f'"{after}" and "{before}" are one layer'):
+        lay_peft(tiny("vit")[0], tmp_path)

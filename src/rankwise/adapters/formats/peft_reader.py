@@ -104,6 +104,7 @@ def read_weights(
     infinite += [name for name, value in others.items() if not bool(torch.isfinite(value).all())]
     _refuse(file, [f'"{name}" contains NaN or infinity' for name in infinite])
     if old := [path for path in factors if path in today]:
+        _refuse(file, [f'"{path}" and "{today[path]}" are one layer' for path in old if today[path] in factors])
         factors = {today.get(path, path): part for path, part in factors.items()}
         factors = {path: factors[path] for path in modules or () if path in factors}
     warnings = (*unknown_keys(settings, config), *_unused_pickles(folder))
@@ -158,8 +159,10 @@ class _Reader:
                 self._check_initial_rank(key)
             elif problem := self._problem_of(match, path):
                 self.problems.append(f'"{key}" {problem}')
+            elif match["part"] in layers.setdefault(path, {}):
+                self.problems.append(f'"{key}" is a second tensor for the same part of a layer')
             else:
-                layers.setdefault(path, {})[match["part"]] = key
+                layers[path][match["part"]] = key
         self.problems += [
             f'"modules_to_save" names "{name}", but the file has no weights for it'
             for name in self.config.modules_to_save or []
