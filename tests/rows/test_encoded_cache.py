@@ -528,7 +528,7 @@ def test_an_entry_is_its_users_alone_and_goes_with_any_of_its_files(home, writin
 
 def test_the_oldest_entries_go_where_all_of_them_are_too_large(home, writing, monkeypatch):
     """The newest stays, however large it is, and so does what another process is writing."""
-    names, unfinished = [], home / "cache" / "encoded" / f".{'ab' * 32}.partial"
+    names, unfinished = [], home / "cache" / "encoded" / f".{'ab' * 32}.1.tmp"
     for number in range(4):
         before = set(entries())
         prepare(DataConfig(path="rows.jsonl", seed=number), writing, silent)

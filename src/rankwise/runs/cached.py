@@ -47,7 +47,6 @@ KINDS = {
     ),
     "gguf": Kind("gguf", r"[0-9a-f]{16}", "settings and tokenizers of GGUF files"),
     "rows": Kind("encoded", r"[0-9a-f]{64}", "encoded rows"),
-    "parts": Kind("encoded", r"\.[0-9a-f]{64}\.partial", "rows whose encoding was stopped", settles=True),
     "anchors": Kind("anchors", r"[0-9a-f]{64}\.safetensors", "text that base models wrote, for anchors"),
     "answers": Kind("answers", r"[0-9a-f]{64}\.safetensors", "answers of base models, for replay"),
     "scores": Kind("scores", r"[0-9a-f]{64}\.json", "scores of base models"),
