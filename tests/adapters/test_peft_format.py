@@ -100,7 +100,7 @@ BROKEN: dict[str, tuple[Breaking, str]] = {
     "a DoRA magnitude": (add(f"{Q0}.lora_magnitude_vector.weight", torch.zeros(32)), "is not a LoRA factor"),
     "an AdaLoRA strength": (add(f"{Q0}.lora_E", torch.zeros(4, 1)), "is not a LoRA factor"),
     "a layer that is not there": (add(A0.replace("layers.0", "layers.9"), torch.zeros(4, 32)), "does not have"),
-    "a norm as host": (add(f"{PREFIX}model.norm.lora_A.weight", torch.zeros(4, 32)), "does not have"),
+    "a norm as host": (add(f"{PREFIX}model.norm.lora_A.weight", torch.zeros(4, 32)), "cannot have an adapter"),
     "an embedding's key for a linear layer": (
         add(f"{Q0}.lora_embedding_A", torch.zeros(4, 32)),
         "does not fit a layer",

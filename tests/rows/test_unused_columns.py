@@ -228,7 +228,7 @@ def test_no_data_set_stops_wrongly_however_few_of_its_rows_there_are(name, share
     spec = DataConfig(path=str(shared_data / name))
     for most in (3, 10, 300):
         reading = open_source(spec, spec.all_sources[0])
-        for _, _ in zip(range(most), reading._parsed(), strict=False):
+        for _, _ in zip(range(most), reading._readable(), strict=False):
             pass
         assert problems([reading], unused_columns([reading])) == []
 
