@@ -86,8 +86,8 @@ def train(model: Any, tokenizer: Any) -> list[float]:
 
 
 def starter() -> str:
-    from rankwise.config.models import ModelConfig
     from rankwise.base.sources import find
+    from rankwise.config.models import ModelConfig
     from rankwise.runs.records import silent
 
     return str(find(ModelConfig(name="smollm2-135m"), silent).folder)

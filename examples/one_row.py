@@ -15,24 +15,24 @@ from tempfile import TemporaryDirectory
 import torch
 
 from rankwise.adapters.formats.peft import read_peft, write_peft
+from rankwise.base.loading import load
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.training import TrainingConfig
-from rankwise.rows.encoded.batches import Batches, collate
-from rankwise.rows.forms.formats import find_format, parse_row
-from rankwise.rows.encoded.packing import pack
 from rankwise.forward.reference import SupervisedLogits
 from rankwise.inference.generate import answer
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
-from rankwise.base.loading import load
 from rankwise.objectives.causal_lm import CAUSAL_LM, token_loss
+from rankwise.rows.encoded.batches import Batches, collate
+from rankwise.rows.encoded.packing import pack
+from rankwise.rows.forms.formats import find_format, parse_row
 from rankwise.rows.text.rendering import render
 from rankwise.rows.text.tokenize import tokenise
 from rankwise.training.backend import Eager
-from rankwise.training.workload import Workload
 from rankwise.training.trainer import Trainer
+from rankwise.training.workload import Workload
 
 LINE = '{"prompt": "What is the name of the smallest planet?", "completion": "Mercury, and it has no moon."}'
 
