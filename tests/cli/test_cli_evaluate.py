@@ -166,6 +166,16 @@ def test_what_was_measured_stays_where_it_is_not_measured_again(home):
     assert again["forgetting"] == before["forgetting"]
 
 
+@pytest.mark.parametrize("setting", ["fingerprint", "dtype"])
+def test_what_other_weights_or_numbers_forgot_is_not_taken_over(home, setting):
+    found("evaluate", "measured")
+    file = home / "runs/measured/evaluations/held-out.json"
+    stored = json.loads(file.read_text())
+    stored["settings"][setting] = "another"
+    file.write_text(json.dumps(stored))
+    assert found("evaluate", "measured", "--no-forgetting")["forgetting"] is None
+
+
 def test_what_was_kept_names_the_base_and_how_both_were_held(home, tiny_folder):
     own = json.loads((home / "runs/measured/manifest.json").read_text())["base_model"]["fingerprint"]
     kept = found("evaluate", "measured")["forgetting"]

@@ -175,6 +175,15 @@ def test_a_truncated_file_is_refused(kind, share, monkeypatch):
     assert ImageFile.LOAD_TRUNCATED_IMAGES
 
 
+def test_a_photo_whose_end_is_zeros_is_refused_though_its_thumbnail_has_an_end():
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    whole, thumbnail = file_of(noise, "JPEG"), file_of(noise.resize((8, 8)), "JPEG")
+    photo = whole[:2] + b"\xff\xfe" + struct.pack(">H", 2 + len(thumbnail)) + thumbnail + whole[2:]
+    decode(ImageContent(photo), WHERE)
+    cut = int(len(photo) * 0.7)
+    assert refusal(photo[:cut] + b"\0" * (len(photo) - cut)).startswith("cannot be decoded as an image: ")
+
+
 def test_a_huge_image_is_refused_before_its_pixels_are_decoded():
     huge = png(30_000, 30_000, 8, 0, b"")  # there are no pixels that could be decoded
     assert refusal(huge) == (

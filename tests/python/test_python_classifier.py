@@ -39,6 +39,7 @@ def test_the_classes_are_those_that_the_command_writes(run, home):
     for mine, other in zip(run.predict(texts), theirs, strict=True):
         assert mine["probabilities"]["bad"] == pytest.approx(other["probability_bad"], abs=1e-6)
     assert run.predict([("a film", "")]) == run.predict(["a film"]) == run.predict([["a film", ""]])
+    assert run.predict([("a film", "so bad")]) != run.predict([("a film", "")])
     assert run.predict([]) == []
 
 

@@ -47,6 +47,8 @@ def test_passes_and_seeds_have_orders_of_their_own():
                             for seed, begin in ((0, 0), (0, 60), (1, 0)))  # fmt: skip
     assert sorted(first) == sorted(second) == list(range(60)), "with equal classes each pass shows each row once"
     assert first != second and first != other
+    cycles = [[row for row in shown if targets[row] == 0] for shown in (first, second)]
+    assert cycles[0] != cycles[1], "each time all rows of a class were shown, they come in another order"
     blocks = {tuple(targets[first[at : at + 3]]) for at in range(0, 60, 3)}
     assert len(blocks) > 3, "the classes of a block come in any order"
 
