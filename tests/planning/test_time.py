@@ -29,7 +29,7 @@ RESULTS = Path(__file__).parents[2] / "bench" / "results"
 
 
 def epyc(name="AMD EPYC") -> Device:
-    """The machine of docs/speed.md, as planning/machine.py sees one like it."""
+    """The machine of docs/speed.md, as planning/devices.py sees one like it."""
     rate = 2 * 2.596e9 * 128
     return Device(name, "processor", 25 * 10**9, 0, rate, rate / 2, "assumed", flag="avx512_bf16")
 

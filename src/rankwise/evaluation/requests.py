@@ -1,4 +1,4 @@
-"""Requests: the documents of a task as token ids, with what is given, scored and chosen from. scoring.py comes next.
+"""Requests: the documents of a task as token ids, with what is given, scored and chosen from. likelihood.py comes next.
 
 Rows in a known format are encoded exactly as in training, so losses are comparable with those of training and prompts
 have the ids that a run was trained on. A text to be continued is encoded together with its continuation, and scored

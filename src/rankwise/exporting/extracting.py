@@ -1,6 +1,6 @@
 """A LoRA adapter out of two models of one shape: what full fine-tuning changed, as the nearest change of low rank.
 
-    D = W_tuned - W_base,   D_r = B A the nearest of rank r,   error = |D - D_r| / |D|       (low_rank.py)
+    D = W_tuned - W_base,   D_r = B A the nearest of rank r,   error = |D - D_r| / |D|       (adapters/low_rank.py)
 
 Every linear layer (also GPT-2's Conv1D and convolutions) is read, decomposed and let go before the next one. What
 changed elsewhere (embeddings, norms, biases) no LoRA of linear layers holds: it is measured and said. Modules that the

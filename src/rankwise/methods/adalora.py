@@ -1,7 +1,7 @@
 """AdaLoRA as a method: a budget of triplets that falls while it trains, given to the layers where they matter most.
 
 Which triplets live on is decided between steps, exactly to the budget, and at last for good: all triplets first, then
-fewer and fewer by importance, then the final ones alone (importance.py). A loop of your own calls it as
+fewer and fewer by importance, then the final ones alone (adapters/importance.py). A loop of your own calls it as
 `Trainable` says.
 """
 

@@ -48,7 +48,7 @@ SAMPLES, LONGEST, UNKNOWN = 3, 256, 64
 AT_ONCE = 16
 """Answers that are written together."""
 DIVERGENCE_PAIRS = 32
-"""As training/validation_pairs.py has it."""
+"""As training/pairs.py has it."""
 
 
 @dataclass(frozen=True)

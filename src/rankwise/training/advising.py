@@ -6,9 +6,9 @@
     adapter on a part           a quarter of these steps on a quarter of the rows, so each is seen as often
     adapter, other questions    the same answers behind the questions of other rows
 
-The last says whether the answers depend on the questions at all (swapped_pairs.py), and costs one pass over the
-held-out rows, where a control adapter that is trained on shuffled answers would cost as much as the adapter itself. The
-part is a point of the learning curve as epochs count it: more rows make a run longer, and both are in the slope. A
+The last says whether the answers depend on the questions at all (evaluation/swapped_pairs.py), and costs one pass over
+the held-out rows, where a control adapter that is trained on shuffled answers would cost as much as the adapter itself.
+The part is a point of the learning curve as epochs count it: more rows make a run longer, and both are in the slope. A
 second point at half of the rows would cost half of an adapter more. A classifier's curve is that of its probe on half
 of the rows, which costs nothing: a head begins at random, and in 20 steps its adapter has hardly left it. Held-out rows
 are as many as the budget pays for, and no fewer than 24.

@@ -119,7 +119,7 @@ class SaveCheckpoints(Hook):
     """When the pace says so and before a stop, but not after the last step; the newest `count` are there, so that a
     damaged one is no loss.
 
-    None is saved while the loss is far above its past. Where a run would go back, two more are there (back_off.py).
+    None is saved while the loss is far above its past. Where a run would go back, two more are there (`ways_back`).
     After each step the lock is looked at, so that nothing is written over the work of another process.
     """
 

@@ -1,7 +1,7 @@
 """Replay: rows of other kinds among a run's own, so that the model goes on doing what it could.
 
 They are rows of the user's, or the base's own answers to general instructions (inference/own_text.py). Which row is
-shown where is in data/replay.py. A replay row that is a validation row too is left out.
+shown where is in rows/encoded/row_order.py. A replay row that is a validation row too is left out.
 """
 
 from __future__ import annotations

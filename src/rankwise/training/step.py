@@ -1,4 +1,5 @@
-"""Stop 8: one optimizer step: micro-batches, loss, backward, clip, update. Next: the next step, or formats/peft.py."""
+"""Stop 8: one optimizer step: micro-batches, loss, backward, clip, update. Next: the next step, or
+adapters/formats/peft.py."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 transformers fills missing tensors with random numbers, and reads any bytes at an offset as numbers. So each tensor must
 lie within the file and overlap no other. For known families, it must also have the model's shape, and none may be
-missing or left over. For other families, the loading report shows missing tensors afterwards (gguf.py).
+missing or left over. For other families, the loading report shows missing tensors afterwards (conversion.py).
 """
 
 from __future__ import annotations
