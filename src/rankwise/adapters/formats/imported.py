@@ -90,9 +90,7 @@ class Layers:
         placed: dict[str, Factors] = {}
         for path, part in self.factors.items():
             here = today.get(path, path)
-            if here in placed:
-                self.problems.append(f'"{path}" and "{here}" are one layer')
-            elif here in modules:
+            if here in modules:
                 module, parts = modules[here], "AB" if part.magnitude is None else "ABm"
                 problem = host_problem(module, dora=part.magnitude is not None)
                 shapes = [tuple(value.shape) for value in part.values]

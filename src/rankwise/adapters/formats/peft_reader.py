@@ -159,10 +159,8 @@ class _Reader:
                 self._check_initial_rank(key)
             elif problem := self._problem_of(match, path):
                 self.problems.append(f'"{key}" {problem}')
-            elif match["part"] in layers.setdefault(path, {}):
-                self.problems.append(f'"{key}" is a second tensor for the same part of a layer')
             else:
-                layers[path][match["part"]] = key
+                layers.setdefault(path, {})[match["part"]] = key
         self.problems += [
             f'"modules_to_save" names "{name}", but the file has no weights for it'
             for name in self.config.modules_to_save or []
