@@ -21,6 +21,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RankwiseError, did_you_mean, first_line, some
 from rankwise.runs.records import Callback, StatusMessage
 from rankwise.system.cache import GGUF_FOLDER, cache_folder, mark_used
+from rankwise.system.contents import state_of
 from rankwise.system.files import told_when_full
 from rankwise.system.foreign_json import read_json
 from rankwise.system.hub import could_be_hub_id, hub_answers, is_forbidden, why_silent
@@ -92,7 +93,7 @@ def find(spec: ModelConfig, callback: Callback) -> Source:
     mark_used(source.folder)
     trusted = spec.trust_code is not None and spec.trust_code == source.commit
     there = [path for path in sorted(source.folder.iterdir()) if path.exists()]
-    files = [(path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in there]
+    files = [(path.name, state_of(path.stat())) for path in there]
     before, known = _INSPECTED.get((source, trusted), (None, source))
     if before != files:
         known = source

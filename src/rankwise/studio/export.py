@@ -15,7 +15,6 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,8 @@ from rankwise.runs.manifest import now
 from rankwise.runs.own_files import read_json
 from rankwise.runs.queue import last_object
 from rankwise.studio.pages import Form, Screen, moved, page, read_form
-from rankwise.system.files import json_bytes, make_folders, sha256_of, write_atomic
+from rankwise.system.contents import hash_of
+from rankwise.system.files import json_bytes, make_folders, write_atomic
 from rankwise.system.hub import NO_NETWORK
 from rankwise.system.processes import began, start_detached
 
@@ -156,17 +156,10 @@ def files_of(state: State) -> list[File]:
     """What a finished export wrote."""
     to = Path(state.job.to)
     paths = [to] if to.is_file() else sorted(one for one in to.rglob("*") if one.is_file() and not one.is_symlink())
-    files = [(path, path.stat()) for path in paths if state.done]
     return [
-        File(path.name if path == to else path.relative_to(to).as_posix(), facts.st_size,
-             _hash(path.absolute(), facts.st_size, facts.st_mtime_ns)) for path, facts in files
+        File(path.name if path == to else path.relative_to(to).as_posix(), path.stat().st_size, hash_of(path))
+        for path in paths if state.done
     ]  # fmt: skip
-
-
-@lru_cache(maxsize=1000)
-def _hash(path: Path, size: int, changed: int) -> str:
-    """Computed once, as long as the file stays as it is."""
-    return sha256_of(path)
 
 
 def path_of(state: State, name: str) -> Path:
