@@ -28,7 +28,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FIL
 DOORS = {"cli", "python", "studio", "__main__.py"}
 FOLDERS = {name: path.relative_to(SOURCE).parts[0] for name, path in FILES.items()}
 
-NODES, COUNT, FUNCTION = 617_330, 506, 61
+NODES, COUNT, FUNCTION = 617_224, 506, 61
 FULL_FOLDERS = {"cli": 34, "commands": 31, "config": 30, "planning": 26, "training": 27}
 """Folders with more than 25 files, and how many."""
 CLOSURES = {

@@ -135,7 +135,7 @@ def test_a_missing_tensor_is_named_also_where_the_file_was_converted_before(writ
     renamed(file, Q, "blk.9.attn_q.weight")
     said = refusal(file)
     assert f"1 tensor is missing: {Q}." in said and "not part of this model: 'blk.9.attn_q.weight'" in said
-    folder = file.parent / "cache" / "models" / f"gguf-{conversion.sha256_of(file)[:16]}"
+    folder = file.parent / "cache" / "models" / f"gguf-{conversion.name_of_content(file)}"
     folder.mkdir(parents=True)
     with pytest.raises(ModelError, match="1 tensor is missing"):
         converted(file, silent)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from functools import lru_cache
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +20,8 @@ from rankwise.errors import ModelError, RankwiseError, first_line, is_out_of_mem
 from rankwise.planning.tokens import checked_vocabulary
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage
 from rankwise.system.cache import GGUF_FOLDER, SOURCE, cache_folder
-from rankwise.system.files import need_space, published, sha256_of, write_json
+from rankwise.system.contents import hash_of
+from rankwise.system.files import need_space, published, write_json
 
 MAGIC = b"GGUF"
 
@@ -40,14 +40,8 @@ def converted(file: Path, callback: Callback) -> Path:
 
 
 def name_of_content(file: Path) -> str:
-    """The beginning of a file's SHA-256. A command asks for the same file several times, and it may be large."""
-    about = file.stat()
-    return _name_of(file.absolute(), about.st_ino, about.st_size, about.st_mtime_ns)
-
-
-@lru_cache(maxsize=8)
-def _name_of(file: Path, *_: int) -> str:
-    return sha256_of(file)[:16]
+    """The beginning of a file's SHA-256."""
+    return hash_of(file)[:16]
 
 
 def checked(file: Path, callback: Callback) -> None:
