@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from rankwise.cli.main import app
 from rankwise.config.experiment import Experiment
 from rankwise.errors import ConfigError, RunError
+from rankwise.runs.directory import RunDirectory
 from rankwise.runs.listing import listed
 from rankwise.runs.queue import Queue, work
 from rankwise.system.locks import Lock
@@ -192,6 +193,13 @@ def test_a_worker_that_cannot_start_a_training_loses_no_run(queue):
     assert [one.run for one in queue.waiting()] == ["a"] and not trained()
     work(queue, command)
     assert trained() == ["+a", "-a"] and not queue.waiting()
+
+
+def test_a_name_that_is_free_gets_no_folder_at_any_moment(queue, monkeypatch):
+    """So whoever is killed while he adds a run leaves none."""
+    monkeypatch.setattr(RunDirectory, "claimed", None)
+    queue.add("new", experiment("new"))
+    assert [one.run for one in queue.waiting()] == ["new"]
 
 
 def test_a_killed_adder_leaves_nothing_half_written(queue):

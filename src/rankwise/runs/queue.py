@@ -118,10 +118,12 @@ class Queue:
         """Add a run, and start a worker if there is none. RunError where the name is taken, or nothing can be resumed.
         With `restart` an unfinished run begins again from its first step."""
         experiment = Experiment(**experiment.model_dump() | {"run": run})  # a name is also a file's
-        if (own := self.working()) is not None and own.run == run:
+        if self.trains(run):
             raise RunError(f'run "{run}" is being trained. Use another --run name.')
-        with RunDirectory(self.runs_folder / run).claimed(restart=restart, resume=resume):
-            pass
+        directory = RunDirectory(self.runs_folder / run)
+        if resume or os.path.lexists(directory.folder):  # to claim a name that is free would create its folder
+            with directory.claimed(restart=restart, resume=resume):
+                pass
         if len(self.waiting()) >= MOST:
             raise RunError(f"{MOST} runs wait in the queue, the most that may. Remove some with rankwise queue remove.")
         waiting = Waiting(
@@ -160,7 +162,7 @@ class Queue:
             names = [one.run for one in self.waiting()]
             listed = f" Waiting: {some(names)}." if names else " The queue is empty."
             raise RunError(f'run "{run}" does not wait in the queue.{did_you_mean(run, names)}{listed}') from None
-        if (own := self.working()) is not None and own.run == run:  # the worker had read it already
+        if self.trains(run):  # the worker had read it already
             raise RunError(f'run "{run}" has just started. Stop it with rankwise queue stop.')
 
     def forget(self, run: str) -> None:
@@ -185,6 +187,9 @@ class Queue:
             return read_json(self.present, Working)
         return None
 
+    def trains(self, run: str) -> bool:
+        return (own := self.working()) is not None and own.run == run
+
     def stop(self, run: str) -> None:
         """Ask a training for what Ctrl-C does: it ends, and its run has the checkpoints that it wrote. The run may be
         of the queue or of a terminal on this machine."""
@@ -205,7 +210,7 @@ class Queue:
         file = self.outcome(run)
         if self.entry(run).exists() or not file.is_file():
             return None
-        if (own := self.working()) is not None and own.run == run:  # looked at last: an entry goes after its beginning
+        if self.trains(run):  # looked at last: an entry goes after its beginning
             return None
         printed = last_object(file)
         if printed is None:
