@@ -130,8 +130,8 @@ class Queue:
             run=run, added=now(), order=time.time_ns(), resume=resume, restart=restart, may_ask_hub=may_ask_hub,
             config=experiment,
         )  # fmt: skip
-        for file in (self.entry(run), self.settings(run), self.log(run)):
-            make_folders(file.parent)
+        for folder in ("waiting", "started", "logs"):
+            make_folders(self.folder / folder)
         try:
             write_new(self.entry(run), json_bytes(waiting.model_dump(mode="json")))
         except FileExistsError:
@@ -217,13 +217,11 @@ class Queue:
             return Ended(run, f"its process was killed. What it printed: {self.log(run)}")
         return Ended(run, str(printed["error"]) if "error" in printed else None)
 
-    def start_worker(self) -> bool:
+    def start_worker(self) -> None:
         """Start a worker, if a run waits and none works. A second worker would end at once."""
-        if not self.entries() or owner_if_locked(self.worker_lock) is not None:
-            return False
-        with (self.folder / "worker.log").open("ab") as log:
-            start_detached([sys.executable, *WORKER], out=log, log=log, folder=self.runs_folder.absolute().parent)
-        return True
+        if self.entries() and owner_if_locked(self.worker_lock) is None:
+            with (self.folder / "worker.log").open("ab") as log:
+                start_detached([sys.executable, *WORKER], out=log, log=log, folder=self.runs_folder.absolute().parent)
 
 
 def read_entry(file: Path) -> Waiting:
