@@ -12,7 +12,7 @@ import transformers
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
-from rankwise.objectives.text_classification import TextClassification
+from rankwise.objectives.tagging import Tagging
 from rankwise.rows.encoded.batches import IGNORED, Batch
 from rankwise.rows.forms.formats import parse_row
 from rankwise.rows.text.encode_tags import TagEncoder, encode_words
@@ -53,8 +53,8 @@ def base(folder: Path, kind: str) -> Path:
     return other
 
 
-def loaded(folder: Path, targets: TargetFacts = TAGS) -> tuple[TextClassification, LoadedModel]:
-    objective = TextClassification(targets)
+def loaded(folder: Path, targets: TargetFacts = TAGS) -> tuple[Tagging, LoadedModel]:
+    objective = Tagging(targets)
     return objective, objective.load(ModelConfig(name=str(folder), dtype="float32"), silent)
 
 
@@ -63,7 +63,7 @@ def outcomes(model: LoadedModel, rows: list[dict[str, Any]], limit: int = 64, **
     return TagEncoder(model.tokenizer, DataConfig(path="rows", **settings), limit, TAGS).encode(examples)
 
 
-def batches(objective: TextClassification, model: LoadedModel, tokens: int) -> list[Batch]:
+def batches(objective: Tagging, model: LoadedModel, tokens: int) -> list[Batch]:
     return objective.batches([row for one in outcomes(model, spanned(6)) for row in one.sequences], tokens)
 
 

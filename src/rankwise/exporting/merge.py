@@ -118,7 +118,7 @@ def _as_read_elsewhere(module: nn.Module, objective: Objective, dtype: torch.dty
     if not isinstance(objective, TextClassification) or objective.targets.pooling == "own":
         return objective
     as_block(module, objective.targets.pooling, dtype)
-    return replace(objective, targets=objective.targets.model_copy(update={"pooling": "own"}))
+    return replace(objective, predicted=objective.targets.model_copy(update={"pooling": "own"}))
 
 
 def beside(artifact: Artifact, strength: float) -> dict[str, Any]:

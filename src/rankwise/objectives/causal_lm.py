@@ -7,37 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rankwise.base.kind import CAUSAL_LM as KIND
+from rankwise.base.kind import ModelKind
 from rankwise.base.loaded import LoadedModel
-from rankwise.base.loading import load, load_unchecked
-from rankwise.config.models import ModelConfig
 from rankwise.forward.reference import SupervisedLogits, random_documents
-from rankwise.objectives.objective import text_writing
+from rankwise.objectives.objective import Objective, text_writing
 from rankwise.rows.encoded.batches import Batch, portion
-from rankwise.rows.text.encode import Encoder
+from rankwise.rows.text.encode import Encoder, EncoderOf
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.writing import TextWriting
-from rankwise.runs.records import Callback
 
 
 @dataclass(frozen=True)
-class CausalLM:
+class CausalLM(Objective):
     name = "causal-lm"
-    targets = None
-    row_length = None
-    kind = KIND
-    encoder = Encoder
+    model_kind: ClassVar[ModelKind] = KIND
+    encoder: ClassVar[EncoderOf] = Encoder
 
-    def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
-        return (load if checked else load_unchecked)(spec, callback)
-
-    def heads(self, model: LoadedModel) -> tuple[str, ...]:
-        return ()
+    @property
+    def kind(self) -> ModelKind:
+        return self.model_kind
 
     def writing(self, model: LoadedModel) -> TextWriting:
         return text_writing(model, self.encoder)

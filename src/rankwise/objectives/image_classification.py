@@ -20,34 +20,31 @@ from torch import Tensor, nn
 from rankwise.base.heads import head_modules
 from rankwise.base.kind import ModelKind
 from rankwise.base.loaded import LoadedModel
-from rankwise.base.loading import load, load_unchecked
 from rankwise.base.preprocessing import size_arguments
 from rankwise.base.timm_models import is_timm, set_config
 from rankwise.config.images import ImageProcessing
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, first_line, is_out_of_memory
-from rankwise.objectives.objective import head_settings, outputs_in, target_loss, values_of, weight_of
+from rankwise.objectives.objective import Classifier, head_settings, outputs_in, target_loss, values_of, weight_of
 from rankwise.rows.encoded.batches import Batch, portions_of
 from rankwise.rows.images.processor import need_vision, normalised
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.writing import ImageWriting
 from rankwise.runs.records import Callback, WarningMessage
-from rankwise.runs.row_facts import TargetFacts
 
 NAME = "image-classification"
 
 
 @dataclass(frozen=True)
-class ImageClassification:
-    targets: TargetFacts
+class ImageClassification(Classifier):
     processing: ImageProcessing
     seed: int = 0
     """Draws the new head's weights."""
-    name: str = NAME
+    name = NAME
 
     def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
         need_vision(f"the objective {NAME}")
-        loaded = (load if checked else load_unchecked)(spec, callback, self.kind)
+        loaded = super().load(spec, callback, checked=checked)
         if not head_modules(loaded.module, images=True):
             raise ModelError(
                 f"{loaded.source.folder}: this {type(loaded.module).__name__} has no head of a known name, so it "

@@ -4,7 +4,7 @@
 
 The loss is a sum over `Batch.count` predictions. The mean is taken once, over a whole optimizer step or a whole
 validation, so how rows are cut into batches changes no result. Training, validation and the data pipeline know this
-protocol and no task. Objectives know models and data; they know neither adapters nor the training loop.
+class and no task. Objectives know models and data; they know neither adapters nor the training loop.
 
 The loss of whole rows, which text and image classifiers share, and how a model of texts reads its rows.
 
@@ -17,7 +17,8 @@ numbers    loss = sum over rows of (output - target)^2
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from torch.nn import functional as F
 
 from rankwise.base.kind import ModelKind
 from rankwise.base.loaded import LoadedModel
+from rankwise.base.loading import load, load_unchecked
 from rankwise.config.models import ModelConfig
 from rankwise.rows.encoded.batches import Batch
 from rankwise.rows.preparing import Writing
@@ -86,62 +88,67 @@ def target_loss(outputs: Tensor, values: Tensor, targets: TargetFacts) -> Tensor
     return F.cross_entropy(outputs, values, weights, reduction="sum")
 
 
-class Objective(Protocol):
-    @property
-    def name(self) -> str: ...
+class Objective:
+    """What all objectives have; a default is what most of them do."""
+
+    name: ClassVar[str]
 
     @property
     def targets(self) -> TargetFacts | None:
         """The classes or numbers that are predicted for whole rows; None where tokens are predicted."""
-        ...
+        return None
 
     @property
     def kind(self) -> ModelKind:
         """What transformers builds from the model's folder."""
-        ...
+        raise NotImplementedError
 
     @property
     def row_length(self) -> int | None:
         """Tokens of every row, where all have the same number, as images have patches."""
-        ...
+        return None
 
     def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
         """The model by its auto class, and the tokenizer. `checked`: a model that lies in a run must be what training
         wrote there."""
-        ...
+        return (load if checked else load_unchecked)(spec, callback, self.kind)
 
     def heads(self, model: LoadedModel) -> tuple[str, ...]:
         """Modules that are trained whole beside an adapter (PEFT's modules_to_save)."""
-        ...
+        return ()
 
     def writing(self, model: LoadedModel) -> Writing:
         """How rows are encoded for this model."""
-        ...
+        raise NotImplementedError
 
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         """Padded batches of at most so many tokens; a longer row is alone in its batch."""
-        ...
+        raise NotImplementedError
 
     def predict(self, module: nn.Module, batch: Batch) -> Tensor:
         """Logits or values, one row for each target of the batch that is not ignored."""
-        ...
+        raise NotImplementedError
 
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """The sum of the losses of `batch.count` predictions."""
-        ...
+        raise NotImplementedError
 
     def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
         """Rows that the model accepts, for measuring memory and time."""
-        ...
+        raise NotImplementedError
 
 
-class Classifier(Objective, Protocol):
-    """An objective that predicts one class or one number for a whole row."""
+@dataclass(frozen=True)
+class Classifier(Objective):
+    """Predicts one class or one number for a whole row, or a class for each of its words."""
+
+    predicted: TargetFacts
 
     @property
-    def targets(self) -> TargetFacts: ...
+    def targets(self) -> TargetFacts:
+        return self.predicted
 
 
 def classifier(objective: Objective | None) -> Classifier | None:
     """The objective itself where it predicts whole rows, and None where it predicts tokens."""
-    return cast("Classifier", objective) if objective is not None and objective.targets is not None else None
+    return objective if isinstance(objective, Classifier) else None

@@ -15,13 +15,14 @@ from rankwise.config.misfits import misfits
 from rankwise.config.models import ModelConfig
 from rankwise.config.preference import PreferenceConfig, read_as
 from rankwise.errors import ConfigError
-from rankwise.objectives import image_classification, preference
+from rankwise.objectives import image_classification, preference, tagging, text_classification
 from rankwise.objectives.causal_lm import CAUSAL_LM, CausalLM
 from rankwise.objectives.image_classification import ImageClassification
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.preference import Preference
 from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, SequenceToSequence
-from rankwise.objectives.text_classification import OF_TEXTS, OF_WORDS, TextClassification
+from rankwise.objectives.tagging import Tagging
+from rankwise.objectives.text_classification import TextClassification
 from rankwise.planning.pooling import pooling_of
 from rankwise.rows.classes import read_targets
 from rankwise.rows.tag_classes import holds_tags, read_tags
@@ -30,6 +31,7 @@ from rankwise.runs.records import Callback, StatusMessage
 from rankwise.runs.row_facts import Pooling
 
 OF_IMAGES, OF_PAIRS = image_classification.NAME, preference.NAME
+OF_TEXTS, OF_WORDS = text_classification.NAME, tagging.NAME
 
 
 def decided(experiment: Experiment, callback: Callback) -> Experiment:
@@ -102,7 +104,7 @@ def objective_of(experiment: Experiment, callback: Callback, begun: Pooling | No
         return Preference(experiment.preference, prompts=experiment.data.learned == "everything")
     seed = experiment.training.seed
     if experiment.objective == OF_WORDS:
-        return TextClassification(read_tags(experiment.data, experiment.classification), seed)
+        return Tagging(read_tags(experiment.data, experiment.classification), seed)
     targets = read_targets(experiment.data, experiment.classification)
     if experiment.objective == OF_TEXTS:
         return TextClassification(targets.model_copy(update={"pooling": _pooling(experiment, callback, begun)}), seed)
@@ -138,7 +140,7 @@ def objective_by(
         targets = read_targets(data, ClassificationConfig())
         return ImageClassification(targets, processing_in(source.folder).sized(images.size))
     if name == OF_WORDS or (name == "auto" and holds_tags(data)):
-        return TextClassification(read_tags(data, ClassificationConfig()))
+        return Tagging(read_tags(data, ClassificationConfig()))
     if name == OF_TEXTS or (name == "auto" and is_encoder(config)):
         return TextClassification(read_targets(data, ClassificationConfig()))
     return language_model(config)
@@ -160,4 +162,4 @@ def objective_for(data_report: DataReport | None) -> Objective:
         return CAUSAL_LM
     if data_report.image_processing is not None:
         return ImageClassification(targets, data_report.image_processing)
-    return TextClassification(targets)
+    return Tagging(targets) if targets.form == "tags" else TextClassification(targets)

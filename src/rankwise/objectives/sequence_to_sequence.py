@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from rankwise.base.kind import ENCODER_DECODER
 from rankwise.base.loaded import LoadedModel
-from rankwise.base.loading import load, load_unchecked
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError
@@ -41,10 +40,10 @@ OUTPUT_SHARE = 0.25
 @dataclass(frozen=True)
 class SequenceToSequence(CausalLM):
     name = NAME
-    kind = ENCODER_DECODER
+    model_kind = ENCODER_DECODER
 
     def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
-        loaded = (load if checked else load_unchecked)(spec, callback, self.kind)
+        loaded = super().load(spec, callback, checked=checked)
         if not hasattr(loaded.module, "prepare_decoder_input_ids_from_labels"):
             raise ModelError(
                 f"{loaded.source.folder}: this {type(loaded.module).__name__} does not say what its decoder begins "

@@ -1,23 +1,19 @@
-"""Classification of texts: predict one class, several, or one number, for a whole text or pair of texts, or the tag of
-each word of a text, from the word's first token.
+"""Classification of texts: predict one class, several, or one number, for a whole text or pair of texts.
 
     classes    loss = sum over rows of -w(class) log softmax(logits)[class]     in nats
     several    loss = sum over rows of the binary cross-entropy of each class, averaged over the classes
     numbers    loss = sum over rows of (output - target)^2
-    tags       loss = sum over words of -w(tag) log softmax(logits of the word's first token)[tag]     in nats
 
 The model is an encoder or a decoder with a new head, whose weights are drawn anew and trained whole beside an adapter.
-Of a whole row, a decoder's head reads the last token; of a word, it has seen the words before and not those behind.
-
-How classifiers of texts load a model, pad their rows and call the model's forward pass.
+A decoder's head reads the last token of a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -31,9 +27,16 @@ from rankwise.base.pooling import read_pooled
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.forward.reference import usable_positions
-from rankwise.objectives.objective import head_settings, outputs_in, target_loss, text_writing, values_of, weight_of
+from rankwise.objectives.objective import (
+    Classifier,
+    head_settings,
+    outputs_in,
+    target_loss,
+    text_writing,
+    values_of,
+    weight_of,
+)
 from rankwise.rows.encoded.batches import IGNORED, Batch, portions_of
-from rankwise.rows.text.encode_tags import TagEncoder
 from rankwise.rows.text.encode_texts import TextEncoder
 from rankwise.rows.text.outcome import RowEncoder
 from rankwise.rows.text.rendering import Template
@@ -100,35 +103,25 @@ def _without_cache(module: nn.Module) -> dict[str, bool]:
     return {"use_cache": False} if "use_cache" in signature(module.forward).parameters else {}
 
 
-OF_TEXTS, OF_WORDS = "sequence-classification", "token-classification"
+NAME = "sequence-classification"
 
 
 @dataclass(frozen=True)
-class TextClassification:
-    """Which of the four it is follows from its targets."""
+class TextClassification(Classifier):
+    """Which of the three it is follows from its targets."""
 
-    targets: TargetFacts
     seed: int = 0
     """Draws the new head's weights."""
-    row_length: None = None
-
-    @property
-    def name(self) -> str:
-        return OF_WORDS if self._of_words else OF_TEXTS
-
-    @property
-    def _of_words(self) -> bool:
-        return self.targets.form == "tags"
+    name = NAME
+    model_class = "AutoModelForSequenceClassification", "a model that classifies texts"
+    encoder_class: ClassVar[Callable[[HubTokenizer, DataConfig, int, TargetFacts], RowEncoder]] = TextEncoder
 
     def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
         return load_text_classifier(spec, callback, self.kind, self.targets.pooling, checked=checked)
 
     @property
     def kind(self) -> ModelKind:
-        of_texts = "AutoModelForSequenceClassification", "a model that classifies texts"
-        of_words = "AutoModelForTokenClassification", "a model that classifies tokens"
-        settings = head_settings(self.targets)
-        return ModelKind(*(of_words if self._of_words else of_texts), head_seed=self.seed, settings=settings)
+        return ModelKind(*self.model_class, head_seed=self.seed, settings=head_settings(self.targets))
 
     def heads(self, model: LoadedModel) -> tuple[str, ...]:
         return heads_of(model)
@@ -137,42 +130,33 @@ class TextClassification:
         return text_writing(model, self.encoder, self.targets)
 
     def encoder(self, template: Template, tokenizer: HubTokenizer, spec: DataConfig, limit: int) -> RowEncoder:
-        return (TagEncoder if self._of_words else TextEncoder)(tokenizer, spec, limit, self.targets)
+        return self.encoder_class(tokenizer, spec, limit, self.targets)
 
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         return [self._batch(part) for part in portions_of(rows, max_tokens, width=lambda row: len(row.ids))]
 
     def _batch(self, rows: Sequence[Tokens]) -> Batch:
         inputs = padded(rows)
-        targets = _tags_of(rows, inputs["input_ids"]) if self._of_words else values_of(rows, self.targets)
-        count = weight_of(self._learned(targets, targets != IGNORED), self.targets)
+        targets = self.values(rows, inputs["input_ids"])
+        count = weight_of(self.learned(targets, targets != IGNORED), self.targets)
         return Batch(inputs, targets, count, int(inputs["attention_mask"].sum()))
 
-    def _learned(self, values: Tensor, mask: Tensor) -> Tensor:
-        """Of all tokens (B, T, ...) those that begin a learned word (N, ...); every one of whole rows."""
-        return values[mask] if self._of_words else values
+    def values(self, rows: Sequence[Tokens], ids: Tensor) -> Tensor:
+        """What the outputs should be, of rows whose padded tokens are `ids` (B, T): (B,) or (B, C)."""
+        return values_of(rows, self.targets)
+
+    def learned(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Those of the values that are learned: every one of whole rows. `mask` is True where a value is a target."""
+        return values
 
     def predict(self, module: nn.Module, batch: Batch) -> Tensor:
-        """Logits (B, C) of the classes, or numbers (B,); or logits (N, C) of the N words, row by row. In float32 or
-        more."""
-        return outputs_in(self._learned(logits_of(module, batch), batch.loss_mask), self.targets)
+        """Logits (B, C) of the classes, or numbers (B,), in float32 or more."""
+        return outputs_in(self.learned(logits_of(module, batch), batch.loss_mask), self.targets)
 
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
-        targets = self._learned(batch.targets, batch.loss_mask)
+        targets = self.learned(batch.targets, batch.loss_mask)
         return target_loss(self.predict(module, batch), targets, self.targets)
 
     def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
-        every = random_ids(module, lengths, generator)
-        if self._of_words:
-            return [Tokens(ids, (True,) * len(ids), tags=(0,) * len(ids)) for ids in every]
         nothing = [0.0] * self.targets.outputs if self.targets.form == "several" else 0.0
-        return [Tokens(ids, (False,) * len(ids), target=nothing) for ids in every]
-
-
-def _tags_of(rows: Sequence[Tokens], ids: Tensor) -> Tensor:
-    """(B, T) numbers of tags, IGNORED at tokens that begin no learned word and behind the end of a row."""
-    targets = np.full(ids.shape, IGNORED)
-    for at, row in enumerate(rows):
-        assert row.tags is not None, "every row has tags"
-        targets[at, : len(row.ids)] = np.where(np.asarray(row.loss_mask, bool), np.asarray(row.tags), IGNORED)
-    return torch.from_numpy(targets)
+        return [Tokens(ids, (False,) * len(ids), target=nothing) for ids in random_ids(module, lengths, generator)]

@@ -31,6 +31,7 @@ from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.objectives.image_classification import ImageClassification
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE
+from rankwise.objectives.tagging import Tagging
 from rankwise.objectives.text_classification import TextClassification
 from rankwise.planning.plan import Plan
 from rankwise.planning.time import Probe
@@ -110,7 +111,11 @@ def _objective(forecast: Plan, callback: Callback) -> Objective:
         return SEQUENCE_TO_SEQUENCE if forecast.shape.is_encoder_decoder else CAUSAL_LM
     targets = TargetFacts(classes=tuple(str(number) for number in range(outputs)) if outputs > 1 else ())
     if side is None:
-        return TextClassification(targets.model_copy(update={"form": "tags"}) if forecast.shape.words else targets)
+        return (
+            Tagging(targets.model_copy(update={"form": "tags"}))
+            if forecast.shape.words
+            else TextClassification(targets)
+        )
     folder = find(forecast.config.base, callback).folder
     return ImageClassification(targets, processing_in(folder).sized(side))
 
