@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from rankwise.rows.encoded.batches import Batch, portion
 from rankwise.rows.text.encode import Encoder, EncoderOf
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.writing import TextWriting
+from rankwise.runs.data_report import DataReport
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class CausalLM(Objective):
     name = "causal-lm"
     model_kind: ClassVar[ModelKind] = KIND
     encoder: ClassVar[EncoderOf] = Encoder
+
+    @classmethod
+    def of_report(cls, data_report: DataReport) -> Self | None:
+        return cls()
 
     @property
     def kind(self) -> ModelKind:

@@ -9,15 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rankwise.base.loaded import LoadedModel
+from rankwise.base.sources import Source
+from rankwise.config.classification import ClassificationConfig
+from rankwise.config.data import DataConfig
+from rankwise.config.experiment import Experiment
+from rankwise.config.images import ImagesConfig
 from rankwise.objectives.text_classification import TextClassification, random_ids
 from rankwise.rows.encoded.batches import IGNORED
+from rankwise.rows.tag_classes import read_tags
 from rankwise.rows.text.encode_tags import TagEncoder
 from rankwise.rows.text.tokenize import Tokens
+from rankwise.runs.data_report import DataReport
+from rankwise.runs.records import Callback
+from rankwise.runs.row_facts import Pooling
 
 NAME = "token-classification"
 
@@ -27,6 +38,25 @@ class Tagging(TextClassification):
     name = NAME
     model_class = "AutoModelForTokenClassification", "a model that classifies tokens"
     encoder_class = TagEncoder
+
+    @classmethod
+    def of_rows(cls, data: DataConfig, source: Source | None, images: ImagesConfig) -> Self:
+        return cls(read_tags(data, ClassificationConfig()))
+
+    @classmethod
+    def of(cls, experiment: Experiment, callback: Callback, begun: Pooling | None) -> Self:
+        return cls(read_tags(experiment.data, experiment.classification), experiment.training.seed)
+
+    @classmethod
+    def of_report(cls, data_report: DataReport) -> Self | None:
+        targets = data_report.targets
+        return cls(targets) if targets is not None and targets.form == "tags" else None
+
+    def fit_head(self, model: LoadedModel, rows: Sequence[Tokens]) -> str | None:
+        return None
+
+    def fitted_baseline(self, accuracy: float) -> dict[str, float]:
+        return {}
 
     def values(self, rows: Sequence[Tokens], ids: Tensor) -> Tensor:
         """(B, T) numbers of tags, IGNORED at tokens that begin no learned word and behind the end of a row."""
