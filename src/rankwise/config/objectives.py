@@ -50,6 +50,8 @@ class ObjectiveSettings:
     idle_validation: ClassVar[tuple[str, ...]] = ()
     metrics: ClassVar[Any] = TextMetric
     """That a validation may go by."""
+    texts: ClassVar[int] = 1
+    """Of a document, each of which may have the largest length."""
     earliest: ClassVar[int] = 1
     """The first step after which a result may be the best one."""
 
@@ -112,6 +114,7 @@ class OfAnswers(ObjectiveSettings):
 
 class OfSequences(ObjectiveSettings):
     name = "sequence-to-sequence"
+    texts = 2
     nature = BOTH
     because = "{0} is an encoder with a decoder ({1})"
     cannot = {IMAGES: OF_IMAGES} | dict.fromkeys(
@@ -125,6 +128,7 @@ class OfSequences(ObjectiveSettings):
 
 class OfPairs(ObjectiveSettings):
     name = "preference"
+    texts = 2
     cannot: ClassVar[Mapping[str, str]] = {
         IMAGES: OF_IMAGES, ENCODER: "generates no text. Choose a language model with --model.", BOTH: OF_BOTH,
     }  # fmt: skip

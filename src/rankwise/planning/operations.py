@@ -161,7 +161,7 @@ class Operations:
         blocks = self.shape.blocks
         if self.shape.image is not None:
             return [blocks.rest * self.load.tokens] * blocks.count
-        if self.shape.is_encoder_decoder and self.load.outputs:
+        if self.load.outputs:
             return self._both_sides(self.shape.stacks[0], blocks)
         return [4.0 * blocks.queries * sum(_pairs(length, blocks) for length in self.load.lengths)] * blocks.count
 
