@@ -5,7 +5,7 @@ What differs between methods and needs no torch is answered here, so that nobody
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -35,6 +35,8 @@ NO_SCALED_DORA = (
     "factors cannot express. Leave out adapter.dora, or the budget"
 )
 
+ALONE = "{model} is asked alone, since it needs a model of its own."
+
 
 class MethodConfig(Config):
     start_from: str | None = Field(None, min_length=1)
@@ -44,6 +46,9 @@ class MethodConfig(Config):
     """What is written, and the folder of a finished run that it lies in."""
     cannot_continue: ClassVar[str | None] = None
     """Why the method cannot begin with an adapter that exists, for a message."""
+    cannot: ClassVar[Mapping[str, str]] = {}
+    """By activity, or by format of an export, why nothing that was trained so is used for it: a sentence, in which
+    `{model}` is what was trained and `{folder}` where it lies. Artifacts refuse by it."""
     no_anchor: ClassVar[str | None] = None
     """Why the method cannot be held to its base, for a message."""
     base_dtype: ClassVar[Literal["float32"] | None] = None

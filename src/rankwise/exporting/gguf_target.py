@@ -60,11 +60,6 @@ def gguf_model(artifact: Artifact, callback: Callback, *, force_base: bool) -> G
     if artifact.runs_own_code:
         raise RunError(f"{artifact.folder} was trained on a model with its own Python code, which llama.cpp does not "
         "know. Export the adapter as peft or portable.")  # fmt: skip
-    if artifact.targets is not None:
-        raise RunError(
-            f"{artifact.described} is a classifier, and GGUF files are written for language models alone. Use --format "
-            "peft or merged."
-        )
     spec = method_of(artifact.config).model_of(artifact)
     source = find(spec, callback)
     source.refuse_packed("which are not written as GGUF")

@@ -231,9 +231,6 @@ class AdapterMethod(ABC, Generic[Settings]):
             weights.parameters, dialect.source.tensors.stat().st_size, weights.ranks, dialect.label, weights.notes
         )
 
-    def check_export(self, format: str, folder: Path) -> None:
-        """An adapter can be written in every format."""
-
 
 def _rounds(record: Record) -> dict[str, Any]:
     """The file that names the rounds before this one, where there are any."""

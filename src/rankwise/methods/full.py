@@ -24,7 +24,7 @@ from rankwise.base.sources import find
 from rankwise.config.adapters import FullConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.strength import check_strength
-from rankwise.errors import ModelError, RunError, some
+from rankwise.errors import ModelError, some
 from rankwise.methods.adapter import decayed_groups
 from rankwise.methods.artifact import Artifact, base_weights
 from rankwise.methods.method import Contents, Record, Setup
@@ -162,9 +162,3 @@ class FullMethod:
     def contents(self, folder: Path) -> Contents:
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         return Contents(numbers_in(folder).total(), size)
-
-    def check_export(self, format: str, folder: Path) -> None:
-        if format not in ("merged", "gguf"):
-            raise RunError(
-                f"{folder} has no adapter, because it is a result of full fine-tuning. Use --format merged or gguf."
-            )

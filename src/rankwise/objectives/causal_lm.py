@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -16,9 +17,11 @@ from torch.nn import functional as F
 from rankwise.base.kind import CAUSAL_LM as KIND
 from rankwise.base.kind import ModelKind
 from rankwise.base.loaded import LoadedModel
+from rankwise.base.saving import save_end_tokens
 from rankwise.forward.reference import SupervisedLogits, random_documents
 from rankwise.objectives.objective import Objective, text_writing
 from rankwise.rows.encoded.batches import Batch, portion
+from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.encode import Encoder, EncoderOf
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.writing import TextWriting
@@ -36,6 +39,9 @@ class CausalLM(Objective):
 
     def writing(self, model: LoadedModel) -> TextWriting:
         return text_writing(model, self.encoder)
+
+    def save_ends(self, base: Path, template: ChatTemplate, folder: Path) -> None:
+        save_end_tokens(base, template, folder)
 
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         return portion(rows, max_tokens)

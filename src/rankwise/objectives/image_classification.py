@@ -29,6 +29,7 @@ from rankwise.objectives.objective import Classifier, head_settings, outputs_in,
 from rankwise.rows.encoded.batches import Batch, portions_of
 from rankwise.rows.images.processor import need_vision, normalised
 from rankwise.rows.text.tokenize import Tokens
+from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import ImageWriting
 from rankwise.runs.records import Callback, WarningMessage
 
@@ -41,6 +42,7 @@ class ImageClassification(Classifier):
     seed: int = 0
     """Draws the new head's weights."""
     name = NAME
+    shown_as = "images"
 
     def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
         need_vision(f"the objective {NAME}")
@@ -56,6 +58,13 @@ class ImageClassification(Classifier):
         if is_timm(loaded.module):
             set_config(loaded.module, self.targets.classes, self.processing)
         return loaded
+
+    def merged_config(
+        self, base: dict[str, Any], module: nn.Module, tokenizer: HubTokenizer | None
+    ) -> dict[str, Any]:
+        if is_timm(module):
+            set_config(module, self.targets.classes, self.processing)
+        return super().merged_config(base, module, tokenizer)
 
     def _unread(self, config: Any) -> str | None:
         """A transformer reads whole patches only; Swin, which has windows of patches, fills up the last ones."""

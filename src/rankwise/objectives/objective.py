@@ -16,8 +16,9 @@ numbers    loss = sum over rows of (output - target)^2
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -27,11 +28,14 @@ from torch.nn import functional as F
 from rankwise.base.kind import ModelKind
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.loading import load, load_unchecked
+from rankwise.config.method import ALONE
 from rankwise.config.models import ModelConfig
 from rankwise.rows.encoded.batches import Batch
 from rankwise.rows.preparing import Writing
+from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.encode import EncoderOf
 from rankwise.rows.text.tokenize import Tokens
+from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
 from rankwise.runs.records import Callback
 from rankwise.runs.row_facts import PairFacts, TargetFacts
@@ -92,6 +96,8 @@ class Objective:
     """What all objectives have; a default is what most of them do."""
 
     name: ClassVar[str]
+    shown_as: ClassVar[str] = "text"
+    """How the page asks it and shows what it answers."""
 
     @property
     def targets(self) -> TargetFacts | None:
@@ -99,9 +105,20 @@ class Objective:
         return None
 
     @property
+    def outputs(self) -> int | None:
+        """Outputs of the model's own head; None where it is the vocabulary's."""
+        return None
+
+    @property
     def kind(self) -> ModelKind:
         """What transformers builds from the model's folder."""
         raise NotImplementedError
+
+    @property
+    def cannot(self) -> Mapping[str, str]:
+        """By activity, or by format of an export, why no model of this objective is used for it: a sentence, in which
+        `{model}` is what was trained and `{value}` what was asked for. Artifacts refuse by it."""
+        return {}
 
     @property
     def row_length(self) -> int | None:
@@ -121,6 +138,19 @@ class Objective:
         """How rows are encoded for this model."""
         raise NotImplementedError
 
+    def stays(self, name: str | None) -> bool:
+        """Whether a tensor of the base's files stays in a merged model, which knows it by this name or by none."""
+        return True
+
+    def merged_config(
+        self, base: dict[str, Any], module: nn.Module, tokenizer: HubTokenizer | None
+    ) -> dict[str, Any]:
+        """A merged model's config.json, from that of its base."""
+        return base
+
+    def save_ends(self, base: Path, template: ChatTemplate, folder: Path) -> None:
+        """Write beside a model how its answers end, where it writes any."""
+
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         """Padded batches of at most so many tokens; a longer row is alone in its batch."""
         raise NotImplementedError
@@ -138,15 +168,62 @@ class Objective:
         raise NotImplementedError
 
 
+GGUF = "{model} is a classifier, and GGUF files are written for language models alone. Use --format peft or merged."
+NUMBER_FORMAT = "dtype", "torch_dtype"
+"""What a config.json calls it."""
+NOT_OF_CLASSIFIERS = {
+    "served": "{model} is a classifier, which generates no text. Use rankwise predict.",
+    "asked beside others": ALONE,
+    "scaled": "--strength {value}: {model} is a classifier, whose new head has no base to scale its change from. Leave "
+    "out --strength.",
+    "weighted": "a classifier's new head has no base to scale its change from. Leave out --strength and --weights.",
+    "judged by engines": "The rules of engines are known for language models. A classifier is loaded by PEFT and "
+    "transformers.",
+    "gguf-lora": GGUF,
+    "gguf": GGUF,
+    "ollama": "{model} is a classifier, and Ollama serves models that write text. Use merged.",
+}
+
+
 @dataclass(frozen=True)
 class Classifier(Objective):
     """Predicts one class or one number for a whole row, or a class for each of its words."""
 
     predicted: TargetFacts
+    shown_as = "classes"
 
     @property
     def targets(self) -> TargetFacts:
         return self.predicted
+
+    @property
+    def outputs(self) -> int:
+        return self.predicted.outputs
+
+    def stays(self, name: str | None) -> bool:
+        """A new head takes the place of the base's."""
+        return name is not None
+
+    def merged_config(
+        self, base: dict[str, Any], module: nn.Module, tokenizer: HubTokenizer | None
+    ) -> dict[str, Any]:
+        """Those that the model with the new head was built with."""
+        config: Any = module.config
+        if tokenizer is not None and config.get_text_config().pad_token_id is None:
+            config.pad_token_id = config.get_text_config().pad_token_id = tokenizer.pad_id
+        config.architectures = [type(module).__name__]
+        own = {key: base[key] for key in NUMBER_FORMAT if key in base}
+        return {key: value for key, value in config.to_dict().items() if key not in NUMBER_FORMAT} | own
+
+    @property
+    def cannot(self) -> Mapping[str, str]:
+        if (pooling := self.targets.pooling) == "own":
+            return NOT_OF_CLASSIFIERS
+        pooled = (
+            f"{{model}} has a head that reads the {pooling} of all tokens (classification.pooling), which a merge file "
+            "by file has no place for. Use rankwise export --format merged."
+        )
+        return NOT_OF_CLASSIFIERS | {"merged by files": pooled}
 
 
 def classifier(objective: Objective | None) -> Classifier | None:

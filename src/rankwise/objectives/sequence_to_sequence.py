@@ -9,7 +9,7 @@ too: their real tokens see nothing to their right, and padding has no loss.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rankwise.base.kind import ENCODER_DECODER
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig
+from rankwise.config.method import ALONE
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError
 from rankwise.forward.reference import OutputLogits
@@ -37,10 +38,22 @@ OUTPUT_SHARE = 0.25
 """Of a random row: the share of its tokens that the decoder writes."""
 
 
+DECODERS = "is for decoders alone, and {model} is an encoder with a decoder. Choose --format peft or merged."
+CANNOT = {
+    "served": "{model} is an encoder with a decoder, which this server does not serve.",
+    "asked beside others": ALONE,
+    **{name: f"--format {name} {DECODERS}" for name in ("portable", "mlx", "gguf-lora", "gguf", "ollama")},
+}
+
+
 @dataclass(frozen=True)
 class SequenceToSequence(CausalLM):
     name = NAME
     model_kind = ENCODER_DECODER
+
+    @property
+    def cannot(self) -> Mapping[str, str]:
+        return CANNOT
 
     def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
         loaded = super().load(spec, callback, checked=checked)

@@ -111,10 +111,7 @@ def served_as(
 def check_generates(artifacts: Sequence[Artifact]) -> None:
     """RunError for what writes no answers to a conversation."""
     for artifact in artifacts:
-        if artifact.targets is not None:
-            raise RunError(f"{artifact.described} is a classifier, which generates no text. Use rankwise predict.")
-        if artifact.encoder_decoder:
-            raise RunError(f"{artifact.described} is an encoder with a decoder, which this server does not serve.")
+        artifact.refuse("served")
 
 
 def _template(artifact: Artifact, model: LoadedModel, callback: Callback) -> ChatTemplate:
