@@ -146,10 +146,10 @@ def _written(
     if strength != 1:
         artifact.refuse("scaled", f"{strength:g}")
     artifact.refuse(format)
-    named = None if artifact.config.trains_base else artifact.base_named
+    named = artifact.base_named
     stored = None if named is None else named.packed_format
     exported = Exported(
-        str(artifact.folder), str(folder), format, strength=strength, outputs=artifact.objective.outputs,
+        str(artifact.folder), str(folder), format, strength=strength, outputs=artifact.objective.head_size,
         base_quantized=stored, auto=artifact.objective.kind.auto_class,
     )  # fmt: skip
     if stored is not None and format in (*ADAPTER_FORMATS, "gguf-lora"):

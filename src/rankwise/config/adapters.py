@@ -278,6 +278,9 @@ class FullConfig(MethodConfig):
     base_dtype: ClassVar[Literal["float32"] | None] = "float32"
     no_anchor: ClassVar[str | None] = NO_BASE_BESIDE
     trains_base: ClassVar[bool] = True
+    fewer_bits: ClassVar[Mapping[str, str]] = {}
+    trial_part: ClassVar[int] = 2
+    trial_copies: ClassVar[int] = 5
     lighter_base: ClassVar[tuple[str, str]] = (
         "adapter.method=lora", "an adapter is trained instead of the whole model",
     )  # fmt: skip

@@ -71,6 +71,15 @@ class MethodConfig(Config):
     """Whether a run of 20 steps tells what a longer one will learn, so that `advise` may make it."""
     smaller: ClassVar[tuple[str, int] | None] = None
     """The setting that an adapter's size follows from, and a small value of it."""
+    fewer_bits: ClassVar[Mapping[str, str]] = {
+        "int8": "the base's weights are rounded to 8 bits", "nf4": "the base's weights are rounded to 4 bits",
+    }  # fmt: skip
+    """The formats of a packed base that it may be trained over, and their prices."""
+    trial_part: ClassVar[int] = 4
+    """A trial of --tune has so many times fewer rows in a step and makes so many times more of them: what decides about
+    a rate is how many steps there are. Where every weight learns, the optimizer's work on each step costs more."""
+    trial_copies: ClassVar[int] = 0
+    """What a trial takes beside the model, as a multiple of it: its weights, gradients and two averages."""
     lighter_base: ClassVar[tuple[str, str]] = (
         "model.dtype=bfloat16",
         "weights have 8 significant bits instead of 24; the loss of a step differs by some hundredths of a nat",

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rankwise.adapters.set import refuse_adapted
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.saving import numbers_in, save
-from rankwise.base.sources import find
+from rankwise.base.sources import Source, find
 from rankwise.config.adapters import FullConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.strength import check_strength
@@ -158,6 +158,9 @@ class FullMethod:
             base_weights, objective.load, base, trained_on, artifact.described, callback, force=force_base
         )
         return model, FullFineTuning(model.module, read_base)
+
+    def adapter_over(self, source: Source, artifact: Artifact, callback: Callback, *, force_base: bool) -> None:
+        return None
 
     def contents(self, folder: Path) -> Contents:
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -59,9 +59,7 @@ class ImageClassification(Classifier):
             set_config(loaded.module, self.targets.classes, self.processing)
         return loaded
 
-    def merged_config(
-        self, base: dict[str, Any], module: nn.Module, tokenizer: HubTokenizer | None
-    ) -> dict[str, Any]:
+    def merged_config(self, base: dict[str, Any], module: nn.Module, tokenizer: HubTokenizer | None) -> dict[str, Any]:
         if is_timm(module):
             set_config(module, self.targets.classes, self.processing)
         return super().merged_config(base, module, tokenizer)

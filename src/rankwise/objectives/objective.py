@@ -30,6 +30,7 @@ from rankwise.base.loaded import LoadedModel
 from rankwise.base.loading import load, load_unchecked
 from rankwise.config.method import ALONE
 from rankwise.config.models import ModelConfig
+from rankwise.planning.operations import Load
 from rankwise.rows.encoded.batches import Batch
 from rankwise.rows.preparing import Writing
 from rankwise.rows.text.chat_template import ChatTemplate
@@ -105,14 +106,19 @@ class Objective:
         return None
 
     @property
-    def outputs(self) -> int | None:
-        """Outputs of the model's own head; None where it is the vocabulary's."""
+    def head_size(self) -> int | None:
+        """Outputs of a new head; None where the model has its own, over the vocabulary."""
         return None
 
     @property
     def kind(self) -> ModelKind:
         """What transformers builds from the model's folder."""
         raise NotImplementedError
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss compares with the model before training."""
+        return False
 
     @property
     def cannot(self) -> Mapping[str, str]:
@@ -142,9 +148,7 @@ class Objective:
         """Whether a tensor of the base's files stays in a merged model, which knows it by this name or by none."""
         return True
 
-    def merged_config(
-        self, base: dict[str, Any], module: nn.Module, tokenizer: HubTokenizer | None
-    ) -> dict[str, Any]:
+    def merged_config(self, base: dict[str, Any], module: nn.Module, tokenizer: HubTokenizer | None) -> dict[str, Any]:
         """A merged model's config.json, from that of its base."""
         return base
 
@@ -166,6 +170,14 @@ class Objective:
     def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
         """Rows that the model accepts, for measuring memory and time."""
         raise NotImplementedError
+
+    def rows_like(self, load: Load, module: nn.Module, tokens: int, turn: int, turns: int) -> list[Tokens]:
+        """Random rows of about so many tokens, such as a plan counts, and others at each turn. All have the same
+        length, so that none has padding: what the plan counts are padded rows."""
+        lengths = sorted(load.lengths)
+        length = lengths[(2 * turn + 1) * len(lengths) // (2 * turns)]
+        drawn = [length] * max(1, round(tokens / length))
+        return self.random_rows(module, drawn, torch.Generator().manual_seed(turn))
 
 
 GGUF = "{model} is a classifier, and GGUF files are written for language models alone. Use --format peft or merged."
@@ -197,16 +209,14 @@ class Classifier(Objective):
         return self.predicted
 
     @property
-    def outputs(self) -> int:
+    def head_size(self) -> int:
         return self.predicted.outputs
 
     def stays(self, name: str | None) -> bool:
         """A new head takes the place of the base's."""
         return name is not None
 
-    def merged_config(
-        self, base: dict[str, Any], module: nn.Module, tokenizer: HubTokenizer | None
-    ) -> dict[str, Any]:
+    def merged_config(self, base: dict[str, Any], module: nn.Module, tokenizer: HubTokenizer | None) -> dict[str, Any]:
         """Those that the model with the new head was built with."""
         config: Any = module.config
         if tokenizer is not None and config.get_text_config().pad_token_id is None:

@@ -96,16 +96,13 @@ class Preference(CausalLM):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the loss compares with the model before training."""
         return self.config.loss == "dpo"
 
     @property
     def cannot(self) -> Mapping[str, str]:
-        relative = "the loss of its pairs is relative to another model than this run's."
         return {
             "measured at strengths": "{model} was trained on preference pairs, and strengths are compared by the loss "
-            "of answers. Measure it with rankwise evaluate.",
-            **({"measured again": relative} if self.needs_reference else {}),
+            "of answers. Measure it with rankwise evaluate."
         }
 
     @property

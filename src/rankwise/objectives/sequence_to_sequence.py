@@ -23,8 +23,9 @@ from rankwise.config.method import ALONE
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError
 from rankwise.forward.reference import OutputLogits
-from rankwise.objectives.causal_lm import CausalLM, vocabulary_of
-from rankwise.objectives.objective import text_writing
+from rankwise.objectives.causal_lm import CausalLM, end_learned, vocabulary_of
+from rankwise.objectives.objective import Objective, text_writing
+from rankwise.planning.operations import Load
 from rankwise.rows.encoded.batches import IGNORED, Batch
 from rankwise.rows.text.encode_sequences import SequenceEncoder, bare_template, parted, row_of
 from rankwise.rows.text.rendering import Template
@@ -93,6 +94,10 @@ class SequenceToSequence(CausalLM):
         drawn = [torch.randint(vocabulary, (max(2, length),), generator=generator).tolist() for length in lengths]
         firsts = [min(len(ids) - 1, round(len(ids) * (1 - OUTPUT_SHARE))) for ids in drawn]
         return [row_of(ids[:first], ids[first:]) for ids, first in zip(drawn, firsts, strict=True)]
+
+    def rows_like(self, load: Load, module: nn.Module, tokens: int, turn: int, turns: int) -> list[Tokens]:
+        drawn = Objective.rows_like(self, load, module, tokens, turn, turns)
+        return [end_learned(one, load.written / load.tokens) for one in drawn]
 
 
 SEQUENCE_TO_SEQUENCE = SequenceToSequence()

@@ -178,11 +178,11 @@ def _trained_otherwise(artifacts: Sequence[Artifact], format: PackedFormat | Non
 
 def _objective(artifacts: Sequence[Artifact], problems: list[str]) -> Objective:
     """What the merged model is for."""
-    every = [artifact.objective for artifact in artifacts]
-    if any((one.targets, one.kind.processing) != (every[0].targets, every[0].kind.processing) for one in every):
+    kinds = [(one.objective.targets, one.objective.kind.processing) for one in artifacts]
+    if any(kind != kinds[0] for kind in kinds):
         names = some(artifact.described for artifact in artifacts)
         problems.append(f"these adapters were trained for different objectives or classes: {names}.")
-    return every[0]
+    return artifacts[0].objective
 
 
 def _read(
