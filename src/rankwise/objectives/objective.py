@@ -155,7 +155,7 @@ class Objective(ABC):
         """A merged model's config.json, from that of its base."""
         return base
 
-    def save_ends(self, base: Path, template: ChatTemplate, folder: Path) -> None:
+    def save_ends(self, base: Path, template: ChatTemplate, folder: Path) -> None:  # noqa: B027  most write none
         """Write beside a model how its answers end, where it writes any."""
 
     @abstractmethod
