@@ -9,8 +9,7 @@ import pytest
 
 import rankwise
 from rankwise.commands.export import FORMATS
-from rankwise.config.adapters import FullConfig, LoraConfig
-from rankwise.config.adapters import HeadConfig as Head
+from rankwise.config.adapters import FullConfig, HeadConfig, LoraConfig
 from rankwise.config.preference import PreferenceConfig
 from rankwise.errors import RunError
 from rankwise.methods.artifact import Artifact
@@ -21,6 +20,7 @@ from rankwise.objectives.text_classification import TextClassification
 from rankwise.runs.row_facts import TargetFacts
 
 CLASSES, POOLED = (TextClassification(TargetFacts(classes=("a", "b"), pooling=one)) for one in ("own", "mean"))
+WHOLE = "peft", "merged"
 PAIRS = Preference(PreferenceConfig())
 REFUSED = [
     (CLASSES, LoraConfig(), {
@@ -29,14 +29,16 @@ REFUSED = [
         "judged by engines": "The rules of engines", "gguf": "F is a classifier, and GGUF", "gguf-lora": "F is",
         "ollama": "F is a classifier, and Ollama", "extracted": "F trained an adapter",
     }),
-    (POOLED, Head(), {"merged by files": "F has a head that reads the mean of all tokens", "portable": "F has no adapted"}),
+    (POOLED, HeadConfig(), {
+        "merged by files": "F has a head that reads the mean of all tokens", "portable": "F has no adapted layers",
+    }),
     (SEQUENCE_TO_SEQUENCE, LoraConfig(), {
         "served": "F is an encoder with a decoder", "asked beside others": "F is asked alone",
-        **{name: f"--format {name} is for decoders alone, and F is" for name in FORMATS if name not in ("peft", "merged")},
+        **{name: f"--format {name} is for decoders alone, and F is" for name in FORMATS if name not in WHOLE},
     }),
     (PAIRS, LoraConfig(), {"measured at strengths": "F was trained on preference pairs"}),
     (CAUSAL_LM, FullConfig(), {
-        "combined": "F is a result of full fine-tuning", "merged by files": "F is a result of full fine-tuning and has no",
+        "combined": "F is a result of full", "merged by files": "F is a result of full fine-tuning and has no",
         "judged by engines": "The whole model learned", "asked beside others": "F is asked alone",
         **dict.fromkeys(("peft", "portable", "mlx", "gguf-lora"), "F has no adapter, because it is a result"),
     }),
