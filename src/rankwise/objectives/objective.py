@@ -16,6 +16,7 @@ numbers    loss = sum over rows of (output - target)^2
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,7 @@ def target_loss(outputs: Tensor, values: Tensor, targets: TargetFacts) -> Tensor
     return F.cross_entropy(outputs, values, weights, reduction="sum")
 
 
-class Objective:
+class Objective(ABC):
     """What all objectives have; a default is what most of them do."""
 
     name: ClassVar[str]
@@ -111,9 +112,10 @@ class Objective:
         return None
 
     @property
+    @abstractmethod
     def kind(self) -> ModelKind:
         """What transformers builds from the model's folder."""
-        raise NotImplementedError
+        ...
 
     @property
     def needs_reference(self) -> bool:
@@ -140,9 +142,10 @@ class Objective:
         """Modules that are trained whole beside an adapter (PEFT's modules_to_save)."""
         return ()
 
+    @abstractmethod
     def writing(self, model: LoadedModel) -> Writing:
         """How rows are encoded for this model."""
-        raise NotImplementedError
+        ...
 
     def stays(self, name: str | None) -> bool:
         """Whether a tensor of the base's files stays in a merged model, which knows it by this name or by none."""
@@ -152,24 +155,28 @@ class Objective:
         """A merged model's config.json, from that of its base."""
         return base
 
-    def save_ends(self, base: Path, template: ChatTemplate, folder: Path) -> None:
+    def save_ends(self, base: Path, template: ChatTemplate, folder: Path) -> None:  # noqa: B027  most write none
         """Write beside a model how its answers end, where it writes any."""
 
+    @abstractmethod
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         """Padded batches of at most so many tokens; a longer row is alone in its batch."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def predict(self, module: nn.Module, batch: Batch) -> Tensor:
         """Logits or values, one row for each target of the batch that is not ignored."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """The sum of the losses of `batch.count` predictions."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
         """Rows that the model accepts, for measuring memory and time."""
-        raise NotImplementedError
+        ...
 
     def rows_like(self, load: Load, module: nn.Module, tokens: int, turn: int, turns: int) -> list[Tokens]:
         """Random rows of about so many tokens, such as a plan counts, and others at each turn. All have the same
