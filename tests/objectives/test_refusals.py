@@ -24,6 +24,7 @@ WHOLE = "peft", "merged"
 PAIRS = Preference(PreferenceConfig())
 REFUSED = [
     (CLASSES, LoraConfig(), {
+        "generating": "F is a classifier", "measured at strengths": "F is a classifier",
         "served": "F is a classifier, which generates no text. Use", "asked beside others": "F is asked alone, since",
         "scaled": "--strength 0.5: F is a classifier", "weighted": "a classifier's new head has no base",
         "judged by engines": "The rules of engines", "gguf": "F is a classifier, and GGUF", "gguf-lora": "F is",
@@ -34,6 +35,7 @@ REFUSED = [
     }),
     (SEQUENCE_TO_SEQUENCE, LoraConfig(), {
         "served": "F is an encoder with a decoder", "asked beside others": "F is asked alone",
+        "measured at strengths": "strength measures how a model continues a text, and F is",
         **{name: f"--format {name} is for decoders alone, and F is" for name in FORMATS if name not in WHOLE},
     }),
     (PAIRS, LoraConfig(), {"measured at strengths": "F was trained on preference pairs"}),
