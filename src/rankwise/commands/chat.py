@@ -27,7 +27,7 @@ class Chat:
     def begin(cls, tuned: TunedModel, spec: GenerationConfig, *, base: bool, both: bool, system: str | None) -> Chat:
         if base and both:
             raise ConfigError(["--base uses only the base model and --both uses both models; give one of them."])
-        tuned.check_generates()
+        tuned.artifact.refuse("generating")
         names = ("adapted", "base") if both else ("base",) if base else ("adapted",)
         return cls(tuned, spec, {name: tuned.opening(system) for name in names})
 

@@ -50,12 +50,11 @@ def strength(
     artifact = open_artifact(
         run_name, callback, force_result=force_result, base_model=base_model, trust_code=trust_code
     )
+    artifact.refuse("measured at strengths")
     if artifact.run is not None:
         check_place(artifact.folder / STRENGTH)
     spec = held_to_measure(method_of(artifact.config).model_of(artifact))
     asked = load_tuned(artifact, callback, force_base=force_base, spec=spec)
-    asked.check_continues("strength")
-    artifact.refuse("measured at strengths")
     told = text_elsewhere(artifact, asked.model, text, blocks, callback)
     every = rows_to_measure(artifact, asked.model, data, callback)
     rows = every.spread(MOST)

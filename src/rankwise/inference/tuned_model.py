@@ -54,23 +54,6 @@ class TunedModel:
         """What the model was trained for."""
         return self.artifact.objective
 
-    def check_generates(self) -> None:
-        """RunError where the model is a classifier."""
-        if self.objective.targets is not None:
-            raise RunError(
-                f"{self.artifact.described} is a classifier, which generates no text. Use rankwise predict for its "
-                "classes or numbers, and rankwise evaluate to measure it."
-            )
-
-    def check_continues(self, what: str) -> None:
-        """RunError where the model does not continue a text, which `what` needs."""
-        self.check_generates()
-        if self.model.encoder_decoder:
-            raise RunError(
-                f"{what} measures how a model continues a text, and {self.artifact.described} is an encoder with a "
-                "decoder, which writes answers to single texts. Use rankwise evaluate to measure it."
-            )
-
     @property
     def classifier(self) -> Classifier:
         """The objective of a classifier; RunError where the model is a language model."""
@@ -172,7 +155,7 @@ class TunedModel:
         on_text: TextCallback | None = None,
     ) -> Answer:
         """One answer to a conversation, from the tuned model or the untouched base."""
-        self.check_generates()
+        self.artifact.refuse("generating")
         for message in messages:
             try:
                 message.whole.encode()

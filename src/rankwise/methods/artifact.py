@@ -24,7 +24,6 @@ from rankwise.adapters.formats.tensors import SUFFIXES, refuse_pickle
 from rankwise.adapters.weights import AdapterWeights, reported
 from rankwise.base.beside import added_texts
 from rankwise.base.gguf.adapter import is_gguf_adapter
-from rankwise.base.kind import ENCODER_DECODER
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.skeleton import modules_without_weights
 from rankwise.base.sources import Source
@@ -144,11 +143,6 @@ class Artifact:
         if self.data_report is None and settings.is_file() and read_foreign(settings).get("task_type") == TASK:
             return SEQUENCE_TO_SEQUENCE
         return objective_for(self.data_report)
-
-    @property
-    def encoder_decoder(self) -> bool:
-        """Whether an encoder reads a row's input and a decoder writes its output."""
-        return self.objective.kind == ENCODER_DECODER
 
     @property
     def anchor(self) -> AnchorFacts | None:

@@ -190,7 +190,13 @@ class Objective(ABC):
 GGUF = "{model} is a classifier, and GGUF files are written for language models alone. Use --format peft or merged."
 NUMBER_FORMAT = "dtype", "torch_dtype"
 """What a config.json calls it."""
+SILENT = (
+    "{model} is a classifier, which generates no text. Use rankwise predict for its classes or numbers, and rankwise "
+    "evaluate to measure it."
+)
 NOT_OF_CLASSIFIERS = {
+    "generating": SILENT,
+    "measured at strengths": SILENT,
     "served": "{model} is a classifier, which generates no text. Use rankwise predict.",
     "asked beside others": ALONE,
     "scaled": "--strength {value}: {model} is a classifier, whose new head has no base to scale its change from. Leave "

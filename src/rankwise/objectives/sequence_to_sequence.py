@@ -43,6 +43,8 @@ DECODERS = "is for decoders alone, and {model} is an encoder with a decoder. Cho
 CANNOT = {
     "served": "{model} is an encoder with a decoder, which this server does not serve.",
     "asked beside others": ALONE,
+    "measured at strengths": "strength measures how a model continues a text, and {model} is an encoder with a "
+    "decoder, which writes answers to single texts. Use rankwise evaluate to measure it.",
     **{name: f"--format {name} {DECODERS}" for name in ("portable", "mlx", "gguf-lora", "gguf", "ollama")},
 }
 
