@@ -30,6 +30,7 @@ from rankwise.cli.queue import queue
 from rankwise.cli.report import report
 from rankwise.cli.runs import runs
 from rankwise.cli.serve import serve
+from rankwise.cli.settings import InPanels
 from rankwise.cli.strength import strength
 from rankwise.cli.studio import studio
 from rankwise.cli.sweep import sweep
@@ -96,7 +97,7 @@ for command in (
     demo, plan, advise, train, watch, sweep, chat, generate, predict, serve, studio, evaluate, inspect, compare, report,
     strength, merge, extract, doctor,
 ):  # fmt: skip
-    app.command()(command)
+    app.command(cls=InPanels if command in (train, plan, advise, sweep) else None)(command)
 app.command(cls=OptionalAddress)(export)
 app.add_typer(data, name="data")
 app.add_typer(models, name="models")

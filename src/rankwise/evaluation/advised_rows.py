@@ -217,9 +217,9 @@ class LabelledRows:
         return Untrained(sides[0], len(labels), sides[1])
 
     def adapter(self) -> Side:
-        self._outputs = self.objective.outputs_for(self.model.module, self.rows)
+        self._outputs = outputs = self.objective.outputs_for(self.model.module, self.rows)
         self.read(len(self.rows))
-        return by_outputs(self._outputs, self._actual, self.objective.targets)
+        return by_outputs(outputs, self._actual, self.objective.targets)
 
     def unrelated(self) -> Side | None:
         assert self._outputs is not None, "the adapter was measured"

@@ -208,8 +208,8 @@ def reference_to(
         questions = _questions(model, prompts, answer_tokens, callback)
     return Reference(
         "", tuple(questions), tuple(text_objective(model).rendered(model, CONVERSATIONS)),
-        model.tokenizer.hub.eos_token_id, model.template.end_ids, _change(tuned, questions), str(model.source.folder.absolute()),
-        model.template.thinks,
+        model.tokenizer.hub.eos_token_id, model.template.end_ids, _change(tuned, questions),
+        str(model.source.folder.absolute()), model.template.thinks,
     )  # fmt: skip
 
 

@@ -168,6 +168,18 @@ class Artifact:
         settings = self.folder / CONFIG
         return str(settings if settings.is_file() else self.folder)
 
+    def why_not(self, activity: str, value: str = "") -> str | None:
+        """The sentence that refuses an activity, or a format of an export, to its method or its objective."""
+        cannot = {**self.objective.cannot, **self.config.cannot}
+        if activity not in cannot:
+            return None
+        return cannot[activity].format(model=self.described, folder=self.folder, value=value)
+
+    def refuse(self, activity: str, value: str = "") -> None:
+        """RunError where it is not used so."""
+        if (sentence := self.why_not(activity, value)) is not None:
+            raise RunError(sentence)
+
     @property
     def base(self) -> ModelConfig:
         """The model that was adapted; ModelError where it is not named, or is a file that is not here."""

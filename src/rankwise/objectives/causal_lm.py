@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -16,11 +18,13 @@ from torch.nn import functional as F
 from rankwise.base.kind import CAUSAL_LM as KIND
 from rankwise.base.kind import ModelKind
 from rankwise.base.loaded import LoadedModel
+from rankwise.base.saving import save_end_tokens
 from rankwise.errors import TemplateError
 from rankwise.forward.reference import SupervisedLogits, random_documents
 from rankwise.objectives.objective import Objective, text_writing
+from rankwise.planning.operations import Load
 from rankwise.rows.encoded.batches import Batch, collate, portion
-from rankwise.rows.text.chat_template import PROBE
+from rankwise.rows.text.chat_template import PROBE, ChatTemplate
 from rankwise.rows.text.encode import Encoder, EncoderOf
 from rankwise.rows.text.example import Message
 from rankwise.rows.text.tokenize import Tokens, prompt_ids
@@ -80,6 +84,9 @@ class CausalLM(Objective):
         """One padded batch, in the order of the rows."""
         return collate(rows)
 
+    def save_ends(self, base: Path, template: ChatTemplate, folder: Path) -> None:
+        save_end_tokens(base, template, folder)
+
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         return portion(rows, max_tokens)
 
@@ -93,8 +100,33 @@ class CausalLM(Objective):
     def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
         return random_documents(vocabulary_of(module), lengths, generator)
 
+    def rows_like(self, load: Load, module: nn.Module, tokens: int, turn: int, turns: int) -> list[Tokens]:
+        """As long as those of the plan: none is padded."""
+        share, planned = load.supervised / max(1, load.tokens), _mixed(load.lengths)
+        first = turn * len(planned) // turns
+        lengths: list[int] = []
+        for length in cycle(planned[first:] + planned[:first]):
+            lengths.append(min(length, max(1, tokens - sum(lengths))))
+            if sum(lengths) >= tokens:
+                break
+        drawn = self.random_rows(module, lengths, torch.Generator().manual_seed(turn))
+        return [end_learned(one, share) for one in drawn]
+
 
 CAUSAL_LM = CausalLM()
+
+
+def _mixed(lengths: Sequence[int]) -> list[int]:
+    """Long and short ones in turns, so that the first few are like all."""
+    ordered, step = sorted(lengths), 7
+    return [ordered[at] for first in range(step) for at in range(first, len(ordered), step)]
+
+
+def end_learned(row: Tokens, share: float) -> Tokens:
+    """The same with a loss on its last part alone."""
+    count = len(row.ids)
+    first = min(count - 1, round(count * (1 - share)))
+    return Tokens(row.ids, (False,) * first + (True,) * (count - first))
 
 
 def vocabulary_of(module: nn.Module) -> int:

@@ -35,6 +35,7 @@ from rankwise.rows.images.processor import need_vision, normalised
 from rankwise.rows.text.example import Example, ImageContent
 from rankwise.rows.text.outcome import Outcome
 from rankwise.rows.text.tokenize import Tokens
+from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import ImageWriting
 from rankwise.runs.records import Callback, WarningMessage
 from rankwise.system.cache import cache_folder
@@ -53,6 +54,7 @@ class ImageClassification(Classifier):
     """Draws the new head's weights."""
     name = NAME
     tolerances = IMAGE_TOLERANCES
+    shown_as = "images"
 
     def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
         need_vision(f"the objective {NAME}")
@@ -68,6 +70,11 @@ class ImageClassification(Classifier):
         if is_timm(loaded.module):
             set_config(loaded.module, self.targets.classes, self.processing)
         return loaded
+
+    def merged_config(self, base: dict[str, Any], module: nn.Module, tokenizer: HubTokenizer | None) -> dict[str, Any]:
+        if is_timm(module):
+            set_config(module, self.targets.classes, self.processing)
+        return super().merged_config(base, module, tokenizer)
 
     def _unread(self, config: Any) -> str | None:
         """A transformer reads whole patches only; Swin, which has windows of patches, fills up the last ones."""

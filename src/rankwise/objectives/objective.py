@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,15 +29,19 @@ from torch.nn import functional as F
 from rankwise.base.kind import ModelKind
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.loading import load, load_unchecked
+from rankwise.config.method import ALONE
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError
 from rankwise.objectives.predictions import ClassShares, Done, Longest, Numbers, Prediction, probability_column
+from rankwise.planning.operations import Load
 from rankwise.rows.encoded.batches import Batch
 from rankwise.rows.preparing import Writing
+from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.encode import EncoderOf
 from rankwise.rows.text.example import Example
 from rankwise.rows.text.outcome import Outcome
 from rankwise.rows.text.tokenize import Tokens
+from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
 from rankwise.runs.records import Callback
 from rankwise.runs.row_facts import PairFacts, TargetFacts
@@ -99,6 +104,8 @@ class Objective:
     """What all objectives have; a default is what most of them do."""
 
     name: ClassVar[str]
+    shown_as: ClassVar[str] = "text"
+    """How the page asks it and shows what it answers."""
 
     @property
     def targets(self) -> TargetFacts | None:
@@ -106,9 +113,25 @@ class Objective:
         return None
 
     @property
+    def head_size(self) -> int | None:
+        """Outputs of a new head; None where the model has its own, over the vocabulary."""
+        return None
+
+    @property
     def kind(self) -> ModelKind:
         """What transformers builds from the model's folder."""
         raise NotImplementedError
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss compares with the model before training."""
+        return False
+
+    @property
+    def cannot(self) -> Mapping[str, str]:
+        """By activity, or by format of an export, why no model of this objective is used for it: a sentence, in which
+        `{model}` is what was trained and `{value}` what was asked for. Artifacts refuse by it."""
+        return {}
 
     @property
     def row_length(self) -> int | None:
@@ -139,6 +162,17 @@ class Objective:
         """How rows are encoded for this model."""
         raise NotImplementedError
 
+    def stays(self, name: str | None) -> bool:
+        """Whether a tensor of the base's files stays in a merged model, which knows it by this name or by none."""
+        return True
+
+    def merged_config(self, base: dict[str, Any], module: nn.Module, tokenizer: HubTokenizer | None) -> dict[str, Any]:
+        """A merged model's config.json, from that of its base."""
+        return base
+
+    def save_ends(self, base: Path, template: ChatTemplate, folder: Path) -> None:
+        """Write beside a model how its answers end, where it writes any."""
+
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         """Padded batches of at most so many tokens; a longer row is alone in its batch."""
         raise NotImplementedError
@@ -160,6 +194,31 @@ class Objective:
         """Rows that the model accepts, for measuring memory and time."""
         raise NotImplementedError
 
+    def rows_like(self, load: Load, module: nn.Module, tokens: int, turn: int, turns: int) -> list[Tokens]:
+        """Random rows of about so many tokens, such as a plan counts, and others at each turn. All have the same
+        length, so that none has padding: what the plan counts are padded rows."""
+        lengths = sorted(load.lengths)
+        length = lengths[(2 * turn + 1) * len(lengths) // (2 * turns)]
+        drawn = [length] * max(1, round(tokens / length))
+        return self.random_rows(module, drawn, torch.Generator().manual_seed(turn))
+
+
+GGUF = "{model} is a classifier, and GGUF files are written for language models alone. Use --format peft or merged."
+NUMBER_FORMAT = "dtype", "torch_dtype"
+"""What a config.json calls it."""
+NOT_OF_CLASSIFIERS = {
+    "served": "{model} is a classifier, which generates no text. Use rankwise predict.",
+    "asked beside others": ALONE,
+    "scaled": "--strength {value}: {model} is a classifier, whose new head has no base to scale its change from. Leave "
+    "out --strength.",
+    "weighted": "a classifier's new head has no base to scale its change from. Leave out --strength and --weights.",
+    "judged by engines": "The rules of engines are known for language models. A classifier is loaded by PEFT and "
+    "transformers.",
+    "gguf-lora": GGUF,
+    "gguf": GGUF,
+    "ollama": "{model} is a classifier, and Ollama serves models that write text. Use merged.",
+}
+
 
 @dataclass(frozen=True)
 class Classifier(Objective):
@@ -171,6 +230,7 @@ class Classifier(Objective):
     """What other software is asked where there are no rows."""
     tolerances: ClassVar[Mapping[str, float]] = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05}
     """Of the largest difference of an output in other software, by number format."""
+    shown_as = "classes"
 
     @property
     def targets(self) -> TargetFacts:
@@ -248,6 +308,33 @@ class Classifier(Objective):
             finished += count
             if done is not None:
                 done(finished)
+
+    @property
+    def head_size(self) -> int:
+        return self.predicted.outputs
+
+    def stays(self, name: str | None) -> bool:
+        """A new head takes the place of the base's."""
+        return name is not None
+
+    def merged_config(self, base: dict[str, Any], module: nn.Module, tokenizer: HubTokenizer | None) -> dict[str, Any]:
+        """Those that the model with the new head was built with."""
+        config: Any = module.config
+        if tokenizer is not None and config.get_text_config().pad_token_id is None:
+            config.pad_token_id = config.get_text_config().pad_token_id = tokenizer.pad_id
+        config.architectures = [type(module).__name__]
+        own = {key: base[key] for key in NUMBER_FORMAT if key in base}
+        return {key: value for key, value in config.to_dict().items() if key not in NUMBER_FORMAT} | own
+
+    @property
+    def cannot(self) -> Mapping[str, str]:
+        if (pooling := self.targets.pooling) == "own":
+            return NOT_OF_CLASSIFIERS
+        pooled = (
+            f"{{model}} has a head that reads the {pooling} of all tokens (classification.pooling), which a merge file "
+            "by file has no place for. Use rankwise export --format merged."
+        )
+        return NOT_OF_CLASSIFIERS | {"merged by files": pooled}
 
 
 def classifier(objective: Objective | None) -> Classifier | None:

@@ -24,11 +24,12 @@ from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, Seque
 from rankwise.objectives.tagging import Tagging
 from rankwise.objectives.text_classification import TextClassification
 from rankwise.planning.pooling import pooling_of
+from rankwise.planning.shape import ModelShape
 from rankwise.rows.classes import read_targets
 from rankwise.rows.tag_classes import holds_tags, read_tags
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage
-from rankwise.runs.row_facts import Pooling
+from rankwise.runs.row_facts import Pooling, TargetFacts
 
 OF_IMAGES, OF_PAIRS = image_classification.NAME, preference.NAME
 OF_TEXTS, OF_WORDS = text_classification.NAME, tagging.NAME
@@ -144,6 +145,16 @@ def objective_by(
     if name == OF_TEXTS or (name == "auto" and is_encoder(config)):
         return TextClassification(read_targets(data, ClassificationConfig()))
     return language_model(config)
+
+
+def objective_of_shape(shape: ModelShape, base: ModelConfig, callback: Callback) -> Objective:
+    """Of a plan, where nothing is written, so classes have no names."""
+    if shape.outputs is None:
+        return SEQUENCE_TO_SEQUENCE if shape.is_encoder_decoder else CAUSAL_LM
+    targets = TargetFacts(classes=tuple(map(str, range(shape.outputs))) if shape.outputs > 1 else ())
+    if shape.image is not None:
+        return ImageClassification(targets, processing_in(find(base, callback).folder).sized(shape.image))
+    return Tagging(targets.model_copy(update={"form": "tags"})) if shape.words else TextClassification(targets)
 
 
 def language_model(config: dict[str, Any]) -> CausalLM | SequenceToSequence:

@@ -9,7 +9,7 @@ too: their real tokens see nothing to their right, and padding has no loss.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from rankwise.base.kind import ENCODER_DECODER
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig
+from rankwise.config.method import ALONE
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError
 from rankwise.forward.reference import OutputLogits
-from rankwise.objectives.causal_lm import CAUSAL_LM, CausalLM, vocabulary_of
-from rankwise.objectives.objective import text_writing
+from rankwise.objectives.causal_lm import CAUSAL_LM, CausalLM, end_learned, vocabulary_of
+from rankwise.objectives.objective import Objective, text_writing
+from rankwise.planning.operations import Load
 from rankwise.rows.encoded.batches import IGNORED, Batch
 from rankwise.rows.text.encode_sequences import SequenceEncoder, bare_template, encode_inputs, parted, row_of
 from rankwise.rows.text.example import Message
@@ -39,10 +41,22 @@ OUTPUT_SHARE = 0.25
 """Of a random row: the share of its tokens that the decoder writes."""
 
 
+DECODERS = "is for decoders alone, and {model} is an encoder with a decoder. Choose --format peft or merged."
+CANNOT = {
+    "served": "{model} is an encoder with a decoder, which this server does not serve.",
+    "asked beside others": ALONE,
+    **{name: f"--format {name} {DECODERS}" for name in ("portable", "mlx", "gguf-lora", "gguf", "ollama")},
+}
+
+
 @dataclass(frozen=True)
 class SequenceToSequence(CausalLM):
     name = NAME
     model_kind = ENCODER_DECODER
+
+    @property
+    def cannot(self) -> Mapping[str, str]:
+        return CANNOT
 
     def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
         loaded = super().load(spec, callback, checked=checked)
@@ -110,6 +124,10 @@ class SequenceToSequence(CausalLM):
         drawn = [torch.randint(vocabulary, (max(2, length),), generator=generator).tolist() for length in lengths]
         firsts = [min(len(ids) - 1, round(len(ids) * (1 - OUTPUT_SHARE))) for ids in drawn]
         return [row_of(ids[:first], ids[first:]) for ids, first in zip(drawn, firsts, strict=True)]
+
+    def rows_like(self, load: Load, module: nn.Module, tokens: int, turn: int, turns: int) -> list[Tokens]:
+        drawn = Objective.rows_like(self, load, module, tokens, turn, turns)
+        return [end_learned(one, load.written / load.tokens) for one in drawn]
 
 
 SEQUENCE_TO_SEQUENCE = SequenceToSequence()

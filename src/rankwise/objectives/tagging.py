@@ -31,6 +31,7 @@ NAME = "token-classification"
 @dataclass(frozen=True)
 class Tagging(TextClassification):
     name = NAME
+    shown_as = "tags"
     model_class = "AutoModelForTokenClassification", "a model that classifies tokens"
     encoder_class = TagEncoder
     activity = "Tagging"

@@ -35,9 +35,9 @@ ROLES = ("user", "assistant")
 
 def load(names: Sequence[str], callback: Callback) -> Answering:
     artifacts = [open_artifact(name, callback) for name in names]
-    alone = [one for one in artifacts if one.targets is not None or one.encoder_decoder or one.config.trains_base]
+    alone = [why for one in artifacts if (why := one.why_not("asked beside others")) is not None]
     if alone and len(artifacts) > 1:
-        raise RunError(f"{alone[0].described} is asked alone, since it needs a model of its own.")
+        raise RunError(alone[0])
     if alone:
         return Alone(load_tuned(artifacts[0], callback))
     try:

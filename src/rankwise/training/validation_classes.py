@@ -33,6 +33,7 @@ from rankwise.rows.preparation import Prepared
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import LossRecord, SampleRecord, ScoreRecord
 from rankwise.runs.row_facts import TargetFacts
+from rankwise.training.losses import Backend
 from rankwise.training.world import ALONE, World, computed_by_all
 
 OF_SEVERAL = ("micro_f1", "f1", "exact_match")
@@ -57,7 +58,7 @@ class ClassScorer:
     counted: dict[int, tuple[Counter[int], Counter[int]]] = field(default_factory=dict)
     """The predicted and the actual classes of the rows, after so many steps. Copies share it (`over`)."""
 
-    def over(self, world: World) -> ClassScorer:
+    def over(self, world: World, backend: Backend, max_tokens: int) -> ClassScorer:
         return replace(self, world=world)
 
     def scores(self, step: int) -> list[ScoreRecord]:

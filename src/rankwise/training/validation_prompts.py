@@ -27,6 +27,7 @@ from rankwise.rows.text.encode_pairs import conversation_of
 from rankwise.rows.text.example import BREAK, Message
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import SampleRecord, ScoreRecord
+from rankwise.training.losses import Backend
 from rankwise.training.world import ALONE, World, computed_by_all
 
 SAMPLES = 3
@@ -57,7 +58,7 @@ class AnswerScorer:
     world: World = ALONE
     """Each process answers its share."""
 
-    def over(self, world: World) -> AnswerScorer:
+    def over(self, world: World, backend: Backend, max_tokens: int) -> AnswerScorer:
         return replace(self, world=world)
 
     @property
