@@ -16,6 +16,7 @@ numbers    loss = sum over rows of (output - target)^2
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,7 @@ def target_loss(outputs: Tensor, values: Tensor, targets: TargetFacts) -> Tensor
     return F.cross_entropy(outputs, values, weights, reduction="sum")
 
 
-class Objective:
+class Objective(ABC):
     """What all objectives have; a default is what most of them do."""
 
     name: ClassVar[str]
@@ -118,9 +119,10 @@ class Objective:
         return None
 
     @property
+    @abstractmethod
     def kind(self) -> ModelKind:
         """What transformers builds from the model's folder."""
-        raise NotImplementedError
+        ...
 
     @property
     def needs_reference(self) -> bool:
@@ -155,12 +157,13 @@ class Objective:
         """The columns of a file of rows beside this one of its predictions."""
         return []
 
-    def check_answering(self, changed: Sequence[str]) -> None:
+    def check_answering(self, changed: Sequence[str]) -> None:  # noqa: B027  most take all
         """ConfigError where settings of answers were changed that have no effect."""
 
+    @abstractmethod
     def writing(self, model: LoadedModel) -> Writing:
         """How rows are encoded for this model."""
-        raise NotImplementedError
+        ...
 
     def stays(self, name: str | None) -> bool:
         """Whether a tensor of the base's files stays in a merged model, which knows it by this name or by none."""
@@ -170,29 +173,33 @@ class Objective:
         """A merged model's config.json, from that of its base."""
         return base
 
-    def save_ends(self, base: Path, template: ChatTemplate, folder: Path) -> None:
+    def save_ends(self, base: Path, template: ChatTemplate, folder: Path) -> None:  # noqa: B027  most write none
         """Write beside a model how its answers end, where it writes any."""
 
+    @abstractmethod
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         """Padded batches of at most so many tokens; a longer row is alone in its batch."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def predict(self, module: nn.Module, batch: Batch) -> Tensor:
         """Logits or values, one row for each target of the batch that is not ignored."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """The sum of the losses of `batch.count` predictions."""
-        raise NotImplementedError
+        ...
 
     def sample_logits(self, model: LoadedModel, text: str) -> Tensor:
         """Of a text, by which two copies of a model are compared."""
         ids = torch.tensor([model.tokenizer.encode(text)], device=model.precision.device)
         return model.module(input_ids=ids).logits
 
+    @abstractmethod
     def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
         """Rows that the model accepts, for measuring memory and time."""
-        raise NotImplementedError
+        ...
 
     def rows_like(self, load: Load, module: nn.Module, tokens: int, turn: int, turns: int) -> list[Tokens]:
         """Random rows of about so many tokens, such as a plan counts, and others at each turn. All have the same
@@ -250,21 +257,25 @@ class Classifier(Objective):
                 f"the setting {changed[0]} has no effect, because this run is a classifier. Leave it out."
             ])  # fmt: skip
 
+    @abstractmethod
     def example_of(self, text: str, image: bytes | None = None) -> Example:
         """A row that is only to be predicted; RunError where it holds something else than the model reads."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def shown(self, model: LoadedModel, rows: Sequence[Tokens], count: int) -> list[Example]:
         """So many of the rows, as other software can be given them."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def question(self, outcome: Outcome) -> dict[str, Any]:
         """An encoded row as other software is given it."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def encoded(self, model: LoadedModel, examples: Sequence[Example], longest: Longest) -> list[Outcome]:
         """Rows that are only to be predicted, each with one sequence or a problem."""
-        raise NotImplementedError
+        ...
 
     def prediction(self, outcome: Outcome, outputs: Numbers) -> Prediction:
         return ClassShares.of(self.targets, outputs)
