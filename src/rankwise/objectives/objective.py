@@ -17,11 +17,12 @@ numbers    loss = sum over rows of (output - target)^2
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,16 +32,22 @@ from rankwise.base.loaded import LoadedModel
 from rankwise.base.loading import load, load_unchecked
 from rankwise.config.method import ALONE
 from rankwise.config.models import ModelConfig
+from rankwise.errors import ConfigError
+from rankwise.objectives.predictions import ClassShares, Done, Longest, Numbers, Prediction, probability_column
 from rankwise.planning.operations import Load
 from rankwise.rows.encoded.batches import Batch
 from rankwise.rows.preparing import Writing
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.encode import EncoderOf
+from rankwise.rows.text.example import Example
+from rankwise.rows.text.outcome import Outcome
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
 from rankwise.runs.records import Callback
 from rankwise.runs.row_facts import PairFacts, TargetFacts
+
+TOKENS_AT_ONCE = 4096
 
 
 def text_writing(
@@ -142,6 +149,17 @@ class Objective(ABC):
         """Modules that are trained whole beside an adapter (PEFT's modules_to_save)."""
         return ()
 
+    def row_form(self, form: str | None) -> str | None:
+        """The format of rows to predict, where those that it was trained on had this one."""
+        return form
+
+    def columns(self, column: str) -> list[str]:
+        """The columns of a file of rows beside this one of its predictions."""
+        return []
+
+    def check_answering(self, changed: Sequence[str]) -> None:  # noqa: B027  most take all
+        """ConfigError where settings of answers were changed that have no effect."""
+
     @abstractmethod
     def writing(self, model: LoadedModel) -> Writing:
         """How rows are encoded for this model."""
@@ -172,6 +190,11 @@ class Objective(ABC):
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """The sum of the losses of `batch.count` predictions."""
         ...
+
+    def sample_logits(self, model: LoadedModel, text: str) -> Tensor:
+        """Of a text, by which two copies of a model are compared."""
+        ids = torch.tensor([model.tokenizer.encode(text)], device=model.precision.device)
+        return model.module(input_ids=ids).logits
 
     @abstractmethod
     def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
@@ -215,11 +238,93 @@ class Classifier(Objective):
     """Predicts one class or one number for a whole row, or a class for each of its words."""
 
     predicted: TargetFacts
+    activity: ClassVar[str] = "Classifying"
+    engine_texts: ClassVar[Sequence[str]] = ()
+    """What other software is asked where there are no rows."""
+    tolerances: ClassVar[Mapping[str, float]] = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05}
+    """Of the largest difference of an output in other software, by number format."""
     shown_as = "classes"
 
     @property
     def targets(self) -> TargetFacts:
         return self.predicted
+
+    def columns(self, column: str) -> list[str]:
+        shares = [probability_column(name) for name in self.targets.classes]
+        if column in shares:
+            raise ConfigError([
+                f'the column "{column}" is that of a class\'s probability. Choose another with --column.'
+            ])  # fmt: skip
+        return shares
+
+    def check_answering(self, changed: Sequence[str]) -> None:
+        if changed:
+            raise ConfigError([
+                f"the setting {changed[0]} has no effect, because this run is a classifier. Leave it out."
+            ])  # fmt: skip
+
+    @abstractmethod
+    def example_of(self, text: str, image: bytes | None = None) -> Example:
+        """A row that is only to be predicted; RunError where it holds something else than the model reads."""
+        ...
+
+    @abstractmethod
+    def shown(self, model: LoadedModel, rows: Sequence[Tokens], count: int) -> list[Example]:
+        """So many of the rows, as other software can be given them."""
+        ...
+
+    @abstractmethod
+    def question(self, outcome: Outcome) -> dict[str, Any]:
+        """An encoded row as other software is given it."""
+        ...
+
+    @abstractmethod
+    def encoded(self, model: LoadedModel, examples: Sequence[Example], longest: Longest) -> list[Outcome]:
+        """Rows that are only to be predicted, each with one sequence or a problem."""
+        ...
+
+    def prediction(self, outcome: Outcome, outputs: Numbers) -> Prediction:
+        return ClassShares.of(self.targets, outputs)
+
+    def predictions(
+        self, model: LoadedModel, examples: Sequence[Example], longest: Longest, done: Done | None = None
+    ) -> tuple[dict[int, Prediction], dict[int, str]]:
+        """What the model says of rows, and what is wrong with the others, both by position; `done` gets how many there
+        are so far."""
+        outcomes = dict(enumerate(self.encoded(model, examples, longest)))
+        problems = {at: one.problem for at, one in outcomes.items() if one.problem is not None}
+        fitting = {at: one for at, one in outcomes.items() if at not in problems}
+        outputs = self.outputs_for(model.module, [one.sequences[0] for one in fitting.values()], done)
+        pairs = zip(fitting.items(), outputs, strict=True)
+        return {at: self.prediction(one, part) for (at, one), part in pairs}, problems
+
+    def outputs_for(self, module: nn.Module, rows: Sequence[Tokens], done: Done | None = None) -> Any:
+        """Probabilities (N, C) of the classes, or numbers (N, 1)."""
+        found = np.zeros((len(rows), self.targets.outputs))
+        for places, _, outputs in self.in_batches(module, rows, done):
+            found[places] = self._probabilities(outputs)
+        return found
+
+    def _probabilities(self, outputs: Tensor) -> Numbers:
+        if self.targets.form == "several":
+            return outputs.sigmoid().cpu().numpy()
+        values = outputs.softmax(-1) if self.targets.classes else outputs[:, None]
+        return values.cpu().numpy()
+
+    def in_batches(
+        self, module: nn.Module, rows: Sequence[Tokens], done: Done | None
+    ) -> Iterator[tuple[list[int], Batch, Tensor]]:
+        """Places of rows with their batch and the model's outputs, the longest rows first."""
+        device, finished = next(module.parameters()).device, 0
+        order = sorted(range(len(rows)), key=lambda at: len(rows[at].ids), reverse=True)
+        for batch in self.batches([rows[at] for at in order], TOKENS_AT_ONCE):
+            count = len(batch.targets)
+            with torch.no_grad():
+                outputs = self.predict(module, batch.to(device)).double()
+            yield order[finished : finished + count], batch, outputs
+            finished += count
+            if done is not None:
+                done(finished)
 
     @property
     def head_size(self) -> int:

@@ -23,12 +23,14 @@ from rankwise.config.method import ALONE
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError
 from rankwise.forward.reference import OutputLogits
-from rankwise.objectives.causal_lm import CausalLM, end_learned, vocabulary_of
+from rankwise.objectives.causal_lm import CAUSAL_LM, CausalLM, end_learned, vocabulary_of
 from rankwise.objectives.objective import Objective, text_writing
 from rankwise.planning.operations import Load
 from rankwise.rows.encoded.batches import IGNORED, Batch
-from rankwise.rows.text.encode_sequences import SequenceEncoder, bare_template, parted, row_of
+from rankwise.rows.text.encode_sequences import SequenceEncoder, bare_template, encode_inputs, parted, row_of
+from rankwise.rows.text.example import Message
 from rankwise.rows.text.rendering import Template
+from rankwise.rows.text.sequences import input_of
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
@@ -73,6 +75,34 @@ class SequenceToSequence(CausalLM):
     def encoder(self, template: Template, tokenizer: HubTokenizer, spec: DataConfig, limit: int) -> SequenceEncoder:
         return SequenceEncoder(tokenizer, spec, limit)
 
+    def prompt(self, model: LoadedModel, messages: Sequence[Message]) -> tuple[str, list[int]]:
+        (ids,) = encode_inputs(model.tokenizer, [input_of(messages)])
+        return model.tokenizer.decode(ids), ids
+
+    def heard(self, messages: Sequence[Message]) -> list[Message]:
+        """It answers every text alone."""
+        return [*(one for one in messages[:-1] if one.role == "system"), *messages[-1:]]
+
+    def question(self, model: LoadedModel, ids: Sequence[int], system: Sequence[Message]) -> str:
+        return model.tokenizer.readable(ids)
+
+    def rendered(
+        self, model: LoadedModel, conversations: Sequence[tuple[Message, ...]]
+    ) -> list[tuple[tuple[Message, ...], tuple[int, ...]]]:
+        """An encoder reads single texts, without a template."""
+        return []
+
+    def answer_logits(self, model: LoadedModel, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
+        return self.predict(model.module, batch_of([row_of(prompt, answer)]).to(model.precision.device))
+
+    def sample_logits(self, model: LoadedModel, text: str) -> Tensor:
+        """The text is read and written."""
+        (ids,) = encode_inputs(model.tokenizer, [text], model.context_length)
+        return self.answer_logits(model, ids, ids)
+
+    def collated(self, rows: Sequence[Tokens]) -> Batch:
+        return batch_of(rows)
+
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         """Rows of like length together, longest first."""
         parts: list[list[Tokens]] = []
@@ -103,6 +133,11 @@ class SequenceToSequence(CausalLM):
 
 
 SEQUENCE_TO_SEQUENCE = SequenceToSequence()
+
+
+def text_objective(model: LoadedModel) -> CausalLM:
+    """What a model that writes texts is trained for on texts and answers."""
+    return SEQUENCE_TO_SEQUENCE if model.encoder_decoder else CAUSAL_LM
 
 
 def batch_of(rows: Sequence[Tokens]) -> Batch:
