@@ -140,7 +140,7 @@ def _trained(
     """From what is on the disk to the end; Diverged where it may begin anew."""
     experiment, start = _settled(experiment, resumable, callback)
     objective = _objective(experiment, start, resumable, model, callback)
-    foreseen = foresee(experiment, callback, objective.targets)
+    foreseen = foresee(experiment, callback, objective.head_size)
     training_config, foreseen = within_limit(experiment, foreseen, callback)
     if foreseen is not None and resumable is None:
         foreseen.check(callback, force=force_memory)

@@ -18,7 +18,7 @@ term is over all chosen targets of the step together, as in TRL.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -114,8 +114,14 @@ class Preference(CausalLM):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the loss compares with the model before training."""
         return self.config.loss == "dpo"
+
+    @property
+    def cannot(self) -> Mapping[str, str]:
+        return {
+            "measured at strengths": "{model} was trained on preference pairs, and strengths are compared by the loss "
+            "of answers. Measure it with rankwise evaluate."
+        }
 
     @property
     def facts(self) -> PairFacts:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rankwise.base.inspection import is_encoder_decoder, nature_of
+from rankwise.base.preprocessing import processing_in
 from rankwise.base.sources import find
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
@@ -20,10 +21,11 @@ from rankwise.objectives.preference import Preference
 from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, SequenceToSequence
 from rankwise.objectives.tagging import Tagging
 from rankwise.objectives.text_classification import TextClassification
+from rankwise.planning.shape import SEQUENCES, ModelShape
 from rankwise.rows.tag_classes import holds_tags
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage
-from rankwise.runs.row_facts import Pooling
+from rankwise.runs.row_facts import Pooling, TargetFacts
 
 CLASSES: Mapping[str, type[Objective]] = {
     one.name: one
@@ -67,6 +69,16 @@ def objective_by(
     if any(one.format == Preference.name for one in data.all_sources):
         return Preference.of_rows(data, source, images)
     return CLASSES[own.decided(nature, lambda: holds_tags(data)).name].of_rows(data, source, images)
+
+
+def objective_of_shape(shape: ModelShape, base: ModelConfig, callback: Callback) -> Objective:
+    """Of a plan, where nothing is written, so classes have no names."""
+    if shape.outputs is None:
+        return SEQUENCE_TO_SEQUENCE if shape.auto_class == SEQUENCES else CAUSAL_LM
+    targets = TargetFacts(classes=tuple(map(str, range(shape.outputs))) if shape.outputs > 1 else ())
+    if shape.image is not None:
+        return ImageClassification(targets, processing_in(find(base, callback).folder).sized(shape.image))
+    return Tagging(targets.model_copy(update={"form": "tags"})) if shape.words else TextClassification(targets)
 
 
 def language_model(config: dict[str, Any]) -> CausalLM | SequenceToSequence:

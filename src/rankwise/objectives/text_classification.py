@@ -31,7 +31,7 @@ from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.images import ImagesConfig
 from rankwise.config.models import ModelConfig
-from rankwise.errors import ConfigError
+from rankwise.errors import ConfigError, RunError
 from rankwise.forward.reference import usable_positions
 from rankwise.objectives.head_start import fit_head
 from rankwise.objectives.objective import (
@@ -43,12 +43,17 @@ from rankwise.objectives.objective import (
     values_of,
     weight_of,
 )
+from rankwise.objectives.predictions import Longest
 from rankwise.planning.pooling import pooling_of
 from rankwise.rows.classes import read_targets
 from rankwise.rows.encoded.batches import IGNORED, Batch, portions_of
-from rankwise.rows.text.encode_texts import TextEncoder
-from rankwise.rows.text.outcome import RowEncoder
+from rankwise.rows.encoded.sequences import evenly
+from rankwise.rows.forms.tagged_rows import untagged
+from rankwise.rows.text.encode_texts import TextEncoder, encode_texts
+from rankwise.rows.text.example import Example
+from rankwise.rows.text.outcome import Outcome, RowEncoder, read_each
 from rankwise.rows.text.rendering import Template
+from rankwise.rows.text.targets import texts_of
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
@@ -56,6 +61,10 @@ from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage
 from rankwise.runs.row_facts import Pooling, TargetFacts
 
+TEXTS = (
+    "This is good.", "This is bad.", "The delivery came late, and the box was open.", "How much does it cost?",
+    "I like it very much!", "No.", "The match ended two to one.", "Please send me the invoice again.",
+)  # fmt: skip
 LONGEST_MODEL = 1_000_000
 """Tokenizers that know no longest text name a number beyond this."""
 
@@ -139,6 +148,7 @@ class TextClassification(Classifier):
     """Draws the new head's weights."""
     name = NAME
     model_class = "AutoModelForSequenceClassification", "a model that classifies texts"
+    engine_texts = TEXTS
     encoder_class: ClassVar[Callable[[HubTokenizer, DataConfig, int, TargetFacts], RowEncoder]] = TextEncoder
 
     @classmethod
@@ -182,6 +192,25 @@ class TextClassification(Classifier):
     def encoder(self, template: Template, tokenizer: HubTokenizer, spec: DataConfig, limit: int) -> RowEncoder:
         return self.encoder_class(tokenizer, spec, limit, self.targets)
 
+    def example_of(self, text: str, image: bytes | None = None) -> Example:
+        if image is not None:
+            raise RunError("This classifier reads texts, and the question has an image.")
+        return untagged(text, "the text")
+
+    def encoded(self, model: LoadedModel, examples: Sequence[Example], longest: Longest) -> list[Outcome]:
+        outcomes, usable = read_each(examples, texts_of)
+        rows = encode_texts(model.tokenizer, [texts for _, texts in usable], longest.cut)
+        for (outcome, _), row in zip(usable, rows, strict=True):
+            longest.add(outcome, row)
+        return outcomes
+
+    def shown(self, model: LoadedModel, rows: Sequence[Tokens], count: int) -> list[Example]:
+        texts = [model.tokenizer.readable([int(token) for token in row.ids]) for row in evenly(rows, count)]
+        return [self.example_of(text) for text in texts or self.engine_texts]
+
+    def question(self, outcome: Outcome) -> dict[str, Any]:
+        return {"text": outcome.example.messages[0].content}
+
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         return [self._batch(part) for part in portions_of(rows, max_tokens, width=lambda row: len(row.ids))]
 
@@ -206,6 +235,13 @@ class TextClassification(Classifier):
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         targets = self.learned(batch.targets, batch.loss_mask)
         return target_loss(self.predict(module, batch), targets, self.targets)
+
+    def sample_logits(self, model: LoadedModel, text: str) -> Tensor:
+        if not model.encoder_decoder:
+            return super().sample_logits(model, text)
+        rows = encode_texts(model.tokenizer, [(text, "")], model.context_length)  # it reads the end token
+        (batch,) = self.batches(rows, 1)
+        return self.predict(model.module, batch.to(model.precision.device))
 
     def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
         nothing = [0.0] * self.targets.outputs if self.targets.form == "several" else 0.0

@@ -45,7 +45,7 @@ from rankwise.training.hooks import (
     SaveCheckpoints,
 )
 from rankwise.training.losses import Backend
-from rankwise.training.pairs import PairBackend, PairScorer, Reference, pair_results, reference_of, reference_of_run
+from rankwise.training.pairs import PairBackend, Reference, pair_results, reference_of, reference_of_run
 from rankwise.training.state import TrainState
 from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.validation import EarlyStopping, Scorer, Validation, early_stopping_of, refuse_no_choice
@@ -172,18 +172,14 @@ class TrainingRun:
 
     def validation(self, backend: Backend) -> Validation:
         rows, config = self.prepared.measured_rows, self.experiment.validation
-        scorer = self.scorer.over(self.world)
-        if isinstance(scorer, PairScorer) and isinstance(backend, PairBackend):
-            scorer = scorer.on(backend, self.config.max_batch_tokens)
+        most = self.config.max_batch_tokens
         return Validation(
             config=config,
             interval=self.validation_interval,
             early_stopping=self._early_stopping,
-            batches=divided_over(
-                self.world, list(rows), partial(backend.layout, max_tokens=self.config.max_batch_tokens)
-            ),
+            batches=divided_over(self.world, list(rows), partial(backend.layout, max_tokens=most)),
             rows=len(rows),
-            scorer=scorer,
+            scorer=self.scorer.over(self.world, backend, most),
             run=self.run,
             backend=backend,
             unit=self.prepared.data_report.loss_unit,
