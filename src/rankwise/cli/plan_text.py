@@ -33,11 +33,9 @@ def _model(plan: Plan) -> Iterator[str]:
         "training", f"{method} in {job.dtype}{_storage(plan)} on {plan.device.name}, {BACKENDS[job.form]} backend"
     )
     if shape.outputs is not None:
-        names = "tags" if shape.words else "classes"
-        predicts = "a number" if shape.outputs == 1 else f"one of {shape.outputs:,} {names}"
+        predicts = "a number" if shape.outputs == 1 else f"one of {shape.outputs:,} {shape.task.names}"
         assumed = "" if plan.rows is not None else ", which is assumed, since no --data is given"
-        row = "word" if shape.words else "row"
-        row = row if shape.image is None else f"image of {shape.image} x {shape.image} pixels"
+        row = shape.task.unit if shape.image is None else f"image of {shape.image} x {shape.image} pixels"
         yield row_text("", f"a classifier that predicts {predicts} for each {row}{assumed}")
     if not plan.trained:
         yield from _untrained(plan)

@@ -50,6 +50,10 @@ class ObjectiveSettings:
     idle_validation: ClassVar[tuple[str, ...]] = ()
     metrics: ClassVar[Any] = TextMetric
     """That a validation may go by."""
+    no_shards: ClassVar[str] = (
+        "model.sharded (--shard) cannot be used with the objective {} yet. Train without --shard."
+    )
+    """Why its base is not split over processes."""
     texts: ClassVar[int] = 1
     """Of a document, each of which may have the largest length."""
     earliest: ClassVar[int] = 1
@@ -93,6 +97,7 @@ class Undecided(ObjectiveSettings):
 
     name = "auto"
     gives = frozenset({"tokens", "head"})
+    no_shards = ""
     idle = frozenset()
     metrics = Literal[TextMetric, ClassMetric, TagMetric, PairMetric]
 
@@ -109,6 +114,7 @@ class OfAnswers(ObjectiveSettings):
         "--objective.",
     }  # fmt: skip
     gives = frozenset({"tokens"})
+    no_shards = ""
     idle = frozenset({"classification", "images", "preference"})
 
 

@@ -120,6 +120,8 @@ class Objective(ABC):
         """The classes or numbers that are predicted for whole rows; None where tokens are predicted."""
         return None
 
+    format_notes: ClassVar[Mapping[str, str]] = {}
+    """What is learned of rows of a format, where it is not what the format is for."""
     far_above: ClassVar[float] = 3.0
     """How many times what it was before a loss must be for the training to have diverged."""
     falling: ClassVar[float] = 0.0
@@ -158,9 +160,10 @@ class Objective(ABC):
         return cls()
 
     @classmethod
+    @abstractmethod
     def of_report(cls, data_report: DataReport) -> Self | None:
         """What a run or an adapter was trained for, by the report that lies beside it; None where it was another."""
-        raise NotImplementedError
+        ...
 
     @property
     def head_size(self) -> int | None:
@@ -267,6 +270,9 @@ SILENT = (
     "evaluate to measure it."
 )
 NOT_OF_CLASSIFIERS = {
+    "trained from a loaded model": "a classifier gets its new head when its model is loaded; give the model's name, "
+    "not a loaded model.",
+    "advised on from a loaded model": "a classifier gets its head when its model is loaded; give the model's name.",
     "generating": SILENT,
     "measured at strengths": SILENT,
     "served": "{model} is a classifier, which generates no text. Use rankwise predict.",
@@ -408,13 +414,17 @@ class Classifier(Objective):
 
     @property
     def cannot(self) -> Mapping[str, str]:
+        cannot = NOT_OF_CLASSIFIERS
+        if self.targets.form == "several":
+            several = "advise measures classifiers with one label for a row, and these rows have several."
+            cannot = cannot | {"advised on": several}
         if (pooling := self.targets.pooling) == "own":
-            return NOT_OF_CLASSIFIERS
+            return cannot
         pooled = (
             f"{{model}} has a head that reads the {pooling} of all tokens (classification.pooling), which a merge file "
             "by file has no place for. Use rankwise export --format merged."
         )
-        return NOT_OF_CLASSIFIERS | {"merged by files": pooled}
+        return cannot | {"merged by files": pooled}
 
 
 def classifier(objective: Objective | None) -> Classifier | None:

@@ -30,7 +30,16 @@ from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import WRITTEN
 from rankwise.planning.operations import Load, Operations
 from rankwise.planning.rows import Drawn, PlannedRows
-from rankwise.planning.shape import CAUSAL, CLASSIFIER, OF_IMAGES, SEQUENCES, TAGGER, TASKS, ModelShape, Task
+from rankwise.planning.shape import (
+    CAUSAL,
+    CLASSIFIER,
+    IMAGE_CLASSIFIER,
+    SEQUENCES,
+    TAGGER,
+    TASKS,
+    ModelShape,
+    PlannedTask,
+)
 from rankwise.planning.time import Step
 
 UNKNOWN_LENGTH = 1024
@@ -151,7 +160,7 @@ def _of_images(config: Planned, rows: PlannedRows | None, longest: int) -> list[
 
 
 LARGEST: Mapping[str, Callable[[Planned, PlannedRows | None, int], list[AtOnce]]] = {
-    SEQUENCES: _of_sides, CLASSIFIER: _of_labels, TAGGER: _of_words, OF_IMAGES: _of_images,
+    SEQUENCES: _of_sides, CLASSIFIER: _of_labels, TAGGER: _of_words, IMAGE_CLASSIFIER: _of_images,
 }  # fmt: skip
 """By the class of transformers; those of every other model are of conversations."""
 
@@ -250,7 +259,7 @@ def writes_answers(config: Planned) -> bool:
 
 
 def validation_tokens(
-    config: Planned, rows: PlannedRows | None, steps: int | None, step_tokens: float, task: Task = TASKS[CAUSAL]
+    config: Planned, rows: PlannedRows | None, steps: int | None, step_tokens: float, task: PlannedTask = TASKS[CAUSAL]
 ) -> float:
     """All that the run's validations read, and what they write at what it costs. Rows that have a file of their own
     are answered, and their number is not known here, so they are not counted."""

@@ -46,7 +46,7 @@ from dataclasses import dataclass
 from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import ValidationConfig
 from rankwise.planning.activations import ADAPTED, DTYPES, EXACT, Form, block_bytes, positions_of, saved_bytes
-from rankwise.planning.shape import CLASSIFIER, OF_IMAGES, SEQUENCES, TAGGER, Blocks, ModelShape
+from rankwise.planning.shape import CLASSIFIER, IMAGE_CLASSIFIER, SEQUENCES, TAGGER, Blocks, ModelShape
 from rankwise.planning.stored_weights import (
     BESIDE_PACKED,
     DTYPE_BYTES,
@@ -111,7 +111,7 @@ class Overheads:
         """How many times what a block keeps is held on the way through its backward pass."""
         if job.form == "fast":
             return self.backward
-        return self.classifier if shape.is_classifier and job.ranks else self.plain
+        return shape.task.backward(self.plain, self.classifier) if job.ranks else self.plain
 
     def process_of(self, job: Job, shape: ModelShape) -> float:
         """Images make few sizes of matrices, so that oneDNN keeps little for their products in 16 bits."""
@@ -292,8 +292,8 @@ def _overhead(shape: ModelShape, job: Job, overheads: Overheads, kept_bytes: flo
         shape, max(job.ranks.values(), default=0.0), int(FORMATS[job.dtype]), job.form, full=job.trains_base,
         tokens=job.tokens, longest=job.longest, output_share=job.output_share,
     )  # fmt: skip
-    times, holes = overheads.blocks(shape, job), 0.0 if shape.is_classifier else overheads.holes
-    copies = (1 if shape.is_classifier else 2) if job.trains_base else 0
+    times, holes = overheads.blocks(shape, job), overheads.holes * shape.task.holes
+    copies = shape.task.tables if job.trains_base else 0
     tables = copies * EXACT * shape.vocabulary * shape.blocks.width
     of_tables = ("", " + the embedding's gradient", " + twice the embedding's gradient")[copies]
     return Part(
@@ -327,14 +327,14 @@ def _logits_behind_encoder(shape: ModelShape, job: Job, number: int) -> Part:
 
 def _outputs(shape: ModelShape, job: Job, number: int) -> Part:
     """Of a classifier, for each target."""
-    outputs, units = shape.outputs or 0, "tokens" if shape.words else "rows"
+    outputs, units = shape.outputs or 0, shape.task.targets
     return Part(
         "logits", 3.0 * EXACT * job.learned * outputs, f"{job.learned:,} {units} x {outputs:,} outputs, three times"
     )
 
 
 LOGITS: Mapping[str, Callable[[ModelShape, Job, int], Part]] = {
-    SEQUENCES: _logits_behind_encoder, CLASSIFIER: _outputs, TAGGER: _outputs, OF_IMAGES: _outputs,
+    SEQUENCES: _logits_behind_encoder, CLASSIFIER: _outputs, TAGGER: _outputs, IMAGE_CLASSIFIER: _outputs,
 }  # fmt: skip
 """By the class of transformers; those of every other model are a language model's."""
 

@@ -24,7 +24,7 @@ from rankwise.planning.memory import EXACT, FORMATS, Disk, weights_bytes
 from rankwise.planning.operations import Load
 from rankwise.planning.processes import ALONE, Processes, Several, several_of
 from rankwise.planning.rows import PlannedRows
-from rankwise.planning.shape import CLASSIFIER, OF_IMAGES, SEQUENCES, TAGGER, ModelShape
+from rankwise.planning.shape import CLASSIFIER, IMAGE_CLASSIFIER, SEQUENCES, TAGGER, ModelShape
 from rankwise.planning.stored_weights import Conversion, conversion_of
 from rankwise.planning.time import (
     COMPILED_AFTER,
@@ -50,7 +50,7 @@ def _load_of_texts(rows: PlannedRows, training: TrainingConfig) -> Load:
 
 
 LOADS: Mapping[str, Callable[[PlannedRows, TrainingConfig], Load]] = dict.fromkeys(
-    (SEQUENCES, CLASSIFIER, TAGGER, OF_IMAGES), padded_load
+    (SEQUENCES, CLASSIFIER, TAGGER, IMAGE_CLASSIFIER), padded_load
 )
 """By the class of transformers; that of every other model is without padding."""
 

@@ -25,7 +25,7 @@ from rankwise.config.recipe import recipe_named
 from rankwise.errors import DataError, TemplateError
 from rankwise.planning.batches import limit_of
 from rankwise.planning.rows import Counted, Drawn, PlannedRows, planned_rows, together, without_held_out
-from rankwise.planning.shape import CLASSIFIER, OF_IMAGES, SEQUENCES, TAGGER, ModelShape
+from rankwise.planning.shape import CLASSIFIER, IMAGE_CLASSIFIER, SEQUENCES, TAGGER, ModelShape
 from rankwise.planning.tokens import TokenCounter
 from rankwise.rows.files.hub import HUB
 from rankwise.rows.instructions import instructions
@@ -90,7 +90,7 @@ def _images_of(spec: DataConfig, shape: ModelShape, tokens: TokenCounter, limit:
 
 
 READERS: Mapping[str, Callable[[DataConfig, ModelShape, TokenCounter, int], PlannedRows]] = {
-    SEQUENCES: _sequences_of, CLASSIFIER: _labelled_of, TAGGER: _labelled_of, OF_IMAGES: _images_of,
+    SEQUENCES: _sequences_of, CLASSIFIER: _labelled_of, TAGGER: _labelled_of, IMAGE_CLASSIFIER: _images_of,
 }  # fmt: skip
 """By the class of transformers; every other model reads conversations."""
 
