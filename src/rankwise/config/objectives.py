@@ -1,11 +1,5 @@
 """What an objective is as a setting: the models and rows that it is for, the other settings that have no effect with
-it, its learning rate and its defaults. By nature a model is one of four:
-
-    images            it reads images
-    encoder           it reads texts and generates none
-    encoder-decoder   an encoder reads a text and a decoder writes another
-    decoder           every other model
-"""
+it, its learning rate and its defaults."""
 
 from __future__ import annotations
 
@@ -15,11 +9,11 @@ from typing import Any, ClassVar, Literal
 from rankwise.config.base import Config
 from rankwise.config.data import DataConfig
 from rankwise.config.method import MethodConfig
+from rankwise.config.models import BOTH, DECODER, ENCODER, IMAGES
 from rankwise.config.preference import PreferenceConfig, as_pairs, not_of_pairs
 from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import OF_ANSWERS, ClassMetric, PairMetric, TagMetric, TextMetric, ValidationConfig
 
-IMAGES, ENCODER, BOTH, DECODER = "images", "encoder", "encoder-decoder", "decoder"
 PREFERENCE_SHARE = 0.1
 """Of the learning rate for answers, the rate for preferences (lab/preference.md)."""
 CLASS_EPOCHS, WITHOUT_ROWS, CLASS_PATIENCE = 10, 4, 2

@@ -11,8 +11,8 @@ from rankwise.base.sources import find
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.images import ImagesConfig
-from rankwise.config.models import ModelConfig
-from rankwise.config.objectives import DECODER, OBJECTIVES
+from rankwise.config.models import DECODER, ModelConfig
+from rankwise.config.objectives import OBJECTIVES
 from rankwise.errors import ConfigError
 from rankwise.objectives.causal_lm import CAUSAL_LM, CausalLM
 from rankwise.objectives.image_classification import ImageClassification

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from rankwise.config.images import patches_of
 from rankwise.config.layer import Heads, Layer
-from rankwise.config.objectives import BOTH, DECODER, ENCODER, IMAGES
+from rankwise.config.models import BOTH, DECODER, ENCODER, IMAGES
 
 NEW_TOKENS = "token_adapter.trainable_tokens_delta"
 """What PEFT calls the rows of new tokens in the adapter's file."""
@@ -265,7 +265,7 @@ class ModelShape:
 
     @property
     def nature(self) -> str:
-        """What it is before it gets a new head (config/objectives.py)."""
+        """What it is before it gets a new head (config/models.py)."""
         if self.image is not None:
             return IMAGES
         return ENCODER if self.is_encoder else NATURES.get(self.auto_class, DECODER)
