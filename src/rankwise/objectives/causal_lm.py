@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from rankwise.rows.text.encode import Encoder, EncoderOf
 from rankwise.rows.text.example import Message
 from rankwise.rows.text.tokenize import Tokens, prompt_ids
 from rankwise.rows.writing import TextWriting
+from rankwise.runs.data_report import DataReport
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class CausalLM(Objective):
     name = "causal-lm"
     model_kind: ClassVar[ModelKind] = KIND
     encoder: ClassVar[EncoderOf] = Encoder
+
+    @classmethod
+    def of_report(cls, data_report: DataReport) -> Self | None:
+        return cls()
 
     @property
     def kind(self) -> ModelKind:

@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -30,6 +30,10 @@ from torch.nn import functional as F
 from rankwise.base.kind import ModelKind
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.loading import load, load_unchecked
+from rankwise.base.sources import Source
+from rankwise.config.data import DataConfig
+from rankwise.config.experiment import Experiment
+from rankwise.config.images import ImagesConfig
 from rankwise.config.method import ALONE
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError
@@ -44,8 +48,9 @@ from rankwise.rows.text.outcome import Outcome
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
+from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback
-from rankwise.runs.row_facts import PairFacts, TargetFacts
+from rankwise.runs.row_facts import PairFacts, Pooling, TargetFacts
 
 TOKENS_AT_ONCE = 4096
 
@@ -108,10 +113,55 @@ class Objective(ABC):
     shown_as: ClassVar[str] = "text"
     """How the page asks it and shows what it answers."""
 
+    encoder: ClassVar[EncoderOf]
+    """Of rows of texts."""
+
     @property
     def targets(self) -> TargetFacts | None:
         """The classes or numbers that are predicted for whole rows; None where tokens are predicted."""
         return None
+
+    far_above: ClassVar[float] = 3.0
+    """How many times what it was before a loss must be for the training to have diverged."""
+    falling: ClassVar[float] = 0.0
+    """Of the best validation loss before, what the last one must be below for more steps to be worth a warning."""
+
+    @property
+    def best_by(self) -> str:
+        """The metric that says best what was learned, where nobody names one."""
+        return "loss"
+
+    def choices(self, vocabulary: int) -> int | None:
+        """Tokens that the loss is a choice of, where it is that of tokens."""
+        return vocabulary
+
+    def learned_share(self, loss_tokens: int, tokens: int) -> str:
+        """What of the rows is learned, for a message."""
+        return f"{loss_tokens / tokens:.0%} of them in the loss"
+
+    def fit_head(self, model: LoadedModel, rows: Sequence[Tokens]) -> str | None:
+        """Fit a new head before training; a sentence where it was done."""
+        return None
+
+    def fitted_baseline(self, accuracy: float) -> dict[str, float]:
+        """A head that was fitted on the frozen model is a baseline itself. `accuracy` is that before the first step."""
+        return {}
+
+    @classmethod
+    def of_rows(cls, data: DataConfig, source: Source | None, images: ImagesConfig) -> Self:
+        """For rows that are looked at before there is an experiment, and the model that they are for."""
+        return cls()
+
+    @classmethod
+    def of(cls, experiment: Experiment, callback: Callback, begun: Pooling | None) -> Self:
+        """For a training whose objective is decided. `begun` is what the head of the run that goes on reads, or of the
+        adapter to begin with."""
+        return cls()
+
+    @classmethod
+    def of_report(cls, data_report: DataReport) -> Self | None:
+        """What a run or an adapter was trained for, by the report that lies beside it; None where it was another."""
+        raise NotImplementedError
 
     @property
     def head_size(self) -> int | None:
@@ -245,6 +295,9 @@ class Classifier(Objective):
     """Of the largest difference of an output in other software, by number format."""
     shown_as = "classes"
 
+    far_above = 10.0  # a head may overshoot for long
+    falling = 0.95
+
     @property
     def targets(self) -> TargetFacts:
         return self.predicted
@@ -352,6 +405,17 @@ class Classifier(Objective):
             "by file has no place for. Use rankwise export --format merged."
         )
         return NOT_OF_CLASSIFIERS | {"merged by files": pooled}
+
+    @property
+    def best_by(self) -> str:
+        """Each sure answer to a row whose label is wrong makes the loss grow."""
+        return "accuracy" if self.predicted.one_class else "loss"
+
+    def choices(self, vocabulary: int) -> int | None:
+        return None
+
+    def learned_share(self, loss_tokens: int, tokens: int) -> str:
+        return f"one target per {self.predicted.unit.removesuffix('s')}"
 
 
 def classifier(objective: Objective | None) -> Classifier | None:
