@@ -300,7 +300,9 @@ def _writing(
         spec = spec.model_copy(update=recipe_named(data.recipe).new_tokens)
     tokenizer, name, context = load_tokenizer(spec, callback)
     return TextWriting(
-        tokenizer, ChatTemplate.of_model(tokenizer), name, context, objective.encoder, guessed=model is None,
+        tokenizer, ChatTemplate.of_model(tokenizer), name, context,
+        objective.encoder,  # pyright: ignore[reportArgumentType]  a function
+        guessed=model is None,
         targets=objective.targets, pairs=objective.facts if isinstance(objective, Preference) else None,
         encoder_decoder=isinstance(objective, SequenceToSequence),
     )  # fmt: skip

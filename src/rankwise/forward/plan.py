@@ -7,9 +7,7 @@ pooler that the model's weights lack belongs to it: an encoder that was pretrain
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -168,20 +166,6 @@ def shape_to_adapt(name: str) -> ModelShape:
 
 
 def _built(config: dict[str, Any], name: str, where: str, head: NewHead | None) -> ModelShape:
-    with _without_collection():
-        from rankwise.forward.model_shape import shape_of_config
+    from rankwise.forward.model_shape import shape_of_config
 
-        return shape_of_config(config, name, where, head)
-
-
-@contextmanager
-def _without_collection() -> Iterator[None]:
-    """Pause Python's garbage collector, which would search the many lasting objects of torch and transformers again and
-    again while they are imported (0.7 s of 4.9)."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+    return shape_of_config(config, name, where, head)

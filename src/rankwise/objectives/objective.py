@@ -110,10 +110,11 @@ class Objective(ABC):
     """What all objectives have; a default is what most of them do."""
 
     name: ClassVar[str]
-    encoder: ClassVar[EncoderOf]
-    """Of rows of texts."""
     shown_as: ClassVar[str] = "text"
     """How the page asks it and shows what it answers."""
+
+    encoder: ClassVar[EncoderOf]
+    """Of rows of texts."""
 
     @property
     def targets(self) -> TargetFacts | None:
@@ -160,10 +161,9 @@ class Objective(ABC):
         return cls()
 
     @classmethod
-    @abstractmethod
     def of_report(cls, data_report: DataReport) -> Self | None:
         """What a run or an adapter was trained for, by the report that lies beside it; None where it was another."""
-        ...
+        raise NotImplementedError
 
     @property
     def head_size(self) -> int | None:
@@ -293,9 +293,6 @@ class Classifier(Objective):
     """Predicts one class or one number for a whole row, or a class for each of its words."""
 
     predicted: TargetFacts
-    far_above = 10.0  # a head may overshoot for long
-    falling = 0.95
-
     activity: ClassVar[str] = "Classifying"
     engine_texts: ClassVar[Sequence[str]] = ()
     """What other software is asked where there are no rows."""
@@ -303,20 +300,12 @@ class Classifier(Objective):
     """Of the largest difference of an output in other software, by number format."""
     shown_as = "classes"
 
+    far_above = 10.0  # a head may overshoot for long
+    falling = 0.95
+
     @property
     def targets(self) -> TargetFacts:
         return self.predicted
-
-    @property
-    def best_by(self) -> str:
-        """Each sure answer to a row whose label is wrong makes the loss grow."""
-        return "accuracy" if self.predicted.one_class else "loss"
-
-    def choices(self, vocabulary: int) -> int | None:
-        return None
-
-    def learned_share(self, loss_tokens: int, tokens: int) -> str:
-        return f"one target per {self.predicted.unit.removesuffix('s')}"
 
     def columns(self, column: str) -> list[str]:
         shares = [probability_column(name) for name in self.targets.classes]
@@ -425,6 +414,17 @@ class Classifier(Objective):
             "by file has no place for. Use rankwise export --format merged."
         )
         return cannot | {"merged by files": pooled}
+
+    @property
+    def best_by(self) -> str:
+        """Each sure answer to a row whose label is wrong makes the loss grow."""
+        return "accuracy" if self.predicted.one_class else "loss"
+
+    def choices(self, vocabulary: int) -> int | None:
+        return None
+
+    def learned_share(self, loss_tokens: int, tokens: int) -> str:
+        return f"one target per {self.predicted.unit.removesuffix('s')}"
 
 
 def classifier(objective: Objective | None) -> Classifier | None:

@@ -58,13 +58,13 @@ class SequenceToSequence(CausalLM):
     name = NAME
     model_kind = ENCODER_DECODER
 
-    @classmethod
-    def of_report(cls, data_report: DataReport) -> Self | None:
-        return cls() if data_report.encoder_decoder else None
-
     @property
     def cannot(self) -> Mapping[str, str]:
         return CANNOT
+
+    @classmethod
+    def of_report(cls, data_report: DataReport) -> Self | None:
+        return cls() if data_report.encoder_decoder else None
 
     def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
         loaded = super().load(spec, callback, checked=checked)
