@@ -13,6 +13,7 @@ from typing import Any
 
 from rankwise.config.experiment import Planned
 from rankwise.config.images import ImagesConfig
+from rankwise.config.objectives import OBJECTIVES
 from rankwise.errors import ConfigError, ModelError
 from rankwise.planning.devices import Device
 from rankwise.planning.plan import Plan, plan_for
@@ -68,7 +69,8 @@ def _decided(config: Planned, base: PlannedBase, outputs: int | None) -> ModelSh
     own, data = base.shape(), config.data
     decided = config.objective_settings.decided(own.nature, lambda: data is not None and holds_tags(data))
     config = config.model_copy(update={"objective": decided.name})
-    if data is not None or config.images != ImagesConfig() or "head" in config.adapter.needs:
+    unmet = config.adapter.needs.keys() - OBJECTIVES["causal-lm"].gives  # without a new head
+    if data is not None or config.images != ImagesConfig() or unmet:
         return shape_planned(config, base, outputs)
     if problems := config.misfits:
         raise ConfigError(problems)
