@@ -199,6 +199,7 @@ def opened(pages):
 
 
 def test_a_browser_finds_every_report_silent():
+    opened([report(str(made_run("plain").folder)).page])  # or the test is skipped, before many are made
     pages = [report(str(hostile(payload, f"r{at}").folder)).page for at, payload in enumerate(PAYLOADS)]
     pages.append(report(["r0", "r1", "r23"]).page)
     done, found = opened(pages)
