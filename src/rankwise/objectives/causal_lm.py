@@ -31,12 +31,18 @@ from rankwise.rows.text.tokenize import Tokens, prompt_ids
 from rankwise.rows.writing import TextWriting
 from rankwise.runs.data_report import DataReport
 
+LABELS_AS_ANSWERS = {
+    "classification": "the objective is causal-lm, so the labels are learned as answers. --objective "
+    "sequence-classification trains a classifier with a head instead",
+}
+
 
 @dataclass(frozen=True)
 class CausalLM(Objective):
     name = "causal-lm"
     model_kind: ClassVar[ModelKind] = KIND
     encoder: ClassVar[EncoderOf] = Encoder
+    format_notes = LABELS_AS_ANSWERS
 
     @classmethod
     def of_report(cls, data_report: DataReport) -> Self | None:
