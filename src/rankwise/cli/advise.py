@@ -9,7 +9,7 @@ import typer
 
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import ConfigFile, Json, Quiet
+from rankwise.cli.options import ConfigFile, Json, Quiet, option
 from rankwise.cli.settings import NONE_GIVEN, ROWS, VALIDATION_ROWS, GivenSettings, takes_settings
 from rankwise.cli.words import visible
 from rankwise.config.reading import Setting, read_experiment
@@ -29,10 +29,10 @@ def advise(
     config: ConfigFile = None,
     given: GivenSettings = NONE_GIVEN,
     examples: Annotated[int, typer.Option(min=0, help="Number of training rows in the prompt.")] = 5,
-    out: Annotated[Path | None, typer.Option(show_default=False,
-        help="New folder for the advice as JSON and as text.  [default: nothing is written]")] = None,
-    force_memory: Annotated[bool, typer.Option("--force-memory",
-        help="Start even if the forecast says that the memory is too small.")] = False,
+    out: Annotated[Path | None, option(
+        "New folder for the advice as JSON and as text.  [default: nothing is written]")] = None,
+    force_memory: Annotated[bool, option(
+        "Start even if the forecast says that the memory is too small.", "--force-memory")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip

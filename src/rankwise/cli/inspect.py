@@ -11,7 +11,7 @@ import typer
 
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import ForceResult, Json
+from rankwise.cli.options import ForceResult, Json, argument
 from rankwise.cli.rank_map import WIDTH, Cell, rank_tables
 from rankwise.cli.words import visible
 from rankwise.errors import some
@@ -33,10 +33,9 @@ MOST_KINDS = 8
 def inspect(
     name: Annotated[
         str,
-        typer.Argument(
-            help="A finished run (its name or folder), an adapter's folder or file, or a model: a starter, hub id, "
+        argument(
+            "A finished run (its name or folder), an adapter's folder or file, or a model: a starter, hub id, "
             "folder or .gguf file.",
-            show_default=False,
             metavar="RUN|MODEL",
         ),
     ],

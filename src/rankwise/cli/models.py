@@ -8,7 +8,7 @@ import typer
 
 from rankwise.cli.display import Display, print_json, print_result
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import Json, Quiet
+from rankwise.cli.options import Json, Quiet, argument, option
 
 models = typer.Typer(
     help="List the models on this machine and the starter models; download one.", no_args_is_help=False
@@ -33,10 +33,8 @@ def list_models(context: typer.Context, as_json: Json = False) -> None:
 
 @models.command()
 def pull(
-    name: Annotated[str, typer.Argument(help="Starter name or hub id.", show_default=False)],
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of a hub model.", show_default=False)
-    ] = None,
+    name: Annotated[str, argument("Starter name or hub id.")],
+    revision: Annotated[str | None, option("Branch, tag or commit of a hub model.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

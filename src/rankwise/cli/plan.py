@@ -8,7 +8,7 @@ import typer
 
 from rankwise.cli.display import print_json
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import ConfigFile, Json, Quiet, Tune
+from rankwise.cli.options import ConfigFile, Json, Quiet, Tune, option
 from rankwise.cli.settings import NONE_GIVEN, TRAINING, GivenSettings, takes_settings
 from rankwise.cli.words import visible
 from rankwise.config.reading import read_planned
@@ -21,16 +21,16 @@ from rankwise.config.reading import read_planned
 def plan(
     config: ConfigFile = None,
     given: GivenSettings = NONE_GIVEN,
-    device: Annotated[str | None, typer.Option(show_default=False,
-        help="Device to plan for: rtx-4090, h100, m3-max-64gb, cpu, ...  [default: this machine]")] = None,
-    price: Annotated[float | None, typer.Option(show_default=False,
-        help="Price of an hour in any currency; adds the cost to the plan.")] = None,
-    probe: Annotated[bool, typer.Option("--probe",
-        help="Load the model and run two steps, to measure the speed instead of assuming it.")] = False,
-    processes: Annotated[int | None, typer.Option("--processes", min=1, show_default=False,
-        help="Plan for so many processes, which share the rows of each step; each has a GPU or some cores.")] = None,
+    device: Annotated[str | None, option(
+        "Device to plan for: rtx-4090, h100, m3-max-64gb, cpu, ...  [default: this machine]")] = None,
+    price: Annotated[float | None, option("Price of an hour in any currency; adds the cost to the plan.")] = None,
+    probe: Annotated[bool, option(
+        "Load the model and run two steps, to measure the speed instead of assuming it.", "--probe")] = False,
+    processes: Annotated[int | None, option(
+        "Plan for so many processes, which share the rows of each step; each has a GPU or some cores.",
+        "--processes", min=1)] = None,
     tune: Tune = False,
-    models: Annotated[bool, typer.Option("--models", help="List the models of the catalogue.")] = False,
+    models: Annotated[bool, option("List the models of the catalogue.", "--models")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip

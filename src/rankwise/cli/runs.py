@@ -9,7 +9,7 @@ import typer
 
 from rankwise.cli.display import Display, print_json, print_result
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import Json, Quiet, Yes
+from rankwise.cli.options import Json, Quiet, Yes, argument, option
 from rankwise.cli.words import aligned, visible
 from rankwise.errors import ConfigError, some
 from rankwise.runs.lineage import Round, described
@@ -23,7 +23,7 @@ runs = typer.Typer(
 )
 HEADS = ("name", "status", "model", "method", "rows", "steps", "loss", "validation", "size", "ended")
 LONGEST = 40
-Name = Annotated[str, typer.Argument(help="The run's name.", show_default=False)]
+Name = Annotated[str, argument("The run's name.")]
 
 
 @runs.callback(invoke_without_command=True)
@@ -113,8 +113,7 @@ def _rounds(manifest: dict[str, Any]) -> list[Round]:
 
 @runs.command()
 def verify(
-    names: Annotated[list[str] | None, typer.Argument(
-        help="The runs' names.  [default: all runs of this folder]", show_default=False)] = None,
+    names: Annotated[list[str] | None, argument("The runs' names.  [default: all runs of this folder]")] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Compare every file of a result, a checkpoint or a snapshot with its recorded hash."""
@@ -140,7 +139,7 @@ def verify(
 @runs.command()
 def rename(
     old: Name,
-    new: Annotated[str, typer.Argument(help="The new name.", show_default=False)],
+    new: Annotated[str, argument("The new name.")],
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -162,9 +161,7 @@ def log(
     name: Name,
     to: Annotated[
         str,
-        typer.Option(
-            "--to", help="Trackers, separated by commas: tensorboard, wandb, mlflow, trackio.", show_default=False
-        ),
+        option("Trackers, separated by commas: tensorboard, wandb, mlflow, trackio.", "--to"),
     ],
     project: Annotated[
         str, typer.Option("--project", help="Project of W&B and trackio, experiment of MLflow.")
@@ -194,7 +191,7 @@ def end(name: Name, as_json: Json = False) -> None:
 
 @runs.command()
 def delete(
-    names: Annotated[list[str], typer.Argument(help="The runs' names.", show_default=False)],
+    names: Annotated[list[str], argument("The runs' names.")],
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
