@@ -7,11 +7,10 @@ from typing import Annotated
 
 import typer
 
-from rankwise.cli.display import Display, print_json
+from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import ConfigFile, Json, Quiet, option
 from rankwise.cli.settings import NONE_GIVEN, ROWS, VALIDATION_ROWS, GivenSettings, takes_settings
-from rankwise.cli.words import visible
 from rankwise.config.reading import Setting, read_experiment
 from rankwise.system.allocator import keep_memory
 
@@ -40,13 +39,9 @@ def advise(
     with report_failures(as_json):
         experiment = read_experiment(config, [*given.read(), RUN])
         from rankwise.commands.advise import advise as advise_command
+        from rankwise.runs.advice import lines_of
 
         keep_memory()
         with Display(quiet) as display:
             advice = advise_command(experiment, examples=examples, out=out, callback=display, force_memory=force_memory)
-        if as_json:
-            print_json(advice.summary())
-        else:
-            from rankwise.runs.advice import lines_of
-
-            typer.echo(visible("\n".join(lines_of(advice))))
+        print_result(as_json, advice.summary(), *lines_of(advice))

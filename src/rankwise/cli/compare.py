@@ -28,7 +28,8 @@ def compare(
         from rankwise.commands.compare import compare as compare_command
 
         compared = compare_command(runs)
-        print_result(as_json, compared.summary(), "\n\n".join("\n".join(_lines(one)) for one in compared.comparisons))
+        blocks = ["\n".join(_lines(one)) for one in compared.comparisons]
+        print_result(as_json, compared.summary(), "\n\n".join(blocks))
 
 
 def _lines(one: Comparison) -> list[str]:

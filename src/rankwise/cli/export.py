@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from rankwise.cli.display import Display, print_json
+from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet, RunName, option
-from rankwise.cli.words import visible
 from rankwise.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -90,20 +89,16 @@ def export(
     """Write a run's adapter or model as a folder that other programs can load."""
     with report_failures(as_json), Display(quiet) as display:
         from rankwise.commands.export import export as export_command
+        from rankwise.exporting.engines import loaded_with
 
         verifying = _verifying(verify, no_verify, engine_python or (), verify_data, server_model)
         exported = export_command(
             run, to, format, strength=strength, dtype=dtype, force_base=force_base, force_result=force_result,
             base_model=base_model, round_rank=round_rank, verifying=verifying, callback=display,
         )  # fmt: skip
-        if as_json:
-            print_json(exported.summary())
-        else:
-            from rankwise.exporting.engines import loaded_with
-
-            use = loaded_with(exported.loaded_as, exported.to, exported.auto, exported.outputs)
-            lines = [_line(exported), *_template_lines(exported), *exported.verification.lines(), use]
-            typer.echo(visible("\n".join(lines)))
+        use = loaded_with(exported.loaded_as, exported.to, exported.auto, exported.outputs)
+        lines = [_line(exported), *_template_lines(exported), *exported.verification.lines(), use]
+        print_result(as_json, exported.summary(), *lines)
 
 
 class OptionalAddress(TyperCommand):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rankwise.cli.display import Display, print_json
+from rankwise.cli.display import Display, print_json, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import ForceResult, Json, argument
 from rankwise.cli.rank_map import WIDTH, Cell, rank_tables
@@ -63,10 +63,7 @@ def _inspect_model(name: str, as_json: bool) -> None:
     from rankwise.commands.inspect_model import inspect_model
 
     inspected = inspect_model(name)
-    if as_json:
-        print_json(inspected.summary())
-    else:
-        typer.echo(visible("\n".join(model_lines(inspected))))
+    print_result(as_json, inspected.summary(), *model_lines(inspected))
 
 
 def _print(inspected: Inspected) -> None:

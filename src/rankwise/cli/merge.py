@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rankwise.cli.display import Display, print_json
+from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet, argument, option
-from rankwise.cli.words import visible
 from rankwise.errors import ConfigError, some
 
 if TYPE_CHECKING:
@@ -85,16 +84,11 @@ def _merge(
         check_place_of_merge(to)
     plan = plan_of(options, dtype, display)
     summary = plan.summary()
-    if plan_only or to is None:
-        print_json(summary) if as_json else typer.echo(visible("\n".join(plan_lines(summary))))
-        return
-    if not as_json:
-        typer.echo(visible("\n".join(plan_lines(summary))))
-    merged = apply_plan(plan, to, display)
-    if as_json:
-        print_json(summary | asdict(merged) | {"changed": summary["changed"]})
-    else:
-        typer.echo(visible("\n".join(merged_lines(merged))))
+    if plan_only or to is None or not as_json:
+        print_result(as_json, summary, *plan_lines(summary))
+    if to is not None and not plan_only:
+        merged = apply_plan(plan, to, display)
+        print_result(as_json, summary | asdict(merged) | {"changed": summary["changed"]}, *merged_lines(merged))
 
 
 def _combine(
@@ -112,10 +106,7 @@ def _combine(
         raise ConfigError(problems or ["name the folder to create with --to."])
     check_free(to)
     result = combined(options, to, display)
-    if as_json:
-        print_json(asdict(result))
-    else:
-        typer.echo(visible("\n".join(combined_lines(result))))
+    print_result(as_json, asdict(result), *combined_lines(result))
 
 
 def _numbers(text: str | None) -> list[float] | None:
@@ -241,7 +232,4 @@ def extract(
         extracted = extract_command(
             tuned, to, base, rank=rank, error=error, force_base=force_base, force_result=force_result, callback=display
         )  # fmt: skip
-        if as_json:
-            print_json(asdict(extracted))
-        else:
-            typer.echo(visible("\n".join(extracted_lines(extracted))))
+        print_result(as_json, asdict(extracted), *extracted_lines(extracted))

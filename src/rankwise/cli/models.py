@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rankwise.cli.display import Display, print_json, print_result
+from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json, Quiet, argument, option
 
@@ -23,12 +23,11 @@ def list_models(context: typer.Context, as_json: Json = False) -> None:
         from rankwise.commands.models import known_models
 
         known = known_models()
-        if as_json:
-            print_json({"models": [model.summary() for model in known]})
-            return
+        lines = []
         for model in known:
             state = f"{model.bytes / 1e6:,.0f} MB cached" if model.cached else "not downloaded"
-            typer.echo(f"{model.name:<24} {model.kind:<10} {state:<14} {model.about}".rstrip())
+            lines.append(f"{model.name:<24} {model.kind:<10} {state:<14} {model.about}".rstrip())
+        print_result(as_json, {"models": [model.summary() for model in known]}, *lines)
 
 
 @models.command()

@@ -6,11 +6,10 @@ from typing import Annotated
 
 import typer
 
-from rankwise.cli.display import print_json, print_result
+from rankwise.cli.display import print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import ConfigFile, Json, argument, option
 from rankwise.cli.settings import NONE_GIVEN, TRAINING, GivenSettings, InPanels, takes_settings
-from rankwise.cli.words import visible
 from rankwise.config.reading import read_experiment
 
 queue = typer.Typer(
@@ -28,11 +27,7 @@ def list_queue(context: typer.Context, as_json: Json = False) -> None:
         from rankwise.commands.queue import listed
 
         state = listed()
-        if as_json:
-            print_json(state.summary())
-            return
-        for line in state.lines():
-            typer.echo(visible(line))
+        print_result(as_json, state.summary(), *state.lines())
 
 
 @queue.command(cls=InPanels)

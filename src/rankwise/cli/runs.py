@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rankwise.cli.display import Display, print_json, print_result
+from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json, Quiet, Yes, argument, option
-from rankwise.cli.words import aligned, visible
+from rankwise.cli.words import aligned
 from rankwise.errors import ConfigError, some
 from rankwise.runs.lineage import Round, described
 
@@ -39,18 +39,13 @@ def list_runs(as_json: Json = False) -> None:
         from rankwise.commands.runs import runs as runs_command
 
         listing = runs_command()
-        if as_json:
-            print_json(listing.summary())
-        elif listing.runs:
-            typer.echo(visible(_table(listing.runs)))
-        else:
-            typer.echo("There are no runs in runs/ yet. `rankwise train` creates one.")
+        empty = ["There are no runs in runs/ yet. `rankwise train` creates one."]
+        print_result(as_json, listing.summary(), *(_table(listing.runs) if listing.runs else empty))
 
 
-def _table(listed: list[ListedRun]) -> str:
+def _table(listed: list[ListedRun]) -> list[str]:
     lines = aligned([HEADS, *map(_row, listed)])
-    lines += [f"{run.name}: {run.problem}" for run in listed if run.status == "unreadable"]
-    return "\n".join(lines)
+    return lines + [f"{run.name}: {run.problem}" for run in listed if run.status == "unreadable"]
 
 
 def _row(run: ListedRun) -> tuple[str, ...]:
@@ -85,7 +80,7 @@ def show(name: Name, as_json: Json = False) -> None:
         from rankwise.commands.runs import show as show_command
 
         shown = show_command(name)
-        print_result(as_json, shown.summary(), "\n".join(_facts(shown)))
+        print_result(as_json, shown.summary(), *_facts(shown))
 
 
 def _facts(shown: ShownRun) -> list[str]:
@@ -121,17 +116,15 @@ def verify(
         from rankwise.commands.runs import verify_runs
 
         verified = verify_runs(names or ())
-        if as_json:
-            print_json(verified.summary())
-        else:
-            for run in verified.runs:
-                unknown = "" if run.recorded else "; the result is of a version that recorded no hashes"
-                verdict = "damaged" if run.problems else "whole"
-                typer.echo(visible(f"{run.name}: {verdict}, {run.files} files compared{unknown}"))
-                gone = [f"{path} was left by a training that was killed as it ended; it is removed if no other process "
-                        "writes the run" for path in run.left]  # fmt: skip
-                for line in (*run.problems, *gone):
-                    typer.echo(visible(f"  {line}"))
+        lines = list[str]()
+        for run in verified.runs:
+            unknown = "" if run.recorded else "; the result is of a version that recorded no hashes"
+            verdict = "damaged" if run.problems else "whole"
+            lines.append(f"{run.name}: {verdict}, {run.files} files compared{unknown}")
+            lines += [f"  {problem}" for problem in run.problems]
+            lines += [f"  {path} was left by a training that was killed as it ended; it is removed if no other process "
+                      "writes the run" for path in run.left]  # fmt: skip
+        print_result(as_json, verified.summary(), *lines)
         if not verified.whole:
             raise typer.Exit(2)
 
@@ -149,11 +142,8 @@ def rename(
 
         with Display(quiet) as display:
             renamed = rename_run(old, new, display)
-        if as_json:
-            print_json(renamed.summary())
-        else:
-            pages = f"; rewritten: {some(renamed.pages)}" if renamed.pages else ""
-            typer.echo(f"Renamed {renamed.old} to {renamed.new}{pages}")
+        pages = f"; rewritten: {some(renamed.pages)}" if renamed.pages else ""
+        print_result(as_json, renamed.summary(), f"Renamed {renamed.old} to {renamed.new}{pages}")
 
 
 @runs.command()

@@ -46,11 +46,8 @@ def strength(
                 run, text=text, data=data, blocks=blocks, force_base=force_base, force_result=force_result,
                 trust_code=trust_code, base_model=base_model, callback=display,
             )  # fmt: skip
-        print_result(
-            as_json,
-            measured.summary(),
-            "\n".join([*_table(measured.curve), "", *_summary(measured), *_cautions(measured)]),
-        )
+        lines = [*_table(measured.curve), "", *_summary(measured), *_cautions(measured)]
+        print_result(as_json, measured.summary(), *lines)
 
 
 def _table(curve: StrengthCurve) -> list[str]:

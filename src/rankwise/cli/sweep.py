@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
-from rankwise.cli.display import Display, print_json
+from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import ConfigFile, Json, Quiet, option
 from rankwise.cli.settings import ADAPTER, IMAGES, NONE_GIVEN, ROWS, VALIDATION_ROWS, GivenSettings, takes_settings
-from rankwise.cli.words import visible
 from rankwise.config.reading import read_experiment
 from rankwise.config.sweep import parse_axis
 from rankwise.system.allocator import keep_memory
@@ -45,7 +42,4 @@ def sweep(
             swept = sweep_command(
                 lambda more: read_experiment(config, [*settings, *more], base_of_start), axes, trials, callback=display
             )
-        if as_json:
-            print_json(swept.summary())
-            return
-        typer.echo(visible("\n".join([*swept.record.lines(), f"page: {swept.page}"])))
+        print_result(as_json, swept.summary(), *swept.record.lines(), f"page: {swept.page}")
