@@ -41,10 +41,10 @@ from rankwise.cli.words import remember
 from rankwise.errors import ConfigError
 from rankwise.system.launched import launched
 
-
 COLLECTED = (50_000, 20, 100)
-"""When Python looks for cycles of objects: new objects, and smaller searches before a larger one. Torch and transformers
-make so many lasting objects that by Python's own numbers (700, 10, 10) a tenth of a start is spent searching them."""
+"""When Python looks for cycles of objects: new objects, and smaller searches before a larger one. Torch and
+transformers make so many lasting objects that with Python's own numbers (700, 10, 10) a tenth of a start is spent
+searching them."""
 
 
 class Commands(TyperGroup):

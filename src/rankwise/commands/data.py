@@ -14,7 +14,8 @@ from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.images import ImageProcessing, ImagesConfig
 from rankwise.config.models import ModelConfig
-from rankwise.config.preference import as_pairs, read_as
+from rankwise.config.objectives import OBJECTIVES
+from rankwise.config.preference import as_pairs
 from rankwise.config.recipe import recipe_named
 from rankwise.errors import ConfigError, DataError, together
 from rankwise.objectives.image_classification import ImageClassification
@@ -90,7 +91,7 @@ def _as_pairs(data: DataConfig, objective: str, callback: Callback) -> DataConfi
     """The settings of a training on preference pairs, where this is the objective, or the first row of the data is a
     pair and nothing says how else to read it."""
     if objective != "auto":
-        return read_as(data, objective)
+        return OBJECTIVES[objective].rows(data)
     reads = [source for source in data.all_sources if source.format == "auto" and not source.columns]
     first = open_source(data, reads[0]).parts[:1] if reads and data.prompt is None else []
     _, row = next(raw_records(first[0]), ("", None)) if first else ("", None)
@@ -291,15 +292,17 @@ def _writing(
         callback(StatusMessage(f"tokens are counted with {starter}, which is cached; name your model with --model"))
     else:
         starter = model.name
-    objective = objective_by(model, data, images, callback, name)
+    spec = model or ModelConfig(name=starter)
+    objective = objective_by(spec, data, images, callback, name)
     if isinstance(objective, ImageClassification):
         return ImageWriting(starter, objective.processing, objective.targets)
-    spec = model or ModelConfig(name=starter)
     if data.recipe is not None and not spec.new_tokens:
         spec = spec.model_copy(update=recipe_named(data.recipe).new_tokens)
     tokenizer, name, context = load_tokenizer(spec, callback)
     return TextWriting(
-        tokenizer, ChatTemplate.of_model(tokenizer), name, context, objective.encoder, guessed=model is None,
+        tokenizer, ChatTemplate.of_model(tokenizer), name, context,
+        objective.encoder,  # pyright: ignore[reportArgumentType]  a function
+        guessed=model is None,
         targets=objective.targets, pairs=objective.facts if isinstance(objective, Preference) else None,
         encoder_decoder=isinstance(objective, SequenceToSequence),
     )  # fmt: skip

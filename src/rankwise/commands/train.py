@@ -25,7 +25,7 @@ from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.methods.starting import Start, start_of
 from rankwise.methods.trainable import Trainable
-from rankwise.objectives.objective import Objective, classifier
+from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import decided, objective_of
 from rankwise.rows.preparation import Prepared
 from rankwise.rows.preparing import prepare, refuse_fatal
@@ -43,7 +43,6 @@ from rankwise.tracking.following import check_installed
 from rankwise.training.anchor import text_of_run
 from rankwise.training.budgets import tasks_of_run
 from rankwise.training.earlier_rounds import earlier_rows
-from rankwise.training.head_start import fit_head
 from rankwise.training.hooks import back_off_together, warning_of
 from rankwise.training.preflight import Foresight, foresee, within_limit
 from rankwise.training.replay import with_replay
@@ -56,11 +55,6 @@ from rankwise.training.workload import Workload
 from rankwise.training.world import World, join
 
 OWN_HEAD = "the model has a head with as many outputs already, which is trained further and not drawn anew"
-LABELS_AS_ANSWERS = (
-    "the objective is causal-lm, so the labels are learned as answers. --objective sequence-classification trains a "
-    "classifier with a head instead"
-)
-
 NO_ROWS = (
     "validation.{0} has no effect without validation rows, and {1} rows are too few to hold out some by default. Give "
     "--held-out N or --validation-data FILE."
@@ -156,7 +150,7 @@ def _trained(
     untouched = loaded
     prepared, loaded = _prepared(experiment, objective, loaded, callback, world)
     if resumable is None:
-        experiment, training_config = _with_defaults(experiment, training_config, prepared)
+        experiment, training_config = _with_defaults(experiment, training_config, prepared, objective)
     world.check_same_rows(prepared.data_report.model_dump_json())
     scorer = SCORERS[objective.name](measured_as(experiment, callback), loaded, prepared, objective)
     rows = prepared.rows_in_pass
@@ -166,7 +160,7 @@ def _trained(
         callback=callback, heads=objective.heads(loaded), load=objective.load, start=start,
         resumed_ranks=partial(ranks_before_training, resumable) if resumable is not None else None,
     )  # fmt: skip
-    if experiment.fits_head and start is None and resumable is None and not loaded.own_head:
+    if start is None and resumable is None and not loaded.own_head:
         _fit_head(objective, loaded, prepared, callback)
     tasks = tasks_of_run(config, loaded, prepared.data_report)
     trials = Trials(experiment, loaded, method, objective, setup, prepared, world)
@@ -202,14 +196,14 @@ def _settled(
 
 
 def _with_defaults(
-    experiment: Experiment, training: TrainingConfig, prepared: Prepared
+    experiment: Experiment, training: TrainingConfig, prepared: Prepared, objective: Objective
 ) -> tuple[Experiment, TrainingConfig]:
-    """Those of a classifier follow from its rows. ConfigError where a setting needs validation rows, which few rows do
+    """Those that follow from the rows. ConfigError where a setting needs validation rows, which few rows do
     not give by default."""
-    measured, targets = bool(len(prepared.measured)), prepared.data_report.targets
+    measured = bool(len(prepared.measured))
     if not measured and (needing := experiment.validation.needing_rows):
         raise ConfigError([NO_ROWS.format(needing[0], prepared.data_report.used)])
-    experiment = experiment.with_class_defaults(measured=measured, one_class=targets is not None and targets.one_class)
+    experiment = experiment.with_defaults(measured=measured, by=objective.best_by)
     return experiment, training.model_copy(update={"epochs": experiment.training.epochs})
 
 
@@ -220,9 +214,9 @@ def _objective(
     """What a row means, once it suits the adapter to begin with and a model that is loaded already. A head that goes on
     reads what it read; that of somebody else's adapter what the model's own code does."""
     begun = start.source if start is not None else resumable and resumable.checkpoint.data_report
-    pooling = None if begun is None else "own" if begun.targets is None else begun.targets.pooling
+    pooling = None if begun is None else (begun.targets or TargetFacts()).pooling
     objective = objective_of(experiment, callback, pooling)
-    refuse_other_objectives(experiment, objective.name)
+    refuse_other_objectives(experiment)
     if start is not None:
         start.check_targets(objective.targets, callback)
     if model is not None and (problem := _misfit(model, experiment, objective)):
@@ -245,8 +239,8 @@ def _workload(
 
 def _misfit(model: LoadedModel, experiment: Experiment, objective: Objective) -> str | None:
     """Why a model that is loaded already cannot be trained in this experiment."""
-    if objective.targets is not None:
-        return "a classifier gets its new head when its model is loaded; give the model's name, not a loaded model."
+    if refusal := objective.cannot.get("trained from a loaded model"):
+        return refusal
     spec = model.spec if model.quantization is not None else model.spec.model_copy(update={"quantize": "none"})
     if experiment.base.new_tokens != model.spec.new_tokens:
         return "the given model has other new tokens than the training has (model.new_tokens); give the model's name."
@@ -265,8 +259,8 @@ def _prepared(
     prepared = prepare(experiment.data, writing, callback, world.check_own_stop)
     world.end_turn()
     refuse_fatal(prepared.data_report)
-    if prepared.data_report.format == "classification" and objective.targets is None:
-        callback(StatusMessage(LABELS_AS_ANSWERS))
+    if note := objective.format_notes.get(prepared.data_report.format):
+        callback(StatusMessage(note))
     used = writing.by(experiment.data)
     if not isinstance(used, TextWriting):
         return prepared, model
@@ -286,12 +280,8 @@ def _loaded(experiment: Experiment, objective: Objective, callback: Callback) ->
 
 def _fit_head(objective: Objective, loaded: LoadedModel, prepared: Prepared, callback: Callback) -> None:
     """A new head of whole texts does not begin at random numbers."""
-    own = classifier(objective)
-    if own is not None and (fitted := fit_head(own, loaded, prepared.trained_rows)) is not None:
-        callback(StatusMessage(
-            f"the head begins with what fits {fitted.rows:,} rows best while the model is frozen (penalty "
-            f"{fitted.penalty:g})"
-        ))  # fmt: skip
+    if fitted := objective.fit_head(loaded, prepared.trained_rows):
+        callback(StatusMessage(fitted))
 
 
 def _lineage(start: Start | None, resumable: Resumable | None) -> tuple[Round, ...]:
@@ -352,11 +342,9 @@ def _problems(experiment: Experiment) -> list[str]:
     return [f"model.sharded (--shard) cannot be used with {name} {advice}" for name, used in refused.items() if used]
 
 
-def refuse_other_objectives(experiment: Experiment, objective: str) -> None:
-    if experiment.model.sharded and objective != "causal-lm":
-        raise ConfigError([
-            f"model.sharded (--shard) cannot be used with the objective {objective} yet. Train without --shard."
-        ])  # fmt: skip
+def refuse_other_objectives(experiment: Experiment) -> None:
+    if experiment.model.sharded and (refusal := experiment.objective_settings.no_shards):
+        raise ConfigError([refusal.format(experiment.objective)])
 
 
 def measured_as(experiment: Experiment, callback: Callback) -> ValidationConfig:

@@ -114,9 +114,10 @@ class LoraConfig(AdapterConfig):
     def needs_rows_of_weights(self) -> bool:
         return self.dora
 
-    def misfit(self, objective: str) -> str | None:
+    @property
+    def needs(self) -> dict[str, str]:
         """EVA reads the inputs of predicted tokens."""
-        return "adapter.start eva" if objective != "causal-lm" and self.start == "eva" else None
+        return {"tokens": "adapter.start eva"} if self.start == "eva" else {}
 
     def without_rows(self) -> Self:
         return self.model_copy(update={"start": "uniform"})
@@ -345,5 +346,6 @@ class HeadConfig(MethodConfig):
     def parameters(self, total: int, layers: Sequence[Layer], heads: Heads = NO_HEADS) -> Parameters:
         return with_ranks(total, (), (), heads, dora=False, exact=True)
 
-    def misfit(self, objective: str) -> str | None:
-        return None if objective.endswith("-classification") else "adapter.method head"
+    @property
+    def needs(self) -> dict[str, str]:
+        return {"head": "adapter.method head"}

@@ -121,9 +121,10 @@ class MethodConfig(Config):
             return NO_SCALED_DORA
         return self.no_anchor
 
-    def misfit(self, objective: str) -> str | None:
-        """The setting that has no effect with this objective."""
-        return None
+    @property
+    def needs(self) -> dict[str, str]:
+        """What an objective must have for it (ObjectiveSettings.gives), and the setting that has no effect without."""
+        return {}
 
     def select(self, modules: Modules) -> Selection:
         """The modules that get an adapter."""

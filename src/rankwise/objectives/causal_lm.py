@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,12 @@ from rankwise.rows.text.encode import Encoder, EncoderOf
 from rankwise.rows.text.example import Message
 from rankwise.rows.text.tokenize import Tokens, prompt_ids
 from rankwise.rows.writing import TextWriting
+from rankwise.runs.data_report import DataReport
+
+LABELS_AS_ANSWERS = {
+    "classification": "the objective is causal-lm, so the labels are learned as answers. --objective "
+    "sequence-classification trains a classifier with a head instead",
+}
 
 Messages = tuple[Message, ...]
 Rendered = tuple[Messages, tuple[int, ...]]
@@ -41,6 +47,11 @@ class CausalLM(Objective):
     use = "chat {run} --both"
     model_kind: ClassVar[ModelKind] = KIND
     encoder: ClassVar[EncoderOf] = Encoder
+    format_notes = LABELS_AS_ANSWERS
+
+    @classmethod
+    def of_report(cls, data_report: DataReport) -> Self | None:
+        return cls()
 
     @property
     def kind(self) -> ModelKind:

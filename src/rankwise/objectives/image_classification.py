@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -21,13 +21,16 @@ from torch import Tensor, nn
 from rankwise.base.heads import head_modules
 from rankwise.base.kind import ModelKind
 from rankwise.base.loaded import LoadedModel
-from rankwise.base.preprocessing import size_arguments
+from rankwise.base.preprocessing import processing_in, size_arguments
+from rankwise.base.sources import find
 from rankwise.base.timm_models import is_timm, set_config
+from rankwise.config.experiment import Experiment
 from rankwise.config.images import ImageProcessing
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RunError, first_line, is_out_of_memory
 from rankwise.objectives.objective import Classifier, head_settings, outputs_in, target_loss, values_of, weight_of
 from rankwise.objectives.predictions import Longest
+from rankwise.rows.classes import read_targets
 from rankwise.rows.encoded.batches import Batch, portions_of
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.images.encode import ImageEncoder, PixelFile
@@ -37,7 +40,9 @@ from rankwise.rows.text.outcome import Outcome
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import ImageWriting
+from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, WarningMessage
+from rankwise.runs.row_facts import Pooling
 from rankwise.system.cache import cache_folder
 
 NAME = "image-classification"
@@ -55,6 +60,17 @@ class ImageClassification(Classifier):
     name = NAME
     tolerances = IMAGE_TOLERANCES
     shown_as = "images"
+
+    @classmethod
+    def of(cls, experiment: Experiment, callback: Callback, begun: Pooling | None) -> Self:
+        targets = read_targets(experiment.data, experiment.classification)
+        processing = processing_in(find(experiment.base, callback).folder).sized(experiment.images.size)
+        return cls(targets, processing, experiment.training.seed)
+
+    @classmethod
+    def of_report(cls, data_report: DataReport) -> Self | None:
+        targets, processing = data_report.targets, data_report.image_processing
+        return cls(targets, processing) if targets is not None and processing is not None else None
 
     def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
         need_vision(f"the objective {NAME}")

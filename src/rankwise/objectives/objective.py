@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from rankwise.base.kind import ModelKind
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.loading import load, load_unchecked
+from rankwise.config.experiment import Experiment
 from rankwise.config.method import ALONE
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError
@@ -44,8 +45,9 @@ from rankwise.rows.text.outcome import Outcome
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
+from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback
-from rankwise.runs.row_facts import PairFacts, TargetFacts
+from rankwise.runs.row_facts import PairFacts, Pooling, TargetFacts
 
 TOKENS_AT_ONCE = 4096
 
@@ -110,10 +112,52 @@ class Objective(ABC):
     shown_as: ClassVar[str] = "text"
     """How the page asks it and shows what it answers."""
 
+    encoder: ClassVar[EncoderOf]
+    """Of rows of texts."""
+
     @property
     def targets(self) -> TargetFacts | None:
         """The classes or numbers that are predicted for whole rows; None where tokens are predicted."""
         return None
+
+    format_notes: ClassVar[Mapping[str, str]] = {}
+    """What is learned of rows of a format, where it is not what the format is for."""
+    far_above: ClassVar[float] = 3.0
+    """How many times what it was before a loss must be for the training to have diverged."""
+    falling: ClassVar[float] = 0.0
+    """Of the best validation loss before, what the last one must be below for more steps to be worth a warning."""
+
+    @property
+    def best_by(self) -> str:
+        """The metric that says best what was learned, where nobody names one."""
+        return "loss"
+
+    def choices(self, vocabulary: int) -> int | None:
+        """Tokens that the loss is a choice of, where it is that of tokens."""
+        return vocabulary
+
+    def learned_share(self, loss_tokens: int, tokens: int) -> str:
+        """What of the rows is learned, for a message."""
+        return f"{loss_tokens / tokens:.0%} of them in the loss"
+
+    def fit_head(self, model: LoadedModel, rows: Sequence[Tokens]) -> str | None:
+        """Fit a new head before training; a sentence where it was done."""
+        return None
+
+    def fitted_baseline(self, accuracy: float) -> dict[str, float]:
+        """A head that was fitted on the frozen model is a baseline itself. `accuracy` is that before the first step."""
+        return {}
+
+    @classmethod
+    def of(cls, experiment: Experiment, callback: Callback, begun: Pooling | None) -> Self:
+        """For a training whose objective is decided. `begun` is what the head of the run that goes on reads, or of the
+        adapter to begin with."""
+        return cls()
+
+    @classmethod
+    def of_report(cls, data_report: DataReport) -> Self | None:
+        """What a run or an adapter was trained for, by the report that lies beside it; None where it was another."""
+        raise NotImplementedError
 
     @property
     def head_size(self) -> int | None:
@@ -229,6 +273,9 @@ SILENT = (
     "evaluate to measure it."
 )
 NOT_OF_CLASSIFIERS = {
+    "trained from a loaded model": "a classifier gets its new head when its model is loaded; give the model's name, "
+    "not a loaded model.",
+    "advised on from a loaded model": "a classifier gets its head when its model is loaded; give the model's name.",
     "generating": SILENT,
     "measured at strengths": SILENT,
     "compared with its base": "the base has no trained head, so this classifier is evaluated alone",
@@ -261,6 +308,9 @@ class Classifier(Objective):
     """Of the largest difference of an output in other software, by number format."""
     use = "predict {run} --data FILE --out predictions.jsonl"
     shown_as = "classes"
+
+    far_above = 10.0  # a head may overshoot for long
+    falling = 0.95
 
     @property
     def targets(self) -> TargetFacts:
@@ -366,13 +416,28 @@ class Classifier(Objective):
 
     @property
     def cannot(self) -> Mapping[str, str]:
+        cannot = NOT_OF_CLASSIFIERS
+        if self.targets.form == "several":
+            several = "advise measures classifiers with one label for a row, and these rows have several."
+            cannot = cannot | {"advised on": several}
         if (pooling := self.targets.pooling) == "own":
-            return NOT_OF_CLASSIFIERS
+            return cannot
         pooled = (
             f"{{model}} has a head that reads the {pooling} of all tokens (classification.pooling), which a merge file "
             "by file has no place for. Use rankwise export --format merged."
         )
-        return NOT_OF_CLASSIFIERS | {"merged by files": pooled}
+        return cannot | {"merged by files": pooled}
+
+    @property
+    def best_by(self) -> str:
+        """Each sure answer to a row whose label is wrong makes the loss grow."""
+        return "accuracy" if self.predicted.one_class else "loss"
+
+    def choices(self, vocabulary: int) -> int | None:
+        return None
+
+    def learned_share(self, loss_tokens: int, tokens: int) -> str:
+        return f"one target per {self.predicted.unit.removesuffix('s')}"
 
 
 def classifier(objective: Objective | None) -> Classifier | None:

@@ -20,12 +20,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rankwise.base.loaded import LoadedModel
+from rankwise.config.experiment import Experiment
 from rankwise.config.preference import PairLoss, PreferenceConfig
 from rankwise.forward.reference import random_documents
 from rankwise.objectives.causal_lm import CausalLM, vocabulary_of
@@ -36,7 +38,9 @@ from rankwise.rows.encoded.pairs import Pairs
 from rankwise.rows.text.encode_pairs import PairEncoder, pair_of
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.writing import TextWriting
-from rankwise.runs.row_facts import PairFacts
+from rankwise.runs.data_report import DataReport
+from rankwise.runs.records import Callback
+from rankwise.runs.row_facts import PairFacts, Pooling
 
 LEAST = 1e-12
 """By how much the mean probability of a token stays below 1, in nats, so that its odds are finite."""
@@ -90,9 +94,17 @@ class Preference(CausalLM):
     encoder = PairEncoder
 
     @classmethod
-    def of(cls, facts: PairFacts) -> Preference:
-        """As a run was trained."""
-        return cls(PreferenceConfig(loss=facts.loss, beta=facts.beta), facts.prompts)
+    def of(cls, experiment: Experiment, callback: Callback, begun: Pooling | None) -> Self:
+        learned, config = experiment.data.learned, experiment.preference
+        return cls(config, prompts=learned == "everything" and config.loss == "orpo")
+
+    @classmethod
+    def of_report(cls, data_report: DataReport) -> Self | None:
+        facts = data_report.pairs
+        return facts and cls(PreferenceConfig(loss=facts.loss, beta=facts.beta), facts.prompts)
+
+    def choices(self, vocabulary: int) -> int | None:
+        return None
 
     @property
     def needs_reference(self) -> bool:

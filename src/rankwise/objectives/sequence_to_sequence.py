@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ from rankwise.rows.text.sequences import input_of
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
+from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback
 
 NAME = "sequence-to-sequence"
@@ -71,6 +73,10 @@ class SequenceToSequence(CausalLM):
     @property
     def cannot(self) -> Mapping[str, str]:
         return CANNOT
+
+    @classmethod
+    def of_report(cls, data_report: DataReport) -> Self | None:
+        return cls() if data_report.encoder_decoder else None
 
     def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
         loaded = super().load(spec, callback, checked=checked)

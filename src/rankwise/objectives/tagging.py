@@ -9,21 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rankwise.base.loaded import LoadedModel
+from rankwise.config.experiment import Experiment
 from rankwise.objectives.predictions import Done, Longest, Numbers, TaggedText, tagged_text, tags_column
 from rankwise.objectives.text_classification import TextClassification, random_ids
 from rankwise.rows.encoded.batches import IGNORED
 from rankwise.rows.forms.tagged_rows import TAGGED_FORMATS
+from rankwise.rows.tag_classes import read_tags
 from rankwise.rows.text.encode_tags import TagEncoder, encode_words, text_of
 from rankwise.rows.text.example import Example
 from rankwise.rows.text.outcome import Outcome, read_each
 from rankwise.rows.text.tokenize import Tokens
+from rankwise.runs.data_report import DataReport
+from rankwise.runs.records import Callback
+from rankwise.runs.row_facts import Pooling
 
 NAME = "token-classification"
 
@@ -67,6 +72,21 @@ class Tagging(TextClassification):
             for place, part in zip(places, np.split(shares, np.cumsum(words)[:-1]), strict=True):
                 found[place] = part
         return found
+
+    @classmethod
+    def of(cls, experiment: Experiment, callback: Callback, begun: Pooling | None) -> Self:
+        return cls(read_tags(experiment.data, experiment.classification), experiment.training.seed)
+
+    @classmethod
+    def of_report(cls, data_report: DataReport) -> Self | None:
+        targets = data_report.targets
+        return cls(targets) if targets is not None and targets.form == "tags" else None
+
+    def fit_head(self, model: LoadedModel, rows: Sequence[Tokens]) -> str | None:
+        return None
+
+    def fitted_baseline(self, accuracy: float) -> dict[str, float]:
+        return {}
 
     def values(self, rows: Sequence[Tokens], ids: Tensor) -> Tensor:
         """(B, T) numbers of tags, IGNORED at tokens that begin no learned word and behind the end of a row."""

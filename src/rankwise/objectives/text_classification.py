@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -24,10 +25,14 @@ from rankwise.base.kind import ModelKind
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.loading import load, load_unchecked
 from rankwise.base.pooling import as_block, read_pooled
+from rankwise.base.sources import find
+from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
+from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
-from rankwise.errors import RunError
+from rankwise.errors import ConfigError, RunError
 from rankwise.forward.reference import usable_positions
+from rankwise.objectives.head_start import fit_head
 from rankwise.objectives.objective import (
     Classifier,
     head_settings,
@@ -38,6 +43,8 @@ from rankwise.objectives.objective import (
     weight_of,
 )
 from rankwise.objectives.predictions import Longest
+from rankwise.planning.pooling import pooling_of
+from rankwise.rows.classes import read_targets
 from rankwise.rows.encoded.batches import IGNORED, Batch, portions_of
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.forms.tagged_rows import untagged
@@ -49,7 +56,8 @@ from rankwise.rows.text.targets import texts_of
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
-from rankwise.runs.records import Callback
+from rankwise.runs.data_report import DataReport
+from rankwise.runs.records import Callback, StatusMessage
 from rankwise.runs.row_facts import Pooling, TargetFacts
 
 TEXTS = (
@@ -113,6 +121,21 @@ def _without_cache(module: nn.Module) -> dict[str, bool]:
     return {"use_cache": False} if "use_cache" in signature(module.forward).parameters else {}
 
 
+def pooling_to_train(
+    config: ClassificationConfig, folder: Path, callback: Callback, begun: Pooling | None
+) -> Pooling:  # fmt: skip
+    """What the head is to read: what it read when it `begun`, or what the setting or the model's folder says."""
+    if begun is not None and config.pooling not in ("auto", begun):
+        raise ConfigError([
+            f"classification.pooling is {config.pooling}, but the head to go on with reads {begun}. Leave the setting "
+            "out, or begin a new adapter without --from."
+        ])  # fmt: skip
+    pooling, note = pooling_of(folder, config)
+    if begun is None and note is not None:
+        callback(StatusMessage(note))
+    return begun or pooling
+
+
 NAME = "sequence-classification"
 
 
@@ -127,12 +150,33 @@ class TextClassification(Classifier):
     engine_texts = TEXTS
     encoder_class: ClassVar[Callable[[HubTokenizer, DataConfig, int, TargetFacts], RowEncoder]] = TextEncoder
 
+    @classmethod
+    def of(cls, experiment: Experiment, callback: Callback, begun: Pooling | None) -> Self:
+        targets = read_targets(experiment.data, experiment.classification)
+        folder = find(experiment.base, callback).folder
+        pooling = pooling_to_train(experiment.classification, folder, callback, begun)
+        return cls(targets.model_copy(update={"pooling": pooling}), experiment.training.seed)
+
+    @classmethod
+    def of_report(cls, data_report: DataReport) -> Self | None:
+        return data_report.targets and cls(data_report.targets)
+
     def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
         return load_text_classifier(spec, callback, self.kind, self.targets.pooling, checked=checked)
 
     @property
     def kind(self) -> ModelKind:
         return ModelKind(*self.model_class, head_seed=self.seed, settings=head_settings(self.targets))
+
+    def fit_head(self, model: LoadedModel, rows: Sequence[Tokens]) -> str | None:
+        fitted = fit_head(self, model, rows)
+        return fitted and (
+            f"the head begins with what fits {fitted.rows:,} rows best while the model is frozen (penalty "
+            f"{fitted.penalty:g})"
+        )
+
+    def fitted_baseline(self, accuracy: float) -> dict[str, float]:
+        return {"vectors": accuracy}
 
     def heads(self, model: LoadedModel) -> tuple[str, ...]:
         return heads_of(model)

@@ -17,7 +17,8 @@ import numpy as np
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.experiment import Experiment
-from rankwise.config.validation import METRICS_OF, TextMetric, ValidationConfig
+from rankwise.config.objectives import OBJECTIVES
+from rankwise.config.validation import TextMetric, ValidationConfig
 from rankwise.errors import ConfigError, DataError, RankwiseError, first_line
 from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.validation_rows import prepared_again
@@ -123,7 +124,9 @@ def _rows_of(
 def _scored_as(run: RunSnapshot, objective: Objective) -> ValidationConfig:
     """By the metrics of answers that the run was validated or evaluated with."""
     evaluated = {name for one in run.evaluations.values() for name in one.tuned.scores}
-    measured = {*run.experiment.validation.metrics, *evaluated} if METRICS_OF.get(objective.name) is TextMetric else {}
+    measured = (
+        {*run.experiment.validation.metrics, *evaluated} if OBJECTIVES[objective.name].metrics is TextMetric else {}
+    )
     metrics = tuple(name for name in get_args(TextMetric) if name in measured)
     return ValidationConfig(scores=metrics, answers=ANSWERS if metrics else 0, prompts=())
 
@@ -149,7 +152,7 @@ class EarlierRounds(Hook):
     def _way_out(self, name: str) -> str:
         """The flags that keep what the run `name` learned, where the objective has replay."""
         training, sharded = self.experiment.training, self.experiment.model.sharded
-        if self.experiment.objective != "causal-lm" or sharded:
+        if "training.replay" in self.experiment.objective_settings.idle or sharded:
             return ""
         if training.replay is None or training.replay.data is None or training.replay.data.run != name:
             return f". To keep it, train with some of its rows: --replay 0.3 --replay-data run:{name}"

@@ -244,10 +244,10 @@ def _check_loss(record: Validated) -> None:
     )
 
 
-def early_stopping_of(config: ValidationConfig, trainable: Trainable, *, fitted: bool = False) -> EarlyStopping:
-    """A head that was `fitted` before the first step may stay the best."""
+def early_stopping_of(config: ValidationConfig, trainable: Trainable, earliest: int = 1) -> EarlyStopping:
+    """`earliest` is the first step whose result may be the best one, where the method has no later one."""
     first = trainable.first_final_step
-    first = 0 if fitted and first == 1 else first
+    first = earliest if first == 1 else first
     return EarlyStopping(config.by, METRICS[config.by].more_is_better, first, config.patience)
 
 
@@ -268,6 +268,6 @@ def refuse_no_choice(config: ValidationConfig, interval: int, early_stopping: Ea
 def check_best(run: RunDirectory, state: TrainState, experiment: Experiment, records: Sequence[Validated]) -> None:
     """Of a run that is resumed: the snapshot of its best step must be there."""
     config = experiment.validation
-    best = early_stopping_of(config, state.trainable, fitted=experiment.fits_head).best(records)
+    best = early_stopping_of(config, state.trainable, experiment.objective_settings.earliest).best(records)
     if config.keep == "best" and best is not None:
         check_snapshot(state, run.snapshot(best.step))

@@ -40,8 +40,6 @@ OF_SEVERAL = ("micro_f1", "f1", "exact_match")
 FEW, UNEVEN = 5, 10
 """Validation rows of a class below which its figures tell little, and from how many times as many rows of the largest
 class as of the smallest balanced sampling is proposed."""
-FALLING = 0.95
-"""Of the best loss before, what the last one must be below for the training to be worth going on."""
 MOST_READ = 5000
 """Training rows of the baseline on words."""
 
@@ -158,9 +156,10 @@ def _way(targets: TargetFacts) -> str:
     )
 
 
-def still_falling(losses: Sequence[LossRecord], steps: int, epochs: float) -> list[str]:
-    """A warning where the last of all validations is by far the best, and nothing ended the run before."""
-    if len(losses) < 3 or losses[-1].step != steps or losses[-1].loss >= FALLING * min(one.loss for one in losses[:-1]):
+def still_falling(losses: Sequence[LossRecord], steps: int, epochs: float, falling: float) -> list[str]:
+    """A warning where the last of all validations is by far the best, below `falling` times the best before, and
+    nothing ended the run before."""
+    if len(losses) < 3 or losses[-1].step != steps or losses[-1].loss >= falling * min(one.loss for one in losses[:-1]):
         return []
     return [
         f"the validation loss was still falling at the end, from {losses[-2].loss:.3g} to {losses[-1].loss:.3g}: "
