@@ -132,9 +132,9 @@ class Objective(ABC):
         """The metric that says best what was learned, where nobody names one."""
         return "loss"
 
-    def choices(self, vocabulary: int) -> int | None:
+    def choices(self, model: LoadedModel) -> int | None:
         """Tokens that the loss is a choice of, where it is that of tokens."""
-        return vocabulary
+        return model.vocabulary
 
     def learned_share(self, loss_tokens: int, tokens: int) -> str:
         """What of the rows is learned, for a message."""
@@ -433,7 +433,7 @@ class Classifier(Objective):
         """Each sure answer to a row whose label is wrong makes the loss grow."""
         return "accuracy" if self.predicted.one_class else "loss"
 
-    def choices(self, vocabulary: int) -> int | None:
+    def choices(self, model: LoadedModel) -> int | None:
         return None
 
     def learned_share(self, loss_tokens: int, tokens: int) -> str:

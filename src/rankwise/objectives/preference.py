@@ -103,7 +103,7 @@ class Preference(CausalLM):
         facts = data_report.pairs
         return facts and cls(PreferenceConfig(loss=facts.loss, beta=facts.beta), facts.prompts)
 
-    def choices(self, vocabulary: int) -> int | None:
+    def choices(self, model: LoadedModel) -> int | None:
         return None
 
     @property
