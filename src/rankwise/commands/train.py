@@ -204,10 +204,10 @@ def _with_defaults(
 ) -> tuple[Experiment, TrainingConfig]:
     """Those of a classifier follow from its rows. ConfigError where a setting needs validation rows, which few rows do
     not give by default."""
-    measured, targets = bool(len(prepared.measured)), prepared.data_report.targets
+    measured, learned = bool(len(prepared.measured)), prepared.data_report.learned
     if not measured and (needing := experiment.validation.needing_rows):
         raise ConfigError([NO_ROWS.format(needing[0], prepared.data_report.used)])
-    experiment = experiment.with_class_defaults(measured=measured, one_class=targets is not None and targets.one_class)
+    experiment = experiment.with_class_defaults(measured=measured, one_class=learned.one_class)
     return experiment, training.model_copy(update={"epochs": experiment.training.epochs})
 
 
@@ -222,7 +222,7 @@ def _objective(
     objective = objective_of(experiment, callback, pooling)
     refuse_other_objectives(experiment, objective.name)
     if start is not None:
-        start.check_targets(objective.targets, callback)
+        start.check_targets(objective.facts, callback)
     if model is not None and (problem := _misfit(model, experiment, objective)):
         raise ConfigError([problem])
     return objective

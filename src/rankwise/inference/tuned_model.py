@@ -115,7 +115,7 @@ class TunedModel:
         objective = self.objective
         if not isinstance(objective, ImageClassification):
             raise RunError(f"{self.artifact.described} was not trained on images, and reads texts.")
-        outcomes = ImageEncoder(objective.processing, None, PixelFile(cache_folder() / "pixels")).encode(examples)
+        outcomes = ImageEncoder(objective.processing, PixelFile(cache_folder() / "pixels")).encode(examples)
         problems = {at: outcome.problem for at, outcome in enumerate(outcomes) if outcome.problem is not None}
         nothing = Tokens((), ())
         return [outcome.sequences[0] if outcome.sequences else nothing for outcome in outcomes], problems

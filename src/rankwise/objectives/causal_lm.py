@@ -15,27 +15,53 @@ from torch.nn import functional as F
 
 from rankwise.base.kind import CAUSAL_LM as KIND
 from rankwise.base.kind import ModelKind
-from rankwise.base.loaded import LoadedModel
 from rankwise.forward.reference import SupervisedLogits, random_documents
-from rankwise.objectives.objective import Objective, text_writing
+from rankwise.objectives.objective import Objective
 from rankwise.rows.encoded.batches import Batch, portion
-from rankwise.rows.text.encode import Encoder, EncoderOf
+from rankwise.rows.text.encode import Encoder
 from rankwise.rows.text.tokenize import Tokens
-from rankwise.rows.writing import TextWriting
+
+LOADING = """\
+```python
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")
+chat = [{"role": "user", "content": "Hello"}]
+inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))
+```
+
+Or with rankwise, beside the untouched base model:
+
+```
+rankwise chat path/to/this/folder --both
+```"""
+"""How PEFT loads an adapter, for its model card."""
+BASE_ELSEWHERE = """\
+If the base model is elsewhere now, load it first:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("path/to/base"), "path/to/this/folder")
+```
+
+With rankwise, add `--base-model path/to/base`."""
 
 
 @dataclass(frozen=True)
 class CausalLM(Objective):
     name = "causal-lm"
     model_kind: ClassVar[ModelKind] = KIND
-    encoder: ClassVar[EncoderOf] = Encoder
+    encoder = Encoder
+    pipeline_tag, loading_code, base_elsewhere = "text-generation", LOADING, BASE_ELSEWHERE
 
     @property
     def kind(self) -> ModelKind:
         return self.model_kind
-
-    def writing(self, model: LoadedModel) -> TextWriting:
-        return text_writing(model, self.encoder)
 
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         return portion(rows, max_tokens)

@@ -33,6 +33,25 @@ from rankwise.rows.writing import ImageWriting
 from rankwise.runs.records import Callback, WarningMessage
 
 NAME = "image-classification"
+LOADING = """\
+```python
+from peft import PeftModel
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+processor = AutoImageProcessor.from_pretrained("path/to/this/folder")
+base = AutoModelForImageClassification.from_pretrained(
+    "path/or/name/of/base", num_labels=OUTPUTS, ignore_mismatched_sizes=True
+)
+model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()
+print(model(**processor(Image.open("image.jpg").convert("RGB"), return_tensors="pt")).logits)
+```
+
+The outputs are in the order of `targets.classes` in `data_report.json`. Or with rankwise, for a folder of images:
+
+```
+rankwise predict path/to/this/folder --data images/ --out predictions.csv
+```"""
 
 
 @dataclass(frozen=True)
@@ -41,6 +60,7 @@ class ImageClassification(Classifier):
     seed: int = 0
     """Draws the new head's weights."""
     name = NAME
+    pipeline_tag, loading_code, row = NAME, LOADING, "image"
 
     def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
         need_vision(f"the objective {NAME}")
@@ -100,6 +120,9 @@ class ImageClassification(Classifier):
 
     def writing(self, model: LoadedModel) -> ImageWriting:
         return ImageWriting(model.source.name, self.processing, self.targets)
+
+    def writing_alone(self, spec: ModelConfig, callback: Callback, *, guessed: bool) -> ImageWriting:
+        return ImageWriting(spec.name, self.processing, self.targets)
 
     @property
     def row_length(self) -> int:

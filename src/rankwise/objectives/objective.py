@@ -6,7 +6,7 @@ The loss is a sum over `Batch.count` predictions. The mean is taken once, over a
 validation, so how rows are cut into batches changes no result. Training, validation and the data pipeline know this
 class and no task. Objectives know models and data; they know neither adapters nor the training loop.
 
-The loss of whole rows, which text and image classifiers share, and how a model of texts reads its rows.
+The loss of whole rows, which text and image classifiers share.
 
 classes    loss = sum over rows of -w(class) log softmax(logits)[class]     in nats
 several    loss = sum over rows of the mean over classes of -log sigmoid(logit), or -log sigmoid(-logit) of a class
@@ -26,24 +26,16 @@ from torch.nn import functional as F
 
 from rankwise.base.kind import ModelKind
 from rankwise.base.loaded import LoadedModel
-from rankwise.base.loading import load, load_unchecked
+from rankwise.base.loading import load, load_tokenizer, load_unchecked
 from rankwise.config.models import ModelConfig
 from rankwise.rows.encoded.batches import Batch
 from rankwise.rows.preparing import Writing
+from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.encode import EncoderOf
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.writing import TextWriting
 from rankwise.runs.records import Callback
-from rankwise.runs.row_facts import PairFacts, TargetFacts
-
-
-def text_writing(
-    model: LoadedModel, encoder: EncoderOf, targets: TargetFacts | None = None, pairs: PairFacts | None = None
-) -> TextWriting:
-    """By the model's tokenizer and the template that it has now."""
-    return TextWriting(
-        model.tokenizer, model.template, model.source.name, model.context_length, encoder, targets=targets, pairs=pairs
-    )
+from rankwise.runs.row_facts import ANSWERS, Learned, TargetFacts
 
 
 def head_settings(targets: TargetFacts) -> dict[str, Any]:
@@ -92,11 +84,36 @@ class Objective:
     """What all objectives have; a default is what most of them do."""
 
     name: ClassVar[str]
+    encoder: ClassVar[EncoderOf]
+    """Of rows of text."""
+    pipeline_tag: ClassVar[str]
+    """What the hub calls what such a model does."""
+    loading_code: ClassVar[str]
+    base_elsewhere: ClassVar[str]
+    """For the model card: how an adapter is loaded whose base model has moved."""
 
     @property
     def targets(self) -> TargetFacts | None:
         """The classes or numbers that are predicted for whole rows; None where tokens are predicted."""
         return None
+
+    @property
+    def facts(self) -> Learned:
+        """What is learned of rows, for the data report; nothing is counted yet."""
+        return ANSWERS
+
+    @property
+    def loading(self) -> str:
+        """For the model card: how PEFT loads an adapter."""
+        return self.loading_code
+
+    @property
+    def unmeasured(self) -> str:
+        """For the model card: what the losses do not say of what is predicted."""
+        return (
+            "The loss says how likely the reference answers are, not how good the model's own answers are. Measure "
+            "these on your task (`rankwise evaluate`)."
+        )
 
     @property
     def kind(self) -> ModelKind:
@@ -118,8 +135,18 @@ class Objective:
         return ()
 
     def writing(self, model: LoadedModel) -> Writing:
-        """How rows are encoded for this model."""
-        raise NotImplementedError
+        """How rows are encoded for this model, by its tokenizer and the template that it has now."""
+        return TextWriting(
+            model.tokenizer, model.template, model.source.name, model.context_length, self.encoder, learned=self.facts
+        )
+
+    def writing_alone(self, spec: ModelConfig, callback: Callback, *, guessed: bool) -> Writing:
+        """The same where the model is not loaded. `guessed`: nobody named it."""
+        tokenizer, name, context = load_tokenizer(spec, callback)
+        return TextWriting(
+            tokenizer, ChatTemplate.of_model(tokenizer), name, context, self.encoder, guessed=guessed,
+            learned=self.facts,
+        )  # fmt: skip
 
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         """Padded batches of at most so many tokens; a longer row is alone in its batch."""
@@ -143,10 +170,27 @@ class Classifier(Objective):
     """Predicts one class or one number for a whole row, or a class for each of its words."""
 
     predicted: TargetFacts
+    row: ClassVar[str] = "text"
+    base_elsewhere = "With rankwise, add `--base-model path/to/base` if it is elsewhere now."
 
     @property
     def targets(self) -> TargetFacts:
         return self.predicted
+
+    @property
+    def facts(self) -> TargetFacts:
+        return self.predicted
+
+    @property
+    def loading(self) -> str:
+        return self.loading_code.replace("OUTPUTS", str(self.targets.outputs))
+
+    @property
+    def unmeasured(self) -> str:
+        return (
+            f"It gives {self.predicted.gives(self.row)}, however unlike its rows the {self.row} is. Measure it on "
+            f"labelled {self.row}s of your task (`rankwise evaluate`)."
+        )
 
 
 def classifier(objective: Objective | None) -> Classifier | None:

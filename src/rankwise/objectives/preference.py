@@ -25,17 +25,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rankwise.base.loaded import LoadedModel
 from rankwise.config.preference import PairLoss, PreferenceConfig
 from rankwise.forward.reference import random_documents
 from rankwise.objectives.causal_lm import CausalLM, vocabulary_of
-from rankwise.objectives.objective import text_writing
 from rankwise.rows.encoded.batches import Batch
 from rankwise.rows.encoded.pair_batches import flat_pairs, padded_pairs
 from rankwise.rows.encoded.pairs import Pairs
 from rankwise.rows.text.encode_pairs import PairEncoder, pair_of
 from rankwise.rows.text.tokenize import Tokens
-from rankwise.rows.writing import TextWriting
 from rankwise.runs.row_facts import PairFacts
 
 LEAST = 1e-12
@@ -101,14 +98,10 @@ class Preference(CausalLM):
 
     @property
     def facts(self) -> PairFacts:
-        """How pairs are learned; nothing is counted yet."""
         return PairFacts(
             loss=self.config.loss, beta=self.config.beta, prompts=self.prompts, rows=0, duplicates=0, contradictions=0,
             ties=0,
         )  # fmt: skip
-
-    def writing(self, model: LoadedModel) -> TextWriting:
-        return text_writing(model, self.encoder, pairs=self.facts)
 
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         return padded_pairs(rows, max_tokens, prompts=self.prompts)

@@ -14,12 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rankwise.objectives import text_classification
 from rankwise.objectives.text_classification import TextClassification, random_ids
 from rankwise.rows.encoded.batches import IGNORED
 from rankwise.rows.text.encode_tags import TagEncoder
 from rankwise.rows.text.tokenize import Tokens
 
 NAME = "token-classification"
+LOADING = text_classification.LOADING.replace("ForSequenceClassification", "ForTokenClassification").replace(
+    "padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id\n"
+    "base.config.pad_token_id = padding  # a decoder's head reads the last token that is none of these\n", ""
+).replace("The outputs are", "The outputs of a word are those of its first token,")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Tagging(TextClassification):
     name = NAME
     model_class = "AutoModelForTokenClassification", "a model that classifies tokens"
     encoder_class = TagEncoder
+    pipeline_tag, loading_code = NAME, LOADING
 
     def values(self, rows: Sequence[Tokens], ids: Tensor) -> Tensor:
         """(B, T) numbers of tags, IGNORED at tokens that begin no learned word and behind the end of a row."""

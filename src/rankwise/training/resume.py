@@ -73,8 +73,8 @@ def settings_of(resumable: Resumable, experiment: Experiment) -> Experiment:
         experiment = experiment.model_copy(update={"data": data})
     if stored.training.epochs or stored.training.steps:  # earlier versions had no defaults of classifiers
         report = resumable.checkpoint.data_report
-        one_class = report.targets is not None and report.targets.one_class
-        experiment = experiment.with_class_defaults(measured=bool(report.validation_rows), one_class=one_class)
+        measured, one_class = bool(report.validation_rows), report.learned.one_class
+        experiment = experiment.with_class_defaults(measured=measured, one_class=one_class)
     begun, asked = (leaves(one.model_dump(mode="json")) for one in (stored, experiment))
     differing = sorted(key for key in begun | asked if key not in ANY and begun.get(key) != asked.get(key))
     if differing:

@@ -189,7 +189,7 @@ class TrainingRun:
             scorer=scorer,
             run=self.run,
             backend=backend,
-            unit=self.prepared.data_report.loss_unit,
+            unit=self.prepared.data_report.learned.loss_unit,
             world=self.world,
         )
 

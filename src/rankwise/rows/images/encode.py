@@ -8,7 +8,7 @@ free again when the last view is gone, also where the process is killed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 
 from rankwise.config.images import ImageProcessing
 from rankwise.errors import DataError
-from rankwise.rows.images.decode import decode
+from rankwise.rows.images.decode import DecodedImage, decode
 from rankwise.rows.images.perceptual import record_of
 from rankwise.rows.images.processor import pixels_of
 from rankwise.rows.text.example import Example
@@ -52,9 +52,9 @@ class PixelFile:
 
 @dataclass(frozen=True)
 class ImageEncoder:
+    """Of images that are only to be predicted."""
+
     processing: ImageProcessing
-    targets: TargetFacts | None
-    """None for images without labels, which are only to be predicted."""
     file: PixelFile | None = None
     """Where the pixels of many images lie that are in no column."""
 
@@ -63,17 +63,12 @@ class ImageEncoder:
         """Every image has the same size."""
         return self.processing.patches
 
-    @cached_property
-    def _targets(self) -> RowTargets | None:
-        return None if self.targets is None else RowTargets(self.targets)
-
     def encode(self, examples: Sequence[Example]) -> list[Outcome]:
         outcomes = [Outcome(example) for example in examples]
         usable: list[tuple[Outcome, np.ndarray, float | None]] = []
         for outcome in outcomes:
             try:
-                target = None if self._targets is None else self._targets.of(outcome.example)
-                usable.append((outcome, self._pixels(outcome), target))
+                usable.append((outcome, *self._read(outcome)))
             except DataError as error:
                 outcome.problem = str(error)
         pixels = [pixels for _, pixels, _ in usable]
@@ -83,18 +78,33 @@ class ImageEncoder:
             outcome.lengths = [self.limit]
         return outcomes
 
-    def _pixels(self, outcome: Outcome) -> np.ndarray:
-        example = outcome.example
-        if example.image is None:
-            raise DataError(f"{example.where}: is a row without an image, and the model reads images.")
-        image = decode(example.image, example.where)
-        if self.targets is not None:
-            outcome.image = record_of(image)
-        return pixels_of(image.picture, self.processing)
+    def _read(self, outcome: Outcome) -> tuple[np.ndarray, float | None]:
+        """The pixels of an image, and its target where it has one."""
+        return pixels_of(decoded(outcome.example).picture, self.processing), None
 
     def _tokens(self, pixels: np.ndarray, target: float | None, name: str) -> Tokens:
         nothing = np.zeros(self.limit, np.int32)
         return Tokens(nothing, nothing.astype(bool), target=target, image=pixels, name=name)
+
+
+@dataclass(frozen=True)
+class LabelledEncoder(ImageEncoder):
+    targets: TargetFacts = field(kw_only=True)
+
+    @cached_property
+    def _targets(self) -> RowTargets:
+        return RowTargets(self.targets)
+
+    def _read(self, outcome: Outcome) -> tuple[np.ndarray, float]:
+        target, image = self._targets.of(outcome.example), decoded(outcome.example)
+        outcome.image = record_of(image)
+        return pixels_of(image.picture, self.processing), target
+
+
+def decoded(example: Example) -> DecodedImage:
+    if example.image is None:
+        raise DataError(f"{example.where}: is a row without an image, and the model reads images.")
+    return decode(example.image, example.where)
 
 
 def looked_at(example: Example) -> Outcome:
