@@ -112,7 +112,7 @@ def run(folder: Path, cell: Cell, model: LoadedModel, base: Callable[[Forward], 
             start_at_zero(tuned, *variant.start)
         tuned.train(False)
         work = Workload.of(model.module, tuned, CAUSAL_LM, config, prepared, False, silent)
-        backend = Fused(work, compiled=False)
+        backend = Fused(work)
         trainer = Trainer(tuned, Batches.of(trained, config, backend.layout), config, backend)
         seconds = [record.seconds for record in trainer.run()]
         sizes = sizes_of(tuned)

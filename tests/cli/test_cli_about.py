@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 from huggingface_hub import constants
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from rankwise import __version__
@@ -113,3 +116,14 @@ def test_python_dash_m_rankwise_is_the_same_command_and_loads_no_torch_for_its_v
 def test_every_command_explains_itself(command):
     result = rankwise(*command, "--help")
     assert result.exit_code == 0 and "Usage:" in result.stdout
+
+
+@pytest.mark.parametrize("command", [["train"], ["plan"], ["advise"], ["sweep"], ["queue", "add"]])
+def test_help_shows_every_option_once_and_begins_with_what_most_people_need(command):
+    group = get_command(app)
+    for word in command:
+        group = group.commands[word]
+    options = {one.opts[0] for one in group.params if one.param_type_name == "option"}
+    shown = rankwise(*command, "--help").stdout.partition("What most people need:\n")[2]
+    assert Counter(re.findall(r"^  (--[a-z-]+)", shown, re.MULTILINE)) == Counter([*options, "--help"])
+    assert 0 == shown.index("  --model") < shown.index("Rows:") < shown.index("Others:")

@@ -23,6 +23,14 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", PAGES[page], re.DOTALL)
 
 
+def headings(page: Path) -> list[str]:
+    """What a link to each heading of a page ends with."""
+    texts = re.findall(
+        r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL), re.MULTILINE
+    )
+    return [re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in texts]
+
+
 def test_the_python_runs(starter_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "mydata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     code = "\n".join(blocks("python.md", "python"))
@@ -36,18 +44,21 @@ def test_the_python_runs(starter_folder: Path, tmp_path: Path) -> None:
 def test_the_yaml_is_a_whole_experiment(tmp_path: Path) -> None:
     from rankwise.config.reading import read_experiment
 
-    (text,) = blocks("train.md", "yaml")
+    text = blocks("train.md", "yaml")[0]
     (tmp_path / "my-first.yaml").write_text(text)
     experiment = read_experiment(tmp_path / "my-first.yaml")
     assert experiment.data.held_out == 50 and experiment.training.learning_rate == 1e-3
 
 
-def test_every_link_leads_to_a_file_and_the_readme_to_every_page() -> None:
-    linked = {}
-    for folder, text in ((HOME, README), *((HOME / "docs", text) for text in PAGES.values())):
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[\w-]*)?\)", text):
-            linked[target] = (folder / target).resolve()
-    assert [target for target, path in linked.items() if not path.exists()] == []
+def test_every_link_leads_to_a_file_and_a_heading_and_the_readme_to_every_page() -> None:
+    pages = {HOME / "README.md": README, **{HOME / "docs" / name: text for name, text in PAGES.items()}}
+    broken = list[str]()
+    for file, text in pages.items():
+        for target, heading in re.findall(r"\]\(([^)#:]*)(?:#([\w-]*))?\)", text):
+            there = (file.parent / target).resolve() if target else file
+            if not there.exists() or (heading and there.suffix == ".md" and heading not in headings(there)):
+                broken.append(f"{file.name}: {target}#{heading}")
+    assert broken == []
     assert {HOME / "docs" / name for name in PAGES} <= {HOME / link for link in re.findall(r"\]\(([^)#:]+)\)", README)}
 
 

@@ -108,7 +108,8 @@ def probabilities(run: Any) -> np.ndarray:
 
 def classified(name: str) -> list[Any]:
     tuned = load_tuned(name)
-    return tuned.classify(tuned.rows_of([(text, "") for text in TEXTS])[0])
+    predicted, _ = tuned.predict([tuned.classifier.example_of(text) for text in TEXTS])
+    return list(predicted.values())
 
 
 def test_a_run_reads_the_mean_in_training_in_prediction_and_in_its_readme(here):

@@ -67,7 +67,7 @@ def test_what_is_no_list_of_texts_is_refused(run, texts, said):
 
 
 def test_a_text_longer_than_a_row_may_be_is_refused_or_cut_as_the_run_s_rows_were(run):
-    with pytest.raises(DataError, match=r"item 1 of the texts to classify has 32 tokens, .* may have 26 "):
+    with pytest.raises(DataError, match=r"item 1 of the texts to classify: has 32 tokens, .* may have 26 "):
         run.predict(["a film", "a " * 30])
     cut = rankwise.train(data=labelled(12), run="cut", max_length=26, too_long="truncate", **SETTINGS)
     assert cut.predict(["a " * 30]) == cut.predict(["a " * 24])

@@ -134,6 +134,7 @@ def test_an_adapter_stays_while_a_question_about_it_is_written(open_server):
     server.load("it", "lora")
     chosen = server.serving.models["it"]
     text_of(server.client.post(CHAT, json=question("it")))
+    engine.between(lambda: None)  # the engine's thread has kept what it read
     assert chosen.adapter in {one.adapter for one in engine._prefixes._read}
     with engine.leased(lambda: chosen):
         assert server.unload("it").status_code == 200

@@ -18,6 +18,7 @@ from rankwise.commands.evaluate import evaluate
 from rankwise.config.experiment import Experiment, Planned
 from rankwise.config.models import ModelConfig
 from rankwise.forward.plan import plan
+from rankwise.objectives.head_start import CONVERGED, features_of, fit_head
 from rankwise.objectives.objective import target_loss, weight_of
 from rankwise.objectives.text_classification import TextClassification
 from rankwise.rows.classes import balanced_weights
@@ -25,7 +26,6 @@ from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import LossRecord, silent
 from rankwise.runs.row_facts import TargetFacts
 from rankwise.runs.snapshot import RunSnapshot
-from rankwise.training.head_start import CONVERGED, features_of, fit_head
 from rankwise.training.resume import settings_of
 from rankwise.training.validation_classes import ClassScorer, never_predicted, rare_in, still_falling, words_predict
 
@@ -109,10 +109,10 @@ def test_figures_that_cannot_mean_anything_are_said():
     assert "sampling" not in never and "--epochs" in never
     fine = scorer([0, 1, 2] * 5, [0, 1, 2] * 5)
     assert rare_in(fine) == never_predicted(fine, 9, 1e-3) == [] == rare_in(scorer([0, 1], [0, 1], TargetFacts()))
-    (falling,) = still_falling([loss(0, 2.0), loss(5, 1.0), loss(10, 0.8)], 10, 2.0)
+    (falling,) = still_falling([loss(0, 2.0), loss(5, 1.0), loss(10, 0.8)], 10, 2.0, 0.95)
     assert "from 1 to 0.8" in falling and "--epochs 4" in falling
-    assert not still_falling([loss(0, 2.0), loss(5, 0.81), loss(10, 0.8)], 10, 2.0)
-    assert not still_falling([loss(0, 2.0), loss(5, 1.0), loss(8, 0.5)], 10, 2.0)
+    assert not still_falling([loss(0, 2.0), loss(5, 0.81), loss(10, 0.8)], 10, 2.0, 0.95)
+    assert not still_falling([loss(0, 2.0), loss(5, 1.0), loss(8, 0.5)], 10, 2.0, 0.95)
 
 
 @pytest.mark.parametrize(("more", "expected"), [
@@ -126,16 +126,18 @@ def test_figures_that_cannot_mean_anything_are_said():
 def test_how_long_a_classifier_learns_where_nothing_is_said(more, expected):
     given = {"model": "m", "data": "x", "run": "r", "objective": "sequence-classification", **more}
     asked = Experiment(**given)
-    found = asked.with_class_defaults(measured=asked.data.held_out != 0)
+    found = asked.with_defaults(measured=asked.data.held_out != 0, by="loss")
     assert (found.training.epochs, found.validation.keep, found.validation.patience) == expected
 
 
 def test_a_run_that_an_earlier_version_began_goes_on_without_these_defaults():
     asked = Experiment(model="m", data={"path": "x", "held_out": 5}, run="r", objective="sequence-classification")
     for targets, by in ((THREE, "accuracy"), (KINDS["several"], "loss"), (KINDS["numbers"], "loss")):
-        now = asked.with_class_defaults(measured=True, one_class=targets.one_class)
+        now = asked.with_defaults(measured=True, by=by)
         assert now.validation.by == by
-        report = SimpleNamespace(validation_rows=5, targets=targets)
+        report = SimpleNamespace(
+            validation_rows=5, targets=targets, pairs=None, encoder_decoder=False, image_processing=None
+        )  # fmt: skip
         for stored in (asked, now):
             begun: Any = SimpleNamespace(
                 run=SimpleNamespace(folder=Path("r")), experiment=stored,
@@ -143,7 +145,7 @@ def test_a_run_that_an_earlier_version_began_goes_on_without_these_defaults():
             )  # fmt: skip
             assert settings_of(begun, asked) == stored
     by_loss = asked.model_copy(update={"validation": type(asked.validation)(by="loss")})
-    assert by_loss.with_class_defaults(measured=True, one_class=True).validation.by == "loss"
+    assert by_loss.with_defaults(measured=True, by="accuracy").validation.by == "loss"
 
 
 def test_a_run_of_defaults_stops_keeps_the_best_and_says_what_it_stands_beside(encoder, tmp_path, monkeypatch):

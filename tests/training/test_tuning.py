@@ -140,7 +140,7 @@ def test_trials_that_only_do_harm_end_after_the_first_stage(monkeypatch: pytest.
     tuning = train(experiment("harm"), restart=True).manifest.tuning
     assert tuning is not None and tuning.learning_rate == tuning.default and "learned too little" in tuning.why
     assert {one.stage for one in tuning.trials} == {0, 1}
-    plan = TrialPlan.of(50, 8, 20.0, whole=False)
+    plan = TrialPlan.of(50, 8, 20.0, 4)
     assert plan is not None and tuning.steps == plan.cost_of(one.steps for one in tuning.trials) < plan.cost
 
 
@@ -286,13 +286,13 @@ def test_the_plan_has_the_trials_of_the_run(name, monkeypatch: pytest.MonkeyPatc
     if name == "images":
         write_pictures(Path("pictures"), 48)
     made, real = [], TrialPlan.of
-    monkeypatch.setattr(TrialPlan, "of", lambda *given, **named: made.append((given, named)) or real(*given, **named))
+    monkeypatch.setattr(TrialPlan, "of", lambda *given: made.append(given) or real(*given))
     words = (*LIKE_THE_RUN[name], "--steps", "3", "--tune", "--json")
     for command in (["plan"], ["train", "--run", f"planned-{name[:6].strip()}"]):
         result = CliRunner().invoke(app, [*command, *words])
         assert result.exit_code == 0, result.output
-    (steps, batch, tokens), whole = made[0]
-    assert made[-1] == ((steps, batch, pytest.approx(tokens, rel=0.05)), whole)
+    steps, batch, tokens, part = made[0]
+    assert made[-1] == (steps, batch, pytest.approx(tokens, rel=0.05), part)
 
 
 def test_the_plan_tells_what_trials_cost():

@@ -76,6 +76,10 @@ class LoadedModel:
         longest = max(prompt, new) if self.encoder_decoder else prompt + new
         return self.context_length is None or longest <= self.context_length
 
+    def room(self, prompt: int, most: int) -> int:
+        """Tokens, at least one and at most so many, that an answer to a prompt of this length may have."""
+        return next(count for count in range(most, 0, -1) if count == 1 or self.fits(prompt, count))
+
     @cached_property
     def facts(self) -> BaseModelFacts:
         return BaseModelFacts(

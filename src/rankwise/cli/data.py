@@ -13,8 +13,8 @@ from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json, Quiet
 from rankwise.cli.settings import NONE_GIVEN, ROWS, VALIDATION_ROWS, GivenSettings, takes_settings
 from rankwise.cli.words import visible
-from rankwise.config.experiment import OBJECTIVES
 from rankwise.config.models import ModelConfig
+from rankwise.config.objectives import OBJECTIVES
 from rankwise.config.reading import read_data
 from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.errors import ConfigError, RankwiseError, did_you_mean
@@ -115,13 +115,13 @@ def preview(
             _show_images(shown, first or 1)
 
 
-def _known(objective: str | None) -> str:
-    if objective is not None and objective not in OBJECTIVES:
+def _known(name: str | None) -> str:
+    if name is not None and name not in OBJECTIVES:
         raise ConfigError(
-            [f"--objective {objective}: there is no such objective.{did_you_mean(objective, OBJECTIVES)} Known: "
+            [f"--objective {name}: there is no such objective.{did_you_mean(name, OBJECTIVES)} Known: "
              f"{', '.join(OBJECTIVES)}."]
         )  # fmt: skip
-    return objective or "auto"
+    return name or "auto"
 
 
 @data.command()

@@ -9,7 +9,7 @@ import typer
 from rankwise.cli.display import print_json, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import ConfigFile, Json
-from rankwise.cli.settings import NONE_GIVEN, TRAINING, GivenSettings, takes_settings
+from rankwise.cli.settings import NONE_GIVEN, TRAINING, GivenSettings, InPanels, takes_settings
 from rankwise.cli.words import visible
 from rankwise.config.reading import read_experiment
 
@@ -35,7 +35,7 @@ def list_queue(context: typer.Context, as_json: Json = False) -> None:
             typer.echo(visible(line))
 
 
-@queue.command()
+@queue.command(cls=InPanels)
 @takes_settings(*TRAINING, "log_to")
 def add(
     config: ConfigFile = None,

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 from pydantic_core import PydanticUndefined
+from typer.core import TyperCommand
 
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, HeadConfig, LoraConfig
 from rankwise.config.classification import ClassificationConfig
@@ -171,15 +172,44 @@ ROWS = (
 )  # fmt: skip
 VALIDATION_ROWS = ("held_out", "held_out_order", "group", "validation_data")
 KEEPING = ("anchor", "anchor_text", "forget_at_most", "accuracy_tasks", "replay", "replay_data")
-PREFERENCE = ("preference_loss", "beta")
 IMAGES = ("image_size", "augmentation")
 ADAPTER = ("start_from", "method", "budget", "rank", "alpha", "dropout", "targets", "layers")
-TRAINING = (
-    "model", "quantize", "memory", "new_tokens", "data", "run", "objective", *PREFERENCE, *IMAGES, *ADAPTER,
-    "epochs", "steps", "batch_size", "learning_rate", *KEEPING,
-    "auto_batch", "backend", "keep_checkpoints", *ROWS, *VALIDATION_ROWS, "validate_every", "keep", "patience", "seed",
-)  # fmt: skip
+PANELS = {
+    "What most people need": (
+        "model", "data", "run", "prompt", "completion", "method", "rank", "epochs", "learning_rate", "batch_size",
+    ),
+    "Rows": (*(name for name in ROWS if name not in ("prompt", "completion")), *IMAGES),
+    "Model": ("objective", "quantize", "memory", "new_tokens"),
+    "Adapter": ("start_from", "budget", "alpha", "dropout", "targets", "layers"),
+    "Training": (
+        "steps", "preference_loss", "beta", "auto_batch", "backend", "keep_checkpoints", "seed", "tune", "restart",
+        "resume",
+    ),
+    "Validation": (*VALIDATION_ROWS, "validate_every", "keep", "patience"),
+    "Keeping what the base knew": KEEPING,
+    "Several processes": ("processes", "shard"),
+    "Output": ("log_to", "as_json", "quiet"),
+}  # fmt: skip
+"""The options of a command in the parts in which --help shows them. Options of no part come last."""
+TRAINING = tuple(name for part in PANELS.values() for name in part if name in FLAGS and name not in ("shard", "log_to"))
 """All that a training takes, and a plan of it in the same words."""
+
+
+class InPanels(TyperCommand):
+    """A command whose --help shows its options in parts."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        part_of = {name: part for part, names in PANELS.items() for name in names}
+        parts: dict[str, list[Any]] = {"Arguments": [], **{part: [] for part in PANELS}, "Others": []}
+        for one in self.get_params(ctx):
+            part = "Arguments" if one.param_type_name == "argument" else part_of.get(one.name or "", "Others")
+            parts[part].append(one.get_help_record(ctx))
+        for part, shown in parts.items():
+            if lines := [one for one in shown if one is not None]:
+                with formatter.section(part):
+                    formatter.write_dl(lines)
+
+
 _SET = Annotated[
     list[str] | None,
     typer.Option(

@@ -67,7 +67,7 @@ def _made_ready(
         raise ConfigError(["advise measures classifiers with one label for a row, and these rows have several."])
     if model is not None:
         _refuse_other(model, experiment, objective)
-    foreseen = foresee(experiment, callback, objective.targets)
+    foreseen = foresee(experiment, callback, objective.head_size)
     training, foreseen = within_limit(experiment, foreseen, callback)
     if foreseen is not None:
         foreseen.check(callback, force=force_memory)

@@ -8,6 +8,7 @@ from rankwise.config.generation import GenerationConfig
 from rankwise.errors import ConfigError
 from rankwise.inference.decoding import Answer, TextCallback
 from rankwise.inference.tuned_model import TunedModel, load_tuned
+from rankwise.objectives.sequence_to_sequence import text_objective
 from rankwise.rows.text.example import Message
 
 __all__ = ["Chat", "load_tuned"]
@@ -27,7 +28,7 @@ class Chat:
     def begin(cls, tuned: TunedModel, spec: GenerationConfig, *, base: bool, both: bool, system: str | None) -> Chat:
         if base and both:
             raise ConfigError(["--base uses only the base model and --both uses both models; give one of them."])
-        tuned.check_generates()
+        tuned.artifact.refuse("generating")
         names = ("adapted", "base") if both else ("base",) if base else ("adapted",)
         return cls(tuned, spec, {name: tuned.opening(system) for name in names})
 
@@ -38,18 +39,12 @@ class Chat:
     def answer(self, name: str, on_text: TextCallback | None = None) -> Answer:
         """Generate one model's answer to the current turn. A failed turn is not added to its history."""
         text = self.log[-1]["user"]
-        history = [*self._before(name), Message("user", text)]
+        history = text_objective(self.tuned.model).heard([*self.histories[name], Message("user", text)])
         spec = self.spec.model_copy(update={"seed": self.spec.seed + len(self.log) - 1})
         answer = self.tuned.answer(history, spec, base=name == "base", on_text=on_text)
         self.histories[name] = [*history, Message("assistant", answer.text)]
         self.log[-1] |= {name: answer.text, f"{name}_stopped": answer.stopped}
         return answer
-
-    def _before(self, name: str) -> list[Message]:
-        """What a model is told before the current turn. An encoder with a decoder answers every text alone."""
-        if self.tuned.model.encoder_decoder:
-            return [one for one in self.histories[name] if one.role == "system"]
-        return self.histories[name]
 
     def turns(self) -> list[dict[str, str]]:
         """Return the turns with an answer, which `rankwise chat --json` prints as `turns`."""

@@ -13,7 +13,8 @@ from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.images import ImageProcessing, ImagesConfig
 from rankwise.config.models import ModelConfig
-from rankwise.config.preference import as_pairs, read_as
+from rankwise.config.objectives import OBJECTIVES
+from rankwise.config.preference import as_pairs
 from rankwise.config.recipe import recipe_named
 from rankwise.errors import ConfigError, DataError, together
 from rankwise.objectives.registry import objective_by
@@ -86,7 +87,7 @@ def _as_pairs(data: DataConfig, name: str, callback: Callback) -> DataConfig:
     """The settings of a training on preference pairs, where this is the objective, or the first row of the data is a
     pair and nothing says how else to read it."""
     if name != "auto":
-        return read_as(data, name)
+        return OBJECTIVES[name].rows(data)
     reads = [source for source in data.all_sources if source.format == "auto" and not source.columns]
     first = open_source(data, reads[0]).parts[:1] if reads and data.prompt is None else []
     _, row = next(raw_records(first[0]), ("", None)) if first else ("", None)

@@ -48,8 +48,6 @@ from rankwise.runs.records import Callback, WarningMessage, silent
 from rankwise.system.files import folders_above
 
 FORMATS: tuple[str, ...] = get_args(ExportFormat)
-OF_ENCODER_DECODERS = ("peft", "merged")
-"""Formats that hold an encoder with a decoder."""
 
 
 @dataclass(frozen=True)
@@ -145,23 +143,15 @@ def _written(
     callback: Callback, *, force_base: bool, round_rank: bool,
 ) -> Exported:  # fmt: skip
     """Write one format, whole or not at all."""
-    outputs = None if artifact.targets is None else artifact.targets.outputs
-    if outputs is not None and strength != 1:
-        raise ConfigError([
-            f"--strength {strength:g}: {artifact.described} is a classifier, whose new head has no base to scale its "
-            "change from. Leave out --strength."
-        ])  # fmt: skip
-    named = None if artifact.config.trains_base else artifact.base_named
+    if strength != 1:
+        artifact.refuse("scaled", f"{strength:g}")
+    artifact.refuse(format)
+    named = artifact.base_named
     stored = None if named is None else named.packed_format
     exported = Exported(
-        str(artifact.folder), str(folder), format, strength=strength, outputs=outputs, base_quantized=stored,
-        auto=artifact.objective.kind.auto_class,
+        str(artifact.folder), str(folder), format, strength=strength, outputs=artifact.objective.head_size,
+        base_quantized=stored, auto=artifact.objective.kind.auto_class,
     )  # fmt: skip
-    if artifact.encoder_decoder and format not in OF_ENCODER_DECODERS:
-        raise ConfigError([
-            f"--format {format} is for decoders alone, and {artifact.described} is an encoder with a decoder. Choose "
-            f"--format {' or '.join(OF_ENCODER_DECODERS)}."
-        ])  # fmt: skip
     if stored is not None and format in (*ADAPTER_FORMATS, "gguf-lora"):
         callback(WarningMessage(
             f"{artifact.described} was trained over {stored} weights, and {format} holds the adapter alone: a program "

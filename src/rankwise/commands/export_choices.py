@@ -10,13 +10,12 @@ from dataclasses import dataclass
 
 from rankwise.adapters.formats.peft import as_lora
 from rankwise.adapters.weights import AdapterWeights
-from rankwise.commands.export import FORMATS, OF_ENCODER_DECODERS
+from rankwise.commands.export import FORMATS
 from rankwise.errors import RankwiseError
 from rankwise.exporting.engine_rules import RULES, verdicts
 from rankwise.exporting.gguf import DTYPES as GGUF_DTYPES
 from rankwise.exporting.merge import DTYPES
-from rankwise.methods.artifact import Artifact, open_artifact, stored_weights
-from rankwise.methods.registry import method_of
+from rankwise.methods.artifact import open_artifact, stored_weights
 from rankwise.runs.records import Callback, silent
 
 OTHER_WAYS = {"mlx-lm": ("mlx",), "llama.cpp": ("gguf-lora", "gguf"), "Ollama": ("ollama",)}
@@ -40,7 +39,8 @@ class EngineChoice:
 
 @dataclass(frozen=True)
 class ExportChoices:
-    classifies: bool
+    scales: bool
+    """Whether the change can be exported at another strength."""
     formats: dict[str, str | None]
     """By format, None or a sentence why it is not possible."""
     engines: tuple[EngineChoice, ...]
@@ -52,19 +52,15 @@ class ExportChoices:
 
 def export_choices(run: str, callback: Callback = silent) -> ExportChoices:
     artifact = open_artifact(run, callback)
-    formats = {format: _refused(artifact, format) for format in FORMATS}
-    classifies = artifact.targets is not None
-    if artifact.config.trains_base:
-        why = "The whole model learned, so there is no adapter: every engine loads it as a model."
-        return ExportChoices(classifies, formats, (), why)
-    if classifies:
-        why = "The rules of engines are known for language models. A classifier is loaded by PEFT and transformers."
-        return ExportChoices(classifies, formats, (), why)
+    formats = {format: artifact.why_not(format) for format in FORMATS}
+    strength = artifact.why_not("scaled") is None
+    if (why := artifact.why_not("judged by engines")) is not None:
+        return ExportChoices(strength, formats, (), why)
     own = as_lora(stored_weights(artifact, callback), empty=False)
     uniform, why = _uniform(own)
     if why is not None:
         formats |= dict.fromkeys(UNIFORM, why)
-    return ExportChoices(classifies, formats, _engines(own, uniform, formats))
+    return ExportChoices(strength, formats, _engines(own, uniform, formats))
 
 
 def _uniform(own: AdapterWeights) -> tuple[AdapterWeights | None, str | None]:
@@ -73,16 +69,6 @@ def _uniform(own: AdapterWeights) -> tuple[AdapterWeights | None, str | None]:
         return own.portable(()), None
     except RankwiseError as error:
         return None, str(error)
-
-
-def _refused(artifact: Artifact, format: str) -> str | None:
-    if artifact.encoder_decoder and format not in OF_ENCODER_DECODERS:
-        return "It is for decoders alone, and this is an encoder with a decoder."
-    try:
-        method_of(artifact.config).check_export(format, artifact.folder)
-    except RankwiseError as error:
-        return str(error)
-    return None
 
 
 def _engines(

@@ -10,7 +10,7 @@ from rankwise.base.sources import find
 from rankwise.commands.export import check_free
 from rankwise.commands.merge import cutting_problems
 from rankwise.config.models import ModelConfig
-from rankwise.errors import ConfigError, ModelError, RunError
+from rankwise.errors import ConfigError, ModelError
 from rankwise.exporting.extracting import Extracted, Pair, extract_adapter
 from rankwise.methods.artifact import Artifact, check_base, open_artifact
 from rankwise.runs.directory import find_run
@@ -53,11 +53,7 @@ def _pair(
 
 
 def _of_run(artifact: Artifact, base: str | None, callback: Callback, *, force: bool) -> Pair:
-    if not artifact.config.trains_base:
-        raise RunError(
-            f"{artifact.described} trained an adapter, so there is nothing to extract. Use rankwise merge --rank with "
-            "--as-adapter to lower its rank."
-        )
+    artifact.refuse("extracted")
     named = artifact.base_named if base is None else ModelConfig(name=base)
     assert named is not None, "a run names its base"
     source, known = find(named, callback), artifact.trained_on

@@ -8,29 +8,27 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, singledispatch
 from pathlib import Path
 from typing import Any
 
 from rankwise.config.data import DataConfig
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import ConfigError, DataError, ResourceError, is_out_of_memory, together
-from rankwise.inference.classify import Prediction, TaggedText, probability_column, tags_column
 from rankwise.inference.decoding import Answer
 from rankwise.inference.generate import TOGETHER, answers_in_turn
 from rankwise.inference.tuned_model import TunedModel, load_tuned
-from rankwise.methods.artifact import Artifact, open_artifact
+from rankwise.methods.artifact import open_artifact
+from rankwise.objectives.objective import Classifier, Objective
+from rankwise.objectives.predictions import Prediction
 from rankwise.rows.answered_rows import check_name, file_of
 from rankwise.rows.asking import PLACEHOLDER, question_of
-from rankwise.rows.forms.tagged_rows import TAGGED_FORMATS
 from rankwise.rows.sources import open_source, raw_records
 from rankwise.rows.text.example import Example
-from rankwise.rows.text.targets import texts_of
-from rankwise.rows.text.tokenize import Tokens, prompt_ids
+from rankwise.rows.text.tokenize import prompt_ids
 from rankwise.runs.records import Callback, ProgressUpdate, silent
-from rankwise.runs.row_facts import TargetFacts
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.files import check_place, write_atomic
 
@@ -44,13 +42,36 @@ AT_ONCE = 512
 
 
 @dataclass(frozen=True)
+class Asked:
+    """How rows are to be answered."""
+
+    spec: GenerationConfig
+    system: str | None
+    base: bool
+    batch_size: int
+    skip_bad_rows: bool
+    callback: Callback
+
+    @property
+    def changed(self) -> list[str]:
+        """The settings of answers that are not as usual."""
+        flags = ["base"] * self.base + ["system"] * (self.system is not None)
+        usual = GenerationConfig()
+        others = [name for name, value in usual if getattr(self.spec, name) != value]
+        return flags + ["batch_size"] * (self.batch_size != TOGETHER) + others
+
+
+@dataclass(frozen=True)
 class Predicted:
     out: Path
     column: str
     rows: list[Row]
     seconds: float
-    classified: bool = False
-    """Of a classifier, which writes no tokens."""
+
+    @property
+    def classified(self) -> bool:
+        """Of a classifier, which writes no tokens."""
+        return any(row.prediction is not None for row in self.rows)
 
     @property
     def answers(self) -> list[Answer]:
@@ -84,43 +105,44 @@ def predict(
     began, out = time.perf_counter(), Path(out)
     _check_out(out, data, overwrite)
     artifact = run.artifact if isinstance(run, TunedModel) else open_artifact(str(run), callback, **opening)
-    targets = artifact.targets
-    rows = _rows(_reading(artifact.run, str(data), prompt, system), _form(artifact), has_prompt=prompt is not None)
-    _refuse_taken([column, *_beside(targets, column), *([PROBLEM] if skip_bad_rows else [])], rows)
+    objective, asked = (
+        artifact.objective,
+        Asked(spec or GenerationConfig(), system, base, batch_size, skip_bad_rows, callback),
+    )
+    form = objective.row_form(None if artifact.run is None else artifact.run.manifest.data.format)
+    rows = _rows(_reading(artifact.run, str(data), prompt, system), form, has_prompt=prompt is not None)
+    _refuse_taken([column, *objective.columns(column), *([PROBLEM] if skip_bad_rows else [])], rows)
     _refuse_bad(rows, skip_bad_rows)
-    if targets is not None:
-        _refuse_generation(spec, batch_size, base=base, system=system)
+    objective.check_answering(asked.changed)
     tuned = run if isinstance(run, TunedModel) else load_tuned(artifact, callback, force_base=force_base)
-    if targets is not None:
-        classify(rows, tuned, callback)
-        _refuse_bad(rows, skip_bad_rows)
-    else:
-        chosen = spec or GenerationConfig()
-        _render(rows, tuned, system, chosen.max_new_tokens)
-        _refuse_bad(rows, skip_bad_rows)
-        with tuned.base(base):
-            _answer([row for row in rows if row.problem is None], tuned, chosen, batch_size, callback)
+    complete(objective, rows, tuned, asked)
     write_atomic(out, file_of([row.written(column) for row in rows], out))
-    return Predicted(out, column, rows, time.perf_counter() - began, classified=targets is not None)
+    return Predicted(out, column, rows, time.perf_counter() - began)
 
 
-def _form(artifact: Artifact) -> str | None:
-    """The format of the rows that it was trained on; both formats of words with tags, since it reads either."""
-    if artifact.targets is not None and artifact.targets.form == "tags":
-        return ", ".join(TAGGED_FORMATS)
-    return None if artifact.run is None else artifact.run.manifest.data.format
+@singledispatch
+def complete(objective: Objective, rows: Sequence[Row], tuned: TunedModel, asked: Asked) -> None:
+    """Give each row that can be read its answer or its prediction, or its problem."""
+    _render(rows, tuned, asked.system, asked.spec.max_new_tokens)
+    _refuse_bad(rows, asked.skip_bad_rows)
+    with tuned.base(asked.base):
+        _answer([row for row in rows if row.problem is None], tuned, asked)
 
 
-def _beside(targets: TargetFacts | None, column: str) -> list[str]:
-    """The columns that a classifier writes beside that of its predictions."""
-    if targets is None:
-        return []
-    if targets.form == "tags":
-        return [tags_column(column)]
-    shares = [probability_column(name) for name in targets.classes]
-    if column in shares:
-        raise ConfigError([f'the column "{column}" is that of a class\'s probability. Choose another with --column.'])
-    return shares
+@complete.register(Classifier)
+def classify(objective: Classifier, rows: Sequence[Row], tuned: TunedModel, asked: Asked) -> None:
+    readable = [(row, row.question) for row in rows if row.question is not None and row.problem is None]
+    for begin in range(0, len(readable), AT_ONCE):
+        part = readable[begin : begin + AT_ONCE]
+        report = partial(_report_progress, asked.callback, objective.activity, begin, len(readable))
+        predicted, problems = tuned.predict([question for _, question in part], report)
+        for at, (row, _) in enumerate(part):
+            row.prediction, row.problem = predicted.get(at), problems.get(at)
+    _refuse_bad(rows, asked.skip_bad_rows)
+
+
+def _report_progress(callback: Callback, activity: str, before: int, rows: int, done: int) -> None:
+    callback(ProgressUpdate(activity, before + done, rows, "rows"))
 
 
 def _check_out(out: Path, data: str | Path, overwrite: bool) -> None:
@@ -213,14 +235,12 @@ def _render(rows: Sequence[Row], tuned: TunedModel, system: str | None, new: int
             )
 
 
-def _answer(
-    rows: Sequence[Row], tuned: TunedModel, spec: GenerationConfig, batch_size: int, callback: Callback
-) -> None:
-    prompts = [row.ids for row in rows]
+def _answer(rows: Sequence[Row], tuned: TunedModel, asked: Asked) -> None:
+    prompts, batch_size = [row.ids for row in rows], asked.batch_size
     try:
         answers = answers_in_turn(
-            tuned.model, prompts, spec, batch_size,
-            lambda done: callback(ProgressUpdate("Answering", done, len(prompts), "rows")),
+            tuned.model, prompts, asked.spec, batch_size,
+            partial(_report_progress, asked.callback, "Answering", 0, len(prompts)),
         )  # fmt: skip
     except Exception as error:
         if is_out_of_memory(error):
@@ -233,14 +253,6 @@ def _answer(
         row.answer = answer
 
 
-def _refuse_generation(spec: GenerationConfig | None, batch_size: int, *, base: bool, system: str | None) -> None:
-    """ConfigError where a setting is given that a classifier has no use for."""
-    changed = [] if spec is None else [name for name, value in GenerationConfig() if getattr(spec, name) != value]
-    idle = ["base"] * base + ["system"] * (system is not None) + ["batch_size"] * (batch_size != TOGETHER) + changed
-    if idle:
-        raise ConfigError([f"the setting {idle[0]} has no effect, because this run is a classifier. Leave it out."])
-
-
 @dataclass
 class Row:
     """One of the file: what it holds, what it asks, and what became of it."""
@@ -250,9 +262,7 @@ class Row:
     question: Example | None = None
     ids: list[int] = field(default_factory=list)
     answer: Answer | None = None
-    texts: tuple[str, str] = ("", "")
-    """What a classifier reads: a text, and a second one or nothing."""
-    prediction: Prediction | TaggedText | None = None
+    prediction: Prediction | None = None
     """Of a classifier, in place of an answer."""
     problem: str | None = None
 
@@ -263,52 +273,3 @@ class Row:
         if self.answer is not None:
             return self.columns | {column: self.answer.text}
         return self.columns | {column: None, PROBLEM: self.problem}
-
-
-def classify(rows: Sequence[Row], tuned: TunedModel, callback: Callback) -> None:
-    """Give each row that can be read its prediction, or its problem."""
-    questions = [row for row in rows if row.question is not None and row.problem is None]
-    of_part, activity = (_tag, "Tagging") if tuned.tags_words else (_classify, "Classifying")
-    for begin in range(0, len(questions), AT_ONCE):
-        report = partial(_report_progress, callback, activity, begin, len(questions))
-        of_part(questions[begin : begin + AT_ONCE], tuned, report)
-
-
-def _report_progress(callback: Callback, activity: str, before: int, rows: int, done: int) -> None:
-    callback(ProgressUpdate(activity, before + done, rows, "rows"))
-
-
-def _classify(rows: Sequence[Row], tuned: TunedModel, report: Callable[[int], None]) -> None:
-    encoded = _encoded_images(rows, tuned) if tuned.reads_images else _encoded_texts(rows, tuned)
-    fitting = [(row, tokens) for row, tokens in encoded if row.problem is None]
-    classified = tuned.classify([tokens for _, tokens in fitting], report)
-    for (row, _), prediction in zip(fitting, classified, strict=True):
-        row.prediction = prediction
-
-
-def _tag(rows: Sequence[Row], tuned: TunedModel, report: Callable[[int], None]) -> None:
-    tagged, problems = tuned.tag([row.question for row in rows if row.question is not None], report)
-    for at, row in enumerate(rows):
-        row.prediction = tagged.get(at)
-        row.problem = problems.get(at)
-
-
-def _encoded_texts(rows: Sequence[Row], tuned: TunedModel) -> list[tuple[Row, Tokens]]:
-    for row in rows:
-        assert row.question is not None, "only these are encoded"
-        try:
-            row.texts = texts_of(row.question)
-        except DataError as error:
-            row.problem = str(error)
-    usable = [row for row in rows if row.problem is None]
-    encoded, problems = tuned.rows_of([row.texts for row in usable])
-    for at, why in problems.items():
-        usable[at].problem = f"{usable[at].where}: {why}"
-    return list(zip(usable, encoded, strict=True))
-
-
-def _encoded_images(rows: Sequence[Row], tuned: TunedModel) -> list[tuple[Row, Tokens]]:
-    encoded, problems = tuned.image_rows_of([row.question for row in rows if row.question is not None])
-    for at, why in problems.items():
-        rows[at].problem = why
-    return list(zip(rows, encoded, strict=True))

@@ -30,13 +30,12 @@ from rankwise.training.anchor import facts_of as facts_of_anchor
 from rankwise.training.backend import backend_named, choose_backend
 from rankwise.training.earlier_rounds import EarlierRounds
 from rankwise.training.hooks import slowed, with_ways_on
-from rankwise.training.pairs import over_rows
 from rankwise.training.preflight import Foresight, foresee_backend, out_of_memory
 from rankwise.training.resume import Past, changed_since, take_up_together, training_machine
 from rankwise.training.run import Budget, TrainingRun
 from rankwise.training.state import Diverged
 from rankwise.training.trainer import Trainer
-from rankwise.training.validation import Validation
+from rankwise.training.validation import Validation, over_rows
 from rankwise.training.validation_classes import rare_in
 from rankwise.training.world import LostProcessError, StoppedTogether
 

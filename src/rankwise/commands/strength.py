@@ -10,7 +10,6 @@ from typing import Any
 from rankwise.base.loaded import LoadedModel
 from rankwise.commands.report import write_page
 from rankwise.config.strength import check_strength
-from rankwise.errors import ConfigError
 from rankwise.evaluation.forgetting import STRENGTHS, TaskLoss, strength_curve, text_elsewhere, with_ends
 from rankwise.evaluation.likelihood import likelihoods
 from rankwise.evaluation.subject import base_and_tuned, held_to_measure
@@ -18,7 +17,6 @@ from rankwise.evaluation.validation_rows import Measurable, rows_to_measure
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.methods.artifact import open_artifact
 from rankwise.methods.registry import method_of
-from rankwise.objectives.preference import Preference
 from rankwise.runs.evaluations import STRENGTH, StrengthCurve, write_strength
 from rankwise.runs.records import Callback, Event, ProgressUpdate, StatusMessage, silent
 from rankwise.system.files import check_place
@@ -52,16 +50,11 @@ def strength(
     artifact = open_artifact(
         run_name, callback, force_result=force_result, base_model=base_model, trust_code=trust_code
     )
+    artifact.refuse("measured at strengths")
     if artifact.run is not None:
         check_place(artifact.folder / STRENGTH)
     spec = held_to_measure(method_of(artifact.config).model_of(artifact))
     asked = load_tuned(artifact, callback, force_base=force_base, spec=spec)
-    asked.check_continues("strength")
-    if isinstance(asked.objective, Preference):
-        raise ConfigError([
-            f"{artifact.described} was trained on preference pairs, and strengths are compared by the loss of answers. "
-            "Measure it with rankwise evaluate."
-        ])  # fmt: skip
     told = text_elsewhere(artifact, asked.model, text, blocks, callback)
     every = rows_to_measure(artifact, asked.model, data, callback)
     rows = every.spread(MOST)

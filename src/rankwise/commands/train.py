@@ -25,7 +25,7 @@ from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.methods.starting import Start, start_of
 from rankwise.methods.trainable import Trainable
-from rankwise.objectives.objective import Objective, classifier
+from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import decided, objective_of
 from rankwise.rows.preparation import Prepared
 from rankwise.rows.preparing import prepare, refuse_fatal
@@ -43,7 +43,6 @@ from rankwise.tracking.following import check_installed
 from rankwise.training.anchor import text_of_run
 from rankwise.training.budgets import tasks_of_run
 from rankwise.training.earlier_rounds import earlier_rows
-from rankwise.training.head_start import fit_head
 from rankwise.training.hooks import back_off_together, warning_of
 from rankwise.training.preflight import Foresight, foresee, within_limit
 from rankwise.training.replay import with_replay
@@ -141,7 +140,7 @@ def _trained(
     """From what is on the disk to the end; Diverged where it may begin anew."""
     experiment, start = _settled(experiment, resumable, callback)
     objective = _objective(experiment, start, resumable, model, callback)
-    foreseen = foresee(experiment, callback, objective.targets)
+    foreseen = foresee(experiment, callback, objective.head_size)
     training_config, foreseen = within_limit(experiment, foreseen, callback)
     if foreseen is not None and resumable is None:
         foreseen.check(callback, force=force_memory)
@@ -154,7 +153,7 @@ def _trained(
     untouched = loaded
     prepared, loaded = _prepared(experiment, objective, loaded, callback, world)
     if resumable is None:
-        experiment, training_config = _with_defaults(experiment, training_config, prepared)
+        experiment, training_config = _with_defaults(experiment, training_config, prepared, objective)
     world.check_same_rows(prepared.data_report.model_dump_json())
     scorer = SCORERS[objective.name](measured_as(experiment, callback), loaded, prepared, objective)
     rows = prepared.rows_in_pass
@@ -164,7 +163,7 @@ def _trained(
         callback=callback, heads=objective.heads(loaded), load=objective.load, start=start,
         resumed_ranks=partial(ranks_before_training, resumable) if resumable is not None else None,
     )  # fmt: skip
-    if experiment.fits_head and start is None and resumable is None and not loaded.own_head:
+    if start is None and resumable is None and not loaded.own_head:
         _fit_head(objective, loaded, prepared, callback)
     tasks = tasks_of_run(config, loaded, prepared.data_report)
     trials = Trials(experiment, loaded, method, objective, setup, prepared, world)
@@ -200,14 +199,14 @@ def _settled(
 
 
 def _with_defaults(
-    experiment: Experiment, training: TrainingConfig, prepared: Prepared
+    experiment: Experiment, training: TrainingConfig, prepared: Prepared, objective: Objective
 ) -> tuple[Experiment, TrainingConfig]:
-    """Those of a classifier follow from its rows. ConfigError where a setting needs validation rows, which few rows do
+    """Those that follow from the rows. ConfigError where a setting needs validation rows, which few rows do
     not give by default."""
-    measured, learned = bool(len(prepared.measured)), prepared.data_report.learned
+    measured = bool(len(prepared.measured))
     if not measured and (needing := experiment.validation.needing_rows):
         raise ConfigError([NO_ROWS.format(needing[0], prepared.data_report.used)])
-    experiment = experiment.with_class_defaults(measured=measured, one_class=learned.one_class)
+    experiment = experiment.with_defaults(measured=measured, by=objective.best_by)
     return experiment, training.model_copy(update={"epochs": experiment.training.epochs})
 
 
@@ -284,12 +283,8 @@ def _loaded(experiment: Experiment, objective: Objective, callback: Callback) ->
 
 def _fit_head(objective: Objective, loaded: LoadedModel, prepared: Prepared, callback: Callback) -> None:
     """A new head of whole texts does not begin at random numbers."""
-    own = classifier(objective)
-    if own is not None and (fitted := fit_head(own, loaded, prepared.trained_rows)) is not None:
-        callback(StatusMessage(
-            f"the head begins with what fits {fitted.rows:,} rows best while the model is frozen (penalty "
-            f"{fitted.penalty:g})"
-        ))  # fmt: skip
+    if fitted := objective.fit_head(loaded, prepared.trained_rows):
+        callback(StatusMessage(fitted))
 
 
 def _lineage(start: Start | None, resumable: Resumable | None) -> tuple[Round, ...]:

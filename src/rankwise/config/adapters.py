@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -12,7 +12,7 @@ from rankwise.config.base import Number, PositiveInt
 from rankwise.config.budget import BudgetKind, parse_budget
 from rankwise.config.layer import Heads, Layer
 from rankwise.config.matching import by_pattern, parse_layers, select, split_names
-from rankwise.config.method import NO_ADAPTER, NO_BASE_BESIDE, NO_NEW_TRIPLETS, MethodConfig
+from rankwise.config.method import ALONE, NO_ADAPTER, NO_BASE_BESIDE, NO_NEW_TRIPLETS, MethodConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.modules import AUTO, Modules, Selection
 from rankwise.config.parameters import NO_HEADS, Parameters, with_budget, with_ranks
@@ -23,6 +23,12 @@ Start = Literal["zero", "orthonormal", "gaussian"]
 ExportFormat = Literal["peft", "portable", "mlx", "merged", "gguf-lora", "gguf", "ollama"]
 
 
+EXTRACTED = (
+    "{model} trained an adapter, so there is nothing to extract. Use rankwise merge --rank with --as-adapter to lower "
+    "its rank."
+)
+
+
 class AdapterConfig(MethodConfig):
     """Settings that LoRA and AdaLoRA share.
 
@@ -31,6 +37,7 @@ class AdapterConfig(MethodConfig):
     """
 
     artifact: ClassVar[Literal["adapter", "model"]] = "adapter"
+    cannot: ClassVar[Mapping[str, str]] = {"extracted": EXTRACTED}
     auto_rate: ClassVar[float] = 2e-3
     classifier_rate: ClassVar[float] = 3e-4
     image_rate: ClassVar[float | None] = 4.2e-4
@@ -107,9 +114,10 @@ class LoraConfig(AdapterConfig):
     def needs_rows_of_weights(self) -> bool:
         return self.dora
 
-    def misfit(self, objective: str) -> str | None:
+    @property
+    def needs(self) -> dict[str, str]:
         """EVA reads the inputs of predicted tokens."""
-        return "adapter.start eva" if objective != "causal-lm" and self.start == "eva" else None
+        return {"tokens": "adapter.start eva"} if self.start == "eva" else {}
 
     def without_rows(self) -> Self:
         return self.model_copy(update={"start": "uniform"})
@@ -251,14 +259,29 @@ class AdaLoraConfig(AdapterConfig):
         return 4.0 * rank**2 * (layer.inputs + layer.outputs) if self.orthogonality else 0.0
 
 
+NO_FACTORS = "{folder} has no adapter, because it is a result of full fine-tuning. Use --format merged or gguf."
+FULL_RESULT = "{model} is a result of full fine-tuning and has no adapter."
+
+
 class FullConfig(MethodConfig):
     """Full fine-tuning: every weight of the model is trained, in float32."""
 
     artifact: ClassVar[Literal["adapter", "model"]] = "model"
     cannot_continue: ClassVar[str | None] = NO_ADAPTER
+    cannot: ClassVar[Mapping[str, str]] = {
+        "asked beside others": ALONE,
+        "judged by engines": "The whole model learned, so there is no adapter: every engine loads it as a model.",
+        "merged by files": f"{FULL_RESULT} Use rankwise extract to make one of it, or rankwise export --format merged "
+        "for the whole model.",
+        "combined": FULL_RESULT,
+        **dict.fromkeys(("peft", "portable", "mlx", "gguf-lora"), NO_FACTORS),
+    }
     base_dtype: ClassVar[Literal["float32"] | None] = "float32"
     no_anchor: ClassVar[str | None] = NO_BASE_BESIDE
     trains_base: ClassVar[bool] = True
+    fewer_bits: ClassVar[Mapping[str, str]] = {}
+    trial_part: ClassVar[int] = 2
+    trial_copies: ClassVar[int] = 5
     lighter_base: ClassVar[tuple[str, str]] = (
         "adapter.method=lora", "an adapter is trained instead of the whole model",
     )  # fmt: skip
@@ -304,6 +327,11 @@ class HeadConfig(MethodConfig):
     """The new head of a classifier alone; the pretrained model stays as it is."""
 
     artifact: ClassVar[Literal["adapter", "model"]] = "adapter"
+    cannot: ClassVar[Mapping[str, str]] = {
+        "extracted": EXTRACTED,
+        "portable": "{folder} has no adapted layers, so there is no rank that all could have. Use --format peft or "
+        "merged.",
+    }
     auto_rate: ClassVar[float] = 5e-2
     classifier_rate: ClassVar[float] = 5e-2
     image_rate: ClassVar[float | None] = 8e-3
@@ -318,5 +346,6 @@ class HeadConfig(MethodConfig):
     def parameters(self, total: int, layers: Sequence[Layer], heads: Heads = NO_HEADS) -> Parameters:
         return with_ranks(total, (), (), heads, dora=False, exact=True)
 
-    def misfit(self, objective: str) -> str | None:
-        return None if objective.endswith("-classification") else "adapter.method head"
+    @property
+    def needs(self) -> dict[str, str]:
+        return {"head": "adapter.method head"}

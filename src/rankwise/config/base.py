@@ -43,7 +43,9 @@ class _ReportsAsSpecError(type(BaseModel)):  # pyright: ignore[reportUntypedBase
 
 
 class Config(BaseModel, metaclass=_ReportsAsSpecError):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), defer_build=True
+    )
 
 
 def problems_of(

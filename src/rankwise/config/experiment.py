@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -13,6 +13,7 @@ from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.images import ImagesConfig
 from rankwise.config.models import ModelConfig
+from rankwise.config.objectives import OBJECTIVES, ObjectiveSettings
 from rankwise.config.preference import PreferenceConfig
 from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.config.tracking import TrackingConfig
@@ -21,11 +22,6 @@ from rankwise.config.validation import ValidationConfig
 
 OTHERS: dict[str, type[Config]] = {"adalora": AdaLoraConfig, "head": HeadConfig, "full": FullConfig}
 """Methods other than LoRA. The adapter settings of recipes are written for LoRA."""
-PREFERENCE_SHARE = 0.1
-"""Of the learning rate for answers, the rate for preferences (lab/preference.md)."""
-CLASS_EPOCHS, WITHOUT_ROWS, CLASS_PATIENCE = 10, 4, 2
-"""Of a classifier of texts: passes at most where validation rows say when to stop, and after how many validations
-without improvement; and passes where there are none (lab/classifiers.md)."""
 RUN_NAME = NAME
 
 
@@ -48,7 +44,6 @@ Objective = Literal[
     "auto", "causal-lm", "sequence-to-sequence", "preference", "sequence-classification", "token-classification",
     "image-classification",
 ]  # fmt: skip
-OBJECTIVES: tuple[str, ...] = get_args(Objective)
 
 
 class Experiment(Config):
@@ -121,18 +116,37 @@ class Experiment(Config):
             )
         return self
 
-    def with_class_defaults(self, *, measured: bool, one_class: bool = False) -> Self:
-        """Where neither passes nor steps are given, a classifier of texts, whose objective is decided, learns until its
-        validation stops improving. Of rows with one class each, the best is so by accuracy, since the loss grows with
-        each sure answer to a row whose label is wrong. `measured`: whether there are validation rows."""
-        training, validation, changes = self.training, self.validation, dict[str, Any]()
-        if not self.fits_head or training.epochs or training.steps:
-            return self
-        if measured and validation.keep == "last" and "keep" not in validation.model_fields_set:
-            changes = {"keep": "best", "patience": validation.patience or CLASS_PATIENCE}
-            changes |= {"by": "accuracy"} if one_class and "by" not in validation.model_fields_set else {}
-        training = training.model_copy(update={"epochs": float(CLASS_EPOCHS if measured else WITHOUT_ROWS)})
-        return self.model_copy(update={"training": training, "validation": validation.model_copy(update=changes)})
+    @property
+    def objective_settings(self) -> ObjectiveSettings:
+        return OBJECTIVES[self.objective]
+
+    @property
+    def misfits(self) -> list[str]:
+        """One sentence for each setting that has no effect with the objective, or that it does not support yet."""
+        own, training = self.objective_settings, self.training
+        of_data = [] if self.data is None else own.idle_of_data(self.data, self.preference)  # only a plan has no rows
+        given = {
+            "training.anchor": training.anchor is not None,
+            "training.replay": training.replay is not None,
+            "training.learning_rate tune": training.learning_rate == "tune",
+            "model.new_tokens": bool(self.model.new_tokens),
+            "classification": self.classification != ClassificationConfig(),
+            "images": self.images != ImagesConfig(),
+            "preference": self.preference != PreferenceConfig(),
+        }
+        idle = self.validation.without_effect(own.metrics, own.idle_validation)
+        idle += [setting for need, setting in self.adapter.needs.items() if need not in own.gives]
+        idle += [name for name, is_given in given.items() if is_given and name in own.idle]
+        idle += [f"data.{name}" for name in of_data]
+        return [
+            f"the setting {name} has no effect with the objective {self.objective}. Leave it out, or choose another "
+            "objective (--objective)." for name in idle
+        ]  # fmt: skip
+
+    def with_defaults(self, *, measured: bool, by: str) -> Self:
+        """What the rows of a training whose objective is decided say of its settings."""
+        changes = self.objective_settings.defaults(self.training, self.validation, measured=measured, by=by)
+        return self.model_copy(update=changes)
 
     @property
     def base(self) -> ModelConfig:
@@ -142,23 +156,9 @@ class Experiment(Config):
         return self.model if dtype is None else self.model.model_copy(update=changes)
 
     @property
-    def classifies(self) -> bool:
-        return self.objective.endswith("-classification")
-
-    @property
-    def fits_head(self) -> bool:
-        """Whether a new head is fitted on frozen features before the first step (training/head_start.py)."""
-        return self.objective == "sequence-classification"
-
-    @property
     def auto_rate(self) -> float:
         """What the learning rate `auto` is at width 576."""
-        if self.objective == "preference":
-            return PREFERENCE_SHARE * self.adapter.auto_rate
-        if not self.classifies:
-            return self.adapter.auto_rate
-        own = {"image-classification": self.adapter.image_rate, "sequence-classification": self.adapter.text_rate}
-        return own.get(self.objective) or self.adapter.classifier_rate
+        return self.objective_settings.rate(self.adapter)
 
 
 def _over(under: dict[str, Any], given: Any) -> Any:

@@ -5,7 +5,7 @@ What differs between methods and needs no torch is answered here, so that nobody
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -35,6 +35,8 @@ NO_SCALED_DORA = (
     "factors cannot express. Leave out adapter.dora, or the budget"
 )
 
+ALONE = "{model} is asked alone, since it needs a model of its own."
+
 
 class MethodConfig(Config):
     start_from: str | None = Field(None, min_length=1)
@@ -44,6 +46,9 @@ class MethodConfig(Config):
     """What is written, and the folder of a finished run that it lies in."""
     cannot_continue: ClassVar[str | None] = None
     """Why the method cannot begin with an adapter that exists, for a message."""
+    cannot: ClassVar[Mapping[str, str]] = {}
+    """By activity, or by format of an export, why nothing that was trained so is used for it: a sentence, in which
+    `{model}` is what was trained and `{folder}` where it lies. Artifacts refuse by it."""
     no_anchor: ClassVar[str | None] = None
     """Why the method cannot be held to its base, for a message."""
     base_dtype: ClassVar[Literal["float32"] | None] = None
@@ -66,6 +71,15 @@ class MethodConfig(Config):
     """Whether a run of 20 steps tells what a longer one will learn, so that `advise` may make it."""
     smaller: ClassVar[tuple[str, int] | None] = None
     """The setting that an adapter's size follows from, and a small value of it."""
+    fewer_bits: ClassVar[Mapping[str, str]] = {
+        "int8": "the base's weights are rounded to 8 bits", "nf4": "the base's weights are rounded to 4 bits",
+    }  # fmt: skip
+    """The formats of a packed base that it may be trained over, and their prices."""
+    trial_part: ClassVar[int] = 4
+    """A trial of --tune has so many times fewer rows in a step and makes so many times more of them: what decides about
+    a rate is how many steps there are. Where every weight learns, the optimizer's work on each step costs more."""
+    trial_copies: ClassVar[int] = 0
+    """What a trial takes beside the model, as a multiple of it: its weights, gradients and two averages."""
     lighter_base: ClassVar[tuple[str, str]] = (
         "model.dtype=bfloat16",
         "weights have 8 significant bits instead of 24; the loss of a step differs by some hundredths of a nat",
@@ -107,9 +121,10 @@ class MethodConfig(Config):
             return NO_SCALED_DORA
         return self.no_anchor
 
-    def misfit(self, objective: str) -> str | None:
-        """The setting that has no effect with this objective."""
-        return None
+    @property
+    def needs(self) -> dict[str, str]:
+        """What an objective must have for it (ObjectiveSettings.gives), and the setting that has no effect without."""
+        return {}
 
     def select(self, modules: Modules) -> Selection:
         """The modules that get an adapter."""

@@ -44,8 +44,3 @@ def not_of_pairs(data: DataConfig) -> list[str]:
     ]  # fmt: skip
     formats = {source.format for source in rows} - {"auto", "preference"}
     return given + [f"format {name}" for name in sorted(formats)]
-
-
-def read_as(data: DataConfig, objective: str) -> DataConfig:
-    """The settings by which a training with this objective reads its rows."""
-    return as_pairs(data) if objective == "preference" else data

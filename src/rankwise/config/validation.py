@@ -8,6 +8,7 @@ and `patience` need more frequent validation and get it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
@@ -20,11 +21,6 @@ TagMetric = Literal["span_f1", "span_precision", "span_recall", "token_accuracy"
 ClassMetric = Literal[
     "accuracy", "balanced_accuracy", "f1", "matthews", "pearson", "spearman", "micro_f1", "exact_match"
 ]
-METRICS_OF: dict[str, Any] = {
-    "causal-lm": TextMetric, "sequence-to-sequence": TextMetric, "preference": PairMetric,
-    "token-classification": TagMetric,
-}  # fmt: skip
-"""By the objective's name; those of every other objective are ClassMetric."""
 NEED_ROWS = ("steps", "keep", "patience", "by", "scores", "answers")
 OF_ANSWERS = ("scores", "answers", "max_new_tokens", "prompts")
 TIMES = 10
@@ -85,15 +81,13 @@ class ValidationConfig(Config):
         of_by = tuple(metric for metric in get_args(TextMetric) if metric == self.by)
         return tuple(dict.fromkeys((*of_by, *self.scores)))
 
-    def of_other_objective(self, objective: str) -> list[str]:
-        """The settings given here that have no effect with this objective."""
-        own = METRICS_OF.get(objective, ClassMetric)
-        by = [f"by {self.by}"] if self.by not in ("loss", *get_args(own)) else []
-        if own is TextMetric:
-            return by
-        names = [name for name in OF_ANSWERS if objective != "preference" or name in ("scores", "answers")]
+    def without_effect(self, metrics: Any, answers: Sequence[str]) -> list[str]:
+        """The settings given here that have no effect where `metrics` are those of the objective, and `answers` the
+        settings of answers that mean nothing to it."""
         fields = type(self).model_fields
-        return [name for name in names if getattr(self, name) not in (fields[name].default, ())] + by
+        by = [f"by {self.by}"] if self.by not in ("loss", *get_args(metrics)) else []
+        given = [name for name in answers if getattr(self, name) not in (fields[name].default, ())] + by
+        return [f"validation.{name}" for name in given]
 
     @property
     def chooses(self) -> bool:

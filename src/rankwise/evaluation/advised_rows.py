@@ -24,7 +24,6 @@ from rankwise.evaluation.likelihood import Likelihood, likelihoods
 from rankwise.evaluation.linear_probe import fit_and_predict, probabilities
 from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.swapped_pairs import with_other_questions
-from rankwise.inference.classify import outputs_of
 from rankwise.inference.kv_cache import LogitsAfter, can_share
 from rankwise.objectives.objective import Classifier
 from rankwise.rows.text.tokenize import Tokens
@@ -218,9 +217,9 @@ class LabelledRows:
         return Untrained(sides[0], len(labels), sides[1])
 
     def adapter(self) -> Side:
-        self._outputs = outputs_of(self.objective, self.model.module, self.rows)
+        self._outputs = outputs = self.objective.outputs_for(self.model.module, self.rows)
         self.read(len(self.rows))
-        return by_outputs(self._outputs, self._actual, self.objective.targets)
+        return by_outputs(outputs, self._actual, self.objective.targets)
 
     def unrelated(self) -> Side | None:
         assert self._outputs is not None, "the adapter was measured"

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rankwise.evaluation.metrics import Sums, means, number_row
-from rankwise.inference.classify import THRESHOLD, Done, Outputs, outputs_of, tag_probabilities
 from rankwise.objectives.objective import Classifier
+from rankwise.objectives.predictions import THRESHOLD, Done, Outputs
+from rankwise.objectives.tagging import Tagging
 from rankwise.rows.text.tagged import Span, spans_of
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.row_facts import TargetFacts
@@ -71,7 +72,7 @@ class Scored:
 
 def score_rows(
     objective: Classifier, module: nn.Module, rows: Sequence[Tokens], done: Done | None = None,
-    outputs: Outputs = outputs_of,
+    outputs: Outputs = Classifier.outputs_for,
 ) -> Scored:  # fmt: skip
     """Run the classifier over rows that have targets; `done` is told how many there are so far."""
     targets = [one_target(row) for row in rows]
@@ -153,7 +154,7 @@ def _sums(predicted: set[Span], actual: set[Span]) -> list[float]:
 
 def score_tags(
     objective: Classifier, module: nn.Module, rows: Sequence[Tokens], done: Done | None = None,
-    outputs: Outputs = tag_probabilities,
+    outputs: Outputs = Tagging.outputs_for,
 ) -> ScoredTags:  # fmt: skip
     """Run the classifier over tagged rows; `done` is told how many there are so far."""
     actual = [np.asarray(row.tags, np.int64)[np.asarray(row.loss_mask, bool)] for row in rows]
@@ -194,7 +195,7 @@ class ScoredLabels:
 
 def score_labels(
     objective: Classifier, module: nn.Module, rows: Sequence[Tokens], done: Done | None = None,
-    outputs: Outputs = outputs_of,
+    outputs: Outputs = Classifier.outputs_for,
 ) -> ScoredLabels:  # fmt: skip
     """Run the classifier over labelled rows; `done` is told how many there are so far."""
     actual = np.array([row.target for row in rows], np.float64).reshape(len(rows), -1) > 0

@@ -19,9 +19,8 @@ from rankwise.base.loaded import LoadedModel
 from rankwise.config.tasks import TaskConfig
 from rankwise.errors import DataError
 from rankwise.evaluation.task_documents import TaskDocument, between, data_spec, drawn, task_documents
+from rankwise.objectives.sequence_to_sequence import text_objective
 from rankwise.rows.sources import open_source
-from rankwise.rows.text.encode import Encoder
-from rankwise.rows.text.encode_sequences import SequenceEncoder
 from rankwise.rows.text.example import BREAK, Example, Message
 from rankwise.rows.text.outcome import RowEncoder
 from rankwise.rows.text.tokenize import Tokens, prompt_ids
@@ -133,9 +132,7 @@ def _with_room(requests: Requests, task: TaskConfig, model: LoadedModel) -> Requ
 def _encoder(task: TaskConfig, model: LoadedModel) -> RowEncoder:
     limit = model.context_length or 10**9
     spec = data_spec(task).model_copy(update={"max_length": limit})
-    if model.encoder_decoder:
-        return SequenceEncoder(model.tokenizer, spec, limit)
-    return Encoder(model.template, model.tokenizer, spec, limit)
+    return text_objective(model).encoder(model.template, model.tokenizer, spec, limit)
 
 
 def _of_rows(task: TaskConfig, model: LoadedModel) -> Requests:

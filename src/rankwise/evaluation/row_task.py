@@ -46,8 +46,8 @@ from rankwise.evaluation.metrics import (
     figures_of_types,
     means,
 )
-from rankwise.inference.classify import THRESHOLD
 from rankwise.objectives.objective import Classifier
+from rankwise.objectives.predictions import THRESHOLD
 from rankwise.rows.images.thumbnails import thumbnail_of
 from rankwise.rows.text.tagged import Span
 from rankwise.rows.text.tokenize import Tokens

@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from itertools import accumulate, pairwise, product
 from pathlib import Path
@@ -34,9 +35,8 @@ from rankwise.evaluation.intervals import scores
 from rankwise.evaluation.likelihood import Likelihood, likelihoods
 from rankwise.evaluation.metrics import means, rating_rows, rows_of, searched, unfit
 from rankwise.evaluation.requests import Request, Requests
-from rankwise.forward.reference import OutputLogits
 from rankwise.inference.generate import answers_in_turn
-from rankwise.objectives.sequence_to_sequence import batch_of
+from rankwise.objectives.sequence_to_sequence import text_objective
 from rankwise.rows.encoded.dealing import Dealing, undealt
 from rankwise.runs.evaluations import ModelScores, Sample
 from rankwise.runs.records import Callback, ProgressUpdate, StatusMessage
@@ -205,8 +205,12 @@ def _likelihoods(
     """Of the documents of each request."""
     documents = [document for request in requests for document in request.documents]
     places = [request.where for request in requests for _ in request.documents]
+    objective = text_objective(model)
     try:
-        flat = likelihoods(model.module, documents, callback, what, places, **_apart(model))
+        flat = likelihoods(
+            model.module, documents, callback, what, places, forward=partial(objective.predict, model.module),
+            collated=objective.collated,
+        )  # fmt: skip
     except Exception as error:
         if is_out_of_memory(error):
             raise ResourceError(
@@ -216,11 +220,6 @@ def _likelihoods(
         raise
     ends = accumulate((len(request.documents) for request in requests), initial=0)
     return [flat[begin:end] for begin, end in pairwise(ends)]
-
-
-def _apart(model: LoadedModel) -> dict[str, Any]:
-    """How likelihoods are computed where an encoder reads the prompt and a decoder writes the answer."""
-    return {"forward": OutputLogits(model.module), "collated": batch_of} if model.encoder_decoder else {}
 
 
 def _chosen(requests: Sequence[Request], each: Sequence[Sequence[Likelihood]]) -> dict[str, Rows]:

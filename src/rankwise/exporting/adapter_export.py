@@ -39,7 +39,6 @@ from rankwise.exporting.engine_rules import VLLM_RANKS
 from rankwise.exporting.merge import beside
 from rankwise.methods.artifact import Artifact, recorded_base, stored_weights
 from rankwise.methods.model_card import UNKNOWN, CardFacts, card
-from rankwise.methods.registry import method_of
 from rankwise.runs.directory import CARD
 from rankwise.runs.manifest import BaseModelFacts
 from rankwise.runs.records import Callback, WarningMessage
@@ -59,7 +58,6 @@ def export_adapter(
     round_rank: bool,
 ) -> AdapterWeights:  # fmt: skip
     """Write the adapter, whole or not at all, and return what was written. It names `base_model` as its base."""
-    method_of(artifact.config).check_export(format, artifact.folder)
     artifact = replace(artifact, trained_on=_renamed(artifact.trained_on, base_model))
     files = beside(artifact, strength)
     stored = _with_base(stored_weights(artifact, callback), base_model)

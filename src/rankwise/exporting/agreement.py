@@ -17,33 +17,23 @@ token of its own, one word after the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rankwise.errors import RankwiseError, some
 from rankwise.evaluation.validation_rows import rows_to_measure
 from rankwise.exporting.engine_process import EngineReplies, EngineReply
 from rankwise.exporting.reference import Question, Reference
-from rankwise.inference.classify import THRESHOLD, outputs_of, tag_probabilities
 from rankwise.inference.tuned_model import TunedModel
-from rankwise.rows.encoded.sequences import evenly
-from rankwise.rows.text.encode_tags import encode_words
-from rankwise.rows.text.tagged import words_of
+from rankwise.objectives.objective import Classifier
+from rankwise.objectives.predictions import THRESHOLD
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import silent
 from rankwise.runs.row_facts import Pooling
 
 SHARE_OF_CHANGE = 0.25
-TEXTS = (
-    "This is good.", "This is bad.", "The delivery came late, and the box was open.", "How much does it cost?",
-    "I like it very much!", "No.", "The match ended two to one.", "Please send me the invoice again.",
-)  # fmt: skip
-TEXT_TOLERANCE = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05}
-IMAGE_TOLERANCE = {"float32": 0.02, "float16": 0.03, "bfloat16": 0.06}
-"""Of the largest difference of an output. Images are resized by another library in other software, which changes pixels
-by one step of 255 here and there."""
+BUILT_IN = "built-in texts"
 PREDICTED = {"one": "classes", "several": "sets of classes", "tags": "tags of words"}
 """What is compared, by the form of the targets."""
 
@@ -276,19 +266,21 @@ class ClassReference:
     outputs: tuple[tuple[float, ...], ...]
     classes: tuple[str, ...]
     base_folder: str
+    auto_class: str
+    tolerances: Mapping[str, float]
+    """Of the largest difference of an output, by number format."""
     pooling: Pooling = "own"
     form: Literal["one", "several", "tags"] = "one"
     """Whether a row has one class or number, any number of classes, or a class for each of its words."""
 
-    @property
-    def images(self) -> bool:
-        return "image" in self.questions[0]
+    change: ClassVar[None] = None
+    """What the training changed is not measured."""
 
     @property
     def request(self) -> dict[str, Any]:
         return {"questions": list(self.questions), "classes": list(self.classes), "outputs": len(self.classes) or 1,
-                "base": self.base_folder, "pooling": self.pooling, "several": self.form == "several",
-                "words": self.form == "tags"}  # fmt: skip
+                "base": self.base_folder, "auto_class": self.auto_class, "pooling": self.pooling,
+                "several": self.form == "several", "words": self.form == "tags"}  # fmt: skip
 
     def each(self, outputs: Sequence[float]) -> list[Sequence[float]]:
         """The outputs of a row, or of each of its words."""
@@ -309,58 +301,37 @@ class ClassReference:
         return sorted(ours)[-1] - sorted(ours)[-2] <= 2 * allowed
 
 
-def class_reference_of(tuned: TunedModel, count: int, rows: str | None) -> ClassReference | None:
+def class_reference_of(tuned: TunedModel, objective: Classifier, count: int, rows: str | None) -> ClassReference | None:
     """None for images that are no files any more, since there is nothing to show to other software."""
     documents, about = _documents(tuned, rows)
-    classifier, module = tuned.classifier, tuned.model.module
-    if tuned.reads_images:
-        chosen = [one for one in documents if one.name is not None and Path(one.name).is_file()]
-        picked = list(evenly(chosen, count))
-        questions = [{"image": str(Path(str(one.name)).absolute())} for one in picked]
-    else:
-        texts = [tuned.model.tokenizer.readable([int(token) for token in one.ids]) for one in evenly(documents, count)]
-        texts, about = (texts, about) if texts else (list(TEXTS), "built-in texts")
-        questions, picked = _tagged(tuned, texts) if tuned.tags_words else _whole(tuned, texts)
-    if not questions:
+    longest = replace(tuned.longest, cuts=False)  # the other software is given whole texts
+    outcomes = objective.encoded(tuned.model, objective.shown(tuned.model, documents, count), longest)
+    fitting = [one for one in outcomes if one.problem is None]
+    if not fitting:
         return None
-    of_rows = tag_probabilities if tuned.tags_words else outputs_of
-    outputs = tuple(tuple(one.flatten().tolist()) for one in of_rows(classifier, module, picked))
+    outputs = objective.outputs_for(tuned.model.module, [one.sequences[0] for one in fitting])
     return ClassReference(
-        f"{len(questions)} {about}", tuple(questions), outputs, classifier.targets.classes,
-        str(tuned.model.source.folder.absolute()), classifier.targets.pooling, classifier.targets.form,
+        f"{len(fitting)} {about}", tuple(map(objective.question, fitting)),
+        tuple(tuple(one.flatten().tolist()) for one in outputs), objective.targets.classes,
+        str(tuned.model.source.folder.absolute()), objective.kind.auto_class, objective.tolerances,
+        objective.targets.pooling, objective.targets.form,
     )  # fmt: skip
 
 
-def _whole(tuned: TunedModel, texts: Sequence[str]) -> tuple[list[dict[str, Any]], list[Tokens]]:
-    rows, _ = tuned.rows_of([(text, "") for text in texts])
-    return [{"text": text} for text in texts], rows
-
-
-def _tagged(tuned: TunedModel, texts: Sequence[str]) -> tuple[list[dict[str, Any]], list[Tokens]]:
-    """With the words that have a first token of their own, in characters."""
-    words = [words_of(text) for text in texts]
-    encoded = encode_words(tuned.model.tokenizer, list(zip(texts, words, strict=True)))
-    questions = [
-        {"text": text, "words": [ranges[number] for number in one.words]}
-        for text, ranges, one in zip(texts, words, encoded, strict=True)
-    ]
-    return questions, [one.tokens for one in encoded]
-
-
-def _documents(tuned: TunedModel, rows: str | None) -> tuple[list[Tokens], str]:
+def _documents(tuned: TunedModel, rows: str | None) -> tuple[Sequence[Tokens], str]:
     try:
         found = rows_to_measure(tuned.artifact, tuned.model, rows, silent)
     except (RankwiseError, OSError):
         if rows is not None:
             raise
-        return [], ""
-    return list(found.documents), "validation rows" if rows is None else f"rows of {rows}"
+        return [], BUILT_IN
+    about = "validation rows" if rows is None else f"rows of {rows}"
+    return found.documents, about if len(found.documents) else BUILT_IN
 
 
 def compare_classes(reference: ClassReference, replies: EngineReplies, number_format: str) -> EngineVerdict:
     """Equal predicted classes, and outputs within the tolerance."""
-    limits = IMAGE_TOLERANCE if reference.images else TEXT_TOLERANCE
-    allowed = limits[number_format]
+    allowed = reference.tolerances[number_format]
     problems, differences, equal, near = [], list[float](), 0, 0
     for ours, reply in zip(reference.outputs, replies.replies, strict=True):
         theirs = reply.outputs

@@ -54,7 +54,6 @@ def export_as_gguf(
 ) -> tuple[Path, GgufMerged | int]:  # fmt: skip
     """Write an adapter or a merged model; returns the written file, and what was written: the facts of a merged model,
     or the largest rank of an adapter."""
-    method_of(artifact.config).check_export(format, artifact.folder)
     model = gguf_model(artifact, callback, force_base=force_base)
     files = beside(artifact, strength)
     if format == "gguf":

@@ -21,13 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankwise.adapters.formats.peft import as_lora
 from rankwise.adapters.weights import AdapterWeights, Factors
 from rankwise.base.gguf.architectures import Architecture, GgufNames, architecture_of, config_in
 from rankwise.base.sources import Source, find
 from rankwise.config.models import ModelConfig
 from rankwise.errors import AdapterError, RunError, some
-from rankwise.methods.artifact import Artifact, check_trained_on, stored_weights
+from rankwise.methods.artifact import Artifact
 from rankwise.methods.registry import method_of
 from rankwise.runs.records import Callback
 from rankwise.system.files import published, published_file, write_json
@@ -60,20 +59,13 @@ def gguf_model(artifact: Artifact, callback: Callback, *, force_base: bool) -> G
     if artifact.runs_own_code:
         raise RunError(f"{artifact.folder} was trained on a model with its own Python code, which llama.cpp does not "
         "know. Export the adapter as peft or portable.")  # fmt: skip
-    if artifact.targets is not None:
-        raise RunError(
-            f"{artifact.described} is a classifier, and GGUF files are written for language models alone. Use --format "
-            "peft or merged."
-        )
-    spec = method_of(artifact.config).model_of(artifact)
+    method = method_of(artifact.config)
+    spec = method.model_of(artifact)
     source = find(spec, callback)
     source.refuse_packed("which are not written as GGUF")
     config = config_in(source.folder)
     architecture = architecture_of(config, artifact.described)
-    adapted = not artifact.config.trains_base
-    if adapted:
-        check_trained_on(source, artifact, "export", callback, force=force_base)
-    weights = as_lora(stored_weights(artifact, callback)) if adapted else None
+    weights = method.adapter_over(source, artifact, callback, force_base=force_base)
     if weights is not None:
         weights.refuse_tokens("or model in GGUF's form", "--format merged, which llama.cpp's converter takes")
     names = GgufNames(architecture, config)

@@ -29,7 +29,6 @@ from rankwise.methods.artifact import BASE_FACTS, Artifact
 from rankwise.methods.registry import method_of
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.text_classification import TextClassification
-from rankwise.rows.text.encode_sequences import encode_inputs, row_of
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.evaluations import STRENGTH
 from rankwise.runs.lineage import LINEAGE, Lineage
@@ -44,9 +43,6 @@ HIDDEN = 0.25
 """If rounding exceeds this share of the adapter's own change, a warning says that training may be partly lost."""
 TEXT = "The river had risen in the night, and 27 boats lay on the grass. Nobody knew whose they were; the oldest of "
 "us said: count the oars first, then ask. def count(oars): return sum(oars) // 2"
-
-
-IMAGES = 2
 
 
 @dataclass(frozen=True)
@@ -132,18 +128,8 @@ def beside(artifact: Artifact, strength: float) -> dict[str, Any]:
 
 
 def _logits(model: LoadedModel, objective: Objective) -> Tensor:
-    """Compute logits of a text, which a model with an encoder reads and writes, or of random images."""
     with torch.inference_mode():
-        if objective.row_length is not None:
-            rows = objective.random_rows(model.module, [1] * IMAGES, torch.Generator().manual_seed(0))
-            (batch,) = objective.batches(rows, IMAGES * objective.row_length)
-            return objective.predict(model.module, batch.to(model.precision.device)).cpu().double()
-        if model.encoder_decoder:
-            (given,) = encode_inputs(model.tokenizer, [TEXT], model.context_length)
-            (batch,) = objective.batches([row_of(given, given)], 1)
-            return objective.predict(model.module, batch.to(model.precision.device)).cpu().double()
-        ids = torch.tensor([model.tokenizer.encode(TEXT)], device=model.precision.device)
-        return model.module(input_ids=ids).logits.cpu().double()
+        return objective.sample_logits(model, TEXT).cpu().double()
 
 
 def _hashes(model: LoadedModel) -> dict[str, str]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rankwise.base.loading import load_tokenizer
-from rankwise.errors import RunError, TemplateError
+from rankwise.errors import TemplateError
 from rankwise.exporting.merge import Merged, export_merged
 from rankwise.exporting.ollama_templates import ANY_QUESTION, KNOWN, Served, candidates
 from rankwise.exporting.served_jinja import template_of
@@ -156,8 +156,6 @@ def export_ollama(
     artifact: Artifact, folder: Path, callback: Callback, dtype: str | None, strength: float = 1.0, *, force_base: bool
 ) -> tuple[Merged, OllamaTemplate]:
     """Write the merged model with a Modelfile beside it; the Modelfile names the folder as its base."""
-    if artifact.targets is not None:
-        raise RunError(f"{artifact.described} is a classifier, and Ollama serves models that write text. Use merged.")
     tokenizer, _, positions = load_tokenizer(method_of(artifact.config).model_of(artifact), callback)
     served = ollama_template(template_of(artifact, tokenizer))
     report, run = artifact.data_report, artifact.run

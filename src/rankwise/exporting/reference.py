@@ -26,17 +26,15 @@ from rankwise.config.generation import GenerationConfig
 from rankwise.errors import RankwiseError, TemplateError
 from rankwise.evaluation.requests import requests_of_sequences
 from rankwise.evaluation.validation_rows import rows_to_measure
-from rankwise.forward.reference import OutputLogits
 from rankwise.inference.decoding import Answer
-from rankwise.inference.generate import answers_in_turn, asking_ids
+from rankwise.inference.generate import answers_in_turn
 from rankwise.inference.tuned_model import TunedModel, load_tuned
 from rankwise.methods.artifact import Artifact
 from rankwise.methods.registry import method_of
-from rankwise.objectives.sequence_to_sequence import batch_of
+from rankwise.objectives.sequence_to_sequence import text_objective
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.preparing import prepare
 from rankwise.rows.text.encode_pairs import conversation_of
-from rankwise.rows.text.encode_sequences import row_of
 from rankwise.rows.text.example import Message
 from rankwise.rows.text.tokenize import Tokens, prompt_ids
 from rankwise.runs.records import Callback, ProgressUpdate, silent
@@ -104,19 +102,6 @@ def _documents(tuned: TunedModel, rows: str | None) -> tuple[Sequence[Tokens], s
         return (), ""
 
 
-def conversations_for(model: LoadedModel) -> list[tuple[tuple[Message, ...], tuple[int, ...]]]:
-    """Conversations that the template can say, with their ids; none where an encoder reads single texts."""
-    rendered = []
-    if model.encoder_decoder:
-        return rendered
-    for messages in CONVERSATIONS:
-        try:
-            rendered.append((messages, tuple(asking_ids(model, messages))))
-        except TemplateError:  # it knows no system message, for example
-            continue
-    return rendered
-
-
 def _prompt(document: Tokens, model: LoadedModel) -> Prompt | None:
     if not np.asarray(document.loss_mask).any():
         return None
@@ -127,18 +112,15 @@ def _prompt(document: Tokens, model: LoadedModel) -> Prompt | None:
 
 
 def _built_in(tuned: TunedModel, room: int) -> list[Prompt]:
-    model, prompts = tuned.model, list[Prompt]()
-    if model.encoder_decoder:
-        encoded = [tuple(asking_ids(model, [Message("user", question)])) for question in BUILT_IN]
-        return [Prompt(model.tokenizer.decode(ids), ids) for ids in encoded if len(ids) <= room]
+    model, prompts, objective = tuned.model, list[Prompt](), text_objective(tuned.model)
     for question in BUILT_IN:
         try:
-            text = model.template.text([*tuned.opening(None), Message("user", question)], answer_next=True)
+            text, ids = objective.prompt(model, [*tuned.opening(None), Message("user", question)])
         except TemplateError:
             text = model.tokenizer.start + question
-        ids = tuple(prompt_ids(text, model.tokenizer))  # decoding them may give another text
+            ids = prompt_ids(text, model.tokenizer)
         if len(ids) <= room:
-            prompts.append(Prompt(text, ids))
+            prompts.append(Prompt(text, tuple(ids)))
     return prompts
 
 
@@ -225,9 +207,9 @@ def reference_to(
             stack.enter_context(tuned.trainable.scaled(strength))
         questions = _questions(model, prompts, answer_tokens, callback)
     return Reference(
-        "", tuple(questions), tuple(conversations_for(model)), model.tokenizer.hub.eos_token_id,
-        model.template.end_ids, _change(tuned, questions), str(model.source.folder.absolute()),
-        model.template.thinks,
+        "", tuple(questions), tuple(text_objective(model).rendered(model, CONVERSATIONS)),
+        model.tokenizer.hub.eos_token_id, model.template.end_ids, _change(tuned, questions),
+        str(model.source.folder.absolute()), model.template.thinks,
     )  # fmt: skip
 
 
@@ -249,7 +231,7 @@ def mean_difference(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[f
 
 def _questions(model: LoadedModel, prompts: Sequence[Prompt], new: int, callback: Callback) -> list[Question]:
     longest = max(len(one.ids) for one in prompts)
-    room = next(count for count in range(new, 0, -1) if count == 1 or model.fits(longest, count))
+    room = model.room(longest, new)
     answers = answers_in_turn(
         model, [one.ids for one in prompts], GenerationConfig(max_new_tokens=room, repetition_check=False),
         on_progress=lambda done: callback(ProgressUpdate("Answering in float32", done, len(prompts), "prompts")),
@@ -276,13 +258,8 @@ def scored(
     """Log-probability, margin and logit of each token of an answer."""
     if not answer:
         return [], [], []
-    device = model.precision.device
-    if model.encoder_decoder:
-        logits = OutputLogits(model.module)(batch_of([row_of(prompt, answer)]).to(device)).double()
-    else:
-        ids = torch.tensor([[*prompt, *answer]], device=device)
-        logits = model.module(input_ids=ids).logits[0, len(prompt) - 1 : -1].double()
+    logits = text_objective(model).answer_logits(model, prompt, answer).double()
     likeliest = logits.topk(2, -1).values
-    given = torch.tensor(answer, device=device)[:, None]
+    given = torch.tensor(answer, device=logits.device)[:, None]
     chosen, own = (values.gather(1, given)[:, 0].tolist() for values in (logits.log_softmax(-1), logits))
     return chosen, (likeliest[:, 0] - likeliest[:, 1]).tolist(), own

@@ -113,8 +113,8 @@ ABSENT = Parity(0, 0, ("no chat template was written, so a reader uses the base 
 
 
 def folder_parity(artifact: Artifact, folder: Path, callback: Callback) -> Parity | None:
-    """None for a classifier and for an encoder with a decoder, which hold no conversations."""
-    if artifact.targets is not None or artifact.encoder_decoder:
+    """None for what holds no conversations, and so is not served."""
+    if artifact.why_not("served") is not None:
         return None
     tokenizer = tokenizer_in(folder) if templates_in(folder) else None
     if tokenizer is None:

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import singledispatch
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,8 +38,10 @@ from rankwise.exporting.agreement import (
 )
 from rankwise.exporting.engine_process import SERVER, EngineDriver, EngineFailure, ask, engines_for, interpreters
 from rankwise.exporting.reference import QUESTIONS, Reference, mean_difference, open_float32, reference_of, scored
+from rankwise.inference.tuned_model import TunedModel
 from rankwise.methods.artifact import Artifact
 from rankwise.methods.registry import method_of
+from rankwise.objectives.objective import Classifier, Objective
 from rankwise.runs.directory import CARD
 from rankwise.runs.records import Callback, StatusMessage, silent
 from rankwise.system.files import write_atomic
@@ -179,8 +182,7 @@ def verify(artifact: Artifact, export: Export, how: Verifying, callback: Callbac
     if reference is None:
         return Verification(why_not="the images of the run are no files that could be shown to an engine")
     verdicts = tuple(_verdict(*one, reference, export, how, files, callback) for one in engines)
-    change = reference.change if isinstance(reference, Reference) else None
-    return Verification(reference.about, verdicts, change=change, base_shift=shift)
+    return Verification(reference.about, verdicts, change=reference.change, base_shift=shift)
 
 
 def with_rules(verification: Verification, reasons: Mapping[str, str | None]) -> Verification:
@@ -228,12 +230,24 @@ def _reference(
     """The model that it is asked of is freed before an engine loads its own."""
     tuned = open_float32(artifact, force_base=export.force_base)
     try:
-        if tuned.objective.targets is not None:
-            return class_reference_of(tuned, count, how.rows)
-        return reference_of(tuned, export.strength, count=count, rows=how.rows, callback=callback)
+        return _asked_of(tuned.objective, tuned, export, how, count, callback)
     finally:
         del tuned
         gc.collect()
+
+
+@singledispatch
+def _asked_of(
+    objective: Objective, tuned: TunedModel, export: Export, how: Verifying, count: int, callback: Callback
+) -> Reference | ClassReference | None:
+    return reference_of(tuned, export.strength, count=count, rows=how.rows, callback=callback)
+
+
+@_asked_of.register(Classifier)
+def _class_reference(
+    objective: Classifier, tuned: TunedModel, export: Export, how: Verifying, count: int, callback: Callback
+) -> ClassReference | None:
+    return class_reference_of(tuned, objective, count, how.rows)
 
 
 def _over_full(artifact: Artifact, export: Export) -> Artifact | None:

@@ -7,15 +7,12 @@ pooler that the model's weights lack belongs to it: an encoder that was pretrain
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rankwise.config.experiment import Planned
 from rankwise.config.images import ImagesConfig
-from rankwise.config.misfits import misfits
 from rankwise.errors import ConfigError, ModelError
 from rankwise.planning.devices import Device
 from rankwise.planning.plan import Plan, plan_for
@@ -27,8 +24,6 @@ from rankwise.planning.time import Probe
 from rankwise.rows.classes import read_targets
 from rankwise.rows.tag_classes import holds_tags, read_tags
 
-TEXTS, WORDS, IMAGES = "sequence-classification", "token-classification", "image-classification"
-SEQUENCES = "sequence-to-sequence"
 TWO_CLASSES = 2
 """Outputs where no rows are given."""
 POOLER = "pooler."
@@ -56,24 +51,50 @@ def plan(
 def shape_planned(config: Planned, base: PlannedBase, outputs: int | None = None) -> ModelShape:
     """The shape of the model as it is trained, with a new head where it is to classify. An encoder whose objective and
     rows are not given is only counted. ConfigError where a setting has no effect with the objective."""
-    objective = config.objective
-    if objective == "auto":
-        objective, untrained = _decided(base.shape(), config), config.data is None and config.images == ImagesConfig()
-        if objective in (TEXTS, IMAGES) and untrained and config.adapter.misfit("causal-lm") is None:
-            return base.shape()
-    if problems := misfits(config.model_copy(update={"objective": objective})):
+    if problems := config.misfits:
         raise ConfigError(problems)
-    if objective == TEXTS:
-        return base.shape(new_head(config, base, outputs))
+    return SHAPES.get(config.objective, _own)(config, base, outputs)
+
+
+def _own(config: Planned, base: PlannedBase, outputs: int | None) -> ModelShape:
+    """ConfigError where such a model is not trained with the objective."""
     own = base.shape()
-    _refuse_misfit(objective, own, base.name)
-    if objective == WORDS:
-        return base.shape(new_head(config, base, outputs, words=True))
-    if objective != IMAGES:
-        return own
-    if own.image is None:
-        raise ConfigError([f"the objective is {IMAGES}, but {base.name} ({own.family}) is a model of texts."])
+    if problem := config.objective_settings.problem(own.nature, f"{base.name} ({own.family})"):
+        raise ConfigError([problem])
+    return own
+
+
+def _decided(config: Planned, base: PlannedBase, outputs: int | None) -> ModelShape:
+    own, data = base.shape(), config.data
+    decided = config.objective_settings.decided(own.nature, lambda: data is not None and holds_tags(data))
+    config = config.model_copy(update={"objective": decided.name})
+    if data is not None or config.images != ImagesConfig() or "head" in config.adapter.needs:
+        return shape_planned(config, base, outputs)
+    if problems := config.misfits:
+        raise ConfigError(problems)
+    return own
+
+
+def _of_texts(config: Planned, base: PlannedBase, outputs: int | None) -> ModelShape:
+    return base.shape(new_head(config, base, outputs))
+
+
+def _of_words(config: Planned, base: PlannedBase, outputs: int | None) -> ModelShape:
+    _own(config, base, outputs)
+    return base.shape(new_head(config, base, outputs, words=True))
+
+
+def _of_images(config: Planned, base: PlannedBase, outputs: int | None) -> ModelShape:
+    own = _own(config, base, outputs)
+    assert own.image is not None, "models of texts are refused"
     return base.shape(new_head(config, base, outputs, side_of(config, base, own.image)))
+
+
+SHAPES: Mapping[str, Callable[[Planned, PlannedBase, int | None], ModelShape]] = {
+    "auto": _decided, "sequence-classification": _of_texts, "token-classification": _of_words,
+    "image-classification": _of_images,
+}  # fmt: skip
+"""By the objective; of language models it is their own."""
 
 
 def side_of(config: Planned, base: PlannedBase, own: int) -> int:
@@ -121,29 +142,6 @@ def _names(file: Path) -> list[str]:
         return [POOLER]
 
 
-def _decided(base: ModelShape, config: Planned) -> str:
-    """As a training decides it (objectives/registry.py)."""
-    if base.image is not None:
-        return IMAGES
-    if config.data is not None and holds_tags(config.data):
-        return WORDS
-    if base.is_encoder_decoder:
-        return SEQUENCES
-    return TEXTS if base.is_encoder else "causal-lm"
-
-
-def _refuse_misfit(objective: str, base: ModelShape, name: str) -> None:
-    """Of encoders with decoders, as a training refuses it (objectives/registry.py)."""
-    if objective == SEQUENCES and not base.is_encoder_decoder:
-        raise ConfigError([
-            f"the objective is {SEQUENCES}, but {name} ({base.family}) is not an encoder with a decoder, as T5 and "
-            "BART are. Choose another model with --model, or leave out --objective."
-        ])  # fmt: skip
-    if base.is_encoder_decoder and objective not in (SEQUENCES, IMAGES):
-        raise ConfigError([f"the objective is {objective}, but {name} ({base.family}) is an encoder with a decoder, "
-                           f"which rankwise trains with the objective {SEQUENCES}. Choose another model."])  # fmt: skip
-
-
 def shape_of(name: str, revision: str | None = None) -> ModelShape:
     """The shape of the model that `rankwise plan --model` means by `name`."""
     return base_of(name, revision).shape()
@@ -168,20 +166,6 @@ def shape_to_adapt(name: str) -> ModelShape:
 
 
 def _built(config: dict[str, Any], name: str, where: str, head: NewHead | None) -> ModelShape:
-    with _without_collection():
-        from rankwise.forward.model_shape import shape_of_config
+    from rankwise.forward.model_shape import shape_of_config
 
-        return shape_of_config(config, name, where, head)
-
-
-@contextmanager
-def _without_collection() -> Iterator[None]:
-    """Pause Python's garbage collector, which would search the many lasting objects of torch and transformers again and
-    again while they are imported (0.7 s of 4.9)."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+    return shape_of_config(config, name, where, head)

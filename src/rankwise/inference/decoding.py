@@ -19,9 +19,9 @@ eight lines of one text are none either, up to 15 tokens a line.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +31,8 @@ from torch import Tensor
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import EvaluationError
+from rankwise.objectives.causal_lm import CAUSAL_LM
+from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, text_objective
 from rankwise.rows.text.chat_template import ChatTemplate
 
 PERIOD, TIMES, TOKENS = 64, 8, 128
@@ -82,62 +84,69 @@ def decode(
     """`prompts` are ids, computed together. `on_text` needs a single prompt. An answer
     stops early once it is `settled`."""
     assert on_text is None or len(prompts) == 1
-    from rankwise.inference.kv_cache import preallocated_cache
-
-    if model.encoder_decoder:
-        return _by_decoder(model, prompts, spec, on_text, refuse_damage=refuse_damage)
     began, template = time.perf_counter(), model.template
-    ids, mask = _padded(prompts, model.tokenizer.pad_id, model.precision.device)
-    begin, end = ids.shape[1], ids.shape[1] + spec.max_new_tokens
-    cache = preallocated_cache(model.module)
+    start = STARTS[text_objective(model).name](model, prompts)
+    ids, mask, size, cache = start.ids, start.mask, start.begin, start.cache
+    end = start.begin + spec.max_new_tokens
     rows, found = list(range(len(prompts))), dict[int, Answer]()
     with _evaluating(model.module) as module, _seeded(spec):
         while rows:
             staged = cache and (len(rows) > 1 or settled is not None)
-            new = min(STAGE, end - ids.shape[1]) if staged else end - ids.shape[1]
+            new = min(STAGE, end - size) if staged else end - size
             made = module.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                generation_config=_settings(model, spec, new),
+                generation_config=_settings(model, spec, new, start.first_token),
                 logits_processor=[_refuse_damage] if refuse_damage else None,
-                stopping_criteria=_stops(template, spec, begin),
+                stopping_criteria=_stops(template, spec, start.begin),
                 streamer=_Streamer(template, on_text) if on_text else None,
                 **cache,
             )
             seconds = time.perf_counter() - began
-            written = made[:, begin:].tolist()
+            written = made[:, start.begin :].tolist()
             answers = [read_answer(row, template, seconds, loops=spec.repetition_check) for row in written]
-            whole = made.shape[1] - ids.shape[1] == new and made.shape[1] < end
+            whole = made.shape[1] - size == new and made.shape[1] < end
             going = [
                 at for at, answer in enumerate(answers)
                 if answer.stopped == "length" and whole and not (settled and settled(rows[at], answer.text))
             ]  # fmt: skip
             found |= {rows[at]: answer for at, answer in enumerate(answers) if at not in going}
-            mask = torch.cat([mask, mask.new_ones(len(rows), made.shape[1] - ids.shape[1])], 1)[going]
-            ids, rows = made[going], [rows[at] for at in going]
+            mask = torch.cat([mask, mask.new_ones(len(rows), made.shape[1] - size)], 1)[going]
+            ids, size, rows = made[going], made.shape[1], [rows[at] for at in going]
             if rows and len(going) < len(answers):
                 next(iter(cache.values())).batch_select_indices(torch.tensor(going, device=ids.device))
     return [found[row] for row in range(len(prompts))]
 
 
-def _by_decoder(
-    model: LoadedModel, prompts: Sequence[Sequence[int]], spec: GenerationConfig, on_text: TextCallback | None,
-    *, refuse_damage: bool,
-) -> list[Answer]:  # fmt: skip
+@dataclass(frozen=True)
+class _Start:
+    """What `generate` is given for prompts."""
+
+    ids: Tensor
+    mask: Tensor
+    begin: int
+    """Where answers begin in what it returns."""
+    cache: dict[str, Any] = field(default_factory=dict[str, Any])
+    first_token: int | None = None
+    """What a decoder begins with that reads no prompts."""
+
+
+def _continued(model: LoadedModel, prompts: Sequence[Sequence[int]]) -> _Start:
+    from rankwise.inference.kv_cache import preallocated_cache
+
+    ids, mask = _padded(prompts, model, left=True)
+    return _Start(ids, mask, ids.shape[1], preallocated_cache(model.module))
+
+
+def _encoded(model: LoadedModel, prompts: Sequence[Sequence[int]]) -> _Start:
     """An encoder has positions of its own, so prompts are padded on the right; every answer begins at position 0."""
-    began, template, device = time.perf_counter(), model.template, model.precision.device
-    ids, mask = _padded(prompts, model.tokenizer.pad_id, device, left=False)
-    settings = _settings(model, spec, spec.max_new_tokens)
-    with _evaluating(model.module) as module, _seeded(spec):
-        settings.decoder_start_token_id = start = module.config.decoder_start_token_id
-        made = module.generate(
-            input_ids=ids, attention_mask=mask, generation_config=settings,
-            logits_processor=[_refuse_damage] if refuse_damage else None,
-            stopping_criteria=_stops(template, spec, 1), streamer=_Streamer(template, on_text) if on_text else None,
-        )  # fmt: skip
-    assert bool((made[:, 0] == start).all()), "the decoder begins with its first token"
-    seconds = time.perf_counter() - began
-    return [read_answer(row, template, seconds, loops=spec.repetition_check) for row in made[:, 1:].tolist()]
+    config: Any = model.module.config
+    return _Start(*_padded(prompts, model, left=False), 1, first_token=config.decoder_start_token_id)
+
+
+STARTS: Mapping[str, Callable[[LoadedModel, Sequence[Sequence[int]]], _Start]] = {
+    CAUSAL_LM.name: _continued, SEQUENCE_TO_SEQUENCE.name: _encoded,
+}  # fmt: skip
 
 
 def read_answer(ids: list[int], template: ChatTemplate, seconds: float = 0.0, *, loops: bool = False) -> Answer:
@@ -155,11 +164,9 @@ def read_answer(ids: list[int], template: ChatTemplate, seconds: float = 0.0, *,
     return Answer(template.answer_text(kept), len(kept), stopped, seconds, tuple(with_end))
 
 
-def _padded(
-    prompts: Sequence[Sequence[int]], pad: int, device: torch.device, *, left: bool = True
-) -> tuple[Tensor, Tensor]:
+def _padded(prompts: Sequence[Sequence[int]], model: LoadedModel, *, left: bool) -> tuple[Tensor, Tensor]:
     """Ids and mask."""
-    width = max(map(len, prompts))
+    width, pad, device = max(map(len, prompts)), model.tokenizer.pad_id, model.precision.device
     rows = [(list(ids), width - len(ids)) for ids in prompts]
     ids = [[pad] * short + own if left else own + [pad] * short for own, short in rows]
     mask = [[0] * short + [1] * len(own) if left else [1] * len(own) + [0] * short for own, short in rows]
@@ -185,7 +192,7 @@ def _seeded(spec: GenerationConfig) -> Iterator[None]:
         yield
 
 
-def _settings(model: LoadedModel, spec: GenerationConfig, new: int) -> Any:
+def _settings(model: LoadedModel, spec: GenerationConfig, new: int, first_token: int | None) -> Any:
     """A fresh set, so that nothing a model's own generation_config.json says can change what was asked."""
     from transformers import GenerationConfig as HubGenerationConfig
 
@@ -194,6 +201,7 @@ def _settings(model: LoadedModel, spec: GenerationConfig, new: int) -> Any:
         max_new_tokens=new,
         eos_token_id=list(model.template.end_ids) or None,
         pad_token_id=model.tokenizer.pad_id,
+        decoder_start_token_id=first_token,
         **(sampled if spec.temperature > 0 else {"do_sample": False}),
     )
 

@@ -13,10 +13,8 @@ from rankwise.config.generation import GenerationConfig
 from rankwise.errors import ModelError
 from rankwise.inference.decoding import Answer, Settled, TextCallback, decode
 from rankwise.kernels.prepacked import prepacked_weights
-from rankwise.rows.text.encode_sequences import encode_inputs
+from rankwise.objectives.sequence_to_sequence import text_objective
 from rankwise.rows.text.example import Message
-from rankwise.rows.text.sequences import input_of
-from rankwise.rows.text.tokenize import prompt_ids
 
 TOGETHER = 64
 """Answers that are written at once, at most."""
@@ -38,9 +36,7 @@ def answer(
 
 def asking_ids(model: LoadedModel, messages: Sequence[Message]) -> list[int]:
     """A conversation up to where the model is to speak."""
-    if model.encoder_decoder:
-        return encode_inputs(model.tokenizer, [input_of(messages)])[0]
-    return prompt_ids(model.template.text(messages, answer_next=True), model.tokenizer)
+    return text_objective(model).prompt(model, messages)[1]
 
 
 def answers_in_turn(

@@ -62,13 +62,13 @@ def _appended(past_states: Tensor | None, room: Tensor | None, new: Tensor) -> t
 
 
 def preallocated_cache(module: nn.Module) -> dict[str, Any]:
-    """As the argument that `generate` takes it by; nothing for a model with layers that
-    keep something else, or keys and values of another layer."""
+    """Of a decoder, as the argument that `generate` takes it by; nothing for a model with layers that keep something
+    else, or keys and values of another layer."""
     model: Any = module
     taken = inspect.signature(model.forward).parameters
     name = next((name for name in ("cache", "past_key_values") if name in taken), None)
     usual = getattr(model, "_supports_default_dynamic_cache", None)
-    if name is None or usual is None or not usual() or model.config.is_encoder_decoder:
+    if name is None or usual is None or not usual():
         return {}
     cache = DynamicCache(config=model.config)
     if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,24 +13,17 @@ from rankwise.config.data import DataConfig
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import DataError, RunError
-from rankwise.inference.classify import Prediction, TaggedText, predictions, tag_probabilities, tagged_text
 from rankwise.inference.decoding import Answer, TextCallback
 from rankwise.inference.generate import answer
 from rankwise.methods.artifact import Artifact, open_artifact
 from rankwise.methods.registry import method_of
 from rankwise.methods.trainable import Trainable
-from rankwise.objectives.image_classification import ImageClassification
 from rankwise.objectives.objective import Classifier, Objective, classifier
-from rankwise.rows.images.encode import ImageEncoder, PixelFile
+from rankwise.objectives.predictions import Longest, Prediction
 from rankwise.rows.text.chat_template import ChatTemplate
-from rankwise.rows.text.encode_tags import Text, encode_words, text_of
-from rankwise.rows.text.encode_texts import encode_texts
 from rankwise.rows.text.example import BREAK, Example, Message
-from rankwise.rows.text.targets import tagged_in
-from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.runs.records import Callback, WarningMessage, silent
-from rankwise.system.cache import cache_folder
 
 SPOKEN = {"system": "system message", "user": "prompt", "assistant": "answer"}
 
@@ -54,23 +47,6 @@ class TunedModel:
         """What the model was trained for."""
         return self.artifact.objective
 
-    def check_generates(self) -> None:
-        """RunError where the model is a classifier."""
-        if self.objective.targets is not None:
-            raise RunError(
-                f"{self.artifact.described} is a classifier, which generates no text. Use rankwise predict for its "
-                "classes or numbers, and rankwise evaluate to measure it."
-            )
-
-    def check_continues(self, what: str) -> None:
-        """RunError where the model does not continue a text, which `what` needs."""
-        self.check_generates()
-        if self.model.encoder_decoder:
-            raise RunError(
-                f"{what} measures how a model continues a text, and {self.artifact.described} is an encoder with a "
-                "decoder, which writes answers to single texts. Use rankwise evaluate to measure it."
-            )
-
     @property
     def classifier(self) -> Classifier:
         """The objective of a classifier; RunError where the model is a language model."""
@@ -80,83 +56,18 @@ class TunedModel:
             )
         return objective
 
-    def rows_of(self, texts: Sequence[tuple[str, str]]) -> tuple[list[Tokens], dict[int, str]]:
-        """Texts for a classifier, each with a second text beside it or "", and what is wrong with some of them, by
-        position. A text that is too long is cut if the run's rows were, and is a problem if they were left out."""
-        _ = self.classifier
-        rows = encode_texts(self.model.tokenizer, texts, self._cut)
-        return rows, self._too_long(dict(enumerate(rows)))
+    def predict(
+        self, rows: Sequence[Example], done: Callable[[int], None] | None = None
+    ) -> tuple[dict[int, Prediction], dict[int, str]]:
+        """What a classifier says of rows, and what is wrong with the others, both by position."""
+        return self.classifier.predictions(self.model, rows, self.longest, done)
 
     @property
-    def _data(self) -> DataConfig:
+    def longest(self) -> Longest:
         run = self.artifact.run
-        return DataConfig(path="rows") if run is None else run.experiment.data
-
-    @property
-    def _limit(self) -> int:
-        """Tokens of the longest row."""
-        return min(self._data.max_length, self.model.context_length or self._data.max_length)
-
-    @property
-    def _cut(self) -> int | None:
-        """The length that longer texts are cut to; None where they are problems."""
-        return self._limit if self._data.too_long == "truncate" else None
-
-    def _too_long(self, rows: Mapping[int, Tokens]) -> dict[int, str]:
-        return {
-            at: f"has {len(row.ids):,} tokens, and the run's longest row may have {self._limit:,} (data.max_length, "
-            "and the model's context). Shorten the text."
-            for at, row in rows.items()
-            if len(row.ids) > self._limit
-        }
-
-    def image_rows_of(self, examples: Sequence[Example]) -> tuple[list[Tokens], dict[int, str]]:
-        """Images for a classifier, and what is wrong with some of them, by position."""
-        objective = self.objective
-        if not isinstance(objective, ImageClassification):
-            raise RunError(f"{self.artifact.described} was not trained on images, and reads texts.")
-        outcomes = ImageEncoder(objective.processing, PixelFile(cache_folder() / "pixels")).encode(examples)
-        problems = {at: outcome.problem for at, outcome in enumerate(outcomes) if outcome.problem is not None}
-        nothing = Tokens((), ())
-        return [outcome.sequences[0] if outcome.sequences else nothing for outcome in outcomes], problems
-
-    @property
-    def tags_words(self) -> bool:
-        targets = self.objective.targets
-        return targets is not None and targets.form == "tags"
-
-    def tag(
-        self, examples: Sequence[Example], done: Callable[[int], None] | None = None
-    ) -> tuple[dict[int, TaggedText], dict[int, str]]:
-        """The spans of each text, and what is wrong with the others, both by position. A text that is too long is cut
-        if the run's rows were, and is a problem if they were left out."""
-        classifier, texts, problems = self.classifier, dict[int, Text](), dict[int, str]()
-        for at, example in enumerate(examples):
-            try:
-                texts[at] = text_of(example)
-            except DataError as error:
-                problems[at] = str(error)
-        encoded = dict(zip(texts, encode_words(self.model.tokenizer, list(texts.values()), self._cut), strict=True))
-        problems |= {
-            at: f"{examples[at].where}: {why}"
-            for at, why in self._too_long({at: one.tokens for at, one in encoded.items()}).items()
-        }
-        fitting = {at: one for at, one in encoded.items() if at not in problems}
-        rows = [one.tokens for one in fitting.values()]
-        shares = tag_probabilities(classifier, self.model.module, rows, done)
-        tagged = {
-            at: tagged_text(classifier.targets, texts[at], one, part, given=tagged_in(examples[at]).given)
-            for (at, one), part in zip(fitting.items(), shares, strict=True)
-        }
-        return tagged, problems
-
-    @property
-    def reads_images(self) -> bool:
-        return self.model.processing is not None
-
-    def classify(self, rows: Sequence[Tokens], done: Callable[[int], None] | None = None) -> list[Prediction]:
-        """One prediction for each encoded row; `done` is told how many there are so far."""
-        return predictions(self.classifier, self.model.module, rows, done)
+        data = DataConfig(path="rows") if run is None else run.experiment.data
+        most = min(data.max_length, self.model.context_length or data.max_length)
+        return Longest(most, cuts=data.too_long == "truncate")
 
     def opening(self, system: str | None) -> list[Message]:
         """How a conversation begins: with `system`, or with what the run's rows began with."""
@@ -172,7 +83,7 @@ class TunedModel:
         on_text: TextCallback | None = None,
     ) -> Answer:
         """One answer to a conversation, from the tuned model or the untouched base."""
-        self.check_generates()
+        self.artifact.refuse("generating")
         for message in messages:
             try:
                 message.whole.encode()

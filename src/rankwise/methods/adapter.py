@@ -26,19 +26,20 @@ from torch import Tensor, nn
 from rankwise.adapters.adapter import Adapter
 from rankwise.adapters.base_layers import weight_of
 from rankwise.adapters.formats.dialects import detect
-from rankwise.adapters.formats.peft import lay_peft, write_peft
+from rankwise.adapters.formats.peft import as_lora, lay_peft, write_peft
 from rankwise.adapters.lora import LoRA
 from rankwise.adapters.set import AdapterSet, merge
 from rankwise.adapters.targets import notes_about
 from rankwise.adapters.token_rows import tables_of_tokens
+from rankwise.adapters.weights import AdapterWeights
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.saving import save_reader
 from rankwise.base.sharding import gathered
-from rankwise.base.sources import FROM_GGUF
+from rankwise.base.sources import FROM_GGUF, Source
 from rankwise.config.method import MethodConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RunError, TrainingError, some
-from rankwise.methods.artifact import BASE_FACTS, Artifact, base_facts, check_trained_on
+from rankwise.methods.artifact import BASE_FACTS, Artifact, base_facts, check_trained_on, stored_weights
 from rankwise.methods.method import Contents, Record, Setup
 from rankwise.methods.trainable import Trainable
 from rankwise.runs.data_report import DATA_REPORT
@@ -224,15 +225,18 @@ class AdapterMethod(ABC, Generic[Settings]):
         """Of an adapter that was read."""
         return AdapterTrainable(adapters)
 
+    def adapter_over(
+        self, source: Source, artifact: Artifact, callback: Callback, *, force_base: bool
+    ) -> AdapterWeights:
+        check_trained_on(source, artifact, "export", callback, force=force_base)
+        return as_lora(stored_weights(artifact, callback))
+
     def contents(self, folder: Path) -> Contents:
         dialect = detect(folder)
         weights = dialect.read()
         return Contents(
             weights.parameters, dialect.source.tensors.stat().st_size, weights.ranks, dialect.label, weights.notes
         )
-
-    def check_export(self, format: str, folder: Path) -> None:
-        """An adapter can be written in every format."""
 
 
 def _rounds(record: Record) -> dict[str, Any]:

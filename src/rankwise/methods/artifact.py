@@ -24,7 +24,6 @@ from rankwise.adapters.formats.tensors import SUFFIXES, refuse_pickle
 from rankwise.adapters.weights import AdapterWeights, reported
 from rankwise.base.beside import added_texts
 from rankwise.base.gguf.adapter import is_gguf_adapter
-from rankwise.base.kind import ENCODER_DECODER
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.skeleton import modules_without_weights
 from rankwise.base.sources import Source
@@ -146,11 +145,6 @@ class Artifact:
         return objective_for(self.data_report)
 
     @property
-    def encoder_decoder(self) -> bool:
-        """Whether an encoder reads a row's input and a decoder writes its output."""
-        return self.objective.kind == ENCODER_DECODER
-
-    @property
     def anchor(self) -> AnchorFacts | None:
         """The text on which the run was held to its base."""
         return None if self.run is None else self.run.manifest.anchor
@@ -167,6 +161,18 @@ class Artifact:
             return f'run "{self.name}"'
         settings = self.folder / CONFIG
         return str(settings if settings.is_file() else self.folder)
+
+    def why_not(self, activity: str, value: str = "") -> str | None:
+        """The sentence that refuses an activity, or a format of an export, to its method or its objective."""
+        cannot = {**self.objective.cannot, **self.config.cannot}
+        if activity not in cannot:
+            return None
+        return cannot[activity].format(model=self.described, folder=self.folder, value=value)
+
+    def refuse(self, activity: str, value: str = "") -> None:
+        """RunError where it is not used so."""
+        if (sentence := self.why_not(activity, value)) is not None:
+            raise RunError(sentence)
 
     @property
     def base(self) -> ModelConfig:

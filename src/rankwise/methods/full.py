@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from rankwise.adapters.set import refuse_adapted
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.saving import numbers_in, save
-from rankwise.base.sources import find
+from rankwise.base.sources import Source, find
 from rankwise.config.adapters import FullConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.strength import check_strength
-from rankwise.errors import ModelError, RunError, some
+from rankwise.errors import ModelError, some
 from rankwise.methods.adapter import decayed_groups
 from rankwise.methods.artifact import Artifact, base_weights
 from rankwise.methods.method import Contents, Record, Setup
@@ -159,12 +159,9 @@ class FullMethod:
         )
         return model, FullFineTuning(model.module, read_base)
 
+    def adapter_over(self, source: Source, artifact: Artifact, callback: Callback, *, force_base: bool) -> None:
+        return None
+
     def contents(self, folder: Path) -> Contents:
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         return Contents(numbers_in(folder).total(), size)
-
-    def check_export(self, format: str, folder: Path) -> None:
-        if format not in ("merged", "gguf"):
-            raise RunError(
-                f"{folder} has no adapter, because it is a result of full fine-tuning. Use --format merged or gguf."
-            )

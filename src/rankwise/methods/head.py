@@ -5,12 +5,10 @@ The cheapest classifier, and the baseline that every adapter should beat. It is 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rankwise.adapters.set import AdapterSet
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.adapters import HeadConfig
-from rankwise.errors import ConfigError, RunError
+from rankwise.errors import ConfigError
 from rankwise.methods.adapter import AdapterMethod, AdapterTrainable
 from rankwise.methods.method import Setup
 
@@ -30,12 +28,6 @@ class HeadMethod(AdapterMethod[HeadConfig]):
                 ["adapter.method is head, but this model has no new head to train. Choose another method."]
             )
         return TrainableHead(adapters)
-
-    def check_export(self, format: str, folder: Path) -> None:
-        if format == "portable":
-            raise RunError(
-                f"{folder} has no adapted layers, so there is no rank that all could have. Use --format peft or merged."
-            )
 
     def trainable(self, adapters: AdapterSet) -> TrainableHead:
         return TrainableHead(adapters)

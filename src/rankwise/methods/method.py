@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from rankwise.adapters.weights import AdapterWeights
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.loading import load
+from rankwise.base.sources import Source
 from rankwise.config.models import ModelConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.methods.artifact import Artifact, BaseFacts
@@ -99,8 +101,11 @@ class Method(Protocol):
         """Load what was learned. `spec` is that of `model_of`, in the number format and on the device you choose."""
         ...
 
-    def contents(self, folder: Path) -> Contents: ...
-
-    def check_export(self, format: str, folder: Path) -> None:
-        """RunError where a run of this method has nothing to write in this format."""
+    def adapter_over(
+        self, source: Source, artifact: Artifact, callback: Callback, *, force_base: bool
+    ) -> AdapterWeights | None:
+        """The LoRA to export over the model of `model_of`, which must be the one that it was trained on; None where
+        that model holds all."""
         ...
+
+    def contents(self, folder: Path) -> Contents: ...

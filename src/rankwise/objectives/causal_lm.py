@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from itertools import cycle
+from pathlib import Path
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +17,18 @@ from torch.nn import functional as F
 
 from rankwise.base.kind import CAUSAL_LM as KIND
 from rankwise.base.kind import ModelKind
+from rankwise.base.loaded import LoadedModel
+from rankwise.base.saving import save_end_tokens
+from rankwise.errors import TemplateError
 from rankwise.forward.reference import SupervisedLogits, random_documents
 from rankwise.objectives.objective import Objective
-from rankwise.rows.encoded.batches import Batch, portion
+from rankwise.planning.operations import Load
+from rankwise.rows.encoded.batches import Batch, collate, portion
+from rankwise.rows.text.chat_template import PROBE, ChatTemplate
 from rankwise.rows.text.encode import Encoder
-from rankwise.rows.text.tokenize import Tokens
+from rankwise.rows.text.example import Message
+from rankwise.rows.text.tokenize import Tokens, prompt_ids
+from rankwise.runs.data_report import DataReport
 
 LOADING = """\
 ```python
@@ -59,9 +68,56 @@ class CausalLM(Objective):
     encoder = Encoder
     pipeline_tag, loading_code, base_elsewhere = "text-generation", LOADING, BASE_ELSEWHERE
 
+    @classmethod
+    def of_report(cls, data_report: DataReport) -> Self | None:
+        return cls()
+
     @property
     def kind(self) -> ModelKind:
         return self.model_kind
+
+    def prompt(self, model: LoadedModel, messages: Sequence[Message]) -> tuple[str, list[int]]:
+        """A conversation up to where the model is to speak, and its ids."""
+        text = model.template.text(messages, answer_next=True)
+        return text, prompt_ids(text, model.tokenizer)
+
+    def heard(self, messages: Sequence[Message]) -> list[Message]:
+        """What the next answer depends on."""
+        return list(messages)
+
+    def question(self, model: LoadedModel, ids: Sequence[int], system: Sequence[Message]) -> str:
+        """A prompt as people read it, without what the template writes before and behind a single question."""
+        text = model.tokenizer.decode(ids)
+        try:
+            frame = model.template.text([*system, Message("user", PROBE)], answer_next=True)
+        except TemplateError:  # it knows other conversations than this one
+            return text
+        before, _, behind = frame.partition(PROBE)
+        return text.removeprefix(before).removesuffix(behind)
+
+    def rendered(
+        self, model: LoadedModel, conversations: Sequence[tuple[Message, ...]]
+    ) -> list[tuple[tuple[Message, ...], tuple[int, ...]]]:
+        """Those that the template can say, with their ids."""
+        prompts = list[tuple[tuple[Message, ...], tuple[int, ...]]]()
+        for messages in conversations:
+            try:
+                prompts.append((messages, tuple(self.prompt(model, messages)[1])))
+            except TemplateError:  # it knows no system message, for example
+                continue
+        return prompts
+
+    def answer_logits(self, model: LoadedModel, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
+        """(T, V) of the tokens of an answer."""
+        ids = torch.tensor([[*prompt, *answer]], device=model.precision.device)
+        return model.module(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+
+    def collated(self, rows: Sequence[Tokens]) -> Batch:
+        """One padded batch, in the order of the rows."""
+        return collate(rows)
+
+    def save_ends(self, base: Path, template: ChatTemplate, folder: Path) -> None:
+        save_end_tokens(base, template, folder)
 
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         return portion(rows, max_tokens)
@@ -76,8 +132,33 @@ class CausalLM(Objective):
     def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
         return random_documents(vocabulary_of(module), lengths, generator)
 
+    def rows_like(self, load: Load, module: nn.Module, tokens: int, turn: int, turns: int) -> list[Tokens]:
+        """As long as those of the plan: none is padded."""
+        share, planned = load.supervised / max(1, load.tokens), _mixed(load.lengths)
+        first = turn * len(planned) // turns
+        lengths: list[int] = []
+        for length in cycle(planned[first:] + planned[:first]):
+            lengths.append(min(length, max(1, tokens - sum(lengths))))
+            if sum(lengths) >= tokens:
+                break
+        drawn = self.random_rows(module, lengths, torch.Generator().manual_seed(turn))
+        return [end_learned(one, share) for one in drawn]
+
 
 CAUSAL_LM = CausalLM()
+
+
+def _mixed(lengths: Sequence[int]) -> list[int]:
+    """Long and short ones in turns, so that the first few are like all."""
+    ordered, step = sorted(lengths), 7
+    return [ordered[at] for first in range(step) for at in range(first, len(ordered), step)]
+
+
+def end_learned(row: Tokens, share: float) -> Tokens:
+    """The same with a loss on its last part alone."""
+    count = len(row.ids)
+    first = min(count - 1, round(count * (1 - share)))
+    return Tokens(row.ids, (False,) * first + (True,) * (count - first))
 
 
 def vocabulary_of(module: nn.Module) -> int:

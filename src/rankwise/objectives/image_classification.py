@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -20,17 +21,31 @@ from torch import Tensor, nn
 from rankwise.base.heads import head_modules
 from rankwise.base.kind import ModelKind
 from rankwise.base.loaded import LoadedModel
-from rankwise.base.preprocessing import size_arguments
+from rankwise.base.preprocessing import processing_in, size_arguments
+from rankwise.base.sources import Source, find
 from rankwise.base.timm_models import is_timm, set_config
-from rankwise.config.images import ImageProcessing
+from rankwise.config.classification import ClassificationConfig
+from rankwise.config.data import DataConfig
+from rankwise.config.experiment import Experiment
+from rankwise.config.images import ImageProcessing, ImagesConfig
 from rankwise.config.models import ModelConfig
-from rankwise.errors import ModelError, first_line, is_out_of_memory
+from rankwise.errors import ConfigError, ModelError, RunError, first_line, is_out_of_memory
 from rankwise.objectives.objective import Classifier, head_settings, outputs_in, target_loss, values_of, weight_of
+from rankwise.objectives.predictions import Longest
+from rankwise.rows.classes import read_targets
 from rankwise.rows.encoded.batches import Batch, portions_of
+from rankwise.rows.encoded.sequences import evenly
+from rankwise.rows.images.encode import ImageEncoder, PixelFile
 from rankwise.rows.images.processor import need_vision, normalised
+from rankwise.rows.text.example import Example, ImageContent
+from rankwise.rows.text.outcome import Outcome
 from rankwise.rows.text.tokenize import Tokens
+from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import ImageWriting
+from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, WarningMessage
+from rankwise.runs.row_facts import Pooling
+from rankwise.system.cache import cache_folder
 
 NAME = "image-classification"
 LOADING = """\
@@ -52,6 +67,10 @@ The outputs are in the order of `targets.classes` in `data_report.json`. Or with
 ```
 rankwise predict path/to/this/folder --data images/ --out predictions.csv
 ```"""
+SAMPLES = 2
+"""Images by which two copies of a model are compared."""
+IMAGE_TOLERANCES = {"float32": 0.02, "float16": 0.03, "bfloat16": 0.06}
+"""Images are resized by another library in other software, which changes pixels by one step of 255 here and there."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +80,25 @@ class ImageClassification(Classifier):
     """Draws the new head's weights."""
     name = NAME
     pipeline_tag, loading_code, row = NAME, LOADING, "image"
+    tolerances = IMAGE_TOLERANCES
+    shown_as = "images"
+
+    @classmethod
+    def of_rows(cls, data: DataConfig, source: Source | None, images: ImagesConfig) -> Self:
+        if source is None:
+            raise ConfigError([f"the objective is {NAME}, which needs a model of images. Name one with --model."])
+        return cls(read_targets(data, ClassificationConfig()), processing_in(source.folder).sized(images.size))
+
+    @classmethod
+    def of(cls, experiment: Experiment, callback: Callback, begun: Pooling | None) -> Self:
+        targets = read_targets(experiment.data, experiment.classification)
+        processing = processing_in(find(experiment.base, callback).folder).sized(experiment.images.size)
+        return cls(targets, processing, experiment.training.seed)
+
+    @classmethod
+    def of_report(cls, data_report: DataReport) -> Self | None:
+        targets, processing = data_report.targets, data_report.image_processing
+        return cls(targets, processing) if targets is not None and processing is not None else None
 
     def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
         need_vision(f"the objective {NAME}")
@@ -76,6 +114,11 @@ class ImageClassification(Classifier):
         if is_timm(loaded.module):
             set_config(loaded.module, self.targets.classes, self.processing)
         return loaded
+
+    def merged_config(self, base: dict[str, Any], module: nn.Module, tokenizer: HubTokenizer | None) -> dict[str, Any]:
+        if is_timm(module):
+            set_config(module, self.targets.classes, self.processing)
+        return super().merged_config(base, module, tokenizer)
 
     def _unread(self, config: Any) -> str | None:
         """A transformer reads whole patches only; Swin, which has windows of patches, fills up the last ones."""
@@ -124,6 +167,23 @@ class ImageClassification(Classifier):
     def writing_alone(self, spec: ModelConfig, callback: Callback, *, guessed: bool) -> ImageWriting:
         return ImageWriting(spec.name, self.processing, self.targets)
 
+    def example_of(self, text: str, image: bytes | None = None) -> Example:
+        """`text` names the image."""
+        if image is None:
+            raise RunError("This classifier reads images, and the question has no image.")
+        return Example((), text[:200], image=ImageContent(image))
+
+    def encoded(self, model: LoadedModel, examples: Sequence[Example], longest: Longest) -> list[Outcome]:
+        return ImageEncoder(self.processing, PixelFile(cache_folder() / "pixels")).encode(examples)
+
+    def shown(self, model: LoadedModel, rows: Sequence[Tokens], count: int) -> list[Example]:
+        """Of those that are files by now."""
+        files = [path for row in rows if row.name is not None and (path := Path(row.name)).is_file()]
+        return [Example((), str(path), image=ImageContent(path)) for path in evenly(files, count)]
+
+    def question(self, outcome: Outcome) -> dict[str, Any]:
+        return {"image": str(Path(outcome.example.where).absolute())}
+
     @property
     def row_length(self) -> int:
         return self.processing.patches
@@ -145,6 +205,11 @@ class ImageClassification(Classifier):
 
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         return target_loss(self.predict(module, batch), batch.targets, self.targets)
+
+    def sample_logits(self, model: LoadedModel, text: str) -> Tensor:
+        """Of random images."""
+        rows = self.random_rows(model.module, [1] * SAMPLES, torch.Generator().manual_seed(0))
+        return self.predict(model.module, self._batch(rows).to(model.precision.device))
 
     def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
         """As many images as have so many patches together, at least one for each length."""

@@ -6,7 +6,7 @@ The loss is a sum over `Batch.count` predictions. The mean is taken once, over a
 validation, so how rows are cut into batches changes no result. Training, validation and the data pipeline know this
 class and no task. Objectives know models and data; they know neither adapters nor the training loop.
 
-The loss of whole rows, which text and image classifiers share.
+The loss of whole rows, which text and image classifiers share, and how a model of texts reads its rows.
 
 classes    loss = sum over rows of -w(class) log softmax(logits)[class]     in nats
 several    loss = sum over rows of the mean over classes of -log sigmoid(logit), or -log sigmoid(-logit) of a class
@@ -16,10 +16,13 @@ numbers    loss = sum over rows of (output - target)^2
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,15 +30,29 @@ from torch.nn import functional as F
 from rankwise.base.kind import ModelKind
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.loading import load, load_tokenizer, load_unchecked
+from rankwise.base.sources import Source
+from rankwise.config.data import DataConfig
+from rankwise.config.experiment import Experiment
+from rankwise.config.images import ImagesConfig
+from rankwise.config.method import ALONE
 from rankwise.config.models import ModelConfig
+from rankwise.errors import ConfigError
+from rankwise.objectives.predictions import ClassShares, Done, Longest, Numbers, Prediction, probability_column
+from rankwise.planning.operations import Load
 from rankwise.rows.encoded.batches import Batch
 from rankwise.rows.preparing import Writing
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.encode import EncoderOf
+from rankwise.rows.text.example import Example
+from rankwise.rows.text.outcome import Outcome
 from rankwise.rows.text.tokenize import Tokens
+from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
+from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback
-from rankwise.runs.row_facts import ANSWERS, Learned, TargetFacts
+from rankwise.runs.row_facts import ANSWERS, Learned, Pooling, TargetFacts
+
+TOKENS_AT_ONCE = 4096
 
 
 def head_settings(targets: TargetFacts) -> dict[str, Any]:
@@ -80,12 +97,15 @@ def target_loss(outputs: Tensor, values: Tensor, targets: TargetFacts) -> Tensor
     return F.cross_entropy(outputs, values, weights, reduction="sum")
 
 
-class Objective:
+class Objective(ABC):
     """What all objectives have; a default is what most of them do."""
 
     name: ClassVar[str]
+    shown_as: ClassVar[str] = "text"
+    """How the page asks it and shows what it answers."""
+
     encoder: ClassVar[EncoderOf]
-    """Of rows of text."""
+    """Of rows of texts."""
     pipeline_tag: ClassVar[str]
     """What the hub calls what such a model does."""
     loading_code: ClassVar[str]
@@ -96,6 +116,11 @@ class Objective:
     def targets(self) -> TargetFacts | None:
         """The classes or numbers that are predicted for whole rows; None where tokens are predicted."""
         return None
+
+    far_above: ClassVar[float] = 3.0
+    """How many times what it was before a loss must be for the training to have diverged."""
+    falling: ClassVar[float] = 0.0
+    """Of the best validation loss before, what the last one must be below for more steps to be worth a warning."""
 
     @property
     def facts(self) -> Learned:
@@ -116,9 +141,63 @@ class Objective:
         )
 
     @property
+    def best_by(self) -> str:
+        """The metric that says best what was learned, where nobody names one."""
+        return "loss"
+
+    def choices(self, vocabulary: int) -> int | None:
+        """Tokens that the loss is a choice of, where it is that of tokens."""
+        return vocabulary
+
+    def learned_share(self, loss_tokens: int, tokens: int) -> str:
+        """What of the rows is learned, for a message."""
+        return f"{loss_tokens / tokens:.0%} of them in the loss"
+
+    def fit_head(self, model: LoadedModel, rows: Sequence[Tokens]) -> str | None:
+        """Fit a new head before training; a sentence where it was done."""
+        return None
+
+    def fitted_baseline(self, accuracy: float) -> dict[str, float]:
+        """A head that was fitted on the frozen model is a baseline itself. `accuracy` is that before the first step."""
+        return {}
+
+    @classmethod
+    def of_rows(cls, data: DataConfig, source: Source | None, images: ImagesConfig) -> Self:
+        """For rows that are looked at before there is an experiment, and the model that they are for."""
+        return cls()
+
+    @classmethod
+    def of(cls, experiment: Experiment, callback: Callback, begun: Pooling | None) -> Self:
+        """For a training whose objective is decided. `begun` is what the head of the run that goes on reads, or of the
+        adapter to begin with."""
+        return cls()
+
+    @classmethod
+    def of_report(cls, data_report: DataReport) -> Self | None:
+        """What a run or an adapter was trained for, by the report that lies beside it; None where it was another."""
+        raise NotImplementedError
+
+    @property
+    def head_size(self) -> int | None:
+        """Outputs of a new head; None where the model has its own, over the vocabulary."""
+        return None
+
+    @property
+    @abstractmethod
     def kind(self) -> ModelKind:
         """What transformers builds from the model's folder."""
-        raise NotImplementedError
+        ...
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss compares with the model before training."""
+        return False
+
+    @property
+    def cannot(self) -> Mapping[str, str]:
+        """By activity, or by format of an export, why no model of this objective is used for it: a sentence, in which
+        `{model}` is what was trained and `{value}` what was asked for. Artifacts refuse by it."""
+        return {}
 
     @property
     def row_length(self) -> int | None:
@@ -134,35 +213,100 @@ class Objective:
         """Modules that are trained whole beside an adapter (PEFT's modules_to_save)."""
         return ()
 
+    def row_form(self, form: str | None) -> str | None:
+        """The format of rows to predict, where those that it was trained on had this one."""
+        return form
+
+    def columns(self, column: str) -> list[str]:
+        """The columns of a file of rows beside this one of its predictions."""
+        return []
+
+    def check_answering(self, changed: Sequence[str]) -> None:  # noqa: B027  most take all
+        """ConfigError where settings of answers were changed that have no effect."""
+
     def writing(self, model: LoadedModel) -> Writing:
         """How rows are encoded for this model, by its tokenizer and the template that it has now."""
         return TextWriting(
-            model.tokenizer, model.template, model.source.name, model.context_length, self.encoder, learned=self.facts
-        )
+            model.tokenizer, model.template, model.source.name, model.context_length,
+            self.encoder,  # pyright: ignore[reportArgumentType]  a function
+            learned=self.facts,
+        )  # fmt: skip
 
     def writing_alone(self, spec: ModelConfig, callback: Callback, *, guessed: bool) -> Writing:
         """The same where the model is not loaded. `guessed`: nobody named it."""
         tokenizer, name, context = load_tokenizer(spec, callback)
         return TextWriting(
-            tokenizer, ChatTemplate.of_model(tokenizer), name, context, self.encoder, guessed=guessed,
-            learned=self.facts,
+            tokenizer, ChatTemplate.of_model(tokenizer), name, context,
+            self.encoder,  # pyright: ignore[reportArgumentType]  a function
+            guessed=guessed, learned=self.facts,
         )  # fmt: skip
 
+    def stays(self, name: str | None) -> bool:
+        """Whether a tensor of the base's files stays in a merged model, which knows it by this name or by none."""
+        return True
+
+    def merged_config(self, base: dict[str, Any], module: nn.Module, tokenizer: HubTokenizer | None) -> dict[str, Any]:
+        """A merged model's config.json, from that of its base."""
+        return base
+
+    def save_ends(self, base: Path, template: ChatTemplate, folder: Path) -> None:  # noqa: B027  most write none
+        """Write beside a model how its answers end, where it writes any."""
+
+    @abstractmethod
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         """Padded batches of at most so many tokens; a longer row is alone in its batch."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def predict(self, module: nn.Module, batch: Batch) -> Tensor:
         """Logits or values, one row for each target of the batch that is not ignored."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """The sum of the losses of `batch.count` predictions."""
-        raise NotImplementedError
+        ...
 
+    def sample_logits(self, model: LoadedModel, text: str) -> Tensor:
+        """Of a text, by which two copies of a model are compared."""
+        ids = torch.tensor([model.tokenizer.encode(text)], device=model.precision.device)
+        return model.module(input_ids=ids).logits
+
+    @abstractmethod
     def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
         """Rows that the model accepts, for measuring memory and time."""
-        raise NotImplementedError
+        ...
+
+    def rows_like(self, load: Load, module: nn.Module, tokens: int, turn: int, turns: int) -> list[Tokens]:
+        """Random rows of about so many tokens, such as a plan counts, and others at each turn. All have the same
+        length, so that none has padding: what the plan counts are padded rows."""
+        lengths = sorted(load.lengths)
+        length = lengths[(2 * turn + 1) * len(lengths) // (2 * turns)]
+        drawn = [length] * max(1, round(tokens / length))
+        return self.random_rows(module, drawn, torch.Generator().manual_seed(turn))
+
+
+GGUF = "{model} is a classifier, and GGUF files are written for language models alone. Use --format peft or merged."
+NUMBER_FORMAT = "dtype", "torch_dtype"
+"""What a config.json calls it."""
+SILENT = (
+    "{model} is a classifier, which generates no text. Use rankwise predict for its classes or numbers, and rankwise "
+    "evaluate to measure it."
+)
+NOT_OF_CLASSIFIERS = {
+    "generating": SILENT,
+    "measured at strengths": SILENT,
+    "served": "{model} is a classifier, which generates no text. Use rankwise predict.",
+    "asked beside others": ALONE,
+    "scaled": "--strength {value}: {model} is a classifier, whose new head has no base to scale its change from. Leave "
+    "out --strength.",
+    "weighted": "a classifier's new head has no base to scale its change from. Leave out --strength and --weights.",
+    "judged by engines": "The rules of engines are known for language models. A classifier is loaded by PEFT and "
+    "transformers.",
+    "gguf-lora": GGUF,
+    "gguf": GGUF,
+    "ollama": "{model} is a classifier, and Ollama serves models that write text. Use merged.",
+}
 
 
 @dataclass(frozen=True)
@@ -172,6 +316,15 @@ class Classifier(Objective):
     predicted: TargetFacts
     row: ClassVar[str] = "text"
     base_elsewhere = "With rankwise, add `--base-model path/to/base` if it is elsewhere now."
+    activity: ClassVar[str] = "Classifying"
+    engine_texts: ClassVar[Sequence[str]] = ()
+    """What other software is asked where there are no rows."""
+    tolerances: ClassVar[Mapping[str, float]] = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05}
+    """Of the largest difference of an output in other software, by number format."""
+    shown_as = "classes"
+
+    far_above = 10.0  # a head may overshoot for long
+    falling = 0.95
 
     @property
     def targets(self) -> TargetFacts:
@@ -191,6 +344,121 @@ class Classifier(Objective):
             f"It gives {self.predicted.gives(self.row)}, however unlike its rows the {self.row} is. Measure it on "
             f"labelled {self.row}s of your task (`rankwise evaluate`)."
         )
+
+    def columns(self, column: str) -> list[str]:
+        shares = [probability_column(name) for name in self.targets.classes]
+        if column in shares:
+            raise ConfigError([
+                f'the column "{column}" is that of a class\'s probability. Choose another with --column.'
+            ])  # fmt: skip
+        return shares
+
+    def check_answering(self, changed: Sequence[str]) -> None:
+        if changed:
+            raise ConfigError([
+                f"the setting {changed[0]} has no effect, because this run is a classifier. Leave it out."
+            ])  # fmt: skip
+
+    @abstractmethod
+    def example_of(self, text: str, image: bytes | None = None) -> Example:
+        """A row that is only to be predicted; RunError where it holds something else than the model reads."""
+        ...
+
+    @abstractmethod
+    def shown(self, model: LoadedModel, rows: Sequence[Tokens], count: int) -> list[Example]:
+        """So many of the rows, as other software can be given them."""
+        ...
+
+    @abstractmethod
+    def question(self, outcome: Outcome) -> dict[str, Any]:
+        """An encoded row as other software is given it."""
+        ...
+
+    @abstractmethod
+    def encoded(self, model: LoadedModel, examples: Sequence[Example], longest: Longest) -> list[Outcome]:
+        """Rows that are only to be predicted, each with one sequence or a problem."""
+        ...
+
+    def prediction(self, outcome: Outcome, outputs: Numbers) -> Prediction:
+        return ClassShares.of(self.targets, outputs)
+
+    def predictions(
+        self, model: LoadedModel, examples: Sequence[Example], longest: Longest, done: Done | None = None
+    ) -> tuple[dict[int, Prediction], dict[int, str]]:
+        """What the model says of rows, and what is wrong with the others, both by position; `done` gets how many there
+        are so far."""
+        outcomes = dict(enumerate(self.encoded(model, examples, longest)))
+        problems = {at: one.problem for at, one in outcomes.items() if one.problem is not None}
+        fitting = {at: one for at, one in outcomes.items() if at not in problems}
+        outputs = self.outputs_for(model.module, [one.sequences[0] for one in fitting.values()], done)
+        pairs = zip(fitting.items(), outputs, strict=True)
+        return {at: self.prediction(one, part) for (at, one), part in pairs}, problems
+
+    def outputs_for(self, module: nn.Module, rows: Sequence[Tokens], done: Done | None = None) -> Any:
+        """Probabilities (N, C) of the classes, or numbers (N, 1)."""
+        found = np.zeros((len(rows), self.targets.outputs))
+        for places, _, outputs in self.in_batches(module, rows, done):
+            found[places] = self._probabilities(outputs)
+        return found
+
+    def _probabilities(self, outputs: Tensor) -> Numbers:
+        if self.targets.form == "several":
+            return outputs.sigmoid().cpu().numpy()
+        values = outputs.softmax(-1) if self.targets.classes else outputs[:, None]
+        return values.cpu().numpy()
+
+    def in_batches(
+        self, module: nn.Module, rows: Sequence[Tokens], done: Done | None
+    ) -> Iterator[tuple[list[int], Batch, Tensor]]:
+        """Places of rows with their batch and the model's outputs, the longest rows first."""
+        device, finished = next(module.parameters()).device, 0
+        order = sorted(range(len(rows)), key=lambda at: len(rows[at].ids), reverse=True)
+        for batch in self.batches([rows[at] for at in order], TOKENS_AT_ONCE):
+            count = len(batch.targets)
+            with torch.no_grad():
+                outputs = self.predict(module, batch.to(device)).double()
+            yield order[finished : finished + count], batch, outputs
+            finished += count
+            if done is not None:
+                done(finished)
+
+    @property
+    def head_size(self) -> int:
+        return self.predicted.outputs
+
+    def stays(self, name: str | None) -> bool:
+        """A new head takes the place of the base's."""
+        return name is not None
+
+    def merged_config(self, base: dict[str, Any], module: nn.Module, tokenizer: HubTokenizer | None) -> dict[str, Any]:
+        """Those that the model with the new head was built with."""
+        config: Any = module.config
+        if tokenizer is not None and config.get_text_config().pad_token_id is None:
+            config.pad_token_id = config.get_text_config().pad_token_id = tokenizer.pad_id
+        config.architectures = [type(module).__name__]
+        own = {key: base[key] for key in NUMBER_FORMAT if key in base}
+        return {key: value for key, value in config.to_dict().items() if key not in NUMBER_FORMAT} | own
+
+    @property
+    def cannot(self) -> Mapping[str, str]:
+        if (pooling := self.targets.pooling) == "own":
+            return NOT_OF_CLASSIFIERS
+        pooled = (
+            f"{{model}} has a head that reads the {pooling} of all tokens (classification.pooling), which a merge file "
+            "by file has no place for. Use rankwise export --format merged."
+        )
+        return NOT_OF_CLASSIFIERS | {"merged by files": pooled}
+
+    @property
+    def best_by(self) -> str:
+        """Each sure answer to a row whose label is wrong makes the loss grow."""
+        return "accuracy" if self.predicted.one_class else "loss"
+
+    def choices(self, vocabulary: int) -> int | None:
+        return None
+
+    def learned_share(self, loss_tokens: int, tokens: int) -> str:
+        return f"one target per {self.predicted.unit.removesuffix('s')}"
 
 
 def classifier(objective: Objective | None) -> Classifier | None:

@@ -18,13 +18,18 @@ term is over all chosen targets of the step together, as in TRL.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rankwise.base.sources import Source
+from rankwise.config.data import DataConfig
+from rankwise.config.experiment import Experiment
+from rankwise.config.images import ImagesConfig
 from rankwise.config.preference import PairLoss, PreferenceConfig
 from rankwise.forward.reference import random_documents
 from rankwise.objectives.causal_lm import CausalLM, vocabulary_of
@@ -33,7 +38,9 @@ from rankwise.rows.encoded.pair_batches import flat_pairs, padded_pairs
 from rankwise.rows.encoded.pairs import Pairs
 from rankwise.rows.text.encode_pairs import PairEncoder, pair_of
 from rankwise.rows.text.tokenize import Tokens
-from rankwise.runs.row_facts import PairFacts
+from rankwise.runs.data_report import DataReport
+from rankwise.runs.records import Callback
+from rankwise.runs.row_facts import PairFacts, Pooling
 
 LEAST = 1e-12
 """By how much the mean probability of a token stays below 1, in nats, so that its odds are finite."""
@@ -87,14 +94,31 @@ class Preference(CausalLM):
     encoder = PairEncoder
 
     @classmethod
-    def of(cls, facts: PairFacts) -> Preference:
-        """As a run was trained."""
-        return cls(PreferenceConfig(loss=facts.loss, beta=facts.beta), facts.prompts)
+    def of_rows(cls, data: DataConfig, source: Source | None, images: ImagesConfig) -> Self:
+        return cls(PreferenceConfig())
+
+    @classmethod
+    def of(cls, experiment: Experiment, callback: Callback, begun: Pooling | None) -> Self:
+        return cls(experiment.preference, prompts=experiment.data.learned == "everything")
+
+    @classmethod
+    def of_report(cls, data_report: DataReport) -> Self | None:
+        facts = data_report.pairs
+        return facts and cls(PreferenceConfig(loss=facts.loss, beta=facts.beta), facts.prompts)
+
+    def choices(self, vocabulary: int) -> int | None:
+        return None
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the loss compares with the model before training."""
         return self.config.loss == "dpo"
+
+    @property
+    def cannot(self) -> Mapping[str, str]:
+        return {
+            "measured at strengths": "{model} was trained on preference pairs, and strengths are compared by the loss "
+            "of answers. Measure it with rankwise evaluate."
+        }
 
     @property
     def facts(self) -> PairFacts:

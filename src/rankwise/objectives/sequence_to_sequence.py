@@ -9,8 +9,9 @@ too: their real tokens see nothing to their right, and padding has no loss.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -19,15 +20,21 @@ from torch import Tensor, nn
 from rankwise.base.kind import ENCODER_DECODER
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig
+from rankwise.config.method import ALONE
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError
 from rankwise.forward.reference import OutputLogits
-from rankwise.objectives.causal_lm import BASE_ELSEWHERE, CausalLM, vocabulary_of
+from rankwise.objectives.causal_lm import BASE_ELSEWHERE, CAUSAL_LM, CausalLM, end_learned, vocabulary_of
+from rankwise.objectives.objective import Objective
+from rankwise.planning.operations import Load
 from rankwise.rows.encoded.batches import IGNORED, Batch
-from rankwise.rows.text.encode_sequences import SequenceEncoder, bare_template, parted, row_of
+from rankwise.rows.text.encode_sequences import SequenceEncoder, bare_template, encode_inputs, parted, row_of
+from rankwise.rows.text.example import Message
 from rankwise.rows.text.rendering import Template
+from rankwise.rows.text.sequences import input_of
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
+from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback
 from rankwise.runs.row_facts import Learned, Outputs
 
@@ -51,6 +58,15 @@ Or with rankwise, beside the untouched base model:
 rankwise generate path/to/this/folder --prompt "A text" --both
 ```"""
 
+DECODERS = "is for decoders alone, and {model} is an encoder with a decoder. Choose --format peft or merged."
+CANNOT = {
+    "served": "{model} is an encoder with a decoder, which this server does not serve.",
+    "asked beside others": ALONE,
+    "measured at strengths": "strength measures how a model continues a text, and {model} is an encoder with a "
+    "decoder, which writes answers to single texts. Use rankwise evaluate to measure it.",
+    **{name: f"--format {name} {DECODERS}" for name in ("portable", "mlx", "gguf-lora", "gguf", "ollama")},
+}
+
 
 @dataclass(frozen=True)
 class SequenceToSequence(CausalLM):
@@ -58,6 +74,14 @@ class SequenceToSequence(CausalLM):
     model_kind = ENCODER_DECODER
     pipeline_tag, loading_code = "text2text-generation", LOADING
     base_elsewhere = BASE_ELSEWHERE.replace("CausalLM", "Seq2SeqLM")
+
+    @property
+    def cannot(self) -> Mapping[str, str]:
+        return CANNOT
+
+    @classmethod
+    def of_report(cls, data_report: DataReport) -> Self | None:
+        return cls() if data_report.encoder_decoder else None
 
     def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
         loaded = super().load(spec, callback, checked=checked)
@@ -74,6 +98,34 @@ class SequenceToSequence(CausalLM):
 
     def encoder(self, template: Template, tokenizer: HubTokenizer, spec: DataConfig, limit: int) -> SequenceEncoder:
         return SequenceEncoder(tokenizer, spec, limit)
+
+    def prompt(self, model: LoadedModel, messages: Sequence[Message]) -> tuple[str, list[int]]:
+        (ids,) = encode_inputs(model.tokenizer, [input_of(messages)])
+        return model.tokenizer.decode(ids), ids
+
+    def heard(self, messages: Sequence[Message]) -> list[Message]:
+        """It answers every text alone."""
+        return [*(one for one in messages[:-1] if one.role == "system"), *messages[-1:]]
+
+    def question(self, model: LoadedModel, ids: Sequence[int], system: Sequence[Message]) -> str:
+        return model.tokenizer.readable(ids)
+
+    def rendered(
+        self, model: LoadedModel, conversations: Sequence[tuple[Message, ...]]
+    ) -> list[tuple[tuple[Message, ...], tuple[int, ...]]]:
+        """An encoder reads single texts, without a template."""
+        return []
+
+    def answer_logits(self, model: LoadedModel, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
+        return self.predict(model.module, batch_of([row_of(prompt, answer)]).to(model.precision.device))
+
+    def sample_logits(self, model: LoadedModel, text: str) -> Tensor:
+        """The text is read and written."""
+        (ids,) = encode_inputs(model.tokenizer, [text], model.context_length)
+        return self.answer_logits(model, ids, ids)
+
+    def collated(self, rows: Sequence[Tokens]) -> Batch:
+        return batch_of(rows)
 
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         """Rows of like length together, longest first."""
@@ -99,8 +151,17 @@ class SequenceToSequence(CausalLM):
         firsts = [min(len(ids) - 1, round(len(ids) * (1 - OUTPUT_SHARE))) for ids in drawn]
         return [row_of(ids[:first], ids[first:]) for ids, first in zip(drawn, firsts, strict=True)]
 
+    def rows_like(self, load: Load, module: nn.Module, tokens: int, turn: int, turns: int) -> list[Tokens]:
+        drawn = Objective.rows_like(self, load, module, tokens, turn, turns)
+        return [end_learned(one, load.written / load.tokens) for one in drawn]
+
 
 SEQUENCE_TO_SEQUENCE = SequenceToSequence()
+
+
+def text_objective(model: LoadedModel) -> CausalLM:
+    """What a model that writes texts is trained for on texts and answers."""
+    return SEQUENCE_TO_SEQUENCE if model.encoder_decoder else CAUSAL_LM
 
 
 def batch_of(rows: Sequence[Tokens]) -> Batch:

@@ -9,16 +9,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rankwise.base.loaded import LoadedModel
+from rankwise.base.sources import Source
+from rankwise.config.classification import ClassificationConfig
+from rankwise.config.data import DataConfig
+from rankwise.config.experiment import Experiment
+from rankwise.config.images import ImagesConfig
 from rankwise.objectives import text_classification
+from rankwise.objectives.predictions import Done, Longest, Numbers, TaggedText, tagged_text, tags_column
 from rankwise.objectives.text_classification import TextClassification, random_ids
 from rankwise.rows.encoded.batches import IGNORED
-from rankwise.rows.text.encode_tags import TagEncoder
+from rankwise.rows.forms.tagged_rows import TAGGED_FORMATS
+from rankwise.rows.tag_classes import read_tags
+from rankwise.rows.text.encode_tags import TagEncoder, encode_words, text_of
+from rankwise.rows.text.example import Example
+from rankwise.rows.text.outcome import Outcome, read_each
 from rankwise.rows.text.tokenize import Tokens
+from rankwise.runs.data_report import DataReport
+from rankwise.runs.records import Callback
+from rankwise.runs.row_facts import Pooling
 
 NAME = "token-classification"
 LOADING = text_classification.LOADING.replace("ForSequenceClassification", "ForTokenClassification").replace(
@@ -30,9 +45,62 @@ LOADING = text_classification.LOADING.replace("ForSequenceClassification", "ForT
 @dataclass(frozen=True)
 class Tagging(TextClassification):
     name = NAME
+    shown_as = "tags"
     model_class = "AutoModelForTokenClassification", "a model that classifies tokens"
     encoder_class = TagEncoder
     pipeline_tag, loading_code = NAME, LOADING
+    activity = "Tagging"
+
+    def row_form(self, form: str | None) -> str:
+        """It reads either format of words with tags."""
+        return ", ".join(TAGGED_FORMATS)
+
+    def columns(self, column: str) -> list[str]:
+        return [tags_column(column)]
+
+    def encoded(self, model: LoadedModel, examples: Sequence[Example], longest: Longest) -> list[Outcome]:
+        outcomes, usable = read_each(examples, text_of)
+        rows = encode_words(model.tokenizer, [text for _, text in usable], longest.cut)
+        for (outcome, _), row in zip(usable, rows, strict=True):
+            longest.add(outcome, row.tokens)
+            outcome.learned_words, outcome.cut_words = row.words, row.cut
+        return outcomes
+
+    def prediction(self, outcome: Outcome, outputs: Numbers) -> TaggedText:
+        return tagged_text(self.targets, outcome, outputs)
+
+    def question(self, outcome: Outcome) -> dict[str, Any]:
+        """With the words that have a first token of their own, in characters."""
+        text, words = text_of(outcome.example)
+        return {"text": text, "words": [words[number] for number in outcome.learned_words]}
+
+    def outputs_for(self, module: nn.Module, rows: Sequence[Tokens], done: Done | None = None) -> list[Numbers]:
+        """For each row (W, C): the probability of each of C tags for each of its W learned words."""
+        found = [np.empty((0, 0))] * len(rows)
+        for places, batch, outputs in self.in_batches(module, rows, done):
+            shares, words = outputs.softmax(-1).cpu().numpy(), batch.loss_mask.sum(1).tolist()
+            for place, part in zip(places, np.split(shares, np.cumsum(words)[:-1]), strict=True):
+                found[place] = part
+        return found
+
+    @classmethod
+    def of_rows(cls, data: DataConfig, source: Source | None, images: ImagesConfig) -> Self:
+        return cls(read_tags(data, ClassificationConfig()))
+
+    @classmethod
+    def of(cls, experiment: Experiment, callback: Callback, begun: Pooling | None) -> Self:
+        return cls(read_tags(experiment.data, experiment.classification), experiment.training.seed)
+
+    @classmethod
+    def of_report(cls, data_report: DataReport) -> Self | None:
+        targets = data_report.targets
+        return cls(targets) if targets is not None and targets.form == "tags" else None
+
+    def fit_head(self, model: LoadedModel, rows: Sequence[Tokens]) -> str | None:
+        return None
+
+    def fitted_baseline(self, accuracy: float) -> dict[str, float]:
+        return {}
 
     def values(self, rows: Sequence[Tokens], ids: Tensor) -> Tensor:
         """(B, T) numbers of tags, IGNORED at tokens that begin no learned word and behind the end of a row."""

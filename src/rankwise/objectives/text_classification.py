@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -24,19 +25,44 @@ from rankwise.base.kind import ModelKind
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.loading import load, load_unchecked
 from rankwise.base.pooling import read_pooled
+from rankwise.base.sources import Source, find
+from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
+from rankwise.config.experiment import Experiment
+from rankwise.config.images import ImagesConfig
 from rankwise.config.models import ModelConfig
+from rankwise.errors import ConfigError, RunError
 from rankwise.forward.reference import usable_positions
-from rankwise.objectives.objective import Classifier, head_settings, outputs_in, target_loss, values_of, weight_of
+from rankwise.objectives.head_start import fit_head
+from rankwise.objectives.objective import (
+    Classifier,
+    head_settings,
+    outputs_in,
+    target_loss,
+    values_of,
+    weight_of,
+)
+from rankwise.objectives.predictions import Longest
+from rankwise.planning.pooling import pooling_of
+from rankwise.rows.classes import read_targets
 from rankwise.rows.encoded.batches import IGNORED, Batch, portions_of
-from rankwise.rows.text.encode_texts import TextEncoder
-from rankwise.rows.text.outcome import RowEncoder
+from rankwise.rows.encoded.sequences import evenly
+from rankwise.rows.forms.tagged_rows import untagged
+from rankwise.rows.text.encode_texts import TextEncoder, encode_texts
+from rankwise.rows.text.example import Example
+from rankwise.rows.text.outcome import Outcome, RowEncoder, read_each
 from rankwise.rows.text.rendering import Template
+from rankwise.rows.text.targets import texts_of
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
-from rankwise.runs.records import Callback
+from rankwise.runs.data_report import DataReport
+from rankwise.runs.records import Callback, StatusMessage
 from rankwise.runs.row_facts import Pooling, TargetFacts
 
+TEXTS = (
+    "This is good.", "This is bad.", "The delivery came late, and the box was open.", "How much does it cost?",
+    "I like it very much!", "No.", "The match ended two to one.", "Please send me the invoice again.",
+)  # fmt: skip
 LONGEST_MODEL = 1_000_000
 """Tokenizers that know no longest text name a number beyond this."""
 LOADING = """\
@@ -130,6 +156,21 @@ def _without_cache(module: nn.Module) -> dict[str, bool]:
     return {"use_cache": False} if "use_cache" in signature(module.forward).parameters else {}
 
 
+def pooling_to_train(
+    config: ClassificationConfig, folder: Path, callback: Callback, begun: Pooling | None
+) -> Pooling:  # fmt: skip
+    """What the head is to read: what it read when it `begun`, or what the setting or the model's folder says."""
+    if begun is not None and config.pooling not in ("auto", begun):
+        raise ConfigError([
+            f"classification.pooling is {config.pooling}, but the head to go on with reads {begun}. Leave the setting "
+            "out, or begin a new adapter without --from."
+        ])  # fmt: skip
+    pooling, note = pooling_of(folder, config)
+    if begun is None and note is not None:
+        callback(StatusMessage(note))
+    return begun or pooling
+
+
 NAME = "sequence-classification"
 
 
@@ -141,8 +182,24 @@ class TextClassification(Classifier):
     """Draws the new head's weights."""
     name = NAME
     model_class = "AutoModelForSequenceClassification", "a model that classifies texts"
+    engine_texts = TEXTS
     pipeline_tag, loading_code = "text-classification", LOADING
     encoder_class: ClassVar[Callable[[HubTokenizer, DataConfig, int, TargetFacts], RowEncoder]] = TextEncoder
+
+    @classmethod
+    def of_rows(cls, data: DataConfig, source: Source | None, images: ImagesConfig) -> Self:
+        return cls(read_targets(data, ClassificationConfig()))
+
+    @classmethod
+    def of(cls, experiment: Experiment, callback: Callback, begun: Pooling | None) -> Self:
+        targets = read_targets(experiment.data, experiment.classification)
+        folder = find(experiment.base, callback).folder
+        pooling = pooling_to_train(experiment.classification, folder, callback, begun)
+        return cls(targets.model_copy(update={"pooling": pooling}), experiment.training.seed)
+
+    @classmethod
+    def of_report(cls, data_report: DataReport) -> Self | None:
+        return data_report.targets and cls(data_report.targets)
 
     def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
         return load_text_classifier(spec, callback, self.kind, self.targets.pooling, checked=checked)
@@ -150,6 +207,16 @@ class TextClassification(Classifier):
     @property
     def kind(self) -> ModelKind:
         return ModelKind(*self.model_class, head_seed=self.seed, settings=head_settings(self.targets))
+
+    def fit_head(self, model: LoadedModel, rows: Sequence[Tokens]) -> str | None:
+        fitted = fit_head(self, model, rows)
+        return fitted and (
+            f"the head begins with what fits {fitted.rows:,} rows best while the model is frozen (penalty "
+            f"{fitted.penalty:g})"
+        )
+
+    def fitted_baseline(self, accuracy: float) -> dict[str, float]:
+        return {"vectors": accuracy}
 
     @property
     def loading(self) -> str:
@@ -166,6 +233,25 @@ class TextClassification(Classifier):
 
     def encoder(self, template: Template, tokenizer: HubTokenizer, spec: DataConfig, limit: int) -> RowEncoder:
         return self.encoder_class(tokenizer, spec, limit, self.targets)
+
+    def example_of(self, text: str, image: bytes | None = None) -> Example:
+        if image is not None:
+            raise RunError("This classifier reads texts, and the question has an image.")
+        return untagged(text, "the text")
+
+    def encoded(self, model: LoadedModel, examples: Sequence[Example], longest: Longest) -> list[Outcome]:
+        outcomes, usable = read_each(examples, texts_of)
+        rows = encode_texts(model.tokenizer, [texts for _, texts in usable], longest.cut)
+        for (outcome, _), row in zip(usable, rows, strict=True):
+            longest.add(outcome, row)
+        return outcomes
+
+    def shown(self, model: LoadedModel, rows: Sequence[Tokens], count: int) -> list[Example]:
+        texts = [model.tokenizer.readable([int(token) for token in row.ids]) for row in evenly(rows, count)]
+        return [self.example_of(text) for text in texts or self.engine_texts]
+
+    def question(self, outcome: Outcome) -> dict[str, Any]:
+        return {"text": outcome.example.messages[0].content}
 
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         return [self._batch(part) for part in portions_of(rows, max_tokens, width=lambda row: len(row.ids))]
@@ -191,6 +277,13 @@ class TextClassification(Classifier):
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         targets = self.learned(batch.targets, batch.loss_mask)
         return target_loss(self.predict(module, batch), targets, self.targets)
+
+    def sample_logits(self, model: LoadedModel, text: str) -> Tensor:
+        if not model.encoder_decoder:
+            return super().sample_logits(model, text)
+        rows = encode_texts(model.tokenizer, [(text, "")], model.context_length)  # it reads the end token
+        (batch,) = self.batches(rows, 1)
+        return self.predict(model.module, batch.to(model.precision.device))
 
     def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
         nothing = [0.0] * self.targets.outputs if self.targets.form == "several" else 0.0

@@ -17,7 +17,6 @@ LARGEST, STEP_OF_TOKENS = 65_536, 64
 SMALLER = "a smaller adapter can learn less"
 SAME, SAME_IN_PARTS = "the same result", "the same result, in more micro-batches"
 LEFT_IN_FILE = "the same result but for rounding; weights stay in their file and are read from it at each use"
-FEWER_BITS = {"int8": "the base's weights are rounded to 8 bits", "nf4": "the base's weights are rounded to 4 bits"}
 
 
 @dataclass(frozen=True)
@@ -103,9 +102,8 @@ def _smaller(forecast: Forecast, changes: Changes) -> Iterator[Remedy]:
 
 
 def _in_fewer_bits(forecast: Forecast, changes: Changes) -> Iterator[Remedy]:
-    if not forecast.spec.trains_base:
-        for name, price in FEWER_BITS.items():
-            yield from _with(forecast, changes, (f"model.quantize={name}",), price)
+    for name, price in forecast.spec.fewer_bits.items():
+        yield from _with(forecast, changes, (f"model.quantize={name}",), price)
 
 
 def _tried(forecast: Forecast, room: int, changes: Changes) -> Iterator[Remedy]:
@@ -123,9 +121,9 @@ def _tried(forecast: Forecast, room: int, changes: Changes) -> Iterator[Remedy]:
 
 
 def _in_file(forecast: Forecast, room: int, changes: Changes) -> Iterator[Remedy]:
-    """The base's weights are left in their file."""
+    """The base's weights are left in their file, which takes no less where they learn."""
     tenths = room // 10**8
-    if not forecast.spec.trains_base and tenths > 0:
+    if tenths > 0:
         yield from _with(forecast, changes, (f"model.memory={tenths / 10:.1f}GB",), LEFT_IN_FILE)
 
 

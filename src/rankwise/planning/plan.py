@@ -261,7 +261,7 @@ def plan_for(
     rows = rows_of_training(config, shape, tokens)
     if shape.auto_class == CLASSIFIER:
         apart = rows is not None and config.data is not None and bool(rows.held_out or config.data.validation)
-        config = config.model_copy(update={"objective": OF_TEXTS}).with_class_defaults(measured=apart)
+        config = config.model_copy(update={"objective": OF_TEXTS}).with_defaults(measured=apart, by="loss")
     found = on or processes.part_of(planned_device(device, config), here=device in HERE)
     return planned(config, shape, found, rows, measured, price, here=device in HERE, processes=processes)
 

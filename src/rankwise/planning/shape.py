@@ -14,6 +14,7 @@ from functools import cached_property
 
 from rankwise.config.images import patches_of
 from rankwise.config.layer import Heads, Layer
+from rankwise.config.objectives import BOTH, DECODER, ENCODER, IMAGES
 
 NEW_TOKENS = "token_adapter.trainable_tokens_delta"
 """What PEFT calls the rows of new tokens in the adapter's file."""
@@ -154,6 +155,13 @@ class ModelShape:
         """Whether it reads texts and generates none, so that it is trained as a classifier unless somebody decides
         otherwise."""
         return self.auto_class == "AutoModel" and self.vocabulary > 0 and self._is_measured
+
+    @property
+    def nature(self) -> str:
+        """What it is before it gets a new head (config/objectives.py)."""
+        if self.image is not None:
+            return IMAGES
+        return BOTH if self.is_encoder_decoder else ENCODER if self.is_encoder else DECODER
 
     @property
     def _is_measured(self) -> bool:

@@ -21,7 +21,6 @@ from typing import Self
 from rankwise.config.data import DataConfig, TooLong
 from rankwise.config.experiment import Planned
 from rankwise.config.forgetting import ANSWER_TOKENS, replay_rows
-from rankwise.config.preference import read_as
 from rankwise.config.recipe import recipe_named
 from rankwise.errors import DataError, TemplateError
 from rankwise.planning.batches import limit_of
@@ -64,7 +63,7 @@ def rows_of_training(config: Planned, shape: ModelShape, tokens: TokenCounter) -
     """None where no data is named. DataError where no row is left to train on."""
     if config.data is None:
         return None
-    data, limit = read_as(config.data, config.objective), limit_of(config, shape)
+    data, limit = config.objective_settings.rows(config.data), limit_of(config, shape)
     if shape.image is not None:
         rows = images_of(config.data, shape.patches)
     elif shape.is_classifier or shape.is_encoder_decoder:

@@ -32,9 +32,6 @@ ROWS, LEAST_ROWS, MOST_ROWS = 2, 16, 64
 OVERHEAD = 1 / 6
 READ = 0.5
 """What a row costs that is only read."""
-PART, WHOLE_PART = 4, 2
-"""A trial has so many times fewer rows in a step and makes so many times more of them: what decides about a rate is how
-many steps there are. Where every weight learns, the optimizer's work on each step costs more."""
 RANGE_STEPS, FIRST, SECOND, LONGER = 8, 4, 2, 2.5
 """Steps of the range, rates of both stages, and by how much the second is longer."""
 
@@ -62,10 +59,11 @@ class TrialPlan:
     stages: tuple[Stage, ...]
 
     @classmethod
-    def of(cls, steps: int, batch: int, row_tokens: float, *, whole: bool) -> Self | None:
+    def of(cls, steps: int, batch: int, row_tokens: float, part: int) -> Self | None:
         """None where trials of that length would cost more than they may: in runs of fewer than 73 steps, or 165 where
-        every weight learns (`whole`), and in somewhat longer ones if steps have few tokens."""
-        part = min(WHOLE_PART if whole else PART, batch)
+        every weight learns, and in somewhat longer ones if steps have few tokens. `part` is the method's
+        `trial_part`."""
+        part = min(part, batch)
         small = max(1, batch // part)
         budget = most_cost(steps) * (1 - OVERHEAD) * _work(batch, row_tokens)
         rows = min(MOST_ROWS, max(LEAST_ROWS, ROWS * batch), int(budget / (2 * READ * READINGS * row_tokens)))
@@ -129,7 +127,7 @@ def tuning_of(plan: Plan) -> PlannedTuning | None:
     if rows is not None and rows.documents.likely:
         batch = training.rows_per_step(max(1, round(rows.documents.likely)))
         row_tokens = rows.tokens.likely / rows.documents.likely
-    trials = TrialPlan.of(plan.steps, batch, row_tokens, whole=plan.config.adapter.trains_base)
+    trials = TrialPlan.of(plan.steps, batch, row_tokens, plan.config.adapter.trial_part)
     if trials is None or plan.duration is None:
         return PlannedTuning(trials, None)
     return PlannedTuning(trials, plan.duration.step.times(trials.cost))

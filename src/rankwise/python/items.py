@@ -1,6 +1,6 @@
 """The items that a Python program gives a classifier: texts, pairs of texts, or images, as rows without a label.
 
-texts_given(["a film", ("a film", "a plot")])   -> [("a film", ""), ("a film", "a plot")]
+texts_given(["a film", ("a film", "a plot")])   -> two Examples, the second one with a second text
 images_given(["cat.jpg", picture, pixels])      -> three Examples, each with the bytes of an image file
 
 DataError lists every item that cannot be read.
@@ -8,24 +8,23 @@ DataError lists every item that cannot be read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rankwise.config.base import shown
 from rankwise.errors import DataError, together
+from rankwise.objectives import image_classification, tagging, text_classification
 from rankwise.rows.files.in_memory_images import image_bytes
 from rankwise.rows.forms.tagged_rows import untagged
-from rankwise.rows.text.example import Example, ImageContent
+from rankwise.rows.text.example import Example, ImageContent, Message
 
 TEXT = "a text, or a tuple of a text and a second one"
 TAGGABLE = "a text or a list of words"
 IMAGE = "the path or the bytes of an image file, a picture of Pillow, or a uint8 array (H, W) or (H, W, 3)"
-_Row = TypeVar("_Row")
 
 
-def texts_given(texts: object) -> list[tuple[str, str]]:
-    """Pairs of a text and a second one or ""."""
+def texts_given(texts: object) -> list[Example]:
     if isinstance(texts, str):
         raise DataError(f"the texts to classify are one text, {shown(texts)}. Give a list, even of one text.")
     if hasattr(texts, "columns"):
@@ -34,7 +33,7 @@ def texts_given(texts: object) -> list[tuple[str, str]]:
         )
     if not isinstance(texts, Iterable):
         raise DataError(f"the texts to classify are of type {type(texts).__name__}. Give a list of texts.")
-    return _rows(texts, "of the texts to classify", TEXT, lambda item, where: _pair(item))
+    return _rows(texts, "of the texts to classify", TEXT, _pair)
 
 
 def untagged_given(texts: object) -> list[Example]:
@@ -55,9 +54,15 @@ def images_given(images: object) -> list[Example]:
     return _rows(images, "of the images to classify", IMAGE, _image)
 
 
-def _rows(items: Iterable[Any], of: str, expected: str, row_of: Callable[[Any, str], _Row | None]) -> list[_Row]:
+GIVEN: Mapping[str, Callable[[object], list[Example]]] = {
+    text_classification.NAME: texts_given, tagging.NAME: untagged_given, image_classification.NAME: images_given,
+}  # fmt: skip
+"""The items of each objective that classifies."""
+
+
+def _rows(items: Iterable[Any], of: str, expected: str, row_of: Callable[[Any, str], Example | None]) -> list[Example]:
     """`row_of` gives None for an item that is nothing of what is expected, or says what else is wrong with it."""
-    rows, problems = list[_Row](), list[str]()
+    rows, problems = list[Example](), list[str]()
     for at, item in enumerate(items):
         where = f"item {at} {of}"
         try:
@@ -72,12 +77,12 @@ def _rows(items: Iterable[Any], of: str, expected: str, row_of: Callable[[Any, s
     return rows
 
 
-def _pair(item: Any) -> tuple[str, str] | None:
+def _pair(item: Any, where: str) -> Example | None:
     """None also where the first text is empty."""
     parts = (item, "") if isinstance(item, str) else item
     if not isinstance(parts, tuple | list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
         return None
-    return (parts[0], parts[1]) if parts[0].strip() else None
+    return Example((Message("user", parts[0], parts[1]),), where) if parts[0].strip() else None
 
 
 def _taggable(item: Any) -> bool:

@@ -105,28 +105,12 @@ class Run:
         list of words, which are joined by spaces. An image is a path, the bytes of a file, a picture of Pillow or a
         uint8 array. RunError where the run is a language model. DataError where an image cannot be read, or a text has
         more tokens than a row of the run may have, unless the run was trained with data.too_long=truncate."""
-        from rankwise.python.items import images_given, texts_given, untagged_given
+        from rankwise.python.items import GIVEN
 
-        if self.tuned.tags_words:
-            tagged, problems = self.tuned.tag(untagged_given(items))
-            if problems:
-                raise DataError(together([*problems.values()]))
-            return [{"spans": tagged[at].spans, "tags": tagged[at].tags} for at in range(len(tagged))]
-        if self.tuned.reads_images:
-            rows, problems = self.tuned.image_rows_of(images_given(items))
-            described = [*problems.values()]
-        else:
-            rows, problems = self.tuned.rows_of(texts_given(items))
-            described = [f"item {at} of the texts to classify {why}" for at, why in problems.items()]
-        if described:
-            raise DataError(together(described))
-        found = self.tuned.classify(rows)
-        if self.tuned.classifier.targets.form == "several":
-            return [{"labels": one.labels, "probabilities": one.probabilities} for one in found]
-        return [
-            {"value": one.value} if one.label is None else {"label": one.label, "probabilities": one.probabilities}
-            for one in found
-        ]
+        predicted, problems = self.tuned.predict(GIVEN[self.tuned.classifier.name](items))
+        if problems:
+            raise DataError(together([*problems.values()]))
+        return [one.as_values() for one in predicted.values()]
 
     def plot(self) -> LossPlot:
         """The training loss of each step, and the validation loss where it was measured, in nats."""

@@ -104,7 +104,7 @@ def cost_section(run: RunSnapshot) -> Section:
 def against_full(manifest: Manifest, results: Results, experiment: Experiment) -> dict[str, Any] | None:
     """Compare the bytes of weights, gradients and optimizer of this run with full fine-tuning in float32, without
     activations; None if this run was full fine-tuning."""
-    if experiment.adapter.trains_base:
+    if results.trainable_parameters == results.total_parameters:
         return None
     per_weight = BYTES_OF.get(manifest.base_model.dtype, 4)
     return {

@@ -22,7 +22,7 @@ from rankwise.runs.records import Callback, silent
 from rankwise.serving.bodies import BadRequest
 from rankwise.serving.engine import Engine
 from rankwise.serving.questions import served_by
-from rankwise.serving.served import Served, Serving, check_generates, served_as
+from rankwise.serving.served import Served, Serving, served_as
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._:@/-]{0,255}$"
 MOST = 64
@@ -98,7 +98,7 @@ class Changes:
     def _read(self, artifact: Artifact, own: str, name: str, parent: str) -> tuple[AdapterWeights, Served]:
         """The hash is that of what was read."""
         serving = self._serving
-        check_generates([artifact])
+        artifact.refuse("served")
 
         def described() -> Served:
             return served_as(name, artifact, own, serving.model, parent, self._callback)

@@ -71,7 +71,8 @@ def load_serving(
     """The runs and adapters of these names over their base, or the model `base` alone; a RankwiseError where one cannot
     be served."""
     artifacts = [open_artifact(name, callback, trust_code=trust_code) for name in names]
-    check_generates(artifacts)
+    for artifact in artifacts:
+        artifact.refuse("served")
     if artifacts:
         together = load_together(artifacts, callback, dtype=dtype, force_base=force_base)
     else:
@@ -106,15 +107,6 @@ def served_as(
     system = None if report is None else report.system
     sha256, created = _hash_of(artifact.result), _created(artifact.result)
     return Served(name, adapter, _template(artifact, model, callback), system, sha256, created, parent)
-
-
-def check_generates(artifacts: Sequence[Artifact]) -> None:
-    """RunError for what writes no answers to a conversation."""
-    for artifact in artifacts:
-        if artifact.targets is not None:
-            raise RunError(f"{artifact.described} is a classifier, which generates no text. Use rankwise predict.")
-        if artifact.encoder_decoder:
-            raise RunError(f"{artifact.described} is an encoder with a decoder, which this server does not serve.")
 
 
 def _template(artifact: Artifact, model: LoadedModel, callback: Callback) -> ChatTemplate:

@@ -8,17 +8,19 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import singledispatch
 from typing import Any
 
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import RankwiseError, RunError, typed
-from rankwise.inference.decoding import STAGE, repeats
+from rankwise.inference.decoding import STAGE, TextCallback, repeats
 from rankwise.inference.generate import asking_ids
 from rankwise.inference.growing_batch import ByRow
 from rankwise.inference.tuned_model import TunedModel, load_tuned
 from rankwise.methods.artifact import open_artifact
-from rankwise.rows.text.example import Example, ImageContent, Message
-from rankwise.rows.text.tagged import TaggedWords, words_of
+from rankwise.objectives.objective import Classifier, Objective
+from rankwise.objectives.sequence_to_sequence import text_objective
+from rankwise.rows.text.example import Message
 from rankwise.runs.records import Callback
 from rankwise.serving.bodies import BadRequest, ChatBody
 from rankwise.serving.engine import Engine, Limits
@@ -33,9 +35,9 @@ ROLES = ("user", "assistant")
 
 def load(names: Sequence[str], callback: Callback) -> Answering:
     artifacts = [open_artifact(name, callback) for name in names]
-    alone = [one for one in artifacts if one.targets is not None or one.encoder_decoder or one.config.trains_base]
+    alone = [why for one in artifacts if (why := one.why_not("asked beside others")) is not None]
     if alone and len(artifacts) > 1:
-        raise RunError(f"{alone[0].described} is asked alone, since it needs a model of its own.")
+        raise RunError(alone[0])
     if alone:
         return Alone(load_tuned(artifacts[0], callback))
     try:
@@ -176,27 +178,12 @@ class Alone:
         return cancelled.set
 
     def _answer(self, body: AskBody, number: int, side: Side, send: Send, cancelled: threading.Event) -> None:
-        tuned, text = self._tuned, str(side.messages[-1].get("content", ""))
-        if tuned.objective.targets is not None:
-            send({"side": number, "finish": "end"} | classified(tuned, text, body.image))
-            return
-
         def on_text(part: str) -> None:
             if cancelled.is_set():
                 raise _Cancelled
             send({"side": number, "text": part})
 
-        turns = [Message(one["role"], str(one["content"])) for one in side.messages if one.get("role") in ROLES]
-        turns = turns[-1:] if tuned.model.encoder_decoder else turns
-        messages = [*tuned.opening(body.system), *turns]
-        spec = GenerationConfig(
-            max_new_tokens=body.max_new_tokens or room_for(tuned, messages), temperature=body.temperature,
-            top_p=body.top_p, seed=body.seed,
-        )  # fmt: skip
-        with tuned.base(side.run == BASE), tuned.trainable.scaled(1.0 if side.run == BASE else side.strength):
-            answer = tuned.answer(messages, spec, on_text=on_text)
-        told = {"finish": answer.stopped, "tokens": answer.tokens, "seconds": round(answer.seconds, 2)}
-        send({"side": number} | told)
+        send({"side": number} | reply(self._tuned.objective, self._tuned, body, side, on_text))
 
     def close(self) -> None:
         with self._turn:
@@ -207,37 +194,34 @@ class _Cancelled(Exception):
     pass
 
 
-def room_for(tuned: TunedModel, messages: Sequence[Message]) -> int:
-    """The usual length of an answer, or what the context has left."""
-    context = tuned.model.context_length
-    if context is None or tuned.model.encoder_decoder:
-        return USUAL
-    return max(1, min(USUAL, context - len(asking_ids(tuned.model, messages))))
+@singledispatch
+def reply(
+    objective: Objective, tuned: TunedModel, body: AskBody, side: Side, on_text: TextCallback
+) -> dict[str, Any]:  # fmt: skip
+    """How an answer ended, of which `on_text` got the text."""
+    turns = [Message(one["role"], str(one["content"])) for one in side.messages if one.get("role") in ROLES]
+    messages = [*tuned.opening(body.system), *text_objective(tuned.model).heard(turns)]
+    most = body.max_new_tokens or tuned.model.room(len(asking_ids(tuned.model, messages)), USUAL)
+    spec = GenerationConfig(max_new_tokens=most, temperature=body.temperature, top_p=body.top_p, seed=body.seed)
+    with tuned.base(side.run == BASE), tuned.trainable.scaled(1.0 if side.run == BASE else side.strength):
+        answer = tuned.answer(messages, spec, on_text=on_text)
+    return {"finish": answer.stopped, "tokens": answer.tokens, "seconds": round(answer.seconds, 2)}
 
 
-def classified(tuned: TunedModel, text: str, image: str | None) -> dict[str, Any]:
+@reply.register(Classifier)
+def classified(
+    objective: Classifier, tuned: TunedModel, body: AskBody, side: Side, on_text: TextCallback
+) -> dict[str, Any]:  # fmt: skip
     """What a classifier says of a text, or of an image of this name: probabilities, a number, or tagged spans."""
-    if tuned.reads_images != (image is not None):
-        reads, sent = ("images", "no image") if tuned.reads_images else ("texts", "an image")
-        raise RunError(f"This classifier reads {reads}, and the question has {sent}.")
-    if tuned.tags_words:
-        example = Example((Message("user", text),), "the text", tagged=TaggedWords(words_of(text)))
-        tagged, problems = tuned.tag([example])
-        if problems:
-            raise RunError(problems[0])
-        return {"spans": tagged[0].spans, "whole": text}
-    rows, problems = tuned.rows_of([(text, "")]) if image is None else tuned.image_rows_of([_pictured(text, image)])
+    example = objective.example_of(str(side.messages[-1].get("content", "")), _decoded(body.image))
+    predicted, problems = tuned.predict([example])
     if problems:
-        raise RunError(problems[0] if image is not None else f"The text {problems[0]}")
-    (made,) = tuned.classify(rows)
-    shares = sorted(made.probabilities.items(), key=lambda one: -one[1])
-    return {"labels": shares, "value": made.value, "chosen": made.labels if made.labels is not None else made.label}
+        raise RunError(problems[0])
+    return {"finish": "end"} | predicted[0].as_shown()
 
 
-def _pictured(name: str, image: str) -> Example:
-    """A row without a label."""
+def _decoded(image: str | None) -> bytes | None:
     try:
-        content = base64.b64decode(image, validate=True)
+        return None if image is None else base64.b64decode(image, validate=True)
     except ValueError:
         raise RunError("the image is not base64.") from None
-    return Example((Message("user", name), Message("assistant", "")), name[:200], image=ImageContent(content))

@@ -15,6 +15,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from rankwise.errors import RankwiseError, RunError
+from rankwise.methods.artifact import artifact_of
 from rankwise.rows.forms.image_rows import IMAGE_SUFFIXES
 from rankwise.runs.listing import ListedRun, listed_runs
 from rankwise.runs.records import Callback, Event, StatusMessage, WarningMessage
@@ -58,15 +59,11 @@ class Askable:
 
 
 def askable(snapshot: RunSnapshot) -> Askable:
-    report, adapter = snapshot.recorded_data, snapshot.experiment.adapter
-    targets = None if report is None else report.targets
-    images = report is not None and report.image_processing is not None
-    form = None if targets is None else targets.form
-    kind = "images" if images else "text" if form is None else "tags" if form == "tags" else "classes"
+    report, artifact = snapshot.recorded_data, artifact_of(snapshot, None)
     return Askable(
-        snapshot.folder.name, snapshot.manifest.base_model.name, kind,
-        alone=targets is not None or adapter.trains_base or snapshot.experiment.objective == "sequence-to-sequence",
-        scales=kind == "text", system=(report.system or "") if report is not None else "",
+        snapshot.folder.name, snapshot.manifest.base_model.name, artifact.objective.shown_as,
+        alone=artifact.why_not("asked beside others") is not None, scales=artifact.why_not("scaled") is None,
+        system=(report.system or "") if report is not None else "",
     )  # fmt: skip
 
 

@@ -23,7 +23,8 @@ from rankwise.commands.starting import base_of_start
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, HeadConfig, LoraConfig
 from rankwise.config.base import Config, descriptions_of
 from rankwise.config.data import OF_HUB, OF_TABLES, DataConfig, Format, Reasoning, ValidationDataConfig
-from rankwise.config.experiment import OBJECTIVES, Experiment, Planned
+from rankwise.config.experiment import Experiment, Planned
+from rankwise.config.objectives import OBJECTIVES
 from rankwise.config.reading import Setting, parse_setting, read_data, read_experiment, read_planned
 from rankwise.config.yaml import dump_yaml
 from rankwise.errors import ConfigError, RankwiseError
@@ -117,7 +118,7 @@ def _knobs() -> Sequence[Knob]:
         Knob("data.max_length", "--max-length", "Longest row in tokens", "rows", "number"),
         Knob("data.on_bad_row", "--on-bad-row", "A row that cannot be used", "rows", "choice", ("skip",)),
         Knob("data.reasoning", "--reasoning", "Reasoning in answers", "rows", "choice", get_args(Reasoning)[1:]),
-        Knob("objective", "--objective", "What is learned", "rows", "choice", OBJECTIVES[1:]),
+        Knob("objective", "--objective", "What is learned", "rows", "choice", tuple(OBJECTIVES)[1:]),
         Knob("data.held_out", "--held-out", "Validation rows", "validation", "number"),
         Knob("data.validation.path", "--validation-data", "Or a file of validation rows", "validation"),
         Knob("data.group", "--group", "Column of groups", "validation"),

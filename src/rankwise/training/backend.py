@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -52,6 +52,8 @@ QUICK = 15.0
 """Compiling runs the comparison again. Where one takes longer than these seconds, a run must be longer by the same
 factor before it is compiled."""
 ADVICE = "use --restart to start it again with another backend."
+OWN_WEIGHTS = "the fused kernels need frozen weights, but this run trains the model's own weights"
+NO_KERNELS = "there are no fused kernels for this model and device"
 
 
 @dataclass(frozen=True)
@@ -87,15 +89,33 @@ class Eager:
 
 @dataclass
 class Fused:
+    """The kernels of decoders, which end in the loss of predicted tokens."""
+
     work: Workload
-    compiled: bool = False
+    name: BackendName = "fused"
     joins = True
     tally = None
+    not_compiled: ClassVar[str | None] = None
     _loss: FusedLoss | None = field(default=None, init=False)
 
-    @property
-    def name(self) -> BackendName:
-        return "compiled" if self.compiled else "fused"
+    @staticmethod
+    def why_not(work: Workload) -> str | None:
+        if has_kernels(work.module, work.longest):
+            return None
+        if any(isinstance(part, TokenRows) for part in work.module.modules()):
+            return "the fused kernels know no rows of new tokens (model.new_tokens)"
+        if has_weights_that_learn(work.module):
+            return OWN_WEIGHTS
+        if has_kernels(work.module, 1):
+            return (
+                f"the longest row has {work.longest:,} tokens, more than the model's sliding window. With a lower "
+                "--max-length the fused backend can be used, which takes less time and memory"
+            )
+        return NO_KERNELS
+
+    @staticmethod
+    def compared(work: Workload) -> Agreement:
+        return agreement(work.module, work.trainable.parameters(), partial(work.objective.predict, work.module))
 
     @property
     def _computed(self) -> FusedLoss:
@@ -123,8 +143,8 @@ class Fused:
     def active(self) -> Iterator[None]:
         work = self.work
         _refuse_unsupported(work, self.name)
-        with _compiled() if self.compiled else nullcontext():
-            if self.compiled:
+        with _compiled() if self.name == "compiled" else nullcontext():
+            if self.name == "compiled":
                 _try_compiler(work)
             free = available_memory()
             self._loss = FusedLoss(
@@ -136,10 +156,31 @@ class Fused:
 
 @dataclass
 class FusedBlocks:
+    """The kernels of encoders, inside the model's own forward pass."""
+
     work: Workload
     name: BackendName = "fused"
     tally = None
+    not_compiled: ClassVar[str | None] = "the fused kernels of encoders are not compiled"
     _encoder: FusedEncoder | None = field(default=None, init=False)
+
+    @staticmethod
+    def why_not(work: Workload) -> str | None:
+        if has_encoder_kernels(work.module):
+            return None
+        return (
+            OWN_WEIGHTS if any(has_weights_that_learn(block) for block in encoder_blocks(work.module)) else NO_KERNELS
+        )
+
+    @staticmethod
+    def compared(work: Workload) -> Agreement:
+        """On random images, or on texts of several lengths."""
+        objective, module = work.objective, work.module
+        length = objective.row_length
+        lengths = [length] * COMPARED if length else [min(one, work.longest) for one in LENGTHS]
+        rows = objective.random_rows(module, lengths, torch.Generator().manual_seed(0))
+        (batch,) = objective.batches(rows, len(lengths) * max(lengths))
+        return encoder_agreement(module, work.trainable.parameters(), partial(objective.predict, module), batch)
 
     def layout(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         return self.work.objective.batches(rows, max_tokens)
@@ -162,10 +203,15 @@ class FusedBlocks:
             yield
 
 
+KERNELS: dict[str, type[Fused | FusedBlocks]] = {
+    "causal-lm": Fused, "sequence-to-sequence": Fused, "preference": Fused, "sequence-classification": FusedBlocks,
+    "token-classification": FusedBlocks, "image-classification": FusedBlocks,
+}  # fmt: skip
+"""By the objective's name."""
+
+
 def backend_named(name: BackendName, work: Workload) -> Backend:
-    if name == "eager":
-        return Eager(work)
-    return Fused(work, compiled=name == "compiled") if work.predicts_tokens else FusedBlocks(work)
+    return Eager(work) if name == "eager" else KERNELS[work.objective.name](work, name)
 
 
 def choose_backend(work: Workload, setting: BackendName | Literal["auto"], tokens: int) -> Backend:
@@ -175,18 +221,18 @@ def choose_backend(work: Workload, setting: BackendName | Literal["auto"], token
         check_finite(work.module, torch.nn.Embedding)
     if setting == "eager":
         return Eager(work)
-    if not supports(work) or (setting == "compiled" and not work.predicts_tokens):
-        kind = WarningMessage if has_kernels(work.module, 1) and work.predicts_tokens else StatusMessage
-        return _eager_instead(work, setting, "", _why_unsupported(work), kind)
+    kernels = KERNELS[work.objective.name]
+    if why := why_unsupported(work) or (kernels.not_compiled if setting == "compiled" else None):
+        kind = WarningMessage if has_kernels(work.module, 1) else StatusMessage
+        return _eager_instead(work, setting, "", why, kind)
     began = time.perf_counter()
     found = _agreement(work)
     enough = COMPILED_AFTER * max(1.0, (time.perf_counter() - began) / QUICK)
     if not found.agrees:
         return _eager_instead(work, setting, ", which takes more time and memory", found.why, WarningMessage)
-    if not work.predicts_tokens:
-        return _chosen(work, FusedBlocks(work), found)
-    compiles = setting == "compiled" or (setting == "auto" and _seconds_per_token(work) * tokens > enough)
-    return _chosen(work, Fused(work, compiled=compiles and _compiles(work, required=setting == "compiled")), found)
+    pays = kernels.not_compiled is None and setting == "auto" and _seconds_per_token(work) * tokens > enough
+    compiles = (pays or setting == "compiled") and _compiles(work, required=setting == "compiled")
+    return _chosen(work, kernels(work, "compiled" if compiles else "fused"), found)
 
 
 def _chosen(work: Workload, backend: Backend, outcome: Agreement) -> Backend:
@@ -199,17 +245,17 @@ def _chosen(work: Workload, backend: Backend, outcome: Agreement) -> Backend:
 
 def _refuse_unsupported(work: Workload, name: BackendName) -> None:
     """RunError where a run that began with this backend cannot go on with it."""
-    if not supports(work):
+    if why_unsupported(work) is not None:
         raise RunError(
             f"the run was started with the {name} backend, which is not available for this model here; {ADVICE}"
         )
 
 
-def supports(work: Workload) -> bool:
-    """Whether there are kernels for this model, objective and device, with rows of this length."""
+def why_unsupported(work: Workload) -> str | None:
+    """Why there are no kernels for this model, objective and device, with rows of this length; None where there are."""
     if is_sharded(work.module):
-        return False
-    return has_kernels(work.module, work.longest) if work.predicts_tokens else has_encoder_kernels(work.module)
+        return "the base is split over several processes (model.sharded), and the kernels read whole weights"
+    return KERNELS[work.objective.name].why_not(work)
 
 
 def _eager_instead(
@@ -221,50 +267,13 @@ def _eager_instead(
     return Eager(work)
 
 
-def _why_unsupported(work: Workload) -> str:
-    if is_sharded(work.module):
-        return "the base is split over several processes (model.sharded), and the kernels read whole weights"
-    if not work.predicts_tokens:
-        return why_no_blocks(work)
-    if any(isinstance(part, TokenRows) for part in work.module.modules()):
-        return "the fused kernels know no rows of new tokens (model.new_tokens)"
-    if has_weights_that_learn(work.module):
-        return "the fused kernels need frozen weights, but this run trains the model's own weights"
-    if has_kernels(work.module, 1):
-        return (
-            f"the longest row has {work.longest:,} tokens, more than the model's sliding window. With a lower "
-            "--max-length the fused backend can be used, which takes less time and memory"
-        )
-    return "there are no fused kernels for this model and device"
-
-
-def why_no_blocks(work: Workload) -> str:
-    if has_encoder_kernels(work.module):
-        return "the fused kernels of encoders are not compiled"
-    if any(has_weights_that_learn(block) for block in encoder_blocks(work.module)):
-        return "the fused kernels need frozen weights, but this run trains the model's own weights"
-    return "there are no fused kernels for this model and device"
-
-
-def block_agreement(work: Workload) -> Agreement:
-    """On random images, or on texts of several lengths."""
-    objective, module = work.objective, work.module
-    length = objective.row_length
-    lengths = [length] * COMPARED if length else [min(one, work.longest) for one in LENGTHS]
-    rows = objective.random_rows(module, lengths, torch.Generator().manual_seed(0))
-    (batch,) = objective.batches(rows, len(lengths) * max(lengths))
-    return encoder_agreement(module, work.trainable.parameters(), partial(objective.predict, module), batch)
-
-
 def _agreement(work: Workload, name: Literal["fused", "compiled"] = "fused") -> Agreement:
     """Compare a backend with the eager one, and announce it for a large model, where it takes minutes."""
     if sum(parameter.numel() for parameter in work.module.parameters()) >= LARGE:
         work.callback(StatusMessage(
             f"comparing the {name} backend with the model's own code, which takes some passes over the whole model"
         ))  # fmt: skip
-    if not work.predicts_tokens:
-        return block_agreement(work)
-    return agreement(work.module, work.trainable.parameters(), partial(work.objective.predict, work.module))
+    return KERNELS[work.objective.name].compared(work)
 
 
 def _seconds_per_token(work: Workload) -> float:

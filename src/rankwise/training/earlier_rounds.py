@@ -17,14 +17,14 @@ import numpy as np
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.experiment import Experiment
-from rankwise.config.validation import METRICS_OF, TextMetric, ValidationConfig
+from rankwise.config.objectives import OBJECTIVES
+from rankwise.config.validation import TextMetric, ValidationConfig
 from rankwise.errors import ConfigError, DataError, RankwiseError, first_line
 from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.validation_rows import prepared_again
 from rankwise.forward.fused import has_kernels
 from rankwise.methods.starting import contents_of
 from rankwise.objectives.objective import Objective
-from rankwise.objectives.preference import Preference
 from rankwise.objectives.registry import objective_for
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.preparation import Prepared
@@ -36,7 +36,7 @@ from rankwise.training.backend import Eager, Fused
 from rankwise.training.losses import Backend
 from rankwise.training.pairs import PairBackend
 from rankwise.training.trainer import Hook, Trainer
-from rankwise.training.validation import SCORERS, Scorer, Validation
+from rankwise.training.validation import SCORERS, Scorer, Validation, over_rows
 from rankwise.training.world import World
 
 MOST_ROWS, ANSWERS = 200, 24
@@ -63,7 +63,7 @@ class EarlierRows:
         longest = self.prepared.measured_rows.lengths.max()
         if isinstance(inner, Eager) or not has_kernels(inner.work.module, int(longest)):
             inner = Eager(replace(inner.work, objective=self.objective, packing=False))
-        return PairBackend(inner, self.objective) if isinstance(self.objective, Preference) else inner
+        return over_rows(inner, self.objective)
 
 
 def earlier_rows(experiment: Experiment, model: LoadedModel, callback: Callback, world: World) -> list[EarlierRows]:
@@ -102,9 +102,9 @@ def _rows_of(
     objective = objective_for(run.recorded_data)
     if not run.recorded_data.validation_rows:
         raise DataError("it has no validation rows.")
-    if isinstance(objective, Preference) and objective.needs_reference:
+    if objective.needs_reference:
         raise DataError("the loss of its pairs is relative to another model than this run's.")
-    if getattr(objective, "processing", None) != model.processing:
+    if objective.kind.processing != model.processing:
         raise DataError("its images were prepared otherwise.")
     writing = objective.writing(model)
     prepared = prepared_again(run, writing, callback)
@@ -124,7 +124,9 @@ def _rows_of(
 def _scored_as(run: RunSnapshot, objective: Objective) -> ValidationConfig:
     """By the metrics of answers that the run was validated or evaluated with."""
     evaluated = {name for one in run.evaluations.values() for name in one.tuned.scores}
-    measured = {*run.experiment.validation.metrics, *evaluated} if METRICS_OF.get(objective.name) is TextMetric else {}
+    measured = (
+        {*run.experiment.validation.metrics, *evaluated} if OBJECTIVES[objective.name].metrics is TextMetric else {}
+    )
     metrics = tuple(name for name in get_args(TextMetric) if name in measured)
     return ValidationConfig(scores=metrics, answers=ANSWERS if metrics else 0, prompts=())
 

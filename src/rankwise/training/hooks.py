@@ -182,7 +182,7 @@ RECENT = 20
 """The last steps, which are no past yet: the loss rises before it is far above."""
 ENOUGH_ROWS = 16
 """So many tell what the loss was at first, where nothing was validated."""
-FACTOR, HEAD_FACTOR, ABOVE = 3.0, 10.0, 1.0
+ABOVE = 1.0
 
 
 @dataclass

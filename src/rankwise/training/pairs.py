@@ -236,14 +236,6 @@ class PairBackend:
         return PairBackend(replace(self.inner, work=work), self.objective)
 
 
-def over_rows(backend: Backend, objective: object) -> Backend:
-    """The backend itself, or one over pairs where rows are pairs."""
-    if not isinstance(objective, Preference):
-        return backend
-    assert isinstance(backend, Eager | Fused), "a language model is trained by one of these"
-    return PairBackend(backend, objective)
-
-
 DIVERGENCE_PAIRS = 32
 """Pairs on which the divergence from the base is measured at each validation, at equal distances."""
 
@@ -259,21 +251,20 @@ class PairScorer:
     """How many these are in all processes."""
     world: World = ALONE
 
-    def over(self, world: World) -> PairScorer:
-        return replace(self, answers=self.answers.over(world), world=world)
+    def over(self, world: World, backend: Backend, max_tokens: int) -> PairScorer:
+        """Two models are computed at once, so half as many tokens are. Where all weights learn, the base is not in
+        memory, so the divergence is left to an evaluation."""
+        assert isinstance(backend, PairBackend), "pairs are computed by it"
+        has_base = backend.inner.work.trainable.extra_parameters > 0
+        rows = list(evenly(self.rows, DIVERGENCE_PAIRS)) if has_base else []
+        own = share_of(rows, world.rank, world.size)
+        batches = backend.layout(own, max(1, max_tokens // 2)) if own else ()
+        answers = self.answers.over(world, backend, max_tokens)
+        return PairScorer(answers, self.rows, backend, batches, len(rows), world)
 
     @property
     def tokens_written(self) -> int:
         return self.answers.tokens_written
-
-    def on(self, backend: PairBackend, max_tokens: int) -> PairScorer:
-        """The same once it is known what computes. Two models are computed at once, so half as many tokens are. Where
-        all weights learn, the base is not in memory, so the divergence is left to an evaluation."""
-        has_base = backend.inner.work.trainable.extra_parameters > 0
-        rows = list(evenly(self.rows, DIVERGENCE_PAIRS)) if has_base else []
-        own = share_of(rows, self.world.rank, self.world.size)
-        batches = backend.layout(own, max(1, max_tokens // 2)) if own else ()
-        return replace(self, backend=backend, batches=batches, measured=len(rows))
 
     def scores(self, step: int) -> list[ScoreRecord]:
         if not self.rows:

@@ -25,7 +25,6 @@ from rankwise.planning.plan import Plan
 from rankwise.planning.processes import ALONE, Processes
 from rankwise.runs.manifest import BackendName, Forecasted
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
-from rankwise.runs.row_facts import TargetFacts
 from rankwise.system.launched import launched, processes_here
 
 YEAR = 365.25 * 86_400
@@ -40,7 +39,8 @@ class Foresight:
     """`settled`: the settings were chosen for the limit of memory and are not chosen again."""
 
     plan: Plan
-    targets: TargetFacts | None = None
+    outputs: int | None = None
+    """Of a new head."""
     settled: bool = False
 
     @property
@@ -107,16 +107,13 @@ class Foresight:
         )  # fmt: skip
 
 
-def foresee(
-    experiment: Experiment, callback: Callback = silent, targets: TargetFacts | None = None
-) -> Foresight | None:
-    """None where the plan cannot tell. It is no part of a training, so nothing that goes wrong in it ends one. A
-    classifier's `targets` are known by then."""
-    outputs = None if targets is None else targets.outputs
+def foresee(experiment: Experiment, callback: Callback = silent, outputs: int | None = None) -> Foresight | None:
+    """None where the plan cannot tell. It is no part of a training, so nothing that goes wrong in it ends one. The
+    `outputs` of a new head are known by then."""
     made = _planned(
         lambda: plan(as_planned(experiment), on=_device(experiment), outputs=outputs, processes=_processes()), callback
     )
-    return made and replace(made, targets=targets)
+    return made and replace(made, outputs=outputs)
 
 
 def within_limit(
@@ -141,7 +138,7 @@ def within_limit(
     told = f"to stay under {experiment.model.memory} of memory: {settings}; the result is the same but for rounding"
     callback(StatusMessage(told))
     training = training.model_copy(update=changes)
-    again = foresee(experiment.model_copy(update={"training": training}), callback, foreseen.targets)
+    again = foresee(experiment.model_copy(update={"training": training}), callback, foreseen.outputs)
     return training, again or foreseen
 
 

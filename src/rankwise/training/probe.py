@@ -13,33 +13,21 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import islice
 from typing import Any
 
-import torch
 from torch import nn
 
-from rankwise.base.loaded import LoadedModel
-from rankwise.base.preprocessing import processing_in
-from rankwise.base.sources import find
 from rankwise.config.experiment import Planned
 from rankwise.forward.plan import plan
 from rankwise.kernels.quantized.tensor import is_quantized
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
-from rankwise.objectives.causal_lm import CAUSAL_LM
-from rankwise.objectives.image_classification import ImageClassification
-from rankwise.objectives.objective import Objective
-from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE
-from rankwise.objectives.tagging import Tagging
-from rankwise.objectives.text_classification import TextClassification
-from rankwise.planning.plan import Plan
+from rankwise.objectives.registry import objective_of_shape
 from rankwise.planning.time import Probe
 from rankwise.rows.encoded.batches import Batch
-from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.manifest import now
 from rankwise.runs.records import Callback, StatusMessage, StepRecord, silent
-from rankwise.runs.row_facts import TargetFacts
 from rankwise.system.processor import processor_name
 from rankwise.training.backend import choose_backend
 from rankwise.training.trainer import Trainer
@@ -70,7 +58,7 @@ class FixedSteps:
 
 def probe(config: Planned, callback: Callback = silent) -> Probe:
     forecast = plan(config)
-    objective = _objective(forecast, callback)
+    objective = objective_of_shape(forecast.shape, config.base, callback)
     model = objective.load(config.base, callback)
     settings = {"steps": STEPS, "epochs": None, "learning_rate": RATE, "schedule": "constant", "warmup": 0.0}
     training = config.training.model_copy(update=settings)
@@ -84,7 +72,9 @@ def probe(config: Planned, callback: Callback = silent) -> Probe:
     backend = choose_backend(work, training.backend, tokens=0)
     most = min(LARGEST, max(round(forecast.step.tokens), forecast.amount.longest))
     steps = [
-        backend.layout(_rows(forecast, objective, model, tokens, turn), training.max_batch_tokens)
+        backend.layout(
+            objective.rows_like(forecast.load, model.module, tokens, turn, COUNTED + 1), training.max_batch_tokens
+        )
         for tokens in (max(1, most // SMALLER), most)
         for turn in range(COUNTED + 1)
     ]
@@ -102,22 +92,6 @@ def probe(config: Planned, callback: Callback = silent) -> Probe:
         f"tokens took {large[1]:.2f} s"
     ))  # fmt: skip
     return measured
-
-
-def _objective(forecast: Plan, callback: Callback) -> Objective:
-    """A classifier's classes have no names here, since nothing is written."""
-    outputs, side = forecast.shape.outputs, forecast.shape.image
-    if outputs is None:
-        return SEQUENCE_TO_SEQUENCE if forecast.shape.is_encoder_decoder else CAUSAL_LM
-    targets = TargetFacts(classes=tuple(str(number) for number in range(outputs)) if outputs > 1 else ())
-    if side is None:
-        return (
-            Tagging(targets.model_copy(update={"form": "tags"}))
-            if forecast.shape.words
-            else TextClassification(targets)
-        )
-    folder = find(forecast.config.base, callback).folder
-    return ImageClassification(targets, processing_in(folder).sized(side))
 
 
 def _mean(records: Sequence[StepRecord]) -> tuple[float, float]:
@@ -145,42 +119,3 @@ def _micro_batches(steps: Sequence[list[Batch]]) -> float:
 def _without(measured: tuple[float, float], seconds: float) -> tuple[float, float]:
     """Tokens and seconds of a step without what unpacking took, which is at most most of them."""
     return measured[0], measured[1] - min(seconds, MOST_UNPACKING * measured[1])
-
-
-def _rows(forecast: Plan, objective: Objective, model: LoadedModel, tokens: int, turn: int) -> list[Tokens]:
-    """About so many tokens. Rows of classifiers and of encoders with decoders have all the same length, so that none
-    has padding: what the plan counts are padded rows."""
-    of_sides = forecast.shape.is_encoder_decoder
-    if objective.targets is None and not of_sides:
-        return _documents(forecast, objective, model, tokens, turn)
-    lengths = sorted(forecast.load.lengths)
-    length = lengths[(2 * turn + 1) * len(lengths) // (2 * (COUNTED + 1))]
-    drawn = [length] * max(1, round(tokens / length))
-    found = objective.random_rows(model.module, drawn, torch.Generator().manual_seed(turn))
-    return [_learned(one, forecast.load.written / forecast.load.tokens) for one in found] if of_sides else found
-
-
-def _documents(forecast: Plan, objective: Objective, model: LoadedModel, tokens: int, turn: int) -> list[Tokens]:
-    """Sequences of about this many tokens, as long as those of the rows, and others at each turn."""
-    share, wanted = forecast.load.supervised / max(1, forecast.load.tokens), _mixed(forecast.load.lengths)
-    first = turn * len(wanted) // (COUNTED + 1)
-    lengths: list[int] = []
-    for length in cycle(wanted[first:] + wanted[:first]):
-        lengths.append(min(length, max(1, tokens - sum(lengths))))
-        if sum(lengths) >= tokens:
-            break
-    found = objective.random_rows(model.module, lengths, torch.Generator().manual_seed(turn))
-    return [_learned(one, share) for one in found]
-
-
-def _mixed(lengths: Sequence[int]) -> list[int]:
-    """Long and short ones in turns, so that the first few are like all."""
-    ordered, step = sorted(lengths), 7
-    return [ordered[at] for first in range(step) for at in range(first, len(ordered), step)]
-
-
-def _learned(sequence: Tokens, share: float) -> Tokens:
-    """Its last part."""
-    count = len(sequence.ids)
-    first = min(count - 1, round(count * (1 - share)))
-    return Tokens(sequence.ids, (False,) * first + (True,) * (count - first))

@@ -13,6 +13,7 @@ import torch
 from rankwise.config.experiment import Experiment
 from rankwise.errors import RunError, some
 from rankwise.methods.starting import continued
+from rankwise.objectives.registry import objective_for
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.evaluations import leaves
@@ -73,8 +74,8 @@ def settings_of(resumable: Resumable, experiment: Experiment) -> Experiment:
         experiment = experiment.model_copy(update={"data": data})
     if stored.training.epochs or stored.training.steps:  # earlier versions had no defaults of classifiers
         report = resumable.checkpoint.data_report
-        measured, one_class = bool(report.validation_rows), report.learned.one_class
-        experiment = experiment.with_class_defaults(measured=measured, one_class=one_class)
+        by = objective_for(report).best_by
+        experiment = experiment.with_defaults(measured=bool(report.validation_rows), by=by)
     begun, asked = (leaves(one.model_dump(mode="json")) for one in (stored, experiment))
     differing = sorted(key for key in begun | asked if key not in ANY and begun.get(key) != asked.get(key))
     if differing:

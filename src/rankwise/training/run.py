@@ -36,8 +36,6 @@ from rankwise.training.budgets import AccuracyBudget, AccuracyTask, ForgettingBu
 from rankwise.training.checkpoints import size_of
 from rankwise.training.earlier_rounds import EarlierRounds, EarlierRows
 from rankwise.training.hooks import (
-    FACTOR,
-    HEAD_FACTOR,
     CheckpointPace,
     EndByRequest,
     FollowCheckpoints,
@@ -47,7 +45,7 @@ from rankwise.training.hooks import (
     SaveCheckpoints,
 )
 from rankwise.training.losses import Backend
-from rankwise.training.pairs import PairBackend, PairScorer, Reference, pair_results, reference_of, reference_of_run
+from rankwise.training.pairs import PairBackend, Reference, pair_results, reference_of, reference_of_run
 from rankwise.training.state import TrainState
 from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.validation import EarlyStopping, Scorer, Validation, early_stopping_of, refuse_no_choice
@@ -122,7 +120,8 @@ class TrainingRun:
 
     @property
     def _early_stopping(self) -> EarlyStopping:
-        return early_stopping_of(self.experiment.validation, self.trainable, fitted=self.experiment.fits_head)
+        earliest = self.experiment.objective_settings.earliest
+        return early_stopping_of(self.experiment.validation, self.trainable, earliest)
 
     def bytes_written(self, state: TrainState) -> int:
         """At most, without logs and reports."""
@@ -134,10 +133,8 @@ class TrainingRun:
         interval = self.validation_interval
         unit, amount = "images", ""
         if (processing := self.model.processing) is None:
-            targets = self.work.objective.targets
-            in_loss = f"{data.loss_tokens / data.tokens:.0%} of them in the loss"
-            share = in_loss if targets is None else f"one target per {targets.unit.removesuffix('s')}"
-            unit, amount = "sequences", f", {data.tokens:,} tokens, {share}"
+            learned = self.work.objective.learned_share(data.loss_tokens, data.tokens)
+            unit, amount = "sequences", f", {data.tokens:,} tokens, {learned}"
         often = f", measured every {interval} steps" if interval < self.steps else ""
         return (
             f"{facts.name} ({facts.source}; {facts.dtype} on {facts.device}: {self.model.precision.why})\n"
@@ -175,18 +172,14 @@ class TrainingRun:
 
     def validation(self, backend: Backend) -> Validation:
         rows, config = self.prepared.measured_rows, self.experiment.validation
-        scorer = self.scorer.over(self.world)
-        if isinstance(scorer, PairScorer) and isinstance(backend, PairBackend):
-            scorer = scorer.on(backend, self.config.max_batch_tokens)
+        most = self.config.max_batch_tokens
         return Validation(
             config=config,
             interval=self.validation_interval,
             early_stopping=self._early_stopping,
-            batches=divided_over(
-                self.world, list(rows), partial(backend.layout, max_tokens=self.config.max_batch_tokens)
-            ),
+            batches=divided_over(self.world, list(rows), partial(backend.layout, max_tokens=most)),
             rows=len(rows),
-            scorer=scorer,
+            scorer=self.scorer.over(self.world, backend, most),
             run=self.run,
             backend=backend,
             unit=self.prepared.data_report.learned.loss_unit,
@@ -227,9 +220,8 @@ class TrainingRun:
         auto = self.config.model_copy(update={"learning_rate": "auto"})
         rate = min(self.rate / 10, auto.highest_rate(self.model.width, self.experiment.auto_rate))
         rows = self.config.rows_per_step(self.prepared.rows_in_pass)
-        classifies, pairs = self.experiment.classifies, self.experiment.objective == "preference"
-        tokens = None if classifies or pairs else self.model.vocabulary
-        return LossWatch(HEAD_FACTOR if classifies else FACTOR, rows, rate, tokens)
+        objective = self.work.objective
+        return LossWatch(objective.far_above, rows, rate, objective.choices(self.model.vocabulary))
 
     def trainer(
         self, backend: Backend, validation: Validation, log: MetricsLog, anchor: Anchor | None,
@@ -273,20 +265,18 @@ class TrainingRun:
         return results.model_copy(update={"adapter_bytes": written})
 
     def _baselines(self, before: ScoreRecord | None) -> dict[str, float] | None:
-        """A head that was fitted on the frozen model is a baseline itself."""
         found = baselines(self.scorer, self.prepared)
-        if found is None or before is None or self.lineage or self.model.own_head or not self.experiment.fits_head:
+        if found is None or before is None or self.lineage or self.model.own_head:
             return found
-        return {"vectors": before.value, **found}
+        return {**self.work.objective.fitted_baseline(before.value), **found}
 
     def class_warnings(self, validation: Validation, results: Results, rate: float) -> list[str]:
         """What a classifier's result does not do; `rate` is that of its steps."""
-        if not self.experiment.classifies:
-            return []
         losses = [one for one in validation.records if isinstance(one, LossRecord)]
         rows = self.prepared.rows_in_pass
         epochs = self.steps * self.config.rows_per_step(rows) / rows
-        found = never_predicted(self.scorer, results.kept_step or 0, rate) + still_falling(losses, self.steps, epochs)
+        found = never_predicted(self.scorer, results.kept_step or 0, rate)
+        found += still_falling(losses, self.steps, epochs, self.work.objective.falling)
         own, words = results.validation_accuracy_after, (results.baselines or {}).get("words", 0.0)
         if own is not None and words > own:
             found.append(

@@ -257,8 +257,8 @@ LEAST_ROWS = 8
 def tune(trials: Trials, foreseen: Foresight | None, callback: Callback) -> Tuning:
     setup, config, rows = trials.setup, trials.setup.training, trials.prepared.rows_in_pass
     default, row_tokens = float(config.learning_rate), trials.prepared.tokens_in_pass / rows
-    whole = trials.experiment.adapter.trains_base
-    plan = TrialPlan.of(setup.steps, config.rows_per_step(rows), row_tokens, whole=whole)
+    part = trials.experiment.adapter.trial_part
+    plan = TrialPlan.of(setup.steps, config.rows_per_step(rows), row_tokens, part)
     prepared, from_training = set_aside(trials.prepared, plan.rows if plan else 0, config.seed)
     reason = trials.world.share(lambda: _unfit(trials, len(prepared.measured)) if plan else TOO_COSTLY)
     if plan is None or reason is not None:
@@ -371,10 +371,9 @@ def _unfit(trials: Trials, rows: int) -> str | None:
     """Why no trials are run, though the run is long enough for them."""
     if rows < LEAST_ROWS:
         return f"only {rows} rows could be set aside for trials"
-    if trials.experiment.adapter.trains_base:
-        copy = sum(one.numel() * one.element_size() for one in trials.model.module.parameters())
-        if 5 * copy > available_memory():  # a trial's weights, gradients and two averages, beside the run's weights
-            return f"each trial needs a copy of the model, and {available_memory() / 1e9:.1f} GB are free"
+    copy = sum(one.numel() * one.element_size() for one in trials.model.module.parameters())
+    if trials.experiment.adapter.trial_copies * copy > available_memory():
+        return f"each trial needs a copy of the model, and {available_memory() / 1e9:.1f} GB are free"
     return None
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.experiment import Experiment
@@ -26,7 +26,7 @@ from rankwise.runs.directory import RunDirectory
 from rankwise.runs.records import OF_LANGUAGE_MODELS, LossRecord, SampleRecord, ScoreRecord, StatusMessage
 from rankwise.training.checkpoints import check_snapshot, load_snapshot, save_snapshot
 from rankwise.training.losses import Backend, sum_loss
-from rankwise.training.pairs import pair_scorer
+from rankwise.training.pairs import PairBackend, pair_scorer
 from rankwise.training.state import Diverged, TrainState
 from rankwise.training.trainer import Hook, Trainer
 from rankwise.training.validation_classes import class_scorer, tag_scorer
@@ -72,8 +72,9 @@ class Scorer(Protocol):
         """Tokens that one validation generates at most; 0 where none are generated."""
         ...
 
-    def over(self, world: World) -> Scorer:
-        """The same for several processes, each of which computes its share; all have the scores."""
+    def over(self, world: World, backend: Backend, max_tokens: int) -> Scorer:
+        """The same once it is known what computes, at most so many tokens at once. Of several processes each computes
+        its share; all have the scores."""
         ...
 
     def scores(self, step: int) -> list[ScoreRecord]: ...
@@ -88,6 +89,12 @@ SCORERS: dict[str, Callable[[ValidationConfig, LoadedModel, Prepared, Objective]
     "sequence-classification": class_scorer, "token-classification": tag_scorer, "image-classification": class_scorer,
 }  # fmt: skip
 """By the objective's name."""
+OVER: dict[str, Callable[[Any, Any], Backend]] = {"preference": PairBackend}
+"""By the objective's name: what computes the losses of its rows over the backend of its model."""
+
+
+def over_rows(backend: Backend, objective: Objective) -> Backend:
+    return OVER.get(objective.name, lambda own, _: own)(backend, objective)
 
 
 @dataclass
@@ -237,10 +244,10 @@ def _check_loss(record: Validated) -> None:
     )
 
 
-def early_stopping_of(config: ValidationConfig, trainable: Trainable, *, fitted: bool = False) -> EarlyStopping:
-    """A head that was `fitted` before the first step may stay the best."""
+def early_stopping_of(config: ValidationConfig, trainable: Trainable, earliest: int = 1) -> EarlyStopping:
+    """`earliest` is the first step whose result may be the best one, where the method has no later one."""
     first = trainable.first_final_step
-    first = 0 if fitted and first == 1 else first
+    first = earliest if first == 1 else first
     return EarlyStopping(config.by, METRICS[config.by].more_is_better, first, config.patience)
 
 
@@ -261,6 +268,6 @@ def refuse_no_choice(config: ValidationConfig, interval: int, early_stopping: Ea
 def check_best(run: RunDirectory, state: TrainState, experiment: Experiment, records: Sequence[Validated]) -> None:
     """Of a run that is resumed: the snapshot of its best step must be there."""
     config = experiment.validation
-    best = early_stopping_of(config, state.trainable, fitted=experiment.fits_head).best(records)
+    best = early_stopping_of(config, state.trainable, experiment.objective_settings.earliest).best(records)
     if config.keep == "best" and best is not None:
         check_snapshot(state, run.snapshot(best.step))

@@ -25,21 +25,21 @@ from rankwise.evaluation.class_metrics import (
     score_tags,
 )
 from rankwise.evaluation.metrics import METRICS
-from rankwise.inference.classify import Done, Outputs, outputs_of, tag_probabilities
 from rankwise.objectives.objective import Classifier, Objective, classifier
+from rankwise.objectives.predictions import Done, Outputs
+from rankwise.objectives.tagging import Tagging
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.preparation import Prepared
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import LossRecord, SampleRecord, ScoreRecord
 from rankwise.runs.row_facts import TargetFacts
+from rankwise.training.losses import Backend
 from rankwise.training.world import ALONE, World, computed_by_all
 
 OF_SEVERAL = ("micro_f1", "f1", "exact_match")
 FEW, UNEVEN = 5, 10
 """Validation rows of a class below which its figures tell little, and from how many times as many rows of the largest
 class as of the smallest balanced sampling is proposed."""
-FALLING = 0.95
-"""Of the best loss before, what the last one must be below for the training to be worth going on."""
 MOST_READ = 5000
 """Training rows of the baseline on words."""
 
@@ -56,7 +56,7 @@ class ClassScorer:
     counted: dict[int, tuple[Counter[int], Counter[int]]] = field(default_factory=dict)
     """The predicted and the actual classes of the rows, after so many steps. Copies share it (`over`)."""
 
-    def over(self, world: World) -> ClassScorer:
+    def over(self, world: World, backend: Backend, max_tokens: int) -> ClassScorer:
         return replace(self, world=world)
 
     def scores(self, step: int) -> list[ScoreRecord]:
@@ -82,7 +82,7 @@ class ClassScorer:
 
         lengths, width = [len(row.ids) for row in rows], objective.targets.outputs
         every = [np.asarray(one).reshape(-1, width) for one in computed_by_all(self.world, rows, lengths, compute)]
-        return every if self.outputs is tag_probabilities else np.concatenate(every)
+        return every if self.outputs is Tagging.outputs_for else np.concatenate(every)
 
     def samples(self, step: int) -> list[SampleRecord]:
         """A classifier writes no answers."""
@@ -101,14 +101,14 @@ def class_scorer(config: ValidationConfig, model: LoadedModel, prepared: Prepare
             "Choose one of these."
         ])  # fmt: skip
     score = score_labels if targets.form == "several" else score_rows
-    return ClassScorer(score, outputs_of, predicts_rows, model, prepared.measured_rows)
+    return ClassScorer(score, Classifier.outputs_for, predicts_rows, model, prepared.measured_rows)
 
 
 def tag_scorer(config: ValidationConfig, model: LoadedModel, prepared: Prepared, objective: Objective) -> ClassScorer:
     """Of words with tags; that `validation.by` is one of their metrics was checked with the settings."""
     predicts_words = classifier(objective)
     assert predicts_words is not None, "the scorer of its name"
-    return ClassScorer(score_tags, tag_probabilities, predicts_words, model, prepared.measured_rows)
+    return ClassScorer(score_tags, Tagging.outputs_for, predicts_words, model, prepared.measured_rows)
 
 
 def rare_in(scorer: object) -> list[str]:
@@ -156,9 +156,10 @@ def _way(targets: TargetFacts) -> str:
     )
 
 
-def still_falling(losses: Sequence[LossRecord], steps: int, epochs: float) -> list[str]:
-    """A warning where the last of all validations is by far the best, and nothing ended the run before."""
-    if len(losses) < 3 or losses[-1].step != steps or losses[-1].loss >= FALLING * min(one.loss for one in losses[:-1]):
+def still_falling(losses: Sequence[LossRecord], steps: int, epochs: float, falling: float) -> list[str]:
+    """A warning where the last of all validations is by far the best, below `falling` times the best before, and
+    nothing ended the run before."""
+    if len(losses) < 3 or losses[-1].step != steps or losses[-1].loss >= falling * min(one.loss for one in losses[:-1]):
         return []
     return [
         f"the validation loss was still falling at the end, from {losses[-2].loss:.3g} to {losses[-1].loss:.3g}: "

@@ -15,18 +15,19 @@ from rankwise.base.loaded import LoadedModel
 from rankwise.config.base import shown
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.validation import ValidationConfig
-from rankwise.errors import ConfigError, TemplateError
+from rankwise.errors import ConfigError
 from rankwise.evaluation.metrics import METRICS, rows_of, unfit
 from rankwise.inference.decoding import read_answer
 from rankwise.inference.generate import answers_in_turn, asking_ids
 from rankwise.objectives.objective import Objective
+from rankwise.objectives.sequence_to_sequence import text_objective
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.preparation import Prepared
-from rankwise.rows.text.chat_template import PROBE
 from rankwise.rows.text.encode_pairs import conversation_of
 from rankwise.rows.text.example import BREAK, Message
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import SampleRecord, ScoreRecord
+from rankwise.training.losses import Backend
 from rankwise.training.world import ALONE, World, computed_by_all
 
 SAMPLES = 3
@@ -57,7 +58,7 @@ class AnswerScorer:
     world: World = ALONE
     """Each process answers its share."""
 
-    def over(self, world: World) -> AnswerScorer:
+    def over(self, world: World, backend: Backend, max_tokens: int) -> AnswerScorer:
         return replace(self, world=world)
 
     @property
@@ -113,8 +114,8 @@ def _prompts(model: LoadedModel, prepared: Prepared, count: int) -> list[Prompt]
     """Of so many of the held-out rows, spread over them, so that each source is asked of."""
     rows = prepared.measured_rows if count else ()
     places = [index for index, row in enumerate(rows) if _last_answer(conversation_of(row))[0] > 0]
-    frame = _frame(model, prepared.data_report.system)
-    found = [_prompt(model, conversation_of(rows[index]), frame) for index in evenly(places, count)]
+    opening = _opening(prepared.data_report.system)
+    found = [_prompt(model, conversation_of(rows[index]), opening) for index in evenly(places, count)]
     return [one for one in found if one is not None]
 
 
@@ -129,27 +130,14 @@ def _last_answer(row: Tokens) -> tuple[int, int]:
     return (int(given[-1]) + 1 if len(given) else 0), end
 
 
-def _prompt(model: LoadedModel, row: Tokens, frame: tuple[str, str]) -> Prompt | None:
+def _prompt(model: LoadedModel, row: Tokens, opening: Sequence[Message]) -> Prompt | None:
     begin, end = _last_answer(row)
     ids = [int(token) for token in row.ids[:end]]
     target = read_answer(ids[begin:], model.template)
     if target.stopped != "end" or not model.tokenizer.readable(ids[:begin]).strip():
         return None
-    if model.encoder_decoder:
-        return Prompt(model.tokenizer.readable(ids[:begin]), tuple(ids[:begin]), target.text, target.tokens)
-    before, behind = frame
-    prompt = model.tokenizer.decode(ids[:begin]).removeprefix(before).removesuffix(behind)
+    prompt = text_objective(model).question(model, ids[:begin], opening)
     return Prompt(prompt, tuple(ids[:begin]), target.text, target.tokens)
-
-
-def _frame(model: LoadedModel, system: str | None) -> tuple[str, str]:
-    """What the template writes before and behind a single question."""
-    try:
-        text = model.template.text([*_opening(system), Message("user", PROBE)], answer_next=True)
-    except TemplateError:  # it knows other conversations than this one
-        return "", ""
-    before, _, behind = text.partition(PROBE)
-    return before, behind
 
 
 def _named(model: LoadedModel, prompt: str, system: str | None) -> Prompt:

@@ -73,11 +73,6 @@ class Workload:
             module, trainable, objective, longest, largest, first, packing, config.activation_checkpointing, callback
         )
 
-    @property
-    def predicts_tokens(self) -> bool:
-        """The kernels of decoders end in the loss of predicted tokens."""
-        return self.objective.targets is None
-
     @contextmanager
     def with_dropout(self) -> Iterator[None]:
         """As in training, and without a trace in the random numbers of the run."""

@@ -94,8 +94,7 @@ def combine(options: Options, folder: Path, callback: Callback) -> CombinedAdapt
 
 def _opened(name: str, options: Options, callback: Callback) -> tuple[Artifact, AdapterWeights]:
     artifact = open_artifact(name, callback, force_result=options.force_result, base_model=options.base_model)
-    if artifact.config.trains_base:
-        raise AdapterError(f"{artifact.described} is a result of full fine-tuning and has no adapter.")
+    artifact.refuse("combined")
     try:
         return artifact, stored_weights(artifact, callback)
     except RankwiseError as error:

@@ -23,7 +23,6 @@ from rankwise.errors import AdapterError, RankwiseError, RunError, some
 from rankwise.exporting.trained_base import Onto, TrainedBase, format_for
 from rankwise.methods.artifact import Artifact, check_trained_on, open_artifact
 from rankwise.objectives.objective import Objective
-from rankwise.objectives.registry import objective_for
 from rankwise.runs.records import Callback, StatusMessage
 
 NEW_TOKENS = (
@@ -31,10 +30,6 @@ NEW_TOKENS = (
     "export --format merged."
 )
 
-POOLED = (
-    "{} has a head that reads the {} of all tokens (classification.pooling), which a merge file by file has no place "
-    "for. Use rankwise export --format merged."
-)
 EXPERTS = (
     "has factors of experts that lie in one parameter, which a merge file by file has no place for. Use rankwise "
     "export --format merged."
@@ -100,7 +95,7 @@ def open_inputs(options: Options, callback: Callback) -> Inputs:
     source = find(named.model_copy(update={"quantize": "none"}), callback)  # of a GGUF file its copy in full
     source.refuse_packed("which a change is not merged into file by file")
     problems += _other_bases(artifacts, source, callback, force=options.force_base)
-    objective, new_head = _objective(artifacts, problems)
+    objective = _objective(artifacts, problems)
     _refuse(problems)
     base = skeleton(source.folder, objective.kind)
     format = _format(artifacts, options.onto, problems)
@@ -108,7 +103,7 @@ def open_inputs(options: Options, callback: Callback) -> Inputs:
     _refuse(problems)
     weights = options.weights or [1.0] * len(artifacts)
     parts = tuple(Part(*one) for one in zip(artifacts, weights, adapters, strict=True))
-    problems += _cannot_be_joined(parts, options, new_head=new_head)
+    problems += _cannot_be_joined(parts, options)
     _refuse(problems)
     trained = TrainedBase(source.folder, objective.kind, format, callback)
     return Inputs(
@@ -131,11 +126,8 @@ def _artifacts(options: Options, callback: Callback, problems: list[str]) -> Ite
         except RankwiseError as error:
             problems.append(str(error))
             continue
-        if artifact.config.trains_base:
-            problems.append(
-                f"{artifact.described} is a result of full fine-tuning and has no adapter. Use rankwise extract to "
-                "make one of it, or rankwise export --format merged for the whole model."
-            )
+        if (why := artifact.why_not("merged by files")) is not None:
+            problems.append(why)
         if artifact.runs_own_code:
             problems.append(
                 f"{artifact.described} was trained on a model with its own Python code, which cannot be merged."
@@ -184,16 +176,13 @@ def _trained_otherwise(artifacts: Sequence[Artifact], format: PackedFormat | Non
             )
 
 
-def _objective(artifacts: Sequence[Artifact], problems: list[str]) -> tuple[Objective, bool]:
-    """What the merged model is for, and whether it has a head that its base had not."""
-    reports = [artifact.data_report for artifact in artifacts if artifact.targets is not None]
-    kinds = [(report.targets, report.image_processing) for report in reports if report is not None]
-    if any(kind != kinds[0] for kind in kinds) or (kinds and len(reports) < len(artifacts)):
+def _objective(artifacts: Sequence[Artifact], problems: list[str]) -> Objective:
+    """What the merged model is for."""
+    kinds = [(one.objective.targets, one.objective.kind.processing) for one in artifacts]
+    if any(kind != kinds[0] for kind in kinds):
         names = some(artifact.described for artifact in artifacts)
         problems.append(f"these adapters were trained for different objectives or classes: {names}.")
-    elif kinds and (targets := kinds[0][0]) is not None and targets.pooling != "own":
-        problems.append(POOLED.format(artifacts[0].described, targets.pooling))
-    return objective_for(reports[0]) if reports else artifacts[0].objective, bool(reports)
+    return artifacts[0].objective
 
 
 def _read(
@@ -232,11 +221,8 @@ def unjoinable(opened: Sequence[tuple[Artifact, AdapterWeights]], *, alone: bool
     return problems
 
 
-def _cannot_be_joined(parts: Sequence[Part], options: Options, *, new_head: bool) -> list[str]:
+def _cannot_be_joined(parts: Sequence[Part], options: Options) -> list[str]:
     alone = len(parts) == 1 and not options.combining.lays_out and not options.combining.cuts
     problems = unjoinable([(part.artifact, part.adapter) for part in parts], alone=alone)
-    if new_head and any(part.adapter.heads and part.weight * options.strength != 1 for part in parts):
-        problems.append(
-            "a classifier's new head has no base to scale its change from. Leave out --strength and --weights."
-        )
-    return problems
+    scaled = [part.artifact for part in parts if part.adapter.heads and part.weight * options.strength != 1]
+    return problems + [why for one in scaled[:1] if (why := one.why_not("weighted")) is not None]

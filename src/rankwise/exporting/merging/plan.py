@@ -209,10 +209,10 @@ class _Planning:
             planned: list[Planned] = []
             for key, tensor in tensors.items():
                 name = self.base.names.get(key)
-                if name is None and self.inputs.objective.targets is not None:
-                    self.left_out.append(tensor)
-                else:
+                if self.inputs.objective.stays(name):
                     planned.append(self._planned(key, name, tensor, known))
+                else:
+                    self.left_out.append(tensor)
             shards.append(Shard(file.name, tuple(planned), self.base.metadata[file]))
         new = tuple(self._new(known))
         shards[-1] = replace(shards[-1], tensors=(*shards[-1].tensors, *new))

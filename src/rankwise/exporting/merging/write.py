@@ -23,9 +23,8 @@ from rankwise.base.inspection import read_json
 from rankwise.base.loading import load_tokenizer
 from rankwise.base.preprocessing import save_processing
 from rankwise.base.rotary_names import with_older_names
-from rankwise.base.saving import save_end_tokens, save_tokenizer
+from rankwise.base.saving import save_tokenizer
 from rankwise.base.tensor_files import INDEX
-from rankwise.base.timm_models import is_timm, set_config
 from rankwise.errors import ModelError, RunError
 from rankwise.exporting.merge import beside
 from rankwise.exporting.merging.apply import Applied, Rounding, write_weights
@@ -119,17 +118,15 @@ def _write_text(inputs: Inputs, folder: Path, callback: Callback) -> HubTokenize
         elif part.artifact.run is None:
             template = with_own_template(part.artifact.folder, tokenizer, base, template, callback)
     save_tokenizer(tokenizer, template, base, folder)
-    if inputs.objective.targets is None:
-        save_end_tokens(base, template, folder)
+    inputs.objective.save_ends(base, template, folder)
     return tokenizer
 
 
 def config_of(plan: MergePlan, tokenizer: HubTokenizer | None) -> dict[str, Any]:
     """The base's settings; of a model with a new head those that it was built with."""
     inputs = plan.inputs
-    settings = read_json(inputs.source.folder / CONFIG)
-    if inputs.objective.targets is not None:
-        settings = _of_classifier(inputs, tokenizer)
+    base = read_json(inputs.source.folder / CONFIG)
+    settings = inputs.objective.merged_config(base, inputs.base.module, tokenizer)
     if plan.untied:
         settings["tie_word_embeddings"] = False
         for nested in ("text_config", "llm_config"):
@@ -140,24 +137,6 @@ def config_of(plan: MergePlan, tokenizer: HubTokenizer | None) -> dict[str, Any]
             if key in settings or key == "dtype":
                 settings[key] = plan.dtype.name
     return with_older_names(settings)
-
-
-def _of_classifier(inputs: Inputs, tokenizer: HubTokenizer | None) -> dict[str, Any]:
-    module, targets, processing = inputs.base.module, inputs.objective.targets, inputs.objective.kind.processing
-    config: Any = module.config
-    if tokenizer is not None and config.get_text_config().pad_token_id is None:
-        config.pad_token_id = config.get_text_config().pad_token_id = tokenizer.pad_id
-    assert targets is not None, "asked by the caller"
-    if is_timm(module) and processing is not None:
-        set_config(module, targets.classes, processing)
-    config.architectures = [type(module).__name__]
-    own = read_json(inputs.source.folder / CONFIG)
-    stored = config.to_dict()
-    for key in ("dtype", "torch_dtype"):
-        stored.pop(key, None)
-        if key in own:
-            stored[key] = own[key]
-    return stored
 
 
 def index_of(plan: MergePlan) -> dict[str, Any]:

@@ -29,6 +29,8 @@ class Outcome:
     """Where words have tags: words without a first token of their own."""
     cut_words: int = 0
     """And words behind the end of a text that was cut."""
+    learned_words: tuple[int, ...] = ()
+    """Of a text that is only to be tagged: the numbers of the words with a first token of their own."""
     too_long: int = 0
     tied: int = 0
     """Pairs whose two answers are the same tokens."""

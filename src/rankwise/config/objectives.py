@@ -1,0 +1,216 @@
+"""What an objective is as a setting: the models and rows that it is for, the other settings that have no effect with
+it, its learning rate and its defaults. By nature a model is one of four:
+
+    images            it reads images
+    encoder           it reads texts and generates none
+    encoder-decoder   an encoder reads a text and a decoder writes another
+    decoder           every other model
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
+
+from rankwise.config.base import Config
+from rankwise.config.data import DataConfig
+from rankwise.config.method import MethodConfig
+from rankwise.config.preference import PreferenceConfig, as_pairs, not_of_pairs
+from rankwise.config.training import TrainingConfig
+from rankwise.config.validation import OF_ANSWERS, ClassMetric, PairMetric, TagMetric, TextMetric, ValidationConfig
+
+IMAGES, ENCODER, BOTH, DECODER = "images", "encoder", "encoder-decoder", "decoder"
+PREFERENCE_SHARE = 0.1
+"""Of the learning rate for answers, the rate for preferences (lab/preference.md)."""
+CLASS_EPOCHS, WITHOUT_ROWS, CLASS_PATIENCE = 10, 4, 2
+"""Of a classifier of texts: passes at most where validation rows say when to stop, and after how many validations
+without improvement; and passes where there are none (lab/classifiers.md)."""
+OTHER_MODEL = "Choose another model with --model, or leave out --objective."
+OF_IMAGES = f"is a model of images. {OTHER_MODEL}"
+OF_BOTH = (
+    "is an encoder with a decoder, which rankwise trains with the objective sequence-to-sequence alone. Choose another "
+    "model with --model."
+)
+
+
+class ObjectiveSettings:
+    """A default is what language models have."""
+
+    name: ClassVar[str]
+    nature: ClassVar[str] = ""
+    """Of the models for which `auto` is this objective."""
+    because: ClassVar[str] = ""
+    """Why it is, for a message; {0} is the model's name and {1} its kind."""
+    cannot: ClassVar[Mapping[str, str]] = {IMAGES: OF_IMAGES}
+    """By the nature of a model: why such a model cannot be trained so."""
+    gives: ClassVar[frozenset[str]] = frozenset()
+    """What a method may need (MethodConfig.needs)."""
+    idle: ClassVar[frozenset[str]] = frozenset({"training.anchor", "training.replay", "classification", "images"})
+    """Settings without effect."""
+    idle_validation: ClassVar[tuple[str, ...]] = ()
+    metrics: ClassVar[Any] = TextMetric
+    """That a validation may go by."""
+    earliest: ClassVar[int] = 1
+    """The first step after which a result may be the best one."""
+
+    def decided(self, nature: str, has_tags: Callable[[], bool]) -> ObjectiveSettings:
+        """Itself; of `auto` the objective for a model of this nature and for its rows."""
+        return self
+
+    def suits(self, nature: str, has_tags: Callable[[], bool]) -> bool:
+        """Whether `auto` is this objective."""
+        return nature == self.nature
+
+    def problem(self, nature: str, model: str) -> str | None:
+        """Why a model of this nature cannot be trained so."""
+        why = self.cannot.get(nature)
+        return None if why is None else f"the objective is {self.name}, but {model} {why}"
+
+    def idle_of_data(self, data: DataConfig, preference: PreferenceConfig) -> list[str]:
+        """The settings given here that have no effect."""
+        return []
+
+    def rows(self, data: DataConfig) -> DataConfig:
+        """The settings by which a training reads its rows."""
+        return data
+
+    def rate(self, adapter: MethodConfig) -> float:
+        """What the learning rate `auto` is at width 576."""
+        return adapter.auto_rate
+
+    def defaults(
+        self, training: TrainingConfig, validation: ValidationConfig, *, measured: bool, by: str
+    ) -> dict[str, Config]:
+        """Parts of an experiment that follow from its rows. `measured`: whether there are validation rows, of which
+        the metric `by` says best what was learned."""
+        return {}
+
+
+class Undecided(ObjectiveSettings):
+    """`auto`, until the model and the rows decide."""
+
+    name = "auto"
+    gives = frozenset({"tokens", "head"})
+    idle = frozenset()
+    metrics = Literal[TextMetric, ClassMetric, TagMetric, PairMetric]
+
+    def decided(self, nature: str, has_tags: Callable[[], bool]) -> ObjectiveSettings:
+        return next(one for one in reversed(OBJECTIVES.values()) if one.suits(nature, has_tags))
+
+
+class OfAnswers(ObjectiveSettings):
+    name = "causal-lm"
+    nature = DECODER
+    cannot: ClassVar[Mapping[str, str]] = {
+        IMAGES: OF_IMAGES,
+        BOTH: "is an encoder with a decoder, which is trained with the objective sequence-to-sequence. Leave out "
+        "--objective.",
+    }  # fmt: skip
+    gives = frozenset({"tokens"})
+    idle = frozenset({"classification", "images", "preference"})
+
+
+class OfSequences(ObjectiveSettings):
+    name = "sequence-to-sequence"
+    nature = BOTH
+    because = "{0} is an encoder with a decoder ({1})"
+    cannot = {IMAGES: OF_IMAGES} | dict.fromkeys(
+        (ENCODER, DECODER), f"is not an encoder with a decoder, as T5 and BART are. {OTHER_MODEL}"
+    )
+    idle = ObjectiveSettings.idle | {"preference", "model.new_tokens", "training.learning_rate tune"}
+
+    def idle_of_data(self, data: DataConfig, preference: PreferenceConfig) -> list[str]:
+        return data.of_language_models
+
+
+class OfPairs(ObjectiveSettings):
+    name = "preference"
+    cannot: ClassVar[Mapping[str, str]] = {
+        IMAGES: OF_IMAGES, ENCODER: "generates no text. Choose a language model with --model.", BOTH: OF_BOTH,
+    }  # fmt: skip
+    idle = ObjectiveSettings.idle | {"training.learning_rate tune"}
+    idle_validation = "scores", "answers"
+    metrics = PairMetric
+
+    def idle_of_data(self, data: DataConfig, preference: PreferenceConfig) -> list[str]:
+        everything = data.learned == "everything" and preference.loss == "dpo"
+        return not_of_pairs(data) + ["learned everything"] * everything
+
+    def rows(self, data: DataConfig) -> DataConfig:
+        return as_pairs(data)
+
+    def rate(self, adapter: MethodConfig) -> float:
+        return PREFERENCE_SHARE * adapter.auto_rate
+
+
+class OfClasses(ObjectiveSettings):
+    """What classifiers share."""
+
+    gives = frozenset({"head"})
+    idle = frozenset({"training.anchor", "training.replay", "images", "preference"})
+    idle_validation = OF_ANSWERS
+    metrics = ClassMetric
+
+    def idle_of_data(self, data: DataConfig, preference: PreferenceConfig) -> list[str]:
+        return data.of_language_models
+
+    def rate(self, adapter: MethodConfig) -> float:
+        return adapter.classifier_rate
+
+
+class OfTexts(OfClasses):
+    name = "sequence-classification"
+    nature = ENCODER
+    because = "{0} is an encoder ({1}), which generates no text"
+    earliest = 0  # its head is fitted before the first step
+
+    def rate(self, adapter: MethodConfig) -> float:
+        return adapter.text_rate or adapter.classifier_rate
+
+    def defaults(
+        self, training: TrainingConfig, validation: ValidationConfig, *, measured: bool, by: str
+    ) -> dict[str, Config]:
+        """Where neither passes nor steps are given, it learns until its validation stops improving. Of rows with one
+        class each, the best is so by accuracy, since the loss grows with each sure answer to a row whose label is
+        wrong."""
+        if training.epochs or training.steps:
+            return {}
+        changes: dict[str, Any] = {}
+        if measured and validation.keep == "last" and "keep" not in validation.model_fields_set:
+            changes = {"keep": "best", "patience": validation.patience or CLASS_PATIENCE}
+            changes |= {"by": by} if by != validation.by and "by" not in validation.model_fields_set else {}
+        epochs = float(CLASS_EPOCHS if measured else WITHOUT_ROWS)
+        return {
+            "training": training.model_copy(update={"epochs": epochs}),
+            "validation": validation.model_copy(update=changes),
+        }
+
+
+class OfTags(OfClasses):
+    name = "token-classification"
+    because = "the words of the rows have tags"
+    cannot: ClassVar[Mapping[str, str]] = {IMAGES: OF_IMAGES, BOTH: OF_BOTH}
+    metrics = TagMetric
+
+    def suits(self, nature: str, has_tags: Callable[[], bool]) -> bool:
+        return has_tags()
+
+
+class OfImages(OfClasses):
+    name = "image-classification"
+    nature = IMAGES
+    because = "{0} is a vision model ({1})"
+    cannot = dict.fromkeys((ENCODER, BOTH, DECODER), f"is a model of texts. {OTHER_MODEL}")
+    idle = OfClasses.idle - {"images"}
+
+    def idle_of_data(self, data: DataConfig, preference: PreferenceConfig) -> list[str]:
+        return data.of_language_models + data.of_texts
+
+    def rate(self, adapter: MethodConfig) -> float:
+        return adapter.image_rate or adapter.classifier_rate
+
+
+OBJECTIVES: dict[str, ObjectiveSettings] = {
+    one.name: one for one in (Undecided(), OfAnswers(), OfSequences(), OfPairs(), OfTexts(), OfTags(), OfImages())
+}
+"""By name; `auto` tries the last first."""

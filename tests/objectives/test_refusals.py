@@ -1,0 +1,64 @@
+"""What is not done with a trained model is refused by its objective's and its method's own sentences."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import rankwise
+from rankwise.commands.export import FORMATS
+from rankwise.config.adapters import FullConfig, HeadConfig, LoraConfig
+from rankwise.config.preference import PreferenceConfig
+from rankwise.errors import RunError
+from rankwise.methods.artifact import Artifact
+from rankwise.objectives.causal_lm import CAUSAL_LM
+from rankwise.objectives.preference import Preference
+from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE
+from rankwise.objectives.text_classification import TextClassification
+from rankwise.runs.row_facts import TargetFacts
+
+CLASSES, POOLED = (TextClassification(TargetFacts(classes=("a", "b"), pooling=one)) for one in ("own", "mean"))
+WHOLE = "peft", "merged"
+PAIRS = Preference(PreferenceConfig())
+REFUSED = [
+    (CLASSES, LoraConfig(), {
+        "generating": "F is a classifier", "measured at strengths": "F is a classifier",
+        "served": "F is a classifier, which generates no text. Use", "asked beside others": "F is asked alone, since",
+        "scaled": "--strength 0.5: F is a classifier", "weighted": "a classifier's new head has no base",
+        "judged by engines": "The rules of engines", "gguf": "F is a classifier, and GGUF", "gguf-lora": "F is",
+        "ollama": "F is a classifier, and Ollama", "extracted": "F trained an adapter",
+    }),
+    (POOLED, HeadConfig(), {
+        "merged by files": "F has a head that reads the mean of all tokens", "portable": "F has no adapted layers",
+    }),
+    (SEQUENCE_TO_SEQUENCE, LoraConfig(), {
+        "served": "F is an encoder with a decoder", "asked beside others": "F is asked alone",
+        "measured at strengths": "strength measures how a model continues a text, and F is",
+        **{name: f"--format {name} is for decoders alone, and F is" for name in FORMATS if name not in WHOLE},
+    }),
+    (PAIRS, LoraConfig(), {"measured at strengths": "F was trained on preference pairs"}),
+    (CAUSAL_LM, FullConfig(), {
+        "combined": "F is a result of full", "merged by files": "F is a result of full fine-tuning and has no",
+        "judged by engines": "The whole model learned", "asked beside others": "F is asked alone",
+        **dict.fromkeys(("peft", "portable", "mlx", "gguf-lora"), "F has no adapter, because it is a result"),
+    }),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("objective", "config", "sentences"), REFUSED)
+def test_what_is_refused_is_refused_by_name(objective, config, sentences):
+    artifact = Artifact("r", Path("F"), Path("F"), config, None, None, None)
+    artifact.__dict__["objective"] = objective
+    for activity, sentence in sentences.items():
+        with pytest.raises(RunError, match=f"^{re.escape(sentence)}"):
+            artifact.refuse(activity, "0.5")
+    artifact.refuse("merged")
+
+
+def test_every_activity_of_a_table_is_asked_for_and_every_other_is_a_format():
+    sources = [one.read_text(encoding="utf-8") for one in Path(rankwise.__file__).parent.rglob("*.py")]
+    asked = {name for text in sources for name in re.findall(r'\.(?:refuse|why_not)\("([^"]+)"', text)}
+    tables = [one for case in REFUSED for one in (case[0].cannot, case[1].cannot)]
+    assert {name for table in tables for name in table} - set(FORMATS) == asked
