@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from rankwise.runs.measured import Measured
-from rankwise.training.advice import Evidence, Gain, decide
+from rankwise.training.advice import Evidence, Gain, LabelEvidence
 
 
 def gain(value, half=0.05, rows=40):
@@ -22,9 +22,9 @@ ANSWERS = Evidence(
     base=exactly(2.0), score=exactly(0.0), gain=gain(0.8), untrained=gain(0.3), over_untrained=gain(0.5),
     content=gain(0.6), blurred=1.8, expected=0.0,
 )  # fmt: skip
-LABELS = Evidence(
+LABELS = LabelEvidence(
     base=exactly(0.69), score=exactly(0.5), gain=gain(0.01), untrained=gain(0.2), over_untrained=gain(-0.19),
-    content=gain(0.0), blurred=0.69, expected=0.0, classifies=True,
+    content=gain(0.0), blurred=0.69, expected=0.0,
 )  # fmt: skip
 
 
@@ -45,7 +45,7 @@ LABELS = Evidence(
     ],
 )
 def test_verdicts_on_answers(changes, verdict, reason):
-    assert decide(replace(ANSWERS, **changes))[:2] == (verdict, reason)
+    assert replace(ANSWERS, **changes).decide()[:2] == (verdict, reason)
 
 
 @pytest.mark.parametrize(
@@ -59,9 +59,9 @@ def test_verdicts_on_answers(changes, verdict, reason):
     ],
 )
 def test_verdicts_on_labels(changes, verdict, reason):
-    assert decide(replace(LABELS, **changes))[:2] == (verdict, reason)
+    assert replace(LABELS, **changes).decide()[:2] == (verdict, reason)
 
 
 def test_more_rows_are_named_where_they_would_decide():
-    verdict, _, rows = decide(replace(ANSWERS, content=gain(0.3, 0.6)))
+    verdict, _, rows = replace(ANSWERS, content=gain(0.3, 0.6)).decide()
     assert (verdict, rows) == ("undecided", 160)  # twice the precision takes four times the rows

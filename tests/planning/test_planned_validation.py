@@ -19,6 +19,7 @@ from rankwise.planning.devices import this_processor
 from rankwise.planning.estimate import Estimate
 from rankwise.planning.forecast import forecast
 from rankwise.planning.rows import Drawn, PlannedRows
+from rankwise.planning.shape import CLASSIFIER, TASKS
 from rankwise.planning.time import Probe, Step, duration
 from rankwise.training import validation_prompts
 
@@ -53,7 +54,7 @@ def test_rows_are_read_before_after_and_as_often_as_is_asked_for() -> None:
 
 def test_a_classifier_writes_no_answers_and_reads_its_rows_twice_in_each_pass() -> None:
     quiet = validation_tokens(config(prompts=(), steps=5), ROWS, 100, 800)
-    assert validation_tokens(config(steps=5), ROWS, 100, 800, writes=False) == 2 * quiet
+    assert validation_tokens(config(steps=5), ROWS, 100, 800, TASKS[CLASSIFIER]) == 2 * quiet
 
 
 WITH_BFLOAT16 = pytest.mark.skipif(

@@ -13,7 +13,7 @@ from typing import Any
 
 from rankwise.base.timm_models import is_timm_config
 from rankwise.config.base import shown
-from rankwise.config.objectives import BOTH, DECODER, ENCODER, IMAGES
+from rankwise.config.models import BOTH, DECODER, ENCODER, IMAGES
 from rankwise.errors import ModelError, RemoteCodeError, some
 from rankwise.planning.config_check import refused, size_problems, timm_problems
 from rankwise.system.contents import content_of
@@ -102,7 +102,7 @@ def is_encoder_decoder(config: dict[str, Any]) -> bool:
 
 
 def nature_of(config: dict[str, Any]) -> str:
-    """What the folder's model is by nature (config/objectives.py)."""
+    """What the folder's model is by nature (config/models.py)."""
     if reads_images(config):
         return IMAGES
     return ENCODER if is_encoder(config) else BOTH if is_encoder_decoder(config) else DECODER

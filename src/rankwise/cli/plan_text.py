@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from rankwise.planning.fitting import Remedy
     from rankwise.planning.plan import Plan
     from rankwise.planning.processes import Several
-    from rankwise.planning.rows import PlannedRows
 
 COLUMN = 14
 BACKENDS = {"fast": "fused", "plain": "eager"}
@@ -34,11 +33,9 @@ def _model(plan: Plan) -> Iterator[str]:
         "training", f"{method} in {job.dtype}{_storage(plan)} on {plan.device.name}, {BACKENDS[job.form]} backend"
     )
     if shape.outputs is not None:
-        names = "tags" if shape.words else "classes"
-        predicts = "a number" if shape.outputs == 1 else f"one of {shape.outputs:,} {names}"
+        predicts = "a number" if shape.outputs == 1 else f"one of {shape.outputs:,} {shape.task.names}"
         assumed = "" if plan.rows is not None else ", which is assumed, since no --data is given"
-        row = "word" if shape.words else "row"
-        row = row if shape.image is None else f"image of {shape.image} x {shape.image} pixels"
+        row = shape.task.unit if shape.image is None else f"image of {shape.image} x {shape.image} pixels"
         yield row_text("", f"a classifier that predicts {predicts} for each {row}{assumed}")
     if not plan.trained:
         yield from _untrained(plan)
@@ -51,10 +48,8 @@ def _storage(plan: Plan) -> str:
 
 
 def _untrained(plan: Plan) -> Iterator[str]:
-    shape, why = plan.shape, "memory and time are forecast for models that write texts and for classifiers only"
-    if shape.auto_class == "AutoModelForCausalLM" or shape.is_encoder_decoder:
-        why = "its forward pass cannot be simulated without its weights; only the parameters are counted"
-    yield row_text("", why)
+    shape = plan.shape
+    yield row_text("", shape.task.unplanned)
     if shape.is_encoder or shape.image is not None:
         objective = "sequence-classification" if shape.image is None else "image-classification"
         yield row_text("", f"with --data or --objective {objective}, a classifier with a new head is planned")
@@ -127,16 +122,17 @@ def _rows(plan: Plan) -> Iterator[str]:
     yield row_text(
         "rows",
         f"{about}{rows.documents.likely:,.0f} {'pairs' if rows.of_pairs else 'sequences'}, "
-        f"{rows.tokens.likely:,.0f} tokens{between_text(rows.tokens, '{:,.0f}')}, {_learned(plan)}; "
-        f"{_lengths(plan, rows)}",
+        f"{rows.tokens.likely:,.0f} tokens{between_text(rows.tokens, '{:,.0f}')}, "
+        f"{plan.shape.task.learned_share(rows.supervised_share)}; "
+        f"{plan.shape.task.lengths.format(rows.median, rows.longest_text)}",
     )
     if rows.replayed:
         yield row_text("", f"{rows.replayed:,.0f} of the sequences are replay rows")
     if rows.too_long >= 1:
         yield row_text("", f"about {rows.too_long:,.0f} rows are longer than --max-length")
     if plan.steps is not None:
-        padded = " with padding" if plan.shape.is_classifier or plan.shape.is_encoder_decoder else ""
-        yield row_text("steps", f"{plan.steps:,}, each of about {plan.step.tokens:,.0f} tokens{padded}")
+        tokens = f"{plan.step.tokens:,.0f} tokens{plan.shape.task.padding}"
+        yield row_text("steps", f"{plan.steps:,}, each of about {tokens}")
 
 
 def _images(plan: Plan) -> Iterator[str]:
@@ -148,21 +144,6 @@ def _images(plan: Plan) -> Iterator[str]:
     if plan.steps is not None:
         tokens = plan.step.tokens
         yield row_text("steps", f"{plan.steps:,}, each of about {tokens / each:,.0f} images ({tokens:,.0f} tokens)")
-
-
-def _lengths(plan: Plan, rows: PlannedRows) -> str:
-    """Of an input and its output that of the longer one, as `data check` has it: the limit is for each of them."""
-    if plan.shape.is_encoder_decoder:
-        lengths = f"{rows.median:,} tokens in the median, at most {rows.longest_text:,}"
-        return f"of each input and output the longer has {lengths}"
-    return f"median length {rows.median:,}, longest {rows.longest_text:,} tokens"
-
-
-def _learned(plan: Plan) -> str:
-    assert plan.rows is not None, "only called with rows"
-    if plan.shape.is_classifier:
-        return f"one target per {'word' if plan.shape.words else 'row'}"
-    return f"{plan.rows.supervised_share:.0%} of them in the loss"
 
 
 def _memory(plan: Plan) -> Iterator[str]:

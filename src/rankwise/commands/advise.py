@@ -32,6 +32,8 @@ OTHERS = {
     "sequence-to-sequence": "decoders and classifiers, and this model is an encoder with a decoder.",
 }
 """Objectives that are not measured."""
+PAIRS = {"preference": ["the objective is preference, and advise compares answers alone. Use rankwise evaluate."]}
+"""The same, which is said before the model is looked for."""
 
 
 def advise(
@@ -63,8 +65,8 @@ def _made_ready(
 ) -> tuple[Advising, float | None]:
     """Everything before the first measurement, and the seconds that all of them are forecast to take."""
     objective = objective_of(experiment, callback)
-    if objective.targets is not None and objective.targets.form == "several":
-        raise ConfigError(["advise measures classifiers with one label for a row, and these rows have several."])
+    if refusal := objective.cannot.get("advised on"):
+        raise ConfigError([refusal])
     if model is not None:
         _refuse_other(model, experiment, objective)
     foreseen = foresee(experiment, callback, objective.head_size)
@@ -78,7 +80,7 @@ def _made_ready(
     prepared = _prepared(experiment.data, writing, callback)
     rows, held_out = len(prepared.trained), len(prepared.measured)
     config = training.resolved(rows, loaded.width, experiment.auto_rate)
-    planned = design(config, rows, held_out, classifies=objective.targets is not None)
+    planned = design(objective, config, rows, held_out)
     forecast = _foretell(planned, foreseen, callback)
     return Advising(experiment, config, loaded, objective, prepared, planned, callback, examples), forecast
 
@@ -94,8 +96,7 @@ def _refuse(experiment: Experiment, examples: int) -> None:
         "training.learning_rate is tune (--tune), and advise trains at one rate": training.learning_rate == "tune",
     }  # fmt: skip
     problems = [f"{problem}. Leave it out." for problem, is_given in given.items() if is_given]
-    if experiment.objective == "preference":
-        problems.append("the objective is preference, and advise compares answers alone. Use rankwise evaluate.")
+    problems += PAIRS.get(experiment.objective, [])
     if examples < 0:
         problems.append(f"--examples is {examples}; it must be 0 or more.")
     if problems:
@@ -103,8 +104,8 @@ def _refuse(experiment: Experiment, examples: int) -> None:
 
 
 def _refuse_other(model: LoadedModel, experiment: Experiment, objective: Objective) -> None:
-    if objective.targets is not None:
-        raise ConfigError(["a classifier gets its head when its model is loaded; give the model's name."])
+    if refusal := objective.cannot.get("advised on from a loaded model"):
+        raise ConfigError([refusal])
     if experiment.base.name != model.spec.name:
         raise ConfigError([f'the given model is "{model.spec.name}", but the experiment names {experiment.base.name}.'])
 

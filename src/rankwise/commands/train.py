@@ -55,11 +55,6 @@ from rankwise.training.workload import Workload
 from rankwise.training.world import World, join
 
 OWN_HEAD = "the model has a head with as many outputs already, which is trained further and not drawn anew"
-LABELS_AS_ANSWERS = (
-    "the objective is causal-lm, so the labels are learned as answers. --objective sequence-classification trains a "
-    "classifier with a head instead"
-)
-
 NO_ROWS = (
     "validation.{0} has no effect without validation rows, and {1} rows are too few to hold out some by default. Give "
     "--held-out N or --validation-data FILE."
@@ -217,9 +212,9 @@ def _objective(
     """What a row means, once it suits the adapter to begin with and a model that is loaded already. A head that goes on
     reads what it read; that of somebody else's adapter what the model's own code does."""
     begun = start.source if start is not None else resumable and resumable.checkpoint.data_report
-    pooling = None if begun is None else "own" if begun.targets is None else begun.targets.pooling
+    pooling = None if begun is None else (begun.targets or TargetFacts()).pooling
     objective = objective_of(experiment, callback, pooling)
-    refuse_other_objectives(experiment, objective.name)
+    refuse_other_objectives(experiment)
     if start is not None:
         start.check_targets(objective.facts, callback)
     if model is not None and (problem := _misfit(model, experiment, objective)):
@@ -242,8 +237,8 @@ def _workload(
 
 def _misfit(model: LoadedModel, experiment: Experiment, objective: Objective) -> str | None:
     """Why a model that is loaded already cannot be trained in this experiment."""
-    if objective.targets is not None:
-        return "a classifier gets its new head when its model is loaded; give the model's name, not a loaded model."
+    if refusal := objective.cannot.get("trained from a loaded model"):
+        return refusal
     spec = model.spec if model.quantization is not None else model.spec.model_copy(update={"quantize": "none"})
     if experiment.base.new_tokens != model.spec.new_tokens:
         return "the given model has other new tokens than the training has (model.new_tokens); give the model's name."
@@ -262,8 +257,8 @@ def _prepared(
     prepared = prepare(experiment.data, writing, callback, world.check_own_stop)
     world.end_turn()
     refuse_fatal(prepared.data_report)
-    if prepared.data_report.format == "classification" and objective.targets is None:
-        callback(StatusMessage(LABELS_AS_ANSWERS))
+    if note := objective.format_notes.get(prepared.data_report.format):
+        callback(StatusMessage(note))
     used = writing.by(experiment.data)
     if not isinstance(used, TextWriting):
         return prepared, model
@@ -345,11 +340,9 @@ def _problems(experiment: Experiment) -> list[str]:
     return [f"model.sharded (--shard) cannot be used with {name} {advice}" for name, used in refused.items() if used]
 
 
-def refuse_other_objectives(experiment: Experiment, objective: str) -> None:
-    if experiment.model.sharded and objective != "causal-lm":
-        raise ConfigError([
-            f"model.sharded (--shard) cannot be used with the objective {objective} yet. Train without --shard."
-        ])  # fmt: skip
+def refuse_other_objectives(experiment: Experiment) -> None:
+    if experiment.model.sharded and (refusal := experiment.objective_settings.no_shards):
+        raise ConfigError([refusal.format(experiment.objective)])
 
 
 def measured_as(experiment: Experiment, callback: Callback) -> ValidationConfig:

@@ -21,6 +21,9 @@ UNITS = {
     if letter or not binary
 }
 LARGEST = 10**15
+IMAGES, ENCODER, BOTH, DECODER = "images", "encoder", "encoder-decoder", "decoder"
+"""What a model is by nature: it reads images; it reads texts and generates none; an encoder reads a text and a decoder
+writes another; or it is any other."""
 
 
 def parse_size(text: str) -> int:

@@ -1,11 +1,5 @@
 """What an objective is as a setting: the models and rows that it is for, the other settings that have no effect with
-it, its learning rate and its defaults. By nature a model is one of four:
-
-    images            it reads images
-    encoder           it reads texts and generates none
-    encoder-decoder   an encoder reads a text and a decoder writes another
-    decoder           every other model
-"""
+it, its learning rate and its defaults."""
 
 from __future__ import annotations
 
@@ -15,11 +9,11 @@ from typing import Any, ClassVar, Literal
 from rankwise.config.base import Config
 from rankwise.config.data import DataConfig
 from rankwise.config.method import MethodConfig
+from rankwise.config.models import BOTH, DECODER, ENCODER, IMAGES
 from rankwise.config.preference import PreferenceConfig, as_pairs, not_of_pairs
 from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import OF_ANSWERS, ClassMetric, PairMetric, TagMetric, TextMetric, ValidationConfig
 
-IMAGES, ENCODER, BOTH, DECODER = "images", "encoder", "encoder-decoder", "decoder"
 PREFERENCE_SHARE = 0.1
 """Of the learning rate for answers, the rate for preferences (lab/preference.md)."""
 CLASS_EPOCHS, WITHOUT_ROWS, CLASS_PATIENCE = 10, 4, 2
@@ -50,6 +44,12 @@ class ObjectiveSettings:
     idle_validation: ClassVar[tuple[str, ...]] = ()
     metrics: ClassVar[Any] = TextMetric
     """That a validation may go by."""
+    no_shards: ClassVar[str] = (
+        "model.sharded (--shard) cannot be used with the objective {} yet. Train without --shard."
+    )
+    """Why its base is not split over processes."""
+    texts: ClassVar[int] = 1
+    """Of a document, each of which may have the largest length."""
     earliest: ClassVar[int] = 1
     """The first step after which a result may be the best one."""
 
@@ -91,6 +91,7 @@ class Undecided(ObjectiveSettings):
 
     name = "auto"
     gives = frozenset({"tokens", "head"})
+    no_shards = ""
     idle = frozenset()
     metrics = Literal[TextMetric, ClassMetric, TagMetric, PairMetric]
 
@@ -107,11 +108,13 @@ class OfAnswers(ObjectiveSettings):
         "--objective.",
     }  # fmt: skip
     gives = frozenset({"tokens"})
+    no_shards = ""
     idle = frozenset({"classification", "images", "preference"})
 
 
 class OfSequences(ObjectiveSettings):
     name = "sequence-to-sequence"
+    texts = 2
     nature = BOTH
     because = "{0} is an encoder with a decoder ({1})"
     cannot = {IMAGES: OF_IMAGES} | dict.fromkeys(
@@ -125,6 +128,7 @@ class OfSequences(ObjectiveSettings):
 
 class OfPairs(ObjectiveSettings):
     name = "preference"
+    texts = 2
     cannot: ClassVar[Mapping[str, str]] = {
         IMAGES: OF_IMAGES, ENCODER: "generates no text. Choose a language model with --model.", BOTH: OF_BOTH,
     }  # fmt: skip

@@ -13,6 +13,7 @@ from typing import Any
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import COLUMN_SETTINGS, DataConfig, column_text
+from rankwise.config.objectives import OBJECTIVES
 from rankwise.errors import DataError, some
 from rankwise.methods.artifact import Artifact
 from rankwise.rows.encoded.sequences import evenly
@@ -73,7 +74,7 @@ def _of_folder(artifact: Artifact, data: str | None, writing: Writing, callback:
     if data is None:
         raise DataError(f"{artifact.folder} has no validation rows.{OTHERS}")
     prepared, data_report = (
-        prepare(writing.facts.learned.read(DataConfig(path=data, held_out=0)), writing, callback),
+        prepare(OBJECTIVES[artifact.objective.name].rows(DataConfig(path=data, held_out=0)), writing, callback),
         artifact.data_report,
     )
     refuse_fatal(prepared.data_report, trains=False)
@@ -88,7 +89,7 @@ def _others(run: RunSnapshot, spec: DataConfig, data: str, writing: Writing, cal
     others = (*OF_TRAINING, "format", *COLUMN_SETTINGS)
     config = {name: getattr(spec, name) for name in spec.model_fields_set if name not in others}
     config |= columns_of_run(run, DataConfig(path=data, held_out=0), callback)
-    spec = writing.facts.learned.read(DataConfig(**config, path=data, held_out=0))
+    spec = OBJECTIVES[run.experiment.objective].rows(DataConfig(**config, path=data, held_out=0))
     prepared = prepare(spec, writing, callback)
     refuse_fatal(prepared.data_report, trains=False)
     refuse_training_files(run, {file.sha256: file.name for file in prepared.data_report.files})

@@ -59,6 +59,10 @@ model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("path/to/
 ```
 
 With rankwise, add `--base-model path/to/base`."""
+LABELS_AS_ANSWERS = {
+    "classification": "the objective is causal-lm, so the labels are learned as answers. --objective "
+    "sequence-classification trains a classifier with a head instead",
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class CausalLM(Objective):
     model_kind: ClassVar[ModelKind] = KIND
     encoder = Encoder
     pipeline_tag, loading_code, base_elsewhere = "text-generation", LOADING, BASE_ELSEWHERE
+    format_notes = LABELS_AS_ANSWERS
 
     @classmethod
     def of_report(cls, data_report: DataReport) -> Self | None:

@@ -117,6 +117,8 @@ class Objective(ABC):
         """The classes or numbers that are predicted for whole rows; None where tokens are predicted."""
         return None
 
+    format_notes: ClassVar[Mapping[str, str]] = {}
+    """What is learned of rows of a format, where it is not what the format is for."""
     far_above: ClassVar[float] = 3.0
     """How many times what it was before a loss must be for the training to have diverged."""
     falling: ClassVar[float] = 0.0
@@ -294,6 +296,9 @@ SILENT = (
     "evaluate to measure it."
 )
 NOT_OF_CLASSIFIERS = {
+    "trained from a loaded model": "a classifier gets its new head when its model is loaded; give the model's name, "
+    "not a loaded model.",
+    "advised on from a loaded model": "a classifier gets its head when its model is loaded; give the model's name.",
     "generating": SILENT,
     "measured at strengths": SILENT,
     "served": "{model} is a classifier, which generates no text. Use rankwise predict.",
@@ -441,13 +446,17 @@ class Classifier(Objective):
 
     @property
     def cannot(self) -> Mapping[str, str]:
+        cannot = NOT_OF_CLASSIFIERS
+        if self.targets.form == "several":
+            several = "advise measures classifiers with one label for a row, and these rows have several."
+            cannot = cannot | {"advised on": several}
         if (pooling := self.targets.pooling) == "own":
-            return NOT_OF_CLASSIFIERS
+            return cannot
         pooled = (
             f"{{model}} has a head that reads the {pooling} of all tokens (classification.pooling), which a merge file "
             "by file has no place for. Use rankwise export --format merged."
         )
-        return NOT_OF_CLASSIFIERS | {"merged by files": pooled}
+        return cannot | {"merged by files": pooled}
 
     @property
     def best_by(self) -> str:

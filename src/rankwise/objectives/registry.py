@@ -11,8 +11,8 @@ from rankwise.base.sources import find
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.images import ImagesConfig
-from rankwise.config.models import ModelConfig
-from rankwise.config.objectives import DECODER, OBJECTIVES
+from rankwise.config.models import DECODER, ModelConfig
+from rankwise.config.objectives import OBJECTIVES
 from rankwise.errors import ConfigError
 from rankwise.objectives.causal_lm import CAUSAL_LM, CausalLM
 from rankwise.objectives.image_classification import ImageClassification
@@ -21,7 +21,7 @@ from rankwise.objectives.preference import Preference
 from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, SequenceToSequence
 from rankwise.objectives.tagging import Tagging
 from rankwise.objectives.text_classification import TextClassification
-from rankwise.planning.shape import ModelShape
+from rankwise.planning.shape import SEQUENCES, ModelShape
 from rankwise.rows.tag_classes import holds_tags
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage
@@ -74,7 +74,7 @@ def objective_by(
 def objective_of_shape(shape: ModelShape, base: ModelConfig, callback: Callback) -> Objective:
     """Of a plan, where nothing is written, so classes have no names."""
     if shape.outputs is None:
-        return SEQUENCE_TO_SEQUENCE if shape.is_encoder_decoder else CAUSAL_LM
+        return SEQUENCE_TO_SEQUENCE if shape.auto_class == SEQUENCES else CAUSAL_LM
     targets = TargetFacts(classes=tuple(map(str, range(shape.outputs))) if shape.outputs > 1 else ())
     if shape.image is not None:
         return ImageClassification(targets, processing_in(find(base, callback).folder).sized(shape.image))

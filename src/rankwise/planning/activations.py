@@ -62,7 +62,7 @@ def _bare(
     """Of each block in order, the bytes that it keeps without an adapter's own, and those of its input alone."""
     blocks, key = shape.blocks, "full float32" if full else f"{adapted} {DTYPES[number]}"
     whole = tokens * positions_of(shape)
-    if shape.is_encoder_decoder and shape.is_planned:
+    if blocks.reading:
         encoder, (given, output) = shape.stacks[0], (tokens * (1 - share), tokens * share)
         reads = encoder.saved[key].of(given, longest * (1 - share))
         writes = blocks.saved[key].of(output, longest * share) + blocks.reading[key].of(given, longest * share)

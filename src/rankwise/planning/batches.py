@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -30,7 +30,16 @@ from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import WRITTEN
 from rankwise.planning.operations import Load, Operations
 from rankwise.planning.rows import Drawn, PlannedRows
-from rankwise.planning.shape import ModelShape
+from rankwise.planning.shape import (
+    CAUSAL,
+    CLASSIFIER,
+    IMAGE_CLASSIFIER,
+    SEQUENCES,
+    TAGGER,
+    TASKS,
+    ModelShape,
+    PlannedTask,
+)
 from rankwise.planning.time import Step
 
 UNKNOWN_LENGTH = 1024
@@ -82,7 +91,7 @@ def longest_of(config: Planned, shape: ModelShape) -> int:
     Images have one size."""
     if shape.image is not None:
         return shape.patches
-    return limit_of(config, shape) * (2 if config.objective == "preference" or shape.is_encoder_decoder else 1)
+    return limit_of(config, shape) * max(config.objective_settings.texts, shape.task.texts)
 
 
 def limit_of(config: Planned, shape: ModelShape) -> int:
@@ -93,16 +102,8 @@ def limit_of(config: Planned, shape: ModelShape) -> int:
 
 def largest_batches(config: Planned, shape: ModelShape, rows: PlannedRows | None) -> list[AtOnce]:
     """Several where it takes a forecast of each to know which of them needs the most memory."""
-    longest, training = longest_of(config, shape), config.training
     rows = rows if rows is not None and rows.drawn else None
-    if shape.is_encoder_decoder:
-        return sides_at_once(rows, training, longest)
-    if not shape.is_classifier:
-        return [packed_at_once(rows, training, longest)]
-    amount = padded_at_once(rows, training, longest)
-    if shape.words:
-        return [replace(amount, learned=amount.tokens)]
-    return [amount if shape.image is None or rows is None else _with_images(amount, config, rows)]
+    return LARGEST.get(shape.auto_class, _of_conversations)(config, rows, longest_of(config, shape))
 
 
 def packed_at_once(rows: PlannedRows | None, training: TrainingConfig, limit: int) -> AtOnce:
@@ -134,6 +135,34 @@ def padded_at_once(rows: PlannedRows | None, training: TrainingConfig, limit: in
         longest, count = rows.longest, training.rows_per_step(rows.count)
     together = max(1, min(count, training.max_batch_tokens // longest))
     return AtOnce(together * longest, together, longest)
+
+
+def _of_conversations(config: Planned, rows: PlannedRows | None, longest: int) -> list[AtOnce]:
+    return [packed_at_once(rows, config.training, longest)]
+
+
+def _of_sides(config: Planned, rows: PlannedRows | None, longest: int) -> list[AtOnce]:
+    return sides_at_once(rows, config.training, longest)
+
+
+def _of_labels(config: Planned, rows: PlannedRows | None, longest: int) -> list[AtOnce]:
+    return [padded_at_once(rows, config.training, longest)]
+
+
+def _of_words(config: Planned, rows: PlannedRows | None, longest: int) -> list[AtOnce]:
+    amount = padded_at_once(rows, config.training, longest)
+    return [replace(amount, learned=amount.tokens)]
+
+
+def _of_images(config: Planned, rows: PlannedRows | None, longest: int) -> list[AtOnce]:
+    amount = padded_at_once(rows, config.training, longest)
+    return [amount if rows is None else _with_images(amount, config, rows)]
+
+
+LARGEST: Mapping[str, Callable[[Planned, PlannedRows | None, int], list[AtOnce]]] = {
+    SEQUENCES: _of_sides, CLASSIFIER: _of_labels, TAGGER: _of_words, IMAGE_CLASSIFIER: _of_images,
+}  # fmt: skip
+"""By the class of transformers; those of every other model are of conversations."""
 
 
 def _with_images(amount: AtOnce, config: Planned, rows: PlannedRows) -> AtOnce:
@@ -230,29 +259,36 @@ def writes_answers(config: Planned) -> bool:
 
 
 def validation_tokens(
-    config: Planned, rows: PlannedRows | None, steps: int | None, step_tokens: float, *, writes: bool = True
+    config: Planned, rows: PlannedRows | None, steps: int | None, step_tokens: float, task: PlannedTask = TASKS[CAUSAL]
 ) -> float:
     """All that the run's validations read, and what they write at what it costs. Rows that have a file of their own
-    are answered, and their number is not known here, so they are not counted. Without `writes` it is a classifier's: no
-    answers, and a second pass over the rows for the metrics."""
+    are answered, and their number is not known here, so they are not counted."""
     data, settings = config.data, config.validation
     if rows is None or not rows.documents.likely or steps is None:
         return 0.0
     has_rows = bool(rows.held_out) or (data is not None and data.validation is not None)
     samples = len(settings.prompts) if settings.prompts is not None else SAMPLES * has_rows
-    samples, answers = samples * writes, settings.answers * has_rows * writes
+    samples, answers = samples * task.writes, settings.answers * has_rows * task.writes
     read = rows.held_out * rows.tokens.likely / rows.documents.likely
     longest = 1.5 * rows.supervised.likely / rows.documents.likely + 1
     limit = settings.max_new_tokens or (min(LONGEST, longest) if has_rows else UNKNOWN)
     interval = settings.interval(steps, round(steps * step_tokens), round(read), round(answers * limit))
     passes = 1 + math.ceil(steps / interval) if has_rows else 0
     decoded = limit * (2 * math.ceil(samples / AT_ONCE) + passes * math.ceil(answers / AT_ONCE))
-    read *= 1 if writes else 2
-    pairs = _of_pairs(config, rows, passes, read) if config.objective == "preference" else 0.0
-    return passes * read + AT_ONCE * WRITTEN * decoded + pairs
+    read *= task.readings
+    beside = READ_BESIDE.get(config.objective, _nothing)(config, rows, passes, read)
+    return passes * read + AT_ONCE * WRITTEN * decoded + beside
+
+
+def _nothing(config: Planned, rows: PlannedRows, passes: int, read: float) -> float:
+    return 0.0
 
 
 def _of_pairs(config: Planned, rows: PlannedRows, passes: int, read: float) -> float:
     """The reference reads every pair once; each validation reads some pairs by the base and by the tuned model."""
     compared = 2 * passes * read * min(1.0, DIVERGENCE_PAIRS / rows.held_out) if rows.held_out else 0.0
     return compared + (rows.tokens.likely + read if config.preference.loss == "dpo" else 0.0)
+
+
+READ_BESIDE: Mapping[str, Callable[[Planned, PlannedRows, int, float], float]] = {"preference": _of_pairs}
+"""By the objective: tokens that are read beside the steps and the validation rows."""

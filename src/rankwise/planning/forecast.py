@@ -17,8 +17,11 @@ from rankwise.planning.devices import Device
 from rankwise.planning.memory import GPU, PROCESSOR, Job, Memory, Overheads, memory_of
 from rankwise.planning.operations import Load, Operations
 from rankwise.planning.parameters import parameters_of, seen
-from rankwise.planning.shape import ModelShape
+from rankwise.planning.shape import CLASSIFIER, IMAGE_CLASSIFIER, TAGGER, ModelShape
 from rankwise.planning.stored_weights import Storage, storage_of, unpacked_numbers
+
+FAMILIES = {CLASSIFIER: OF_TEXTS, TAGGER: OF_TEXTS, IMAGE_CLASSIFIER: OF_IMAGES}
+"""With a fast form, by the class of transformers; those of every other model are FAST."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,7 @@ class Forecast:
 
 
 def form_of(shape: ModelShape, spec: MethodConfig, training: TrainingConfig, device: Device) -> Form:
-    families = FAST if not shape.is_classifier else OF_TEXTS if shape.image is None else OF_IMAGES
-    has_kernels = shape.family in families
+    has_kernels = shape.family in FAMILIES.get(shape.auto_class, FAST)
     fast = device.kind == "processor" and has_kernels and not spec.trains_base and not shape.has_new_tokens
     return "fast" if fast and training.backend != "eager" else "plain"
 
@@ -94,7 +96,7 @@ def forecast(
         images=amount.images, arrow=amount.arrow, passes=amount.passes,
         adapted="adapter" if shape.image is None else _adapted(shape, counted),
         recomputed=0 if asked == "auto" else min(asked, blocks - lowest), writes_answers=writes_answers,
-        compiled=compiled and form == "fast" and not shape.is_classifier,
+        compiled=compiled and form == "fast" and shape.task.compiled,
         storage=storage, given_back=given_back and storage != "none",
         output_share=amount.output_share,
     )  # fmt: skip
@@ -129,9 +131,9 @@ def operations_of(forecasted: Forecast, load: Load) -> Operations:
     adapted = forecasted.parameters.adapted
     ranks = {planned.layer.path: spec.mean_rank_share * sum(planned.ranks) for planned in adapted}
     learning = None if spec.trains_base else ranks
-    job, of_tokens = forecasted.job, not forecasted.shape.is_classifier
+    job, trimmed = forecasted.job, forecasted.shape.task.trimmed
     return Operations(
-        forecasted.shape, load, learning, recomputed=job.recomputed / blocks, trimmed=job.form == "fast" and of_tokens,
+        forecasted.shape, load, learning, recomputed=job.recomputed / blocks, trimmed=job.form == "fast" and trimmed,
         frozen=job.lowest if job.caches_prefix else 0, passes=job.passes,
     )  # fmt: skip
 
@@ -153,7 +155,7 @@ def planned_forecast(
 ) -> Forecast:  # fmt: skip
     """By the settings of a training, or by another method, with as many blocks computed twice as training chooses."""
     dtype = device.dtype if config.model.dtype == "auto" else config.model.dtype
-    answers = not shape.is_classifier and writes_answers(config)
+    answers = bool(shape.task.writes) and writes_answers(config)
     spec, limited = spec or config.adapter, config.model.memory is not None and device.kind == "processor"
     storage = storage_of(config.model.quantize, shape, trains_base=spec.trains_base, given_back=limited)
     first = forecast(

@@ -40,13 +40,13 @@ them, and those of the method. Logs and reports are not counted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import ValidationConfig
 from rankwise.planning.activations import ADAPTED, DTYPES, EXACT, Form, block_bytes, positions_of, saved_bytes
-from rankwise.planning.shape import Blocks, ModelShape
+from rankwise.planning.shape import CLASSIFIER, IMAGE_CLASSIFIER, SEQUENCES, TAGGER, Blocks, ModelShape
 from rankwise.planning.stored_weights import (
     BESIDE_PACKED,
     DTYPE_BYTES,
@@ -111,7 +111,7 @@ class Overheads:
         """How many times what a block keeps is held on the way through its backward pass."""
         if job.form == "fast":
             return self.backward
-        return self.classifier if shape.is_classifier and job.ranks else self.plain
+        return shape.task.backward(self.plain, self.classifier) if job.ranks else self.plain
 
     def process_of(self, job: Job, shape: ModelShape) -> float:
         """Images make few sizes of matrices, so that oneDNN keeps little for their products in 16 bits."""
@@ -230,7 +230,7 @@ def memory_of(shape: ModelShape, job: Job, overheads: Overheads) -> Memory:
         longest=job.longest, adapted=job.adapted, output_share=job.output_share,
     )  # fmt: skip
     averages = EXACT * job.averages * count
-    logits = _logits(shape, job, number)
+    logits = LOGITS.get(shape.auto_class, _logits)(shape, job, number)
     copies = job.writes_answers and overheads.prepacks and not job.given_back
     packed = number * _linear_weights(shape) if copies else 0
     compiler = overheads.compiler if job.compiled else 0
@@ -244,10 +244,10 @@ def memory_of(shape: ModelShape, job: Job, overheads: Overheads) -> Memory:
         Part("optimizer", 8 * count, f"{count:,} x 8"),
         Part("averages", averages, f"{count:,} x {EXACT * job.averages}" if averages else "only for AdaLoRA"),
         Part("activations", saved, f"{job.tokens:,} tokens x {saved / max(1, job.tokens):,.0f}"),
-        Part("logits", logits, _of_logits(shape, job)),
+        logits,
         Part("answers", packed, f"{'a' if packed else 'no'} second copy of the linear weights for decoding"),
         Part("compiler", compiler, "torch's compiler in this process, measured" if compiler else "not compiled"),
-        *_images(shape, job), _overhead(shape, job, overheads, saved + logits),
+        *_images(shape, job), _overhead(shape, job, overheads, saved + logits.bytes),
     ))  # fmt: skip
 
 
@@ -292,8 +292,8 @@ def _overhead(shape: ModelShape, job: Job, overheads: Overheads, kept_bytes: flo
         shape, max(job.ranks.values(), default=0.0), int(FORMATS[job.dtype]), job.form, full=job.trains_base,
         tokens=job.tokens, longest=job.longest, output_share=job.output_share,
     )  # fmt: skip
-    times, holes = overheads.blocks(shape, job), 0.0 if shape.is_classifier else overheads.holes
-    copies = (1 if shape.is_classifier else 2) if job.trains_base else 0
+    times, holes = overheads.blocks(shape, job), overheads.holes * shape.task.holes
+    copies = shape.task.tables if job.trains_base else 0
     tables = copies * EXACT * shape.vocabulary * shape.blocks.width
     of_tables = ("", " + the embedding's gradient", " + twice the embedding's gradient")[copies]
     return Part(
@@ -308,23 +308,35 @@ def _linear_weights(shape: ModelShape) -> int:
     return sum(layer.inputs * layer.outputs for layer in shape.layers if layer.kind == "linear")
 
 
-def _logits(shape: ModelShape, job: Job, number: int) -> float:
-    if shape.outputs is not None:
-        return 3.0 * EXACT * job.learned * shape.outputs
+def _logits(shape: ModelShape, job: Job, number: int) -> Part:
     if job.form == "fast":
-        return min(HEAD_ROWS, job.learned) * shape.vocabulary * (number + EXACT)
-    if shape.is_encoder_decoder:
-        return OF_LOGITS * EXACT * job.learned * shape.vocabulary
-    return job.learned * shape.vocabulary * (2 * EXACT + (number if number < EXACT else 0))
+        rows = min(HEAD_ROWS, job.learned)
+        amount = rows * shape.vocabulary * (number + EXACT)
+    else:
+        rows = job.learned
+        amount = rows * shape.vocabulary * (2 * EXACT + (number if number < EXACT else 0))
+    return Part("logits", amount, f"{rows:,} tokens x {shape.vocabulary:,}, in two number formats")
 
 
-def _of_logits(shape: ModelShape, job: Job) -> str:
-    if shape.outputs is not None:
-        return f"{job.learned:,} {'tokens' if shape.words else 'rows'} x {shape.outputs:,} outputs, three times"
-    if shape.is_encoder_decoder:
-        return f"{job.learned:,} tokens x {shape.vocabulary:,} x {EXACT}, {OF_LOGITS} times in the loss's backward pass"
-    rows = min(HEAD_ROWS, job.learned) if job.form == "fast" else job.learned
-    return f"{rows:,} tokens x {shape.vocabulary:,}, in two number formats"
+def _logits_behind_encoder(shape: ModelShape, job: Job, number: int) -> Part:
+    return Part(
+        "logits", OF_LOGITS * EXACT * job.learned * shape.vocabulary,
+        f"{job.learned:,} tokens x {shape.vocabulary:,} x {EXACT}, {OF_LOGITS} times in the loss's backward pass",
+    )  # fmt: skip
+
+
+def _outputs(shape: ModelShape, job: Job, number: int) -> Part:
+    """Of a classifier, for each target."""
+    outputs, units = shape.outputs or 0, shape.task.targets
+    return Part(
+        "logits", 3.0 * EXACT * job.learned * outputs, f"{job.learned:,} {units} x {outputs:,} outputs, three times"
+    )
+
+
+LOGITS: Mapping[str, Callable[[ModelShape, Job, int], Part]] = {
+    SEQUENCES: _logits_behind_encoder, CLASSIFIER: _outputs, TAGGER: _outputs, IMAGE_CLASSIFIER: _outputs,
+}  # fmt: skip
+"""By the class of transformers; those of every other model are a language model's."""
 
 
 @dataclass(frozen=True)

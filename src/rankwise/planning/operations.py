@@ -150,8 +150,8 @@ class Operations:
             return layer.positions * self.load.tokens
         if layer.side:
             return self.load.written if layer.side == "output" else self.load.tokens - self.load.written
-        if self.shape.is_classifier and not self.shape.words and layer.position == AFTER:
-            return self.load.supervised
+        if layer.position == AFTER:
+            return self.shape.task.above(self.load.tokens, self.load.supervised)
         last = layer.block == self.shape.blocks.count - 1 and layer.stage != FIRST
         return self.load.supervised if self.trimmed and last else self.load.tokens
 
@@ -161,7 +161,7 @@ class Operations:
         blocks = self.shape.blocks
         if self.shape.image is not None:
             return [blocks.rest * self.load.tokens] * blocks.count
-        if self.shape.is_encoder_decoder and self.load.outputs:
+        if self.load.outputs:
             return self._both_sides(self.shape.stacks[0], blocks)
         return [4.0 * blocks.queries * sum(_pairs(length, blocks) for length in self.load.lengths)] * blocks.count
 

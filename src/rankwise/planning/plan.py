@@ -6,12 +6,14 @@ probe steps said takes the place of the assumed speed (training/probe.py).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.config.experiment import Planned
 from rankwise.config.reading import with_settings
+from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError
 from rankwise.planning.batches import AtOnce, average_step, largest_batches, longest_of, padded_load, validation_tokens
 from rankwise.planning.devices import DEVICES, HERE, Device, planned_device, refuse_elsewhere
@@ -22,7 +24,7 @@ from rankwise.planning.memory import EXACT, FORMATS, Disk, weights_bytes
 from rankwise.planning.operations import Load
 from rankwise.planning.processes import ALONE, Processes, Several, several_of
 from rankwise.planning.rows import PlannedRows
-from rankwise.planning.shape import ModelShape
+from rankwise.planning.shape import CLASSIFIER, IMAGE_CLASSIFIER, SEQUENCES, TAGGER, ModelShape
 from rankwise.planning.stored_weights import Conversion, conversion_of
 from rankwise.planning.time import (
     COMPILED_AFTER,
@@ -38,9 +40,19 @@ from rankwise.planning.time import (
 from rankwise.planning.tokens import TokenCounter
 from rankwise.planning.training_rows import rows_of_training
 
-CLASSIFIER, OF_TEXTS = "AutoModelForSequenceClassification", "sequence-classification"
+OF_TEXTS = "sequence-classification"
 SLOWER_WHEN_SMALL = 1.5
 """By how much a small step may take longer for each token than the steps of a training."""
+
+
+def _load_of_texts(rows: PlannedRows, training: TrainingConfig) -> Load:
+    return rows.load
+
+
+LOADS: Mapping[str, Callable[[PlannedRows, TrainingConfig], Load]] = dict.fromkeys(
+    (SEQUENCES, CLASSIFIER, TAGGER, IMAGE_CLASSIFIER), padded_load
+)
+"""By the class of transformers; that of every other model is without padding."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +84,12 @@ class Plan:
     def load(self) -> Load:
         """What goes through the model, as a sample of documents."""
         if self.rows is not None and self.rows.drawn:
-            if self.shape.is_classifier or self.shape.is_encoder_decoder:
-                return padded_load(self.rows, self.processes.own(self.config.training, self.rows))
-            return self.rows.load
+            return LOADS.get(self.shape.auto_class, _load_of_texts)(
+                self.rows, self.processes.own(self.config.training, self.rows)
+            )
         count = max(1, self.amount.tokens // self.amount.longest)
         written = round(self.amount.longest * self.amount.output_share)
-        learned = count * (1 if self.shape.is_classifier else written or self.amount.longest)
+        learned = count * self.shape.task.learned(written or self.amount.longest)
         return Load((self.amount.longest,) * count, float(learned), (written,) * count if written else ())
 
     @cached_property
@@ -122,8 +134,7 @@ class Plan:
     @property
     def _validation(self) -> Step | None:
         """What is read beside the steps: half of a training step for each token, since nothing is learned from it."""
-        writes = not self.shape.is_classifier
-        tokens = validation_tokens(self.config, self.rows, self.steps, self.step.tokens, writes=writes)
+        tokens = validation_tokens(self.config, self.rows, self.steps, self.step.tokens, self.shape.task)
         read = tokens / self.processes.count
         if not read:
             return None

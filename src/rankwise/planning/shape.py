@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import ClassVar
 
 from rankwise.config.images import patches_of
 from rankwise.config.layer import Heads, Layer
-from rankwise.config.objectives import BOTH, DECODER, ENCODER, IMAGES
+from rankwise.config.models import BOTH, DECODER, ENCODER, IMAGES
 
 NEW_TOKENS = "token_adapter.trainable_tokens_delta"
 """What PEFT calls the rows of new tokens in the adapter's file."""
@@ -73,6 +74,118 @@ class NewHead:
     """Whether it reads a vector that is pooled from all tokens, so that the model's pooler is not there."""
 
 
+class PlannedTask:
+    """What a model is trained for, as far as a plan goes by it: here to continue texts."""
+
+    planned: ClassVar[bool] = True
+    """Whether its training can be planned at all."""
+    unplanned: ClassVar[str] = (
+        "its forward pass cannot be simulated without its weights; only the parameters are counted"
+    )
+    """Why it is not, where it is not."""
+    stacks: ClassVar[int] = 1
+    """Of blocks."""
+    texts: ClassVar[int] = 1
+    """Of a document."""
+    learns: ClassVar[str] = "answer"
+    unit: ClassVar[str] = "row"
+    names: ClassVar[str] = "classes"
+    targets: ClassVar[str] = "rows"
+    """That outputs are counted for."""
+    writes: ClassVar[int] = 1
+    """Answers that a validation has of each row that it may answer."""
+    readings: ClassVar[int] = 1
+    """How often a validation reads each row."""
+    compiled: ClassVar[bool] = True
+    """Whether torch's compiler takes its fast form."""
+    trimmed: ClassVar[bool] = True
+    """Whether its fast form computes of the last block only what the head gets."""
+    tables: ClassVar[int] = 2
+    """Gradients of the table of words that are there at once, where it learns."""
+    holes: ClassVar[float] = 1.0
+    """Of the usual holes between pieces of memory."""
+    padding: ClassVar[str] = ""
+    lengths: ClassVar[str] = "median length {0:,}, longest {1:,} tokens"
+
+    def learned(self, tokens: int) -> int:
+        """Of a document of so many, those with a loss."""
+        return tokens
+
+    def above(self, tokens: int, targets: float) -> float:
+        """Positions that the layers above all blocks map."""
+        return tokens
+
+    def backward(self, plain: float, adapted: float) -> float:
+        """How many times what a block keeps is held on the way through its backward pass, where it runs through an
+        adapter: as `plain`, or as `adapted`."""
+        return plain
+
+    def learned_share(self, share: float) -> str:
+        """For people; `share` is that of tokens with a loss."""
+        return f"{share:.0%} of them in the loss"
+
+
+class Counting(PlannedTask):
+    """Of a model without the head of a task, whose parameters alone are counted."""
+
+    planned = False
+    unplanned = "memory and time are forecast for models that write texts and for classifiers only"
+
+
+class Rewriting(PlannedTask):
+    """An encoder reads a text and a decoder writes another."""
+
+    stacks = texts = 2
+    padding = " with padding"
+    lengths = "of each input and output the longer has {0:,} tokens in the median, at most {1:,}"
+
+
+class Classifying(PlannedTask):
+    """Of whole rows."""
+
+    unplanned = Counting.unplanned
+    learns = "label"
+    writes, readings = 0, 2
+    compiled = trimmed = False
+    tables, holes = 1, 0.0
+    padding = " with padding"
+
+    def above(self, tokens: int, targets: float) -> float:
+        return targets
+
+    def backward(self, plain: float, adapted: float) -> float:
+        return adapted
+
+    def learned(self, tokens: int) -> int:
+        return 1
+
+    def learned_share(self, share: float) -> str:
+        return f"one target per {self.unit}"
+
+
+class TaggingWords(Classifying):
+    """Of each word."""
+
+    unit, names, targets = "word", "tags", "tokens"
+
+    def above(self, tokens: int, targets: float) -> float:
+        return tokens
+
+
+CAUSAL, CLASSIFIER, TAGGER, IMAGE_CLASSIFIER, SEQUENCES = (
+    "AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModelForTokenClassification",
+    "AutoModelForImageClassification", "AutoModelForSeq2SeqLM",
+)  # fmt: skip
+COUNTED = Counting()
+TASKS: Mapping[str, PlannedTask] = {
+    CAUSAL: PlannedTask(), SEQUENCES: Rewriting(), CLASSIFIER: Classifying(), TAGGER: TaggingWords(),
+    IMAGE_CLASSIFIER: Classifying(),
+}  # fmt: skip
+"""By the class of transformers that built the model."""
+NATURES = {SEQUENCES: BOTH}
+"""By the same, of models without a new head that generate texts; every other is a decoder."""
+
+
 @dataclass(frozen=True)
 class ModelShape:
     name: str
@@ -117,24 +230,18 @@ class ModelShape:
         return sum(stack.count for stack in self.stacks)
 
     @property
-    def is_classifier(self) -> bool:
-        return self.outputs is not None
-
-    @property
     def words(self) -> bool:
         """Whether a classifier predicts for each word, and not for a whole row."""
-        return self.auto_class == "AutoModelForTokenClassification"
+        return self.auto_class == TAGGER
 
     @property
-    def is_encoder_decoder(self) -> bool:
-        """Whether an encoder reads a text and a decoder writes another."""
-        return self.auto_class == "AutoModelForSeq2SeqLM" and not self.is_classifier
+    def task(self) -> PlannedTask:
+        return TASKS.get(self.auto_class, COUNTED)
 
     @property
     def is_planned(self) -> bool:
         """Whether its training can be planned, not its parameters alone."""
-        has_task = self.is_classifier or self.is_encoder_decoder or self.auto_class == "AutoModelForCausalLM"
-        return has_task and self._is_measured
+        return self.task.planned and self._is_measured
 
     @property
     def patches(self) -> int:
@@ -158,15 +265,14 @@ class ModelShape:
 
     @property
     def nature(self) -> str:
-        """What it is before it gets a new head (config/objectives.py)."""
+        """What it is before it gets a new head (config/models.py)."""
         if self.image is not None:
             return IMAGES
-        return BOTH if self.is_encoder_decoder else ENCODER if self.is_encoder else DECODER
+        return ENCODER if self.is_encoder else NATURES.get(self.auto_class, DECODER)
 
     @property
     def _is_measured(self) -> bool:
-        stacks = 2 if self.is_encoder_decoder else 1
-        return len(self.stacks) == stacks and all(stack.saved for stack in self.stacks)
+        return len(self.stacks) == self.task.stacks and all(stack.saved for stack in self.stacks)
 
     @cached_property
     def whole(self) -> frozenset[str]:
@@ -183,7 +289,7 @@ class ModelShape:
         if not tokens:
             return self
         tables = [one for one in self.layers if one.kind == "embedding" and one.inputs == self.vocabulary][:1]
-        heads = [one for one in self.layers if one.path == self.head and one.shares is None and not self.is_classifier]
+        heads = [one for one in self.layers if one.path == self.head and one.shares is None]
         sizes = {f"{one.path}.{NEW_TOKENS}": (tokens, one.outputs) for one in tables}
         sizes |= {f"{one.path}.{NEW_TOKENS}": (tokens, one.inputs) for one in heads}
         return replace(self, heads={**self.heads, **sizes})

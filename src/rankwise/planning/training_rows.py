@@ -13,7 +13,7 @@ Answers of the base that are not written yet are taken to be as long as those of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Self
@@ -25,7 +25,7 @@ from rankwise.config.recipe import recipe_named
 from rankwise.errors import DataError, TemplateError
 from rankwise.planning.batches import limit_of
 from rankwise.planning.rows import Counted, Drawn, PlannedRows, planned_rows, together, without_held_out
-from rankwise.planning.shape import ModelShape
+from rankwise.planning.shape import CLASSIFIER, IMAGE_CLASSIFIER, SEQUENCES, TAGGER, ModelShape
 from rankwise.planning.tokens import TokenCounter
 from rankwise.rows.files.hub import HUB
 from rankwise.rows.instructions import instructions
@@ -64,19 +64,35 @@ def rows_of_training(config: Planned, shape: ModelShape, tokens: TokenCounter) -
     if config.data is None:
         return None
     data, limit = config.objective_settings.rows(config.data), limit_of(config, shape)
-    if shape.image is not None:
-        rows = images_of(config.data, shape.patches)
-    elif shape.is_classifier or shape.is_encoder_decoder:
-        rows = fixed_rows_of(data, tokens, limit, labelled=shape.is_classifier)
-    else:
-        rows = conversations_of(data, tokens, limit)
+    rows = READERS.get(shape.auto_class, _conversations_of)(data, shape, tokens, limit)
     if rows.documents.likely <= 0:
-        learned = "label" if shape.is_classifier else "answer"
         raise DataError(
             f"no row is left for training: every row is longer than {limit:,} tokens, is a validation row, or has no "
-            f"{learned} to learn. Raise --max-length, or give other rows."
+            f"{shape.task.learns} to learn. Raise --max-length, or give other rows."
         )
-    return rows if shape.is_classifier else _with_replay(rows, config, tokens, limit)
+    return _with_replay(rows, config, tokens, limit)
+
+
+def _conversations_of(spec: DataConfig, shape: ModelShape, tokens: TokenCounter, limit: int) -> PlannedRows:
+    return conversations_of(spec, tokens, limit)
+
+
+def _sequences_of(spec: DataConfig, shape: ModelShape, tokens: TokenCounter, limit: int) -> PlannedRows:
+    return fixed_rows_of(spec, tokens, limit, labelled=False)
+
+
+def _labelled_of(spec: DataConfig, shape: ModelShape, tokens: TokenCounter, limit: int) -> PlannedRows:
+    return fixed_rows_of(spec, tokens, limit, labelled=True)
+
+
+def _images_of(spec: DataConfig, shape: ModelShape, tokens: TokenCounter, limit: int) -> PlannedRows:
+    return images_of(spec, shape.patches)
+
+
+READERS: Mapping[str, Callable[[DataConfig, ModelShape, TokenCounter, int], PlannedRows]] = {
+    SEQUENCES: _sequences_of, CLASSIFIER: _labelled_of, TAGGER: _labelled_of, IMAGE_CLASSIFIER: _images_of,
+}  # fmt: skip
+"""By the class of transformers; every other model reads conversations."""
 
 
 def conversations_of(spec: DataConfig, tokens: TokenCounter, limit: int) -> PlannedRows:

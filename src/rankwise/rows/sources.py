@@ -37,6 +37,7 @@ from rankwise.rows.files.parts import arrays_in, file_part
 from rankwise.rows.forms.columns import from_columns, refuse_unfilled, renamed
 from rankwise.rows.forms.fields import FIELDS
 from rankwise.rows.forms.formats import (
+    ROW_CHECKS,
     find_format,
     parse_row,
     refuse_images,
@@ -158,8 +159,7 @@ class Reading:
             examples = from_columns(row, source.prompt, source.completion, system, where, each=each)
             return self._grouped(examples, whole, where)
         refuse_unfilled(system, row, where)
-        if source.format != "preference":
-            refuse_row(row, source.columns, where)
+        ROW_CHECKS.get(source.format, refuse_row)(row, source.columns, where)
         fields = renamed(row, source.columns, where)
         given = "image" if part.of_images and source.format == "auto" else source.format
         if given != "image":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from rankwise.config.base import Config
 from rankwise.runs.manifest import BaseModelFacts
@@ -46,9 +46,19 @@ class AdviceCost(Config):
 
 
 class Advice(Config):
+    """On a language model; that on a classifier says what is other."""
+
+    others: ClassVar[str] = "the questions"
+    """Of other rows, which stood before the answers."""
+    content_of: ClassVar[str] = "the questions"
+    """What the answers depend on, or do not."""
+    learner: ClassVar[str] = "the loss"
+    """Whose learning curve it is."""
+    passes: ClassVar[str] = ", in as many passes"
+    score_name: ClassVar[str] = "exact"
     verdict: Advised
     reason: Reason
-    classifies: bool
+    classifies: bool = False
     base: AdvisedSide
     """The base model; of a classifier the frequencies of the labels."""
     untrained: AdvisedSide | None
@@ -90,6 +100,31 @@ class Advice(Config):
         """What `rankwise advise --json` prints."""
         return self.model_dump(mode="json") | {"share_of_full_run": self.cost.share}
 
+    @property
+    def names(self) -> tuple[str, str, str, str]:
+        """Of what was measured."""
+        examples = "example" if self.examples == 1 else "examples"
+        part = f"adapter, {self.cost.part_steps} steps on {self.part_rows:,} rows"
+        return "base", f"base with {self.examples} {examples}", f"adapter, {self.cost.short_steps} steps", part
+
+
+class LabelAdvice(Advice):
+    """On a classifier."""
+
+    others: ClassVar[str] = "the labels"
+    content_of: ClassVar[str] = "the inputs"
+    learner: ClassVar[str] = "the probe's loss"
+    passes: ClassVar[str] = ""
+    score_name: ClassVar[str] = "accuracy"
+    classifies: bool = True
+
+    @property
+    def names(self) -> tuple[str, str, str, str]:
+        probe, short = "linear probe of the features", f"adapter, {self.cost.short_steps} steps"
+        return (
+            "frequencies of the labels", f"{probe}, {self.examples:,} rows", short, f"{probe}, {self.part_rows:,} rows",
+        )  # fmt: skip
+
 
 def lines_of(advice: Advice) -> list[str]:
     """The table, the paragraph, and what it cost."""
@@ -103,23 +138,8 @@ def lines_of(advice: Advice) -> list[str]:
     ]
 
 
-def names(advice: Advice) -> tuple[str, str, str, str]:
-    short = f"adapter, {advice.cost.short_steps} steps"
-    part = f"adapter, {advice.cost.part_steps} steps on {advice.part_rows:,} rows"
-    if advice.classifies:
-        probe = "linear probe of the features"
-        return (
-            "frequencies of the labels",
-            f"{probe}, {advice.examples:,} rows",
-            short,
-            f"{probe}, {advice.part_rows:,} rows",
-        )
-    examples = "example" if advice.examples == 1 else "examples"
-    return "base", f"base with {advice.examples} {examples}", short, part
-
-
 def table(advice: Advice) -> list[str]:
-    sides = zip(names(advice), (advice.base, advice.untrained, advice.adapter, advice.part), strict=True)
+    sides = zip(advice.names, (advice.base, advice.untrained, advice.adapter, advice.part), strict=True)
     rows = [(name, side) for name, side in sides if side is not None]
     width = max(len(name) for name, _ in rows)
     return [f"  {name:<{width}}  loss {_measured(side.loss)}{_score(side, advice)}" for name, side in rows]
@@ -158,7 +178,7 @@ REASONS: dict[Reason, str] = {
 
 
 def _verdict(advice: Advice) -> str:
-    base, untrained, _, _ = names(advice)
+    base, untrained, _, _ = advice.names
     over = advice.over_untrained
     gain = f"the short adapter's loss is {_lower(advice.gain)} than that of the {base}"
     gain += "" if over is None else f", and {_lower(over)} than that of the {untrained}"
@@ -175,10 +195,9 @@ def _content(advice: Advice) -> list[str]:
         return ["The rows have no questions, so it was not tested whether the answers depend on them."]
     if advice.reason in ("unrelated", "solved"):
         return []
-    others, depends = ("the labels", "the inputs") if advice.classifies else ("the questions", "the questions")
     seen = "depend" if advice.content.low > 0 else "are not seen to depend"
-    return [f"With {others} of other rows the adapter's loss changes by {_interval(advice.content, 1)}, so its answers "
-            f"{seen} on {depends}."]  # fmt: skip
+    return [f"With {advice.others} of other rows the adapter's loss changes by {_interval(advice.content, 1)}, so its "
+            f"answers {seen} on {advice.content_of}."]  # fmt: skip
 
 
 def _rows(advice: Advice) -> str:
@@ -188,11 +207,11 @@ def _rows(advice: Advice) -> str:
         return "More rows of this kind would not help."
     one = advice.doubling
     gain = f"{_number(one.value)} ({_number(one.low)} to {_number(one.high)})"
-    who = "the probe's loss" if advice.classifies else "the loss"
-    curve = f"from {advice.part_rows:,} to {advice.training_rows:,} rows {who} falls by {gain} for each doubling"
+    curve = (
+        f"from {advice.part_rows:,} to {advice.training_rows:,} rows {advice.learner} falls by {gain} for each doubling"
+    )
     if advice.doubling.low > 0 and advice.doubling.value >= advice.margin:
-        passes = "" if advice.classifies else ", in as many passes"
-        return f"More rows would help: {curve}{passes}; a full run gains less from them."
+        return f"More rows would help: {curve}{advice.passes}; a full run gains less from them."
     if advice.doubling.high < advice.margin:
         return f"More rows would hardly help: {curve}."
     return f"Whether more rows would help is not clear: {curve}."
@@ -224,8 +243,7 @@ def _measured(one: Measured) -> str:
 def _score(side: AdvisedSide, advice: Advice) -> str:
     if side.score is None:
         return ""
-    name = "accuracy" if advice.classifies else "exact"
-    return f"   {name} {side.score.value:.1%} ({side.score.low:.1%} to {side.score.high:.1%})"
+    return f"   {advice.score_name} {side.score.value:.1%} ({side.score.low:.1%} to {side.score.high:.1%})"
 
 
 def _share(side: AdvisedSide) -> str:

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from rankwise.config.base import Config
-from rankwise.config.data import DataConfig
-from rankwise.config.preference import PairLoss, as_pairs
+from rankwise.config.preference import PairLoss
 from rankwise.errors import one_line, some
 from rankwise.runs.records import OF_LANGUAGE_MODELS
 
@@ -48,11 +47,6 @@ class Learned(Config):
         return "classes"
 
     @property
-    def one_class(self) -> bool:
-        """Whether each row has one class."""
-        return False
-
-    @property
     def loss_unit(self) -> str:
         return OF_LANGUAGE_MODELS
 
@@ -70,10 +64,6 @@ class Learned(Config):
     def unrecorded(self) -> list[str]:
         """Of an adapter without a data report, what is taken for granted."""
         return []
-
-    def read(self, data: DataConfig) -> DataConfig:
-        """The settings by which rows of this kind are read."""
-        return data
 
     def are_named(self, *, labels: bool) -> bool:
         """Whether labels are names; `labels` is whether the rows call them labels."""
@@ -149,6 +139,7 @@ class TargetFacts(Learned):
 
     @property
     def one_class(self) -> bool:
+        """Whether each row has one class."""
         return bool(self.classes) and self.form == "one"
 
     @property
@@ -291,9 +282,6 @@ class PairFacts(Learned):
     @property
     def loss_unit(self) -> str:
         return OF_PAIRS
-
-    def read(self, data: DataConfig) -> DataConfig:
-        return as_pairs(data)
 
     def summary(self, ended: int | None, sequences: int | None) -> list[str]:
         return [self.describe(), *super().summary(ended, sequences)]

@@ -15,10 +15,12 @@ for each doubling from the short run's length to the full one's, since such curv
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from rankwise.evaluation.advised_rows import Side
-from rankwise.runs.advice import Advice, AdviceCost, Advised, AdvisedSide, Reason, paragraph
+from rankwise.runs.advice import Advice, AdviceCost, Advised, AdvisedSide, LabelAdvice, Reason, paragraph
 from rankwise.runs.measured import Difference, Measured
 from rankwise.training.advising import Advising, Sides
 
@@ -67,6 +69,9 @@ class Gain:
 
 @dataclass(frozen=True)
 class Evidence:
+    """Of a language model."""
+
+    advice: ClassVar[type[Advice]] = Advice
     base: Measured
     score: Measured | None
     """Of the base."""
@@ -79,7 +84,6 @@ class Evidence:
     """The adapter's loss behind other questions."""
     expected: float
     """What the full run is expected to gain beyond the short one."""
-    classifies: bool = False
 
     @property
     def margin(self) -> float:
@@ -87,42 +91,64 @@ class Evidence:
         untrained = 0.0 if self.untrained is None else self.untrained.value
         return margin_of(self.base.value - max(0.0, untrained))
 
+    def shows_scores(self, tokens: float) -> bool:
+        """Whether the rows' scores say something; their answers have so many tokens on average."""
+        return tokens <= SHORT_ANSWER
 
-def decide(evidence: Evidence) -> Decision:
-    if evidence.classifies:
-        return _of_labels(evidence)
-    margin, gain, untrained, content = evidence.margin, evidence.gain, evidence.untrained, evidence.content
-    if evidence.score is not None and evidence.score.low >= SOLVED:
-        return "neither", "solved", None
-    if content is not None and evidence.blurred is not None and content.low <= 0:  # it is not seen to use the questions
-        return ("neither", "unrelated", None) if content.high < BLURRED * evidence.blurred else content.undecided()
-    over = evidence.over_untrained
-    hardest = over if over is not None and untrained is not None and untrained.value > 0 else gain
-    if hardest.counts(margin):
-        return "train", "better", None
-    if untrained is not None and untrained.counts(margin):
-        later = hardest.value + evidence.expected
-        return ("prompt", "examples", None) if later < margin else ("undecided", "too short", None)
-    if max(gain.value, untrained.value if untrained is not None else 0.0) + evidence.expected < margin:
-        return "neither", "no gain", None
-    return hardest.undecided(0.0 if hardest.value >= margin else margin)
+    def curve(self, rows: int, part: int, examples: int) -> tuple[int, int]:
+        """Rows at the end of the learning curve and at its beginning: those of the adapter."""
+        return rows, part
+
+    def decide(self) -> Decision:
+        margin, gain, untrained, content = self.margin, self.gain, self.untrained, self.content
+        if self.score is not None and self.score.low >= SOLVED:
+            return "neither", "solved", None
+        if content is not None and self.blurred is not None and content.low <= 0:  # it is not seen to use the questions
+            return ("neither", "unrelated", None) if content.high < BLURRED * self.blurred else content.undecided()
+        over = self.over_untrained
+        hardest = over if over is not None and untrained is not None and untrained.value > 0 else gain
+        if hardest.counts(margin):
+            return "train", "better", None
+        if untrained is not None and untrained.counts(margin):
+            later = hardest.value + self.expected
+            return ("prompt", "examples", None) if later < margin else ("undecided", "too short", None)
+        if max(gain.value, untrained.value if untrained is not None else 0.0) + self.expected < margin:
+            return "neither", "no gain", None
+        return hardest.undecided(0.0 if hardest.value >= margin else margin)
 
 
-def _of_labels(evidence: Evidence) -> Decision:
-    """A head begins at random, so the short adapter may still be behind a probe of the same features."""
-    margin, gain, probe, content = evidence.margin, evidence.gain, evidence.untrained, evidence.content
-    over = evidence.over_untrained
-    learned = gain.counts(margin) and content is not None and content.low > 0
-    if learned and (over is None or over.counts(margin)):
-        return "train", "better", None
-    if probe is not None and probe.counts(margin):
-        return "train", "probe", None
-    if learned:
-        return "train", "better", None
-    most = gain if probe is None or gain.value > probe.value else probe
-    if most.value < margin and most.high < BLURRED * evidence.base.value:
-        return "neither", "no gain", None
-    return most.undecided()
+@dataclass(frozen=True)
+class LabelEvidence(Evidence):
+    """Of a classifier."""
+
+    advice: ClassVar[type[Advice]] = LabelAdvice
+
+    def shows_scores(self, tokens: float) -> bool:
+        return True
+
+    def curve(self, rows: int, part: int, examples: int) -> tuple[int, int]:
+        """Those of the probe."""
+        return examples, examples // 2
+
+    def decide(self) -> Decision:
+        """A head begins at random, so the short adapter may still be behind a probe of the same features."""
+        margin, gain, probe, content = self.margin, self.gain, self.untrained, self.content
+        over = self.over_untrained
+        learned = gain.counts(margin) and content is not None and content.low > 0
+        if learned and (over is None or over.counts(margin)):
+            return "train", "better", None
+        if probe is not None and probe.counts(margin):
+            return "train", "probe", None
+        if learned:
+            return "train", "better", None
+        most = gain if probe is None or gain.value > probe.value else probe
+        if most.value < margin and most.high < BLURRED * self.base.value:
+            return "neither", "no gain", None
+        return most.undecided()
+
+
+EVIDENCE: Mapping[str, type[Evidence]] = {"sequence-classification": LabelEvidence}
+"""By the objective; that of every other is of answers."""
 
 
 def advice_of(advising: Advising, sides: Sides, forecast: float | None, warnings: tuple[str, ...]) -> Advice:
@@ -130,20 +156,19 @@ def advice_of(advising: Advising, sides: Sides, forecast: float | None, warnings
     gain, doubling = adapter.against(sides.base), sides.doubling
     untrained, over = (None, None) if best is None else (best.against(sides.base), adapter.against(best))
     content = sides.unrelated and sides.unrelated.against(adapter)
-    classifies = advising.objective.targets is not None
-    evidence = Evidence(
+    evidence = EVIDENCE.get(advising.objective.name, Evidence)(
         base=sides.base.loss, score=sides.base.score, gain=Gain.of(gain), untrained=untrained and Gain.of(untrained),
         over_untrained=over and Gain.of(over),
         content=content and Gain(content.difference, content.low, content.high, content.n),
-        blurred=sides.unrelated and sides.unrelated.loss.value, classifies=classifies,
+        blurred=sides.unrelated and sides.unrelated.loss.value,
         expected=0.0 if doubling is None else FLATTENING * max(0.0, doubling.value) * design.doublings,
     )  # fmt: skip
-    verdict, reason, rows = decide(evidence)
+    verdict, reason, rows = evidence.decide()
     whole, part = len(advising.prepared.trained), design.part_rows
-    curve = (sides.examples, sides.examples // 2) if classifies else (whole, part)
-    scored = classifies or _mean_tokens(sides.base) <= SHORT_ANSWER
-    advice = Advice(
-        verdict=verdict, reason=reason, classifies=classifies,
+    curve = evidence.curve(whole, part, sides.examples)
+    scored = evidence.shows_scores(_mean_tokens(sides.base))
+    advice = evidence.advice(
+        verdict=verdict, reason=reason,
         base=_shown(sides.base, scored or reason == "solved"), untrained=best and _shown(best, scored),
         adapter=_shown(adapter, scored), part=sides.part and _shown(sides.part, scored), examples=sides.examples,
         gain=gain, untrained_gain=untrained, over_untrained=over, content=content, doubling=doubling,

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -72,16 +73,34 @@ class Design:
         return math.log2(self.full_steps / self.steps)
 
 
-def design(config: TrainingConfig, rows: int, held_out: int, *, classifies: bool) -> Design:
+def design(objective: Objective, config: TrainingConfig, rows: int, held_out: int) -> Design:
     full, batch = config.total_steps(rows), config.rows_per_step(rows)
     steps = min(full, max(FEWEST_STEPS, math.ceil(full / TENTH)))
-    part_steps = steps // PART if rows >= 2 * PART and not classifies else 0
-    passes = 2 if classifies else 4 + bool(part_steps)
-    forward = FORWARD_OF_LABELS if classifies else FORWARD
-    room = (BUDGET * full - steps - part_steps) * batch / forward
-    probed = min(rows, MOST_PROBED, max(2 * FEWEST_ROWS, int(room / 2))) if classifies else 0
-    measured = min(held_out, MOST_ROWS, max(FEWEST_ROWS, int((room - probed) / passes)))
-    return Design(full, steps, part_steps, max(1, rows // PART), measured, probed, batch, passes, forward)
+    return DESIGNS.get(objective.name, _of_answers)(full, steps, batch, rows, held_out)
+
+
+def _of_answers(full: int, steps: int, batch: int, rows: int, held_out: int) -> Design:
+    part_steps = steps // PART if rows >= 2 * PART else 0
+    passes = 4 + bool(part_steps)
+    room = (BUDGET * full - steps - part_steps) * batch / FORWARD
+    measured = _measured(held_out, room / passes)
+    return Design(full, steps, part_steps, max(1, rows // PART), measured, 0, batch, passes)
+
+
+def _of_labels(full: int, steps: int, batch: int, rows: int, held_out: int) -> Design:
+    passes = 2
+    room = (BUDGET * full - steps) * batch / FORWARD_OF_LABELS
+    probed = min(rows, MOST_PROBED, max(2 * FEWEST_ROWS, int(room / 2)))
+    measured = _measured(held_out, (room - probed) / passes)
+    return Design(full, steps, 0, max(1, rows // PART), measured, probed, batch, passes, FORWARD_OF_LABELS)
+
+
+def _measured(held_out: int, room: float) -> int:
+    return min(held_out, MOST_ROWS, max(FEWEST_ROWS, int(room)))
+
+
+DESIGNS: Mapping[str, Callable[[int, int, int, int, int], Design]] = {"sequence-classification": _of_labels}
+"""By the objective; that of every other is for answers."""
 
 
 @dataclass(frozen=True)

@@ -348,6 +348,14 @@ def refuse_row(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -
         )
 
 
+def accept_row(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> None:
+    """A pair is what is to be learned."""
+
+
+ROW_CHECKS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, str], str], None]] = {"preference": accept_row}
+"""By the format that is given; rows of every other are looked at by `refuse_row`."""
+
+
 def refuse_images(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> None:
     """Refuse a row with an image in an unknown column, with several images, or with a text beside its image.
 
