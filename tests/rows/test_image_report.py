@@ -178,9 +178,7 @@ def test_sizes_and_shapes(tmp_path):
     facts = report(folder_of(tmp_path, {f"a/{n}.png": noise(n, size) for n, size in enumerate(sizes)})).images
     assert (facts.smallest, facts.median, facts.largest) == ((8, 8), (40, 20), (100, 50))
     assert (facts.landscape, facts.portrait, facts.square) == (3, 1, 1)
-    assert facts.lines()[0][1] == (
-        "smallest 8 x 8, median 40 x 20, largest 100 x 50; 60% wide, 20% high, 20% square"
-    )
+    assert facts.lines()[0][1] == ("smallest 8 x 8, median 40 x 20, largest 100 x 50; 60% wide, 20% high, 20% square")
 
 
 # Copies
