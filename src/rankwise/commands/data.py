@@ -55,13 +55,7 @@ class Shown:
 
     def summary(self) -> dict[str, Any]:
         segments = [{"text": text, "learned": learned} for text, learned in self.segments]
-        return {
-            "where": self.where,
-            "segments": segments,
-            "tokens": self.tokens,
-            "loss_tokens": self.loss_tokens,
-            "left_out": self.left_out,
-        }
+        return vars(self) | {"segments": segments}
 
 
 def check(

@@ -126,7 +126,7 @@ def _trained(facts: CardFacts) -> list[tuple[str, str]]:
         ("training loss", f"{results.loss:.4f} {unit}, averaged over the last tenth of the steps"),
     ]  # fmt: skip
     if learned.names:
-        rows.append((learned.kind, some(map(escaped, learned.names), 20)))
+        rows.append((facts.objective.names, some(map(escaped, learned.names), 20)))
     if data_report.image_processing is not None:
         rows.append(("images", data_report.image_processing.describe()))
     before, after = results.validation_loss_before, results.validation_loss_after

@@ -146,7 +146,8 @@ class Start:
         report, name = self.source.data_report, self.source.described
         if report is None:
             for unknown in learned.unrecorded:
-                callback(WarningMessage(f"{name} does not record {unknown}"))
+                order = some(learned.names) or "that of a number"
+                callback(WarningMessage(f"{name} does not record {unknown} {order}"))
             return
         before, now = report.learned.meaning, learned.meaning
         if before != now:

@@ -106,6 +106,8 @@ class Objective(ABC):
 
     encoder: ClassVar[EncoderOf]
     """Of rows of texts."""
+    names: ClassVar[str] = "classes"
+    """What it predicts, where it predicts names."""
     pipeline_tag: ClassVar[str]
     """What the hub calls what such a model does."""
     loading_code: ClassVar[str]
@@ -132,7 +134,7 @@ class Objective(ABC):
     @property
     def loading(self) -> str:
         """For the model card: how PEFT loads an adapter."""
-        return self.loading_code
+        return self.loading_code.replace("OUTPUTS", str(self.head_size))
 
     @property
     def unmeasured(self) -> str:
@@ -338,10 +340,6 @@ class Classifier(Objective):
     @property
     def facts(self) -> TargetFacts:
         return self.predicted
-
-    @property
-    def loading(self) -> str:
-        return self.loading_code.replace("OUTPUTS", str(self.targets.outputs))
 
     @property
     def unmeasured(self) -> str:

@@ -48,7 +48,7 @@ class Tagging(TextClassification):
     shown_as = "tags"
     model_class = "AutoModelForTokenClassification", "a model that classifies tokens"
     encoder_class = TagEncoder
-    pipeline_tag, loading_code = NAME, LOADING
+    pipeline_tag, loading_code, names = NAME, LOADING, "tags"
     activity = "Tagging"
 
     def row_form(self, form: str | None) -> str:

@@ -16,6 +16,7 @@ from rankwise.rows.report.report import Tally
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.encode import Encoder, EncoderOf
 from rankwise.rows.text.outcome import RowEncoder
+from rankwise.rows.text.targets import RowTargets
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback
@@ -94,7 +95,7 @@ class ImageWriting:
         return self
 
     def encoder(self, spec: DataConfig) -> ImageEncoder:
-        return LabelledEncoder(self.processing, targets=self.learned)
+        return LabelledEncoder(self.processing, targets=RowTargets(self.learned))
 
     def tally(self) -> Tally:
         return Tally()

@@ -25,6 +25,8 @@ class Learned(Config):
     unmeasured: ClassVar[str] = "; whether its answers are better was not measured"
     """What a loss does not say."""
     next_step: ClassVar[str] = "Compare its answers with those of the base"
+    unrecorded: ClassVar[tuple[str, ...]] = ()
+    """What is taken for granted of an adapter without a data report."""
 
     @property
     def reads(self) -> frozenset[str]:
@@ -42,11 +44,6 @@ class Learned(Config):
         return ()
 
     @property
-    def kind(self) -> str:
-        """What the names are of."""
-        return "classes"
-
-    @property
     def loss_unit(self) -> str:
         return OF_LANGUAGE_MODELS
 
@@ -59,11 +56,6 @@ class Learned(Config):
     def meaning(self) -> str:
         """What an output of the model is."""
         return "tokens of answers"
-
-    @property
-    def unrecorded(self) -> list[str]:
-        """Of an adapter without a data report, what is taken for granted."""
-        return []
 
     def are_named(self, *, labels: bool) -> bool:
         """Whether labels are names; `labels` is whether the rows call them labels."""
@@ -106,6 +98,7 @@ class TargetFacts(Learned):
     accepts = ()
     unmeasured = ""
     next_step = "Score its predictions, with intervals"
+    unrecorded = ("which classes its head predicts; their number is checked, and their order is taken to be",)
 
     classes: tuple[str, ...] = ()
     """Names of the classes, in the order of the model's outputs."""
@@ -165,13 +158,6 @@ class TargetFacts(Learned):
         return f"the classes {some(self.classes, 8)}" if self.classes else "a number"
 
     @property
-    def unrecorded(self) -> list[str]:
-        order = some(self.classes) or "that of a number"
-        return [
-            f"which classes its head predicts; their number is checked, and their order is taken to be {order}"
-        ]  # fmt: skip
-
-    @property
     def taken(self) -> str:
         return "Each is taken as a name, so as a class of its own" if self.classes else "They are read as numbers"
 
@@ -186,10 +172,6 @@ class TargetFacts(Learned):
 
     def reported(self, pairs: Mapping[str, Any]) -> dict[str, Any]:
         return {"targets": self}
-
-    @property
-    def kind(self) -> str:
-        return "tags" if self.form == "tags" else "classes"
 
     def gives(self, row: str) -> str:
         """What there is for each row, which is a text or an image."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,10 @@ from rankwise.errors import DataError
 from rankwise.rows.images.decode import DecodedImage, decode
 from rankwise.rows.images.perceptual import record_of
 from rankwise.rows.images.processor import pixels_of
-from rankwise.rows.text.example import Example
-from rankwise.rows.text.outcome import Outcome
+from rankwise.rows.text.example import Example, ImageRecord
+from rankwise.rows.text.outcome import Outcome, read_each
 from rankwise.rows.text.targets import RowTargets
 from rankwise.rows.text.tokenize import Tokens
-from rankwise.runs.row_facts import TargetFacts
 from rankwise.system.files import told_when_full, unnamed_file
 
 
@@ -64,23 +62,17 @@ class ImageEncoder:
         return self.processing.patches
 
     def encode(self, examples: Sequence[Example]) -> list[Outcome]:
-        outcomes = [Outcome(example) for example in examples]
-        usable: list[tuple[Outcome, np.ndarray, float | None]] = []
-        for outcome in outcomes:
-            try:
-                usable.append((outcome, *self._read(outcome)))
-            except DataError as error:
-                outcome.problem = str(error)
-        pixels = [pixels for _, pixels, _ in usable]
+        outcomes, usable = read_each(examples, self._read)
+        pixels = [pixels for _, (pixels, _, _) in usable]
         views = pixels if self.file is None else self.file.add(pixels)
-        for (outcome, _, target), view in zip(usable, views, strict=True):
+        for (outcome, (_, target, record)), view in zip(usable, views, strict=True):
             outcome.sequences = [self._tokens(view, target, outcome.example.where)]
-            outcome.lengths = [self.limit]
+            outcome.lengths, outcome.image = [self.limit], record
         return outcomes
 
-    def _read(self, outcome: Outcome) -> tuple[np.ndarray, float | None]:
-        """The pixels of an image, and its target where it has one."""
-        return pixels_of(decoded(outcome.example).picture, self.processing), None
+    def _read(self, example: Example) -> tuple[np.ndarray, float | None, ImageRecord | None]:
+        """The pixels of an image, and its target and what is known of it where it is learned."""
+        return pixels_of(decoded(example).picture, self.processing), None, None
 
     def _tokens(self, pixels: np.ndarray, target: float | None, name: str) -> Tokens:
         nothing = np.zeros(self.limit, np.int32)
@@ -89,16 +81,11 @@ class ImageEncoder:
 
 @dataclass(frozen=True)
 class LabelledEncoder(ImageEncoder):
-    targets: TargetFacts = field(kw_only=True)
+    targets: RowTargets = field(kw_only=True)
 
-    @cached_property
-    def _targets(self) -> RowTargets:
-        return RowTargets(self.targets)
-
-    def _read(self, outcome: Outcome) -> tuple[np.ndarray, float]:
-        target, image = self._targets.of(outcome.example), decoded(outcome.example)
-        outcome.image = record_of(image)
-        return pixels_of(image.picture, self.processing), target
+    def _read(self, example: Example) -> tuple[np.ndarray, float, ImageRecord]:
+        target, image = self.targets.of(example), decoded(example)
+        return pixels_of(image.picture, self.processing), target, record_of(image)
 
 
 def decoded(example: Example) -> DecodedImage:
