@@ -293,8 +293,8 @@ def _writing(
         callback(StatusMessage(f"tokens are counted with {starter}, which is cached; name your model with --model"))
     else:
         starter = model.name
-    objective = objective_by(model, data, images, callback, name)
     spec = model or ModelConfig(name=starter)
+    objective = objective_by(spec, data, images, callback, name)
     if data.recipe is not None and not spec.new_tokens:
         spec = spec.model_copy(update=recipe_named(data.recipe).new_tokens)
     return objective.name, objective.writing_alone(spec, callback, guessed=model is None)

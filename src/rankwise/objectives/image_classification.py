@@ -22,14 +22,12 @@ from rankwise.base.heads import head_modules
 from rankwise.base.kind import ModelKind
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.preprocessing import processing_in, size_arguments
-from rankwise.base.sources import Source, find
+from rankwise.base.sources import find
 from rankwise.base.timm_models import is_timm, set_config
-from rankwise.config.classification import ClassificationConfig
-from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
-from rankwise.config.images import ImageProcessing, ImagesConfig
+from rankwise.config.images import ImageProcessing
 from rankwise.config.models import ModelConfig
-from rankwise.errors import ConfigError, ModelError, RunError, first_line, is_out_of_memory
+from rankwise.errors import ModelError, RunError, first_line, is_out_of_memory
 from rankwise.objectives.objective import Classifier, head_settings, outputs_in, target_loss, values_of, weight_of
 from rankwise.objectives.predictions import Longest
 from rankwise.rows.classes import read_targets
@@ -82,12 +80,6 @@ class ImageClassification(Classifier):
     pipeline_tag, loading_code, row = NAME, LOADING, "image"
     tolerances = IMAGE_TOLERANCES
     shown_as = "images"
-
-    @classmethod
-    def of_rows(cls, data: DataConfig, source: Source | None, images: ImagesConfig) -> Self:
-        if source is None:
-            raise ConfigError([f"the objective is {NAME}, which needs a model of images. Name one with --model."])
-        return cls(read_targets(data, ClassificationConfig()), processing_in(source.folder).sized(images.size))
 
     @classmethod
     def of(cls, experiment: Experiment, callback: Callback, begun: Pooling | None) -> Self:

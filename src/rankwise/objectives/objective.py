@@ -30,10 +30,7 @@ from torch.nn import functional as F
 from rankwise.base.kind import ModelKind
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.loading import load, load_tokenizer, load_unchecked
-from rankwise.base.sources import Source
-from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
-from rankwise.config.images import ImagesConfig
 from rankwise.config.method import ALONE
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError
@@ -164,11 +161,6 @@ class Objective(ABC):
     def fitted_baseline(self, accuracy: float) -> dict[str, float]:
         """A head that was fitted on the frozen model is a baseline itself. `accuracy` is that before the first step."""
         return {}
-
-    @classmethod
-    def of_rows(cls, data: DataConfig, source: Source | None, images: ImagesConfig) -> Self:
-        """For rows that are looked at before there is an experiment, and the model that they are for."""
-        return cls()
 
     @classmethod
     def of(cls, experiment: Experiment, callback: Callback, begun: Pooling | None) -> Self:

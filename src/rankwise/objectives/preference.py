@@ -26,10 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rankwise.base.sources import Source
-from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
-from rankwise.config.images import ImagesConfig
 from rankwise.config.preference import PairLoss, PreferenceConfig
 from rankwise.forward.reference import random_documents
 from rankwise.objectives.causal_lm import CausalLM, vocabulary_of
@@ -94,12 +91,9 @@ class Preference(CausalLM):
     encoder = PairEncoder
 
     @classmethod
-    def of_rows(cls, data: DataConfig, source: Source | None, images: ImagesConfig) -> Self:
-        return cls(PreferenceConfig())
-
-    @classmethod
     def of(cls, experiment: Experiment, callback: Callback, begun: Pooling | None) -> Self:
-        return cls(experiment.preference, prompts=experiment.data.learned == "everything")
+        learned, config = experiment.data.learned, experiment.preference
+        return cls(config, prompts=learned == "everything" and config.loss == "orpo")
 
     @classmethod
     def of_report(cls, data_report: DataReport) -> Self | None:

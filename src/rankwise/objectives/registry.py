@@ -9,9 +9,9 @@ from rankwise.base.inspection import is_encoder_decoder, nature_of
 from rankwise.base.preprocessing import processing_in
 from rankwise.base.sources import find
 from rankwise.config.data import DataConfig
-from rankwise.config.experiment import Experiment
+from rankwise.config.experiment import Experiment, Planned
 from rankwise.config.images import ImagesConfig
-from rankwise.config.models import DECODER, ModelConfig
+from rankwise.config.models import ModelConfig
 from rankwise.config.objectives import OBJECTIVES
 from rankwise.errors import ConfigError
 from rankwise.objectives.causal_lm import CAUSAL_LM, CausalLM
@@ -58,17 +58,16 @@ def objective_of(experiment: Experiment, callback: Callback, begun: Pooling | No
 
 
 def objective_by(
-    model: ModelConfig | None, data: DataConfig, images: ImagesConfig, callback: Callback, name: str = "auto"
+    model: ModelConfig, data: DataConfig, images: ImagesConfig, callback: Callback, name: str = "auto"
 ) -> Objective:
     """For rows that are looked at before there is an experiment. ConfigError where the model cannot do what the
     objective of that name needs."""
-    source = None if model is None else find(model, callback)
-    nature, own = DECODER if source is None else nature_of(source.config), OBJECTIVES[name]
-    if model is not None and (problem := own.problem(nature, model.name)):
+    nature, own = nature_of(find(model, callback).config), OBJECTIVES[name]
+    if problem := own.problem(nature, model.name):
         raise ConfigError([problem])
-    if any(one.format == Preference.name for one in data.all_sources):
-        return Preference.of_rows(data, source, images)
-    return CLASSES[own.decided(nature, lambda: holds_tags(data)).name].of_rows(data, source, images)
+    of_pairs = any(one.format == Preference.name for one in data.all_sources)
+    name = Preference.name if of_pairs else own.decided(nature, lambda: holds_tags(data)).name
+    return CLASSES[name].of(Planned(model=model, data=data, images=images), callback, "own")
 
 
 def objective_of_shape(shape: ModelShape, base: ModelConfig, callback: Callback) -> Objective:

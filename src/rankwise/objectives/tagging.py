@@ -16,11 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.base.loaded import LoadedModel
-from rankwise.base.sources import Source
-from rankwise.config.classification import ClassificationConfig
-from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
-from rankwise.config.images import ImagesConfig
 from rankwise.objectives import text_classification
 from rankwise.objectives.predictions import Done, Longest, Numbers, TaggedText, tagged_text, tags_column
 from rankwise.objectives.text_classification import TextClassification, random_ids
@@ -82,10 +78,6 @@ class Tagging(TextClassification):
             for place, part in zip(places, np.split(shares, np.cumsum(words)[:-1]), strict=True):
                 found[place] = part
         return found
-
-    @classmethod
-    def of_rows(cls, data: DataConfig, source: Source | None, images: ImagesConfig) -> Self:
-        return cls(read_tags(data, ClassificationConfig()))
 
     @classmethod
     def of(cls, experiment: Experiment, callback: Callback, begun: Pooling | None) -> Self:

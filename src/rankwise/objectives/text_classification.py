@@ -25,11 +25,10 @@ from rankwise.base.kind import ModelKind
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.loading import load, load_unchecked
 from rankwise.base.pooling import read_pooled
-from rankwise.base.sources import Source, find
+from rankwise.base.sources import find
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
-from rankwise.config.images import ImagesConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError, RunError
 from rankwise.forward.reference import usable_positions
@@ -185,10 +184,6 @@ class TextClassification(Classifier):
     engine_texts = TEXTS
     pipeline_tag, loading_code = "text-classification", LOADING
     encoder_class: ClassVar[Callable[[HubTokenizer, DataConfig, int, TargetFacts], RowEncoder]] = TextEncoder
-
-    @classmethod
-    def of_rows(cls, data: DataConfig, source: Source | None, images: ImagesConfig) -> Self:
-        return cls(read_targets(data, ClassificationConfig()))
 
     @classmethod
     def of(cls, experiment: Experiment, callback: Callback, begun: Pooling | None) -> Self:
