@@ -126,7 +126,7 @@ class Objective(ABC):
     @property
     def facts(self) -> Learned:
         """What is learned of rows, for the data report; nothing is counted yet."""
-        return ANSWERS
+        return self.targets or ANSWERS
 
     @property
     def loading(self) -> str:
@@ -327,10 +327,6 @@ class Classifier(Objective):
 
     @property
     def targets(self) -> TargetFacts:
-        return self.predicted
-
-    @property
-    def facts(self) -> TargetFacts:
         return self.predicted
 
     @property

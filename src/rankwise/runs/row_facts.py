@@ -188,11 +188,6 @@ class TargetFacts(Learned):
         return f"{len(self.classes)} {classes}: {listed}" + (f"; weights in the loss: {weights}" if weights else "")
 
 
-def loss_unit(targets: TargetFacts | None) -> str:
-    """What a loss is measured in, of a language model or a classifier."""
-    return (targets or ANSWERS).loss_unit
-
-
 class TagFacts(Config):
     """Words with tags in the rows that can be read, held-out validation rows included."""
 

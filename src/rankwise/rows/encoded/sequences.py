@@ -227,9 +227,9 @@ class RowWriter:
             column.write(folder / f"{name}.bin")
 
 
-def _at(column: Any, place: int | slice) -> Any:
+def _at(column: Any, values: int | slice) -> Any:
     """None where rows have no such column."""
-    return None if column is None else column[place]
+    return None if column is None else column[values]
 
 
 def _borders(lengths: Sequence[int]) -> np.ndarray:
