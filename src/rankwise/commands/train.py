@@ -218,7 +218,7 @@ def _objective(
     objective = objective_of(experiment, callback, pooling)
     refuse_other_objectives(experiment)
     if start is not None:
-        start.check_targets(objective.targets, callback)
+        start.check_targets(objective.facts, callback)
     if model is not None and (problem := _misfit(model, experiment, objective)):
         raise ConfigError([problem])
     return objective

@@ -29,7 +29,8 @@ from torch.nn import functional as F
 
 from rankwise.base.kind import ModelKind
 from rankwise.base.loaded import LoadedModel
-from rankwise.base.loading import load, load_unchecked
+from rankwise.base.loading import load, load_tokenizer, load_unchecked
+from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.method import ALONE
 from rankwise.config.models import ModelConfig
@@ -39,26 +40,18 @@ from rankwise.planning.operations import Load
 from rankwise.rows.encoded.batches import Batch
 from rankwise.rows.preparing import Writing
 from rankwise.rows.text.chat_template import ChatTemplate
-from rankwise.rows.text.encode import EncoderOf
+from rankwise.rows.text.encode import Encoder
 from rankwise.rows.text.example import Example
-from rankwise.rows.text.outcome import Outcome
+from rankwise.rows.text.outcome import Outcome, RowEncoder
+from rankwise.rows.text.rendering import Template
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback
-from rankwise.runs.row_facts import PairFacts, Pooling, TargetFacts
+from rankwise.runs.row_facts import ANSWERS, Learned, Pooling, TargetFacts
 
 TOKENS_AT_ONCE = 4096
-
-
-def text_writing(
-    model: LoadedModel, encoder: EncoderOf, targets: TargetFacts | None = None, pairs: PairFacts | None = None
-) -> TextWriting:
-    """By the model's tokenizer and the template that it has now."""
-    return TextWriting(
-        model.tokenizer, model.template, model.source.name, model.context_length, encoder, targets=targets, pairs=pairs
-    )
 
 
 def head_settings(targets: TargetFacts) -> dict[str, Any]:
@@ -112,8 +105,13 @@ class Objective(ABC):
     shown_as: ClassVar[str] = "text"
     """How the page asks it and shows what it answers."""
 
-    encoder: ClassVar[EncoderOf]
-    """Of rows of texts."""
+    names: ClassVar[str] = "classes"
+    """What it predicts, where it predicts names."""
+    pipeline_tag: ClassVar[str]
+    """What the hub calls what such a model does."""
+    loading_code: ClassVar[str]
+    base_elsewhere: ClassVar[str]
+    """For the model card: how an adapter is loaded whose base model has moved."""
 
     @property
     def targets(self) -> TargetFacts | None:
@@ -126,6 +124,24 @@ class Objective(ABC):
     """How many times what it was before a loss must be for the training to have diverged."""
     falling: ClassVar[float] = 0.0
     """Of the best validation loss before, what the last one must be below for more steps to be worth a warning."""
+
+    @property
+    def facts(self) -> Learned:
+        """What is learned of rows, for the data report; nothing is counted yet."""
+        return self.targets or ANSWERS
+
+    @property
+    def loading(self) -> str:
+        """For the model card: how PEFT loads an adapter."""
+        return self.loading_code.replace("OUTPUTS", str(self.head_size))
+
+    @property
+    def unmeasured(self) -> str:
+        """For the model card: what the losses do not say of what is predicted."""
+        return (
+            "The loss says how likely the reference answers are, not how good the model's own answers are. Measure "
+            "these on your task (`rankwise evaluate`)."
+        )
 
     @property
     def best_by(self) -> str:
@@ -206,10 +222,24 @@ class Objective(ABC):
     def check_answering(self, changed: Sequence[str]) -> None:  # noqa: B027  most take all
         """ConfigError where settings of answers were changed that have no effect."""
 
-    @abstractmethod
+    def encoder(self, template: Template, tokenizer: HubTokenizer, spec: DataConfig, limit: int) -> RowEncoder:
+        """Of rows of texts."""
+        return Encoder(template, tokenizer, spec, limit)
+
     def writing(self, model: LoadedModel) -> Writing:
-        """How rows are encoded for this model."""
-        ...
+        """How rows are encoded for this model, by its tokenizer and the template that it has now."""
+        return TextWriting(
+            model.tokenizer, model.template, model.source.name, model.context_length,
+            self.encoder, learned=self.facts,
+        )  # fmt: skip
+
+    def writing_alone(self, spec: ModelConfig, callback: Callback, *, guessed: bool) -> Writing:
+        """The same where the model is not loaded. `guessed`: nobody named it."""
+        tokenizer, name, context = load_tokenizer(spec, callback)
+        return TextWriting(
+            tokenizer, ChatTemplate.of_model(tokenizer), name, context,
+            self.encoder, guessed=guessed, learned=self.facts,
+        )  # fmt: skip
 
     def stays(self, name: str | None) -> bool:
         """Whether a tensor of the base's files stays in a merged model, which knows it by this name or by none."""
@@ -301,6 +331,8 @@ class Classifier(Objective):
     """Predicts one class or one number for a whole row, or a class for each of its words."""
 
     predicted: TargetFacts
+    row: ClassVar[str] = "text"
+    base_elsewhere = "With rankwise, add `--base-model path/to/base` if it is elsewhere now."
     activity: ClassVar[str] = "Classifying"
     engine_texts: ClassVar[Sequence[str]] = ()
     """What other software is asked where there are no rows."""
@@ -319,6 +351,13 @@ class Classifier(Objective):
     @property
     def recorded(self) -> dict[str, Any]:
         return {"targets": self.predicted.model_dump(mode="json")}
+
+    @property
+    def unmeasured(self) -> str:
+        return (
+            f"It gives {self.predicted.gives(self.row)}, however unlike its rows the {self.row} is. Measure it on "
+            f"labelled {self.row}s of your task (`rankwise evaluate`)."
+        )
 
     def columns(self, column: str) -> list[str]:
         shares = [probability_column(name) for name in self.targets.classes]

@@ -182,7 +182,7 @@ class TrainingRun:
             scorer=self.scorer.over(self.world, backend, most),
             run=self.run,
             backend=backend,
-            unit=self.prepared.data_report.loss_unit,
+            unit=self.prepared.data_report.learned.loss_unit,
             world=self.world,
         )
 
