@@ -56,7 +56,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for name, file in SETS.items():
         spec = DataConfig(path=str(folder / file), max_length=LONGEST, on_bad_row="skip")
-        work = Encoding(spec, writing.encoder(spec), Tally(), silent, None, EncodingFacts(), None)
+        work = Encoding(spec, writing.encoder(spec), Tally(), silent, None, EncodingFacts())
         data_report = prepared_of(work, work.read(None)).data_report
         assert data_report.tokens and data_report.loss_tokens
         ratio = characters_of_token(spec, model)

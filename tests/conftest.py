@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -41,11 +42,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from kit.disk import unflushed
 from library import Library, shared_folder
 from rankwise.system.cache import cache_folder
 from rankwise.system.processor import usable_cores
 
 pytest_plugins = ["slow"]
+os.fsync = unflushed
 typer.testing._get_command = cache(typer.testing._get_command)  # pyright: ignore[reportPrivateUsage,reportAttributeAccessIssue]
 """The command line is built once, as in a process that a user starts, and not for each of thousands of invocations."""
 WORKER_BYTES = 3 << 30
@@ -109,8 +112,11 @@ def pytest_xdist_auto_num_workers() -> int:
     return max(1, min(usable_cores(), psutil.virtual_memory().available // WORKER_BYTES))
 
 
-def pytest_collection_finish() -> None:
-    """Take what is there now out of Python's garbage collection: thousands of tests, and the modules of torch."""
+@pytest.fixture(scope="module", autouse=True)
+def little_to_collect() -> None:
+    """Take what is there before a file's tests out of Python's garbage collection: all tests, and the modules of torch.
+
+    What a file leaves behind is collected first, so that each collection looks at the objects of one file alone."""
     gc.collect()
     gc.freeze()
 
@@ -119,7 +125,7 @@ ARCHITECTURES = ("llama", "gpt2", "neox", "gptj", "bert")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def rows_encoded_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def rows_encoded_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """No test meets rows that other code has encoded, nor leaves any in the user's cache; its models are shared.
 
     What the compiler makes is made once for all workers of a session.
@@ -133,7 +139,19 @@ def rows_encoded_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     (ours / "compiled").symlink_to(compiled, target_is_directory=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RANKWISE_CACHE", str(ours))
-        yield
+        yield ours
+
+
+MOST_ENTRIES = 20
+
+
+@pytest.fixture(autouse=True)
+def few_encoded_rows(rows_encoded_here: Path) -> Iterator[None]:
+    """The cache stays small: whoever adds to it looks at the size and the age of everything in it."""
+    yield
+    encoded = rows_encoded_here / "encoded"
+    if encoded.is_dir() and len(os.listdir(encoded)) > MOST_ENTRIES:
+        shutil.rmtree(encoded, ignore_errors=True)
 
 
 def chat_tokenizer() -> PreTrainedTokenizerFast:

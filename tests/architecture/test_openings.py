@@ -18,17 +18,22 @@ from fixed_runs import write_model, write_rows
 import rankwise
 
 SOURCE = Path(rankwise.__file__).parent
-FIRST = "train --model model --data rows.jsonl --run first --held-out 8 --quiet"
 COMMANDS = (
-    FIRST, "plan --model model --data rows.jsonl", "data check rows.jsonl --model model", "evaluate first",
-)  # fmt: skip
+    "train --model model --data rows.jsonl --run first --held-out 8 --quiet",
+    "plan --model model --data rows.jsonl",
+    "data check rows.jsonl --model model",
+    "evaluate first",
+)
 COUNTED = """
 import json, os, sys
 from collections import Counter
 from pathlib import Path
 
-home, source = Path.cwd(), sys.argv[1]
-opened, watched = Counter(), {str(home / name) for name in ("rows.jsonl", "model/config.json")}
+import rankwise.commands.evaluate, rankwise.commands.train
+from rankwise.cli.main import app
+
+source, *commands = sys.argv[1:]
+opened, watched = Counter(), {str(Path.cwd() / name) for name in ("rows.jsonl", "model/config.json")}
 
 def hook(event, values):
     if event == "open" and isinstance(values[0], (str, os.PathLike)) and os.path.abspath(values[0]) in watched:
@@ -37,36 +42,36 @@ def hook(event, values):
             frame = frame.f_back
         opened[Path(values[0]).name] += frame.f_code.co_filename.startswith(source)
 
-sys.addaudithook(hook)
-from rankwise.cli.main import app
-try:
-    app(sys.argv[2:])
-except SystemExit as ended:
-    assert not ended.code, ended.code
-print("OPENED", json.dumps(opened))
+for command in commands:
+    child = os.fork()
+    if child == 0:
+        sys.addaudithook(hook)
+        try:
+            app(command.split())
+        except SystemExit as ended:
+            assert not ended.code, ended.code
+        print("OPENED", json.dumps(opened), flush=True)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, command
 """
-
-
-def opened(command: str, folder: Path) -> dict[str, int]:
-    done = subprocess.run(
-        [sys.executable, "-c", COUNTED, str(SOURCE), *command.split()], cwd=folder, capture_output=True, text=True,
-        env=os.environ | {"RANKWISE_CACHE": str(folder / "cache"), "PYTHONPATH": str(SOURCE.parent)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.rpartition("OPENED ")[2])
+"""Each command in a process of its own, which has nothing but the imports from the one before it."""
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
-    """A folder with a run, and what it opened."""
+def opened(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int]]:
+    """What each command opened, one after another in one folder."""
     home = tmp_path_factory.mktemp("openings")
     write_model(home / "model")
     write_rows(home / "rows.jsonl")
-    return home, opened(FIRST, home)
+    done = subprocess.run(
+        [sys.executable, "-c", COUNTED, str(SOURCE), *COMMANDS], cwd=home, capture_output=True, text=True,
+        env=os.environ | {"RANKWISE_CACHE": str(home / "cache"), "PYTHONPATH": str(SOURCE.parent)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = (line.partition("OPENED ")[2] for line in done.stdout.splitlines())
+    return dict(zip(COMMANDS, (json.loads(line) for line in lines if line), strict=True))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_opens_rows_and_config_once(command: str, trained: tuple[Path, dict[str, int]]) -> None:
-    home, first = trained
-    counts = first if command == FIRST else opened(command, home)
-    assert counts == {"rows.jsonl": 1, "config.json": 1}
+def test_a_command_opens_rows_and_config_once(command: str, opened: dict[str, dict[str, int]]) -> None:
+    assert opened[command] == {"rows.jsonl": 1, "config.json": 1}

@@ -5,6 +5,7 @@ What a recipe writes is then trained on and asked for in the same words.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -466,35 +467,45 @@ def test_on_a_forced_terminal_what_is_learned_is_in_colour(monkeypatch):
     assert "\x1b" not in as_json.stdout and json.loads(as_json.stdout)["rows"]
 
 
-def on_a_terminal(home, *words, **environment):
-    """What a real terminal would be sent."""
+IN_TURN = """
+import json, os, sys
+import rankwise.base.loading, rankwise.commands.data
+from rankwise.cli.main import app
+for environment in json.loads(sys.argv[1]):
+    child = os.fork()
+    if child == 0:
+        os.environ |= environment
+        app(sys.argv[2:])
+    assert os.waitpid(child, 0)[1] == 0
+    print(end=chr(12), flush=True)
+"""
+
+
+def on_a_terminal(home, environments, *words):
+    """What a real terminal would be sent in each environment, by a process of its own that has the imports."""
     master, slave = pty.openpty()
     inherited = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR", "TERM")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "rankwise", *words], cwd=home, stdin=slave, stdout=slave, stderr=subprocess.PIPE,
-        env=inherited | {"PYTHONPATH": str(Path(package.__file__).parents[1])} | environment,
+        [sys.executable, "-c", IN_TURN, json.dumps(environments), *words], cwd=home, stdin=slave, stdout=slave,
+        stderr=subprocess.PIPE, env=inherited | {"PYTHONPATH": str(Path(package.__file__).parents[1])},
     )  # fmt: skip
     os.close(slave)
     sent = b""
-    while True:
-        try:
-            part = os.read(master, 4096)
-        except OSError:  # as Linux tells the end
-            break
-        if not part:
-            break
-        sent += part
+    with contextlib.suppress(OSError):  # as Linux tells the end
+        while part := os.read(master, 4096):
+            sent += part
     os.close(master)
-    assert process.wait() == 0, process.stderr.read()
-    process.stderr.close()
-    return sent.decode().replace("\r\n", "\n")
+    _, problem = process.communicate()
+    assert process.returncode == 0, problem
+    return sent.decode().replace("\r\n", "\n").split("\f")[:-1]
 
 
 def test_on_a_terminal_learned_and_given_are_told_apart_with_colours_and_without(home):
     words = ("data", "preview", "rows.jsonl", "--model", "model", "--rows", "1")
-    assert coloured(on_a_terminal(home, *words, TERM="xterm-256color"), LEARNED_COLOUR) == "fox 0<|im_end|>"
-    for environment in ({"TERM": "xterm-256color", "NO_COLOR": "1"}, {"TERM": "dumb"}):
-        sent = on_a_terminal(home, *words, **environment)
+    plain = ({"TERM": "xterm-256color", "NO_COLOR": "1"}, {"TERM": "dumb"})
+    first, *others = on_a_terminal(home, [{"TERM": "xterm-256color"}, *plain], *words)
+    assert coloured(first, LEARNED_COLOUR) == "fox 0<|im_end|>"
+    for sent, environment in zip(others, plain, strict=True):
         assert LEARNED_COLOUR not in sent
         assert "loss    | 'fox 0<|im_end|>'" in sent, environment
 

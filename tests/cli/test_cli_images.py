@@ -94,7 +94,8 @@ def test_an_adapter_read_from_its_folder_gives_the_same_outputs(trained: Trained
 def test_the_base_is_untouched_beside_the_adapter(trained: Trained) -> None:
     objective = load_tuned(trained.run.folder).objective
     plain = objective.load(trained.model.spec, lambda event: None)
-    body = {name: value for name, value in plain.module.state_dict().items() if not name.startswith(head_of(trained))}
+    head = head_of(trained)
+    body = {name: value for name, value in plain.module.state_dict().items() if not name.startswith(head)}
     with trained.trainable.base():
         ours = outputs(trained.model.module, objective)
     tuned = load_tuned(trained.run.folder)

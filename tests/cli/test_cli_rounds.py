@@ -40,6 +40,7 @@ from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.records import Event, StepRecord
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.files import sha256_of
+from rankwise.training import earlier_rounds as measuring
 from vision_models import save_folder
 
 LAND = ("--data", "rows.jsonl", "--validation-data", "apart.jsonl")
@@ -277,6 +278,12 @@ def test_what_becomes_of_earlier_rounds_is_measured(chain: str) -> None:
     done("train", "--from", "lands", *LAND, "--run", "third", *STILL)
     assert [(one.name, one.rows) for one in earlier_rounds("third")] == [("lands", 3), ("cities", 4)]
     assert earlier_rounds("third")[1].before["loss"] == pytest.approx(cities.after["loss"], rel=1e-6)
+
+
+def test_the_rows_of_all_earlier_rounds_together_are_bounded(chain: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "MOST_ROWS", 4)
+    done("train", "--from", "lands", *LAND, "--run", "bounded", *STILL)
+    assert [(one.name, one.rows) for one in earlier_rounds("bounded")] == [("lands", 2), ("cities", 2)]
 
 
 def test_replay_takes_the_training_rows_of_a_run(chain: str) -> None:

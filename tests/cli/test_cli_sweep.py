@@ -71,6 +71,11 @@ def test_a_grid_is_trained_once_each_and_goes_on_where_it_stopped(home, monkeypa
     assert other.exit_code == 2 and "other settings" in other.output
 
 
+def test_the_minutes_that_are_left_are_those_of_the_trials_so_far():
+    assert sweeping._progress(2, 6, {"adapter.rank": 4}, 120.0, 2) == "trial 3 of 6, about 4 min left: adapter.rank=4"
+    assert sweeping._progress(0, 6, {"adapter.rank": 4}, 0.0, 0) == "trial 1 of 6: adapter.rank=4"
+
+
 def test_a_number_of_trials_is_taken_from_the_range(home):
     over = ("--over", "training.learning_rate=1e-3..1e-1", "--trials")
     first = json.loads(swept(*over, "2").stdout)["trials"]

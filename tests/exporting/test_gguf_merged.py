@@ -17,8 +17,10 @@ from typer.testing import CliRunner
 from gguf_models import KINDS, adapter_in, layers_of, model_in
 from rankwise.adapters.formats.peft import read_peft
 from rankwise.base.gguf import files as gguf_files
+from rankwise.base.gguf.architectures import ARCHITECTURES
 from rankwise.base.gguf.conversion import converted, name_of_content
 from rankwise.base.gguf.files import TYPES
+from rankwise.base.gguf.settings import window_note
 from rankwise.cli.main import app
 from rankwise.exporting import gguf_target
 from rankwise.kernels.quantized.formats import Int8
@@ -296,6 +298,12 @@ def test_a_base_with_other_weights_is_refused(library, tmp_path, monkeypatch):
         words = ("export", "lora", "--to", "a.gguf", "--format", format)
         assert rankwise(*words).exit_code == 2 and not (home / "a.gguf").exists()
     assert rankwise(*words, "--force-base").exit_code == 0
+
+
+def test_a_window_that_llama_cpp_does_not_read_is_noted_where_a_text_may_be_longer():
+    config = {"max_position_embeddings": 256}
+    notes = [window_note(config | {"sliding_window": one}, ARCHITECTURES["mistral"]) for one in (None, 255, 256)]
+    assert [note is not None for note in notes] == [False, True, False]
 
 
 def test_an_existing_file_stays(llama, tmp_path):

@@ -7,6 +7,7 @@ import shutil
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -17,6 +18,7 @@ from gguf_models import adapter_in, model_in
 from rankwise.base.beside import copy_reader
 from rankwise.cli.main import app
 from rankwise.commands import export as export_command
+from rankwise.errors import ModelError
 from rankwise.exporting import adapter_export, verification
 from rankwise.exporting.agreement import EngineVerdict
 from rankwise.exporting.engine_process import ENGINE_DRIVERS
@@ -124,6 +126,16 @@ def test_an_export_that_another_engine_reads_otherwise_is_not_left_there(home, m
     assert not any("out" in path.name for path in home.iterdir())
     left = rankwise("export", "lora", "--to", "out", "--format", format, "--no-verify")
     assert left.exit_code == 0 and "not verified by an engine: --no-verify was given" in left.stdout
+
+
+def test_a_model_that_memory_has_no_room_for_in_float32_is_not_asked_by_itself(home, monkeypatch):
+    artifact, free = open_artifact("lora"), SimpleNamespace(available=5.7e9)
+    monkeypatch.setattr(verification, "psutil", SimpleNamespace(virtual_memory=lambda: free))
+    monkeypatch.setattr(verification, "stored_as", lambda *given: (None, 10**9))  # 1.4 times 4 bytes of each number
+    assert verification._questions(artifact, Verifying(), silent) == 6
+    free.available = 5.5e9
+    with pytest.raises(ModelError, match=r"1\.0 billion parameters, which take 6 GB in float32"):
+        verification._questions(artifact, Verifying(), silent)
 
 
 def test_a_half_strength_export_is_compared_with_half_the_change(home):

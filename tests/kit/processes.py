@@ -18,6 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kit.disk import unflushed
+
+os.fsync = unflushed  # whatever these processes import comes through here
 WARM = ["rankwise.commands.train", "rankwise.cli.main", "transformers.models.llama.modeling_llama"]
 
 

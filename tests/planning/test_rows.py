@@ -277,7 +277,7 @@ def test_a_plan_counts_what_a_training_encodes(tmp_path, name):
     spec = DataConfig(path=str(data_file(tmp_path, pairs(60))), max_length=4096, held_out=0)
     planned = conversations_of(spec, TokenCounter(tmp_path), 4096)
     encoder = Encoder(template, template.tokenizer, spec, 4096)
-    work = Encoding(spec, encoder, Tally(), silent, None, EncodingFacts(), None)
+    work = Encoding(spec, encoder, Tally(), silent, None, EncodingFacts())
     data_report = prepared_of(work, work.read(None)).data_report
     assert planned.exact and planned.documents.likely == data_report.sequences == 60
     assert planned.tokens.likely == pytest.approx(data_report.tokens, rel=0.05)

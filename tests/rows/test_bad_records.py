@@ -11,6 +11,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -23,7 +24,7 @@ from typer.testing import CliRunner
 from rankwise.cli.main import app
 from rankwise.config.data import DataConfig
 from rankwise.errors import DataError, RankwiseError
-from rankwise.rows.preparing import prepare
+from rankwise.rows.preparing import entries, prepare
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
@@ -694,6 +695,7 @@ BINARY_FILES = {"x.parquet": PARQUET, "x.arrow": ARROW, "y.arrow": STREAM}
 
 def told_or_read(file, writing, **more):
     """What no damage may break: an error that names the file, or rows that are all accounted for."""
+    shutil.rmtree(entries(), ignore_errors=True)  # hundreds of examples, each of which looks through the cache
     for mode in ("stop", "skip"):
         try:
             spec = DataConfig(path=str(file), on_bad_row=mode, max_length=100_000, **more)

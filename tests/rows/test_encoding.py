@@ -91,7 +91,7 @@ def writing(hub_tokenizer):
         given = TextWriting(tokenizer, ChatTemplate.of_model(tokenizer), "tiny", None)
         if spec is not None and spec.path == "pairs.jsonl":
             pairs = PairFacts(loss="dpo", beta=0.1, rows=0, duplicates=0, contradictions=0, ties=0)
-            given = TextWriting(tokenizer, given.template, "tiny", None, PairEncoder, pairs=pairs)
+            given = TextWriting(tokenizer, given.template, "tiny", None, PairEncoder, learned=pairs)
         return given
 
     return made

@@ -92,6 +92,13 @@ def test_groups_stay_whole_across_sources_and_come_near_to_n(groups, share, seed
         assert abs(sum(apart) - count) < max(sizes.values())
 
 
+def test_one_more_group_is_taken_where_that_comes_nearer_to_n():
+    groups = [group for group in "abcdef" for _ in range(3)]
+    for count, expected in ((4, 3), (5, 6), (7, 6), (8, 9)):
+        (one,) = chosen([rows(groups=groups)], count, group="user")
+        assert one.sum() == expected
+
+
 def test_rows_without_a_group_are_alone():
     (one,) = chosen([rows(groups=[None] * 20)], 5, group="user")
     assert one.sum() == 5

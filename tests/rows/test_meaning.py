@@ -20,6 +20,7 @@ from rankwise.rows.report.meaning import CHECKS, STOPPING, SURVEYS
 from rankwise.rows.report.report import Tally
 from rankwise.rows.writing import count_only
 from rankwise.runs.records import silent
+from rankwise.runs.row_facts import ANSWERS
 
 WORDS = ["lamp", "kettle", "ladder", "pillow", "carpet", "mirror", "candle", "basket", "hammer", "bucket"]
 QUESTIONS = [
@@ -212,8 +213,8 @@ def report_of(folder, rows, *, classifies=False, **settings):
     (folder / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     settings |= {"format": "preference"} if "chosen" in rows[0] else {}
     spec = DataConfig(path="rows.jsonl", **settings)
-    targets = read_targets(spec, ClassificationConfig()) if classifies else None
-    work = Encoding(spec, None, Tally(), silent, None, EncodingFacts(), targets)
+    learned = read_targets(spec, ClassificationConfig()) if classifies else ANSWERS
+    work = Encoding(spec, None, Tally(), silent, None, EncodingFacts(learned))
     return prepared_of(work, work.read(None)).data_report
 
 

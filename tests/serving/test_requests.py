@@ -197,6 +197,18 @@ def test_answers_go_on_while_long_and_many_prompts_are_read(started, monkeypatch
     assert "".join(seen).startswith(order), "".join(seen)
 
 
+@pytest.mark.parametrize(("positions", "expected"), [(30, 1), (60, 1), (80, 2)])
+def test_answers_are_written_together_as_far_as_their_tokens_have_room(started, monkeypatch, positions, expected):
+    """Each prompt and its answer have some 33 tokens; the first one is written in any case."""
+    server, together = started(Limits(positions=positions)), []
+    step = GrowingBatch.step
+    monkeypatch.setattr(GrowingBatch, "step", lambda batch: (together.append(len(batch.rows)), step(batch))[1])
+    prompts = [f"{word} " * 20 for word in ("fox", "the", "dog")]
+    body = {"model": "lora", "prompt": prompts, "max_tokens": 12, "temperature": 0, "logit_bias": {"2": -100}}
+    assert server.client.post(TEXT, json=body).status_code == 200
+    assert max(together) == expected
+
+
 def test_a_prompt_whose_client_goes_while_it_is_read_is_dropped(started, monkeypatch):
     server, parts = started(Limits(reading=2)), []
     read = GrowingBatch.read

@@ -169,3 +169,15 @@ def test_what_the_system_refuses_is_one_message_and_nothing_is_lost(cells):
     ]
     assert refusing[drawn(len(refusing))]() == []
     assert cells.starved(*STARVING[drawn(len(STARVING))]) == []
+
+
+@pytest.mark.parametrize("stage", ["train", "resume"])
+def test_a_run_whose_manifest_says_finished_still_has_its_result(cells, stage):
+    """The manifest has its name, and then the folder cannot be flushed, since the disk is full: the run is reported as
+    failed, but it cannot write so, and must not take away what the manifest names."""
+    operations = cells.operations(stage)
+    renamed = [at for at, one in enumerate(operations) if one.kind == "rename" and one.other.endswith("/manifest.json")]
+    after = renamed[-1] + 1
+    assert operations[after].kind == "flush"
+    for mode in ("ENOSPC", "EIO"):
+        assert cells.fault(stage, operations[after].number, mode) == []

@@ -117,8 +117,10 @@ def first_that(holds, asked, *given, rates=RATES, **named):
 # It learns the same
 
 
-@pytest.mark.parametrize("backend", ["fused", "eager"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "backend"),
+    [*((method, "fused") for method in METHODS), *((method, "eager") for method in ("lora", "eva", "adalora"))],
+)
 def test_a_run_that_is_measured_learns_what_one_learns_that_is_not(asked, method, backend):
     unmeasured = rankwise.train(asked("without", method, backend=backend))
     measured = rankwise.train(asked("with", method, ALL, backend=backend))
@@ -395,8 +397,15 @@ def whole(asked, unstopped, method):
     return unstopped[method]
 
 
-@pytest.mark.parametrize("method", ["lora", "adalora"])
-@pytest.mark.parametrize("stops", [(19,), (20,), (21,), (22,), (23,), (24,), (25,), (17, 4, 9), (31, 2, 2)], ids=str)
+ONCE = [(19,), (20,), (21,), (22,), (23,), (24,), (25,)]
+OFTEN = [(17, 4, 9), (31, 2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("method", "stops"),
+    [*(("adalora", stops) for stops in (*ONCE, *OFTEN)), *(("lora", stops) for stops in (*ONCE[::3], *OFTEN[:1]))],
+    ids=str,
+)
 def test_a_run_that_was_stopped_anywhere_ends_as_one_that_never_was(asked, whole, method, stops):
     """Within an evaluation, between it and its checkpoint, before the next step; again and again."""
     resume = False

@@ -14,7 +14,7 @@ from rankwise.cli.words import visible
 from rankwise.config.reading import read_experiment
 from rankwise.runs.lineage import described
 from rankwise.runs.manifest import Results
-from rankwise.runs.row_facts import OF_PAIRS, loss_unit
+from rankwise.runs.row_facts import ANSWERS, OF_PAIRS
 from rankwise.system.allocator import keep_memory
 from rankwise.system.launched import launched
 
@@ -104,7 +104,7 @@ def _tell(trained: Trained, results: Results) -> None:
         change = results.validation_loss_after - results.validation_loss_before
         typer.echo(
             f"validation loss {results.validation_loss_before:.4f} -> {results.validation_loss_after:.4f} "
-            f"({change:+.4f} {loss_unit(trained.targets) if results.preference is None else OF_PAIRS})"
+            f"({change:+.4f} {(trained.targets or ANSWERS).loss_unit if results.preference is None else OF_PAIRS})"
         )
     if results.preference is not None:
         typer.echo(results.preference.describe())
@@ -123,7 +123,4 @@ def _tell(trained: Trained, results: Results) -> None:
     page = trained.run.page
     if page.is_file():
         typer.echo(f"report: {page}")
-    use = f"chat {run} --both" if trained.targets is None else f"predict {run} --data FILE --out predictions.jsonl"
-    if trained.model.encoder_decoder:
-        use = f'generate {run} --prompt "A TEXT" --both'
-    typer.echo(f"next: rankwise {use}")
+    typer.echo(f"next: rankwise {trained.use.format(run=run)}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from rankwise.base.cached import cached_starter
-from rankwise.base.loading import load_tokenizer
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.images import ImageProcessing, ImagesConfig
@@ -18,26 +17,23 @@ from rankwise.config.objectives import OBJECTIVES
 from rankwise.config.preference import as_pairs
 from rankwise.config.recipe import recipe_named
 from rankwise.errors import ConfigError, DataError, together
-from rankwise.objectives.image_classification import ImageClassification
-from rankwise.objectives.preference import Preference
 from rankwise.objectives.registry import objective_by
-from rankwise.objectives.sequence_to_sequence import SequenceToSequence
 from rankwise.rows.classes import read_targets
 from rankwise.rows.forms.pair_rows import is_pair
 from rankwise.rows.images.contact_sheet import check_sheet, contact_sheet
 from rankwise.rows.images.decode import decode
 from rankwise.rows.images.processor import pixels_of
 from rankwise.rows.preparation import problems, sentence, unused_columns
-from rankwise.rows.preparing import prepare
+from rankwise.rows.preparing import Writing, prepare
 from rankwise.rows.sources import Reading, open_source, raw_records
-from rankwise.rows.text.chat_template import ChatTemplate
+from rankwise.rows.text.encode import Encoder
 from rankwise.rows.text.example import BREAK, Example
-from rankwise.rows.text.outcome import Outcome
+from rankwise.rows.text.outcome import Outcome, RowEncoder
 from rankwise.rows.text.rendering import renderings
 from rankwise.rows.text.sequences import input_and_output
 from rankwise.rows.text.targets import RowTargets
 from rankwise.rows.text.tokenize import Rendering, sides_of
-from rankwise.rows.writing import ImageWriting, TextWriting, count_only
+from rankwise.rows.writing import TextWriting, count_only
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 from rankwise.system.files import check_place, write_atomic
@@ -59,13 +55,7 @@ class Shown:
 
     def summary(self) -> dict[str, Any]:
         segments = [{"text": text, "learned": learned} for text, learned in self.segments]
-        return {
-            "where": self.where,
-            "segments": segments,
-            "tokens": self.tokens,
-            "loss_tokens": self.loss_tokens,
-            "left_out": self.left_out,
-        }
+        return vars(self) | {"segments": segments}
 
 
 def check(
@@ -76,22 +66,22 @@ def check(
     if model is None and holds_images(data):
         return _check_images(data, callback)
     data = _as_pairs(data, objective, callback)
-    writing = _writing(data, model, images, objective, callback)
-    if writing is None:
+    written = _writing(data, model, images, objective, callback)
+    if written is None:
         callback(
             StatusMessage(
                 "no model was given and no starter is cached, so tokens, loss masks and templates were not checked"
             )
         )
         return count_only(data, callback)
-    return prepare(data, writing, callback).data_report
+    return prepare(data, written[1], callback).data_report
 
 
-def _as_pairs(data: DataConfig, objective: str, callback: Callback) -> DataConfig:
+def _as_pairs(data: DataConfig, name: str, callback: Callback) -> DataConfig:
     """The settings of a training on preference pairs, where this is the objective, or the first row of the data is a
     pair and nothing says how else to read it."""
-    if objective != "auto":
-        return OBJECTIVES[objective].rows(data)
+    if name != "auto":
+        return OBJECTIVES[name].rows(data)
     reads = [source for source in data.all_sources if source.format == "auto" and not source.columns]
     first = open_source(data, reads[0]).parts[:1] if reads and data.prompt is None else []
     _, row = next(raw_records(first[0]), ("", None)) if first else ("", None)
@@ -143,21 +133,24 @@ def preview(
         raise ConfigError(["--out is the name of a sheet of images, but these rows are texts. Leave it out."])
     if are_images and model is None:
         return preview_images(data, None, out, rows=rows or DEFAULT_ROWS, first=first)
-    writing = _writing(data, model, images, objective, callback)
-    if writing is None:
+    written = _writing(data, model, images, objective, callback)
+    if written is None:
         raise DataError("no starter model is cached to show the rows with; name a model with --model.")
-    if are_images != isinstance(writing, ImageWriting):
+    named, writing = written
+    if are_images != ("images" in writing.facts.reads):
         rows_hold, read = ("images", "texts") if are_images else ("texts", "images")
         raise DataError(
             f"{data.all_sources[0].path}: holds {rows_hold}, and the model {writing.name} reads {read}. Give another "
             "--model, or leave it out."
         )
-    if isinstance(writing, ImageWriting):
-        return preview_images(data, writing.processing, out, rows=rows or DEFAULT_ROWS, first=first)
-    return _preview_texts(data, writing.by(data), rows or 3, first or 1, callback)
+    if are_images:
+        return preview_images(data, writing.facts.processing, out, rows=rows or DEFAULT_ROWS, first=first)
+    examples = _read_texts(data, rows or 3, first or 1, callback)
+    assert isinstance(writing, TextWriting), "the rows are texts"
+    return [shown for example in examples for shown in _shown(example, PREVIEWS[named], writing.by(data), data)]
 
 
-def _preview_texts(data: DataConfig, writing: TextWriting, rows: int, first: int, callback: Callback) -> list[Shown]:
+def _read_texts(data: DataConfig, rows: int, first: int, callback: Callback) -> list[Example]:
     readings: list[Reading] = []
     examples = list(islice(_examples(data, readings), first - 1, first - 1 + rows))
     unused = unused_columns(readings)
@@ -165,7 +158,7 @@ def _preview_texts(data: DataConfig, writing: TextWriting, rows: int, first: int
         callback(WarningMessage(problem.rstrip(".")))
     if not examples:
         raise DataError(f"there is no row {first}.")
-    return [shown for example in examples for shown in _shown(example, writing, data)]
+    return examples
 
 
 def _examples(data: DataConfig, readings: list[Reading]) -> Iterator[Example]:
@@ -182,24 +175,23 @@ def _refuse_bad(data: DataConfig, reading: Reading) -> None:
         raise DataError(together([why for _, why in reading.skipped]))
 
 
-def _shown(example: Example, writing: TextWriting, data: DataConfig) -> list[Shown]:
+Preview = Callable[[Example, Outcome, TextWriting, Any], list[Shown]]
+
+
+def _shown(example: Example, preview: Preview, writing: TextWriting, data: DataConfig) -> list[Shown]:
     encoder = writing.encoder(data)
     (outcome,) = encoder.encode([example])
     if outcome.problem is not None:
         raise DataError(outcome.problem)
-    if writing.targets is not None and writing.targets.form == "tags":
-        return _tagged(example, outcome, writing, encoder.limit)
-    if writing.targets is not None:
-        return _classified(example, outcome, writing, encoder.limit)
-    if example.rejected:
-        return _pair(example, outcome, writing, encoder.limit)
-    if writing.encoder_decoder:
-        return _apart(example, outcome, writing, encoder.limit)
-    made = renderings(example, writing.template, apart=data.answers == "apart")
+    return preview(example, outcome, writing, encoder)
+
+
+def _answers(example: Example, outcome: Outcome, writing: TextWriting, encoder: Encoder) -> list[Shown]:
+    made = renderings(example, writing.template, apart=encoder.spec.answers == "apart")
     if not outcome.sequences:
         why = f"longer than {encoder.limit:,} tokens" if outcome.too_long else "no answer is left after truncation"
         return [
-            Shown(example.where, _segments(rendering, data), length, 0, why)
+            Shown(example.where, _segments(rendering, encoder.spec), length, 0, why)
             for rendering, length in zip(made, outcome.lengths, strict=True)
         ]
     if len(made) != len(outcome.sequences) or outcome.truncated:  # truncated or split: show what remains
@@ -208,7 +200,7 @@ def _shown(example: Example, writing: TextWriting, data: DataConfig) -> list[Sho
             for sequence in outcome.sequences
         ]
     return [
-        Shown(example.where, _segments(rendering, data), len(sequence.ids), sequence.loss_count)
+        Shown(example.where, _segments(rendering, encoder.spec), len(sequence.ids), sequence.loss_count)
         for rendering, sequence in zip(made, outcome.sequences, strict=True)
     ]
 
@@ -217,37 +209,39 @@ def _label(example: Example) -> tuple[str, bool]:
     return f" -> {example.messages[1].content}", True
 
 
-def _classified(example: Example, outcome: Outcome, writing: TextWriting, limit: int) -> list[Shown]:
+def _classified(example: Example, outcome: Outcome, writing: TextWriting, encoder: RowEncoder) -> list[Shown]:
     """A classifier's row: its tokens, and the label as the target."""
     label = _label(example)
     if not outcome.sequences:
-        why = f"longer than {limit:,} tokens"
+        why = f"longer than {encoder.limit:,} tokens"
         return [Shown(example.where, [(example.prompt_text, False), label], outcome.lengths[0], 0, why)]
     (sequence,) = outcome.sequences
     text = writing.tokenizer.decode([int(token) for token in sequence.ids])
     return [Shown(example.where, [(text, False), label], len(sequence.ids), 1)]
 
 
-def _tagged(example: Example, outcome: Outcome, writing: TextWriting, limit: int) -> list[Shown]:
+def _tagged(example: Example, outcome: Outcome, writing: TextWriting, encoder: RowEncoder) -> list[Shown]:
     """A row of words with tags: the first token of each word, and behind it the tag that it is to have."""
     if not outcome.sequences:
-        why = f"longer than {limit:,} tokens" if outcome.too_long else "no word is left after truncation"
+        why = f"longer than {encoder.limit:,} tokens" if outcome.too_long else "no word is left after truncation"
         return [Shown(example.where, [(example.prompt_text, False)], outcome.lengths[0], 0, why)]
     (sequence,) = outcome.sequences
-    assert sequence.tags is not None and writing.targets is not None, "the words have tags"
+    assert sequence.tags is not None, "the words have tags"
     tokens = [writing.tokenizer.decode([int(token)]) for token in sequence.ids]
     rows = zip(tokens, sequence.loss_mask, sequence.tags, strict=True)
     segments = [
-        (f"{text} -> {writing.targets.classes[tag]}" if learned else text, bool(learned)) for text, learned, tag in rows
+        (f"{text} -> {writing.learned.names[tag]}" if learned else text, bool(learned)) for text, learned, tag in rows
     ]
     return [Shown(example.where, segments, len(sequence.ids), sequence.loss_count)]
 
 
-def _pair(example: Example, outcome: Outcome, writing: TextWriting, limit: int) -> list[Shown]:
+def _pair(example: Example, outcome: Outcome, writing: TextWriting, encoder: RowEncoder) -> list[Shown]:
     """Both conversations of a pair."""
     names = [f"{example.where} {name}" for name in ("chosen", "rejected")]
     if not outcome.sequences:
-        why = f"one of both is longer than {limit:,} tokens" if outcome.too_long else "nothing is left to compare"
+        why = (
+            f"one of both is longer than {encoder.limit:,} tokens" if outcome.too_long else "nothing is left to compare"
+        )
         texts = (replace(example, rejected=()), replace(example, messages=example.rejected, rejected=()))
         sides = zip(names, texts, outcome.lengths, strict=True)
         return [Shown(name, [(side.full_text, False)], tokens, 0, why) for name, side, tokens in sides]
@@ -255,16 +249,23 @@ def _pair(example: Example, outcome: Outcome, writing: TextWriting, limit: int) 
     return [Shown(name, _decoded(side, writing), len(side.ids), side.loss_count) for name, side in sides]
 
 
-def _apart(example: Example, outcome: Outcome, writing: TextWriting, limit: int) -> list[Shown]:
+def _apart(example: Example, outcome: Outcome, writing: TextWriting, encoder: RowEncoder) -> list[Shown]:
     """An encoder's input, and the output that a decoder is to write."""
     if not outcome.sequences:
         given, output = input_and_output(example)
-        why = f"longer than {limit:,} tokens"
+        why = f"longer than {encoder.limit:,} tokens"
         return [Shown(example.where, [(given, False), (f" -> {output}", True)], outcome.lengths[0], 0, why)]
     (sequence,) = outcome.sequences
     (given, _), (output, _) = _decoded(sequence, writing)
     parts = [(given, False), (f" -> {output}", True)]
     return [Shown(example.where, parts, len(sequence.ids), sequence.loss_count)]
+
+
+PREVIEWS: dict[str, Preview] = {
+    "causal-lm": _answers, "sequence-to-sequence": _apart, "preference": _pair, "sequence-classification": _classified,
+    "token-classification": _tagged,
+}  # fmt: skip
+"""How a row of text is shown, by the name of the objective."""
 
 
 def _segments(rendering: Rendering, data: DataConfig) -> list[tuple[str, bool]]:
@@ -283,8 +284,8 @@ def _decoded(sequence: Any, writing: TextWriting) -> list[tuple[str, bool]]:
 
 def _writing(
     data: DataConfig, model: ModelConfig | None, images: ImagesConfig, name: str, callback: Callback
-) -> TextWriting | ImageWriting | None:
-    """As a training with this model would read the rows; None where no tokenizer is here."""
+) -> tuple[str, Writing] | None:
+    """The objective's name, and how a training with this model would read the rows; None where no tokenizer is here."""
     if model is None:
         starter = cached_starter()
         if starter is None:
@@ -294,18 +295,9 @@ def _writing(
         starter = model.name
     spec = model or ModelConfig(name=starter)
     objective = objective_by(spec, data, images, callback, name)
-    if isinstance(objective, ImageClassification):
-        return ImageWriting(starter, objective.processing, objective.targets)
     if data.recipe is not None and not spec.new_tokens:
         spec = spec.model_copy(update=recipe_named(data.recipe).new_tokens)
-    tokenizer, name, context = load_tokenizer(spec, callback)
-    return TextWriting(
-        tokenizer, ChatTemplate.of_model(tokenizer), name, context,
-        objective.encoder,  # pyright: ignore[reportArgumentType]  a function
-        guessed=model is None,
-        targets=objective.targets, pairs=objective.facts if isinstance(objective, Preference) else None,
-        encoder_decoder=isinstance(objective, SequenceToSequence),
-    )  # fmt: skip
+    return objective.name, objective.writing_alone(spec, callback, guessed=model is None)
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,7 @@ class Undecided(ObjectiveSettings):
     """`auto`, until the model and the rows decide."""
 
     name = "auto"
+    cannot: ClassVar[Mapping[str, str]] = {}
     gives = frozenset({"tokens", "head"})
     no_shards = ""
     idle = frozenset()

@@ -13,7 +13,7 @@ from typing import Any
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import COLUMN_SETTINGS, DataConfig, column_text
-from rankwise.config.preference import as_pairs
+from rankwise.config.objectives import OBJECTIVES
 from rankwise.errors import DataError, some
 from rankwise.methods.artifact import Artifact
 from rankwise.rows.encoded.sequences import evenly
@@ -74,7 +74,7 @@ def _of_folder(artifact: Artifact, data: str | None, writing: Writing, callback:
     if data is None:
         raise DataError(f"{artifact.folder} has no validation rows.{OTHERS}")
     prepared, data_report = (
-        prepare(_as_trained(DataConfig(path=data, held_out=0), writing), writing, callback),
+        prepare(OBJECTIVES[artifact.objective.name].rows(DataConfig(path=data, held_out=0)), writing, callback),
         artifact.data_report,
     )
     refuse_fatal(prepared.data_report, trains=False)
@@ -84,17 +84,13 @@ def _of_folder(artifact: Artifact, data: str | None, writing: Writing, callback:
     return _all_rows(prepared, data, callback)
 
 
-def _as_trained(spec: DataConfig, writing: Writing) -> DataConfig:
-    """Rows of what was trained on pairs are pairs."""
-    return spec if writing.facts.pairs is None else as_pairs(spec)
-
-
 def _others(run: RunSnapshot, spec: DataConfig, data: str, writing: Writing, callback: Callback) -> Measurable:
     """Read other rows with the run's settings, and by its columns where they have them."""
     others = (*OF_TRAINING, "format", *COLUMN_SETTINGS)
     config = {name: getattr(spec, name) for name in spec.model_fields_set if name not in others}
     config |= columns_of_run(run, DataConfig(path=data, held_out=0), callback)
-    prepared = prepare(_as_trained(DataConfig(**config, path=data, held_out=0), writing), writing, callback)
+    spec = OBJECTIVES[run.experiment.objective].rows(DataConfig(**config, path=data, held_out=0))
+    prepared = prepare(spec, writing, callback)
     refuse_fatal(prepared.data_report, trains=False)
     refuse_training_files(run, {file.sha256: file.name for file in prepared.data_report.files})
     return _all_rows(prepared, data, callback)

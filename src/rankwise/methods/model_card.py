@@ -19,123 +19,15 @@ from rankwise.config.experiment import Experiment
 from rankwise.config.forgetting import CODE_TEXT, OWN_TEXT, AnchorConfig
 from rankwise.config.yaml import dump_yaml
 from rankwise.errors import some
+from rankwise.objectives.objective import Objective
+from rankwise.objectives.registry import objective_for
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.lineage import Round, described
 from rankwise.runs.manifest import BaseModelFacts, Results
 from rankwise.system.extras import installed_version
 
-LOADING = """\
-```python
-from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
-model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")
-chat = [{"role": "user", "content": "Hello"}]
-inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))
-```
-
-Or with rankwise, beside the untouched base model:
-
-```
-rankwise chat path/to/this/folder --both
-```"""
-ENCODER_DECODER = """\
-```python
-from peft import AutoPeftModelForSeq2SeqLM
-from transformers import AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
-model = AutoPeftModelForSeq2SeqLM.from_pretrained("path/to/this/folder")
-inputs = tokenizer("A text", return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0], skip_special_tokens=True))
-```
-
-Or with rankwise, beside the untouched base model:
-
-```
-rankwise generate path/to/this/folder --prompt "A text" --both
-```"""
-CLASSIFIER = """\
-```python
-from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
-base = AutoModelForSequenceClassification.from_pretrained(
-    "path/or/name/of/base", num_labels=OUTPUTS, ignore_mismatched_sizes=True
-)
-padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-base.config.pad_token_id = padding  # a decoder's head reads the last token that is none of these
-model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()
-print(model(**tokenizer("A text", return_tensors="pt")).logits)
-```
-
-The outputs are in the order of `targets.classes` in `data_report.json`. Or with rankwise, for a file of texts:
-
-```
-rankwise predict path/to/this/folder --data texts.csv --out predictions.csv
-```"""
-POOLED = """\
-
-def pooled(body, args, inputs, outputs):  # what this head reads: the POOLING of all tokens, scaled
-    states, real = outputs.last_hidden_state, inputs["attention_mask"][..., None].bool()
-    vector = VECTOR
-    outputs["pooler_output"] = torch.nn.functional.layer_norm(vector, vector.shape[-1:], eps=1e-12)
-    outputs["last_hidden_state"] = outputs["pooler_output"][:, None].expand_as(states)
-    return outputs
-
-base.base_model.register_forward_hook(pooled, with_kwargs=True)
-"""
-VECTORS = {
-    "mean": "states.masked_fill(~real, 0).sum(1) / real.sum(1)",
-    "max": "states.masked_fill(~real, -torch.inf).amax(1)",
-    "cls": "states[:, 0]",
-}
 UNKNOWN = "unknown"
 _OBEYED = re.compile(r"([!-,:-@\[-`{-~]|(?<=www)\.)", re.IGNORECASE)
-
-
-def of_texts(pooling: str) -> str:
-    """How a classifier of texts is loaded, whose head may read another vector than the model's own code gives it."""
-    if pooling == "own":
-        return CLASSIFIER
-    code = POOLED.replace("POOLING", pooling).replace("VECTOR", VECTORS[pooling])
-    evaluated = 'model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()\n'
-    return CLASSIFIER.replace("from peft", "import torch\nfrom peft", 1).replace(evaluated, evaluated + code)
-
-
-TOKEN_CLASSIFIER = CLASSIFIER.replace("ForSequenceClassification", "ForTokenClassification").replace(
-    "padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id\n"
-    "base.config.pad_token_id = padding  # a decoder's head reads the last token that is none of these\n", ""
-).replace("The outputs are", "The outputs of a word are those of its first token,")  # fmt: skip
-IMAGE_CLASSIFIER = """\
-```python
-from peft import PeftModel
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification
-
-processor = AutoImageProcessor.from_pretrained("path/to/this/folder")
-base = AutoModelForImageClassification.from_pretrained(
-    "path/or/name/of/base", num_labels=OUTPUTS, ignore_mismatched_sizes=True
-)
-model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()
-print(model(**processor(Image.open("image.jpg").convert("RGB"), return_tensors="pt")).logits)
-```
-
-The outputs are in the order of `targets.classes` in `data_report.json`. Or with rankwise, for a folder of images:
-
-```
-rankwise predict path/to/this/folder --data images/ --out predictions.csv
-```"""
-BASE_FIRST = """\
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("path/to/base"), "path/to/this/folder")
-```"""
 
 
 @dataclass(frozen=True)
@@ -152,6 +44,10 @@ class CardFacts:
     """How this folder differs from the run's own adapter."""
     lineage: tuple[Round, ...] = ()
     """The rounds before this one."""
+
+    @property
+    def objective(self) -> Objective:
+        return objective_for(self.data_report)
 
     @property
     def on_hub(self) -> bool:
@@ -173,7 +69,7 @@ def card(facts: CardFacts) -> str:
         f"A {facts.method} adapter for {escaped(facts.base_name)}, trained with rankwise "
         f"{installed_version('rankwise')}.{f' {facts.export}' if facts.export else ''}",
         "## How it was trained", _table(_trained(facts)),
-        "## How to load it", _loading(facts), _about_base(facts),
+        "## How to load it", facts.objective.loading, _about_base(facts),
         "## Limits", _limits(facts),
     ]  # fmt: skip
     return f"---\n{dump_yaml(_front_matter(facts))}---\n\n" + "\n\n".join(parts) + "\n"
@@ -199,27 +95,18 @@ def _front_matter(facts: CardFacts) -> dict[str, Any]:
     found: dict[str, Any] = {"base_model": one_line(facts.base.name)} if facts.on_hub else {}
     found |= {
         "library_name": "peft",
-        "pipeline_tag": _task(facts.data_report),
+        "pipeline_tag": facts.objective.pipeline_tag,
         "tags": ["lora", *facts.experiment.adapter.tags, "transformers", "rankwise"],
     }
     licences = {"data_license": facts.data_report.licence, "base_model_license": facts.base_licence}
     return found | {key: one_line(licence) for key, licence in licences.items() if licence != UNKNOWN}
 
 
-def _task(data_report: DataReport) -> str:
-    """As the hub names it."""
-    if data_report.targets is None:
-        return "text2text-generation" if data_report.encoder_decoder else "text-generation"
-    if data_report.targets.form == "tags":
-        return "token-classification"
-    return "text-classification" if data_report.image_processing is None else "image-classification"
-
-
 def _trained(facts: CardFacts) -> list[tuple[str, str]]:
     data_report, results, ranks = facts.data_report, facts.results, facts.ranks
     measured = data_report.validation_rows if data_report.validation is None else 0
     files = sorted({PurePath(file.name).name for file in data_report.files})
-    targets, unit = data_report.targets, data_report.loss_unit
+    learned, unit = data_report.learned, data_report.learned.loss_unit
     rows_used = (
         f"{data_report.used - measured:,} for training, {data_report.validation_rows:,} for validation, "
         f"{data_report.skipped:,} left out"
@@ -238,8 +125,8 @@ def _trained(facts: CardFacts) -> list[tuple[str, str]]:
         ("steps", f"{results.steps:,} at learning rate {facts.learning_rate:.2g}"),
         ("training loss", f"{results.loss:.4f} {unit}, averaged over the last tenth of the steps"),
     ]  # fmt: skip
-    if targets is not None and targets.classes:
-        rows.append(("tags" if targets.form == "tags" else "classes", some(map(escaped, targets.classes), 20)))
+    if learned.names:
+        rows.append((facts.objective.names, some(map(escaped, learned.names), 20)))
     if data_report.image_processing is not None:
         rows.append(("images", data_report.image_processing.describe()))
     before, after = results.validation_loss_before, results.validation_loss_after
@@ -278,15 +165,6 @@ def _rounds(lineage: Sequence[Round]) -> list[tuple[str, str]]:
     return [("rounds before this one", escaped(described(lineage, short=True)))] if lineage else []
 
 
-def _loading(facts: CardFacts) -> str:
-    targets = facts.data_report.targets
-    if targets is None:
-        return ENCODER_DECODER if facts.data_report.encoder_decoder else LOADING
-    text = TOKEN_CLASSIFIER if targets.form == "tags" else of_texts(targets.pooling)
-    text = text if facts.data_report.image_processing is None else IMAGE_CLASSIFIER
-    return text.replace("OUTPUTS", str(targets.outputs))
-
-
 def _licence(name: str) -> str:
     return "not known" if name == UNKNOWN else escaped(name)
 
@@ -302,13 +180,7 @@ def _about_base(facts: CardFacts) -> str:
             f"`adapter_config.json` names the folder that contained the base model ({name}) when this adapter was "
             "trained."
         )
-        if facts.data_report.targets is not None:
-            return f"{named} With rankwise, add `--base-model path/to/base` if it is elsewhere now."
-        first = BASE_FIRST.replace("CausalLM", "Seq2SeqLM") if facts.data_report.encoder_decoder else BASE_FIRST
-        return (
-            f"{named} If the base model is elsewhere now, load it first:\n\n{first}\n\nWith rankwise, add "
-            "`--base-model path/to/base`."
-        )
+        return f"{named} {facts.objective.base_elsewhere}"
     if facts.base.source == GGUF_FILE:
         return (
             f"The base model was the GGUF file {name} as it lies ({facts.base.quantization}), which PEFT cannot read. "
@@ -347,28 +219,11 @@ def _other_base(base: BaseModelFacts) -> list[str]:
 def _limits(facts: CardFacts) -> str:
     return "\n".join((
         "- It was trained on the rows above and on nothing else; how it does on others was not measured.",
-        _unmeasured(facts),
+        f"- {facts.objective.unmeasured}",
         *_other_base(facts.base),
         "- It keeps the errors and the bias of its base model, and may repeat text from its rows.",
         "- It has no licence of its own yet. Choose one that the licences of the data and of the base model allow.",
     ))  # fmt: skip
-
-
-def _unmeasured(facts: CardFacts) -> str:
-    """What the losses do not say of what is predicted."""
-    targets = facts.data_report.targets
-    if targets is None:
-        return (
-            "- The loss says how likely the reference answers are, not how good the model's own answers are. Measure "
-            "these on your task (`rankwise evaluate`)."
-        )
-    row = "text" if facts.data_report.image_processing is None else "image"
-    given = {"tags": "each word one of its tags", "several": "every text any number of its classes"}
-    what = given.get(targets.form, f"every {row} one of its classes or a number")
-    return (
-        f"- It gives {what}, however unlike its rows the {row} is. Measure it on labelled {row}s of your task "
-        "(`rankwise evaluate`)."
-    )
 
 
 def _anchor(anchor: AnchorConfig | None, results: Results) -> list[tuple[str, str]]:

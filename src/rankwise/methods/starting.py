@@ -36,7 +36,7 @@ from rankwise.methods.artifact import Artifact, check_trained_on, open_artifact,
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.lineage import Round
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
-from rankwise.runs.row_facts import TargetFacts
+from rankwise.runs.row_facts import Learned
 from rankwise.system.files import sha256_of
 
 OF_TRAINING = frozenset({"dropout", "b_rate"})
@@ -141,17 +141,15 @@ class Start:
             callback(StatusMessage(note))
         return settled
 
-    def check_targets(self, targets: TargetFacts | None, callback: Callback) -> None:
+    def check_targets(self, learned: Learned, callback: Callback) -> None:
         """ConfigError where a classifier's head would mean other classes than it was trained for, or none."""
-        recorded, name = self.source.targets, self.source.described
-        if self.source.data_report is None:
-            if targets is not None:
-                callback(WarningMessage(
-                    f"{name} does not record which classes its head predicts; their number is checked, and their order "
-                    f"is taken to be {some(targets.classes) or 'that of a number'}"
-                ))  # fmt: skip
+        report, name = self.source.data_report, self.source.described
+        if report is None:
+            for unknown in learned.unrecorded:
+                order = some(learned.names) or "that of a number"
+                callback(WarningMessage(f"{name} does not record {unknown} {order}"))
             return
-        before, now = _meaning(recorded), _meaning(targets)
+        before, now = report.learned.meaning, learned.meaning
         if before != now:
             raise ConfigError([
                 f"{name} predicts {before}, but the training rows are for {now}. A continued head keeps its classes: "
@@ -306,11 +304,3 @@ def changed_since(begun: Round, name: str) -> str | None:
     except RankwiseError:
         return f'"{name}", the adapter that this run began with, is no longer there or cannot be read'
     return None if now == begun.sha256 else f'"{name}", the adapter that this run began with, has changed since'
-
-
-def _meaning(targets: TargetFacts | None) -> str:
-    if targets is None:
-        return "tokens of answers"
-    if targets.form == "tags":
-        return f"the tags {some(targets.classes, 12)}"
-    return f"the classes {some(targets.classes, 8)}" if targets.classes else "a number"

@@ -21,27 +21,59 @@ from rankwise.base.loaded import LoadedModel
 from rankwise.base.saving import save_end_tokens
 from rankwise.errors import TemplateError
 from rankwise.forward.reference import SupervisedLogits, random_documents
-from rankwise.objectives.objective import Objective, text_writing
+from rankwise.objectives.objective import Objective
 from rankwise.planning.operations import Load
 from rankwise.rows.encoded.batches import Batch, collate, portion
 from rankwise.rows.text.chat_template import PROBE, ChatTemplate
-from rankwise.rows.text.encode import Encoder, EncoderOf
 from rankwise.rows.text.example import Message
 from rankwise.rows.text.tokenize import Tokens, prompt_ids
-from rankwise.rows.writing import TextWriting
 from rankwise.runs.data_report import DataReport
 
+LOADING = """\
+```python
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+model = AutoPeftModelForCausalLM.from_pretrained("path/to/this/folder")
+chat = [{"role": "user", "content": "Hello"}]
+inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))
+```
+
+Or with rankwise, beside the untouched base model:
+
+```
+rankwise chat path/to/this/folder --both
+```"""
+"""How PEFT loads an adapter, for its model card."""
+BASE_ELSEWHERE = """\
+If the base model is elsewhere now, load it first:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("path/to/base"), "path/to/this/folder")
+```
+
+With rankwise, add `--base-model path/to/base`."""
 LABELS_AS_ANSWERS = {
     "classification": "the objective is causal-lm, so the labels are learned as answers. --objective "
     "sequence-classification trains a classifier with a head instead",
 }
 
+Messages = tuple[Message, ...]
+Rendered = tuple[Messages, tuple[int, ...]]
+"""A conversation with its ids, up to where the model is to answer."""
+
 
 @dataclass(frozen=True)
 class CausalLM(Objective):
     name = "causal-lm"
+    use = "chat {run} --both"
     model_kind: ClassVar[ModelKind] = KIND
-    encoder: ClassVar[EncoderOf] = Encoder
+    pipeline_tag, loading_code, base_elsewhere = "text-generation", LOADING, BASE_ELSEWHERE
     format_notes = LABELS_AS_ANSWERS
 
     @classmethod
@@ -51,9 +83,6 @@ class CausalLM(Objective):
     @property
     def kind(self) -> ModelKind:
         return self.model_kind
-
-    def writing(self, model: LoadedModel) -> TextWriting:
-        return text_writing(model, self.encoder)
 
     def prompt(self, model: LoadedModel, messages: Sequence[Message]) -> tuple[str, list[int]]:
         """A conversation up to where the model is to speak, and its ids."""
@@ -74,11 +103,9 @@ class CausalLM(Objective):
         before, _, behind = frame.partition(PROBE)
         return text.removeprefix(before).removesuffix(behind)
 
-    def rendered(
-        self, model: LoadedModel, conversations: Sequence[tuple[Message, ...]]
-    ) -> list[tuple[tuple[Message, ...], tuple[int, ...]]]:
+    def rendered(self, model: LoadedModel, conversations: Sequence[Messages]) -> list[Rendered]:
         """Those that the template can say, with their ids."""
-        prompts = list[tuple[tuple[Message, ...], tuple[int, ...]]]()
+        prompts = list[Rendered]()
         for messages in conversations:
             try:
                 prompts.append((messages, tuple(self.prompt(model, messages)[1])))

@@ -46,6 +46,25 @@ from rankwise.runs.row_facts import Pooling
 from rankwise.system.cache import cache_folder
 
 NAME = "image-classification"
+LOADING = """\
+```python
+from peft import PeftModel
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+processor = AutoImageProcessor.from_pretrained("path/to/this/folder")
+base = AutoModelForImageClassification.from_pretrained(
+    "path/or/name/of/base", num_labels=OUTPUTS, ignore_mismatched_sizes=True
+)
+model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()
+print(model(**processor(Image.open("image.jpg").convert("RGB"), return_tensors="pt")).logits)
+```
+
+The outputs are in the order of `targets.classes` in `data_report.json`. Or with rankwise, for a folder of images:
+
+```
+rankwise predict path/to/this/folder --data images/ --out predictions.csv
+```"""
 SAMPLES = 2
 """Images by which two copies of a model are compared."""
 IMAGE_TOLERANCES = {"float32": 0.02, "float16": 0.03, "bfloat16": 0.06}
@@ -58,6 +77,7 @@ class ImageClassification(Classifier):
     seed: int = 0
     """Draws the new head's weights."""
     name = NAME
+    pipeline_tag, loading_code, row = NAME, LOADING, "image"
     tolerances = IMAGE_TOLERANCES
     shown_as = "images"
 
@@ -136,6 +156,9 @@ class ImageClassification(Classifier):
     def writing(self, model: LoadedModel) -> ImageWriting:
         return ImageWriting(model.source.name, self.processing, self.targets)
 
+    def writing_alone(self, spec: ModelConfig, callback: Callback, *, guessed: bool) -> ImageWriting:
+        return ImageWriting(spec.name, self.processing, self.targets)
+
     def example_of(self, text: str, image: bytes | None = None) -> Example:
         """`text` names the image."""
         if image is None:
@@ -143,7 +166,7 @@ class ImageClassification(Classifier):
         return Example((), text[:200], image=ImageContent(image))
 
     def encoded(self, model: LoadedModel, examples: Sequence[Example], longest: Longest) -> list[Outcome]:
-        return ImageEncoder(self.processing, None, PixelFile(cache_folder() / "pixels")).encode(examples)
+        return ImageEncoder(self.processing, PixelFile(cache_folder() / "pixels")).encode(examples)
 
     def shown(self, model: LoadedModel, rows: Sequence[Tokens], count: int) -> list[Example]:
         """Of those that are files by now."""

@@ -29,7 +29,8 @@ from torch.nn import functional as F
 
 from rankwise.base.kind import ModelKind
 from rankwise.base.loaded import LoadedModel
-from rankwise.base.loading import load, load_unchecked
+from rankwise.base.loading import load, load_tokenizer, load_unchecked
+from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.method import ALONE
 from rankwise.config.models import ModelConfig
@@ -39,26 +40,18 @@ from rankwise.planning.operations import Load
 from rankwise.rows.encoded.batches import Batch
 from rankwise.rows.preparing import Writing
 from rankwise.rows.text.chat_template import ChatTemplate
-from rankwise.rows.text.encode import EncoderOf
+from rankwise.rows.text.encode import Encoder
 from rankwise.rows.text.example import Example
-from rankwise.rows.text.outcome import Outcome
+from rankwise.rows.text.outcome import Outcome, RowEncoder
+from rankwise.rows.text.rendering import Template
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback
-from rankwise.runs.row_facts import PairFacts, Pooling, TargetFacts
+from rankwise.runs.row_facts import ANSWERS, Learned, Pooling, TargetFacts
 
 TOKENS_AT_ONCE = 4096
-
-
-def text_writing(
-    model: LoadedModel, encoder: EncoderOf, targets: TargetFacts | None = None, pairs: PairFacts | None = None
-) -> TextWriting:
-    """By the model's tokenizer and the template that it has now."""
-    return TextWriting(
-        model.tokenizer, model.template, model.source.name, model.context_length, encoder, targets=targets, pairs=pairs
-    )
 
 
 def head_settings(targets: TargetFacts) -> dict[str, Any]:
@@ -107,11 +100,18 @@ class Objective(ABC):
     """What all objectives have; a default is what most of them do."""
 
     name: ClassVar[str]
+    use: ClassVar[str]
+    """What is done next with a run, as `rankwise` takes it."""
     shown_as: ClassVar[str] = "text"
     """How the page asks it and shows what it answers."""
 
-    encoder: ClassVar[EncoderOf]
-    """Of rows of texts."""
+    names: ClassVar[str] = "classes"
+    """What it predicts, where it predicts names."""
+    pipeline_tag: ClassVar[str]
+    """What the hub calls what such a model does."""
+    loading_code: ClassVar[str]
+    base_elsewhere: ClassVar[str]
+    """For the model card: how an adapter is loaded whose base model has moved."""
 
     @property
     def targets(self) -> TargetFacts | None:
@@ -126,13 +126,31 @@ class Objective(ABC):
     """Of the best validation loss before, what the last one must be below for more steps to be worth a warning."""
 
     @property
+    def facts(self) -> Learned:
+        """What is learned of rows, for the data report; nothing is counted yet."""
+        return self.targets or ANSWERS
+
+    @property
+    def loading(self) -> str:
+        """For the model card: how PEFT loads an adapter."""
+        return self.loading_code.replace("OUTPUTS", str(self.head_size))
+
+    @property
+    def unmeasured(self) -> str:
+        """For the model card: what the losses do not say of what is predicted."""
+        return (
+            "The loss says how likely the reference answers are, not how good the model's own answers are. Measure "
+            "these on your task (`rankwise evaluate`)."
+        )
+
+    @property
     def best_by(self) -> str:
         """The metric that says best what was learned, where nobody names one."""
         return "loss"
 
-    def choices(self, vocabulary: int) -> int | None:
+    def choices(self, model: LoadedModel) -> int | None:
         """Tokens that the loss is a choice of, where it is that of tokens."""
-        return vocabulary
+        return model.vocabulary
 
     def learned_share(self, loss_tokens: int, tokens: int) -> str:
         """What of the rows is learned, for a message."""
@@ -204,10 +222,24 @@ class Objective(ABC):
     def check_answering(self, changed: Sequence[str]) -> None:  # noqa: B027  most take all
         """ConfigError where settings of answers were changed that have no effect."""
 
-    @abstractmethod
+    def encoder(self, template: Template, tokenizer: HubTokenizer, spec: DataConfig, limit: int) -> RowEncoder:
+        """Of rows of texts."""
+        return Encoder(template, tokenizer, spec, limit)
+
     def writing(self, model: LoadedModel) -> Writing:
-        """How rows are encoded for this model."""
-        ...
+        """How rows are encoded for this model, by its tokenizer and the template that it has now."""
+        return TextWriting(
+            model.tokenizer, model.template, model.source.name, model.context_length,
+            self.encoder, learned=self.facts,
+        )  # fmt: skip
+
+    def writing_alone(self, spec: ModelConfig, callback: Callback, *, guessed: bool) -> Writing:
+        """The same where the model is not loaded. `guessed`: nobody named it."""
+        tokenizer, name, context = load_tokenizer(spec, callback)
+        return TextWriting(
+            tokenizer, ChatTemplate.of_model(tokenizer), name, context,
+            self.encoder, guessed=guessed, learned=self.facts,
+        )  # fmt: skip
 
     def stays(self, name: str | None) -> bool:
         """Whether a tensor of the base's files stays in a merged model, which knows it by this name or by none."""
@@ -234,6 +266,15 @@ class Objective(ABC):
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """The sum of the losses of `batch.count` predictions."""
         ...
+
+    def as_read_elsewhere(self, module: nn.Module, dtype: torch.dtype) -> Objective:
+        """What an export of this module is read as by other software; the module is made ready for it."""
+        return self
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What it changes in the data report beside an export."""
+        return {}
 
     def sample_logits(self, model: LoadedModel, text: str) -> Tensor:
         """Of a text, by which two copies of a model are compared."""
@@ -267,6 +308,11 @@ NOT_OF_CLASSIFIERS = {
     "advised on from a loaded model": "a classifier gets its head when its model is loaded; give the model's name.",
     "generating": SILENT,
     "measured at strengths": SILENT,
+    "compared with its base": "the base has no trained head, so this classifier is evaluated alone",
+    **dict.fromkeys(
+        ("--task", "--text", "--blocks"),
+        "{value} is for language models, and {model} is a classifier. Give labelled rows with --data.",
+    ),
     "served": "{model} is a classifier, which generates no text. Use rankwise predict.",
     "asked beside others": ALONE,
     "scaled": "--strength {value}: {model} is a classifier, whose new head has no base to scale its change from. Leave "
@@ -285,11 +331,14 @@ class Classifier(Objective):
     """Predicts one class or one number for a whole row, or a class for each of its words."""
 
     predicted: TargetFacts
+    row: ClassVar[str] = "text"
+    base_elsewhere = "With rankwise, add `--base-model path/to/base` if it is elsewhere now."
     activity: ClassVar[str] = "Classifying"
     engine_texts: ClassVar[Sequence[str]] = ()
     """What other software is asked where there are no rows."""
     tolerances: ClassVar[Mapping[str, float]] = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05}
     """Of the largest difference of an output in other software, by number format."""
+    use = "predict {run} --data FILE --out predictions.jsonl"
     shown_as = "classes"
 
     far_above = 10.0  # a head may overshoot for long
@@ -298,6 +347,17 @@ class Classifier(Objective):
     @property
     def targets(self) -> TargetFacts:
         return self.predicted
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        return {"targets": self.predicted.model_dump(mode="json")}
+
+    @property
+    def unmeasured(self) -> str:
+        return (
+            f"It gives {self.predicted.gives(self.row)}, however unlike its rows the {self.row} is. Measure it on "
+            f"labelled {self.row}s of your task (`rankwise evaluate`)."
+        )
 
     def columns(self, column: str) -> list[str]:
         shares = [probability_column(name) for name in self.targets.classes]
@@ -412,7 +472,7 @@ class Classifier(Objective):
         """Each sure answer to a row whose label is wrong makes the loss grow."""
         return "accuracy" if self.predicted.one_class else "loss"
 
-    def choices(self, vocabulary: int) -> int | None:
+    def choices(self, model: LoadedModel) -> int | None:
         return None
 
     def learned_share(self, loss_tokens: int, tokens: int) -> str:

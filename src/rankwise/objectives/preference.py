@@ -27,17 +27,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rankwise.base.loaded import LoadedModel
+from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.preference import PairLoss, PreferenceConfig
 from rankwise.forward.reference import random_documents
 from rankwise.objectives.causal_lm import CausalLM, vocabulary_of
-from rankwise.objectives.objective import text_writing
 from rankwise.rows.encoded.batches import Batch
 from rankwise.rows.encoded.pair_batches import flat_pairs, padded_pairs
 from rankwise.rows.encoded.pairs import Pairs
 from rankwise.rows.text.encode_pairs import PairEncoder, pair_of
+from rankwise.rows.text.rendering import Template
 from rankwise.rows.text.tokenize import Tokens
-from rankwise.rows.writing import TextWriting
+from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback
 from rankwise.runs.row_facts import PairFacts, Pooling
@@ -91,7 +92,9 @@ class Preference(CausalLM):
     prompts: bool = False
     """Whether the likelihood of orpo also covers the prompts."""
     name = NAME
-    encoder = PairEncoder
+
+    def encoder(self, template: Template, tokenizer: HubTokenizer, spec: DataConfig, limit: int) -> PairEncoder:
+        return PairEncoder(template, tokenizer, spec, limit)
 
     @classmethod
     def of(cls, experiment: Experiment, callback: Callback, begun: Pooling | None) -> Self:
@@ -103,7 +106,7 @@ class Preference(CausalLM):
         facts = data_report.pairs
         return facts and cls(PreferenceConfig(loss=facts.loss, beta=facts.beta), facts.prompts)
 
-    def choices(self, vocabulary: int) -> int | None:
+    def choices(self, model: LoadedModel) -> int | None:
         return None
 
     @property
@@ -119,14 +122,10 @@ class Preference(CausalLM):
 
     @property
     def facts(self) -> PairFacts:
-        """How pairs are learned; nothing is counted yet."""
         return PairFacts(
             loss=self.config.loss, beta=self.config.beta, prompts=self.prompts, rows=0, duplicates=0, contradictions=0,
             ties=0,
         )  # fmt: skip
-
-    def writing(self, model: LoadedModel) -> TextWriting:
-        return text_writing(model, self.encoder, pairs=self.facts)
 
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         return padded_pairs(rows, max_tokens, prompts=self.prompts)

@@ -10,7 +10,7 @@ too: their real tokens see nothing to their right, and padding has no loss.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -24,8 +24,16 @@ from rankwise.config.method import ALONE
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError
 from rankwise.forward.reference import OutputLogits
-from rankwise.objectives.causal_lm import CAUSAL_LM, CausalLM, end_learned, vocabulary_of
-from rankwise.objectives.objective import Objective, text_writing
+from rankwise.objectives.causal_lm import (
+    BASE_ELSEWHERE,
+    CAUSAL_LM,
+    CausalLM,
+    Messages,
+    Rendered,
+    end_learned,
+    vocabulary_of,
+)
+from rankwise.objectives.objective import Objective
 from rankwise.planning.operations import Load
 from rankwise.rows.encoded.batches import IGNORED, Batch
 from rankwise.rows.text.encode_sequences import SequenceEncoder, bare_template, encode_inputs, parted, row_of
@@ -34,17 +42,43 @@ from rankwise.rows.text.rendering import Template
 from rankwise.rows.text.sequences import input_of
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
-from rankwise.rows.writing import TextWriting
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback
+from rankwise.runs.row_facts import Learned, Outputs
 
 NAME = "sequence-to-sequence"
 OUTPUT_SHARE = 0.25
 """Of a random row: the share of its tokens that the decoder writes."""
+LOADING = """\
+```python
+from peft import AutoPeftModelForSeq2SeqLM
+from transformers import AutoTokenizer
 
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+model = AutoPeftModelForSeq2SeqLM.from_pretrained("path/to/this/folder")
+inputs = tokenizer("A text", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0], skip_special_tokens=True))
+```
+
+Or with rankwise, beside the untouched base model:
+
+```
+rankwise generate path/to/this/folder --prompt "A text" --both
+```"""
 
 DECODERS = "is for decoders alone, and {model} is an encoder with a decoder. Choose --format peft or merged."
+RUNNING = (
+    "{value} is for running text, and {model} is an encoder with a decoder, which does not continue one. Leave it out."
+)
 CANNOT = {
+    "measured for forgetting": "what this model has forgotten is not measured: rankwise measures it on running text, "
+    "which an encoder with a decoder does not continue",
+    "--text": RUNNING,
+    "--blocks": RUNNING,
+    "evaluated by lm-eval": "--task {value}: rankwise runs tasks of lm-eval with decoders alone, and {model} is an "
+    "encoder with a decoder. Give rows with --data.",
+    "evaluated by continuing": "{value} continues a text, and {model} is an encoder with a decoder, which answers "
+    "prompts. Give rows with a prompt and an answer.",
     "served": "{model} is an encoder with a decoder, which this server does not serve.",
     "asked beside others": ALONE,
     "measured at strengths": "strength measures how a model continues a text, and {model} is an encoder with a "
@@ -56,7 +90,10 @@ CANNOT = {
 @dataclass(frozen=True)
 class SequenceToSequence(CausalLM):
     name = NAME
+    use = 'generate {run} --prompt "A TEXT" --both'
     model_kind = ENCODER_DECODER
+    pipeline_tag, loading_code = "text2text-generation", LOADING
+    base_elsewhere = BASE_ELSEWHERE.replace("CausalLM", "Seq2SeqLM")
 
     @property
     def cannot(self) -> Mapping[str, str]:
@@ -75,8 +112,9 @@ class SequenceToSequence(CausalLM):
             )  # fmt: skip
         return loaded.with_template(bare_template(loaded.tokenizer))
 
-    def writing(self, model: LoadedModel) -> TextWriting:
-        return replace(text_writing(model, self.encoder), encoder_decoder=True)
+    @property
+    def facts(self) -> Learned:
+        return Outputs()
 
     def encoder(self, template: Template, tokenizer: HubTokenizer, spec: DataConfig, limit: int) -> SequenceEncoder:
         return SequenceEncoder(tokenizer, spec, limit)
@@ -92,9 +130,7 @@ class SequenceToSequence(CausalLM):
     def question(self, model: LoadedModel, ids: Sequence[int], system: Sequence[Message]) -> str:
         return model.tokenizer.readable(ids)
 
-    def rendered(
-        self, model: LoadedModel, conversations: Sequence[tuple[Message, ...]]
-    ) -> list[tuple[tuple[Message, ...], tuple[int, ...]]]:
+    def rendered(self, model: LoadedModel, conversations: Sequence[Messages]) -> list[Rendered]:
         """An encoder reads single texts, without a template."""
         return []
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.experiment import Experiment
+from rankwise.objectives import text_classification
 from rankwise.objectives.predictions import Done, Longest, Numbers, TaggedText, tagged_text, tags_column
 from rankwise.objectives.text_classification import TextClassification, random_ids
 from rankwise.rows.encoded.batches import IGNORED
@@ -31,6 +32,10 @@ from rankwise.runs.records import Callback
 from rankwise.runs.row_facts import Pooling
 
 NAME = "token-classification"
+LOADING = text_classification.LOADING.replace("ForSequenceClassification", "ForTokenClassification").replace(
+    "padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id\n"
+    "base.config.pad_token_id = padding  # a decoder's head reads the last token that is none of these\n", ""
+).replace("The outputs are", "The outputs of a word are those of its first token,")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Tagging(TextClassification):
     shown_as = "tags"
     model_class = "AutoModelForTokenClassification", "a model that classifies tokens"
     encoder_class = TagEncoder
+    pipeline_tag, loading_code, names = NAME, LOADING, "tags"
     activity = "Tagging"
 
     def row_form(self, form: str | None) -> str:

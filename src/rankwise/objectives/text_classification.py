@@ -24,7 +24,7 @@ from rankwise.base.heads import head_modules
 from rankwise.base.kind import ModelKind
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.loading import load, load_unchecked
-from rankwise.base.pooling import read_pooled
+from rankwise.base.pooling import as_block, read_pooled
 from rankwise.base.sources import find
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
@@ -38,7 +38,6 @@ from rankwise.objectives.objective import (
     head_settings,
     outputs_in,
     target_loss,
-    text_writing,
     values_of,
     weight_of,
 )
@@ -55,7 +54,6 @@ from rankwise.rows.text.rendering import Template
 from rankwise.rows.text.targets import texts_of
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
-from rankwise.rows.writing import TextWriting
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage
 from rankwise.runs.row_facts import Pooling, TargetFacts
@@ -66,6 +64,42 @@ TEXTS = (
 )  # fmt: skip
 LONGEST_MODEL = 1_000_000
 """Tokenizers that know no longest text name a number beyond this."""
+LOADING = """\
+```python
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+base = AutoModelForSequenceClassification.from_pretrained(
+    "path/or/name/of/base", num_labels=OUTPUTS, ignore_mismatched_sizes=True
+)
+padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+base.config.pad_token_id = padding  # a decoder's head reads the last token that is none of these
+model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()
+print(model(**tokenizer("A text", return_tensors="pt")).logits)
+```
+
+The outputs are in the order of `targets.classes` in `data_report.json`. Or with rankwise, for a file of texts:
+
+```
+rankwise predict path/to/this/folder --data texts.csv --out predictions.csv
+```"""
+POOLED = """\
+
+def pooled(body, args, inputs, outputs):  # what this head reads: the POOLING of all tokens, scaled
+    states, real = outputs.last_hidden_state, inputs["attention_mask"][..., None].bool()
+    vector = VECTOR
+    outputs["pooler_output"] = torch.nn.functional.layer_norm(vector, vector.shape[-1:], eps=1e-12)
+    outputs["last_hidden_state"] = outputs["pooler_output"][:, None].expand_as(states)
+    return outputs
+
+base.base_model.register_forward_hook(pooled, with_kwargs=True)
+"""
+VECTORS = {
+    "mean": "states.masked_fill(~real, 0).sum(1) / real.sum(1)",
+    "max": "states.masked_fill(~real, -torch.inf).amax(1)",
+    "cls": "states[:, 0]",
+}
 
 
 def load_text_classifier(
@@ -148,6 +182,7 @@ class TextClassification(Classifier):
     name = NAME
     model_class = "AutoModelForSequenceClassification", "a model that classifies texts"
     engine_texts = TEXTS
+    pipeline_tag, loading_code = "text-classification", LOADING
     encoder_class: ClassVar[Callable[[HubTokenizer, DataConfig, int, TargetFacts], RowEncoder]] = TextEncoder
 
     @classmethod
@@ -178,11 +213,18 @@ class TextClassification(Classifier):
     def fitted_baseline(self, accuracy: float) -> dict[str, float]:
         return {"vectors": accuracy}
 
+    @property
+    def loading(self) -> str:
+        """The head may read another vector than the model's own code gives it."""
+        pooling = self.targets.pooling
+        if pooling == "own":
+            return super().loading
+        code = POOLED.replace("POOLING", pooling).replace("VECTOR", VECTORS[pooling])
+        evaluated = 'model = PeftModel.from_pretrained(base, "path/to/this/folder").eval()\n'
+        return super().loading.replace("from peft", "import torch\nfrom peft", 1).replace(evaluated, evaluated + code)
+
     def heads(self, model: LoadedModel) -> tuple[str, ...]:
         return heads_of(model)
-
-    def writing(self, model: LoadedModel) -> TextWriting:
-        return text_writing(model, self.encoder, self.targets)
 
     def encoder(self, template: Template, tokenizer: HubTokenizer, spec: DataConfig, limit: int) -> RowEncoder:
         return self.encoder_class(tokenizer, spec, limit, self.targets)
@@ -230,6 +272,13 @@ class TextClassification(Classifier):
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         targets = self.learned(batch.targets, batch.loss_mask)
         return target_loss(self.predict(module, batch), targets, self.targets)
+
+    def as_read_elsewhere(self, module: nn.Module, dtype: torch.dtype) -> TextClassification:
+        """A head that reads a pooled vector gets a block that computes it, and the model's own code reads that."""
+        if self.targets.pooling == "own":
+            return self
+        as_block(module, self.targets.pooling, dtype)
+        return replace(self, predicted=self.targets.model_copy(update={"pooling": "own"}))
 
     def sample_logits(self, model: LoadedModel, text: str) -> Tensor:
         if not model.encoder_decoder:

@@ -21,7 +21,7 @@ from rankwise.runs.snapshot import RunSnapshot
 
 
 def loss_section(run: RunSnapshot) -> Section:
-    steps, losses, unit = run.history.steps, run.history.losses, run.loss_unit
+    steps, losses, unit = run.history.steps, run.history.losses, run.learned.loss_unit
     data = {
         "step": [one.step for one in steps],
         "loss": [one.loss for one in steps],

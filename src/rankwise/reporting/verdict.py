@@ -48,8 +48,7 @@ def next_of(run: RunSnapshot) -> str:
     hold = "" if run.history.losses else "Hold out rows (--held-out 50) to measure the validation loss. "
     if run.manifest.status != "finished":
         return hold
-    what = "Score its predictions, with intervals" if _predicts(run) else "Compare its answers with those of the base"
-    return f"{hold}{what}: rankwise evaluate {run.name}"
+    return f"{hold}{run.learned.next_step}: rankwise evaluate {run.name}"
 
 
 def remarks_of(run: RunSnapshot) -> list[str]:
@@ -162,21 +161,15 @@ def _losses(run: RunSnapshot) -> str:
     if len(losses) == 1:
         when = "before training" if first.step == 0 else f"after step {first.step:,}"
         return (
-            f"The loss on {plural(first.sequences, 'validation sequence')} was {figure(first.loss)} {run.loss_unit} "
-            f"{when}; it was not measured at any other time."
+            f"The loss on {plural(first.sequences, 'validation sequence')} was {figure(first.loss)} "
+            f"{run.learned.loss_unit} {when}; it was not measured at any other time."
         )
     how = _way(first.loss, last.loss)
     when = "" if last is losses[-1] else f" at the selected step {last.step:,}"
     return (
         f"The loss on {plural(last.sequences, 'validation sequence')} {how}, from {figure(first.loss)} to "
-        f"{figure(last.loss)} {run.loss_unit}{when}"
-        + ("." if _predicts(run) else "; whether its answers are better was not measured.")
+        f"{figure(last.loss)} {run.learned.loss_unit}{when}{run.learned.unmeasured}."
     )
-
-
-def _predicts(run: RunSnapshot) -> bool:
-    """Whether it is a classifier, which writes no answers."""
-    return run.data_report is not None and run.data_report.targets is not None
 
 
 def _way(first: float, last: float) -> str:

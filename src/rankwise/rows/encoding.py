@@ -26,10 +26,20 @@ from rankwise.rows.text.example import Example, ImageRecord
 from rankwise.rows.text.outcome import Outcome, RowEncoder
 from rankwise.runs.data_report import TemplateFacts
 from rankwise.runs.records import Callback, ProgressUpdate
-from rankwise.runs.row_facts import PairFacts, TargetFacts
+from rankwise.runs.row_facts import ANSWERS, Learned
 
 _Usable = tuple[int, ImageRecord | None]
 """The number of a row's sequences, and what is known of its image."""
+
+
+FORMS: dict[str, tuple[Callable[[Example], bool], str]] = {
+    "pairs": (lambda row: bool(row.rejected), "preference pairs. Add --objective preference."),
+    "tags": (lambda row: row.tagged is not None, "words with tags. Add --objective token-classification."),
+    "images": (lambda row: row.image is not None, "images, and the model {model} reads texts. Choose a vision model "
+               "with --model, such as dinov2-small."),
+}  # fmt: skip
+"""Forms of rows that only some objectives learn, and what rows hold that another would not learn as they are meant: the
+names of image files, a pair's chosen answer alone, or a list of spans."""
 
 
 def goes_on() -> None:
@@ -45,12 +55,11 @@ def compares(spec: DataConfig) -> bool:
 class EncodingFacts:
     """How rows are encoded, for the data report."""
 
+    learned: Learned = ANSWERS
     template: TemplateFacts | None = None
-    encoder_decoder: bool = False
-    """Whether an encoder reads a row's input and a decoder writes its output."""
     processing: ImageProcessing | None = None
-    pairs: PairFacts | None = None
-    """How pairs are learned, where rows are pairs."""
+    reads: frozenset[str] = frozenset()
+    """Forms of rows that are learned, of FORMS, and lists of labels."""
 
 
 @dataclass
@@ -85,7 +94,6 @@ class Encoding:
     callback: Callback
     model: str | None
     facts: EncodingFacts
-    targets: TargetFacts | None
     check_stop: Callable[[], None] = goes_on
     """Raises where this process is to end."""
     look: Callable[[Example], Outcome] = Outcome
@@ -119,10 +127,8 @@ class Encoding:
         return rows
 
     def _add(self, chunk: list[list[Example]], rows: SourceRows, every: ReadRows, tally: Tally) -> None:
-        self._refuse_others(chunk[0][0], rows.reading.source.path)
-        if self.encoder is not None and self.targets is None:  # a language model
-            tally.unreadable(list_problems(chunk))
-            chunk = [row for row in chunk if row[0].labels is None]
+        if self.encoder is not None:
+            chunk = self._learnable(chunk, rows.reading.source.path, tally)
         tally.read(chunk)
         formats = {part.format for part in rows.reading.parts} - {None}
         classification = bool(formats) and formats <= {"classification", "image"}
@@ -136,20 +142,16 @@ class Encoding:
                 group = row[0].group
                 rows.groups.append(-1 if group is None else every.groups.setdefault(group, len(every.groups)))
 
-    def _refuse_others(self, first: Example, path: str) -> None:
-        """Where the model reads texts, it would be trained on the names of image files; and of a pair's answers, what
-        is no preference tuning would learn the chosen ones alone, and of tagged words a list of spans."""
-        if self.encoder is None:
-            return
-        if first.rejected and self.facts.pairs is None:
-            raise DataError(f"{path}: holds preference pairs. Add --objective preference.")
-        if first.tagged is not None and not (self.targets and self.targets.form == "tags"):
-            raise DataError(f"{path}: holds words with tags. Add --objective token-classification.")
-        if first.image is not None and self.facts.processing is None:
-            raise DataError(
-                f"{path}: holds images, and the model {self.model} reads texts. Choose a vision model with --model, "
-                "such as dinov2-small."
-            )
+    def _learnable(self, chunk: list[list[Example]], path: str, tally: Tally) -> list[list[Example]]:
+        """Rows without those whose label is a list that the model cannot learn; DataError where all have another
+        form."""
+        for form, (is_such, held) in FORMS.items():
+            if form not in self.facts.reads and is_such(chunk[0][0]):
+                raise DataError(f"{path}: holds {held.format(model=self.model)}")
+        if "lists" in self.facts.reads:
+            return chunk
+        tally.unreadable(list_problems(chunk))
+        return [row for row in chunk if row[0].labels is None]
 
     def _encoded(self, chunk: Sequence[list[Example]], writer: RowWriter, tally: Tally) -> list[_Usable | None]:
         """For each row what training can use of it."""

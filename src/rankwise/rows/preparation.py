@@ -16,7 +16,7 @@ from rankwise.config.base import shown
 from rankwise.errors import did_you_mean, some
 from rankwise.rows.encoded.row_order import BalancedOrder, Replay, ReplayOrder, repeats_of
 from rankwise.rows.encoded.sequences import EncodedRows, SelectedRows
-from rankwise.rows.encoding import Encoding, ReadRows, compares
+from rankwise.rows.encoding import Encoding, EncodingFacts, ReadRows, compares
 from rankwise.rows.files.hub import Part
 from rankwise.rows.files.licences import UNKNOWN, find_licence, normalised, strictest
 from rankwise.rows.forms.fields import FIELDS
@@ -91,10 +91,9 @@ class Prepared:
         """Which of `shown_rows` is shown at each position of a training: None where each is shown once in a pass."""
         if self.replay is not None:
             return ReplayOrder(len(self.trained), len(self.replay.numbers), self.replay.share, seed)
-        targets, facts = self.sequences.targets, self.data_report.targets
-        if facts is None or not facts.balanced or targets is None:
+        if not self.data_report.learned.evened:
             return None
-        return BalancedOrder(targets[self.trained], seed)
+        return BalancedOrder(self.sequences.columns["targets"][self.trained], seed)
 
     @property
     def widest(self) -> int:
@@ -112,7 +111,7 @@ class Prepared:
 
 def prepared_of(work: Encoding, every: ReadRows) -> Prepared:
     """The rows that were read, and the report on them."""
-    spec, targets = work.spec, work.targets
+    spec, evened = work.spec, work.facts.learned.evened
     sequences = every.writer.rows()
     trained, measured = every.trained, every.measured
     candidates = [source.candidates(every.questions(spec)) for source in trained]
@@ -128,8 +127,8 @@ def prepared_of(work: Encoding, every: ReadRows) -> Prepared:
     compared = compares(spec) and (chosen is not None or bool(measured))
     overlap = overlap_between(every.prompts, trained, measured) if compared else None
     data_report = _data_report(work, every, len(numbers), overlap, chosen)
-    if targets is not None and targets.balanced and sequences.targets is not None:
-        repeats = repeats_of(sequences.targets[numbers], targets.classes)
+    if evened and "targets" in sequences.columns:
+        repeats = repeats_of(sequences.columns["targets"][numbers], evened)
         data_report = data_report.model_copy(update={"class_repeats": repeats})
     return Prepared(sequences, numbers, apart, data_report)
 
@@ -137,7 +136,7 @@ def prepared_of(work: Encoding, every: ReadRows) -> Prepared:
 def _data_report(
     work: Encoding, every: ReadRows, trained: int, overlap: OverlapFacts | None, facts: HoldOutFacts | None
 ) -> DataReport:
-    tally, apart, spec, targets, sources = every.tally, every.apart, work.spec, work.targets, every.trained
+    tally, apart, spec, learned, sources = every.tally, every.apart, work.spec, work.facts.learned, every.trained
     readings = [source.reading for source in (*sources, *every.measured)]
     files = tuple(part_facts(reading, part) for reading in readings for part in reading.parts)
     encodes, labels = work.encoder is not None, Labels.together(source.labels for source in sources)
@@ -146,7 +145,7 @@ def _data_report(
     findings = findings_of(images, [name for reading in readings for name in reading.passed_over]) if images else None
     exact, near = tally.texts.repeats().counts if findings is None else findings.copies
     tags = tally.tags.facts(encoded=encodes) if tally.tags.words else None
-    doubts = tally.meaning.doubts(labels, targets, spec.accept)
+    doubts = tally.meaning.doubts(labels, learned, spec.accept)
     of_measured = Labels.together(source.labels for source in every.measured)
     fatal = (*_fatal(work, tally, sources, trained, facts), *_fatal_of_validation(work, apart))
     fatal += (*(doubt.refusal for doubt in doubts if doubt.stops), *problems(readings, unused)) if tally.used else ()
@@ -160,10 +159,10 @@ def _data_report(
         *(doubt.text for doubt in doubts if not doubt.stops),
         *(tags.doubts() if tags is not None else ()),
         *labels.remarks(),
-        *labels.without_rows(targets.classes if targets is not None else ()),
+        *labels.without_rows(learned.names),
         *labels.never_trained(facts),
         *(f"validation rows: {warning}" for warning in warnings_of(apart, None, 0, 0)),
-        *(f"validation rows: {doubt.text}" for doubt in apart.meaning.doubts(of_measured, targets)),
+        *(f"validation rows: {doubt.text}" for doubt in apart.meaning.doubts(of_measured, learned)),
         *(f"validation {warning}" for warning in left_out(apart, spec) if not fatal),
     )
     return DataReport(
@@ -181,19 +180,16 @@ def _data_report(
         overlap=overlap,
         licence=strictest(file.licence for file in files),
         recipe=spec.recipe,
-        template=None if targets is not None else work.facts.template,
         images=findings.facts if findings is not None else None,
         image_processing=work.facts.processing,
-        pairs=work.facts.pairs and tally.pairs.facts(work.facts.pairs, tally.used),
         tags=tags,
-        targets=targets,
-        encoder_decoder=work.facts.encoder_decoder,
         unused_columns=unused,
         doubts=tuple(doubts),
         warnings=remarks,
         fatal=fatal,
         advice=(*advice_on(tally, spec), *advice_on(apart, spec)),
-        **counts_of(tally, encodes, targets is not None),
+        **learned.reported(tally.pairs.counted(tally.used)),
+        **counts_of(tally, encodes, work.facts),
     )
 
 
@@ -215,8 +211,9 @@ def _fatal_of_validation(work: Encoding, apart: Tally) -> list[str]:
     return fatal_problems(apart, work.spec, limit=work.limit, trained=apart.used, name=path) if path else []
 
 
-def counts_of(tally: Tally, encodes: bool, classifies: bool) -> dict[str, Any]:
-    """What the report takes from the tally as it is; counts of tokens only where rows were encoded."""
+def counts_of(tally: Tally, encodes: bool, facts: EncodingFacts) -> dict[str, Any]:
+    """What the report takes from the tally as it is; counts of tokens only where rows were encoded, and none of what
+    such rows do not have."""
     counts: dict[str, Any] = {
         "rows": tally.rows,
         "used": tally.used,
@@ -229,6 +226,7 @@ def counts_of(tally: Tally, encodes: bool, classifies: bool) -> dict[str, Any]:
         "unknown_special_tokens": dict(tally.unknown_special),
         "replacement_characters": tally.replacements,
         "system": tally.system,
+        "template": facts.template,
     }
     of_tokens: dict[str, int | None] = {
         "sequences": tally.sequences,
@@ -241,10 +239,7 @@ def counts_of(tally: Tally, encodes: bool, classifies: bool) -> dict[str, Any]:
         "double_start": tally.double_start,
         "control_tokens_as_text": tally.control_tokens,
     }
-    if classifies:  # no answer is written, so none is located or ended
-        counts["template_parity"] = None
-        of_tokens |= {"eos_in_loss": None, "template_parity_broken": None}
-    return counts | (of_tokens if encodes else dict.fromkeys(of_tokens))
+    return counts | (of_tokens if encodes else dict.fromkeys(of_tokens)) | dict.fromkeys(facts.learned.uncounted)
 
 
 def validation_of(apart: Tally, encodes: bool) -> ValidationFacts:

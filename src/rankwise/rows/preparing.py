@@ -32,7 +32,6 @@ from rankwise.rows.sources import open_source
 from rankwise.rows.text.outcome import RowEncoder
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage, silent
-from rankwise.runs.row_facts import TargetFacts
 from rankwise.system.cache import cache_folder, forget_old, our_own
 from rankwise.system.files import published, sha256_of, write_json
 
@@ -43,11 +42,6 @@ class Writing(Protocol):
     @property
     def name(self) -> str:
         """The model's name."""
-        ...
-
-    @property
-    def targets(self) -> TargetFacts | None:
-        """What a classifier predicts for a row."""
         ...
 
     def by(self, spec: DataConfig) -> Self:
@@ -93,9 +87,7 @@ def prepare(
 
 def _work(spec: DataConfig, writing: Writing, callback: Callback, check_stop: Callable[[], None] = goes_on) -> Encoding:
     tally, name = writing.tally(), writing.name
-    return Encoding(
-        spec, writing.encoder(spec), tally, callback, name, writing.facts, writing.targets, check_stop
-    )  # fmt: skip
+    return Encoding(spec, writing.encoder(spec), tally, callback, name, writing.facts, check_stop)
 
 
 def _encoded(work: Encoding, folder: Path | None) -> tuple[ReadRows, Prepared]:

@@ -31,14 +31,9 @@ def facts_of(prepared: Prepared) -> DataFacts:
 def summary_lines(data_report: DataReport) -> Sequence[str]:
     """The data report in a few lines, printed before the training."""
     lines = [data_report.hold_out.describe()] if data_report.hold_out is not None else []
-    if data_report.targets is not None:
-        lines.append(data_report.targets.describe())
-        lines += [data_report.tags.describe()] if data_report.tags is not None else []
-        lines += [data_report.sampling] if data_report.sampling is not None else []
-    else:
-        lines += [data_report.pairs.describe()] if data_report.pairs is not None else []
-        ended, sequences = data_report.eos_in_loss, data_report.sequences
-        lines.append(f"the end token is in the loss in {ended:,} of {sequences:,} sequences")
+    lines += data_report.learned.summary(data_report.eos_in_loss, data_report.sequences)
+    lines += [data_report.tags.describe()] if data_report.tags is not None else []
+    lines += [data_report.sampling] if data_report.sampling is not None else []
     lines += [data_report.new_tokens.describe()] if data_report.new_tokens is not None else []
     if data_report.skipped:
         why = ", ".join(f"{count:,} {reason}" for reason, count in data_report.skipped_why.items())

@@ -6,21 +6,21 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rankwise.config.base import Config
 from rankwise.config.data import DataConfig
 from rankwise.config.images import ImageProcessing
 from rankwise.config.recipe import recipe_named
 from rankwise.rows.encoding import Encoding, EncodingFacts
-from rankwise.rows.images.encode import ImageEncoder, looked_at
+from rankwise.rows.images.encode import ImageEncoder, LabelledEncoder, looked_at
 from rankwise.rows.preparation import Prepared, prepared_of
 from rankwise.rows.report.report import Tally
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.encode import Encoder, EncoderOf
 from rankwise.rows.text.outcome import RowEncoder
+from rankwise.rows.text.targets import RowTargets
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback
-from rankwise.runs.row_facts import NewTokenFacts, PairFacts, TargetFacts
+from rankwise.runs.row_facts import ANSWERS, Learned, NewTokenFacts, TargetFacts
 from rankwise.system.extras import installed_version
 
 
@@ -36,11 +36,7 @@ class TextWriting:
     """An objective's way to encode rows."""
     guessed: bool = False
     """Nobody named this model; it was here."""
-    targets: TargetFacts | None = None
-    pairs: PairFacts | None = None
-    """How pairs are learned, where rows are pairs of answers."""
-    encoder_decoder: bool = False
-    """Whether an encoder reads a row's input and a decoder writes its output."""
+    learned: Learned = ANSWERS
 
     def by(self, spec: DataConfig) -> TextWriting:
         """With the template of the recipe, where there is one, and asked to reason where rows have reasoning."""
@@ -65,9 +61,7 @@ class TextWriting:
 
     @property
     def facts(self) -> EncodingFacts:
-        if self.encoder_decoder:
-            return EncodingFacts(encoder_decoder=True)
-        return EncodingFacts(template=self.template.facts, pairs=self.pairs)
+        return EncodingFacts(self.learned, self.template.facts, reads=self.learned.reads)
 
     def counted(self, prepared: Prepared) -> Prepared:
         """With how often new tokens occur."""
@@ -85,8 +79,8 @@ class TextWriting:
 
     @property
     def identity(self) -> str:
-        facts = f"{_written(self.targets)} {_written(self.pairs)}"
-        return f"{self.tokenizer.identity} {self.template.identity} {self.guessed} {facts}"
+        learned = self.learned.model_dump_json()
+        return f"{self.tokenizer.identity} {self.template.identity} {self.guessed} {learned}"
 
 
 @dataclass(frozen=True)
@@ -95,20 +89,20 @@ class ImageWriting:
 
     name: str
     processing: ImageProcessing
-    targets: TargetFacts | None
+    learned: TargetFacts
 
     def by(self, spec: DataConfig) -> ImageWriting:
         return self
 
     def encoder(self, spec: DataConfig) -> ImageEncoder:
-        return ImageEncoder(self.processing, self.targets)
+        return LabelledEncoder(self.processing, targets=RowTargets(self.learned))
 
     def tally(self) -> Tally:
         return Tally()
 
     @property
     def facts(self) -> EncodingFacts:
-        return EncodingFacts(processing=self.processing)
+        return EncodingFacts(self.learned, processing=self.processing, reads=frozenset({"images", "lists"}))
 
     def counted(self, prepared: Prepared) -> Prepared:
         return prepared
@@ -116,14 +110,10 @@ class ImageWriting:
     @property
     def identity(self) -> str:
         libraries = " ".join(map(installed_version, ("torchvision", "pillow")))
-        return f"{self.processing.model_dump_json()} {libraries} {_written(self.targets)}"
-
-
-def _written(facts: Config | None) -> str | None:
-    return None if facts is None else facts.model_dump_json()
+        return f"{self.processing.model_dump_json()} {libraries} {self.learned.model_dump_json()}"
 
 
 def count_only(spec: DataConfig, callback: Callback) -> DataReport:
     """What can be said of rows without any tokenizer."""
-    work = Encoding(spec, None, Tally(), callback, None, EncodingFacts(), None, look=looked_at)
+    work = Encoding(spec, None, Tally(), callback, None, EncodingFacts(), look=looked_at)
     return prepared_of(work, work.read(None)).data_report

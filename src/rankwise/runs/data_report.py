@@ -11,18 +11,19 @@ from rankwise.config.base import Config
 from rankwise.config.images import ImageProcessing
 from rankwise.errors import one_line, some
 from rankwise.runs.row_facts import (
-    OF_PAIRS,
+    ANSWERS,
+    TEXTS,
     Doubt,
     HoldOutFacts,
     ImageCopy,
     ImageFacts,
     LayoutFacts,
+    Learned,
     NewTokenFacts,
     PairFacts,
     ReplayFacts,
     TagFacts,
     TargetFacts,
-    loss_unit,
 )
 
 DATA_REPORT = "data_report.json"
@@ -211,8 +212,9 @@ class DataReport(Config):
         return self
 
     @property
-    def loss_unit(self) -> str:
-        return OF_PAIRS if self.pairs is not None else loss_unit(self.targets)
+    def learned(self) -> Learned:
+        """What is learned of the rows. The answers of all language models are reported alike."""
+        return self.pairs or self.targets or ANSWERS
 
     @property
     def sampling(self) -> str | None:
@@ -255,13 +257,13 @@ def lines_of(data_report: DataReport) -> list[tuple[str, str, int]]:
         validation = data_report.validation
         text = f"{validation.rows:,}{_left_out(validation.skipped_why)}"
         lines.append(("validation rows", text, validation.rows))
-    if data_report.images is not None:
-        lines += [(label, text, data_report.images.images) for label, text in data_report.images.lines()]
+    looks = data_report.images or TEXTS
+    lines += looks.lines()
     if (pairs := data_report.pairs) is not None:
         lines.append(("pairs", pairs.counts(), pairs.rows))
         lines.append(("pairs to look at", pairs.doubts(), pairs.duplicates + pairs.contradictions + pairs.ties))
     lines += _token_lines(data_report)
-    if data_report.lengths is not None and data_report.images is None:
+    if data_report.lengths is not None:
         lengths = data_report.lengths
         lines.append((
             "length in tokens",
@@ -270,10 +272,8 @@ def lines_of(data_report: DataReport) -> list[tuple[str, str, int]]:
             lengths.longest,
         ))  # fmt: skip
     repeated = data_report.duplicates + data_report.near_duplicates
-    what = "rows" if data_report.images is None else "images"
-    lines.append(
-        (f"duplicate {what}", f"{data_report.duplicates:,} exact, {data_report.near_duplicates:,} near", repeated)
-    )
+    exact = f"{data_report.duplicates:,} exact, {data_report.near_duplicates:,} near"
+    lines.append((f"duplicate {looks.unit}", exact, repeated))
     if data_report.overlap is not None:
         both = data_report.overlap
         text = f"{both.exact:,} exact, {both.near:,} near, of {both.of:,} validation rows"
@@ -283,37 +283,33 @@ def lines_of(data_report: DataReport) -> list[tuple[str, str, int]]:
         lines.append(
             ("template", f"{data_report.template.kind} ({data_report.template.sha256[:12]})", data_report.used)
         )
-    return lines
+    return [line for line in lines if line[0] not in looks.without]
 
 
 def _token_lines(data_report: DataReport) -> list[tuple[str, str, int]]:
     if data_report.tokens is None or data_report.loss_tokens is None:
         return []
-    if data_report.targets is not None:
-        cut = data_report.truncated or 0
-        if data_report.images is not None:
-            return [("targets", data_report.targets.describe(), data_report.sequences or 0)]
-        tags = data_report.tags
-        return [
-            ("tokens", f"{data_report.tokens:,}", data_report.tokens),
-            ("targets", data_report.targets.describe(), data_report.sequences or 0),
-            *([("words with tags", tags.describe(), tags.words)] if tags is not None else []),
-            ("truncated", f"{cut:,}", cut),
-        ]
     share = data_report.loss_tokens / max(1, data_report.tokens)
     masks = ", ".join(f"{count:,} by {method}" for method, count in data_report.masks.items())
     cut, emptied = data_report.truncated or 0, data_report.without_loss_tokens or 0
     differs = data_report.template_parity_broken or 0
     prompts = "the same as in training" if data_report.template_parity else f"differs from training in {differs:,}"
     tokens = f"{data_report.tokens:,}, {share:.0%} of them in the loss ({data_report.loss_tokens:,})"
-    ends = f"in {data_report.eos_in_loss:,} of {data_report.sequences:,} sequences"
-    return [
-        ("tokens", tokens, data_report.tokens),
-        ("end token in the loss", ends, data_report.sequences or 0),
-        ("truncated", f"{cut:,}; no loss tokens left in {emptied:,}", cut + emptied),
-        ("answers located", masks or "none", len(data_report.masks)),
-        ("inference prompt", prompts, data_report.sequences or 0),
-    ]
+    learned, tags, sequences = data_report.learned, data_report.tags, data_report.sequences or 0
+    ends = f"in {data_report.eos_in_loss or 0:,} of {sequences:,} sequences"
+    lines = {
+        "tokens": ("tokens", f"{data_report.tokens:,}", data_report.tokens),
+        "tokens and loss": ("tokens", tokens, data_report.tokens),
+        "targets": ("targets", learned.describe(), sequences),
+        "end": ("end token in the loss", ends, sequences),
+        "truncated": ("truncated", f"{cut:,}", cut),
+        "truncated or emptied": ("truncated", f"{cut:,}; no loss tokens left in {emptied:,}", cut + emptied),
+        "masks": ("answers located", masks or "none", len(data_report.masks)),
+        "prompt": ("inference prompt", prompts, sequences),
+    }
+    if tags is not None:
+        lines["words"] = "words with tags", tags.describe(), tags.words
+    return [lines[name] for name in learned.lines if name in lines]
 
 
 def _left_out(reasons: dict[str, int]) -> str:

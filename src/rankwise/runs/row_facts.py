@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 from rankwise.config.base import Config
 from rankwise.config.preference import PairLoss
@@ -13,8 +13,92 @@ from rankwise.runs.records import OF_LANGUAGE_MODELS
 Pooling = Literal["own", "mean", "cls", "max"]
 
 
-class TargetFacts(Config):
+class Learned(Config):
+    """What is learned of rows, and what is said of them for it: here the answers that a language model writes."""
+
+    lines: ClassVar[tuple[str, ...]] = ("tokens and loss", "end", "truncated or emptied", "masks", "prompt")
+    """The report's lines on tokens."""
+    uncounted: ClassVar[tuple[str, ...]] = ()
+    """Fields of the report that there are not."""
+    accepts: ClassVar[tuple[str, ...]] = ("label-of-each-row",)
+    """Doubts that stop no training."""
+    unmeasured: ClassVar[str] = "; whether its answers are better was not measured"
+    """What a loss does not say."""
+    next_step: ClassVar[str] = "Compare its answers with those of the base"
+    unrecorded: ClassVar[tuple[str, ...]] = ()
+    """What is taken for granted of an adapter without a data report."""
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Forms of rows, beside texts and conversations, that are learned: pairs, tags, images, lists."""
+        return frozenset()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the classes that are predicted."""
+        return ()
+
+    @property
+    def evened(self) -> tuple[str, ...]:
+        """Names of the classes that training shows equally often."""
+        return ()
+
+    @property
+    def loss_unit(self) -> str:
+        return OF_LANGUAGE_MODELS
+
+    @property
+    def taken(self) -> str:
+        """What becomes of labels that look like numbers."""
+        return "They are learned as texts"
+
+    @property
+    def meaning(self) -> str:
+        """What an output of the model is."""
+        return "tokens of answers"
+
+    def are_named(self, *, labels: bool) -> bool:
+        """Whether labels are names; `labels` is whether the rows call them labels."""
+        return labels
+
+    def answers(self, *, labels: bool) -> str:
+        """What answers are counted as; `labels` is whether few different ones come again and again."""
+        return "labels" if labels else "texts"
+
+    def describe(self) -> str:
+        """In one sentence."""
+        return ""
+
+    def summary(self, ended: int | None, sequences: int | None) -> list[str]:
+        """Printed before the training."""
+        return [f"the end token is in the loss in {ended:,} of {sequences:,} sequences"]
+
+    def reported(self, pairs: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of the data report that are its own. `pairs` is what was counted of pairs."""
+        return {}
+
+
+ANSWERS = Learned()
+
+
+class Outputs(Learned):
+    """What a decoder writes for what an encoder has read."""
+
+    uncounted = ("template",)
+
+    def reported(self, pairs: Mapping[str, Any]) -> dict[str, Any]:
+        return {"encoder_decoder": True}
+
+
+class TargetFacts(Learned):
     """What a model predicts for a row: one of several classes, a number if there are no classes, or tags of words."""
+
+    lines = ("tokens", "targets", "words", "truncated")
+    uncounted = ("template", "template_parity", "template_parity_broken", "eos_in_loss")
+    accepts = ()
+    unmeasured = ""
+    next_step = "Score its predictions, with intervals"
+    unrecorded = ("which classes its head predicts; their number is checked, and their order is taken to be",)
 
     classes: tuple[str, ...] = ()
     """Names of the classes, in the order of the model's outputs."""
@@ -33,6 +117,18 @@ class TargetFacts(Config):
     low: float | None = None
     """Of numbers, the lowest and the highest target."""
     high: float | None = None
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"lists", self.form})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.classes
+
+    @property
+    def evened(self) -> tuple[str, ...]:
+        return self.classes if self.balanced else ()
 
     @property
     def one_class(self) -> bool:
@@ -55,6 +151,33 @@ class TargetFacts(Config):
         """What has a target."""
         return "words" if self.form == "tags" else "rows"
 
+    @property
+    def meaning(self) -> str:
+        if self.form == "tags":
+            return f"the tags {some(self.classes, 12)}"
+        return f"the classes {some(self.classes, 8)}" if self.classes else "a number"
+
+    @property
+    def taken(self) -> str:
+        return "Each is taken as a name, so as a class of its own" if self.classes else "They are read as numbers"
+
+    def are_named(self, *, labels: bool) -> bool:
+        return bool(self.classes)
+
+    def answers(self, *, labels: bool) -> str:
+        return "labels"
+
+    def summary(self, ended: int | None, sequences: int | None) -> list[str]:
+        return [self.describe()]
+
+    def reported(self, pairs: Mapping[str, Any]) -> dict[str, Any]:
+        return {"targets": self}
+
+    def gives(self, row: str) -> str:
+        """What there is for each row, which is a text or an image."""
+        given = {"tags": "each word one of its tags", "several": "every text any number of its classes"}
+        return given.get(self.form, f"every {row} one of its classes or a number")
+
     def describe(self) -> str:
         if not self.classes:
             return f"the target is a number between {self.low:g} and {self.high:g}"
@@ -63,11 +186,6 @@ class TargetFacts(Config):
         weights = some((f"{weight:.3g}" for weight in self.weights), 12)
         classes = {"tags": "tags", "several": "classes, any number of them in a row"}.get(self.form, "classes")
         return f"{len(self.classes)} {classes}: {listed}" + (f"; weights in the loss: {weights}" if weights else "")
-
-
-def loss_unit(targets: TargetFacts | None) -> str:
-    """What a loss is measured in, of a language model or a classifier."""
-    return OF_LANGUAGE_MODELS if targets is None else targets.loss_unit
 
 
 class TagFacts(Config):
@@ -113,7 +231,7 @@ class AnswerFacts(Config):
     longest: int
 
 
-class PairFacts(Config):
+class PairFacts(Learned):
     """Pairs of a chosen and a rejected answer to one prompt."""
 
     loss: PairLoss
@@ -133,6 +251,20 @@ class PairFacts(Config):
     """Pairs whose chosen answer another pair with the same prompt rejects, for the answer that this one rejects."""
     ties: int
     """Pairs left out because both answers are the same tokens."""
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"pairs"})
+
+    @property
+    def loss_unit(self) -> str:
+        return OF_PAIRS
+
+    def summary(self, ended: int | None, sequences: int | None) -> list[str]:
+        return [self.describe(), *super().summary(ended, sequences)]
+
+    def reported(self, pairs: Mapping[str, Any]) -> dict[str, Any]:
+        return {"pairs": self.model_copy(update=dict(pairs))}
 
     def describe(self) -> str:
         return f"{self.rows:,} pairs are learned by {self.loss} with beta {self.beta:g}{self._lengths}"
@@ -181,8 +313,26 @@ class ImageCopy(Config):
         return f"{self.image} ({one_line(self.label)}) and {self.earlier} ({one_line(self.earlier_label)})"
 
 
-class ImageFacts(Config):
+class TextRows(Config):
+    """Of rows of text, which lie in no report of their own."""
+
+    unit: ClassVar[str] = "rows"
+    without: ClassVar[tuple[str, ...]] = ()
+    """Labels of lines that say nothing of such rows."""
+
+    def lines(self) -> list[tuple[str, str, int]]:
+        """Label, text and count of each line of the report."""
+        return []
+
+
+TEXTS = TextRows()
+
+
+class ImageFacts(TextRows):
     """The decoded images of the training data, validation images that are held out from it included."""
+
+    unit = "images"
+    without = ("tokens", "truncated", "length in tokens")
 
     images: int
     smallest: Size
@@ -208,8 +358,7 @@ class ImageFacts(Config):
     passed_over_files: tuple[str, ...] = ()
     """The first twenty of them."""
 
-    def lines(self) -> list[tuple[str, str]]:
-        """Label and text of each line of the report."""
+    def lines(self) -> list[tuple[str, str, int]]:
         sizes = f"smallest {_size(self.smallest)}, median {_size(self.median)}, largest {_size(self.largest)}"
         if self.smallest == self.largest:
             sizes = f"all {_size(self.smallest)}"
@@ -223,7 +372,7 @@ class ImageFacts(Config):
             names = some(self.passed_over_files, 5) if self.passed_over <= 5 else ", ".join(self.passed_over_files[:5])
             more = f" and {self.passed_over - 5:,} more" if self.passed_over > 5 else ""
             lines.append(("no images", f"{self.passed_over:,} files are passed over: {names}{more}"))
-        return lines
+        return [(label, text, self.images) for label, text in lines]
 
 
 def _size(size: Size) -> str:

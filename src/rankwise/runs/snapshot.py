@@ -29,7 +29,7 @@ from rankwise.runs.evaluations import (
 from rankwise.runs.manifest import Manifest
 from rankwise.runs.metrics_log import History, read_history
 from rankwise.runs.own_files import data_here, read_experiment, read_json
-from rankwise.runs.records import OF_LANGUAGE_MODELS
+from rankwise.runs.row_facts import ANSWERS, Learned
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,9 @@ class RunSnapshot:
         return data_here(self.experiment, self.folder)
 
     @property
-    def loss_unit(self) -> str:
-        """What the run's losses are measured in."""
-        return OF_LANGUAGE_MODELS if self.data_report is None else self.data_report.loss_unit
+    def learned(self) -> Learned:
+        """What it learned of its rows."""
+        return ANSWERS if self.data_report is None else self.data_report.learned
 
     @property
     def forgetting(self) -> Forgetting | None:

@@ -173,7 +173,7 @@ def advice_of(advising: Advising, sides: Sides, forecast: float | None, warnings
         adapter=_shown(adapter, scored), part=sides.part and _shown(sides.part, scored), examples=sides.examples,
         gain=gain, untrained_gain=untrained, over_untrained=over, content=content, doubling=doubling,
         margin=evidence.margin, rows_to_decide=rows, training_rows=curve[0], part_rows=curve[1],
-        measured_rows=design.measured, unit=advising.prepared.data_report.loss_unit, model=advising.model.facts,
+        measured_rows=design.measured, unit=advising.prepared.data_report.learned.loss_unit, model=advising.model.facts,
         seed=advising.config.seed, warnings=warnings,
         cost=AdviceCost(
             full_steps=design.full_steps, short_steps=design.steps, part_steps=design.part_steps, work=design.work,

@@ -152,7 +152,7 @@ class EarlierRounds(Hook):
     def _way_out(self, name: str) -> str:
         """The flags that keep what the run `name` learned, where the objective has replay."""
         training, sharded = self.experiment.training, self.experiment.model.sharded
-        if self.experiment.objective != "causal-lm" or sharded:
+        if "training.replay" in self.experiment.objective_settings.idle or sharded:
             return ""
         if training.replay is None or training.replay.data is None or training.replay.data.run != name:
             return f". To keep it, train with some of its rows: --replay 0.3 --replay-data run:{name}"

@@ -182,7 +182,7 @@ class TrainingRun:
             scorer=self.scorer.over(self.world, backend, most),
             run=self.run,
             backend=backend,
-            unit=self.prepared.data_report.loss_unit,
+            unit=self.prepared.data_report.learned.loss_unit,
             world=self.world,
         )
 
@@ -221,7 +221,7 @@ class TrainingRun:
         rate = min(self.rate / 10, auto.highest_rate(self.model.width, self.experiment.auto_rate))
         rows = self.config.rows_per_step(self.prepared.rows_in_pass)
         objective = self.work.objective
-        return LossWatch(objective.far_above, rows, rate, objective.choices(self.model.vocabulary))
+        return LossWatch(objective.far_above, rows, rate, objective.choices(self.model))
 
     def trainer(
         self, backend: Backend, validation: Validation, log: MetricsLog, anchor: Anchor | None,

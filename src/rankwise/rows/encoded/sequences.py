@@ -115,15 +115,11 @@ class EncodedRows(Sequence[Tokens]):
             raise IndexError(index)
         number = index % len(self)
         row = slice(self.starts[number], self.starts[number + 1])
-        types = None if self.token_type_ids is None else self.token_type_ids[row]
-        target = None if self.targets is None else self.targets[number].tolist()
-        image = None if self.images is None else self.images[number]
-        name = None if self.names is None else self.names[number]
-        reference = None if self.references is None else self.references[number]
-        tags = None if self.tags is None else self.tags[row]
+        target = _at(self.targets, number)
         return Tokens(
-            self.ids[row], self.loss_mask[row], token_type_ids=types, target=target, image=image, name=name,
-            reference=reference, tags=tags,
+            self.ids[row], self.loss_mask[row], token_type_ids=_at(self.token_type_ids, row),
+            target=target if target is None else target.tolist(), image=_at(self.images, number),
+            name=_at(self.names, number), reference=_at(self.references, number), tags=_at(self.tags, row),
         )  # fmt: skip
 
     def lengths_of_sides(self, numbers: np.ndarray) -> np.ndarray:
@@ -231,6 +227,11 @@ class RowWriter:
             column.write(folder / f"{name}.bin")
 
 
+def _at(column: Any, values: int | slice) -> Any:
+    """None where rows have no such column."""
+    return None if column is None else column[values]
+
+
 def _borders(lengths: Sequence[int]) -> np.ndarray:
     return np.cumsum([0, *lengths], dtype=np.int64)
 
@@ -304,10 +305,9 @@ class SelectedRows(Sequence[Tokens]):
 
     @property
     def loss_count(self) -> int:
-        """How many predictions have a loss: one a row that has a target, else one a token of the loss mask. The first
-        token of a row has nothing to be predicted from, unless it has a tag."""
-        if self.rows.targets is not None:
-            return len(self)
-        counts = sums_of_rows(self.rows.loss_mask, self.rows.starts)
-        first = self.rows.loss_mask[self.rows.starts[self.numbers]] if self.rows.tags is None else 0
-        return int((counts[self.numbers] - first).sum())
+        """How many predictions have a loss: one a token of the loss mask, and one a row that has a target, whose mask
+        is empty. The first token of a row has nothing to be predicted from, unless it has a tag."""
+        counts = sums_of_rows(self.rows.loss_mask, self.rows.starts)[self.numbers]
+        first = self.rows.loss_mask[self.rows.starts[self.numbers]]
+        every = {"loss_mask": counts - first, "tags": first, "targets": np.ones(len(self), np.int64)}
+        return int(sum(values.sum() for name, values in every.items() if name in self.rows.columns))

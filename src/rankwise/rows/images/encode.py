@@ -8,8 +8,7 @@ free again when the last view is gone, also where the process is killed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,13 @@ import numpy as np
 
 from rankwise.config.images import ImageProcessing
 from rankwise.errors import DataError
-from rankwise.rows.images.decode import decode
+from rankwise.rows.images.decode import DecodedImage, decode
 from rankwise.rows.images.perceptual import record_of
 from rankwise.rows.images.processor import pixels_of
-from rankwise.rows.text.example import Example
-from rankwise.rows.text.outcome import Outcome
+from rankwise.rows.text.example import Example, ImageRecord
+from rankwise.rows.text.outcome import Outcome, read_each
 from rankwise.rows.text.targets import RowTargets
 from rankwise.rows.text.tokenize import Tokens
-from rankwise.runs.row_facts import TargetFacts
 from rankwise.system.files import told_when_full, unnamed_file
 
 
@@ -52,9 +50,9 @@ class PixelFile:
 
 @dataclass(frozen=True)
 class ImageEncoder:
+    """Of images that are only to be predicted."""
+
     processing: ImageProcessing
-    targets: TargetFacts | None
-    """None for images without labels, which are only to be predicted."""
     file: PixelFile | None = None
     """Where the pixels of many images lie that are in no column."""
 
@@ -63,38 +61,37 @@ class ImageEncoder:
         """Every image has the same size."""
         return self.processing.patches
 
-    @cached_property
-    def _targets(self) -> RowTargets | None:
-        return None if self.targets is None else RowTargets(self.targets)
-
     def encode(self, examples: Sequence[Example]) -> list[Outcome]:
-        outcomes = [Outcome(example) for example in examples]
-        usable: list[tuple[Outcome, np.ndarray, float | None]] = []
-        for outcome in outcomes:
-            try:
-                target = None if self._targets is None else self._targets.of(outcome.example)
-                usable.append((outcome, self._pixels(outcome), target))
-            except DataError as error:
-                outcome.problem = str(error)
-        pixels = [pixels for _, pixels, _ in usable]
+        outcomes, usable = read_each(examples, self._read)
+        pixels = [pixels for _, (pixels, _, _) in usable]
         views = pixels if self.file is None else self.file.add(pixels)
-        for (outcome, _, target), view in zip(usable, views, strict=True):
+        for (outcome, (_, target, record)), view in zip(usable, views, strict=True):
             outcome.sequences = [self._tokens(view, target, outcome.example.where)]
-            outcome.lengths = [self.limit]
+            outcome.lengths, outcome.image = [self.limit], record
         return outcomes
 
-    def _pixels(self, outcome: Outcome) -> np.ndarray:
-        example = outcome.example
-        if example.image is None:
-            raise DataError(f"{example.where}: is a row without an image, and the model reads images.")
-        image = decode(example.image, example.where)
-        if self.targets is not None:
-            outcome.image = record_of(image)
-        return pixels_of(image.picture, self.processing)
+    def _read(self, example: Example) -> tuple[np.ndarray, float | None, ImageRecord | None]:
+        """The pixels of an image, and its target and what is known of it where it is learned."""
+        return pixels_of(decoded(example).picture, self.processing), None, None
 
     def _tokens(self, pixels: np.ndarray, target: float | None, name: str) -> Tokens:
         nothing = np.zeros(self.limit, np.int32)
         return Tokens(nothing, nothing.astype(bool), target=target, image=pixels, name=name)
+
+
+@dataclass(frozen=True)
+class LabelledEncoder(ImageEncoder):
+    targets: RowTargets = field(kw_only=True)
+
+    def _read(self, example: Example) -> tuple[np.ndarray, float, ImageRecord]:
+        target, image = self.targets.of(example), decoded(example)
+        return pixels_of(image.picture, self.processing), target, record_of(image)
+
+
+def decoded(example: Example) -> DecodedImage:
+    if example.image is None:
+        raise DataError(f"{example.where}: is a row without an image, and the model reads images.")
+    return decode(example.image, example.where)
 
 
 def looked_at(example: Example) -> Outcome:

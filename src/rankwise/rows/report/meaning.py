@@ -21,7 +21,7 @@ from rankwise.rows.encoded.growing import Growing
 from rankwise.rows.forms.labels import Labels
 from rankwise.rows.report.secrets import holds_card, holds_email, holds_key, holds_password
 from rankwise.rows.text.example import Example
-from rankwise.runs.row_facts import Doubt, TargetFacts
+from rankwise.runs.row_facts import Doubt, Learned
 
 MISSING = frozenset({
     "NaN", "nan", "None", "null", "NULL", "Null", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaT", "undefined", "-", "--",
@@ -234,18 +234,15 @@ class Meaning:
         asks = _digest(question.lower()) ^ (_digest(example.system) if example.system else 0)
         return asks, _digest(bare.lower()), self.files.setdefault(file, len(self.files)), number
 
-    def doubts(self, labels: Labels, targets: TargetFacts | None, accepted: Sequence[str] = ()) -> list[Doubt]:
+    def doubts(self, labels: Labels, learned: Learned, accepted: Sequence[str] = ()) -> list[Doubt]:
         """What is to be said of all rows; checks that are accepted stop nothing."""
-        are_labels, of = bool(labels) or targets is not None, max(self.rows["all"], self.rows["answers"])
-        taken = "Each is taken as a name, so as a class of its own"
-        if targets is None or not targets.classes:
-            taken = "They are learned as texts" if targets is None else "They are read as numbers"
-        among = {**self.rows, "labels": self.rows["answers"] if are_labels else 0}
-        every = [check.doubt(of, self.rows[check.name], among[check.among], self.first[check.name], taken)
+        answers, of = learned.answers(labels=bool(labels)), max(self.rows["all"], self.rows["answers"])
+        among = {**self.rows, answers: self.rows["answers"]}
+        every = [check.doubt(of, self.rows[check.name], among[check.among], self.first[check.name], learned.taken)
                  for check in CHECKS if check.name in self.first and among.get(check.among)]  # fmt: skip
-        others = "texts" if are_labels else "labels"
-        every += [one.doubt(of, *one.finds(self, labels, targets)) for one in SURVEYS if of and one.among != others]
-        warns = {*accepted, *([] if are_labels else ["answer-in-prompt"]), *([] if targets else ["label-of-each-row"])}
+        surveys = [one for one in SURVEYS if of and one.among in ("answers", answers)]
+        every += [one.doubt(of, *one.finds(self, labels, learned)) for one in surveys]
+        warns = {*accepted, *learned.accepts, *(["answer-in-prompt"] if answers == "texts" else [])}
         return [one.model_copy(update={"stops": one.stops and one.check not in warns}) for one in every if one]
 
     @property
@@ -289,8 +286,8 @@ def _one_answer(meaning: Meaning, *_: object) -> _Occurrence:
     return (of, of, meaning.where(0)) if same else (0, of, "")
 
 
-def _label_of_each(_: Meaning, labels: Labels, targets: TargetFacts | None) -> _Occurrence:
-    counts, named = labels.counts, labels.named if targets is None else bool(targets.classes)
+def _label_of_each(_: Meaning, labels: Labels, learned: Learned) -> _Occurrence:
+    counts, named = labels.counts, learned.are_named(labels=labels.named)
     if not labels or not named or counts.total() < FEW or max(map(len, counts)) > 60:
         return 0, 0, ""
     rare = [label for label, count in counts.items() if count == 1]

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -32,7 +32,7 @@ from rankwise.rows.text.outcome import Outcome
 from rankwise.rows.text.tagged import TaggedWords, spans_of, strays_in
 from rankwise.rows.text.tokenize import Tokens, sides_of
 from rankwise.runs.data_report import MOST_LISTED, LengthFacts, OverlapFacts, Skipped
-from rankwise.runs.row_facts import AnswerFacts, PairFacts, TagFacts
+from rankwise.runs.row_facts import AnswerFacts, TagFacts
 
 TIED = "chosen and rejected are the same tokens"
 """Why such a pair is left out."""
@@ -105,16 +105,16 @@ class PairCounts:
         chosen, rejected = firsts_of(sides).reshape(-1, 2).T
         return chosen * len(sides) + rejected, rejected * len(sides) + chosen
 
-    def facts(self, settings: PairFacts, rows: int) -> PairFacts:
-        """`settings` are facts that name the loss; `rows` is the number of pairs that can be used."""
+    def counted(self, rows: int) -> dict[str, Any]:
+        """Fields of PairFacts; `rows` is the number of pairs that can be used."""
         longer = np.asarray(self.chosen) > np.asarray(self.rejected)
-        return settings.model_copy(update={
+        return {
             "rows": rows, "chosen": _lengths(self.chosen), "rejected": _lengths(self.rejected),
             "chosen_longer": float(longer.mean()) if len(longer) else None,
             "duplicates": len(self.seen) - len(np.unique(self._numbers()[0])),
             "contradictions": self.contradictions,
             "ties": self.ties,
-        })  # fmt: skip
+        }  # fmt: skip
 
 
 def _lengths(counts: Sequence[int]) -> AnswerFacts | None:
