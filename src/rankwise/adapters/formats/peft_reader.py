@@ -41,7 +41,7 @@ from rankwise.adapters.base_layers import (
 from rankwise.adapters.experts import StackedWeight
 from rankwise.adapters.formats.imported import Modules, Shape, host_problem, misfitting
 from rankwise.adapters.formats.peft_config import PeftConfig, check_config, is_inside, read_settings, unknown_keys
-from rankwise.adapters.formats.tensors import instead_of, no_floats, open_tensors, pickles_in
+from rankwise.adapters.formats.tensors import no_floats, open_tensors, pickles_in
 from rankwise.adapters.weights import AdapterWeights, Factors, TokenValues
 from rankwise.config.experts import NESTED, PARAMETERS, stored_names
 from rankwise.config.expressions import matches_of
@@ -75,7 +75,7 @@ def read_weights(
     config = check_config(settings, folder / CONFIG)
     today = new_names(modules or ())
     known = None if modules is None else {**modules, **{old: modules[new] for old, new in today.items()}}
-    with open_tensors(file, instead_of(file)) as tensors:
+    with open_tensors(file) as tensors:
         reader = _Reader(tensors, config, known)
         layers, heads = reader.grouped()
         ranks = reader.checked_ranks(layers)

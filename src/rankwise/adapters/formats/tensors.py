@@ -49,8 +49,8 @@ def check_there(file: Path, missing: str) -> None:
 
 
 @contextmanager
-def open_tensors(file: Path, missing: str = ".") -> Iterator[Any]:
-    check_there(file, missing)
+def open_tensors(file: Path) -> Iterator[Any]:
+    check_there(file, instead_of(file))
     try:
         with safe_open(file, framework="pt") as opened:
             yield opened
