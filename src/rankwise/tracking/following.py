@@ -216,12 +216,15 @@ def settings_of(experiment: Experiment) -> dict[str, Any]:
 
 def facts_before(manifest: Manifest, data: DataReport | None) -> dict[str, Any]:
     """What is known before the first step."""
-    base = {f"base/{name}": value for name, value in manifest.base_model.model_dump().items()}
-    rows = {f"data/{name}": value for name, value in _of_data(data)}
-    forecast = {} if manifest.forecast is None else leaves(manifest.forecast.model_dump(mode="json"))
-    versions = {f"versions/{name}": value for name, value in manifest.versions.items()}
-    given = base | rows | {_slashed("forecast", name): value for name, value in forecast.items()} | versions
-    return {name: value for name, value in given.items() if value is not None}
+    forecast = None if manifest.forecast is None else manifest.forecast.model_dump(mode="json")
+    parts = {
+        "base": manifest.base_model.model_dump(exclude={"parts"}),
+        "data": dict(_of_data(data)),
+        "forecast": forecast,
+    }
+    return _slashed({name: value for name, value in parts.items() if value}) | {
+        f"versions/{name}": value for name, value in manifest.versions.items()
+    }
 
 
 def _of_data(data: DataReport | None) -> Iterator[tuple[str, Any]]:
@@ -234,8 +237,8 @@ def _of_data(data: DataReport | None) -> Iterator[tuple[str, Any]]:
         "without_loss_tokens", "duplicates", "near_duplicates", "control_tokens_as_text", "distinct_labels",
     ):  # fmt: skip
         yield name, getattr(data, name)
-    for name, value in ({} if data.lengths is None else data.lengths.model_dump()).items():
-        yield f"lengths/{name}", value
+    if data.lengths is not None:
+        yield "lengths", data.lengths.model_dump()
     if data.overlap is not None:
         yield from (("overlap/exact", data.overlap.exact), ("overlap/near", data.overlap.near))
     yield "sha256", ",".join(file.sha256 for file in data.files)
@@ -245,10 +248,9 @@ def results_of(manifest: Manifest, evaluations: Mapping[str, Evaluation]) -> dic
     """What is known at the end: numbers and words."""
     given: dict[str, Any] = {"status": manifest.status}
     if manifest.forecast is not None:
-        forecast = leaves(manifest.forecast.model_dump(mode="json", exclude={"memory"}))
-        given |= {_slashed("forecast", name): value for name, value in forecast.items()}
+        given |= _slashed({"forecast": manifest.forecast.model_dump(mode="json", exclude={"memory"})})
     if manifest.results is not None:
-        given |= {_slashed("result", name): value for name, value in leaves(manifest.results.model_dump()).items()}
+        given |= _slashed({"result": manifest.results.model_dump()})
     for file, sha256 in (manifest.result_sha256 or {}).items():
         if file.endswith(WEIGHTS):
             given[f"sha256/{file}"] = sha256
@@ -271,8 +273,8 @@ def _of_evaluation(one: Evaluation) -> dict[str, Any]:
     return given
 
 
-def _slashed(prefix: str, dotted: str) -> str:
-    return f"{prefix}/{dotted.replace('.', '/')}"
+def _slashed(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.replace(".", "/"): value for name, value in leaves(values).items() if value is not None}
 
 
 def _numeric(values: Mapping[str, Any]) -> dict[str, float]:

@@ -106,9 +106,7 @@ def _of_folder(folder: Path) -> Dialect:
 def _by_settings(folder: Path, settings: Path) -> Dialect:
     keys = _keys_of(settings)
     if "peft_type" in keys or not keys & {"fine_tune_type", "lora_parameters"}:
-        _refuse_pickled_weights(folder, peft_reader.WEIGHTS)
         return _dialect("peft", folder / peft_reader.WEIGHTS, settings)
-    _refuse_pickled_weights(folder, mlx.WEIGHTS)
     return _dialect("mlx", folder / mlx.WEIGHTS, settings)
 
 
@@ -121,25 +119,16 @@ def _keys_of(settings: Path) -> set[str]:
     return set(value) if isinstance(value, dict) else set()
 
 
-def _refuse_pickled_weights(folder: Path, name: str) -> None:
-    """The weights of a folder may lie there in an old form only."""
-    stem = name.partition(".")[0]
-    if not (folder / name).exists():
-        for file in (folder / f"{stem}{suffix}" for suffix in SUFFIXES):
-            if file.is_file():
-                refuse_pickle(file)
-
-
 def _without_settings(file: Path) -> str:
     """What a safetensors file has that is no adapter by itself."""
     with open_tensors(file) as opened:
         names = list(opened.keys())
-    if any(name.startswith(PREFIX) for name in names):
-        return f"the names of PEFT, but there is no {CONFIG} beside it, which says the scale of each layer."
-    if any(_LIKE_MLX.fullmatch(name) for name in names):
+    whose = "PEFT" if any(name.startswith(PREFIX) for name in names) else "mlx-lm"
+    if whose == "PEFT" or any(map(_LIKE_MLX.fullmatch, names)):
+        usual = peft_reader.WEIGHTS if whose == "PEFT" else mlx.WEIGHTS
         return (
-            f"the names of mlx-lm, but there is no {CONFIG} beside it, which says the scale, or the file is not called "
-            f"{mlx.WEIGHTS}."
+            f"the names of {whose}, but there is no {CONFIG} beside it, which says the scale, or the file "
+            f"is not called {usual}."
         )
     return (
         f"no names of PEFT or mlx-lm; its tensors are {some(names, 4)}. If it is another tool's adapter, "

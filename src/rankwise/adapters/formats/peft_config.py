@@ -215,12 +215,7 @@ def read_settings(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(f"{file} is not JSON ({type(error).__name__}).") from None
     if not isinstance(raw, dict) or "peft_type" not in raw:
-        mlx = (
-            " It looks like an adapter of mlx-lm, which is another format."
-            if isinstance(raw, dict) and "lora_parameters" in raw
-            else ""
-        )
-        raise AdapterError(f"{file} has no peft_type, so this is not a PEFT adapter.{mlx}")
+        raise AdapterError(f"{file} has no peft_type, so this is not a PEFT adapter.")
     return raw
 
 

@@ -20,9 +20,7 @@ from torch import Tensor
 
 from rankwise.base.gguf.architectures import ARCHITECTURES, Architecture, GgufNames
 from rankwise.base.gguf.conversion import checked, name_of_content, refused
-from rankwise.base.gguf.tensors import listed
 from rankwise.config.base import shown
-from rankwise.errors import ModelError
 from rankwise.kernels.quantized.gguf import FORMATS
 from rankwise.kernels.quantized.tensor import QuantizedTensor
 from rankwise.planning.gguf_config import FAMILIES, config_of_gguf
@@ -136,21 +134,10 @@ class _Mapped:
 
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         names = GgufNames(self._architecture, config.to_dict())
-        state, problems = {}, []
-        for parameter, meta in _skeleton(config).named_parameters():
-            name = names.of(parameter)
-            if name is None or name not in self._header.tensors:
-                problems.append(f"{parameter} has no tensor in the file.")
-                continue
-            value = self._value(name, parameter, names)
-            state[parameter] = value
-            if value.shape != meta.shape:
-                problems.append(f"{name} has the shape {tuple(value.shape)}, and the model needs {tuple(meta.shape)}.")
-        if problems:
-            raise ModelError(
-                "\n  ".join([f"{self._file} cannot be used; download or make the file again:", *listed(problems)])
-            )
-        return state
+        return {
+            parameter: self._value(str(names.of(parameter)), parameter, names)
+            for parameter, _ in _skeleton(config).named_parameters()
+        }
 
     def _value(self, name: str, parameter: str, names: GgufNames) -> Tensor:
         path, _, kind = parameter.rpartition(".")

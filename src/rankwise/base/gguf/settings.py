@@ -111,10 +111,9 @@ def _of_gemma(settings: Settings, config: Mapping[str, Any], name: str, layers: 
     if list(config.get("layer_types") or []) != expected:
         problems.append(f"not exactly every layer of number {every} looks at the whole text.")
     settings["attention.sliding_window"] = int(config["sliding_window"])
-    for key, setting in (("attn_logit_softcapping", "attn_logit_softcapping"),
-                         ("final_logit_softcapping", "final_logit_softcapping")):  # fmt: skip
-        if config.get(setting) is not None:
-            settings[key] = float(config[setting])
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if config.get(key) is not None:
+            settings[key] = float(config[key])
     if name == "gemma3" and config.get("attn_logit_softcapping") is not None:
         problems.append("its attention is capped.")
     heads, width = int(settings["attention.head_count"]), int(settings["attention.key_length"])

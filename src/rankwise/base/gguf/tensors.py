@@ -1,8 +1,8 @@
 """Check from the header of a GGUF file that its tensors fit the model that its settings describe.
 
-transformers fills missing tensors with random numbers, and reads any bytes at an offset as numbers. So each tensor must
-lie within the file and overlap no other. For known families, it must also have the model's shape, and none may be
-missing or left over. For other families, the loading report shows missing tensors afterwards (conversion.py).
+transformers fills missing tensors with random numbers. So each tensor must lie within the file. For known families, it
+must also have the model's shape, and none may be missing or left over. For other families, the loading report shows
+missing tensors afterwards (conversion.py).
 """
 
 from __future__ import annotations
@@ -27,62 +27,33 @@ def check_tensors(file: Path) -> list[str]:
     """Refuse a file with all its problems; return the names of tensors that are ignored because settings determine
     them."""
     header = read_gguf_header(file)
-    problems = [*_blocks(header), *_stored(header)]
-    if not problems and header.settings.get("general.architecture") in FAMILIES:
-        problems = _against(header, expected_tensors(header, file))
-    if problems:
-        raise ModelError("\n  ".join([f"{file} cannot be used; download or make the file again:", *listed(problems)]))
+    check_stored(file, header)
+    if header.settings.get("general.architecture") in FAMILIES:
+        refuse(file, _against(header, expected_tensors(header, file)))
     return [name for name in header.tensors if name.startswith(NOT_OF_THE_MODEL)]
 
 
 def check_stored(file: Path, header: GgufHeader) -> None:
-    """Refuse a file whose tensors overlap or lie outside it."""
-    if problems := _stored(header):
-        raise ModelError("\n  ".join([f"{file} cannot be read; download or make the file again:", *listed(problems)]))
-
-
-def listed(problems: list[str]) -> list[str]:
-    """The first problems, and how many there are besides."""
-    left = len(problems) - LISTED
-    return problems if left <= 1 else [*problems[:LISTED], f"{left:,} tensors more have such problems."]
-
-
-def _blocks(header: GgufHeader) -> list[str]:
-    """Refuse more blocks than tensors: every block has tensors, and building that many blocks could take for ever."""
-    key = f"{header.settings.get('general.architecture')}.block_count"
-    blocks = header.settings.get(key)
-    if isinstance(blocks, int) and blocks > len(header.tensors):
-        return [f'setting "{key}" is {blocks:,}, but the file has {len(header.tensors):,} tensors.']
-    return []
-
-
-def _stored(header: GgufHeader) -> list[str]:
-    """List problems with the positions of tensors in the file."""
-    problems, lying = [], []
+    """Refuse a file whose tensors lie outside it."""
+    problems = []
     for name, sizes in header.tensors.items():
         try:
-            bytes_there = _bytes_of(sizes, header.types[name])
+            end = header.begin + header.offsets[name] + _bytes_of(sizes, header.types[name])
         except ModelError as error:
             problems.append(f"tensor {shown(name)} {error}")
             continue
-        begin = header.begin + header.offsets[name]
-        lying.append((begin, begin + bytes_there, name))
-        if begin + bytes_there > header.size:
-            problems.append(
-                f"tensor {shown(name)} ends at byte {begin + bytes_there:,}, but the file ends at {header.size:,}."
-            )
-    return problems + _overlaps(sorted(lying))
+        if end > header.size:
+            problems.append(f"tensor {shown(name)} ends at byte {end:,}, but the file ends at {header.size:,}.")
+    refuse(file, problems)
 
 
-def _overlaps(lying: list[tuple[int, int, str]]) -> list[str]:
-    """List overlaps of tensors, which are sorted by their start."""
-    problems, reached, last = [], 0, ""
-    for begin, end, name in lying:
-        if begin < reached:
-            problems.append(f"tensors {shown(last)} and {shown(name)} overlap from byte {begin:,} on.")
-        if end > reached:
-            reached, last = end, name
-    return problems
+def refuse(file: Path, problems: list[str]) -> None:
+    """ModelError with the first problems, and how many there are besides, if there are any."""
+    left = len(problems) - LISTED
+    if left > 1:
+        problems = [*problems[:LISTED], f"{left:,} tensors more have such problems."]
+    if problems:
+        raise ModelError("\n  ".join([f"{file} cannot be used; download or make the file again:", *problems]))
 
 
 def _bytes_of(sizes: Shape, kind: int) -> int:
@@ -102,19 +73,18 @@ def _against(header: GgufHeader, expected: dict[str, Shape]) -> list[str]:
     """Compare the file's tensors with those of the model."""
     there = {name: sizes for name, sizes in header.tensors.items() if not name.startswith(NOT_OF_THE_MODEL)}
     problems = []
-    if missing := sorted(expected.keys() - there.keys()):
-        problems.append(f"{_tensors(missing)} missing: {some(missing, LISTED)}.")
-    if over := sorted(there.keys() - expected.keys()):
-        problems.append(f"{_tensors(over)} not part of this model: {some(map(shown, over), LISTED)}.")
+    for names, what in (
+        (expected.keys() - there.keys(), "missing"),
+        (there.keys() - expected.keys(), "not part of this model"),
+    ):
+        if names:
+            verb = "tensors are" if len(names) > 1 else "tensor is"
+            problems.append(f"{len(names):,} {verb} {what}: {some(map(shown, sorted(names)), LISTED)}.")
     for name in sorted(expected.keys() & there.keys()):
-        found = tuple(reversed(there[name]))
-        if found != expected[name]:
-            problems.append(f'tensor "{name}" has the shape {found}, but the model needs {expected[name]}.')
+        shape = tuple(reversed(there[name]))
+        if shape != expected[name]:
+            problems.append(f'tensor "{name}" has the shape {shape}, but the model needs {expected[name]}.')
     return problems
-
-
-def _tensors(names: list[str]) -> str:
-    return f"{len(names):,} tensor{'s are' if len(names) > 1 else ' is'}"
 
 
 def expected_tensors(header: GgufHeader, file: Path) -> dict[str, Shape]:
