@@ -11,6 +11,7 @@ from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json, Yes, option
 from rankwise.cli.runs import confirm, megabytes
 from rankwise.cli.words import visible
+from rankwise.reporting.quantities import plural
 
 if TYPE_CHECKING:
     from rankwise.commands.cache import Cache
@@ -29,7 +30,7 @@ def show(context: typer.Context, as_json: Json = False) -> None:
         from rankwise.commands.cache import cache as cache_command
 
         contents = cache_command()
-        print_result(as_json, contents.summary(), "\n".join(_lines(contents)))
+        print_result(as_json, contents.summary(), *_lines(contents))
 
 
 def _lines(contents: Cache) -> list[str]:
@@ -52,7 +53,7 @@ def _lines(contents: Cache) -> list[str]:
 
 
 def _line(name: str, count: int | None, size: int, used: str, about: str) -> str:
-    many = "" if count is None else f"{count:,} {'entry' if count == 1 else 'entries'}"
+    many = "" if count is None else plural(count, "entry", "entries")
     return f"{name:<24} {many:>14} {megabytes(size):>14}  last used {used}  {about}"
 
 
@@ -77,7 +78,7 @@ def clean(
 
         plan = planned(kind or (), older_than)
         if plan.removed:
-            entries = "1 entry" if len(plan.removed) == 1 else f"{len(plan.removed):,} entries"
+            entries = plural(len(plan.removed), "entry", "entries")
             confirm(f"Remove {entries} of the cache and free {megabytes(plan.bytes)}?", yes)
         cleaned = clean_command(kind or (), older_than) if plan.removed else plan
         if as_json:

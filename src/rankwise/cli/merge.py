@@ -13,7 +13,9 @@ import typer
 from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet, argument, option
+from rankwise.cli.runs import megabytes
 from rankwise.errors import ConfigError, some
+from rankwise.reporting.quantities import plural
 
 if TYPE_CHECKING:
     from rankwise.exporting.extracting import Extracted
@@ -126,9 +128,9 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
         f"merge {', '.join(weighted)} into {plan['base']}"
         + (f" by {plan['method']}" if several or plan["method"] != "linear" else "")
         + (f" at strength {plan['strength']:g}" if plan["strength"] != 1 else ""),
-        f"  writes {plan['bytes'] / 1e6:,.1f} MB as {plan['dtype']} in {_count(plan['files'], 'file')}, with about "
+        f"  writes {megabytes(plan['bytes'])} as {plan['dtype']} in {plural(plan['files'], 'file')}, with about "
         f"{plan['memory_bytes'] / 1e6:,.0f} MB of memory beside the program",
-        f"  changes {len(plan['changed']):,} of {_count(plan['tensors'], 'tensor')}: {some(plan['changed'], 3)}",
+        f"  changes {len(plan['changed']):,} of {plural(plan['tensors'], 'tensor')}: {some(plan['changed'], 3)}",
     ]
     if plan["base_quantized"]:
         lines.append(
@@ -143,7 +145,7 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
 
 
 def merged_lines(merged: MergedFolder) -> list[str]:
-    lines = [f"{merged.folder}: {merged.changed:,} tensors changed, {merged.bytes / 1e6:,.1f} MB of {merged.dtype}"]
+    lines = [f"{merged.folder}: {merged.changed:,} tensors changed, {megabytes(merged.bytes)} of {merged.dtype}"]
     return lines + _rounding_lines(merged.roundings)
 
 
@@ -155,17 +157,15 @@ def _rounding_lines(roundings: tuple[Rounding, ...]) -> list[str]:
     lines = [
         f"rounding: numbers by at most {largest:.2g} of themselves, and a layer's change by at most "
         f"{worst[0].of_change:.2g} of itself",
-        *(
+        *_first([
             f"  {one.name}: change {one.change:.2g} of the weight, rounding {one.of_change:.2g} of the change and at "
             f"most {one.largest:.2g} of a number"
-            for one in worst[:SHOWN]
-        ),
-    ]
-    if len(worst) > SHOWN:
-        lines.append(f"  {len(worst) - SHOWN:,} more layers have smaller errors (--json lists all)")
+            for one in worst
+        ]),
+    ]  # fmt: skip
     if lossy := sum(one.of_change > NOTICED for one in worst):
         lines.append(
-            f"warning: rounding is more than {NOTICED:.0%} of the change in {_count(lossy, 'layer')}, so part of the "
+            f"warning: rounding is more than {NOTICED:.0%} of the change in {plural(lossy, 'layer')}, so part of the "
             "training may be lost; --dtype float32 avoids this"
         )
     return lines
@@ -174,7 +174,7 @@ def _rounding_lines(roundings: tuple[Rounding, ...]) -> list[str]:
 def combined_lines(result: CombinedAdapter) -> list[str]:
     head = (
         f"{result.folder}: an adapter of rank {result.rank}, {result.parameters:,} parameters, "
-        f"{result.bytes / 1e6:,.1f} MB"
+        f"{megabytes(result.bytes)}"
     )
     if not result.error and all(layer.error == 0 for layer in result.layers):
         return [f"{head}; exactly the combination of its factors"]
@@ -183,17 +183,20 @@ def combined_lines(result: CombinedAdapter) -> list[str]:
 
 def _layer_lines(layers: tuple[LayerError, ...]) -> list[str]:
     worst = sorted(layers, key=lambda one: -one.error)
-    lines = [f"  {one.layer}: rank {one.rank} of {one.before}, error {one.error:.2%}" for one in worst[:SHOWN]]
-    if len(worst) > SHOWN:
-        lines.append(f"  {len(worst) - SHOWN:,} more layers have smaller errors (--json lists all)")
-    return lines
+    return _first([f"  {one.layer}: rank {one.rank} of {one.before}, error {one.error:.2%}" for one in worst])
+
+
+def _first(worst: list[str]) -> list[str]:
+    """The first lines, and how many more there are."""
+    more = f"  {len(worst) - SHOWN:,} more layers have smaller errors (--json lists all)"
+    return worst if len(worst) <= SHOWN else [*worst[:SHOWN], more]
 
 
 def extracted_lines(result: Extracted) -> list[str]:
     ranks = [layer.rank for layer in result.layers]
     lines = [
-        f"{result.folder}: {_count(len(ranks), 'layer')} of rank {min(ranks)} to {max(ranks)}, "
-        f"{result.parameters:,} parameters, {result.bytes / 1e6:,.1f} MB",
+        f"{result.folder}: {plural(len(ranks), 'layer')} of rank {min(ranks)} to {max(ranks)}, "
+        f"{result.parameters:,} parameters, {megabytes(result.bytes)}",
         f"of the change of these layers {result.error:.2%} is left out, and of that of the whole model "
         f"{result.error_of_all:.2%} (Frobenius norms)",
         *_layer_lines(result.layers),
@@ -201,14 +204,10 @@ def extracted_lines(result: Extracted) -> list[str]:
     if result.outside:
         lines.append("changed outside linear layers, which a LoRA cannot hold:")
         lines += [
-            f"  {one.kind}: {_count(one.tensors, 'tensor')}, {one.share:.2%} of the whole change"
+            f"  {one.kind}: {plural(one.tensors, 'tensor')}, {one.share:.2%} of the whole change"
             for one in result.outside
         ]
     return lines
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def extract(

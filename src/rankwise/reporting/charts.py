@@ -4,7 +4,7 @@ other, darker where more rank remains. The page says where a line is smoothed.""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 
 from rankwise.reporting.figures import Panel, Sheet, chart, drawn
@@ -21,16 +21,11 @@ Points = tuple[list[float], list[float]]
 
 
 def loss_chart(steps: Sequence[StepRecord], held_out: Sequence[LossRecord], unit: str) -> Markup:
-    raw = finite([record.step for record in steps], [record.loss for record in steps])
+    raw, measured = _losses(steps), _losses(held_out)
     smooth = (raw[0], smoothed(raw[1]))
-    measured = finite([record.step for record in held_out], [record.loss for record in held_out])
 
     def draw(sheet: Sheet) -> None:
-        panel = sheet.panel(44, 36, 128, 40)
-        values = [*raw[1], *measured[1]]
-        _scaled(panel, values)
-        panel.across(0, max([*raw[0], *measured[0], 1]), under="step")
-        panel.headed(unit)
+        panel = _by_step(sheet, unit, [raw, measured])
         panel.line(*thinned(raw), "tuned", width=1, opacity=0.35)
         panel.line(*thinned(smooth), "tuned", width=2.2)
         if len(measured[0]) > 2:  # two points need no line
@@ -50,7 +45,7 @@ def losses_chart(runs: Mapping[str, Sequence[StepRecord]]) -> Markup:
     """Draw the losses of the first runs, as many as there are colours."""
     lines: dict[str, Points] = {}
     for name, steps in list(runs.items())[: len(ROLES)]:
-        xs, ys = finite([record.step for record in steps], [record.loss for record in steps])
+        xs, ys = _losses(steps)
         lines[name] = xs, smoothed(ys)
     return _lines_chart("losses", "nats per loss token", lines, (280, 240))
 
@@ -59,8 +54,7 @@ def score_chart(scores: Sequence[ScoreRecord]) -> Markup:
     """Draw each metric as a line with dots, on a scale that begins at 0 or below."""
     lines: dict[str, Points] = {}
     for name in dict.fromkeys(record.metric for record in scores):
-        own = [record for record in scores if record.metric == name]
-        lines[name] = finite([record.step for record in own], [record.value for record in own])
+        lines[name] = finite((one.step, one.value) for one in scores if one.metric == name)
     return _lines_chart("scores", "score on validation rows", lines, (240, 220), dots=True)
 
 
@@ -70,10 +64,7 @@ def _lines_chart(
     """Draw named lines by step."""
 
     def draw(sheet: Sheet) -> None:
-        panel = sheet.panel(44, 36, 128, 40)
-        _scaled(panel, [0.0] * dots + [value for _, ys in lines.values() for value in ys])
-        panel.across(0, max([*(x for xs, _ in lines.values() for x in xs), 1]), under="step")
-        panel.headed(heading)
+        panel = _by_step(sheet, heading, [*lines.values(), ([], [0.0] * dots)])
         ends = []
         for (name, points), role in zip(lines.items(), cycle(ROLES), strict=False):
             panel.line(*thinned(points), role)
@@ -83,6 +74,19 @@ def _lines_chart(
         _named(panel, ends)
 
     return chart(key, "; ".join(_described(name, points) for name, points in lines.items()), draw, heights)
+
+
+def _losses(records: Sequence[StepRecord | LossRecord]) -> Points:
+    return finite((one.step, one.loss) for one in records)
+
+
+def _by_step(sheet: Sheet, heading: str, lines: Sequence[Points]) -> Panel:
+    """A panel with room for these lines, and for their names beside it."""
+    panel = sheet.panel(44, 36, 128, 40)
+    _scaled(panel, [y for _, ys in lines for y in ys])
+    panel.across(0, max([*(x for xs, _ in lines for x in xs), 1]), under="step")
+    panel.headed(heading)
+    return panel
 
 
 def small_chart(name: str, heading: str, points: Points) -> Markup:
@@ -174,8 +178,8 @@ def _scaled(panel: Panel, values: Sequence[float]) -> None:
     panel.upwards(max(0.0, low - space) if low >= 0 else low - space, high + space)
 
 
-def finite(xs: Sequence[float], ys: Sequence[float]) -> Points:
-    kept = [(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(y)]
+def finite(points: Iterable[tuple[float, float]]) -> Points:
+    kept = [(x, y) for x, y in points if math.isfinite(y)]
     return [x for x, _ in kept], [y for _, y in kept]
 
 

@@ -10,7 +10,7 @@ from rankwise.reporting.markup import Content, Markup, Rows, element, joined
 from rankwise.reporting.quality import chip, difference_cells, value
 from rankwise.reporting.quantities import COSTS, OPTIONAL, cost_text, recorded, share, within
 from rankwise.reporting.quantities import figure as number
-from rankwise.reporting.verdict import counted, primary
+from rankwise.reporting.verdict import FOLLOWING, counted, primary
 from rankwise.runs.evaluations import ComparedForgetting, ComparedTask, Comparison, Differing, Forgetting
 from rankwise.runs.snapshot import Candidate
 
@@ -57,7 +57,7 @@ def _sentence(one: Comparison) -> str:
     else:
         first, *rest = counts
         sentence = f"{one.b} is {first} than {one.a} on {'' if len(paired) == 1 else f'{counts[first]:,} of '}{where}"
-        sentence += "".join(f", {'undecided' if kind == 'cannot tell' else kind} on {counts[kind]:,}" for kind in rest)
+        sentence += "".join(f", {FOLLOWING[kind]} on {counts[kind]:,}" for kind in rest)
     verdict = one.forgetting.verdict if one.forgetting else None
     moved = {"better": "less", "worse": "more"}.get(verdict or "")
     return f"{sentence}; it moved {moved} from the base on unrelated text" if moved else sentence
@@ -183,23 +183,22 @@ def _differing(
     key: str, title: str, candidates: Sequence[Candidate], differences: Sequence[Sequence[Differing]]
 ) -> Section | None:
     """List each value in which any run differs from the first."""
-    keys = list(dict.fromkeys(one.key for each in differences for one in each))
-    if not keys:
+    by_key = [{one.key: one for one in each} for each in differences]
+    both: Rows = []
+    alone: Rows = []
+    for name in dict.fromkeys(one for each in by_key for one in each):
+        of = [each.get(name) for each in by_key]
+        there = list(filter(None, of))
+        cells = (_value(one.b) if one else element("em", "the same") for one in of)
+        part = alone if any(one.one_sided for one in there) else both
+        part.append([name, _value(there[0].a), *cells])
+    if not (both or alone):
         return None
-    rows: dict[str, list[Content]] = {}
-    one_sided: set[str] = set()
-    for name in keys:
-        of = [next((one for one in each if one.key == name), None) for each in differences]
-        first = next(one.a for one in of if one is not None)
-        rows[name] = [name, _value(first), *(_value(one.b) if one else element("em", "the same") for one in of)]
-        if any(one is not None and one.one_sided for one in of):
-            one_sided.add(name)
     data = [
         {"of": one.name, "differing": [each.model_dump() for each in listed]}
         for one, listed in zip(candidates[1:], differences, strict=True)
     ]
     heads = ("", *(one.name for one in candidates))
-    both, alone = ([rows[name] for name in keys if (name in one_sided) == apart] for apart in (False, True))
     blocks = [table(heads, both, words=range(len(heads)), label=title)] if both else []
     if alone:
         blocks.append(

@@ -64,12 +64,9 @@ def _cleaned(node: ElementTree.Element, name: str) -> Markup:
 
 
 def _attributes(node: ElementTree.Element, name: str) -> dict[str, str]:
-    attributes: dict[str, str] = {}
-    for key, value in node.attrib.items():
-        key = _local(key)
-        if key in ATTRIBUTES:
-            attributes[key] = _short(_own(key, value, name))
-    styles = _styles(node.get("style", ""))
+    named = {_local(key): value for key, value in node.attrib.items()}
+    attributes = {key: _short(_own(key, value, name)) for key, value in named.items() if key in ATTRIBUTES}
+    styles = _styles(named.get("style", ""))
     classes = [
         f"{prefix}-{role}"
         for style, prefix in (("fill", "f"), ("stroke", "s"))
@@ -77,8 +74,7 @@ def _attributes(node: ElementTree.Element, name: str) -> dict[str, str]:
     ]
     if styles.get("fill") == "none":
         classes.append("f-none")
-    if classes:
-        attributes["class"] = " ".join(classes)
+    attributes["class"] = " ".join(classes)
     return {key: value for key, value in attributes.items() if value} | {
         style: _short(styles[style].removesuffix("px")) for style in STYLES if style in styles
     }

@@ -22,23 +22,15 @@ from rankwise.runs.snapshot import RunSnapshot
 
 def loss_section(run: RunSnapshot) -> Section:
     steps, losses, unit = run.history.steps, run.history.losses, run.learned.loss_unit
-    data = {
-        "step": [one.step for one in steps],
-        "loss": [one.loss for one in steps],
-        "learning_rate": [one.learning_rate for one in steps],
-        "gradient_norm": [one.gradient_norm for one in steps],
-        "tokens": [one.tokens for one in steps],
-        "seconds": [one.seconds for one in steps],
-        "validation": [one.as_row() for one in losses],
-    }
+    columns = ("step", "loss", "learning_rate", "gradient_norm", "tokens", "seconds")
+    rows = [one.as_row() for one in steps]
+    data = {name: [row[name] for row in rows] for name in columns} | {"validation": [one.as_row() for one in losses]}
     if len(steps) < 2:
         only = f"The only step had a loss of {number(steps[0].loss)} {unit}." if steps else ""
         sentence = only or "No step was recorded."
         return Section("loss", "Loss", data, [paragraph(sentence), *([_held_out(losses)] if losses else [])])
-    xs = [one.step for one in steps]
-    rate = small_chart("rate", "learning rate", finite(xs, [one.learning_rate for one in steps]))
-    norm = small_chart("norm", "gradient norm before clipping",
-                       finite(xs, [one.gradient_norm for one in steps]))  # fmt: skip
+    rate = small_chart("rate", "learning rate", finite((one.step, one.learning_rate) for one in steps))
+    norm = small_chart("norm", "gradient norm before clipping", finite((one.step, one.gradient_norm) for one in steps))
     clip = run.experiment.training.clip
     caption = (
         "Loss of each step (thin) and its average over about a twentieth of the run (thick).  "

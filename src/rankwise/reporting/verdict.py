@@ -21,7 +21,10 @@ from rankwise.runs.manifest import Results
 from rankwise.runs.measured import Difference, Verdict
 from rankwise.runs.snapshot import RunSnapshot
 
-ORDER: tuple[Verdict, ...] = ("better", "worse", "cannot tell")
+OPENING: dict[Verdict, str] = {
+    "better": "Better than", "worse": "Worse than", "cannot tell": "No significant difference from",
+}  # fmt: skip
+FOLLOWING: dict[Verdict, str] = {"better": "better", "worse": "worse", "cannot tell": "undecided"}
 WHOLE, LOSS = 1e-9, "loss"
 _Value = TypeVar("_Value")
 
@@ -85,34 +88,21 @@ def _warnings(run: RunSnapshot) -> list[str]:
 
 
 def _sentence(compared: dict[str, Evaluation], base: str) -> str:
+    against = _against(compared, base)
     if len(compared) == 1:
         ((task, evaluation),) = compared.items()
         metric, one = primary(evaluation.differences)
-        against = _against(compared, base)
-        means: dict[Verdict, str] = {
-            "better": f"Better than {against} on {task}",
-            "worse": f"Worse than {against} on {task}",
-            "cannot tell": f"No significant difference from {against} on {task}",
-        }
         return (
-            f"{means[one.verdict]}: {metric} {figure(one.b)} against {figure(one.a)} "
+            f"{OPENING[one.verdict]} {against} on {task}: {metric} {figure(one.b)} against {figure(one.a)} "
             f"({figure(one.difference, signed=True)}, 95 % interval {interval(one.low, one.high, signed=True)}, "
             f"n = {one.n:,}){_also(evaluation.differences, metric)}"
         )
-    verdicts: dict[str, Verdict] = {
-        task: primary(evaluation.differences)[1].verdict for task, evaluation in compared.items()
-    }
-    counts = Counter(verdicts.values())
-    kinds: list[Verdict] = [kind for kind in ORDER if counts[kind]]
-    first, rest = kinds[0], kinds[1:]
-    opening = {"better": "Better than", "worse": "Worse than", "cannot tell": "No significant difference from"}
-    following = {"better": "better", "worse": "worse", "cannot tell": "undecided"}
-    parts = [
-        f"{opening[first]} {_against(compared, base)} on {counts[first]} of {len(compared)} tasks"
-        + (f" ({_names(verdicts, first)})" if rest else "")
-    ]
-    parts += [f"{following[kind]} on {counts[kind]} ({_names(verdicts, kind)})" for kind in rest]
-    ns = sorted(primary(evaluation.differences)[1].n for evaluation in compared.values())
+    counted_by = {task: primary(evaluation.differences)[1] for task, evaluation in compared.items()}
+    (first, many), *rest = counted(list(counted_by.values())).items()
+    names = f" ({_names(counted_by, first)})" if rest else ""
+    parts = [f"{OPENING[first]} {against} on {many} of {len(compared)} tasks{names}"]
+    parts += [f"{FOLLOWING[kind]} on {count} ({_names(counted_by, kind)})" for kind, count in rest]
+    ns = sorted(one.n for one in counted_by.values())
     n = f"{ns[0]:,}" if ns[0] == ns[-1] else f"{ns[0]:,} to {ns[-1]:,}"
     return f"{', '.join(parts)}; n = {n}"
 
@@ -128,8 +118,8 @@ def _against(compared: dict[str, Evaluation], base: str) -> str:
     return names.pop() if len(names) == 1 and base not in names else "the base"
 
 
-def _names(verdicts: dict[str, Verdict], kind: Verdict) -> str:
-    return ", ".join(task for task, one in verdicts.items() if one == kind)
+def _names(differences: dict[str, Difference], kind: Verdict) -> str:
+    return ", ".join(task for task, one in differences.items() if one.verdict == kind)
 
 
 def _scored(evaluations: dict[str, Evaluation]) -> str:
@@ -180,7 +170,7 @@ def _way(first: float, last: float) -> str:
 
 def counted(differences: Sequence[Difference]) -> dict[Verdict, int]:
     counts = Counter(one.verdict for one in differences)
-    return {kind: counts[kind] for kind in ORDER if counts[kind]}
+    return {kind: counts[kind] for kind in OPENING if counts[kind]}
 
 
 FEW, MANY = 5, 1000

@@ -190,32 +190,26 @@ def verify(run: RunDirectory) -> VerifiedRun:
                 left += map(str, [*folders.left, *map(folders.path, folders.steps)])
     except RankwiseError as error:
         problems.append(str(error))
-    for folders in (run.checkpoints, run.snapshots):
-        for step in folders.named:
-            compared, problem = _step(folders, step)
-            files += compared
-            if problem is not None:
-                problems.append(problem)
-    for file in sorted([*(run.folder / FOLDER).glob("*.json"), *run.folder.glob("report.json"),
-                        *run.folder.glob("against-*.json")]):  # fmt: skip
-        compared, problem = _with_own_hash(file)
-        files += compared
-        problems += problem
+    checked = [_step(folders, step) for folders in (run.checkpoints, run.snapshots) for step in folders.named]
+    hashed = (f"{FOLDER}/*.json", "report.json", "against-*.json")
+    checked += map(_with_own_hash, sorted(file for pattern in hashed for file in run.folder.glob(pattern)))
+    files += sum(compared for compared, _ in checked)
+    problems += [problem for _, found in checked for problem in found]
     return VerifiedRun(run.folder.name, files, recorded, tuple(dict.fromkeys(problems)), tuple(left))
 
 
-def _with_own_hash(file: Path) -> tuple[bool, list[str]]:
+def _with_own_hash(file: Path) -> tuple[int, list[str]]:
     """Whether a file has a hash of itself, which earlier versions did not write, and what is wrong with it."""
     try:
         content = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        return False, [f"{file} cannot be read: {first_line(error)}."]
+        return 0, [f"{file} cannot be read: {first_line(error)}."]
     if not isinstance(content, dict) or "sha256" not in content:
-        return False, []
-    return True, [] if content == with_hash(content) else [f"{file} {CHANGED}"]
+        return 0, []
+    return 1, [] if content == with_hash(content) else [f"{file} {CHANGED}"]
 
 
-def _step(folders: StepFolders, step: int) -> tuple[int, str | None]:
+def _step(folders: StepFolders, step: int) -> tuple[int, list[str]]:
     """Files compared in a step's folder, and the first that is not what was written."""
     compared = 0
     try:
@@ -225,8 +219,8 @@ def _step(folders: StepFolders, step: int) -> tuple[int, str | None]:
             compared += 1
     except DamagedStep as damage:
         if not os.path.lexists(folders.path(step)):  # a training that goes on has removed it
-            return compared, None
-        return compared, f"{damage.file} is damaged: {damage.why}. --resume passes over it."
+            return compared, []
+        return compared, [f"{damage.file} is damaged: {damage.why}. --resume passes over it."]
     except RankwiseError as error:
-        return compared, str(error)
-    return compared, None
+        return compared, [str(error)]
+    return compared, []

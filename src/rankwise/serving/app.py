@@ -12,7 +12,7 @@ POST /v1/load_lora_adapter, /v1/unload_lora_adapter     where it is allowed, as 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -257,17 +257,18 @@ HANDLERS = {
 
 def schema(*, loading: bool = False, tuning: bool = False) -> dict[str, Any]:
     """Of the routes that a server has."""
+    open_to_all = ("401", "403")
     paths: dict[str, Any] = {
-        "/health": {"get": _plain("whether answers are being written")},
-        "/metrics": {"get": _plain("counts for Prometheus", "text/plain")},
-        "/v1/models": {"get": _plain("the base and each adapter")},
-        "/v1/chat/completions": {"post": _asking(ChatBody, "the answer to a conversation", STREAMED)},
-        "/v1/completions": {"post": _asking(CompletionBody, "how the model continues a text", STREAMED)},
+        "/health": {"get": _operation("whether answers are being written", refused=open_to_all)},
+        "/metrics": {"get": _operation("counts for Prometheus", "text/plain", refused=open_to_all)},
+        "/v1/models": {"get": _operation("the base and each adapter", refused=open_to_all)},
+        "/v1/chat/completions": {"post": _asking(ChatBody, "the answer to a conversation", *STREAMED)},
+        "/v1/completions": {"post": _asking(CompletionBody, "how the model continues a text", *STREAMED)},
     }
     kinds: list[type[BaseModel]] = [ChatBody, CompletionBody]
     if loading:
-        paths["/v1/load_lora_adapter"] = {"post": _asking(LoadBody, "the adapter is served", ("text/plain",))}
-        paths["/v1/unload_lora_adapter"] = {"post": _asking(UnloadBody, "the adapter is gone", ("text/plain",))}
+        paths["/v1/load_lora_adapter"] = {"post": _asking(LoadBody, "the adapter is served", "text/plain")}
+        paths["/v1/unload_lora_adapter"] = {"post": _asking(UnloadBody, "the adapter is gone", "text/plain")}
         kinds += [LoadBody, UnloadBody]
     if tuning:
         paths |= _tuning()
@@ -289,46 +290,40 @@ def _tuning() -> dict[str, Any]:
         "purpose": {"type": "string", "enum": ["fine-tune"]},
     }}  # fmt: skip
     file, job = "/v1/files/{id}", "/v1/fine_tuning/jobs/{id}"
-    post = {
-        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": upload}}},
-        "responses": {"200": {"description": "the file", "content": {"application/json": {}}}} | _refusals(),
-    }
-    paths: dict[str, Any] = {
-        "/v1/files": {"get": _listing("the files", "after", "limit", "order", "purpose"), "post": post},
-        file: {"get": _of_id("the file"), "delete": _of_id("that it is gone")},
-        f"{file}/content": {"get": _of_id("what was uploaded", "application/octet-stream")},
-        "/v1/fine_tuning/jobs": {
-            "get": _listing("the jobs, the newest first", "after", "limit"), "post": _asking(JobBody, "the job"),
+    after, limit, order, purpose = map(_in_query, ("after", "limit", "order", "purpose"))
+    of_job = _operation("the job", parameters=[ID])
+    return {
+        "/v1/files": {
+            "get": _operation("the files", parameters=[after, limit, order, purpose]),
+            "post": _operation("the file", body={"multipart/form-data": {"schema": upload}}),
         },
-        job: {"get": _of_id("the job")},
+        file: {
+            "get": _operation("the file", parameters=[ID]), "delete": _operation("that it is gone", parameters=[ID]),
+        },
+        f"{file}/content": {"get": _operation("what was uploaded", "application/octet-stream", parameters=[ID])},
+        "/v1/fine_tuning/jobs": {
+            "get": _operation("the jobs, the newest first", parameters=[after, limit]),
+            "post": _asking(JobBody, "the job"),
+        },
+        job: {"get": of_job},
+        **{f"{job}/{name}": {"get": _operation(f"the {name} of a job", parameters=[after, limit, ID])}
+           for name in ("events", "checkpoints")},
+        **{f"{job}/{how}": {"post": of_job} for how in ("cancel", "pause", "resume")},
     }  # fmt: skip
-    for name in ("events", "checkpoints"):
-        listed = _listing(f"the {name} of a job", "after", "limit")
-        paths[f"{job}/{name}"] = {"get": listed | {"parameters": [*listed["parameters"], ID]}}
-    return paths | {f"{job}/{how}": {"post": _of_id("the job")} for how in ("cancel", "pause", "resume")}
 
 
-def _refusals() -> dict[str, Any]:
-    return {code: {"description": text} for code, text in REFUSED.items()}
+def _in_query(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "query", "schema": {"type": "string"}}
 
 
-def _of_id(description: str, media: str = "application/json") -> dict[str, Any]:
-    answers = {"200": {"description": description, "content": {media: {}}}}
-    return {"parameters": [ID], "responses": answers | _refusals()}
+def _asking(kind: type[BaseModel], answer: str, *media: str) -> dict[str, Any]:
+    schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
+    return _operation(answer, *media, body={"application/json": {"schema": schema}})
 
 
-def _listing(description: str, *names: str) -> dict[str, Any]:
-    parameters = [{"name": name, "in": "query", "schema": {"type": "string"}} for name in names]
-    answers = {"200": {"description": description, "content": {"application/json": {}}}}
-    return {"parameters": parameters, "responses": answers | _refusals()}
-
-
-def _plain(description: str, media: str = "application/json") -> dict[str, Any]:
-    answers = {"200": {"description": description, "content": {media: {}}}}
-    return {"responses": answers | {code: {"description": REFUSED[code]} for code in ("401", "403")}}
-
-
-def _asking(kind: type[BaseModel], description: str, media: Sequence[str] = ("application/json",)) -> dict[str, Any]:
-    body = {"application/json": {"schema": {"$ref": f"#/components/schemas/{kind.__name__}"}}}
-    answers = {"200": {"description": description, "content": {one: {} for one in media}}}
-    return {"requestBody": {"required": True, "content": body}, "responses": answers | _refusals()}
+def _operation(answer: str, *media: str, refused: Iterable[str] = REFUSED, **request: Any) -> dict[str, Any]:
+    """A way to ask: `parameters` or the `body` of its request, its answer, and how it may be refused."""
+    if (body := request.pop("body", None)) is not None:
+        request["requestBody"] = {"required": True, "content": body}
+    answers = {"200": {"description": answer, "content": {one: {} for one in media or ("application/json",)}}}
+    return request | {"responses": answers | {code: {"description": REFUSED[code]} for code in refused}}

@@ -153,11 +153,10 @@ def forecast(form: SettingsForm) -> Shown:
     if any(not one.field.startswith(OF_DATA) for one in problems) or not form.given.get("data.path"):
         return Shown(tuple(problems))
     try:
-        without = plan_of(as_continued(form.planned(without=("run", *OF_DATA))))
+        without = _shown(plan_of(as_continued(form.planned(without=("run", *OF_DATA)))))
     except RankwiseError:
         return Shown(tuple(problems))
-    shown = _shown(without)
-    return Shown(tuple(problems), shown.verdict, shown.figures, shown.remedies, shown.notes)
+    return replace(without, problems=tuple(problems), rows=None)
 
 
 def placed(error: RankwiseError) -> list[Problem]:
@@ -185,11 +184,12 @@ def _verdict(plan: Plan) -> Verdict:
     peak, usable, name = fit.peak, fit.device.usable, fit.device.name
     room = f"{size(peak)} of {size(usable)} on {name}"
     again = f", with {fit.recomputed} blocks computed twice" if fit.recomputed else ""
+    word, sentence = "fits", f"Fits: {room}{again}."
     if not fit.fits:
-        return Verdict("too large", f"Needs {size(peak)}{again}, and {size(usable)} are there on {name}.", peak, usable)
-    if peak > TIGHT * usable:
-        return Verdict("tight", f"Fits, but is tight: {room}{again}.", peak, usable)
-    return Verdict("fits", f"Fits: {room}{again}.", peak, usable)
+        word, sentence = "too large", f"Needs {size(peak)}{again}, and {size(usable)} are there on {name}."
+    elif peak > TIGHT * usable:
+        word, sentence = "tight", f"Fits, but is tight: {room}{again}."
+    return Verdict(word, sentence, peak, usable)
 
 
 def _figures(plan: Plan) -> list[Figure]:

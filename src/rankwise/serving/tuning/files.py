@@ -18,12 +18,12 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import copyfileobj
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -88,17 +88,34 @@ class Content(Config):
     """Columns that have no effect on what is learned."""
 
 
-class StoredFile(Config):
+class Stored(Config):
+    """What has a file of facts in a folder of this server."""
+
     id: str
-    bytes: int
     created_at: int
+
+
+_Stored = TypeVar("_Stored", bound=Stored)
+
+
+def newest_first(files: Iterable[Path], kind: type[_Stored]) -> list[_Stored]:
+    """What is not whole is left out."""
+    found = list[_Stored]()
+    for file in files:
+        with suppress(RunError):
+            found.append(read_json(file, kind))
+    return sorted(found, key=lambda one: (one.created_at, one.id), reverse=True)
+
+
+class StoredFile(Stored):
+    bytes: int
     filename: str
     purpose: Purpose
     content: Content
 
     def as_json(self) -> dict[str, Any]:
-        shown = self.model_dump(include={"id", "bytes", "created_at", "filename", "purpose"})
-        return shown | {"object": "file", "status": "processed", "expires_at": None, "status_details": None}
+        rest = {"object": "file", "status": "processed", "expires_at": None, "status_details": None}
+        return self.model_dump(exclude={"content"}) | rest
 
 
 @dataclass(frozen=True)
@@ -108,12 +125,7 @@ class Files:
     _changing: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def every(self) -> list[StoredFile]:
-        """The newest first. What is not whole is left out."""
-        files = list[StoredFile]()
-        for folder in self.folder.glob(f"{FILE}-*"):
-            with suppress(RunError):
-                files.append(read_json(folder / FACTS, StoredFile))
-        return sorted(files, key=lambda one: (one.created_at, one.id), reverse=True)
+        return newest_first((folder / FACTS for folder in self.folder.glob(f"{FILE}-*")), StoredFile)
 
     def get(self, name: str, parameter: str | None = None) -> StoredFile:
         """BadRequest (404) where there is none."""

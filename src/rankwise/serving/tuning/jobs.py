@@ -22,7 +22,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from rankwise.config.base import Config
 from rankwise.config.data import ValidationDataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
@@ -35,7 +34,17 @@ from rankwise.runs.own_files import read_json
 from rankwise.runs.queue import Queue
 from rankwise.serving.bodies import BadRequest
 from rankwise.serving.tuning.bodies import Hyperparameters, JobBody, PairHyperparameters
-from rankwise.serving.tuning.files import JOB, Files, StoredFile, checked_id, data_of, new_id, no_such
+from rankwise.serving.tuning.files import (
+    JOB,
+    Files,
+    Stored,
+    StoredFile,
+    checked_id,
+    data_of,
+    new_id,
+    newest_first,
+    no_such,
+)
 from rankwise.system.files import make_folders, write_json
 
 MOST_JOBS, MOST_WAITING = 10_000, 100
@@ -66,11 +75,9 @@ def resolved(given: Hyperparameters, rows: int) -> Hyperparameters:
     return type(given)(**{name: auto[name] if value == "auto" else value for name, value in values.items()})
 
 
-class Job(Config):
+class Job(Stored):
     """What is written down."""
 
-    id: str
-    created_at: int
     model: str
     training_file: str
     validation_file: str | None
@@ -153,12 +160,7 @@ class Jobs:
         return None
 
     def every(self) -> list[Job]:
-        """The newest first."""
-        jobs = list[Job]()
-        for file in self.folder.glob(f"{JOB}-*.json"):
-            with suppress(RunError):
-                jobs.append(read_json(file, Job))
-        return sorted(jobs, key=lambda one: (one.created_at, one.id), reverse=True)
+        return newest_first(self.folder.glob(f"{JOB}-*.json"), Job)
 
     def get(self, name: str) -> Job:
         try:

@@ -24,6 +24,7 @@ from starlette.routing import Route
 
 from rankwise.errors import RankwiseError, typed
 from rankwise.runs.directory import RunDirectory
+from rankwise.runs.metrics_log import History
 from rankwise.serving.bodies import BadRequest
 from rankwise.serving.changes import Changes
 from rankwise.serving.engine import Stopped
@@ -162,12 +163,12 @@ class FineTuning:
         return JSONResponse(stored.as_json())
 
     def list_files(self, request: Request) -> Response:
-        query = _query(request, "after", "limit", "order", "purpose")
-        if (order := query.get("order", "desc")) not in ("asc", "desc"):
+        order, purpose = request.query_params.get("order", "desc"), request.query_params.get("purpose")
+        if order not in ("asc", "desc"):
             raise BadRequest(f"order is {order[:20]!r}; asc or desc is expected.", parameter="order")
         shown = [one.as_json() for one in self.files.every()][:: 1 if order == "desc" else -1]
-        shown = [one for one in shown if query.get("purpose") in (None, one["purpose"])]
-        return _page(shown, query, most=10_000, usual=10_000)
+        shown = [one for one in shown if purpose in (None, one["purpose"])]
+        return _page(request, shown, "order", "purpose", most=10_000, usual=10_000)
 
     def file(self, request: Request) -> Response:
         return JSONResponse(self.files.get(request.path_params["id"]).as_json())
@@ -195,23 +196,18 @@ class FineTuning:
         metadata = {
             match[1]: value for key, value in request.query_params.items() if (match := _METADATA.fullmatch(key))
         }
-        query = _query(request, "after", "limit", *(f"metadata[{key}]" for key in metadata))
         every = [one for one in self.offered.jobs.every() if metadata.items() <= (one.metadata or {}).items()]
-        return _page(every, query, most=100, usual=20, show=self._shown)
+        return _page(request, every, *(f"metadata[{key}]" for key in metadata), show=self._shown)
 
     def job(self, request: Request) -> Response:
         return JSONResponse(self._shown(self._job(request)))
 
     def events(self, request: Request) -> Response:
-        query = _query(request, "after", "limit")
-        job, state = self.offered.look_at(self._job(request))
-        events = events_of(job, state, history_of(job, self.offered.jobs.queue), self.offered.warning(job))
-        return _page(events, query, most=100, usual=20)
+        job, state, history = self._looked_at(request)
+        return _page(request, events_of(job, state, history, self.offered.warning(job)))
 
     def checkpoints(self, request: Request) -> Response:
-        query = _query(request, "after", "limit")
-        job, state = self.offered.look_at(self._job(request))
-        return _page(checkpoints_of(job, state, history_of(job, self.offered.jobs.queue)), query, most=100, usual=10)
+        return _page(request, checkpoints_of(*self._looked_at(request)), usual=10)
 
     def cancel(self, request: Request) -> Response:
         return JSONResponse(self._shown(self.offered.jobs.cancel(self._job(request))))
@@ -228,6 +224,10 @@ class FineTuning:
         self.offered.delete(name)
         return JSONResponse({"object": "model", "id": name, "deleted": True})
 
+    def _looked_at(self, request: Request) -> tuple[Job, State, History]:
+        job, state = self.offered.look_at(self._job(request))
+        return job, state, history_of(job, self.offered.jobs.queue)
+
     def _job(self, request: Request) -> Job:
         return self.offered.jobs.get(request.path_params["id"])
 
@@ -236,29 +236,23 @@ class FineTuning:
         return as_json(job, state, history_of(job, self.offered.jobs.queue) if state.status == "running" else None)
 
 
-def _query(request: Request, *known: str) -> dict[str, str]:
-    """The parameters of a list. BadRequest for any other."""
-    given = dict(request.query_params)
-    if unknown := [name for name in given if name not in known]:
-        raise BadRequest(*(f"unknown parameter {name[:60]!r}." for name in unknown[:20]), parameter=unknown[0][:60])
-    return given
-
-
 def _page(
-    every: Sequence[Any], query: dict[str, str], *, most: int, usual: int, show: Callable[[Any], Any] = lambda one: one
-) -> Response:
-    """A part of a list: `limit` of it, behind the one whose id is `after`."""
-    limit = query.get("limit", str(usual))
+    request: Request, every: Sequence[Any], *known: str, most: int = 100, usual: int = 20,
+    show: Callable[[Any], Any] = lambda one: one,
+) -> Response:  # fmt: skip
+    """A part of a list: `limit` of it, behind the one whose id is `after`. BadRequest for any other parameter that is
+    not known."""
+    query = request.query_params
+    if unknown := [name for name in query if name not in ("after", "limit", *known)]:
+        raise BadRequest(*(f"unknown parameter {name[:60]!r}." for name in unknown[:20]), parameter=unknown[0][:60])
+    limit, after, first = query.get("limit", str(usual)), query.get("after"), 0
     if not (limit.isascii() and limit.isdecimal() and len(limit) < 7 and 1 <= int(limit) <= most):
         raise BadRequest(f"limit is {limit[:20]!r}; a number from 1 to {most:,} is expected.", parameter="limit")
     ids = [one["id"] if isinstance(one, dict) else one.id for one in every]
-    after, first = query.get("after"), 0
     if after is not None:
         if after not in ids:
             raise BadRequest(f"nothing in this list has the id {after[:60]!r}.", parameter="after")
         first = ids.index(after) + 1
     page = [show(one) for one in every[first : first + int(limit)]]
-    data = {"object": "list", "data": page, "has_more": first + len(page) < len(every)}
-    return JSONResponse(
-        data | {"first_id": page[0]["id"] if page else None, "last_id": page[-1]["id"] if page else None}
-    )
+    ends = {"first_id": page[0]["id"], "last_id": page[-1]["id"]} if page else {"first_id": None, "last_id": None}
+    return JSONResponse({"object": "list", "data": page, "has_more": first + len(page) < len(every)} | ends)
