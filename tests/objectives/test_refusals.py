@@ -59,6 +59,6 @@ def test_what_is_refused_is_refused_by_name(objective, config, sentences):
 
 def test_every_activity_of_a_table_is_asked_for_and_every_other_is_a_format():
     sources = [one.read_text(encoding="utf-8") for one in Path(rankwise.__file__).parent.rglob("*.py")]
-    asked = {name for text in sources for name in re.findall(r'\.(?:refuse|why_not)\("([^"]+)"', text)}
+    asked = {name for text in sources for name in re.findall(r'\.(?:refuse|why_not|cannot\.get)\("([^"]+)"', text)}
     tables = [one for case in REFUSED for one in (case[0].cannot, case[1].cannot)]
     assert {name for table in tables for name in table} - set(FORMATS) == asked
