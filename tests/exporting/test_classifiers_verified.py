@@ -19,6 +19,7 @@ from rankwise.commands import export as export_command
 from rankwise.exporting import verification
 from rankwise.exporting.agreement import ClassReference, compare_classes
 from rankwise.exporting.engine_process import EngineReplies
+from rankwise.objectives.objective import Classifier
 from tagged import spanned, tagger_folder
 from vision_models import save_folder
 
@@ -141,7 +142,9 @@ def test_names_of_tags_in_another_order_are_seen(tmp_path, monkeypatch):
 
 def verdict_on(theirs, ours, form):
     questions = tuple({"text": "a"} for _ in ours)
-    reference = ClassReference("texts", questions, tuple(map(tuple, ours)), ("a", "b"), "base", form=form)
+    reference = ClassReference(
+        "texts", questions, tuple(map(tuple, ours)), ("a", "b"), "base", "", Classifier.tolerances, form=form
+    )  # fmt: skip
     replies = EngineReplies.model_validate(
         {"engine": "one", "version": "1", "replies": [{"outputs": one} for one in theirs]}
     )

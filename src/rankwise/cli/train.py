@@ -123,7 +123,4 @@ def _tell(trained: Trained, results: Results) -> None:
     page = trained.run.page
     if page.is_file():
         typer.echo(f"report: {page}")
-    use = f"chat {run} --both" if trained.targets is None else f"predict {run} --data FILE --out predictions.jsonl"
-    if trained.model.encoder_decoder:
-        use = f'generate {run} --prompt "A TEXT" --both'
-    typer.echo(f"next: rankwise {use}")
+    typer.echo(f"next: rankwise {trained.use.format(run=run)}")

@@ -8,6 +8,7 @@ what was forgotten is measured last. The result goes into the run's folder, wher
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,16 @@ from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.pair_task import pair_task
 from rankwise.evaluation.requests import Requests, requests_of, requests_of_sequences
 from rankwise.evaluation.row_task import CLASSES, LABELS, SPANS, RowTask, TaskKind
-from rankwise.evaluation.subject import Subject, open_subject, refuse_of_language_models, refuse_running_text
+from rankwise.evaluation.subject import FORGETTING, Subject, open_subject
 from rankwise.evaluation.task import OwnTask, Task, base_scores
 from rankwise.evaluation.task_documents import data_spec, drawn, identities
 from rankwise.evaluation.text import BLOCKS, Text
 from rankwise.evaluation.validation_rows import columns_of_run, refuse_training_files, rows_to_measure
 from rankwise.inference.generate import TOGETHER
 from rankwise.methods.artifact import is_adapter
-from rankwise.objectives.objective import Classifier
+from rankwise.objectives.causal_lm import CAUSAL_LM
+from rankwise.objectives.objective import Classifier, Objective
+from rankwise.objectives.preference import Preference
 from rankwise.runs.directory import find_run
 from rankwise.runs.evaluations import (
     Evaluation,
@@ -82,8 +85,9 @@ def evaluate(
         raise ConfigError([f"--batch-size is {together}; it must be at least 1."])
     subject = open_subject(target, against, base=base, dtype=dtype, callback=callback, force_base=force_base,
                            force_result=force_result, trust_code=trust_code, base_model=base_model)  # fmt: skip
-    refuse_of_language_models(subject, task, text, blocks)
-    refuse_running_text(subject, text, blocks, callback, measures=compared and with_forgetting)
+    subject.refuse_options(task, text, blocks)
+    if compared and with_forgetting and (why := subject.objective.cannot.get(FORGETTING)) is not None:
+        callback(StatusMessage(why))
     others = _other_images(subject, images, with_forgetting=with_forgetting, callback=callback)
     asked = asked_of(subject, task, data, rows, together, callback)
     _result_file(subject, asked, out)
@@ -185,7 +189,7 @@ def _other_images(
         raise ConfigError([f"--other-images is for models of images, and {subject.name} reads texts. Leave it out."])
     if images is not None:
         return other_images(subject.model, images, subject.run, callback)
-    if subject.classifier is not None and with_forgetting and subject.base_features is not None:
+    if with_forgetting and subject.base_features is not None:
         how = " Give labelled images that are not training data with --other-images." if of_images else ""
         callback(StatusMessage(f"what this classifier has forgotten is not measured.{how}"))
     return None
@@ -209,16 +213,19 @@ def asked_of(
     callback: Callback,
 ) -> Task:  # fmt: skip
     if isinstance(task, str) and task.startswith(PREFIX):
-        if subject.model.encoder_decoder:
-            raise ConfigError([f"--task {task}: rankwise runs tasks of lm-eval with decoders alone, and {subject.name} "
-                               "is an encoder with a decoder. Give rows with --data."])  # fmt: skip
+        subject.refuse("evaluated by lm-eval", task)
         if data is not None:
             raise ConfigError([f"--data {data}: a task of lm-eval has its own data. Leave --data out."])
         return HarnessTask(task.removeprefix(PREFIX), rows, together or ASKED_TOGETHER)
-    if subject.classifier is not None:
-        return _row_task(subject, subject.classifier, data, rows, callback)
-    if subject.preference is not None and task is None and not (data is not None and is_running_text(data)):
-        return pair_task(subject, subject.preference, data, rows, callback)
+    return _task_of(subject.objective, subject, task, data, rows, together, callback)
+
+
+@singledispatch
+def _task_of(
+    objective: Objective, subject: Subject, task: str | TaskConfig | None, data: str | None, rows: int | None,
+    together: int | None, callback: Callback,
+) -> Task:  # fmt: skip
+    """What is measured of a model of this objective: rows and tasks that are answered, unless it has its own."""
     spec, items = _items(subject, task, data, rows, callback)
     if items.too_long:
         with_answer = f" with {spec.max_new_tokens:,} new tokens" if spec.written else ""
@@ -230,13 +237,25 @@ def asked_of(
     return OwnTask(spec, items, together or TOGETHER)
 
 
+@_task_of.register(Preference)
+def _pairs(
+    objective: Preference, subject: Subject, task: str | TaskConfig | None, data: str | None, rows: int | None,
+    together: int | None, callback: Callback,
+) -> Task:  # fmt: skip
+    if task is not None or (data is not None and is_running_text(data)):
+        return _task_of(CAUSAL_LM, subject, task, data, rows, together, callback)
+    return pair_task(subject, objective, data, rows, callback)
+
+
 KINDS: dict[str, TaskKind] = {"one": CLASSES, "several": LABELS, "tags": SPANS}
 """Of a classifier's task, by the form of its targets."""
 
 
+@_task_of.register(Classifier)
 def _row_task(
-    subject: Subject, objective: Classifier, data: str | None, rows: int | None, callback: Callback
-) -> RowTask:
+    objective: Classifier, subject: Subject, task: str | TaskConfig | None, data: str | None, rows: int | None,
+    together: int | None, callback: Callback,
+) -> RowTask:  # fmt: skip
     """Rows that the run did not train on, its own or those of `data`."""
     assert subject.artifact is not None, "a classifier is a run or an adapter's folder"
     found = rows_to_measure(subject.artifact, subject.model, data, callback)

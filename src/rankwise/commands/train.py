@@ -74,6 +74,8 @@ class Trained:
     trainable: Trainable
     targets: TargetFacts | None = None
     """The classes or numbers that a classifier predicts."""
+    use: str = ""
+    """What is done next with it, as `rankwise` takes it."""
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise train --json` prints."""
@@ -177,7 +179,7 @@ def _trained(
         manifest = record(training, foreseen, resumable, force_memory=force_memory, back_offs=back_offs)
         world.barrier()  # what the first one wrote is there for all
         tuned = method.tuned(loaded, result)
-        return Trained(RunDirectory(run.folder), manifest, result, tuned, trainable, objective.targets)
+        return Trained(RunDirectory(run.folder), manifest, result, tuned, trainable, objective.targets, objective.use)
     except BaseException:
         trainable.remove()  # a model that was given is to be what it was
         raise

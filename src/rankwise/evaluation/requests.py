@@ -81,11 +81,9 @@ class Requests:
 
 
 def requests_of(task: TaskConfig, model: LoadedModel) -> Requests:
-    if model.encoder_decoder and (task.running_text or (task.ask is not None and not task.chat)):
-        raise DataError(
-            f"{task.data}: the task {task.task} continues a text, and {model.source.name} is an encoder with a "
-            "decoder, which answers prompts. Give rows with a prompt and an answer."
-        )
+    why = text_objective(model).cannot.get("evaluated by continuing")
+    if why is not None and (task.running_text or (task.ask is not None and not task.chat)):
+        raise DataError(why.format(value=f"{task.data}: the task {task.task}", model=model.source.name))
     requests = _all_items(task, model)
     if not task.written:
         return requests

@@ -27,14 +27,16 @@ from rankwise.inference.tuned_model import load_tuned
 from rankwise.methods.artifact import Artifact, find_artifact
 from rankwise.methods.registry import method_of
 from rankwise.methods.trainable import WithBase
-from rankwise.objectives.objective import Classifier, classifier
-from rankwise.objectives.preference import Preference
+from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import language_model
+from rankwise.objectives.sequence_to_sequence import text_objective
 from rankwise.runs.records import Callback, StatusMessage, silent
 from rankwise.runs.snapshot import RunSnapshot
 
 Forward = Callable[[Tensor], Tensor]
 """Maps ids (T,) of one text to logits (T, V), without gradients."""
+FORGETTING = "measured for forgetting"
+"""By continuing running text; a reason why not is in the table of an objective."""
 
 
 @dataclass(frozen=True)
@@ -105,15 +107,19 @@ class Subject:
     """Gives the base of a classifier, whose head is untrained, so that only its features can be compared."""
 
     @property
-    def preference(self) -> Preference | None:
-        """How it was trained on pairs, if it was."""
-        objective = None if self.artifact is None else self.artifact.objective
-        return objective if isinstance(objective, Preference) else None
+    def objective(self) -> Objective:
+        """What it was trained for; a model that is no run writes texts."""
+        return text_objective(self.model) if self.artifact is None else self.artifact.objective
 
-    @property
-    def classifier(self) -> Classifier | None:
-        objective = None if self.artifact is None else self.artifact.objective
-        return classifier(objective)
+    def refuse(self, activity: str, value: str) -> None:
+        """ConfigError where it is not evaluated so."""
+        if (why := self.objective.cannot.get(activity)) is not None:
+            raise ConfigError([why.format(model=self.name, value=value)])
+
+    def refuse_options(self, task: str | TaskConfig | None, text: str | None, blocks: int | None) -> None:
+        for name, value in (("--task", task), ("--text", text), ("--blocks", blocks)):
+            if value is not None:
+                self.refuse(name, name)
 
 
 def open_subject(
@@ -146,13 +152,14 @@ def open_subject(
 
     trained_on = artifact.trained_on or asked.model.facts
     own = Subject(artifact.name, asked.model, artifact.run, system=asked.system, artifact=artifact)
-    if base and asked.objective.targets is not None:
-        callback(StatusMessage("the base has no trained head, so this classifier is evaluated alone"))
-    if not base or asked.objective.targets is not None:
+    alone = asked.objective.cannot.get("compared with its base")
+    if base and alone is not None:
+        callback(StatusMessage(alone))
+    if not base or alone is not None:
         return replace(own, base_features=without if base else None)
     # a base that was forced upon the run need not be the one that it was trained on
     origin = find(artifact.base, silent).fingerprint if force_base else trained_on.fingerprint
-    sides = None if asked.model.encoder_decoder else base_and_tuned(asked.trainable)
+    sides = None if FORGETTING in own.objective.cannot else base_and_tuned(asked.trainable)
     return replace(own, against=trained_on.name, base=without, sides=sides, origin=origin)
 
 
@@ -163,33 +170,5 @@ def _loaded(spec: ModelConfig, callback: Callback) -> LoadedModel:
 
 def _beside(model: LoadedModel, target: str, against: ModelConfig, dtype: str, callback: Callback) -> Subject:
     other = _loaded(held_to_measure(against, dtype), callback)
-    sides = None if model.encoder_decoder else of_two_models(other, model)
+    sides = None if FORGETTING in text_objective(model).cannot else of_two_models(other, model)
     return Subject(target, model, None, against.name, lambda: nullcontext(other), sides, other.facts.fingerprint)
-
-
-def refuse_of_language_models(
-    subject: Subject, task: str | TaskConfig | None, text: str | None, blocks: int | None
-) -> None:
-    """ConfigError where a classifier is given what only a language model can be measured with."""
-    given = [name for name, value in (("--task", task), ("--text", text), ("--blocks", blocks)) if value is not None]
-    if subject.classifier is not None and given:
-        raise ConfigError(
-            [f"{given[0]} is for language models, and {subject.name} is a classifier. Give labelled rows with --data."]
-        )
-
-
-def refuse_running_text(
-    subject: Subject, text: str | None, blocks: int | None, callback: Callback, *, measures: bool
-) -> None:
-    """What was forgotten is measured on running text, which an encoder with a decoder does not continue."""
-    if not subject.model.encoder_decoder or subject.classifier is not None:
-        return
-    given = [name for name, value in (("--text", text), ("--blocks", blocks)) if value is not None]
-    if given:
-        raise ConfigError([f"{given[0]} is for running text, and {subject.name} is an encoder with a decoder, which "
-                           "does not continue one. Leave it out."])  # fmt: skip
-    if measures:
-        callback(StatusMessage(
-            "what this model has forgotten is not measured: rankwise measures it on running text, which an encoder "
-            "with a decoder does not continue"
-        ))  # fmt: skip

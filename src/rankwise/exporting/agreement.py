@@ -301,7 +301,9 @@ class ClassReference:
         return sorted(ours)[-1] - sorted(ours)[-2] <= 2 * allowed
 
 
-def class_reference_of(tuned: TunedModel, objective: Classifier, count: int, rows: str | None) -> ClassReference | None:
+def class_reference_of(
+    objective: Classifier, tuned: TunedModel, count: int, rows: str | None, **of_answers: Any
+) -> ClassReference | None:
     """None for images that are no files any more, since there is nothing to show to other software."""
     documents, about = _documents(tuned, rows)
     longest = replace(tuned.longest, cuts=False)  # the other software is given whole texts

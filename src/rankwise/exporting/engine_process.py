@@ -2,6 +2,7 @@
 
     request  {"export": folder, file or address, "base": folder or null, "format": …, "threads": n,
               "base_settings": what the base's config.json lacks for readers of older names,
+              "auto_class": by which transformers loads the model,
               "questions": [{"prompt": text, "prompt_ids": […], "answer_ids": […], "answer": text,
                              "max_new_tokens": n}, …],
               "conversations": [[{"role": …, "content": …}, …], …], "thinks": whether they are rendered for reasoning}

@@ -10,17 +10,16 @@ otherwise the export is deleted.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rankwise.base.loaded import LoadedModel
-from rankwise.base.pooling import as_block
 from rankwise.base.saving import save, stored_as
 from rankwise.errors import AdapterError, RunError
 from rankwise.inference.tuned_model import load_tuned
@@ -28,7 +27,6 @@ from rankwise.kernels.quantized.tensor import unpack_weights
 from rankwise.methods.artifact import BASE_FACTS, Artifact
 from rankwise.methods.registry import method_of
 from rankwise.objectives.objective import Objective
-from rankwise.objectives.text_classification import TextClassification
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.evaluations import STRENGTH
 from rankwise.runs.lineage import LINEAGE, Lineage
@@ -79,15 +77,13 @@ def export_merged(
     objective = tuned.objective
     live, base = tuned.trainable.merge(strength, partial(_logits, tuned.model, objective))
     unpack_weights(tuned.model.module)
-    objective = _as_read_elsewhere(tuned.model.module, objective, export_dtype)
+    objective = objective.as_read_elsewhere(tuned.model.module, export_dtype)
     change = None if base is None else _difference(base, live)
     with published(folder) as temporary:
         callback(StatusMessage("Writing the merged model"))
         save(tuned.model, temporary, export_dtype)
         for file, value in beside(artifact, strength).items():
-            if file == DATA_REPORT and objective.targets is not None:
-                value["targets"] = objective.targets.model_dump(mode="json")
-            write_json(temporary / file, value)
+            write_json(temporary / file, value | (objective.recorded if file == DATA_REPORT else {}))
         for file, text in (texts or {}).items():
             (temporary / file).write_text(text, encoding="utf-8")
         weights = _hashes(tuned.model)
@@ -107,14 +103,6 @@ def export_merged(
             f"adapter by {change:.2g}, so much of the training may be lost. --dtype float32 avoids this"
         ))  # fmt: skip
     return merged
-
-
-def _as_read_elsewhere(module: nn.Module, objective: Objective, dtype: torch.dtype) -> Objective:
-    """A classifier whose head reads a pooled vector gets a block that computes it, and its own code reads that."""
-    if not isinstance(objective, TextClassification) or objective.targets.pooling == "own":
-        return objective
-    as_block(module, objective.targets.pooling, dtype)
-    return replace(objective, predicted=objective.targets.model_copy(update={"pooling": "own"}))
 
 
 def beside(artifact: Artifact, strength: float) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from rankwise.inference.generate import answers_in_turn
 from rankwise.inference.tuned_model import TunedModel, load_tuned
 from rankwise.methods.artifact import Artifact
 from rankwise.methods.registry import method_of
+from rankwise.objectives.causal_lm import Messages, Rendered
 from rankwise.objectives.sequence_to_sequence import text_objective
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.preparing import prepare
@@ -51,7 +52,7 @@ BUILT_IN = (
     'Return {"answer": 42} as JSON.', "Why is the sky blue?", "Translate to German: good morning", "What is 7 times 8?",
 )  # fmt: skip
 FRENCH = "What is the capital of France?"
-CONVERSATIONS: tuple[tuple[Message, ...], ...] = (
+CONVERSATIONS: tuple[Messages, ...] = (
     (Message("user", FRENCH),),
     (Message("system", "Answer in one word."), Message("user", FRENCH)),
     (Message("user", FRENCH), Message("assistant", "Paris."), Message("user", "And of Spain?\n\nBriefly: one word.")),
@@ -157,8 +158,8 @@ class Reference:
     about: str
     """What was asked, such as "20 validation rows"."""
     questions: tuple[Question, ...]
-    conversations: tuple[tuple[tuple[Message, ...], tuple[int, ...]], ...] = ()
-    """With the ids that our template renders them to, up to where the model is to answer."""
+    conversations: tuple[Rendered, ...] = ()
+    """As our template renders them."""
     end_id: int | None = None
     """The tokenizer's own end token."""
     end_ids: tuple[int, ...] = ()
@@ -168,6 +169,8 @@ class Reference:
     base_folder: str | None = None
     thinks: bool = False
     """Whether our template asks the model to reason."""
+    auto_class: str = "AutoModelForCausalLM"
+    """What transformers loads it by."""
 
     @property
     def request(self) -> dict[str, Any]:
@@ -177,7 +180,7 @@ class Reference:
         names = {} if self.base_folder is None else missing_names(Path(self.base_folder))
         return {
             "questions": [one.request for one in self.questions], "conversations": spoken, "base": self.base_folder,
-            "base_settings": names, "thinks": self.thinks,
+            "base_settings": names, "auto_class": self.auto_class, "thinks": self.thinks,
         }  # fmt: skip
 
 
@@ -210,6 +213,7 @@ def reference_to(
         "", tuple(questions), tuple(text_objective(model).rendered(model, CONVERSATIONS)),
         model.tokenizer.hub.eos_token_id, model.template.end_ids, _change(tuned, questions),
         str(model.source.folder.absolute()), model.template.thinks,
+        text_objective(model).kind.auto_class,
     )  # fmt: skip
 
 

@@ -230,7 +230,7 @@ def _reference(
     """The model that it is asked of is freed before an engine loads its own."""
     tuned = open_float32(artifact, force_base=export.force_base)
     try:
-        return _asked_of(tuned.objective, tuned, export, how, count, callback)
+        return _asked_of(tuned.objective, tuned, count, how.rows, strength=export.strength, callback=callback)
     finally:
         del tuned
         gc.collect()
@@ -238,16 +238,12 @@ def _reference(
 
 @singledispatch
 def _asked_of(
-    objective: Objective, tuned: TunedModel, export: Export, how: Verifying, count: int, callback: Callback
+    objective: Objective, tuned: TunedModel, count: int, rows: str | None, **of_answers: Any
 ) -> Reference | ClassReference | None:
-    return reference_of(tuned, export.strength, count=count, rows=how.rows, callback=callback)
+    return reference_of(tuned, count=count, rows=rows, **of_answers)
 
 
-@_asked_of.register(Classifier)
-def _class_reference(
-    objective: Classifier, tuned: TunedModel, export: Export, how: Verifying, count: int, callback: Callback
-) -> ClassReference | None:
-    return class_reference_of(tuned, objective, count, how.rows)
+_asked_of.register(Classifier, class_reference_of)
 
 
 def _over_full(artifact: Artifact, export: Export) -> Artifact | None:

@@ -36,10 +36,15 @@ LABELS_AS_ANSWERS = {
     "sequence-classification trains a classifier with a head instead",
 }
 
+Messages = tuple[Message, ...]
+Rendered = tuple[Messages, tuple[int, ...]]
+"""A conversation with its ids, up to where the model is to answer."""
+
 
 @dataclass(frozen=True)
 class CausalLM(Objective):
     name = "causal-lm"
+    use = "chat {run} --both"
     model_kind: ClassVar[ModelKind] = KIND
     encoder: ClassVar[EncoderOf] = Encoder
     format_notes = LABELS_AS_ANSWERS
@@ -74,11 +79,9 @@ class CausalLM(Objective):
         before, _, behind = frame.partition(PROBE)
         return text.removeprefix(before).removesuffix(behind)
 
-    def rendered(
-        self, model: LoadedModel, conversations: Sequence[tuple[Message, ...]]
-    ) -> list[tuple[tuple[Message, ...], tuple[int, ...]]]:
+    def rendered(self, model: LoadedModel, conversations: Sequence[Messages]) -> list[Rendered]:
         """Those that the template can say, with their ids."""
-        prompts = list[tuple[tuple[Message, ...], tuple[int, ...]]]()
+        prompts = list[Rendered]()
         for messages in conversations:
             try:
                 prompts.append((messages, tuple(self.prompt(model, messages)[1])))

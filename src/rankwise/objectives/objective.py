@@ -107,6 +107,8 @@ class Objective(ABC):
     """What all objectives have; a default is what most of them do."""
 
     name: ClassVar[str]
+    use: ClassVar[str]
+    """What is done next with a run, as `rankwise` takes it."""
     shown_as: ClassVar[str] = "text"
     """How the page asks it and shows what it answers."""
 
@@ -235,6 +237,15 @@ class Objective(ABC):
         """The sum of the losses of `batch.count` predictions."""
         ...
 
+    def as_read_elsewhere(self, module: nn.Module, dtype: torch.dtype) -> Objective:
+        """What an export of this module is read as by other software; the module is made ready for it."""
+        return self
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What it changes in the data report beside an export."""
+        return {}
+
     def sample_logits(self, model: LoadedModel, text: str) -> Tensor:
         """Of a text, by which two copies of a model are compared."""
         ids = torch.tensor([model.tokenizer.encode(text)], device=model.precision.device)
@@ -267,6 +278,11 @@ NOT_OF_CLASSIFIERS = {
     "advised on from a loaded model": "a classifier gets its head when its model is loaded; give the model's name.",
     "generating": SILENT,
     "measured at strengths": SILENT,
+    "compared with its base": "the base has no trained head, so this classifier is evaluated alone",
+    **dict.fromkeys(
+        ("--task", "--text", "--blocks"),
+        "{value} is for language models, and {model} is a classifier. Give labelled rows with --data.",
+    ),
     "served": "{model} is a classifier, which generates no text. Use rankwise predict.",
     "asked beside others": ALONE,
     "scaled": "--strength {value}: {model} is a classifier, whose new head has no base to scale its change from. Leave "
@@ -290,6 +306,7 @@ class Classifier(Objective):
     """What other software is asked where there are no rows."""
     tolerances: ClassVar[Mapping[str, float]] = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05}
     """Of the largest difference of an output in other software, by number format."""
+    use = "predict {run} --data FILE --out predictions.jsonl"
     shown_as = "classes"
 
     far_above = 10.0  # a head may overshoot for long
@@ -298,6 +315,10 @@ class Classifier(Objective):
     @property
     def targets(self) -> TargetFacts:
         return self.predicted
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        return {"targets": self.predicted.model_dump(mode="json")}
 
     def columns(self, column: str) -> list[str]:
         shares = [probability_column(name) for name in self.targets.classes]

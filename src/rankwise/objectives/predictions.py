@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,22 +56,6 @@ class Longest:
             )
 
 
-class Prediction(Protocol):
-    """What a classifier says of one row."""
-
-    def as_columns(self, column: str) -> dict[str, Any]:
-        """The prediction in this column, and beside it what else belongs into a file of rows."""
-        ...
-
-    def as_values(self) -> dict[str, Any]:
-        """For a Python program."""
-        ...
-
-    def as_shown(self) -> dict[str, Any]:
-        """For a page: probabilities, a number, or spans with their text."""
-        ...
-
-
 @dataclass(frozen=True)
 class ClassShares:
     """`label` is the likeliest class; without classes, `value` is the predicted number."""
@@ -97,15 +81,18 @@ class ClassShares:
         return self.label if self.labels is None else self.labels
 
     def as_columns(self, column: str) -> dict[str, Any]:
+        """For a file of rows: the prediction in this column, and the probability of each class beside it."""
         shares = {probability_column(name): round(share, 6) for name, share in self.probabilities.items()}
         return {column: self.value if self._chosen is None else self._chosen, **shares}
 
     def as_values(self) -> dict[str, Any]:
+        """For a Python program."""
         if self._chosen is None:
             return {"value": self.value}
         return {"label" if self.labels is None else "labels": self._chosen, "probabilities": self.probabilities}
 
     def as_shown(self) -> dict[str, Any]:
+        """For a page."""
         shares = sorted(self.probabilities.items(), key=lambda one: -one[1])
         return {"labels": shares, "value": self.value, "chosen": self._chosen}
 
@@ -130,6 +117,10 @@ class TaggedText:
 
     def as_shown(self) -> dict[str, Any]:
         return {"spans": self.spans, "whole": self.whole}
+
+
+Prediction = ClassShares | TaggedText
+"""What a classifier says of one row."""
 
 
 def tags_column(column: str) -> str:

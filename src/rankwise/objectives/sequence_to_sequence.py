@@ -24,7 +24,7 @@ from rankwise.config.method import ALONE
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError
 from rankwise.forward.reference import OutputLogits
-from rankwise.objectives.causal_lm import CAUSAL_LM, CausalLM, end_learned, vocabulary_of
+from rankwise.objectives.causal_lm import CAUSAL_LM, CausalLM, Messages, Rendered, end_learned, vocabulary_of
 from rankwise.objectives.objective import Objective, text_writing
 from rankwise.planning.operations import Load
 from rankwise.rows.encoded.batches import IGNORED, Batch
@@ -44,7 +44,18 @@ OUTPUT_SHARE = 0.25
 
 
 DECODERS = "is for decoders alone, and {model} is an encoder with a decoder. Choose --format peft or merged."
+RUNNING = (
+    "{value} is for running text, and {model} is an encoder with a decoder, which does not continue one. Leave it out."
+)
 CANNOT = {
+    "measured for forgetting": "what this model has forgotten is not measured: rankwise measures it on running text, "
+    "which an encoder with a decoder does not continue",
+    "--text": RUNNING,
+    "--blocks": RUNNING,
+    "evaluated by lm-eval": "--task {value}: rankwise runs tasks of lm-eval with decoders alone, and {model} is an "
+    "encoder with a decoder. Give rows with --data.",
+    "evaluated by continuing": "{value} continues a text, and {model} is an encoder with a decoder, which answers "
+    "prompts. Give rows with a prompt and an answer.",
     "served": "{model} is an encoder with a decoder, which this server does not serve.",
     "asked beside others": ALONE,
     "measured at strengths": "strength measures how a model continues a text, and {model} is an encoder with a "
@@ -56,6 +67,7 @@ CANNOT = {
 @dataclass(frozen=True)
 class SequenceToSequence(CausalLM):
     name = NAME
+    use = 'generate {run} --prompt "A TEXT" --both'
     model_kind = ENCODER_DECODER
 
     @property
@@ -92,9 +104,7 @@ class SequenceToSequence(CausalLM):
     def question(self, model: LoadedModel, ids: Sequence[int], system: Sequence[Message]) -> str:
         return model.tokenizer.readable(ids)
 
-    def rendered(
-        self, model: LoadedModel, conversations: Sequence[tuple[Message, ...]]
-    ) -> list[tuple[tuple[Message, ...], tuple[int, ...]]]:
+    def rendered(self, model: LoadedModel, conversations: Sequence[Messages]) -> list[Rendered]:
         """An encoder reads single texts, without a template."""
         return []
 

@@ -24,7 +24,7 @@ from rankwise.base.heads import head_modules
 from rankwise.base.kind import ModelKind
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.loading import load, load_unchecked
-from rankwise.base.pooling import read_pooled
+from rankwise.base.pooling import as_block, read_pooled
 from rankwise.base.sources import find
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
@@ -230,6 +230,13 @@ class TextClassification(Classifier):
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         targets = self.learned(batch.targets, batch.loss_mask)
         return target_loss(self.predict(module, batch), targets, self.targets)
+
+    def as_read_elsewhere(self, module: nn.Module, dtype: torch.dtype) -> TextClassification:
+        """A head that reads a pooled vector gets a block that computes it, and the model's own code reads that."""
+        if self.targets.pooling == "own":
+            return self
+        as_block(module, self.targets.pooling, dtype)
+        return replace(self, predicted=self.targets.model_copy(update={"pooling": "own"}))
 
     def sample_logits(self, model: LoadedModel, text: str) -> Tensor:
         if not model.encoder_decoder:

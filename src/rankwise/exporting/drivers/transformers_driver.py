@@ -39,6 +39,13 @@ def _options() -> dict[str, Any]:
     return {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
 
 
+def _kind(request: dict[str, Any]) -> Any:
+    """The class that our own model is loaded by."""
+    import transformers
+
+    return getattr(transformers, request["auto_class"])
+
+
 def _base_of(request: dict[str, Any]) -> str:
     """The base that the adapter names, if it is a folder here; otherwise the one of the request."""
     config = json.loads((Path(request["export"]) / "adapter_config.json").read_text(encoding="utf-8"))
@@ -60,13 +67,12 @@ def _adapted(base: Any, folder: str) -> Any:
 
 
 def _written(request: dict[str, Any], adapter: bool) -> dict[str, Any]:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     folder = request["export"]
     base = _base_of(request) if adapter else folder
-    encodes = AutoConfig.from_pretrained(base, local_files_only=True).is_encoder_decoder
-    kind = AutoModelForSeq2SeqLM if encodes else AutoModelForCausalLM
-    model: Any = kind.from_pretrained(base, **_options()).eval()
+    writer = WRITERS[request["auto_class"]]
+    model: Any = _kind(request).from_pretrained(base, **_options()).eval()
     own = (Path(folder) / "tokenizer.json").is_file()
     tokenizer: Any = AutoTokenizer.from_pretrained(folder if own else base, local_files_only=True)
     stops = _ids(model.generation_config.eos_token_id)
@@ -74,7 +80,7 @@ def _written(request: dict[str, Any], adapter: bool) -> dict[str, Any]:
         stops = sorted({*stops, *_ids(tokenizer.eos_token_id)})
     model = _adapted(model, folder) if adapter else model
     questions = request["questions"]
-    answers = _answers(model, questions, stops)
+    answers = _answers(writer, model, questions, stops)
     return {
         "end_id": tokenizer.eos_token_id,
         "stop_ids": None if adapter else stops,
@@ -87,7 +93,7 @@ def _written(request: dict[str, Any], adapter: bool) -> dict[str, Any]:
                 "prompt_ids": tokenizer(one["prompt"], add_special_tokens=False)["input_ids"],
                 "answer_ids": ids,
                 "answer": tokenizer.decode(ids, skip_special_tokens=True),
-                **_scores(model, one["prompt_ids"], one["answer_ids"]),
+                **_scores(writer, model, one["prompt_ids"], one["answer_ids"]),
             }
             for one, ids in zip(questions, answers, strict=True)
         ],
@@ -105,33 +111,70 @@ def _rendered(tokenizer: Any, messages: list[dict[str, str]], thinks: bool) -> l
     )
 
 
-def _answers(model: Any, questions: list[dict[str, Any]], stops: list[int]) -> list[list[int]]:
+class Decoder:
+    """Continues what it was given, so prompts end beside each other."""
+
+    def settings(self, model: Any) -> dict[str, Any]:
+        """What generation needs beside the settings that all need."""
+        return {}
+
+    def padded(self, part: list[int], fill: list[int]) -> list[int]:
+        return fill + part
+
+    def written(self, ids: Any, width: int) -> list[list[int]]:
+        """The ids behind the prompts, which are so wide."""
+        return ids[:, width:].tolist()
+
+    def logits(self, model: Any, prompt: list[int], answer: list[int]) -> Any:
+        import torch
+
+        return model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+
+
+class EncoderDecoder(Decoder):
+    """The encoder's positions begin at the left, and the decoder's answers behind its first token."""
+
+    def settings(self, model: Any) -> dict[str, Any]:
+        return {"decoder_start_token_id": model.config.decoder_start_token_id}
+
+    def padded(self, part: list[int], fill: list[int]) -> list[int]:
+        return part + fill
+
+    def written(self, ids: Any, width: int) -> list[list[int]]:
+        return ids[:, 1:].tolist()
+
+    def logits(self, model: Any, prompt: list[int], answer: list[int]) -> Any:
+        import torch
+
+        return model(input_ids=torch.tensor([prompt]), labels=torch.tensor([answer])).logits[0]
+
+
+WRITERS = {"AutoModelForCausalLM": Decoder(), "AutoModelForSeq2SeqLM": EncoderDecoder()}
+
+
+def _answers(writer: Decoder, model: Any, questions: list[dict[str, Any]], stops: list[int]) -> list[list[int]]:
     """The greedy answer to each prompt, with the token at which it stopped."""
     order = sorted(range(len(questions)), key=lambda at: len(questions[at]["prompt_ids"]))
     answers: dict[int, list[int]] = {}
     for begin in range(0, len(order), PADDED):
         part = order[begin : begin + PADDED]
-        answers |= zip(part, _together(model, [questions[at] for at in part], stops), strict=True)
+        answers |= zip(part, _together(writer, model, [questions[at] for at in part], stops), strict=True)
     return [answers[at] for at in range(len(questions))]
 
 
-def _together(model: Any, questions: list[dict[str, Any]], stops: list[int]) -> list[list[int]]:
+def _together(writer: Decoder, model: Any, questions: list[dict[str, Any]], stops: list[int]) -> list[list[int]]:
     import torch
     from transformers import GenerationConfig
 
-    pad, encodes = stops[0] if stops else 0, model.config.is_encoder_decoder
     rows = [one["prompt_ids"] for one in questions]
-    width = max(map(len, rows))
+    pad, width = stops[0] if stops else 0, max(map(len, rows))
     settings = GenerationConfig(
         max_new_tokens=max(one["max_new_tokens"] for one in questions), do_sample=False, eos_token_id=stops or None,
-        pad_token_id=pad, decoder_start_token_id=model.config.decoder_start_token_id if encodes else None,
+        pad_token_id=pad, **writer.settings(model),
     )  # fmt: skip
 
     def padded(parts: list[list[int]], value: int) -> Any:
-        """On the right for an encoder, whose positions begin at the left."""
-        fills = [[value] * (width - len(part)) for part in parts]
-        pairs = zip(parts, fills, strict=True)
-        return torch.tensor([part + fill if encodes else fill + part for part, fill in pairs])
+        return torch.tensor([writer.padded(part, [value] * (width - len(part))) for part in parts])
 
     with torch.inference_mode():
         ids = model.generate(
@@ -139,7 +182,7 @@ def _together(model: Any, questions: list[dict[str, Any]], stops: list[int]) -> 
             attention_mask=padded([[1] * len(row) for row in rows], 0),
             generation_config=settings,
         )
-    pairs = zip(ids[:, 1 if encodes else width :].tolist(), questions, strict=True)
+    pairs = zip(writer.written(ids, width), questions, strict=True)
     return [_until(row[: one["max_new_tokens"]], stops) for row, one in pairs]
 
 
@@ -148,17 +191,14 @@ def _until(ids: list[int], stops: list[int]) -> list[int]:
     return ids[: end + 1]
 
 
-def _scores(model: Any, prompt: list[int], answer: list[int]) -> dict[str, list[float]]:
+def _scores(writer: Decoder, model: Any, prompt: list[int], answer: list[int]) -> dict[str, list[float]]:
     """Of each token of the given answer, after the tokens before it."""
     import torch
 
     if not answer:
         return {"log_probabilities": [], "logits": []}
     with torch.inference_mode():
-        if model.config.is_encoder_decoder:
-            logits = model(input_ids=torch.tensor([prompt]), labels=torch.tensor([answer])).logits[0].double()
-        else:
-            logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].double()
+        logits = writer.logits(model, prompt, answer).double()
     values = {"log_probabilities": logits.log_softmax(-1), "logits": logits}
     return {name: one.gather(1, torch.tensor(answer)[:, None])[:, 0].tolist() for name, one in values.items()}
 
@@ -174,7 +214,7 @@ def _classified(request: dict[str, Any], adapter: bool) -> dict[str, Any]:
     import transformers
 
     folder, names = request["export"], request["classes"]
-    kind = getattr(transformers, f"AutoModelFor{'Image' if images else 'Token' if words else 'Sequence'}Classification")
+    kind = _kind(request)
     reader = transformers.AutoImageProcessor if images else transformers.AutoTokenizer
     read: Any = reader.from_pretrained(folder, local_files_only=True)
     model = _with_head(kind, request, read) if adapter else kind.from_pretrained(folder, **_options()).eval()
