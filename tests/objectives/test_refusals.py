@@ -20,6 +20,7 @@ from rankwise.objectives.text_classification import TextClassification
 from rankwise.runs.row_facts import TargetFacts
 
 CLASSES, POOLED = (TextClassification(TargetFacts(classes=("a", "b"), pooling=one)) for one in ("own", "mean"))
+SEVERAL = TextClassification(TargetFacts(classes=("a", "b"), form="several"))
 WHOLE = "peft", "merged"
 PAIRS = Preference(PreferenceConfig())
 REFUSED = [
@@ -38,6 +39,7 @@ REFUSED = [
         "measured at strengths": "strength measures how a model continues a text, and F is",
         **{name: f"--format {name} is for decoders alone, and F is" for name in FORMATS if name not in WHOLE},
     }),
+    (SEVERAL, LoraConfig(), {"advised on": ""}),
     (PAIRS, LoraConfig(), {"measured at strengths": "F was trained on preference pairs"}),
     (CAUSAL_LM, FullConfig(), {
         "combined": "F is a result of full", "merged by files": "F is a result of full fine-tuning and has no",
