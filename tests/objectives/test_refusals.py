@@ -20,6 +20,7 @@ from rankwise.objectives.text_classification import TextClassification
 from rankwise.runs.row_facts import TargetFacts
 
 CLASSES, POOLED = (TextClassification(TargetFacts(classes=("a", "b"), pooling=one)) for one in ("own", "mean"))
+SEVERAL = TextClassification(TargetFacts(classes=("a", "b"), form="several"))
 WHOLE = "peft", "merged"
 PAIRS = Preference(PreferenceConfig())
 REFUSED = [
@@ -38,6 +39,7 @@ REFUSED = [
         "measured at strengths": "strength measures how a model continues a text, and F is",
         **{name: f"--format {name} is for decoders alone, and F is" for name in FORMATS if name not in WHOLE},
     }),
+    (SEVERAL, LoraConfig(), {"advised on": ""}),
     (PAIRS, LoraConfig(), {"measured at strengths": "F was trained on preference pairs"}),
     (CAUSAL_LM, FullConfig(), {
         "combined": "F is a result of full", "merged by files": "F is a result of full fine-tuning and has no",
@@ -59,6 +61,6 @@ def test_what_is_refused_is_refused_by_name(objective, config, sentences):
 
 def test_every_activity_of_a_table_is_asked_for_and_every_other_is_a_format():
     sources = [one.read_text(encoding="utf-8") for one in Path(rankwise.__file__).parent.rglob("*.py")]
-    asked = {name for text in sources for name in re.findall(r'\.(?:refuse|why_not)\("([^"]+)"', text)}
+    asked = {name for text in sources for name in re.findall(r'\.(?:refuse|why_not|cannot\.get)\("([^"]+)"', text)}
     tables = [one for case in REFUSED for one in (case[0].cannot, case[1].cannot)]
     assert {name for table in tables for name in table} - set(FORMATS) == asked
