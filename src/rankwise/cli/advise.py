@@ -7,11 +7,10 @@ from typing import Annotated
 
 import typer
 
-from rankwise.cli.display import Display, print_json
+from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import ConfigFile, Json, Quiet
+from rankwise.cli.options import ConfigFile, Json, Quiet, option
 from rankwise.cli.settings import NONE_GIVEN, ROWS, VALIDATION_ROWS, GivenSettings, takes_settings
-from rankwise.cli.words import visible
 from rankwise.config.reading import Setting, read_experiment
 from rankwise.system.allocator import keep_memory
 
@@ -29,10 +28,10 @@ def advise(
     config: ConfigFile = None,
     given: GivenSettings = NONE_GIVEN,
     examples: Annotated[int, typer.Option(min=0, help="Number of training rows in the prompt.")] = 5,
-    out: Annotated[Path | None, typer.Option(show_default=False,
-        help="New folder for the advice as JSON and as text.  [default: nothing is written]")] = None,
-    force_memory: Annotated[bool, typer.Option("--force-memory",
-        help="Start even if the forecast says that the memory is too small.")] = False,
+    out: Annotated[Path | None, option(
+        "New folder for the advice as JSON and as text.  [default: nothing is written]")] = None,
+    force_memory: Annotated[bool, option(
+        "Start even if the forecast says that the memory is too small.", "--force-memory")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
@@ -40,13 +39,9 @@ def advise(
     with report_failures(as_json):
         experiment = read_experiment(config, [*given.read(), RUN])
         from rankwise.commands.advise import advise as advise_command
+        from rankwise.runs.advice import lines_of
 
         keep_memory()
         with Display(quiet) as display:
             advice = advise_command(experiment, examples=examples, out=out, callback=display, force_memory=force_memory)
-        if as_json:
-            print_json(advice.summary())
-        else:
-            from rankwise.runs.advice import lines_of
-
-            typer.echo(visible("\n".join(lines_of(advice))))
+        print_result(as_json, advice.summary(), *lines_of(advice))

@@ -26,19 +26,18 @@ from rankwise.cli.options import (
     Temperature,
     TopP,
     TrustCode,
+    option,
 )
 from rankwise.config.generation import GenerationConfig
 
 
 def generate(
     run: RunName,
-    prompt: Annotated[str, typer.Option(help="The prompt. - reads it from stdin.", show_default=False)],
+    prompt: Annotated[str, option("The prompt. - reads it from stdin.")],
     base: Base = False,
     both: Both = False,
     system: System = None,
-    context: Annotated[
-        str, typer.Option(help="Input that belongs to the prompt (Alpaca's input).", show_default=False)
-    ] = "",
+    context: Annotated[str, option("Input that belongs to the prompt (Alpaca's input).")] = "",
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,

@@ -8,7 +8,7 @@ import typer
 
 from rankwise.cli.display import print_json, print_result
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import Json, Yes
+from rankwise.cli.options import Json, Yes, option
 from rankwise.cli.runs import confirm, megabytes
 from rankwise.cli.words import visible
 
@@ -64,14 +64,9 @@ def _used(entry: Cached) -> str:
 def clean(
     kind: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Kind of entries: downloads, models, rows, scores or compiled. Can be repeated.  [default: all]",
-            show_default=False,
-        ),
+        option("Kind of entries: downloads, models, rows, scores or compiled. Can be repeated.  [default: all]"),
     ] = None,
-    older_than: Annotated[
-        str | None, typer.Option(help="Only entries not used for this long: 36h, 30d or 2w.", show_default=False)
-    ] = None,
+    older_than: Annotated[str | None, option("Only entries not used for this long: 36h, 30d or 2w.")] = None,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from rankwise.cli.display import print_result
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import Json
+from rankwise.cli.options import Json, argument
 from rankwise.cli.words import aligned
 
 if TYPE_CHECKING:
@@ -21,10 +19,7 @@ LONGEST_VALUE, MOST_DIFFERING = 60, 12
 def compare(
     runs: Annotated[
         list[str],
-        typer.Argument(
-            help="The run to compare with, then the other runs: names, folders, or files of `evaluate --out`.",
-            show_default=False,
-        ),
+        argument("The run to compare with, then the other runs: names, folders, or files of `evaluate --out`."),
     ],
     as_json: Json = False,
 ) -> None:
@@ -33,7 +28,8 @@ def compare(
         from rankwise.commands.compare import compare as compare_command
 
         compared = compare_command(runs)
-        print_result(as_json, compared.summary(), "\n\n".join("\n".join(_lines(one)) for one in compared.comparisons))
+        blocks = ["\n".join(_lines(one)) for one in compared.comparisons]
+        print_result(as_json, compared.summary(), "\n\n".join(blocks))
 
 
 def _lines(one: Comparison) -> list[str]:

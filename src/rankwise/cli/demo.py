@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rankwise.cli.display import Display, print_json
+from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json, Quiet
 from rankwise.system.allocator import keep_memory
@@ -30,21 +30,19 @@ def demo(
         keep_memory()
         with Display(quiet) as display:
             shown = demo_command(model, callback=display, seed=seed)
-        if as_json:
-            print_json(shown.summary())
-        else:
-            _tell(shown)
+        print_result(as_json, shown.summary(), *_lines(shown))
 
 
-def _tell(shown: Demo) -> None:
+def _lines(shown: Demo) -> list[str]:
     facts = shown.summary()
-    for row in shown.rows[:SHOWN]:
-        typer.echo(
-            f"\nmessage  {row.message}\nexpected {row.expected}\n"
-            f"base     {_one_line(row.base)}\nadapted  {_one_line(row.adapted)}"
-        )
+    rows = [
+        f"\nmessage  {row.message}\nexpected {row.expected}\n"
+        f"base     {_one_line(row.base)}\nadapted  {_one_line(row.adapted)}"
+        for row in shown.rows[:SHOWN]
+    ]
     share = facts["trainable_parameters"] / facts["total_parameters"]
-    typer.echo(
+    return [
+        *rows,
         f"\nexact answers to {len(shown.rows)} messages with names, products and numbers that were not in the "
         "training rows:\n"
         f"  base model     {shown.base_exact:.0%}\n  with adapter   {shown.adapted_exact:.0%}\n"
@@ -53,8 +51,8 @@ def _tell(shown: Demo) -> None:
         f"training took {facts['train_seconds']:.0f} s at {facts['tokens_per_second']:,.0f} tokens/s; "
         f"peak memory {facts['peak_rss_bytes'] / 1e9:.1f} GB\n\n"
         f"next: rankwise chat {shown.run} --both\n"
-        "      rankwise train --model smollm2-135m --data yours.jsonl --run my-first"
-    )
+        "      rankwise train --model smollm2-135m --data yours.jsonl --run my-first",
+    ]
 
 
 def _one_line(text: str) -> str:

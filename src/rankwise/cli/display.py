@@ -225,8 +225,8 @@ def print_json(value: dict[str, Any]) -> None:
     sys.stdout.write(text + "\n")
 
 
-def print_result(as_json: bool, value: dict[str, Any], text: str) -> None:
+def print_result(as_json: bool, value: dict[str, Any], *lines: str) -> None:
     if as_json:
         print_json(value)
     else:
-        print(visible(text))
+        print(visible("\n".join(lines)))

@@ -9,7 +9,7 @@ import typer
 
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet, TrustCode
+from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet, TrustCode, argument, option
 from rankwise.cli.words import visible
 from rankwise.system.allocator import keep_memory
 
@@ -18,32 +18,32 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    target: Annotated[str, typer.Argument(metavar="RUN|MODEL", show_default=False,
-        help="A run (its name or folder), a PEFT adapter's folder, or a model as --model takes it.")],
-    task: Annotated[str | None, typer.Option(show_default=False,
-        help="A built-in task, a YAML file, or a file of rows.  [default: the validation rows of the run]")] = None,
-    data: Annotated[str | None, typer.Option(show_default=False, help="File of the task's rows.")] = None,
-    rows: Annotated[int | None, typer.Option(min=1, show_default=False,
-        help="Number of rows, drawn by the task's seed; for an lm-eval task, the first rows.  [default: all]")] = None,
-    against: Annotated[str | None, typer.Option(show_default=False,
-        help="Model to compare with, such as the base of a merged model. A run is compared with its own base.")] = None,
+    target: Annotated[str, argument(
+        "A run (its name or folder), a PEFT adapter's folder, or a model as --model takes it.", metavar="RUN|MODEL")],
+    task: Annotated[str | None, option(
+        "A built-in task, a YAML file, or a file of rows.  [default: the validation rows of the run]")] = None,
+    data: Annotated[str | None, option("File of the task's rows.")] = None,
+    rows: Annotated[int | None, option(
+        "Number of rows, drawn by the task's seed; for an lm-eval task, the first rows.  [default: all]",
+        min=1)] = None,
+    against: Annotated[str | None, option(
+        "Model to compare with, such as the base of a merged model. A run is compared with its own base.")] = None,
     base: Annotated[bool, typer.Option(help="Evaluate the run's base model too.")] = True,
     forgetting: Annotated[bool, typer.Option(
         help="Measure forgetting: how predictions on unrelated text changed.")] = True,
-    text: Annotated[str | None, typer.Option(show_default=False,
-        help="Text to measure forgetting on: a file, or rows with a text.  [default: Python's documentation]")] = None,
-    other_images: Annotated[str | None, typer.Option(show_default=False,
-        help="Labelled images that are not training data, to measure forgetting of a model of images on.")] = None,
-    blocks: Annotated[int | None, typer.Option(min=1, show_default=False,
-        help="Measure forgetting on exactly this many blocks of 512 tokens.  [default: 8, 16 or 32, as needed]",
-    )] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, show_default=False,
-        help="Number of answers to generate at once.  [default: 64; for an lm-eval task 16]")] = None,
+    text: Annotated[str | None, option(
+        "Text to measure forgetting on: a file, or rows with a text.  [default: Python's documentation]")] = None,
+    other_images: Annotated[str | None, option(
+        "Labelled images that are not training data, to measure forgetting of a model of images on.")] = None,
+    blocks: Annotated[int | None, option(
+        "Measure forgetting on exactly this many blocks of 512 tokens.  [default: 8, 16 or 32, as needed]",
+        min=1)] = None,
+    batch_size: Annotated[int | None, option(
+        "Number of answers to generate at once.  [default: 64; for an lm-eval task 16]", min=1)] = None,
     dtype: Annotated[str, typer.Option(
         help="Number format: float32, bfloat16, or auto. auto is float32 on a CPU, where answers then do not depend on "
         "the batch size.")] = "auto",
-    out: Annotated[Path | None, typer.Option(show_default=False,
-        help="File for the result.  [default: in the run's folder]")] = None,
+    out: Annotated[Path | None, option("File for the result.  [default: in the run's folder]")] = None,
     base_model: BaseModel = None,
     force_base: ForceBase = False,
     force_result: ForceResult = False,

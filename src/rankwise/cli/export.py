@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from rankwise.cli.display import Display, print_json
+from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet, RunName
-from rankwise.cli.words import visible
+from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet, RunName, option
 from rankwise.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,11 +21,7 @@ if TYPE_CHECKING:
 
 To = Annotated[
     Path,
-    typer.Option(
-        "--to",
-        help="Folder to create; it must not exist yet. The GGUF formats also take FILE.gguf.",
-        show_default=False,
-    ),
+    option("Folder to create; it must not exist yet. The GGUF formats also take FILE.gguf.", "--to"),
 ]
 Format = Annotated[
     str,
@@ -42,41 +37,35 @@ Strength = Annotated[
 ]
 Dtype = Annotated[
     str | None,
-    typer.Option(
-        help="Number format of a merged model: float32, bfloat16 or float16; for gguf also q8_0, q5_1, q5_0, q4_1 "
-        "or q4_0.  [default: the base model's, or float32 after full fine-tuning]",
-        show_default=False,
+    option(
+        "Number format of a merged model: float32, bfloat16 or float16; for gguf also q8_0, q5_1, q5_0, q4_1 "
+        "or q4_0.  [default: the base model's, or float32 after full fine-tuning]"
     ),
 ]
 RoundRank = Annotated[
     bool,
-    typer.Option(
+    option(
+        "Give a portable adapter the next rank that vLLM has room for: 1, 8, 16, 32, 64, 128, 256, 320, 512.",
         "--round-rank",
-        help="Give a portable adapter the next rank that vLLM has room for: 1, 8, 16, 32, 64, 128, 256, 320, 512.",
     ),
 ]
 Verify = Annotated[
     str,
-    typer.Option(
-        "--verify",
-        help="Compare what was written with the trained model in every engine at hand, even if that takes long. "
+    option(
+        "Compare what was written with the trained model in every engine at hand, even if that takes long. "
         "With the address of a server that serves TO (--verify http://localhost:8000): compare that server.  "
         "[default: if an engine is installed and the model is small]",
-        show_default=False,
+        "--verify",
         metavar="[URL]",
     ),
 ]
-VerifyData = Annotated[
-    str | None, typer.Option(help="Rows whose prompts the engines answer.  [default: the run's]", show_default=False)
-]
+VerifyData = Annotated[str | None, option("Rows whose prompts the engines answer.  [default: the run's]")]
 EnginePython = Annotated[
     list[Path] | None,
-    typer.Option(help="Interpreter of an environment that has an engine; may be repeated.", show_default=False),
+    option("Interpreter of an environment that has an engine; may be repeated."),
 ]
-ServerModel = Annotated[
-    str | None, typer.Option(help="Name of the model at the server of --verify.", show_default=False)
-]
-NoVerify = Annotated[bool, typer.Option("--no-verify", help="Run no engine.")]
+ServerModel = Annotated[str | None, option("Name of the model at the server of --verify.")]
+NoVerify = Annotated[bool, option("Run no engine.", "--no-verify")]
 
 
 def export(
@@ -100,20 +89,16 @@ def export(
     """Write a run's adapter or model as a folder that other programs can load."""
     with report_failures(as_json), Display(quiet) as display:
         from rankwise.commands.export import export as export_command
+        from rankwise.exporting.engines import loaded_with
 
         verifying = _verifying(verify, no_verify, engine_python or (), verify_data, server_model)
         exported = export_command(
             run, to, format, strength=strength, dtype=dtype, force_base=force_base, force_result=force_result,
             base_model=base_model, round_rank=round_rank, verifying=verifying, callback=display,
         )  # fmt: skip
-        if as_json:
-            print_json(exported.summary())
-        else:
-            from rankwise.exporting.engines import loaded_with
-
-            use = loaded_with(exported.loaded_as, exported.to, exported.auto, exported.outputs)
-            lines = [_line(exported), *_template_lines(exported), *exported.verification.lines(), use]
-            typer.echo(visible("\n".join(lines)))
+        use = loaded_with(exported.loaded_as, exported.to, exported.auto, exported.outputs)
+        lines = [_line(exported), *_template_lines(exported), *exported.verification.lines(), use]
+        print_result(as_json, exported.summary(), *lines)
 
 
 class OptionalAddress(TyperCommand):

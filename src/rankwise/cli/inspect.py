@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rankwise.cli.display import Display, print_json
+from rankwise.cli.display import Display, print_json, print_result
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import ForceResult, Json
+from rankwise.cli.options import ForceResult, Json, argument
 from rankwise.cli.rank_map import WIDTH, Cell, rank_tables
 from rankwise.cli.words import visible
 from rankwise.errors import some
@@ -33,10 +33,9 @@ MOST_KINDS = 8
 def inspect(
     name: Annotated[
         str,
-        typer.Argument(
-            help="A finished run (its name or folder), an adapter's folder or file, or a model: a starter, hub id, "
+        argument(
+            "A finished run (its name or folder), an adapter's folder or file, or a model: a starter, hub id, "
             "folder or .gguf file.",
-            show_default=False,
             metavar="RUN|MODEL",
         ),
     ],
@@ -64,10 +63,7 @@ def _inspect_model(name: str, as_json: bool) -> None:
     from rankwise.commands.inspect_model import inspect_model
 
     inspected = inspect_model(name)
-    if as_json:
-        print_json(inspected.summary())
-    else:
-        typer.echo(visible("\n".join(model_lines(inspected))))
+    print_result(as_json, inspected.summary(), *model_lines(inspected))
 
 
 def _print(inspected: Inspected) -> None:

@@ -25,6 +25,7 @@ from rankwise.cli.failures import report_failures
 from rankwise.cli.inspect import inspect
 from rankwise.cli.merge import extract, merge
 from rankwise.cli.models import models
+from rankwise.cli.options import option
 from rankwise.cli.plan import plan
 from rankwise.cli.predict import predict
 from rankwise.cli.queue import queue
@@ -88,9 +89,7 @@ def _version(value: bool) -> None:
 @app.callback()
 def group(
     context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
+    version: Annotated[bool, option("Print the version.", "--version", callback=_version, is_eager=True)] = False,
 ) -> None:
     if launched() is not None and context.invoked_subcommand != "train":
         with report_failures("--json" in sys.argv):

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rankwise.cli.display import Display, print_json
+from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet
-from rankwise.cli.words import visible
+from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet, argument, option
 from rankwise.errors import ConfigError, some
 
 if TYPE_CHECKING:
@@ -29,12 +28,10 @@ NOTICED = 0.1
 
 
 def merge(
-    adapters: Annotated[list[str] | None, typer.Argument(
-        help="Finished runs (names or folders) or folders of PEFT adapters.", show_default=False)] = None,
-    to: Annotated[Path | None, typer.Option("--to", show_default=False,
-        help="Folder to create; it must not exist yet.")] = None,
-    weights: Annotated[str | None, typer.Option(show_default=False,
-        help="How much of each adapter's change is taken, such as 0.7,0.3.")] = None,
+    adapters: Annotated[list[str] | None, argument(
+        "Finished runs (names or folders) or folders of PEFT adapters.")] = None,
+    to: Annotated[Path | None, option("Folder to create; it must not exist yet.", "--to")] = None,
+    weights: Annotated[str | None, option("How much of each adapter's change is taken, such as 0.7,0.3.")] = None,
     method: Annotated[str, typer.Option("--combine",
         help="How several adapters become one change. linear: weighted sum. ties: the largest numbers, where their "
         "signs agree. dare: numbers dropped at random. svd: weighted sum cut to --rank or --error.")] = "linear",
@@ -42,20 +39,19 @@ def merge(
         help="ties: the share of each layer's change, the largest numbers, that stays.")] = 0.2,
     drop: Annotated[float, typer.Option(help="dare: the probability that a number is dropped.")] = 0.5,
     seed: Annotated[int, typer.Option(help="dare: the seed of what is dropped.")] = 0,
-    rank: Annotated[int | None, typer.Option(show_default=False,
-        help="Cut each layer's change to the nearest one of this rank.")] = None,
-    error: Annotated[float | None, typer.Option(show_default=False,
-        help="Cut each layer's change to the smallest rank with this relative error.")] = None,
+    rank: Annotated[int | None, option("Cut each layer's change to the nearest one of this rank.")] = None,
+    error: Annotated[float | None, option(
+        "Cut each layer's change to the smallest rank with this relative error.")] = None,
     strength: Annotated[float, typer.Option(help="Factor of the whole change.")] = 1.0,
-    dtype: Annotated[str | None, typer.Option(show_default=False,
-        help="Number format of the merged model: float32, bfloat16, float16 or float64.  [default: that of each tensor "
+    dtype: Annotated[str | None, option(
+        "Number format of the merged model: float32, bfloat16, float16 or float64.  [default: that of each tensor "
         "of the base]")] = None,
     onto: Annotated[str, typer.Option(
         help="Which numbers of the base the change is added to. trained: those it was trained over, quantised ones "
         "unpacked. original: the full ones. nf4, int8: quantised so, for adapters that do not say.")] = "trained",
-    as_adapter: Annotated[bool, typer.Option("--as-adapter",
-        help="Write an adapter instead of a model: several as one, or one with a lower rank.")] = False,
-    plan: Annotated[bool, typer.Option("--plan", help="Print what would be merged and write nothing.")] = False,
+    as_adapter: Annotated[bool, option(
+        "Write an adapter instead of a model: several as one, or one with a lower rank.", "--as-adapter")] = False,
+    plan: Annotated[bool, option("Print what would be merged and write nothing.", "--plan")] = False,
     base_model: BaseModel = None,
     force_base: ForceBase = False,
     force_result: ForceResult = False,
@@ -88,16 +84,11 @@ def _merge(
         check_place_of_merge(to)
     plan = plan_of(options, dtype, display)
     summary = plan.summary()
-    if plan_only or to is None:
-        print_json(summary) if as_json else typer.echo(visible("\n".join(plan_lines(summary))))
-        return
-    if not as_json:
-        typer.echo(visible("\n".join(plan_lines(summary))))
-    merged = apply_plan(plan, to, display)
-    if as_json:
-        print_json(summary | asdict(merged) | {"changed": summary["changed"]})
-    else:
-        typer.echo(visible("\n".join(merged_lines(merged))))
+    if plan_only or to is None or not as_json:
+        print_result(as_json, summary, *plan_lines(summary))
+    if to is not None and not plan_only:
+        merged = apply_plan(plan, to, display)
+        print_result(as_json, summary | asdict(merged) | {"changed": summary["changed"]}, *merged_lines(merged))
 
 
 def _combine(
@@ -115,10 +106,7 @@ def _combine(
         raise ConfigError(problems or ["name the folder to create with --to."])
     check_free(to)
     result = combined(options, to, display)
-    if as_json:
-        print_json(asdict(result))
-    else:
-        typer.echo(visible("\n".join(combined_lines(result))))
+    print_result(as_json, asdict(result), *combined_lines(result))
 
 
 def _numbers(text: str | None) -> list[float] | None:
@@ -224,16 +212,13 @@ def _count(number: int, noun: str) -> str:
 
 
 def extract(
-    tuned: Annotated[str, typer.Argument(
-        help="A run of full fine-tuning (name or folder), or the folder of a tuned model.", show_default=False)],
-    base: Annotated[str | None, typer.Argument(
-        help="The model that it was before: a folder, starter or hub name.  [default: the run's]",
-        show_default=False)] = None,
-    to: Annotated[Path, typer.Option("--to", show_default=False,
-        help="Folder to create; it must not exist yet.")] = ...,  # pyright: ignore[reportArgumentType]
-    rank: Annotated[int | None, typer.Option(show_default=False, help="The rank of every layer.")] = None,
-    error: Annotated[float | None, typer.Option(show_default=False,
-        help="Instead: the smallest rank of each layer that leaves out at most this share of its change, such as "
+    tuned: Annotated[str, argument("A run of full fine-tuning (name or folder), or the folder of a tuned model.")],
+    base: Annotated[str | None, argument(
+        "The model that it was before: a folder, starter or hub name.  [default: the run's]")] = None,
+    to: Annotated[Path, option("Folder to create; it must not exist yet.", "--to")] = ...,  # pyright: ignore[reportArgumentType]
+    rank: Annotated[int | None, option("The rank of every layer.")] = None,
+    error: Annotated[float | None, option(
+        "Instead: the smallest rank of each layer that leaves out at most this share of its change, such as "
         "0.05.")] = None,
     force_base: ForceBase = False,
     force_result: ForceResult = False,
@@ -247,7 +232,4 @@ def extract(
         extracted = extract_command(
             tuned, to, base, rank=rank, error=error, force_base=force_base, force_result=force_result, callback=display
         )  # fmt: skip
-        if as_json:
-            print_json(asdict(extracted))
-        else:
-            typer.echo(visible("\n".join(extracted_lines(extracted))))
+        print_result(as_json, asdict(extracted), *extracted_lines(extracted))

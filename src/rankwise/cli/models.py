@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from rankwise.cli.display import Display, print_json, print_result
+from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import Json, Quiet
+from rankwise.cli.options import Json, Quiet, argument, option
 
 models = typer.Typer(
     help="List the models on this machine and the starter models; download one.", no_args_is_help=False
@@ -23,20 +23,17 @@ def list_models(context: typer.Context, as_json: Json = False) -> None:
         from rankwise.commands.models import known_models
 
         known = known_models()
-        if as_json:
-            print_json({"models": [model.summary() for model in known]})
-            return
+        lines = []
         for model in known:
             state = f"{model.bytes / 1e6:,.0f} MB cached" if model.cached else "not downloaded"
-            typer.echo(f"{model.name:<24} {model.kind:<10} {state:<14} {model.about}".rstrip())
+            lines.append(f"{model.name:<24} {model.kind:<10} {state:<14} {model.about}".rstrip())
+        print_result(as_json, {"models": [model.summary() for model in known]}, *lines)
 
 
 @models.command()
 def pull(
-    name: Annotated[str, typer.Argument(help="Starter name or hub id.", show_default=False)],
-    revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of a hub model.", show_default=False)
-    ] = None,
+    name: Annotated[str, argument("Starter name or hub id.")],
+    revision: Annotated[str | None, option("Branch, tag or commit of a hub model.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
-from rankwise.cli.display import print_json
+from rankwise.cli.display import print_result
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import ConfigFile, Json, Quiet, Tune
+from rankwise.cli.options import ConfigFile, Json, Quiet, Tune, option
 from rankwise.cli.settings import NONE_GIVEN, TRAINING, GivenSettings, takes_settings
-from rankwise.cli.words import visible
+from rankwise.cli.words import aligned
 from rankwise.config.reading import read_planned
 
 
@@ -21,16 +19,16 @@ from rankwise.config.reading import read_planned
 def plan(
     config: ConfigFile = None,
     given: GivenSettings = NONE_GIVEN,
-    device: Annotated[str | None, typer.Option(show_default=False,
-        help="Device to plan for: rtx-4090, h100, m3-max-64gb, cpu, ...  [default: this machine]")] = None,
-    price: Annotated[float | None, typer.Option(show_default=False,
-        help="Price of an hour in any currency; adds the cost to the plan.")] = None,
-    probe: Annotated[bool, typer.Option("--probe",
-        help="Load the model and run two steps, to measure the speed instead of assuming it.")] = False,
-    processes: Annotated[int | None, typer.Option("--processes", min=1, show_default=False,
-        help="Plan for so many processes, which share the rows of each step; each has a GPU or some cores.")] = None,
+    device: Annotated[str | None, option(
+        "Device to plan for: rtx-4090, h100, m3-max-64gb, cpu, ...  [default: this machine]")] = None,
+    price: Annotated[float | None, option("Price of an hour in any currency; adds the cost to the plan.")] = None,
+    probe: Annotated[bool, option(
+        "Load the model and run two steps, to measure the speed instead of assuming it.", "--probe")] = False,
+    processes: Annotated[int | None, option(
+        "Plan for so many processes, which share the rows of each step; each has a GPU or some cores.",
+        "--processes", min=1)] = None,
     tune: Tune = False,
-    models: Annotated[bool, typer.Option("--models", help="List the models of the catalogue.")] = False,
+    models: Annotated[bool, option("List the models of the catalogue.", "--models")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
@@ -42,10 +40,12 @@ def plan(
         from rankwise.commands.starting import as_continued, base_of_start
 
         planned = as_continued(read_planned(config, given.read(tune), base_of_start))
+        from rankwise.cli.plan_text import lines_of
         from rankwise.commands.plan import plan as make_plan
         from rankwise.commands.plan import run_probe
         from rankwise.planning.devices import refuse_elsewhere
         from rankwise.planning.processes import Processes
+        from rankwise.planning.summary import summary_of
 
         measured = None
         if probe:
@@ -58,14 +58,7 @@ def plan(
                 measured = run_probe(planned, callback=display)
         together = Processes(processes or 1)
         forecast = make_plan(planned, device=device, price=price, measured=measured, processes=together)
-        if as_json:
-            from rankwise.planning.summary import summary_of
-
-            print_json(summary_of(forecast))
-        else:
-            from rankwise.cli.plan_text import lines_of
-
-            typer.echo(visible("\n".join(lines_of(forecast))))
+        print_result(as_json, summary_of(forecast), *lines_of(forecast))
 
 
 def _list_models(as_json: bool) -> None:
@@ -75,9 +68,4 @@ def _list_models(as_json: bool) -> None:
         {"name": model.name, "parameters": f"{model.shape.parameters:,}", "family": model.family,
          "hub": " ".join(model.hub)} for model in catalogue().values()
     ]  # fmt: skip
-    if as_json:
-        print_json({"models": rows})
-        return
-    widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
-    for row in ({key: key for key in widths}, *rows):
-        typer.echo("  ".join(row[key].ljust(width) for key, width in widths.items()).rstrip())
+    print_result(as_json, {"models": rows}, *aligned([list(rows[0]), *(list(row.values()) for row in rows)]))

@@ -25,6 +25,7 @@ from rankwise.cli.options import (
     Temperature,
     TopP,
     TrustCode,
+    option,
 )
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import ConfigError, some
@@ -35,14 +36,11 @@ if TYPE_CHECKING:
 
 def predict(
     run: RunName,
-    data: Annotated[str, typer.Option(help="Rows to answer: a file, a folder, or hub:NAME.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="File to write: .jsonl or .csv.", show_default=False)],
+    data: Annotated[str, option("Rows to answer: a file, a folder, or hub:NAME.")],
+    out: Annotated[Path, option("File to write: .jsonl or .csv.")],
     prompt: Annotated[
         str | None,
-        typer.Option(
-            help="The prompt, with column names in braces: 'Summarise: {dialogue}'.  [default: as in training]",
-            show_default=False,
-        ),
+        option("The prompt, with column names in braces: 'Summarise: {dialogue}'.  [default: as in training]"),
     ] = None,
     system: System = None,
     column: Annotated[str, typer.Option(help="Name of the column for the answers.")] = "prediction",
@@ -59,7 +57,7 @@ def predict(
             help="stop: end with an error at a row that cannot be used; skip: write the problem into a column `error`."
         ),
     ] = "stop",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    overwrite: Annotated[bool, option("Replace an existing file.", "--overwrite")] = False,
     base_model: BaseModel = None,
     force_base: ForceBase = False,
     force_result: ForceResult = False,

@@ -6,17 +6,16 @@ from typing import Annotated
 
 import typer
 
-from rankwise.cli.display import print_json, print_result
+from rankwise.cli.display import print_result
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import ConfigFile, Json
+from rankwise.cli.options import ConfigFile, Json, argument, option
 from rankwise.cli.settings import NONE_GIVEN, TRAINING, GivenSettings, InPanels, takes_settings
-from rankwise.cli.words import visible
 from rankwise.config.reading import read_experiment
 
 queue = typer.Typer(
     help="List the trainings that wait and the one that runs; add, remove or stop one.", no_args_is_help=False
 )
-Name = Annotated[str, typer.Argument(help="The run's name.", show_default=False)]
+Name = Annotated[str, argument("The run's name.")]
 
 
 @queue.callback(invoke_without_command=True)
@@ -28,11 +27,7 @@ def list_queue(context: typer.Context, as_json: Json = False) -> None:
         from rankwise.commands.queue import listed
 
         state = listed()
-        if as_json:
-            print_json(state.summary())
-            return
-        for line in state.lines():
-            typer.echo(visible(line))
+        print_result(as_json, state.summary(), *state.lines())
 
 
 @queue.command(cls=InPanels)
@@ -40,9 +35,7 @@ def list_queue(context: typer.Context, as_json: Json = False) -> None:
 def add(
     config: ConfigFile = None,
     given: GivenSettings = NONE_GIVEN,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an unfinished run from its last checkpoint.")
-    ] = False,
+    resume: Annotated[bool, option("Continue an unfinished run from its last checkpoint.", "--resume")] = False,
     as_json: Json = False,
 ) -> None:
     """Add a training to the queue, with the settings of a YAML file, flags and --set."""

@@ -5,6 +5,7 @@ If not all kinds of layers fit side by side, there are several tables, one below
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rankwise.runs.records import rank_grid
@@ -25,46 +26,43 @@ Row = list[Cell]
 def rank_tables(ranks: dict[str, int]) -> list[list[Row]]:
     """Tables of padded cells. The joined cells of a row are a line of at most 79 characters."""
     rows, columns, cells = rank_grid(ranks)
-    whole = str(sum(ranks.values()))
-    side = max(len("layer"), *(len(block) for block in rows))
-    end = max(len("total"), len(whole)) + 1
+    side = max(map(len, ("layer", *rows)))
+    end = max(len("total"), len(str(sum(ranks.values())))) + 1
     widths = {
         column: max(len(column), len(str(sum(cells.get((row, column), 0) for row in rows)))) + 1 for column in columns
     }
-    largest = max(ranks.values(), default=0)
+    largest = max(1, *ranks.values())
     return [
-        _table(rows, some, cells, {"": side, "total": end} | widths, largest)
+        _table(rows, some, cells, [side, *map(widths.__getitem__, some), end], largest)
         for some in _side_by_side(columns, widths, WIDTH - side - end)
     ]
 
 
 def _table(
-    rows: list[str], columns: list[str], cells: dict[tuple[str, str], int], widths: dict[str, int], largest: int
+    rows: list[str], columns: list[str], cells: dict[tuple[str, str], int], widths: list[int], largest: int
 ) -> list[Row]:
-    def bare(text: object, column: str) -> Cell:
-        return Cell(f"{text:>{widths[column]}}", None)
-
-    def of(row: str, column: str) -> Cell:
-        rank = cells.get((row, column))
-        return Cell(f"{'-' if rank is None else rank:>{widths[column]}}", rank and min(1.0, rank / max(1, largest)))
-
-    def total(summed: list[tuple[str, str]]) -> int:
-        return sum(cells.get(cell, 0) for cell in summed)
-
-    head = [bare("layer", ""), *(bare(column, column) for column in columns), bare("total", "total")]
-    body = [
-        [bare(row or "-", ""), *(of(row, column) for column in columns),
-         bare(total([(row, column) for column in columns]), "total")]
-        for row in rows
-        if any((row, column) in cells for column in columns)
-    ]  # fmt: skip
-    sums = [total([(row, column) for row in rows]) for column in columns]
-    foot = [
-        bare("total", ""),
-        *(bare(n, column) for n, column in zip(sums, columns, strict=True)),
-        bare(sum(sums), "total"),
+    body = {row or "-": [cells.get((row, column)) for column in columns] for row in rows}
+    body = {row: own for row, own in body.items() if own.count(None) < len(own)}
+    sums = [sum(filter(None, column)) for column in zip(*body.values(), strict=True)]
+    return [
+        _row(["layer", *columns, "total"], widths),
+        *(
+            _row([row, *own], widths[:-1], largest) + _row([sum(filter(None, own))], widths[-1:])
+            for row, own in body.items()
+        ),
+        _row(["total", *sums, sum(sums)], widths),
     ]
-    return [head, *body, foot]
+
+
+def _row(texts: Sequence[str | int | None], widths: list[int], largest: int | None = None) -> Row:
+    """Padded cells; with the largest rank, each rank among them has a shade."""
+    return [
+        Cell(
+            f"{'-' if text is None else text:>{width}}",
+            min(1.0, text / largest) if largest and isinstance(text, int) else None,
+        )
+        for text, width in zip(texts, widths, strict=True)
+    ]
 
 
 def _side_by_side(columns: list[str], widths: dict[str, int], room: int) -> list[list[str]]:

@@ -5,25 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from rankwise.cli.display import print_result
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import Json
+from rankwise.cli.options import Json, argument, option
 
 
 def report(
     runs: Annotated[
         list[str],
-        typer.Argument(
-            help="A run (its name or folder), finished or not. Several runs are compared with the first.",
-            show_default=False,
-        ),
+        argument("A run (its name or folder), finished or not. Several runs are compared with the first."),
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Page to write, FILE.html, with FILE.json beside it.  [default: in the run's folder]",
-                     show_default=False),
+        option("Page to write, FILE.html, with FILE.json beside it.  [default: in the run's folder]"),
     ] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip

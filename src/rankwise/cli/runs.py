@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rankwise.cli.display import Display, print_json, print_result
+from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import Json, Quiet, Yes
-from rankwise.cli.words import aligned, visible
+from rankwise.cli.options import Json, Quiet, Yes, argument, option
+from rankwise.cli.words import aligned
 from rankwise.errors import ConfigError, some
 from rankwise.runs.lineage import Round, described
 
@@ -23,7 +23,7 @@ runs = typer.Typer(
 )
 HEADS = ("name", "status", "model", "method", "rows", "steps", "loss", "validation", "size", "ended")
 LONGEST = 40
-Name = Annotated[str, typer.Argument(help="The run's name.", show_default=False)]
+Name = Annotated[str, argument("The run's name.")]
 
 
 @runs.callback(invoke_without_command=True)
@@ -39,18 +39,13 @@ def list_runs(as_json: Json = False) -> None:
         from rankwise.commands.runs import runs as runs_command
 
         listing = runs_command()
-        if as_json:
-            print_json(listing.summary())
-        elif listing.runs:
-            typer.echo(visible(_table(listing.runs)))
-        else:
-            typer.echo("There are no runs in runs/ yet. `rankwise train` creates one.")
+        empty = ["There are no runs in runs/ yet. `rankwise train` creates one."]
+        print_result(as_json, listing.summary(), *(_table(listing.runs) if listing.runs else empty))
 
 
-def _table(listed: list[ListedRun]) -> str:
+def _table(listed: list[ListedRun]) -> list[str]:
     lines = aligned([HEADS, *map(_row, listed)])
-    lines += [f"{run.name}: {run.problem}" for run in listed if run.status == "unreadable"]
-    return "\n".join(lines)
+    return lines + [f"{run.name}: {run.problem}" for run in listed if run.status == "unreadable"]
 
 
 def _row(run: ListedRun) -> tuple[str, ...]:
@@ -85,7 +80,7 @@ def show(name: Name, as_json: Json = False) -> None:
         from rankwise.commands.runs import show as show_command
 
         shown = show_command(name)
-        print_result(as_json, shown.summary(), "\n".join(_facts(shown)))
+        print_result(as_json, shown.summary(), *_facts(shown))
 
 
 def _facts(shown: ShownRun) -> list[str]:
@@ -113,8 +108,7 @@ def _rounds(manifest: dict[str, Any]) -> list[Round]:
 
 @runs.command()
 def verify(
-    names: Annotated[list[str] | None, typer.Argument(
-        help="The runs' names.  [default: all runs of this folder]", show_default=False)] = None,
+    names: Annotated[list[str] | None, argument("The runs' names.  [default: all runs of this folder]")] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Compare every file of a result, a checkpoint or a snapshot with its recorded hash."""
@@ -122,17 +116,15 @@ def verify(
         from rankwise.commands.runs import verify_runs
 
         verified = verify_runs(names or ())
-        if as_json:
-            print_json(verified.summary())
-        else:
-            for run in verified.runs:
-                unknown = "" if run.recorded else "; the result is of a version that recorded no hashes"
-                verdict = "damaged" if run.problems else "whole"
-                typer.echo(visible(f"{run.name}: {verdict}, {run.files} files compared{unknown}"))
-                gone = [f"{path} was left by a training that was killed as it ended; it is removed if no other process "
-                        "writes the run" for path in run.left]  # fmt: skip
-                for line in (*run.problems, *gone):
-                    typer.echo(visible(f"  {line}"))
+        lines = list[str]()
+        for run in verified.runs:
+            unknown = "" if run.recorded else "; the result is of a version that recorded no hashes"
+            verdict = "damaged" if run.problems else "whole"
+            lines.append(f"{run.name}: {verdict}, {run.files} files compared{unknown}")
+            lines += [f"  {problem}" for problem in run.problems]
+            lines += [f"  {path} was left by a training that was killed as it ended; it is removed if no other process "
+                      "writes the run" for path in run.left]  # fmt: skip
+        print_result(as_json, verified.summary(), *lines)
         if not verified.whole:
             raise typer.Exit(2)
 
@@ -140,7 +132,7 @@ def verify(
 @runs.command()
 def rename(
     old: Name,
-    new: Annotated[str, typer.Argument(help="The new name.", show_default=False)],
+    new: Annotated[str, argument("The new name.")],
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -150,11 +142,8 @@ def rename(
 
         with Display(quiet) as display:
             renamed = rename_run(old, new, display)
-        if as_json:
-            print_json(renamed.summary())
-        else:
-            pages = f"; rewritten: {some(renamed.pages)}" if renamed.pages else ""
-            typer.echo(f"Renamed {renamed.old} to {renamed.new}{pages}")
+        pages = f"; rewritten: {some(renamed.pages)}" if renamed.pages else ""
+        print_result(as_json, renamed.summary(), f"Renamed {renamed.old} to {renamed.new}{pages}")
 
 
 @runs.command()
@@ -162,9 +151,7 @@ def log(
     name: Name,
     to: Annotated[
         str,
-        typer.Option(
-            "--to", help="Trackers, separated by commas: tensorboard, wandb, mlflow, trackio.", show_default=False
-        ),
+        option("Trackers, separated by commas: tensorboard, wandb, mlflow, trackio.", "--to"),
     ],
     project: Annotated[
         str, typer.Option("--project", help="Project of W&B and trackio, experiment of MLflow.")
@@ -194,7 +181,7 @@ def end(name: Name, as_json: Json = False) -> None:
 
 @runs.command()
 def delete(
-    names: Annotated[list[str], typer.Argument(help="The runs' names.", show_default=False)],
+    names: Annotated[list[str], argument("The runs' names.")],
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:

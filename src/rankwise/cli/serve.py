@@ -9,19 +9,19 @@ import typer
 
 from rankwise.cli.display import Display, print_json
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import ApiKey, ForceBase, Host, Json, Port, Quiet, TrustCode
+from rankwise.cli.options import ApiKey, ForceBase, Host, Json, Port, Quiet, TrustCode, argument, option
 
 Runs = Annotated[
     list[str] | None,
-    typer.Argument(help="Finished runs, or adapters by folder or file, all over one base model.", show_default=False),
+    argument("Finished runs, or adapters by folder or file, all over one base model."),
 ]
 Base = Annotated[
     str | None,
-    typer.Option("--model", help="Serve this base model alone, without runs or adapters.", show_default=False),
+    option("Serve this base model alone, without runs or adapters.", "--model"),
 ]
 Origins = Annotated[
     list[str] | None,
-    typer.Option(help="A page that may ask from a browser, such as https://app.example.", show_default=False),
+    option("A page that may ask from a browser, such as https://app.example."),
 ]
 Together = Annotated[int, typer.Option(min=1, max=256, help="Answers that are written at once.")]
 Waiting = Annotated[int, typer.Option(min=0, max=100_000, help="Requests that may wait; others get 429.")]
@@ -42,19 +42,15 @@ Format = Annotated[
 ]
 LoadFrom = Annotated[
     Path | None,
-    typer.Option(
-        "--load-from",
-        help="Folder whose runs and adapters requests may load and remove, such as runs.",
-        show_default=False,
-    ),
+    option("Folder whose runs and adapters requests may load and remove, such as runs.", "--load-from"),
 ]
 Aliases = Annotated[
     list[str] | None,
-    typer.Option("--alias", help="Another name of the base, such as one that a script asks for.", show_default=False),
+    option("Another name of the base, such as one that a script asks for.", "--alias"),
 ]
 FineTuning = Annotated[
     bool,
-    typer.Option("--fine-tuning", help="Let requests upload files and train on them, as OpenAI's fine-tuning does."),
+    option("Let requests upload files and train on them, as OpenAI's fine-tuning does.", "--fine-tuning"),
 ]
 
 

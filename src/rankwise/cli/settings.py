@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from inspect import Parameter
 from typing import Annotated, Any
 
-import typer
 from pydantic_core import PydanticUndefined
 from typer.core import TyperCommand
 
+from rankwise.cli.options import option
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, HeadConfig, LoraConfig
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
@@ -47,8 +47,8 @@ class Flag:
     def option(self, name: str, help: str | None) -> Parameter:
         text = help or self.help
         shown = "" if "[default:" in text else self._default()
-        option = typer.Option(flag(name), help=f"{text}{shown}", show_default=False)
-        return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[self.kind | None, option])
+        shape = Annotated[self.kind | None, option(f"{text}{shown}", flag(name))]
+        return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=shape)
 
     def _default(self) -> str:
         part, _, name = self.setting.partition(".")
@@ -212,9 +212,7 @@ class InPanels(TyperCommand):
 
 _SET = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", help="Any setting, for example --set training.clip=0.5. Can be repeated.", show_default=False
-    ),
+    option("Any setting, for example --set training.clip=0.5. Can be repeated.", "--set"),
 ]
 
 

@@ -8,7 +8,7 @@ import typer
 
 from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet, RunName, TrustCode
+from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet, RunName, TrustCode, option
 from rankwise.cli.words import visible
 
 if TYPE_CHECKING:
@@ -20,18 +20,14 @@ def strength(
     run: RunName,
     text: Annotated[
         str | None,
-        typer.Option(
-            help="Unrelated text to measure forgetting on: a text file, or rows with a text (file or "
-            "hub:organisation/name).  [default: Python's documentation]",
-            show_default=False,
+        option(
+            "Unrelated text to measure forgetting on: a text file, or rows with a text (file or "
+            "hub:organisation/name).  [default: Python's documentation]"
         ),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(
-            help="Rows of the task that were not trained on.  [default: the validation rows of the run]",
-            show_default=False,
-        ),
+        option("Rows of the task that were not trained on.  [default: the validation rows of the run]"),
     ] = None,
     blocks: Annotated[int, typer.Option(help="Number of blocks of 512 tokens to read from the text.")] = 16,
     base_model: BaseModel = None,
@@ -50,11 +46,8 @@ def strength(
                 run, text=text, data=data, blocks=blocks, force_base=force_base, force_result=force_result,
                 trust_code=trust_code, base_model=base_model, callback=display,
             )  # fmt: skip
-        print_result(
-            as_json,
-            measured.summary(),
-            "\n".join([*_table(measured.curve), "", *_summary(measured), *_cautions(measured)]),
-        )
+        lines = [*_table(measured.curve), "", *_summary(measured), *_cautions(measured)]
+        print_result(as_json, measured.summary(), *lines)
 
 
 def _table(curve: StrengthCurve) -> list[str]:

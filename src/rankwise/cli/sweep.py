@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
-from rankwise.cli.display import Display, print_json
+from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import ConfigFile, Json, Quiet
+from rankwise.cli.options import ConfigFile, Json, Quiet, option
 from rankwise.cli.settings import ADAPTER, IMAGES, NONE_GIVEN, ROWS, VALIDATION_ROWS, GivenSettings, takes_settings
-from rankwise.cli.words import visible
 from rankwise.config.reading import read_experiment
 from rankwise.config.sweep import parse_axis
 from rankwise.system.allocator import keep_memory
@@ -25,12 +22,10 @@ from rankwise.system.allocator import keep_memory
 def sweep(
     config: ConfigFile = None,
     given: GivenSettings = NONE_GIVEN,
-    over: Annotated[list[str], typer.Option(
-        "--over", help="A setting and its values: a list (adapter.rank=4,8,16) or a range "
-        "(training.learning_rate=1e-4..1e-2). Can be repeated.", show_default=False)] = ...,  # pyright: ignore[reportArgumentType]
-    trials: Annotated[int | None, typer.Option(
-        min=1, help="Number of trials, which Optuna chooses.  [default: every combination]",
-        show_default=False)] = None,
+    over: Annotated[list[str], option("A setting and its values: a list (adapter.rank=4,8,16) or a range "
+        "(training.learning_rate=1e-4..1e-2). Can be repeated.", "--over")] = ...,  # pyright: ignore[reportArgumentType]
+    trials: Annotated[int | None, option(
+        "Number of trials, which Optuna chooses.  [default: every combination]", min=1)] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
@@ -47,7 +42,4 @@ def sweep(
             swept = sweep_command(
                 lambda more: read_experiment(config, [*settings, *more], base_of_start), axes, trials, callback=display
             )
-        if as_json:
-            print_json(swept.summary())
-            return
-        typer.echo(visible("\n".join([*swept.record.lines(), f"page: {swept.page}"])))
+        print_result(as_json, swept.summary(), *swept.record.lines(), f"page: {swept.page}")

@@ -25,6 +25,7 @@ from rich.text import Text
 
 from rankwise.cli.display import SECONDS_BETWEEN_LINES, clock
 from rankwise.cli.failures import report_failures
+from rankwise.cli.options import argument, option
 from rankwise.cli.words import visible
 from rankwise.reporting.sparkline import bucket_means
 
@@ -50,11 +51,10 @@ EMPTY = ""
 def watch(
     runs: Annotated[
         list[str] | None,
-        typer.Argument(help="Runs; one that has not begun is waited for.  [default: those that train now]",
-                       show_default=False),
+        argument("Runs; one that has not begun is waited for.  [default: those that train now]"),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print each record as one JSON object on a line, with the name of its run.")
+        bool, option("Print each record as one JSON object on a line, with the name of its run.", "--json")
     ] = False,
 ) -> None:  # fmt: skip
     """Follow runs that other processes train, until they end. The exit code is that of the runs: 0 finished, 1 failed,

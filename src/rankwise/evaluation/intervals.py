@@ -37,28 +37,30 @@ or the prompt differ, and so does an answer that was cut at another length or se
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from rankwise.config.tasks import CHOSEN, LIKELIHOOD, TaskConfig, is_running_text
-from rankwise.evaluation.metrics import METRICS, Metric, Sums, share
+from rankwise.evaluation.metrics import METRICS, Formula, Metric, Sums, share
 from rankwise.runs.evaluations import Evaluation, Scores
 from rankwise.runs.measured import LEVEL, Difference, Measured, Verdict
 
+Stored = Sequence[Sequence[float]]
+"""The stored rows of all items."""
 RESAMPLES, SEED = 2000, 0
 QUANTILE = 1.959963984540054
 TOGETHER = 20_000_000
 """Random numbers drawn at a time."""
 
 
-def scores(metric: str, rows: Sequence[Sequence[float]]) -> Scores:
+def scores(metric: str, rows: Stored) -> Scores:
     return Scores(measured=measured(METRICS[metric], rows), sums=[list(row) for row in rows])
 
 
-def measured(metric: Metric, rows: Sequence[Sequence[float]]) -> Measured:
+def measured(metric: Metric, rows: Stored) -> Measured:
     table = metric.table(_sorted(np.asarray(rows, dtype=np.float64)))
     value = float(metric.of(_total(table)))
     if metric.of is share and _hits(table):
@@ -75,18 +77,15 @@ def measured_share(hits: float, items: int) -> Measured | None:
     return Measured.around(hits / items, *_wilson(hits / items, items))
 
 
-def measured_each(of: Callable[[Sums], Sums], rows: Sums) -> list[Measured]:
+def measured_each(of: Formula, rows: Sums) -> list[Measured]:
     """Bootstrap a formula that gives several values, from the items' sums; nan marks samples without a value."""
     table = _sorted(rows)
     values, drawn = of(_total(table)), _drawn(of, table)
     low, high = np.nanquantile(drawn, (LEVEL / 2, 1 - LEVEL / 2), axis=0)
-    return [
-        Measured.around(float(value), float(below), float(above))
-        for value, below, above in zip(values, low, high, strict=True)
-    ]
+    return [Measured.around(*one) for one in np.stack((values, low, high), -1).tolist()]
 
 
-def difference(metric: Metric, a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> Difference:
+def difference(metric: Metric, a: Stored, b: Stored) -> Difference:
     """Compare b with a (b minus a); both have rows of the same items in the same order."""
     assert len(a) == len(b) > 0, "only equal items are compared"
     n, stored = len(a), len(a[0])
@@ -97,12 +96,11 @@ def difference(metric: Metric, a: Sequence[Sequence[float]], b: Sequence[Sequenc
     def between(sums: Sums) -> Sums:
         return metric.of(sums[..., width:]) - metric.of(sums[..., :width])
 
-    pair = Metric(between, more_is_better=metric.more_is_better)
     total = _total(table)
     result = float(between(total))
     hits = metric.of is share and width == 2 and _hits(table[:, :2]) and _hits(table[:, 2:])
     low, high = _paired_hits(table) if hits else _quantiles(_drawn(between, table))
-    low, high, p = min(low, result), max(high, result), _swapped(pair, table, width, result)
+    low, high, p = min(low, result), max(high, result), _swapped(between, table, width, result)
     return Difference(
         a=float(metric.of(total[:width])), b=float(metric.of(total[width:])), difference=result, low=low, high=high,
         p=p, n=len(table), verdict=_verdict(metric, low, high, p),
@@ -144,29 +142,30 @@ def _paired_hits(table: Sums) -> tuple[float, float]:
     return max(-1.0, middle - half), min(1.0, middle + half)
 
 
-def _drawn(of: Callable[[Sums], Sums], table: Sums) -> Sums:
+def _drawn(of: Formula, table: Sums) -> Sums:
     """Compute a formula on RESAMPLES bootstrap samples of the items."""
     n = len(table)
     generator = np.random.default_rng(SEED)
-    at_once = max(1, TOGETHER // n)
-    values: list[Sums] = []
-    for start in range(0, RESAMPLES, at_once):
-        counts = generator.multinomial(n, np.full(n, 1 / n), size=min(at_once, RESAMPLES - start))
-        values.append(of(counts @ table))
-    return np.concatenate(values)
+    return np.concatenate([of(generator.multinomial(n, np.full(n, 1 / n), many) @ table) for many in _at_once(n)])
 
 
-def _swapped(pair: Metric, table: Sums, width: int, result: float) -> float:
+def _at_once(n: int) -> Iterator[int]:
+    """Numbers of samples of n items that are drawn at a time, all together RESAMPLES."""
+    most = max(1, TOGETHER // n)
+    for start in range(0, RESAMPLES, most):
+        yield min(most, RESAMPLES - start)
+
+
+def _swapped(between: Formula, table: Sums, width: int, result: float) -> float:
     """Return the p-value: how often random swaps within pairs give a difference at least as large."""
     a, b = table[:, :width], table[:, width:]
     total, change = _total(table), b - a
     generator = np.random.default_rng(SEED + 1)
-    at_once = max(1, TOGETHER // len(table))
     reached = 0
-    for start in range(0, RESAMPLES, at_once):
-        swaps = generator.integers(0, 2, size=(min(at_once, RESAMPLES - start), len(table))) @ change
+    for many in _at_once(len(table)):
+        swaps = generator.integers(0, 2, size=(many, len(table))) @ change
         turned = np.hstack((total[:width] + swaps, total[width:] - swaps))
-        reached += int((np.abs(pair.of(turned)) >= abs(result) * (1 - 1e-9) - 1e-12).sum())
+        reached += int((np.abs(between(turned)) >= abs(result) * (1 - 1e-9) - 1e-12).sum())
     return (1 + reached) / (1 + RESAMPLES)
 
 

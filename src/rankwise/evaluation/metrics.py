@@ -44,6 +44,14 @@ from rankwise.errors import EvaluationError
 from rankwise.system.strict_json import loads
 
 Sums = NDArray[np.float64]
+Formula = Callable[[Sums], Sums]
+Row = list[float]
+"""What is stored of an item."""
+Rows = list[Row]
+PairRow = Callable[[str, str], Row]
+"""Of an answer and its reference."""
+TextRow = Callable[[str, Sequence[str]], Row]
+"""Of an answer and all its references."""
 BINS = 15
 EDGES = np.linspace(0.0, 1.0, BINS + 1)
 DRAWS, SEED = 1000, 0
@@ -89,8 +97,7 @@ def class_table(rows: Sums) -> Sums:
 
 def f1_of_classes(sums: Sums) -> Sums:
     """Compute F1 of each class (..., C), nan for a class that never occurs."""
-    right, both = sums[..., ::3], sums[..., 1::3] + sums[..., 2::3]
-    return np.where(both > 0, 2 * right / np.maximum(both, 1), np.nan)
+    return _share(2 * sums[..., ::3], sums[..., 1::3] + sums[..., 2::3], np.nan)
 
 
 def macro_f1(sums: Sums) -> Sums:
@@ -102,7 +109,7 @@ def macro_f1(sums: Sums) -> Sums:
 def balanced_accuracy(sums: Sums) -> Sums:
     """Average recall over the classes that are true somewhere."""
     right, actual = sums[..., ::3], sums[..., 2::3]
-    return (right / np.maximum(actual, 1)).sum(-1) / np.maximum((actual > 0).sum(-1), 1)
+    return _share(right, actual).sum(-1) / np.maximum((actual > 0).sum(-1), 1)
 
 
 def matthews(sums: Sums) -> Sums:
@@ -114,23 +121,16 @@ def matthews(sums: Sums) -> Sums:
     return np.where(spread > 0, shared / np.sqrt(np.where(spread > 0, spread, 1)), 0.0)
 
 
-def span_f1(sums: Sums) -> Sums:
-    return _share(2 * sums[..., ::3], sums[..., 1::3] + sums[..., 2::3])[..., 0]
-
-
-def span_precision(sums: Sums) -> Sums:
-    return _share(sums[..., ::3], sums[..., 1::3])[..., 0]
-
-
-def span_recall(sums: Sums) -> Sums:
-    return _share(sums[..., ::3], sums[..., 2::3])[..., 0]
-
-
 def figures_of_types(sums: Sums) -> Sums:
     """(…, 3 T) sums of T types to their precisions, recalls and F1 (…, 3 T), nan where there is nothing to divide."""
     right, predicted, actual = (sums[..., part::3] for part in range(3))
-    parts = ((right, predicted), (right, actual), (2 * right, predicted + actual))
-    return np.concatenate([_share(above, below, np.nan) for above, below in parts], -1)
+    precision, recall = _share(right, predicted, np.nan), _share(right, actual, np.nan)
+    return np.concatenate((precision, recall, f1_of_classes(sums)), -1)
+
+
+def _of_spans(figure: int) -> Formula:
+    """The precision (0), recall (1) or F1 (2) of all types together, 0 where there is nothing to divide."""
+    return lambda sums: np.nan_to_num(figures_of_types(sums)[..., figure])
 
 
 def _share(above: Sums, below: Sums, nothing: float = 0.0) -> Sums:
@@ -141,7 +141,6 @@ SECONDS = 1.0
 """Time limit for matching one pattern against one text."""
 LARGEST = 1_000_000_000_000
 """Largest rating that a reference may have."""
-TextRow = Callable[[str, Sequence[str]], list[float]]
 
 
 @dataclass(frozen=True)
@@ -149,17 +148,17 @@ class Metric:
     """`of` maps sums (..., k) to values (...); `text` maps an answer and its references to an item's row. `table` maps
     the stored rows of all items to their sums, where these are longer than the rows."""
 
-    of: Callable[[Sums], Sums]
+    of: Formula
     text: TextRow | None = None
     more_is_better: bool = True
-    table: Callable[[Sums], Sums] = lambda rows: rows
+    table: Formula = lambda rows: rows
 
     def value(self, rows: Sequence[Sequence[float]]) -> float:
         """Compute the metric of all items, from their stored rows."""
         return float(self.of(self.table(np.asarray(rows, dtype=np.float64)).sum(0)))
 
 
-def means(values: Iterable[float]) -> list[list[float]]:
+def means(values: Iterable[float]) -> Rows:
     """The rows [value, 1] of values whose metric is their mean."""
     return [[float(value), 1.0] for value in values]
 
@@ -178,17 +177,17 @@ def pearson(sums: Sums) -> Sums:
     return np.where(sure, (n * xy - x * y) / np.sqrt(np.where(sure, spread, 1)), 0.0)
 
 
-def number_row(predicted: float, actual: float) -> list[float]:
+def number_row(predicted: float, actual: float) -> Row:
     """Make an item's row for `pearson`."""
     return [1.0, predicted, actual, predicted**2, actual**2, predicted * actual]
 
 
-def exact(answer: str, target: str) -> list[float]:
+def exact(answer: str, target: str) -> Row:
     """Compare two texts exactly, apart from surrounding white space."""
     return [float(answer.strip() == target.strip()), 1.0]
 
 
-def number(answer: str, target: str) -> list[float]:
+def number(answer: str, target: str) -> Row:
     """Compare the numbers after ####, or else the last numbers, as in GSM8K."""
     matched = number_in(answer)
     return [float(matched is not None and matched == number_in(target)), 1.0]
@@ -213,7 +212,7 @@ def rating_in(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def rating_rows(answers: Sequence[str], target: Sequence[str]) -> list[list[float]]:
+def rating_rows(answers: Sequence[str], target: Sequence[str]) -> Rows:
     """Make the rows for `pearson`. Answers are clipped to the range of the references, and an answer without a number
     counts as the lowest reference, since correlations do not depend on where a scale begins."""
     actual = [rating_in(one) or 0.0 for one in target]
@@ -225,7 +224,7 @@ def rating_rows(answers: Sequence[str], target: Sequence[str]) -> list[list[floa
     ]
 
 
-def json_fields(answer: str, target: str) -> list[float]:
+def json_fields(answer: str, target: str) -> Row:
     """Compute the share of fields, of both objects together, that are equal in both; nested fields by their path. Each
     item has weight one, however many fields an answer invents."""
     leaves = _leaves(loads(target))
@@ -258,12 +257,12 @@ def _unfenced(answer: str) -> str:
     return fenced[1] if fenced else answer
 
 
-def matching(pattern: str) -> Callable[[str, str], list[float]]:
+def matching(pattern: str) -> PairRow:
     """Make a metric from a pattern: whether its groups match the same texts in answer and reference; without groups,
     whether it matches the answer."""
     compiled = regex.compile(pattern)
 
-    def row(answer: str, target: str) -> list[float]:
+    def row(answer: str, target: str) -> Row:
         matched = searched(compiled, answer)
         if matched is None or not compiled.groups:
             return [float(matched is not None), 1.0]
@@ -282,20 +281,20 @@ def searched(compiled: regex.Pattern[str], text: str) -> tuple[str | None, ...] 
     return matched.groups() if matched else None
 
 
-def best(row: Callable[[str, str], list[float]]) -> TextRow:
+def best(row: PairRow) -> TextRow:
     """Score an answer against each reference and return the [earned, possible] with the largest share."""
 
-    def of_references(answer: str, references: Sequence[str]) -> list[float]:
+    def of_references(answer: str, references: Sequence[str]) -> Row:
         return max((row(answer, one) for one in references), key=lambda sums: sums[0] / sums[1])
 
     return of_references
 
 
-def rouge(kind: str) -> Callable[[str, str], list[float]]:
+def rouge(kind: str) -> PairRow:
     """Make a ROUGE metric (Lin 2004): F1 of shared stemmed words (rouge1), word pairs (rouge2) or the longest common
     subsequence (rougeL). rouge-score only reads Latin letters and digits."""
 
-    def row(answer: str, target: str) -> list[float]:
+    def row(answer: str, target: str) -> Row:
         return [_rouge(kind).score(target, answer)[kind].fmeasure, 1.0]
 
     return row
@@ -317,7 +316,7 @@ def _corpus(name: str) -> Metric:
 
         return getattr(metrics, name)()
 
-    def row(answer: str, references: Sequence[str]) -> list[float]:
+    def row(answer: str, references: Sequence[str]) -> Row:
         (counts,) = scorer()._extract_corpus_statistics([answer], [[one] for one in references])
         return [float(count) for count in counts]
 
@@ -329,34 +328,36 @@ def _corpus(name: str) -> Metric:
     return Metric(of, row)
 
 
+MORE, LESS = Metric(share), Metric(share, more_is_better=False)
+"""Means, of which more or less is better."""
 METRICS: dict[str, Metric] = {
-    "loss": Metric(share, more_is_better=False),
-    "cross_entropy": Metric(share, more_is_better=False),
-    "mean_squared_error": Metric(share, more_is_better=False),
-    "accuracy": Metric(share),
-    "accuracy_unnormalised": Metric(share),
+    "loss": LESS,
+    "cross_entropy": LESS,
+    "mean_squared_error": LESS,
+    "accuracy": MORE,
+    "accuracy_unnormalised": MORE,
     "balanced_accuracy": Metric(balanced_accuracy, table=class_table),
     "f1": Metric(macro_f1, table=class_table),
     "matthews": Metric(matthews, table=class_table),
-    "micro_f1": Metric(span_f1),
-    "exact_match": Metric(share),
-    "span_f1": Metric(span_f1),
-    "span_precision": Metric(span_precision),
-    "span_recall": Metric(span_recall),
-    "token_accuracy": Metric(share),
-    "token_cross_entropy": Metric(share, more_is_better=False),
+    "micro_f1": Metric(_of_spans(2)),
+    "exact_match": MORE,
+    "span_f1": Metric(_of_spans(2)),
+    "span_precision": Metric(_of_spans(0)),
+    "span_recall": Metric(_of_spans(1)),
+    "token_accuracy": MORE,
+    "token_cross_entropy": LESS,
     "calibration_error": Metric(calibration_error, more_is_better=False, table=calibration_table),
     "pearson": Metric(pearson),
     "spearman": Metric(pearson),
-    "preference_accuracy": Metric(share),
-    "margin": Metric(share),
-    "likelihood_accuracy": Metric(share),
-    "preference_loss": Metric(share, more_is_better=False),
-    "kl_from_base": Metric(share, more_is_better=False),
+    "preference_accuracy": MORE,
+    "margin": MORE,
+    "likelihood_accuracy": MORE,
+    "preference_loss": LESS,
+    "kl_from_base": LESS,
     "exact": Metric(share, best(exact)),
     "number": Metric(share, best(number)),
     "json": Metric(share, best(json_fields)),
-    "regex": Metric(share),
+    "regex": MORE,
     "rouge_1": Metric(share, best(rouge("rouge1"))),
     "rouge_2": Metric(share, best(rouge("rouge2"))),
     "rouge_l": Metric(share, best(rouge("rougeL"))),
@@ -384,9 +385,7 @@ def unfit(metric: str, target: str) -> str | None:
     return None
 
 
-def rows_of(
-    metric: str, answers: Sequence[str], references: Sequence[Sequence[str]], pattern: str | None
-) -> list[list[float]]:
+def rows_of(metric: str, answers: Sequence[str], references: Sequence[Sequence[str]], pattern: str | None) -> Rows:
     """Make the rows of all items for a text metric; each item has one or more references."""
     row = best(matching(pattern)) if metric == "regex" and pattern is not None else METRICS[metric].text
     assert row is not None, "the task config only allows text metrics here"
