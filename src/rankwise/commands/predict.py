@@ -42,7 +42,7 @@ AT_ONCE = 512
 
 
 @dataclass(frozen=True)
-class Asked:
+class AnswerSettings:
     """How rows are to be answered."""
 
     spec: GenerationConfig
@@ -105,40 +105,38 @@ def predict(
     began, out = time.perf_counter(), Path(out)
     _check_out(out, data, overwrite)
     artifact = run.artifact if isinstance(run, TunedModel) else open_artifact(str(run), callback, **opening)
-    objective, asked = (
-        artifact.objective,
-        Asked(spec or GenerationConfig(), system, base, batch_size, skip_bad_rows, callback),
-    )
+    objective = artifact.objective
+    how = AnswerSettings(spec or GenerationConfig(), system, base, batch_size, skip_bad_rows, callback)
     form = objective.row_form(None if artifact.run is None else artifact.run.manifest.data.format)
     rows = _rows(_reading(artifact.run, str(data), prompt, system), form, has_prompt=prompt is not None)
     _refuse_taken([column, *objective.columns(column), *([PROBLEM] if skip_bad_rows else [])], rows)
     _refuse_bad(rows, skip_bad_rows)
-    objective.check_answering(asked.changed)
+    objective.check_answering(how.changed)
     tuned = run if isinstance(run, TunedModel) else load_tuned(artifact, callback, force_base=force_base)
-    complete(objective, rows, tuned, asked)
+    complete(objective, rows, tuned, how)
     write_atomic(out, file_of([row.written(column) for row in rows], out))
     return Predicted(out, column, rows, time.perf_counter() - began)
 
 
 @singledispatch
-def complete(objective: Objective, rows: Sequence[Row], tuned: TunedModel, asked: Asked) -> None:
+def complete(objective: Objective, rows: Sequence[Row], tuned: TunedModel, how: AnswerSettings) -> None:
     """Give each row that can be read its answer or its prediction, or its problem."""
-    _render(rows, tuned, asked.system, asked.spec.max_new_tokens)
-    _refuse_bad(rows, asked.skip_bad_rows)
-    with tuned.base(asked.base):
-        _answer([row for row in rows if row.problem is None], tuned, asked)
+    _render(rows, tuned, how.system, how.spec.max_new_tokens)
+    _refuse_bad(rows, how.skip_bad_rows)
+    with tuned.base(how.base):
+        _answer([row for row in rows if row.problem is None], tuned, how)
 
 
 @complete.register(Classifier)
-def classify(objective: Classifier, rows: Sequence[Row], tuned: TunedModel, asked: Asked) -> None:
+def classify(objective: Classifier, rows: Sequence[Row], tuned: TunedModel, how: AnswerSettings) -> None:
     readable = [(row, row.question) for row in rows if row.question is not None and row.problem is None]
     for begin in range(0, len(readable), AT_ONCE):
         part = readable[begin : begin + AT_ONCE]
-        report = partial(_report_progress, asked.callback, objective.activity, begin, len(readable))
+        report = partial(_report_progress, how.callback, objective.activity, begin, len(readable))
         predicted, problems = tuned.predict([question for _, question in part], report)
         for at, (row, _) in enumerate(part):
             row.prediction, row.problem = predicted.get(at), problems.get(at)
-    _refuse_bad(rows, asked.skip_bad_rows)
+    _refuse_bad(rows, how.skip_bad_rows)
 
 
 def _report_progress(callback: Callback, activity: str, before: int, rows: int, done: int) -> None:
@@ -235,12 +233,12 @@ def _render(rows: Sequence[Row], tuned: TunedModel, system: str | None, new: int
             )
 
 
-def _answer(rows: Sequence[Row], tuned: TunedModel, asked: Asked) -> None:
-    prompts, batch_size = [row.ids for row in rows], asked.batch_size
+def _answer(rows: Sequence[Row], tuned: TunedModel, how: AnswerSettings) -> None:
+    prompts, batch_size = [row.ids for row in rows], how.batch_size
     try:
         answers = answers_in_turn(
-            tuned.model, prompts, asked.spec, batch_size,
-            partial(_report_progress, asked.callback, "Answering", 0, len(prompts)),
+            tuned.model, prompts, how.spec, batch_size,
+            partial(_report_progress, how.callback, "Answering", 0, len(prompts)),
         )  # fmt: skip
     except Exception as error:
         if is_out_of_memory(error):
