@@ -1,7 +1,7 @@
 """Check from the header of a GGUF file that its tensors fit the model that its settings describe.
 
-transformers fills missing tensors with random numbers. So each tensor must lie within the file and overlap no other. For
-known families, it must also have the model's shape, and none may be missing or left over. For other families, the
+transformers fills missing tensors with random numbers. So each tensor must lie within the file and overlap no other.
+For known families, it must also have the model's shape, and none may be missing or left over. For other families, the
 loading report shows missing tensors afterwards (conversion.py).
 """
 
