@@ -146,6 +146,14 @@ def test_a_tensor_that_is_there_twice_is_named(write):
     assert f"tensor '{Q}' occurs twice" in refusal(file)
 
 
+@pytest.mark.parametrize("offset", [0, 32])
+def test_tensors_that_overlap_are_named(write, offset):
+    file = write()
+    with_entry(file, Q, offset=offset)
+    said = refusal(file)
+    assert "overlap from byte " in said and f"'{Q}'" in said and "'token_embd.weight'" in said
+
+
 @pytest.mark.parametrize("offset", [10**6, 2**64 - 64])
 def test_a_tensor_out_of_the_file_is_named(write, offset):
     file = write()

@@ -198,9 +198,7 @@ def test_several_problems_are_told_at_once(saved: Path, tmp_path: Path) -> None:
         saved, tmp_path, BROKEN["no strengths"][0], BROKEN["a pattern by no strengths"][0], BROKEN["a base weight"][0]
     )
     told = refused(tmp_path)
-    assert (
-        "has no lora_E" in told and "no weights in the file" in told and "must not contain other" in told
-    )
+    assert "has no lora_E" in told and "no weights in the file" in told and "must not contain other" in told
 
 
 def test_one_that_has_no_rank_at_all_is_refused(saved: Path, tmp_path: Path) -> None:

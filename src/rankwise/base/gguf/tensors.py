@@ -1,13 +1,14 @@
 """Check from the header of a GGUF file that its tensors fit the model that its settings describe.
 
-transformers fills missing tensors with random numbers. So each tensor must lie within the file. For known families, it
-must also have the model's shape, and none may be missing or left over. For other families, the loading report shows
-missing tensors afterwards (conversion.py).
+transformers fills missing tensors with random numbers. So each tensor must lie within the file and overlap no other.
+For known families, it must also have the model's shape, and none may be missing or left over. For other families, the
+loading report shows missing tensors afterwards (conversion.py).
 """
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,21 @@ def check_tensors(file: Path) -> list[str]:
 
 
 def check_stored(file: Path, header: GgufHeader) -> None:
-    """Refuse a file whose tensors lie outside it."""
-    problems = []
+    """Refuse a file whose tensors overlap or lie outside it."""
+    problems, lying = [], []
     for name, sizes in header.tensors.items():
         try:
-            end = header.begin + header.offsets[name] + _bytes_of(sizes, header.types[name])
+            begin = header.begin + header.offsets[name]
+            end = begin + _bytes_of(sizes, header.types[name])
         except ModelError as error:
             problems.append(f"tensor {shown(name)} {error}")
             continue
+        lying.append((begin, end, name))
         if end > header.size:
             problems.append(f"tensor {shown(name)} ends at byte {end:,}, but the file ends at {header.size:,}.")
+    for (_, end, name), (begin, _, other) in pairwise(sorted(lying)):
+        if begin < end:
+            problems.append(f"tensors {shown(name)} and {shown(other)} overlap from byte {begin:,} on.")
     refuse(file, problems)
 
 
