@@ -22,6 +22,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from rankwise.config.base import JsonObject
 from rankwise.config.data import ValidationDataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
@@ -68,7 +69,7 @@ class Base:
 def resolved(given: Hyperparameters, rows: int) -> Hyperparameters:
     """With a number for each `auto`."""
     batch = min(TrainingConfig().batch_size, max(rows, 1))
-    auto: dict[str, Any] = {"n_epochs": EPOCHS, "batch_size": batch, "learning_rate_multiplier": 1.0}
+    auto: JsonObject = {"n_epochs": EPOCHS, "batch_size": batch, "learning_rate_multiplier": 1.0}
     if isinstance(given, PairHyperparameters):
         auto["beta"] = PreferenceConfig().beta
     values = given.model_dump()
@@ -266,14 +267,14 @@ class Jobs:
 
     def _experiment(self, job: Job, base: Base, training: StoredFile, validation: StoredFile | None) -> Experiment:
         """ConfigError where the numbers of a job are refused."""
-        own: dict[str, Any] = job.hyperparameters.model_dump()
+        own: JsonObject = job.hyperparameters.model_dump()
         data = data_of(self.files.training(training), training.content)
         if validation is not None:
             apart = ValidationDataConfig(
                 path=str(self.files.training(validation)), format=data.format, ignore_columns=validation.content.ignored
             )
             data = data.model_copy(update={"validation": apart})
-        settings: dict[str, Any] = {
+        settings: JsonObject = {
             "model": base.spec.model_copy(update={"dtype": "auto", "device": "auto"}), "data": data, "run": job.run,
             "objective": "preference" if job.dpo else "causal-lm",
             "adapter": {"method": "lora", "start_from": base.start_from},
