@@ -5,21 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import math
-from contextlib import suppress
 
 from rankwise.config.base import JsonObject
-from rankwise.errors import RunError
-from rankwise.runs.directory import RunDirectory
-from rankwise.runs.metrics_log import History, read_history
-from rankwise.runs.queue import Queue
+from rankwise.runs.metrics_log import History
 from rankwise.serving.tuning.jobs import Job, State, seconds_of
-
-
-def history_of(job: Job, queue: Queue) -> History:
-    """Empty before the first step."""
-    with suppress(RunError, OSError):
-        return read_history(RunDirectory(queue.runs_folder / job.run).metrics)
-    return History()
 
 
 def events_of(job: Job, state: State, history: History, warning: str | None = None) -> list[JsonObject]:

@@ -31,6 +31,7 @@ from rankwise.config.training import TrainingConfig
 from rankwise.errors import RankwiseError, RunError
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.manifest import Manifest
+from rankwise.runs.metrics_log import History, read_history
 from rankwise.runs.own_files import read_json
 from rankwise.runs.queue import Queue
 from rankwise.serving.bodies import BadRequest
@@ -237,7 +238,7 @@ class Jobs:
         with self._changing:
             if self.state(job).status != "paused":
                 raise BadRequest(f"job {job.id} is {self.state(job).status}, so it cannot be resumed.")
-            run = RunDirectory(self.queue.runs_folder / job.run)
+            run = self.run_of(job)
             try:
                 training = self.files.get(job.training_file, "training_file")
                 validation = self.files.get(job.validation_file) if job.validation_file is not None else None
@@ -284,9 +285,18 @@ class Jobs:
         rate = own["learning_rate_multiplier"] * experiment.training.highest_rate(base.width, experiment.auto_rate)
         return Experiment(**settings | {"training": settings["training"] | {"learning_rate": rate}})
 
+    def run_of(self, job: Job) -> RunDirectory:
+        return RunDirectory(self.queue.runs_folder / job.run)
+
+    def history(self, job: Job) -> History:
+        """Empty before the first step."""
+        with suppress(RunError, OSError):
+            return read_history(self.run_of(job).metrics)
+        return History()
+
     def _manifest(self, job: Job) -> Manifest | None:
         with suppress(RunError):
-            return RunDirectory(self.queue.runs_folder / job.run).manifest()
+            return self.run_of(job).manifest()
         return None
 
     def _file(self, name: str) -> Path:
