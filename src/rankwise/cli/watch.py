@@ -27,6 +27,7 @@ from rankwise.cli.display import SECONDS_BETWEEN_LINES, clock
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import argument, option
 from rankwise.cli.words import visible
+from rankwise.config.base import JsonObject
 from rankwise.reporting.sparkline import bucket_means
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def _lines(runs: Sequence[WatchedRun]) -> None:
             states[run.name] = run.state
 
 
-def _news(run: WatchedRun, rows: Sequence[dict[str, Any]], written: dict[str, float], changed: bool) -> Iterator[str]:
+def _news(run: WatchedRun, rows: Sequence[JsonObject], written: dict[str, float], changed: bool) -> Iterator[str]:
     """Lines of one run; `written` has the time of its last line of a step."""
     if changed and not run.has_ended:
         yield WORDS[run.state]
@@ -120,7 +121,7 @@ def _ended(run: WatchedRun) -> str:
     return run.state if run.problem is None else f"{run.state}: {visible(run.problem)}"
 
 
-def _events(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+def _events(rows: Sequence[JsonObject]) -> Iterator[str]:
     for row in rows:
         match row["kind"]:
             case "validation":
@@ -132,7 +133,7 @@ def _events(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
                 yield f"training diverged and went back to step {_count(row, 'step')}"
 
 
-def _step_line(run: WatchedRun, row: dict[str, Any]) -> str:
+def _step_line(run: WatchedRun, row: JsonObject) -> str:
     parts = [
         f"step {_count(row, 'step')}/{_count(row, 'steps')}", f"loss {_number(row.get('loss'), '{:.4f}')}",
         f"gradient norm {_number(row.get('gradient_norm'), '{:.3f}')}",
@@ -149,7 +150,7 @@ def _number(value: Any, form: str, unit: float = 1.0) -> str:
     return form.format(value / unit) if is_number(value) else "-"
 
 
-def _count(row: dict[str, Any], name: str) -> str:
+def _count(row: JsonObject, name: str) -> str:
     return _number(row.get(name), "{:.0f}")
 
 

@@ -30,6 +30,7 @@ PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 Number = Annotated[float, BeforeValidator(_no_boolean)]
 Location = tuple[int | str, ...]
+JsonObject = dict[str, Any]
 
 
 class _ReportsAsSpecError(type(BaseModel)):  # pyright: ignore[reportUntypedBaseClass]  the public name of pydantic's metaclass

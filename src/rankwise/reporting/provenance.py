@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+from rankwise.config.base import JsonObject
 from rankwise.config.experiment import Experiment
 from rankwise.reporting.document import Section, as_code, code, facts, folded, listed, paragraph, table
 from rankwise.reporting.markup import Content, Markup, Rows, element
@@ -101,7 +102,7 @@ def cost_section(run: RunSnapshot) -> Section:
     return Section("cost", "Cost", twin, [block for block in blocks if block])
 
 
-def against_full(manifest: Manifest, results: Results, experiment: Experiment) -> dict[str, Any] | None:
+def against_full(manifest: Manifest, results: Results, experiment: Experiment) -> JsonObject | None:
     """Compare the bytes of weights, gradients and optimizer of this run with full fine-tuning in float32, without
     activations; None if this run was full fine-tuning."""
     if results.trainable_parameters == results.total_parameters:
@@ -129,7 +130,7 @@ def _time(manifest: Manifest, experiment: Experiment) -> str | None:
     )
 
 
-def _arithmetic(against: dict[str, Any]) -> Markup:
+def _arithmetic(against: JsonObject) -> Markup:
     full, this = against["full_fine_tuning_bytes"], against["this_run_bytes"]
     return element(
         "aside",
@@ -170,7 +171,7 @@ def environment_section(run: RunSnapshot) -> Section:
     )  # fmt: skip
 
 
-def _of_machine(machine: dict[str, Any]) -> list[str]:
+def _of_machine(machine: JsonObject) -> list[str]:
     def recorded(name: str, value: Any) -> str:
         if name == "memory_bytes" and isinstance(value, int | float):
             return f"{size(value)} of memory"
@@ -179,7 +180,7 @@ def _of_machine(machine: dict[str, Any]) -> list[str]:
     return [recorded(name, value) for name, value in machine.items()]
 
 
-def foreseen(manifest: Manifest) -> dict[str, Any] | None:
+def foreseen(manifest: Manifest) -> JsonObject | None:
     """Pairs of forecast and fact, and by what share the forecast was off; None where there was no forecast. What a card
     held is not measured."""
     forecast, results = manifest.forecast, manifest.results

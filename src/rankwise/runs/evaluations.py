@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from rankwise.config.base import Config
+from rankwise.config.base import Config, JsonObject
 from rankwise.config.tasks import MEANINGS
 from rankwise.errors import RunError
 from rankwise.runs.directory import RunDirectory
@@ -104,7 +104,7 @@ class Forgetting(Config):
             return self.text
         return f"{self.text} ({self.blocks} of them were enough)"
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> JsonObject:
         """Return the values without the sums of the blocks."""
         return self.model_dump(exclude={"sums"})
 
@@ -146,12 +146,12 @@ class Evaluation(Config):
     """If the choices are the answers that occur in the file: these answers with their counts."""
     created: str
     versions: dict[str, str]
-    settings: dict[str, Any]
+    settings: JsonObject
     """Everything beside model and items that the numbers depend on."""
     sha256: str | None = None
     """Of all else in the file (runs/own_files.py). Older files have none."""
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> JsonObject:
         """What `rankwise evaluate --json` prints."""
         return {
             "task": self.task,
@@ -250,7 +250,7 @@ def read_strength(run: RunDirectory) -> StrengthCurve | None:
     return read_json(path, StrengthCurve) if path.exists() else None
 
 
-def stamped() -> dict[str, Any]:
+def stamped() -> JsonObject:
     """Return time and versions, as fields of an Evaluation."""
     return {"created": now(), "versions": versions()}
 
@@ -314,7 +314,7 @@ class Comparison(Config):
     forgetting: ComparedForgetting | None
 
 
-def leaves(value: Any, path: str = "") -> dict[str, Any]:
+def leaves(value: Any, path: str = "") -> JsonObject:
     """Flatten nested dictionaries to values by dotted names."""
     if not isinstance(value, dict) or not value:
         return {path: value}

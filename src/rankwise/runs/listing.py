@@ -11,8 +11,9 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from rankwise.config.base import JsonObject
 from rankwise.errors import RankwiseError, RunError, first_line
 from rankwise.runs.directory import RunDirectory, writer_of
 from rankwise.runs.manifest import Manifest
@@ -45,7 +46,7 @@ class ListedRun:
     rounds: int | None = None
     """Trainings that its result has had, this one included: 1 for a new adapter."""
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> JsonObject:
         return dict(vars(self))
 
 
@@ -73,7 +74,7 @@ def listed(name: str) -> ListedRun:
         manifest, experiment = snapshot.manifest, snapshot.experiment
     except (RankwiseError, OSError) as error:
         return ListedRun(name, UNREADABLE, size, first_line(error))
-    facts: dict[str, Any] = {
+    facts: JsonObject = {
         "problem": manifest.problem, "model": manifest.base_model.name, "method": experiment.adapter.method,
         "rows": manifest.data.rows, "started": manifest.started, "ended": manifest.ended,
         "rounds": len(manifest.lineage) + 1,
@@ -107,7 +108,7 @@ def _ended_since_locked(run: RunDirectory) -> bool:
     return False
 
 
-def _progress(run: RunDirectory, manifest: Manifest) -> dict[str, Any]:
+def _progress(run: RunDirectory, manifest: Manifest) -> JsonObject:
     """Return the results of a finished run, or else the latest values of its metrics log."""
     if manifest.results is not None:
         of = manifest.results
@@ -115,7 +116,7 @@ def _progress(run: RunDirectory, manifest: Manifest) -> dict[str, Any]:
             "steps": of.steps, "loss": of.loss, "validation_loss": of.validation_loss_after,
             "validation_accuracy": of.validation_accuracy_after,
         }  # fmt: skip
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     try:
         rows = read_metrics_log(run.metrics)
     except (OSError, RunError):

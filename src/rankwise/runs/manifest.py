@@ -8,12 +8,12 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import psutil
 from pydantic import Field
 
-from rankwise.config.base import Config
+from rankwise.config.base import Config, JsonObject
 from rankwise.runs.lineage import Round
 from rankwise.runs.measured import PairResults
 from rankwise.runs.row_facts import ReplayFacts
@@ -261,7 +261,7 @@ class Resumed(Config):
     step: int
     at: str = Field(default_factory=lambda: now())
     versions: dict[str, str] = Field(default_factory=lambda: versions())
-    machine: dict[str, Any] = Field(default_factory=lambda: machine())
+    machine: JsonObject = Field(default_factory=lambda: machine())
 
 
 class BackOff(Config):
@@ -282,7 +282,7 @@ class Manifest(Config):
     ended: str | None = None
     command: list[str] = Field(default_factory=lambda: [Path(sys.argv[0]).name, *sys.argv[1:]])
     versions: dict[str, str] = Field(default_factory=lambda: versions())
-    machine: dict[str, Any] = Field(default_factory=lambda: machine())
+    machine: JsonObject = Field(default_factory=lambda: machine())
     base_model: BaseModelFacts
     data: DataFacts
     learning_rate: float
@@ -320,7 +320,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {package: installed_version(package) for package in PACKAGES}
 
 
-def machine() -> dict[str, Any]:
+def machine() -> JsonObject:
     """With the number of processes where several train together. Whoever trains adds the number of threads."""
     several = {} if (own := launched()) is None else {"processes": own.size}
     return several | {

@@ -15,10 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self, TextIO, TypeVar
+from typing import BinaryIO, Self, TextIO, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from rankwise.config.base import JsonObject
 from rankwise.errors import RankwiseError, RunError
 from rankwise.runs.records import (
     BudgetRecord,
@@ -41,7 +42,7 @@ class MetricsLog:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._opened: TextIO | None = None
-        self.follow: Callable[[dict[str, Any]], None] | None = None
+        self.follow: Callable[[JsonObject], None] | None = None
 
     @property
     def _file(self) -> TextIO:
@@ -50,7 +51,7 @@ class MetricsLog:
             self._opened = self._path.open("a", encoding="utf-8")
         return self._opened
 
-    def append(self, row: dict[str, Any]) -> None:
+    def append(self, row: JsonObject) -> None:
         with told_when_full(self._path):
             self._file.write(line_of(row))
             self._file.flush()
@@ -77,7 +78,7 @@ class MetricsLog:
                 raise
 
 
-def line_of(row: dict[str, Any]) -> str:
+def line_of(row: JsonObject) -> str:
     return json.dumps(row) + "\n"
 
 
@@ -86,7 +87,7 @@ def first_lines(path: Path, count: int) -> bytes:
     return b"".join(line + b"\n" for line in path.read_bytes().splitlines()[:count])
 
 
-def read_metrics_log(path: Path) -> list[dict[str, Any]]:
+def read_metrics_log(path: Path) -> list[JsonObject]:
     if path.exists() and not path.is_file():  # reading a pipe would block
         raise RunError(f"{path} is not a file.")
     lines = path.read_bytes().splitlines()
@@ -120,7 +121,7 @@ def read_history(path: Path) -> History:
     return history_of(path, _rows(path))
 
 
-def history_of(path: Path, rows: list[dict[str, Any]]) -> History:
+def history_of(path: Path, rows: list[JsonObject]) -> History:
     return History(
         _records(path, rows, StepRecord), _records(path, rows, LossRecord), _records(path, rows, ScoreRecord),
         _records(path, rows, SampleRecord), _records(path, rows, RankRecord), _records(path, rows, BudgetRecord),
@@ -128,14 +129,14 @@ def history_of(path: Path, rows: list[dict[str, Any]]) -> History:
     )  # fmt: skip
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _rows(path: Path) -> list[JsonObject]:
     try:
         return [row for row in read_metrics_log(path) if isinstance(row, dict)]
     except FileNotFoundError:
         raise RunError(f"{path} is missing: this folder is not a complete run.") from None
 
 
-def _records(path: Path, rows: list[dict[str, Any]], record: type[_Record]) -> list[_Record]:
+def _records(path: Path, rows: list[JsonObject], record: type[_Record]) -> list[_Record]:
     kept = [{key: row[key] for key in row if key != "kind"} for row in rows if row.get("kind") == record.kind]
     try:
         adapter: TypeAdapter[list[_Record]] = TypeAdapter(list[record])  # pyright: ignore[reportInvalidTypeForm]
@@ -170,7 +171,7 @@ class LogTail:
     def position(self) -> str:
         return f"{self.offset}-{self.checksum}"
 
-    def read(self) -> tuple[bool, list[dict[str, Any]]]:
+    def read(self) -> tuple[bool, list[JsonObject]]:
         """Whether the log begins anew, and the new records. A line that is not whole waits for the next time."""
         try:
             facts = self.path.stat()
@@ -200,7 +201,7 @@ class LogTail:
         return len(before) == min(CHECKED, self.offset) and _checksum(before) == self.checksum
 
 
-def _row(line: bytes) -> dict[str, Any] | None:
+def _row(line: bytes) -> JsonObject | None:
     """None for what is not a record, which whoever reads the whole run reports."""
     try:
         row = json.loads(line)

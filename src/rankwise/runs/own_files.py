@@ -25,11 +25,11 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import ValidationError
 
-from rankwise.config.base import Config
+from rankwise.config.base import Config, JsonObject
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.errors import ConfigError, RunError, did_you_mean, some
@@ -71,7 +71,7 @@ class DamagedStep(RunError):
         self.file, self.why = file, why
 
 
-def seal(folder: Path, facts: dict[str, Any]) -> None:
+def seal(folder: Path, facts: JsonObject) -> None:
     """Write the facts, with what each file of the folder has to be."""
     files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(folder.iterdir())}
     facts = {"format": FORMAT, **facts, "files": files}
@@ -92,7 +92,7 @@ def _readable(file: Path) -> Iterator[int]:
         raise DamagedStep(file, error.strerror or type(error).__name__) from None
 
 
-def read_facts(folder: Path) -> dict[str, Any]:
+def read_facts(folder: Path) -> JsonObject:
     """What `seal` wrote; DamagedStep where it did not write this."""
     file = folder / FACTS
     with _readable(file) as size:
@@ -112,7 +112,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def check_file(folder: Path, name: str, facts: dict[str, Any]) -> None:
+def check_file(folder: Path, name: str, facts: JsonObject) -> None:
     """DamagedStep where a file is not what the facts say."""
     file, recorded = folder / name, facts["files"][name]
     with _readable(file) as size:
@@ -122,13 +122,13 @@ def check_file(folder: Path, name: str, facts: dict[str, Any]) -> None:
             raise DamagedStep(file, "its content does not match the recorded hash")
 
 
-def with_hash(value: dict[str, Any]) -> dict[str, Any]:
+def with_hash(value: JsonObject) -> JsonObject:
     """The same with a hash of itself, as `state.json` has one."""
     facts = {name: one for name, one in value.items() if name != "sha256"}
     return facts | {"sha256": hash_of(facts)}
 
 
-def hash_of(facts: dict[str, Any]) -> str:
+def hash_of(facts: JsonObject) -> str:
     return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -164,7 +164,7 @@ class StepFolders:
         """The steps of the folders that are ours, in order. Their other files may be damaged."""
         return [step for step in self.named if self._is_ours(step)]
 
-    def facts(self, step: int) -> dict[str, Any]:
+    def facts(self, step: int) -> JsonObject:
         """The sealed facts of a step; DamagedStep where its name is that of anything else."""
         path = self.path(step)
         if path.is_symlink():
@@ -247,7 +247,7 @@ def data_here(experiment: Experiment, folder: Path) -> DataConfig:
     return DataConfig(**config)
 
 
-def _resolved(rows: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _resolved(rows: JsonObject, folder: Path) -> JsonObject:
     path = rows.get("path")
     if path is None or os.path.exists(path):  # noqa: PTH110
         return rows

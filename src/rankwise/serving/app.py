@@ -27,7 +27,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from rankwise import __version__
-from rankwise.config.base import Config
+from rankwise.config.base import Config, JsonObject
 from rankwise.errors import TYPED, ResourceError, typed
 from rankwise.serving.bodies import BadRequest, ChatBody, CompletionBody, Generation, Switch
 from rankwise.serving.changes import NAME, Changes
@@ -255,10 +255,10 @@ HANDLERS = {
 }  # fmt: skip
 
 
-def schema(*, loading: bool = False, tuning: bool = False) -> dict[str, Any]:
+def schema(*, loading: bool = False, tuning: bool = False) -> JsonObject:
     """Of the routes that a server has."""
     open_to_all = ("401", "403")
-    paths: dict[str, Any] = {
+    paths: JsonObject = {
         "/health": {"get": _operation("whether answers are being written", refused=open_to_all)},
         "/metrics": {"get": _operation("counts for Prometheus", "text/plain", refused=open_to_all)},
         "/v1/models": {"get": _operation("the base and each adapter", refused=open_to_all)},
@@ -283,7 +283,7 @@ def schema(*, loading: bool = False, tuning: bool = False) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _tuning() -> dict[str, Any]:
+def _tuning() -> JsonObject:
     """Files and fine-tuning jobs."""
     upload = {"type": "object", "required": ["file", "purpose"], "properties": {
         "file": {"type": "string", "contentMediaType": "application/octet-stream"},
@@ -312,16 +312,16 @@ def _tuning() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _in_query(name: str) -> dict[str, Any]:
+def _in_query(name: str) -> JsonObject:
     return {"name": name, "in": "query", "schema": {"type": "string"}}
 
 
-def _asking(kind: type[BaseModel], answer: str, *media: str) -> dict[str, Any]:
+def _asking(kind: type[BaseModel], answer: str, *media: str) -> JsonObject:
     schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
     return _operation(answer, *media, body={"application/json": {"schema": schema}})
 
 
-def _operation(answer: str, *media: str, refused: Iterable[str] = REFUSED, **request: Any) -> dict[str, Any]:
+def _operation(answer: str, *media: str, refused: Iterable[str] = REFUSED, **request: Any) -> JsonObject:
     """A way to ask: `parameters` or the `body` of its request, its answer, and how it may be refused."""
     if (body := request.pop("body", None)) is not None:
         request["requestBody"] = {"required": True, "content": body}

@@ -7,11 +7,11 @@ nothing about the answer and are taken without effect.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from rankwise.config.base import Config, Number, PositiveInt, problems_of
+from rankwise.config.base import Config, JsonObject, Number, PositiveInt, problems_of
 from rankwise.system.strict_json import GivenTwice, once
 
 LARGEST_BODY, MESSAGES, STOPS, BIASES, CHOICES, LIKELY = 2**20, 512, 8, 300, 8, 20
@@ -49,7 +49,7 @@ class Generation(Config):
     frequency_penalty: Number = Field(0.0, ge=-2, le=2)
     logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=BIASES)] | None = None
     user: str | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: JsonObject | None = None
     store: Switch | None = None
 
     @property
@@ -75,12 +75,12 @@ class TextFormat(Config):
 
 
 class ChatBody(Generation):
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MESSAGES)]
+    messages: Annotated[list[JsonObject], Field(min_length=1, max_length=MESSAGES)]
     max_tokens: PositiveInt | None = None
     max_completion_tokens: PositiveInt | None = None
     logprobs: Switch = False
     top_logprobs: Annotated[int, Field(ge=0, le=LIKELY, strict=True)] | None = None
-    tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
+    tools: Annotated[list[JsonObject], Field(max_length=128)] | None = None
     tool_choice: Literal["auto", "none"] = "auto"
     response_format: TextFormat | None = None
 

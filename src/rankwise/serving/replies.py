@@ -20,6 +20,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rankwise.config.base import JsonObject
 from rankwise.inference.growing_batch import Row
 from rankwise.inference.sampling import Chosen
 from rankwise.rows.text.tokenizer import HubTokenizer
@@ -58,32 +59,32 @@ class Reply:
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
+    def whole(self, choices: Sequence[Choice]) -> JsonObject:
         every = [self._choice(number, one) for number, one in enumerate(choices)]
         return self._head("chat.completion" if self.chat else "text_completion") | {
             "choices": every, "usage": self.usage(choices),
         }  # fmt: skip
 
-    def opening(self, number: int) -> dict[str, Any]:
+    def opening(self, number: int) -> JsonObject:
         """The first piece of a chat's answer says who speaks."""
         return self._piece(number, {"role": "assistant", "content": ""}, None, ())
 
-    def piece(self, number: int, piece: Piece) -> dict[str, Any]:
+    def piece(self, number: int, piece: Piece) -> JsonObject:
         part = {"content": piece.text} if self.chat else {"text": piece.text}
         return self._piece(number, part if piece.text or not self.chat else {}, piece.finish, piece.chosen)
 
-    def calls(self, number: int, choice: Choice) -> dict[str, Any]:
+    def calls(self, number: int, choice: Choice) -> JsonObject:
         """An answer that may call tools, in one piece at its end."""
         message, finish = self._message(choice)
         calls = [{"index": at} | call for at, call in enumerate(message.get("tool_calls", ()))]
         part = {"content": message["content"]} | ({"tool_calls": calls} if calls else {})
         return self._piece(number, part, finish, choice.chosen)
 
-    def last(self, choices: Sequence[Choice]) -> dict[str, Any]:
+    def last(self, choices: Sequence[Choice]) -> JsonObject:
         """The piece that tells the numbers of tokens."""
         return self._stream_head() | {"choices": [], "usage": self.usage(choices)}
 
-    def usage(self, choices: Sequence[Choice]) -> dict[str, Any]:
+    def usage(self, choices: Sequence[Choice]) -> JsonObject:
         """A prompt counts once, however many answers it has."""
         prompt = tokens_of(self.question.prompts)
         answers = sum(len(one.chosen) for one in choices)
@@ -93,34 +94,34 @@ class Reply:
             "prompt_tokens_details": {"cached_tokens": reused},
         }  # fmt: skip
 
-    def _head(self, kind: str) -> dict[str, Any]:
+    def _head(self, kind: str) -> JsonObject:
         served = self.question.served
         return {
             "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{self.id}", "object": kind, "created": self.created,
             "model": served.name, "system_fingerprint": served.sha256,
         }  # fmt: skip
 
-    def _stream_head(self) -> dict[str, Any]:
+    def _stream_head(self) -> JsonObject:
         return self._head("chat.completion.chunk" if self.chat else "text_completion")
 
-    def _piece(self, number: int, part: dict[str, Any], finish: str | None, chosen: Sequence[Chosen]) -> dict[str, Any]:
+    def _piece(self, number: int, part: JsonObject, finish: str | None, chosen: Sequence[Chosen]) -> JsonObject:
         logprobs = self._logprobs(chosen) if self.listed and chosen else None
         own = {"index": number, "finish_reason": finish, "logprobs": logprobs}
         return self._stream_head() | {"choices": [own | ({"delta": part} if self.chat else part)]}
 
-    def _choice(self, number: int, choice: Choice) -> dict[str, Any]:
+    def _choice(self, number: int, choice: Choice) -> JsonObject:
         message, finish = self._message(choice)
         own = {"index": number, "logprobs": self._logprobs(choice.chosen) if self.listed else None}
         return own | {"finish_reason": finish} | ({"message": message} if self.chat else {"text": choice.text})
 
-    def _message(self, choice: Choice) -> tuple[dict[str, Any], str | None]:
+    def _message(self, choice: Choice) -> tuple[JsonObject, str | None]:
         content, calls = calls_in(choice.text, self.question.tools) if self.question.tools else (choice.text, [])
-        message: dict[str, Any] = {"role": "assistant", "content": content or None if calls else content}
+        message: JsonObject = {"role": "assistant", "content": content or None if calls else content}
         if not calls:
             return message, choice.finish
         return message | {"tool_calls": [_as_json(one) for one in calls]}, "tool_calls"
 
-    def _logprobs(self, chosen: Iterable[Chosen]) -> dict[str, Any]:
+    def _logprobs(self, chosen: Iterable[Chosen]) -> JsonObject:
         if self.chat:
             return {"content": [
                 self._token(one.token, one.logprob) | {"top_logprobs": [self._token(*pair) for pair in one.likely]}
@@ -132,7 +133,7 @@ class Reply:
             "top_logprobs": [{self._text(token): value for token, value in one.likely} for one in every],
         }  # fmt: skip
 
-    def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
+    def _token(self, token: int, logprob: float | None) -> JsonObject:
         text = self.tokenizer.decode([token])
         whole = UNFINISHED not in text
         return {"token": self._text(token), "logprob": logprob, "bytes": list(text.encode()) if whole else None}
@@ -143,12 +144,12 @@ class Reply:
         return text if UNFINISHED not in text else str(self.tokenizer.hub.convert_ids_to_tokens(token))
 
 
-def _as_json(called: Called) -> dict[str, Any]:
+def _as_json(called: Called) -> JsonObject:
     function = {"name": called.name, "arguments": json.dumps(called.arguments, ensure_ascii=False)}
     return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
 
 
-def event(value: dict[str, Any]) -> bytes:
+def event(value: JsonObject) -> bytes:
     """A server-sent event."""
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
 
@@ -159,7 +160,7 @@ DONE = b"data: [DONE]\n\n"
 @dataclass(frozen=True)
 class Called:
     name: str
-    arguments: dict[str, Any]
+    arguments: JsonObject
 
 
 def calls_in(text: str, names: Collection[str]) -> tuple[str, list[Called]]:

@@ -7,13 +7,13 @@ import threading
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from rankwise.config.base import JsonObject
 from rankwise.errors import RankwiseError, RunError
 from rankwise.methods.artifact import artifact_of
 from rankwise.rows.forms.image_rows import IMAGE_SUFFIXES
@@ -104,10 +104,10 @@ async def answer(request: Request) -> Response:
     body = read_body(AskBody, content)
     if len(content) - len(body.image or "") > LARGEST:
         raise BadRequest(f"the conversations have more than {LARGEST:,} bytes.", status=413)
-    events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    events: asyncio.Queue[JsonObject] = asyncio.Queue()
     loop = asyncio.get_running_loop()
 
-    def send(event: dict[str, Any]) -> None:
+    def send(event: JsonObject) -> None:
         if not loop.is_closed():
             loop.call_soon_threadsafe(events.put_nowait, event)
 
@@ -121,7 +121,7 @@ async def answer(request: Request) -> Response:
 
 
 async def _streamed(
-    body: AskBody, events: asyncio.Queue[dict[str, Any]], send: Send, callback: Callback
+    body: AskBody, events: asyncio.Queue[JsonObject], send: Send, callback: Callback
 ) -> AsyncIterator[bytes]:
     """Ends early, and stops the answers, where the page has gone."""
     if tuple(body.runs) != DESK.names:

@@ -17,13 +17,13 @@ import math
 import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from rankwise.commands.queue import listed
+from rankwise.config.base import JsonObject
 from rankwise.config.experiment import RUN_NAME
 from rankwise.errors import RankwiseError
 from rankwise.reporting.sparkline import bucket_means
@@ -97,7 +97,7 @@ class StateReader:
     _seen: tuple[int, int] | None = None
     _manifest: Manifest | None = None
 
-    def read(self) -> dict[str, Any]:
+    def read(self) -> JsonObject:
         """Status `gone` where the folder was deleted or renamed."""
         if not self.run.folder.is_dir():
             status, problem = without_folder(self.run.folder.name)
@@ -144,13 +144,13 @@ async def _events(tail: LogTail, reader: StateReader) -> AsyncIterator[bytes]:
         await asyncio.sleep(pause)
 
 
-def event(kind: str, data: dict[str, Any], position: str | None = None) -> bytes:
+def event(kind: str, data: JsonObject, position: str | None = None) -> bytes:
     """JSON in ASCII, so that no text of a run can end a line of the stream."""
     number = "" if position is None else f"id: {position}\n"
     return f"{number}event: {kind}\ndata: {json.dumps(data, allow_nan=False)}\n\n".encode("ascii")
 
 
-def message(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def message(rows: Sequence[JsonObject]) -> JsonObject:
     """The records as the page draws them: steps as columns, and the last of the rank allocations."""
     of = {kind: [row for row in rows if row.get("kind") == kind] for kind in ("step", "validation", "score", "ranks")}
     totals = [row["steps"] for row in of["step"] if _is_count(row.get("steps"))]
@@ -164,13 +164,13 @@ def message(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _point(row: dict[str, Any], value: str) -> list[float | None] | None:
+def _point(row: JsonObject, value: str) -> list[float | None] | None:
     """A step and its value, where both are numbers."""
     numbers = _numbers(row, ("step", value))
     return None if numbers is None or None in numbers else numbers
 
 
-def _numbers(row: dict[str, Any], columns: Sequence[str]) -> list[float | None] | None:
+def _numbers(row: JsonObject, columns: Sequence[str]) -> list[float | None] | None:
     """A value that is not finite is None; None for a row whose first value is no number."""
     values = [row.get(name) for name in columns]
     finite = [
@@ -193,7 +193,7 @@ def _thinned(steps: list[list[float | None]]) -> list[list[float | None]]:
     return [[one if math.isfinite(one) else None for one in row] for row in zip(*columns, strict=True)]
 
 
-def _grid(row: dict[str, Any]) -> dict[str, Any] | None:
+def _grid(row: JsonObject) -> JsonObject | None:
     ranks = row.get("ranks")
     if not isinstance(ranks, dict) or not all(_is_count(one) for one in ranks.values()):
         return None

@@ -5,28 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import math
-from contextlib import suppress
-from typing import Any
 
-from rankwise.errors import RunError
-from rankwise.runs.directory import RunDirectory
-from rankwise.runs.metrics_log import History, read_history
-from rankwise.runs.queue import Queue
+from rankwise.config.base import JsonObject
+from rankwise.runs.metrics_log import History
 from rankwise.serving.tuning.jobs import Job, State, seconds_of
 
 
-def history_of(job: Job, queue: Queue) -> History:
-    """Empty before the first step."""
-    with suppress(RunError, OSError):
-        return read_history(RunDirectory(queue.runs_folder / job.run).metrics)
-    return History()
-
-
-def events_of(job: Job, state: State, history: History, warning: str | None = None) -> list[dict[str, Any]]:
+def events_of(job: Job, state: State, history: History, warning: str | None = None) -> list[JsonObject]:
     """The newest first."""
-    events = list[dict[str, Any]]()
+    events = list[JsonObject]()
 
-    def add(at: int, message: str, level: str = "info", data: dict[str, Any] | None = None) -> None:
+    def add(at: int, message: str, level: str = "info", data: JsonObject | None = None) -> None:
         events.append({
             "object": "fine_tuning.job.event", "id": f"ftevent-{job.id[6:]}{len(events):06d}", "created_at": at,
             "level": level, "message": message, "type": "message" if data is None else "metrics", "data": data or {},
@@ -77,7 +66,7 @@ def results_of(history: History) -> str:
     return text.getvalue()
 
 
-def checkpoints_of(job: Job, state: State, history: History) -> list[dict[str, Any]]:
+def checkpoints_of(job: Job, state: State, history: History) -> list[JsonObject]:
     """The model that a finished job selected, which is the only one that stays."""
     results = None if state.manifest is None else state.manifest.results
     if state.status != "succeeded" or results is None:
@@ -93,7 +82,7 @@ def checkpoints_of(job: Job, state: State, history: History) -> list[dict[str, A
     }]  # fmt: skip
 
 
-def as_json(job: Job, state: State, history: History | None) -> dict[str, Any]:
+def as_json(job: Job, state: State, history: History | None) -> JsonObject:
     """The job as OpenAI's API shows it; the history is of a running one."""
     own = job.hyperparameters.model_dump()
     kind = "dpo" if job.dpo else "supervised"

@@ -22,6 +22,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from rankwise.config.base import JsonObject
 from rankwise.config.data import ValidationDataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
@@ -30,6 +31,7 @@ from rankwise.config.training import TrainingConfig
 from rankwise.errors import RankwiseError, RunError
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.manifest import Manifest
+from rankwise.runs.metrics_log import History, read_history
 from rankwise.runs.own_files import read_json
 from rankwise.runs.queue import Queue
 from rankwise.serving.bodies import BadRequest
@@ -68,7 +70,7 @@ class Base:
 def resolved(given: Hyperparameters, rows: int) -> Hyperparameters:
     """With a number for each `auto`."""
     batch = min(TrainingConfig().batch_size, max(rows, 1))
-    auto: dict[str, Any] = {"n_epochs": EPOCHS, "batch_size": batch, "learning_rate_multiplier": 1.0}
+    auto: JsonObject = {"n_epochs": EPOCHS, "batch_size": batch, "learning_rate_multiplier": 1.0}
     if isinstance(given, PairHyperparameters):
         auto["beta"] = PreferenceConfig().beta
     values = given.model_dump()
@@ -236,7 +238,7 @@ class Jobs:
         with self._changing:
             if self.state(job).status != "paused":
                 raise BadRequest(f"job {job.id} is {self.state(job).status}, so it cannot be resumed.")
-            run = RunDirectory(self.queue.runs_folder / job.run)
+            run = self.run_of(job)
             try:
                 training = self.files.get(job.training_file, "training_file")
                 validation = self.files.get(job.validation_file) if job.validation_file is not None else None
@@ -266,14 +268,14 @@ class Jobs:
 
     def _experiment(self, job: Job, base: Base, training: StoredFile, validation: StoredFile | None) -> Experiment:
         """ConfigError where the numbers of a job are refused."""
-        own: dict[str, Any] = job.hyperparameters.model_dump()
+        own: JsonObject = job.hyperparameters.model_dump()
         data = data_of(self.files.training(training), training.content)
         if validation is not None:
             apart = ValidationDataConfig(
                 path=str(self.files.training(validation)), format=data.format, ignore_columns=validation.content.ignored
             )
             data = data.model_copy(update={"validation": apart})
-        settings: dict[str, Any] = {
+        settings: JsonObject = {
             "model": base.spec.model_copy(update={"dtype": "auto", "device": "auto"}), "data": data, "run": job.run,
             "objective": "preference" if job.dpo else "causal-lm",
             "adapter": {"method": "lora", "start_from": base.start_from},
@@ -283,9 +285,18 @@ class Jobs:
         rate = own["learning_rate_multiplier"] * experiment.training.highest_rate(base.width, experiment.auto_rate)
         return Experiment(**settings | {"training": settings["training"] | {"learning_rate": rate}})
 
+    def run_of(self, job: Job) -> RunDirectory:
+        return RunDirectory(self.queue.runs_folder / job.run)
+
+    def history(self, job: Job) -> History:
+        """Empty before the first step."""
+        with suppress(RunError, OSError):
+            return read_history(self.run_of(job).metrics)
+        return History()
+
     def _manifest(self, job: Job) -> Manifest | None:
         with suppress(RunError):
-            return RunDirectory(self.queue.runs_folder / job.run).manifest()
+            return self.run_of(job).manifest()
         return None
 
     def _file(self, name: str) -> Path:

@@ -23,7 +23,6 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from rankwise.errors import RankwiseError, typed
-from rankwise.runs.directory import RunDirectory
 from rankwise.runs.metrics_log import History
 from rankwise.serving.bodies import BadRequest
 from rankwise.serving.changes import Changes
@@ -31,7 +30,7 @@ from rankwise.serving.engine import Stopped
 from rankwise.serving.reading import read_json_body
 from rankwise.serving.served import Serving
 from rankwise.serving.tuning.bodies import JobBody
-from rankwise.serving.tuning.events import as_json, checkpoints_of, events_of, history_of, results_of
+from rankwise.serving.tuning.events import as_json, checkpoints_of, events_of, results_of
 from rankwise.serving.tuning.files import Content, Files, check_rows, filling, uploaded
 from rankwise.serving.tuning.jobs import ENDED, Base, Job, Jobs, State
 from rankwise.system.files import write_atomic
@@ -114,7 +113,7 @@ class Offered:
 
     def _finish(self, job: Job) -> None:
         if job.result_file is None:
-            text = results_of(history_of(job, self.jobs.queue)).encode()
+            text = results_of(self.jobs.history(job)).encode()
             stored = self.jobs.files.add(
                 f"results-{job.id}.csv", "fine-tune-results", lambda path: write_atomic(path, text),
                 lambda folder: Content(),
@@ -122,7 +121,7 @@ class Offered:
             self.jobs.change(job, result_file=stored.id)
         if not job.model_deleted and job.tuned not in self.serving.models:
             try:
-                self._changes.load(job.tuned, RunDirectory(self.jobs.queue.runs_folder / job.run).folder)
+                self._changes.load(job.tuned, self.jobs.run_of(job).folder)
             except (RankwiseError, OSError) as error:  # its files may be gone
                 self._settled[job.id] = f"The model is not served: {typed(error)}"
 
@@ -226,14 +225,14 @@ class FineTuning:
 
     def _looked_at(self, request: Request) -> tuple[Job, State, History]:
         job, state = self.offered.look_at(self._job(request))
-        return job, state, history_of(job, self.offered.jobs.queue)
+        return job, state, self.offered.jobs.history(job)
 
     def _job(self, request: Request) -> Job:
         return self.offered.jobs.get(request.path_params["id"])
 
     def _shown(self, job: Job) -> dict[str, Any]:
         job, state = self.offered.look_at(job)
-        return as_json(job, state, history_of(job, self.offered.jobs.queue) if state.status == "running" else None)
+        return as_json(job, state, self.offered.jobs.history(job) if state.status == "running" else None)
 
 
 def _page(
