@@ -1,4 +1,4 @@
-"""PEFT's other forms: what the factors alone do not say is refused by name, with the way to convert it."""
+"""PEFT's other forms: a start inside the base's weights is read as the difference, and the rest is refused by name."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig as PeftLora
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from conftest import tiny_model
 from rankwise.adapters.formats.dialects import read_adapter
-from rankwise.adapters.formats.peft import lay
+from rankwise.adapters.formats.peft import lay, rewrite
 from rankwise.adapters.targets import host_view
 from rankwise.errors import AdapterError
 
@@ -56,15 +56,39 @@ def answered(folder: Path) -> tuple[nn.Module, Tensor, list[str]]:
     return model, logits(model), weights.notes
 
 
+@pytest.mark.parametrize("settings", [{}, {"rank_pattern": {"down_proj": 2}, "use_rslora": True}])
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_a_start_inside_the_base_is_read_as_the_difference(
+    start: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    _, expected = trained(start, tmp_path, **settings)
+    _, ours, notes = answered(tmp_path)
+    assert far(ours, expected) <= NEAR
+    assert far(logits(tiny_model("llama")), expected) > 1e-2
+    assert "difference from its start" in notes[0]
+    base = tiny_model("llama")
+    rewrite(read_adapter(tmp_path, host_view(base)), tmp_path / "plain", {})
+    assert far(logits(PeftModel.from_pretrained(base, tmp_path / "plain")), expected) <= NEAR  # pyright: ignore[reportArgumentType]
+
+
 def test_what_peft_itself_converted_is_read_as_it_is(tmp_path: Path) -> None:
     model, expected = trained("pissa", tmp_path)
     model.save_pretrained(tmp_path / "plain", path_initial_model_for_weight_conversion=tmp_path / "pissa_init")
     assert far(answered(tmp_path / "plain")[1], expected) <= NEAR
 
 
-def test_what_began_inside_the_base_is_refused_with_the_way_to_convert(tmp_path: Path) -> None:
+def test_without_its_start_it_is_refused_with_the_way_to_convert(tmp_path: Path) -> None:
     trained("pissa", tmp_path)
+    (tmp_path / "pissa_init").rename(tmp_path / "elsewhere")
     with pytest.raises(AdapterError, match=r"pissa.*path_initial_model_for_weight_conversion"):
+        read_adapter(tmp_path)
+
+
+def test_the_start_of_another_adapter_is_refused(tmp_path: Path) -> None:
+    trained("pissa", tmp_path)
+    config = tmp_path / "pissa_init" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"r": 3}))
+    with pytest.raises(AdapterError, match="pissa_init"):
         read_adapter(tmp_path)
 
 

@@ -20,6 +20,7 @@ import regex
 
 from rankwise.adapters.formats import gguf_lora, mlx, peft_reader
 from rankwise.adapters.formats.imported import Modules, Source
+from rankwise.adapters.formats.peft_forms import peft_base, read_peft_folder
 from rankwise.adapters.formats.peft_reader import CONFIG, PREFIX
 from rankwise.adapters.formats.tensors import SUFFIXES, open_tensors, refuse_pickle
 from rankwise.adapters.weights import AdapterWeights
@@ -50,14 +51,14 @@ class Dialect:
     def base(self) -> str | None:
         """The base model that the files name, as PEFT would load it."""
         if self.is_peft:
-            return peft_reader.base_named(self._folder)[0]
+            return peft_base(self._folder)[0]
         if self.name == "mlx" and self.source.settings is not None:
             return mlx.config_of(self.source.settings).model
         return gguf_lora.base_of(self.source) if self.name == "gguf" else None
 
     def read(self, modules: Modules | None = None) -> AdapterWeights:
         if self.is_peft:
-            return peft_reader.read_weights(self._folder, modules)
+            return read_peft_folder(self._folder, modules)
         return READERS[self.name](self.source, modules)
 
 

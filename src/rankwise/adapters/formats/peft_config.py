@@ -40,14 +40,10 @@ HARMLESS_TO_ADALORA = HARMLESS | {
     "use_rslora",
 }  # fmt: skip
 UNSUPPORTED = {
-    "alora_invocation_tokens", "arrow_config", "corda_config", "kasa_config", "layer_replication", "loftq_config",
-    "lora_bias", "lora_ga_config", "megatron_config", "monteclora_config", "runtime_config", "use_bdlora", "use_qalora",
-    "velora_config",
+    "alora_invocation_tokens", "arrow_config", "corda_config", "kasa_config", "loftq_config", "lora_ga_config",
+    "megatron_config", "monteclora_config", "runtime_config", "use_bdlora", "use_qalora", "velora_config",
 }  # fmt: skip
 """Keys of PEFT up to 0.21 that change what the factors mean, or the base model."""
-OTHER_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""How `init_lora_weights` begins where training began by changing weights of the base model."""
-MERGE = "Merge it with PEFT (merge_and_unload) and use the merged model"
 TokenIndices = list[Annotated[int, Field(ge=0, lt=1 << 31)]]
 TaskType = Literal["SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"]
 _SINGULAR_VALUES = regex.compile(r"(?:base_model\.model\.)?(?P<path>.+)\.lora_E(?:\.[^.]+)?")
@@ -63,6 +59,7 @@ class _Common(BaseModel):
     """The base model's revision."""
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: list[str] | str | None = None
+    lora_bias: Literal[False] = False
     bias: Literal["none"] = "none"
     modules_to_save: list[Annotated[str, Field(min_length=1)]] | None = None
     """Modules that were trained whole."""
@@ -70,6 +67,7 @@ class _Common(BaseModel):
     """Tokens whose rows were trained: in the embedding, or by the name of a table or a head."""
     target_parameters: list[Annotated[str, Field(min_length=1)]] | None = None
     """Parameters that stack the weights of experts, whose factors lie beside those of layers."""
+    layer_replication: None = None
     exclude_modules: list[str] | str | None = None
     layers_to_transform: list[int] | int | None = None
     """Blocks that have adapters. The factors say it too."""
@@ -136,6 +134,7 @@ class PeftLoraConfig(_Common):
     use_rslora: bool = False
     use_dora: bool = False
     init_lora_weights: Literal[True, False, "gaussian", "eva", "orthogonal", "mica"] | None = True
+    """The other initialisations (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change the base weights as well."""
 
     @property
     def parts(self) -> str:
@@ -221,18 +220,12 @@ def read_settings(file: Path) -> dict[str, Any]:
 
 
 def check_config(settings: dict[str, Any], file: Path) -> PeftConfig:
-    """AdapterError where the adapter is more than factors, or its settings are none of PEFT's."""
-    if unsupported := sorted(key for key in UNSUPPORTED if settings.get(key)):
-        raise AdapterError(f"{file} sets {some(map(repr, unsupported))}, which rankwise does not support. {MERGE}.")
-    start = str(settings.get("init_lora_weights")).lower()
-    if start.startswith(OTHER_STARTS):
-        raise AdapterError(
-            f'{file} sets init_lora_weights to "{one_line(start)}": training began by changing weights of the base '
-            f"model, so the factors alone are not the change. {MERGE}; or save it again with PEFT as a plain LoRA: "
-            "save_pretrained(…, path_initial_model_for_weight_conversion=INITIAL), where INITIAL is the adapter as it "
-            "was before training."
-        )
     kind = PeftAdaLoraConfig if settings["peft_type"] == "ADALORA" else PeftLoraConfig
+    unsupported = sorted(key for key in UNSUPPORTED if settings.get(key))
+    if unsupported:
+        raise AdapterError(
+            f"{file} sets {some(map(repr, unsupported))}, which rankwise does not support, so the adapter is not used."
+        )
     return validated(kind, settings, str(file))
 
 

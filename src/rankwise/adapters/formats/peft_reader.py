@@ -66,16 +66,12 @@ UNSWAPPED = (0, 19)
 """Since this version PEFT asks a module of experts which way round its weights lie."""
 
 
-def base_named(folder: Path) -> tuple[str | None, str | None, list[int]]:
-    """The base model that PEFT would load, its revision, and the tokens whose rows were trained."""
-    config = check_config(read_settings(folder / CONFIG), folder / CONFIG)
-    return config.base_model_name_or_path or None, config.revision, config.trained_tokens
-
-
-def read_weights(folder: Path, modules: Modules | None = None) -> AdapterWeights:
+def read_weights(
+    folder: Path, modules: Modules | None = None, settings: dict[str, Any] | None = None
+) -> AdapterWeights:  # fmt: skip
     """Read a LoRA or an AdaLoRA; for the layers of a model where its `modules` are given, in the model's order. Layers
-    may have the names that they had before transformers 5."""
-    settings, file = read_settings(folder / CONFIG), folder / WEIGHTS
+    may have the names that they had before transformers 5. `settings` stand for those of the folder."""
+    settings, file = settings or read_settings(folder / CONFIG), folder / WEIGHTS
     config = check_config(settings, folder / CONFIG)
     today = new_names(modules or ())
     known = None if modules is None else {**modules, **{old: modules[new] for old, new in today.items()}}
