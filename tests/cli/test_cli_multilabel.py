@@ -19,9 +19,8 @@ from rankwise.cli.main import app
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
-from rankwise.objectives.text_classification import TextClassification
+from rankwise.objectives.text_classification import TextClassification, TextEncoder
 from rankwise.python.run import load_run
-from rankwise.rows.text.encode_texts import TextEncoder
 from rankwise.rows.text.example import Example, Message
 from rankwise.runs.records import silent
 from rankwise.runs.row_facts import TargetFacts

@@ -16,9 +16,8 @@ from rankwise.base.inspection import is_encoder
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
-from rankwise.objectives.text_classification import TextClassification
+from rankwise.objectives.text_classification import TextClassification, TextEncoder
 from rankwise.rows.encoded.batches import Batch
-from rankwise.rows.text.encode_texts import TextEncoder
 from rankwise.rows.text.example import Example, Message
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import silent

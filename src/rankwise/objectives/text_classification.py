@@ -6,12 +6,17 @@
 
 The model is an encoder or a decoder with a new head, whose weights are drawn anew and trained whole beside an adapter.
 A decoder's head reads the last token of a row.
+
+A text becomes what the tokenizer makes of it, with the special tokens that its model expects: [CLS] text [SEP] pair
+[SEP] of BERT, and two sentences joined by a blank line where a tokenizer has no separator. Control tokens that somebody
+typed stay plain text. A row that is too long is left out, or with `truncate` the longer of its texts is cut.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -47,11 +52,10 @@ from rankwise.rows.classes import read_targets
 from rankwise.rows.encoded.batches import IGNORED, Batch, portions_of
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.forms.tagged_rows import untagged
-from rankwise.rows.text.encode_texts import TextEncoder, encode_texts
-from rankwise.rows.text.example import Example
+from rankwise.rows.text.example import BREAK, Example
 from rankwise.rows.text.outcome import Outcome, RowEncoder, read_each
 from rankwise.rows.text.rendering import Template
-from rankwise.rows.text.targets import texts_of
+from rankwise.rows.text.targets import RowTargets, texts_of
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.runs.data_report import DataReport
@@ -171,6 +175,48 @@ def pooling_to_train(
 
 
 NAME = "sequence-classification"
+
+
+Target = float | Sequence[float]
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    tokenizer: HubTokenizer
+    spec: DataConfig
+    limit: int
+    targets: TargetFacts
+
+    @cached_property
+    def _targets(self) -> RowTargets:
+        return RowTargets(self.targets)
+
+    def encode(self, examples: Sequence[Example]) -> list[Outcome]:
+        outcomes, usable = read_each(examples, lambda one: (texts_of(one), self._targets.target_of(one)))
+        encoded = encode_texts(self.tokenizer, [texts for _, (texts, _) in usable])
+        for (outcome, (texts, target)), tokens in zip(usable, encoded, strict=True):
+            self._add(outcome, texts, tokens, target)
+        return outcomes
+
+    def _add(self, outcome: Outcome, texts: tuple[str, str], tokens: Tokens, target: Target) -> None:
+        outcome.lengths = [len(tokens.ids)]
+        if len(tokens.ids) > self.limit:
+            if self.spec.too_long != "truncate":
+                outcome.too_long = 1
+                return
+            (tokens,) = encode_texts(self.tokenizer, [texts], self.limit)
+            outcome.truncated = 1
+        outcome.sequences = [replace(tokens, target=target, name=outcome.example.where)]
+
+
+def encode_texts(tokenizer: HubTokenizer, texts: Sequence[tuple[str, str]], limit: int | None = None) -> list[Tokens]:
+    """Texts without targets. With a `limit`, longer ones are cut to it."""
+    encodings = tokenizer.encode_texts([(_without_breaks(text), _without_breaks(pair)) for text, pair in texts], limit)
+    return [Tokens(ids, (False,) * len(ids), token_type_ids=types) for ids, types in encodings]
+
+
+def _without_breaks(text: str) -> str:
+    return text.replace(BREAK, "")
 
 
 @dataclass(frozen=True)
