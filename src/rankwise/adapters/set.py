@@ -114,7 +114,7 @@ class AdapterSet:
         uncalled: list[str] = []
         for path, adapter in parts:
             adapted = self._adapted_at(path, places)
-            uncalled += [path] if adapted.is_uncalled else []
+            uncalled += [path] if adapted.uncalled_in else []
             adapted.adapters[name] = adapter.train(adapted.training)
         self.activate(name)
         if uncalled:

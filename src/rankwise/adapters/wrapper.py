@@ -51,7 +51,7 @@ class AdapterWrapper(Wrapper):
         self._active: tuple[str, ...] = ()
         self.mixed: Callable[[Tensor], Tensor] | None = None
         """The layer where each row of a batch has an adapter of its own (by_row.py)."""
-        self._uncalled_in: tuple[Any, ...] = (parent,) if parent is not None and reads_weight(parent, host) else ()
+        self.uncalled_in: tuple[Any, ...] = (parent,) if parent is not None and reads_weight(parent, host) else ()
 
     @property
     def is_empty(self) -> bool:
@@ -70,13 +70,8 @@ class AdapterWrapper(Wrapper):
         """Set `active` and `mixed` of a layer, which a server does twice for each token: not by nn.Module's own way of
         setting an attribute, which takes longer than the small products of an adapter."""
         self.__dict__.update(_active=names, mixed=mixed)
-        for parent in self._uncalled_in:
+        for parent in self.uncalled_in:
             parent.qkv_bias_separate = bool(names)
-
-    @property
-    def is_uncalled(self) -> bool:
-        """Whether the model calls this layer only because an adapter is on."""
-        return bool(self._uncalled_in)
 
     def forward(self, x: Tensor) -> Tensor:
         """In 16 bits, add the host's product to the correction, which rounds the sum once."""

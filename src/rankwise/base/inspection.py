@@ -36,9 +36,13 @@ def inspect_folder(folder: Path, config: dict[str, Any] | None = None, *, truste
     if (problem := quantization_problem(config)) is not None:
         raise ModelError(f"{folder} cannot be used: {problem}")
     refuse(str(folder / "config.json"), list(config_problems(config)))
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    # code in the folder of an architecture that transformers has itself is ignored
+    native = config.get("model_type") in CONFIG_MAPPING or is_timm_config(config)
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         settings = config if name == "config.json" else read_json(folder / name) if (folder / name).is_file() else {}
-        _refuse_code(folder, name, settings, trusted or _is_native(config))
+        _refuse_code(folder, name, settings, trusted or native)
 
 
 def reads_images(config: dict[str, Any]) -> bool:
@@ -86,13 +90,6 @@ def nature_of(config: dict[str, Any]) -> str:
     if reads_images(config):
         return IMAGES
     return ENCODER if is_encoder(config) else BOTH if is_encoder_decoder(config) else DECODER
-
-
-def _is_native(config: dict[str, Any]) -> bool:
-    """Tell whether transformers has this architecture itself, in which case code in the folder is ignored."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    return config.get("model_type") in CONFIG_MAPPING or is_timm_config(config)
 
 
 def _refuse_code(folder: Path, name: str, settings: dict[str, Any], allowed: bool) -> None:

@@ -60,9 +60,11 @@ def load_unchecked(spec: ModelConfig, callback: Callback = silent, kind: ModelKi
         callback(WarningMessage(f"model.memory limits memory on the CPU alone, and the model is on {precision.device}"))
     on_cpu = spec if precision.device.type == "cpu" else spec.model_copy(update={"memory": None})
     module, new_modules, own_head = _module(source, precision.dtype, trusted, callback, kind, on_cpu)
-    reader = _reader(source, trusted, spec) if kind.processing is None else None
-    if reader is not None:
-        give_rows(module, reader.tokenizer.new, str(source.folder))
+    reader = None
+    if kind.processing is None:
+        tokenizer = _tokenizer(source, trusted).with_tokens(spec.new_tokens)
+        reader = TextReader(tokenizer, ChatTemplate.of_model(tokenizer))
+        give_rows(module, tokenizer.new, str(source.folder))
     module.to(precision.device).eval()
     if on_cpu.memory is not None:
         give_back_after_use(module)
@@ -90,11 +92,6 @@ def _quantization(spec: ModelConfig, source: Source) -> str | None:
     if spec.quantize == "none":
         return None
     return spec.quantize if spec.quantize != "auto" else stored_format(source.config)
-
-
-def _reader(source: Source, trusted: bool, spec: ModelConfig) -> TextReader:
-    tokenizer = _tokenizer(source, trusted).with_tokens(spec.new_tokens)
-    return TextReader(tokenizer, ChatTemplate.of_model(tokenizer))
 
 
 def width_of(module: Any) -> int:
@@ -130,7 +127,11 @@ def _module(
     missing += [key for key, *_ in report["mismatched_keys"] if not (new_head and _may_be_new(key, heads))]
     if missing:
         raise ModelError(f"{source.folder} lacks {len(missing)} of the model's weights, such as {missing[0]}.")
-    _report_unused(sorted(report["unexpected_keys"]), source, callback, StatusMessage if new_head else WarningMessage)
+    if unused := sorted(report["unexpected_keys"]):  # of a model that gets a new head, the old head is among them
+        callback((StatusMessage if new_head else WarningMessage)(
+            f"{len(unused)} weights of {source.folder} have no place in this model and are not used, such as "
+            f"{unused[0]}"
+        ))  # fmt: skip
     drawn = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     own_head = new_head and not any(key.startswith(heads) for key in drawn)
     inside = [key.rpartition(".")[0] for key in sorted(report["missing_keys"]) if not key.startswith(heads)]
@@ -205,19 +206,6 @@ def _may_be_new(key: str, heads: tuple[str, ...]) -> bool:
     return key.startswith(heads) or "pooler." in key or key.endswith(".mask_token")
 
 
-def _report_unused(
-    unused: list[str], source: Source, callback: Callback, kind: type[StatusMessage] | type[WarningMessage]
-) -> None:
-    """Of a model that gets a new head, the old head is left out as expected."""
-    if unused:
-        callback(
-            kind(
-                f"{len(unused)} weights of {source.folder} have no place in this model and are not used, such as "
-                f"{unused[0]}"
-            )
-        )
-
-
 def load_tokenizer(spec: ModelConfig, callback: Callback = silent) -> tuple[HubTokenizer, str, int | None]:
     """Load the tokenizer without the weights; return it with the model's name and context length."""
     source = find(spec, callback)
@@ -254,14 +242,10 @@ def _tokenizer(source: Source, trusted: bool) -> HubTokenizer:
         raise ModelError(
             f"{source.folder} has no fast tokenizer (tokenizer.json), so its loss mask could not be checked."
         )
-    return HubTokenizer(hub, [*_ids(hub.eos_token_id, "the tokenizer"), *_settings_ends(source.folder)])
-
-
-def _settings_ends(folder: Path) -> list[int]:
-    """Return the end tokens from generation_config.json, or from config.json if there is none."""
-    settings = folder / "generation_config.json"
-    named = settings if settings.is_file() else folder / "config.json"
-    return _ids(read_json(named).get("eos_token_id"), str(named))
+    settings = source.folder / "generation_config.json"
+    named = settings if settings.is_file() else source.folder / "config.json"
+    ends = _ids(read_json(named).get("eos_token_id"), str(named))
+    return HubTokenizer(hub, [*_ids(hub.eos_token_id, "the tokenizer"), *ends])
 
 
 def _ids(value: Any, named_by: str) -> list[int]:

@@ -31,7 +31,6 @@ from rankwise.rows.preparation import Prepared
 from rankwise.rows.preparing import prepare, refuse_fatal
 from rankwise.rows.writing import TextWriting
 from rankwise.runs.directory import FollowedRun, RunDirectory
-from rankwise.runs.lineage import Round
 from rankwise.runs.manifest import BackOff, Manifest, Tuning
 from rankwise.runs.records import Callback, StatusMessage, WarningCollector, WarningMessage, silent
 from rankwise.runs.resumable import Resumable
@@ -160,8 +159,10 @@ def _trained(
         callback=callback, heads=objective.heads(loaded), load=objective.load, start=start,
         resumed_ranks=partial(ranks_before_training, resumable) if resumable is not None else None,
     )  # fmt: skip
-    if start is None and resumable is None and not loaded.own_head:
-        _fit_head(objective, loaded, prepared, callback)
+    rounds = start.lineage if start is not None else () if resumable is None else resumable.manifest.lineage
+    begins = start is None and resumable is None and not loaded.own_head
+    if begins and (fitted := objective.fit_head(loaded, prepared.trained_rows)):
+        callback(StatusMessage(fitted))
     tasks = tasks_of_run(config, loaded, prepared.data_report)
     trials = Trials(experiment, loaded, method, objective, setup, prepared, world)
     chosen = run.manifest().tuning if back_offs else None
@@ -172,7 +173,7 @@ def _trained(
         training = TrainingRun(
             experiment, config, run, loaded, method, trainable, prepared, scorer,
             _workload(loaded, trainable, objective, config, prepared, experiment, callback), callback,
-            _lineage(start, resumable), text_of_run(config, loaded, trainable, callback, world), tasks, tuning, world,
+            rounds, text_of_run(config, loaded, trainable, callback, world), tasks, tuning, world,
             earlier_rows(experiment, untouched, callback, world),
         )  # fmt: skip
         result = training.result
@@ -276,19 +277,6 @@ def _loaded(experiment: Experiment, objective: Objective, callback: Callback) ->
     if loaded.own_head:
         callback(StatusMessage(OWN_HEAD))
     return loaded
-
-
-def _fit_head(objective: Objective, loaded: LoadedModel, prepared: Prepared, callback: Callback) -> None:
-    """A new head of whole texts does not begin at random numbers."""
-    if fitted := objective.fit_head(loaded, prepared.trained_rows):
-        callback(StatusMessage(fitted))
-
-
-def _lineage(start: Start | None, resumable: Resumable | None) -> tuple[Round, ...]:
-    """The rounds before this one: those of the adapter that it starts from, or those that it began with."""
-    if start is not None:
-        return start.lineage
-    return () if resumable is None else resumable.manifest.lineage
 
 
 def _tuning(

@@ -57,7 +57,11 @@ def select(
     notes += left_out_experts([path for path in experts[0] if path not in chosen], experts[1])
     paths = [path for path in modules if path in chosen]
     _refuse_absent_blocks(paths, targets, layers, modules)
-    _refuse_tied_head(paths, modules)
+    if tied := [path for path in paths if modules[path].tied]:
+        raise TargetError(
+            f'target "{tied[0]}" shares its weight with the input embedding, so an adapter on it could not be merged '
+            "or served. Leave it out."
+        )
     if with_rows:
         _refuse_without_rows(paths, modules)
     refuse_beside_experts(expert_parameters(paths, modules), settings)
@@ -190,15 +194,6 @@ def _nothing_in_layers(target: str, layers: tuple[int, ...] | None, modules: Mod
 def _leaf_counts(paths: Iterable[str], modules: Modules) -> list[str]:
     counts = Counter(path.rpartition(".")[2] for path in paths if modules[path].kind)
     return [f"{leaf} ({count}x)" for leaf, count in counts.items()]
-
-
-def _refuse_tied_head(paths: list[str], modules: Modules) -> None:
-    for path in paths:
-        if modules[path].tied:
-            raise TargetError(
-                f'target "{path}" shares its weight with the input embedding, so an adapter on it could not be merged '
-                "or served. Leave it out."
-            )
 
 
 def _refuse_without_rows(paths: list[str], modules: Modules) -> None:

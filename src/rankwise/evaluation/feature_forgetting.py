@@ -95,7 +95,8 @@ def _check(x: Numbers, y: Numbers, labels: Sequence[int] | None, classes: Sequen
             f'"{classes[number]}".'
         )
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise EvaluationError("features are not finite: the weights of one of the two models are damaged.")
+        count = np.count_nonzero(~np.isfinite(x)) + np.count_nonzero(~np.isfinite(y))
+        raise EvaluationError(f"{count:,} features are not finite: the weights of one of the two models are damaged.")
 
 
 def cka(base: Numbers, tuned: Numbers) -> Measured:

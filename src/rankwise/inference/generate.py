@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.generation import GenerationConfig
@@ -56,15 +57,15 @@ def answers_in_turn(
     with prepacked_weights(model.module) if lay_out else nullcontext():
         for batch in batches(prompts, spec.max_new_tokens, together):
             on_progress(len(found))
-            ended = _of_batch(settled, batch)
+            ended = None if settled is None else partial(_settled_in, settled, batch)
             made = decode(model, [prompts[at] for at in batch], spec, refuse_damage=refuse_damage, settled=ended)
             found |= zip(batch, made, strict=True)
     on_progress(len(found))
     return [found[at] for at in range(len(prompts))]
 
 
-def _of_batch(settled: Settled | None, batch: Sequence[int]) -> Settled | None:
-    return None if settled is None else lambda row, text: settled(batch[row], text)
+def _settled_in(settled: Settled, batch: Sequence[int], row: int, text: str) -> bool:
+    return settled(batch[row], text)
 
 
 def batches(prompts: Sequence[Sequence[int]], new: int, together: int) -> list[list[int]]:

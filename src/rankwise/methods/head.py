@@ -24,9 +24,9 @@ class TrainableHead(AdapterTrainable):
 class HeadMethod(AdapterMethod[HeadConfig]):
     def attach_to(self, adapters: AdapterSet, model: LoadedModel, setup: Setup) -> TrainableHead:
         if not setup.heads:
-            raise ConfigError(
-                ["adapter.method is head, but this model has no new head to train. Choose another method."]
-            )
+            raise ConfigError([
+                f"adapter.method is head, but {model.spec.name} has no new head to train. Choose another method."
+            ])  # fmt: skip
         return TrainableHead(adapters)
 
     def trainable(self, adapters: AdapterSet) -> TrainableHead:

@@ -171,9 +171,10 @@ class Objective(ABC):
         return cls()
 
     @classmethod
+    @abstractmethod
     def of_report(cls, data_report: DataReport) -> Self | None:
         """What a run or an adapter was trained for, by the report that lies beside it; None where it was another."""
-        raise NotImplementedError
+        ...
 
     @property
     def head_size(self) -> int | None:

@@ -17,6 +17,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -328,7 +329,10 @@ def this_processor() -> Device:
 
 def processor() -> Processor:
     text = CPUINFO.read_text() if CPUINFO.exists() else ""
-    return read_processor(text, processor_name(), usable_cores(), _highest_clock())
+    clock = None
+    with suppress(OSError, ValueError):
+        clock = float(HIGHEST_CLOCK.read_text()) * 1e3
+    return read_processor(text, processor_name(), usable_cores(), clock)
 
 
 def processor_vendor() -> str:
@@ -394,10 +398,3 @@ def _answer(command: list[str]) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.decode(errors="replace")
-
-
-def _highest_clock() -> float | None:
-    try:
-        return float(HIGHEST_CLOCK.read_text()) * 1e3
-    except (OSError, ValueError):
-        return None

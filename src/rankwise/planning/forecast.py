@@ -17,7 +17,7 @@ from rankwise.planning.devices import Device
 from rankwise.planning.memory import GPU, PROCESSOR, Job, Memory, Overheads, memory_of
 from rankwise.planning.operations import Load, Operations
 from rankwise.planning.parameters import parameters_of, seen
-from rankwise.planning.shape import CLASSIFIER, IMAGE_CLASSIFIER, TAGGER, ModelShape
+from rankwise.planning.shape import CLASSIFIER, IMAGE_CLASSIFIER, NEW_TOKENS, TAGGER, ModelShape
 from rankwise.planning.stored_weights import Storage, storage_of, unpacked_numbers
 
 FAMILIES = {CLASSIFIER: OF_TEXTS, TAGGER: OF_TEXTS, IMAGE_CLASSIFIER: OF_IMAGES}
@@ -70,7 +70,13 @@ class Forecast:
 
 def form_of(shape: ModelShape, spec: MethodConfig, training: TrainingConfig, device: Device) -> Form:
     has_kernels = shape.family in FAMILIES.get(shape.auto_class, FAST)
-    fast = device.kind == "processor" and has_kernels and not spec.trains_base and not shape.has_new_tokens
+    # the fused kernels do not know rows of new tokens
+    fast = (
+        device.kind == "processor"
+        and has_kernels
+        and not spec.trains_base
+        and not any(name.endswith(NEW_TOKENS) for name in shape.heads)
+    )
     return "fast" if fast and training.backend != "eager" else "plain"
 
 

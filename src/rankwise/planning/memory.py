@@ -232,7 +232,8 @@ def memory_of(shape: ModelShape, job: Job, overheads: Overheads) -> Memory:
     averages = EXACT * job.averages * count
     logits = LOGITS.get(shape.auto_class, _logits)(shape, job, number)
     copies = job.writes_answers and overheads.prepacks and not job.given_back
-    packed = number * _linear_weights(shape) if copies else 0
+    linear = sum(one.inputs * one.outputs for one in shape.layers if one.kind == "linear")  # a tied head among them
+    packed = number * linear if copies else 0
     compiler = overheads.compiler if job.compiled else 0
     unpacking = unpacking_bytes(shape, job.storage, number, given_back=job.given_back)
     return Memory((
@@ -301,11 +302,6 @@ def _overhead(shape: ModelShape, job: Job, overheads: Overheads, kept_bytes: flo
         f"{times:g} x {of_block / 1e6:,.1f} MB of a block + {holes:.1%} of activations and logits + "
         f"{OF_AVERAGES:.0%} of the optimizer{of_tables}",
     )  # fmt: skip
-
-
-def _linear_weights(shape: ModelShape) -> int:
-    """The head among them, also where it reads the embedding's weight."""
-    return sum(layer.inputs * layer.outputs for layer in shape.layers if layer.kind == "linear")
 
 
 def _logits(shape: ModelShape, job: Job, number: int) -> Part:

@@ -45,10 +45,6 @@ SLOWER_WHEN_SMALL = 1.5
 """By how much a small step may take longer for each token than the steps of a training."""
 
 
-def _load_of_texts(rows: PlannedRows, training: TrainingConfig) -> Load:
-    return rows.load
-
-
 LOADS: Mapping[str, Callable[[PlannedRows, TrainingConfig], Load]] = dict.fromkeys(
     (SEQUENCES, CLASSIFIER, TAGGER, IMAGE_CLASSIFIER), padded_load
 )
@@ -84,7 +80,7 @@ class Plan:
     def load(self) -> Load:
         """What goes through the model, as a sample of documents."""
         if self.rows is not None and self.rows.drawn:
-            return LOADS.get(self.shape.auto_class, _load_of_texts)(
+            return LOADS.get(self.shape.auto_class, lambda rows, _: rows.load)(
                 self.rows, self.processes.own(self.config.training, self.rows)
             )
         count = max(1, self.amount.tokens // self.amount.longest)

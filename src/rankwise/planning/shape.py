@@ -293,8 +293,3 @@ class ModelShape:
         sizes = {f"{one.path}.{NEW_TOKENS}": (tokens, one.outputs) for one in tables}
         sizes |= {f"{one.path}.{NEW_TOKENS}": (tokens, one.inputs) for one in heads}
         return replace(self, heads={**self.heads, **sizes})
-
-    @property
-    def has_new_tokens(self) -> bool:
-        """Whether rows of new tokens are trained, which the fused kernels do not know."""
-        return any(name.endswith(NEW_TOKENS) for name in self.heads)

@@ -110,7 +110,9 @@ def _short(value: Layer | Blocks) -> dict[str, Any]:
 
 def _written(layers: Sequence[Layer]) -> Iterator[dict[str, Any]]:
     runs: list[dict[str, Any]] = []
-    for (prefix, number), group in groupby(layers, _prefix_and_number):
+    parts = {layer.path: NUMBER.search(layer.path) for layer in layers}
+    ends = {path: ("", None) if at is None else (path[: at.start()], int(at[1])) for path, at in parts.items()}
+    for (prefix, number), group in groupby(layers, lambda layer: ends[layer.path]):
         inside = list(group)
         if number is None:
             runs += [_short(layer) for layer in inside]
@@ -142,11 +144,6 @@ def _read(runs: Iterable[dict[str, Any]]) -> Iterator[Layer]:
 def _layer(stored: dict[str, Any]) -> Layer:
     pairs: dict[str, Any] = {key: tuple(stored[key]) for key in ("parts", "kernel", "stacked") if key in stored}
     return Layer(**{**stored, **pairs})
-
-
-def _prefix_and_number(layer: Layer) -> tuple[str, int | None]:
-    number = NUMBER.search(layer.path)
-    return ("", None) if number is None else (layer.path[: number.start()], int(number[1]))
 
 
 def _inside(path: str) -> str:

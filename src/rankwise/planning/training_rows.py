@@ -64,17 +64,14 @@ def rows_of_training(config: Planned, shape: ModelShape, tokens: TokenCounter) -
     if config.data is None:
         return None
     data, limit = config.objective_settings.rows(config.data), limit_of(config, shape)
-    rows = READERS.get(shape.auto_class, _conversations_of)(data, shape, tokens, limit)
+    read = READERS.get(shape.auto_class, lambda spec, _, tokens, limit: conversations_of(spec, tokens, limit))
+    rows = read(data, shape, tokens, limit)
     if rows.documents.likely <= 0:
         raise DataError(
             f"no row is left for training: every row is longer than {limit:,} tokens, is a validation row, or has no "
             f"{shape.task.learns} to learn. Raise --max-length, or give other rows."
         )
     return _with_replay(rows, config, tokens, limit)
-
-
-def _conversations_of(spec: DataConfig, shape: ModelShape, tokens: TokenCounter, limit: int) -> PlannedRows:
-    return conversations_of(spec, tokens, limit)
 
 
 def _sequences_of(spec: DataConfig, shape: ModelShape, tokens: TokenCounter, limit: int) -> PlannedRows:

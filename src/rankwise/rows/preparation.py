@@ -147,7 +147,9 @@ def _data_report(
     tags = tally.tags.facts(encoded=encodes) if tally.tags.words else None
     doubts = tally.meaning.doubts(labels, learned, spec.accept)
     of_measured = Labels.together(source.labels for source in every.measured)
-    fatal = (*_fatal(work, tally, sources, trained, facts), *_fatal_of_validation(work, apart))
+    path = spec.validation.path if spec.validation is not None else None
+    of_validation = fatal_problems(apart, spec, limit=work.limit, trained=apart.used, name=path) if path else []
+    fatal = (*_fatal(work, tally, sources, trained, facts), *of_validation)
     fatal += (*(doubt.refusal for doubt in doubts if doubt.stops), *problems(readings, unused)) if tally.used else ()
     remarks = (
         *literal_breaks(spec.all_sources, spec.system),
@@ -204,11 +206,6 @@ def _fatal(
     if spec.group is not None and facts is None and not fatal:
         fatal += [f"{name}: all rows have the same {spec.group} (data.group), so none can become validation rows."]
     return fatal or [problem for source in sources for problem in source.weighed_out()]
-
-
-def _fatal_of_validation(work: Encoding, apart: Tally) -> list[str]:
-    path = work.spec.validation.path if work.spec.validation is not None else None
-    return fatal_problems(apart, work.spec, limit=work.limit, trained=apart.used, name=path) if path else []
 
 
 def counts_of(tally: Tally, encodes: bool, facts: EncodingFacts) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def state_of(number: str) -> State:
     """RunError where there is no such export."""
     folder = JOBS / number
     if not re.fullmatch(r"[0-9a-f]{16}", number) or not (folder / "job.json").is_file():
-        raise RunError("there is no such export.")
+        raise RunError(f"there is no export {number[:40]!r}.")
     job = read_json(folder / "job.json", Job)
     running = job.began is not None and began(job.process) == job.began
     return State(job, running, last_object(folder / "printed.json") if not running else None, _log(folder))
@@ -166,7 +166,7 @@ def path_of(state: State, name: str) -> Path:
     """A file of an export by its name in the list; RunError for any other."""
     to = Path(state.job.to)
     if name not in {one.name for one in files_of(state)}:
-        raise RunError("the export has no such file.")
+        raise RunError(f"the export has no file {name[:100]!r}.")
     return to if to.is_file() else to / name
 
 

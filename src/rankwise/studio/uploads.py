@@ -82,7 +82,7 @@ async def stored(parts: AsyncIterator[bytes], name: str) -> Path:
             file.write(part)
         file.flush()
         if not size:
-            raise DataError("the file is empty.")
+            raise DataError(f"the file {name[:100]!r} is empty.")
         return await run_in_threadpool(_named, Path(file.name), digest.hexdigest()[:32], ending, name)
 
 

@@ -103,7 +103,8 @@ def published(folder: Path, *, first_stays: bool = False) -> Iterator[Path]:
         yield temporary
         readable = temporary.stat().st_mode & 0o666
         for file in temporary.rglob("*"):
-            _give_mode(file, readable)
+            if file.is_file() and not file.is_symlink():
+                file.chmod(readable)  # safetensors writes through a private file, which others could not read
             _flush(file)
         _flush(temporary)
         _take_name(temporary, folder, first_stays)
@@ -184,13 +185,6 @@ def _take_name(temporary: Path, folder: Path, first_stays: bool) -> None:
             raise
         if not first_stays:
             raise RunError(f"{folder} already exists and is not overwritten.") from None
-
-
-def _give_mode(path: Path, mode: int) -> None:
-    """Give a file the mode of any new file here. safetensors writes through a private temporary file, whose mode would
-    keep other users from reading the result."""
-    if path.is_file() and not path.is_symlink():
-        path.chmod(mode)
 
 
 def _flush(path: Path) -> None:

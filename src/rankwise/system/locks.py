@@ -106,7 +106,9 @@ def _taken(path: Path) -> int:
         try:
             _wait_for(descriptor)
             if os.fstat(descriptor).st_nlink > 0:
-                _write_number(descriptor)
+                os.ftruncate(descriptor, 0)
+                os.lseek(descriptor, 0, os.SEEK_SET)
+                os.write(descriptor, f" {os.getpid()}".encode())
                 return descriptor
         except BaseException:
             os.close(descriptor)
@@ -141,12 +143,6 @@ def _wait_for(descriptor: int) -> None:
         if time.monotonic() > until:
             raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK))
         time.sleep(BETWEEN)
-
-
-def _write_number(descriptor: int) -> None:
-    os.ftruncate(descriptor, 0)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    os.write(descriptor, f" {os.getpid()}".encode())
 
 
 def _owner_of(descriptor: int) -> str:

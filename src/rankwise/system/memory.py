@@ -26,7 +26,8 @@ def available_memory() -> int:
     groups, its own (`limited_memory`) and `ulimit -v` leave. File cache that can be dropped counts as free, as in the
     machine's own figure. Processes that train together on one machine share what is free."""
     free = min([psutil.virtual_memory().available, *_left()]) // processes_here()
-    return max(0, min([free, *_own_left(), *_addresses_left()]))
+    own = [] if (limit := LIMIT.get()) is None else [limit - psutil.Process().memory_info().rss]
+    return max(0, min([free, *own, *_addresses_left()]))
 
 
 @contextmanager
@@ -43,11 +44,6 @@ def limited_memory(limit: int | None) -> Iterator[None]:
 def is_limited() -> bool:
     """Whether this process has a limit of its own."""
     return LIMIT.get() is not None
-
-
-def _own_left() -> list[int]:
-    limit = LIMIT.get()
-    return [] if limit is None else [limit - psutil.Process().memory_info().rss]
 
 
 def _addresses_left() -> list[int]:
@@ -73,7 +69,9 @@ def _left() -> list[int]:
         try:
             largest = (folder / limit).read_text().strip()
             if largest != "max":
-                found.append(int(largest) - int((folder / used).read_text()) + _forgettable(folder / "memory.stat"))
+                lines = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                cached = int(lines.get("total_inactive_file", lines.get("inactive_file", 0)))  # can be dropped
+                found.append(int(largest) - int((folder / used).read_text()) + cached)
         except (OSError, ValueError):
             continue
     return found
@@ -93,8 +91,3 @@ def _groups() -> list[tuple[Path, tuple[str, str]]]:
         inside = root / path.strip("/")
         found += [(folder, names) for folder in (inside, *inside.parents) if folder.is_relative_to(root)]
     return found
-
-
-def _forgettable(stat: Path) -> int:
-    lines = dict(line.split() for line in stat.read_text().splitlines())
-    return int(lines.get("total_inactive_file", lines.get("inactive_file", 0)))

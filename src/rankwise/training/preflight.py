@@ -61,7 +61,12 @@ class Foresight:
         return model.memory if limit is not None and self.plan.device.usable >= round(OF_LIMIT * limit) else None
 
     def check(self, callback: Callback, *, force: bool) -> None:
-        self._refuse_endless()
+        duration = self.plan.duration
+        if duration is not None and duration.total.low > YEAR:
+            raise ConfigError([
+                f"{self.plan.steps:,} steps are forecast to take {duration.total.low / YEAR:,.0f} years or more. "
+                "Choose fewer with --steps or --epochs."
+            ])  # fmt: skip
         room, least = self.plan.device.usable, self.least
         if least <= room:
             return
@@ -82,14 +87,6 @@ class Foresight:
         more = "give it that much, or " if limited and not self.settled else ""
         offered = _listed(self.plan.remedies) or f"No setting would make it fit: {more}use a smaller model."
         raise ResourceError(f"{told}, so it was not started. {offered}\n--force-memory starts it anyway.")
-
-    def _refuse_endless(self) -> None:
-        duration = self.plan.duration
-        if duration is not None and duration.total.low > YEAR:
-            raise ConfigError([
-                f"{self.plan.steps:,} steps are forecast to take {duration.total.low / YEAR:,.0f} years or more. "
-                "Choose fewer with --steps or --epochs."
-            ])  # fmt: skip
 
     def remedies(self) -> list[Remedy]:
         """Where memory ran out although it was forecast to do: what is forecast to need much less."""

@@ -103,7 +103,12 @@ def answer_scorer(spec: ValidationConfig, model: LoadedModel, prepared: Prepared
     if model.context_length is not None:
         _refuse_no_room(spec, rows, limit, model)
         rows = [row for row in rows if model.fits(len(row.ids), limit)]
-        _refuse_long([one for one in named if not model.fits(len(one.ids), limit)], limit, model.context_length)
+        if long := [one for one in named if not model.fits(len(one.ids), limit)]:
+            raise ConfigError([
+                f"validation.prompts: {one.prompt[:40]!r} has {len(one.ids):,} tokens; with {limit:,} new tokens it "
+                f"does not fit into the model's context of {model.context_length:,}. Shorten it, or lower "
+                "validation.max_new_tokens." for one in long
+            ])  # fmt: skip
     scored = rows[: spec.answers]
     _refuse_unscorable(spec, scored)
     samples = rows[:SAMPLES] if spec.prompts is None else named
@@ -150,17 +155,6 @@ def _named(model: LoadedModel, prompt: str, system: str | None) -> Prompt:
 
 def _opening(system: str | None) -> list[Message]:
     return [Message("system", system)] if system else []
-
-
-def _refuse_long(prompts: Sequence[Prompt], new: int, context: int) -> None:
-    if prompts:
-        raise ConfigError(
-            [
-                f"validation.prompts: {one.prompt[:40]!r} has {len(one.ids):,} tokens; with {new:,} new tokens it does "
-                f"not fit into the model's context of {context:,}. Shorten it, or lower validation.max_new_tokens."
-                for one in prompts
-            ]
-        )
 
 
 def _refuse_no_room(spec: ValidationConfig, rows: Sequence[Prompt], new: int, model: LoadedModel) -> None:

@@ -67,14 +67,10 @@ def records(
         need("openpyxl", f"{path}: reading a workbook", extra="excel")
     if header is not None and kind is not table_records:
         raise DataError(f"{path}: is not a CSV or TSV file, so its columns already have names; leave out header.")
-    _refuse_without_effect(path, kind, source)
-    return _records_of(kind, path, head, seen, lambda: _open(kind, path, seen, header, source, note))
-
-
-def _refuse_without_effect(path: Path, kind: Kind, source: Reading) -> None:
     for setting, only in SETTINGS.items():
         if getattr(source, setting) is not None and kind is not only:
             raise DataError(f"{path}: data.{setting} applies only to {OF_KIND[only]}. Leave it out.")
+    return _records_of(kind, path, head, seen, lambda: _open(kind, path, seen, header, source, note))
 
 
 def _open(

@@ -32,7 +32,7 @@ def rows_file(rows: object) -> Path:
     """Write the rows and return the file. DataError lists every value that JSON cannot hold, by row and column."""
     records = _records(rows)
     if not records:
-        raise DataError("the data given from Python has no rows.")
+        raise DataError(f"the data given from Python has no rows: {type(rows).__name__}.")
     problems: list[str] = []
     lines = [_line(number, record, problems) for number, record in enumerate(records)]
     if problems:

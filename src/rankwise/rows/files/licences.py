@@ -31,6 +31,7 @@ FROM_LAX_TO_STRICT = (
     "CC-BY-NC-ND-2.0 CC-BY-NC-ND-2.5 CC-BY-NC-ND-3.0 CC-BY-NC-ND-4.0",
 )
 """SPDX names, and the hub's for model licences that have none; each line asks more of those who use the data."""
+STRICTNESS = {name: rank for rank, line in enumerate(FROM_LAX_TO_STRICT) for name in line.split()}
 ALIASES = {
     "CC0": "CC0-1.0", "PDDL": "PDDL-1.0", "ODC-By": "ODC-By-1.0", "ODbL": "ODbL-1.0",
     "3-clause BSD": "BSD-3-Clause", "2-clause BSD": "BSD-2-Clause",
@@ -93,11 +94,7 @@ def normalised(text: str) -> str:
 
 def strictest(names: Iterable[str]) -> str:
     """The strictest of the names, "unknown" where there are none."""
-    return max(names, key=lambda name: (_strictness(name), name == UNKNOWN, name), default=UNKNOWN)
-
-
-def _strictness(name: str) -> int:
-    return next((rank for rank, line in enumerate(FROM_LAX_TO_STRICT) if name in line.split()), len(FROM_LAX_TO_STRICT))
+    return max(names, key=lambda name: (STRICTNESS.get(name, len(STRICTNESS)), name == UNKNOWN, name), default=UNKNOWN)
 
 
 def _words(text: str) -> str:

@@ -54,7 +54,7 @@ class Labels:
         self.named = self.named and classification
         if (
             label is None
-            or _is_fraction(label)
+            or ("." in label and _FRACTION.fullmatch(label) is not None)  # such as 3.8, of a scale
             or (not self.named and (len(label) > LONGEST or len(self.counts) > MOST_DISTINCT))
         ):
             return self._give_up()
@@ -171,11 +171,6 @@ def label_of(row: Sequence[Example]) -> str | None:
         return None
     answers = [message for message in row[0].messages if message.role == "assistant"]
     return answers[0].content if len(answers) == 1 and not answers[0].tool_calls else None
-
-
-def _is_fraction(label: str) -> bool:
-    """Whether it is a number such as 3.8, which belongs to a scale and is no class."""
-    return "." in label and _FRACTION.fullmatch(label) is not None
 
 
 def _folded(label: str) -> str:

@@ -68,11 +68,9 @@ class Encoder:
             if tokens is None:
                 outcome.problem = undecodable(rendering, outcome.example.where)
             else:
-                outcome.sequences.append(self._learned(tokens))
-
-    def _learned(self, tokens: Tokens) -> Tokens:
-        everything = self.spec.learned == "everything"
-        return replace(tokens, loss_mask=(True,) * len(tokens.ids)) if everything else tokens
+                everything = self.spec.learned == "everything"
+                learned = replace(tokens, loss_mask=(True,) * len(tokens.ids)) if everything else tokens
+                outcome.sequences.append(learned)
 
     def _fitted(self, outcome: Outcome) -> Outcome:
         if outcome.problem is not None:
