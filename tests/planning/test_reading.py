@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import subprocess
@@ -183,29 +182,6 @@ def test_a_plan_brings_no_torch(name: str) -> None:
         [sys.executable, "-c", program, name], capture_output=True, text=True, check=True, env=environment
     )
     assert done.stdout.split() == []
-
-
-@pytest.mark.parametrize("enabled", [True, False])
-def test_garbage_collection_is_paused_while_a_model_is_built_and_then_what_it_was(
-    enabled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[bool] = []
-
-    def build(*_: Any) -> None:
-        seen.append(gc.isenabled())
-        raise ModelError("no model")
-
-    monkeypatch.setattr("rankwise.forward.model_shape.shape_of_config", build)
-    monkeypatch.setenv("RANKWISE_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
-    before = gc.isenabled()
-    try:
-        (gc.enable if enabled else gc.disable)()
-        with pytest.raises(ModelError, match="no model"):
-            shape_of(str(tmp_path))
-        assert seen == [False] and gc.isenabled() == enabled
-    finally:
-        (gc.enable if before else gc.disable)()
 
 
 def test_refusals_are_ours() -> None:
