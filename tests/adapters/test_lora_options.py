@@ -302,7 +302,7 @@ def test_its_files_alone_are_read_and_written_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        (f"{Q0}.lora_magnitude_vector", None, "has no lora_magnitude_vector"),
+        (f"{Q0}.lora_magnitude_vector", None, "has only lora_A and lora_B, no lora_magnitude_vector"),
         (f"{Q0}.lora_magnitude_vector", torch.ones(31), "needs (4, 32) and (32, 4) and (32,)"),
         (f"{Q0}.lora_magnitude_vector", torch.ones(1, 32), "needs (4, 32) and (32, 4) and (32,)"),
         (f"{Q0}.lora_magnitude_vector", torch.full((32,), math.nan), "NaN or infinity"),
@@ -312,7 +312,7 @@ def test_its_files_alone_are_read_and_written_the_same(tmp_path: Path) -> None:
             torch.ones(4, 96),
             "Embedding, which is not supported",
         ),
-        (f"{Q0}.lora_A.weight", None, "has no lora_A"),
+        (f"{Q0}.lora_A.weight", None, "has only lora_B and lora_magnitude_vector, no lora_A"),
     ],
 )
 def test_broken_magnitudes_are_refused_by_name(key: str, value: torch.Tensor | None, said: str, tmp_path: Path) -> None:

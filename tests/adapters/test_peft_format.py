@@ -108,7 +108,7 @@ BROKEN: dict[str, tuple[Breaking, str]] = {
     "a letter that looks like another": (add(A0.replace("_A", "_\uff21"), torch.zeros(4, 32)), "is not a LoRA factor"),
     "NaN in B": (tensor(B0, lambda t: t * float("nan")), "NaN or infinity"),
     "infinity in A": (tensor(A0, lambda t: t / 0), "NaN or infinity"),
-    "one B missing": (drop("layers.0", "q_proj", "lora_B"), "has no lora_B"),
+    "one B missing": (drop("layers.0", "q_proj", "lora_B"), "has only lora_A"),
     "a declared target without factors": (drop("v_proj"), 'target "v_proj" has no factors'),
     "no factor at all": (drop("lora"), "no factors"),
     "A and B exchanged": (lambda s, t: t.update({A0: t[B0].clone(), B0: t[A0].clone()}), "needs (4, 32)"),
@@ -127,7 +127,7 @@ BROKEN: dict[str, tuple[Breaking, str]] = {
     "a start that changed the base": (config(init_lora_weights="pissa"), 'init_lora_weights to "pissa"'),
     "a part that acts after a token": (config(alora_invocation_tokens=[1]), "sets alora_invocation_tokens"),
     "another method": (config(peft_type="EVIL"), "\"peft_type\" is 'EVIL'"),
-    "DoRA without magnitudes": (config(use_dora=True), "has no lora_magnitude_vector"),
+    "DoRA without magnitudes": (config(use_dora=True), "has only lora_A and lora_B, no lora_magnitude_vector"),
     "use_dora as a word": (config(use_dora="maybe"), "\"use_dora\" is 'maybe'"),
     "a magnitude without use_dora": (add(f"{Q0}.lora_magnitude_vector", torch.ones(32)), "does not set use_dora"),
     "biases": (config(bias="all"), "\"bias\" is 'all'"),
@@ -200,7 +200,7 @@ def test_several_problems_are_told_at_once(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / WEIGHTS)
     with pytest.raises(AdapterError) as caught:
         read_peft(tiny_model("llama"), tmp_path)
-    assert "has no lora_B" in str(caught.value) and "model.norm.weight" in str(caught.value)
+    assert "has only lora_A" in str(caught.value) and "model.norm.weight" in str(caught.value)
 
 
 def test_a_pickle_is_never_read(tmp_path: Path) -> None:

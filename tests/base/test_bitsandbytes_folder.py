@@ -95,7 +95,7 @@ def test_weights_are_not_quantised_twice(tmp_path, hub_tokenizer):
         loaded(tmp_path / "base", "int8")
 
 
-@pytest.mark.parametrize("damage", ["lacks", "size", "shape"])
+@pytest.mark.parametrize("damage", ["lacks", "size", "levels", "shape"])
 def test_parts_that_do_not_fit_are_refused(damage, tmp_path, hub_tokenizer):
     written(tmp_path / "base", "nf4", hub_tokenizer)
     file = tmp_path / "base" / "model.safetensors"
@@ -104,6 +104,8 @@ def test_parts_that_do_not_fit_are_refused(damage, tmp_path, hub_tokenizer):
         del tensors[f"{name}.nested_absmax"]
     elif damage == "size":
         tensors[name] = tensors[name][:-32].clone()
+    elif damage == "levels":
+        tensors[f"{name}.quant_map"] = tensors[f"{name}.quant_map"] * 2
     else:
         key = f"{name}.quant_state.bitsandbytes__nf4"
         settings = json.loads(bytes(tensors[key].numpy())) | {"shape": [64, 64]}

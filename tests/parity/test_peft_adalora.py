@@ -141,8 +141,8 @@ BROKEN: dict[str, tuple[Breaking, str]] = {
         "must not contain other weights",
     ),
     "a layer that is not there": (add(Q.replace("s.0", "s.9") + ".lora_E", torch.zeros(6, 1)), "does not have"),
-    "no strengths": (lambda s, t: t.pop(f"{Q}.lora_E"), "has no lora_E"),
-    "strengths alone": (lambda s, t: (t.pop(f"{Q}.lora_A"), t.pop(f"{Q}.lora_B")), "has no lora_A and no lora_B"),
+    "no strengths": (lambda s, t: t.pop(f"{Q}.lora_E"), "has only lora_A and lora_B"),
+    "strengths alone": (lambda s, t: (t.pop(f"{Q}.lora_A"), t.pop(f"{Q}.lora_B")), "has only lora_E"),
     "strengths of another shape": (lambda s, t: t.update({f"{Q}.lora_E": t[f"{Q}.lora_E"].T.contiguous()}), "needs"),
     "a row too many": (add(f"{Q}.lora_A", torch.zeros(6, 32)), "needs"),
     "NaN in the strengths": (lambda s, t: t[f"{Q}.lora_E"].fill_(float("nan")), "NaN or infinity"),
@@ -156,6 +156,7 @@ BROKEN: dict[str, tuple[Breaking, str]] = {
     "a pattern of numbers": (pattern(lambda p: p.update({NAME: [1] * 6})), "rank_pattern"),
     "no rank at the start": (config(init_r=0), '"init_r" is 0'),
     "alpha NaN": (config(lora_alpha=float("nan")), '"lora_alpha" is nan'),
+    "a rank of another start": (add(f"{Q}.ranknum", torch.tensor([4.0])), "differs from init_r, which is 6"),
     "biases": (config(bias="all"), "\"bias\" is 'all'"),
     "DoRA": (config(use_dora=True), '"use_dora" is True'),
     "saved modules": (config(modules_to_save=["norm"]), '"modules_to_save"'),
@@ -198,7 +199,9 @@ def test_several_problems_are_told_at_once(saved: Path, tmp_path: Path) -> None:
         saved, tmp_path, BROKEN["no strengths"][0], BROKEN["a pattern by no strengths"][0], BROKEN["a base weight"][0]
     )
     told = refused(tmp_path)
-    assert "has no lora_E" in told and "no weights in the file" in told and "must not contain other" in told
+    assert (
+        "has only lora_A and lora_B" in told and "no weights in the file" in told and "must not contain other" in told
+    )
 
 
 def test_one_that_has_no_rank_at_all_is_refused(saved: Path, tmp_path: Path) -> None:

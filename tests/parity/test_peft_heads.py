@@ -85,11 +85,11 @@ def test_a_head_is_laid_over_the_model_and_taken_out_again(written):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tensors: tensors.update({HEAD: torch.zeros(3, 32)}), r"has the shape \(3, 32\), but this model has"),
+        (lambda tensors: tensors.update({HEAD: torch.zeros(3, 32)}), r"has the shape \(3, 32\), but this model needs"),
         (lambda tensors: (tensors.pop(HEAD), tensors.pop(HEAD.replace("weight", "bias"))), 'names "classifier"'),
         (lambda tensors: tensors.update({HEAD: tensors[HEAD].long()}), "has the type I64"),
         (lambda tensors: tensors.update({HEAD: tensors[HEAD] / 0}), "NaN or infinity"),
-        (lambda tensors: tensors.update({HEAD + "s": torch.zeros(1)}), "has no such weights"),
+        (lambda tensors: tensors.update({HEAD + "s": torch.zeros(1)}), "does not have"),
         (lambda tensors: tensors.update({"base_model.model.bert.pooler.dense.bias": torch.ones(32)}), "other weights"),
     ],
 )

@@ -207,10 +207,10 @@ def test_their_change_is_scaled_and_taken_out_like_any_other(llama: Path) -> Non
 
 
 DAMAGED = {
-    "fewer tokens": ({"model.embed_tokens": [372], "lm_head": [372, 373, 374]}, r"and this model need \(1, "),
-    "one twice": ({"model.embed_tokens": [372, 372, 374], "lm_head": [372, 373, 374]}, r"and this model need \(2, "),
-    "no tokens": ({}, r"and this model need \(0, "),
-    "another table": ({"other": [372, 373, 374], "lm_head": [372, 373, 374]}, r"and this model need \(0, "),
+    "fewer tokens": ({"model.embed_tokens": [372], "lm_head": [372, 373, 374]}, "names 1 tokens for it"),
+    "one twice": ({"model.embed_tokens": [372, 372, 374], "lm_head": [372, 373, 374]}, "names 2 tokens for it"),
+    "no tokens": ({}, "names 0 tokens for it"),
+    "another table": ({"other": [372, 373, 374], "lm_head": [372, 373, 374]}, "names 0 tokens for it"),
     "a token that is not there": ([372, 373, 9999], "has a row for token 9999, but this model has 375 tokens"),
     "no number": ({"lm_head": ["372"]}, "trainable_token_indices"),
     "below zero": ([-1, 373, 374], "trainable_token_indices"),

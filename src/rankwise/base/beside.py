@@ -1,6 +1,7 @@
 """Tokenizer and chat template stored in an adapter's folder, as PEFT and TRL save them.
 
-The folder is not trusted: a template runs in the same sandbox as every chat template.
+The folder is not trusted: files are read as text and JSON up to a size limit, and a template runs in the same sandbox
+as every chat template.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.system.files import sha256_of, write_atomic
 from rankwise.system.foreign_json import read_json
 
+LARGEST_TEMPLATE, LARGEST_TOKENIZER = 1_000_000, 100_000_000
+"""Size limits in bytes."""
 COPIED = ("added_tokens.json", "merges.txt", "special_tokens_map.json", "tokenizer.model", "vocab.json")
 """Further files of a tokenizer, beside those named below."""
 TEMPLATE, MORE_TEMPLATES, TOKENIZER, TOKENIZER_CONFIG = (
@@ -38,10 +41,13 @@ def _named(value: Any) -> dict[str, str]:
     if isinstance(value, str):
         return {"default": value}
     entries = [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
-    return {str(one.get("name")): str(one.get("template")) for one in entries}
+    pairs = [(one.get("name"), one.get("template")) for one in entries]
+    return {name: text for name, text in pairs if isinstance(name, str) and isinstance(text, str)}
 
 
 def _text(file: Path) -> str:
+    if not file.is_file() or file.stat().st_size > LARGEST_TEMPLATE:
+        raise AdapterError(f"{file} is not a chat template: it must be a file of at most {LARGEST_TEMPLATE:,} bytes.")
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -72,7 +78,7 @@ def copy_reader(source: Path, target: Path) -> bool:
     for name in names:
         found = (source / name).resolve()
         own = any(found.is_relative_to(folder) for folder in allowed)
-        if own and found.is_file():
+        if own and found.is_file() and found.stat().st_size <= LARGEST_TOKENIZER:
             (target / name).parent.mkdir(exist_ok=True)
             write_atomic(target / name, found.read_bytes())
     has_tokenizer = (target / TOKENIZER).is_file() and (target / TOKENIZER_CONFIG).is_file()
@@ -84,7 +90,7 @@ def other_tokens(folder: Path, base: HubTokenizer, base_folder: Path) -> str | N
     file, own = folder / TOKENIZER, base_folder / TOKENIZER
     if not file.is_file() or (own.is_file() and sha256_of(file) == sha256_of(own)):
         return None
-    theirs, ours = _tokenizer_at(file).get_vocab(with_added_tokens=True), base.hub.get_vocab()
+    theirs, ours = _vocabulary(file), base.hub.get_vocab()
     other = [token for token, number in theirs.items() if ours.get(token, number) != number]
     added = [token for token in theirs if token not in ours]
     if other:
@@ -101,9 +107,15 @@ def added_texts(folder: Path, ids: Sequence[int]) -> tuple[str, ...]:
     return tuple(texts[number].content for number in sorted(ids) if number in texts)
 
 
+def _vocabulary(file: Path) -> dict[str, int]:
+    return _tokenizer_at(file).get_vocab(with_added_tokens=True)
+
+
 def _tokenizer_at(file: Path) -> Any:
     from tokenizers import Tokenizer
 
+    if file.stat().st_size > LARGEST_TOKENIZER:
+        raise AdapterError(f"{file} has {file.stat().st_size:,} bytes, which is too large for a tokenizer.")
     try:
         return Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises no specific errors

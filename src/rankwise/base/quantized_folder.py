@@ -13,7 +13,8 @@ A folder that bitsandbytes quantised is read as it lies:
             .nested_quant_map; X.weight.quant_state.bitsandbytes__nf4 is JSON: shape, blocksize, nested_offset, ...
     int8    X.weight (O, I), X.SCB (O,) row maxima:  W = weight * SCB / 127
 
-Each part is checked against the others and against the model before it is used.
+Each part is checked against the others and against the model before it is used; the levels and values in the files
+must be the ones that are computed with.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from rankwise.errors import ModelError, some
 from rankwise.kernels.linear import is_conv1d
 from rankwise.kernels.quantized.formats import FORMATS, LARGEST, Int8, PackingFormat
 from rankwise.kernels.quantized.given_back import InFull
-from rankwise.kernels.quantized.nf4 import BLOCK, NF4, OUTER, NF4WithMaxima
+from rankwise.kernels.quantized.nf4 import BLOCK, LEVELS, NF4, OUTER, NF4WithMaxima, dynamic_values
 from rankwise.kernels.quantized.tensor import QuantizedTensor, unpacked
 from rankwise.planning.stored_weights import PACKED_PER_SECOND, packed_size
 from rankwise.runs.records import Callback, StatusMessage
@@ -264,14 +265,21 @@ def _nf4(name: str, state: str, tensors: Mapping[str, Tensor], shape: tuple[int,
     blocks = rows * columns // BLOCK
     if codes.numel() * 2 != rows * columns or len(maxima) != blocks:
         raise ModelError("its parts do not have the size of the weight")
+    _check_values(tensors[f"{name}.quant_map"], torch.tensor(LEVELS))
     codes = codes.view(torch.uint8).reshape(rows, columns // 2)
     if maxima.dtype == torch.float32:
         return QuantizedTensor(NF4WithMaxima(), [codes, maxima], shape, torch.float32)
     outer = tensors[f"{name}.nested_absmax"]
+    _check_values(tensors[f"{name}.nested_quant_map"], dynamic_values(torch.device("cpu")))
     if settings.get("nested_blocksize") != OUTER or len(outer) != -(-blocks // OUTER):
         raise ModelError("its block maxima are not in blocks of 256")
     mean = torch.tensor([float(settings["nested_offset"])])
     return QuantizedTensor(NF4(), [codes, maxima, outer, mean], shape, torch.float32)
+
+
+def _check_values(stored: Tensor, expected: Tensor) -> None:
+    if not torch.equal(stored.float(), expected):
+        raise ModelError("its levels are not the usual ones")
 
 
 def _int8(numbers: Tensor, scales: Tensor, tensors: Mapping[str, Tensor], name: str) -> QuantizedTensor:

@@ -19,8 +19,6 @@ from rankwise.errors import RunError
 from rankwise.system.files import make_folders
 
 NO_LINK_AND_NO_PIPE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-NO_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO)
-"""Errors of opening a link, a folder and a pipe or a socket."""
 LARGEST = 64
 """Bytes of a lock file at most. What a killed process or a power failure left of one is no longer either."""
 ATTEMPTS = 20
@@ -117,24 +115,33 @@ def _taken(path: Path) -> int:
 
 
 def _opened(path: Path) -> int:
+    _refuse_foreign(path, os.lstat(path) if os.path.lexists(path) else None)  # opening a device may do something
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK_AND_NO_PIPE, 0o644)
     except OSError as error:
-        if error.errno in NO_FILE:
-            raise _foreign(path) from None
+        if error.errno == errno.ELOOP:  # it became a link just now
+            _refuse_foreign(path, os.lstat(path))
         raise
-    status = os.fstat(descriptor)
-    if not S_ISREG(status.st_mode) or status.st_nlink > 1 or status.st_size > LARGEST:
+    try:
+        _refuse_foreign(path, os.fstat(descriptor))
+    except BaseException:
         os.close(descriptor)
-        raise _foreign(path)
+        raise
     return descriptor
 
 
-def _foreign(path: Path) -> RunError:
-    return RunError(
-        f"{path} is a link, a folder or another file. It should be a lock file of rankwise; nothing was changed. "
-        "Remove it yourself."
-    )
+def _refuse_foreign(path: Path, there: os.stat_result | None) -> None:
+    if there is None:
+        return
+    if not S_ISREG(there.st_mode):
+        problem = f"is a link to {os.readlink(path)}" if path.is_symlink() else "is not a regular file"  # noqa: PTH115
+    elif there.st_nlink > 1:
+        problem = "is another file as well (a hard link)"
+    elif there.st_size > LARGEST:
+        problem = f"has {there.st_size:,} bytes, so it is not a lock"
+    else:
+        return
+    raise RunError(f"{path} {problem}. It should be a lock file of rankwise; nothing was changed. Remove it yourself.")
 
 
 def _wait_for(descriptor: int) -> None:

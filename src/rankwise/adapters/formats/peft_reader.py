@@ -86,8 +86,10 @@ def read_weights(
         ]
         problems += unmatched_parameters(config.target_parameters or [], list(reader.stacked))
         problems += reader.lost_layers(today) if not problems else []
-        if not any(ranks.values()) and not heads and not reader.tokens and not problems:
-            problems.append("it contains no LoRA factors, or none of a rank above 0, so it changes nothing")
+        if not layers and not heads and not reader.tokens and not problems:
+            problems.append("it contains no LoRA factors")
+        if modules is not None and not heads and not reader.tokens and not problems and not any(ranks.values()):
+            problems.append("all layers have rank 0, so it changes nothing")
         _refuse(file, problems)
         scales = config.scales_of(list(layers))
         factors = {path: _factors(tensors, keys, scales[path]) for path, keys in layers.items()}
@@ -97,12 +99,10 @@ def read_weights(
         whole = {name: tensors.get_tensor(PREFIX + name) for name in heads}
         tokens = {path: TokenValues(tuple(ids), tensors.get_tensor(f"{PREFIX}{path}.{TOKENS}"))
                   for path, ids in reader.tokens.items()}  # fmt: skip
-    values = {path: part.values for path, part in factors.items()}
-    values |= {name: (value,) for name, value in whole.items()} | {
-        path: (rows.values,) for path, rows in tokens.items()
-    }
-    finite = {name: all(bool(torch.isfinite(value).all()) for value in parts) for name, parts in values.items()}
-    _refuse(file, [f'"{name}" contains NaN or infinity' for name, good in finite.items() if not good])
+    others = {path: rows.values for path, rows in tokens.items()} | whole
+    infinite = [path for path, part in factors.items() if not part.finite]
+    infinite += [name for name, value in others.items() if not bool(torch.isfinite(value).all())]
+    _refuse(file, [f'"{name}" contains NaN or infinity' for name in infinite])
     if old := [path for path in factors if path in today]:
         _refuse(file, [f'"{path}" and "{today[path]}" are one layer' for path in old if today[path] in factors])
         factors = {today.get(path, path): part for path, part in factors.items()}
@@ -156,8 +156,8 @@ class _Reader:
                 continue
             path = parameters.get(match["path"], match["path"])
             if match["part"] == "ranknum":
-                continue  # init_r, which some versions of PEFT store with each layer
-            if problem := self._problem_of(match, path):
+                self._check_initial_rank(key)
+            elif problem := self._problem_of(match, path):
                 self.problems.append(f'"{key}" {problem}')
             else:
                 layers.setdefault(path, {})[match["part"]] = key
@@ -222,9 +222,10 @@ class _Reader:
         return self.modules is None or any(path == name or path.endswith(f".{name}") for path in self.modules)
 
     def _is_whole(self, path: str, keys: dict[str, str]) -> bool:
-        missing = [NAMES[part] for part in self.config.parts if part not in keys]
+        present, missing = ([NAMES[part] for part in self.config.parts if (part in keys) is expected]
+                            for expected in (True, False))  # fmt: skip
         if missing:
-            self.problems.append(f'"{path}" has no {" and no ".join(missing)}')
+            self.problems.append(f'"{path}" has only {" and ".join(present)}, no {" and no ".join(missing)}')
         return not missing
 
     def _outside_layers(self, key: str) -> list[str]:
@@ -249,17 +250,19 @@ class _Reader:
         """Rows of single tokens, of which the model must have as many."""
         ids, shape = self.config.tokens_of(path) or [], tuple(self.tensors.get_slice(key).get_shape())
         module = None if self.modules is None else self.modules.get(path)
-        table = weight_of(module) if isinstance(module, nn.Embedding | nn.Linear) else None
-        needed = (len(set(ids)), *(shape[1:2] if table is None else table.shape[1:]))
-        if self.modules is not None and table is None:
+        if self.modules is not None and not isinstance(module, nn.Embedding | nn.Linear):
             self.problems.append(f'"{key}" is for a table that this model does not have')
-        elif not ids or shape != needed:
+        elif len(shape) != 2 or not ids or shape[0] != len(ids) or len(set(ids)) != len(ids):
             self.problems.append(
-                f'"{key}" has the shape {shape}, but trainable_token_indices and this model need {needed}'
+                f'"{key}" has the shape {shape}, but trainable_token_indices names {len(set(ids))} tokens for it'
             )
-        elif table is not None and max(ids) >= len(table):
+        elif module is not None and shape[1] != weight_of(module).shape[1]:
             self.problems.append(
-                f'"{key}" has a row for token {max(ids)}, but this model has {len(table)} tokens; load it '
+                f'"{key}" has rows of {shape[1]} numbers, but this model has {weight_of(module).shape[1]}'
+            )
+        elif module is not None and max(ids) >= len(weight_of(module)):
+            self.problems.append(
+                f'"{key}" has a row for token {max(ids)}, but this model has {len(weight_of(module))} tokens; load it '
                 "with the same model.new_tokens"
             )
         else:
@@ -270,10 +273,19 @@ class _Reader:
             return True
         shape, (path, _, leaf) = tuple(self.tensors.get_slice(key).get_shape()), name.rpartition(".")
         own = getattr(self.modules.get(path), leaf, None)
-        needed = tuple(own.shape) if isinstance(own, Tensor) else "no such weights"
-        if shape != needed:
-            self.problems.append(f'"{key}" has the shape {shape}, but this model has {needed}')
-        return shape == needed
+        if not isinstance(own, Tensor):
+            self.problems.append(f'"{key}" is for a layer that this model does not have')
+        elif tuple(own.shape) != shape:
+            self.problems.append(f'"{key}" has the shape {shape}, but this model needs {tuple(own.shape)}')
+        else:
+            return True
+        return False
+
+    def _check_initial_rank(self, key: str) -> None:
+        """Some versions of PEFT store the rank at the start with each layer and divide by it."""
+        initial = getattr(self.config, "init_r", None)
+        if self.tensors.get_slice(key).get_shape() not in ([], [1]) or self.tensors.get_tensor(key).item() != initial:
+            self.problems.append(f'"{key}" differs from init_r, which is {initial}')
 
 
 def misfitting_experts(

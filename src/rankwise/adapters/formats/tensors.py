@@ -55,10 +55,9 @@ def open_tensors(file: Path) -> Iterator[Any]:
         with safe_open(file, framework="pt") as opened:
             yield opened
     except (SafetensorError, OSError) as error:
+        refuse_disguised(file)
         raise AdapterError(
-            f"{file} is damaged, or no safetensors file: {error}. Nothing of it was loaded; get the file again "
-            f"from its source. It may be a pickle under another name. "
-            f"{conversion(file, file.with_name('new.safetensors'))}"
+            f"{file} is damaged: {error}. Nothing of it was loaded; get the file again from its source."
         ) from None
 
 
@@ -88,14 +87,27 @@ REWRITE_ARRAYS = (
     "import sys, numpy; from safetensors.numpy import save_file; "
     "save_file(dict(numpy.load(sys.argv[1], allow_pickle=False)), sys.argv[2])"
 )
+_MAGIC = ((b"PK\x03\x04", "a ZIP archive, as PyTorch's pickles are"), (b"\x93NUMPY", "a NumPy file"))
+_PROTOCOL = b"\x80"
+_PROTOCOLS = range(2, 6)
 
 
 def refuse_pickle(name: str | Path) -> None:
     """AdapterError where the name is that of a pickled file which is there."""
     path = Path(name)
-    if path.suffix.lower() in SUFFIXES and os.path.isfile(path):  # noqa: PTH113  strange names
+    if os.path.isfile(path) and (path.suffix.lower() in SUFFIXES or _kind(_start(path))):  # noqa: PTH113  strange names
         target = path.with_name(f"{path.name.partition('.')[0]}.safetensors")
         raise AdapterError(f"{path} is a pickle, a program that would run when it is read. {conversion(path, target)}")
+
+
+def refuse_disguised(file: Path) -> None:
+    """AdapterError where a file that cannot be safetensors begins as a pickle or an archive does."""
+    start = _start(file)  # of safetensors the length of the header
+    if int.from_bytes(start, "little") > file.stat().st_size and (kind := _kind(start)):
+        raise AdapterError(
+            f"{file} is {kind}, and no safetensors file, whatever its name; it was not opened. "
+            f"{conversion(file, file.with_name('new.safetensors'))}"
+        )
 
 
 def conversion(file: Path, to: Path) -> str:
@@ -124,3 +136,18 @@ def instead_of(file: Path) -> str:
         f"; only adapters stored as safetensors are read, and {some(names, 3)} is a pickle, a program that would run "
         f"when it is read. {conversion(file.with_name(names[0]), file)}"
     )
+
+
+def _start(file: Path) -> bytes:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(8)
+    except OSError:
+        return b""
+
+
+def _kind(start: bytes) -> str | None:
+    """What a file is that begins with these bytes, if that may be a pickle."""
+    if start[:1] == _PROTOCOL and len(start) > 1 and start[1] in _PROTOCOLS:
+        return "a pickle"
+    return next((kind for magic, kind in _MAGIC if start.startswith(magic)), None)
