@@ -58,7 +58,8 @@ DAMAGES: dict[str, Callable[[Path], None]] = (
     | {"a pipe": _pipe, "key heads that divide nothing": _one_key_head_less}
 )
 BROKE = (
-    "num_hidden_layers is 1000000000", "a hundred million labels", "model_type is a list", "a pipe", "no positions",
-    "fewer than no positions", "hidden_size is 1000000000", "key heads that divide nothing",
+    "num_hidden_layers is 1000000000", "a hundred million labels", "model_type is a list", "nested 900 deep",
+    "no positions", "fewer than no positions", "architectures is [5]", "architectures is a number", "a pipe",
+    "hidden_size is 1000000000", "key heads that divide nothing",
 )  # fmt: skip
 """Those that hung, filled the memory, ended in a traceback or were taken before there were bounds."""

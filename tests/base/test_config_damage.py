@@ -41,6 +41,33 @@ def test_a_command_says_so_and_ends_with_two(command, name, model, monkeypatch):
     assert result.stderr.startswith("rankwise: ") and "Traceback" not in result.stderr and len(result.stderr) < 1000
 
 
+NAMED = {"name": "default", "template": "{{ messages }}"}
+
+
+@pytest.mark.parametrize("template", [5, [1, 2], ["a", "b"], [NAMED, {"name": "x", "template": 5}], {"x": 5}, [{}]])
+def test_a_chat_template_that_is_no_text_is_refused_in_one_sentence(template, model):
+    file = model / "tokenizer_config.json"
+    for given in (NAMED["template"], [NAMED], None):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": given}))
+        inspect_folder(model)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": template}))
+    with pytest.raises(
+        ModelError, match=r'tokenizer_config\.json: "chat_template" is [^\n]*a text, or several with names'
+    ):
+        inspect_folder(model)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "chat_template.jinja", "more.safetensors"])
+def test_a_pipe_or_a_device_in_a_model_s_folder_is_refused(name, model):
+    (model / name).unlink(missing_ok=True)
+    if name.startswith("more"):
+        (model / name).symlink_to("/dev/zero")
+    else:
+        os.mkfifo(model / name)
+    with pytest.raises(ModelError, match=f"{name} is a pipe or a device"):
+        inspect_folder(model)
+
+
 def test_settings_of_the_largest_models_are_taken(model):
     file = model / "config.json"
     large = {"num_hidden_layers": 1000, "num_labels": 30_000, "vocab_size": 300_000, "rope_theta": 1e10}

@@ -50,7 +50,7 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "negative": (LLAMA | {"hidden_size": -24}, '"hidden_size" is -24; every model has at least 1'),
     "zero heads": (LLAMA | {"num_attention_heads": 0}, "transformers cannot build this model"),
     "a billion blocks": (LLAMA | {"num_hidden_layers": 10**9}, '"num_hidden_layers" is 1000000000'),
-    "a million blocks": (_of("gpt2", n_layer=10**6), '"n_layer" is 1000000; at most 2,000 are'),
+    "a million blocks": (_of("gpt2", n_layer=10**6), '"n_layer" is 1000000; at most 2,000 layers'),
     "blocks without end in a nest": (LLAMA | {"text_config": {"num_layers": 10**8}}, '"num_layers" is 100000000'),
     "a huge width": (LLAMA | {"hidden_size": 10**300}, '"hidden_size" is 1000'),
     "a huge vocabulary": (LLAMA | {"vocab_size": 10**12}, '"vocab_size" is 1000000000000'),
@@ -106,7 +106,7 @@ print(shape_of(sys.argv[2]).parameters, psutil.Process().memory_info().rss - bef
 
 def test_a_very_wide_model_takes_no_memory(tmp_path: Path) -> None:
     """In an interpreter of its own: what other tests leave behind would be counted too."""
-    wide = {"hidden_size": 1_000_000, "num_hidden_layers": 20, "num_attention_heads": 10_000, "vocab_size": 10**7}
+    wide = {"hidden_size": 1_000_000, "num_hidden_layers": 20, "num_attention_heads": 10_000, "vocab_size": 10**8}
     for name, config in (("narrow", LLAMA | {"num_hidden_layers": 20}), ("wide", LLAMA | wide)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(config))
@@ -130,6 +130,13 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model.gguf")
     with pytest.raises(ModelError, match="is not a regular file"):
         shape_of(str(tmp_path / "model.gguf"))
+
+
+def test_a_config_of_many_megabytes_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(10_000_001)
+    with pytest.raises(ModelError, match="too many for settings"):
+        shape_of(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["", "a\0b", "x" * 5000, "../..//x y", "~nobody-here/x", "a/b/c"])

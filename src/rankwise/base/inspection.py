@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.base.timm_models import is_timm_config
+from rankwise.config.base import shown
 from rankwise.config.models import BOTH, DECODER, ENCODER, IMAGES
 from rankwise.errors import ModelError, RemoteCodeError, some
-from rankwise.planning.config_check import config_problems, refuse, settings_in
+from rankwise.planning.config_check import refused, size_problems, timm_problems
 from rankwise.system.contents import content_of
 from rankwise.system.files import sha256_of
 from rankwise.system.foreign_json import read_json
@@ -22,11 +23,14 @@ from rankwise.system.foreign_json import read_json
 
 def inspect_folder(folder: Path, config: dict[str, Any] | None = None, *, trusted: bool = False) -> None:
     """Refuse a folder that cannot be loaded, or only by running its own code. `config` is its config.json, if read."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
     config = read_json(folder / "config.json") if config is None else config
+    _refuse_irregular(folder)
     if not any(folder.glob("*.safetensors")):
         pickled = some(sorted(path.name for path in folder.glob("*.bin")), 2)
         hint = (
-            f" Its weights are pickle files ({pickled}), which are never read; convert them to safetensors."
+            f" Its weights are pickle files ({pickled}), which rankwise never reads; convert them to safetensors."
             if pickled
             else ""
         )
@@ -35,14 +39,30 @@ def inspect_folder(folder: Path, config: dict[str, Any] | None = None, *, truste
         raise ModelError(f"{folder} contains an adapter beside its weights; give a folder with only the base model.")
     if (problem := quantization_problem(config)) is not None:
         raise ModelError(f"{folder} cannot be used: {problem}")
-    refuse(str(folder / "config.json"), list(config_problems(config)))
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
+    if problems := [*size_problems(config, any_number=False), *timm_problems(config)]:
+        raise refused(str(folder / "config.json"), problems)
     # code in the folder of an architecture that transformers has itself is ignored
     native = config.get("model_type") in CONFIG_MAPPING or is_timm_config(config)
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
         settings = config if name == "config.json" else read_json(folder / name) if (folder / name).is_file() else {}
         _refuse_code(folder, name, settings, trusted or native)
+        _refuse_templates(folder / name, settings.get("chat_template", ""))
+
+
+def _refuse_templates(file: Path, given: Any) -> None:
+    """A chat template is a text, or several by name."""
+    named = list(given.items()) if isinstance(given, dict) else [("default", given)]
+    if isinstance(given, list):
+        named = [(one.get("name"), one.get("template")) if isinstance(one, dict) else (None, one) for one in given]
+    if given is not None and not all(isinstance(part, str) for pair in named for part in pair):
+        raise ModelError(f'{file}: "chat_template" is {shown(given)}; a text, or several with names, is expected.')
+
+
+def _refuse_irregular(folder: Path) -> None:
+    """Reading a pipe would wait for ever, and a device may never end."""
+    for path in sorted(folder.iterdir()):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ModelError(f"{path} is a pipe or a device, and no file; this folder is not a model.")
 
 
 def reads_images(config: dict[str, Any]) -> bool:
@@ -70,9 +90,9 @@ def is_encoder(config: dict[str, Any]) -> bool:
     """Whether transformers has this architecture for masked tokens and the folder's model generates nothing."""
     from transformers.models.auto import modeling_auto
 
-    named = str(config.get("architectures"))
     generates = config.get("is_decoder") or config.get("is_encoder_decoder") or any(
-        word in named for word in ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+        name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
+        for name in config.get("architectures") or ()
     )  # fmt: skip
     return config.get("model_type") in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not generates
 
@@ -93,7 +113,7 @@ def nature_of(config: dict[str, Any]) -> str:
 
 
 def _refuse_code(folder: Path, name: str, settings: dict[str, Any], allowed: bool) -> None:
-    if "--" in str(settings.get("auto_map")):
+    if "--" in "".join(_texts(settings.get("auto_map"))):
         raise RemoteCodeError(f"{folder / name} refers to Python code of another repository. Such code is never run.")
     if "auto_map" in settings and not allowed:
         files = some(sorted(path.name for path in folder.glob("*.py"))) or str(settings["auto_map"])
@@ -102,11 +122,25 @@ def _refuse_code(folder: Path, name: str, settings: dict[str, Any], allowed: boo
             "If you have "
             "read and trust it, use the model from the hub with --set model.trust_code=COMMIT."
         )
-    for key, value in settings_in(settings):
-        if "implementation" in key and set(str(value)) & set("/:"):
+    for key, value in _items(settings):
+        elsewhere = [text for text in _texts(value) if set(text) & set("/:")] if "implementation" in key else []
+        if elsewhere:
             raise RemoteCodeError(
-                f'{folder / name} refers to code elsewhere by "{key}" ({value!r}). Such code is never run.'
+                f'{folder / name} refers to code elsewhere by "{key}" ({elsewhere[0]!r}). Such code is never run.'
             )
+
+
+def _items(value: Any) -> list[tuple[str, Any]]:
+    """List all keys and values at any depth."""
+    here = list(value.items()) if isinstance(value, dict) else []
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return here + [item for part in inside for item in _items(part)]
+
+
+def _texts(value: Any) -> list[str]:
+    """List all texts inside a JSON value."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [value] if isinstance(value, str) else [text for item in inside for text in _texts(item)]
 
 
 def fingerprint(folder: Path) -> str:

@@ -14,16 +14,19 @@ from typing import Any
 from rankwise.config.base import shown
 from rankwise.errors import ModelError
 
+LARGEST, DEEPEST, MOST_LABELS = 10**9, 2_000, 1_000_000
+"""Of any setting, and of those that count layers and classes: the deepest transformers have a thousand layers."""
 NOT_ZERO = (
     "hidden_size", "vocab_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings", "n_positions",
 )  # fmt: skip
-DEEPEST, WIDEST = 2_000, 10_000_000
-"""Of settings that count layers, and of those that count heads, classes, tokens or the numbers of a vector."""
-DEPTHS = ("layers", "layer", "blocks", "depth")
-WIDTHS = ("_size", "_dim", "_heads", "d_model", "d_ff", "n_embd", "n_inner", "n_head", "num_labels")
+WIDEST = 100_000_000
+"""Of settings that count heads, the numbers of a vector, or tokens: tables of that length are made for a plan too."""
+WIDTHS = ("_size", "_dim", "_heads", "d_model", "d_ff", "n_embd", "n_inner", "n_head")
 """How their names end."""
 CODE = ("auto_map", "implementation", "_name_or_path")
 """Keys with one of these words name code, or a place where there may be some."""
+
+
 TIMM = "timm_wrapper"
 """The model_type of a model of timm inside transformers. timm's own folders name the architecture instead."""
 ARCHITECTURE = re.compile(r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)?")
@@ -35,59 +38,80 @@ OF_WEIGHTS = ("pretrained", "checkpoint", "cache", "scriptable", "exportable")
 def checked_config(config: dict[str, Any], where: str) -> dict[str, Any]:
     """`config` without the settings that name code. ModelError with all that stands against planning it; `where` is
     the file that it was read from."""
-    if config.get("model_type") is None and isinstance(config.get("pretrained_cfg"), dict):
-        config = config | {"model_type": TIMM}
-    problems = list(config_problems(config))
+    config = _with_model_type(config)
+    problems = [*size_problems(config), *timm_problems(config)]
     if config.get("model_type") is None:
         problems.insert(0, 'setting "model_type" is missing.')
     if config.get("quantization_config"):
         problems.append('it sets "quantization_config": quantised weights cannot be planned yet.')
-    refuse(where, problems)
+    if problems:
+        raise refused(where, problems)
     return _without_code(config)
 
 
-def refuse(where: str, problems: list[str]) -> None:
+def refused(where: str, problems: list[str]) -> ModelError:
     if len(problems) == 1:
-        raise ModelError(f"{where}: {problems[0]}")
-    if problems:
-        raise ModelError("\n  ".join([f"{where} does not describe a model that can be used:", *problems]))
+        return ModelError(f"{where}: {problems[0]}")
+    return ModelError(
+        "\n".join([f"{where} does not describe a model that can be used:", *(f"  {p}" for p in problems)])
+    )
 
 
-def config_problems(config: dict[str, Any]) -> Iterator[str]:
-    """What no model has, at any depth."""
-    kind, heads, shared = map(config.get, ("model_type", "num_attention_heads", "num_key_value_heads"))
-    if not isinstance(kind, str | None):
-        yield f'setting "model_type" is {shown(kind)}; the name of an architecture is expected.'
+def size_problems(settings: Any, name: str = "", *, any_number: bool = True) -> Iterator[str]:
+    """Every number at any depth, or with `any_number` False those alone that count layers, classes and positions;
+    `name` is the nearest key above it."""
+    if isinstance(settings, dict):
+        if not name and not isinstance(settings.get("model_type"), str | None):
+            yield f'setting "model_type" is {shown(settings["model_type"])}; the name of an architecture is expected.'
+        named = settings.get("architectures") or []
+        if not name and not (isinstance(named, list) and all(isinstance(one, str) for one in named)):
+            yield f'setting "architectures" is {shown(named)}; a list of names is expected.'
+        yield from _head_problems(settings.get("num_attention_heads"), settings.get("num_key_value_heads"))
+        for key, value in settings.items():
+            yield from size_problems(value, str(key), any_number=any_number)
+    elif isinstance(settings, list):
+        for value in settings:
+            yield from size_problems(value, name, any_number=any_number)
+    elif isinstance(settings, int | float) and not isinstance(settings, bool):
+        if any_number and (not math.isfinite(settings) or abs(settings) > LARGEST):
+            yield f'"{name}" is {shown(settings)}; no model has such a setting.'
+        elif isinstance(settings, int) and settings > DEEPEST and name.endswith(("layers", "layer", "blocks", "depth")):
+            yield f'"{name}" is {shown(settings)}; at most {DEEPEST:,} layers are planned or trained.'
+        elif settings > MOST_LABELS and name == "num_labels":
+            yield f'"{name}" is {shown(settings)}; no classifier has more than {MOST_LABELS:,} classes.'
+        elif settings > WIDEST and name.endswith(WIDTHS):
+            yield f'"{name}" is {shown(settings)}; no model has one beyond {WIDEST:,}.'
+        elif settings < 1 and name in NOT_ZERO:
+            yield f'"{name}" is {shown(settings)}; every model has at least 1.'
+
+
+def _head_problems(heads: Any, shared: Any) -> Iterator[str]:
     if isinstance(heads, int) and isinstance(shared, int) and shared > 0 and heads % shared:
         yield f'"num_key_value_heads" is {shared}, which does not divide "num_attention_heads" ({heads}).'
-    settings = list(settings_in(config))
-    for name, value in settings:
-        most = DEEPEST if name.endswith(DEPTHS) else WIDEST if name.endswith(WIDTHS) else math.inf
-        if isinstance(value, int | float) and value > most:
-            yield f'"{name}" is {shown(value)}; at most {most:,} are planned or trained.'
-        if isinstance(value, int | float) and not value >= 1 and name in NOT_ZERO:
-            yield f'"{name}" is {shown(value)}; every model has at least 1.'
-    if kind == TIMM or any(name in ("pretrained_cfg", "model_args") or value == TIMM for name, value in settings):
-        yield from _timm_problems(settings)
 
 
-def settings_in(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """All settings at any depth; those in a list have the name of the list."""
-    inside = value.items() if isinstance(value, dict) else [(name, one) for one in value]
-    for key, one in inside:
-        yield str(key), one
-        if isinstance(one, dict | list):
-            yield from settings_in(one, str(key))
+def _with_model_type(config: dict[str, Any]) -> dict[str, Any]:
+    is_timm = config.get("model_type") is None and isinstance(config.get("pretrained_cfg"), dict)
+    return config | {"model_type": TIMM} if is_timm else config
 
 
-def _timm_problems(settings: list[tuple[str, Any]]) -> Iterator[str]:
-    """Settings that would have timm read weights from somewhere else."""
-    for name, value in settings:
-        if name == "architecture" and not (isinstance(value, str | None) and ARCHITECTURE.fullmatch(value or "none")):
-            yield f'setting "architecture" is {shown(value)}; the name of one of timm\'s models is expected.'
-        for key in value if name == "model_args" and isinstance(value, dict) else ():
-            if str(key).startswith(OF_WEIGHTS):
-                yield f'setting "model_args" has {shown(key)}, which would read weights; only sizes are expected.'
+def timm_problems(settings: Any) -> Iterator[str]:
+    """Settings at any depth of a config that would have timm read weights from somewhere else."""
+    if isinstance(settings, list):
+        for value in settings:
+            yield from timm_problems(value)
+    if not isinstance(settings, dict):
+        return
+    architecture, arguments = settings.get("architecture"), settings.get("model_args")
+    is_timm = settings.get("model_type") == TIMM or "pretrained_cfg" in settings or "model_args" in settings
+    named = isinstance(architecture, str) and ARCHITECTURE.fullmatch(architecture)
+    if is_timm and architecture is not None and not named:
+        yield f'setting "architecture" is {shown(architecture)}; the name of one of timm\'s models is expected.'
+    for name in arguments if isinstance(arguments, dict) else ():
+        if str(name).startswith(OF_WEIGHTS):
+            yield f'setting "model_args" has {shown(name)}, which would read weights; only sizes are expected.'
+    for value in settings.values():
+        yield from timm_problems(value)
 
 
 def _without_code(settings: Any) -> Any:
