@@ -21,7 +21,6 @@ from torch import nn
 from rankwise.evaluation.metrics import Sums, means, number_row
 from rankwise.objectives.objective import Classifier
 from rankwise.objectives.predictions import THRESHOLD, Done, Outputs
-from rankwise.objectives.tagging import Tagging
 from rankwise.rows.text.tagged import Span, spans_of
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.row_facts import TargetFacts
@@ -72,11 +71,11 @@ class Scored:
 
 def score_rows(
     objective: Classifier, module: nn.Module, rows: Sequence[Tokens], done: Done | None = None,
-    outputs: Outputs = Classifier.outputs_for,
+    outputs: Outputs | None = None,
 ) -> Scored:  # fmt: skip
     """Run the classifier over rows that have targets; `done` is told how many there are so far."""
     targets = [one_target(row) for row in rows]
-    return Scored(objective.targets, outputs(objective, module, rows, done), targets)
+    return Scored(objective.targets, (outputs or objective.outputs_for)(module, rows, done), targets)
 
 
 def one_target(row: Tokens) -> float:
@@ -154,11 +153,11 @@ def _sums(predicted: set[Span], actual: set[Span]) -> list[float]:
 
 def score_tags(
     objective: Classifier, module: nn.Module, rows: Sequence[Tokens], done: Done | None = None,
-    outputs: Outputs = Tagging.outputs_for,
+    outputs: Outputs | None = None,
 ) -> ScoredTags:  # fmt: skip
     """Run the classifier over tagged rows; `done` is told how many there are so far."""
     actual = [np.asarray(row.tags, np.int64)[np.asarray(row.loss_mask, bool)] for row in rows]
-    return ScoredTags(objective.targets, outputs(objective, module, rows, done), actual)
+    return ScoredTags(objective.targets, (outputs or objective.outputs_for)(module, rows, done), actual)
 
 
 @dataclass(frozen=True)
@@ -195,11 +194,11 @@ class ScoredLabels:
 
 def score_labels(
     objective: Classifier, module: nn.Module, rows: Sequence[Tokens], done: Done | None = None,
-    outputs: Outputs = Classifier.outputs_for,
+    outputs: Outputs | None = None,
 ) -> ScoredLabels:  # fmt: skip
     """Run the classifier over labelled rows; `done` is told how many there are so far."""
     actual = np.array([row.target for row in rows], np.float64).reshape(len(rows), -1) > 0
-    return ScoredLabels(objective.targets.classes, outputs(objective, module, rows, done), actual)
+    return ScoredLabels(objective.targets.classes, (outputs or objective.outputs_for)(module, rows, done), actual)
 
 
 def best_constant(actual: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], float]:

@@ -46,12 +46,18 @@ from rankwise.forward.saved_activations import Stack, measured, measured_sides, 
 from rankwise.planning.activations import ADAPTED
 from rankwise.planning.config_check import checked_config
 from rankwise.planning.parameters import seen
-from rankwise.planning.shape import Blocks, ModelShape, NewHead, Saved
+from rankwise.planning.shape import (
+    CAUSAL,
+    CLASSIFIER,
+    IMAGE_CLASSIFIER,
+    SEQUENCES,
+    TAGGER,
+    Blocks,
+    ModelShape,
+    NewHead,
+    Saved,
+)
 
-CAUSAL, CLASSIFIER, TAGGER, IMAGES, SEQUENCES = (
-    "AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModelForTokenClassification",
-    "AutoModelForImageClassification", "AutoModelForSeq2SeqLM",
-)  # fmt: skip
 MOST_MODULES = 500_000
 """Against a config that would be built without end."""
 MULTIPLYING = ("linear", "conv1d", "conv2d")
@@ -75,7 +81,7 @@ def shape_of_config(config: dict[str, Any], name: str, where: str, head: NewHead
 
 def _shape(settings: dict[str, Any], name: str, where: str, new_head: NewHead | None) -> ModelShape:
     auto_class, model = _built(settings, where, new_head)
-    if auto_class == IMAGES and new_head is not None:
+    if auto_class == IMAGE_CLASSIFIER and new_head is not None:
         return _image_shape(settings, name, where, new_head, model)
     text: Any = model.config.get_text_config()  # pyright: ignore[reportCallIssue]
     head = None if new_head is not None else model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
@@ -102,7 +108,17 @@ def _image_shape(settings: dict[str, Any], name: str, where: str, new_head: NewH
     assert side is not None, "a classifier of images has a size"
     heads = _image_heads(model, new_head)
     shape = ModelShape(
-        name, settings["model_type"], IMAGES, tuple(_layers(model)), (), 0, None, None, new_head.outputs, heads, side
+        name,
+        settings["model_type"],
+        IMAGE_CLASSIFIER,
+        tuple(_layers(model)),
+        (),
+        0,
+        None,
+        None,
+        new_head.outputs,
+        heads,
+        side,
     )
     try:
         return with_measured_images(shape, model)
@@ -161,7 +177,7 @@ def _built(settings: dict[str, Any], where: str, new_head: NewHead | None) -> tu
         config = CONFIG_MAPPING[family].from_dict(settings)
         auto_class = _auto_class(config)
         if new_head is not None:
-            auto_class = TAGGER if new_head.words else CLASSIFIER if new_head.image is None else IMAGES
+            auto_class = TAGGER if new_head.words else CLASSIFIER if new_head.image is None else IMAGE_CLASSIFIER
             config.num_labels = new_head.outputs
         with torch.device("meta"):
             built = getattr(transformers, auto_class).from_config(config, trust_remote_code=False).eval()

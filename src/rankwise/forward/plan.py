@@ -77,10 +77,6 @@ def _decided(config: Planned, base: PlannedBase, outputs: int | None) -> ModelSh
     return own
 
 
-def _of_texts(config: Planned, base: PlannedBase, outputs: int | None) -> ModelShape:
-    return base.shape(new_head(config, base, outputs))
-
-
 def _of_words(config: Planned, base: PlannedBase, outputs: int | None) -> ModelShape:
     _own(config, base, outputs)
     return base.shape(new_head(config, base, outputs, words=True))
@@ -93,8 +89,9 @@ def _of_images(config: Planned, base: PlannedBase, outputs: int | None) -> Model
 
 
 SHAPES: Mapping[str, Callable[[Planned, PlannedBase, int | None], ModelShape]] = {
-    "auto": _decided, "sequence-classification": _of_texts, "token-classification": _of_words,
-    "image-classification": _of_images,
+    "auto": _decided,
+    "sequence-classification": lambda config, base, outputs: base.shape(new_head(config, base, outputs)),
+    "token-classification": _of_words, "image-classification": _of_images,
 }  # fmt: skip
 """By the objective; of language models it is their own."""
 

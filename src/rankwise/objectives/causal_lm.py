@@ -6,6 +6,7 @@ loss = sum over masked tokens t of -log p(token t | tokens before t)        in n
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -93,15 +94,13 @@ class CausalLM(Objective):
         """What the next answer depends on."""
         return list(messages)
 
-    def question(self, model: LoadedModel, ids: Sequence[int], system: Sequence[Message]) -> str:
-        """A prompt as people read it, without what the template writes before and behind a single question."""
-        text = model.tokenizer.decode(ids)
-        try:
+    def reader(self, model: LoadedModel, system: Sequence[Message]) -> Callable[[Sequence[int]], str]:
+        """Reads prompts as people do, without what the template writes before and behind a single question."""
+        before = behind = ""
+        with suppress(TemplateError):  # it knows other conversations than this one
             frame = model.template.text([*system, Message("user", PROBE)], answer_next=True)
-        except TemplateError:  # it knows other conversations than this one
-            return text
-        before, _, behind = frame.partition(PROBE)
-        return text.removeprefix(before).removesuffix(behind)
+            before, _, behind = frame.partition(PROBE)
+        return lambda ids: model.tokenizer.decode(ids).removeprefix(before).removesuffix(behind)
 
     def rendered(self, model: LoadedModel, conversations: Sequence[Messages]) -> list[Rendered]:
         """Those that the template can say, with their ids."""

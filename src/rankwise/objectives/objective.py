@@ -104,7 +104,6 @@ class Objective(ABC):
     """What is done next with a run, as `rankwise` takes it."""
     shown_as: ClassVar[str] = "text"
     """How the page asks it and shows what it answers."""
-
     names: ClassVar[str] = "classes"
     """What it predicts, where it predicts names."""
     pipeline_tag: ClassVar[str]
@@ -113,17 +112,17 @@ class Objective(ABC):
     base_elsewhere: ClassVar[str]
     """For the model card: how an adapter is loaded whose base model has moved."""
 
-    @property
-    def targets(self) -> TargetFacts | None:
-        """The classes or numbers that are predicted for whole rows; None where tokens are predicted."""
-        return None
-
     format_notes: ClassVar[Mapping[str, str]] = {}
     """What is learned of rows of a format, where it is not what the format is for."""
     far_above: ClassVar[float] = 3.0
     """How many times what it was before a loss must be for the training to have diverged."""
     falling: ClassVar[float] = 0.0
     """Of the best validation loss before, what the last one must be below for more steps to be worth a warning."""
+
+    @property
+    def targets(self) -> TargetFacts | None:
+        """The classes or numbers that are predicted for whole rows; None where tokens are predicted."""
+        return None
 
     @property
     def facts(self) -> Learned:
@@ -341,7 +340,6 @@ class Classifier(Objective):
     """Of the largest difference of an output in other software, by number format."""
     use = "predict {run} --data FILE --out predictions.jsonl"
     shown_as = "classes"
-
     far_above = 10.0  # a head may overshoot for long
     falling = 0.95
 

@@ -23,8 +23,8 @@ from rankwise.runs.row_facts import TargetFacts
 
 Numbers = NDArray[np.float64]
 Done = Callable[[int], None]
-Outputs = Callable[[Any, nn.Module, Sequence[Tokens], Done | None], Any]
-"""What a classifier, the first argument, says of rows in their order: its own, or the same by several processes."""
+Outputs = Callable[[nn.Module, Sequence[Tokens], Done | None], Any]
+"""What a classifier says of rows in their order, where several processes compute it."""
 THRESHOLD = 0.5
 """Where a row may have several classes, the probability above which a class is predicted."""
 

@@ -9,7 +9,7 @@ too: their real tokens see nothing to their right, and padding has no loss.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -127,8 +127,8 @@ class SequenceToSequence(CausalLM):
         """It answers every text alone."""
         return [*(one for one in messages[:-1] if one.role == "system"), *messages[-1:]]
 
-    def question(self, model: LoadedModel, ids: Sequence[int], system: Sequence[Message]) -> str:
-        return model.tokenizer.readable(ids)
+    def reader(self, model: LoadedModel, system: Sequence[Message]) -> Callable[[Sequence[int]], str]:
+        return model.tokenizer.readable
 
     def rendered(self, model: LoadedModel, conversations: Sequence[Messages]) -> list[Rendered]:
         """An encoder reads single texts, without a template."""

@@ -159,9 +159,7 @@ def _without_cache(module: nn.Module) -> dict[str, bool]:
     return {"use_cache": False} if "use_cache" in signature(module.forward).parameters else {}
 
 
-def pooling_to_train(
-    config: ClassificationConfig, folder: Path, callback: Callback, begun: Pooling | None
-) -> Pooling:  # fmt: skip
+def pooling_to_train(config: ClassificationConfig, folder: Path, callback: Callback, begun: Pooling | None) -> Pooling:
     """What the head is to read: what it read when it `begun`, or what the setting or the model's folder says."""
     if begun is not None and config.pooling not in ("auto", begun):
         raise ConfigError([
@@ -175,8 +173,6 @@ def pooling_to_train(
 
 
 NAME = "sequence-classification"
-
-
 Target = float | Sequence[float]
 
 

@@ -103,7 +103,10 @@ def limit_of(config: Planned, shape: ModelShape) -> int:
 def largest_batches(config: Planned, shape: ModelShape, rows: PlannedRows | None) -> list[AtOnce]:
     """Several where it takes a forecast of each to know which of them needs the most memory."""
     rows = rows if rows is not None and rows.drawn else None
-    return LARGEST.get(shape.auto_class, _of_conversations)(config, rows, longest_of(config, shape))
+    largest = LARGEST.get(
+        shape.auto_class, lambda config, rows, longest: [packed_at_once(rows, config.training, longest)]
+    )
+    return largest(config, rows, longest_of(config, shape))
 
 
 def packed_at_once(rows: PlannedRows | None, training: TrainingConfig, limit: int) -> AtOnce:
@@ -137,18 +140,6 @@ def padded_at_once(rows: PlannedRows | None, training: TrainingConfig, limit: in
     return AtOnce(together * longest, together, longest)
 
 
-def _of_conversations(config: Planned, rows: PlannedRows | None, longest: int) -> list[AtOnce]:
-    return [packed_at_once(rows, config.training, longest)]
-
-
-def _of_sides(config: Planned, rows: PlannedRows | None, longest: int) -> list[AtOnce]:
-    return sides_at_once(rows, config.training, longest)
-
-
-def _of_labels(config: Planned, rows: PlannedRows | None, longest: int) -> list[AtOnce]:
-    return [padded_at_once(rows, config.training, longest)]
-
-
 def _of_words(config: Planned, rows: PlannedRows | None, longest: int) -> list[AtOnce]:
     amount = padded_at_once(rows, config.training, longest)
     return [replace(amount, learned=amount.tokens)]
@@ -160,7 +151,9 @@ def _of_images(config: Planned, rows: PlannedRows | None, longest: int) -> list[
 
 
 LARGEST: Mapping[str, Callable[[Planned, PlannedRows | None, int], list[AtOnce]]] = {
-    SEQUENCES: _of_sides, CLASSIFIER: _of_labels, TAGGER: _of_words, IMAGE_CLASSIFIER: _of_images,
+    SEQUENCES: lambda config, rows, longest: sides_at_once(rows, config.training, longest),
+    CLASSIFIER: lambda config, rows, longest: [padded_at_once(rows, config.training, longest)],
+    TAGGER: _of_words, IMAGE_CLASSIFIER: _of_images,
 }  # fmt: skip
 """By the class of transformers; those of every other model are of conversations."""
 
@@ -276,12 +269,8 @@ def validation_tokens(
     passes = 1 + math.ceil(steps / interval) if has_rows else 0
     decoded = limit * (2 * math.ceil(samples / AT_ONCE) + passes * math.ceil(answers / AT_ONCE))
     read *= task.readings
-    beside = READ_BESIDE.get(config.objective, _nothing)(config, rows, passes, read)
+    beside = READ_BESIDE.get(config.objective, lambda *_: 0.0)(config, rows, passes, read)
     return passes * read + AT_ONCE * WRITTEN * decoded + beside
-
-
-def _nothing(config: Planned, rows: PlannedRows, passes: int, read: float) -> float:
-    return 0.0
 
 
 def _of_pairs(config: Planned, rows: PlannedRows, passes: int, read: float) -> float:

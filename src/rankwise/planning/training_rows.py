@@ -74,21 +74,12 @@ def rows_of_training(config: Planned, shape: ModelShape, tokens: TokenCounter) -
     return _with_replay(rows, config, tokens, limit)
 
 
-def _sequences_of(spec: DataConfig, shape: ModelShape, tokens: TokenCounter, limit: int) -> PlannedRows:
-    return fixed_rows_of(spec, tokens, limit, labelled=False)
-
-
-def _labelled_of(spec: DataConfig, shape: ModelShape, tokens: TokenCounter, limit: int) -> PlannedRows:
-    return fixed_rows_of(spec, tokens, limit, labelled=True)
-
-
-def _images_of(spec: DataConfig, shape: ModelShape, tokens: TokenCounter, limit: int) -> PlannedRows:
-    return images_of(spec, shape.patches)
-
-
 READERS: Mapping[str, Callable[[DataConfig, ModelShape, TokenCounter, int], PlannedRows]] = {
-    SEQUENCES: _sequences_of, CLASSIFIER: _labelled_of, TAGGER: _labelled_of, IMAGE_CLASSIFIER: _images_of,
-}  # fmt: skip
+    SEQUENCES: lambda spec, _, tokens, limit: fixed_rows_of(spec, tokens, limit, labelled=False),
+    CLASSIFIER: lambda spec, _, tokens, limit: fixed_rows_of(spec, tokens, limit, labelled=True),
+    TAGGER: lambda spec, _, tokens, limit: fixed_rows_of(spec, tokens, limit, labelled=True),
+    IMAGE_CLASSIFIER: lambda spec, shape, *_: images_of(spec, shape.patches),
+}
 """By the class of transformers; every other model reads conversations."""
 
 

@@ -26,8 +26,7 @@ from rankwise.evaluation.class_metrics import (
 )
 from rankwise.evaluation.metrics import METRICS
 from rankwise.objectives.objective import Classifier, Objective, classifier
-from rankwise.objectives.predictions import Done, Outputs
-from rankwise.objectives.tagging import Tagging
+from rankwise.objectives.predictions import Done
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.preparation import Prepared
 from rankwise.rows.text.tokenize import Tokens
@@ -47,7 +46,8 @@ MOST_READ = 5000
 @dataclass(frozen=True)
 class ClassScorer:
     score: Callable[..., Scored | ScoredLabels | ScoredTags]
-    outputs: Outputs
+    joined: Callable[[list[Any]], Any]
+    """Of the outputs of single rows, those of all."""
     objective: Classifier
     model: LoadedModel
     rows: Sequence[Tokens]
@@ -72,17 +72,18 @@ class ClassScorer:
             for metric, stored in rows.items()
         ]
 
-    def _outputs(self, objective: Classifier, module: nn.Module, rows: Sequence[Tokens], done: Done | None) -> Any:
+    def _outputs(self, module: nn.Module, rows: Sequence[Tokens], done: Done | None) -> Any:
         """Of all rows, of which each process computes its share."""
+        objective = self.objective
         if not self.world.is_several:
-            return self.outputs(objective, module, rows, done)
+            return objective.outputs_for(module, rows, done)
 
         def compute(own: Sequence[Tokens]) -> list[Any]:
-            return [one.tolist() for one in self.outputs(objective, module, own, done)]
+            return [one.tolist() for one in objective.outputs_for(module, own, done)]
 
         lengths, width = [len(row.ids) for row in rows], objective.targets.outputs
-        every = [np.asarray(one).reshape(-1, width) for one in computed_by_all(self.world, rows, lengths, compute)]
-        return every if self.outputs is Tagging.outputs_for else np.concatenate(every)
+        every = computed_by_all(self.world, rows, lengths, compute)
+        return self.joined([np.asarray(one).reshape(-1, width) for one in every])
 
     def samples(self, step: int) -> list[SampleRecord]:
         """A classifier writes no answers."""
@@ -101,14 +102,14 @@ def class_scorer(config: ValidationConfig, model: LoadedModel, prepared: Prepare
             "Choose one of these."
         ])  # fmt: skip
     score = score_labels if targets.form == "several" else score_rows
-    return ClassScorer(score, Classifier.outputs_for, predicts_rows, model, prepared.measured_rows)
+    return ClassScorer(score, np.concatenate, predicts_rows, model, prepared.measured_rows)
 
 
 def tag_scorer(config: ValidationConfig, model: LoadedModel, prepared: Prepared, objective: Objective) -> ClassScorer:
     """Of words with tags; that `validation.by` is one of their metrics was checked with the settings."""
     predicts_words = classifier(objective)
     assert predicts_words is not None, "the scorer of its name"
-    return ClassScorer(score_tags, Tagging.outputs_for, predicts_words, model, prepared.measured_rows)
+    return ClassScorer(score_tags, list, predicts_words, model, prepared.measured_rows)
 
 
 def rare_in(scorer: object) -> list[str]:

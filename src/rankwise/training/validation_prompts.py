@@ -6,7 +6,7 @@ too. A row without a prompt, with a cut answer, or whose answer might not fit in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -119,8 +119,8 @@ def _prompts(model: LoadedModel, prepared: Prepared, count: int) -> list[Prompt]
     """Of so many of the held-out rows, spread over them, so that each source is asked of."""
     rows = prepared.measured_rows if count else ()
     places = [index for index, row in enumerate(rows) if _last_answer(conversation_of(row))[0] > 0]
-    opening = _opening(prepared.data_report.system)
-    found = [_prompt(model, conversation_of(rows[index]), opening) for index in evenly(places, count)]
+    read = text_objective(model).reader(model, _opening(prepared.data_report.system))
+    found = [_prompt(model, conversation_of(rows[index]), read) for index in evenly(places, count)]
     return [one for one in found if one is not None]
 
 
@@ -135,14 +135,13 @@ def _last_answer(row: Tokens) -> tuple[int, int]:
     return (int(given[-1]) + 1 if len(given) else 0), end
 
 
-def _prompt(model: LoadedModel, row: Tokens, opening: Sequence[Message]) -> Prompt | None:
+def _prompt(model: LoadedModel, row: Tokens, read: Callable[[Sequence[int]], str]) -> Prompt | None:
     begin, end = _last_answer(row)
     ids = [int(token) for token in row.ids[:end]]
     target = read_answer(ids[begin:], model.template)
     if target.stopped != "end" or not model.tokenizer.readable(ids[:begin]).strip():
         return None
-    prompt = text_objective(model).question(model, ids[:begin], opening)
-    return Prompt(prompt, tuple(ids[:begin]), target.text, target.tokens)
+    return Prompt(read(ids[:begin]), tuple(ids[:begin]), target.text, target.tokens)
 
 
 def _named(model: LoadedModel, prompt: str, system: str | None) -> Prompt:
