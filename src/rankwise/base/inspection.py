@@ -15,7 +15,7 @@ from rankwise.base.timm_models import is_timm_config
 from rankwise.config.base import shown
 from rankwise.config.models import BOTH, DECODER, ENCODER, IMAGES
 from rankwise.errors import ModelError, RemoteCodeError, some
-from rankwise.planning.config_check import refused, size_problems, timm_problems
+from rankwise.planning.config_check import config_problems, refuse, settings_in
 from rankwise.system.contents import content_of
 from rankwise.system.files import sha256_of
 from rankwise.system.foreign_json import read_json
@@ -39,8 +39,7 @@ def inspect_folder(folder: Path, config: dict[str, Any] | None = None, *, truste
         raise ModelError(f"{folder} contains an adapter beside its weights; give a folder with only the base model.")
     if (problem := quantization_problem(config)) is not None:
         raise ModelError(f"{folder} cannot be used: {problem}")
-    if problems := [*size_problems(config, any_number=False), *timm_problems(config)]:
-        raise refused(str(folder / "config.json"), problems)
+    refuse(str(folder / "config.json"), list(config_problems(config, any_number=False)))
     # code in the folder of an architecture that transformers has itself is ignored
     native = config.get("model_type") in CONFIG_MAPPING or is_timm_config(config)
     for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
@@ -122,7 +121,7 @@ def _refuse_code(folder: Path, name: str, settings: dict[str, Any], allowed: boo
             "If you have "
             "read and trust it, use the model from the hub with --set model.trust_code=COMMIT."
         )
-    for key, value in _items(settings):
+    for key, value in settings_in(settings):
         elsewhere = [text for text in _texts(value) if set(text) & set("/:")] if "implementation" in key else []
         if elsewhere:
             raise RemoteCodeError(
@@ -130,17 +129,9 @@ def _refuse_code(folder: Path, name: str, settings: dict[str, Any], allowed: boo
             )
 
 
-def _items(value: Any) -> list[tuple[str, Any]]:
-    """List all keys and values at any depth."""
-    here = list(value.items()) if isinstance(value, dict) else []
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return here + [item for part in inside for item in _items(part)]
-
-
 def _texts(value: Any) -> list[str]:
     """List all texts inside a JSON value."""
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [value] if isinstance(value, str) else [text for item in inside for text in _texts(item)]
+    return [one for _, one in settings_in([value]) if isinstance(one, str)]
 
 
 def fingerprint(folder: Path) -> str:

@@ -38,51 +38,54 @@ OF_WEIGHTS = ("pretrained", "checkpoint", "cache", "scriptable", "exportable")
 def checked_config(config: dict[str, Any], where: str) -> dict[str, Any]:
     """`config` without the settings that name code. ModelError with all that stands against planning it; `where` is
     the file that it was read from."""
-    config = _with_model_type(config)
-    problems = [*size_problems(config), *timm_problems(config)]
-    if config.get("model_type") is None:
-        problems.insert(0, 'setting "model_type" is missing.')
+    if config.get("model_type") is None and isinstance(config.get("pretrained_cfg"), dict):
+        config = config | {"model_type": TIMM}
+    problems = [] if config.get("model_type") is not None else ['setting "model_type" is missing.']
+    problems += config_problems(config)
     if config.get("quantization_config"):
         problems.append('it sets "quantization_config": quantised weights cannot be planned yet.')
-    if problems:
-        raise refused(where, problems)
+    refuse(where, problems)
     return _without_code(config)
 
 
-def refused(where: str, problems: list[str]) -> ModelError:
+def refuse(where: str, problems: list[str]) -> None:
+    """ModelError with the problems, if there are any."""
     if len(problems) == 1:
-        return ModelError(f"{where}: {problems[0]}")
-    return ModelError(
-        "\n".join([f"{where} does not describe a model that can be used:", *(f"  {p}" for p in problems)])
-    )
+        raise ModelError(f"{where}: {problems[0]}")
+    if problems:
+        raise ModelError("\n  ".join([f"{where} does not describe a model that can be used:", *problems]))
 
 
-def size_problems(settings: Any, name: str = "", *, any_number: bool = True) -> Iterator[str]:
-    """Every number at any depth, or with `any_number` False those alone that count layers, classes and positions;
-    `name` is the nearest key above it."""
-    if isinstance(settings, dict):
-        if not name and not isinstance(settings.get("model_type"), str | None):
-            yield f'setting "model_type" is {shown(settings["model_type"])}; the name of an architecture is expected.'
-        named = settings.get("architectures") or []
-        if not name and not (isinstance(named, list) and all(isinstance(one, str) for one in named)):
-            yield f'setting "architectures" is {shown(named)}; a list of names is expected.'
-        yield from _head_problems(settings.get("num_attention_heads"), settings.get("num_key_value_heads"))
-        for key, value in settings.items():
-            yield from size_problems(value, str(key), any_number=any_number)
-    elif isinstance(settings, list):
-        for value in settings:
-            yield from size_problems(value, name, any_number=any_number)
-    elif isinstance(settings, int | float) and not isinstance(settings, bool):
-        if any_number and (not math.isfinite(settings) or abs(settings) > LARGEST):
-            yield f'"{name}" is {shown(settings)}; no model has such a setting.'
-        elif isinstance(settings, int) and settings > DEEPEST and name.endswith(("layers", "layer", "blocks", "depth")):
-            yield f'"{name}" is {shown(settings)}; at most {DEEPEST:,} layers are planned or trained.'
-        elif settings > MOST_LABELS and name == "num_labels":
-            yield f'"{name}" is {shown(settings)}; no classifier has more than {MOST_LABELS:,} classes.'
-        elif settings > WIDEST and name.endswith(WIDTHS):
-            yield f'"{name}" is {shown(settings)}; no model has one beyond {WIDEST:,}.'
-        elif settings < 1 and name in NOT_ZERO:
-            yield f'"{name}" is {shown(settings)}; every model has at least 1.'
+def config_problems(config: dict[str, Any], *, any_number: bool = True) -> Iterator[str]:
+    """Of settings at any depth; with `any_number` False, of numbers those alone that count something."""
+    kind, named = config.get("model_type"), config.get("architectures") or []
+    if not isinstance(kind, str | None):
+        yield f'setting "model_type" is {shown(kind)}; the name of an architecture is expected.'
+    if not (isinstance(named, list) and all(isinstance(one, str) for one in named)):
+        yield f'setting "architectures" is {shown(named)}; a list of names is expected.'
+    for name, value in settings_in([config]):
+        if isinstance(value, dict):
+            yield from _head_problems(value.get("num_attention_heads"), value.get("num_key_value_heads"))
+            yield from _timm_problems(value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            if any_number and (not math.isfinite(value) or abs(value) > LARGEST):
+                yield f'"{name}" is {shown(value)}; no model has such a setting.'
+            elif isinstance(value, int) and value > DEEPEST and name.endswith(("layers", "layer", "blocks", "depth")):
+                yield f'"{name}" is {shown(value)}; at most {DEEPEST:,} layers are planned or trained.'
+            elif value > MOST_LABELS and name == "num_labels":
+                yield f'"{name}" is {shown(value)}; no classifier has more than {MOST_LABELS:,} classes.'
+            elif value > WIDEST and name.endswith(WIDTHS):
+                yield f'"{name}" is {shown(value)}; no model has one beyond {WIDEST:,}.'
+            elif value < 1 and name in NOT_ZERO:
+                yield f'"{name}" is {shown(value)}; every model has at least 1.'
+
+
+def settings_in(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """All settings at any depth; those in a list have the name of the list."""
+    for key, one in value.items() if isinstance(value, dict) else ((name, one) for one in value):
+        yield str(key), one
+        if isinstance(one, dict | list):
+            yield from settings_in(one, str(key))
 
 
 def _head_problems(heads: Any, shared: Any) -> Iterator[str]:
@@ -90,18 +93,8 @@ def _head_problems(heads: Any, shared: Any) -> Iterator[str]:
         yield f'"num_key_value_heads" is {shared}, which does not divide "num_attention_heads" ({heads}).'
 
 
-def _with_model_type(config: dict[str, Any]) -> dict[str, Any]:
-    is_timm = config.get("model_type") is None and isinstance(config.get("pretrained_cfg"), dict)
-    return config | {"model_type": TIMM} if is_timm else config
-
-
-def timm_problems(settings: Any) -> Iterator[str]:
-    """Settings at any depth of a config that would have timm read weights from somewhere else."""
-    if isinstance(settings, list):
-        for value in settings:
-            yield from timm_problems(value)
-    if not isinstance(settings, dict):
-        return
+def _timm_problems(settings: dict[str, Any]) -> Iterator[str]:
+    """Settings that would have timm read weights from somewhere else."""
     architecture, arguments = settings.get("architecture"), settings.get("model_args")
     is_timm = settings.get("model_type") == TIMM or "pretrained_cfg" in settings or "model_args" in settings
     named = isinstance(architecture, str) and ARCHITECTURE.fullmatch(architecture)
@@ -110,8 +103,6 @@ def timm_problems(settings: Any) -> Iterator[str]:
     for name in arguments if isinstance(arguments, dict) else ():
         if str(name).startswith(OF_WEIGHTS):
             yield f'setting "model_args" has {shown(name)}, which would read weights; only sizes are expected.'
-    for value in settings.values():
-        yield from timm_problems(value)
 
 
 def _without_code(settings: Any) -> Any:
