@@ -148,7 +148,7 @@ def test_the_words_hold_the_same_numbers_as_the_json(words):
     facts = told("check", *words, code=2 if words == ("mixed.jsonl",) else 0)
     result = rankwise("data", "check", *words, "--model", "model")
     assert result.exit_code == (2 if facts["fatal"] else 0)
-    said = {line[:22].strip(): line[22:] for line in result.stdout.splitlines()}
+    said = {line.partition("  ")[0]: line.partition("  ")[2].strip() for line in result.stdout.splitlines()}
 
     def numbers(text):
         return [int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", text)]

@@ -9,9 +9,9 @@ import typer
 from rankwise.cli.display import print_json, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json, Yes, option
-from rankwise.cli.runs import confirm, megabytes
+from rankwise.cli.runs import confirm
 from rankwise.cli.words import visible
-from rankwise.reporting.quantities import plural
+from rankwise.reporting.quantities import plural, size
 
 if TYPE_CHECKING:
     from rankwise.commands.cache import Cache
@@ -30,13 +30,13 @@ def show(context: typer.Context, as_json: Json = False) -> None:
         from rankwise.commands.cache import cache as cache_command
 
         contents = cache_command()
-        print_result(as_json, contents.summary(), *_lines(contents))
+        print_result(as_json, {**vars(contents), "bytes": contents.bytes}, *_lines(contents))
 
 
 def _lines(contents: Cache) -> list[str]:
     from rankwise.runs.cached import KINDS
 
-    lines = [f"{contents.folder}: {megabytes(contents.bytes)}"]
+    lines = [f"{contents.folder}: {size(contents.bytes)}"]
     for kind in [*KINDS, "other"]:
         entries = [entry for entry in contents.entries if entry.kind == kind]
         if not entries:
@@ -52,9 +52,9 @@ def _lines(contents: Cache) -> list[str]:
     return [*lines, "Models of the hub are in the hub's own cache; `hf cache` lists and removes them."]
 
 
-def _line(name: str, count: int | None, size: int, used: str, about: str) -> str:
+def _line(name: str, count: int | None, amount: int, used: str, about: str) -> str:
     many = "" if count is None else plural(count, "entry", "entries")
-    return f"{name:<24} {many:>14} {megabytes(size):>14}  last used {used}  {about}"
+    return f"{name:<24} {many:>14} {size(amount):>14}  last used {used}  {about}"
 
 
 def _used(entry: Cached) -> str:
@@ -79,11 +79,11 @@ def clean(
         plan = planned(kind or (), older_than)
         if plan.removed:
             entries = plural(len(plan.removed), "entry", "entries")
-            confirm(f"Remove {entries} of the cache and free {megabytes(plan.bytes)}?", yes)
+            confirm(f"Remove {entries} of the cache and free {size(plan.bytes)}?", yes)
         cleaned = clean_command(kind or (), older_than) if plan.removed else plan
         if as_json:
             print_json(cleaned.summary())
             return
-        typer.echo(f"Freed {megabytes(cleaned.bytes)}.")
+        typer.echo(f"Freed {size(cleaned.bytes)}.")
         for entry in cleaned.in_use:
             typer.echo(visible(f"Kept {entry.path}: {entry.in_use}."), err=True)

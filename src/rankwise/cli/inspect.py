@@ -7,14 +7,11 @@ from __future__ import annotations
 from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from rankwise.cli.display import Display, print_json, print_result
+from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import ForceResult, Json, argument
-from rankwise.cli.rank_map import WIDTH, Cell, rank_tables
-from rankwise.cli.words import visible
 from rankwise.errors import some
+from rankwise.reporting.quantities import size
 from rankwise.runs.lineage import described
 
 if TYPE_CHECKING:
@@ -23,8 +20,7 @@ if TYPE_CHECKING:
     from rankwise.runs.records import RankRecord
 
 
-MOST_PLANS = 8
-SHADES = ("white on grey11", "white on grey23", "white on grey35", "black on grey58", "black on grey78")
+WIDTH, MOST_PLANS = 79, 8
 HINT = "a hint of a change that was planted by hand, and no proof"
 MOST_PLANTED = 5
 MOST_KINDS = 8
@@ -52,10 +48,7 @@ def inspect(
         from rankwise.commands.inspect import inspect as inspect_command
 
         inspected = inspect_command(name, force_result=force_result, callback=display)
-        if as_json:
-            print_json(inspected.summary())
-        else:
-            _print(inspected)
+        print_result(as_json, inspected.summary(), *_lines(inspected))
 
 
 def _inspect_model(name: str, as_json: bool) -> None:
@@ -66,20 +59,20 @@ def _inspect_model(name: str, as_json: bool) -> None:
     print_result(as_json, inspected.summary(), *model_lines(inspected))
 
 
-def _print(inspected: Inspected) -> None:
+def _lines(inspected: Inspected) -> list[str]:
+    from rankwise.reporting.markup import lines_of
+    from rankwise.reporting.training import rank_map
+
+    size_text = f"{inspected.parameters:,} parameters, {size(inspected.bytes)}"
+    lines = [f"{inspected.run}: {inspected.label}, no adapters in any layer", size_text]
     if inspected.ranks:
-        _print_ranks(inspected)
-    else:
-        typer.echo(
-            f"{visible(inspected.run)}: {inspected.label}, no adapters in any layer\n"
-            f"{inspected.parameters:,} parameters, {inspected.bytes / 1e6:,.2f} MB"
-        )
-    if inspected.adapter is not None:
-        typer.echo(visible("\n".join(["", *adapter_lines(inspected.adapter)])))
-    if inspected.lineage:
-        typer.echo(visible(f"begun with: {described(inspected.lineage)}"))
-    if inspected.integrity is not None:
-        typer.echo(visible(_verified(inspected.integrity)))
+        total = f"total rank {inspected.total_rank:,}, {inspected.mean_rank:.2f} on average"
+        layers = f"{inspected.run}: {len(inspected.ranks):,} layers, {total}"
+        lines = [*lines_of(rank_map(inspected.ranks)), "", layers, size_text]
+    lines += ["", *_plans(inspected.history)] if inspected.history else []
+    lines += ["", *adapter_lines(inspected.adapter)] if inspected.adapter is not None else []
+    lines += [f"begun with: {described(inspected.lineage)}"] if inspected.lineage else []
+    return [*lines, *([] if inspected.integrity is None else [_verified(inspected.integrity)])]
 
 
 def _verified(integrity: Integrity) -> str:
@@ -88,31 +81,6 @@ def _verified(integrity: Integrity) -> str:
     if integrity.status == "verified":
         return f"{integrity.files:,} result files are unchanged since training (SHA-256)"
     return f"changed since training: {some([*integrity.changed, *integrity.missing, *integrity.added])}"
-
-
-def _print_ranks(inspected: Inspected) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    shaded = console.color_system is not None and not console.no_color
-    for table in rank_tables({visible(path): rank for path, rank in inspected.ranks.items()}):
-        for row in table:
-            if shaded:
-                console.print(Text.assemble(*((cell.text, _shade(cell)) for cell in row)), soft_wrap=True)
-            else:
-                typer.echo("".join(cell.text for cell in row))
-        typer.echo()
-    typer.echo(
-        f"{visible(inspected.run)}: {len(inspected.ranks):,} layers, total rank {inspected.total_rank:,}, "
-        f"{inspected.mean_rank:.2f} on average\n{inspected.parameters:,} parameters, {inspected.bytes / 1e6:.2f} MB"
-    )
-    if inspected.history:
-        typer.echo("\n" + "\n".join(_plans(inspected.history)))
-
-
-def _shade(cell: Cell) -> str:
-    return "" if cell.share is None else SHADES[min(len(SHADES) - 1, int(cell.share * len(SHADES)))]
 
 
 def _plans(history: list[RankRecord]) -> list[str]:

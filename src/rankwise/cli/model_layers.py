@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from rankwise.cli.runs import megabytes
 from rankwise.errors import some
+from rankwise.reporting.quantities import size
 
 if TYPE_CHECKING:
     from rankwise.commands.inspect_model import InspectedModel
@@ -48,7 +48,7 @@ def _table(rows: list[tuple[str, str, str, str, str]]) -> Iterator[str]:
 
 
 def _target_lines(choice: TargetChoice, inspected: InspectedModel) -> Iterator[str]:
-    share, adapter = choice.trainable / inspected.parameters, megabytes(choice.file_bytes)
+    share, adapter = choice.trainable / inspected.parameters, size(choice.file_bytes)
     amounts = "" if choice.refusal else f"{choice.trainable:>{TRAINED},}{share:>{SHARE}.2%}{adapter:>{FILE}}"
     yield f"{choice.target:<{TARGET}}{len(choice.paths):>{COUNT},}{amounts}"
     for note in [choice.refusal] if choice.refusal else choice.notes:

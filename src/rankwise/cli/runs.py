@@ -12,6 +12,7 @@ from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json, Quiet, Yes, argument, option
 from rankwise.cli.words import aligned
 from rankwise.errors import ConfigError, some
+from rankwise.reporting.quantities import size
 from rankwise.runs.lineage import Round, described
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def list_runs(as_json: Json = False) -> None:
 
         listing = runs_command()
         empty = ["There are no runs in runs/ yet. `rankwise train` creates one."]
-        print_result(as_json, listing.summary(), *(_table(listing.runs) if listing.runs else empty))
+        print_result(as_json, listing, *(_table(listing.runs) if listing.runs else empty))
 
 
 def _table(listed: list[ListedRun]) -> list[str]:
@@ -51,7 +52,7 @@ def _table(listed: list[ListedRun]) -> list[str]:
 def _row(run: ListedRun) -> tuple[str, ...]:
     return (
         _one_line(run.name), run.status, _one_line(run.model or "-"), run.method or "-", _count(run.rows),
-        _count(run.steps), _loss(run.loss), _loss(run.validation_loss), megabytes(run.bytes),
+        _count(run.steps), _loss(run.loss), _loss(run.validation_loss), size(run.bytes),
         (run.ended or "-").replace("T", " ")[:16],
     )  # fmt: skip
 
@@ -69,10 +70,6 @@ def _loss(loss: float | None) -> str:
     return "-" if loss is None else f"{loss:.4f}"
 
 
-def megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
-
-
 @runs.command()
 def show(name: Name, as_json: Json = False) -> None:
     """Show the details of one run and the contents of its folder."""
@@ -86,7 +83,7 @@ def show(name: Name, as_json: Json = False) -> None:
 def _facts(shown: ShownRun) -> list[str]:
     run = shown.run
     facts = {
-        "folder": f"{shown.folder}, {megabytes(run.bytes)}", "status": run.status, "problem": run.problem,
+        "folder": f"{shown.folder}, {size(run.bytes)}", "status": run.status, "problem": run.problem,
         "model": run.model, "method": run.method, "rows": run.rows, "steps": run.steps, "loss": run.loss,
         "validation loss": run.validation_loss, "started": run.started, "ended": run.ended,
     }  # fmt: skip
@@ -98,7 +95,7 @@ def _facts(shown: ShownRun) -> list[str]:
     facts |= {"evaluated on": some(shown.evaluations) or None}
     lines = [f"{key:<15} {value}" for key, value in facts.items() if value is not None]
     lines += [f"{'warning':<15} {warning}" for warning in manifest.get("warnings", ())]
-    return [*lines, "", *(f"{name:<28} {megabytes(size):>12}" for name, size in shown.parts.items())]
+    return [*lines, "", *(f"{name:<28} {size(many):>12}" for name, many in shown.parts.items())]
 
 
 def _rounds(manifest: dict[str, Any]) -> list[Round]:
@@ -143,7 +140,7 @@ def rename(
         with Display(quiet) as display:
             renamed = rename_run(old, new, display)
         pages = f"; rewritten: {some(renamed.pages)}" if renamed.pages else ""
-        print_result(as_json, renamed.summary(), f"Renamed {renamed.old} to {renamed.new}{pages}")
+        print_result(as_json, renamed, f"Renamed {renamed.old} to {renamed.new}{pages}")
 
 
 @runs.command()
@@ -190,9 +187,9 @@ def delete(
         from rankwise.commands.runs import delete_runs, deletion
 
         planned = deletion(names)
-        confirm(f"Delete {some(planned.names)} and free {megabytes(planned.bytes)}?", yes)
+        confirm(f"Delete {some(planned.names)} and free {size(planned.bytes)}?", yes)
         deleted = delete_runs(names)
-        print_result(as_json, deleted.summary(), f"Deleted {some(deleted.names)} and freed {megabytes(deleted.bytes)}.")
+        print_result(as_json, deleted.summary(), f"Deleted {some(deleted.names)} and freed {size(deleted.bytes)}.")
 
 
 def confirm(question: str, yes: bool) -> None:

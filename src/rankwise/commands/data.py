@@ -321,7 +321,7 @@ class Sheet:
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise data preview --json` prints."""
-        return {"out": str(self.path), "rows": [vars(row) | {"notes": list(row.notes)} for row in self.rows]}
+        return {"out": self.path, "rows": self.rows}
 
 
 def holds_images(data: DataConfig) -> bool:

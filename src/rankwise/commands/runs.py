@@ -33,10 +33,6 @@ BETWEEN = " \u00b7 "
 class Runs:
     runs: list[ListedRun]
 
-    def summary(self) -> dict[str, Any]:
-        """What `rankwise runs --json` prints."""
-        return {"runs": [run.summary() for run in self.runs]}
-
 
 @dataclass(frozen=True)
 class VerifiedRuns:
@@ -48,7 +44,7 @@ class VerifiedRuns:
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise runs verify --json` prints."""
-        return {"whole": self.whole, "runs": [run.summary() for run in self.runs]}
+        return {"whole": self.whole, "runs": self.runs}
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,7 @@ class ShownRun:
     def summary(self) -> dict[str, Any]:
         """What `rankwise runs show --json` prints."""
         return {
-            **self.run.summary(), "folder": str(self.folder), "parts": self.parts, "evaluations": self.evaluations,
+            **vars(self.run), "folder": self.folder, "parts": self.parts, "evaluations": self.evaluations,
             "manifest": self.manifest,
         }  # fmt: skip
 
@@ -75,10 +71,6 @@ class RenamedRun:
     new: str
     pages: list[str] = field(default_factory=list)
     """Reports rewritten because they contained the old name."""
-
-    def summary(self) -> dict[str, Any]:
-        """What `rankwise runs rename --json` prints."""
-        return {"old": self.old, "new": self.new, "pages": self.pages}
 
 
 @dataclass(frozen=True)

@@ -71,8 +71,6 @@ class Trained:
     """The folder of what was learned."""
     model: LoadedModel
     trainable: Trainable
-    targets: TargetFacts | None = None
-    """The classes or numbers that a classifier predicts."""
     use: str = ""
     """What is done next with it, as `rankwise` takes it."""
 
@@ -80,14 +78,13 @@ class Trained:
         """What `rankwise train --json` prints."""
         results = self.manifest.results
         assert results is not None, "only a finished run is returned"
-        forecast, tuning, replay = self.manifest.forecast, self.manifest.tuning, self.manifest.replay
+        forecast = self.manifest.forecast
         return {
             "run": str(self.run.folder), self.result.name: str(self.result), **results.model_dump(),
             "validation_accuracy": results.validation_accuracy_after,
             "forecast": None if forecast is None else forecast.model_dump(), "warnings": list(self.manifest.warnings),
             "learning_rate": self.manifest.learning_rate,
-            "tuning": None if tuning is None else tuning.model_dump(mode="json"),
-            "replay": None if replay is None else replay.model_dump(mode="json"),
+            "tuning": self.manifest.tuning, "replay": self.manifest.replay,
         }  # fmt: skip
 
 
@@ -180,7 +177,7 @@ def _trained(
         manifest = record(training, foreseen, resumable, force_memory=force_memory, back_offs=back_offs)
         world.barrier()  # what the first one wrote is there for all
         tuned = method.tuned(loaded, result)
-        return Trained(RunDirectory(run.folder), manifest, result, tuned, trainable, objective.targets, objective.use)
+        return Trained(RunDirectory(run.folder), manifest, result, tuned, trainable, objective.use)
     except BaseException:
         trainable.remove()  # a model that was given is to be what it was
         raise

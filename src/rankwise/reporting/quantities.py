@@ -6,10 +6,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from rankwise.runs.measured import Measured, Verdict
+from rankwise.runs.measured import Measured
 
 MINUS = "\u2212"
-SIGNS: dict[Verdict, str] = {"better": "\u25b2 better", "worse": "\u25bc worse", "cannot tell": "\u25cb cannot tell"}
 
 
 def figure(value: float, signed: bool = False) -> str:

@@ -14,7 +14,9 @@ from starlette.routing import Route
 from rankwise.commands.runs import end_run, rename_run, show
 from rankwise.config.yaml import dump_yaml
 from rankwise.errors import RankwiseError, RunError
+from rankwise.reporting.document import facts
 from rankwise.reporting.provenance import data_section
+from rankwise.reporting.training import outcome
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.manifest import Manifest
 from rankwise.runs.queue import Queue
@@ -66,6 +68,11 @@ class Shown:
         values = self.snapshot.experiment.model_dump(mode="json", exclude_defaults=True)
         values["adapter"] = {"method": self.snapshot.experiment.adapter.method} | values.get("adapter", {})
         return dump_yaml(values)
+
+    @property
+    def outcome(self) -> Any:
+        """What became of it, as the report says it."""
+        return "" if self.snapshot is None else drawing(facts(outcome(self.snapshot)))
 
     @property
     def data(self) -> Any:
