@@ -42,7 +42,7 @@ from rankwise.rows.preparing import Writing
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.encode import Encoder
 from rankwise.rows.text.example import Example
-from rankwise.rows.text.outcome import Outcome, RowEncoder
+from rankwise.rows.text.outcome import Outcome, RowEncoder, Shown
 from rankwise.rows.text.rendering import Template
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
@@ -241,6 +241,11 @@ class Objective(ABC):
             self.encoder, guessed=guessed, learned=self.facts,
         )  # fmt: skip
 
+    @abstractmethod
+    def preview(self, outcome: Outcome, writing: TextWriting, encoder: Any) -> list[Shown]:
+        """An encoded row of texts, as training sees it. `encoder` is that of the writing."""
+        ...
+
     def stays(self, name: str | None) -> bool:
         """Whether a tensor of the base's files stays in a merged model, which knows it by this name or by none."""
         return True
@@ -391,6 +396,17 @@ class Classifier(Objective):
     def encoded(self, model: LoadedModel, examples: Sequence[Example], longest: Longest) -> list[Outcome]:
         """Rows that are only to be predicted, each with one sequence or a problem."""
         ...
+
+    def preview(self, outcome: Outcome, writing: TextWriting, encoder: Any) -> list[Shown]:
+        """The tokens, and the label as the target."""
+        example = outcome.example
+        label = f" -> {example.messages[1].content}", True
+        if not outcome.sequences:
+            why = f"longer than {encoder.limit:,} tokens"
+            return [Shown(example.where, [(example.prompt_text, False), label], outcome.lengths[0], 0, why)]
+        (sequence,) = outcome.sequences
+        text = writing.tokenizer.decode([int(token) for token in sequence.ids])
+        return [Shown(example.where, [(text, False), label], len(sequence.ids), 1)]
 
     def prediction(self, outcome: Outcome, outputs: Numbers) -> Prediction:
         return ClassShares.of(self.targets, outputs)

@@ -25,8 +25,9 @@ from rankwise.rows.forms.tagged_rows import TAGGED_FORMATS
 from rankwise.rows.tag_classes import read_tags
 from rankwise.rows.text.encode_tags import TagEncoder, encode_words, text_of
 from rankwise.rows.text.example import Example
-from rankwise.rows.text.outcome import Outcome, read_each
+from rankwise.rows.text.outcome import Outcome, Shown, read_each
 from rankwise.rows.text.tokenize import Tokens
+from rankwise.rows.writing import TextWriting
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback
 from rankwise.runs.row_facts import Pooling
@@ -61,6 +62,21 @@ class Tagging(TextClassification):
             longest.add(outcome, row.tokens)
             outcome.learned_words, outcome.cut_words = row.words, row.cut
         return outcomes
+
+    def preview(self, outcome: Outcome, writing: TextWriting, encoder: Any) -> list[Shown]:
+        """The first token of each word, and behind it the tag that it is to have."""
+        example = outcome.example
+        if not outcome.sequences:
+            why = f"longer than {encoder.limit:,} tokens" if outcome.too_long else "no word is left after truncation"
+            return [Shown(example.where, [(example.prompt_text, False)], outcome.lengths[0], 0, why)]
+        (sequence,) = outcome.sequences
+        assert sequence.tags is not None, "the words have tags"
+        tokens = [writing.tokenizer.decode([int(token)]) for token in sequence.ids]
+        rows = zip(tokens, sequence.loss_mask, sequence.tags, strict=True)
+        segments = [
+            (f"{text} -> {self.targets.names[tag]}" if learned else text, bool(learned)) for text, learned, tag in rows
+        ]
+        return [Shown(example.where, segments, len(sequence.ids), sequence.loss_count)]
 
     def prediction(self, outcome: Outcome, outputs: Numbers) -> TaggedText:
         return tagged_text(self.targets, outcome, outputs)

@@ -17,6 +17,7 @@ from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.encode import Encoder, EncoderOf
 from rankwise.rows.text.outcome import RowEncoder
 from rankwise.rows.text.targets import RowTargets
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback
@@ -58,6 +59,15 @@ class TextWriting:
             guards=self.template,
             guessed=self.guessed,
         )
+
+    def segments(self, row: Tokens) -> list[tuple[str, bool]]:
+        """The text of an encoded row in parts, each with whether it is learned."""
+        runs: list[tuple[list[int], bool]] = []
+        for token, learned in zip(row.ids, row.loss_mask, strict=True):
+            if not runs or runs[-1][1] != learned:
+                runs.append(([], learned))
+            runs[-1][0].append(token)
+        return [(self.tokenizer.decode([int(one) for one in ids]), learned) for ids, learned in runs]
 
     @property
     def facts(self) -> EncodingFacts:
