@@ -34,9 +34,15 @@ from rankwise.objectives.causal_lm import (
     vocabulary_of,
 )
 from rankwise.objectives.objective import Objective
+from rankwise.objectives.sequence_to_sequence.encode import (
+    SequenceEncoder,
+    bare_template,
+    encode_inputs,
+    parted,
+    row_of,
+)
 from rankwise.planning.operations import Load
 from rankwise.rows.encoded.batches import IGNORED, Batch
-from rankwise.rows.text.encode_sequences import SequenceEncoder, bare_template, encode_inputs, parted, row_of
 from rankwise.rows.text.example import Message
 from rankwise.rows.text.outcome import Outcome, Shown
 from rankwise.rows.text.rendering import Template
