@@ -37,7 +37,6 @@ from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError, RunError
 from rankwise.forward.reference import usable_positions
-from rankwise.objectives.head_start import fit_head
 from rankwise.objectives.objective import (
     Classifier,
     head_settings,
@@ -47,6 +46,7 @@ from rankwise.objectives.objective import (
     weight_of,
 )
 from rankwise.objectives.predictions import Longest
+from rankwise.objectives.text_classification.head_start import fit_head
 from rankwise.planning.pooling import pooling_of
 from rankwise.rows.classes import read_targets
 from rankwise.rows.encoded.batches import IGNORED, Batch, portions_of
