@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.experiment import Experiment
 from rankwise.objectives import text_classification
+from rankwise.objectives.items import untagged_given
 from rankwise.objectives.predictions import Done, Longest, Numbers
 from rankwise.objectives.tagging.encode import TagEncoder, encode_words, text_of
 from rankwise.objectives.text_classification import TextClassification, random_ids
@@ -56,6 +57,9 @@ class Tagging(TextClassification):
 
     def columns(self, column: str) -> list[str]:
         return [tags_column(column)]
+
+    def examples_of(self, items: object) -> list[Example]:
+        return untagged_given(items)
 
     def encoded(self, model: LoadedModel, examples: Sequence[Example], longest: Longest) -> list[Outcome]:
         outcomes, usable = read_each(examples, text_of)

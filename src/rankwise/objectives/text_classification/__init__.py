@@ -37,8 +37,9 @@ from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError, RunError
 from rankwise.forward.reference import usable_positions
+from rankwise.objectives.items import texts_given
 from rankwise.objectives.objective import (
-    Classifier,
+    WithHead,
     head_settings,
     outputs_in,
     target_loss,
@@ -216,7 +217,7 @@ def _without_breaks(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class TextClassification(Classifier):
+class TextClassification(WithHead):
     """Which of the three it is follows from its targets."""
 
     seed: int = 0
@@ -275,6 +276,9 @@ class TextClassification(Classifier):
         if image is not None:
             raise RunError("This classifier reads texts, and the question has an image.")
         return untagged(text, "the text")
+
+    def examples_of(self, items: object) -> list[Example]:
+        return texts_given(items)
 
     def encoded(self, model: LoadedModel, examples: Sequence[Example], longest: Longest) -> list[Outcome]:
         outcomes, usable = read_each(examples, texts_of)
