@@ -19,6 +19,7 @@ from rankwise.forward.model_shape import shape_of_config
 from rankwise.methods.full import FullFineTuning
 from rankwise.methods.inject import inject
 from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, batch_of
+from rankwise.objectives.sequence_to_sequence.encode import row_of
 from rankwise.planning.activations import saved_bytes
 from rankwise.planning.batches import micro_batches, padded_load, sides_at_once
 from rankwise.planning.devices import Device
@@ -28,7 +29,6 @@ from rankwise.planning.operations import Load, Operations
 from rankwise.planning.parameters import parameters_of
 from rankwise.planning.rows import Drawn, PlannedRows
 from rankwise.planning.shape_file import shape_from_json, shape_to_json
-from rankwise.rows.text.encode_sequences import row_of
 
 CONFIGS = {
     "t5": {"vocab_size": 64, "d_model": 48, "d_kv": 12, "d_ff": 80, "num_layers": 3, "num_decoder_layers": 4,
@@ -71,8 +71,8 @@ def rows():
 def planned_bytes(name: str, method: str, dtype: torch.dtype, recomputed: int = 0) -> float:
     ranks = {} if method == "full" else ranks_by_block(parameters_of(shape(name), LoraConfig(rank=RANK)), SHARE)
     return saved_bytes(
-        shape(name), ranks, torch.finfo(dtype).bits // 8, "plain", TOKENS, full=method == "full",
-        longest=READ + WRITTEN, output_share=SHARE, recomputed=recomputed,
+        shape(name), ranks, torch.finfo(dtype).bits // 8, "plain", TOKENS, longest=READ + WRITTEN,
+        learns="full" if method == "full" else "adapter", output_share=SHARE, recomputed=recomputed,
     )  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def test_every_layer_is_counted_on_the_side_that_it_maps(name):
     with FlopCounterMode(display=False) as counter:
         SEQUENCE_TO_SEQUENCE.loss(model, batch)
     load = Load((READ + WRITTEN,) * ROWS, float(ROWS * WRITTEN), (WRITTEN,) * ROWS)
-    planned, decoder = Operations(shape(name), load, None), shape(name).stacks[-1]
+    planned, decoder = Operations(shape(name), load, {}, FullConfig()), shape(name).stacks[-1]
     unneeded = 4.0 * decoder.queries * decoder.count * ROWS * WRITTEN**2 / 2  # of scores, which the plan leaves out
     assert planned.forward + unneeded == counter.get_total_flops()
     assert planned.layers_back == 2 * planned.layers and planned.head_back == 2 * planned.head
