@@ -20,7 +20,7 @@ from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.errors import ConfigError, RankwiseError, did_you_mean
 
 if TYPE_CHECKING:
-    from rankwise.commands.data import Sheet, Shown
+    from rankwise.commands.data import Shown
 
 data = typer.Typer(help="Check and preview rows before training on them.", no_args_is_help=True)
 
@@ -97,6 +97,7 @@ def preview(
     """Show rows as the model sees them, with the loss tokens in colour. Images are written to a contact sheet."""
     with report_failures(as_json):
         spec = read_data(files, given.read())
+        from rankwise.commands.data import Sheet
         from rankwise.commands.data import preview as preview_command
 
         base = ModelConfig(name=model) if model is not None else None
@@ -104,13 +105,14 @@ def preview(
             shown = preview_command(
                 spec, base, rows=rows, first=first, out=out, objective=_known(objective), callback=display
             )
-        if as_json:
-            print_json({"rows": [one.summary() for one in shown]} if isinstance(shown, list) else shown.summary())
-        elif isinstance(shown, list):
+        if isinstance(shown, Sheet):
+            images = [f"{number:>3}  {one.describe()}" for number, one in enumerate(shown.rows, start=first or 1)]
+            print_result(as_json, shown.summary(), *images, f"wrote {shown.path}")
+        elif as_json:
+            print_json({"rows": [one.summary() for one in shown]})
+        else:
             for one in shown:
                 _show(one)
-        else:
-            _show_images(shown, first or 1)
 
 
 def _known(name: str | None) -> str:
@@ -141,19 +143,6 @@ def recipes(
         else:
             for recipe in known:
                 typer.echo(f"{recipe.name:<12} {recipe.title:<28} {recipe.base.architecture:<10} {recipe.rows.licence}")
-
-
-def _show_images(sheet: Sheet, first: int) -> None:
-    """Print a line for each image, with its number on the sheet."""
-    for number, image in enumerate(sheet.rows, start=first):
-        if image.left_out is not None:
-            typer.echo(f"{number:>3}  left out: {visible(image.left_out)}")
-            continue
-        notes = "".join(f"; {note}" for note in image.notes)
-        typer.echo(
-            f"{number:>3}  {visible(image.where)}  {visible(image.label)}  {image.width} x {image.height}{notes}"
-        )
-    typer.echo(f"wrote {sheet.path}")
 
 
 def _show(shown: Shown) -> None:

@@ -105,7 +105,7 @@ class Display(AbstractContextManager["Display"]):
             case RankRecord():
                 self._ranks = rank_line(event, min(LONGEST_RANKS, self._console.width) - 3)
                 if event.final and event.step:  # EVA reports its ranks itself, at step 0
-                    self._above(decided(event))
+                    self._above(event.describe())
 
     def _above(self, text: str) -> None:
         """Print a line above the live line."""
@@ -183,18 +183,6 @@ def rank_line(record: RankRecord, room: int) -> str:
             break
         line, before = line + part, ", "
     return line
-
-
-def decided(record: RankRecord) -> str:
-    empty = sum(rank == 0 for rank in record.ranks.values())
-    shares = ", ".join(f"{kind} {share:.0%}" for kind, share in _shares(record)[:8])
-    return (
-        f"final ranks after step {record.step}: {sum(record.ranks.values()):,} in "
-        f"{len(record.ranks):,} layers, {record.mean_rank:.2f} on average "
-        f"(budget {record.budget:,} of {record.of:,} {record.unit})"
-        + (f"; {shares}" if shares else "")
-        + (f"; {empty:,} layer{'s have' if empty > 1 else ' has'} none" if empty else "")
-    )
 
 
 def _shares(record: RankRecord) -> list[tuple[str, float]]:

@@ -11,6 +11,8 @@ from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import ForceResult, Json, argument
 from rankwise.errors import some
+from rankwise.reporting.document import table
+from rankwise.reporting.markup import lines_of
 from rankwise.reporting.quantities import size
 from rankwise.runs.lineage import described
 
@@ -60,7 +62,6 @@ def _inspect_model(name: str, as_json: bool) -> None:
 
 
 def _lines(inspected: Inspected) -> list[str]:
-    from rankwise.reporting.markup import lines_of
     from rankwise.reporting.training import rank_map
 
     size_text = f"{inspected.parameters:,} parameters, {size(inspected.bytes)}"
@@ -87,14 +88,9 @@ def _plans(history: list[RankRecord]) -> list[str]:
     """The first and the last step of the pruning, and some between."""
     apart = max(1, -(-(len(history) - 1) // (MOST_PLANS - 1)))
     shown = [*history[:-1:apart], history[-1]]
-    return [
-        f"{'step':>8} {history[-1].unit:>22} {'mean rank':>10}",
-        *(
-            f"{plan.step:>8,} {f'{plan.budget:,} of {plan.of:,}':>22} {plan.mean_rank:>10.2f}"
-            f"{'  final' if plan.final else ''}"
-            for plan in shown
-        ),
-    ]
+    rows = [(f"{plan.step:,}", f"{plan.budget:,} of {plan.of:,}", f"{plan.mean_rank:.2f}", "final" * plan.final)
+            for plan in shown]  # fmt: skip
+    return lines_of(table(("step", history[-1].unit, "mean rank", ""), rows, words=()))
 
 
 def adapter_lines(facts: AdapterFacts) -> list[str]:

@@ -195,6 +195,11 @@ class ShownImage:
     left_out: str | None = None
     """Why it is left out of training."""
 
+    def describe(self) -> str:
+        if self.left_out is not None:
+            return f"left out: {self.left_out}"
+        return "; ".join([f"{self.where}  {self.label}  {self.width} x {self.height}", *self.notes])
+
 
 @dataclass(frozen=True)
 class Sheet:

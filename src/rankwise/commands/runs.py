@@ -49,19 +49,19 @@ class VerifiedRuns:
 
 @dataclass(frozen=True)
 class ShownRun:
-    """Details of one run. `parts` maps entries of its folder to their sizes; `manifest` is None if unreadable."""
+    """Details of one run. `parts` maps entries of its folder to their sizes; `snapshot` is None if unreadable."""
 
     run: ListedRun
     folder: Path
     parts: dict[str, int]
     evaluations: list[str]
-    manifest: dict[str, Any] | None
+    snapshot: RunSnapshot | None
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise runs show --json` prints."""
         return {
             **vars(self.run), "folder": self.folder, "parts": self.parts, "evaluations": self.evaluations,
-            "manifest": self.manifest,
+            "manifest": self.snapshot and self.snapshot.manifest,
         }  # fmt: skip
 
 
@@ -107,10 +107,10 @@ def verify_runs(names: Sequence[str]) -> VerifiedRuns:
 def show(name: str) -> ShownRun:
     run = entry(name)
     run_facts = listed(run.folder.name)
-    manifest = None if run_facts.status == UNREADABLE else run.manifest().model_dump(mode="json")
+    snapshot = None if run_facts.status == UNREADABLE else RunSnapshot.of(run)
     parts = {path.name: _bytes(path) for path in sorted(run.folder.iterdir()) if not path.name.startswith(".")}
     evaluations = sorted(path.stem for path in (run.folder / FOLDER).glob("*.json"))
-    return ShownRun(run_facts, run.folder, parts, evaluations, manifest)
+    return ShownRun(run_facts, run.folder, parts, evaluations, snapshot)
 
 
 def _bytes(path: Path) -> int:

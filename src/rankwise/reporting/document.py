@@ -148,12 +148,14 @@ def _lines(lines: Sequence[str]) -> str:
 def _aligned(rows: Sequence[Sequence[Content]], words: Sequence[int]) -> list[str]:
     columns = []
     for at, column in enumerate(zip(*rows, strict=True)):
-        cells = [one_line(joined(cell).plain.translate(ASCII)) for cell in column]
+        cells = [one_line(joined(cell).plain.translate(ASCII), LONGEST_CELL) for cell in column]
         width = max(map(len, cells))
         columns += [[cell.ljust(width) if at in words else cell.rjust(width) for cell in cells]] * any(cells[1:])
     return ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
 
 
+LONGEST_CELL = 80
+"""Characters of plain text."""
 LEVELS = ((0.05, "a"), (0.2, "b"), (0.4, "c"), (0.7, "d"), (float("inf"), "e"))
 """Shades of a matrix, each up to a share."""
 

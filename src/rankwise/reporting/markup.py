@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterable
 from html import escape
 
-EMPTY = frozenset({"meta", "br", "path", "use", "circle", "line", "rect", "img"})
+EMPTY = frozenset({"meta", "br", "path", "circle", "line", "rect", "img"})
 LINES = frozenset({"p", "h3", "li"})
 """Elements that are a line of plain text."""
 DRAWN = frozenset({"svg", "figure", "article", "pre"})

@@ -11,8 +11,8 @@ from typing import Any
 
 from rankwise.config.base import JsonObject
 from rankwise.config.experiment import Experiment
-from rankwise.reporting.document import Section, as_code, code, facts, folded, listed, paragraph, table
-from rankwise.reporting.markup import Content, Markup, Rows, element
+from rankwise.reporting.document import Section, as_code, facts, folded, listed, paragraph, table
+from rankwise.reporting.markup import Markup, Rows, element
 from rankwise.reporting.quantities import COSTS, count, duration, plural, share, size
 from rankwise.runs.data_report import MOST_LISTED, DataReport, about, lines_of, verdict_of
 from rankwise.runs.lineage import described
@@ -136,11 +136,12 @@ def _arithmetic(against: JsonObject) -> Markup:
     )
 
 
-def environment_section(run: RunSnapshot) -> Section:
+def made_with(run: RunSnapshot) -> list[tuple[str, str]]:
+    """What it takes to repeat a run."""
     manifest, base = run.manifest, run.manifest.base_model
-    pairs: list[tuple[str, Content]] = [
+    return [
         ("base model", f"{base.name} ({base.source})"),
-        ("base model fingerprint", element("code", base.fingerprint)),
+        ("base model fingerprint", base.fingerprint),
         ("computed with", f"{base.dtype} on {base.device}, {manifest.backend} backend"),
         *([("rounds before this one", described(manifest.lineage, short=True))] if manifest.lineage else []),
         *([("held to its base on", manifest.anchor.text)] if manifest.anchor is not None else []),
@@ -152,12 +153,16 @@ def environment_section(run: RunSnapshot) -> Section:
         ("resumed", ", ".join(f"after step {one.step:,} at {one.at}" for one in manifest.resumed) or "never"),
         ("versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
         ("machine", ", ".join(_of_machine(manifest.machine))),
+        ("command", shlex.join(manifest.command)),
     ]  # fmt: skip
-    command = shlex.join(manifest.command)
+
+
+def environment_section(run: RunSnapshot) -> Section:
+    manifest = run.manifest
     return Section(
         "environment", "Environment",
         {"manifest": manifest.model_dump(exclude={"results", "data"}), "spec": run.experiment},
-        [facts(pairs), element("h3", "Command"), code(command), folded("All settings", as_code(run.experiment))],
+        [facts(made_with(run)), folded("All settings", as_code(run.experiment))],
         about="Everything needed to repeat the run.",
     )  # fmt: skip
 

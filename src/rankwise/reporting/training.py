@@ -84,7 +84,7 @@ def ranks_section(run: RunSnapshot) -> Section | None:
     if not ranks:
         return None
     last = ranks[-1]
-    shown = [figure(rank_map(last.ranks), _about_map(last))]
+    shown = [figure(rank_map(last.ranks), f"{last.describe()}.")]
     if sum(one.step > 0 for one in ranks) > 1:
         shown.append(figure(budget_chart(ranks, len(run.history.steps)), "The rank budget by step."))
     return Section(
@@ -113,16 +113,6 @@ def _as_data(ranks: list[RankRecord]) -> dict[str, object]:
     """Return the budget over time and the final rank of each layer."""
     plans = [{key: value for key, value in one.as_row().items() if key != "ranks"} for one in ranks]
     return {"ranks": ranks[-1].ranks, "mean_rank": ranks[-1].mean_rank, "plans": plans}
-
-
-def _about_map(last: RankRecord) -> str:
-    empty = sum(rank == 0 for rank in last.ranks.values())
-    when = "Before training" if last.step == 0 else f"After step {last.step:,}{', final' if last.final else ''}"
-    return (
-        f"{when}: {sum(last.ranks.values()):,} ranks over {plural(len(last.ranks), 'layer')}, {last.mean_rank:.2f} on "
-        f"average; budget {last.budget:,} of {last.of:,} {last.unit}."
-        + (f" {plural(empty, 'layer has', 'layers have')} none left." if empty else "")
-    )
 
 
 def tuning_section(run: RunSnapshot) -> Section | None:
@@ -171,7 +161,10 @@ def outcome(run: RunSnapshot) -> list[tuple[str, str]]:
     manifest, results, method = run.manifest, run.manifest.results, run.experiment.adapter.label
     found: list[tuple[str, str | None]] = [("model", manifest.base_model.name), ("method", method)]
     if results is None:
-        return [("model", manifest.base_model.name), ("method", method), ("steps", f"{len(run.history.steps):,}")]
+        last = run.history.steps[-1:]
+        return [(name, value) for name, value in found if value] + [
+            ("training", f"{plural(one.step, 'step')} of {one.steps:,}, loss {one.loss:.3f}") for one in last
+        ]
     found += [
         ("training", f"{plural(results.steps, 'step')} in {duration(results.train_seconds)} ({results.speed}), loss "
          f"{results.loss:.3f}"),

@@ -284,8 +284,7 @@ def preview_shown(form: SettingsForm, first: int, rows: int) -> Preview:
     except RankwiseError as error:
         return Preview(problems=placed(error), remarks=remarks.texts, first=first)
     if isinstance(made, Sheet):
-        named = [f"{at}  {one.label}{'' if one.left_out is None else f', left out: {one.left_out}'}"
-                 for at, one in enumerate(made.rows, start=first)]  # fmt: skip
+        named = [f"{at}  {with_names(one.describe())}" for at, one in enumerate(made.rows, start=first)]
         return Preview(images=named, sheet=True, first=first, remarks=remarks.texts)
     made = [replace(one, where=with_names(one.where)) for one in made]
     return Preview(rows=made, first=first, remarks=remarks.texts)

@@ -101,11 +101,7 @@ def _shown(name: str) -> Shown:
     if not run.folder.is_dir():
         return Shown(name, state, None, 0, {}, [])
     shown = show(name)
-    try:
-        snapshot = RunSnapshot.of(run)
-    except RankwiseError:
-        snapshot = None
-    return Shown(name, state, snapshot, shown.run.bytes, shown.parts, run.steps_saved)
+    return Shown(name, state, shown.snapshot, shown.run.bytes, shown.parts, run.steps_saved)
 
 
 def log(request: Request) -> Response:
