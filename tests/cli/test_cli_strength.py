@@ -108,7 +108,7 @@ def test_of_many_rows_some_of_each_source_are_measured_and_said_to_be_some(home,
     monkeypatch.setattr("rankwise.commands.strength.MOST", 5)
     result = rankwise("strength", "many", *QUICK)
     assert result.exit_code == 0, result.output
-    assert "task: 5 of the 10 validation sequences, 5 sequences" in result.stdout
+    assert "5 of the 10 validation sequences, 5 sequences" in result.stdout
     assert "chose the step that was kept" in result.stdout
     assert "strength: the rows it was measured on chose" in Path("runs/many/report.html").read_text()
     Path("others.jsonl").write_text(rows(7, 80))

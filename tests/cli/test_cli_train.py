@@ -242,7 +242,7 @@ def test_rows_too_long_are_left_out_whole_and_counted(home, tiny_folder):
     assert result.exit_code == 0, result.output
     data = json.loads((home / "runs" / "lengths" / "manifest.json").read_text())["data"]
     assert (data["rows"], data["training_sequences"], data["rows_too_long"]) == (16, 15, 1)
-    assert "1 of 16 rows are left out: 1 too long" in result.stderr
+    assert "left out: 1 too long" in result.stderr
     data_report = json.loads((home / "runs" / "lengths" / "data_report.json").read_text())
     assert (data_report["rows"], data_report["used"], data_report["skipped_why"]) == (16, 15, {"too long": 1})
     [skipped] = data_report["skipped_rows"]

@@ -41,9 +41,8 @@ def data_section(run: RunSnapshot) -> Section:
             [paragraph("The data report (data_report.json) is missing; these figures are from the "
                 "manifest."), facts(pairs)],
         )  # fmt: skip
-    sampling = [] if data_report.sampling is None else [("sampling", data_report.sampling)]
     decided = facts([
-        ("format", data_report.format), *sampling, ("recipe", data_report.recipe or "none"),
+        ("format", data_report.format), ("recipe", data_report.recipe or "none"),
         ("system message", data_report.system or "none shared by all rows"),
         *((f"SHA-256 of {one.name}", one.sha256) for one in data_report.files),
     ])  # fmt: skip
