@@ -107,7 +107,7 @@ def _combine(
         raise ConfigError(problems or ["name the folder to create with --to."])
     check_free(to)
     result = combined(options, to, display)
-    print_result(as_json, asdict(result), *combined_lines(result))
+    print_result(as_json, result, *combined_lines(result))
 
 
 def _numbers(text: str | None) -> list[float] | None:
@@ -227,4 +227,4 @@ def extract(
         extracted = extract_command(
             tuned, to, base, rank=rank, error=error, force_base=force_base, force_result=force_result, callback=display
         )  # fmt: skip
-        print_result(as_json, asdict(extracted), *extracted_lines(extracted))
+        print_result(as_json, extracted, *extracted_lines(extracted))

@@ -16,59 +16,57 @@ MOST_POINTS, LONGEST_NAME = 1200, 17
 LOG_FROM = 20.0
 """Scales are logarithmic if the largest value is more than so many times the smallest."""
 ROLES = ("tuned", "base", "third", "fourth")
-Points = tuple[list[float], list[float]]
+Points = tuple[Sequence[float], Sequence[float]]
 
 
 def loss_chart(steps: Sequence[StepRecord], held_out: Sequence[LossRecord], unit: str) -> Markup:
+    """Draw the loss of each step, thin, its average, and the validation losses as dots."""
     raw, measured = _losses(steps), _losses(held_out)
-    smooth = (raw[0], smoothed(raw[1]))
-
-    def draw(sheet: Sheet) -> None:
-        panel = _by_step(sheet, unit, [raw, measured])
-        panel.line(*thinned(raw), "tuned", width=1, opacity=0.35)
-        panel.line(*thinned(smooth), "tuned", width=2.2)
-        if len(measured[0]) > 2:  # two points need no line
-            panel.line(*measured, "base", width=1.2, dashed=True)
-        panel.dots(*measured, "base", size=7)
-        if len(measured[0]) > 1:
-            panel.word(measured[0][0], measured[1][0], f"validation {figure(measured[1][0])}", "base", to="start",
-                       beside=(9, 5), bold=True)  # fmt: skip
-        ends = [(smooth[1][-1], "tuned", "training")] if smooth[0] else []
-        ends += [(measured[1][-1], "base", f"validation {figure(measured[1][-1])}")] if measured[0] else []
-        _named(panel, ends)
-
-    return chart(_described("Loss by step", smooth, measured), draw, (300, 250))
+    lines = {"training": (raw[0], smoothed(raw[1]))}
+    dotted = [f"validation {figure(loss)}" for loss in measured[1][-1:]]
+    return _lines_chart(unit, lines | dict.fromkeys(dotted, measured), (300, 250), dots=dotted, faint=raw)
 
 
 def losses_chart(runs: Mapping[str, Sequence[StepRecord]]) -> Markup:
     """Draw the losses of the first runs, as many as there are colours."""
-    lines: dict[str, Points] = {}
-    for name, steps in list(runs.items())[: len(ROLES)]:
-        xs, ys = _losses(steps)
-        lines[name] = xs, smoothed(ys)
+    losses = {name: _losses(steps) for name, steps in list(runs.items())[: len(ROLES)]}
+    lines = {name: (xs, smoothed(ys)) for name, (xs, ys) in losses.items()}
     return _lines_chart("nats per loss token", lines, (280, 240))
 
 
 def score_chart(scores: Sequence[ScoreRecord]) -> Markup:
     """Draw each metric as a line with dots, on a scale that begins at 0 or below."""
-    lines: dict[str, Points] = {}
-    for name in dict.fromkeys(record.metric for record in scores):
-        lines[name] = finite((one.step, one.value) for one in scores if one.metric == name)
-    return _lines_chart("score on validation rows", lines, (240, 220), dots=True)
+    lines = {
+        name: finite((one.step, one.value) for one in scores if one.metric == name)
+        for name in dict.fromkeys(record.metric for record in scores)
+    }
+    return _lines_chart("score on validation rows", lines, (240, 220), dots=list(lines), least=0)
+
+
+def budget_chart(ranks: Sequence[RankRecord], steps: int) -> Markup:
+    """Draw the rank budget from its initial value; `steps` is where the run ended."""
+    xs = [0, *(one.step for one in ranks), max(steps, ranks[-1].step)]
+    ys = [ranks[0].of, *(one.budget for one in ranks), ranks[-1].budget]
+    return _lines_chart(f"budget, {ranks[-1].unit}", {f"{ys[-1]:,}": (xs, ys)}, (190, 180), least=0, stepped=True)
 
 
 def _lines_chart(
-    heading: str, lines: Mapping[str, Points], heights: tuple[float, float], *, dots: bool = False
-) -> Markup:
-    """Draw named lines by step."""
+    heading: str, lines: Mapping[str, Points], heights: tuple[float, float], *, dots: Sequence[str] = (),
+    faint: Points = ([], []), least: float | None = None, stepped: bool = False,
+) -> Markup:  # fmt: skip
+    """Draw named lines by step, those in `dots` with a dot for each value."""
 
     def draw(sheet: Sheet) -> None:
-        panel = _by_step(sheet, heading, [*lines.values(), ([], [0.0] * dots)])
+        every = [*lines.values(), faint]
+        panel = sheet.panel(44, 36, 128, 40)  # with room for the names
+        _scaled(panel, [*(y for _, ys in every for y in ys), *([] if least is None else [least])])
+        panel.across(0, max([*(x for xs, _ in every for x in xs), 1]), under="step")
+        panel.headed(heading)
+        panel.line(*thinned(faint), ROLES[0], width=1, opacity=0.35)
         ends = []
         for (name, points), role in zip(lines.items(), cycle(ROLES), strict=False):
-            panel.line(*thinned(points), role)
-            if dots:
-                panel.dots(*points, role, size=5)
+            panel.line(*thinned(points), role, width=1.2 if name in dots else 2.2, stepped=stepped)
+            panel.dots(*(points if name in dots else ([], [])), role)
             ends += [(points[1][-1], role, name)] if points[0] else []
         _named(panel, ends)
 
@@ -77,15 +75,6 @@ def _lines_chart(
 
 def _losses(records: Sequence[StepRecord | LossRecord]) -> Points:
     return finite((one.step, one.loss) for one in records)
-
-
-def _by_step(sheet: Sheet, heading: str, lines: Sequence[Points]) -> Panel:
-    """A panel with room for these lines, and for their names beside it."""
-    panel = sheet.panel(44, 36, 128, 40)
-    _scaled(panel, [y for _, ys in lines for y in ys])
-    panel.across(0, max([*(x for xs, _ in lines for x in xs), 1]), under="step")
-    panel.headed(heading)
-    return panel
 
 
 def small_chart(heading: str, points: Points) -> Markup:
@@ -122,26 +111,6 @@ def strength_chart(curve: StrengthCurve) -> Markup:
 
     label = "; ".join(f"strength {p.strength:g}: loss {figure(p.loss.value)}, KL {figure(p.kl.value)}" for p in points)
     return chart(f"Loss on the task against KL from the base. {label}", draw, (320, 280))
-
-
-def budget_chart(ranks: Sequence[RankRecord], steps: int) -> Markup:
-    """Draw the rank budget from its initial value; `steps` is where the run ended."""
-    xs = [0, *(one.step for one in ranks), max(steps, ranks[-1].step)]
-    ys = [ranks[0].of, *(one.budget for one in ranks), ranks[-1].budget]
-
-    def draw(sheet: Sheet) -> None:
-        panel = sheet.panel(60, 34, 62 if not sheet.narrow else 40, 40)
-        panel.upwards(0, 1.05 * max(1, *ys), most=4)
-        panel.across(0, max(1, *xs), under="step")
-        panel.headed(f"budget, {ranks[-1].unit}")
-        panel.line(xs, ys, "tuned", stepped=True)
-        panel.word(xs[-1], ys[-1], f"{ys[-1]:,}", "tuned", to="start", beside=(9, 0), bold=True)
-        for one in [one for one in ranks if one.final and one.step][:1]:
-            panel.dots([one.step], [one.budget], "tuned", size=7)
-            panel.word(one.step, one.budget, "final", "tuned", beside=(0, 14), bold=True)
-
-    label = f"Budget from {ys[0]:,} at the beginning to {ys[-1]:,} at step {ranks[-1].step:,}"
-    return chart(label, draw, (190, 180))
 
 
 def _named(panel: Panel, ends: list[tuple[float, str, str]]) -> None:
@@ -202,6 +171,7 @@ def thinned(points: Points) -> Points:
     return [xs[at] for at in kept], [ys[at] for at in kept]
 
 
-def _described(name: str, *lines: Points) -> str:
-    spans = [f"from {figure(ys[0])} to {figure(ys[-1])} over {len(ys)} points" for _, ys in lines if ys]
-    return f"{name}: {'; '.join(spans) or 'nothing recorded'}"
+def _described(name: str, points: Points) -> str:
+    ys = points[1]
+    span = f"from {figure(ys[0])} to {figure(ys[-1])} over {len(ys)} points" if ys else "nothing recorded"
+    return f"{name}: {span}"
