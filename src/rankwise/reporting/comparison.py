@@ -8,8 +8,9 @@ from rankwise.reporting.charts import losses_chart
 from rankwise.reporting.document import Document, Section, figure, folded, paragraph, table
 from rankwise.reporting.markup import Content, Markup, Rows, element, joined
 from rankwise.reporting.quality import chip, difference_cells, undecided, value
-from rankwise.reporting.quantities import COSTS, OPTIONAL, cost_text, recorded, share, within
 from rankwise.reporting.quantities import figure as number
+from rankwise.reporting.quantities import recorded, share, within
+from rankwise.reporting.training import outcome
 from rankwise.reporting.verdict import FOLLOWING, counted, primary
 from rankwise.runs.evaluations import ComparedForgetting, ComparedTask, Comparison, Differing, Forgetting
 from rankwise.runs.snapshot import Candidate
@@ -160,21 +161,13 @@ def _cost(candidates: Sequence[Candidate], comparisons: Sequence[Comparison]) ->
     results = {one.name: one.run.manifest.results for one in candidates if one.run}
     if not any(results.values()):
         return None
-    rows: Rows = [
-        [
-            called,
-            *(
-                cost_text(name, getattr(result, name)) if (result := results.get(one.name)) else "\u2013"
-                for one in candidates
-            ),
-        ]
-        for name, (called, _) in COSTS.items()
-        if name not in OPTIONAL or any(one and getattr(one, name) is not None for one in results.values())
-    ]
+    outcomes = [dict(outcome(one.run)) if one.run else {} for one in candidates]
+    names = dict.fromkeys(name for one in outcomes for name in one)
+    rows: Rows = [[name, *(one.get(name, "\u2013") for one in outcomes)] for name in names]
     elsewhere = any(one.made_with for one in comparisons)
     return Section(
         "cost", "Cost", results,
-        [table(("", *(one.name for one in candidates)), rows, label="cost")],
+        [table(("", *(one.name for one in candidates)), rows, words=range(1 + len(candidates)), label="cost")],
         about="The runs used different versions or machines, so times and rates are hardly "
             "comparable." if elsewhere else "",
     )  # fmt: skip

@@ -13,7 +13,7 @@ from rankwise.config.base import JsonObject
 from rankwise.config.experiment import Experiment
 from rankwise.reporting.document import Section, as_code, facts, folded, listed, paragraph, table
 from rankwise.reporting.markup import Markup, Rows, element
-from rankwise.reporting.quantities import COSTS, count, duration, plural, share, size
+from rankwise.reporting.quantities import count, duration, plural, share, size
 from rankwise.runs.data_report import MOST_LISTED, DataReport, about, lines_of, verdict_of
 from rankwise.runs.lineage import described
 from rankwise.runs.manifest import Forecasted, Manifest, Results
@@ -26,8 +26,14 @@ SLOWER = {("lora", "fused"): 6.2, ("lora", "eager"): 2.5}
 """Time of a step of full fine-tuning in float32 relative to this method with this backend (docs/speed.md)."""
 SHOWN_ROWS = 5
 """Of those that were left out."""
-FORECASTS = COSTS | {"peak_bytes": COSTS["peak_rss_bytes"], "seconds": COSTS["train_seconds"]}
-"""By the names that a forecast has."""
+FORECASTS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "trainable_parameters": ("trained parameters", "{:,.0f}".format),
+    "adapter_bytes": ("saved file size", size),
+    "steps": ("steps", "{:,.0f}".format),
+    "peak_bytes": ("peak memory", size),
+    "seconds": ("time", duration),
+}
+"""Label and format of each field of a forecast."""
 
 
 def data_section(run: RunSnapshot) -> Section:

@@ -180,8 +180,8 @@ def strength_blocks(curve: StrengthCurve) -> list[Markup]:
     """The points of the curve, and the strength that they recommend."""
     base = curve.points[0].loss.value
     rows: Rows = [
-        [f"{one.strength:g}{'*' * (one.strength == curve.recommended)}", _in_nats(one.loss),
-         f"{base - one.loss.value:+.4f}", _in_nats(one.kl), f"{one.delta_nll:+.4f}"]
+        [f"{one.strength:g}{'*' * (one.strength == curve.recommended)}", one.loss.shown(".4f"),
+         f"{base - one.loss.value:+.4f}", one.kl.shown(".4f"), f"{one.delta_nll:+.4f}"]
         for one in curve.points
     ]  # fmt: skip
     heads = ("strength", "loss on the task", "gain", "KL from the base", "change of NLL")
@@ -191,10 +191,6 @@ def strength_blocks(curve: StrengthCurve) -> list[Markup]:
         ("recommended", f"{curve.recommended:g}, "
          f"{curve.why or 'the smallest strength with 95 % of the largest gain up to 1'}"),
     ])]  # fmt: skip
-
-
-def _in_nats(one: Measured) -> str:
-    return f"{one.value:.4f} ({one.low:.4f} to {one.high:.4f})"
 
 
 def samples_section(run: RunSnapshot) -> Section | None:

@@ -163,11 +163,11 @@ def outcome(run: RunSnapshot) -> list[tuple[str, str]]:
     if results is None:
         last = run.history.steps[-1:]
         return [(name, value) for name, value in found if value] + [
-            ("training", f"{plural(one.step, 'step')} of {one.steps:,}, loss {one.loss:.3f}") for one in last
+            ("steps", f"{one.step:,} of {one.steps:,}, loss {one.loss:.3f}") for one in last
         ]
     found += [
-        ("training", f"{plural(results.steps, 'step')} in {duration(results.train_seconds)} ({results.speed}), loss "
-         f"{results.loss:.3f}"),
+        ("steps", f"{results.steps:,}"), ("time", duration(results.train_seconds)), ("speed", results.speed),
+        ("loss", f"{results.loss:.3f}"),
         ("learning rate", _tuned(manifest.tuning)),
         ("begun with", described(manifest.lineage, short=True)),
         *(("earlier round", one.describe()) for one in results.earlier_rounds),
@@ -179,9 +179,10 @@ def outcome(run: RunSnapshot) -> list[tuple[str, str]]:
         ("stopped early", results.ended_early),
         ("selected step", f"{results.kept_step}: {results.kept_why}" if results.kept_step else None),
         *_budgets(results),
-        ("trained", f"{results.trainable_parameters:,} of {results.total_parameters:,} parameters, "
-         f"{share(results.trainable_parameters, results.total_parameters)}; {size(results.adapter_bytes)} in a file"),
-        ("peak memory", f"{size(results.peak_rss_bytes)}, measured for the whole process"),
+        ("trained parameters", f"{results.trainable_parameters:,} of {results.total_parameters:,} "
+         f"({share(results.trainable_parameters, results.total_parameters)})"),
+        ("saved file size", size(results.adapter_bytes)),
+        ("peak memory", size(results.peak_rss_bytes)),
     ]  # fmt: skip
     return [(name, value) for name, value in found if value]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from rankwise.errors import some
 from rankwise.runs.evaluations import ModelScores
-from rankwise.runs.measured import Difference, Measured
+from rankwise.runs.measured import Difference
 
 MOST_LABELS = 12
 
@@ -14,14 +14,10 @@ MOST_LABELS = 12
 def score_line(task: str, who: str, side: ModelScores, differences: Mapping[str, Difference] | None = None) -> str:
     """Format the scores of one model; for a base, with the differences of the tuned model."""
     scores = [
-        f"{metric} {measured_text(one)}" + (f", tuned: {verdict_text(differences[metric])}" if differences else "")
+        f"{metric} {one.shown()}" + (f", tuned: {verdict_text(differences[metric])}" if differences else "")
         for metric, one in side.metrics.items()
     ]
     return f"{task}, {who}: {'; '.join(scores)}"
-
-
-def measured_text(one: Measured) -> str:
-    return f"{one.value:.4g} ({one.low:.4g} to {one.high:.4g})"
 
 
 def verdict_text(difference: Difference) -> str:
