@@ -81,12 +81,7 @@ def lines_of(*blocks: Content) -> list[str]:
 
 def text(words: str) -> Markup:
     """Escape text and make invisible characters visible."""
-    parts: list[str] = []
-    for character in words:
-        if _seen(character):
-            parts.append(escape(character, quote=True))
-        else:
-            parts.append(f'<span class="unseen">{escape(number(character))}</span>')
+    parts = (escape(one) if _seen(one) else f'<span class="unseen">{number(one)}</span>' for one in words)
     return both("".join(parts), words)
 
 

@@ -6,7 +6,7 @@ by step, validation scores, earlier rounds, and ranks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 
 from rankwise.reporting.charts import budget_chart, finite, loss_chart, score_chart, small_chart
@@ -158,15 +158,19 @@ def training_report(run: RunSnapshot) -> Document:
 
 def outcome(run: RunSnapshot) -> list[tuple[str, str]]:
     """What became of a run, as its report, its page in the studio and the terminal show it."""
-    manifest, results, method = run.manifest, run.manifest.results, run.experiment.adapter.label
-    found: list[tuple[str, str | None]] = [("model", manifest.base_model.name), ("method", method)]
-    if results is None:
-        last = run.history.steps[-1:]
-        return [(name, value) for name, value in found if value] + [
-            ("steps", f"{one.step:,} of {one.steps:,}, loss {one.loss:.3f}") for one in last
-        ]
-    found += [
-        ("steps", f"{results.steps:,}"), ("time", duration(results.train_seconds)), ("speed", results.speed),
+    results, last = run.manifest.results, run.history.steps[-1:]
+    so_far = [("steps", f"{one.step:,} of {one.steps:,}, loss {one.loss:.3f}") for one in last]
+    found = [("model", run.manifest.base_model.name), ("method", run.experiment.adapter.label)]
+    found += so_far if results is None else [(name, value) for name, value in _finished(run, results) if value]
+    return found
+
+
+def _finished(run: RunSnapshot, results: Results) -> list[tuple[str, str | None]]:
+    manifest, forecast = run.manifest, run.manifest.forecast
+    time = _foreseen(forecast and forecast.seconds, duration)
+    return [
+        ("steps", f"{results.steps:,}"), ("time", f"{duration(results.train_seconds)}{time}"),
+        ("speed", results.speed),
         ("loss", f"{results.loss:.3f}"),
         ("learning rate", _tuned(manifest.tuning)),
         ("begun with", described(manifest.lineage, short=True)),
@@ -177,14 +181,18 @@ def outcome(run: RunSnapshot) -> list[tuple[str, str]]:
         ("validation accuracy", _changed(results.validation_accuracy_before, results.validation_accuracy_after, ".1%")),
         ("for comparison", results.comparison),
         ("stopped early", results.ended_early),
-        ("selected step", f"{results.kept_step}: {results.kept_why}" if results.kept_step else None),
+        ("selected step", None if results.kept_step in (None, results.steps) else
+         f"{results.kept_step}: {results.kept_why}"),
         *_budgets(results),
         ("trained parameters", f"{results.trainable_parameters:,} of {results.total_parameters:,} "
          f"({share(results.trainable_parameters, results.total_parameters)})"),
         ("saved file size", size(results.adapter_bytes)),
-        ("peak memory", size(results.peak_rss_bytes)),
+        ("peak memory", size(results.peak_rss_bytes) + _foreseen(forecast and forecast.peak_bytes, size)),
     ]  # fmt: skip
-    return [(name, value) for name, value in found if value]
+
+
+def _foreseen(value: float | None, form: Callable[[float], str]) -> str:
+    return "" if value is None else f" (forecast {form(value)})"
 
 
 def _tuned(tuning: Tuning | None) -> str | None:
