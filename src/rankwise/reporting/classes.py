@@ -32,7 +32,6 @@ def classes_section(run: RunSnapshot) -> Section | None:
           _calibration(one, details))],
         about="Precision is the share of the rows predicted as a class that are right, recall is the share of the "
         "class's rows that are found, and F1 is their harmonic mean. Intervals are 95 % intervals.",
-        pictures=any(row.thumbnail for *_, details in parts for row in details.wrong),
     )  # fmt: skip
 
 

@@ -38,8 +38,6 @@ class Section:
     data: Any
     blocks: Sequence[Markup]
     about: Content = ""
-    pictures: bool = False
-    """Whether its blocks show pictures, which are data: URIs."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class Document:
             element(
                 "meta",
                 http_equiv="Content-Security-Policy",
-                content=_policy(any(one.pictures for one in self.sections)),
+                content=_policy("<img " in body),
             ),
             element("meta", name="viewport", content="width=device-width, initial-scale=1"),
             element("meta", name="color-scheme", content="light dark"),

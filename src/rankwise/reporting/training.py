@@ -11,15 +11,15 @@ from itertools import product
 
 from rankwise.reporting.charts import budget_chart, finite, loss_chart, score_chart, small_chart
 from rankwise.reporting.classes import classes_section, sets_section
-from rankwise.reporting.document import Document, Section, figure, folded, listed, matrix, paragraph, table
-from rankwise.reporting.markup import Content, Markup, Rows, element
+from rankwise.reporting.document import Document, Section, code, figure, folded, listed, matrix, paragraph, table
+from rankwise.reporting.markup import Markup, Rows, element
 from rankwise.reporting.provenance import cost_section, data_section, environment_section
 from rankwise.reporting.quality import forgetting_section, quality_section, samples_section
-from rankwise.reporting.quantities import duration, plural, share, size
+from rankwise.reporting.quantities import duration, share, size
 from rankwise.reporting.quantities import figure as number
 from rankwise.reporting.verdict import next_of, remarks_of, verdict_of
 from rankwise.runs.lineage import described
-from rankwise.runs.manifest import Results, TrialFacts, Tuning
+from rankwise.runs.manifest import Results, Tuning
 from rankwise.runs.records import LossRecord, RankRecord, rank_grid
 from rankwise.runs.snapshot import RunSnapshot
 
@@ -119,27 +119,19 @@ def tuning_section(run: RunSnapshot) -> Section | None:
     tuning = run.manifest.tuning
     if tuning is None:
         return None
-    chosen = paragraph(f"The learning rate is {tuning.learning_rate:.3g}: {tuning.why}.")
-    if not tuning.trials:
-        return Section("tuning", "Learning rate", tuning, [chosen])
+    chosen, *trials = tuning.lines()
+    if not trials:
+        return Section("tuning", "Learning rate", tuning, [paragraph(f"{chosen}.")])
     apart = "validation rows" if tuning.rows_from == "validation" else "training rows that the trials set aside"
     foreseen = "" if tuning.forecast_seconds is None else f"; the forecast was {duration(tuning.forecast_seconds)}"
     cost = (
-        f"{plural(len(tuning.trials), 'trial')} took {duration(tuning.seconds)}, as long as {tuning.steps:.0f} steps "
-        f"by the number of tokens{foreseen}. They were measured on {tuning.rows:,} {apart}."
+        f"They took {duration(tuning.seconds)}, as long as {tuning.steps:.0f} steps by the number of tokens{foreseen}, "
+        f"and were measured on {tuning.rows:,} {apart}."
     )
-    rows = [_trial_row(one) for one in tuning.trials if one.stage]
-    heads = ("learning rate", "steps", "rows per step", "rate of the trial", "loss")
     return Section(
-        "tuning", "Learning rate", tuning, [chosen, paragraph(cost), table(heads, rows, words=(), label="trials")],
+        "tuning", "Learning rate", tuning, [paragraph(f"{chosen}. {cost}"), code("\n".join(trials))],
         about="Short trials before the run chose its learning rate.",
     )  # fmt: skip
-
-
-def _trial_row(one: TrialFacts) -> list[Content]:
-    loss = "diverged" if one.loss is None else f"{one.loss:.4f}"
-    own = f"{one.learning_rate:.3g}"
-    return [f"{one.stands_for:.3g}", f"{one.steps:,}", f"{one.batch_size:,}", own, loss]
 
 
 SECTIONS = (
