@@ -74,15 +74,16 @@ def _lines(evaluation: Evaluation) -> list[str]:
 
     tuned, about = evaluation.tuned, f"{evaluation.task}, {evaluation.n:,} items of {evaluation.data}"
     parts = (
-        (tuned.classification, class_blocks), (tuned.sets, set_blocks), (evaluation.forgetting, forgetting_facts),
-        (evaluation.feature_forgetting, feature_facts),
+        tuned.classification and class_blocks(tuned.classification), tuned.sets and set_blocks(tuned.sets),
+        evaluation.forgetting and forgetting_facts(evaluation.forgetting),
+        evaluation.feature_forgetting and feature_facts(evaluation.feature_forgetting),
     )  # fmt: skip
     return [
         f"{about}, intervals of 95 %",
         *lines_of(scored([evaluation])),
         *(f"{metric}: {MEANINGS[metric]}" for metric in tuned.metrics if metric in MEANINGS),
         *([labels_text(evaluation.labels)] if evaluation.labels else []),
-        *(line for part, blocks in parts if part is not None for line in ("", *lines_of(blocks(part)))),
+        *(line for part in parts if part for line in ("", *lines_of(part))),
     ]
 
 

@@ -6,7 +6,7 @@ by step, validation scores, earlier rounds, and ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from itertools import product
 
 from rankwise.reporting.charts import budget_chart, finite, loss_chart, score_chart, small_chart
@@ -94,7 +94,7 @@ def ranks_section(run: RunSnapshot) -> Section | None:
     )  # fmt: skip
 
 
-def rank_map(ranks: Mapping[str, int]) -> Markup:
+def rank_map(ranks: dict[str, int]) -> Markup:
     """A row for each block, a column for each kind of layer, and sums."""
     blocks, kinds, cells = rank_grid(ranks)
     largest = max([*ranks.values(), 1])
