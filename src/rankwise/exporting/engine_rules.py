@@ -180,9 +180,10 @@ def _described(wrong: Mapping[str, float], layers: int) -> str:
     )
 
 
-def _adalora(weights: AdapterWeights) -> str | None:
-    adalora = weights.settings.get("peft_type") == "ADALORA"
-    return "refuses PEFT's AdaLoRA; export it as peft or portable, which write plain LoRA" if adalora else None
+def _other_than_lora(weights: AdapterWeights) -> str | None:
+    kind = weights.settings.get("peft_type", "LORA")
+    name = {"ADALORA": "AdaLoRA", "VERA": "VeRA"}.get(kind, kind)
+    return None if kind == "LORA" else f"refuses PEFT's {name}; export it as peft or portable, which write plain LoRA"
 
 
 def _dora(weights: AdapterWeights, does: str = "refuses DoRA") -> str | None:
@@ -279,40 +280,40 @@ def _rules() -> Iterable[EngineRule]:
     )
     yield EngineRule(
         "vLLM", "0.33", "vllm/lora/peft_helper.py, lora_model.py", "notes", "patterns",
-        (_adalora, _dora, partial(_heads, does="refuses", allowed=("classifier", "score")), _too_large,
+        (_other_than_lora, _dora, partial(_heads, does="refuses", allowed=("classifier", "score")), _too_large,
          partial(_convolutions, does="has no layer for")),
     )  # fmt: skip
     yield EngineRule(
         "SGLang", "0.5.23", "python/sglang/srt/lora/lora.py, mem_pool.py", "notes", "top",
-        (_adalora, _dora, partial(_heads, does="does not load"), _uneven, _without_value,
+        (_other_than_lora, _dora, partial(_heads, does="does not load"), _uneven, _without_value,
          partial(_convolutions, does="has no layer for")),
     )  # fmt: skip
     yield EngineRule(
         "llama.cpp", "convert_lora_to_gguf.py of 0b03ada, src/llama-adapter.h of 215841f", "the same", "read", "tensor",
-        (_adalora, _dora, partial(_heads, does="refuses"), partial(_convolutions, does="refuses"), _transposed),
+        (_other_than_lora, _dora, partial(_heads, does="refuses"), partial(_convolutions, does="refuses"), _transposed),
     )  # fmt: skip
     yield EngineRule(
         "Ollama", "0.33.0-rc2 (fb30760)", "convert/convert.go, convert_llama_adapter.go", "read", "tensor",
-        (_adalora, _dora, partial(_heads, does="refuses"), _no_integer, _unnamed),
+        (_other_than_lora, _dora, partial(_heads, does="refuses"), _no_integer, _unnamed),
     )  # fmt: skip
     yield EngineRule(
         "LoRAX", "03679f3", "server/lorax_server/adapters/lora.py", "read", "top-rslora",
-        (_adalora, partial(_dora, does="drops DoRA's magnitudes"), partial(_heads, does="drops"),
+        (_other_than_lora, partial(_dora, does="drops DoRA's magnitudes"), partial(_heads, does="drops"),
          partial(_embeddings, does="drops"), partial(_convolutions, does="has no layer for"), _uneven_kinds, _gaps),
     )  # fmt: skip
     yield EngineRule(
         "OpenVINO GenAI", "da1db86", "src/cpp/src/lora/adapter.cpp", "read", "one",
-        (_adalora, partial(_dora, does="drops DoRA's magnitudes"), partial(_heads, does="drops"),
+        (_other_than_lora, partial(_dora, does="drops DoRA's magnitudes"), partial(_heads, does="drops"),
          partial(_embeddings, does="drops"), partial(_convolutions, does="has no layer for")),
     )  # fmt: skip
     yield EngineRule("mlx-lm", "0.32.0 (d78bf58)", "mlx_lm/tuner/utils.py", "read", "none", (_other_format,))
     yield EngineRule(
         "Olive", "0.11.0.dev0 (ee6f40f)", "olive/cli/convert_adapters.py", "read", "top-rslora-linear",
-        (_adalora, _dora, partial(_heads, does="has no place for")),
+        (_other_than_lora, _dora, partial(_heads, does="has no place for")),
     )  # fmt: skip
     yield EngineRule(
         "TensorRT-LLM", "007e181", "tensorrt_llm/lora_manager.py", "read", "tensor-rslora",
-        (_adalora, partial(_heads, does="does not load"), partial(_convolutions, does="has no layer for")),
+        (_other_than_lora, partial(_heads, does="does not load"), partial(_convolutions, does="has no layer for")),
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from rankwise.adapters.adapter import Adapter
 from rankwise.adapters.base_layers import weight_of
 from rankwise.adapters.formats.dialects import detect
-from rankwise.adapters.formats.peft import as_lora, lay_peft, write_peft
+from rankwise.adapters.formats.peft import Stored, as_lora, lay_peft, write_peft
 from rankwise.adapters.lora import LoRA
 from rankwise.adapters.set import AdapterSet, merge
 from rankwise.adapters.targets import notes_about
@@ -190,7 +190,7 @@ class AdapterMethod(ABC, Generic[Settings]):
 
         write_peft(
             trainable.adapters, folder, base_model=model.source.name_for_peft, name=trainable.name,
-            revision=record.revision, fill=fill,
+            revision=record.revision, fill=fill, stored=self.stored(trainable),
             beside={DATA_REPORT: record.data_report, BASE_FACTS: facts.model_dump(mode="json"), **_rounds(record)},
         )  # fmt: skip
         for note in notes_on_tokens(trainable.adapters):
@@ -205,6 +205,10 @@ class AdapterMethod(ABC, Generic[Settings]):
                 f"PEFT cannot read GGUF files: adapter_config.json names {model.source.folder}, which holds the base "
                 "model converted to safetensors. For other machines, use rankwise export --format merged"
             ))  # fmt: skip
+
+    def stored(self, trainable: AdapterTrainable) -> Stored | None:
+        """What PEFT's files hold of it; None for a LoRA."""
+        return None
 
     def tuned(self, model: LoadedModel, folder: Path) -> LoadedModel:
         return model

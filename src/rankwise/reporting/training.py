@@ -157,10 +157,7 @@ def training_report(run: RunSnapshot) -> Document:
 
 def _key_facts(run: RunSnapshot) -> list[tuple[str, str]]:
     results = run.manifest.results
-    method = {"lora": "LoRA", "adalora": "AdaLoRA", "full": "full fine-tuning"}.get(
-        run.experiment.adapter.method, run.experiment.adapter.method
-    )
-    facts = [("model", run.manifest.base_model.name), ("method", method)]
+    facts = [("model", run.manifest.base_model.name), ("method", run.experiment.adapter.label)]
     if results is None:
         return [*facts, ("steps", f"{len(run.history.steps):,}")]
     if results.validation_loss_before is not None and results.validation_loss_after is not None:
