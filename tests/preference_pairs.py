@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rankwise.rows.text.encode_pairs import pair_of
+from rankwise.objectives.preference.encode import pair_of
 from rankwise.rows.text.tokenize import Tokens
 
 VOCABULARY = 96

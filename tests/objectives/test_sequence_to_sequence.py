@@ -14,8 +14,8 @@ from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import DataError
 from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, batch_of
+from rankwise.objectives.sequence_to_sequence.encode import SequenceEncoder, parted
 from rankwise.rows.encoded.batches import IGNORED, Batch
-from rankwise.rows.text.encode_sequences import SequenceEncoder, parted
 from rankwise.rows.text.example import Example, Message
 from rankwise.rows.text.sequences import input_and_output
 from rankwise.rows.text.tokenize import Tokens

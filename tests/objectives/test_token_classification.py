@@ -13,9 +13,9 @@ from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.objectives.tagging import Tagging
+from rankwise.objectives.tagging.encode import TagEncoder, encode_words
 from rankwise.rows.encoded.batches import IGNORED, Batch
 from rankwise.rows.forms.formats import parse_row
-from rankwise.rows.text.encode_tags import TagEncoder, encode_words
 from rankwise.rows.text.outcome import Outcome
 from rankwise.rows.text.tagged import words_of
 from rankwise.runs.records import silent

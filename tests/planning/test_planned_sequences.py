@@ -19,6 +19,7 @@ from rankwise.forward.model_shape import shape_of_config
 from rankwise.methods.full import FullFineTuning
 from rankwise.methods.inject import inject
 from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, batch_of
+from rankwise.objectives.sequence_to_sequence.encode import row_of
 from rankwise.planning.activations import saved_bytes
 from rankwise.planning.batches import micro_batches, padded_load, sides_at_once
 from rankwise.planning.devices import Device
@@ -28,7 +29,6 @@ from rankwise.planning.operations import Load, Operations
 from rankwise.planning.parameters import parameters_of
 from rankwise.planning.rows import Drawn, PlannedRows
 from rankwise.planning.shape_file import shape_from_json, shape_to_json
-from rankwise.rows.text.encode_sequences import row_of
 
 CONFIGS = {
     "t5": {"vocab_size": 64, "d_model": 48, "d_kv": 12, "d_ff": 80, "num_layers": 3, "num_decoder_layers": 4,

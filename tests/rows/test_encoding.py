@@ -18,12 +18,12 @@ import pytest
 
 from counted_tokenizer import Counted
 from rankwise.config.data import DataConfig
+from rankwise.objectives.preference.encode import PairEncoder
 from rankwise.rows import sources
 from rankwise.rows.encoded.growing import Growing
 from rankwise.rows.preparing import prepare
 from rankwise.rows.report import duplicates
 from rankwise.rows.text.chat_template import ChatTemplate
-from rankwise.rows.text.encode_pairs import PairEncoder
 from rankwise.rows.writing import TextWriting
 from rankwise.runs.records import silent
 from rankwise.runs.row_facts import PairFacts

@@ -18,9 +18,9 @@ from rankwise.commands.evaluate import evaluate
 from rankwise.config.experiment import Experiment, Planned
 from rankwise.config.models import ModelConfig
 from rankwise.forward.plan import plan
-from rankwise.objectives.head_start import CONVERGED, features_of, fit_head
 from rankwise.objectives.objective import target_loss, weight_of
 from rankwise.objectives.text_classification import TextClassification
+from rankwise.objectives.text_classification.head_start import CONVERGED, features_of, fit_head
 from rankwise.rows.classes import balanced_weights
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import LossRecord, silent

@@ -24,6 +24,7 @@ from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.method import listed
 from rankwise.config.models import ModelConfig
+from rankwise.config.objectives import LEARNED
 from rankwise.config.preference import PreferenceConfig
 from rankwise.config.reading import Setting, parse_setting
 from rankwise.config.tracking import TrackingConfig
@@ -77,10 +78,7 @@ FLAGS = {
     "data": Flag("data.path", str, "File or folder of rows, or hub:organisation/name."),
     "run": Flag("run", str, "Name of the run: the folder runs/NAME."),
     "objective": Flag("objective", str,
-        "What the model learns from a row: causal-lm (the tokens of its answers), sequence-to-sequence (its output, by "
-        "the decoder of a model such as T5 or BART), preference (which of two answers is better), "
-        "sequence-classification or image-classification (one class or number for its text or image), "
-        "token-classification (a tag for each of its words).  [default: by the model]"),
+        f"What the model learns from a row: {LEARNED}.  [default: by the model]"),
     "preference_loss": Flag("preference.loss", str,
         "Loss of preference pairs: dpo (compared with the model before training) or orpo (without a reference)."),
     "beta": Flag("preference.beta", float,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from rankwise.config.objectives import OBJECTIVES
 from rankwise.config.preference import as_pairs
 from rankwise.config.recipe import recipe_named
 from rankwise.errors import ConfigError, DataError, together
+from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import objective_by
 from rankwise.rows.classes import read_targets
 from rankwise.rows.forms.pair_rows import is_pair
@@ -26,13 +27,9 @@ from rankwise.rows.images.processor import pixels_of
 from rankwise.rows.preparation import problems, sentence, unused_columns
 from rankwise.rows.preparing import Writing, prepare
 from rankwise.rows.sources import Reading, open_source, raw_records
-from rankwise.rows.text.encode import Encoder
-from rankwise.rows.text.example import BREAK, Example
-from rankwise.rows.text.outcome import Outcome, RowEncoder
-from rankwise.rows.text.rendering import renderings
-from rankwise.rows.text.sequences import input_and_output
+from rankwise.rows.text.example import Example
+from rankwise.rows.text.outcome import Shown
 from rankwise.rows.text.targets import RowTargets
-from rankwise.rows.text.tokenize import Rendering, sides_of
 from rankwise.rows.writing import TextWriting, count_only
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
@@ -40,22 +37,6 @@ from rankwise.system.files import check_place, write_atomic
 
 AS_THE_MODEL = ImagesConfig()
 DEFAULT_SHEET, DEFAULT_ROWS = Path("contact_sheet.png"), 24
-
-
-@dataclass(frozen=True)
-class Shown:
-    """One training sequence as segments of text, each with whether it is a training target."""
-
-    where: str
-    segments: list[tuple[str, bool]]
-    tokens: int
-    loss_tokens: int
-    left_out: str | None = None
-    """Why it is left out of training."""
-
-    def summary(self) -> dict[str, Any]:
-        segments = [{"text": text, "learned": learned} for text, learned in self.segments]
-        return vars(self) | {"segments": segments}
 
 
 def check(
@@ -136,7 +117,7 @@ def preview(
     written = _writing(data, model, images, objective, callback)
     if written is None:
         raise DataError("no starter model is cached to show the rows with; name a model with --model.")
-    named, writing = written
+    decided, writing = written
     if are_images != ("images" in writing.facts.reads):
         rows_hold, read = ("images", "texts") if are_images else ("texts", "images")
         raise DataError(
@@ -147,7 +128,7 @@ def preview(
         return preview_images(data, writing.facts.processing, out, rows=rows or DEFAULT_ROWS, first=first)
     examples = _read_texts(data, rows or 3, first or 1, callback)
     assert isinstance(writing, TextWriting), "the rows are texts"
-    return [shown for example in examples for shown in _shown(example, PREVIEWS[named], writing.by(data), data)]
+    return [shown for example in examples for shown in _shown(example, decided, writing.by(data), data)]
 
 
 def _read_texts(data: DataConfig, rows: int, first: int, callback: Callback) -> list[Example]:
@@ -175,117 +156,18 @@ def _refuse_bad(data: DataConfig, reading: Reading) -> None:
         raise DataError(together([why for _, why in reading.skipped]))
 
 
-Preview = Callable[[Example, Outcome, TextWriting, Any], list[Shown]]
-
-
-def _shown(example: Example, preview: Preview, writing: TextWriting, data: DataConfig) -> list[Shown]:
+def _shown(example: Example, objective: Objective, writing: TextWriting, data: DataConfig) -> list[Shown]:
     encoder = writing.encoder(data)
     (outcome,) = encoder.encode([example])
     if outcome.problem is not None:
         raise DataError(outcome.problem)
-    return preview(example, outcome, writing, encoder)
-
-
-def _answers(example: Example, outcome: Outcome, writing: TextWriting, encoder: Encoder) -> list[Shown]:
-    made = renderings(example, writing.template, apart=encoder.spec.answers == "apart")
-    if not outcome.sequences:
-        why = f"longer than {encoder.limit:,} tokens" if outcome.too_long else "no answer is left after truncation"
-        return [
-            Shown(example.where, _segments(rendering, encoder.spec), length, 0, why)
-            for rendering, length in zip(made, outcome.lengths, strict=True)
-        ]
-    if len(made) != len(outcome.sequences) or outcome.truncated:  # truncated or split: show what remains
-        return [
-            Shown(example.where, _decoded(sequence, writing), len(sequence.ids), sequence.loss_count)
-            for sequence in outcome.sequences
-        ]
-    return [
-        Shown(example.where, _segments(rendering, encoder.spec), len(sequence.ids), sequence.loss_count)
-        for rendering, sequence in zip(made, outcome.sequences, strict=True)
-    ]
-
-
-def _label(example: Example) -> tuple[str, bool]:
-    return f" -> {example.messages[1].content}", True
-
-
-def _classified(example: Example, outcome: Outcome, writing: TextWriting, encoder: RowEncoder) -> list[Shown]:
-    """A classifier's row: its tokens, and the label as the target."""
-    label = _label(example)
-    if not outcome.sequences:
-        why = f"longer than {encoder.limit:,} tokens"
-        return [Shown(example.where, [(example.prompt_text, False), label], outcome.lengths[0], 0, why)]
-    (sequence,) = outcome.sequences
-    text = writing.tokenizer.decode([int(token) for token in sequence.ids])
-    return [Shown(example.where, [(text, False), label], len(sequence.ids), 1)]
-
-
-def _tagged(example: Example, outcome: Outcome, writing: TextWriting, encoder: RowEncoder) -> list[Shown]:
-    """A row of words with tags: the first token of each word, and behind it the tag that it is to have."""
-    if not outcome.sequences:
-        why = f"longer than {encoder.limit:,} tokens" if outcome.too_long else "no word is left after truncation"
-        return [Shown(example.where, [(example.prompt_text, False)], outcome.lengths[0], 0, why)]
-    (sequence,) = outcome.sequences
-    assert sequence.tags is not None, "the words have tags"
-    tokens = [writing.tokenizer.decode([int(token)]) for token in sequence.ids]
-    rows = zip(tokens, sequence.loss_mask, sequence.tags, strict=True)
-    segments = [
-        (f"{text} -> {writing.learned.names[tag]}" if learned else text, bool(learned)) for text, learned, tag in rows
-    ]
-    return [Shown(example.where, segments, len(sequence.ids), sequence.loss_count)]
-
-
-def _pair(example: Example, outcome: Outcome, writing: TextWriting, encoder: RowEncoder) -> list[Shown]:
-    """Both conversations of a pair."""
-    names = [f"{example.where} {name}" for name in ("chosen", "rejected")]
-    if not outcome.sequences:
-        why = (
-            f"one of both is longer than {encoder.limit:,} tokens" if outcome.too_long else "nothing is left to compare"
-        )
-        texts = (replace(example, rejected=()), replace(example, messages=example.rejected, rejected=()))
-        sides = zip(names, texts, outcome.lengths, strict=True)
-        return [Shown(name, [(side.full_text, False)], tokens, 0, why) for name, side, tokens in sides]
-    sides = zip(names, sides_of(outcome.sequences[0]), strict=True)
-    return [Shown(name, _decoded(side, writing), len(side.ids), side.loss_count) for name, side in sides]
-
-
-def _apart(example: Example, outcome: Outcome, writing: TextWriting, encoder: RowEncoder) -> list[Shown]:
-    """An encoder's input, and the output that a decoder is to write."""
-    if not outcome.sequences:
-        given, output = input_and_output(example)
-        why = f"longer than {encoder.limit:,} tokens"
-        return [Shown(example.where, [(given, False), (f" -> {output}", True)], outcome.lengths[0], 0, why)]
-    (sequence,) = outcome.sequences
-    (given, _), (output, _) = _decoded(sequence, writing)
-    parts = [(given, False), (f" -> {output}", True)]
-    return [Shown(example.where, parts, len(sequence.ids), sequence.loss_count)]
-
-
-PREVIEWS: dict[str, Preview] = {
-    "causal-lm": _answers, "sequence-to-sequence": _apart, "preference": _pair, "sequence-classification": _classified,
-    "token-classification": _tagged,
-}  # fmt: skip
-"""How a row of text is shown, by the name of the objective."""
-
-
-def _segments(rendering: Rendering, data: DataConfig) -> list[tuple[str, bool]]:
-    everything = data.learned == "everything"
-    return [(segment.text.replace(BREAK, ""), everything or segment.learned) for segment in rendering.segments]
-
-
-def _decoded(sequence: Any, writing: TextWriting) -> list[tuple[str, bool]]:
-    runs: list[tuple[list[int], bool]] = []
-    for token, learned in zip(sequence.ids, sequence.loss_mask, strict=True):
-        if not runs or runs[-1][1] != learned:
-            runs.append(([], learned))
-        runs[-1][0].append(token)
-    return [(writing.tokenizer.decode([int(one) for one in ids]), learned) for ids, learned in runs]
+    return objective.preview(outcome, writing, encoder)
 
 
 def _writing(
     data: DataConfig, model: ModelConfig | None, images: ImagesConfig, name: str, callback: Callback
-) -> tuple[str, Writing] | None:
-    """The objective's name, and how a training with this model would read the rows; None where no tokenizer is here."""
+) -> tuple[Objective, Writing] | None:
+    """The objective, and how a training with this model would read the rows; None where no tokenizer is here."""
     if model is None:
         starter = cached_starter()
         if starter is None:
@@ -297,7 +179,7 @@ def _writing(
     objective = objective_by(spec, data, images, callback, name)
     if data.recipe is not None and not spec.new_tokens:
         spec = spec.model_copy(update=recipe_named(data.recipe).new_tokens)
-    return objective.name, objective.writing_alone(spec, callback, guessed=model is None)
+    return objective, objective.writing_alone(spec, callback, guessed=model is None)
 
 
 @dataclass(frozen=True)

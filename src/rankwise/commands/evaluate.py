@@ -255,8 +255,11 @@ KINDS: dict[str, TaskKind] = {"one": CLASSES, "several": LABELS, "tags": SPANS}
 def _row_task(
     objective: Classifier, subject: Subject, task: str | TaskConfig | None, data: str | None, rows: int | None,
     together: int | None, callback: Callback,
-) -> RowTask:  # fmt: skip
-    """Rows that the run did not train on, its own or those of `data`."""
+) -> Task:  # fmt: skip
+    """Rows that the run did not train on, its own or those of `data`. A task is refused before where no answer is
+    written."""
+    if task is not None:
+        return _task_of(CAUSAL_LM, subject, task, data, rows, together, callback)
     assert subject.artifact is not None, "a classifier is a run or an adapter's folder"
     found = rows_to_measure(subject.artifact, subject.model, data, callback)
     name = HELD_OUT if data is None else task_of_rows(data).task

@@ -151,7 +151,7 @@ def _trained(
     if resumable is None:
         experiment, training_config = _with_defaults(experiment, training_config, prepared, objective)
     world.check_same_rows(prepared.data_report.model_dump_json())
-    scorer = SCORERS[objective.name](measured_as(experiment, callback), loaded, prepared, objective)
+    scorer = objective.among(SCORERS)(measured_as(experiment, callback), loaded, prepared, objective)
     rows = prepared.rows_in_pass
     config = training_config.resolved(rows, loaded.width, experiment.auto_rate)
     setup = Setup(

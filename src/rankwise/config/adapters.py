@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -11,7 +11,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from rankwise.config.base import Number, PositiveInt
 from rankwise.config.budget import BudgetKind, parse_budget
 from rankwise.config.forgetting import AnchorConfig
-from rankwise.config.layer import BEFORE, Heads, Layer, Position
+from rankwise.config.layer import BEFORE, Heads, Layer
 from rankwise.config.matching import by_pattern, parse_layers, select, split_names
 from rankwise.config.method import (
     ALONE,

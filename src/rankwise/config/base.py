@@ -192,7 +192,7 @@ def _is_model(thing: object) -> bool:
 
 
 def descriptions_of(config: type[Config]) -> dict[str, str]:
-    """The docstring of each field, from the class that declares it."""
+    """The docstring of each field, from the class that declares it, and behind it the description of its type."""
     descriptions: dict[str, str] = {}
     for owner in reversed([cls for cls in config.__mro__ if issubclass(cls, Config) and cls is not Config]):
         [body] = (
@@ -201,5 +201,6 @@ def descriptions_of(config: type[Config]) -> dict[str, str]:
         for field, text in pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
                 assert isinstance(text.value, ast.Constant), ast.unparse(text)
-                descriptions[field.target.id] = " ".join(str(text.value.value).split())
+                of_type = config.model_fields[field.target.id].description or ""
+                descriptions[field.target.id] = " ".join(f"{text.value.value} {of_type}".split())
     return descriptions

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -13,7 +13,7 @@ from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.images import ImagesConfig
 from rankwise.config.models import ModelConfig
-from rankwise.config.objectives import OBJECTIVES, ObjectiveSettings
+from rankwise.config.objectives import OBJECTIVES, ObjectiveName, ObjectiveSettings
 from rankwise.config.preference import PreferenceConfig
 from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.config.tracking import TrackingConfig
@@ -23,12 +23,6 @@ from rankwise.config.validation import ValidationConfig
 RUN_NAME = NAME
 
 
-Objective = Literal[
-    "auto", "causal-lm", "sequence-to-sequence", "preference", "sequence-classification", "token-classification",
-    "image-classification",
-]  # fmt: skip
-
-
 class Experiment(Config):
     """The settings of one training run."""
 
@@ -36,14 +30,10 @@ class Experiment(Config):
     """The base model."""
     data: DataConfig
     """The training and validation rows."""
-    objective: Objective = "auto"
-    """What the model learns from a row: `causal-lm` is to predict the tokens of its answers, `sequence-to-sequence` to
-    write its output with a decoder once an encoder has read its input, `preference` to prefer one of two answers,
-    `sequence-classification` to predict one class or one number for its text, `token-classification` to predict a tag
-    for each of its words, and `image-classification` one class or one number for its image. `auto` chooses
-    image-classification for a vision model, token-classification for rows with tags or spans, sequence-classification
-    for an encoder of texts, such as BERT, sequence-to-sequence for an encoder with a decoder, such as T5 and BART, and
-    causal-lm for everything else."""
+    objective: ObjectiveName = "auto"
+    """What the model learns from a row. `auto` chooses image-classification for a vision model, token-classification
+    for rows with tags or spans, sequence-classification for an encoder of texts, such as BERT, sequence-to-sequence for
+    an encoder with a decoder, such as T5 and BART, and causal-lm for everything else."""
     classification: ClassificationConfig = Field(default_factory=ClassificationConfig)
     """What a classifier predicts."""
     preference: PreferenceConfig = Field(default_factory=PreferenceConfig)

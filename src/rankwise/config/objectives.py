@@ -4,7 +4,9 @@ it, its learning rate and its defaults."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
 
 from rankwise.config.base import Config
 from rankwise.config.data import DataConfig
@@ -31,6 +33,8 @@ class ObjectiveSettings:
     """A default is what language models have."""
 
     name: ClassVar[str]
+    learns: ClassVar[str] = ""
+    """What the model learns from a row."""
     nature: ClassVar[str] = ""
     """Of the models for which `auto` is this objective."""
     because: ClassVar[str] = ""
@@ -102,6 +106,7 @@ class Undecided(ObjectiveSettings):
 
 class OfAnswers(ObjectiveSettings):
     name = "causal-lm"
+    learns = "the tokens of its answers"
     nature = DECODER
     cannot: ClassVar[Mapping[str, str]] = {
         IMAGES: OF_IMAGES,
@@ -115,6 +120,7 @@ class OfAnswers(ObjectiveSettings):
 
 class OfSequences(ObjectiveSettings):
     name = "sequence-to-sequence"
+    learns = "its output, by the decoder of a model such as T5 or BART"
     texts = 2
     nature = BOTH
     because = "{0} is an encoder with a decoder ({1})"
@@ -129,6 +135,7 @@ class OfSequences(ObjectiveSettings):
 
 class OfPairs(ObjectiveSettings):
     name = "preference"
+    learns = "which of two answers is better"
     texts = 2
     cannot: ClassVar[Mapping[str, str]] = {
         IMAGES: OF_IMAGES, ENCODER: "generates no text. Choose a language model with --model.", BOTH: OF_BOTH,
@@ -165,6 +172,7 @@ class OfClasses(ObjectiveSettings):
 
 class OfTexts(OfClasses):
     name = "sequence-classification"
+    learns = "one class or number for its text"
     nature = ENCODER
     because = "{0} is an encoder ({1}), which generates no text"
     earliest = 0  # its head is fitted before the first step
@@ -193,6 +201,7 @@ class OfTexts(OfClasses):
 
 class OfTags(OfClasses):
     name = "token-classification"
+    learns = "a tag for each of its words"
     because = "the words of the rows have tags"
     cannot: ClassVar[Mapping[str, str]] = {IMAGES: OF_IMAGES, BOTH: OF_BOTH}
     metrics = TagMetric
@@ -203,6 +212,7 @@ class OfTags(OfClasses):
 
 class OfImages(OfClasses):
     name = "image-classification"
+    learns = "one class or number for its image"
     nature = IMAGES
     because = "{0} is a vision model ({1})"
     cannot = dict.fromkeys((ENCODER, BOTH, DECODER), f"is a model of texts. {OTHER_MODEL}")
@@ -219,3 +229,11 @@ OBJECTIVES: dict[str, ObjectiveSettings] = {
     one.name: one for one in (Undecided(), OfAnswers(), OfSequences(), OfPairs(), OfTexts(), OfTags(), OfImages())
 }
 """By name; `auto` tries the last first."""
+LEARNED = ", ".join(f"{one.name} ({one.learns})" for one in OBJECTIVES.values() if one.learns)
+ObjectiveName = Annotated[
+    Literal[
+        "auto", "causal-lm", "sequence-to-sequence", "preference", "sequence-classification", "token-classification",
+        "image-classification",
+    ],
+    Field(description=f"There are {LEARNED}."),
+]  # fmt: skip

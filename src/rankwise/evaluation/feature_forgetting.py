@@ -41,7 +41,6 @@ from rankwise.rows.classes import read_targets
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.preparing import prepare, refuse_fatal
 from rankwise.rows.text.tokenize import Tokens
-from rankwise.rows.writing import ImageWriting
 from rankwise.runs.measured import FeatureForgetting, Measured
 from rankwise.runs.records import Callback, ProgressUpdate, silent
 from rankwise.runs.row_facts import TargetFacts
@@ -140,7 +139,7 @@ def other_images(model: LoadedModel, path: str, run: RunSnapshot | None, callbac
     assert model.processing is not None, "a model of images"
     data = DataConfig(path=path, held_out=0)
     targets = read_targets(data, ClassificationConfig())
-    prepared = prepare(data, ImageWriting(model.source.name, model.processing, targets), callback)
+    prepared = prepare(data, ImageClassification(targets, model.processing).writing(model), callback)
     refuse_fatal(prepared.data_report, trains=False)
     if run is not None:
         refuse_training_files(run, {file.sha256: file.name for file in prepared.data_report.files})

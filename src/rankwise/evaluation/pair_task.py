@@ -1,6 +1,6 @@
 """Preference pairs as a task: how many a model orders right, by what margin, and how far it moved from its base.
 
-preference_accuracy    share of pairs with a margin above 0, by the loss of the training (objectives/preference.py);
+preference_accuracy    share of pairs with a margin above 0, by the loss of the training (objectives/preference);
                        a pair that is undecided counts half, so a base compared with itself has 0.5
 margin                 mean margin
 likelihood_accuracy    share of pairs whose chosen answer has the higher mean log-probability of a token, which needs

@@ -229,16 +229,13 @@ class RowTask(WithoutAnswers):
         return self.rows[number].name or f"row {number + 1:,} of {self.about}"
 
     def wrong_set(self, number: int, tokenizer: HubTokenizer, *, missed: list[str], wrong: list[str]) -> WrongSet:
-        text = beginning(self.rows[number], tokenizer)
+        text = beginning(self.objective.parts(self.rows[number]), tokenizer)
         return WrongSet(name=self.name_of(number), text=text, missed=missed, wrong=wrong)
 
 
-def beginning(row: Tokens, tokenizer: HubTokenizer) -> str:
-    """Return the beginning of a row's text; a second text stands on a line of its own."""
-    ids = np.asarray(row.ids)
-    second = np.zeros(len(ids), bool) if row.token_type_ids is None else np.asarray(row.token_type_ids) == 1
-    texts = [tokenizer.readable(part.tolist()) for part in (ids[~second], ids[second]) if len(part)]
-    text = "\n".join(texts)
+def beginning(parts: Sequence[np.ndarray], tokenizer: HubTokenizer) -> str:
+    """The beginning of a row's text; each part of it stands on a line of its own."""
+    text = "\n".join(tokenizer.readable(part.tolist()) for part in parts if len(part))
     return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…"
 
 
@@ -263,7 +260,7 @@ def _view(task: RowTask, model: LoadedModel, number: int, with_thumbnail: bool) 
     row, name = task.rows[number], task.name_of(number)
     if row.image is not None:
         return RowView(name, thumbnail=thumbnail_of(row.image) if with_thumbnail else None)
-    return RowView(name, text=beginning(row, model.tokenizer))
+    return RowView(name, text=beginning(task.objective.parts(row), model.tokenizer))
 
 
 def _row_losses(scored: Scored) -> list[list[float]]:

@@ -26,7 +26,7 @@ from rankwise.evaluation.validation_rows import rows_to_measure
 from rankwise.exporting.engine_process import EngineReplies, EngineReply
 from rankwise.exporting.reference import Question, Reference
 from rankwise.inference.tuned_model import TunedModel
-from rankwise.objectives.objective import Classifier
+from rankwise.objectives.objective import WithHead
 from rankwise.objectives.predictions import THRESHOLD
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import silent
@@ -302,7 +302,7 @@ class ClassReference:
 
 
 def class_reference_of(
-    objective: Classifier, tuned: TunedModel, count: int, rows: str | None, **of_answers: Any
+    objective: WithHead, tuned: TunedModel, count: int, rows: str | None, **of_answers: Any
 ) -> ClassReference | None:
     """None for images that are no files any more, since there is nothing to show to other software."""
     documents, about = _documents(tuned, rows)

@@ -32,10 +32,10 @@ from rankwise.inference.tuned_model import TunedModel, load_tuned
 from rankwise.methods.artifact import Artifact
 from rankwise.methods.registry import method_of
 from rankwise.objectives.causal_lm import Messages, Rendered
+from rankwise.objectives.preference.encode import conversation_of
 from rankwise.objectives.sequence_to_sequence import text_objective
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.preparing import prepare
-from rankwise.rows.text.encode_pairs import conversation_of
 from rankwise.rows.text.example import Message
 from rankwise.rows.text.tokenize import Tokens, prompt_ids
 from rankwise.runs.records import Callback, ProgressUpdate, silent

@@ -41,7 +41,7 @@ from rankwise.exporting.reference import QUESTIONS, Reference, mean_difference, 
 from rankwise.inference.tuned_model import TunedModel
 from rankwise.methods.artifact import Artifact
 from rankwise.methods.registry import method_of
-from rankwise.objectives.objective import Classifier, Objective
+from rankwise.objectives.objective import Objective, WithHead
 from rankwise.runs.directory import CARD
 from rankwise.runs.records import Callback, StatusMessage, silent
 from rankwise.system.files import write_atomic
@@ -243,7 +243,7 @@ def _asked_of(
     return reference_of(tuned, count=count, rows=rows, **of_answers)
 
 
-_asked_of.register(Classifier, class_reference_of)
+_asked_of.register(WithHead, class_reference_of)
 
 
 def _over_full(artifact: Artifact, export: Export) -> Artifact | None:

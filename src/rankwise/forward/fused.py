@@ -43,9 +43,14 @@ class FusedLoss:
         self._prefix = Prefix(self._below, room) if lowest else None
 
     def __call__(self, batch: Batch) -> Tensor:
+        return self.with_hidden(batch)[0]
+
+    def with_hidden(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the loss, and the input of the head (N, d) where there is one."""
         places = batch.loss_mask[0].nonzero()[:, 0]
         hidden = self.hidden(batch, places)
-        return head_loss(hidden, self._module.get_output_embeddings().weight, batch.targets[0, places])
+        weight = self._module.get_output_embeddings().weight
+        return head_loss(hidden, weight, batch.targets[0, places]), hidden
 
     def log_probabilities(self, batch: Batch) -> Tensor:
         """Return the log-probability (N,) of each target of a flat batch, in float32."""

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,11 @@ from rankwise.objectives.objective import Objective
 from rankwise.planning.operations import Load
 from rankwise.rows.encoded.batches import Batch, collate, portion
 from rankwise.rows.text.chat_template import PROBE, ChatTemplate
-from rankwise.rows.text.example import Message
+from rankwise.rows.text.example import BREAK, Message
+from rankwise.rows.text.outcome import Outcome, Shown
+from rankwise.rows.text.rendering import renderings
 from rankwise.rows.text.tokenize import Tokens, prompt_ids
+from rankwise.rows.writing import TextWriting
 from rankwise.runs.data_report import DataReport
 
 LOADING = """\
@@ -120,6 +123,24 @@ class CausalLM(Objective):
     def collated(self, rows: Sequence[Tokens]) -> Batch:
         """One padded batch, in the order of the rows."""
         return collate(rows)
+
+    def preview(self, outcome: Outcome, writing: TextWriting, encoder: Any) -> list[Shown]:
+        """The rendered conversations, and what remains of those that are truncated or split."""
+        example, sequences, spec = outcome.example, outcome.sequences, encoder.spec
+        made = [
+            [(part.text.replace(BREAK, ""), spec.learned == "everything" or part.learned) for part in one.segments]
+            for one in renderings(example, writing.template, apart=spec.answers == "apart")
+        ]
+        if not sequences:
+            why = f"longer than {encoder.limit:,} tokens" if outcome.too_long else "no answer is left after truncation"
+            pairs = zip(made, outcome.lengths, strict=True)
+            return [Shown(example.where, segments, length, 0, why) for segments, length in pairs]
+        if len(made) != len(sequences) or outcome.truncated:
+            made = [writing.segments(sequence) for sequence in sequences]
+        return [
+            Shown(example.where, segments, len(sequence.ids), sequence.loss_count)
+            for segments, sequence in zip(made, sequences, strict=True)
+        ]
 
     def save_ends(self, base: Path, template: ChatTemplate, folder: Path) -> None:
         save_end_tokens(base, template, folder)

@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ from rankwise.rows.preparing import Writing
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.encode import Encoder
 from rankwise.rows.text.example import Example
-from rankwise.rows.text.outcome import Outcome, RowEncoder
+from rankwise.rows.text.outcome import Outcome, RowEncoder, Shown
 from rankwise.rows.text.rendering import Template
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
@@ -52,6 +52,7 @@ from rankwise.runs.records import Callback
 from rankwise.runs.row_facts import ANSWERS, Learned, Pooling, TargetFacts
 
 TOKENS_AT_ONCE = 4096
+Entry = TypeVar("Entry")
 
 
 def head_settings(targets: TargetFacts) -> dict[str, Any]:
@@ -147,6 +148,10 @@ class Objective(ABC):
         """The metric that says best what was learned, where nobody names one."""
         return "loss"
 
+    def among(self, table: Mapping[type[Objective], Entry]) -> Entry:
+        """The entry of its class, or of the nearest class above it."""
+        return next(table[kind] for kind in type(self).__mro__ if kind in table)
+
     def choices(self, model: LoadedModel) -> int | None:
         """Tokens that the loss is a choice of, where it is that of tokens."""
         return model.vocabulary
@@ -241,6 +246,11 @@ class Objective(ABC):
             self.encoder, guessed=guessed, learned=self.facts,
         )  # fmt: skip
 
+    @abstractmethod
+    def preview(self, outcome: Outcome, writing: TextWriting, encoder: Any) -> list[Shown]:
+        """An encoded row of texts, as training sees it. `encoder` is that of the writing."""
+        ...
+
     def stays(self, name: str | None) -> bool:
         """Whether a tensor of the base's files stays in a merged model, which knows it by this name or by none."""
         return True
@@ -295,49 +305,13 @@ class Objective(ABC):
         return self.random_rows(module, drawn, torch.Generator().manual_seed(turn))
 
 
-GGUF = "{model} is a classifier, and GGUF files are written for language models alone. Use --format peft or merged."
-NUMBER_FORMAT = "dtype", "torch_dtype"
-"""What a config.json calls it."""
-SILENT = (
-    "{model} is a classifier, which generates no text. Use rankwise predict for its classes or numbers, and rankwise "
-    "evaluate to measure it."
-)
-NOT_OF_CLASSIFIERS = {
-    "trained from a loaded model": "a classifier gets its new head when its model is loaded; give the model's name, "
-    "not a loaded model.",
-    "advised on from a loaded model": "a classifier gets its head when its model is loaded; give the model's name.",
-    "generating": SILENT,
-    "measured at strengths": SILENT,
-    "compared with its base": "the base has no trained head, so this classifier is evaluated alone",
-    **dict.fromkeys(
-        ("--task", "--text", "--blocks"),
-        "{value} is for language models, and {model} is a classifier. Give labelled rows with --data.",
-    ),
-    "served": "{model} is a classifier, which generates no text. Use rankwise predict.",
-    "asked beside others": ALONE,
-    "scaled": "--strength {value}: {model} is a classifier, whose new head has no base to scale its change from. Leave "
-    "out --strength.",
-    "weighted": "a classifier's new head has no base to scale its change from. Leave out --strength and --weights.",
-    "judged by engines": "The rules of engines are known for language models. A classifier is loaded by PEFT and "
-    "transformers.",
-    "gguf-lora": GGUF,
-    "gguf": GGUF,
-    "ollama": "{model} is a classifier, and Ollama serves models that write text. Use merged.",
-}
-
-
 @dataclass(frozen=True)
 class Classifier(Objective):
     """Predicts one class or one number for a whole row, or a class for each of its words."""
 
     predicted: TargetFacts
     row: ClassVar[str] = "text"
-    base_elsewhere = "With rankwise, add `--base-model path/to/base` if it is elsewhere now."
     activity: ClassVar[str] = "Classifying"
-    engine_texts: ClassVar[Sequence[str]] = ()
-    """What other software is asked where there are no rows."""
-    tolerances: ClassVar[Mapping[str, float]] = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05}
-    """Of the largest difference of an output in other software, by number format."""
     use = "predict {run} --data FILE --out predictions.jsonl"
     shown_as = "classes"
     far_above = 10.0  # a head may overshoot for long
@@ -378,19 +352,32 @@ class Classifier(Objective):
         ...
 
     @abstractmethod
-    def shown(self, model: LoadedModel, rows: Sequence[Tokens], count: int) -> list[Example]:
-        """So many of the rows, as other software can be given them."""
+    def examples_of(self, items: object) -> list[Example]:
+        """What a Python program gives, as rows that are only to be predicted; DataError lists all that cannot be
+        read."""
         ...
 
-    @abstractmethod
-    def question(self, outcome: Outcome) -> dict[str, Any]:
-        """An encoded row as other software is given it."""
-        ...
+    def parts(self, row: Tokens) -> list[np.ndarray]:
+        """The ids of each of its texts."""
+        ids = np.asarray(row.ids)
+        second = np.zeros(len(ids), bool) if row.token_type_ids is None else np.asarray(row.token_type_ids) == 1
+        return [ids[~second], ids[second]]
 
     @abstractmethod
     def encoded(self, model: LoadedModel, examples: Sequence[Example], longest: Longest) -> list[Outcome]:
         """Rows that are only to be predicted, each with one sequence or a problem."""
         ...
+
+    def preview(self, outcome: Outcome, writing: TextWriting, encoder: Any) -> list[Shown]:
+        """The tokens, and the label as the target."""
+        example = outcome.example
+        label = f" -> {example.messages[1].content}", True
+        if not outcome.sequences:
+            why = f"longer than {encoder.limit:,} tokens"
+            return [Shown(example.where, [(example.prompt_text, False), label], outcome.lengths[0], 0, why)]
+        (sequence,) = outcome.sequences
+        text = writing.tokenizer.decode([int(token) for token in sequence.ids])
+        return [Shown(example.where, [(text, False), label], len(sequence.ids), 1)]
 
     def prediction(self, outcome: Outcome, outputs: Numbers) -> Prediction:
         return ClassShares.of(self.targets, outputs)
@@ -436,6 +423,74 @@ class Classifier(Objective):
                 done(finished)
 
     @property
+    def best_by(self) -> str:
+        """Each sure answer to a row whose label is wrong makes the loss grow."""
+        return "accuracy" if self.predicted.one_class else "loss"
+
+    def choices(self, model: LoadedModel) -> int | None:
+        return None
+
+    def learned_share(self, loss_tokens: int, tokens: int) -> str:
+        return f"one target per {self.predicted.unit.removesuffix('s')}"
+
+
+def classifier(objective: Objective | None) -> Classifier | None:
+    """The objective itself where it predicts whole rows, and None where it predicts tokens."""
+    return objective if isinstance(objective, Classifier) else None
+
+
+GGUF = "{model} is a classifier, and GGUF files are written for language models alone. Use --format peft or merged."
+NUMBER_FORMAT = "dtype", "torch_dtype"
+"""What a config.json calls it."""
+SILENT = (
+    "{model} is a classifier, which generates no text. Use rankwise predict for its classes or numbers, and rankwise "
+    "evaluate to measure it."
+)
+NOT_OF_CLASSIFIERS = {
+    "trained from a loaded model": "a classifier gets its new head when its model is loaded; give the model's name, "
+    "not a loaded model.",
+    "advised on from a loaded model": "a classifier gets its head when its model is loaded; give the model's name.",
+    "generating": SILENT,
+    "measured at strengths": SILENT,
+    "compared with its base": "the base has no trained head, so this classifier is evaluated alone",
+    **dict.fromkeys(
+        ("--task", "--text", "--blocks"),
+        "{value} is for language models, and {model} is a classifier. Give labelled rows with --data.",
+    ),
+    "served": "{model} is a classifier, which generates no text. Use rankwise predict.",
+    "asked beside others": ALONE,
+    "scaled": "--strength {value}: {model} is a classifier, whose new head has no base to scale its change from. Leave "
+    "out --strength.",
+    "weighted": "a classifier's new head has no base to scale its change from. Leave out --strength and --weights.",
+    "judged by engines": "The rules of engines are known for language models. A classifier is loaded by PEFT and "
+    "transformers.",
+    "gguf-lora": GGUF,
+    "gguf": GGUF,
+    "ollama": "{model} is a classifier, and Ollama serves models that write text. Use merged.",
+}
+
+
+@dataclass(frozen=True)
+class WithHead(Classifier):
+    """Predicts by a new head, which is trained whole beside an adapter."""
+
+    base_elsewhere = "With rankwise, add `--base-model path/to/base` if it is elsewhere now."
+    engine_texts: ClassVar[Sequence[str]] = ()
+    """What other software is asked where there are no rows."""
+    tolerances: ClassVar[Mapping[str, float]] = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05}
+    """Of the largest difference of an output in other software, by number format."""
+
+    @abstractmethod
+    def shown(self, model: LoadedModel, rows: Sequence[Tokens], count: int) -> list[Example]:
+        """So many of the rows, as other software can be given them."""
+        ...
+
+    @abstractmethod
+    def question(self, outcome: Outcome) -> dict[str, Any]:
+        """An encoded row as other software is given it."""
+        ...
+
+    @property
     def head_size(self) -> int:
         return self.predicted.outputs
 
@@ -465,19 +520,3 @@ class Classifier(Objective):
             "by file has no place for. Use rankwise export --format merged."
         )
         return cannot | {"merged by files": pooled}
-
-    @property
-    def best_by(self) -> str:
-        """Each sure answer to a row whose label is wrong makes the loss grow."""
-        return "accuracy" if self.predicted.one_class else "loss"
-
-    def choices(self, model: LoadedModel) -> int | None:
-        return None
-
-    def learned_share(self, loss_tokens: int, tokens: int) -> str:
-        return f"one target per {self.predicted.unit.removesuffix('s')}"
-
-
-def classifier(objective: Objective | None) -> Classifier | None:
-    """The objective itself where it predicts whole rows, and None where it predicts tokens."""
-    return objective if isinstance(objective, Classifier) else None

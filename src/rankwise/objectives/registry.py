@@ -65,8 +65,8 @@ def objective_by(
     nature, own = nature_of(find(model, callback).config), OBJECTIVES[name]
     if problem := own.problem(nature, model.name):
         raise ConfigError([problem])
-    of_pairs = any(one.format == Preference.name for one in data.all_sources)
-    name = Preference.name if of_pairs else own.decided(nature, lambda: holds_tags(data)).name
+    by_format = next((one.format for one in data.all_sources if one.format in CLASSES), None)
+    name = by_format or own.decided(nature, lambda: holds_tags(data)).name
     return CLASSES[name].of(Planned(model=model, data=data, images=images), callback, "own")
 
 

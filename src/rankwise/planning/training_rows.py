@@ -135,7 +135,7 @@ class Conversations:
         return cls(tokens, known, spec.reasoning != "none", spec.learned == "everything")
 
     def __call__(self, rows: Sequence[Seen]) -> list[Drawn]:
-        documents = [(row, example, _conversations(example)) for row in rows for example in row.examples]
+        documents = [(row, example, example.conversations) for row in rows for example in row.examples]
         counts = iter(self._counts([(example, turns) for _, example, several in documents for turns in several]))
         drawn = []
         for row, _, several in documents:
@@ -174,11 +174,6 @@ class Conversations:
             None if isinstance(result, TemplateError) or not turns else result[0]
             for result, (_, turns) in zip(results, conversations, strict=True)
         ]
-
-
-def _conversations(example: Example) -> list[tuple[Message, ...]]:
-    """A pair has two. That of a plain text is empty."""
-    return [example.messages, *([example.rejected] if example.rejected else [])]
 
 
 def _text(message: Message) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from rankwise.config.data import Rows, column_text
@@ -48,8 +47,7 @@ def question_of(reading: Reading, part: Part, where: str, row: Any, form: str | 
             f"{where}: is plain text without a question. Give the question with --prompt; --prompt '{{text}}' uses the "
             "text as the question."
         )
-    tagged = example.tagged and replace(example.tagged, tags=())
-    return Example(example.messages[:-1], where, example.tools, image=example.image, tagged=tagged)
+    return example.question
 
 
 def with_answer(row: Row, source: Rows, form: str | None, where: str) -> Row:

@@ -32,16 +32,6 @@ _Usable = tuple[int, ImageRecord | None]
 """The number of a row's sequences, and what is known of its image."""
 
 
-FORMS: dict[str, tuple[Callable[[Example], bool], str]] = {
-    "pairs": (lambda row: bool(row.rejected), "preference pairs. Add --objective preference."),
-    "tags": (lambda row: row.tagged is not None, "words with tags. Add --objective token-classification."),
-    "images": (lambda row: row.image is not None, "images, and the model {model} reads texts. Choose a vision model "
-               "with --model, such as dinov2-small."),
-}  # fmt: skip
-"""Forms of rows that only some objectives learn, and what rows hold that another would not learn as they are meant: the
-names of image files, a pair's chosen answer alone, or a list of spans."""
-
-
 def goes_on() -> None:
     """Nobody stops it."""
 
@@ -59,7 +49,7 @@ class EncodingFacts:
     template: TemplateFacts | None = None
     processing: ImageProcessing | None = None
     reads: frozenset[str] = frozenset()
-    """Forms of rows that are learned, of FORMS, and lists of labels."""
+    """Forms of rows that are learned (Example.special), and lists of labels."""
 
 
 @dataclass
@@ -145,9 +135,8 @@ class Encoding:
     def _learnable(self, chunk: list[list[Example]], path: str, tally: Tally) -> list[list[Example]]:
         """Rows without those whose label is a list that the model cannot learn; DataError where all have another
         form."""
-        for form, (is_such, held) in FORMS.items():
-            if form not in self.facts.reads and is_such(chunk[0][0]):
-                raise DataError(f"{path}: holds {held.format(model=self.model)}")
+        if (special := chunk[0][0].special) is not None and special[0] not in self.facts.reads:
+            raise DataError(f"{path}: holds {special[1].format(model=self.model)}")
         if "lists" in self.facts.reads:
             return chunk
         tally.unreadable(list_problems(chunk))

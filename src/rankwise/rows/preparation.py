@@ -19,8 +19,7 @@ from rankwise.rows.encoded.sequences import EncodedRows, SelectedRows
 from rankwise.rows.encoding import Encoding, EncodingFacts, ReadRows, compares
 from rankwise.rows.files.hub import Part
 from rankwise.rows.files.licences import UNKNOWN, find_licence, normalised, strictest
-from rankwise.rows.forms.fields import FIELDS
-from rankwise.rows.forms.formats import ANSWER_FIELDS
+from rankwise.rows.forms.formats import ANSWER_FIELDS, FIELDS
 from rankwise.rows.forms.labels import Labels
 from rankwise.rows.forms.proposals import REASONS, can_be_typed, ignoring, literal_breaks, options_for
 from rankwise.rows.hold_out import MOST_LABELS, SourceRows, facts_of, hold_out, overlap_between

@@ -35,8 +35,8 @@ from rankwise.rows.files.image_folder import (
 )
 from rankwise.rows.files.parts import arrays_in, file_part
 from rankwise.rows.forms.columns import from_columns, refuse_unfilled, renamed
-from rankwise.rows.forms.fields import FIELDS
 from rankwise.rows.forms.formats import (
+    FIELDS,
     ROW_CHECKS,
     find_format,
     parse_row,

@@ -1,4 +1,4 @@
-"""What the rows of each kind of model are encoded and counted with; preparing.py does it."""
+"""What rows of texts are encoded and counted with, and what is counted without a model; preparing.py does it."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rankwise.config.data import DataConfig
-from rankwise.config.images import ImageProcessing
 from rankwise.config.recipe import recipe_named
+from rankwise.errors import DataError
 from rankwise.rows.encoding import Encoding, EncodingFacts
-from rankwise.rows.images.encode import ImageEncoder, LabelledEncoder, looked_at
+from rankwise.rows.images.decode import decode
+from rankwise.rows.images.perceptual import record_of
 from rankwise.rows.preparation import Prepared, prepared_of
 from rankwise.rows.report.report import Tally
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.encode import Encoder, EncoderOf
-from rankwise.rows.text.outcome import RowEncoder
-from rankwise.rows.text.targets import RowTargets
+from rankwise.rows.text.example import Example
+from rankwise.rows.text.outcome import Outcome, RowEncoder
+from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback
-from rankwise.runs.row_facts import ANSWERS, Learned, NewTokenFacts, TargetFacts
-from rankwise.system.extras import installed_version
+from rankwise.runs.row_facts import ANSWERS, Learned, NewTokenFacts
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,15 @@ class TextWriting:
             guessed=self.guessed,
         )
 
+    def segments(self, row: Tokens) -> list[tuple[str, bool]]:
+        """The text of an encoded row in parts, each with whether it is learned."""
+        runs: list[tuple[list[int], bool]] = []
+        for token, learned in zip(row.ids, row.loss_mask, strict=True):
+            if not runs or runs[-1][1] != learned:
+                runs.append(([], learned))
+            runs[-1][0].append(token)
+        return [(self.tokenizer.decode([int(one) for one in ids]), learned) for ids, learned in runs]
+
     @property
     def facts(self) -> EncodingFacts:
         return EncodingFacts(self.learned, self.template.facts, reads=self.learned.reads)
@@ -83,37 +93,18 @@ class TextWriting:
         return f"{self.tokenizer.identity} {self.template.identity} {self.guessed} {learned}"
 
 
-@dataclass(frozen=True)
-class ImageWriting:
-    """Images by the values of a model's own preprocessor."""
-
-    name: str
-    processing: ImageProcessing
-    learned: TargetFacts
-
-    def by(self, spec: DataConfig) -> ImageWriting:
-        return self
-
-    def encoder(self, spec: DataConfig) -> ImageEncoder:
-        return LabelledEncoder(self.processing, targets=RowTargets(self.learned))
-
-    def tally(self) -> Tally:
-        return Tally()
-
-    @property
-    def facts(self) -> EncodingFacts:
-        return EncodingFacts(self.learned, processing=self.processing, reads=frozenset({"images", "lists"}))
-
-    def counted(self, prepared: Prepared) -> Prepared:
-        return prepared
-
-    @property
-    def identity(self) -> str:
-        libraries = " ".join(map(installed_version, ("torchvision", "pillow")))
-        return f"{self.processing.model_dump_json()} {libraries} {self.learned.model_dump_json()}"
-
-
 def count_only(spec: DataConfig, callback: Callback) -> DataReport:
     """What can be said of rows without any tokenizer."""
     work = Encoding(spec, None, Tally(), callback, None, EncodingFacts(), look=looked_at)
     return prepared_of(work, work.read(None)).data_report
+
+
+def looked_at(example: Example) -> Outcome:
+    """Decode the image of a row without a model. A row of text stays as it is."""
+    outcome = Outcome(example)
+    if example.image is not None:
+        try:
+            outcome.image = record_of(decode(example.image, example.where))
+        except DataError as error:
+            outcome.problem = str(error)
+    return outcome

@@ -46,7 +46,7 @@ class StepRecord(Record):
     preference_accuracy: float | None = None
     """Share of the step's pairs whose chosen answer is preferred; None where rows are no pairs."""
     margin: float | None = None
-    """Mean margin of the chosen answer over the rejected one (objectives/preference.py)."""
+    """Mean margin of the chosen answer over the rejected one (objectives/preference)."""
 
     @property
     def tokens_per_second(self) -> float:

@@ -30,7 +30,7 @@ from rankwise.studio.settings_form import READING, Problem, SettingsForm, proble
 from rankwise.studio.uploads import FOLDER, with_names
 
 if TYPE_CHECKING:
-    from rankwise.commands.data import Shown as ShownRow
+    from rankwise.rows.text.outcome import Shown as ShownRow
 
 
 TIGHT = 0.85

@@ -31,6 +31,8 @@ from rankwise.forward.fused import PROBED, FusedLoss, has_kernels, has_weights_t
 from rankwise.forward.reference import check_packs
 from rankwise.kernels.loss import divergence
 from rankwise.kernels.regions import compiled_regions
+from rankwise.objectives.causal_lm import CausalLM
+from rankwise.objectives.objective import Objective, WithHead
 from rankwise.planning.time import COMPILED_AFTER
 from rankwise.rows.encoded.batches import Batch
 from rankwise.rows.encoded.flat import flat
@@ -203,15 +205,11 @@ class FusedBlocks:
             yield
 
 
-KERNELS: dict[str, type[Fused | FusedBlocks]] = {
-    "causal-lm": Fused, "sequence-to-sequence": Fused, "preference": Fused, "sequence-classification": FusedBlocks,
-    "token-classification": FusedBlocks, "image-classification": FusedBlocks,
-}  # fmt: skip
-"""By the objective's name."""
+KERNELS: dict[type[Objective], type[Fused | FusedBlocks]] = {CausalLM: Fused, WithHead: FusedBlocks}
 
 
 def backend_named(name: BackendName, work: Workload) -> Backend:
-    return Eager(work) if name == "eager" else KERNELS[work.objective.name](work, name)
+    return Eager(work) if name == "eager" else work.objective.among(KERNELS)(work, name)
 
 
 def choose_backend(work: Workload, setting: BackendName | Literal["auto"], tokens: int) -> Backend:
@@ -221,16 +219,18 @@ def choose_backend(work: Workload, setting: BackendName | Literal["auto"], token
         check_finite(work.module, torch.nn.Embedding)
     if setting == "eager":
         return Eager(work)
-    kernels = KERNELS[work.objective.name]
+    kernels = work.objective.among(KERNELS)
     if why := why_unsupported(work) or (kernels.not_compiled if setting == "compiled" else None):
         kind = WarningMessage if has_kernels(work.module, 1) else StatusMessage
         return _eager_instead(work, setting, "", why, kind)
     began = time.perf_counter()
     found = _agreement(work)
-    enough = COMPILED_AFTER * max(1.0, (time.perf_counter() - began) / QUICK)
+    compared = time.perf_counter() - began
+    enough = COMPILED_AFTER * max(1.0, compared / QUICK)
     if not found.agrees:
         return _eager_instead(work, setting, ", which takes more time and memory", found.why, WarningMessage)
-    pays = kernels.not_compiled is None and setting == "auto" and _seconds_per_token(work) * tokens > enough
+    could_pay = kernels.not_compiled is None and setting == "auto" and compared / sum(PROBED) * tokens > enough
+    pays = could_pay and _seconds_per_token(work) * tokens > enough
     compiles = (pays or setting == "compiled") and _compiles(work, required=setting == "compiled")
     return _chosen(work, kernels(work, "compiled" if compiles else "fused"), found)
 
@@ -255,7 +255,7 @@ def why_unsupported(work: Workload) -> str | None:
     """Why there are no kernels for this model, objective and device, with rows of this length; None where there are."""
     if is_sharded(work.module):
         return "the base is split over several processes (model.sharded), and the kernels read whole weights"
-    return KERNELS[work.objective.name].why_not(work)
+    return work.objective.cannot.get("computed by kernels") or work.objective.among(KERNELS).why_not(work)
 
 
 def _eager_instead(
@@ -273,7 +273,7 @@ def _agreement(work: Workload, name: Literal["fused", "compiled"] = "fused") -> 
         work.callback(StatusMessage(
             f"comparing the {name} backend with the model's own code, which takes some passes over the whole model"
         ))  # fmt: skip
-    return KERNELS[work.objective.name].compared(work)
+    return work.objective.among(KERNELS).compared(work)
 
 
 def _seconds_per_token(work: Workload) -> float:

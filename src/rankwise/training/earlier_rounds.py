@@ -22,7 +22,6 @@ from rankwise.config.validation import TextMetric, ValidationConfig
 from rankwise.errors import ConfigError, DataError, RankwiseError, first_line
 from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.validation_rows import prepared_again
-from rankwise.forward.fused import has_kernels
 from rankwise.methods.starting import contents_of
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import objective_for
@@ -32,7 +31,7 @@ from rankwise.rows.writing import TextWriting
 from rankwise.runs.manifest import EarlierRound
 from rankwise.runs.records import Callback, EarlierRecord, LossRecord, ScoreRecord, StatusMessage, WarningMessage
 from rankwise.runs.snapshot import RunSnapshot
-from rankwise.training.backend import Eager, Fused
+from rankwise.training.backend import Eager, Fused, why_unsupported
 from rankwise.training.losses import Backend
 from rankwise.training.pairs import PairBackend
 from rankwise.training.trainer import Hook, Trainer
@@ -60,9 +59,10 @@ class EarlierRows:
         inner = own.inner if isinstance(own, PairBackend) else own
         if not isinstance(inner, Eager | Fused):
             return inner
-        longest = self.prepared.measured_rows.lengths.max()
-        if isinstance(inner, Eager) or not has_kernels(inner.work.module, int(longest)):
-            inner = Eager(replace(inner.work, objective=self.objective, packing=False))
+        longest = int(self.prepared.measured_rows.lengths.max())
+        work = replace(inner.work, objective=self.objective, longest=longest, packing=False)
+        if isinstance(inner, Eager) or why_unsupported(work):
+            inner = Eager(work)
         return over_rows(inner, self.objective)
 
 
@@ -113,7 +113,7 @@ def _rows_of(
     if isinstance(used, TextWriting):
         model = model.with_template(used.template)
 
-    scored, losses = SCORERS[objective.name], ValidationConfig(prompts=())
+    scored, losses = objective.among(SCORERS), ValidationConfig(prompts=())
     try:
         scorer = scored(losses if experiment.model.sharded else _scored_as(run, objective), model, prepared, objective)
     except ConfigError:  # its answers cannot be scored

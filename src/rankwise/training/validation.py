@@ -19,7 +19,10 @@ from rankwise.config.validation import ValidationConfig
 from rankwise.errors import ConfigError, TrainingError
 from rankwise.evaluation.metrics import METRICS
 from rankwise.methods.trainable import Trainable
-from rankwise.objectives.objective import Objective
+from rankwise.objectives.causal_lm import CausalLM
+from rankwise.objectives.objective import Classifier, Objective
+from rankwise.objectives.preference import Preference
+from rankwise.objectives.tagging import Tagging
 from rankwise.rows.encoded.batches import Batch
 from rankwise.rows.preparation import Prepared
 from rankwise.runs.directory import RunDirectory
@@ -84,17 +87,15 @@ class Scorer(Protocol):
         ...
 
 
-SCORERS: dict[str, Callable[[ValidationConfig, LoadedModel, Prepared, Objective], Scorer]] = {
-    "causal-lm": answer_scorer, "sequence-to-sequence": answer_scorer, "preference": pair_scorer,
-    "sequence-classification": class_scorer, "token-classification": tag_scorer, "image-classification": class_scorer,
+SCORERS: dict[type[Objective], Callable[[ValidationConfig, LoadedModel, Prepared, Objective], Scorer]] = {
+    CausalLM: answer_scorer, Preference: pair_scorer, Classifier: class_scorer, Tagging: tag_scorer,
 }  # fmt: skip
-"""By the objective's name."""
-OVER: dict[str, Callable[[Any, Any], Backend]] = {"preference": PairBackend}
-"""By the objective's name: what computes the losses of its rows over the backend of its model."""
+OVER: dict[type[Objective], Callable[[Any, Any], Backend]] = {Objective: lambda own, _: own, Preference: PairBackend}
+"""What computes the losses of an objective's rows over the backend of its model."""
 
 
 def over_rows(backend: Backend, objective: Objective) -> Backend:
-    return OVER.get(objective.name, lambda own, _: own)(backend, objective)
+    return objective.among(OVER)(backend, objective)
 
 
 @dataclass

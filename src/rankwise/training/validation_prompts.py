@@ -20,10 +20,10 @@ from rankwise.evaluation.metrics import METRICS, rows_of, unfit
 from rankwise.inference.decoding import read_answer
 from rankwise.inference.generate import answers_in_turn, asking_ids
 from rankwise.objectives.objective import Objective
+from rankwise.objectives.preference.encode import conversation_of
 from rankwise.objectives.sequence_to_sequence import text_objective
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.preparation import Prepared
-from rankwise.rows.text.encode_pairs import conversation_of
 from rankwise.rows.text.example import BREAK, Message
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import SampleRecord, ScoreRecord

@@ -39,9 +39,9 @@ from torch import Tensor, distributed, nn
 
 from rankwise.base.sharding import is_split, local_part
 from rankwise.errors import DataError, Interrupted, TrainingError, first_line, is_out_of_memory
+from rankwise.objectives.preference.batches import chosen_targets, with_chosen_tokens
 from rankwise.rows.encoded.batches import Arrange, Batch
 from rankwise.rows.encoded.dealing import deal, share_of, undealt
-from rankwise.rows.encoded.pair_batches import chosen_targets, with_chosen_tokens
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.system.launched import launched
 from rankwise.system.signals import check_when_asked, requested

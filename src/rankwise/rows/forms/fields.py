@@ -15,11 +15,6 @@ RIVALS = (
     ("output", "response"),
 )  # fmt: skip
 ABOUT, SYSTEM = ("input", "context"), ("system", "system_prompt")  # each pair is two names for the same field
-FIELDS = (
-    "messages", "conversations", "tools", "system", "system_prompt", "prompt", "question", "completion", "response",
-    "answer", "answers", "text", "text_pair", "label", "instruction", "input", "output", "history", "context",
-    "instances", "image", "chosen", "rejected", "tokens", "tags", "spans",
-)  # fmt: skip
 
 
 def refuse_rivals(row: Row, where: str) -> None:

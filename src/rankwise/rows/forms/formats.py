@@ -36,6 +36,12 @@ from rankwise.rows.forms.turns import (
 )
 from rankwise.rows.text.example import Example, Message
 
+FIELDS = (
+    "messages", "conversations", "tools", "system", "system_prompt", "prompt", "question", "completion", "response",
+    "answer", "answers", "text", "text_pair", "label", "instruction", "input", "output", "history", "context",
+    "instances", "image", "chosen", "rejected", "tokens", "tags", "spans",
+)  # fmt: skip
+"""The fields that a format may read, by the names that data.columns gives columns."""
 FIELDS_OF_INPUT_OUTPUT = frozenset({"input", "output", *SYSTEM})
 QUESTION_FIELDS, ANSWER_FIELDS = ("prompt", "question"), ("completion", "response", "answer", "answers")
 CLASSIFIED = (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,6 +101,30 @@ class Example:
     """The words of a text with tags. Then the first message is the text, and the second what the tags stand for."""
 
     @property
+    def conversations(self) -> Sequence[tuple[Message, ...]]:
+        """Its messages, and the same with every other answer that they are compared with."""
+        return [self.messages, *([self.rejected] if self.rejected else [])]
+
+    @property
+    def question(self) -> Example:
+        """The same without its answer, as a row that is to be answered."""
+        tagged = self.tagged and replace(self.tagged, tags=())
+        return Example(self.messages[:-1], self.where, self.tools, image=self.image, tagged=tagged)
+
+    @property
+    def special(self) -> tuple[str, str] | None:
+        """Of a row that only some objectives learn as it is meant: its form, and what such rows hold."""
+        if self.rejected:
+            return "pairs", "preference pairs. Add --objective preference."
+        if self.tagged is not None:
+            return "tags", "words with tags. Add --objective token-classification."
+        if self.image is not None:
+            return "images", (
+                "images, and the model {model} reads texts. Choose a vision model with --model, such as dinov2-small."
+            )
+        return None
+
+    @property
     def prompt_text(self) -> str:
         """Everything before the last answer, without the system message; for a plain text, the text."""
         turns = [message.whole for message in self.messages[:-1] if message.role != "system"]
@@ -107,7 +133,7 @@ class Example:
     @property
     def full_text(self) -> str:
         """The row as one text without the system message, for the search for duplicates."""
-        every = (*self.messages, *self.rejected)
+        every = chain.from_iterable(self.conversations)
         turns = [f"{turn.role}: {turn.whole}{_calls(turn)}" for turn in every if turn.role != "system"]
         return "\n".join(turns) if self.text is None else self.text
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from rankwise.errors import DataError
 from rankwise.rows.text.example import Example, ImageRecord
@@ -41,6 +41,22 @@ class Outcome:
     @property
     def unlike_asked(self) -> bool:
         return not all(sequence.as_asked for sequence in self.sequences)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One training sequence as segments of text, each with whether it is a training target."""
+
+    where: str
+    segments: list[tuple[str, bool]]
+    tokens: int
+    loss_tokens: int
+    left_out: str | None = None
+    """Why it is left out of training."""
+
+    def summary(self) -> dict[str, Any]:
+        segments = [{"text": text, "learned": learned} for text, learned in self.segments]
+        return vars(self) | {"segments": segments}
 
 
 def read_each(

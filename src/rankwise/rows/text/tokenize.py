@@ -15,7 +15,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Literal, Protocol
 from unicodedata import normalize
 
@@ -78,13 +78,13 @@ class Tokens:
         return int(np.count_nonzero(self.loss_mask[self.tags is None :]))  # nothing predicts the first, a tag apart
 
 
-def sides_of(pair: Tokens) -> tuple[Tokens, Tokens]:
-    """The chosen and the rejected conversation of a row."""
-    assert pair.token_type_ids is not None, "the row is a pair"
-    border = int(np.count_nonzero(np.asarray(pair.token_type_ids) == 0))
-    return (
-        Tokens(pair.ids[:border], pair.loss_mask[:border], pair.as_asked, pair.ended, name=pair.name),
-        Tokens(pair.ids[border:], pair.loss_mask[border:], pair.as_asked, pair.ended, name=pair.name),
+def sides_of(row: Tokens) -> tuple[Tokens, ...]:
+    """The conversations of a row that has several, such as the chosen and the rejected one of a pair."""
+    assert row.token_type_ids is not None, "the row has several conversations"
+    borders = [0, *(np.flatnonzero(np.diff(np.asarray(row.token_type_ids))) + 1).tolist(), len(row.ids)]
+    return tuple(
+        Tokens(row.ids[begin:end], row.loss_mask[begin:end], row.as_asked, row.ended, name=row.name)
+        for begin, end in pairwise(borders)
     )
 
 

@@ -28,18 +28,18 @@ from rankwise.config.experiment import Experiment
 from rankwise.config.images import ImageProcessing
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RunError, first_line, is_out_of_memory
-from rankwise.objectives.objective import Classifier, head_settings, outputs_in, target_loss, values_of, weight_of
+from rankwise.objectives.image_classification.encode import ImageEncoder, ImageWriting, PixelFile
+from rankwise.objectives.items import images_given
+from rankwise.objectives.objective import WithHead, head_settings, outputs_in, target_loss, values_of, weight_of
 from rankwise.objectives.predictions import Longest
 from rankwise.rows.classes import read_targets
 from rankwise.rows.encoded.batches import Batch, portions_of
 from rankwise.rows.encoded.sequences import evenly
-from rankwise.rows.images.encode import ImageEncoder, PixelFile
 from rankwise.rows.images.processor import need_vision, normalised
 from rankwise.rows.text.example import Example, ImageContent
 from rankwise.rows.text.outcome import Outcome
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
-from rankwise.rows.writing import ImageWriting
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, WarningMessage
 from rankwise.runs.row_facts import Pooling
@@ -72,7 +72,7 @@ IMAGE_TOLERANCES = {"float32": 0.02, "float16": 0.03, "bfloat16": 0.06}
 
 
 @dataclass(frozen=True)
-class ImageClassification(Classifier):
+class ImageClassification(WithHead):
     processing: ImageProcessing
     seed: int = 0
     """Draws the new head's weights."""
@@ -164,6 +164,9 @@ class ImageClassification(Classifier):
         if image is None:
             raise RunError("This classifier reads images, and the question has no image.")
         return Example((), text[:200], image=ImageContent(image))
+
+    def examples_of(self, items: object) -> list[Example]:
+        return images_given(items)
 
     def encoded(self, model: LoadedModel, examples: Sequence[Example], longest: Longest) -> list[Outcome]:
         return ImageEncoder(self.processing, PixelFile(cache_folder() / "pixels")).encode(examples)

@@ -18,18 +18,22 @@ from torch import Tensor, nn
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.experiment import Experiment
 from rankwise.objectives import text_classification
-from rankwise.objectives.predictions import Done, Longest, Numbers, TaggedText, tagged_text, tags_column
+from rankwise.objectives.items import untagged_given
+from rankwise.objectives.predictions import Done, Longest, Numbers
+from rankwise.objectives.tagging.encode import TagEncoder, encode_words, text_of
 from rankwise.objectives.text_classification import TextClassification, random_ids
 from rankwise.rows.encoded.batches import IGNORED
 from rankwise.rows.forms.tagged_rows import TAGGED_FORMATS
 from rankwise.rows.tag_classes import read_tags
-from rankwise.rows.text.encode_tags import TagEncoder, encode_words, text_of
 from rankwise.rows.text.example import Example
-from rankwise.rows.text.outcome import Outcome, read_each
+from rankwise.rows.text.outcome import Outcome, Shown, read_each
+from rankwise.rows.text.tagged import BEGIN, INSIDE, OUTSIDE, label_in, spans_of
+from rankwise.rows.text.targets import tagged_in
 from rankwise.rows.text.tokenize import Tokens
+from rankwise.rows.writing import TextWriting
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback
-from rankwise.runs.row_facts import Pooling
+from rankwise.runs.row_facts import Pooling, TargetFacts
 
 NAME = "token-classification"
 LOADING = text_classification.LOADING.replace("ForSequenceClassification", "ForTokenClassification").replace(
@@ -54,6 +58,9 @@ class Tagging(TextClassification):
     def columns(self, column: str) -> list[str]:
         return [tags_column(column)]
 
+    def examples_of(self, items: object) -> list[Example]:
+        return untagged_given(items)
+
     def encoded(self, model: LoadedModel, examples: Sequence[Example], longest: Longest) -> list[Outcome]:
         outcomes, usable = read_each(examples, text_of)
         rows = encode_words(model.tokenizer, [text for _, text in usable], longest.cut)
@@ -61,6 +68,21 @@ class Tagging(TextClassification):
             longest.add(outcome, row.tokens)
             outcome.learned_words, outcome.cut_words = row.words, row.cut
         return outcomes
+
+    def preview(self, outcome: Outcome, writing: TextWriting, encoder: Any) -> list[Shown]:
+        """The first token of each word, and behind it the tag that it is to have."""
+        example = outcome.example
+        if not outcome.sequences:
+            why = f"longer than {encoder.limit:,} tokens" if outcome.too_long else "no word is left after truncation"
+            return [Shown(example.where, [(example.prompt_text, False)], outcome.lengths[0], 0, why)]
+        (sequence,) = outcome.sequences
+        assert sequence.tags is not None, "the words have tags"
+        tokens = [writing.tokenizer.decode([int(token)]) for token in sequence.ids]
+        rows = zip(tokens, sequence.loss_mask, sequence.tags, strict=True)
+        segments = [
+            (f"{text} -> {self.targets.names[tag]}" if learned else text, bool(learned)) for text, learned, tag in rows
+        ]
+        return [Shown(example.where, segments, len(sequence.ids), sequence.loss_count)]
 
     def prediction(self, outcome: Outcome, outputs: Numbers) -> TaggedText:
         return tagged_text(self.targets, outcome, outputs)
@@ -109,3 +131,56 @@ class Tagging(TextClassification):
     def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
         every = random_ids(module, lengths, generator)
         return [Tokens(ids, (True,) * len(ids), tags=(0,) * len(ids)) for ids in every]
+
+
+@dataclass(frozen=True)
+class TaggedText:
+    whole: str
+    spans: list[dict[str, Any]]
+    """With start, end, label, text and probability, which is the mean over the span's words of the probability of the
+    predicted tag."""
+    tags: list[str]
+    """One for each word."""
+    given: bool
+    """Whether the words were given one by one."""
+
+    def as_columns(self, column: str) -> dict[str, Any]:
+        """The tags are beside the spans of words that were given."""
+        return {column: self.spans, tags_column(column): self.tags} if self.given else {column: self.spans}
+
+    def as_values(self) -> dict[str, Any]:
+        return {"spans": self.spans, "tags": self.tags}
+
+    def as_shown(self) -> dict[str, Any]:
+        return {"spans": self.spans, "whole": self.whole}
+
+
+def tags_column(column: str) -> str:
+    """The column of tags beside a column of spans."""
+    return f"{column}_tags"
+
+
+def tagged_text(targets: TargetFacts, outcome: Outcome, shares: Numbers) -> TaggedText:
+    """`shares` (W, C) are the probabilities of the learned words. A word that is not learned has the tag of the word
+    before it, whose first token it shares; and a word that was cut has none."""
+    whole, words = text_of(outcome.example)
+    tags, sure = [""] * len(words), np.full(len(words), np.nan)
+    for number, row in zip(outcome.learned_words, shares, strict=True):
+        tags[number], sure[number] = targets.classes[int(row.argmax())], row.max()
+    for number in range(len(words)):
+        cut = number >= len(words) - outcome.cut_words
+        tags[number] = tags[number] or (OUTSIDE if cut or not number else _continued(tags[number - 1]))
+    spans = [
+        {
+            "start": words[span.first][0], "end": words[span.stop - 1][1], "label": span.label,
+            "text": whole[words[span.first][0] : words[span.stop - 1][1]],
+            "probability": round(float(np.nanmean(sure[span.first : span.stop])), 6),
+        }
+        for span in spans_of(tags)
+    ]  # fmt: skip
+    return TaggedText(whole, spans, tags, tagged_in(outcome.example).given)
+
+
+def _continued(tag: str) -> str:
+    label = label_in(tag)
+    return f"{INSIDE}{label}" if tag.startswith((BEGIN, INSIDE)) else tag

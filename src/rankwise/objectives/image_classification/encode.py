@@ -14,15 +14,21 @@ from typing import Any
 
 import numpy as np
 
+from rankwise.config.data import DataConfig
 from rankwise.config.images import ImageProcessing
 from rankwise.errors import DataError
+from rankwise.rows.encoding import EncodingFacts
 from rankwise.rows.images.decode import DecodedImage, decode
 from rankwise.rows.images.perceptual import record_of
 from rankwise.rows.images.processor import pixels_of
+from rankwise.rows.preparation import Prepared
+from rankwise.rows.report.report import Tally
 from rankwise.rows.text.example import Example, ImageRecord
 from rankwise.rows.text.outcome import Outcome, read_each
 from rankwise.rows.text.targets import RowTargets
 from rankwise.rows.text.tokenize import Tokens
+from rankwise.runs.row_facts import TargetFacts
+from rankwise.system.extras import installed_version
 from rankwise.system.files import told_when_full, unnamed_file
 
 
@@ -94,12 +100,31 @@ def decoded(example: Example) -> DecodedImage:
     return decode(example.image, example.where)
 
 
-def looked_at(example: Example) -> Outcome:
-    """Decode the image of a row without a model. A row of text stays as it is."""
-    outcome = Outcome(example)
-    if example.image is not None:
-        try:
-            outcome.image = record_of(decode(example.image, example.where))
-        except DataError as error:
-            outcome.problem = str(error)
-    return outcome
+@dataclass(frozen=True)
+class ImageWriting:
+    """Images by the values of a model's own preprocessor."""
+
+    name: str
+    processing: ImageProcessing
+    learned: TargetFacts
+
+    def by(self, spec: DataConfig) -> ImageWriting:
+        return self
+
+    def encoder(self, spec: DataConfig) -> ImageEncoder:
+        return LabelledEncoder(self.processing, targets=RowTargets(self.learned))
+
+    def tally(self) -> Tally:
+        return Tally()
+
+    @property
+    def facts(self) -> EncodingFacts:
+        return EncodingFacts(self.learned, processing=self.processing, reads=frozenset({"images", "lists"}))
+
+    def counted(self, prepared: Prepared) -> Prepared:
+        return prepared
+
+    @property
+    def identity(self) -> str:
+        libraries = " ".join(map(installed_version, ("torchvision", "pillow")))
+        return f"{self.processing.model_dump_json()} {libraries} {self.learned.model_dump_json()}"

@@ -53,7 +53,7 @@ class PairEncoder:
             outcome.problem = f"{example.where}: {REWRITTEN}"
             return outcome
         one, other = chosen.sequences[0], rejected.sequences[0]
-        if _prompt_of(one) != _prompt_of(other):
+        if prompt_of(one) != prompt_of(other):
             outcome.problem = f"{example.where}: the tokens before the chosen and before the rejected answer differ."
             return outcome
         outcome.lengths = [len(one.ids), len(other.ids)]
@@ -90,7 +90,7 @@ def conversation_of(row: Tokens) -> Tokens:
     return row if row.token_type_ids is None else sides_of(row)[0]
 
 
-def _prompt_of(tokens: Tokens) -> list[int]:
+def prompt_of(tokens: Tokens) -> list[int]:
     """The ids before the first token of an answer."""
     mask = np.asarray(tokens.loss_mask, dtype=bool)
     return list(tokens.ids[: int(np.argmax(mask))])

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -32,13 +32,15 @@ from rankwise.config.experiment import Experiment
 from rankwise.config.preference import PairLoss, PreferenceConfig
 from rankwise.forward.reference import random_documents
 from rankwise.objectives.causal_lm import CausalLM, vocabulary_of
+from rankwise.objectives.preference.batches import flat_pairs, padded_pairs
+from rankwise.objectives.preference.encode import PairEncoder, pair_of
 from rankwise.rows.encoded.batches import Batch
-from rankwise.rows.encoded.pair_batches import flat_pairs, padded_pairs
 from rankwise.rows.encoded.pairs import Pairs
-from rankwise.rows.text.encode_pairs import PairEncoder, pair_of
+from rankwise.rows.text.outcome import Outcome, Shown
 from rankwise.rows.text.rendering import Template
-from rankwise.rows.text.tokenize import Tokens
+from rankwise.rows.text.tokenize import Tokens, sides_of
 from rankwise.rows.text.tokenizer import HubTokenizer
+from rankwise.rows.writing import TextWriting
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback
 from rankwise.runs.row_facts import PairFacts, Pooling
@@ -126,6 +128,22 @@ class Preference(CausalLM):
             loss=self.config.loss, beta=self.config.beta, prompts=self.prompts, rows=0, duplicates=0, contradictions=0,
             ties=0,
         )  # fmt: skip
+
+    def preview(self, outcome: Outcome, writing: TextWriting, encoder: Any) -> list[Shown]:
+        """Both conversations."""
+        example = outcome.example
+        names = [f"{example.where} {name}" for name in ("chosen", "rejected")]
+        if not outcome.sequences:
+            why = (
+                f"one of both is longer than {encoder.limit:,} tokens"
+                if outcome.too_long
+                else "nothing is left to compare"
+            )
+            texts = (replace(example, rejected=()), replace(example, messages=example.rejected, rejected=()))
+            sides = zip(names, texts, outcome.lengths, strict=True)
+            return [Shown(name, [(side.full_text, False)], tokens, 0, why) for name, side, tokens in sides]
+        sides = zip(names, sides_of(outcome.sequences[0]), strict=True)
+        return [Shown(name, writing.segments(side), len(side.ids), side.loss_count) for name, side in sides]
 
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         return padded_pairs(rows, max_tokens, prompts=self.prompts)

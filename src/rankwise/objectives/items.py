@@ -8,13 +8,12 @@ DataError lists every item that cannot be read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from rankwise.config.base import shown
 from rankwise.errors import DataError, together
-from rankwise.objectives import image_classification, tagging, text_classification
 from rankwise.rows.files.in_memory_images import image_bytes
 from rankwise.rows.forms.tagged_rows import untagged
 from rankwise.rows.text.example import Example, ImageContent, Message
@@ -33,14 +32,14 @@ def texts_given(texts: object) -> list[Example]:
         )
     if not isinstance(texts, Iterable):
         raise DataError(f"the texts to classify are of type {type(texts).__name__}. Give a list of texts.")
-    return _rows(texts, "of the texts to classify", TEXT, _pair)
+    return rows_of(texts, "of the texts to classify", TEXT, _pair)
 
 
 def untagged_given(texts: object) -> list[Example]:
     """The texts that a token classifier is given, each one text or a list of its words."""
     if isinstance(texts, str) or not isinstance(texts, Iterable):
         raise DataError(f"the texts to tag are {shown(texts)}. Give a list of texts, or of lists of words.")
-    return _rows(
+    return rows_of(
         texts, "of the texts to tag", TAGGABLE, lambda item, where: untagged(item, where) if _taggable(item) else None
     )
 
@@ -51,16 +50,12 @@ def images_given(images: object) -> list[Example]:
             f"the images to classify are of type {type(images).__name__}. Give a list, even of one image; each is "
             f"{IMAGE}."
         )
-    return _rows(images, "of the images to classify", IMAGE, _image)
+    return rows_of(images, "of the images to classify", IMAGE, _image)
 
 
-GIVEN: Mapping[str, Callable[[object], list[Example]]] = {
-    text_classification.NAME: texts_given, tagging.NAME: untagged_given, image_classification.NAME: images_given,
-}  # fmt: skip
-"""The items of each objective that classifies."""
-
-
-def _rows(items: Iterable[Any], of: str, expected: str, row_of: Callable[[Any, str], Example | None]) -> list[Example]:
+def rows_of(
+    items: Iterable[Any], of: str, expected: str, row_of: Callable[[Any, str], Example | None]
+) -> list[Example]:
     """`row_of` gives None for an item that is nothing of what is expected, or says what else is wrong with it."""
     rows, problems = list[Example](), list[str]()
     for at, item in enumerate(items):

@@ -37,9 +37,9 @@ from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError, RunError
 from rankwise.forward.reference import usable_positions
-from rankwise.objectives.head_start import fit_head
+from rankwise.objectives.items import texts_given
 from rankwise.objectives.objective import (
-    Classifier,
+    WithHead,
     head_settings,
     outputs_in,
     target_loss,
@@ -47,6 +47,7 @@ from rankwise.objectives.objective import (
     weight_of,
 )
 from rankwise.objectives.predictions import Longest
+from rankwise.objectives.text_classification.head_start import fit_head
 from rankwise.planning.pooling import pooling_of
 from rankwise.rows.classes import read_targets
 from rankwise.rows.encoded.batches import IGNORED, Batch, portions_of
@@ -216,7 +217,7 @@ def _without_breaks(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class TextClassification(Classifier):
+class TextClassification(WithHead):
     """Which of the three it is follows from its targets."""
 
     seed: int = 0
@@ -275,6 +276,9 @@ class TextClassification(Classifier):
         if image is not None:
             raise RunError("This classifier reads texts, and the question has an image.")
         return untagged(text, "the text")
+
+    def examples_of(self, items: object) -> list[Example]:
+        return texts_given(items)
 
     def encoded(self, model: LoadedModel, examples: Sequence[Example], longest: Longest) -> list[Outcome]:
         outcomes, usable = read_each(examples, texts_of)
