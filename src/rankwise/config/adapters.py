@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
@@ -53,7 +53,7 @@ class AdapterConfig(MethodConfig):
     """
 
     artifact = "adapter"
-    cannot = {"extracted": EXTRACTED}
+    cannot: ClassVar[Mapping[str, str]] = {"extracted": EXTRACTED}
     auto_rate = 2e-3
     classifier_rate = 3e-4
     image_rate = 4.2e-4
@@ -311,7 +311,7 @@ class FullConfig(MethodConfig):
     named = "full (every weight, in float32)"
     artifact = "model"
     cannot_continue = NO_ADAPTER
-    cannot = {
+    cannot: ClassVar[Mapping[str, str]] = {
         "asked beside others": ALONE,
         "judged by engines": "The whole model learned, so there is no adapter: every engine loads it as a model.",
         "merged by files": f"{FULL_RESULT} Use rankwise extract to make one of it, or rankwise export --format merged "
@@ -324,7 +324,7 @@ class FullConfig(MethodConfig):
     no_anchor = NO_BASE_BESIDE
     base_gradients = 1
     lowest = BEFORE
-    fewer_bits = {}
+    fewer_bits: ClassVar[Mapping[str, str]] = {}
     trial_part = 2
     trial_copies = 5
     lighter_base = (
@@ -387,7 +387,7 @@ class HeadConfig(MethodConfig):
     )  # fmt: skip
     named = "head (only the new head of a classifier)"
     artifact = "adapter"
-    cannot = {
+    cannot: ClassVar[Mapping[str, str]] = {
         "extracted": EXTRACTED,
         "portable": "{folder} has no adapted layers, so there is no rank that all could have. Use --format peft or "
         "merged.",
