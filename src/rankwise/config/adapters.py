@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -39,6 +39,7 @@ EXTRACTED = (
 )
 
 
+ONLY_ROWS = "{} is for linear layers and Conv1D, and the targets include {}. Leave these out, or {}."
 NO_SCALED_DORA = (
     "a budget of forgetting (training.anchor.forget_at_most) scales the result down where it must, which DoRA's "
     "factors cannot express. Leave out adapter.dora, or the budget"
@@ -102,7 +103,7 @@ class LoraConfig(AdapterConfig):
     )  # fmt: skip
     named = "lora"
     unadvised = ()
-    smaller = ("adapter.rank", 4)
+    smaller = ("adapter.rank=4",)
     text_rate = 7.2e-4
     method: Literal["lora"] = "lora"
     """The method these settings belong to."""
@@ -136,8 +137,8 @@ class LoraConfig(AdapterConfig):
         return "DoRA" if self.dora else "LoRA"
 
     @property
-    def only_rows(self) -> tuple[str, str] | None:
-        return ("dora", "set adapter.dora=false") if self.dora else None
+    def only_rows(self) -> str:
+        return ONLY_ROWS.format("dora", "{}", "set adapter.dora=false") if self.dora else ""
 
     @property
     def unsharded(self) -> list[str]:
@@ -196,7 +197,7 @@ class AdaLoraConfig(AdapterConfig):
     tags = ("adalora",)
     cannot_continue = NO_NEW_TRIPLETS
     averages = 2
-    smaller = ("adapter.budget", 2)
+    smaller = ("adapter.budget=2",)
     method: Literal["adalora"] = "adalora"
     """The method these settings belong to."""
     budget: str = "8"

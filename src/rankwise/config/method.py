@@ -6,7 +6,7 @@ What differs between methods and needs no torch is answered here, so that nobody
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -50,7 +50,7 @@ class Card:
     name: str
     title: str
     sentence: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any]
 
 
 class MethodConfig(Config):
@@ -87,8 +87,8 @@ class MethodConfig(Config):
     """The lowest place in a model that learns where no layer has an adapter."""
     unadvised: ClassVar[tuple[str, ...]] = (AS_LORA,)
     """Why `advise` makes no run with it: one of 20 steps must tell what a longer one will learn."""
-    smaller: ClassVar[tuple[str, int] | None] = None
-    """The setting that an adapter's size follows from, and a small value of it."""
+    smaller: ClassVar[tuple[str, ...]] = ()
+    """The setting that an adapter's size follows from, with a small value."""
     fewer_bits: ClassVar[Mapping[str, str]] = {
         "int8": "the base's weights are rounded to 8 bits", "nf4": "the base's weights are rounded to 4 bits",
     }  # fmt: skip
@@ -121,9 +121,9 @@ class MethodConfig(Config):
         return self.label
 
     @property
-    def only_rows(self) -> tuple[str, str] | None:
-        """Where only layers whose weight has one row for each output can be adapted: for what, and what to do else."""
-        return None
+    def only_rows(self) -> str:
+        """Where it fits only layers whose weight has one row for each output: the sentence that refuses others."""
+        return ""
 
     @property
     def unsharded(self) -> list[str]:

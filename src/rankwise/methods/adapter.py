@@ -40,7 +40,7 @@ from rankwise.config.method import MethodConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RunError, TrainingError, some
 from rankwise.methods.artifact import BASE_FACTS, Artifact, base_facts, check_trained_on, stored_weights
-from rankwise.methods.method import Contents, Record, Setup
+from rankwise.methods.method import Contents, Method, Record, Setup
 from rankwise.methods.trainable import Trainable
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.directory import CARD
@@ -149,7 +149,7 @@ def _idle(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) ->
 Settings = TypeVar("Settings", bound=MethodConfig)
 
 
-class AdapterMethod(ABC, Generic[Settings]):
+class AdapterMethod(Method, ABC, Generic[Settings]):
     """Everything but `attach_to`, which is where the methods differ."""
 
     def __init__(self, config: Settings) -> None:
@@ -176,9 +176,6 @@ class AdapterMethod(ABC, Generic[Settings]):
         except BaseException:
             adapters.remove()
             raise
-
-    def own_copy(self, model: LoadedModel) -> LoadedModel:
-        return model
 
     def save(self, trainable: AdapterTrainable, model: LoadedModel, folder: Path, record: Record) -> None:
         facts = base_facts(model)
@@ -209,9 +206,6 @@ class AdapterMethod(ABC, Generic[Settings]):
     def stored(self, trainable: AdapterTrainable) -> Stored | None:
         """What PEFT's files hold of it; None for a LoRA."""
         return None
-
-    def tuned(self, model: LoadedModel, folder: Path) -> LoadedModel:
-        return model
 
     def model_of(self, artifact: Artifact) -> ModelConfig:
         return artifact.base
