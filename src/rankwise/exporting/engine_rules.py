@@ -101,8 +101,9 @@ READ_TOKENS = ("PEFT", "transformers")
 READ_EXPERTS = ("PEFT", "transformers")
 """Engines that read the factors of stacked experts. Public threads of vLLM in 2026 tell of such files that it drops,
 reads the other way round or fails on (vllm-project/vllm, 41384 and 52198)."""
-OF_ENCODER_DECODERS = ("PEFT", "transformers")
-"""What lays adapters over models such as T5 and BART."""
+OF_PEFT = ("PEFT", "transformers")
+"""What lays adapters over models such as T5 and BART, and reads PEFT's methods without a scale."""
+SCALED = ("LORA", "ADALORA")
 Problem = Callable[[AdapterWeights], str | None]
 _BLOCK = re.compile(r"\.\d+\.")
 _OLLAMA = re.compile(r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)")
@@ -129,12 +130,16 @@ def verdicts(weights: AdapterWeights) -> dict[str, str | None]:
     The sentence says whether the engine refuses the adapter, drops a part of it, or scales it otherwise, and by which
     factor. `weights` are as they lie in the folder that the engine reads.
     """
+    if (kind := weights.settings.get("peft_type", "LORA")) not in SCALED:
+        return _by_peft_alone(f"reads no {kind}; export it as peft or portable, which write plain LoRA.")
     if weights.settings.get("task_type") == "SEQ_2_SEQ_LM":
-        others = [name for name in RULES if name not in OF_ENCODER_DECODERS]
-        reason = "is not known to read adapters of an encoder with a decoder."
-        return dict.fromkeys(OF_ENCODER_DECODERS) | {name: f"{name} {reason}" for name in others}
+        return _by_peft_alone("is not known to read adapters of an encoder with a decoder.")
     facts = declared(weights)
     return {name: _verdict(rule, weights, facts) for name, rule in RULES.items()}
+
+
+def _by_peft_alone(reason: str) -> dict[str, str | None]:
+    return {name: None if name in OF_PEFT else f"{name} {reason}" for name in RULES}
 
 
 def factors_by_layer(engine: str, weights: AdapterWeights) -> dict[str, float]:
@@ -180,10 +185,9 @@ def _described(wrong: Mapping[str, float], layers: int) -> str:
     )
 
 
-def _other_than_lora(weights: AdapterWeights) -> str | None:
-    kind = weights.settings.get("peft_type", "LORA")
-    name = {"ADALORA": "AdaLoRA", "VERA": "VeRA"}.get(kind, kind)
-    return None if kind == "LORA" else f"refuses PEFT's {name}; export it as peft or portable, which write plain LoRA"
+def _adalora(weights: AdapterWeights) -> str | None:
+    adalora = weights.settings.get("peft_type") == "ADALORA"
+    return "refuses PEFT's AdaLoRA; export it as peft or portable, which write plain LoRA" if adalora else None
 
 
 def _dora(weights: AdapterWeights, does: str = "refuses DoRA") -> str | None:
@@ -280,40 +284,40 @@ def _rules() -> Iterable[EngineRule]:
     )
     yield EngineRule(
         "vLLM", "0.33", "vllm/lora/peft_helper.py, lora_model.py", "notes", "patterns",
-        (_other_than_lora, _dora, partial(_heads, does="refuses", allowed=("classifier", "score")), _too_large,
+        (_adalora, _dora, partial(_heads, does="refuses", allowed=("classifier", "score")), _too_large,
          partial(_convolutions, does="has no layer for")),
     )  # fmt: skip
     yield EngineRule(
         "SGLang", "0.5.23", "python/sglang/srt/lora/lora.py, mem_pool.py", "notes", "top",
-        (_other_than_lora, _dora, partial(_heads, does="does not load"), _uneven, _without_value,
+        (_adalora, _dora, partial(_heads, does="does not load"), _uneven, _without_value,
          partial(_convolutions, does="has no layer for")),
     )  # fmt: skip
     yield EngineRule(
         "llama.cpp", "convert_lora_to_gguf.py of 0b03ada, src/llama-adapter.h of 215841f", "the same", "read", "tensor",
-        (_other_than_lora, _dora, partial(_heads, does="refuses"), partial(_convolutions, does="refuses"), _transposed),
+        (_adalora, _dora, partial(_heads, does="refuses"), partial(_convolutions, does="refuses"), _transposed),
     )  # fmt: skip
     yield EngineRule(
         "Ollama", "0.33.0-rc2 (fb30760)", "convert/convert.go, convert_llama_adapter.go", "read", "tensor",
-        (_other_than_lora, _dora, partial(_heads, does="refuses"), _no_integer, _unnamed),
+        (_adalora, _dora, partial(_heads, does="refuses"), _no_integer, _unnamed),
     )  # fmt: skip
     yield EngineRule(
         "LoRAX", "03679f3", "server/lorax_server/adapters/lora.py", "read", "top-rslora",
-        (_other_than_lora, partial(_dora, does="drops DoRA's magnitudes"), partial(_heads, does="drops"),
+        (_adalora, partial(_dora, does="drops DoRA's magnitudes"), partial(_heads, does="drops"),
          partial(_embeddings, does="drops"), partial(_convolutions, does="has no layer for"), _uneven_kinds, _gaps),
     )  # fmt: skip
     yield EngineRule(
         "OpenVINO GenAI", "da1db86", "src/cpp/src/lora/adapter.cpp", "read", "one",
-        (_other_than_lora, partial(_dora, does="drops DoRA's magnitudes"), partial(_heads, does="drops"),
+        (_adalora, partial(_dora, does="drops DoRA's magnitudes"), partial(_heads, does="drops"),
          partial(_embeddings, does="drops"), partial(_convolutions, does="has no layer for")),
     )  # fmt: skip
     yield EngineRule("mlx-lm", "0.32.0 (d78bf58)", "mlx_lm/tuner/utils.py", "read", "none", (_other_format,))
     yield EngineRule(
         "Olive", "0.11.0.dev0 (ee6f40f)", "olive/cli/convert_adapters.py", "read", "top-rslora-linear",
-        (_other_than_lora, _dora, partial(_heads, does="has no place for")),
+        (_adalora, _dora, partial(_heads, does="has no place for")),
     )  # fmt: skip
     yield EngineRule(
         "TensorRT-LLM", "007e181", "tensorrt_llm/lora_manager.py", "read", "tensor-rslora",
-        (_other_than_lora, partial(_heads, does="does not load"), partial(_convolutions, does="has no layer for")),
+        (_adalora, partial(_heads, does="does not load"), partial(_convolutions, does="has no layer for")),
     )  # fmt: skip
 
 
