@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planned_shapes import SIZES, adapted, llama
-from rankwise.config.adapters import AdaLoraConfig, LoraConfig
+from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.planning.operations import Load, Operations
 
 ROOT = Path(__file__).parents[2]
+FULL = FullConfig()
 SMOLLM, LLAMA2, LLAMA3, QWEN = "smollm2-135m", "llama-2-7b", "llama-3.1-8b", "qwen2.5-7b"
 
 
@@ -30,23 +31,23 @@ def each_token(name: str, length: int, *, supervised: float = 1.0, **how) -> flo
     [
         (SMOLLM, 512, 629, {}),
         (SMOLLM, 512, 869, {"recomputed": 1.0}),
-        (SMOLLM, 512, 869, {"ranks": None}),
+        (SMOLLM, 512, 869, {"ranks": {}, "method": FULL}),
         (SMOLLM, 512, 561, {"supervised": 0.4}),
         (SMOLLM, 512, 801, {"supervised": 0.4, "recomputed": 1.0}),
         (SMOLLM, 2048, 815, {}),
         (SMOLLM, 2048, 1108, {"recomputed": 1.0}),
-        (SMOLLM, 2048, 1055, {"ranks": None}),
+        (SMOLLM, 2048, 1055, {"ranks": {}, "method": FULL}),
         (LLAMA2, 2048, 28_500, {}),
         (LLAMA2, 4096, 30_400, {}),
         (LLAMA2, 2048, 42_100, {"recomputed": 1.0}),
         (LLAMA2, 4096, 44_500, {"recomputed": 1.0}),
-        (LLAMA2, 2048, 41_500, {"ranks": None}),
+        (LLAMA2, 2048, 41_500, {"ranks": {}, "method": FULL}),
         (LLAMA3, 4096, 34_000, {}),
         (LLAMA3, 4096, 49_100, {"recomputed": 1.0}),
-        (LLAMA3, 4096, 48_800, {"ranks": None}),
+        (LLAMA3, 4096, 48_800, {"ranks": {}, "method": FULL}),
         (QWEN, 4096, 31_400, {}),
         (QWEN, 4096, 45_400, {"recomputed": 1.0}),
-        (QWEN, 4096, 45_300, {"ranks": None}),
+        (QWEN, 4096, 45_300, {"ranks": {}, "method": FULL}),
     ],
 )
 def test_the_design_page_is_met_within_one_per_cent(name, length, stated, how):
@@ -78,7 +79,8 @@ def limits():
     return module
 
 
-@pytest.mark.parametrize("name", [SMOLLM, LLAMA2, LLAMA3])
+@pytest.mark.parametrize("name", [FULL = FullConfig()
+SMOLLM, LLAMA2, LLAMA3])
 @pytest.mark.parametrize(("lengths", "supervised"), [([512], 512), ([30, 200, 77], 150), ([2048, 1], 1)])
 def test_the_benchmarks_count_the_same(name, lengths, supervised):
     size = SIZES[name]
@@ -127,7 +129,7 @@ def test_torch_counts_as_many_for_the_whole_model(counted_by_torch):
     """Its attention here keeps its scores, so that its backward pass is twice the forward one, and computes the pairs
     that causal attention leaves out."""
     length, forward, backward = counted_by_torch
-    made = Operations(llama(causal=False), Load((length,), length), None)
+    made = Operations(llama(causal=False), Load((length,), length), {}, FULL)
     assert made.forward == pytest.approx(forward, rel=0.005)
     assert made.backward - 0.5 * made.attention == pytest.approx(backward, rel=0.005)
 
@@ -195,7 +197,7 @@ def test_where_only_the_feed_forward_part_learns_its_own_attention_needs_no_back
 
 
 def test_the_whole_model_makes_each_product_three_times():
-    made = Operations(llama(), Load((17, 17), 2), None)
+    made = Operations(llama(), Load((17, 17), 2), {}, FULL)
     assert made.layers_back == 2 * made.layers
     assert made.head_back == 2 * made.head == 2 * 2 * 2 * 64 * 128
 

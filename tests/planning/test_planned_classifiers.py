@@ -148,7 +148,7 @@ def test_padded_rows_keep_what_the_plan_says(here: Path, model: str, method: str
         (batch,) = objective.batches(rows, 10**6)
         autograd = saved_bytes(lambda batch: objective.loss(loaded.module, batch), batch, loaded.module)
         blocks = planned_bytes(
-            made.shape, job.ranks, 4, "plain", batch.size, full=job.trains_base, lowest=job.lowest, longest=length
+            made.shape, job.ranks, 4, "plain", batch.size, lowest=job.lowest, longest=length
         )
         amounts.append((autograd, blocks))
     assert trainable.parameters()
@@ -174,7 +174,7 @@ def test_so_do_blocks_that_kernels_compute(here: Path, dtype: str) -> None:
         with fused.active():
             amounts.append(saved_bytes(fused, batch, loaded.module))
     ranks = {block: rank for block, rank in ranks_by_block(parameters_of(shape, spec)).items() if block is not None}
-    forecasted = planned_bytes(shape, ranks, 2 if dtype == "bfloat16" else 4, "fast", 5 * 40, full=False)
+    forecasted = planned_bytes(shape, ranks, 2 if dtype == "bfloat16" else 4, "fast", 5 * 40)
     assert trainable.parameters() and 1 <= (amounts[1] - amounts[0]) / forecasted < 1.1
 
 

@@ -120,8 +120,8 @@ def activations(shape: ModelShape, spec: Any, dtype: str, count: int) -> float:
     amount = AtOnce(count * shape.patches, count, shape.patches)
     job = forecast(shape, spec, TrainingConfig(steps=10), PROCESSOR, dtype, amount).job
     return planned_bytes(
-        shape, job.ranks, 2 if dtype == "bfloat16" else 4, "plain", job.tokens, full=job.trains_base,
-        lowest=job.lowest, adapted=job.adapted,
+        shape, job.ranks, 2 if dtype == "bfloat16" else 4, "plain", job.tokens, lowest=job.lowest,
+        learns=job.learns,
     )  # fmt: skip
 
 
@@ -166,7 +166,7 @@ def test_so_do_blocks_that_kernels_compute(folders, shape_with_head, family, dty
             found.append(saved_bytes(fused, batch, module))
     number, by_block = 2 if dtype == "bfloat16" else 4, ranks_by_block(parameters_of(shape, METHODS["lora"]))
     ranks = {block: rank for block, rank in by_block.items() if block is not None}
-    planned = planned_bytes(shape, ranks, number, "fast", 5 * shape.patches, full=False)
+    planned = planned_bytes(shape, ranks, number, "fast", 5 * shape.patches)
     assert 1 <= (found[1] - found[0]) / planned < (1.3 if family == "siglip" else 1.15)
 
 
@@ -208,7 +208,7 @@ def test_a_forward_pass_has_the_operations_that_torch_counts(folders, shape_with
         forward = counter.get_total_flops()
         logits.sum().backward()
     load = Load((shape.patches,) * 2, 2.0)
-    whole, frozen = Operations(shape, load, None), Operations(shape, load, {})
+    whole, frozen = Operations(shape, load, {}, METHODS["full"]), Operations(shape, load, {})
     assert whole.forward == frozen.forward == pytest.approx(forward, rel=1e-6)
     if family not in (*GROUPED, "siglip"):  # SigLIP's pooling is computed, and a classifier does not read it
         assert whole.backward == pytest.approx(counter.get_total_flops() - forward, rel=0.1)

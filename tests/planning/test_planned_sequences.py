@@ -71,8 +71,8 @@ def rows():
 def planned_bytes(name: str, method: str, dtype: torch.dtype, recomputed: int = 0) -> float:
     ranks = {} if method == "full" else ranks_by_block(parameters_of(shape(name), LoraConfig(rank=RANK)), SHARE)
     return saved_bytes(
-        shape(name), ranks, torch.finfo(dtype).bits // 8, "plain", TOKENS, full=method == "full",
-        longest=READ + WRITTEN, output_share=SHARE, recomputed=recomputed,
+        shape(name), ranks, torch.finfo(dtype).bits // 8, "plain", TOKENS, longest=READ + WRITTEN,
+        learns="full" if method == "full" else "adapter", output_share=SHARE, recomputed=recomputed,
     )  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def test_every_layer_is_counted_on_the_side_that_it_maps(name):
     with FlopCounterMode(display=False) as counter:
         SEQUENCE_TO_SEQUENCE.loss(model, batch)
     load = Load((READ + WRITTEN,) * ROWS, float(ROWS * WRITTEN), (WRITTEN,) * ROWS)
-    planned, decoder = Operations(shape(name), load, None), shape(name).stacks[-1]
+    planned, decoder = Operations(shape(name), load, {}, FullConfig()), shape(name).stacks[-1]
     unneeded = 4.0 * decoder.queries * decoder.count * ROWS * WRITTEN**2 / 2  # of scores, which the plan leaves out
     assert planned.forward + unneeded == counter.get_total_flops()
     assert planned.layers_back == 2 * planned.layers and planned.head_back == 2 * planned.head

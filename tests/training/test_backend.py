@@ -130,10 +130,28 @@ def test_a_long_run_is_compiled_and_goes_on_so(small, monkeypatch):
 def test_memory_is_counted_with_the_dropout_that_a_run_has(small, monkeypatch):
     found = []
     monkeypatch.setattr(workload, "recomputed", lambda needed, free, blocks, least: found.append(needed) or 0)
+    monkeypatch.setattr(backends, "available_memory", lambda: 10_000)  # where there is room, it is not measured
     for number, dropout in enumerate((0.0, 0.3)):
         adapter = rankwise.LoraConfig(rank=8, dropout=dropout)
         rankwise.train(small.model_copy(update={"run": f"run-{number}", "adapter": adapter}))
     assert found[1] > 1.2 * found[0]
+
+
+@pytest.mark.parametrize("kind", ["fused", "eager"])
+def test_what_is_surely_enough_room_is_not_measured_further_and_decides_the_same(small, kind, monkeypatch):
+    """The most that a small batch allows for is at least what is measured."""
+    needed = []
+    count = workload._count
+
+    def both(work, blocks, free, kept, *least):
+        for room in (workload.Room(work.largest, free), workload.NOWHERE):
+            needed.append(kept(room).of(work.largest))
+        return count(work, blocks, free, kept, *least)
+
+    monkeypatch.setattr(workload, "_count", both)
+    settings = small.training.model_copy(update={"backend": kind})
+    rankwise.train(small.model_copy(update={"training": settings}))
+    assert needed[0] > needed[1] > 0
 
 
 def test_where_memory_is_short_blocks_recompute_and_nothing_else_changes(small, monkeypatch):

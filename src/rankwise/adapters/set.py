@@ -140,9 +140,10 @@ class AdapterSet:
     def settle(self, name: str = "default") -> None:
         """Every part of an adapter as plain LoRA of its rank and scale, whatever it was trained as; DoRA stays DoRA."""
         self.check_decided(name)
+        layers = self.layers
         for path, adapter in self.adapters(name).items():
             if not isinstance(adapter, LoRA):
-                self.layers[path].adapters[name] = plain_lora(self.host(path), adapter)
+                layers[path].adapters[name] = plain_lora(layers[path].host, adapter)
         self.discard_empty(name)
 
     def check_decided(self, name: str = "default") -> None:
@@ -320,8 +321,9 @@ def discard(adapters: AdapterSet, name: str) -> None:
 def merge(adapters: AdapterSet, name: str = "default") -> nn.Module:
     """The base model with the change in its weights. No adapter is left over it, and none could be taken out again."""
     adapters.check_decided(name)
+    layers = adapters.layers
     for path, adapter in adapters.adapters(name).items():
-        host = adapters.layers[path].host
+        host = layers[path].host
         weight = weight_of(host)
         _part(adapters.model, owner_of(host), weight)
         changed = in_full(weight) + oriented(host, adapter.delta())

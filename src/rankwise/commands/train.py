@@ -217,7 +217,8 @@ def _objective(
     begun = start.source if start is not None else resumable and resumable.checkpoint.data_report
     pooling = None if begun is None else (begun.targets or TargetFacts()).pooling
     objective = objective_of(experiment, callback, pooling)
-    refuse_other_objectives(experiment)
+    if experiment.model.sharded and (refusal := experiment.objective_settings.no_shards):
+        raise ConfigError([refusal.format(experiment.objective)])
     if start is not None:
         start.check_targets(objective.facts, callback)
     if model is not None and (problem := _misfit(model, experiment, objective)):
@@ -328,11 +329,6 @@ def _problems(experiment: Experiment) -> list[str]:
     }
     advice = "yet. Leave it out, or train without --shard."
     return [f"model.sharded (--shard) cannot be used with {name} {advice}" for name, used in refused.items() if used]
-
-
-def refuse_other_objectives(experiment: Experiment) -> None:
-    if experiment.model.sharded and (refusal := experiment.objective_settings.no_shards):
-        raise ConfigError([refusal.format(experiment.objective)])
 
 
 def measured_as(experiment: Experiment, callback: Callback) -> ValidationConfig:

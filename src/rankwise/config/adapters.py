@@ -10,9 +10,9 @@ from pydantic import Field, field_validator, model_validator
 
 from rankwise.config.base import Number, PositiveInt
 from rankwise.config.budget import BudgetKind, parse_budget
-from rankwise.config.layer import Heads, Layer
+from rankwise.config.layer import BEFORE, Heads, Layer, Position
 from rankwise.config.matching import by_pattern, parse_layers, select, split_names
-from rankwise.config.method import ALONE, NO_ADAPTER, NO_BASE_BESIDE, NO_NEW_TRIPLETS, MethodConfig
+from rankwise.config.method import ALONE, NO_ADAPTER, NO_BASE_BESIDE, NO_NEW_TRIPLETS, Form, MethodConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.modules import AUTO, Modules, Selection
 from rankwise.config.parameters import NO_HEADS, Parameters, with_budget, with_ranks
@@ -274,11 +274,13 @@ class FullConfig(MethodConfig):
         "merged by files": f"{FULL_RESULT} Use rankwise extract to make one of it, or rankwise export --format merged "
         "for the whole model.",
         "combined": FULL_RESULT,
+        "continued": "{model} trained the whole model and has no adapter to begin with (--from). Its model is a base like "
+        "any other: use --model {value}.",
         **dict.fromkeys(("peft", "portable", "mlx", "gguf-lora"), NO_FACTORS),
     }
-    base_dtype: ClassVar[Literal["float32"] | None] = "float32"
     no_anchor: ClassVar[str | None] = NO_BASE_BESIDE
-    trains_base: ClassVar[bool] = True
+    base_gradients: ClassVar[int] = 1
+    lowest: ClassVar[Position] = BEFORE
     fewer_bits: ClassVar[Mapping[str, str]] = {}
     trial_part: ClassVar[int] = 2
     trial_copies: ClassVar[int] = 5
@@ -296,6 +298,16 @@ class FullConfig(MethodConfig):
 
     def parameters(self, total: int, layers: Sequence[Layer], heads: Heads = NO_HEADS) -> Parameters:
         return Parameters(total, total, (), 0, None, None, exact=True)
+
+    def loaded(self, base: ModelConfig) -> ModelConfig:
+        """Weights that learn are float32 on every device, in full, and in memory."""
+        return base.model_copy(update={"dtype": "float32", "quantize": "none", "memory": None})
+
+    def form(self, fastest: Form) -> Form:
+        return "plain"
+
+    def learns(self, adapted: str) -> str:
+        return "full"
 
     def problem_with(self, base: ModelConfig) -> str | None:
         if base.dtype == "bfloat16":

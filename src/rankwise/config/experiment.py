@@ -140,10 +140,8 @@ class Experiment(Config):
 
     @property
     def base(self) -> ModelConfig:
-        """The model as it is loaded: weights that learn are float32 on every device, in full, and in memory."""
-        dtype = self.adapter.base_dtype
-        changes = {"dtype": dtype, "quantize": "none", "memory": None}
-        return self.model if dtype is None else self.model.model_copy(update=changes)
+        """The model as it is loaded."""
+        return self.adapter.loaded(self.model)
 
     @property
     def auto_rate(self) -> float:

@@ -12,12 +12,14 @@ from pydantic import Field, model_validator
 
 from rankwise.config.base import Config
 from rankwise.config.forgetting import AnchorConfig
-from rankwise.config.layer import Heads, Layer
+from rankwise.config.layer import AFTER, Heads, Layer, Position
 from rankwise.config.models import ModelConfig
 from rankwise.config.modules import Modules, Selection
 from rankwise.config.parameters import NO_HEADS, Parameters
 from rankwise.errors import ConfigError
 
+Form = Literal["fast", "plain"]
+"""How a step is computed: by fused kernels, or as the model's own code does."""
 NO_NEW_TRIPLETS = (
     "the method adalora begins with new triplets and cannot continue an adapter (start_from, --from). Leave out the "
     "method: the adapter is trained on as LoRA with the ranks that it has"
@@ -51,8 +53,6 @@ class MethodConfig(Config):
     `{model}` is what was trained and `{folder}` where it lies. Artifacts refuse by it."""
     no_anchor: ClassVar[str | None] = None
     """Why the method cannot be held to its base, for a message."""
-    base_dtype: ClassVar[Literal["float32"] | None] = None
-    """The number format that the base must have, where the method needs one."""
     auto_rate: ClassVar[float]
     """What the learning rate `auto` is at width 576, for language models; training/trainer.py says why."""
     classifier_rate: ClassVar[float]
@@ -63,10 +63,12 @@ class MethodConfig(Config):
     """The same for classifiers of texts, whose head is fitted first, where it is another one."""
     tags: ClassVar[tuple[str, ...]] = ()
     """Tags of the model card, beside those that every adapter has."""
-    trains_base: ClassVar[bool] = False
-    """Whether the base's own weights are trained, and no adapter."""
+    base_gradients: ClassVar[int] = 0
+    """Gradients of each of the base's own weights."""
     averages: ClassVar[int] = 0
     """Moving averages of each trained parameter, beside those of the optimizer."""
+    lowest: ClassVar[Position] = AFTER
+    """The lowest place in a model that learns where no layer has an adapter."""
     short_runs: ClassVar[bool] = False
     """Whether a run of 20 steps tells what a longer one will learn, so that `advise` may make it."""
     smaller: ClassVar[tuple[str, int] | None] = None
@@ -114,6 +116,18 @@ class MethodConfig(Config):
     def problem_with(self, base: ModelConfig) -> str | None:
         """Why this base model cannot be trained with this method, for a message."""
         return None
+
+    def loaded(self, base: ModelConfig) -> ModelConfig:
+        """The base as it is loaded for this method."""
+        return base
+
+    def form(self, fastest: Form) -> Form:
+        """How its steps are computed, where a base could be in the form `fastest`."""
+        return fastest
+
+    def learns(self, adapted: str) -> str:
+        """What learns, by the name of its measurements; `adapted` is that of the layers with an adapter."""
+        return adapted
 
     def problem_with_anchor(self, anchor: AnchorConfig) -> str | None:
         """Why a training with this method cannot be held to its base so, for a message."""

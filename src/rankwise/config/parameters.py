@@ -111,6 +111,8 @@ class Parameters:
     file_bytes_half: int | None
     exact: bool
     """Whether the counts are exact; they are at most what is told where ranks are chosen by looking at data."""
+    beside: int = 0
+    """Numbers in float32 beside the base's own weights while it trains."""
     left: Left | None = None
     heads: Heads = field(default_factory=dict)
     """Weights that train whole beside the adapters, and are counted in the numbers above."""
@@ -155,7 +157,7 @@ def with_ranks(
     )  # fmt: skip
     trainable = sum(planned.trainable for planned in adapted) + numbers_of(heads)
     sizes = (size_of_file(ranked, heads, dora=dora, half=half) for half in (False, True))
-    return Parameters(total, trainable, adapted, trainable, *sizes, exact=exact, heads=heads)
+    return Parameters(total, trainable, adapted, trainable, *sizes, exact=exact, beside=trainable, heads=heads)
 
 
 def with_budget(
@@ -179,9 +181,10 @@ def with_budget(
         most = min(most, budget.in_unit(left.amount))
     half, whole = min(most, 2 * left.most + names), numbers_of(heads)
     beside = size_of_file([], heads) - 4 * whole if heads else 0
+    trainable = sum(planned.trainable for planned in adapted) + whole
     return Parameters(
-        total, sum(planned.trainable for planned in adapted) + whole, tuple(adapted), left.most + whole,
-        most + beside + 4 * whole, half + beside + 2 * whole, exact=True, left=left, heads=heads,
+        total, trainable, tuple(adapted), left.most + whole, most + beside + 4 * whole, half + beside + 2 * whole,
+        exact=True, beside=trainable, left=left, heads=heads,
     )  # fmt: skip
 
 

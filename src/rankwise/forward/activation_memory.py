@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -56,20 +56,33 @@ def _never(_: None) -> Tensor:
     raise AssertionError("counting runs no backward pass")
 
 
-def saved_activations(module: nn.Module, lowest: int = 0) -> SavedActivations:
-    """Measure the fused backend on the blocks from `lowest` on, with a loss on every token."""
-    batches = [probe(module, lengths, torch.Generator().manual_seed(0)) for lengths in (SMALL, LARGE)]
-    return _line(FusedLoss(module, lowest=lowest), batches, module)
+@dataclass(frozen=True)
+class Room:
+    """Free bytes, for activations of so many tokens."""
+
+    tokens: int
+    free: float
+
+
+NOWHERE = Room(0, 0.0)
+
+
+def saved_activations(module: nn.Module, lowest: int = 0, room: Room = NOWHERE) -> SavedActivations:
+    """Measure the fused backend on the blocks from `lowest` on, with a loss on every token. Where even the most that a
+    small batch allows for leaves room, it is not measured further."""
+    batches = (probe(module, lengths, torch.Generator().manual_seed(0)) for lengths in (SMALL, LARGE))
+    return _line(FusedLoss(module, lowest=lowest), batches, module, room)
 
 
 def eager_saved_activations(
-    module: nn.Module, loss_of: Callable[[Batch], Tensor], batch_of: Callable[[int], Batch], row_length: int | None
-) -> SavedActivations:
+    module: nn.Module, loss_of: Callable[[Batch], Tensor], batch_of: Callable[[int], Batch], row_length: int | None,
+    room: Room = NOWHERE,
+) -> SavedActivations:  # fmt: skip
     """By the model's own code; `batch_of` makes a batch of so many tokens: one row with a loss for each or, where every
     row has `row_length` tokens, several rows."""
     device = next(module.parameters()).device
     lengths = _lengths(module) if row_length is None else (row_length, ROWS * row_length)
-    return _line(loss_of, [batch_of(length).to(device) for length in lengths], module)
+    return _line(loss_of, (batch_of(length).to(device) for length in lengths), module, room)
 
 
 def _lengths(module: nn.Module) -> tuple[int, int]:
@@ -80,8 +93,14 @@ def _lengths(module: nn.Module) -> tuple[int, int]:
     return min(SMALL[0], large // 2), large
 
 
-def _line(loss_of: Callable[[Batch], Tensor], batches: Sequence[Batch], module: nn.Module) -> SavedActivations:
-    """Fit the constant and the part per token to two batch sizes."""
-    (small, few), (large, many) = ((batch.size, saved_bytes(loss_of, batch, module)) for batch in batches)
+def _line(
+    loss_of: Callable[[Batch], Tensor], batches: Iterable[Batch], module: nn.Module, room: Room
+) -> SavedActivations:
+    """Fit the constant and the part per token to two batch sizes. All that the small one keeps is at least either."""
+    sizes = ((batch.size, saved_bytes(loss_of, batch, module)) for batch in batches)
+    small, few = next(sizes)
+    if (most := SavedActivations(few, few / small)).of(room.tokens) <= room.free:
+        return most
+    large, many = next(sizes)
     per_token = (many - few) / (large - small)
     return SavedActivations(few - per_token * small, per_token)

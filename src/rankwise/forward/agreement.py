@@ -292,10 +292,10 @@ def _by_plain(plain: Logits, batch: Batch, learned: Sequence[nn.Parameter]) -> C
 
 
 def _by_kernels(module: nn.Module, batch: Batch, learned: Sequence[nn.Parameter]) -> Computed:
-    gradients = _gradients(FusedLoss(module)(batch), learned)
+    loss, hidden = FusedLoss(module).with_hidden(batch)
     with torch.no_grad():
-        hidden = FusedLoss(module).hidden(batch, batch.loss_mask[0].nonzero()[:, 0])
-        return Computed(module.get_output_embeddings()(hidden), gradients)  # pyright: ignore[reportCallIssue]
+        logits = module.get_output_embeddings()(hidden)  # pyright: ignore[reportCallIssue]
+    return Computed(logits, _gradients(loss, learned))
 
 
 def _gradients(total: Tensor, learned: Sequence[nn.Parameter]) -> Tensor:

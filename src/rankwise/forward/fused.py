@@ -43,9 +43,14 @@ class FusedLoss:
         self._prefix = Prefix(self._below, room) if lowest else None
 
     def __call__(self, batch: Batch) -> Tensor:
+        return self.with_hidden(batch)[0]
+
+    def with_hidden(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the loss, and the input of the head (N, d) where there is one."""
         places = batch.loss_mask[0].nonzero()[:, 0]
         hidden = self.hidden(batch, places)
-        return head_loss(hidden, self._module.get_output_embeddings().weight, batch.targets[0, places])
+        weight = self._module.get_output_embeddings().weight
+        return head_loss(hidden, weight, batch.targets[0, places]), hidden
 
     def log_probabilities(self, batch: Batch) -> Tensor:
         """Return the log-probability (N,) of each target of a flat batch, in float32."""
@@ -142,12 +147,6 @@ def _drops(part: nn.Module) -> bool:
     return isinstance(part, nn.Dropout) and part.training and part.p > 0
 
 
-def _learns(part: nn.Module) -> bool:
-    """Tell whether a layer of the model itself is trainable; kernels assume that it is frozen."""
-    theirs = type(part).__module__.startswith(("torch.nn.modules.", "transformers."))
-    return theirs and any(parameter.requires_grad for parameter in part.parameters(recurse=False))
-
-
 def is_watched(part: nn.Module) -> bool:
     """Tell whether hooks wait for its call or its forward method was replaced."""
     hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
@@ -155,7 +154,11 @@ def is_watched(part: nn.Module) -> bool:
 
 
 def has_weights_that_learn(module: nn.Module) -> bool:
-    return any(_learns(part) for part in module.modules())
+    """Tell whether a layer of the model itself is trainable; kernels assume that it is frozen."""
+    theirs = (
+        part for part in module.modules() if type(part).__module__.startswith(("torch.nn.modules.", "transformers."))
+    )
+    return any(parameter.requires_grad for part in theirs for parameter in part.parameters(recurse=False))
 
 
 def probe(module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> Batch:

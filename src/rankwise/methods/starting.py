@@ -238,11 +238,8 @@ def planned_with(given: MethodConfig) -> MethodConfig:
 
 def _adapter_named(name: str, callback: Callback) -> Artifact:
     source = open_artifact(name, callback)
-    if source.config.trains_base:
-        raise ConfigError([
-            f"{source.described} trained the whole model and has no adapter to begin with (--from). Its model is a "
-            f"base like any other: use --model {source.result}."
-        ])  # fmt: skip
+    if (refusal := source.why_not("continued", str(source.result))) is not None:
+        raise ConfigError([refusal])
     return source
 
 

@@ -15,12 +15,10 @@ keeps its input alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
-
 from rankwise.config.layer import Layer
+from rankwise.config.method import Form
 from rankwise.planning.shape import ModelShape
 
-Form = Literal["fast", "plain"]
 EXACT = 4
 """Bytes of a number in float32."""
 FAST = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "gpt_neox", "gpt2"})
@@ -38,29 +36,26 @@ stays as it was before the rotation too."""
 DTYPES = {4: "float32", 2: "bfloat16"}
 ADAPTED = ("adapter", "conv", "both", "head")
 """What adapters are laid over: linear layers; in a model of images also convolutions but those that read the image, any
-layers at all, or none, where a head learns alone."""
+layers at all, or none, where a head learns alone. The other thing that learns is the whole model, "full"."""
 
 
 def block_bytes(
-    shape: ModelShape, ranks: float, number: int, form: Form, *, full: bool, tokens: int = 1, longest: int = 0,
-    adapted: str = "adapter", output_share: float = 0.0,
+    shape: ModelShape, ranks: float, number: int, form: Form, *, tokens: int = 1, longest: int = 0,
+    learns: str = "adapter", output_share: float = 0.0,
 ) -> float:  # fmt: skip
     """Bytes that the mean block keeps of `tokens` tokens in sequences of at most `longest`: of an encoder's block and a
-    decoder's the larger amount. `ranks` is the sum over its adapters, `number` the bytes of a number, `full` whether
-    the model's own weights learn, `adapted` one of ADAPTED, and `output_share` the share of the tokens that a decoder
-    behind an encoder has. A model whose forward pass was not measured is not trained here, and its blocks count as
-    nothing."""
-    every = _bare(
-        shape, number, form, full=full, tokens=tokens, longest=longest, adapted=adapted, share=output_share
-    )  # fmt: skip
+    decoder's the larger amount. `ranks` is the sum over its adapters, `number` the bytes of a number, `learns` what
+    learns, and `output_share` the share of the tokens that a decoder behind an encoder has. A model whose forward pass
+    was not measured is not trained here, and its blocks count as nothing."""
+    every = _bare(shape, number, form, tokens=tokens, longest=longest, learns=learns, share=output_share)
     return number * ranks * tokens + max((bare for bare, _ in every), default=0.0)
 
 
 def _bare(
-    shape: ModelShape, number: int, form: Form, *, full: bool, tokens: int, longest: int, adapted: str, share: float
+    shape: ModelShape, number: int, form: Form, *, tokens: int, longest: int, learns: str, share: float
 ) -> list[tuple[float, float]]:  # fmt: skip
     """Of each block in order, the bytes that it keeps without an adapter's own, and those of its input alone."""
-    blocks, key = shape.blocks, "full float32" if full else f"{adapted} {DTYPES[number]}"
+    blocks, key = shape.blocks, f"{learns} {DTYPES[number]}"
     whole = tokens * positions_of(shape)
     if blocks.reading:
         encoder, (given, output) = shape.stacks[0], (tokens * (1 - share), tokens * share)
@@ -75,14 +70,12 @@ def _bare(
 
 
 def saved_bytes(
-    shape: ModelShape, ranks: Mapping[int, float], number: int, form: Form, tokens: int, *, full: bool,
-    recomputed: int = 0, lowest: int = 0, longest: int = 0, adapted: str = "adapter", output_share: float = 0.0,
+    shape: ModelShape, ranks: Mapping[int, float], number: int, form: Form, tokens: int, *, recomputed: int = 0,
+    lowest: int = 0, longest: int = 0, learns: str = "adapter", output_share: float = 0.0,
 ) -> float:  # fmt: skip
     """Bytes of all blocks from `lowest` on, of which the first `recomputed` keep their input alone. `ranks` by the
     block's number; a decoder's blocks follow those of its encoder."""
-    every = _bare(
-        shape, number, form, full=full, tokens=tokens, longest=longest, adapted=adapted, share=output_share
-    )  # fmt: skip
+    every = _bare(shape, number, form, tokens=tokens, longest=longest, learns=learns, share=output_share)
     first = lowest + min(recomputed, len(every) - lowest)
     own = number * tokens * sum(rank for block, rank in ranks.items() if block >= first)
     inputs = sum(size for _, size in every[lowest:first])

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 from rankwise.config.experiment import Planned
 from rankwise.config.forgetting import BLOCKS, AnchorConfig
-from rankwise.config.method import MethodConfig
+from rankwise.config.method import Form, MethodConfig
 from rankwise.config.modules import image_readers
 from rankwise.config.parameters import Parameters
 from rankwise.config.training import TrainingConfig
-from rankwise.planning.activations import FAST, OF_IMAGES, OF_TEXTS, Form
+from rankwise.planning.activations import FAST, OF_IMAGES, OF_TEXTS
 from rankwise.planning.batches import AtOnce, writes_answers
 from rankwise.planning.devices import Device
 from rankwise.planning.memory import GPU, PROCESSOR, Job, Memory, Overheads, memory_of
@@ -71,13 +71,8 @@ class Forecast:
 def form_of(shape: ModelShape, spec: MethodConfig, training: TrainingConfig, device: Device) -> Form:
     has_kernels = shape.family in FAMILIES.get(shape.auto_class, FAST)
     # the fused kernels do not know rows of new tokens
-    fast = (
-        device.kind == "processor"
-        and has_kernels
-        and not spec.trains_base
-        and not any(name.endswith(NEW_TOKENS) for name in shape.heads)
-    )
-    return "fast" if fast and training.backend != "eager" else "plain"
+    knows = has_kernels and not any(name.endswith(NEW_TOKENS) for name in shape.heads)
+    return spec.form("fast" if device.kind == "processor" and knows and training.backend != "eager" else "plain")
 
 
 def forecast(
@@ -85,22 +80,22 @@ def forecast(
     counted: Parameters | None = None, writes_answers: bool = False, compiled: bool = False,
     storage: Storage = "none", given_back: bool = False,
 ) -> Forecast:  # fmt: skip
-    """`dtype` is what the base computes in, stored as `storage` says and `given_back` after each use; a whole model
-    that learns is in float32. `counted` saves counting. Without kernels there is nothing to be `compiled`."""
+    """`dtype` is what the base computes in, stored as `storage` says and `given_back` after each use. `counted` saves
+    counting. Without kernels there is nothing to be `compiled`."""
     counted = counted or parameters_of(shape, spec)
     form = form_of(shape, spec, training, device)
     asked, blocks = training.activation_checkpointing, shape.block_count
     ranks = ranks_by_block(counted, amount.output_share)
     numbers = [block for block in ranks if block is not None]
     lowest = min(*numbers, blocks - 1) if numbers and len(numbers) == len(ranks) else 0
-    if not ranks and not spec.trains_base:  # heads alone learn, above all blocks
-        lowest = blocks
+    if not ranks:
+        lowest = min(max(0, spec.lowest[0]), blocks)
     job = Job(
-        form=form, dtype=spec.base_dtype or dtype, trains_base=spec.trains_base, averages=spec.averages,
-        trainable=counted.trainable, ranks={block: rank for block, rank in ranks.items() if block is not None},
+        method=spec, form=form, dtype=dtype, trainable=counted.trainable, beside=counted.beside,
+        ranks={block: rank for block, rank in ranks.items() if block is not None},
         tokens=amount.tokens, learned=amount.learned, longest=amount.longest, lowest=lowest,
         images=amount.images, arrow=amount.arrow, passes=amount.passes,
-        adapted="adapter" if shape.image is None else _adapted(shape, counted),
+        learns=spec.learns("adapter" if shape.image is None else _adapted(shape, counted)),
         recomputed=0 if asked == "auto" else min(asked, blocks - lowest), writes_answers=writes_answers,
         compiled=compiled and form == "fast" and shape.task.compiled,
         storage=storage, given_back=given_back and storage != "none",
@@ -136,10 +131,9 @@ def operations_of(forecasted: Forecast, load: Load) -> Operations:
     spec, blocks = forecasted.spec, max(1, forecasted.shape.block_count)
     adapted = forecasted.parameters.adapted
     ranks = {planned.layer.path: spec.mean_rank_share * sum(planned.ranks) for planned in adapted}
-    learning = None if spec.trains_base else ranks
     job, trimmed = forecasted.job, forecasted.shape.task.trimmed
     return Operations(
-        forecasted.shape, load, learning, recomputed=job.recomputed / blocks, trimmed=job.form == "fast" and trimmed,
+        forecasted.shape, load, ranks, spec, recomputed=job.recomputed / blocks, trimmed=job.form == "fast" and trimmed,
         frozen=job.lowest if job.caches_prefix else 0, passes=job.passes,
     )  # fmt: skip
 
@@ -160,10 +154,11 @@ def planned_forecast(
     counted: Parameters | None = None, compiled: bool = False,
 ) -> Forecast:  # fmt: skip
     """By the settings of a training, or by another method, with as many blocks computed twice as training chooses."""
-    dtype = device.dtype if config.model.dtype == "auto" else config.model.dtype
-    answers = bool(shape.task.writes) and writes_answers(config)
-    spec, limited = spec or config.adapter, config.model.memory is not None and device.kind == "processor"
-    storage = storage_of(config.model.quantize, shape, trains_base=spec.trains_base, given_back=limited)
+    spec, answers = spec or config.adapter, bool(shape.task.writes) and writes_answers(config)
+    base = spec.loaded(config.model)
+    dtype, limited = base.dtype, base.memory is not None and device.kind == "processor"
+    dtype = device.dtype if dtype == "auto" else dtype
+    storage = storage_of(base.quantize, shape, given_back=limited)
     first = forecast(
         shape, spec, config.training, device, dtype, amount, counted, answers, compiled, storage, limited
     )  # fmt: skip

@@ -43,9 +43,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from rankwise.config.method import Form, MethodConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import ValidationConfig
-from rankwise.planning.activations import ADAPTED, DTYPES, EXACT, Form, block_bytes, positions_of, saved_bytes
+from rankwise.planning.activations import ADAPTED, DTYPES, EXACT, block_bytes, positions_of, saved_bytes
 from rankwise.planning.shape import CLASSIFIER, IMAGE_CLASSIFIER, SEQUENCES, TAGGER, Blocks, ModelShape
 from rankwise.planning.stored_weights import (
     BESIDE_PACKED,
@@ -147,9 +148,12 @@ class Job:
     """What is held and computed at once. `ranks` are sums over a block's adapters as training begins; `tokens` those
     of the largest micro-batch with padding, `learned` how many of them have a loss."""
 
+    method: MethodConfig
     form: Form
     dtype: str
     trainable: int
+    beside: int
+    """Numbers in float32 that lie beside the base's weights: those of an adapter."""
     ranks: Mapping[int, float]
     tokens: int
     learned: int
@@ -160,18 +164,14 @@ class Job:
     writes_answers: bool = False
     compiled: bool = False
     """Whether the training is compiled, or may be."""
-    trains_base: bool = False
-    """Whether the base's own weights are trained, and no adapter."""
-    adapted: str = "adapter"
-    """What adapters are laid over, one of ADAPTED (activations.py)."""
+    learns: str = "adapter"
+    """What learns: the whole model, "full", or what adapters are laid over, one of ADAPTED (activations.py)."""
     images: int = 0
     """Images whose pixels are in memory."""
     passes: float = 1.0
     """How often a training sees each image as it is."""
     arrow: bool = False
     """Whether pyarrow reads the rows."""
-    averages: int = 0
-    """Moving averages of each trained parameter, beside the optimizer's."""
     storage: Storage = "none"
     """How the base's weights are stored."""
     given_back: bool = False
@@ -224,12 +224,11 @@ def weights_bytes(shape: ModelShape, dtype: str) -> float:
 
 
 def memory_of(shape: ModelShape, job: Job, overheads: Overheads) -> Memory:
-    number, whole, count = int(FORMATS[job.dtype]), job.trains_base, job.trainable
+    number, count, each = int(FORMATS[job.dtype]), job.trainable, EXACT * job.method.averages
     saved = saved_bytes(
-        shape, job.ranks, number, job.form, job.tokens, full=whole, recomputed=job.recomputed, lowest=job.lowest,
-        longest=job.longest, adapted=job.adapted, output_share=job.output_share,
+        shape, job.ranks, number, job.form, job.tokens, recomputed=job.recomputed, lowest=job.lowest,
+        longest=job.longest, learns=job.learns, output_share=job.output_share,
     )  # fmt: skip
-    averages = EXACT * job.averages * count
     logits = LOGITS.get(shape.auto_class, _logits)(shape, job, number)
     copies = job.writes_answers and overheads.prepacks and not job.given_back
     linear = sum(one.inputs * one.outputs for one in shape.layers if one.kind == "linear")  # a tied head among them
@@ -240,10 +239,10 @@ def memory_of(shape: ModelShape, job: Job, overheads: Overheads) -> Memory:
         Part("process", overheads.process_of(job, shape), "measured" if overheads.measured else "assumed"),
         _weights(shape, job, number),
         Part("unpacking", unpacking, "the largest packed weight" if unpacking else "no weight is packed"),
-        Part("adapter", 0 if whole else EXACT * count, "no adapter" if whole else f"{count:,} x 4"),
+        Part("adapter", EXACT * job.beside, f"{job.beside:,} x 4" if job.beside else "no adapter"),
         Part("gradients", EXACT * count, f"{count:,} x 4"),
         Part("optimizer", 8 * count, f"{count:,} x 8"),
-        Part("averages", averages, f"{count:,} x {EXACT * job.averages}" if averages else "only for AdaLoRA"),
+        Part("averages", each * count, f"{count:,} x {each}" if each else "only for AdaLoRA"),
         Part("activations", saved, f"{job.tokens:,} tokens x {saved / max(1, job.tokens):,.0f}"),
         logits,
         Part("answers", packed, f"{'a' if packed else 'no'} second copy of the linear weights for decoding"),
@@ -283,18 +282,17 @@ def _images(shape: ModelShape, job: Job) -> list[Part]:
 def _overhead(shape: ModelShape, job: Job, overheads: Overheads, kept_bytes: float) -> Part:
     """`kept_bytes` are those of activations and logits."""
     if shape.blocks.passing:
-        learns, dtype = "full" if job.trains_base else job.adapted, DTYPES[int(FORMATS[job.dtype])]
         amount, formula = overheads.of_images.overhead(
-            shape.blocks, learns, dtype, job.tokens, kept_bytes, fast=job.form == "fast"
+            shape.blocks, job.learns, DTYPES[int(FORMATS[job.dtype])], job.tokens, kept_bytes, fast=job.form == "fast"
         )
         of_averages = OF_AVERAGES * 8 * job.trainable
         return Part("overhead", amount + of_averages, f"{formula} + {OF_AVERAGES:.0%} of the optimizer")
     of_block = block_bytes(
-        shape, max(job.ranks.values(), default=0.0), int(FORMATS[job.dtype]), job.form, full=job.trains_base,
-        tokens=job.tokens, longest=job.longest, output_share=job.output_share,
+        shape, max(job.ranks.values(), default=0.0), int(FORMATS[job.dtype]), job.form, tokens=job.tokens,
+        longest=job.longest, learns=job.learns, output_share=job.output_share,
     )  # fmt: skip
     times, holes = overheads.blocks(shape, job), overheads.holes * shape.task.holes
-    copies = shape.task.tables if job.trains_base else 0
+    copies = shape.task.tables * job.method.base_gradients
     tables = copies * EXACT * shape.vocabulary * shape.blocks.width
     of_tables = ("", " + the embedding's gradient", " + twice the embedding's gradient")[copies]
     return Part(

@@ -24,9 +24,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from rankwise.config.layer import AFTER, BEFORE, Layer, Position
+from rankwise.config.method import MethodConfig
 from rankwise.planning.shape import Blocks, ModelShape
 
 BACKWARD_OF_ATTENTION = 2.5
+ADAPTERS = MethodConfig()
 FIRST, SECOND = 0, 1
 """Stages of a block: layers that make queries, keys and values, and what follows attention."""
 
@@ -56,12 +58,12 @@ class Load:
 
 @dataclass(frozen=True)
 class Operations:
-    """Of one pass forward and backward over `load`. `ranks` gives the rank of each adapted layer by its path; None
-    means that the whole model learns."""
+    """Of one pass forward and backward over `load`. `ranks` gives the rank of each adapted layer by its path."""
 
     shape: ModelShape
     load: Load
-    ranks: Mapping[str, float] | None
+    ranks: Mapping[str, float]
+    method: MethodConfig = ADAPTERS
     recomputed: float = 0.0
     """Share of the blocks that are computed a second time for the backward pass."""
     trimmed: bool = False
@@ -94,7 +96,7 @@ class Operations:
     @cached_property
     def layers_back(self) -> float:
         to_inputs = sum(2 * _size(layer) * tokens for layer, at, tokens in self._linear if self._lowest < at)
-        return to_inputs + (self.layers if self.ranks is None else 0)
+        return to_inputs + self.method.base_gradients * self.layers
 
     @property
     def attention_back(self) -> float:
@@ -103,7 +105,7 @@ class Operations:
 
     @property
     def head_back(self) -> float:
-        return self.head * ((self.ranks is None) + (self._lowest < AFTER))
+        return self.head * (self.method.base_gradients + (self._lowest < AFTER))
 
     @property
     def backward(self) -> float:
@@ -134,10 +136,8 @@ class Operations:
     @cached_property
     def _lowest(self) -> Position:
         """Of what learns. What never learned has the head above it."""
-        if self.ranks is None:
-            return BEFORE
         at = {layer.path: layer.position for layer in self.shape.layers if layer.path != self.shape.head}
-        return min((found for path in self.ranks if (found := at.get(path)) is not None), default=AFTER)
+        return min((found for path in self.ranks if (found := at.get(path)) is not None), default=self.method.lowest)
 
     def _share(self, at: Position) -> float:
         """Of the passes in which a layer is computed forward."""
@@ -173,7 +173,7 @@ class Operations:
         return [reads] * encoder.count + [writes] * decoder.count
 
     def _rank(self, layer: Layer) -> float:
-        return (self.ranks or {}).get(layer.path, 0)
+        return self.ranks.get(layer.path, 0)
 
     @cached_property
     def _head(self) -> tuple[float, float]:

@@ -148,8 +148,8 @@ def sharded_peak(forecast: Forecast, processes: Processes) -> int | None:
         return None
     groups = sorted(_groups(forecast).values())
     divided, gathered = sum(groups), sum(groups[-2:])
-    if job.trains_base:  # float32: gradients are as large as weights, and each average is too
-        divided, gathered = (4 + job.averages) * divided, gathered + groups[-1]
+    gradients, averages = job.method.base_gradients, 2 + job.method.averages  # in float32, each as large as the weights
+    divided, gathered = (1 + gradients * (1 + averages)) * divided, gathered + gradients * groups[-1]
     return round(forecast.peak - max(0.0, (1 - 1 / count) * divided - gathered))
 
 

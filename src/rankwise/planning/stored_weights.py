@@ -60,10 +60,8 @@ class Conversion:
     seconds: float
 
 
-def storage_of(quantize: str, shape: ModelShape, *, trains_base: bool, given_back: bool) -> Storage:
-    """`quantize` is the setting of the base model; weights that learn are in full."""
-    if trains_base:
-        return "none"
+def storage_of(quantize: str, shape: ModelShape, *, given_back: bool) -> Storage:
+    """`quantize` is the setting of the base model as it is loaded."""
     if quantize == "nf4" or quantize == "int8":
         return quantize
     if quantize == "auto" and shape.file_bytes:

@@ -225,10 +225,12 @@ def choose_backend(work: Workload, setting: BackendName | Literal["auto"], token
         return _eager_instead(work, setting, "", why, kind)
     began = time.perf_counter()
     found = _agreement(work)
-    enough = COMPILED_AFTER * max(1.0, (time.perf_counter() - began) / QUICK)
+    compared = time.perf_counter() - began
+    enough = COMPILED_AFTER * max(1.0, compared / QUICK)
     if not found.agrees:
         return _eager_instead(work, setting, ", which takes more time and memory", found.why, WarningMessage)
-    pays = kernels.not_compiled is None and setting == "auto" and _seconds_per_token(work) * tokens > enough
+    could_pay = kernels.not_compiled is None and setting == "auto" and compared / sum(PROBED) * tokens > enough
+    pays = could_pay and _seconds_per_token(work) * tokens > enough
     compiles = (pays or setting == "compiled") and _compiles(work, required=setting == "compiled")
     return _chosen(work, kernels(work, "compiled" if compiles else "fused"), found)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from math import ceil
 from typing import Literal
 
@@ -22,7 +23,13 @@ from torch import Tensor, nn
 
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError
-from rankwise.forward.activation_memory import SavedActivations, eager_saved_activations, saved_activations
+from rankwise.forward.activation_memory import (
+    NOWHERE,
+    Room,
+    SavedActivations,
+    eager_saved_activations,
+    saved_activations,
+)
 from rankwise.forward.checkpointing import activation_checkpointing, blocks_in_order
 from rankwise.forward.encoders import FusedEncoder, encoder_blocks, has_encoder_kernels, lowest_block_that_learns
 from rankwise.forward.fused import blocks_of, has_kernels, lowest_that_learns
@@ -117,7 +124,7 @@ KEPT_SHARE = 0.7
 def fused_blocks(work: Workload, free: int) -> int:
     """How many blocks the fused backend recomputes, from the first trained one on."""
     blocks = blocks_of(work.module) - work.first_trained_block
-    return _count(work, blocks, free, lambda: (saved_activations(work.module, work.first_trained_block), 0.0))
+    return _count(work, blocks, free, lambda room: saved_activations(work.module, work.first_trained_block, room))
 
 
 def encoder_blocks_recomputed(work: Workload, loss: Callable[[Batch], Tensor], free: int) -> int:
@@ -125,11 +132,11 @@ def encoder_blocks_recomputed(work: Workload, loss: Callable[[Batch], Tensor], f
     lowest = work.first_trained_block
     blocks = len(encoder_blocks(work.module)) - lowest
 
-    def saved(recomputed: int) -> SavedActivations:
+    def saved(room: Room, recomputed: int = 0) -> SavedActivations:
         with FusedEncoder(work.module, loss, lowest=lowest, recomputed=recomputed).active():
-            return _kept_by_eager(work, loss)
+            return _kept_by_eager(work, loss, room)
 
-    return _count(work, blocks, free, lambda: (saved(0), saved(blocks).of(work.largest)))
+    return _count(work, blocks, free, saved, lambda: saved(NOWHERE, blocks))
 
 
 def eager_blocks(work: Workload, loss: Callable[[Batch], Tensor]) -> list[nn.Module]:
@@ -147,40 +154,43 @@ def eager_blocks(work: Workload, loss: Callable[[Batch], Tensor]) -> list[nn.Mod
     if not blocks:
         return []
 
-    def measured() -> tuple[SavedActivations, float]:
+    def least() -> SavedActivations:
         with activation_checkpointing(blocks):
-            least = _kept_by_eager(work, loss).of(work.largest)
-        return _kept_by_eager(work, loss), least
+            return _kept_by_eager(work, loss, NOWHERE)
 
     parameters = work.trainable.parameters()
     learned = sum(parameter.numel() for parameter in parameters)
     free = free_on(next(work.module.parameters()).device) - BYTES_OF_LEARNING * learned
-    return blocks[: _count(work, len(blocks), max(0, free), measured)]
+    return blocks[: _count(work, len(blocks), max(0, free), partial(_kept_by_eager, work, loss), least)]
 
 
-def _kept_by_eager(work: Workload, loss: Callable[[Batch], Tensor]) -> SavedActivations:
+def _kept_by_eager(work: Workload, loss: Callable[[Batch], Tensor], room: Room) -> SavedActivations:
     def batch_of(length: int) -> Batch:
         rows = work.objective.random_rows(work.module, [length], torch.Generator().manual_seed(0))
         (batch,) = work.objective.batches(rows, length)
         return batch
 
-    return eager_saved_activations(work.module, loss, batch_of, work.objective.row_length)
+    return eager_saved_activations(work.module, loss, batch_of, work.objective.row_length, room)
 
 
-def _count(work: Workload, blocks: int, free: int, measured: Callable[[], tuple[SavedActivations, float]]) -> int:
-    """`measured` gives what all blocks keep, and what is left of it if all are recomputed."""
+def _count(
+    work: Workload, blocks: int, free: int, kept: Callable[[Room], SavedActivations],
+    least: Callable[[], SavedActivations] = lambda: SavedActivations(0.0, 0.0),
+) -> int:  # fmt: skip
+    """`kept` measures what all blocks keep, and `least` what is left of it if all are recomputed."""
     if work.activation_checkpointing != "auto":
         return min(work.activation_checkpointing, blocks)
+    room = Room(work.largest, free * KEPT_SHARE)
     with work.with_dropout():
-        kept, least = measured()
-    needed = kept.of(work.largest)
-    count = recomputed(needed, free, blocks, least)
-    if count:
-        work.callback(WarningMessage(
-            f"{count} of {blocks} blocks use activation checkpointing, because the activations of {work.largest:,} "
-            f"tokens would need {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free. A lower "
-            "training.max_batch_tokens needs less memory"
-        ))  # fmt: skip
+        needed = kept(room).of(room.tokens)
+        if needed <= room.free:
+            return 0
+        count = recomputed(needed, free, blocks, least().of(room.tokens))
+    work.callback(WarningMessage(
+        f"{count} of {blocks} blocks use activation checkpointing, because the activations of {work.largest:,} tokens "
+        f"would need {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free. A lower training.max_batch_tokens needs "
+        "less memory"
+    ))  # fmt: skip
     return count
 
 
