@@ -310,11 +310,9 @@ def connect_shards(experiment: Experiment, world: World) -> None:
 
 
 def _problems(experiment: Experiment) -> list[str]:
-    training, adapter, validation = experiment.training, experiment.adapter, experiment.validation
+    training, validation = experiment.training, experiment.validation
     backend = training.backend
     refused = {
-        "adapter.dora": adapter.needs_rows_of_weights,
-        "adapter.start=eva": getattr(adapter, "start", None) == "eva",
         f"training.backend={backend} (--backend {backend})": backend not in ("auto", "eager"),
         "training.auto_batch (--auto-batch)": training.auto_batch,
         "training.learning_rate=tune (--tune)": training.learning_rate == "tune",
@@ -325,7 +323,8 @@ def _problems(experiment: Experiment) -> list[str]:
         "validation.prompts": bool(validation.prompts),
     }
     advice = "yet. Leave it out, or train without --shard."
-    return [f"model.sharded (--shard) cannot be used with {name} {advice}" for name, used in refused.items() if used]
+    names = [*experiment.adapter.unsharded, *(name for name, used in refused.items() if used)]
+    return [f"model.sharded (--shard) cannot be used with {name} {advice}" for name in names]
 
 
 def measured_as(experiment: Experiment, callback: Callback) -> ValidationConfig:

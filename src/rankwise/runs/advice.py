@@ -111,11 +111,11 @@ class Advice(Config):
 class LabelAdvice(Advice):
     """On a classifier."""
 
-    others: ClassVar[str] = "the labels"
-    content_of: ClassVar[str] = "the inputs"
-    learner: ClassVar[str] = "the probe's loss"
-    passes: ClassVar[str] = ""
-    score_name: ClassVar[str] = "accuracy"
+    others = "the labels"
+    content_of = "the inputs"
+    learner = "the probe's loss"
+    passes = ""
+    score_name = "accuracy"
     classifies: bool = True
 
     @property
