@@ -54,6 +54,8 @@ class ObjectiveSettings:
     """Why its base is not split over processes."""
     texts: ClassVar[int] = 1
     """Of a document, each of which may have the largest length."""
+    planned: ClassVar[Mapping[str, Any]] = {}
+    """Settings of training that a plan counts with, whatever is given."""
     earliest: ClassVar[int] = 1
     """The first step after which a result may be the best one."""
 
