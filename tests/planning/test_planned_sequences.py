@@ -18,8 +18,7 @@ from rankwise.forward.fake_pass import Recorder
 from rankwise.forward.model_shape import shape_of_config
 from rankwise.methods.full import FullFineTuning
 from rankwise.methods.inject import inject
-from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, batch_of
-from rankwise.objectives.sequence_to_sequence.encode import row_of
+from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, batch_of, row_of
 from rankwise.planning.activations import saved_bytes
 from rankwise.planning.batches import micro_batches, padded_load, sides_at_once
 from rankwise.planning.devices import Device

@@ -123,7 +123,7 @@ class PlannedRows:
 
     @property
     def of_pairs(self) -> bool:
-        return any(len(document.texts) > 1 for document in self.drawn)
+        return {len(document.texts) for document in self.drawn} == {2}
 
     @property
     def supervised_share(self) -> float:
