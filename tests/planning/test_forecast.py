@@ -9,6 +9,7 @@ import pytest
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.config.experiment import Planned
 from rankwise.config.forgetting import BLOCKS
+from rankwise.config.models import ModelConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.forward.plan import shape_of
 from rankwise.planning.batches import AtOnce, packed_at_once
@@ -28,7 +29,7 @@ HERE = replace(this_machine(), memory=int(20e9))
 
 
 def of(spec, shape=STARTER, training=TRAINING, device=HERE, dtype="bfloat16", amount=AMOUNT):
-    return forecast(shape, spec, training, device, dtype, amount)
+    return forecast(shape, spec, training, device, spec.loaded(ModelConfig(name="m", dtype=dtype)).dtype, amount)
 
 
 def test_rows_of_new_tokens_are_computed_by_the_model_itself():

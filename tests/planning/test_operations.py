@@ -79,8 +79,7 @@ def limits():
     return module
 
 
-@pytest.mark.parametrize("name", [FULL = FullConfig()
-SMOLLM, LLAMA2, LLAMA3])
+@pytest.mark.parametrize("name", [SMOLLM, LLAMA2, LLAMA3])
 @pytest.mark.parametrize(("lengths", "supervised"), [([512], 512), ([30, 200, 77], 150), ([2048, 1], 1)])
 def test_the_benchmarks_count_the_same(name, lengths, supervised):
     size = SIZES[name]

@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from planning_models import SMALL, written_config
 from rankwise.base.kind import CAUSAL_LM
 from rankwise.base.quantized_folder import quantized_folder
-from rankwise.config.adapters import FullConfig, LoraConfig
+from rankwise.config.adapters import LoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.forward.model_shape import shape_of_config
 from rankwise.forward.plan import shape_of
@@ -97,7 +97,7 @@ def test_fewer_bits_take_less_and_weights_that_are_given_back_least():
     assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == 4
     head = 2 * (STARTER.parameters - sum(one.inputs * one.outputs for one in packed_layers(STARTER, "nf4")))
     assert of("nf4", given_back=True).memory["weights"] == head
-    assert of("none", FullConfig(), given_back=True).job.given_back is False
+    assert of("none", given_back=True).job.given_back is False
 
 
 def test_each_weight_is_unpacked_forward_backward_and_again():

@@ -877,7 +877,7 @@ def test_a_training_that_skips_a_bad_row_lists_it_in_its_data_report(tiny_folder
     words = ("train", "--model", tiny_folder, "--data", "rows.jsonl", "--run", "r", "--steps", 1, "--rank", 1)
     result = rankwise(*words, "--on-bad-row", "skip")
     assert result.exit_code == 0, result.output
-    assert "1 of 3 rows are left out" in result.stderr
+    assert "rows: 3 read, 2 used, left out: 1" in result.stderr
     data_report = json.loads((tmp_path / "runs" / "r" / "data_report.json").read_text())
     assert (data_report["used"], data_report["skipped"]) == (2, 1)
     assert data_report["skipped_rows"][0]["where"] == "rows.jsonl:2"

@@ -71,7 +71,7 @@ class AdapterSet:
                     lora.A.copy_(choice.A)
                 yield choice.path, lora
 
-        self._lay(parts(), name)
+        self.add(parts(), name)
 
     def add_heads(self, heads: Sequence[str], name: str = "default") -> None:
         """Train the modules of these names whole; no layer inside them gets an adapter."""
@@ -101,10 +101,11 @@ class AdapterSet:
         mean_rank = budget_of(spec, [sum(sizes[paths[layer]]) for layer in layers], layers, paths).mean_rank
 
         parts = ((path, adalora_for(self.host(path), spec, mean_rank, splits[path], generator)) for path in paths)
-        self._lay(parts, name)
+        self.add(parts, name)
 
-    def _lay(self, parts: Iterable[tuple[str, Adapter]], name: str) -> None:
-        """Each part is made when its turn comes, so that none is where the name is refused."""
+    def add(self, parts: Iterable[tuple[str, Adapter]], name: str = "default") -> None:
+        """Lay parts over the layers at their paths, and make them the active adapter. Each is made when its turn comes,
+        so that none is where the name is refused."""
         _check_name(name)
         if name in dict.fromkeys(name for layer in self.layers.values() for name in layer.adapters):
             raise TargetError(f'this model already has an adapter "{name}"; its adapters are {some(self.names)}.')

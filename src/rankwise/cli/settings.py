@@ -19,9 +19,10 @@ from pydantic_core import PydanticUndefined
 from typer.core import TyperCommand
 
 from rankwise.cli.options import option
-from rankwise.config.adapters import AdaLoraConfig, FullConfig, HeadConfig, LoraConfig
+from rankwise.config.adapters import METHODS
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
+from rankwise.config.method import listed
 from rankwise.config.models import ModelConfig
 from rankwise.config.objectives import LEARNED
 from rankwise.config.preference import PreferenceConfig
@@ -32,7 +33,7 @@ from rankwise.config.validation import ValidationConfig
 from rankwise.errors import ConfigError
 
 CONFIGS = {
-    "model": [ModelConfig], "data": [DataConfig], "adapter": [LoraConfig, AdaLoraConfig, HeadConfig, FullConfig],
+    "model": [ModelConfig], "data": [DataConfig], "adapter": [*METHODS.values()],
     "training": [TrainingConfig], "validation": [ValidationConfig], "classification": [ClassificationConfig],
     "preference": [PreferenceConfig], "tracking": [TrackingConfig],
 }  # fmt: skip
@@ -83,7 +84,7 @@ FLAGS = {
     "beta": Flag("preference.beta", float,
         "With dpo, how strongly the model is held to the reference; with orpo, the weight of the odds ratio."),
     "method": Flag("adapter.method", str,
-        "lora, adalora, full (every weight, in float32) or head (only the new head of a classifier).  [default: lora]"),
+        f"{listed(config.named for config in METHODS.values())}.  [default: lora]"),
     "start_from": Flag("adapter.start_from", str,
         "Begin with this adapter instead of a new one: a finished run, or the folder of a PEFT adapter. Its base, "
         "layers, ranks and scale are taken over."),

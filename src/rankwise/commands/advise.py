@@ -88,7 +88,7 @@ def _made_ready(
 def _refuse(experiment: Experiment, examples: int) -> None:
     adapter, training = experiment.adapter, experiment.training
     given = {
-        f"adapter.method is {adapter.method}, and advise trains short LoRA adapters": not adapter.short_runs,
+        **{f"adapter.method is {adapter.method}, {why}": True for why in adapter.unadvised},
         f"adapter.start_from is {adapter.start_from}, and advise compares with the base model alone":
             adapter.start_from is not None,
         "training.anchor is given, and advise trains short adapters without one": training.anchor is not None,

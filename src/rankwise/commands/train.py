@@ -71,8 +71,6 @@ class Trained:
     """The folder of what was learned."""
     model: LoadedModel
     trainable: Trainable
-    targets: TargetFacts | None = None
-    """The classes or numbers that a classifier predicts."""
     use: str = ""
     """What is done next with it, as `rankwise` takes it."""
 
@@ -80,14 +78,13 @@ class Trained:
         """What `rankwise train --json` prints."""
         results = self.manifest.results
         assert results is not None, "only a finished run is returned"
-        forecast, tuning, replay = self.manifest.forecast, self.manifest.tuning, self.manifest.replay
+        forecast = self.manifest.forecast
         return {
             "run": str(self.run.folder), self.result.name: str(self.result), **results.model_dump(),
             "validation_accuracy": results.validation_accuracy_after,
             "forecast": None if forecast is None else forecast.model_dump(), "warnings": list(self.manifest.warnings),
             "learning_rate": self.manifest.learning_rate,
-            "tuning": None if tuning is None else tuning.model_dump(mode="json"),
-            "replay": None if replay is None else replay.model_dump(mode="json"),
+            "tuning": self.manifest.tuning, "replay": self.manifest.replay,
         }  # fmt: skip
 
 
@@ -180,7 +177,7 @@ def _trained(
         manifest = record(training, foreseen, resumable, force_memory=force_memory, back_offs=back_offs)
         world.barrier()  # what the first one wrote is there for all
         tuned = method.tuned(loaded, result)
-        return Trained(RunDirectory(run.folder), manifest, result, tuned, trainable, objective.targets, objective.use)
+        return Trained(RunDirectory(run.folder), manifest, result, tuned, trainable, objective.use)
     except BaseException:
         trainable.remove()  # a model that was given is to be what it was
         raise
@@ -313,11 +310,9 @@ def connect_shards(experiment: Experiment, world: World) -> None:
 
 
 def _problems(experiment: Experiment) -> list[str]:
-    training, adapter, validation = experiment.training, experiment.adapter, experiment.validation
+    training, validation = experiment.training, experiment.validation
     backend = training.backend
     refused = {
-        "adapter.dora": adapter.needs_rows_of_weights,
-        "adapter.start=eva": getattr(adapter, "start", None) == "eva",
         f"training.backend={backend} (--backend {backend})": backend not in ("auto", "eager"),
         "training.auto_batch (--auto-batch)": training.auto_batch,
         "training.learning_rate=tune (--tune)": training.learning_rate == "tune",
@@ -328,7 +323,8 @@ def _problems(experiment: Experiment) -> list[str]:
         "validation.prompts": bool(validation.prompts),
     }
     advice = "yet. Leave it out, or train without --shard."
-    return [f"model.sharded (--shard) cannot be used with {name} {advice}" for name, used in refused.items() if used]
+    names = [*experiment.adapter.unsharded, *(name for name, used in refused.items() if used)]
+    return [f"model.sharded (--shard) cannot be used with {name} {advice}" for name in names]
 
 
 def measured_as(experiment: Experiment, callback: Callback) -> ValidationConfig:

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from rankwise.config.base import Number, PositiveInt
 from rankwise.config.budget import BudgetKind, parse_budget
-from rankwise.config.layer import BEFORE, Heads, Layer, Position
+from rankwise.config.forgetting import AnchorConfig
+from rankwise.config.layer import BEFORE, Heads, Layer
 from rankwise.config.matching import by_pattern, parse_layers, select, split_names
-from rankwise.config.method import ALONE, NO_ADAPTER, NO_BASE_BESIDE, NO_NEW_TRIPLETS, Form, MethodConfig
+from rankwise.config.method import (
+    ALONE,
+    NO_ADAPTER,
+    NO_BASE_BESIDE,
+    NO_NEW_TRIPLETS,
+    Card,
+    Form,
+    MethodConfig,
+    listed,
+)
 from rankwise.config.models import ModelConfig
 from rankwise.config.modules import AUTO, Modules, Selection
 from rankwise.config.parameters import NO_HEADS, Parameters, with_budget, with_ranks
@@ -29,6 +39,13 @@ EXTRACTED = (
 )
 
 
+ONLY_ROWS = "{} is for linear layers and Conv1D, and the targets include {}. Leave these out, or {}."
+NO_SCALED_DORA = (
+    "a budget of forgetting (training.anchor.forget_at_most) scales the result down where it must, which DoRA's "
+    "factors cannot express. Leave out adapter.dora, or the budget"
+)
+
+
 class AdapterConfig(MethodConfig):
     """Settings that LoRA and AdaLoRA share.
 
@@ -36,11 +53,11 @@ class AdapterConfig(MethodConfig):
     of a path. Anything else is a regular expression, which must match the whole path or its end after a dot.
     """
 
-    artifact: ClassVar[Literal["adapter", "model"]] = "adapter"
+    artifact = "adapter"
     cannot: ClassVar[Mapping[str, str]] = {"extracted": EXTRACTED}
-    auto_rate: ClassVar[float] = 2e-3
-    classifier_rate: ClassVar[float] = 3e-4
-    image_rate: ClassVar[float | None] = 4.2e-4
+    auto_rate = 2e-3
+    classifier_rate = 3e-4
+    image_rate = 4.2e-4
     dropout: Number = Field(0.0, ge=0, lt=1)
     """Dropout probability on the input of each adapter during training."""
     targets: tuple[str, ...] = (AUTO,)
@@ -67,7 +84,7 @@ class AdapterConfig(MethodConfig):
         return parse_layers(value) if isinstance(value, str) else value
 
     def select(self, modules: Modules) -> Selection:
-        return select(modules, self.targets, self.layers, with_rows=self.needs_rows_of_weights, settings=dict(self))
+        return select(modules, self.targets, self.layers, only_rows=self.only_rows, settings=dict(self))
 
 
 class LoraConfig(AdapterConfig):
@@ -76,9 +93,18 @@ class LoraConfig(AdapterConfig):
     The defaults follow Schulman et al. 2025 ("LoRA Without Regret"): every linear layer, alpha 32.
     """
 
-    short_runs: ClassVar[bool] = True
-    smaller: ClassVar[tuple[str, int] | None] = ("adapter.rank", 4)
-    text_rate: ClassVar[float | None] = 7.2e-4
+    cards = (
+        Card("lora", "LoRA", "Trains two small matrices beside each layer; the usual choice, small and quick.",
+             {"adapter.method": "lora"}),
+        Card("dora", "DoRA", "LoRA that trains the length of each weight vector apart from its direction; a little "
+             "slower.", {"adapter.method": "lora", "adapter.dora": True}),
+        Card("eva", "LoRA, started by EVA", "LoRA that begins with the main directions of your rows, and gives more "
+             "rank to layers that need it.", {"adapter.method": "lora", "adapter.start": "eva"}),
+    )  # fmt: skip
+    named = "lora"
+    unadvised = ()
+    smaller = ("adapter.rank=4",)
+    text_rate = 7.2e-4
     method: Literal["lora"] = "lora"
     """The method these settings belong to."""
     rank: Rank = 16
@@ -111,8 +137,16 @@ class LoraConfig(AdapterConfig):
         return "DoRA" if self.dora else "LoRA"
 
     @property
-    def needs_rows_of_weights(self) -> bool:
-        return self.dora
+    def only_rows(self) -> str:
+        return ONLY_ROWS.format("dora", "{}", "set adapter.dora=false") if self.dora else ""
+
+    @property
+    def unsharded(self) -> list[str]:
+        given = {"adapter.dora": self.dora, "adapter.start=eva": self.start == "eva"}
+        return [name for name, is_given in given.items() if is_given]
+
+    def problem_with_anchor(self, anchor: AnchorConfig) -> str | None:
+        return NO_SCALED_DORA if self.dora and anchor.forget_at_most is not None else None
 
     @property
     def needs(self) -> dict[str, str]:
@@ -155,10 +189,15 @@ class AdaLoraConfig(AdapterConfig):
     initial values, one learning rate.
     """
 
-    tags: ClassVar[tuple[str, ...]] = ("adalora",)
-    cannot_continue: ClassVar[str | None] = NO_NEW_TRIPLETS
-    averages: ClassVar[int] = 2
-    smaller: ClassVar[tuple[str, int] | None] = ("adapter.budget", 2)
+    cards = (
+        Card("adalora", "AdaLoRA", "Begins with more rank than the budget and prunes what matters least, layer by "
+             "layer.", {"adapter.method": "adalora"}),
+    )  # fmt: skip
+    named = "adalora"
+    tags = ("adalora",)
+    cannot_continue = NO_NEW_TRIPLETS
+    averages = 2
+    smaller = ("adapter.budget=2",)
     method: Literal["adalora"] = "adalora"
     """The method these settings belong to."""
     budget: str = "8"
@@ -266,29 +305,34 @@ FULL_RESULT = "{model} is a result of full fine-tuning and has no adapter."
 class FullConfig(MethodConfig):
     """Full fine-tuning: every weight of the model is trained, in float32."""
 
-    artifact: ClassVar[Literal["adapter", "model"]] = "model"
-    cannot_continue: ClassVar[str | None] = NO_ADAPTER
+    cards = (
+        Card("full", "Full fine-tuning", "Trains every weight in float32: the most memory, and a whole model as its "
+             "result.", {"adapter.method": "full"}),
+    )  # fmt: skip
+    named = "full (every weight, in float32)"
+    artifact = "model"
+    cannot_continue = NO_ADAPTER
     cannot: ClassVar[Mapping[str, str]] = {
         "asked beside others": ALONE,
         "judged by engines": "The whole model learned, so there is no adapter: every engine loads it as a model.",
         "merged by files": f"{FULL_RESULT} Use rankwise extract to make one of it, or rankwise export --format merged "
         "for the whole model.",
         "combined": FULL_RESULT,
-        "continued": "{model} trained the whole model and has no adapter to begin with (--from). Its model is a base like "
-        "any other: use --model {value}.",
+        "continued": "{model} trained the whole model and has no adapter to begin with (--from). Its model is a base "
+        "like any other: use --model {value}.",
         **dict.fromkeys(("peft", "portable", "mlx", "gguf-lora"), NO_FACTORS),
     }
-    no_anchor: ClassVar[str | None] = NO_BASE_BESIDE
-    base_gradients: ClassVar[int] = 1
-    lowest: ClassVar[Position] = BEFORE
+    no_anchor = NO_BASE_BESIDE
+    base_gradients = 1
+    lowest = BEFORE
     fewer_bits: ClassVar[Mapping[str, str]] = {}
-    trial_part: ClassVar[int] = 2
-    trial_copies: ClassVar[int] = 5
-    lighter_base: ClassVar[tuple[str, str]] = (
+    trial_part = 2
+    trial_copies = 5
+    lighter_base = (
         "adapter.method=lora", "an adapter is trained instead of the whole model",
     )  # fmt: skip
-    auto_rate: ClassVar[float] = 1e-4
-    classifier_rate: ClassVar[float] = 6e-5
+    auto_rate = 1e-4
+    classifier_rate = 6e-5
     method: Literal["full"] = "full"
     """The method these settings belong to."""
 
@@ -338,16 +382,21 @@ REFERENCE: dict[str, Any] = {
 class HeadConfig(MethodConfig):
     """The new head of a classifier alone; the pretrained model stays as it is."""
 
-    artifact: ClassVar[Literal["adapter", "model"]] = "adapter"
+    cards = (
+        Card("head", "Head only", "Trains only the new head of a classifier and leaves the model as it is.",
+             {"adapter.method": "head"}),
+    )  # fmt: skip
+    named = "head (only the new head of a classifier)"
+    artifact = "adapter"
     cannot: ClassVar[Mapping[str, str]] = {
         "extracted": EXTRACTED,
         "portable": "{folder} has no adapted layers, so there is no rank that all could have. Use --format peft or "
         "merged.",
     }
-    auto_rate: ClassVar[float] = 5e-2
-    classifier_rate: ClassVar[float] = 5e-2
-    image_rate: ClassVar[float | None] = 8e-3
-    text_rate: ClassVar[float | None] = 5e-4
+    auto_rate = 5e-2
+    classifier_rate = 5e-2
+    image_rate = 8e-3
+    text_rate = 5e-4
     method: Literal["head"] = "head"
     """The method these settings belong to."""
 
@@ -361,3 +410,25 @@ class HeadConfig(MethodConfig):
     @property
     def needs(self) -> dict[str, str]:
         return {"head": "adapter.method head"}
+
+
+EVERY = (
+    Annotated[LoraConfig, Tag("lora")]
+    | Annotated[AdaLoraConfig, Tag("adalora")]
+    | Annotated[HeadConfig, Tag("head")]
+    | Annotated[FullConfig, Tag("full")]
+)
+"""Every method, under the name that its settings have as `method`. methods/registry.py says what each of them does."""
+METHODS: dict[str, type[MethodConfig]] = {row[1].tag: row[0] for row in map(get_args, get_args(EVERY))}
+COMPARED = (LoraConfig, AdaLoraConfig, FullConfig)
+"""Those whose memory a plan shows beside that of the one which is planned."""
+
+
+def _method(value: Any) -> Any:
+    return value.get("method", "lora") if isinstance(value, dict) else getattr(value, "method", None)
+
+
+Adapting = Annotated[
+    EVERY,
+    Discriminator(_method, custom_error_type="method", custom_error_message=f"The method is {listed(METHODS)}"),
+]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import Annotated, Any, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
-from rankwise.config.adapters import AdaLoraConfig, FullConfig, HeadConfig, LoraConfig
+from rankwise.config.adapters import METHODS, Adapting, LoraConfig
 from rankwise.config.base import NAME, Config
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
@@ -20,24 +20,7 @@ from rankwise.config.tracking import TrackingConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import ValidationConfig
 
-OTHERS: dict[str, type[Config]] = {"adalora": AdaLoraConfig, "head": HeadConfig, "full": FullConfig}
-"""Methods other than LoRA. The adapter settings of recipes are written for LoRA."""
 RUN_NAME = NAME
-
-
-def _method(value: Any) -> Any:
-    return value.get("method", "lora") if isinstance(value, dict) else getattr(value, "method", None)
-
-
-Adapting = Annotated[
-    Annotated[LoraConfig, Tag("lora")]
-    | Annotated[AdaLoraConfig, Tag("adalora")]
-    | Annotated[HeadConfig, Tag("head")]
-    | Annotated[FullConfig, Tag("full")],
-    Discriminator(
-        _method, custom_error_type="method", custom_error_message="The method is lora, adalora, head or full"
-    ),
-]
 
 
 class Experiment(Config):
@@ -156,8 +139,8 @@ def _over(under: dict[str, Any], given: Any) -> Any:
         given = given.model_dump(include={*given.model_fields_set, "method"} & given.__class__.model_fields.keys())
     if not isinstance(given, dict):
         return given
-    if (other := OTHERS.get(given.get("method", ""))) is not None:
-        under = {key: value for key, value in under.items() if key in other.model_fields}
+    if (method := METHODS.get(given.get("method", ""))) is not None:  # the settings of recipes are written for LoRA
+        under = {key: value for key, value in under.items() if key in method.model_fields}
     under = {key: value for key, value in under.items() if key != "epochs" or given.get("steps") is None}
     return under | given
 

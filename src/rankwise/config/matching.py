@@ -38,11 +38,11 @@ from rankwise.errors import TargetError, did_you_mean, some
 
 
 def select(
-    modules: Modules, targets: Sequence[str], layers: tuple[int, ...] | None, *, with_rows: bool,
-    settings: Mapping[str, object],
+    modules: Modules, targets: Sequence[str], layers: tuple[int, ...] | None, *,
+    only_rows: str, settings: Mapping[str, object],
 ) -> Selection:  # fmt: skip
-    """The modules that get an adapter with these `settings`. `with_rows` refuses those whose weight does not have one
-    row for each output."""
+    """The modules that get an adapter with these `settings`. `only_rows` is the sentence by which
+    those are refused whose weight does not have one row for each output."""
     chosen: set[str] = set()
     experts: tuple[list[str], list[str]] = [], []
     targets, notes = _resolved(targets, modules)
@@ -62,8 +62,7 @@ def select(
             f'target "{tied[0]}" shares its weight with the input embedding, so an adapter on it could not be merged '
             "or served. Leave it out."
         )
-    if with_rows:
-        _refuse_without_rows(paths, modules)
+    _refuse_without_rows(paths, modules, only_rows)
     refuse_beside_experts(expert_parameters(paths, modules), settings)
     return Selection(paths, notes)
 
@@ -196,13 +195,10 @@ def _leaf_counts(paths: Iterable[str], modules: Modules) -> list[str]:
     return [f"{leaf} ({count}x)" for leaf, count in counts.items()]
 
 
-def _refuse_without_rows(paths: list[str], modules: Modules) -> None:
+def _refuse_without_rows(paths: list[str], modules: Modules, sentence: str) -> None:
     others = [f'"{path}" ({modules[path].name})' for path in paths if modules[path].kind not in ("linear", "conv1d")]
-    if others:
-        raise TargetError(
-            f"dora is for linear layers and Conv1D, and the targets include {some(others)}. "
-            "Leave these out, or set adapter.dora=false."
-        )
+    if others and sentence:
+        raise TargetError(sentence.format(some(others)))
 
 
 def by_pattern(

@@ -5,8 +5,9 @@ What differs between methods and needs no torch is answered here, so that nobody
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, Self
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -32,18 +33,33 @@ NO_BASE_BESIDE = (
     "an anchor (training.anchor) holds a model to its base, and full fine-tuning changes the base itself, so there is "
     "none beside it. Train an adapter, or leave the anchor out"
 )
-NO_SCALED_DORA = (
-    "a budget of forgetting (training.anchor.forget_at_most) scales the result down where it must, which DoRA's "
-    "factors cannot express. Leave out adapter.dora, or the budget"
-)
 
+AS_LORA = "and advise trains short LoRA adapters"
 ALONE = "{model} is asked alone, since it needs a model of its own."
+
+
+def listed(names: Iterable[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} or {last}"
+
+
+@dataclass(frozen=True)
+class Card:
+    """A way to use a method, as the page offers it: in one sentence, with the settings that it stands for."""
+
+    name: str
+    title: str
+    sentence: str
+    settings: Mapping[str, Any]
 
 
 class MethodConfig(Config):
     start_from: str | None = Field(None, min_length=1)
     """An adapter to begin with instead of a new one: a finished run (its name or folder) or the folder of a PEFT
     adapter. Its layers, ranks and scale stay as they are, so other values for them are refused."""
+    cards: ClassVar[tuple[Card, ...]]
+    named: ClassVar[str]
+    """The method's name as a setting, and what it is where the name does not say it."""
     artifact: ClassVar[Literal["adapter", "model"]]
     """What is written, and the folder of a finished run that it lies in."""
     cannot_continue: ClassVar[str | None] = None
@@ -69,10 +85,10 @@ class MethodConfig(Config):
     """Moving averages of each trained parameter, beside those of the optimizer."""
     lowest: ClassVar[Position] = AFTER
     """The lowest place in a model that learns where no layer has an adapter."""
-    short_runs: ClassVar[bool] = False
-    """Whether a run of 20 steps tells what a longer one will learn, so that `advise` may make it."""
-    smaller: ClassVar[tuple[str, int] | None] = None
-    """The setting that an adapter's size follows from, and a small value of it."""
+    unadvised: ClassVar[tuple[str, ...]] = (AS_LORA,)
+    """Why `advise` makes no run with it: one of 20 steps must tell what a longer one will learn."""
+    smaller: ClassVar[tuple[str, ...]] = ()
+    """The setting that an adapter's size follows from, with a small value."""
     fewer_bits: ClassVar[Mapping[str, str]] = {
         "int8": "the base's weights are rounded to 8 bits", "nf4": "the base's weights are rounded to 4 bits",
     }  # fmt: skip
@@ -105,9 +121,14 @@ class MethodConfig(Config):
         return self.label
 
     @property
-    def needs_rows_of_weights(self) -> bool:
-        """Whether only layers whose weight has one row for each output can be adapted."""
-        return False
+    def only_rows(self) -> str:
+        """Where it fits only layers whose weight has one row for each output: the sentence that refuses others."""
+        return ""
+
+    @property
+    def unsharded(self) -> list[str]:
+        """Its settings that a sharded base cannot be trained with."""
+        return []
 
     def without_rows(self) -> Self:
         """The same settings with a start that needs no training rows."""
@@ -131,8 +152,6 @@ class MethodConfig(Config):
 
     def problem_with_anchor(self, anchor: AnchorConfig) -> str | None:
         """Why a training with this method cannot be held to its base so, for a message."""
-        if anchor.forget_at_most is not None and self.needs_rows_of_weights:
-            return NO_SCALED_DORA
         return self.no_anchor
 
     @property

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from rankwise.config.budget import BYTES_OF_FILE, BYTES_OF_NAMES, Budget, BudgetSettings, budget_of, initial_rank
@@ -32,16 +32,20 @@ def size_of_file(
     ranks: Sequence[tuple[Layer, int]], heads: Heads = NO_HEADS, *, dora: bool = False, half: bool = False
 ) -> int:
     """In bytes. `half`: in 16 bits."""
-    size, kind = (2, "F16") if half else (4, "F32")
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
     experts = stored_names([layer.path for layer, _ in ranks if layer.experts])
     factors = [
         tensor for layer, rank in ranks
         for tensor in _tensors(layer, experts.get(layer.path, layer.path), rank, dora=dora)
     ]  # fmt: skip
-    tensors = sorted([*factors, *((PREFIX + name, size) for name, size in heads.items())])
-    for name, shape in tensors:
+    return bytes_of([*factors, *((PREFIX + name, size) for name, size in heads.items())], half=half)
+
+
+def bytes_of(tensors: Iterable[tuple[str, tuple[int, ...]]], *, half: bool = False) -> int:
+    """The size of a file with tensors of these names and sizes."""
+    size, kind = (2, "F16") if half else (4, "F32")
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in sorted(tensors):
         begin, end = end, end + size * math.prod(shape)
         header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [begin, end]}
     length = len(json.dumps(header, separators=(",", ":")))

@@ -101,8 +101,9 @@ READ_TOKENS = ("PEFT", "transformers")
 READ_EXPERTS = ("PEFT", "transformers")
 """Engines that read the factors of stacked experts. Public threads of vLLM in 2026 tell of such files that it drops,
 reads the other way round or fails on (vllm-project/vllm, 41384 and 52198)."""
-OF_ENCODER_DECODERS = ("PEFT", "transformers")
-"""What lays adapters over models such as T5 and BART."""
+OF_PEFT = ("PEFT", "transformers")
+"""What lays adapters over models such as T5 and BART, and reads PEFT's methods without a scale."""
+SCALED = ("LORA", "ADALORA")
 Problem = Callable[[AdapterWeights], str | None]
 _BLOCK = re.compile(r"\.\d+\.")
 _OLLAMA = re.compile(r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)")
@@ -129,12 +130,16 @@ def verdicts(weights: AdapterWeights) -> dict[str, str | None]:
     The sentence says whether the engine refuses the adapter, drops a part of it, or scales it otherwise, and by which
     factor. `weights` are as they lie in the folder that the engine reads.
     """
+    if (kind := weights.settings.get("peft_type", "LORA")) not in SCALED:
+        return _by_peft_alone(f"reads no {kind}; export it as peft or portable, which write plain LoRA.")
     if weights.settings.get("task_type") == "SEQ_2_SEQ_LM":
-        others = [name for name in RULES if name not in OF_ENCODER_DECODERS]
-        reason = "is not known to read adapters of an encoder with a decoder."
-        return dict.fromkeys(OF_ENCODER_DECODERS) | {name: f"{name} {reason}" for name in others}
+        return _by_peft_alone("is not known to read adapters of an encoder with a decoder.")
     facts = declared(weights)
     return {name: _verdict(rule, weights, facts) for name, rule in RULES.items()}
+
+
+def _by_peft_alone(reason: str) -> dict[str, str | None]:
+    return {name: None if name in OF_PEFT else f"{name} {reason}" for name in RULES}
 
 
 def factors_by_layer(engine: str, weights: AdapterWeights) -> dict[str, float]:

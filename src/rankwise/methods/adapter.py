@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from rankwise.adapters.adapter import Adapter
 from rankwise.adapters.base_layers import weight_of
 from rankwise.adapters.formats.dialects import detect
-from rankwise.adapters.formats.peft import as_lora, lay_peft, write_peft
+from rankwise.adapters.formats.peft import Stored, as_lora, lay_peft, write_peft
 from rankwise.adapters.lora import LoRA
 from rankwise.adapters.set import AdapterSet, merge
 from rankwise.adapters.targets import notes_about
@@ -40,7 +40,7 @@ from rankwise.config.method import MethodConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RunError, TrainingError, some
 from rankwise.methods.artifact import BASE_FACTS, Artifact, base_facts, check_trained_on, stored_weights
-from rankwise.methods.method import Contents, Record, Setup
+from rankwise.methods.method import Contents, Method, Record, Setup
 from rankwise.methods.trainable import Trainable
 from rankwise.runs.data_report import DATA_REPORT
 from rankwise.runs.directory import CARD
@@ -149,7 +149,7 @@ def _idle(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) ->
 Settings = TypeVar("Settings", bound=MethodConfig)
 
 
-class AdapterMethod(ABC, Generic[Settings]):
+class AdapterMethod(Method, ABC, Generic[Settings]):
     """Everything but `attach_to`, which is where the methods differ."""
 
     def __init__(self, config: Settings) -> None:
@@ -177,9 +177,6 @@ class AdapterMethod(ABC, Generic[Settings]):
             adapters.remove()
             raise
 
-    def own_copy(self, model: LoadedModel) -> LoadedModel:
-        return model
-
     def save(self, trainable: AdapterTrainable, model: LoadedModel, folder: Path, record: Record) -> None:
         facts = base_facts(model)
         ranks = [adapter.rank for adapter in trainable.adapters.adapters(trainable.name).values() if adapter.rank]
@@ -190,7 +187,7 @@ class AdapterMethod(ABC, Generic[Settings]):
 
         write_peft(
             trainable.adapters, folder, base_model=model.source.name_for_peft, name=trainable.name,
-            revision=record.revision, fill=fill,
+            revision=record.revision, fill=fill, stored=self.stored(trainable),
             beside={DATA_REPORT: record.data_report, BASE_FACTS: facts.model_dump(mode="json"), **_rounds(record)},
         )  # fmt: skip
         for note in notes_on_tokens(trainable.adapters):
@@ -206,8 +203,9 @@ class AdapterMethod(ABC, Generic[Settings]):
                 "model converted to safetensors. For other machines, use rankwise export --format merged"
             ))  # fmt: skip
 
-    def tuned(self, model: LoadedModel, folder: Path) -> LoadedModel:
-        return model
+    def stored(self, trainable: AdapterTrainable) -> Stored | None:
+        """What PEFT's files hold of it; None for a LoRA."""
+        return None
 
     def model_of(self, artifact: Artifact) -> ModelConfig:
         return artifact.base

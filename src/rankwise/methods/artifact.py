@@ -28,8 +28,7 @@ from rankwise.base.loaded import LoadedModel
 from rankwise.base.skeleton import modules_without_weights
 from rankwise.base.sources import Source
 from rankwise.base.starters import STARTERS
-from rankwise.config.adapters import LoraConfig
-from rankwise.config.experiment import Adapting
+from rankwise.config.adapters import Adapting, LoraConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RunError
 from rankwise.objectives.objective import Objective

@@ -50,6 +50,8 @@ def add_layers(
     adapters: AdapterSet, spec: LoraConfig | AdaLoraConfig, name: str = "default", seed: int = 0,
     choices: list[Choice] | None = None,
 ) -> None:  # fmt: skip
+    if spec.method not in ADDED:
+        raise ConfigError([f"inject lays {' or '.join(ADDED)}, and the method is {spec.method}. Use rankwise.train."])
     ADDED[spec.method](adapters, spec, name, seed, choices)
 
 

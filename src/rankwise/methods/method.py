@@ -77,19 +77,19 @@ class Contents:
 class Method(Protocol):
     def own_copy(self, model: LoadedModel) -> LoadedModel:
         """A copy of somebody else's model where training would change its weights, or else the model itself."""
-        ...
+        return model
 
     def attach(self, model: LoadedModel, setup: Setup) -> Trainable:
         """Make the model learn. If that fails, the model is what it was."""
         ...
 
-    def save(self, trainable: Trainable, model: LoadedModel, folder: Path, record: Record) -> None:
+    def save(self, trainable: Any, model: LoadedModel, folder: Path, record: Record) -> None:
         """Write what was learned as `folder`, whole or not at all."""
         ...
 
     def tuned(self, model: LoadedModel, folder: Path) -> LoadedModel:
         """The model after training: the one that was loaded, or the one that was written to `folder`."""
-        ...
+        return model
 
     def model_of(self, artifact: Artifact) -> ModelConfig:
         """The model to load for an artifact: its base, or what was written."""

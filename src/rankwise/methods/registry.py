@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rankwise.config.experiment import Adapting
+from rankwise.config.adapters import Adapting
 from rankwise.methods.adalora import AdaLoraMethod
 from rankwise.methods.full import FullMethod
 from rankwise.methods.head import HeadMethod

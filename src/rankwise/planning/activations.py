@@ -15,6 +15,7 @@ keeps its input alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
+
 from rankwise.config.layer import Layer
 from rankwise.config.method import Form
 from rankwise.planning.shape import ModelShape

@@ -102,7 +102,7 @@ def _smaller(forecast: Forecast, changes: Changes) -> Iterator[Remedy]:
 
 
 def _in_fewer_bits(forecast: Forecast, changes: Changes) -> Iterator[Remedy]:
-    for name, price in forecast.spec.fewer_bits.items():
+    for name, price in forecast.job.method.fewer_bits.items():
         yield from _with(forecast, changes, (f"model.quantize={name}",), price)
 
 
@@ -128,7 +128,7 @@ def _in_file(forecast: Forecast, room: int, changes: Changes) -> Iterator[Remedy
 
 
 def _others(forecast: Forecast, changes: Changes) -> Iterator[Remedy]:
-    spec, longest = forecast.spec, changes.amount.longest
+    spec, longest = forecast.job.method, changes.amount.longest
     yield from _in_fewer_bits(forecast, changes)
     if forecast.job.dtype == "float32":
         setting, price = spec.lighter_base
@@ -136,8 +136,8 @@ def _others(forecast: Forecast, changes: Changes) -> Iterator[Remedy]:
     if longest > 2 * STEP_OF_TOKENS:
         price = "data.too_long says whether longer rows are left out or shortened"
         yield from _with(forecast, changes, (f"data.max_length={longest // 2}",), price)
-    if spec.smaller is not None and spec.start_from is None:
-        yield from _with(forecast, changes, ("{}={}".format(*spec.smaller),), SMALLER)
+    for setting in spec.smaller if spec.start_from is None else ():
+        yield from _with(forecast, changes, (setting,), SMALLER)
 
 
 def _with(forecast: Forecast, changes: Changes, settings: tuple[str, ...], price: str) -> Iterator[Remedy]:

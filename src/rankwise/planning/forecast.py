@@ -27,7 +27,6 @@ FAMILIES = {CLASSIFIER: OF_TEXTS, TAGGER: OF_TEXTS, IMAGE_CLASSIFIER: OF_IMAGES}
 @dataclass(frozen=True)
 class Forecast:
     shape: ModelShape
-    spec: MethodConfig
     parameters: Parameters
     job: Job
     overheads: Overheads
@@ -102,7 +101,7 @@ def forecast(
         output_share=amount.output_share,
     )  # fmt: skip
     overheads = PROCESSOR if device.kind == "processor" else GPU
-    return Forecast(shape, spec, counted, job, overheads, memory_of(shape, job, overheads))
+    return Forecast(shape, counted, job, overheads, memory_of(shape, job, overheads))
 
 
 def _adapted(shape: ModelShape, counted: Parameters) -> str:
@@ -128,12 +127,11 @@ def ranks_by_block(counted: Parameters, output_share: float = 0.0) -> dict[int |
 
 def operations_of(forecasted: Forecast, load: Load) -> Operations:
     """With the ranks that an adapter has on average over a run."""
-    spec, blocks = forecasted.spec, max(1, forecasted.shape.block_count)
-    adapted = forecasted.parameters.adapted
-    ranks = {planned.layer.path: spec.mean_rank_share * sum(planned.ranks) for planned in adapted}
-    job, trimmed = forecasted.job, forecasted.shape.task.trimmed
+    job, shape, adapted = forecasted.job, forecasted.shape, forecasted.parameters.adapted
+    ranks = {planned.layer.path: job.method.mean_rank_share * sum(planned.ranks) for planned in adapted}
     return Operations(
-        forecasted.shape, load, ranks, spec, recomputed=job.recomputed / blocks, trimmed=job.form == "fast" and trimmed,
+        shape, load, ranks, job.method, recomputed=job.recomputed / max(1, shape.block_count),
+        trimmed=job.form == "fast" and shape.task.trimmed,
         frozen=job.lowest if job.caches_prefix else 0, passes=job.passes,
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
+from rankwise.config.adapters import COMPARED
 from rankwise.config.experiment import Planned
 from rankwise.config.reading import with_settings
 from rankwise.config.training import TrainingConfig
@@ -214,7 +214,7 @@ class Plan:
     def methods(self) -> dict[str, Forecast]:
         """The one that was asked for, and the others with what is usual for them."""
         own = self.config.adapter.method
-        usual = {spec.method: spec for spec in (LoraConfig(), AdaLoraConfig(), FullConfig())}
+        usual = {spec.method: spec for spec in (config() for config in COMPARED)}
         usual.pop(own, None)
         return {own: self.forecast} | {
             method: planned_forecast(

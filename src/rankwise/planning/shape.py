@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import ClassVar
 
 from rankwise.config.images import patches_of
 from rankwise.config.layer import Heads, Layer
@@ -77,35 +76,33 @@ class NewHead:
 class PlannedTask:
     """What a model is trained for, as far as a plan goes by it: here to continue texts."""
 
-    planned: ClassVar[bool] = True
+    planned = True
     """Whether its training can be planned at all."""
-    unplanned: ClassVar[str] = (
-        "its forward pass cannot be simulated without its weights; only the parameters are counted"
-    )
+    unplanned = "its forward pass cannot be simulated without its weights; only the parameters are counted"
     """Why it is not, where it is not."""
-    stacks: ClassVar[int] = 1
+    stacks = 1
     """Of blocks."""
-    texts: ClassVar[int] = 1
+    texts = 1
     """Of a document."""
-    learns: ClassVar[str] = "answer"
-    unit: ClassVar[str] = "row"
-    names: ClassVar[str] = "classes"
-    targets: ClassVar[str] = "rows"
+    learns = "answer"
+    unit = "row"
+    names = "classes"
+    targets = "rows"
     """That outputs are counted for."""
-    writes: ClassVar[int] = 1
+    writes = 1
     """Answers that a validation has of each row that it may answer."""
-    readings: ClassVar[int] = 1
+    readings = 1
     """How often a validation reads each row."""
-    compiled: ClassVar[bool] = True
+    compiled = True
     """Whether torch's compiler takes its fast form."""
-    trimmed: ClassVar[bool] = True
+    trimmed = True
     """Whether its fast form computes of the last block only what the head gets."""
-    tables: ClassVar[int] = 2
+    tables = 2
     """Gradients of the table of words that are there at once, where it learns."""
-    holes: ClassVar[float] = 1.0
+    holes = 1.0
     """Of the usual holes between pieces of memory."""
-    padding: ClassVar[str] = ""
-    lengths: ClassVar[str] = "median length {0:,}, longest {1:,} tokens"
+    padding = ""
+    lengths = "median length {0:,}, longest {1:,} tokens"
 
     def learned(self, tokens: int) -> int:
         """Of a document of so many, those with a loss."""

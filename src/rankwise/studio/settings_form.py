@@ -13,14 +13,14 @@ import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, Literal, cast, get_args
 
 from pydantic_core import PydanticUndefined
 
 from rankwise.commands.starting import base_of_start
-from rankwise.config.adapters import AdaLoraConfig, FullConfig, HeadConfig, LoraConfig
+from rankwise.config.adapters import METHODS
 from rankwise.config.base import Config, descriptions_of
 from rankwise.config.data import OF_HUB, OF_TABLES, DataConfig, Format, Reasoning, ValidationDataConfig
 from rankwise.config.experiment import Experiment, Planned
@@ -30,36 +30,13 @@ from rankwise.config.yaml import dump_yaml
 from rankwise.errors import ConfigError, RankwiseError
 
 Kind = Literal["text", "long", "number", "choice", "switch"]
-ADAPTERS = ("lora", "dora", "eva", "adalora")
 _SENTENCE = re.compile(r"(?<=[.])\s+(?=[A-Z`])")
-OF_LORA = ("lora", "dora", "eva")
 
 
-@dataclass(frozen=True)
-class Card:
-    """A method in one sentence."""
-
-    name: str
-    title: str
-    sentence: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-
-CARDS = (
-    Card("lora", "LoRA", "Trains two small matrices beside each layer; the usual choice, small and quick.",
-         {"adapter.method": "lora"}),
-    Card("dora", "DoRA", "LoRA that trains the length of each weight vector apart from its direction; a little slower.",
-         {"adapter.method": "lora", "adapter.dora": True}),
-    Card("eva", "LoRA, started by EVA", "LoRA that begins with the main directions of your rows, and gives more rank "
-         "to layers that need it.", {"adapter.method": "lora", "adapter.start": "eva"}),
-    Card("adalora", "AdaLoRA", "Begins with more rank than the budget and prunes what matters least, layer by layer.",
-         {"adapter.method": "adalora"}),
-    Card("full", "Full fine-tuning", "Trains every weight in float32: the most memory, and a whole model as its "
-         "result.", {"adapter.method": "full"}),
-    Card("head", "Head only", "Trains only the new head of a classifier and leaves the model as it is.",
-         {"adapter.method": "head"}),
-)  # fmt: skip
+CARDS = tuple(card for config in METHODS.values() for card in config.cards)
 CARD_OF = {card.name: card for card in CARDS}
+ANCHORED = tuple(card.name for config in METHODS.values() for card in config.cards if config.no_anchor is None)
+"""Those of methods that leave a base to be held to."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +79,11 @@ class Knob:
         return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
+def _with(setting: str) -> tuple[str, ...]:
+    """The cards of the methods that have this setting."""
+    return tuple(card.name for one in METHODS.values() if setting in one.model_fields for card in one.cards)
+
+
 def _knobs() -> Sequence[Knob]:
     return (
         Knob("model.name", "--model", "Model", "model"),
@@ -125,18 +107,17 @@ def _knobs() -> Sequence[Knob]:
         Knob("validation.steps", "--validate-every", "Steps between validations", "validation", "number"),
         Knob("validation.keep", "--keep", "Checkpoint to keep", "validation", "choice", ("best",)),
         Knob("validation.patience", "--patience", "Stop early after", "validation", "number"),
-        Knob("adapter.rank", "--rank", "Rank", "knobs", "number", cards=OF_LORA),
-        Knob("adapter.alpha", "--alpha", "Alpha", "more", "number", cards=OF_LORA),
-        Knob("adapter.budget", "--budget", "Budget", "knobs", cards=("adalora",)),
-        Knob("adapter.dropout", "--dropout", "Dropout", "more", "number", cards=ADAPTERS),
-        Knob("adapter.targets", "--targets", "Layers to adapt", "more", cards=ADAPTERS),
+        Knob("adapter.rank", "--rank", "Rank", "knobs", "number", cards=_with("rank")),
+        Knob("adapter.alpha", "--alpha", "Alpha", "more", "number", cards=_with("rank")),
+        Knob("adapter.budget", "--budget", "Budget", "knobs", cards=_with("budget")),
+        Knob("adapter.dropout", "--dropout", "Dropout", "more", "number", cards=_with("targets")),
+        Knob("adapter.targets", "--targets", "Layers to adapt", "more", cards=_with("targets")),
         Knob("adapter.start_from", "--from", "Begin with an adapter", "more", cards=("lora",)),
         Knob("training.epochs", "--epochs", "Epochs", "knobs", "number"),
         Knob("training.steps", "--steps", "Or steps", "knobs", "number"),
         Knob("training.batch_size", "--batch-size", "Rows in a step", "knobs", "number"),
         Knob("training.learning_rate", "--learning-rate", "Learning rate", "knobs", "number"),
-        Knob("training.anchor.weight", "--anchor", "Hold to the base", "more", "number", cards=(*ADAPTERS, "head"),
-             off=True),
+        Knob("training.anchor.weight", "--anchor", "Hold to the base", "more", "number", cards=ANCHORED, off=True),
         Knob("training.replay.share", "--replay", "Share of replay rows", "more", "number", off=True),
         Knob("training.seed", "--seed", "Seed", "more", "number"),
         Knob("preference.loss", "--preference-loss", "Preference loss", "preference", "choice", ("orpo",)),
@@ -148,7 +129,6 @@ def _knobs() -> Sequence[Knob]:
 
 
 KNOBS: dict[str, Knob] = {knob.setting: knob for knob in _knobs()}
-METHODS: tuple[type[Config], ...] = (LoraConfig, AdaLoraConfig, HeadConfig, FullConfig)
 
 
 def help_of(setting: str) -> str:
@@ -172,7 +152,7 @@ def _field(setting: str) -> tuple[type[Config], str] | None:
     *parents, name = setting.split(".")
     several: list[type[Config]] = [Experiment]
     for part in parents:
-        several = METHODS if part == "adapter" else [
+        several = [*METHODS.values()] if part == "adapter" else [
             inside for one in several if part in one.model_fields for inside in _configs(one.model_fields[part])
         ]  # fmt: skip  # pyright: ignore[reportAssignmentType]
     return next(((one, name) for one in several if name in one.model_fields), None)

@@ -44,26 +44,31 @@ class Dialect:
         return self.name == "peft"
 
     @property
-    def _folder(self) -> Path:
-        return self.source.tensors.parent
-
-    @property
     def base(self) -> str | None:
         """The base model that the files name, as PEFT would load it."""
-        if self.is_peft:
-            return peft_base(self._folder)[0]
-        if self.name == "mlx" and self.source.settings is not None:
-            return mlx.config_of(self.source.settings).model
-        return gguf_lora.base_of(self.source) if self.name == "gguf" else None
+        return FORMATS[self.name].base(self.source)
 
     def read(self, modules: Modules | None = None) -> AdapterWeights:
-        if self.is_peft:
-            return read_peft_folder(self._folder, modules)
-        return READERS[self.name](self.source, modules)
+        return FORMATS[self.name].read(self.source, modules)
 
 
-LABELS = {"peft": "PEFT", "mlx": "mlx-lm", "gguf": "llama.cpp"}
-READERS: dict[str, Callable[[Source, Modules | None], AdapterWeights]] = {"mlx": mlx.read, "gguf": gguf_lora.read}
+@dataclass(frozen=True)
+class Format:
+    label: str
+    read: Callable[[Source, Modules | None], AdapterWeights]
+    base: Callable[[Source], str | None]
+
+
+FORMATS = {
+    "peft": Format(
+        "PEFT", lambda source, modules: read_peft_folder(source.folder, modules),
+        lambda source: peft_base(source.folder)[0],
+    ),
+    "mlx": Format("mlx-lm", mlx.read, mlx.base_of),
+    "gguf": Format("llama.cpp", gguf_lora.read, gguf_lora.base_of),
+}  # fmt: skip
+OF_PEFT: dict[str, str] = {}
+"""Formats of PEFT's other methods, by the peft_type of their settings."""
 
 
 def read_adapter(path: Path, modules: Modules | None = None) -> AdapterWeights:
@@ -104,19 +109,19 @@ def _of_folder(folder: Path) -> Dialect:
 
 
 def _by_settings(folder: Path, settings: Path) -> Dialect:
-    keys = _keys_of(settings)
-    if "peft_type" in keys or not keys & {"fine_tune_type", "lora_parameters"}:
-        return _dialect("peft", folder / peft_reader.WEIGHTS, settings)
+    given = _settings_in(settings)
+    if "peft_type" in given or not given.keys() & {"fine_tune_type", "lora_parameters"}:
+        return _dialect(OF_PEFT.get(str(given.get("peft_type")), "peft"), folder / peft_reader.WEIGHTS, settings)
     return _dialect("mlx", folder / mlx.WEIGHTS, settings)
 
 
-def _keys_of(settings: Path) -> set[str]:
+def _settings_in(settings: Path) -> dict[str, Any]:
     """Empty for what is no JSON object, which the reader of PEFT's settings refuses."""
     try:
         value: Any = json.loads(settings.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return set()
-    return set(value) if isinstance(value, dict) else set()
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _without_settings(file: Path) -> str:
@@ -137,4 +142,4 @@ def _without_settings(file: Path) -> str:
 
 
 def _dialect(name: str, tensors: Path, settings: Path | None = None) -> Dialect:
-    return Dialect(name, LABELS[name], Source(tensors, settings))
+    return Dialect(name, FORMATS[name].label, Source(tensors, settings))

@@ -36,6 +36,10 @@ class Source:
     settings: Path | None = None
     """The tool's own settings beside the tensors, if it writes any."""
 
+    @property
+    def folder(self) -> Path:
+        return self.tensors.parent
+
 
 @dataclass
 class Layers:

@@ -60,6 +60,10 @@ def read(source: Source, modules: Modules | None) -> AdapterWeights:
     return layers.over(modules)
 
 
+def base_of(source: Source) -> str | None:
+    return None if source.settings is None else config_of(source.settings).model
+
+
 def config_of(file: Path) -> MlxConfig:
     """The settings; AdapterError where they describe no LoRA."""
     try:

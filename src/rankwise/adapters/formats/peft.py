@@ -35,6 +35,8 @@ from rankwise.runs.records import Callback, silent
 from rankwise.system.files import published, write_json
 
 Fill = Callable[[Path], None]
+Stored = tuple[Mapping[str, Any], dict[str, Tensor]]
+"""The settings and the tensors of PEFT's two files."""
 OF_CLASSIFIERS = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS"}
 """PEFT's type of task, by how the name of the model's class ends."""
 
@@ -42,23 +44,23 @@ OF_CLASSIFIERS = {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassificatio
 def write_peft(
     adapters: AdapterSet, folder: Path | str, *, base_model: str, name: str = "default", revision: str | None = None,
     task_type: str | None = None, beside: Mapping[str, Any] | None = None, fill: Fill | None = None,
+    stored: Stored | None = None,
 ) -> None:  # fmt: skip
     """Write one adapter as `folder`, whole or not at all. Two writes of one adapter give the same bytes.
 
     Heads that were trained whole are written with it. `beside` are values for JSON files in the same folder, by file
     name, and `fill` writes what else belongs there. `task_type` is PEFT's: by default that of the model's class.
+    `stored` takes the place of the factors of a LoRA.
     """
     task_type = task_type or task_type_of(adapters.model)
     given = {"base_model_name_or_path": base_model, "revision": revision, "task_type": task_type}
-    weights = weights_of(adapters, name)
-    weights = replace(weights, settings=dict(sorted({**weights.settings, **given}.items())))
-    tensors = _tensors(weights)
+    settings, tensors = stored or _stored(weights_of(adapters, name))
     if spoiled := [key for key, value in tensors.items() if not bool(torch.isfinite(value).all())]:
         raise AdapterError(
             f"{folder} was not written, because these tensors contain NaN or infinity: {some(spoiled, 4)}."
         )
     with published(Path(folder)) as temporary:
-        _write(temporary, weights, beside or {}, fill)
+        _write(temporary, (dict(sorted({**settings, **given}.items())), tensors), beside or {}, fill)
 
 
 def task_type_of(model: nn.Module) -> str | None:
@@ -78,15 +80,16 @@ def rewrite(weights: AdapterWeights, folder: Path, beside: Mapping[str, Any], fi
     """Write a LoRA whose model is not loaded, whole or not at all, and read it back before it takes its name."""
     assert weights.settings["peft_type"] == "LORA", "as_lora first"
     with published(folder) as temporary:
-        _write(temporary, weights, beside, fill)
+        _write(temporary, _stored(weights), beside, fill)
         check_same(read_weights(temporary), weights, folder)
 
 
 def as_lora(weights: AdapterWeights, *, empty: bool = False) -> AdapterWeights:
-    """An AdaLoRA of PEFT as a plain LoRA with the same change; a LoRA is returned as it is.
+    """Another method of PEFT's as a plain LoRA with the same change; a LoRA is returned as it is.
 
-    The singular values are in B already. The scale, alpha / (init_r + 1e-5), goes into B as well, so that alpha is the
-    rank in each layer. Layers without a rank are left out, or with `empty` stay, where a format fills them with zeros.
+    AdaLoRA's singular values are in B already. The scale, alpha / (init_r + 1e-5), goes into B as well, so that alpha
+    is the rank in each layer. Layers without a rank are left out, or stay with `empty`, for formats that fill them with
+    zeros.
     """
     if weights.settings["peft_type"] == "LORA":
         return weights
@@ -94,15 +97,16 @@ def as_lora(weights: AdapterWeights, *, empty: bool = False) -> AdapterWeights:
     return replace(weights, settings=settings_after(weights.settings, factors), factors=factors)
 
 
-def _write(folder: Path, weights: AdapterWeights, beside: Mapping[str, Any], fill: Fill | None) -> None:
-    save_file(_tensors(weights), folder / WEIGHTS, metadata={"format": "pt"})
-    for file, value in {CONFIG: weights.settings, **beside}.items():
+def _write(folder: Path, stored: Stored, beside: Mapping[str, Any], fill: Fill | None) -> None:
+    settings, tensors = stored
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    for file, value in {CONFIG: settings, **beside}.items():
         write_json(folder / file, value)
     if fill is not None:
         fill(folder)
 
 
-def _tensors(weights: AdapterWeights) -> dict[str, Tensor]:
+def _stored(weights: AdapterWeights) -> Stored:
     tensors = {PREFIX + name: value for name, value in weights.heads.items()}
     tensors |= {f"{PREFIX}{path}.{TOKENS}": rows.values for path, rows in weights.tokens.items()}
     experts = stored_names([path for path, part in weights.factors.items() if part.experts])
@@ -111,7 +115,7 @@ def _tensors(weights: AdapterWeights) -> dict[str, Tensor]:
         stored = f"{PREFIX}{experts.get(path, path)}"
         keys = [f"{stored}.{name}" for name in (*names, "lora_magnitude_vector")[: len(part.values)]]
         tensors |= zip(keys, together(part.A, part.B) if part.experts else part.values, strict=True)
-    return {key: value.contiguous() for key, value in tensors.items()}
+    return weights.settings, {key: value.contiguous() for key, value in tensors.items()}
 
 
 def weights_of(adapters: AdapterSet, name: str) -> AdapterWeights:
