@@ -128,15 +128,16 @@ ARCHITECTURES = ("llama", "gpt2", "neox", "gptj", "bert")
 def rows_encoded_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """No test meets rows that other code has encoded, nor leaves any in the user's cache; its models are shared.
 
-    What the compiler makes is made once for all workers of a session.
+    What the compiler makes, and the shapes of models, are made once for all workers of a session.
     """
     users, ours = cache_folder(), tmp_path_factory.mktemp("cache")
     for shared in ("models", "downloads"):
         (users / shared).mkdir(parents=True, exist_ok=True)
         (ours / shared).symlink_to(users / shared, target_is_directory=True)
-    compiled = shared_folder(tmp_path_factory) / "compiled"
-    compiled.mkdir(exist_ok=True)
-    (ours / "compiled").symlink_to(compiled, target_is_directory=True)
+    for made in ("compiled", "shapes"):
+        folder = shared_folder(tmp_path_factory) / made
+        folder.mkdir(exist_ok=True)
+        (ours / made).symlink_to(folder, target_is_directory=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RANKWISE_CACHE", str(ours))
         yield ours

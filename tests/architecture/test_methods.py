@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 
 import pytest
 
-import rankwise
+from kit.sources import TREES
 
-SOURCE = Path(rankwise.__file__).parent
 KINDS = {
     "LoraConfig", "AdaLoraConfig", "FullConfig", "AdapterConfig", "MethodConfig", "LoraMethod", "AdaLoraMethod",
     "FullMethod", "TrainableLoRA", "TrainableAdaLoRA", "FullFineTuning", "AdapterTrainable", "AdapterSet", "HeadConfig",
@@ -43,8 +41,7 @@ def _names_a_method(side: ast.AST) -> bool:
 
 
 def asking_files() -> dict[str, list[str]]:
-    files = {str(path.relative_to(SOURCE)): path for path in sorted(SOURCE.rglob("*.py"))}
-    branches = {name: branches_in(ast.parse(path.read_text(encoding="utf-8"))) for name, path in files.items()}
+    branches = {name: branches_in(tree) for name, tree in TREES.items()}
     return {name: lines for name, lines in branches.items() if lines and not name.startswith("methods/")}
 
 

@@ -471,9 +471,9 @@ def test_what_a_classifier_of_texts_has_forgotten_is_said_not_to_be_measured(her
 def test_a_text_that_is_too_long_is_left_out_or_cut(here):
     rows = [*labelled(12), {"text": "the " * 100, "label": "good"}]
     result = trained("left-out", write_rows("long.jsonl", rows), "--steps", "1")
-    assert "1 of 13 rows are left out: 1 too long" in " ".join(result.stderr.split())
+    assert "rows: 13 read, 12 used, left out: 1 too long" in " ".join(result.stderr.split())
     result = trained("cut", "long.jsonl", "--steps", "1", "--set", "data.too_long=truncate")
-    assert "1 rows are cut or split to fit" in result.stderr
+    assert "truncated: 1" in result.stderr
     long = write_rows("long-texts.jsonl", [{"text": "the " * 100}, {"text": "a film"}])
     assert len(predicted("cut", long, "cut.jsonl")) == 2
     result = rankwise("predict", "left-out", "--data", long, "--out", "never.jsonl")
@@ -574,7 +574,7 @@ def test_a_head_that_the_model_brings_is_trained_further_and_this_is_told(here):
 def test_rows_whose_target_is_no_number_are_left_out_where_this_is_asked(here):
     rows = write_rows("nan.jsonl", [*scaled(8), {"text": "film", "label": "nan"}])
     words = ("--set", "classification.targets=numbers", "--on-bad-row", "skip", "--steps", "1")
-    assert "1 of 9 rows are left out" in trained("nan", rows, *words).stderr
+    assert "rows: 9 read, 8 used, left out: 1" in trained("nan", rows, *words).stderr
     assert json.loads(Path("runs/nan/data_report.json").read_text())["targets"]["high"] == scaled(8)[-1]["label"]
 
 
@@ -584,7 +584,7 @@ def test_a_class_without_usable_rows_and_validation_rows_that_are_left_out_are_t
     words = ("--validation-data", apart, "--on-bad-row", "skip", "--steps", "1")
     told = " ".join(trained("lost", rows, *words).stderr.split())
     assert "warning: no row that can be used has one of these classes: 'rare'" in told
-    assert "1 of 7 validation rows are left out" in told
+    assert "validation rows: 7, left out: 1" in told
     assert "no row that can be used" not in trained("found", "rows.jsonl", "--steps", "1").stderr
 
 

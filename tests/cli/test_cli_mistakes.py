@@ -1,6 +1,6 @@
 """Bad input: the exit code of its kind, one clear sentence that names the thing, no traceback, and nothing written.
 
-Each row of the table is asked twice, plainly and with --json; both must say the same.
+Each row of the table is asked with --json; the first of each command and kind plainly too, which must say the same.
 """
 
 from __future__ import annotations
@@ -317,6 +317,7 @@ MISTAKES = [
 
 
 CHANGED = "changed since training, but not loaded by programs: metrics.jsonl\n"
+PLAINLY = set({(one.words[0], one.kind): one.name for one in reversed(MISTAKES)}.values())
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
@@ -325,18 +326,16 @@ def test_a_mistake_is_told_in_one_clear_sentence_and_writes_nothing(home, mistak
     if mistake.before:
         mistake.before(home)
     files = everything(home)
-    plain = rankwise(*mistake.words, typed=mistake.typed)
-    assert isinstance(plain.exception, SystemExit), f"a traceback: {plain.exception!r}"
-    assert plain.exit_code == 2
-    assert plain.stdout == ""
-    assert "Traceback" not in plain.stderr
     told = rankwise(*mistake.words, "--json", typed=mistake.typed)
+    assert isinstance(told.exception, SystemExit), f"a traceback: {told.exception!r}"
     assert told.exit_code == 2 and told.stdout.count("\n") == 1
     facts = json.loads(told.stdout)
     assert set(facts) == {"error", "kind", "exit_code"}
     assert (facts["kind"], facts["exit_code"]) == (mistake.kind, 2)
-    said = {one.stderr.removeprefix(CHANGED) for one in (plain, told)}
-    assert said == {f"rankwise: {facts['error']}\n"}
+    assert told.stderr.removeprefix(CHANGED) == f"rankwise: {facts['error']}\n"
+    if mistake.name in PLAINLY:
+        plain = rankwise(*mistake.words, typed=mistake.typed)
+        assert (plain.exit_code, plain.stdout, plain.stderr) == (2, "", told.stderr)
     sentence, *advice = facts["error"].split("\n")
     assert [line for line in advice if not line.endswith("use --on-bad-row skip.")] == [] and len(advice) < 2
     assert 15 < len(sentence) < 700

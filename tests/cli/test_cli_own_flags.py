@@ -14,19 +14,18 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-import rankwise
+from kit.sources import TREES
 from library import Library
 from rankwise.cli.main import app
 from rankwise.cli.words import FLAG, NAMED, flags_of_all, reworded
 
 EVERY = dict(flags_of_all(typer.main.get_command(app)))
-SOURCE = Path(rankwise.__file__).parent
 
 
 def messages() -> Iterator[str]:
     """Every text of the source with a flag of ours in it, but docstrings and help; values that are filled in are X."""
-    for file in SOURCE.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
+    for tree in TREES.values():
+        for node in ast.walk(tree):
             text = None
             if isinstance(node, ast.JoinedStr):
                 text = "".join(str(one.value) if isinstance(one, ast.Constant) else "X" for one in node.values)
@@ -34,6 +33,9 @@ def messages() -> Iterator[str]:
                 text = node.value
             if text is not None and " " in text and FLAG.search(text):
                 yield text
+
+
+MESSAGES = sorted(set(messages()))
 
 
 def lacked(message: str, command: str) -> list[str]:
@@ -51,15 +53,14 @@ def lacked(message: str, command: str) -> list[str]:
 
 
 def test_every_message_in_the_words_of_every_command() -> None:
-    texts = sorted(set(messages()))
-    assert len(texts) > 200
+    assert len(MESSAGES) > 200
     for command in EVERY:
-        for text in texts:
+        for text in MESSAGES:
             assert lacked(reworded(text, command, EVERY), command) == [], (command, text)
 
 
 def test_a_message_that_names_a_command_names_a_flag_that_it_has() -> None:
-    for text in messages():
+    for text in MESSAGES:
         for one in FLAG.finditer(text):
             named = NAMED.search(text[: one.start()])
             if named is not None and named[1].split()[0] in EVERY:

@@ -271,7 +271,7 @@ def test_what_becomes_of_earlier_rounds_is_measured(chain: str) -> None:
     assert cities.after["loss"] > cities.before["loss"] and cities.rows == cities.answers == 4
     assert set(cities.before) == {"loss", "exact"}
     assert "warning: an earlier round got worse: cities, on 4 of its validation rows:" in chain
-    assert "--replay 0.3 --replay-data run:cities" in chain and "earlier round cities" in chain
+    assert "--replay 0.3 --replay-data run:cities" in chain and "earlier round cities" in " ".join(chain.split())
     done("report", "lands")
     page = json.loads(Path("runs/lands/report.json").read_text())
     assert page["earlier"][0]["after"] == cities.after
@@ -349,9 +349,8 @@ def test_the_fused_and_the_eager_backend_begin_alike(home: Path) -> None:
 
 def test_rounds_are_recorded_and_shown(home: Path) -> None:
     done("train", "--model", "tiny-llama", *LAND, "--run", "one", *FIRST, "--rank", "4")
-    assert "begun with: one (LoRA, 12 rows, 6 steps" in done(
-        "train", "--from", "one", *LAND, "--run", "two", *AGAIN
-    ).output.replace("\n", " ")
+    told = done("train", "--from", "one", *LAND, "--run", "two", *AGAIN).output
+    assert "begun with one (LoRA, 12 rows, 6 steps" in " ".join(told.split())
     shutil.copytree("runs/two/adapter", "copied")
     done("train", "--from", "copied", *LAND, "--run", "three", *AGAIN)
     rounds = RunSnapshot.read("three").manifest.lineage

@@ -150,7 +150,7 @@ def test_show_has_the_manifest_the_evaluations_and_the_parts_of_the_folder():
     assert shown["evaluations"] == ["task"] and shown["folder"] == "runs/r"
     assert shown["parts"]["metrics.jsonl"] == run.metrics.stat().st_size
     assert sum(shown["parts"].values()) == shown["bytes"]
-    assert "validation loss 0.7" in rankwise("runs", "show", "runs/r").stdout
+    assert "-> 0.7000 nats" in rankwise("runs", "show", "runs/r").stdout
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,11 @@ from rankwise.errors import ConfigError
 from rankwise.evaluation.class_metrics import Scored
 from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.row_task import MOST_WRONG, THUMBNAILS, RowView, class_details
+from rankwise.reporting.classes import class_blocks, most_confused
+from rankwise.reporting.markup import lines_of
 from rankwise.rows.images.thumbnails import thumbnail_of
 from rankwise.runs.measured import LARGEST_THUMBNAIL, ClassDetails, WrongRow
 from rankwise.runs.row_facts import TargetFacts
-from rankwise.runs.score_text import class_lines, most_confused
 
 
 def scored(items: int, classes: int, seed: int = 0) -> Scored:
@@ -82,8 +83,8 @@ def test_a_thousand_classes_stay_a_small_file():
     assert len(details.model_dump_json()) < 800_000
     assert sum(len(row) for row in one.rows["f1"]) == 2 * 2000
     assert ClassDetails(**details.model_dump(mode="json")) == details
-    lines = class_lines(details)
-    assert lines[0] == "of 1,000 classes, the 20 with the lowest F1:" and len(lines) == 24
+    lines = lines_of(class_blocks(details))
+    assert lines[0] == "The 20 classes with the lowest F1 of 1,000:" and len(lines) < 40
 
 
 def test_a_class_that_never_occurs_has_no_figures():

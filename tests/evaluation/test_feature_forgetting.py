@@ -8,7 +8,8 @@ import pytest
 from rankwise.errors import EvaluationError
 from rankwise.evaluation.feature_forgetting import cka, cka_value, feature_forgetting
 from rankwise.evaluation.linear_probe import FOLDS, _folds, probe_hits
-from rankwise.runs.score_text import feature_lines
+from rankwise.reporting.markup import lines_of
+from rankwise.reporting.quality import feature_facts
 
 
 def gram(features):
@@ -129,8 +130,8 @@ def test_a_model_that_lost_its_features_is_worse(generator):
     lost[0, 0] = 1.0  # one number is left of twenty
     one = measured(lambda x: x @ rotation(20, np.random.default_rng(1)), lambda x: x @ lost, images, labels.tolist())
     assert one.cka.high < 0.7 and one.probe.verdict == "worse" and one.probe.b < one.probe.a
-    lines = feature_lines(one)
-    assert "240 images of other images" in lines[0] and "worse" in lines[1]
+    lines = lines_of(feature_facts(one))
+    assert "240 of other images" in lines[0] and lines[-1].endswith("worse")
 
 
 def test_a_class_of_too_few_images_is_named(generator):
@@ -141,7 +142,8 @@ def test_a_class_of_too_few_images_is_named(generator):
 def test_without_labels_there_is_no_probe(generator):
     images, _ = blobs(50, 6, 2, 1.0, generator)
     one = measured(lambda x: x, lambda x: x + 1, images, None)
-    assert one.probe is None and one.classes == () and len(feature_lines(one)) == 1
+    assert one.probe is None and one.classes == ()
+    assert len(lines_of(feature_facts(one))) == 2
 
 
 @pytest.mark.parametrize(

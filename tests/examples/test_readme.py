@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,9 +32,15 @@ def headings(page: Path) -> list[str]:
     return [re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in texts]
 
 
-def test_the_python_runs(starter_folder: Path, tmp_path: Path) -> None:
+def test_the_python_runs(tiny_folder: Path, tmp_path: Path) -> None:
+    """With a model of two small blocks in the place of the starter, which examples/notebook.py trains by its name."""
     (tmp_path / "mydata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     code = "\n".join(blocks("python.md", "python"))
+    assert code.count('"smollm2-135m"') == 2
+    code = code.replace('"smollm2-135m"', '"tiny"')
+    shutil.copytree(tiny_folder, tmp_path / "tiny")
+    config = tmp_path / "tiny" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 1024}))
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "tuned:" in done.stdout and "base:" in done.stdout

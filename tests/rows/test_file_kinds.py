@@ -736,14 +736,20 @@ def test_without_names_a_label_is_learned_as_it_stands(tmp_path):
 COMMITS = {"main": "b" * 40, "v1": "c" * 40, "labelled": "d" * 40, "damaged": "e" * 40}
 TRAIN = "data/train-00000-of-00001.parquet"
 READ = """
-import sys
+import json, sys
+from rankwise.errors import DataError
 from rankwise.rows.sources import open_source
 from rankwise.config.data import DataConfig
-from rankwise.rows.files import columnar
-spec = DataConfig(path="hub:me/tiny", **eval(sys.argv[1]))
-reading = open_source(spec, spec.all_sources[0])
-rows = [row for chunk in reading.chunks() for row in chunk]
-print(*(f"{example.where} {example.messages[0].content}" for (example,) in rows), reading.parts[0].licence, sep="\\n")
+for settings in eval(sys.argv[1]):
+    spec = DataConfig(path="hub:me/tiny", **settings)
+    try:
+        reading = open_source(spec, spec.all_sources[0])
+        rows = [example for chunk in reading.chunks() for (example,) in chunk]
+    except DataError as error:
+        print(json.dumps(str(error)))
+        continue
+    shown = [[example.where, *(message.content for message in example.messages)] for example in rows]
+    print(json.dumps([shown, reading.parts[0].licence, [why for _, why in reading.skipped]]))
 """
 TWICE = """
 import sys
@@ -751,7 +757,6 @@ from urllib.request import urlopen
 from rankwise.rows.preparing import content_identity
 from rankwise.runs.records import silent
 from rankwise.config.data import DataConfig
-from rankwise.rows.files import columnar
 from rankwise.rows.writing import count_only
 spec = DataConfig(path="hub:me/tiny", **eval(sys.argv[1]))
 asked = lambda: int(urlopen(sys.argv[2] + "/asked").read())
@@ -845,77 +850,66 @@ def hub() -> Iterator[str]:
     server.shutdown()
 
 
+def run_with_hub(hub, folder, program, settings):
+    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
+    environment |= {"HF_ENDPOINT": hub, "HF_HOME": str(folder / "hf")}
+    done = subprocess.run(
+        [sys.executable, "-c", program, repr(settings), hub],
+        env=environment, cwd=folder, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.fixture
 def hub_rows(hub, tmp_path):
-    def read(program=READ, **settings):
-        environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
-        environment |= {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hf")}
-        return subprocess.run(
-            [sys.executable, "-c", program, repr(settings), hub],
-            env=environment, cwd=tmp_path, capture_output=True, text=True,
-        )  # fmt: skip
+    """Of each of these settings the rows, the licence and what is wrong with other rows, or why there are none."""
+
+    def read(*settings):
+        return list(map(json.loads, run_with_hub(hub, tmp_path, READ, settings).splitlines()))
 
     return read
 
 
 def test_of_a_hub_data_set_the_split_and_the_revision_are_read_that_were_asked_for(hub_rows):
     asked = [{}, {"split": "validation"}, {"revision": "v1"}, {"split": "validation", "revision": "v1"}]
-    told = [hub_rows(**settings) for settings in asked]
-    assert [result.stdout.splitlines()[:-1] for result in told] == [
-        ["hub:me/tiny/train:1 one-main", "hub:me/tiny/train:2 two-main"],
-        ["hub:me/tiny/validation:1 three-main"],
-        ["hub:me/tiny/train:1 one-v1", "hub:me/tiny/train:2 two-v1"],
-        ["hub:me/tiny/validation:1 three-v1"],
-    ], told[0].stderr
-
-
-def test_the_licence_of_a_hub_data_set_is_the_one_its_card_names(hub_rows):
-    result = hub_rows()
-    assert result.stdout.splitlines()[-1].lower() == "mit", result.stderr
-
-
-@pytest.mark.parametrize("settings", [{"split": "nope"}, {"revision": "v9"}, {"subset": "nope"}])
-def test_what_a_hub_data_set_does_not_have_is_told(hub_rows, settings):
-    result = hub_rows(**settings)
-    # now and then a thread of the library ends the dying process with a line of its own, "terminate called"
-    [told] = [line for line in result.stderr.splitlines() if line.startswith("rankwise.errors.")]
-    assert told.startswith("rankwise.errors.DataError: hub:me/tiny: cannot be loaded: ")
+    told = hub_rows(*asked, {"split": "nope"}, {"revision": "v9"}, {"subset": "nope"})
+    assert [[row[:2] for row in rows] for rows, _, _ in told[:4]] == [
+        [["hub:me/tiny/train:1", "one-main"], ["hub:me/tiny/train:2", "two-main"]],
+        [["hub:me/tiny/validation:1", "three-main"]],
+        [["hub:me/tiny/train:1", "one-v1"], ["hub:me/tiny/train:2", "two-v1"]],
+        [["hub:me/tiny/validation:1", "three-v1"]],
+    ]
+    assert told[0][1].lower() == "mit", "as its card says"
+    assert len(told) == 7 and all(why.startswith("hub:me/tiny: cannot be loaded: ") for why in told[4:])
 
 
 def test_a_hub_data_set_is_not_looked_for_in_the_folder_we_are_in(hub_rows, tmp_path):
     (tmp_path / "me" / "tiny").mkdir(parents=True)
     as_lines(tmp_path / "me" / "tiny" / "train.jsonl", [{"prompt": "of this machine", "completion": "yes"}])
-    result = hub_rows()  # `datasets` would read the folder, and the data report would name the hub
-    assert "a local file or folder has the same name" in result.stderr, result.stdout + result.stderr
+    [told] = hub_rows({})  # `datasets` would read the folder, and the data report would name the hub
+    assert "a local file or folder has the same name" in told
 
 
-ANSWERS = f"""{READ.replace("example.messages[0]", "example.messages[-1]")}
-print(*(why for _, why in reading.skipped), sep="\\n")
-"""
-
-
-def test_the_labels_of_a_hub_data_set_are_learned_by_their_names(hub_rows):
-    result = hub_rows(ANSWERS, revision="labelled")  # "0" and "1" were learned
-    *rows, _, problem = result.stdout.splitlines()
-    assert rows == [f"hub:me/tiny/train:{number} {name}" for number, name in ((1, "bad"), (2, "good"), (4, "good"))]
-    assert problem.startswith("hub:me/tiny/train:3: the label is None"), result.stderr
-
-
-def test_names_that_are_given_go_before_those_of_a_hub_data_set(hub_rows):
-    result = hub_rows(ANSWERS, revision="labelled", labels=("no", "yes"))
-    assert [row.split()[-1] for row in result.stdout.splitlines()[:3]] == ["no", "yes", "yes"], result.stderr
-
-
-def test_a_row_of_a_hub_data_set_that_cannot_be_decoded_costs_only_itself(hub_rows):
-    result = hub_rows(ANSWERS, revision="damaged")  # was a traceback
-    *rows, _, first, second = result.stdout.splitlines()
-    assert rows == [f"hub:me/tiny/train:{number} yes" for number in (1, 3, 5)], result.stderr
+def test_labels_of_a_hub_data_set_are_learned_by_their_names_and_a_damaged_row_costs_only_itself(hub_rows):
+    own, given_names, damaged = hub_rows(
+        {"revision": "labelled"}, {"revision": "labelled", "labels": ("no", "yes")}, {"revision": "damaged"}
+    )
+    answers = {name: [row[-1] for row in rows] for name, (rows, _, _) in (("own", own), ("given", given_names))}
+    assert answers == {"own": ["bad", "good", "good"], "given": ["no", "yes", "yes"]}  # "0" and "1" were learned
+    assert [row[0] for row in own[0]] == [f"hub:me/tiny/train:{number}" for number in (1, 2, 4)]
+    assert own[2][0].startswith("hub:me/tiny/train:3: the label is None")
+    rows, _, [first, second] = damaged  # was a traceback
+    assert [(row[0], row[-1]) for row in rows] == [(f"hub:me/tiny/train:{number}", "yes") for number in (1, 3, 5)]
     assert first.startswith("hub:me/tiny/train:2: ") and second.startswith("hub:me/tiny/train:4: ")
 
 
-def test_a_hub_data_set_is_asked_for_once_and_its_content_has_a_sha256(hub_rows):
+def test_a_hub_data_set_is_asked_for_once_and_its_content_has_a_sha256(hub, tmp_path):
     # its identity is expected for the cache of encoded rows, and then its rows
-    told = {revision: hub_rows(TWICE, revision=revision).stdout.split() for revision in ("main", "v1")}
+    told = {}
+    for revision in ("main", "v1"):
+        (tmp_path / revision).mkdir()
+        told[revision] = run_with_hub(hub, tmp_path / revision, TWICE, {"revision": revision}).split()
     for revision, (some, more, identity, licence) in told.items():
         assert (some, more, licence) == ("True", "0", "MIT"), revision
         assert len(identity) == 64 and set(identity) <= set("0123456789abcdef")

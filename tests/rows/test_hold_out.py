@@ -12,10 +12,10 @@ from rankwise.config.data import DataConfig
 from rankwise.errors import ConfigError
 from rankwise.rows.hold_out import Candidates, facts_of, hold_out, shares
 from rankwise.rows.preparing import prepare
-from rankwise.rows.summary import summary_lines
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
+from rankwise.runs.data_report import lines_of
 from rankwise.runs.records import silent
 from sampling import draws
 
@@ -40,10 +40,10 @@ def test_rows_sorted_by_label_are_held_out_of_every_label():
     assert held(labels, one) == {"billing": 9, "returns": 8, "trivia": 8}
     (last,) = chosen([source], 25, held_out_order="last")
     assert held(labels, last) == {"trivia": 25}
-    said = facts_of([source], [one], DataConfig(path="r", held_out=25)).describe()
-    assert said == "Held out 25 of 130 rows by seed 0, stratified by label: billing 9, returns 8, trivia 8."
-    said = facts_of([source], [last], DataConfig(path="r", held_out=25, held_out_order="last")).describe()
-    assert said == "Held out 25 of 130 rows, the last of each source by label: trivia 25."
+    said = facts_of([source], [one], DataConfig(path="r", held_out=25)).counts()
+    assert said == "25 of 130 rows by seed 0, stratified by label: billing 9, returns 8, trivia 8"
+    said = facts_of([source], [last], DataConfig(path="r", held_out=25, held_out_order="last")).counts()
+    assert said == "25 of 130 rows, the last of each source by label: trivia 25"
 
 
 @settings(max_examples=draws(100), deadline=None)
@@ -182,8 +182,8 @@ def test_the_data_report_says_which_rows_are_held_out_and_how_many_of_each_label
     assert data_report.hold_out.labels == {"billing": 4, "returns": 4, "trivia": 4}
     for label in data_report.labels:
         assert sum(f"of {label}<" in text for text in texts(made.measured_rows, writing)) == 4
-    assert summary_lines(data_report)[0] == (
-        "Held out 12 of 60 rows by seed 0, stratified by label: billing 4, returns 4, trivia 4."
+    assert ("held out", "12 of 60 rows by seed 0, stratified by label: billing 4, returns 4, trivia 4", 12) in lines_of(
+        data_report
     )
     assert not data_report.overlap.exact
     last = prepared(sorted_rows(tmp_path), held_out=20, held_out_order="last").data_report
@@ -197,7 +197,7 @@ def test_rows_of_one_customer_are_on_one_side(tmp_path, prepared, writing):
     assert not numbers[0] & numbers[1] and len(numbers[0]) == 6
     facts = made.data_report.hold_out
     assert (facts.rows, facts.requested, facts.groups, facts.groups_in_all) == (12, 13, 6, 30)
-    assert "6 of 30 groups by customer (requested: 13)" in facts.describe()
+    assert "6 of 30 groups by customer (requested: 13)" in facts.counts()
 
 
 def test_rows_of_a_file_without_a_group_belong_to_none(tmp_path, prepared):

@@ -155,7 +155,7 @@ def test_a_run_says_how_often_they_occur_and_which_were_tokens_already(llama: Pa
     assert "'<|im_start|>' is a token of this model already (model.new_tokens)" in warnings
     assert run.model.tokenizer.hub.convert_tokens_to_ids("<|im_start|>") < run.model.tokenizer.new.ids["<city>"]
     sentences = " ".join(event.text for event in events if isinstance(event, StatusMessage))
-    assert "new tokens in the training rows: '<city>' 16 times, '<date>' 8 times, '<price>' 0 times" in sentences
+    assert "new tokens: '<city>' 16 times, '<date>' 8 times, '<price>' 0 times in the training rows" in sentences
 
 
 def test_a_plan_counts_their_rows(llama: Path) -> None:

@@ -51,7 +51,10 @@ class AdapterWrapper(Wrapper):
         self._active: tuple[str, ...] = ()
         self.mixed: Callable[[Tensor], Tensor] | None = None
         """The layer where each row of a batch has an adapter of its own (by_row.py)."""
-        self.uncalled_in: tuple[Any, ...] = (parent,) if parent is not None and reads_weight(parent, host) else ()
+        switch, bias = getattr(parent, "qkv_bias_separate", None), getattr(parent, "q_bias", None)
+        unread = switch is False and bias is not None and getattr(parent, "qkv", None) is host
+        self.uncalled_in: tuple[Any, ...] = (parent,) if unread else ()
+        """The module that takes the weight of this layer without calling it, and has timm's switch for that."""
 
     @property
     def is_empty(self) -> bool:
@@ -106,9 +109,3 @@ class AdapterWrapper(Wrapper):
         adapter = self.adapters[name]
         assert isinstance(adapter, Adapter)
         return adapter
-
-
-def reads_weight(parent: Any, layer: nn.Module) -> bool:
-    """Whether `parent` takes the weight of its layer without calling it, and has timm's switch for that."""
-    switch, bias = getattr(parent, "qkv_bias_separate", None), getattr(parent, "q_bias", None)
-    return switch is False and bias is not None and getattr(parent, "qkv", None) is layer

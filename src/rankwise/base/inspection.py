@@ -26,7 +26,9 @@ def inspect_folder(folder: Path, config: dict[str, Any] | None = None, *, truste
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     config = read_json(folder / "config.json") if config is None else config
-    _refuse_irregular(folder)
+    for path in sorted(folder.iterdir()):  # reading a pipe would wait for ever, and a device may never end
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ModelError(f"{path} is a pipe or a device, and no file; this folder is not a model.")
     if not any(folder.glob("*.safetensors")):
         pickled = some(sorted(path.name for path in folder.glob("*.bin")), 2)
         hint = (
@@ -55,13 +57,6 @@ def _refuse_templates(file: Path, given: Any) -> None:
         named = [(one.get("name"), one.get("template")) if isinstance(one, dict) else (None, one) for one in given]
     if given is not None and not all(isinstance(part, str) for pair in named for part in pair):
         raise ModelError(f'{file}: "chat_template" is {shown(given)}; a text, or several with names, is expected.')
-
-
-def _refuse_irregular(folder: Path) -> None:
-    """Reading a pipe would wait for ever, and a device may never end."""
-    for path in sorted(folder.iterdir()):
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise ModelError(f"{path} is a pipe or a device, and no file; this folder is not a model.")
 
 
 def reads_images(config: dict[str, Any]) -> bool:
@@ -112,7 +107,7 @@ def nature_of(config: dict[str, Any]) -> str:
 
 
 def _refuse_code(folder: Path, name: str, settings: dict[str, Any], allowed: bool) -> None:
-    if "--" in "".join(_texts(settings.get("auto_map"))):
+    if any(isinstance(one, str) and "--" in one for _, one in settings_in([settings.get("auto_map")])):
         raise RemoteCodeError(f"{folder / name} refers to Python code of another repository. Such code is never run.")
     if "auto_map" in settings and not allowed:
         files = some(sorted(path.name for path in folder.glob("*.py"))) or str(settings["auto_map"])
@@ -122,16 +117,11 @@ def _refuse_code(folder: Path, name: str, settings: dict[str, Any], allowed: boo
             "read and trust it, use the model from the hub with --set model.trust_code=COMMIT."
         )
     for key, value in settings_in(settings):
-        elsewhere = [text for text in _texts(value) if set(text) & set("/:")] if "implementation" in key else []
-        if elsewhere:
+        elsewhere = [one for _, one in settings_in([value]) if isinstance(one, str) and set(one) & set("/:")]
+        if elsewhere and "implementation" in key:
             raise RemoteCodeError(
                 f'{folder / name} refers to code elsewhere by "{key}" ({elsewhere[0]!r}). Such code is never run.'
             )
-
-
-def _texts(value: Any) -> list[str]:
-    """List all texts inside a JSON value."""
-    return [one for _, one in settings_in([value]) if isinstance(one, str)]
 
 
 def fingerprint(folder: Path) -> str:

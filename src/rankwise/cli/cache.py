@@ -9,13 +9,14 @@ import typer
 from rankwise.cli.display import print_json, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json, Yes, option
-from rankwise.cli.runs import confirm, megabytes
+from rankwise.cli.runs import confirm
 from rankwise.cli.words import visible
-from rankwise.reporting.quantities import plural
+from rankwise.reporting.document import table
+from rankwise.reporting.markup import lines_of
+from rankwise.reporting.quantities import plural, size
 
 if TYPE_CHECKING:
     from rankwise.commands.cache import Cache
-    from rankwise.runs.cached import Cached
 
 cache = typer.Typer(help="Show or clean the cache folder.", no_args_is_help=False)
 LISTED = ("models", "other")
@@ -30,35 +31,27 @@ def show(context: typer.Context, as_json: Json = False) -> None:
         from rankwise.commands.cache import cache as cache_command
 
         contents = cache_command()
-        print_result(as_json, contents.summary(), *_lines(contents))
+        print_result(as_json, {**vars(contents), "bytes": contents.bytes}, *_lines(contents))
 
 
 def _lines(contents: Cache) -> list[str]:
     from rankwise.runs.cached import KINDS
 
-    lines = [f"{contents.folder}: {megabytes(contents.bytes)}"]
+    rows = list[list[str]]()
     for kind in [*KINDS, "other"]:
         entries = [entry for entry in contents.entries if entry.kind == kind]
-        if not entries:
-            continue
-        about = (
-            KINDS[kind].about
-            if kind in KINDS
-            else "not written by rankwise, or behind a link; `clean` does not remove it"
-        )
-        lines.append(_line(kind, len(entries), sum(one.bytes for one in entries), max(map(_used, entries)), about))
-        lines += [f"  {_line(one.path.name, None, one.bytes, _used(one), one.source or '')}".rstrip()
-                  for one in entries if kind in LISTED]  # fmt: skip
-    return [*lines, "Models of the hub are in the hub's own cache; `hf cache` lists and removes them."]
-
-
-def _line(name: str, count: int | None, size: int, used: str, about: str) -> str:
-    many = "" if count is None else plural(count, "entry", "entries")
-    return f"{name:<24} {many:>14} {megabytes(size):>14}  last used {used}  {about}"
-
-
-def _used(entry: Cached) -> str:
-    return entry.last_used[:10]
+        about = KINDS[kind].about if kind in KINDS else "not of rankwise, or behind a link; `clean` does not remove it"
+        if entries:
+            used = max(entry.last_used for entry in entries)
+            total = sum(entry.bytes for entry in entries)
+            rows.append([kind, plural(len(entries), "entry", "entries"), size(total), used[:10], about])
+        rows += [[f"  {one.path.name}", "", size(one.bytes), one.last_used[:10], one.source or ""]
+                 for one in entries if kind in LISTED]  # fmt: skip
+    return [
+        f"{contents.folder}: {size(contents.bytes)}",
+        *lines_of(table(("kind", "", "size", "last used", "about"), rows, words=(0, 4))),
+        "Models of the hub are in the hub's own cache; `hf cache` lists and removes them.",
+    ]
 
 
 @cache.command()
@@ -79,11 +72,11 @@ def clean(
         plan = planned(kind or (), older_than)
         if plan.removed:
             entries = plural(len(plan.removed), "entry", "entries")
-            confirm(f"Remove {entries} of the cache and free {megabytes(plan.bytes)}?", yes)
+            confirm(f"Remove {entries} of the cache and free {size(plan.bytes)}?", yes)
         cleaned = clean_command(kind or (), older_than) if plan.removed else plan
         if as_json:
             print_json(cleaned.summary())
             return
-        typer.echo(f"Freed {megabytes(cleaned.bytes)}.")
+        typer.echo(f"Freed {size(cleaned.bytes)}.")
         for entry in cleaned.in_use:
             typer.echo(visible(f"Kept {entry.path}: {entry.in_use}."), err=True)

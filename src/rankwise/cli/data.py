@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rankwise.cli.display import Display, print_json
+from rankwise.cli.display import Display, print_json, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json, Quiet
 from rankwise.cli.settings import NONE_GIVEN, ROWS, VALIDATION_ROWS, GivenSettings, takes_settings
@@ -18,11 +18,9 @@ from rankwise.config.objectives import OBJECTIVES
 from rankwise.config.reading import read_data
 from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.errors import ConfigError, RankwiseError, did_you_mean
-from rankwise.runs.data_report import MOST_LISTED, about, lines_of, verdict_of
 
 if TYPE_CHECKING:
-    from rankwise.commands.data import Sheet, Shown
-    from rankwise.runs.data_report import DataReport
+    from rankwise.commands.data import Shown
 
 data = typer.Typer(help="Check and preview rows before training on them.", no_args_is_help=True)
 
@@ -62,10 +60,10 @@ def check(
         with Display(quiet) as display:
             base = ModelConfig(name=model) if model is not None else None
             data_report = check_command(spec, base, objective=_known(objective), callback=display)
-        if as_json:
-            print_json(data_report.model_dump(mode="json"))
-        else:
-            _print(data_report)
+        from rankwise.reporting.markup import lines_of
+        from rankwise.reporting.provenance import data_blocks
+
+        print_result(as_json, data_report.model_dump(mode="json"), *lines_of(data_blocks(data_report)))
         if data_report.fatal:
             raise typer.Exit(RankwiseError.exit_code)
 
@@ -99,6 +97,7 @@ def preview(
     """Show rows as the model sees them, with the loss tokens in colour. Images are written to a contact sheet."""
     with report_failures(as_json):
         spec = read_data(files, given.read())
+        from rankwise.commands.data import Sheet
         from rankwise.commands.data import preview as preview_command
 
         base = ModelConfig(name=model) if model is not None else None
@@ -106,13 +105,14 @@ def preview(
             shown = preview_command(
                 spec, base, rows=rows, first=first, out=out, objective=_known(objective), callback=display
             )
-        if as_json:
-            print_json({"rows": [one.summary() for one in shown]} if isinstance(shown, list) else shown.summary())
-        elif isinstance(shown, list):
+        if isinstance(shown, Sheet):
+            images = [f"{number:>3}  {one.describe()}" for number, one in enumerate(shown.rows, start=first or 1)]
+            print_result(as_json, shown.summary(), *images, f"wrote {shown.path}")
+        elif as_json:
+            print_json({"rows": [one.summary() for one in shown]})
+        else:
             for one in shown:
                 _show(one)
-        else:
-            _show_images(shown, first or 1)
 
 
 def _known(name: str | None) -> str:
@@ -143,42 +143,6 @@ def recipes(
         else:
             for recipe in known:
                 typer.echo(f"{recipe.name:<12} {recipe.title:<28} {recipe.base.architecture:<10} {recipe.rows.licence}")
-
-
-def _print(data_report: DataReport) -> None:
-    """Print the report. Errors come first; if there are any, lines without a count are left out."""
-    for problem in data_report.fatal:
-        typer.echo(f"error: {problem}")
-    for advice in data_report.advice:
-        typer.echo(advice)
-    for file in data_report.files:
-        typer.echo(about(file))
-    for name in data_report.left_aside:
-        typer.echo(f"{name}: belongs to another split and is not read")
-    for label, value, count in lines_of(data_report):
-        if count or not data_report.fatal:
-            typer.echo(f"{label:<22}{value}")
-    for warning in data_report.warnings:
-        typer.echo(f"warning: {warning}")
-    listed = data_report.skipped_rows[:5] if not data_report.fatal else ()
-    for skipped in listed:
-        typer.echo(f"left out: {skipped.why}")
-    if listed and data_report.skipped > len(listed):
-        typer.echo(f"left out: {data_report.skipped - len(listed):,} more; --json lists the first {MOST_LISTED}")
-    typer.echo(verdict_of(data_report))
-
-
-def _show_images(sheet: Sheet, first: int) -> None:
-    """Print a line for each image, with its number on the sheet."""
-    for number, image in enumerate(sheet.rows, start=first):
-        if image.left_out is not None:
-            typer.echo(f"{number:>3}  left out: {visible(image.left_out)}")
-            continue
-        notes = "".join(f"; {note}" for note in image.notes)
-        typer.echo(
-            f"{number:>3}  {visible(image.where)}  {visible(image.label)}  {image.width} x {image.height}{notes}"
-        )
-    typer.echo(f"wrote {sheet.path}")
 
 
 def _show(shown: Shown) -> None:

@@ -9,6 +9,7 @@ import typer
 from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json, Quiet
+from rankwise.reporting.quantities import size
 from rankwise.system.allocator import keep_memory
 
 if TYPE_CHECKING:
@@ -47,9 +48,9 @@ def _lines(shown: Demo) -> list[str]:
         "training rows:\n"
         f"  base model     {shown.base_exact:.0%}\n  with adapter   {shown.adapted_exact:.0%}\n"
         f"trained {facts['trainable_parameters']:,} parameters ({share:.2%} of {facts['total_parameters']:,}), "
-        f"adapter {facts['adapter_bytes'] / 1e6:.1f} MB\n"
+        f"adapter {size(facts['adapter_bytes'])}\n"
         f"training took {facts['train_seconds']:.0f} s at {facts['tokens_per_second']:,.0f} tokens/s; "
-        f"peak memory {facts['peak_rss_bytes'] / 1e9:.1f} GB\n\n"
+        f"peak memory {size(facts['peak_rss_bytes'])}\n\n"
         f"next: rankwise chat {shown.run} --both\n"
         "      rankwise train --model smollm2-135m --data yours.jsonl --run my-first",
     ]

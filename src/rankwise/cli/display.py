@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,6 +20,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.text import Text
 
 from rankwise.cli.words import in_own_words, visible
+from rankwise.config.base import Config
+from rankwise.reporting.quantities import rough_duration, size
 from rankwise.runs.records import (
     BudgetRecord,
     Event,
@@ -102,7 +105,7 @@ class Display(AbstractContextManager["Display"]):
             case RankRecord():
                 self._ranks = rank_line(event, min(LONGEST_RANKS, self._console.width) - 3)
                 if event.final and event.step:  # EVA reports its ranks itself, at step 0
-                    self._above(decided(event))
+                    self._above(event.describe())
 
     def _above(self, text: str) -> None:
         """Print a line above the live line."""
@@ -128,7 +131,7 @@ class Display(AbstractContextManager["Display"]):
             return
         self._last_line = now
         spent = now - self._began
-        left = f", {clock(spent * (total - done) / done)} left" if 0 < done < total and spent > 1 else ""
+        left = f", {rough_duration(spent * (total - done) / done)} left" if 0 < done < total and spent > 1 else ""
         share = done / total if total else 1.0
         self._console.print(f"{what} {share:.0%}  {facts}{left}", markup=False, soft_wrap=True)
 
@@ -147,8 +150,7 @@ def _facts(record: StepRecord) -> str:
     if record.margin is not None:
         anchor += f"  margin {record.margin:.3f}"
     return (
-        f"{record.step}/{record.steps}  loss {record.loss:.3f}{anchor}  {record.speed}  "
-        f"{record.resident_bytes / 1e9:.1f} GB"
+        f"{record.step}/{record.steps}  loss {record.loss:.3f}{anchor}  {record.speed}  {size(record.resident_bytes)}"
     )
 
 
@@ -183,18 +185,6 @@ def rank_line(record: RankRecord, room: int) -> str:
     return line
 
 
-def decided(record: RankRecord) -> str:
-    empty = sum(rank == 0 for rank in record.ranks.values())
-    shares = ", ".join(f"{kind} {share:.0%}" for kind, share in _shares(record)[:8])
-    return (
-        f"final ranks after step {record.step}: {sum(record.ranks.values()):,} in "
-        f"{len(record.ranks):,} layers, {record.mean_rank:.2f} on average "
-        f"(budget {record.budget:,} of {record.of:,} {record.unit})"
-        + (f"; {shares}" if shares else "")
-        + (f"; {empty:,} layer{'s have' if empty > 1 else ' has'} none" if empty else "")
-    )
-
-
 def _shares(record: RankRecord) -> list[tuple[str, float]]:
     """Each kind of layer (the last name of its path) and its share of all ranks, the largest first."""
     counts: Counter[str] = Counter()
@@ -206,26 +196,27 @@ def _shares(record: RankRecord) -> list[tuple[str, float]]:
 
 def _amount(event: ProgressUpdate) -> str:
     if event.unit == "bytes":
-        return f"{event.done / 1e6:,.0f} of {event.total / 1e6:,.0f} MB"
+        return f"{size(event.done)} of {size(event.total)}"
     return f"{event.done:,.0f} of {event.total:,.0f} {event.unit}"
 
 
-def clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def print_json(value: dict[str, Any]) -> None:
-    text = json.dumps(value, ensure_ascii=False)
+def print_json(value: Any) -> None:
+    """A value of a command, or a dictionary with such values."""
+    text = json.dumps(value, ensure_ascii=False, default=_jsonable)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:  # a lone surrogate, or a terminal with a small character set
-        text = json.dumps(value)
+        text = json.dumps(value, default=_jsonable)
     sys.stdout.write(text + "\n")
 
 
-def print_result(as_json: bool, value: dict[str, Any], *lines: str) -> None:
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.model_dump(mode="json")
+    return str(value) if isinstance(value, Path) else vars(value)
+
+
+def print_result(as_json: bool, value: Any, *lines: str) -> None:
     if as_json:
         print_json(value)
     else:

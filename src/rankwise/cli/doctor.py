@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from rankwise.cli.display import print_json
+from rankwise.cli.display import print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json
 
-MARKS = {"good": ("ok", "green"), "note": ("note", "yellow"), "problem": ("problem", "red")}
+MARKS = {"good": "ok", "note": "note", "problem": "problem"}
 
 
 def doctor(as_json: Json = False) -> None:
@@ -17,18 +17,8 @@ def doctor(as_json: Json = False) -> None:
         from rankwise.commands.doctor import doctor as doctor_command
 
         diagnosis = doctor_command()
-        if as_json:
-            print_json(diagnosis.summary())
-        else:
-            from rich.console import Console
-            from rich.text import Text
-
-            console = Console(highlight=False)
-            for check in diagnosis.checks:
-                mark, colour = MARKS[check.verdict]
-                remark = f"  ({check.remark})" if check.remark else ""
-                console.print(
-                    Text(f"{mark:<8}", style=colour) + Text(f"{check.name:<14}{check.value}{remark}"), soft_wrap=True
-                )
+        lines = [f"{MARKS[one.verdict]:<8}{one.name:<14}{one.value}{f'  ({one.remark})' * bool(one.remark)}"
+                 for one in diagnosis.checks]  # fmt: skip
+        print_result(as_json, diagnosis.summary(), *lines)
         if not diagnosis.able:
             raise typer.Exit(1)

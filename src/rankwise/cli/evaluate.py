@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rankwise.cli.display import Display, print_json
+from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet, TrustCode, argument, option
-from rankwise.cli.words import visible
 from rankwise.system.allocator import keep_memory
 
 if TYPE_CHECKING:
@@ -63,40 +62,29 @@ def evaluate(
                 out=out, callback=display, force_base=force_base, force_result=force_result, trust_code=trust_code,
                 base_model=base_model, images=other_images,
             )  # fmt: skip
-        if as_json:
-            print_json(evaluation.summary())
-        else:
-            typer.echo(visible("\n".join([*_lines(evaluation), *_cautions(target, evaluation)])))
+        print_result(as_json, evaluation.summary(), *_lines(evaluation), *_cautions(target, evaluation))
 
 
 def _lines(evaluation: Evaluation) -> list[str]:
     from rankwise.config.tasks import MEANINGS
-    from rankwise.runs.score_text import class_lines, feature_lines, labels_text, measured_text, set_lines, verdict_text
+    from rankwise.reporting.classes import class_blocks, set_blocks
+    from rankwise.reporting.markup import lines_of
+    from rankwise.reporting.quality import feature_facts, forgetting_facts, scored
+    from rankwise.runs.score_text import labels_text
 
-    lines = [f"{evaluation.task}, {evaluation.n:,} items of {evaluation.data}, intervals of 95 %"]
-    width = max(map(len, evaluation.tuned.metrics))
-    for metric, measured in evaluation.tuned.metrics.items():
-        line = f"  {metric:<{width}}  {measured_text(measured)}"
-        if metric in evaluation.differences:
-            line += f"   base {evaluation.differences[metric].a:.4g}: {verdict_text(evaluation.differences[metric])}"
-        lines.append(line)
-    lines += [f"  {metric}: {MEANINGS[metric]}" for metric in evaluation.tuned.metrics if metric in MEANINGS]
-    if evaluation.tuned.classification is not None:
-        lines += class_lines(evaluation.tuned.classification)
-    if evaluation.tuned.sets is not None:
-        lines += set_lines(evaluation.tuned.sets)
-    if evaluation.labels:
-        lines.append(labels_text(evaluation.labels))
-    if (forgetting := evaluation.forgetting) is not None:
-        lines.append(
-            f"forgetting on {forgetting.measured_on}: KL(base || tuned) {forgetting.kl:.4f} nats per token "
-            f"({forgetting.low:.4f} to {forgetting.high:.4f}); the text's tokens {forgetting.delta_nll:+.4f} nats less "
-            f"likely ({forgetting.delta_nll_low:+.4f} to {forgetting.delta_nll_high:+.4f}); same most likely token at "
-            f"{forgetting.agreement:.1%}"
-        )
-    if evaluation.feature_forgetting is not None:
-        lines += feature_lines(evaluation.feature_forgetting)
-    return lines
+    tuned, about = evaluation.tuned, f"{evaluation.task}, {evaluation.n:,} items of {evaluation.data}"
+    parts = (
+        tuned.classification and class_blocks(tuned.classification), tuned.sets and set_blocks(tuned.sets),
+        evaluation.forgetting and forgetting_facts(evaluation.forgetting),
+        evaluation.feature_forgetting and feature_facts(evaluation.feature_forgetting),
+    )  # fmt: skip
+    return [
+        f"{about}, intervals of 95 %",
+        *lines_of(scored([evaluation])),
+        *(f"{metric}: {MEANINGS[metric]}" for metric in tuned.metrics if metric in MEANINGS),
+        *([labels_text(evaluation.labels)] if evaluation.labels else []),
+        *(line for part in parts if part for line in ("", *lines_of(part))),
+    ]
 
 
 def _cautions(target: str, evaluation: Evaluation) -> list[str]:

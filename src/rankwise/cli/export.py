@@ -13,6 +13,7 @@ from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet, RunName, option
 from rankwise.errors import ConfigError
+from rankwise.reporting.quantities import size
 
 if TYPE_CHECKING:
     from rankwise.commands.export import Exported
@@ -129,7 +130,7 @@ def _verifying(
 
 def _line(exported: Exported) -> str:
     scaled = f" at strength {exported.strength:g}" if exported.strength != 1 else ""
-    what = f"{exported.to}: {exported.format}{scaled}, {exported.bytes / 1e6:,.1f} MB"
+    what = f"{exported.to}: {exported.format}{scaled}, {size(exported.bytes)}"
     if exported.base_quantized is not None and (exported.gguf or exported.merged):
         what += f", with the {exported.base_quantized} weights of the base unpacked"
     if exported.gguf is not None:

@@ -4,17 +4,15 @@ layers of a model.
 
 from __future__ import annotations
 
-from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from rankwise.cli.display import Display, print_json, print_result
+from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import ForceResult, Json, argument
-from rankwise.cli.rank_map import WIDTH, Cell, rank_tables
-from rankwise.cli.words import visible
 from rankwise.errors import some
+from rankwise.reporting.document import facts, table
+from rankwise.reporting.markup import lines_of
+from rankwise.reporting.quantities import size
 from rankwise.runs.lineage import described
 
 if TYPE_CHECKING:
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
 
 
 MOST_PLANS = 8
-SHADES = ("white on grey11", "white on grey23", "white on grey35", "black on grey58", "black on grey78")
 HINT = "a hint of a change that was planted by hand, and no proof"
 MOST_PLANTED = 5
 MOST_KINDS = 8
@@ -52,10 +49,7 @@ def inspect(
         from rankwise.commands.inspect import inspect as inspect_command
 
         inspected = inspect_command(name, force_result=force_result, callback=display)
-        if as_json:
-            print_json(inspected.summary())
-        else:
-            _print(inspected)
+        print_result(as_json, inspected.summary(), *_lines(inspected))
 
 
 def _inspect_model(name: str, as_json: bool) -> None:
@@ -66,20 +60,19 @@ def _inspect_model(name: str, as_json: bool) -> None:
     print_result(as_json, inspected.summary(), *model_lines(inspected))
 
 
-def _print(inspected: Inspected) -> None:
+def _lines(inspected: Inspected) -> list[str]:
+    from rankwise.reporting.training import rank_map
+
+    size_text = f"{inspected.parameters:,} parameters, {size(inspected.bytes)}"
+    lines = [f"{inspected.run}: {inspected.label}, no adapters in any layer", size_text]
     if inspected.ranks:
-        _print_ranks(inspected)
-    else:
-        typer.echo(
-            f"{visible(inspected.run)}: {inspected.label}, no adapters in any layer\n"
-            f"{inspected.parameters:,} parameters, {inspected.bytes / 1e6:,.2f} MB"
-        )
-    if inspected.adapter is not None:
-        typer.echo(visible("\n".join(["", *adapter_lines(inspected.adapter)])))
-    if inspected.lineage:
-        typer.echo(visible(f"begun with: {described(inspected.lineage)}"))
-    if inspected.integrity is not None:
-        typer.echo(visible(_verified(inspected.integrity)))
+        total = f"total rank {inspected.total_rank:,}, {inspected.mean_rank:.2f} on average"
+        layers = f"{inspected.run}: {len(inspected.ranks):,} layers, {total}"
+        lines = [*lines_of(rank_map(inspected.ranks)), "", layers, size_text]
+    lines += ["", *_plans(inspected.history)] if inspected.history else []
+    lines += ["", *adapter_lines(inspected.adapter)] if inspected.adapter is not None else []
+    lines += [f"begun with: {described(inspected.lineage)}"] if inspected.lineage else []
+    return [*lines, *([] if inspected.integrity is None else [_verified(inspected.integrity)])]
 
 
 def _verified(integrity: Integrity) -> str:
@@ -90,62 +83,23 @@ def _verified(integrity: Integrity) -> str:
     return f"changed since training: {some([*integrity.changed, *integrity.missing, *integrity.added])}"
 
 
-def _print_ranks(inspected: Inspected) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    shaded = console.color_system is not None and not console.no_color
-    for table in rank_tables({visible(path): rank for path, rank in inspected.ranks.items()}):
-        for row in table:
-            if shaded:
-                console.print(Text.assemble(*((cell.text, _shade(cell)) for cell in row)), soft_wrap=True)
-            else:
-                typer.echo("".join(cell.text for cell in row))
-        typer.echo()
-    typer.echo(
-        f"{visible(inspected.run)}: {len(inspected.ranks):,} layers, total rank {inspected.total_rank:,}, "
-        f"{inspected.mean_rank:.2f} on average\n{inspected.parameters:,} parameters, {inspected.bytes / 1e6:.2f} MB"
-    )
-    if inspected.history:
-        typer.echo("\n" + "\n".join(_plans(inspected.history)))
-
-
-def _shade(cell: Cell) -> str:
-    return "" if cell.share is None else SHADES[min(len(SHADES) - 1, int(cell.share * len(SHADES)))]
-
-
 def _plans(history: list[RankRecord]) -> list[str]:
     """The first and the last step of the pruning, and some between."""
     apart = max(1, -(-(len(history) - 1) // (MOST_PLANS - 1)))
     shown = [*history[:-1:apart], history[-1]]
-    return [
-        f"{'step':>8} {history[-1].unit:>22} {'mean rank':>10}",
-        *(
-            f"{plan.step:>8,} {f'{plan.budget:,} of {plan.of:,}':>22} {plan.mean_rank:>10.2f}"
-            f"{'  final' if plan.final else ''}"
-            for plan in shown
-        ),
-    ]
+    rows = [(f"{plan.step:,}", f"{plan.budget:,} of {plan.of:,}", f"{plan.mean_rank:.2f}", "final" * plan.final)
+            for plan in shown]  # fmt: skip
+    return lines_of(table(("step", history[-1].unit, "mean rank", ""), rows, words=()))
 
 
-def adapter_lines(facts: AdapterFacts) -> list[str]:
-    """Lines below the table of ranks, as wide as it may be."""
-    lines = [_declared(facts.declared), _present(facts), _base(facts)]
-    if facts.spectra:
-        lines += ["", *_engines(facts), "", *_ranks(facts), *_planted(facts)]
-    lines += [f"warning: {warning}" for warning in facts.warnings]
-    return [part for line in lines for part in _wrapped(line)]
-
-
-def _wrapped(line: str) -> list[str]:
-    """Paths are never broken."""
-    indent = " " * (len(line) - len(line.lstrip()) + 2)
-    return wrap(line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [""]
-
-
-def _declared(declared: dict[str, Any]) -> str:
-    return "declares " + ", ".join(f"{key} {_short(value)}" for key, value in declared.items())
+def adapter_lines(adapter: AdapterFacts) -> list[str]:
+    """Lines below the table of ranks."""
+    declared = ", ".join(f"{key} {_short(value)}" for key, value in adapter.declared.items())
+    layers = some((f"{count} x {kind}" for kind, count in adapter.kinds.items()), MOST_KINDS)
+    known = [("declares", declared), ("contains", layers or "no factors"), ("base model", _base(adapter))]
+    known += [("trained whole", some(adapter.heads, 4))] if adapter.heads else []
+    spectra = ["", *_engines(adapter), "", *_ranks(adapter), *_planted(adapter)] if adapter.spectra else []
+    return [*lines_of(facts(known)), *spectra, *(f"warning: {warning}" for warning in adapter.warnings)]
 
 
 def _short(value: Any) -> str:
@@ -156,49 +110,43 @@ def _short(value: Any) -> str:
     return str(value)
 
 
-def _present(facts: AdapterFacts) -> str:
-    layers = some((f"{count} x {kind}" for kind, count in facts.kinds.items()), MOST_KINDS)
-    heads = f"; trained whole: {some(facts.heads, 4)}" if facts.heads else ""
-    return f"contains {layers or 'no factors'}{heads}"
-
-
-def _base(facts: AdapterFacts) -> str:
-    if facts.base is None:
-        return "names no base model"
-    recorded = facts.base_recorded
+def _base(adapter: AdapterFacts) -> str:
+    if adapter.base is None:
+        return "not named"
+    recorded = adapter.base_recorded
     if recorded is None:
-        return f"base model: {facts.base}; its weights are not recorded, so another model would not be noticed"
-    return f"base model: {facts.base}; its weights are recorded ({recorded.fingerprint}) and checked when it is loaded"
+        return f"{adapter.base}; its weights are not recorded, so another model would not be noticed"
+    return f"{adapter.base}; its weights are recorded ({recorded.fingerprint}) and checked when it is loaded"
 
 
-def _engines(facts: AdapterFacts) -> list[str]:
-    scales = {f"{scale:.6g}" for scale in facts.scales.values()}
-    least, most = min(facts.scales.values()), max(facts.scales.values())
+def _engines(adapter: AdapterFacts) -> list[str]:
+    scales = {f"{scale:.6g}" for scale in adapter.scales.values()}
+    least, most = min(adapter.scales.values()), max(adapter.scales.values())
     scale = f"{most:.6g}" if len(scales) == 1 else f"{least:.6g} to {most:.6g}"
-    wrong = [verdict for verdict in facts.engines.values() if verdict is not None]
+    wrong = [verdict for verdict in adapter.engines.values() if verdict is not None]
     return [
-        f"scale {scale}; by their rules, these apply the trained change: {', '.join(facts.right) or 'none'}",
+        f"scale {scale}; by their rules, these apply the trained change: {', '.join(adapter.right) or 'none'}",
         *(f"  {verdict}" for verdict in wrong),
     ]
 
 
-def _ranks(facts: AdapterFacts) -> list[str]:
-    total = sum(len(spectrum.values) for spectrum in facts.spectra.values())
+def _ranks(adapter: AdapterFacts) -> list[str]:
+    total = sum(len(spectrum.values) for spectrum in adapter.spectra.values())
     enough = " and ".join(
         f"{rank:,} (at most {largest} in a layer) for an error of {error:.0%}"
-        for error, (rank, largest) in facts.ranks_at.items()
+        for error, (rank, largest) in adapter.ranks_at.items()
     )
-    of_all = ", with each expert's own," if len(facts.spectra) > sum(facts.kinds.values()) else ","
-    return [f"total rank {total:,}{of_all} of which {facts.total_used:,} is used; {enough} of each layer's change"]
+    of_all = ", with each expert's own," if len(adapter.spectra) > sum(adapter.kinds.values()) else ","
+    return [f"total rank {total:,}{of_all} of which {adapter.total_used:,} is used; {enough} of each layer's change"]
 
 
-def _planted(facts: AdapterFacts) -> list[str]:
-    if not facts.planted:
+def _planted(adapter: AdapterFacts) -> list[str]:
+    if not adapter.planted:
         return [f"no layer's first direction stands out from those of other layers (one would be {HINT})"]
     return [
-        f"the first direction of {len(facts.planted):,} layers stands out ({HINT}):",
+        f"the first direction of {len(adapter.planted):,} layers stands out ({HINT}):",
         *(
             f"  {one.path}: {one.dominance:.3g} times the second; {one.usual:.3g} is usual (score {one.score:.1f})"
-            for one in facts.planted[:MOST_PLANTED]
+            for one in adapter.planted[:MOST_PLANTED]
         ),
     ]

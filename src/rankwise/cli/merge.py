@@ -13,9 +13,8 @@ import typer
 from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet, argument, option
-from rankwise.cli.runs import megabytes
 from rankwise.errors import ConfigError, some
-from rankwise.reporting.quantities import plural
+from rankwise.reporting.quantities import plural, size
 
 if TYPE_CHECKING:
     from rankwise.exporting.extracting import Extracted
@@ -108,7 +107,7 @@ def _combine(
         raise ConfigError(problems or ["name the folder to create with --to."])
     check_free(to)
     result = combined(options, to, display)
-    print_result(as_json, asdict(result), *combined_lines(result))
+    print_result(as_json, result, *combined_lines(result))
 
 
 def _numbers(text: str | None) -> list[float] | None:
@@ -128,8 +127,8 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
         f"merge {', '.join(weighted)} into {plan['base']}"
         + (f" by {plan['method']}" if several or plan["method"] != "linear" else "")
         + (f" at strength {plan['strength']:g}" if plan["strength"] != 1 else ""),
-        f"  writes {megabytes(plan['bytes'])} as {plan['dtype']} in {plural(plan['files'], 'file')}, with about "
-        f"{plan['memory_bytes'] / 1e6:,.0f} MB of memory beside the program",
+        f"  writes {size(plan['bytes'])} as {plan['dtype']} in {plural(plan['files'], 'file')}, with about "
+        f"{size(plan['memory_bytes'])} of memory beside the program",
         f"  changes {len(plan['changed']):,} of {plural(plan['tensors'], 'tensor')}: {some(plan['changed'], 3)}",
     ]
     if plan["base_quantized"]:
@@ -145,7 +144,7 @@ def plan_lines(plan: dict[str, Any]) -> list[str]:
 
 
 def merged_lines(merged: MergedFolder) -> list[str]:
-    lines = [f"{merged.folder}: {merged.changed:,} tensors changed, {megabytes(merged.bytes)} of {merged.dtype}"]
+    lines = [f"{merged.folder}: {merged.changed:,} tensors changed, {size(merged.bytes)} of {merged.dtype}"]
     return lines + _rounding_lines(merged.roundings)
 
 
@@ -172,10 +171,7 @@ def _rounding_lines(roundings: tuple[Rounding, ...]) -> list[str]:
 
 
 def combined_lines(result: CombinedAdapter) -> list[str]:
-    head = (
-        f"{result.folder}: an adapter of rank {result.rank}, {result.parameters:,} parameters, "
-        f"{megabytes(result.bytes)}"
-    )
+    head = f"{result.folder}: an adapter of rank {result.rank}, {result.parameters:,} parameters, {size(result.bytes)}"
     if not result.error and all(layer.error == 0 for layer in result.layers):
         return [f"{head}; exactly the combination of its factors"]
     return [f"{head}; it differs from the whole change by {result.error:.2%}", *_layer_lines(result.layers)]
@@ -196,7 +192,7 @@ def extracted_lines(result: Extracted) -> list[str]:
     ranks = [layer.rank for layer in result.layers]
     lines = [
         f"{result.folder}: {plural(len(ranks), 'layer')} of rank {min(ranks)} to {max(ranks)}, "
-        f"{result.parameters:,} parameters, {megabytes(result.bytes)}",
+        f"{result.parameters:,} parameters, {size(result.bytes)}",
         f"of the change of these layers {result.error:.2%} is left out, and of that of the whole model "
         f"{result.error_of_all:.2%} (Frobenius norms)",
         *_layer_lines(result.layers),
@@ -231,4 +227,4 @@ def extract(
         extracted = extract_command(
             tuned, to, base, rank=rank, error=error, force_base=force_base, force_result=force_result, callback=display
         )  # fmt: skip
-        print_result(as_json, asdict(extracted), *extracted_lines(extracted))
+        print_result(as_json, extracted, *extracted_lines(extracted))

@@ -9,6 +9,7 @@ import typer
 from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json, Quiet, argument, option
+from rankwise.reporting.quantities import size
 
 models = typer.Typer(
     help="List the models on this machine and the starter models; download one.", no_args_is_help=False
@@ -25,9 +26,9 @@ def list_models(context: typer.Context, as_json: Json = False) -> None:
         known = known_models()
         lines = []
         for model in known:
-            state = f"{model.bytes / 1e6:,.0f} MB cached" if model.cached else "not downloaded"
+            state = f"{size(model.bytes)} cached" if model.cached else "not downloaded"
             lines.append(f"{model.name:<24} {model.kind:<10} {state:<14} {model.about}".rstrip())
-        print_result(as_json, {"models": [model.summary() for model in known]}, *lines)
+        print_result(as_json, {"models": known}, *lines)
 
 
 @models.command()
@@ -43,6 +44,4 @@ def pull(
 
         with Display(quiet) as display:
             model = pull_command(name, revision, display)
-        print_result(
-            as_json, model.summary(), f"{model.name} ({model.kind}): {model.bytes / 1e6:,.0f} MB in {model.about}"
-        )
+        print_result(as_json, model, f"{model.name} ({model.kind}): {size(model.bytes)} in {model.about}")

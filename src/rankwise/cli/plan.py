@@ -8,8 +8,9 @@ from rankwise.cli.display import print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import ConfigFile, Json, Quiet, Tune, option
 from rankwise.cli.settings import NONE_GIVEN, TRAINING, GivenSettings, takes_settings
-from rankwise.cli.words import aligned
 from rankwise.config.reading import read_planned
+from rankwise.reporting.document import table
+from rankwise.reporting.markup import lines_of
 
 
 @takes_settings(
@@ -68,4 +69,8 @@ def _list_models(as_json: bool) -> None:
         {"name": model.name, "parameters": f"{model.shape.parameters:,}", "family": model.family,
          "hub": " ".join(model.hub)} for model in catalogue().values()
     ]  # fmt: skip
-    print_result(as_json, {"models": rows}, *aligned([list(rows[0]), *(list(row.values()) for row in rows)]))
+    print_result(
+        as_json,
+        {"models": rows},
+        *lines_of(table(list(rows[0]), [list(row.values()) for row in rows], words=(0, 2, 3))),
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from rankwise.reporting.quantities import rough_duration
+from rankwise.reporting.quantities import rough_duration, size
 
 if TYPE_CHECKING:
     from rankwise.planning.estimate import Estimate
@@ -86,8 +86,8 @@ def _parameters(plan: Plan) -> Iterator[str]:
     if counted.file_bytes is not None and counted.file_bytes_half is not None:
         yield row_text(
             "adapter",
-            f"{most}{size_text(counted.file_bytes)} in float32; in float16 {size_text(counted.file_bytes_half)}, "
-            f"of which {size_text(2 * counted.written)} are values and the rest is the header",
+            f"{most}{size(counted.file_bytes)} in float32; in float16 {size(counted.file_bytes_half)}, "
+            f"of which {size(2 * counted.written)} are values and the rest is the header",
         )
 
 
@@ -95,15 +95,15 @@ def _disk(plan: Plan) -> Iterator[str]:
     disk = plan.disk
     if disk is None or not plan.trained:
         return
-    parts = [f"{size_text(disk.result)} for the result"]
+    parts = [f"{size(disk.result)} for the result"]
     if disk.checkpoints:
         parts.append(
-            f"{disk.checkpoints} x {size_text(disk.checkpoint)} for checkpoints (--keep-checkpoints "
+            f"{disk.checkpoints} x {size(disk.checkpoint)} for checkpoints (--keep-checkpoints "
             f"{disk.checkpoints - 1}, and one while it is written)"
         )
     if disk.snapshots:
-        parts.append(f"{disk.snapshots} x {size_text(disk.result)} for the best so far")
-    yield row_text("disk", f"{size_text(disk.total)} while it trains: {', '.join(parts)}")
+        parts.append(f"{disk.snapshots} x {size(disk.result)} for the best so far")
+    yield row_text("disk", f"{size(disk.total)} while it trains: {', '.join(parts)}")
 
 
 def _rows(plan: Plan) -> Iterator[str]:
@@ -153,10 +153,10 @@ def _memory(plan: Plan) -> Iterator[str]:
     methods = plan.methods
     yield row_text("memory", "".join(f"{method:>12}" for method in methods) + f"   formula for {next(iter(methods))}")
     for part in plan.forecast.memory.parts:
-        cells = "".join(f"{size_text(forecast.memory[part.name]):>12}" for forecast in methods.values())
+        cells = "".join(f"{size(forecast.memory[part.name]):>12}" for forecast in methods.values())
         yield row_text(f"  {part.name}", f"{cells}   {part.formula}")
-    yield row_text("  peak", "".join(f"{size_text(forecast.peak):>12}" for forecast in methods.values()))
-    formats = ", ".join(f"{size_text(amount)} in {dtype}" for dtype, amount in plan.weights_by_format.items())
+    yield row_text("  peak", "".join(f"{size(forecast.peak):>12}" for forecast in methods.values()))
+    formats = ", ".join(f"{size(amount)} in {dtype}" for dtype, amount in plan.weights_by_format.items())
     yield row_text("", f"weights alone, by number format: {formats} (training uses float32 or bfloat16)")
 
 
@@ -167,15 +167,15 @@ def _memory_at_least(plan: Plan) -> Iterator[str]:
         learning = memory.at_least - memory["weights"]
         yield row_text(
             "memory",
-            f"at least {size_text(memory.at_least)}: {size_text(memory['weights'])} of weights, and "
-            f"{size_text(learning)} of what is trained, its gradients and the optimizer's averages; "
+            f"at least {size(memory.at_least)}: {size(memory['weights'])} of weights, and "
+            f"{size(learning)} of what is trained, its gradients and the optimizer's averages; "
             "activations are not counted",
         )
 
 
 def _conversion(plan: Plan) -> Iterator[str]:
     if (conversion := plan.conversion) is not None:
-        disk, seconds = size_text(conversion.disk), rough_duration(conversion.seconds)
+        disk, seconds = size(conversion.disk), rough_duration(conversion.seconds)
         yield row_text("conversion", f"once for each model: {disk} on disk, about {seconds}")
 
 
@@ -184,12 +184,12 @@ def _fit(plan: Plan) -> Iterator[str]:
         return
     fit, twice = plan.fit, plan.forecast.job.recomputed
     each = f" for each of {plan.processes.count} processes" if plan.processes.is_several else ""
-    room = f"{size_text(fit.device.usable)} on {fit.device.name}{each}"
+    room = f"{size(fit.device.usable)} on {fit.device.name}{each}"
     blocks = f", with activation checkpointing of {twice} of {plan.shape.block_count} blocks" if twice else ""
     if fit.fits:
-        text = f"yes: {size_text(fit.peak)} of {room}{blocks}; up to {fit.tokens:,} tokens fit into one micro-batch"
+        text = f"yes: {size(fit.peak)} of {room}{blocks}; up to {fit.tokens:,} tokens fit into one micro-batch"
     else:
-        text = f"no: needs {size_text(fit.peak)}{blocks}, but only {room} are available"
+        text = f"no: needs {size(fit.peak)}{blocks}, but only {room} are available"
     yield row_text("fits", text)
 
 
@@ -204,11 +204,9 @@ def _processes(plan: Plan) -> Iterator[str]:
         yield row_text(
             "", f"{several.idle} of them have no rows, since a step has {several.rows}; raise --batch-size or use fewer"
         )
-    yield row_text(
-        "", f"they add up {size_text(several.gradients)} of gradients in each step, for which no time is counted"
-    )
+    yield row_text("", f"they add up {size(several.gradients)} of gradients in each step, for which no time is counted")
     if several.sharded_peak is not None:
-        sizes = f"{size_text(several.sharded_peak)} of memory in each instead of {size_text(plan.forecast.peak)}"
+        sizes = f"{size(several.sharded_peak)} of memory in each instead of {size(plan.forecast.peak)}"
         yield row_text("sharded", f"over {count} processes: {sizes}")
 
 
@@ -297,18 +295,11 @@ def _savings(plan: Plan) -> Iterator[str]:
 
 def _listed(name: str, remedies: list[Remedy]) -> Iterator[str]:
     for at, remedy in enumerate(remedies):
-        yield row_text("" if at else name, f"{remedy.settings}  ({size_text(remedy.peak)}): {remedy.price}")
+        yield row_text("" if at else name, f"{remedy.settings}  ({size(remedy.peak)}): {remedy.price}")
 
 
 def row_text(name: str, text: str) -> str:
     return f"{name:<{COLUMN}}{' '.join(text.splitlines())}"
-
-
-def size_text(amount: float) -> str:
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if amount >= size:
-            return f"{amount / size:.1f} {unit}"
-    return f"{amount / 1e3:.1f} kB" if amount else "0"
 
 
 def between_text(estimate: Estimate, form: str) -> str:

@@ -26,4 +26,4 @@ def report(
         from rankwise.commands.report import report as report_command
 
         written = report_command(runs, out)
-        print_result(as_json, written.summary(), f"{written.verdict}\n{written.page}")
+        print_result(as_json, written, f"{written.verdict}\n{written.page}")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import Json, Quiet, Yes, argument, option
-from rankwise.cli.words import aligned
 from rankwise.errors import ConfigError, some
-from rankwise.runs.lineage import Round, described
+from rankwise.reporting.document import facts, table
+from rankwise.reporting.markup import lines_of
+from rankwise.reporting.quantities import size
 
 if TYPE_CHECKING:
     from rankwise.commands.runs import ShownRun
@@ -40,37 +41,26 @@ def list_runs(as_json: Json = False) -> None:
 
         listing = runs_command()
         empty = ["There are no runs in runs/ yet. `rankwise train` creates one."]
-        print_result(as_json, listing.summary(), *(_table(listing.runs) if listing.runs else empty))
+        print_result(as_json, listing, *(_table(listing.runs) if listing.runs else empty))
 
 
 def _table(listed: list[ListedRun]) -> list[str]:
-    lines = aligned([HEADS, *map(_row, listed)])
+    rows = [
+        [run.name, run.status, _end(run.model or "-"), run.method or "-", _known(run.rows), _known(run.steps),
+         _known(run.loss, ".4f"), _known(run.validation_loss, ".4f"), size(run.bytes),
+         (run.ended or "-").replace("T", " ")[:16]]
+        for run in listed
+    ]  # fmt: skip
+    lines = lines_of(table(HEADS, rows, words=(0, 1, 2, 3, 9)))
     return lines + [f"{run.name}: {run.problem}" for run in listed if run.status == "unreadable"]
 
 
-def _row(run: ListedRun) -> tuple[str, ...]:
-    return (
-        _one_line(run.name), run.status, _one_line(run.model or "-"), run.method or "-", _count(run.rows),
-        _count(run.steps), _loss(run.loss), _loss(run.validation_loss), megabytes(run.bytes),
-        (run.ended or "-").replace("T", " ")[:16],
-    )  # fmt: skip
+def _end(text: str) -> str:
+    return text if len(text) <= LONGEST else f"…{text[1 - LONGEST :]}"
 
 
-def _one_line(text: str) -> str:
-    bare = " ".join(text.split())
-    return bare if len(bare) <= LONGEST else f"…{bare[1 - LONGEST :]}"
-
-
-def _count(number: int | None) -> str:
-    return "-" if number is None else f"{number:,}"
-
-
-def _loss(loss: float | None) -> str:
-    return "-" if loss is None else f"{loss:.4f}"
-
-
-def megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
+def _known(value: float | None, form: str = ",") -> str:
+    return "-" if value is None else f"{value:{form}}"
 
 
 @runs.command()
@@ -84,26 +74,20 @@ def show(name: Name, as_json: Json = False) -> None:
 
 
 def _facts(shown: ShownRun) -> list[str]:
-    run = shown.run
-    facts = {
-        "folder": f"{shown.folder}, {megabytes(run.bytes)}", "status": run.status, "problem": run.problem,
-        "model": run.model, "method": run.method, "rows": run.rows, "steps": run.steps, "loss": run.loss,
-        "validation loss": run.validation_loss, "started": run.started, "ended": run.ended,
-    }  # fmt: skip
-    manifest = shown.manifest or {}
-    if manifest:
-        facts |= {"data": manifest["data"]["path"], "command": " ".join(manifest["command"]),
-                  "resumed": len(manifest["resumed"]) or None,
-                  "begun with": described(_rounds(manifest)) or None}  # fmt: skip
-    facts |= {"evaluated on": some(shown.evaluations) or None}
-    lines = [f"{key:<15} {value}" for key, value in facts.items() if value is not None]
-    lines += [f"{'warning':<15} {warning}" for warning in manifest.get("warnings", ())]
-    return [*lines, "", *(f"{name:<28} {megabytes(size):>12}" for name, size in shown.parts.items())]
+    from rankwise.reporting.provenance import made_with
+    from rankwise.reporting.training import outcome
 
-
-def _rounds(manifest: dict[str, Any]) -> list[Round]:
-    """The rounds before the run, from its manifest as JSON."""
-    return [Round(**one) for one in manifest.get("lineage", ())]
+    run, snapshot = shown.run, shown.snapshot
+    known = [] if snapshot is None else [
+        *outcome(snapshot), ("data", snapshot.manifest.data.path), *made_with(snapshot),
+        *(("warning", warning) for warning in snapshot.manifest.warnings),
+    ]  # fmt: skip
+    listed = [
+        ("folder", f"{shown.folder}, {size(run.bytes)}"), ("status", run.status), ("problem", run.problem), *known,
+        ("evaluated on", some(shown.evaluations)),
+    ]  # fmt: skip
+    parts = table(("", "size"), [(name, size(many)) for name, many in shown.parts.items()])
+    return lines_of(facts([(name, value) for name, value in listed if value]), "\n", parts)
 
 
 @runs.command()
@@ -143,7 +127,7 @@ def rename(
         with Display(quiet) as display:
             renamed = rename_run(old, new, display)
         pages = f"; rewritten: {some(renamed.pages)}" if renamed.pages else ""
-        print_result(as_json, renamed.summary(), f"Renamed {renamed.old} to {renamed.new}{pages}")
+        print_result(as_json, renamed, f"Renamed {renamed.old} to {renamed.new}{pages}")
 
 
 @runs.command()
@@ -190,9 +174,9 @@ def delete(
         from rankwise.commands.runs import delete_runs, deletion
 
         planned = deletion(names)
-        confirm(f"Delete {some(planned.names)} and free {megabytes(planned.bytes)}?", yes)
+        confirm(f"Delete {some(planned.names)} and free {size(planned.bytes)}?", yes)
         deleted = delete_runs(names)
-        print_result(as_json, deleted.summary(), f"Deleted {some(deleted.names)} and freed {megabytes(deleted.bytes)}.")
+        print_result(as_json, deleted.summary(), f"Deleted {some(deleted.names)} and freed {size(deleted.bytes)}.")
 
 
 def confirm(question: str, yes: bool) -> None:

@@ -9,11 +9,9 @@ import typer
 from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet, RunName, TrustCode, option
-from rankwise.cli.words import visible
 
 if TYPE_CHECKING:
     from rankwise.commands.strength import Strengths
-    from rankwise.runs.evaluations import StrengthCurve
 
 
 def strength(
@@ -46,22 +44,17 @@ def strength(
                 run, text=text, data=data, blocks=blocks, force_base=force_base, force_result=force_result,
                 trust_code=trust_code, base_model=base_model, callback=display,
             )  # fmt: skip
-        lines = [*_table(measured.curve), "", *_summary(measured), *_cautions(measured)]
-        print_result(as_json, measured.summary(), *lines)
+        print_result(as_json, measured.summary(), *_lines(measured), *_cautions(measured))
 
 
-def _table(curve: StrengthCurve) -> list[str]:
-    """The table of strengths, in nats. A star marks the recommended one."""
-    base = curve.points[0].loss.value
-    return [
-        f"{'strength':>8}  {'loss on the task':>16}  {'gain':>7}  {'KL from the base':>24}  {'change of NLL':>13}",
-        *(
-            f"{point.strength:>8g}{'*' if point.strength == curve.recommended else ' '} {point.loss.value:>16.4f}  "
-            f"{base - point.loss.value:>+7.4f}  {_interval(point.kl.value, point.kl.low, point.kl.high):>24}  "
-            f"{point.delta_nll:>+13.4f}"
-            for point in curve.points
-        ),
-    ]
+def _lines(measured: Strengths) -> list[str]:
+    from rankwise.reporting.markup import lines_of
+    from rankwise.reporting.quality import strength_blocks
+
+    run, strength = measured.run, measured.curve.recommended
+    stored = f"written to {run}/strength.json; " if measured.stored else ""
+    following = f"next: rankwise export {run} --to FOLDER --strength {strength:g}" if strength else ""
+    return [*lines_of(strength_blocks(measured.curve)), stored + following]
 
 
 def _cautions(measured: Strengths) -> list[str]:
@@ -74,20 +67,3 @@ def _cautions(measured: Strengths) -> list[str]:
         return []
     run = RunSnapshot.of(directory)
     return strength_warnings(measured.curve, run.experiment, run.manifest.results)
-
-
-def _interval(value: float, low: float, high: float) -> str:
-    return f"{value:.4f} ({low:.4f} to {high:.4f})"
-
-
-def _summary(measured: Strengths) -> list[str]:
-    curve = measured.curve
-    return [
-        f"task: {visible(curve.task)}, {curve.n} sequences; loss and gain in nats per loss token",
-        f"forgetting: {visible(curve.text)}; KL (base || tuned) and change in nats per token, intervals of 95 %",
-        f"recommended: {curve.recommended:g}, "
-        + (visible(curve.why) if curve.why else "the smallest strength with 95 % of the largest gain up to 1"),
-        (f"written to {visible(measured.run)}/strength.json; " if measured.stored else "")
-        + (f"next: rankwise export {visible(measured.run)} --to FOLDER --strength {curve.recommended:g}"
-           if curve.recommended else ""),
-    ]  # fmt: skip

@@ -36,10 +36,13 @@ def sweep(
         settings = given.read()
         from rankwise.commands.starting import base_of_start
         from rankwise.commands.sweep import sweep as sweep_command
+        from rankwise.reporting.markup import lines_of
+        from rankwise.reporting.sweep import trials_table
 
         keep_memory()
         with Display(quiet) as display:
             swept = sweep_command(
                 lambda more: read_experiment(config, [*settings, *more], base_of_start), axes, trials, callback=display
             )
-        print_result(as_json, swept.summary(), *swept.record.lines(), f"page: {swept.page}")
+        lines = [*lines_of(trials_table(swept.record)), *swept.record.conclusions()]
+        print_result(as_json, swept.summary(), *lines, f"page: {swept.page}")

@@ -23,11 +23,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from rankwise.cli.display import SECONDS_BETWEEN_LINES, clock
+from rankwise.cli.display import SECONDS_BETWEEN_LINES
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import argument, option
 from rankwise.cli.words import visible
 from rankwise.config.base import JsonObject
+from rankwise.reporting.quantities import rough_duration
 from rankwise.reporting.sparkline import bucket_means
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def _step_line(run: WatchedRun, row: JsonObject) -> str:
         f"{_number(row.get('resident_bytes'), '{:.1f}', 1e9)} GB",
     ]  # fmt: skip
     left = run.seconds_left
-    return "  ".join(parts) + ("" if left is None else f", {clock(left)} left")
+    return "  ".join(parts) + ("" if left is None else f", {rough_duration(left)} left")
 
 
 def _number(value: Any, form: str, unit: float = 1.0) -> str:
@@ -227,7 +228,7 @@ def _head(run: WatchedRun, width: int) -> Iterator[str]:
         filled = round(bar * share)
         counted = f"{_number(done, '{:,.0f}')}/{_number(total, '{:,.0f}')}"
         yield f"{'#' * filled}{'-' * (bar - filled)} {counted} {share:.0%}" + (
-            "" if left is None else f"  {clock(left)} left"
+            "" if left is None else f"  {rough_duration(left)} left"
         )
     yield _ended(run) if run.has_ended else WORDS[run.state]
 

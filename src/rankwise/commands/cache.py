@@ -25,12 +25,6 @@ class Cache:
     def bytes(self) -> int:
         return sum(entry.bytes for entry in self.entries)
 
-    def summary(self) -> dict[str, Any]:
-        """What `rankwise cache --json` prints."""
-        return {
-            "folder": str(self.folder), "bytes": self.bytes, "entries": [entry.summary() for entry in self.entries],
-        }  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Cleaning:
@@ -46,8 +40,8 @@ class Cleaning:
     def summary(self) -> dict[str, Any]:
         """What `rankwise cache clean --json` prints."""
         return {
-            "bytes": self.bytes, "removed": [str(entry.path) for entry in self.removed],
-            "in_use": [{"path": str(entry.path), "why": entry.in_use} for entry in self.in_use],
+            "bytes": self.bytes, "removed": [entry.path for entry in self.removed],
+            "in_use": [{"path": entry.path, "why": entry.in_use} for entry in self.in_use],
         }  # fmt: skip
 
 

@@ -33,18 +33,19 @@ REVERSED: dict[Verdict, Verdict] = {"better": "worse", "worse": "better", "canno
 
 @dataclass(frozen=True)
 class Compared:
+    candidates: list[Candidate]
     comparisons: list[Comparison]
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise compare --json` prints."""
-        return {"comparisons": [one.model_dump(mode="json") for one in self.comparisons]}
+        return {"comparisons": self.comparisons}
 
 
 def compare(names: Sequence[str]) -> Compared:
     if len(names) < 2:
         raise RunError("name at least two runs: the one to compare with, and the others.")
-    first, *others = open_candidates(names)
-    return Compared([_compared(first, other) for other in others])
+    first, *others = candidates = open_candidates(names)
+    return Compared(candidates, [_compared(first, other) for other in others])
 
 
 def _compared(a: Candidate, b: Candidate) -> Comparison:

@@ -195,6 +195,11 @@ class ShownImage:
     left_out: str | None = None
     """Why it is left out of training."""
 
+    def describe(self) -> str:
+        if self.left_out is not None:
+            return f"left out: {self.left_out}"
+        return "; ".join([f"{self.where}  {self.label}  {self.width} x {self.height}", *self.notes])
+
 
 @dataclass(frozen=True)
 class Sheet:
@@ -203,7 +208,7 @@ class Sheet:
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise data preview --json` prints."""
-        return {"out": str(self.path), "rows": [vars(row) | {"notes": list(row.notes)} for row in self.rows]}
+        return {"out": self.path, "rows": self.rows}
 
 
 def holds_images(data: DataConfig) -> bool:

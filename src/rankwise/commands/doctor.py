@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,7 +45,7 @@ class Diagnosis:
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise doctor --json` prints."""
-        return {"able": self.able, "checks": [asdict(check) for check in self.checks]}
+        return {"able": self.able, "checks": self.checks}
 
 
 def doctor() -> Diagnosis:

@@ -69,10 +69,10 @@ class Inspected:
         return {
             "run": self.run, "label": self.label, "ranks": self.ranks, "mean_rank": self.mean_rank,
             "total_rank": self.total_rank,
-            "parameters": self.parameters, "bytes": self.bytes, "history": [asdict(record) for record in self.history],
-            "integrity": None if self.integrity is None else self.integrity.summary(),
+            "parameters": self.parameters, "bytes": self.bytes, "history": self.history,
+            "integrity": None if self.integrity is None else asdict(self.integrity),
             "adapter": None if self.adapter is None else self.adapter.summary(),
-            "lineage": [one.model_dump() for one in self.lineage],
+            "lineage": self.lineage,
         }  # fmt: skip
 
 
@@ -175,14 +175,13 @@ class AdapterFacts:
                    "rank_at_error": {f"{error:g}": spectrum.rank_at(error) for error in ERRORS}}
             for path, spectrum in self.spectra.items()
         }  # fmt: skip
-        recorded = None if self.base_recorded is None else self.base_recorded.model_dump(mode="json")
         return {
             "declared": self.declared, "kinds": self.kinds, "missing_blocks": self.missing, "heads": self.heads,
             "engines": self.engines, "engine_factors": self.engine_factors, "layers": layers,
             "used_rank": self.total_used,
             "rank_at_error": {f"{error:g}": total for error, (total, _) in self.ranks_at.items()},
-            "planted": [asdict(one) for one in self.planted],
-            "base": {"name": self.base, "revision": self.revision, "recorded": recorded},
+            "planted": self.planted,
+            "base": {"name": self.base, "revision": self.revision, "recorded": self.base_recorded},
             "warnings": self.warnings,
         }  # fmt: skip
 

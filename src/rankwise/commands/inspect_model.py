@@ -7,7 +7,7 @@ config.json is asked for.
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class InspectedModel:
         """What `rankwise inspect --json` prints."""
         return {
             "model": self.model, "family": self.family, "parameters": self.parameters,
-            "head_parameters": self.head_parameters, "layers": [asdict(group) for group in self.layers],
+            "head_parameters": self.head_parameters, "layers": self.layers,
             "targets": {choice.target: _summary(choice, self.parameters) for choice in self.targets},
             "default_target": self.default,
         }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from rankwise.base.cached import cached_conversions, cached_hub_models
@@ -19,9 +19,6 @@ class KnownModel:
     cached: bool
     bytes: int
     about: str
-
-    def summary(self) -> dict[str, object]:
-        return asdict(self)
 
 
 def known_models() -> list[KnownModel]:

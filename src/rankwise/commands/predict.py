@@ -86,7 +86,7 @@ class Predicted:
         """What `rankwise predict --json` prints."""
         tokens = sum(answer.tokens for answer in self.answers)
         return {
-            "out": str(self.out), "column": self.column, "rows": len(self.rows),
+            "out": self.out, "column": self.column, "rows": len(self.rows),
             "answered": sum(row.problem is None for row in self.rows),
             "errors": [row.problem for row in self.rows if row.problem is not None], "tokens": tokens,
             "seconds": round(self.seconds, 3), "stopped": dict(Counter(answer.stopped for answer in self.answers)),

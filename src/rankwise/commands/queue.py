@@ -18,9 +18,9 @@ class QueueState:
     def summary(self) -> dict[str, Any]:
         """What `rankwise queue --json` prints."""
         return {
-            "working": None if self.working is None else self.working.model_dump(mode="json"),
+            "working": self.working,
             "waiting": [one.model_dump(mode="json", include={"run", "added", "resume"}) for one in self.waiting],
-            "failed": [vars(one) for one in self.ended],
+            "failed": self.ended,
         }
 
     def lines(self) -> list[str]:

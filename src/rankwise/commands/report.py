@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rankwise.errors import RunError, first_line
 from rankwise.reporting.document import BEGINS, BEGINS_DATA, Document
 from rankwise.runs.directory import REPORTS
 from rankwise.runs.records import Callback, WarningMessage
-from rankwise.runs.snapshot import RunSnapshot, open_candidates
+from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.files import told_when_full, write_atomic
 
 LONGEST_NAME = 100
@@ -24,14 +23,10 @@ class Reported:
     data: Path
     verdict: str
 
-    def summary(self) -> dict[str, Any]:
-        """What `rankwise report --json` prints."""
-        return {"page": str(self.page), "data": str(self.data), "verdict": self.verdict}
-
 
 def report(names: str | Sequence[str], out: str | Path | None = None) -> Reported:
     """Write the report of one run in any state, or of several runs compared with the first."""
-    from rankwise.commands.compare import compare  # imported late, because charts load matplotlib
+    from rankwise.commands.compare import compare  # late, since a training loads this module
     from rankwise.reporting.comparison import comparison_report
     from rankwise.reporting.training import training_report
 
@@ -41,11 +36,11 @@ def report(names: str | Sequence[str], out: str | Path | None = None) -> Reporte
     if len(listed) == 1:
         run = RunSnapshot.read(listed[0])
         return write_document(training_report(run), Path(out) if out is not None else run.folder / REPORTS[0])
-    candidates = open_candidates(listed)
-    document = comparison_report(candidates, compare(listed).comparisons)
-    others = "-".join(one.name.replace("/", "-") for one in candidates[1:])
+    compared = compare(listed)
+    document = comparison_report(compared.candidates, compared.comparisons)
+    others = "-".join(one.name.replace("/", "-") for one in compared.candidates[1:])
     short = others.encode()[:LONGEST_NAME].decode(errors="ignore")
-    usual = candidates[0].folder / f"against-{short}.html"
+    usual = compared.candidates[0].folder / f"against-{short}.html"
     return write_document(document, Path(out) if out is not None else usual)
 
 

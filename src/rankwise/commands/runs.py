@@ -33,10 +33,6 @@ BETWEEN = " \u00b7 "
 class Runs:
     runs: list[ListedRun]
 
-    def summary(self) -> dict[str, Any]:
-        """What `rankwise runs --json` prints."""
-        return {"runs": [run.summary() for run in self.runs]}
-
 
 @dataclass(frozen=True)
 class VerifiedRuns:
@@ -48,24 +44,24 @@ class VerifiedRuns:
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise runs verify --json` prints."""
-        return {"whole": self.whole, "runs": [run.summary() for run in self.runs]}
+        return {"whole": self.whole, "runs": self.runs}
 
 
 @dataclass(frozen=True)
 class ShownRun:
-    """Details of one run. `parts` maps entries of its folder to their sizes; `manifest` is None if unreadable."""
+    """Details of one run. `parts` maps entries of its folder to their sizes; `snapshot` is None if unreadable."""
 
     run: ListedRun
     folder: Path
     parts: dict[str, int]
     evaluations: list[str]
-    manifest: dict[str, Any] | None
+    snapshot: RunSnapshot | None
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise runs show --json` prints."""
         return {
-            **self.run.summary(), "folder": str(self.folder), "parts": self.parts, "evaluations": self.evaluations,
-            "manifest": self.manifest,
+            **vars(self.run), "folder": self.folder, "parts": self.parts, "evaluations": self.evaluations,
+            "manifest": self.snapshot and self.snapshot.manifest,
         }  # fmt: skip
 
 
@@ -75,10 +71,6 @@ class RenamedRun:
     new: str
     pages: list[str] = field(default_factory=list)
     """Reports rewritten because they contained the old name."""
-
-    def summary(self) -> dict[str, Any]:
-        """What `rankwise runs rename --json` prints."""
-        return {"old": self.old, "new": self.new, "pages": self.pages}
 
 
 @dataclass(frozen=True)
@@ -115,10 +107,10 @@ def verify_runs(names: Sequence[str]) -> VerifiedRuns:
 def show(name: str) -> ShownRun:
     run = entry(name)
     run_facts = listed(run.folder.name)
-    manifest = None if run_facts.status == UNREADABLE else run.manifest().model_dump(mode="json")
+    snapshot = None if run_facts.status == UNREADABLE else RunSnapshot.of(run)
     parts = {path.name: _bytes(path) for path in sorted(run.folder.iterdir()) if not path.name.startswith(".")}
     evaluations = sorted(path.stem for path in (run.folder / FOLDER).glob("*.json"))
-    return ShownRun(run_facts, run.folder, parts, evaluations, manifest)
+    return ShownRun(run_facts, run.folder, parts, evaluations, snapshot)
 
 
 def _bytes(path: Path) -> int:

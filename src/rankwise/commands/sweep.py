@@ -135,10 +135,9 @@ class Swept:
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise sweep --json` prints."""
-        best = self.record.best
         return {
-            "sweep": str(self.folder), "page": str(self.page), "best": best and best.model_dump(mode="json"),
-            "flat": {key: self.record.flat(key) for key in self.record.axes}, **self.record.model_dump(mode="json"),
+            "sweep": self.folder, "page": self.page, "best": self.record.best,
+            "flat": {key: self.record.flat(key) for key in self.record.axes}, **dict(self.record),
         }  # fmt: skip
 
 

@@ -27,7 +27,7 @@ class LoggedRun:
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise runs log --json` prints."""
-        return {"run": str(self.run.folder), **self.config.model_dump(mode="json"), "records": self.records}
+        return {"run": self.run.folder, **self.config.model_dump(mode="json"), "records": self.records}
 
 
 def log_run(name: str, config: TrackingConfig) -> LoggedRun:

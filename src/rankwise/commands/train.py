@@ -71,8 +71,6 @@ class Trained:
     """The folder of what was learned."""
     model: LoadedModel
     trainable: Trainable
-    targets: TargetFacts | None = None
-    """The classes or numbers that a classifier predicts."""
     use: str = ""
     """What is done next with it, as `rankwise` takes it."""
 
@@ -80,14 +78,13 @@ class Trained:
         """What `rankwise train --json` prints."""
         results = self.manifest.results
         assert results is not None, "only a finished run is returned"
-        forecast, tuning, replay = self.manifest.forecast, self.manifest.tuning, self.manifest.replay
+        forecast = self.manifest.forecast
         return {
             "run": str(self.run.folder), self.result.name: str(self.result), **results.model_dump(),
             "validation_accuracy": results.validation_accuracy_after,
             "forecast": None if forecast is None else forecast.model_dump(), "warnings": list(self.manifest.warnings),
             "learning_rate": self.manifest.learning_rate,
-            "tuning": None if tuning is None else tuning.model_dump(mode="json"),
-            "replay": None if replay is None else replay.model_dump(mode="json"),
+            "tuning": self.manifest.tuning, "replay": self.manifest.replay,
         }  # fmt: skip
 
 
@@ -180,7 +177,7 @@ def _trained(
         manifest = record(training, foreseen, resumable, force_memory=force_memory, back_offs=back_offs)
         world.barrier()  # what the first one wrote is there for all
         tuned = method.tuned(loaded, result)
-        return Trained(RunDirectory(run.folder), manifest, result, tuned, trainable, objective.targets, objective.use)
+        return Trained(RunDirectory(run.folder), manifest, result, tuned, trainable, objective.use)
     except BaseException:
         trainable.remove()  # a model that was given is to be what it was
         raise
@@ -217,7 +214,8 @@ def _objective(
     begun = start.source if start is not None else resumable and resumable.checkpoint.data_report
     pooling = None if begun is None else (begun.targets or TargetFacts()).pooling
     objective = objective_of(experiment, callback, pooling)
-    refuse_other_objectives(experiment)
+    if experiment.model.sharded and (refusal := experiment.objective_settings.no_shards):
+        raise ConfigError([refusal.format(experiment.objective)])
     if start is not None:
         start.check_targets(objective.facts, callback)
     if model is not None and (problem := _misfit(model, experiment, objective)):
@@ -327,11 +325,6 @@ def _problems(experiment: Experiment) -> list[str]:
     advice = "yet. Leave it out, or train without --shard."
     names = [*experiment.adapter.unsharded, *(name for name, used in refused.items() if used)]
     return [f"model.sharded (--shard) cannot be used with {name} {advice}" for name in names]
-
-
-def refuse_other_objectives(experiment: Experiment) -> None:
-    if experiment.model.sharded and (refusal := experiment.objective_settings.no_shards):
-        raise ConfigError([refusal.format(experiment.objective)])
 
 
 def measured_as(experiment: Experiment, callback: Callback) -> ValidationConfig:

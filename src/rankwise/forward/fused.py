@@ -147,12 +147,6 @@ def _drops(part: nn.Module) -> bool:
     return isinstance(part, nn.Dropout) and part.training and part.p > 0
 
 
-def _learns(part: nn.Module) -> bool:
-    """Tell whether a layer of the model itself is trainable; kernels assume that it is frozen."""
-    theirs = type(part).__module__.startswith(("torch.nn.modules.", "transformers."))
-    return theirs and any(parameter.requires_grad for parameter in part.parameters(recurse=False))
-
-
 def is_watched(part: nn.Module) -> bool:
     """Tell whether hooks wait for its call or its forward method was replaced."""
     hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
@@ -160,7 +154,11 @@ def is_watched(part: nn.Module) -> bool:
 
 
 def has_weights_that_learn(module: nn.Module) -> bool:
-    return any(_learns(part) for part in module.modules())
+    """Tell whether a layer of the model itself is trainable; kernels assume that it is frozen."""
+    theirs = (
+        part for part in module.modules() if type(part).__module__.startswith(("torch.nn.modules.", "transformers."))
+    )
+    return any(parameter.requires_grad for part in theirs for parameter in part.parameters(recurse=False))
 
 
 def probe(module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> Batch:

@@ -37,7 +37,7 @@ from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError
 from rankwise.objectives.predictions import ClassShares, Done, Longest, Numbers, Prediction, probability_column
 from rankwise.planning.operations import Load
-from rankwise.rows.encoded.batches import Batch
+from rankwise.rows.encoded.batches import Batch, portions_of
 from rankwise.rows.preparing import Writing
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.encode import Encoder
@@ -246,10 +246,20 @@ class Objective(ABC):
             self.encoder, guessed=guessed, learned=self.facts,
         )  # fmt: skip
 
-    @abstractmethod
     def preview(self, outcome: Outcome, writing: TextWriting, encoder: Any) -> list[Shown]:
         """An encoded row of texts, as training sees it. `encoder` is that of the writing."""
-        ...
+        where, rows = outcome.example.where, outcome.sequences
+        if not rows:
+            why = f"longer than {encoder.limit:,} tokens" if outcome.too_long else "no word is left after truncation"
+            return [Shown(where, self.segments(outcome.example, None, writing), outcome.lengths[0], 0, why)]
+        return [
+            Shown(where, self.segments(outcome.example, row, writing), len(row.ids), row.loss_count) for row in rows
+        ]
+
+    def segments(self, example: Example, row: Tokens | None, writing: TextWriting) -> list[tuple[str, bool]]:
+        """The parts of a row, or of one that is left out, each with whether it is learned."""
+        text = example.prompt_text if row is None else writing.tokenizer.decode([int(token) for token in row.ids])
+        return [(text, False), (f" -> {example.messages[1].content}", True)]
 
     def stays(self, name: str | None) -> bool:
         """Whether a tensor of the base's files stays in a merged model, which knows it by this name or by none."""
@@ -351,12 +361,6 @@ class Classifier(Objective):
         """A row that is only to be predicted; RunError where it holds something else than the model reads."""
         ...
 
-    @abstractmethod
-    def examples_of(self, items: object) -> list[Example]:
-        """What a Python program gives, as rows that are only to be predicted; DataError lists all that cannot be
-        read."""
-        ...
-
     def parts(self, row: Tokens) -> list[np.ndarray]:
         """The ids of each of its texts."""
         ids = np.asarray(row.ids)
@@ -367,17 +371,6 @@ class Classifier(Objective):
     def encoded(self, model: LoadedModel, examples: Sequence[Example], longest: Longest) -> list[Outcome]:
         """Rows that are only to be predicted, each with one sequence or a problem."""
         ...
-
-    def preview(self, outcome: Outcome, writing: TextWriting, encoder: Any) -> list[Shown]:
-        """The tokens, and the label as the target."""
-        example = outcome.example
-        label = f" -> {example.messages[1].content}", True
-        if not outcome.sequences:
-            why = f"longer than {encoder.limit:,} tokens"
-            return [Shown(example.where, [(example.prompt_text, False), label], outcome.lengths[0], 0, why)]
-        (sequence,) = outcome.sequences
-        text = writing.tokenizer.decode([int(token) for token in sequence.ids])
-        return [Shown(example.where, [(text, False), label], len(sequence.ids), 1)]
 
     def prediction(self, outcome: Outcome, outputs: Numbers) -> Prediction:
         return ClassShares.of(self.targets, outputs)
@@ -421,6 +414,22 @@ class Classifier(Objective):
             finished += count
             if done is not None:
                 done(finished)
+
+    def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
+        return [self.batch_of(part) for part in portions_of(rows, max_tokens, width=lambda row: len(row.ids))]
+
+    @abstractmethod
+    def batch_of(self, rows: Sequence[Tokens]) -> Batch:
+        """All of them, in their order."""
+        ...
+
+    def learned(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Those of the values that are learned: every one of whole rows. `mask` is True where a value is a target."""
+        return values
+
+    def loss(self, module: nn.Module, batch: Batch) -> Tensor:
+        targets = self.learned(batch.targets, batch.loss_mask)
+        return target_loss(self.predict(module, batch), targets, self.targets)
 
     @property
     def best_by(self) -> str:

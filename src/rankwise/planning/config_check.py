@@ -65,7 +65,9 @@ def config_problems(config: dict[str, Any], *, any_number: bool = True) -> Itera
         yield f'setting "architectures" is {shown(named)}; a list of names is expected.'
     for name, value in settings_in([config]):
         if isinstance(value, dict):
-            yield from _head_problems(value.get("num_attention_heads"), value.get("num_key_value_heads"))
+            heads, shared = value.get("num_attention_heads"), value.get("num_key_value_heads")
+            if isinstance(heads, int) and isinstance(shared, int) and shared > 0 and heads % shared:
+                yield f'"num_key_value_heads" is {shared}, which does not divide "num_attention_heads" ({heads}).'
             yield from _timm_problems(value)
         elif isinstance(value, int | float) and not isinstance(value, bool):
             if any_number and (not math.isfinite(value) or abs(value) > LARGEST):
@@ -86,11 +88,6 @@ def settings_in(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield str(key), one
         if isinstance(one, dict | list):
             yield from settings_in(one, str(key))
-
-
-def _head_problems(heads: Any, shared: Any) -> Iterator[str]:
-    if isinstance(heads, int) and isinstance(shared, int) and shared > 0 and heads % shared:
-        yield f'"num_key_value_heads" is {shared}, which does not divide "num_attention_heads" ({heads}).'
 
 
 def _timm_problems(settings: dict[str, Any]) -> Iterator[str]:

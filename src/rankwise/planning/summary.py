@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from rankwise.planning.estimate import Estimate
 from rankwise.planning.fitting import Fit
 from rankwise.planning.forecast import Forecast
 from rankwise.planning.parameters import target_notes
@@ -25,19 +24,13 @@ def summary_of(plan: Plan) -> dict[str, Any]:
         "target_notes": target_notes(plan.shape, plan.config.adapter),
         "adapter_bytes": counted.file_bytes, "adapter_bytes_float16": counted.file_bytes_half,
         "weights_bytes": plan.weights_by_format, "memory_bytes_at_least": plan.forecast.memory.at_least,
-        "disk": _disk(plan),
-        "tokens": _of(plan.rows and plan.rows.tokens),
-        "loss_tokens": _of(plan.rows and plan.rows.supervised),
+        "disk": plan.disk and {**vars(plan.disk), "total": plan.disk.total},
+        "tokens": plan.rows and plan.rows.tokens,
+        "loss_tokens": plan.rows and plan.rows.supervised,
         "replay_rows": None if plan.rows is None else round(plan.rows.replayed),
     }  # fmt: skip
     parts = (_memory(plan), _fits(plan), _time(plan))
     return found | {key: value if plan.trained else None for part in parts for key, value in part.items()}
-
-
-def _disk(plan: Plan) -> dict[str, Any] | None:
-    """In bytes; null where the number of steps is not known."""
-    disk = plan.disk
-    return None if disk is None else {**vars(disk), "total": disk.total}
 
 
 def _memory(plan: Plan) -> dict[str, Any]:
@@ -46,7 +39,7 @@ def _memory(plan: Plan) -> dict[str, Any]:
         "memory_formulas": {part.name: part.formula for part in plan.forecast.memory.parts},
         "memory_bytes_of_methods": {method: _parts(one) for method, one in plan.methods.items()},
         "device": plan.device.name, "form": plan.forecast.job.form, "dtype": plan.forecast.job.dtype,
-        "storage": plan.forecast.job.storage, "conversion": plan.conversion and vars(plan.conversion),
+        "storage": plan.forecast.job.storage, "conversion": plan.conversion,
     }  # fmt: skip
 
 
@@ -55,8 +48,8 @@ def _fits(plan: Plan) -> dict[str, Any]:
     return {
         "fits": fit.fits, "blocks_to_recompute": fit.recomputed, "largest_max_batch_tokens": fit.tokens,
         "largest_max_batch_tokens_recomputed": fit.tokens_recomputed,
-        "savings": [vars(saving) for saving in plan.savings],
-        "remedies": [] if fit.fits else [vars(remedy) for remedy in plan.remedies],
+        "savings": plan.savings,
+        "remedies": [] if fit.fits else plan.remedies,
         "devices": {one.device.name: _device(one) for one in plan.fits_elsewhere},
     }  # fmt: skip
 
@@ -77,7 +70,7 @@ def _time(plan: Plan) -> dict[str, Any]:
         "seconds": run and run.likely, "seconds_low": run and run.low, "seconds_high": run and run.high,
         "seconds_per_step": told and told.step.likely, "speed": speed and speed.origin,
         "speed_source": f"{speed.source}; {speed.efficiency.source}" if isinstance(speed, Speed) else None,
-        "money": _of(plan.money), "tuning": _tuning(plan), "processes": _processes(plan),
+        "money": plan.money, "tuning": _tuning(plan), "processes": _processes(plan),
     }  # fmt: skip
 
 
@@ -101,13 +94,9 @@ def _tuning(plan: Plan) -> dict[str, Any] | None:
     trials = planned.trials
     return {
         "trials": trials.trials if trials else 0, "steps": trials.cost if trials else 0.0,
-        "seconds": _of(planned.seconds),
+        "seconds": planned.seconds,
     }  # fmt: skip
 
 
 def _parts(forecast: Forecast) -> dict[str, int]:
     return {part.name: round(part.bytes) for part in forecast.memory.parts} | {"peak": forecast.peak}
-
-
-def _of(estimate: Estimate | None) -> dict[str, float] | None:
-    return None if estimate is None else vars(estimate)

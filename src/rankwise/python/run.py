@@ -105,7 +105,9 @@ class Run:
         list of words, which are joined by spaces. An image is a path, the bytes of a file, a picture of Pillow or a
         uint8 array. RunError where the run is a language model. DataError where an image cannot be read, or a text has
         more tokens than a row of the run may have, unless the run was trained with data.too_long=truncate."""
-        predicted, problems = self.tuned.predict(self.tuned.classifier.examples_of(items))
+        from rankwise.python.items import GIVEN
+
+        predicted, problems = self.tuned.predict(self.tuned.classifier.among(GIVEN)(items))
         if problems:
             raise DataError(together([*problems.values()]))
         return [one.as_values() for one in predicted.values()]

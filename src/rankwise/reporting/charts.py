@@ -1,5 +1,4 @@
-"""Charts made from the records of a run, and the map of its ranks: blocks along one axis, kinds of layers along the
-other, darker where more rank remains. The page says where a line is smoothed."""
+"""Charts made from the records of a run. The page says where a line is smoothed."""
 
 from __future__ import annotations
 
@@ -11,96 +10,85 @@ from rankwise.reporting.figures import Panel, Sheet, chart, drawn
 from rankwise.reporting.markup import Markup, shown
 from rankwise.reporting.quantities import figure
 from rankwise.runs.evaluations import StrengthCurve
-from rankwise.runs.records import LossRecord, RankRecord, ScoreRecord, StepRecord, rank_grid
+from rankwise.runs.records import LossRecord, RankRecord, ScoreRecord, StepRecord
 
 MOST_POINTS, LONGEST_NAME = 1200, 17
 LOG_FROM = 20.0
 """Scales are logarithmic if the largest value is more than so many times the smallest."""
 ROLES = ("tuned", "base", "third", "fourth")
-Points = tuple[list[float], list[float]]
+Points = tuple[Sequence[float], Sequence[float]]
 
 
 def loss_chart(steps: Sequence[StepRecord], held_out: Sequence[LossRecord], unit: str) -> Markup:
+    """Draw the loss of each step, thin, its average, and the validation losses as dots."""
     raw, measured = _losses(steps), _losses(held_out)
-    smooth = (raw[0], smoothed(raw[1]))
-
-    def draw(sheet: Sheet) -> None:
-        panel = _by_step(sheet, unit, [raw, measured])
-        panel.line(*thinned(raw), "tuned", width=1, opacity=0.35)
-        panel.line(*thinned(smooth), "tuned", width=2.2)
-        if len(measured[0]) > 2:  # two points need no line
-            panel.line(*measured, "base", width=1.2, dashed=True)
-        panel.dots(*measured, "base", size=7)
-        if len(measured[0]) > 1:
-            panel.word(measured[0][0], measured[1][0], f"validation {figure(measured[1][0])}", "base", to="start",
-                       beside=(9, 5), bold=True)  # fmt: skip
-        ends = [(smooth[1][-1], "tuned", "training")] if smooth[0] else []
-        ends += [(measured[1][-1], "base", f"validation {figure(measured[1][-1])}")] if measured[0] else []
-        _named(panel, ends)
-
-    return chart("loss", _described("Loss by step", smooth, measured), draw, (300, 250))
+    lines = {"training": (raw[0], smoothed(raw[1]))}
+    dotted = [f"validation {figure(loss)}" for loss in measured[1][-1:]]
+    return _lines_chart(unit, lines | dict.fromkeys(dotted, measured), (300, 250), dots=dotted, faint=raw)
 
 
 def losses_chart(runs: Mapping[str, Sequence[StepRecord]]) -> Markup:
     """Draw the losses of the first runs, as many as there are colours."""
-    lines: dict[str, Points] = {}
-    for name, steps in list(runs.items())[: len(ROLES)]:
-        xs, ys = _losses(steps)
-        lines[name] = xs, smoothed(ys)
-    return _lines_chart("losses", "nats per loss token", lines, (280, 240))
+    losses = {name: _losses(steps) for name, steps in list(runs.items())[: len(ROLES)]}
+    lines = {name: (xs, smoothed(ys)) for name, (xs, ys) in losses.items()}
+    return _lines_chart("nats per loss token", lines, (280, 240))
 
 
 def score_chart(scores: Sequence[ScoreRecord]) -> Markup:
     """Draw each metric as a line with dots, on a scale that begins at 0 or below."""
-    lines: dict[str, Points] = {}
-    for name in dict.fromkeys(record.metric for record in scores):
-        lines[name] = finite((one.step, one.value) for one in scores if one.metric == name)
-    return _lines_chart("scores", "score on validation rows", lines, (240, 220), dots=True)
+    lines = {
+        name: finite((one.step, one.value) for one in scores if one.metric == name)
+        for name in dict.fromkeys(record.metric for record in scores)
+    }
+    return _lines_chart("score on validation rows", lines, (240, 220), dots=list(lines), least=0)
+
+
+def budget_chart(ranks: Sequence[RankRecord], steps: int) -> Markup:
+    """Draw the rank budget from its initial value; `steps` is where the run ended."""
+    xs = [0, *(one.step for one in ranks), max(steps, ranks[-1].step)]
+    ys = [ranks[0].of, *(one.budget for one in ranks), ranks[-1].budget]
+    return _lines_chart(f"budget, {ranks[-1].unit}", {f"{ys[-1]:,}": (xs, ys)}, (190, 180), least=0, stepped=True)
 
 
 def _lines_chart(
-    key: str, heading: str, lines: Mapping[str, Points], heights: tuple[float, float], *, dots: bool = False
-) -> Markup:
-    """Draw named lines by step."""
+    heading: str, lines: Mapping[str, Points], heights: tuple[float, float], *, dots: Sequence[str] = (),
+    faint: Points = ([], []), least: float | None = None, stepped: bool = False,
+) -> Markup:  # fmt: skip
+    """Draw named lines by step, those in `dots` with a dot for each value."""
 
     def draw(sheet: Sheet) -> None:
-        panel = _by_step(sheet, heading, [*lines.values(), ([], [0.0] * dots)])
+        every = [*lines.values(), faint]
+        panel = sheet.panel(44, 36, 128, 40)  # with room for the names
+        _scaled(panel, [*(y for _, ys in every for y in ys), *([] if least is None else [least])])
+        panel.across(0, max([*(x for xs, _ in every for x in xs), 1]), under="step")
+        panel.headed(heading)
+        panel.line(*thinned(faint), ROLES[0], width=1, opacity=0.35)
         ends = []
         for (name, points), role in zip(lines.items(), cycle(ROLES), strict=False):
-            panel.line(*thinned(points), role)
-            if dots:
-                panel.dots(*points, role, size=5)
+            panel.line(*thinned(points), role, width=1.2 if name in dots else 2.2, stepped=stepped)
+            panel.dots(*(points if name in dots else ([], [])), role)
             ends += [(points[1][-1], role, name)] if points[0] else []
         _named(panel, ends)
 
-    return chart(key, "; ".join(_described(name, points) for name, points in lines.items()), draw, heights)
+    return chart("; ".join(_described(name, points) for name, points in lines.items()), draw, heights)
 
 
 def _losses(records: Sequence[StepRecord | LossRecord]) -> Points:
     return finite((one.step, one.loss) for one in records)
 
 
-def _by_step(sheet: Sheet, heading: str, lines: Sequence[Points]) -> Panel:
-    """A panel with room for these lines, and for their names beside it."""
-    panel = sheet.panel(44, 36, 128, 40)
-    _scaled(panel, [y for _, ys in lines for y in ys])
-    panel.across(0, max([*(x for xs, _ in lines for x in xs), 1]), under="step")
-    panel.headed(heading)
-    return panel
-
-
-def small_chart(name: str, heading: str, points: Points) -> Markup:
+def small_chart(heading: str, points: Points) -> Markup:
     """Draw a small chart of one value by step. Two of them stand side by side, so it is never wide."""
 
     def draw(sheet: Sheet) -> None:
         panel = sheet.panel(52, 34, 16, 40)
         values = points[1] or [0.0, 1.0]
-        panel.upwards(0, max(values) * 1.08 or 1, ticks=3)
+        panel.upwards(0, max(values) * 1.08 or 1, most=3)
         panel.across(0, max([*points[0], 1]), under="step")
         panel.headed(heading)
         panel.line(*thinned(points), "quiet", width=1.5)
 
-    return drawn(name, _described(heading, points), draw, 150, "narrow")
+    return drawn(_described(heading, points), draw, 150, "narrow")
 
 
 def strength_chart(curve: StrengthCurve) -> Markup:
@@ -122,45 +110,17 @@ def strength_chart(curve: StrengthCurve) -> Markup:
             panel.word(x, y, f"{one.strength:g}{name}", role, to="start", beside=beside, bold=best)
 
     label = "; ".join(f"strength {p.strength:g}: loss {figure(p.loss.value)}, KL {figure(p.kl.value)}" for p in points)
-    return chart("strength", f"Loss on the task against KL from the base. {label}", draw, (320, 280))
-
-
-def budget_chart(ranks: Sequence[RankRecord], steps: int) -> Markup:
-    """Draw the rank budget from its initial value; `steps` is where the run ended."""
-    xs = [0, *(one.step for one in ranks), max(steps, ranks[-1].step)]
-    ys = [ranks[0].of, *(one.budget for one in ranks), ranks[-1].budget]
-
-    def draw(sheet: Sheet) -> None:
-        panel = sheet.panel(60, 34, 62 if not sheet.narrow else 40, 40)
-        panel.upwards(0, 1.05 * max(1, *ys), ticks=4)
-        panel.across(0, max(1, *xs), under="step")
-        panel.headed(f"budget, {ranks[-1].unit}")
-        panel.line(xs, ys, "tuned", stepped=True)
-        panel.word(xs[-1], ys[-1], f"{ys[-1]:,}", "tuned", to="start", beside=(9, 0), bold=True)
-        for one in [one for one in ranks if one.final and one.step][:1]:
-            panel.dots([one.step], [one.budget], "tuned", size=7)
-            panel.word(one.step, one.budget, "final", "tuned", beside=(0, 14), bold=True)
-
-    label = f"Budget from {ys[0]:,} at the beginning to {ys[-1]:,} at step {ranks[-1].step:,}"
-    return chart("budget", label, draw, (190, 180))
+    return chart(f"Loss on the task against KL from the base. {label}", draw, (320, 280))
 
 
 def _named(panel: Panel, ends: list[tuple[float, str, str]]) -> None:
     """Write names beside the chart at the height where their lines end, moved apart where they would overlap."""
-    low, high = panel.axes.get_ylim()
-    right = panel.axes.get_xlim()[1]
-    log = panel.axes.get_yscale() == "log"
-
-    def level(value: float) -> float:
-        share = math.log(value / low) / math.log(high / low) if log else (value - low) / (high - low)
-        return panel.height * share
-
     placed: list[float] = []
     for y, role, name in sorted(ends):
-        wanted = level(y)
+        wanted = panel.level(y)
         at = max(wanted, placed[-1] + 14) if placed else wanted
         placed.append(at)
-        panel.word(right, y, _cut(name), role, to="start", beside=(9, at - wanted), bold=True)
+        panel.word(panel.x[1], y, _cut(name), role, to="start", beside=(9, at - wanted), bold=True)
 
 
 def _cut(name: str) -> str:
@@ -211,78 +171,7 @@ def thinned(points: Points) -> Points:
     return [xs[at] for at in kept], [ys[at] for at in kept]
 
 
-def _described(name: str, *lines: Points) -> str:
-    spans = [f"from {figure(ys[0])} to {figure(ys[-1])} over {len(ys)} points" for _, ys in lines if ys]
-    return f"{name}: {'; '.join(spans) or 'nothing recorded'}"
-
-
-MOST_KINDS, MOST_BLOCKS = 40, 200
-NUMBERED = 400
-"""Maps with up to so many cells show the rank in each."""
-FAINTEST = 0.04
-LEFT, TOP, EDGE = 92, 26, 10
-Grid = dict[tuple[str, str], int]
-
-
-def rank_map(ranks: dict[str, int]) -> Markup:
-    blocks, kinds, cells = rank_grid(ranks)
-    blocks, kinds = blocks[:MOST_BLOCKS], kinds[:MOST_KINDS]
-    largest = max([*ranks.values(), 1])
-    cell_wide = min(22.0, (760 - LEFT - EDGE) / max(1, len(blocks)))
-    cell_tall = 22 if len(blocks) <= 60 else 12
-
-    def draw(sheet: Sheet) -> None:
-        if sheet.narrow:
-            _draw_map(sheet, kinds, blocks, {(kind, block): rank for (block, kind), rank in cells.items()}, largest, 44)
-        else:
-            _draw_map(sheet, blocks, kinds, cells, largest, LEFT)
-
-    heights = (TOP + EDGE + max(cell_wide, 20) * len(kinds), 2 * TOP + EDGE + cell_tall * len(blocks))
-    return chart("rank-map", _described_ranks(kinds, cells), draw, heights)
-
-
-def left_out(ranks: dict[str, int]) -> str:
-    """Return a sentence about blocks or layers that do not fit on the map."""
-    blocks, kinds, _ = rank_grid(ranks)
-    if len(blocks) <= MOST_BLOCKS and len(kinds) <= MOST_KINDS:
-        return ""
-    return (
-        f" The map shows the first {min(len(kinds), MOST_KINDS)} of {len(kinds):,} kinds of layers in the first "
-        f"{min(len(blocks), MOST_BLOCKS)} of {len(blocks):,} blocks; the JSON beside this page has all."
-    )
-
-
-def _draw_map(sheet: Sheet, columns: list[str], rows: list[str], cells: Grid, largest: int, left: float) -> None:
-    # long column names alternate between two lines
-    in_turns = sheet.narrow and any(len(_cut_for(column, sheet)) > 6 for column in columns)
-    top = 2 * TOP if in_turns else TOP
-    panel = sheet.panel(left, top, EDGE, EDGE)
-    panel.bare((-0.5, len(columns) - 0.5), (len(rows) - 0.5, -0.5))
-    numbered = len(columns) * len(rows) <= NUMBERED
-    for y, row in enumerate(rows):
-        for x, column in enumerate(columns):
-            rank = cells.get((column, row))
-            if rank is None:
-                continue
-            share = min(1.0, rank / largest)
-            panel.cell(x, y, "tuned" if rank > 0 else "rule", max(FAINTEST, share) if rank > 0 else 0.5)
-            if numbered:
-                panel.word(x, y, str(rank), "paper" if share > 0.6 else "ink" if rank > 0 else "quiet", size=9.5)
-    for y, row in enumerate(rows):
-        if len(rows) <= 60 or y % 10 == 0:
-            panel.word(-0.5, y, row or "other", "quiet", to="end", beside=(-8, 0), size=10)
-    apart = 1 if len(columns) <= 40 else 5 if len(columns) <= 100 else 10
-    for x, column in enumerate(columns):
-        if x % apart == 0:
-            higher = in_turns and x % 2
-            panel.word(x, -0.5, _cut_for(column or "other", sheet), "quiet", beside=(0, 24 if higher else 10), size=10)
-
-
-def _cut_for(name: str, sheet: Sheet) -> str:
-    name = name.removesuffix("_proj") if sheet.narrow else name
-    return name if len(name) <= 12 else f"\u2026{name[-11:]}"
-
-
-def _described_ranks(kinds: list[str], cells: Grid) -> str:
-    sums = {kind: sum(rank for (_, one), rank in cells.items() if one == kind) for kind in kinds}
-    return "Ranks by kind of layer: " + ", ".join(f"{kind} {total:,}" for kind, total in sums.items())
+def _described(name: str, points: Points) -> str:
+    ys = points[1]
+    span = f"from {figure(ys[0])} to {figure(ys[-1])} over {len(ys)} points" if ys else "nothing recorded"
+    return f"{name}: {span}"

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from rankwise.reporting.document import Section, figure, folded, opened, paragraph, table
+from rankwise.errors import one_line
+from rankwise.reporting.document import Section, figure, folded, matrix, opened, paragraph, table
 from rankwise.reporting.figures import Panel, Sheet, drawn
 from rankwise.reporting.markup import Content, Markup, Rows, element, joined, picture
 from rankwise.reporting.quality import HEIGHT, WIDTH, value, whisker
 from rankwise.reporting.quantities import figure as number
 from rankwise.reporting.quantities import measured, plural, share
 from rankwise.runs.evaluations import Evaluation
-from rankwise.runs.measured import SUMMARISED, ClassDetails, Measured, OneClass, SetDetails, WrongRow
-from rankwise.runs.score_text import most_confused, weakest
+from rankwise.runs.measured import SUMMARISED, ClassDetails, Measured, OneClass, SetDetails
 from rankwise.runs.snapshot import RunSnapshot
 
-MOST_IN_MATRIX, MOST_CONFUSIONS, OPEN_ROWS = 20, 20, 8
-LEVELS = ((0.05, "a"), (0.2, "b"), (0.4, "c"), (0.7, "d"), (float("inf"), "e"))
-"""Shades of the confusion matrix, each up to a share of the true class's rows."""
+MOST_CLASSES, MOST_CONFUSIONS, IN_A_SENTENCE, OPEN_ROWS = 20, 20, 5, 8
 HEADS = ("class", "rows", "predicted", "precision", "recall", "F1", "")
 
 
@@ -29,20 +27,32 @@ def classes_section(run: RunSnapshot) -> Section | None:
         return None
     return Section(
         "classes", "Classes", {task: details.summary() for task, _, details in parts},
-        [block for at, (task, one, details) in enumerate(parts) for block in _blocks(task, at, one, details)],
+        [block for task, one, details in parts for block in
+         (element("h3", f"{task}, {plural(one.n, 'row')} of {one.data}"), *class_blocks(details),
+          _calibration(one, details))],
         about="Precision is the share of the rows predicted as a class that are right, recall is the share of the "
         "class's rows that are found, and F1 is their harmonic mean. Intervals are 95 % intervals.",
-        pictures=any(row.thumbnail for *_, details in parts for row in details.wrong),
     )  # fmt: skip
 
 
-def _blocks(task: str, at: int, evaluation: Evaluation, details: ClassDetails) -> list[Markup]:
+def class_blocks(details: ClassDetails) -> list[Markup]:
+    """What a page and a terminal show of a classifier."""
+    return [*_figures(details), *_confusions(details), paragraph(_sure(details)), *_wrong(details)]
+
+
+def weakest(classes: list[OneClass]) -> list[OneClass]:
+    """All classes in their order, or of many those that occur with the lowest F1, the lowest first."""
+    if len(classes) <= MOST_CLASSES:
+        return classes
+    measured = [(one.f1.value, at) for at, one in enumerate(classes) if one.f1 is not None]
+    return [classes[at] for _, at in sorted(measured)[:MOST_CLASSES]]
+
+
+def most_confused(details: ClassDetails) -> list[tuple[str, str, int]]:
+    """[actual class, predicted class, rows] of all wrong pairs, the most frequent first."""
+    wrong = sorted((-count, actual, predicted) for actual, predicted, count in details.confusion if actual != predicted)
     return [
-        element("h3", f"{task}, {plural(evaluation.n, 'row')} of {evaluation.data}"),
-        *_figures(details),
-        *_confusions(details),
-        *_calibration(at, evaluation, details),
-        *_wrong(details),
+        (details.classes[actual].name, details.classes[predicted].name, -count) for count, actual, predicted in wrong
     ]
 
 
@@ -71,57 +81,57 @@ def _scale(one: Measured | None) -> Content:
 
 
 def _confusions(details: ClassDetails) -> list[Markup]:
-    if len(details.classes) <= MOST_IN_MATRIX:
-        return [figure(_matrix(details), "Confusion matrix: a line for each true class, a column for each predicted "
-                       "one. The shade is the share of the true class's rows.")]  # fmt: skip
     confusions = most_confused(details)
-    if not confusions:
-        return []
+    listed = ", ".join(f"{count:,} {one_line(actual)} as {one_line(predicted)}"
+                       for actual, predicted, count in confusions[:IN_A_SENTENCE])  # fmt: skip
+    sentence = [paragraph(f"Most frequent confusions: {listed}.")] if confusions else []
+    if len(details.classes) <= MOST_CLASSES:
+        caption = (
+            "Confusion matrix: a line for each true class, a column for each predicted one. The shade is the share of "
+            "the true class's rows."
+        )
+        return [*sentence, figure(_matrix(details), caption)]
     rows = {one.name: one.rows for one in details.classes}
     cells: Rows = [
         [actual, predicted, f"{count:,}", share(count, rows[actual])]
         for actual, predicted, count in confusions[:MOST_CONFUSIONS]
     ]
+    heads = ("true class", "predicted as", "rows", "share of the class")
     pairs = plural(len(confusions), "pair")
-    return [
-        paragraph(f"The most frequent confusions, of {pairs} of a true and another predicted class:"),
-        table(
-            ("true class", "predicted as", "rows", "share of the class"),
-            cells, words=(0, 1), label="confusions", lead=2,
-        ),
-    ]  # fmt: skip
+    return [*sentence, folded(f"The most frequent confusions, of {pairs} of a true and another predicted class",
+                              table(heads, cells, words=(0, 1), label="confusions", lead=2))]  # fmt: skip
 
 
 def _matrix(details: ClassDetails) -> Markup:
     counts = {(actual, predicted): count for actual, predicted, count in details.confusion}
     names = [one.name for one in details.classes]
 
-    def cell(actual: int, predicted: int) -> Markup:
+    def cell(actual: int, predicted: int) -> tuple[str, float, str] | None:
         count = counts.get((actual, predicted), 0)
-        if not count:
-            return element("td")
-        part = count / details.classes[actual].rows
-        level = next(name for limit, name in LEVELS if part <= limit)
-        return element("td", f"{count:,}", class_=f"{'hit' if actual == predicted else 'miss'} {level}")
+        kind = "hit" if actual == predicted else "miss"
+        return (f"{count:,}", count / details.classes[actual].rows, kind) if count else None
 
-    head = element("tr", element("th"), [element("th", name, scope="col") for name in names])
-    lines = [
-        element("tr", element("th", name, scope="row"), [cell(actual, predicted) for predicted in range(len(names))])
-        for actual, name in enumerate(names)
-    ]
-    whole = element("table", element("thead", head), element("tbody", lines), class_="matrix")
-    return element("div", whole, class_="scroll", tabindex=0, role="region", aria_label="confusion matrix")
+    return matrix(names, names, cell, "confusion matrix")
 
 
-def _calibration(at: int, evaluation: Evaluation, details: ClassDetails) -> list[Markup]:
+def _sure(details: ClassDetails) -> str:
+    rows = sum(one.rows for one in details.calibration)
+    confidence = sum(one.rows * one.confidence for one in details.calibration) / max(rows, 1)
+    right = sum(one.rows * one.right.value for one in details.calibration) / max(rows, 1)
+    return (
+        f"Calibration: on average {confidence:.1%} sure and {right:.1%} right; on {rows:,} rows, chance alone gives a "
+        f"perfectly calibrated classifier an error of about {number(details.calibrated_error)}."
+    )
+
+
+def _calibration(evaluation: Evaluation, details: ClassDetails) -> Markup:
     error = evaluation.tuned.metrics.get("calibration_error")
     own = f"The calibration error is {measured(error)}. " if error else ""
     caption = (
         "Left: the share of right predictions by the probability that the model gave them, with intervals; a "
-        f"calibrated model follows the dashed line. Right: the number of rows by that probability. {own}On so many "
-        f"rows, chance alone gives a perfectly calibrated model about {number(details.calibrated_error)}."
+        f"calibrated model follows the dashed line. Right: the number of rows by that probability. {own}"
     )
-    return [figure(element("div", calibration_charts(f"calibration-{at}", details), class_="small-charts"), caption)]
+    return figure(element("div", calibration_charts(details), class_="small-charts"), caption)
 
 
 def _wrong(details: ClassDetails) -> list[Markup]:
@@ -129,14 +139,12 @@ def _wrong(details: ClassDetails) -> list[Markup]:
         return []
     shown = details.wrong[:SUMMARISED]
     heading = _headed(f"Wrong rows: {details.wrong_rows:,}, the most confident first", details)
-    if any(row.thumbnail for row in shown):
-        return [heading, element("div", list(map(_pictured, shown)), class_="gallery")]
     rows: Rows = [
-        [row.name, row.text or "", row.actual, row.predicted, share(row.probability, 1),
-         share(row.probability_of_actual, 1)]
+        [row.name, picture(row.thumbnail, row.name) if row.thumbnail else row.text or "", row.actual, row.predicted,
+         share(row.probability, 1), share(row.probability_of_actual, 1)]
         for row in shown
     ]  # fmt: skip
-    heads = ("row", "text", "true class", "predicted", "its probability", "of the true class")
+    heads = ("row", "content", "true class", "predicted", "its probability", "of the true class")
     return [heading, *opened(heads, rows, OPEN_ROWS, words=(0, 1, 2, 3), label="wrong rows")]
 
 
@@ -145,17 +153,11 @@ def _headed(text: str, details: ClassDetails | SetDetails) -> Markup:
     return element("h3", f"{text}; {shown} of them are shown" if shown < details.wrong_rows else text)
 
 
-def _pictured(row: WrongRow) -> Markup:
-    image = picture(row.thumbnail, row.name) if row.thumbnail else Markup("")
-    words = f"{row.actual}, predicted as {row.predicted} ({share(row.probability, 1)})"
-    return element("figure", image, element("figcaption", words, element("span", row.name, class_="interval")))
-
-
 TALL, BAR = 260, 13
 UNDER = "probability of the predicted class"
 
 
-def calibration_charts(name: str, details: ClassDetails) -> Markup:
+def calibration_charts(details: ClassDetails) -> Markup:
     """Draw two small charts that stand side by side."""
     bins = details.calibration
     described = "; ".join(f"{share(one.right.value, 1)} right at {share(one.confidence, 1)}" for one in bins)
@@ -177,8 +179,8 @@ def calibration_charts(name: str, details: ClassDetails) -> Markup:
             panel.span((middle, middle), (0, one.rows), "tuned", width=BAR)
 
     return joined(
-        drawn(f"{name}-reliability", described, reliability, TALL, "narrow"),
-        drawn(f"{name}-rows", counted, histogram, TALL, "narrow"),
+        drawn(described, reliability, TALL, "narrow"),
+        drawn(counted, histogram, TALL, "narrow"),
     )
 
 
@@ -206,20 +208,17 @@ def sets_section(run: RunSnapshot) -> Section | None:
     of = parts[0][2].of
     return Section(
         of, of.capitalize(), {task: details.summary() for task, _, details in parts},
-        [block for task, one, details in parts for block in _set_blocks(task, one, details)],
+        [block for task, one, details in parts for block in
+         (element("h3", f"{task}, {plural(one.n, 'row')} of {one.data}"), *set_blocks(details))],
         about=ABOUT[of] + MEANING.format(of, of),
     )  # fmt: skip
 
 
-def _set_blocks(task: str, evaluation: Evaluation, details: SetDetails) -> list[Markup]:
-    return [
-        element("h3", f"{task}, {plural(evaluation.n, 'row')} of {evaluation.data}"),
-        table(
-            (details.of.removesuffix("s"), f"true {details.of}", "predicted", "precision", "recall", "F1", ""),
-            list(map(_cells, weakest(details.types))), label=details.of, lead=1,
-        ),
-        *_wrong_sets(details),
-    ]  # fmt: skip
+def set_blocks(details: SetDetails) -> list[Markup]:
+    """What a page and a terminal show of labels or spans."""
+    heads = (details.of.removesuffix("s"), f"true {details.of}", "predicted", "precision", "recall", "F1", "")
+    figures = table(heads, list(map(_cells, weakest(details.types))), label=details.of, lead=1)
+    return [figures if details.types else paragraph(f"No row has any {details.of}."), *_wrong_sets(details)]
 
 
 def _wrong_sets(details: SetDetails) -> list[Markup]:

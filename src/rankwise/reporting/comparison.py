@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from rankwise.reporting.charts import losses_chart
 from rankwise.reporting.document import Document, Section, figure, folded, paragraph, table
 from rankwise.reporting.markup import Content, Markup, Rows, element, joined
-from rankwise.reporting.quality import chip, difference_cells, value
-from rankwise.reporting.quantities import COSTS, OPTIONAL, cost_text, recorded, share, within
+from rankwise.reporting.quality import chip, difference_cells, undecided, value
 from rankwise.reporting.quantities import figure as number
+from rankwise.reporting.quantities import recorded, share, within
+from rankwise.reporting.training import outcome
 from rankwise.reporting.verdict import FOLLOWING, counted, primary
 from rankwise.runs.evaluations import ComparedForgetting, ComparedTask, Comparison, Differing, Forgetting
 from rankwise.runs.snapshot import Candidate
@@ -77,7 +78,7 @@ def _quality(comparisons: Sequence[Comparison]) -> Section:
     if not blocks:
         blocks.append(paragraph("No run was evaluated. Evaluate each on the same task: rankwise evaluate RUN."))
     return Section(
-        "comparisons", "Quality", [one.model_dump() for one in comparisons], blocks,
+        "comparisons", "Quality", comparisons, blocks,
         about="Compared item by item if the items are the same. Intervals are 95 % intervals. A verdict says whether "
         "the second is better or worse; it needs interval and test to agree.",
     )  # fmt: skip
@@ -101,7 +102,8 @@ def _notes(one: Comparison) -> Markup:
         + "; ".join(f"{one.key} is {one.a} in one and {one.b} in the other" for one in task.settings) + "."
         for task in one.tasks if task.settings
     ]  # fmt: skip
-    return joined([element("p", note, class_="about") for note in notes])
+    reasons = [note for task in one.tasks for note in undecided(task.task, task.differences)]
+    return joined([element("p", note, class_="about") for note in notes], reasons)
 
 
 def _forgetting(candidates: Sequence[Candidate], comparisons: Sequence[Comparison]) -> Section | None:
@@ -159,21 +161,13 @@ def _cost(candidates: Sequence[Candidate], comparisons: Sequence[Comparison]) ->
     results = {one.name: one.run.manifest.results for one in candidates if one.run}
     if not any(results.values()):
         return None
-    rows: Rows = [
-        [
-            called,
-            *(
-                cost_text(name, getattr(result, name)) if (result := results.get(one.name)) else "\u2013"
-                for one in candidates
-            ),
-        ]
-        for name, (called, _) in COSTS.items()
-        if name not in OPTIONAL or any(one and getattr(one, name) is not None for one in results.values())
-    ]
+    outcomes = [dict(outcome(one.run)) if one.run else {} for one in candidates]
+    names = dict.fromkeys(name for one in outcomes for name in one)
+    rows: Rows = [[name, *(one.get(name, "\u2013") for one in outcomes)] for name in names]
     elsewhere = any(one.made_with for one in comparisons)
     return Section(
-        "cost", "Cost", {name: one.model_dump() if one else None for name, one in results.items()},
-        [table(("", *(one.name for one in candidates)), rows, label="cost")],
+        "cost", "Cost", results,
+        [table(("", *(one.name for one in candidates)), rows, words=range(1 + len(candidates)), label="cost")],
         about="The runs used different versions or machines, so times and rates are hardly "
             "comparable." if elsewhere else "",
     )  # fmt: skip
@@ -194,10 +188,7 @@ def _differing(
         part.append([name, _value(there[0].a), *cells])
     if not (both or alone):
         return None
-    data = [
-        {"of": one.name, "differing": [each.model_dump() for each in listed]}
-        for one, listed in zip(candidates[1:], differences, strict=True)
-    ]
+    data = [{"of": one.name, "differing": listed} for one, listed in zip(candidates[1:], differences, strict=True)]
     heads = ("", *(one.name for one in candidates))
     blocks = [table(heads, both, words=range(len(heads)), label=title)] if both else []
     if alone:

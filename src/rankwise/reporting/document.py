@@ -1,6 +1,7 @@
-"""A report as a list of sections, rendered as one self-contained HTML file and as JSON.
+"""A report as a list of sections, rendered as one self-contained HTML file, as lines of a terminal, and as JSON.
 
-A section holds its content twice, made from the same records: `blocks` for readers and `data` for programs. The page
+A section holds its content twice, made from the same records: `blocks` for readers and `data` for programs. What is
+folded on a page, and what is drawn, a terminal does not show. The page
 has no scripts, no links and only its own style sheet. Its content security policy names this sheet by hash. So even if
 markup from a run got into the page, it could not load, run or restyle anything.
 """
@@ -11,13 +12,15 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rankwise.reporting.markup import Content, Markup, element, joined, shown
+from rankwise.config.base import Config
+from rankwise.errors import one_line
+from rankwise.reporting.markup import ASCII, Content, Markup, both, element, joined, lines_of, shown
 from rankwise.runs.own_files import with_hash
 
 KIND = "rankwise report"
@@ -35,8 +38,6 @@ class Section:
     data: Any
     blocks: Sequence[Markup]
     about: Content = ""
-    pictures: bool = False
-    """Whether its blocks show pictures, which are data: URIs."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Document:
             element(
                 "meta",
                 http_equiv="Content-Security-Policy",
-                content=_policy(any(one.pictures for one in self.sections)),
+                content=_policy("<img " in body),
             ),
             element("meta", name="viewport", content="width=device-width, initial-scale=1"),
             element("meta", name="color-scheme", content="light dark"),
@@ -75,6 +76,12 @@ class Document:
     def content(self) -> Markup:
         """The report without its frame, for a page that has one of its own."""
         return joined(self._head(), [_section(one) for one in self.sections])
+
+    def lines(self) -> list[str]:
+        """What a terminal shows: the verdict, and the sections that are more than drawings."""
+        shown = {one.title: lines_of(*one.blocks) for one in self.sections}
+        below = [line for title, lines in shown.items() if lines for line in ("", f"{title}:", *lines)]
+        return [*lines_of(self.verdict), *self.remarks, *below]
 
     def as_json(self) -> bytes:
         """Render JSON in ASCII, since an answer may contain incomplete or invisible characters."""
@@ -91,7 +98,6 @@ class Document:
         return json.dumps(with_hash(plain), indent=2).encode() + b"\n"
 
     def _head(self) -> Markup:
-        tiles = [element("div", element("dt", name), element("dd", value)) for name, value in self.key_facts]
         return element(
             "header",
             element("p", self.over, class_="over"),
@@ -99,7 +105,7 @@ class Document:
             element("p", self.verdict, class_="verdict"),
             [element("p", remark, class_="remark") for remark in self.remarks],
             element("p", self.next, class_="about") if self.next else Markup(""),
-            element("dl", tiles, class_="tiles") if tiles else Markup(""),
+            facts(self.key_facts) if self.key_facts else Markup(""),
         )
 
     def _foot(self) -> Markup:
@@ -113,9 +119,9 @@ def table(
     heads: Sequence[str], rows: Sequence[Sequence[Content]], *, words: Sequence[int] = (0,), label: str = "",
     lead: int = 0, judged: bool = False,
 ) -> Markup:  # fmt: skip
-    """Render a table. Columns in `words` are left-aligned, numbers right-aligned. On narrow screens, `lead` turns each
-    row into a block headed by its first `lead` cells, and by its last cell if `judged`; without `lead`, the table
-    scrolls sideways."""
+    """Render a table. Columns in `words` are left-aligned, numbers right-aligned; plain text has no empty columns.
+    On narrow screens, `lead` turns each row into a block headed by its first `lead` cells, and by its last cell if
+    `judged`; without `lead`, the table scrolls sideways."""
 
     def cell(tag: str, at: int, content: Content) -> Markup:
         kind = "words" if at in words else "number"
@@ -129,7 +135,46 @@ def table(
     head = element("thead", element("tr", [cell("th", at, content) for at, content in enumerate(heads)]))
     body = element("tbody", [element("tr", [cell("td", at, one) for at, one in enumerate(row)]) for row in rows])
     whole = element("table", head, body, class_="fold" if lead else None)
-    return element("div", whole, class_="scroll", tabindex=0, role="region", aria_label=label or "table")
+    scrolled = element("div", whole, class_="scroll", tabindex=0, role="region", aria_label=label or "table")
+    return both(scrolled, _lines(_aligned([heads, *rows], words)))
+
+
+def _lines(lines: Sequence[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _aligned(rows: Sequence[Sequence[Content]], words: Sequence[int]) -> list[str]:
+    columns = []
+    for at, column in enumerate(zip(*rows, strict=True)):
+        cells = [one_line(joined(cell).plain.translate(ASCII), LONGEST_CELL) for cell in column]
+        width = max(map(len, cells))
+        columns += [[cell.ljust(width) if at in words else cell.rjust(width) for cell in cells]] * any(cells[1:])
+    return ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
+
+
+LONGEST_CELL = 80
+"""Characters of plain text."""
+LEVELS = ((0.05, "a"), (0.2, "b"), (0.4, "c"), (0.7, "d"), (float("inf"), "e"))
+"""Shades of a matrix, each up to a share."""
+
+
+def matrix(
+    rows: Sequence[str], columns: Sequence[str], cell: Callable[[int, int], tuple[str, float, str] | None], label: str,
+    corner: str = "",
+) -> Markup:  # fmt: skip
+    """Render a table with shades: `cell` gives the text of a row and a column, the share that decides about the shade,
+    and `hit` or `miss`."""
+
+    def shaded(row: int, column: int) -> Markup:
+        words, share, kind = cell(row, column) or ("-", 0, "none")
+        return element("td", words, class_=f"{kind} {next(name for limit, name in LEVELS if share <= limit)}")
+
+    body = [[shaded(row, column) for column in range(len(columns))] for row in range(len(rows))]
+    head = element("tr", element("th", corner), [element("th", name, scope="col") for name in columns])
+    lines = [element("tr", element("th", name, scope="row"), cells) for name, cells in zip(rows, body, strict=True)]
+    whole = element("table", element("thead", head), element("tbody", lines), class_="matrix")
+    plain = _aligned([[corner, *columns], *([name, *cells] for name, cells in zip(rows, body, strict=True))], (0,))
+    return both(element("div", whole, class_="scroll", tabindex=0, role="region", aria_label=label), _lines(plain))
 
 
 def opened(
@@ -144,8 +189,12 @@ def opened(
 
 def facts(pairs: Sequence[tuple[str, Content]]) -> Markup:
     """Render names and values, one pair per line."""
-    return element("dl", [element("div", element("dt", name), element("dd", value)) for name, value in pairs],
-                   class_="facts")  # fmt: skip
+    width = max((len(name) for name, _ in pairs), default=0)
+    return both(
+        element("dl", [element("div", element("dt", name), element("dd", value)) for name, value in pairs],
+                class_="facts"),
+        "".join(f"{name:<{width}}  {' '.join(joined(value).plain.split())}\n" for name, value in pairs),
+    )  # fmt: skip
 
 
 def figure(drawing: Markup, caption: Content = "") -> Markup:
@@ -157,12 +206,12 @@ def paragraph(*content: Content) -> Markup:
 
 
 def listed(items: Sequence[Content]) -> Markup:
-    return element("ul", [element("li", item) for item in items])
+    return element("ul", [element("li", item) for item in items]) if items else Markup("")
 
 
 def folded(summary: str, *content: Content) -> Markup:
     """Render content that is collapsed on screen and expanded in print."""
-    return element("details", element("summary", summary), *content)
+    return both(element("details", element("summary", summary), *content), f"{summary} (--json has them)\n")
 
 
 def code(words: str) -> Markup:
@@ -191,6 +240,7 @@ def _policy(pictures: bool) -> str:
 
 def _without_nan(value: Any) -> Any:
     """Replace NaN and infinity by None, because JSON cannot represent them."""
+    value = value.model_dump(mode="json") if isinstance(value, Config) else value
     if isinstance(value, dict):
         return {str(key): _without_nan(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

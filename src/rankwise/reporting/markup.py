@@ -1,8 +1,9 @@
-"""The only module that makes HTML. Everything that comes from a run is text, and text is always escaped.
+"""The only module that makes HTML, and with each piece of it the same as plain text, for a terminal.
 
-A plain string becomes markup only through `text`, or as a child or attribute of `element`, and all of these escape it.
-Characters that could mislead a reader or a terminal (control characters, overrides of the writing direction, incomplete
-characters) are shown by their code point in a distinct style.
+Everything that comes from a run is text, and text is always escaped: a plain string becomes markup only through
+`text`, or as a child or attribute of `element`, and both escape it. Characters that could mislead a reader or a
+terminal (control characters, overrides of the writing direction, incomplete characters) are shown by their code point,
+in a style of their own.
 """
 
 from __future__ import annotations
@@ -11,15 +12,21 @@ import unicodedata
 from collections.abc import Iterable
 from html import escape
 
-EMPTY = frozenset({"meta", "br", "path", "use", "circle", "line", "rect", "img"})
+EMPTY = frozenset({"meta", "br", "path", "circle", "line", "rect", "img"})
+LINES = frozenset({"p", "h3", "li"})
+"""Elements that are a line of plain text."""
+DRAWN = frozenset({"svg", "figure", "article", "pre"})
+"""Elements that a terminal does not show."""
+ASCII = str.maketrans("\u2212\u2013", "--")
+"""Plain text has no signs beyond those of the words in it."""
 JOINERS = frozenset("\u200c\u200d")
 """Characters that several scripts and many emoji need."""
 
 
 class Markup(str):
-    """HTML made by this module."""
+    """HTML made by this module, and in `plain` what a terminal shows of it."""
 
-    __slots__ = ()
+    plain = ""
 
 
 Content = str | Markup | Iterable["str | Markup"]
@@ -37,7 +44,16 @@ def element(tag: str, *children: Content, **attributes: str | int | float | bool
     )
     if tag in EMPTY:
         return Markup(f"<{tag}{attributes_text}>" if tag in ("meta", "br", "img") else f"<{tag}{attributes_text}/>")
-    return Markup(f"<{tag}{attributes_text}>{joined(*children)}</{tag}>")
+    inside = joined(*children)
+    plain = "" if tag in DRAWN else inside.plain + "\n" * (tag in LINES)
+    return both(f"<{tag}{attributes_text}>{inside}</{tag}>", plain)
+
+
+def both(html: str, plain: str) -> Markup:
+    """HTML of this module, and the plain text that stands for it."""
+    made = Markup(html)
+    made.plain = plain
+    return made
 
 
 def picture(uri: str, description: str) -> Markup:
@@ -48,24 +64,25 @@ def picture(uri: str, description: str) -> Markup:
 
 
 def joined(*children: Content) -> Markup:
-    return Markup("".join(_content(child) for child in children))
+    parts = list(map(_content, children))
+    return both("".join(parts), "".join(part.plain for part in parts))
 
 
-def _content(child: Content) -> str:
+def _content(child: Content) -> Markup:
     if isinstance(child, Markup):
-        return str(child)
-    return text(child) if isinstance(child, str) else "".join(map(_content, child))
+        return child
+    return text(child) if isinstance(child, str) else joined(*child)
+
+
+def lines_of(*blocks: Content) -> list[str]:
+    """The lines of plain text of some blocks."""
+    return joined(*blocks).plain.translate(ASCII).splitlines()
 
 
 def text(words: str) -> Markup:
     """Escape text and make invisible characters visible."""
-    parts: list[str] = []
-    for character in words:
-        if _seen(character):
-            parts.append(escape(character, quote=True))
-        else:
-            parts.append(f'<span class="unseen">{escape(number(character))}</span>')
-    return Markup("".join(parts))
+    parts = (escape(one) if _seen(one) else f'<span class="unseen">{number(one)}</span>' for one in words)
+    return both("".join(parts), words)
 
 
 def attribute(words: str) -> str:

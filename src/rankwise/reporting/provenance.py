@@ -6,14 +6,15 @@ The one calculated figure is marked as such: the memory that full fine-tuning wo
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from rankwise.config.base import JsonObject
 from rankwise.config.experiment import Experiment
-from rankwise.reporting.document import Section, as_code, code, facts, folded, listed, paragraph, table
-from rankwise.reporting.markup import Content, Markup, Rows, element
-from rankwise.reporting.quantities import COSTS, count, duration, plural, share, size
-from rankwise.runs.data_report import DataReport, lines_of
+from rankwise.reporting.document import Section, as_code, facts, folded, listed, paragraph, table
+from rankwise.reporting.markup import Markup, Rows, element
+from rankwise.reporting.quantities import count, duration, plural, share, size
+from rankwise.runs.data_report import MOST_LISTED, DataReport, about, lines_of, verdict_of
 from rankwise.runs.lineage import described
 from rankwise.runs.manifest import Forecasted, Manifest, Results
 from rankwise.runs.snapshot import RunSnapshot
@@ -23,9 +24,16 @@ FULL = 16
 """Bytes per parameter: weight, gradient and AdamW's two moments, four bytes each."""
 SLOWER = {("lora", "fused"): 6.2, ("lora", "eager"): 2.5}
 """Time of a step of full fine-tuning in float32 relative to this method with this backend (docs/speed.md)."""
-SHOWN_ROWS = 20
-FORECASTS = COSTS | {"peak_bytes": COSTS["peak_rss_bytes"], "seconds": COSTS["train_seconds"]}
-"""By the names that a forecast has."""
+SHOWN_ROWS = 5
+"""Of those that were left out."""
+FORECASTS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "trainable_parameters": ("trained parameters", "{:,.0f}".format),
+    "adapter_bytes": ("saved file size", size),
+    "steps": ("steps", "{:,.0f}".format),
+    "peak_bytes": ("peak memory", size),
+    "seconds": ("time", duration),
+}
+"""Label and format of each field of a forecast."""
 
 
 def data_section(run: RunSnapshot) -> Section:
@@ -35,48 +43,44 @@ def data_section(run: RunSnapshot) -> Section:
         "tokens", count(summary.loss_tokens)),
                  ("sha256", summary.sha256)]  # fmt: skip
         return Section(
-            "data", "Data", {"manifest": summary.model_dump(), "data_report": None},
+            "data", "Data", {"manifest": summary, "data_report": None},
             [paragraph("The data report (data_report.json) is missing; these figures are from the "
                 "manifest."), facts(pairs)],
         )  # fmt: skip
-    blocks = [_warnings(data_report), _counts(data_report), _files(data_report), *_left_out(data_report)]
+    decided = facts([
+        ("format", data_report.format), ("recipe", data_report.recipe or "none"),
+        ("system message", data_report.system or "none shared by all rows"),
+        *((f"SHA-256 of {one.name}", one.sha256) for one in data_report.files),
+    ])  # fmt: skip
     return Section(
-        "data", "Data", {"manifest": summary.model_dump(), "data_report": data_report.model_dump()},
-        [block for block in blocks if block],
+        "data", "Data", {"manifest": summary, "data_report": data_report},
+        [*data_blocks(data_report), decided],
         about="How the training data was read: what was used and what was left out.",
     )  # fmt: skip
 
 
-def _warnings(data_report: DataReport) -> Markup:
-    items = [*data_report.fatal, *data_report.warnings]
-    return element("div", listed(items), class_="warnings") if items else Markup("")
-
-
-def _counts(data_report: DataReport) -> Markup:
-    """What the terminal and the page say of it, and what only the run decided."""
-    pairs: list[tuple[str, Content]] = [("format", data_report.format)]
-    pairs += [(label, text) for label, text, _ in lines_of(data_report)]
-    sampling = [] if data_report.sampling is None else [("sampling", data_report.sampling)]
-    system = data_report.system or "none shared by all rows"
-    return facts([*pairs, *sampling, ("recipe", data_report.recipe or "none"), ("system message", system)])
-
-
-def _files(data_report: DataReport) -> Markup:
-    if not data_report.files:
-        return Markup("")
-    rows: Rows = [
-        [one.name, one.format or "\u2013", f"{one.rows:,}", one.licence, element("code", one.sha256)]
-        for one in data_report.files
+def data_blocks(data_report: DataReport, named: Callable[[str], str] = str) -> list[Markup]:
+    """What a page and a terminal show. `named` gives a message with the names that people know. If there are errors,
+    lines without a count are left out."""
+    counts = [(label, text) for label, text, count in lines_of(data_report) if count or not data_report.fatal]
+    aside = [f"{name}: belongs to another split and is not read" for name in data_report.left_aside]
+    shown = () if data_report.fatal else data_report.skipped_rows[:SHOWN_ROWS]
+    more = data_report.skipped - len(shown) if shown else 0
+    left_out = [one.why for one in shown] + [f"{more:,} more; --json lists the first {MOST_LISTED}"] * (more > 0)
+    return [
+        _noted("error", "problem", map(named, data_report.fatal)),
+        listed(data_report.advice),
+        listed([named(text) for text in (*map(about, data_report.files), *aside)]),
+        facts(counts),
+        _noted("warning", "warnings", map(named, data_report.warnings)),
+        listed([f"left out: {named(why)}" for why in left_out]),
+        paragraph(verdict_of(data_report)),
     ]
-    return table(("file", "format", "rows", "licence", "sha256"), rows, words=(0, 1, 3, 4), label="files", lead=1)
 
 
-def _left_out(data_report: DataReport) -> list[Markup]:
-    if not data_report.skipped:
-        return []
-    why = ", ".join(f"{reason}: {many:,}" for reason, many in data_report.skipped_why.items())
-    rows: Rows = [[one.where, one.why] for one in data_report.skipped_rows[:SHOWN_ROWS]]
-    return [folded(f"Rows left out ({why})", table(("where", "why"), rows, words=(0, 1), label="rows left out"))]
+def _noted(kind: str, style: str, messages: Iterable[str]) -> Markup:
+    items = [f"{kind}: {message}" for message in messages]
+    return element("div", listed(items), class_=style) if items else Markup("")
 
 
 def cost_section(run: RunSnapshot) -> Section:
@@ -88,17 +92,9 @@ def cost_section(run: RunSnapshot) -> Section:
             "cost", "Cost", {"results": None, "seconds_in_steps": spent},
             [paragraph(f"The run has no results. Its {plural(len(steps), 'step')} took {duration(spent)}.")],
         )  # fmt: skip
-    pairs: list[tuple[str, Content]] = [
-        ("trainable parameters", f"{results.trainable_parameters:,}, "
-         f"{share(results.trainable_parameters, results.total_parameters)} of {results.total_parameters:,}"),
-        ("saved file size", size(results.adapter_bytes)),
-        ("time", f"{duration(results.train_seconds)} for {plural(results.steps, 'step')}"),
-        ("speed", results.speed),
-        ("peak memory", f"{size(results.peak_rss_bytes)}, measured for the whole process"),
-    ]  # fmt: skip
     against = against_full(manifest, results, run.experiment)
-    blocks = [facts(pairs), foreseen_table(manifest), *([_arithmetic(against)] if against else [])]
-    twin = {"results": results.model_dump(), "by_arithmetic": against, "forecast": foreseen(manifest)}
+    blocks = [foreseen_table(manifest), _arithmetic(against) if against else Markup("")]
+    twin = {"results": results, "by_arithmetic": against, "forecast": foreseen(manifest)}
     return Section("cost", "Cost", twin, [block for block in blocks if block])
 
 
@@ -145,11 +141,12 @@ def _arithmetic(against: JsonObject) -> Markup:
     )
 
 
-def environment_section(run: RunSnapshot) -> Section:
+def made_with(run: RunSnapshot) -> list[tuple[str, str]]:
+    """What it takes to repeat a run."""
     manifest, base = run.manifest, run.manifest.base_model
-    pairs: list[tuple[str, Content]] = [
+    return [
         ("base model", f"{base.name} ({base.source})"),
-        ("base model fingerprint", element("code", base.fingerprint)),
+        ("base model fingerprint", base.fingerprint),
         ("computed with", f"{base.dtype} on {base.device}, {manifest.backend} backend"),
         *([("rounds before this one", described(manifest.lineage, short=True))] if manifest.lineage else []),
         *([("held to its base on", manifest.anchor.text)] if manifest.anchor is not None else []),
@@ -161,12 +158,16 @@ def environment_section(run: RunSnapshot) -> Section:
         ("resumed", ", ".join(f"after step {one.step:,} at {one.at}" for one in manifest.resumed) or "never"),
         ("versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
         ("machine", ", ".join(_of_machine(manifest.machine))),
+        ("command", shlex.join(manifest.command)),
     ]  # fmt: skip
-    command = shlex.join(manifest.command)
-    spec = run.experiment.model_dump(mode="json")
+
+
+def environment_section(run: RunSnapshot) -> Section:
+    manifest = run.manifest
     return Section(
-        "environment", "Environment", {"manifest": manifest.model_dump(exclude={"results", "data"}), "spec": spec},
-        [facts(pairs), element("h3", "Command"), code(command), folded("All settings", as_code(spec))],
+        "environment", "Environment",
+        {"manifest": manifest.model_dump(exclude={"results", "data"}), "spec": run.experiment},
+        [facts(made_with(run)), folded("All settings", as_code(run.experiment))],
         about="Everything needed to repeat the run.",
     )  # fmt: skip
 

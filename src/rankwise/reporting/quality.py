@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rankwise.reporting.charts import strength_chart
 from rankwise.reporting.document import Section, facts, figure, folded, paragraph, table
 from rankwise.reporting.markup import Content, Markup, Rows, element, joined
-from rankwise.reporting.quantities import SIGNS, chance, interval, measured, plural, share, within
+from rankwise.reporting.quantities import chance, interval, measured, plural, share, within
 from rankwise.reporting.quantities import figure as number
 from rankwise.runs.evaluations import Evaluation, Forgetting, Sample, StrengthCurve
 from rankwise.runs.measured import Difference, FeatureForgetting, Measured, Verdict
@@ -35,19 +35,28 @@ OF_TEXT = (
 def quality_section(run: RunSnapshot) -> Section | None:
     if not run.evaluations:
         return None
-    rows = [row for evaluation in run.evaluations.values() for row in _rows(evaluation)]
+    every = run.evaluations.values()
     settings = [part for task, one in run.evaluations.items() for part in (element("h3", task), _settings(one))]
     return Section(
         "quality",
-        "Quality", [_without_classes(one) for one in run.evaluations.values()],
-        [
-            table(HEADS, rows, words=(0, 1, 8), label="before and after", lead=2, judged=True),
-            folded("Evaluation settings", *settings),
-        ],
+        "Quality", [_without_classes(one) for one in every],
+        [*scored(every), folded("Evaluation settings", *settings)],
         about="Intervals are 95 % intervals. Base and tuned model are compared item by item on the same items: "
         "intervals come from a bootstrap over items, p-values from random swaps within pairs, and a verdict needs "
         "both to agree. A lower loss is better.",
     )  # fmt: skip
+
+
+def scored(evaluations: Iterable[Evaluation]) -> list[Markup]:
+    """The scores of base and tuned model, and why a difference decides nothing."""
+    rows = [row for one in evaluations for row in _rows(one)]
+    notes = [note for one in evaluations for note in undecided(one.task, one.differences)]
+    return [table(HEADS, rows, words=(0, 1, 8), label="before and after", lead=2, judged=True), *notes]
+
+
+def undecided(task: str, differences: Mapping[str, Difference]) -> list[Markup]:
+    return [element("p", f"{task}: {metric} cannot tell: {one.undecided}.", class_="about")
+            for metric, one in differences.items() if one.undecided]  # fmt: skip
 
 
 def _settings(one: Evaluation) -> Markup:
@@ -85,11 +94,11 @@ def value(one: Measured | None) -> Content:
 
 
 def _between(ends: str) -> Markup:
-    return element("span", ends, class_="interval")
+    return joined(" ", element("span", f"({ends})", class_="interval"))
 
 
 def chip(verdict: Verdict) -> Markup:
-    return element("span", SIGNS[verdict], class_=f"chip {CSS_OF[verdict]}")
+    return element("span", verdict, class_=f"chip {CSS_OF[verdict]}")
 
 
 def _difference_whisker(one: Difference) -> Markup:
@@ -125,8 +134,8 @@ def forgetting_section(run: RunSnapshot) -> Section | None:
         blocks += _strength(run.strength)
     data: dict[str, Any] = {
         "forgetting": run.forgetting.summary() if run.forgetting else None,
-        "strength": run.strength.model_dump() if run.strength else None,
-        **({"features": [one.model_dump() for one in features]} if features else {}),
+        "strength": run.strength,
+        **({"features": features} if features else {}),
     }
     return Section(
         "forgetting", "Forgetting", data, blocks,
@@ -150,7 +159,7 @@ def feature_facts(one: FeatureForgetting) -> Markup:
 
 def forgetting_facts(one: Forgetting) -> Markup:
     return facts([
-        ("KL from the base", within(one.kl, one.low, one.high, unit=" nats per token")),
+        ("KL(base || tuned)", within(one.kl, one.low, one.high, unit=" nats per token")),
         ("increase of the loss on the text",
          within(one.delta_nll, one.delta_nll_low, one.delta_nll_high, True, " nats per token")),
         ("same most likely token", share(one.agreement, 1)),
@@ -159,22 +168,29 @@ def forgetting_facts(one: Forgetting) -> Markup:
 
 
 def _strength(curve: StrengthCurve) -> list[Markup]:
-    rows: Rows = [
-        [f"{one.strength:g}" + (" (recommended)" if one.strength == curve.recommended else ""), measured(one.loss),
-         measured(one.kl), number(one.delta_nll, True)]
-        for one in curve.points
-    ]  # fmt: skip
-    caption = (
-        f"The adapter at several strengths, on {curve.task} (n = {curve.n:,}) and on {curve.text}. Lower is better at "
-        f"the task, left is closer to the base. Recommended strength: {curve.recommended:g}, "
-        f"{curve.why or 'the smallest strength that keeps 95 % of the gain'}."
-    )
-    heads = ("strength", "loss on the task", "KL from the base", "increase of the loss on the text")
     return [
         element("h3", "Strength"),
-        figure(strength_chart(curve), caption),
-        folded("The points", table(heads, rows, label="strength")),
-    ]
+        figure(strength_chart(curve), "The adapter at several strengths. Lower is better at the task, left is closer "
+               "to the base."),
+        *strength_blocks(curve),
+    ]  # fmt: skip
+
+
+def strength_blocks(curve: StrengthCurve) -> list[Markup]:
+    """The points of the curve, and the strength that they recommend."""
+    base = curve.points[0].loss.value
+    rows: Rows = [
+        [f"{one.strength:g}{'*' * (one.strength == curve.recommended)}", one.loss.shown(".4f"),
+         f"{base - one.loss.value:+.4f}", one.kl.shown(".4f"), f"{one.delta_nll:+.4f}"]
+        for one in curve.points
+    ]  # fmt: skip
+    heads = ("strength", "loss on the task", "gain", "KL from the base", "change of NLL")
+    return [table(heads, rows, label="strength"), facts([
+        ("task", f"{curve.task}, {plural(curve.n, 'sequence')}; loss and gain in nats per loss token"),
+        ("forgetting", f"{curve.text}; KL(base || tuned) and change in nats per token, intervals of 95 %"),
+        ("recommended", f"{curve.recommended:g}, "
+         f"{curve.why or 'the smallest strength with 95 % of the largest gain up to 1'}"),
+    ])]  # fmt: skip
 
 
 def samples_section(run: RunSnapshot) -> Section | None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
-from rankwise.runs.measured import Measured, Verdict
+from rankwise.runs.measured import Measured
 
 MINUS = "\u2212"
-SIGNS: dict[Verdict, str] = {"better": "\u25b2 better", "worse": "\u25bc worse", "cannot tell": "\u25cb cannot tell"}
 
 
 def figure(value: float, signed: bool = False) -> str:
@@ -86,24 +83,3 @@ def share(part: float, whole: float) -> str:
 
 def plural(many: int, one: str, several: str | None = None) -> str:
     return f"{many:,} {one if many == 1 else several or one + 's'}"
-
-
-COSTS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "trainable_parameters": ("trainable parameters", "{:,.0f}".format),
-    "adapter_bytes": ("saved file size", size),
-    "steps": ("steps", "{:,.0f}".format),
-    "train_seconds": ("time", duration),
-    "tokens_per_second": ("tokens per second", "{:,.0f}".format),
-    "images_per_second": ("images per second", "{:,.1f}".format),
-    "peak_rss_bytes": ("peak memory", size),
-    "loss": ("final loss", figure),
-    "validation_loss_after": ("validation loss", figure),
-    "validation_accuracy_after": ("validation accuracy", lambda value: share(value, 1)),
-}
-"""Label and format of each field of the results."""
-OPTIONAL = ("images_per_second", "validation_accuracy_after")
-"""Fields that are shown only where a run has them."""
-
-
-def cost_text(name: str, value: Any) -> str:
-    return "not measured" if value is None else COSTS[name][1](value)

@@ -1,4 +1,4 @@
-"""A loss at a glance: a line without scales, drawn without matplotlib, since a table has one in each row."""
+"""A loss at a glance: a line without scales, since a table has one in each row."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+from rankwise.reporting.figures import Sheet
 from rankwise.reporting.markup import Markup, element
 from rankwise.reporting.quantities import figure
 
@@ -21,16 +22,12 @@ def sparkline(losses: Sequence[float]) -> Markup:
     if len(means) < 2:
         return Markup("")
     low, high = min(means), sorted(means)[-1 - int(CUT * len(means))]
-    apart, tall = (WIDTH - 2 * EDGE) / (len(means) - 1), HEIGHT - 2 * EDGE
-    points = [
-        (EDGE + at * apart, EDGE + tall * (1 - min(1.0, (mean - low) / (high - low or 1))))
-        for at, mean in enumerate(means)
-    ]
-    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+    sheet = Sheet(WIDTH, HEIGHT)
+    panel = sheet.panel(EDGE, EDGE, EDGE, EDGE)
+    panel.x, panel.y = (0, len(means) - 1), (low, high if high > low else low + 1)
+    panel.line(range(len(means)), [min(mean, high) for mean in means], "tuned", width=1.6)
     return element(
-        "svg",
-        element("path", d=path, class_="s-tuned f-none", stroke_width="1.6", stroke_linejoin="round"),
-        class_="spark", viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img",
+        "svg", sheet.drawn, class_="spark", viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img",
         aria_label=f"loss from {figure(means[0])} to {figure(means[-1])}",
     )  # fmt: skip
 

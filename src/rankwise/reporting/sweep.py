@@ -54,14 +54,13 @@ def sweep_chart(sweep: SweepRecord, key: str) -> Markup:
     def draw(sheet: Sheet) -> None:
         panel = sheet.panel(52, 36, 30, 46)
         room = 0.08 * (high - low or abs(high) or 1)
-        panel.upwards(low - room, high + room)
         xs = [at(value) for value, _ in curve]
         side = 0.04 * (max(xs) - min(xs) or 1)
-        panel.axes.set_xlim(min(xs) - side, max(xs) + side)
+        apart = -(-len(curve) // (5 if sheet.narrow else MOST_TICKS))
+        marks = {at(value): shown(value) for value, _ in curve[::apart]}
+        panel.across(min(xs) - side, max(xs) + side, under=key, marks=marks)
+        panel.upwards(low - room, high + room)
         panel.headed(f"validation loss, {sweep.unit}")
-        for value in _ticks([value for value, _ in curve], 5 if sheet.narrow else MOST_TICKS):
-            panel.word(at(value), low - room, shown(value), "quiet", beside=(0, -14))
-        panel.word(max(xs), low - room, key, "quiet", to="end", beside=(0, -34))
         seen = [(x, loss) for x, (_, loss) in zip(xs, curve, strict=True) if loss <= high]
         panel.line([x for x, _ in seen], [loss for _, loss in seen], "tuned", width=2)
         for one in sweep.finished:
@@ -71,7 +70,7 @@ def sweep_chart(sweep: SweepRecord, key: str) -> Markup:
                 panel.dots([x], [loss], "tuned" if on_line else "quiet", size=7, hollow=not on_line)
 
     label = f"Validation loss by {key}: " + "; ".join(f"{shown(value)} {number(loss)}" for value, loss in curve)
-    return chart(f"sweep-{key.replace('.', '-')}", label, draw, (280, 240))
+    return chart(label, draw, (280, 240))
 
 
 def positions(values: Sequence[Any]) -> Callable[[Any], float]:
@@ -84,11 +83,6 @@ def positions(values: Sequence[Any]) -> Callable[[Any], float]:
     return float
 
 
-def _ticks(values: Sequence[Any], most: int) -> list[Any]:
-    apart = -(-len(values) // most)
-    return list(values[::apart])
-
-
 def _highest(losses: Sequence[float]) -> float:
     """What is far above the others would press them into a line."""
     ordered = sorted(losses)
@@ -97,13 +91,18 @@ def _highest(losses: Sequence[float]) -> float:
     return max(one for one in ordered if one <= limit)
 
 
-def _table_section(sweep: SweepRecord) -> Section:
+def trials_table(sweep: SweepRecord) -> Markup:
+    """All trials, the best first."""
     keys = list(sweep.axes)
     failed = [one for one in sweep.trials if one.loss is None]
     rows: Rows = [_row(one, keys) for one in (*sweep.finished, *failed)]
+    return table(("run", *keys, "validation loss", "time"), rows, label="trials")
+
+
+def _table_section(sweep: SweepRecord) -> Section:
     return Section(
-        "trials", "All trials", sweep.model_dump(mode="json"),
-        [table(("run", *keys, "validation loss", "time"), rows, label="trials")],
+        "trials", "All trials", sweep,
+        [trials_table(sweep)],
         about="Each trial is an ordinary run, which other commands read by its name.",
     )  # fmt: skip
 

@@ -6,16 +6,20 @@ by step, validation scores, earlier rounds, and ranks.
 
 from __future__ import annotations
 
-from rankwise.reporting.charts import budget_chart, finite, left_out, loss_chart, rank_map, score_chart, small_chart
+from collections.abc import Callable, Iterator
+from itertools import product
+
+from rankwise.reporting.charts import budget_chart, finite, loss_chart, score_chart, small_chart
 from rankwise.reporting.classes import classes_section, sets_section
-from rankwise.reporting.document import Document, Section, figure, folded, listed, paragraph, table
-from rankwise.reporting.markup import Content, Markup, Rows, element
+from rankwise.reporting.document import Document, Section, code, figure, folded, listed, matrix, paragraph, table
+from rankwise.reporting.markup import Markup, Rows, element
 from rankwise.reporting.provenance import cost_section, data_section, environment_section
 from rankwise.reporting.quality import forgetting_section, quality_section, samples_section
-from rankwise.reporting.quantities import duration, plural, share, size
+from rankwise.reporting.quantities import duration, share, size
 from rankwise.reporting.quantities import figure as number
 from rankwise.reporting.verdict import next_of, remarks_of, verdict_of
-from rankwise.runs.manifest import TrialFacts
+from rankwise.runs.lineage import described
+from rankwise.runs.manifest import Results, Tuning
 from rankwise.runs.records import LossRecord, RankRecord, rank_grid
 from rankwise.runs.snapshot import RunSnapshot
 
@@ -29,8 +33,8 @@ def loss_section(run: RunSnapshot) -> Section:
         only = f"The only step had a loss of {number(steps[0].loss)} {unit}." if steps else ""
         sentence = only or "No step was recorded."
         return Section("loss", "Loss", data, [paragraph(sentence), *([_held_out(losses)] if losses else [])])
-    rate = small_chart("rate", "learning rate", finite((one.step, one.learning_rate) for one in steps))
-    norm = small_chart("norm", "gradient norm before clipping", finite((one.step, one.gradient_norm) for one in steps))
+    rate = small_chart("learning rate", finite((one.step, one.learning_rate) for one in steps))
+    norm = small_chart("gradient norm before clipping", finite((one.step, one.gradient_norm) for one in steps))
     clip = run.experiment.training.clip
     caption = (
         "Loss of each step (thin) and its average over about a twentieth of the run (thick).  "
@@ -70,7 +74,7 @@ def earlier_section(run: RunSnapshot) -> Section | None:
     if not rounds:
         return None
     return Section(
-        "earlier", "Earlier rounds", [one.model_dump() for one in rounds], [listed([one.describe() for one in rounds])],
+        "earlier", "Earlier rounds", rounds, [listed([one.describe() for one in rounds])],
         about="The runs that this one goes on from, before its first step and after its last.",
     )  # fmt: skip
 
@@ -80,20 +84,29 @@ def ranks_section(run: RunSnapshot) -> Section | None:
     if not ranks:
         return None
     last = ranks[-1]
-    blocks, kinds, cells = rank_grid(last.ranks)
-    heads = ("layer", *(kind or "other" for kind in kinds), "total")
-    rows: Rows = [
-        [block or "other", *(str(cells.get((block, kind), "\u2013")) for kind in kinds),
-         f"{sum(cells.get((block, kind), 0) for kind in kinds):,}"]
-        for block in blocks
-    ]  # fmt: skip
-    shown = [figure(rank_map(last.ranks), _about_map(last))]
+    shown = [figure(rank_map(last.ranks), f"{last.describe()}.")]
     if sum(one.step > 0 for one in ranks) > 1:
         shown.append(figure(budget_chart(ranks, len(run.history.steps)), "The rank budget by step."))
     return Section(
-        "ranks", "Ranks", _as_data(ranks), [*shown, folded("Ranks as numbers", table(heads, rows, label="ranks"))],
-        about="The ranks of all layers. A layer that kept a higher rank needed more change for this task.",
+        "ranks", "Ranks", _as_data(ranks), shown,
+        about="The ranks of all layers, darker where more rank remains. A layer that kept a higher rank needed more "
+        "change for this task.",
     )  # fmt: skip
+
+
+def rank_map(ranks: dict[str, int]) -> Markup:
+    """A row for each block, a column for each kind of layer, and sums."""
+    blocks, kinds, cells = rank_grid(ranks)
+    largest = max([*ranks.values(), 1])
+
+    def cell(row: int, column: int) -> tuple[str, float, str] | None:
+        of_blocks, of_kinds = blocks[row : row + 1] or blocks, kinds[column : column + 1] or kinds
+        found = [cells[pair] for pair in product(of_blocks, of_kinds) if pair in cells]
+        kind = "hit" if row < len(blocks) and column < len(kinds) else "sum"
+        return (f"{sum(found):,}", sum(found) / largest, kind) if found else None
+
+    rows, columns = ([*(name or "other" for name in names), "total"] for names in (blocks, kinds))
+    return matrix(rows, columns, cell, "rank map", "layer")
 
 
 def _as_data(ranks: list[RankRecord]) -> dict[str, object]:
@@ -102,43 +115,23 @@ def _as_data(ranks: list[RankRecord]) -> dict[str, object]:
     return {"ranks": ranks[-1].ranks, "mean_rank": ranks[-1].mean_rank, "plans": plans}
 
 
-def _about_map(last: RankRecord) -> str:
-    empty = sum(rank == 0 for rank in last.ranks.values())
-    when = "Before training" if last.step == 0 else f"After step {last.step:,}{', final' if last.final else ''}"
-    return (
-        f"{when}: {sum(last.ranks.values()):,} ranks over {plural(len(last.ranks), 'layer')}, {last.mean_rank:.2f} on "
-        f"average; budget {last.budget:,} of {last.of:,} {last.unit}."
-        + (f" {plural(empty, 'layer has', 'layers have')} none left." if empty else "")
-        + left_out(last.ranks)
-    )
-
-
 def tuning_section(run: RunSnapshot) -> Section | None:
     tuning = run.manifest.tuning
     if tuning is None:
         return None
-    data = tuning.model_dump(mode="json")
-    chosen = paragraph(f"The learning rate is {tuning.learning_rate:.3g}: {tuning.why}.")
-    if not tuning.trials:
-        return Section("tuning", "Learning rate", data, [chosen])
+    chosen, *trials = tuning.lines()
+    if not trials:
+        return Section("tuning", "Learning rate", tuning, [paragraph(f"{chosen}.")])
     apart = "validation rows" if tuning.rows_from == "validation" else "training rows that the trials set aside"
     foreseen = "" if tuning.forecast_seconds is None else f"; the forecast was {duration(tuning.forecast_seconds)}"
     cost = (
-        f"{plural(len(tuning.trials), 'trial')} took {duration(tuning.seconds)}, as long as {tuning.steps:.0f} steps "
-        f"by the number of tokens{foreseen}. They were measured on {tuning.rows:,} {apart}."
+        f"They took {duration(tuning.seconds)}, as long as {tuning.steps:.0f} steps by the number of tokens{foreseen}, "
+        f"and were measured on {tuning.rows:,} {apart}."
     )
-    rows = [_trial_row(one) for one in tuning.trials if one.stage]
-    heads = ("learning rate", "steps", "rows per step", "rate of the trial", "loss")
     return Section(
-        "tuning", "Learning rate", data, [chosen, paragraph(cost), table(heads, rows, words=(), label="trials")],
+        "tuning", "Learning rate", tuning, [paragraph(f"{chosen}. {cost}"), code("\n".join(trials))],
         about="Short trials before the run chose its learning rate.",
     )  # fmt: skip
-
-
-def _trial_row(one: TrialFacts) -> list[Content]:
-    loss = "diverged" if one.loss is None else f"{one.loss:.4f}"
-    own = f"{one.learning_rate:.3g}"
-    return [f"{one.stands_for:.3g}", f"{one.steps:,}", f"{one.batch_size:,}", own, loss]
 
 
 SECTIONS = (
@@ -151,33 +144,61 @@ def training_report(run: RunSnapshot) -> Document:
     sections = [built for section in SECTIONS if (built := section(run)) is not None]
     return Document(
         title=run.name, over="rankwise report", verdict=verdict_of(run), remarks=remarks_of(run), next=next_of(run),
-        key_facts=_key_facts(run), sections=sections,
+        key_facts=outcome(run), sections=sections,
     )  # fmt: skip
 
 
-def _key_facts(run: RunSnapshot) -> list[tuple[str, str]]:
-    results = run.manifest.results
-    facts = [("model", run.manifest.base_model.name), ("method", run.experiment.adapter.label)]
-    if results is None:
-        return [*facts, ("steps", f"{len(run.history.steps):,}")]
-    if results.validation_loss_before is not None and results.validation_loss_after is not None:
-        before, after = number(results.validation_loss_before), number(results.validation_loss_after)
-        facts.append(("validation loss", f"{before} \u2192 {after}"))
-    if results.validation_accuracy_before is not None and results.validation_accuracy_after is not None:
-        right = [f"{100 * one:.1f}" for one in (results.validation_accuracy_before, results.validation_accuracy_after)]
-        facts.append(("validation accuracy", f"{right[0]} \u2192 {right[1]} %"))
-        facts += [] if results.comparison is None else [("for comparison", results.comparison)]
-    if (pairs := results.preference) is not None:
-        right = f"{100 * pairs.accuracy_before:.1f} \u2192 {100 * pairs.accuracy_after.value:.1f} %"
-        facts.append(("preference accuracy", right))
-    if (budget := results.budget) is not None:
-        facts.append(("forgotten, nats per token", f"{budget.divergence:.4f} of {budget.forget_at_most:g} allowed"))
-    if (kept := results.accuracy_budget) is not None:
-        facts.append(("accuracy lost, percentage points", f"{kept.lost:.1f} of {kept.points:g} allowed"))
+def outcome(run: RunSnapshot) -> list[tuple[str, str]]:
+    """What became of a run, as its report, its page in the studio and the terminal show it."""
+    results, last = run.manifest.results, run.history.steps[-1:]
+    so_far = [("steps", f"{one.step:,} of {one.steps:,}, loss {one.loss:.3f}") for one in last]
+    found = [("model", run.manifest.base_model.name), ("method", run.experiment.adapter.label)]
+    found += so_far if results is None else [(name, value) for name, value in _finished(run, results) if value]
+    return found
+
+
+def _finished(run: RunSnapshot, results: Results) -> list[tuple[str, str | None]]:
+    manifest, forecast = run.manifest, run.manifest.forecast
+    time = _foreseen(forecast and forecast.seconds, duration)
     return [
-        *facts,
-        ("trainable", share(results.trainable_parameters, results.total_parameters)),
+        ("steps", f"{results.steps:,}"), ("time", f"{duration(results.train_seconds)}{time}"),
+        ("speed", results.speed),
+        ("loss", f"{results.loss:.3f}"),
+        ("learning rate", _tuned(manifest.tuning)),
+        ("begun with", described(manifest.lineage, short=True)),
+        *(("earlier round", one.describe()) for one in results.earlier_rounds),
+        ("validation loss", _changed(results.validation_loss_before, results.validation_loss_after, ".4f",
+                                     f" {run.learned.loss_unit}")),
+        ("pairs", results.preference and results.preference.describe()),
+        ("validation accuracy", _changed(results.validation_accuracy_before, results.validation_accuracy_after, ".1%")),
+        ("for comparison", results.comparison),
+        ("stopped early", results.ended_early),
+        ("selected step", None if results.kept_step in (None, results.steps) else
+         f"{results.kept_step}: {results.kept_why}"),
+        *_budgets(results),
+        ("trained parameters", f"{results.trainable_parameters:,} of {results.total_parameters:,} "
+         f"({share(results.trainable_parameters, results.total_parameters)})"),
         ("saved file size", size(results.adapter_bytes)),
-        ("time", duration(results.train_seconds)),
-        ("peak memory", size(results.peak_rss_bytes)),
-    ]
+        ("peak memory", size(results.peak_rss_bytes) + _foreseen(forecast and forecast.peak_bytes, size)),
+    ]  # fmt: skip
+
+
+def _foreseen(value: float | None, form: Callable[[float], str]) -> str:
+    return "" if value is None else f" (forecast {form(value)})"
+
+
+def _tuned(tuning: Tuning | None) -> str | None:
+    if tuning is None or not tuning.trials:
+        return None
+    return f"{tuning.learning_rate:.3g}, chosen in {duration(tuning.seconds)}: {tuning.why}"
+
+
+def _changed(before: float | None, after: float | None, form: str, unit: str = "") -> str | None:
+    return None if before is None or after is None else f"{before:{form}} -> {after:{form}}{unit}"
+
+
+def _budgets(results: Results) -> Iterator[tuple[str, str]]:
+    if (budget := results.budget) is not None:
+        yield "forgotten", f"{budget.divergence:.4f} of {budget.forget_at_most:g} nats per token allowed"
+    if (kept := results.accuracy_budget) is not None:
+        yield "accuracy lost", f"{kept.lost:.1f} of {kept.points:g} percentage points allowed"

@@ -251,8 +251,8 @@ def _of_choices(evaluation: Evaluation) -> list[str]:
     accuracy = base.metrics.get("accuracy") if base is not None else None
     if least is not None and accuracy is not None and accuracy.low <= least:
         found.append(
-            f"{evaluation.task}: the base's accuracy of {accuracy.value:.3f} ({accuracy.low:.3f} to "
-            f"{accuracy.high:.3f}) is not clearly above chance ({least:.3f}), so there is little to lose."
+            f"{evaluation.task}: the base's accuracy of {accuracy.shown('.3f')} is not clearly above chance "
+            f"({least:.3f}), so there is little to lose."
         )
     return found
 

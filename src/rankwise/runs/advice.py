@@ -142,7 +142,7 @@ def table(advice: Advice) -> list[str]:
     sides = zip(advice.names, (advice.base, advice.untrained, advice.adapter, advice.part), strict=True)
     rows = [(name, side) for name, side in sides if side is not None]
     width = max(len(name) for name, _ in rows)
-    return [f"  {name:<{width}}  loss {_measured(side.loss)}{_score(side, advice)}" for name, side in rows]
+    return [f"  {name:<{width}}  loss {side.loss.shown('.4f')}{_score(side, advice)}" for name, side in rows]
 
 
 def paragraph(advice: Advice) -> str:
@@ -236,18 +236,14 @@ def _number(value: float) -> str:
     return text if float(text) else "0.000"
 
 
-def _measured(one: Measured) -> str:
-    return f"{one.value:.4f} ({one.low:.4f} to {one.high:.4f})"
-
-
 def _score(side: AdvisedSide, advice: Advice) -> str:
     if side.score is None:
         return ""
-    return f"   {advice.score_name} {side.score.value:.1%} ({side.score.low:.1%} to {side.score.high:.1%})"
+    return f"   {advice.score_name} {side.score.shown('.1%')}"
 
 
 def _share(side: AdvisedSide) -> str:
-    return "all" if side.score is None else f"{side.score.value:.0%} ({side.score.low:.0%} to {side.score.high:.0%})"
+    return "all" if side.score is None else side.score.shown(".0%")
 
 
 def _clock(seconds: float) -> str:

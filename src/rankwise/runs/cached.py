@@ -17,7 +17,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -70,9 +69,6 @@ class Cached:
     last_used: str
     source: str | None = None
     in_use: str | None = None
-
-    def summary(self) -> dict[str, Any]:
-        return vars(self) | {"path": str(self.path)}
 
     @property
     def age(self) -> float:

@@ -279,6 +279,10 @@ def lines_of(data_report: DataReport) -> list[tuple[str, str, int]]:
         text = f"{both.exact:,} exact, {both.near:,} near, of {both.of:,} validation rows"
         lines.append(("overlap with training", text, both.of))
     lines.append(("strictest licence", data_report.licence, data_report.used))
+    if data_report.sampling is not None:
+        lines.append(("sampling", data_report.sampling, data_report.used))
+    if data_report.new_tokens is not None:
+        lines.append(("new tokens", data_report.new_tokens.describe(), len(data_report.new_tokens.counts)))
     if data_report.template is not None:
         lines.append(
             ("template", f"{data_report.template.kind} ({data_report.template.sha256[:12]})", data_report.used)

@@ -159,8 +159,8 @@ class Evaluation(Config):
             "left_out": self.left_out,
             "model": self.model,
             "against": self.against,
-            "metrics": {name: one.model_dump() for name, one in self.tuned.metrics.items()},
-            "base": {name: one.model_dump() for name, one in self.base.metrics.items()} if self.base else None,
+            "metrics": self.tuned.metrics,
+            "base": self.base and self.base.metrics,
             "differences": {
                 name: one.model_dump() | {"undecided": one.undecided} for name, one in self.differences.items()
             },
@@ -169,7 +169,7 @@ class Evaluation(Config):
             "sets": self.tuned.sets.summary() if self.tuned.sets else None,
             "metric_meanings": {name: MEANINGS[name] for name in self.tuned.metrics if name in MEANINGS},
             "forgetting": self.forgetting.summary() if self.forgetting else None,
-            "feature_forgetting": self.feature_forgetting.model_dump() if self.feature_forgetting else None,
+            "feature_forgetting": self.feature_forgetting,
             "seconds": round(self.tuned.seconds + (self.base.seconds if self.base else 0.0), 3),
         }
 

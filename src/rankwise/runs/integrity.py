@@ -17,9 +17,9 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rankwise.config.experiment import Experiment
 from rankwise.errors import RankwiseError, ResultError, RunError, first_line, some
@@ -50,10 +50,6 @@ class Integrity:
     added: tuple[str, ...] = ()
     other: tuple[str, ...] = ()
     """Files that changed, are missing or were added, but are not loaded by programs."""
-
-    def summary(self) -> dict[str, Any]:
-        """What `rankwise inspect --json` prints as `integrity`."""
-        return asdict(self)
 
     def problems(self, folder: Path, way_out: str = FORCE) -> list[str]:
         """Describe each problem in a sentence that says what to do."""
@@ -165,9 +161,6 @@ class VerifiedRun:
     problems: tuple[str, ...]
     left: tuple[str, ...] = ()
     """Folders in a finished run that a killed training was about to remove."""
-
-    def summary(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def verify(run: RunDirectory) -> VerifiedRun:

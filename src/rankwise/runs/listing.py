@@ -46,9 +46,6 @@ class ListedRun:
     rounds: int | None = None
     """Trainings that its result has had, this one included: 1 for a new adapter."""
 
-    def summary(self) -> JsonObject:
-        return dict(vars(self))
-
 
 def run_names() -> list[str]:
     """List the visible folders of the runs folder, sorted by name."""

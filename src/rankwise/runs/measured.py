@@ -26,6 +26,9 @@ class Measured(Config):
         """With an interval that contains the value, whatever rounding did."""
         return cls(value=value, low=min(low, value), high=max(high, value))
 
+    def shown(self, form: str = ".4g") -> str:
+        return f"{self.value:{form}} ({self.low:{form}} to {self.high:{form}})"
+
 
 class Difference(Config):
     """The difference b minus a over the same items, with its 95 % interval and the p-value of a paired test."""
@@ -176,10 +179,9 @@ class PairResults(Config):
     """KL(base || tuned) in nats per token of the answers of some of these pairs; None where all weights learned."""
 
     def describe(self) -> str:
-        after = self.accuracy_after
         moved = "" if self.kl_from_base is None else f"; {self.kl_from_base:.4f} nats per token from the base"
         return (
-            f"preference accuracy {self.accuracy_before:.1%} -> {after.value:.1%} "
-            f"({after.low:.1%} to {after.high:.1%}) of {self.pairs:,} pairs; "
+            f"preference accuracy {self.accuracy_before:.1%} -> {self.accuracy_after.shown('.1%')} of "
+            f"{self.pairs:,} pairs; "
             f"margin {self.margin_before:.3f} -> {self.margin_after:.3f}{moved}"
         )

@@ -157,6 +157,15 @@ class RankRecord(Record):
     def mean_rank(self) -> float:
         return sum(self.ranks.values()) / max(1, len(self.ranks))
 
+    def describe(self) -> str:
+        empty = sum(rank == 0 for rank in self.ranks.values())
+        when = "before training" if self.step == 0 else f"after step {self.step:,}"
+        return (
+            f"{'final ranks' if self.final else 'ranks'} {when}: {sum(self.ranks.values()):,} in {len(self.ranks):,} "
+            f"layers, {self.mean_rank:.2f} on average (budget {self.budget:,} of {self.of:,} {self.unit})"
+            + (f"; {empty:,} of them {'have' if empty > 1 else 'has'} none" if empty else "")
+        )
+
 
 @dataclass(frozen=True)
 class StatusMessage:

@@ -69,10 +69,6 @@ class Learned(Config):
         """In one sentence."""
         return ""
 
-    def summary(self, ended: int | None, sequences: int | None) -> list[str]:
-        """Printed before the training."""
-        return [f"the end token is in the loss in {ended:,} of {sequences:,} sequences"]
-
     def reported(self, pairs: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of the data report that are its own. `pairs` is what was counted of pairs."""
         return {}
@@ -167,9 +163,6 @@ class TargetFacts(Learned):
     def answers(self, *, labels: bool) -> str:
         return "labels"
 
-    def summary(self, ended: int | None, sequences: int | None) -> list[str]:
-        return [self.describe()]
-
     def reported(self, pairs: Mapping[str, Any]) -> dict[str, Any]:
         return {"targets": self}
 
@@ -259,9 +252,6 @@ class PairFacts(Learned):
     @property
     def loss_unit(self) -> str:
         return OF_PAIRS
-
-    def summary(self, ended: int | None, sequences: int | None) -> list[str]:
-        return [self.describe(), *super().summary(ended, sequences)]
 
     def reported(self, pairs: Mapping[str, Any]) -> dict[str, Any]:
         return {"pairs": self.model_copy(update=dict(pairs))}
@@ -454,7 +444,7 @@ class NewTokenFacts(Config):
     def describe(self) -> str:
         counts = ", ".join(f"{token!r} {count:,} times" for token, count in [*self.counts.items()][:MOST_TOKENS])
         more = f" and {len(self.counts) - MOST_TOKENS:,} more" if len(self.counts) > MOST_TOKENS else ""
-        return f"new tokens in the training rows: {counts or 'none'}{more}"
+        return f"{counts or 'none'}{more} in the training rows"
 
 
 def _never(texts: Sequence[str]) -> str:
@@ -533,10 +523,6 @@ class HoldOutFacts(Config):
     groups_in_all: int | None
     by_default: bool = False
     """Nobody asked for them."""
-
-    def describe(self) -> str:
-        """Describe the hold-out in one sentence."""
-        return f"Held out {self.counts()}."
 
     def counts(self) -> str:
         """Describe the hold-out as a phrase that follows "held out"."""

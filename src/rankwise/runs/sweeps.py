@@ -52,17 +52,6 @@ class SweepRecord(Config):
         least = min((loss for _, loss in curve), default=0.0)
         return [value for value, loss in curve if loss <= least + FLAT * abs(least)]
 
-    def lines(self) -> list[str]:
-        """The table for the terminal, the best first."""
-        keys = list(self.axes)
-        rows = [[*keys, "validation loss", "run"]]
-        rows += [[*(shown(one.values[key]) for key in keys), f"{one.loss:.4f}", one.run] for one in self.finished]
-        rows += [[*(shown(one.values[key]) for key in keys), one.problem or "failed", one.run]
-                 for one in self.trials if one.loss is None]  # fmt: skip
-        widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
-        table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return [*table, *self.conclusions()]
-
     def conclusions(self) -> list[str]:
         """A sentence for each setting: which value was best, and how flat the curve is."""
         best = self.best

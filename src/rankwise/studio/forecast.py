@@ -20,12 +20,13 @@ from rankwise.config.data import DataConfig
 from rankwise.errors import ConfigError, DataError, ModelError, RankwiseError
 from rankwise.planning.estimate import Estimate
 from rankwise.planning.plan import Plan
+from rankwise.reporting.provenance import data_blocks
 from rankwise.reporting.quantities import rough_duration, size
 from rankwise.rows.forms.formats import form_of
 from rankwise.rows.forms.proposals import can_be_typed, guessed
 from rankwise.rows.sources import open_source, raw_records
-from rankwise.runs.data_report import DataReport, about, lines_of, verdict_of
 from rankwise.runs.records import Event, StatusMessage, WarningMessage
+from rankwise.studio.pages import drawing
 from rankwise.studio.settings_form import READING, Problem, SettingsForm, problems_of
 from rankwise.studio.uploads import FOLDER, with_names
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 TIGHT = 0.85
 """Share of the memory from which a training is called tight."""
 OF_DATA = ("data.", "validation.")
-LISTED, SHEET = 8, "sheet.png"
+SHEET = "sheet.png"
 MOST_ROWS = 20
 LONGEST_EXAMPLE = 160
 COUNTING_SECONDS = 2.0
@@ -230,15 +231,8 @@ class Remarks:
 @dataclass(frozen=True)
 class Report:
     problems: Sequence[Problem] = ()
-    fatal: Sequence[str] = ()
-    files: Sequence[str] = ()
-    lines: Sequence[tuple[str, str]] = ()
-    warnings: Sequence[str] = ()
-    advice: Sequence[str] = ()
-    left_out: Sequence[str] = ()
-    more_left_out: int = 0
+    blocks: Sequence[Any] = ()
     remarks: Sequence[str] = ()
-    verdict: str = ""
 
 
 @dataclass(frozen=True)
@@ -270,21 +264,7 @@ def report_shown(form: SettingsForm) -> Report:
         made = check(planned.data, planned.model, images=planned.images, objective=planned.objective, callback=remarks)
     except RankwiseError as error:
         return Report(problems=placed(error), remarks=remarks.texts)
-    return _as_report(made, remarks.texts)
-
-
-def _as_report(report: DataReport, remarks: Sequence[str]) -> Report:
-    lines = [(label, text) for label, text, count in lines_of(report) if count or not report.fatal]
-    files = [
-        *map(about, report.files),
-        *(f"{name}: belongs to another split and is not read" for name in report.left_aside),
-    ]
-    listed = [one.why for one in report.skipped_rows[:LISTED]]
-    return Report(
-        fatal=[*map(with_names, report.fatal)], files=[*map(with_names, files)], lines=lines,
-        warnings=[*map(with_names, report.warnings)], advice=report.advice, left_out=[*map(with_names, listed)],
-        more_left_out=report.skipped - len(listed), remarks=remarks, verdict=verdict_of(report),
-    )  # fmt: skip
+    return Report(blocks=[*map(drawing, data_blocks(made, with_names))], remarks=remarks.texts)
 
 
 def preview_shown(form: SettingsForm, first: int, rows: int) -> Preview:
@@ -304,8 +284,7 @@ def preview_shown(form: SettingsForm, first: int, rows: int) -> Preview:
     except RankwiseError as error:
         return Preview(problems=placed(error), remarks=remarks.texts, first=first)
     if isinstance(made, Sheet):
-        named = [f"{at}  {one.label}{'' if one.left_out is None else f', left out: {one.left_out}'}"
-                 for at, one in enumerate(made.rows, start=first)]  # fmt: skip
+        named = [f"{at}  {with_names(one.describe())}" for at, one in enumerate(made.rows, start=first)]
         return Preview(images=named, sheet=True, first=first, remarks=remarks.texts)
     made = [replace(one, where=with_names(one.where)) for one in made]
     return Preview(rows=made, first=first, remarks=remarks.texts)

@@ -6,25 +6,22 @@ own: their style sheet is a file of this server.
 
 from __future__ import annotations
 
-import threading
-
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
-from rankwise.reporting.document import STYLE, Document
-from rankwise.runs.directory import RunDirectory
-from rankwise.runs.snapshot import RunSnapshot, open_candidates
+from rankwise.commands.compare import compare as compare_command
+from rankwise.reporting.comparison import comparison_report
+from rankwise.reporting.document import STYLE
+from rankwise.reporting.training import training_report
+from rankwise.runs.snapshot import RunSnapshot
 from rankwise.runs.upkeep import entry
 from rankwise.studio.pages import Screen, drawing, moved, page
-
-_drawing = threading.Lock()
-"""matplotlib has one set of settings for all threads."""
 
 
 def report(request: Request) -> Response:
     run = entry(request.path_params["name"])
-    document = _training_report(run)
+    document = training_report(RunSnapshot.of(run))
     return page(
         request, "report.html", title=f"Report of {run.folder.name}", section="/", name=run.folder.name,
         report=drawing(document.content()),
@@ -36,31 +33,21 @@ def download(request: Request) -> Response:
     run = entry(request.path_params["name"])
     headers = {"content-disposition": "attachment; filename=report.html"}
     policy = {"content-security-policy": "default-src 'none'; sandbox"}
-    return Response(_training_report(run).as_html(), media_type="text/html; charset=utf-8", headers=headers | policy)
+    content = training_report(RunSnapshot.of(run)).as_html()
+    return Response(content, media_type="text/html; charset=utf-8", headers=headers | policy)
 
 
 def compare(request: Request) -> Response:
     names = list(dict.fromkeys(request.query_params.getlist("run")))
     if len(names) < 2:
         return moved("/", "Tick two or more runs to compare them.")
-    from rankwise.commands.compare import compare as compare_command  # late, since charts load matplotlib
-    from rankwise.reporting.comparison import comparison_report
-
-    known = [str(entry(name).folder) for name in names]
-    with _drawing:
-        document = comparison_report(open_candidates(known), compare_command(known).comparisons)
+    compared = compare_command([str(entry(name).folder) for name in names])
+    document = comparison_report(compared.candidates, compared.comparisons)
     return page(request, "report.html", title="Comparison", section="/", name=None, report=drawing(document.content()))
 
 
 def style(request: Request) -> Response:
     return FileResponse(STYLE, media_type="text/css", headers={"cache-control": "no-cache"})
-
-
-def _training_report(run: RunDirectory) -> Document:
-    from rankwise.reporting.training import training_report
-
-    with _drawing:
-        return training_report(RunSnapshot.of(run))
 
 
 SCREEN = Screen([

@@ -14,7 +14,9 @@ from starlette.routing import Route
 from rankwise.commands.runs import end_run, rename_run, show
 from rankwise.config.yaml import dump_yaml
 from rankwise.errors import RankwiseError, RunError
+from rankwise.reporting.document import facts
 from rankwise.reporting.provenance import data_section
+from rankwise.reporting.training import outcome
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.manifest import Manifest
 from rankwise.runs.queue import Queue
@@ -68,6 +70,11 @@ class Shown:
         return dump_yaml(values)
 
     @property
+    def outcome(self) -> Any:
+        """What became of it, as the report says it."""
+        return "" if self.snapshot is None else drawing(facts(outcome(self.snapshot)))
+
+    @property
     def data(self) -> Any:
         """The data report, as the report page shows it."""
         if self.snapshot is None:
@@ -94,11 +101,7 @@ def _shown(name: str) -> Shown:
     if not run.folder.is_dir():
         return Shown(name, state, None, 0, {}, [])
     shown = show(name)
-    try:
-        snapshot = RunSnapshot.of(run)
-    except RankwiseError:
-        snapshot = None
-    return Shown(name, state, snapshot, shown.run.bytes, shown.parts, run.steps_saved)
+    return Shown(name, state, shown.snapshot, shown.run.bytes, shown.parts, run.steps_saved)
 
 
 def log(request: Request) -> Response:

@@ -22,7 +22,8 @@ from rankwise.methods.trainable import Trainable
 from rankwise.planning.memory import EXACT, SLOW_DISK, Disk
 from rankwise.rows.images.augment import augmentation
 from rankwise.rows.preparation import Prepared
-from rankwise.rows.summary import facts_of, summary_lines
+from rankwise.rows.summary import facts_of
+from rankwise.runs.data_report import about, lines_of
 from rankwise.runs.directory import REFERENCE, RunDirectory
 from rankwise.runs.lineage import Round
 from rankwise.runs.manifest import Results, Tuning, peak_rss
@@ -145,7 +146,8 @@ class TrainingRun:
             f"{self.steps} steps at learning rate {self.rate:.2g}"
             + (f"\nheld to its base on {self.anchor_text.about}" if self.anchor_text is not None else "")
             + (f"\nreplay: {replay.describe()}" if (replay := self.prepared.data_report.replay) is not None else "")
-            + "".join(f"\n{line}" for line in summary_lines(self.prepared.data_report))
+            + "".join(f"\n{about(file)}" for file in self.prepared.data_report.files)
+            + "".join(f"\n{label}: {text}" for label, text, count in lines_of(self.prepared.data_report) if count)
         )
 
     def begin(self) -> None:

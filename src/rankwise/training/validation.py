@@ -87,7 +87,7 @@ class Scorer(Protocol):
         ...
 
 
-SCORERS: dict[type[Objective], Callable[[ValidationConfig, LoadedModel, Prepared, Objective], Scorer]] = {
+SCORERS: dict[type[Objective], Callable[[ValidationConfig, LoadedModel, Prepared, Any], Scorer]] = {
     CausalLM: answer_scorer, Preference: pair_scorer, Classifier: class_scorer, Tagging: tag_scorer,
 }  # fmt: skip
 OVER: dict[type[Objective], Callable[[Any, Any], Backend]] = {Objective: lambda own, _: own, Preference: PairBackend}

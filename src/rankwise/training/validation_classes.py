@@ -25,7 +25,7 @@ from rankwise.evaluation.class_metrics import (
     score_tags,
 )
 from rankwise.evaluation.metrics import METRICS
-from rankwise.objectives.objective import Classifier, Objective, classifier
+from rankwise.objectives.objective import Classifier
 from rankwise.objectives.predictions import Done
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.preparation import Prepared
@@ -90,10 +90,10 @@ class ClassScorer:
         return []
 
 
-def class_scorer(config: ValidationConfig, model: LoadedModel, prepared: Prepared, objective: Objective) -> ClassScorer:
-    predicts_rows = classifier(objective)
-    assert predicts_rows is not None, "the scorer of its name"
-    targets = predicts_rows.targets
+def class_scorer(
+    config: ValidationConfig, model: LoadedModel, prepared: Prepared, objective: Classifier
+) -> ClassScorer:
+    targets = objective.targets
     names = ["loss", *(OF_SEVERAL if targets.form == "several" else metric_rows(targets, [0.0], [0.0]))]
     if config.by not in names:
         predicts = "several labels" if targets.form == "several" else "classes" if targets.classes else "numbers"
@@ -102,14 +102,12 @@ def class_scorer(config: ValidationConfig, model: LoadedModel, prepared: Prepare
             "Choose one of these."
         ])  # fmt: skip
     score = score_labels if targets.form == "several" else score_rows
-    return ClassScorer(score, np.concatenate, predicts_rows, model, prepared.measured_rows)
+    return ClassScorer(score, np.concatenate, objective, model, prepared.measured_rows)
 
 
-def tag_scorer(config: ValidationConfig, model: LoadedModel, prepared: Prepared, objective: Objective) -> ClassScorer:
+def tag_scorer(config: ValidationConfig, model: LoadedModel, prepared: Prepared, objective: Classifier) -> ClassScorer:
     """Of words with tags; that `validation.by` is one of their metrics was checked with the settings."""
-    predicts_words = classifier(objective)
-    assert predicts_words is not None, "the scorer of its name"
-    return ClassScorer(score_tags, list, predicts_words, model, prepared.measured_rows)
+    return ClassScorer(score_tags, list, objective, model, prepared.measured_rows)
 
 
 def rare_in(scorer: object) -> list[str]:

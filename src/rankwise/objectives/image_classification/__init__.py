@@ -29,11 +29,10 @@ from rankwise.config.images import ImageProcessing
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RunError, first_line, is_out_of_memory
 from rankwise.objectives.image_classification.encode import ImageEncoder, ImageWriting, PixelFile
-from rankwise.objectives.items import images_given
-from rankwise.objectives.objective import WithHead, head_settings, outputs_in, target_loss, values_of, weight_of
+from rankwise.objectives.objective import WithHead, head_settings, outputs_in, values_of, weight_of
 from rankwise.objectives.predictions import Longest
 from rankwise.rows.classes import read_targets
-from rankwise.rows.encoded.batches import Batch, portions_of
+from rankwise.rows.encoded.batches import Batch
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.images.processor import need_vision, normalised
 from rankwise.rows.text.example import Example, ImageContent
@@ -165,9 +164,6 @@ class ImageClassification(WithHead):
             raise RunError("This classifier reads images, and the question has no image.")
         return Example((), text[:200], image=ImageContent(image))
 
-    def examples_of(self, items: object) -> list[Example]:
-        return images_given(items)
-
     def encoded(self, model: LoadedModel, examples: Sequence[Example], longest: Longest) -> list[Outcome]:
         return ImageEncoder(self.processing, PixelFile(cache_folder() / "pixels")).encode(examples)
 
@@ -183,10 +179,7 @@ class ImageClassification(WithHead):
     def row_length(self) -> int:
         return self.processing.patches
 
-    def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
-        return [self._batch(part) for part in portions_of(rows, max_tokens, width=lambda row: len(row.ids))]
-
-    def _batch(self, rows: Sequence[Tokens]) -> Batch:
+    def batch_of(self, rows: Sequence[Tokens]) -> Batch:
         pixels = torch.from_numpy(np.stack([np.asarray(row.image) for row in rows]))
         values = values_of(rows, self.targets)
         tokens = sum(len(row.ids) for row in rows)
@@ -198,13 +191,10 @@ class ImageClassification(WithHead):
         pixels = normalised(batch.inputs["pixel_values"], self.processing, dtype)
         return outputs_in(module(pixels, **size_arguments(module, self.processing.size)).logits, self.targets)
 
-    def loss(self, module: nn.Module, batch: Batch) -> Tensor:
-        return target_loss(self.predict(module, batch), batch.targets, self.targets)
-
     def sample_logits(self, model: LoadedModel, text: str) -> Tensor:
         """Of random images."""
         rows = self.random_rows(model.module, [1] * SAMPLES, torch.Generator().manual_seed(0))
-        return self.predict(model.module, self._batch(rows).to(model.precision.device))
+        return self.predict(model.module, self.batch_of(rows).to(model.precision.device))
 
     def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
         """As many images as have so many patches together, at least one for each length."""

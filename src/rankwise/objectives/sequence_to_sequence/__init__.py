@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -43,8 +43,7 @@ from rankwise.objectives.sequence_to_sequence.encode import (
 )
 from rankwise.planning.operations import Load
 from rankwise.rows.encoded.batches import IGNORED, Batch
-from rankwise.rows.text.example import Message
-from rankwise.rows.text.outcome import Outcome, Shown
+from rankwise.rows.text.example import Example, Message
 from rankwise.rows.text.rendering import Template
 from rankwise.rows.text.sequences import input_and_output, input_of
 from rankwise.rows.text.tokenize import Tokens
@@ -127,17 +126,12 @@ class SequenceToSequence(CausalLM):
     def encoder(self, template: Template, tokenizer: HubTokenizer, spec: DataConfig, limit: int) -> SequenceEncoder:
         return SequenceEncoder(tokenizer, spec, limit)
 
-    def preview(self, outcome: Outcome, writing: TextWriting, encoder: Any) -> list[Shown]:
+    preview = Objective.preview
+
+    def segments(self, example: Example, row: Tokens | None, writing: TextWriting) -> list[tuple[str, bool]]:
         """The encoder's input, and the output that the decoder is to write."""
-        example = outcome.example
-        if not outcome.sequences:
-            given, output = input_and_output(example)
-            parts, why = [(given, False), (f" -> {output}", True)], f"longer than {encoder.limit:,} tokens"
-            return [Shown(example.where, parts, outcome.lengths[0], 0, why)]
-        (sequence,) = outcome.sequences
-        (given, _), (output, _) = writing.segments(sequence)
-        parts = [(given, False), (f" -> {output}", True)]
-        return [Shown(example.where, parts, len(sequence.ids), sequence.loss_count)]
+        given, output = input_and_output(example) if row is None else [text for text, _ in writing.segments(row)]
+        return [(given, False), (f" -> {output}", True)]
 
     def prompt(self, model: LoadedModel, messages: Sequence[Message]) -> tuple[str, list[int]]:
         (ids,) = encode_inputs(model.tokenizer, [input_of(messages)])

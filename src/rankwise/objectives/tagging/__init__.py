@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.experiment import Experiment
 from rankwise.objectives import text_classification
-from rankwise.objectives.items import untagged_given
 from rankwise.objectives.predictions import Done, Longest, Numbers
 from rankwise.objectives.tagging.encode import TagEncoder, encode_words, text_of
 from rankwise.objectives.text_classification import TextClassification, random_ids
@@ -26,7 +25,7 @@ from rankwise.rows.encoded.batches import IGNORED
 from rankwise.rows.forms.tagged_rows import TAGGED_FORMATS
 from rankwise.rows.tag_classes import read_tags
 from rankwise.rows.text.example import Example
-from rankwise.rows.text.outcome import Outcome, Shown, read_each
+from rankwise.rows.text.outcome import Outcome, read_each
 from rankwise.rows.text.tagged import BEGIN, INSIDE, OUTSIDE, label_in, spans_of
 from rankwise.rows.text.targets import tagged_in
 from rankwise.rows.text.tokenize import Tokens
@@ -58,9 +57,6 @@ class Tagging(TextClassification):
     def columns(self, column: str) -> list[str]:
         return [tags_column(column)]
 
-    def examples_of(self, items: object) -> list[Example]:
-        return untagged_given(items)
-
     def encoded(self, model: LoadedModel, examples: Sequence[Example], longest: Longest) -> list[Outcome]:
         outcomes, usable = read_each(examples, text_of)
         rows = encode_words(model.tokenizer, [text for _, text in usable], longest.cut)
@@ -69,20 +65,15 @@ class Tagging(TextClassification):
             outcome.learned_words, outcome.cut_words = row.words, row.cut
         return outcomes
 
-    def preview(self, outcome: Outcome, writing: TextWriting, encoder: Any) -> list[Shown]:
+    def segments(self, example: Example, row: Tokens | None, writing: TextWriting) -> list[tuple[str, bool]]:
         """The first token of each word, and behind it the tag that it is to have."""
-        example = outcome.example
-        if not outcome.sequences:
-            why = f"longer than {encoder.limit:,} tokens" if outcome.too_long else "no word is left after truncation"
-            return [Shown(example.where, [(example.prompt_text, False)], outcome.lengths[0], 0, why)]
-        (sequence,) = outcome.sequences
-        assert sequence.tags is not None, "the words have tags"
-        tokens = [writing.tokenizer.decode([int(token)]) for token in sequence.ids]
-        rows = zip(tokens, sequence.loss_mask, sequence.tags, strict=True)
-        segments = [
-            (f"{text} -> {self.targets.names[tag]}" if learned else text, bool(learned)) for text, learned, tag in rows
+        if row is None or row.tags is None:
+            return [(example.prompt_text, False)]
+        tokens = [writing.tokenizer.decode([int(token)]) for token in row.ids]
+        return [
+            (f"{text} -> {self.targets.names[tag]}" if learned else text, bool(learned))
+            for text, learned, tag in zip(tokens, row.loss_mask, row.tags, strict=True)
         ]
-        return [Shown(example.where, segments, len(sequence.ids), sequence.loss_count)]
 
     def prediction(self, outcome: Outcome, outputs: Numbers) -> TaggedText:
         return tagged_text(self.targets, outcome, outputs)

@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from inspect import signature
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -28,21 +27,17 @@ from torch import Tensor, nn
 from rankwise.base.heads import head_modules
 from rankwise.base.kind import ModelKind
 from rankwise.base.loaded import LoadedModel
-from rankwise.base.loading import load, load_unchecked
 from rankwise.base.pooling import as_block, read_pooled
 from rankwise.base.sources import find
-from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError, RunError
 from rankwise.forward.reference import usable_positions
-from rankwise.objectives.items import texts_given
 from rankwise.objectives.objective import (
     WithHead,
     head_settings,
     outputs_in,
-    target_loss,
     values_of,
     weight_of,
 )
@@ -50,7 +45,7 @@ from rankwise.objectives.predictions import Longest
 from rankwise.objectives.text_classification.head_start import fit_head
 from rankwise.planning.pooling import pooling_of
 from rankwise.rows.classes import read_targets
-from rankwise.rows.encoded.batches import IGNORED, Batch, portions_of
+from rankwise.rows.encoded.batches import IGNORED, Batch
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.forms.tagged_rows import untagged
 from rankwise.rows.text.example import BREAK, Example
@@ -107,26 +102,6 @@ VECTORS = {
 }
 
 
-def load_text_classifier(
-    spec: ModelConfig, callback: Callback, kind: ModelKind, pooling: Pooling, *, checked: bool
-) -> LoadedModel:
-    loaded = (load if checked else load_unchecked)(spec, callback, kind)
-    read_pooled(loaded.module, pooling)
-    modules = dict(loaded.module.named_modules())
-    loaded = replace(loaded, new_modules=tuple(path for path in loaded.new_modules if path in modules))
-    config: Any = loaded.module.config
-    if config.get_text_config().pad_token_id is None:  # by it a decoder finds the last token of a row
-        config.pad_token_id = config.get_text_config().pad_token_id = loaded.tokenizer.pad_id
-    longest = loaded.tokenizer.hub.model_max_length
-    context = min(longest, loaded.context_length or longest, usable_positions(loaded.module) or longest)
-    return replace(loaded, context_length=context if context < LONGEST_MODEL else None)
-
-
-def heads_of(model: LoadedModel) -> tuple[str, ...]:
-    """Every module beside the pretrained body, and those inside it whose weights the folder lacks."""
-    return tuple(dict.fromkeys([*head_modules(model.module, images=False), *model.new_modules]))
-
-
 def padded(rows: Sequence[Tokens]) -> dict[str, Tensor]:
     """Inputs (B, T): rows padded on the right to the longest of them, behind an attention mask."""
     shape = (len(rows), max(len(row.ids) for row in rows))
@@ -158,19 +133,6 @@ def random_ids(module: nn.Module, lengths: Sequence[int], generator: torch.Gener
 def _without_cache(module: nn.Module) -> dict[str, bool]:
     """A decoder would keep keys and values for further tokens, and add them again when activations are recomputed."""
     return {"use_cache": False} if "use_cache" in signature(module.forward).parameters else {}
-
-
-def pooling_to_train(config: ClassificationConfig, folder: Path, callback: Callback, begun: Pooling | None) -> Pooling:
-    """What the head is to read: what it read when it `begun`, or what the setting or the model's folder says."""
-    if begun is not None and config.pooling not in ("auto", begun):
-        raise ConfigError([
-            f"classification.pooling is {config.pooling}, but the head to go on with reads {begun}. Leave the setting "
-            "out, or begin a new adapter without --from."
-        ])  # fmt: skip
-    pooling, note = pooling_of(folder, config)
-    if begun is None and note is not None:
-        callback(StatusMessage(note))
-    return begun or pooling
 
 
 NAME = "sequence-classification"
@@ -208,12 +170,10 @@ class TextEncoder:
 
 def encode_texts(tokenizer: HubTokenizer, texts: Sequence[tuple[str, str]], limit: int | None = None) -> list[Tokens]:
     """Texts without targets. With a `limit`, longer ones are cut to it."""
-    encodings = tokenizer.encode_texts([(_without_breaks(text), _without_breaks(pair)) for text, pair in texts], limit)
+    encodings = tokenizer.encode_texts(
+        [(text.replace(BREAK, ""), pair.replace(BREAK, "")) for text, pair in texts], limit
+    )
     return [Tokens(ids, (False,) * len(ids), token_type_ids=types) for ids, types in encodings]
-
-
-def _without_breaks(text: str) -> str:
-    return text.replace(BREAK, "")
 
 
 @dataclass(frozen=True)
@@ -230,17 +190,33 @@ class TextClassification(WithHead):
 
     @classmethod
     def of(cls, experiment: Experiment, callback: Callback, begun: Pooling | None) -> Self:
-        targets = read_targets(experiment.data, experiment.classification)
-        folder = find(experiment.base, callback).folder
-        pooling = pooling_to_train(experiment.classification, folder, callback, begun)
-        return cls(targets.model_copy(update={"pooling": pooling}), experiment.training.seed)
+        config = experiment.classification
+        targets, folder = read_targets(experiment.data, config), find(experiment.base, callback).folder
+        if begun is not None and config.pooling not in ("auto", begun):
+            raise ConfigError([
+                f"classification.pooling is {config.pooling}, but the head to go on with reads {begun}. Leave the "
+                "setting out, or begin a new adapter without --from."
+            ])  # fmt: skip
+        pooling, note = pooling_of(folder, config)
+        if begun is None and note is not None:
+            callback(StatusMessage(note))
+        return cls(targets.model_copy(update={"pooling": begun or pooling}), experiment.training.seed)
 
     @classmethod
     def of_report(cls, data_report: DataReport) -> Self | None:
         return data_report.targets and cls(data_report.targets)
 
     def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
-        return load_text_classifier(spec, callback, self.kind, self.targets.pooling, checked=checked)
+        loaded = super().load(spec, callback, checked=checked)
+        read_pooled(loaded.module, self.targets.pooling)
+        modules = dict(loaded.module.named_modules())
+        loaded = replace(loaded, new_modules=tuple(path for path in loaded.new_modules if path in modules))
+        config: Any = loaded.module.config
+        if config.get_text_config().pad_token_id is None:  # by it a decoder finds the last token of a row
+            config.pad_token_id = config.get_text_config().pad_token_id = loaded.tokenizer.pad_id
+        longest = loaded.tokenizer.hub.model_max_length
+        context = min(longest, loaded.context_length or longest, usable_positions(loaded.module) or longest)
+        return replace(loaded, context_length=context if context < LONGEST_MODEL else None)
 
     @property
     def kind(self) -> ModelKind:
@@ -267,7 +243,8 @@ class TextClassification(WithHead):
         return super().loading.replace("from peft", "import torch\nfrom peft", 1).replace(evaluated, evaluated + code)
 
     def heads(self, model: LoadedModel) -> tuple[str, ...]:
-        return heads_of(model)
+        """Every module beside the pretrained body, and those inside it whose weights the folder lacks."""
+        return tuple(dict.fromkeys([*head_modules(model.module, images=False), *model.new_modules]))
 
     def encoder(self, template: Template, tokenizer: HubTokenizer, spec: DataConfig, limit: int) -> RowEncoder:
         return self.encoder_class(tokenizer, spec, limit, self.targets)
@@ -276,9 +253,6 @@ class TextClassification(WithHead):
         if image is not None:
             raise RunError("This classifier reads texts, and the question has an image.")
         return untagged(text, "the text")
-
-    def examples_of(self, items: object) -> list[Example]:
-        return texts_given(items)
 
     def encoded(self, model: LoadedModel, examples: Sequence[Example], longest: Longest) -> list[Outcome]:
         outcomes, usable = read_each(examples, texts_of)
@@ -294,10 +268,7 @@ class TextClassification(WithHead):
     def question(self, outcome: Outcome) -> dict[str, Any]:
         return {"text": outcome.example.messages[0].content}
 
-    def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
-        return [self._batch(part) for part in portions_of(rows, max_tokens, width=lambda row: len(row.ids))]
-
-    def _batch(self, rows: Sequence[Tokens]) -> Batch:
+    def batch_of(self, rows: Sequence[Tokens]) -> Batch:
         inputs = padded(rows)
         targets = self.values(rows, inputs["input_ids"])
         count = weight_of(self.learned(targets, targets != IGNORED), self.targets)
@@ -307,17 +278,9 @@ class TextClassification(WithHead):
         """What the outputs should be, of rows whose padded tokens are `ids` (B, T): (B,) or (B, C)."""
         return values_of(rows, self.targets)
 
-    def learned(self, values: Tensor, mask: Tensor) -> Tensor:
-        """Those of the values that are learned: every one of whole rows. `mask` is True where a value is a target."""
-        return values
-
     def predict(self, module: nn.Module, batch: Batch) -> Tensor:
         """Logits (B, C) of the classes, or numbers (B,), in float32 or more."""
         return outputs_in(self.learned(logits_of(module, batch), batch.loss_mask), self.targets)
-
-    def loss(self, module: nn.Module, batch: Batch) -> Tensor:
-        targets = self.learned(batch.targets, batch.loss_mask)
-        return target_loss(self.predict(module, batch), targets, self.targets)
 
     def as_read_elsewhere(self, module: nn.Module, dtype: torch.dtype) -> TextClassification:
         """A head that reads a pooled vector gets a block that computes it, and the model's own code reads that."""

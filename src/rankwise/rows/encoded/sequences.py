@@ -149,11 +149,11 @@ class EncodedRows(Sequence[Tokens]):
             raise DataError(f"{damaged} its rows do not follow each other.")
         shaped = dict[str, np.ndarray]()
         for name in COLUMNS.keys() & columns.keys():
-            count, shape = _form(COLUMNS[name], columns[name].size, starts)
-            if columns[name].size != math.prod(shape, start=count):
-                raise DataError(
-                    f"{damaged} {name}.bin does not hold {len(starts) - 1:,} rows of {starts[-1]:,} tokens."
-                )
+            size, (rows, tokens) = columns[name].size, (len(starts) - 1, int(starts[-1]))
+            form = COLUMNS[name].shape
+            count, shape = (tokens, ()) if form is None else (rows, form(size // max(1, rows)))
+            if size != math.prod(shape, start=count):
+                raise DataError(f"{damaged} {name}.bin does not hold {rows:,} rows of {tokens:,} tokens.")
             shaped[name] = columns[name].reshape(count, *shape)
         return cls(**shaped, starts=starts, names=_names(columns, len(starts) - 1, damaged))
 
@@ -234,12 +234,6 @@ def _at(column: Any, values: int | slice) -> Any:
 
 def _borders(lengths: Sequence[int]) -> np.ndarray:
     return np.cumsum([0, *lengths], dtype=np.int64)
-
-
-def _form(column: Column, size: int, starts: np.ndarray) -> tuple[int, tuple[int, ...]]:
-    """How many values a column has to have, and the shape of each, which follows from its `size`."""
-    rows = len(starts) - 1
-    return (int(starts[-1]), ()) if column.shape is None else (rows, column.shape(size // max(1, rows)))
 
 
 def _mapped(file: Path, dtype: Any) -> np.ndarray:

@@ -147,7 +147,7 @@ class ChatTemplate:
         return any(sign in source for source in self._sources.values() for sign in REWRITING)
 
     def holds_control_token(self, content: str) -> bool:
-        return self.tokenizer.holds_special(content)
+        return self.tokenizer.special_begins.search(content) is not None
 
     def guarded(self, content: str) -> str:
         return self.tokenizer.guarded(content)
@@ -160,7 +160,7 @@ class ChatTemplate:
         return written.whole, written.spans
 
     def controls(self, text: str) -> int:
-        return self.tokenizer.count_special(text)
+        return len(self.tokenizer.special_whole.findall(text))
 
     def answer_text(self, ids: Sequence[int]) -> str:
         """The readable text of generated ids, without special tokens, the end, the template's own spaces, and reasoning

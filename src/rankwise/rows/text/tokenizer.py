@@ -152,7 +152,7 @@ class HubTokenizer:
         return {number: str(token) for number, token in self.hub.added_tokens_decoder.items() if token.special}
 
     @cached_property
-    def _special_begins(self) -> re.Pattern[str]:
+    def special_begins(self) -> re.Pattern[str]:
         """Matches every position at which a special token begins, also inside another one."""
         tokens = "|".join(re.escape(token) for token in self.special.values() if len(token) > 1)
         return re.compile(f"(?={tokens})" if tokens else r"(?!)")
@@ -164,24 +164,18 @@ class HubTokenizer:
         return tuple(sorted(parts))
 
     @cached_property
-    def _special_whole(self) -> re.Pattern[str]:
+    def special_whole(self) -> re.Pattern[str]:
         longest_first = sorted(self.special.values(), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-
-    def count_special(self, text: str) -> int:
-        return len(self._special_whole.findall(text))
 
     def special_end(self, text: str) -> tuple[str, int] | None:
         """The special token that a text ends with, and its id."""
         ends = ((token, number) for number, token in self.special.items() if token and text.endswith(token))
         return max(ends, key=lambda pair: len(pair[0]), default=None)
 
-    def holds_special(self, content: str) -> bool:
-        return self._special_begins.search(content) is not None
-
     def guarded(self, content: str) -> str:
         """Break up the special tokens in a text, so that they are encoded as plain text."""
-        begins = [match.start() + 1 for match in self._special_begins.finditer(content)]
+        begins = [match.start() + 1 for match in self.special_begins.finditer(content)]
         pieces = [content[start:stop] for start, stop in zip([0, *begins], [*begins, len(content)], strict=True)]
         return BREAK.join(pieces) + (BREAK if content.endswith(self._special_parts) else "")
 

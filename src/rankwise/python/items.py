@@ -8,18 +8,24 @@ DataError lists every item that cannot be read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rankwise.config.base import shown
 from rankwise.errors import DataError, together
+from rankwise.objectives.image_classification import ImageClassification
+from rankwise.objectives.objective import Objective
+from rankwise.objectives.tagging import Tagging
+from rankwise.objectives.text_classification import TextClassification
 from rankwise.rows.files.in_memory_images import image_bytes
+from rankwise.rows.forms.formats import find_format, parse_row
 from rankwise.rows.forms.tagged_rows import untagged
 from rankwise.rows.text.example import Example, ImageContent, Message
 
 TEXT = "a text, or a tuple of a text and a second one"
 TAGGABLE = "a text or a list of words"
+ROW = "a mapping of the names of columns to values"
 IMAGE = "the path or the bytes of an image file, a picture of Pillow, or a uint8 array (H, W) or (H, W, 3)"
 
 
@@ -32,14 +38,14 @@ def texts_given(texts: object) -> list[Example]:
         )
     if not isinstance(texts, Iterable):
         raise DataError(f"the texts to classify are of type {type(texts).__name__}. Give a list of texts.")
-    return rows_of(texts, "of the texts to classify", TEXT, _pair)
+    return _rows(texts, "of the texts to classify", TEXT, _pair)
 
 
 def untagged_given(texts: object) -> list[Example]:
     """The texts that a token classifier is given, each one text or a list of its words."""
     if isinstance(texts, str) or not isinstance(texts, Iterable):
         raise DataError(f"the texts to tag are {shown(texts)}. Give a list of texts, or of lists of words.")
-    return rows_of(
+    return _rows(
         texts, "of the texts to tag", TAGGABLE, lambda item, where: untagged(item, where) if _taggable(item) else None
     )
 
@@ -50,12 +56,21 @@ def images_given(images: object) -> list[Example]:
             f"the images to classify are of type {type(images).__name__}. Give a list, even of one image; each is "
             f"{IMAGE}."
         )
-    return rows_of(images, "of the images to classify", IMAGE, _image)
+    return _rows(images, "of the images to classify", IMAGE, _image)
 
 
-def rows_of(
-    items: Iterable[Any], of: str, expected: str, row_of: Callable[[Any, str], Example | None]
-) -> list[Example]:
+def rows_given(rows: object) -> list[Example]:
+    """Rows as a file has them."""
+    return _rows(rows if isinstance(rows, Iterable) else [rows], "of the rows to predict", ROW, _parsed)
+
+
+GIVEN: Mapping[type[Objective], Callable[[object], list[Example]]] = {
+    TextClassification: texts_given, Tagging: untagged_given, ImageClassification: images_given, Objective: rows_given,
+}  # fmt: skip
+"""The items of each objective that classifies."""
+
+
+def _rows(items: Iterable[Any], of: str, expected: str, row_of: Callable[[Any, str], Example | None]) -> list[Example]:
     """`row_of` gives None for an item that is nothing of what is expected, or says what else is wrong with it."""
     rows, problems = list[Example](), list[str]()
     for at, item in enumerate(items):
@@ -89,6 +104,10 @@ def _taggable(item: Any) -> bool:
 def _image(item: Any, where: str) -> Example | None:
     content = image_bytes(Path(item) if isinstance(item, str) else item)
     return None if content is None else Example((), where, image=ImageContent(content))
+
+
+def _parsed(item: Any, where: str) -> Example | None:
+    return parse_row(item, find_format(item, where), where)[0].question if isinstance(item, dict) else None
 
 
 def _described(item: Any) -> str:
