@@ -1,0 +1,88 @@
+"""PEFT's VeRA: two vectors for each layer, and two random matrices that all layers share.
+
+    delta W  =  diag(b) B[:O] diag(d) A[:, :I]        A (r, most inputs), B (most outputs, r)
+
+    base_model.vera_A, base_model.vera_B                              where save_projection is set
+    base_model.model.<path>.vera_lambda_d (r,), .vera_lambda_b (O,)
+
+It is read as a LoRA of rank r, whose factors are diag(d) A and diag(b) B. How many inputs a layer has, only the base
+model says. Matrices that are not in the file would depend on the machine that draws them, and are refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import regex
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from rankwise.adapters.base_layers import features_of
+from rankwise.adapters.formats.imported import Layers, Modules, Source, host_problem
+from rankwise.adapters.formats.peft_config import read_settings
+from rankwise.adapters.formats.peft_reader import CONFIG
+from rankwise.adapters.formats.tensors import read_tensors, validated
+from rankwise.adapters.weights import AdapterWeights, Factors
+from rankwise.config.adapters import Rank
+
+SHARED = ("base_model.vera_A", "base_model.vera_B")
+_KEY = regex.compile(r"base_model\.model\.(?P<path>.+)\.vera_lambda_(?P<part>[bd])")
+
+
+class PeftVeraConfig(BaseModel):
+    """What says how to read the vectors."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+    peft_type: Literal["VERA"]
+    r: Rank
+    save_projection: Literal[True] = True
+    bias: Literal["none"] = "none"
+    modules_to_save: None = None
+    base_model_name_or_path: str | None = None
+
+
+@dataclass(frozen=True)
+class VeraWeights(AdapterWeights):
+    @property
+    def parameters(self) -> int:
+        """Those of the vectors, which alone were trained."""
+        return sum(part.rank + len(part.B) for part in self.factors.values())
+
+
+def read(source: Source, modules: Modules | None) -> AdapterWeights:
+    (config, settings), tensors = _config_of(source), read_tensors(source.tensors)
+    layers, rank = Layers(source), config.r
+    A, B = (tensors.pop(name, None) for name in SHARED)
+    known = layers.grouped(tensors, _KEY)
+    if A is None or B is None or A.ndim != 2 or B.ndim != 2 or (len(A), B.shape[1]) != (rank, rank):
+        layers.problems.append(f'"{SHARED[0]}" and "{SHARED[1]}" must have rank {rank}, and are missing or of another')
+        A = B = None
+    for path, vectors in known.items():
+        if A is not None and B is not None and _fit(path, vectors, B, layers):
+            b, host = vectors["b"], None if modules is None else modules.get(path)
+            inside = A.shape[1] if host is None or host_problem(host) is not None else features_of(host)[0]
+            factors = vectors["d"][:, None].float() * A[:, :inside].float(), b[:, None].float() * B[: len(b)].float()
+            layers.factors[path] = Factors(*factors, 1.0)
+    placed = layers.over(modules)
+    return VeraWeights(settings, placed.factors, renamed=placed.renamed, remarks=placed.remarks)
+
+
+def _fit(path: str, vectors: dict[str, Tensor], B: Tensor, layers: Layers) -> bool:
+    shapes = {f"vera_lambda_{part}": tuple(vector.shape) for part, vector in sorted(vectors.items())}
+    fits = len(shapes) == 2 and vectors["d"].shape == B.shape[1:] and vectors["b"].ndim == 1
+    if not fits or len(vectors["b"]) > len(B):
+        has = " and ".join(f"{name} of shape {shape}" for name, shape in shapes.items())
+        layers.problems.append(f'"{path}" has {has}, but needs vera_lambda_d {tuple(B.shape[1:])} and vera_lambda_b')
+        return False
+    return True
+
+
+def base_of(source: Source) -> str | None:
+    return _config_of(source)[0].base_model_name_or_path
+
+
+def _config_of(source: Source) -> tuple[PeftVeraConfig, dict[str, Any]]:
+    settings = read_settings(source.folder / CONFIG)
+    return validated(PeftVeraConfig, settings, str(source.folder / CONFIG)), settings
