@@ -504,3 +504,13 @@ Adapting = Annotated[
     EVERY,
     Discriminator(_method, custom_error_type="method", custom_error_message=f"The method is {listed(METHODS)}"),
 ]
+LARGEST_STRENGTH = 10.0
+
+
+def check_strength(strength: float) -> None:
+    """Refuse a factor of an adapter's change, after training, that is negative, NaN or very large."""
+    if not 0 <= strength <= LARGEST_STRENGTH:  # so that NaN is refused too
+        raise ConfigError([
+            f"the strength {strength:g} is out of range: 0 is the base model, 1 the adapter as trained, "
+            f"{LARGEST_STRENGTH:g} the maximum."
+        ])  # fmt: skip
