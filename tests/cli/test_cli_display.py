@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from kit.processes import Command
 from rankwise.cli.display import Display, rank_line, sampled
 from rankwise.cli.main import app
 from rankwise.runs.records import (
@@ -85,8 +86,8 @@ def test_quiet_does_not_hide_an_error(home, tiny_folder):
     assert result.exit_code == 2 and result.stderr.startswith("rankwise: ")
 
 
-def on_terminal(command, columns, **environment):
-    """What the command shows on a terminal that is `columns` wide, and what it prints to a pipe."""
+def on_terminal(words, columns):
+    """What the command shows on a terminal that is `columns` wide, and what it prints to a file."""
     mine, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     shown = bytearray()
@@ -98,14 +99,16 @@ def on_terminal(command, columns, **environment):
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    kept = {key: value for key, value in os.environ.items() if key not in {"NO_COLOR", "COLUMNS", "LINES"}}
-    process = subprocess.run(
-        command, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs, env={**kept, "TERM": "xterm", **environment}
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("NO_COLOR", "COLUMNS", "LINES"):
+            patch.delenv(name, raising=False)
+        patch.setenv("TERM", "xterm")
+        process = Command(*words, terminal=os.ttyname(theirs))
+        out, _ = process.communicate()
     os.close(theirs)
     watcher.join()
     os.close(mine)
-    return process.returncode, shown.decode(), process.stdout.decode()
+    return process.returncode, shown.decode(), out
 
 
 STEPS = 150
@@ -115,7 +118,7 @@ STEPS = 150
 def live(home, tiny_folder):
     """What a terminal of 80 columns, the width it has unless somebody pulled at it, showed of a training."""
     words = train_words(tiny_folder, "live", "--steps", STEPS, "--json")
-    code, shown, out = on_terminal([sys.executable, "-m", "rankwise", *words], columns=80)
+    code, shown, out = on_terminal(words, columns=80)
     assert code == 0, shown
     assert out.count("\n") == 1 and "\x1b" not in out and json.loads(out)["steps"] == STEPS
     return shown
