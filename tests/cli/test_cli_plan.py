@@ -177,7 +177,7 @@ def test_the_same_file_of_settings_is_trained_and_planned(tmp_path, rows):
             ("--model", "smollm2-135m", "--processes", "2", "--set", "model.device=mps"),
             "several processes cannot train with model.device=mps",
         ),
-        (("--model", "smollm2-135m", "--method", "prefix"), "lora, adalora, head or full"),
+        (("--model", "smollm2-135m", "--method", "prefix"), "lora, adalora, vera, head or full"),
         (("--model", "smollm2-135m", "--data", "nowhere.jsonl"), "nowhere.jsonl"),
         ((), "model"),
     ],
