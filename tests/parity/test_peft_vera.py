@@ -180,7 +180,7 @@ def test_what_it_cannot_do_is_refused_by_name(changes: dict[str, Any], sentence:
 
 def test_a_new_head_and_a_layer_of_another_kind_are_refused() -> None:
     spec = Experiment(model="m", data="rows.jsonl", run="r", adapter={"method": "vera", "targets": "wte"}).adapter
-    with pytest.raises(RankwiseError, match="the head score would be trained beside them. Choose --method lora"):
+    with pytest.raises(RankwiseError, match=r"the head score would be trained beside them\. Choose --method lora"):
         spec.parameters(1, (), {"score": (2, 3)})
     with pytest.raises(RankwiseError, match=r"VeRA is for linear layers and Conv1D, .*or choose --method lora"):
         spec.select(seen(tiny_model("gpt2")))
