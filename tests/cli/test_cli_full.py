@@ -319,14 +319,14 @@ def test_a_disk_that_refuses_the_model_leaves_no_half_of_it(home):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--rank", 4), '"adapter.rank" is a setting of lora, and the method is full'),
+        (("--rank", 4), '"adapter.rank" is a setting of lora and vera, and the method is full'),
         (("--budget", 4), '"adapter.budget" is a setting of adalora, and the method is full'),
-        (("--layers", "0"), '"adapter.layers" is a setting of lora and adalora, and the method is full'),
-        (("--targets", "q_proj"), '"adapter.targets" is a setting of lora and adalora, and the method is full'),
-        (("--dropout", 0.1), '"adapter.dropout" is a setting of lora and adalora, and the method is full'),
+        (("--layers", "0"), '"adapter.layers" is a setting of lora, adalora and vera, and the method is full'),
+        (("--targets", "q_proj"), '"adapter.targets" is a setting of lora, adalora and vera, and the method is full'),
+        (("--dropout", 0.1), '"adapter.dropout" is a setting of lora, adalora and vera, and the method is full'),
         (("--set", "model.dtype=bfloat16"), "small updates would be rounded away in bfloat16"),
         (("--set", f"model.trust_code={'a' * 40}"), "could not be loaded without the Python code"),
-        (("--method", "ful"), "the method is lora, adalora, head or full"),
+        (("--method", "ful"), "the method is lora, adalora, vera, head or full"),
     ],
 )
 def test_what_does_not_go_with_it_is_refused_and_nothing_begun(home, words, said):

@@ -412,7 +412,10 @@ def test_whatever_a_file_holds_the_outcome_is_an_experiment_or_a_told_problem(tm
 @pytest.mark.parametrize(
     ("adapter", "said"),
     [
-        ("{method: adalora, rank: 4}", '"adapter.rank" is a setting of lora, and the method is adalora. Use budget.'),
+        (
+            "{method: adalora, rank: 4}",
+            '"adapter.rank" is a setting of lora and vera, and the method is adalora. Use budget.',
+        ),
         ("{method: adalora, b_rate: 4}", '"adapter.b_rate" is a setting of lora, and the method is adalora.'),
         ("{budget: 4}", '"adapter.budget" is a setting of adalora, and the method is lora. Use rank.'),
     ],

@@ -19,6 +19,7 @@ import rankwise
 from conftest import tiny_model
 from interrupted import whole_and_resumed
 from rankwise.adapters.formats.peft import CONFIG, WEIGHTS, read_peft
+from rankwise.adapters.targets import seen
 from rankwise.config.experiment import Experiment
 from rankwise.errors import RankwiseError
 from rankwise.forward.plan import shape_of
@@ -175,3 +176,12 @@ def test_what_it_cannot_do_is_refused_by_name(changes: dict[str, Any], sentence:
     with pytest.raises(RankwiseError) as caught:
         Experiment(**given | {"adapter": {"method": "vera", **changes.get("adapter", {})}})
     assert sentence in str(caught.value)
+
+
+def test_a_new_head_and_a_layer_of_another_kind_are_refused() -> None:
+    spec = Experiment(model="m", data="rows.jsonl", run="r", adapter={"method": "vera", "targets": "wte"}).adapter
+    with pytest.raises(RankwiseError, match=r"the head score would be trained beside them\. Choose --method lora"):
+        spec.parameters(1, (), {"score": (2, 3)})
+    with pytest.raises(RankwiseError, match=r"VeRA is for linear layers and Conv1D, .*or choose --method lora"):
+        spec.select(seen(tiny_model("gpt2")))
+    assert spec.unsharded == ["adapter.method=vera"]

@@ -20,9 +20,9 @@ from typer.core import TyperCommand
 
 from rankwise.cli.options import option
 from rankwise.config.adapters import METHODS
+from rankwise.config.base import listed
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
-from rankwise.config.method import listed
 from rankwise.config.models import ModelConfig
 from rankwise.config.objectives import LEARNED
 from rankwise.config.preference import PreferenceConfig

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from rankwise.config.base import Number, PositiveInt
+from rankwise.config.base import Number, PositiveInt, listed
 from rankwise.config.budget import BudgetKind, parse_budget
 from rankwise.config.forgetting import AnchorConfig
 from rankwise.config.layer import BEFORE, Heads, Layer
@@ -21,7 +21,6 @@ from rankwise.config.method import (
     Card,
     Form,
     MethodConfig,
-    listed,
 )
 from rankwise.config.models import ModelConfig
 from rankwise.config.modules import AUTO, Modules, Selection

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from textwrap import dedent
 from types import UnionType
@@ -130,6 +130,11 @@ INSTEAD = {"rank": "budget", "alpha": "scale", "budget": "rank", "scale": "alpha
 """What one method has for a setting of another's."""
 
 
+def listed(names: Iterable[str], word: str = "or") -> str:
+    *others, last = names
+    return f"{', '.join(others)} {word} {last}" if others else last
+
+
 def _of_another_method(spec: type[BaseModel], tagged: Location) -> str | None:
     """A setting that is known, and not to the method that was asked for."""
     current: Any = spec
@@ -142,7 +147,7 @@ def _of_another_method(spec: type[BaseModel], tagged: Location) -> str | None:
             key, fields = ".".join(map(str, (*inside[:place], name))), _fields_at(spec, tuple(inside[: place + 1]))
             instead = INSTEAD.get(str(name))
             hint = f" Use {instead}." if instead in fields else ""
-            return f'"{key}" is a setting of {" and ".join(having)}, and the method is {part}.{hint}'
+            return f'"{key}" is a setting of {listed(having, "and")}, and the method is {part}.{hint}'
         current = _inside(current, part)
     return None
 

@@ -5,7 +5,7 @@ What differs between methods and needs no torch is answered here, so that nobody
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -36,11 +36,6 @@ NO_BASE_BESIDE = (
 
 AS_LORA = "and advise trains short LoRA adapters"
 ALONE = "{model} is asked alone, since it needs a model of its own."
-
-
-def listed(names: Iterable[str]) -> str:
-    *others, last = names
-    return f"{', '.join(others)} or {last}"
 
 
 @dataclass(frozen=True)
