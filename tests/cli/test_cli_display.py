@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 import threading
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from kit.processes import Command
-from rankwise.cli.display import Display, decided, rank_line, sampled
+from rankwise.cli.display import Display, rank_line, sampled
 from rankwise.cli.main import app
 from rankwise.runs.records import (
     LossRecord,
@@ -274,7 +275,7 @@ def test_a_line_of_ranks_is_one_line_that_fits_and_steers_no_terminal(record, ro
     line = rank_line(record, room)
     assert len(line) <= room and line.isprintable()
     assert line.startswith(f"budget {record.budget:,} of {record.of:,} {record.unit}, mean rank ")
-    assert decided(record).isprintable()
+    assert record.describe().isprintable()
 
 
 PLAN = RankRecord(
@@ -289,10 +290,8 @@ def test_a_line_of_ranks_has_the_mean_and_the_share_of_each_kind_of_layer():
 
 
 def test_the_last_decision_is_one_sentence():
-    assert decided(PLAN) == (
-        "final ranks after step 9: 12 in 6 layers, 2.00 on average (budget 12 of 20 triplets); "
-        "v 67%, up 33%; 2 layers have none"
-    )
+    said = "ranks after step 9: 12 in 6 layers, 2.00 on average (budget 12 of 20 triplets); 2 of them have none"
+    assert PLAN.describe() == said and replace(PLAN, final=True).describe() == f"final {said}"
 
 
 def stepped(step):

@@ -27,7 +27,7 @@ from rankwise.evaluation.metrics import METRICS, rows_of
 from rankwise.exporting import verification
 from rankwise.inference.generate import answers_in_turn
 from rankwise.inference.tuned_model import load_tuned
-from rankwise.objectives.sequence_to_sequence.encode import encode_inputs
+from rankwise.objectives.sequence_to_sequence import encode_inputs
 from sequence_models import KINDS, lands, sequence_folder
 
 TRAINING = ("--steps", "30", "--batch-size", "4", "--learning-rate", "0.01", "--held-out", "4", "--backend", "eager",

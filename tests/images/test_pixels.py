@@ -30,7 +30,8 @@ def test_a_full_disk_is_said_in_one_sentence(tmp_path: Path) -> None:
     """A limit on the size of files stands for a full disk, which the system answers alike."""
     program = (
         "import resource\nfrom pathlib import Path\nimport numpy as np\n"
-        "from rankwise.errors import ResourceError\nfrom rankwise.objectives.image_classification.encode import PixelFile\n"
+        "from rankwise.errors import ResourceError\n"
+        "from rankwise.objectives.image_classification.encode import PixelFile\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try:\n    PixelFile(Path('pixels')).add([np.zeros((99, 99, 3), np.uint8)])\n"
         "except ResourceError as error:\n    print(error)\n"

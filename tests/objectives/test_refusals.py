@@ -15,6 +15,7 @@ from rankwise.config.preference import PreferenceConfig
 from rankwise.errors import RunError
 from rankwise.methods.artifact import Artifact
 from rankwise.objectives.causal_lm import CAUSAL_LM
+from rankwise.objectives.multiple_choice import MultipleChoice
 from rankwise.objectives.preference import Preference
 from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE
 from rankwise.objectives.text_classification import TextClassification
@@ -42,6 +43,10 @@ REFUSED = [
     }),
     (SEVERAL, LoraConfig(), {"advised on": ""}),
     (PAIRS, LoraConfig(), {"measured at strengths": "F was trained on preference pairs"}),
+    (MultipleChoice(TargetFacts(classes=("choice 0", "choice 1"))), LoraConfig(), {
+        "measured at strengths": "F was trained on choices", "advised on": "advise compares answers",
+        "computed by kernels": "the fused kernels do not compare",
+    }),
     (CAUSAL_LM, FullConfig(), {
         "combined": "F is a result of full", "merged by files": "F is a result of full fine-tuning and has no",
         "judged by engines": "The whole model learned", "asked beside others": "F is asked alone",

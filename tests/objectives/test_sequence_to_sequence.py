@@ -13,8 +13,7 @@ from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import DataError
-from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, batch_of
-from rankwise.objectives.sequence_to_sequence.encode import SequenceEncoder, parted
+from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, SequenceEncoder, batch_of, parted
 from rankwise.rows.encoded.batches import IGNORED, Batch
 from rankwise.rows.text.example import Example, Message
 from rankwise.rows.text.sequences import input_and_output

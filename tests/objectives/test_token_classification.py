@@ -12,8 +12,7 @@ import transformers
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
-from rankwise.objectives.tagging import Tagging
-from rankwise.objectives.tagging.encode import TagEncoder, encode_words
+from rankwise.objectives.tagging import TagEncoder, Tagging, encode_words
 from rankwise.rows.encoded.batches import IGNORED, Batch
 from rankwise.rows.forms.formats import parse_row
 from rankwise.rows.text.outcome import Outcome

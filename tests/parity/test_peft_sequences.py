@@ -16,8 +16,7 @@ from rankwise.config.adapters import LoraConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.methods.inject import inject
-from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, batch_of
-from rankwise.objectives.sequence_to_sequence.encode import SequenceEncoder
+from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, SequenceEncoder, batch_of
 from rankwise.rows.encoded.batches import Batch
 from rankwise.rows.text.example import Example, Message
 from rankwise.runs.records import silent

@@ -18,8 +18,7 @@ from rankwise.forward.fake_pass import Recorder
 from rankwise.forward.model_shape import shape_of_config
 from rankwise.methods.full import FullFineTuning
 from rankwise.methods.inject import inject
-from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, batch_of
-from rankwise.objectives.sequence_to_sequence.encode import row_of
+from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, batch_of, row_of
 from rankwise.planning.activations import saved_bytes
 from rankwise.planning.batches import micro_batches, padded_load, sides_at_once
 from rankwise.planning.devices import Device
@@ -132,7 +131,8 @@ def test_recomputed_blocks_keep_their_input_from_the_encoders_first_on(name):
 def test_a_shape_is_the_same_after_it_was_written(name):
     stored = json.loads(json.dumps(shape_to_json(shape(name))))
     again = shape_from_json(stored, name)
-    assert again.layers == shape(name).layers and again.is_planned and again.block_count == shape(name).block_count
+    assert again.layers == shape(name).layers and again.block_count == shape(name).block_count
+    assert again.is_measured and again.task.planned
     assert [stack.reading.keys() for stack in again.stacks] == [stack.reading.keys() for stack in shape(name).stacks]
 
 

@@ -31,6 +31,7 @@ Format = Literal[
     "classification",
     "image",
     "preference",
+    "multiple-choice",
     "tokens",
     "spans",
     "self-instruct",

@@ -54,6 +54,8 @@ class ObjectiveSettings:
     """Why its base is not split over processes."""
     texts: ClassVar[int] = 1
     """Of a document, each of which may have the largest length."""
+    planned: ClassVar[Mapping[str, Any]] = {}
+    """Settings of training that a plan counts with, whatever is given."""
     earliest: ClassVar[int] = 1
     """The first step after which a result may be the best one."""
 
@@ -155,6 +157,23 @@ class OfPairs(ObjectiveSettings):
         return PREFERENCE_SHARE * adapter.auto_rate
 
 
+class OfChoices(ObjectiveSettings):
+    name = "multiple-choice"
+    learns = "which of the choices of its question is right"
+    texts = 4
+    cannot: ClassVar[Mapping[str, str]] = {
+        IMAGES: OF_IMAGES, ENCODER: "generates no text. Choose a language model with --model.", BOTH: OF_BOTH,
+    }  # fmt: skip
+    gives = frozenset({"tokens"})
+    idle = ObjectiveSettings.idle | {"preference"}
+    idle_validation = OF_ANSWERS
+    metrics = ClassMetric
+    planned: ClassVar[Mapping[str, Any]] = {"backend": "eager"}
+
+    def idle_of_data(self, data: DataConfig, preference: PreferenceConfig) -> list[str]:
+        return data.of_language_models + ["too_long truncate"] * (data.too_long == "truncate")
+
+
 class OfClasses(ObjectiveSettings):
     """What classifiers share."""
 
@@ -226,14 +245,15 @@ class OfImages(OfClasses):
 
 
 OBJECTIVES: dict[str, ObjectiveSettings] = {
-    one.name: one for one in (Undecided(), OfAnswers(), OfSequences(), OfPairs(), OfTexts(), OfTags(), OfImages())
+    one.name: one
+    for one in (Undecided(), OfAnswers(), OfSequences(), OfPairs(), OfChoices(), OfTexts(), OfTags(), OfImages())
 }
 """By name; `auto` tries the last first."""
 LEARNED = ", ".join(f"{one.name} ({one.learns})" for one in OBJECTIVES.values() if one.learns)
 ObjectiveName = Annotated[
     Literal[
-        "auto", "causal-lm", "sequence-to-sequence", "preference", "sequence-classification", "token-classification",
-        "image-classification",
+        "auto", "causal-lm", "sequence-to-sequence", "preference", "multiple-choice", "sequence-classification",
+        "token-classification", "image-classification",
     ],
     Field(description=f"There are {LEARNED}."),
 ]  # fmt: skip

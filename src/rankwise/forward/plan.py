@@ -43,6 +43,8 @@ def plan(
             "a base takes that is split over them."
         ])  # fmt: skip
     base = base_of(config.model.name, config.model.revision)
+    training = config.training.model_copy(update=config.objective_settings.planned)
+    config = config.model_copy(update={"training": training})
     shape = shape_planned(config, base, outputs).with_new_tokens(len(config.model.new_tokens))
     return plan_for(
         shape, base.tokens, config, device=device, price=price, measured=measured, on=on, processes=processes

@@ -16,6 +16,7 @@ from rankwise.config.objectives import OBJECTIVES
 from rankwise.errors import ConfigError
 from rankwise.objectives.causal_lm import CAUSAL_LM, CausalLM
 from rankwise.objectives.image_classification import ImageClassification
+from rankwise.objectives.multiple_choice import MultipleChoice
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.preference import Preference
 from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, SequenceToSequence
@@ -29,7 +30,15 @@ from rankwise.runs.row_facts import Pooling, TargetFacts
 
 CLASSES: Mapping[str, type[Objective]] = {
     one.name: one
-    for one in (Preference, SequenceToSequence, ImageClassification, Tagging, TextClassification, CausalLM)
+    for one in (
+        MultipleChoice,
+        Preference,
+        SequenceToSequence,
+        ImageClassification,
+        Tagging,
+        TextClassification,
+        CausalLM,
+    )
 }
 """A report belongs to the first that knows it."""
 

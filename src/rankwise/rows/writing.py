@@ -67,7 +67,7 @@ class TextWriting:
             if not runs or runs[-1][1] != learned:
                 runs.append(([], learned))
             runs[-1][0].append(token)
-        return [(self.tokenizer.decode([int(one) for one in ids]), learned) for ids, learned in runs]
+        return [(self.tokenizer.decode([int(one) for one in ids]), bool(learned)) for ids, learned in runs]
 
     @property
     def facts(self) -> EncodingFacts:

@@ -22,7 +22,7 @@ from rankwise.rows.forms.image_rows import image_example, image_field, is_image
 from rankwise.rows.forms.labels import label_set, label_text
 from rankwise.rows.forms.pair_rows import FIELDS_OF_PAIRS, is_pair, pair_example
 from rankwise.rows.forms.proposals import as_text, can_be_typed, ignoring, no_form, options_for, texts_among
-from rankwise.rows.forms.tagged_rows import has_spans, has_tags, spans_example, tokens_example
+from rankwise.rows.forms.tagged_rows import has_spans, has_tags, list_in, spans_example, tokens_example
 from rankwise.rows.forms.turns import (
     answers_of,
     is_json,
@@ -39,7 +39,7 @@ from rankwise.rows.text.example import Example, Message
 FIELDS = (
     "messages", "conversations", "tools", "system", "system_prompt", "prompt", "question", "completion", "response",
     "answer", "answers", "text", "text_pair", "label", "instruction", "input", "output", "history", "context",
-    "instances", "image", "chosen", "rejected", "tokens", "tags", "spans",
+    "instances", "image", "chosen", "rejected", "choices", "tokens", "tags", "spans",
 )  # fmt: skip
 """The fields that a format may read, by the names that data.columns gives columns."""
 FIELDS_OF_INPUT_OUTPUT = frozenset({"input", "output", *SYSTEM})
@@ -52,6 +52,7 @@ CLASSIFIED = (
 IMAGE_COLUMNS = ("images", "img", "pixel_values")
 """Columns that hold an image or several, whatever their values look like."""
 CONVERSATIONS = ("messages", "conversations")
+MOST_CHOICES = 100
 
 
 def is_input_output(row: Row) -> bool:
@@ -66,6 +67,72 @@ def input_output_examples(row: Row, where: str, *, each: bool) -> list[Example]:
     first = (Message("system", system),) if system else ()
     answers = answers_of(row["output"], where, "output")
     return answered((*first, Message("user", given)), answers, where, each=each)
+
+
+@dataclass(frozen=True)
+class Choices(Example):
+    """A question with the answers that are to choose from. The right one, where there is one, is the last message."""
+
+    choices: tuple[str, ...] = ()
+
+    @property
+    def special(self) -> tuple[str, str] | None:
+        return "choices", (
+            "questions with choices. Add --objective multiple-choice, or --set data.format=prompt to learn the right "
+            "ones as answers."
+        )
+
+    @property
+    def answer(self) -> int | None:
+        """The number of the right choice."""
+        last = self.messages[-1]
+        return self.choices.index(last.content) if last.role == "assistant" else None
+
+    @property
+    def question(self) -> Choices:
+        return replace(self, messages=tuple(turn for turn in self.messages if turn.role != "assistant"))
+
+    @property
+    def conversations(self) -> list[tuple[Message, ...]]:
+        """The question with each choice."""
+        return [(*self.question.messages, Message("assistant", choice)) for choice in self.choices]
+
+    @property
+    def full_text(self) -> str:
+        return "\n".join(turn.whole for turn in self.messages if turn.role != "system") + "\n".join(self.choices)
+
+
+def choice_example(row: Row, where: str) -> Choices:
+    """DataError where there are not two choices or more, all of them different, or the answer is none of them."""
+    require(row, where, "multiple-choice", "question", "choices")
+    refuse_unsupported(row, where, "row", ("history", "tools"))
+    given = _given(text_of(row["question"], where, "question"), row, where)
+    listed = list_in(row["choices"])
+    if not isinstance(listed, list):
+        raise DataError(f"{where}: the choices are {shown(listed)}; a list of texts is expected.")
+    choices = tuple(text_of(one, where, f"choice {number}").strip() for number, one in enumerate(listed))
+    if not 2 <= len(choices) <= MOST_CHOICES:
+        raise DataError(f"{where}: has {len(choices)} choices; from 2 to {MOST_CHOICES} are expected.")
+    if (doubled := next((one for one in choices if choices.count(one) > 1), None)) is not None:
+        raise DataError(f"{where}: the choice {shown(doubled)} is there {choices.count(doubled)} times; name it once.")
+    answer = _answer_among(row.get("answer"), choices, where)
+    return Choices((*given, *answer), where, choices=choices)
+
+
+def _answer_among(answer: Any, choices: tuple[str, ...], where: str) -> tuple[Message, ...]:
+    """By its text, or by its number from 0 on; a table writes numbers as texts."""
+    if answer is None or answer == "":
+        return ()
+    text = answer.strip() if isinstance(answer, str) else None
+    if text in choices:
+        return (Message("assistant", text),)
+    number = int(text) if text is not None and text.isdecimal() else answer
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < len(choices):
+        raise DataError(
+            f"{where}: the answer is {shown(answer)}, which is none of the {len(choices)} choices, by its text or by "
+            f"its number from 0 to {len(choices) - 1}."
+        )
+    return (Message("assistant", choices[number]),)
 
 
 @dataclass(frozen=True)
@@ -255,6 +322,7 @@ def _system(row: Row, where: str) -> tuple[Message, ...]:
 
 SIGNS: dict[str, Callable[[Row], bool]] = {
     "preference": is_pair,
+    "multiple-choice": lambda row: "question" in row and isinstance(list_in(row.get("choices")), list),
     "tokens": has_tags,
     "spans": has_spans,
     "messages": lambda row: "messages" in row,
@@ -274,6 +342,7 @@ _TALK = _SYSTEM | {"tools"}
 _INSTRUCTION = _SYSTEM | {"instruction", "output", "response", "history", *ABOUT}
 USED = {
     "preference": FIELDS_OF_PAIRS,
+    "multiple-choice": _SYSTEM | {"question", "choices", "answer", *ABOUT},
     "tokens": frozenset({"tokens", "tags"}),
     "spans": frozenset({"text", "spans"}),
     "messages": _TALK | {"messages"},
@@ -310,6 +379,7 @@ PARSERS: dict[str, Callable[[Row, str, Options], list[Example]]] = {
     "classification": _classification,
     "text": _text,
     "preference": lambda row, where, options: [pair_example(row, where)],
+    "multiple-choice": lambda row, where, options: [choice_example(row, where)],
     "tokens": lambda row, where, options: [tokens_example(row, options.labels, where)],
     "spans": lambda row, where, options: [spans_example(row, options.labels, where)],
     "image": lambda row, where, options: [image_example(row, options.labels, where, options.folder)],

@@ -2,13 +2,23 @@
 
     loss = sum over words of -w(tag) log softmax(logits of the word's first token)[tag]     in nats
 
-A decoder has seen the words before a word and not those behind it.
+A decoder has seen the words before a word and not those behind it. The first token of each word has the word's tag, and
+no other token a target.
+
+    text        Anna   works   in   Oslo
+    tokens      [CLS] anna work ##s in oslo [SEP]
+    learned           O    O        O  ...
+
+That is the usual convention, and a word's prediction is that of its first token. A word that has no first token of its
+own, because one token holds the beginnings of two words or the tokenizer drops the word, is not learned. Control tokens
+that somebody typed stay plain text. A text that is too long is left out, or with `truncate` cut.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -16,19 +26,20 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.base.loaded import LoadedModel
+from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.objectives import text_classification
 from rankwise.objectives.predictions import Done, Longest, Numbers
-from rankwise.objectives.tagging.encode import TagEncoder, encode_words, text_of
 from rankwise.objectives.text_classification import TextClassification, random_ids
 from rankwise.rows.encoded.batches import IGNORED
 from rankwise.rows.forms.tagged_rows import TAGGED_FORMATS
 from rankwise.rows.tag_classes import read_tags
 from rankwise.rows.text.example import Example
 from rankwise.rows.text.outcome import Outcome, read_each
-from rankwise.rows.text.tagged import BEGIN, INSIDE, OUTSIDE, label_in, spans_of
-from rankwise.rows.text.targets import tagged_in
+from rankwise.rows.text.tagged import BEGIN, INSIDE, OUTSIDE, Range, label_in, spans_of
+from rankwise.rows.text.targets import RowTargets, tagged_in
 from rankwise.rows.text.tokenize import Tokens
+from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback
@@ -39,6 +50,81 @@ LOADING = text_classification.LOADING.replace("ForSequenceClassification", "ForT
     "padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id\n"
     "base.config.pad_token_id = padding  # a decoder's head reads the last token that is none of these\n", ""
 ).replace("The outputs are", "The outputs of a word are those of its first token,")  # fmt: skip
+
+
+Text = tuple[str, tuple[Range, ...]]
+"""A text, and where each of its words lies in it."""
+
+
+@dataclass(frozen=True)
+class EncodedWords:
+    tokens: Tokens
+    """With the first token of each learned word in the loss mask, and without tags."""
+    words: tuple[int, ...]
+    """The number of the word that each of these tokens begins, in their order."""
+    cut: int
+    """Words behind the end of a text that was cut."""
+
+
+@dataclass(frozen=True)
+class TagEncoder:
+    tokenizer: HubTokenizer
+    spec: DataConfig
+    limit: int
+    targets: TargetFacts
+
+    @cached_property
+    def _targets(self) -> RowTargets:
+        return RowTargets(self.targets)
+
+    def encode(self, examples: Sequence[Example]) -> list[Outcome]:
+        outcomes, usable = read_each(examples, lambda one: (text_of(one), self._targets.of_words(one)))
+        encoded = encode_words(self.tokenizer, [text for _, (text, _) in usable])
+        for (outcome, (text, tags)), words in zip(usable, encoded, strict=True):
+            self._add(outcome, text, words, tags)
+        return outcomes
+
+    def _add(self, outcome: Outcome, text: Text, encoded: EncodedWords, tags: Sequence[int]) -> None:
+        outcome.lengths = [len(encoded.tokens.ids)]
+        if len(encoded.tokens.ids) > self.limit:
+            if self.spec.too_long != "truncate":
+                outcome.too_long = 1
+                return
+            (encoded,) = encode_words(self.tokenizer, [text], self.limit)
+            outcome.truncated, outcome.cut_words = 1, encoded.cut
+        outcome.unlearned_words = len(tags) - len(encoded.words) - encoded.cut
+        if not encoded.words:
+            outcome.without_loss_tokens = 1
+            return
+        learned = iter(encoded.words)
+        classes = tuple(tags[next(learned)] if first else 0 for first in encoded.tokens.loss_mask)
+        outcome.sequences = [replace(encoded.tokens, tags=classes, name=outcome.example.where)]
+
+
+def text_of(example: Example) -> Text:
+    return example.messages[0].content, tagged_in(example).words
+
+
+def encode_words(tokenizer: HubTokenizer, texts: Sequence[Text], limit: int | None = None) -> list[EncodedWords]:
+    """Texts without tags. With a `limit`, longer ones are cut to it."""
+    encodings = tokenizer.encodings([(text, "") for text, _ in texts], limit)
+    typed = tokenizer.reads_types
+    return [_encoded(encoding, words, typed=typed) for encoding, (_, words) in zip(encodings, texts, strict=True)]
+
+
+def _encoded(encoding: Any, words: Sequence[Range], *, typed: bool) -> EncodedWords:
+    ends = [
+        end for (_, end), special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True) if not special
+    ]
+    last, begun = max(ends, default=0), dict[int, int]()
+    for number, (start, end) in enumerate(words):
+        token = next((at for place in range(start, end) if (at := encoding.char_to_token(place)) is not None), None)
+        if token is not None:
+            begun.setdefault(token, number)
+    mask = tuple(at in begun for at in range(len(encoding.ids)))
+    tokens = Tokens(encoding.ids, mask, token_type_ids=encoding.type_ids if typed else None, tags=(0,) * len(mask))
+    cut = sum(start >= last for start, _ in words) if encoding.overflowing else 0
+    return EncodedWords(tokens, tuple(begun[at] for at in sorted(begun)), cut)
 
 
 @dataclass(frozen=True)

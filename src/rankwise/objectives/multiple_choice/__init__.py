@@ -1,0 +1,231 @@
+"""Multiple choice: a decoder scores each choice as the answer to its question, and the right one is to score highest.
+
+    score(choice) = sum over its tokens t of log p(token t | question, tokens before t)     in nats, in float32 or more
+    loss          = sum over rows of -log softmax(scores)[right choice]                     in nats
+
+The score is the log-probability of the whole answer, with the token that ends it. It is not divided by the length: what
+a training compares, it also learns, so that long choices win where they are right. (Tasks of `rankwise evaluate` with
+choices, which measure models that never learned to choose, divide by characters.)
+
+The model is an ordinary language model and stays one. The classes are the places of the choices, so that the data
+report shows whether the right choice often stands at the same one, and a run whether the model has learned only that.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from rankwise.base.loaded import LoadedModel
+from rankwise.config.data import DataConfig
+from rankwise.config.experiment import Experiment
+from rankwise.errors import DataError, RunError, together
+from rankwise.forward.reference import SupervisedLogits, random_documents
+from rankwise.objectives.causal_lm import CausalLM, vocabulary_of
+from rankwise.objectives.multiple_choice.encode import ChoiceEncoder, row_of
+from rankwise.objectives.objective import Classifier, Objective, values_of
+from rankwise.objectives.predictions import Longest, Numbers
+from rankwise.objectives.preference import log_probabilities
+from rankwise.rows.classes import examples_of
+from rankwise.rows.encoded.batches import IGNORED, Batch, collate, padded_length
+from rankwise.rows.forms.formats import Choices, choice_example
+from rankwise.rows.text.example import Example
+from rankwise.rows.text.outcome import Outcome, Shown
+from rankwise.rows.text.rendering import Template
+from rankwise.rows.text.tokenize import Tokens, sides_of
+from rankwise.rows.text.tokenizer import HubTokenizer
+from rankwise.rows.writing import TextWriting
+from rankwise.runs.data_report import DataReport
+from rankwise.runs.records import Callback
+from rankwise.runs.row_facts import Pooling, TargetFacts
+
+NAME = "multiple-choice"
+CANNOT = {
+    "computed by kernels": "the fused kernels do not compare the choices of a question yet",
+    "advised on": "advise compares answers and labels, and not choices yet. Use rankwise evaluate.",
+    "measured at strengths": "{model} was trained on choices, and strengths are compared by the loss of answers. "
+    "Measure it with rankwise evaluate.",
+}
+
+
+class ChoiceFacts(TargetFacts):
+    """The places of the right choices. Their texts may lie in the question, or be the same in many rows."""
+
+    uncounted = ()
+    accepts = "answer-in-prompt", "prompt-as-answer", "one-answer", "label-of-each-row"
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"choices"})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Labels are texts of choices, and no names of classes."""
+        return ()
+
+
+@dataclass(frozen=True)
+class Chosen:
+    choices: tuple[str, ...]
+    shares: tuple[float, ...]
+    """The probability of each choice."""
+
+    @property
+    def number(self) -> int:
+        return int(np.argmax(self.shares))
+
+    def as_columns(self, column: str) -> dict[str, Any]:
+        shares = [round(share, 6) for share in self.shares]
+        values = self.choices[self.number], self.number, shares
+        return dict(zip((column, *columns_beside(column)), values, strict=True))
+
+    def as_values(self) -> dict[str, Any]:
+        shares = dict(zip(self.choices, self.shares, strict=True))
+        return {"label": self.choices[self.number], "number": self.number, "probabilities": shares}
+
+    def as_shown(self) -> dict[str, Any]:
+        shares = sorted(zip(self.choices, self.shares, strict=True), key=lambda one: -one[1])
+        return {"labels": shares, "value": None, "chosen": self.choices[self.number]}
+
+
+def columns_beside(column: str) -> list[str]:
+    return [f"{column}_number", f"{column}_probabilities"]
+
+
+@dataclass(frozen=True)
+class MultipleChoice(Classifier, CausalLM):
+    name = NAME
+    names = "choices"
+    rows_like = Objective.rows_like
+
+    @classmethod
+    def of(cls, experiment: Experiment, callback: Callback, begun: Pooling | None) -> Self:
+        return cls(read_places(experiment.data))
+
+    @classmethod
+    def of_report(cls, data_report: DataReport) -> Self | None:
+        targets = data_report.targets
+        return cls(ChoiceFacts(**dict(targets))) if targets is not None and data_report.format == NAME else None
+
+    @property
+    def cannot(self) -> Mapping[str, str]:
+        return CANNOT
+
+    @property
+    def unmeasured(self) -> str:
+        return (
+            "It chooses one of the given answers, also where none is right. Measure it on questions of your task "
+            "(`rankwise evaluate`)."
+        )
+
+    def columns(self, column: str) -> list[str]:
+        return columns_beside(column)
+
+    def encoder(self, template: Template, tokenizer: HubTokenizer, spec: DataConfig, limit: int) -> ChoiceEncoder:
+        return ChoiceEncoder(template, tokenizer, spec, limit, self.targets.outputs)
+
+    def preview(self, outcome: Outcome, writing: TextWriting, encoder: Any) -> list[Shown]:
+        """The question with each choice."""
+        example = outcome.example
+        assert isinstance(example, Choices), "other rows have a problem"
+        sides: Sequence[Tokens | None] = [None] * len(example.choices)
+        why = f"one of the choices makes it longer than {encoder.limit:,} tokens"
+        if outcome.sequences:
+            sides, why = sides_of(outcome.sequences[0]), None
+        return [
+            Shown(
+                f"{example.where} choice {number}{', the right one' if number == example.answer else ''}",
+                [(turns[-1].content, True)] if side is None else writing.segments(side),
+                length, 0 if side is None else side.loss_count, why,
+            )
+            for number, (turns, side, length) in enumerate(
+                zip(example.conversations, sides, outcome.lengths, strict=True)
+            )
+        ]  # fmt: skip
+
+    def example_of(self, text: str, image: bytes | None = None) -> Example:
+        """The question, and each choice on a line of its own behind it."""
+        question, *choices = [line.strip() for line in text.splitlines() if line.strip()] or [""]
+        if image is not None or len(choices) < 2:
+            raise RunError("This run chooses between answers: write the question, and each choice on a line behind it.")
+        return choice_example({"question": question, "choices": choices}, "the question")
+
+    def parts(self, row: Tokens) -> list[np.ndarray]:
+        """The question, and each choice."""
+        first, *_ = sides = sides_of(row)
+        texts = [np.asarray(side.ids)[np.asarray(side.loss_mask, bool)] for side in sides]
+        return [np.asarray(first.ids)[~np.asarray(first.loss_mask, bool)], *texts]
+
+    def encoded(self, model: LoadedModel, examples: Sequence[Example], longest: Longest) -> list[Outcome]:
+        spec, most = DataConfig(path="rows"), self.targets.outputs
+        encoder = ChoiceEncoder(model.template, model.tokenizer, spec, longest.tokens, most, answered=False)
+        outcomes = encoder.encode(examples)
+        for outcome in outcomes:
+            if outcome.too_long:
+                longest.add(outcome, Tokens([0] * max(outcome.lengths), []))
+        return outcomes
+
+    def prediction(self, outcome: Outcome, outputs: Numbers) -> Chosen:
+        assert isinstance(outcome.example, Choices), "other rows have a problem"
+        choices = outcome.example.choices
+        return Chosen(choices, tuple(outputs[: len(choices)].tolist()))
+
+    def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
+        """Rows of like length together, longest first; all choices of a question are in the same batch."""
+        parts: list[list[Tokens]] = []
+        width = count = 0
+        for row in sorted(rows, key=lambda row: len(row.ids), reverse=True):
+            sides = sides_of(row)
+            own = max(map(padded_length, sides))
+            if not parts or max(width, own) * (count + len(sides)) > max_tokens:
+                parts.append([])
+                width = count = 0
+            parts[-1].append(row)
+            width, count = max(width, own), count + len(sides)
+        return [self.batch_of(part) for part in parts]
+
+    def batch_of(self, rows: Sequence[Tokens]) -> Batch:
+        sides = [sides_of(row) for row in rows]
+        every = collate(list(chain.from_iterable(sides)))
+        inputs = {"input_ids": every.input_ids, "labels": every.targets, "choices": torch.tensor(list(map(len, sides)))}
+        return Batch(inputs, values_of(rows, self.targets), len(rows), every.tokens)
+
+    def predict(self, module: nn.Module, batch: Batch) -> Tensor:
+        """Scores (B, C) of the choices, -inf where a row has fewer, in float32 or more."""
+        labels = batch.inputs["labels"]
+        answers = Batch.of_tokens(batch.input_ids, labels, batch.tokens)
+        logs = log_probabilities(SupervisedLogits(module)(answers), answers)
+        sums = torch.stack([part.sum() for part in logs.split((labels != IGNORED).sum(1).tolist())])
+        rows = pad_sequence(list(sums.split(batch.inputs["choices"].tolist())), True, -torch.inf)
+        return F.pad(rows, (0, self.targets.outputs - rows.shape[1]), value=-torch.inf)
+
+    def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:
+        """Two choices of so many tokens in all, with a loss on every token."""
+        halves = [half for length in lengths for half in (max(1, length // 2), max(1, length - length // 2))]
+        sides = random_documents(vocabulary_of(module), halves, generator)
+        return [row_of(pair) for pair in zip(sides[::2], sides[1::2], strict=True)]
+
+
+def read_places(spec: DataConfig) -> ChoiceFacts:
+    """Where the right choices stand. DataError where no row has one, or what is wrong with the rows."""
+    problems, places, most = list[str](), Counter[int](), 0
+    for example in examples_of(spec, problems):
+        if isinstance(example, Choices):
+            most = max(most, len(example.choices))
+            places.update([] if example.answer is None else [example.answer])
+    if problems and (spec.on_bad_row == "stop" or not places):
+        raise DataError(together(problems))
+    if not places:
+        names = ", ".join(source.path for source in spec.all_sources)
+        raise DataError(f"{names}: no row has a question with choices and an answer.")
+    classes = tuple(f"choice {number}" for number in range(most))
+    return ChoiceFacts(classes=classes, counts=tuple(places[number] for number in range(most)))
