@@ -241,6 +241,8 @@ FAMILIES = (
 BY_NAME = {family.name: family for family in FAMILIES}
 COMBINATIONS = [(family, kind) for family in FAMILIES for kind in family.spellable or KINDS]
 NAMES = [f"{family.name}-{kind}" for family, kind in COMBINATIONS]
+SOME = COMBINATIONS[::3]
+"""Every family and every kind of tokenizer, in a third of their combinations."""
 
 
 @cache

@@ -82,24 +82,18 @@ def with_code(snapshot, **changes):
 
 
 def test_code_of_a_cached_model_runs_only_for_the_commit_that_was_named(tmp_path, tiny_folder):
+    """Also beside a known architecture, whose folder once passed, so that naming any commit let its code run."""
     own = {"AutoConfig": "modeling_x.XConfig", "AutoModelForCausalLM": "modeling_x.X"}
+    with_code(cached(tmp_path, tiny_folder, "some/known"), auto_map={"AutoModelForCausalLM": "modeling_x.X"})
     with_code(cached(tmp_path, tiny_folder, "some/code"), model_type="x-llama", auto_map=own)
-    tries = [f"tried('some/code', {commit!r})" for commit in (None, OTHER, COMMIT)]
-    outcomes = python(
+    tries = [f"tried('some/known', {commit!r})" for commit in (None, OTHER)]
+    tries += [f"tried('some/code', {commit!r})" for commit in (None, OTHER, COMMIT)]
+    *known, first, second, named = python(
         f"{TRY}\nprint(json.dumps([{', '.join(tries)}]))", tmp_path, CANARY=str(tmp_path / "canary")
     )  # fmt: skip
-    assert outcomes == [["refused", False], ["refused", False], ["X", True]]
-
-
-def test_code_beside_a_known_architecture_does_not_run_for_another_commit_either(tmp_path, tiny_folder):
-    """Once such a folder passed inspection, and naming any commit at all then let its code run."""
-    with_code(cached(tmp_path, tiny_folder, "some/code"), auto_map={"AutoModelForCausalLM": "modeling_x.X"})
-    tries = [f"tried('some/code', {commit!r})" for commit in (None, OTHER)]
-    outcomes = python(
-        f"{TRY}\nprint(json.dumps([{', '.join(tries)}]))", tmp_path, CANARY=str(tmp_path / "canary")
-    )  # fmt: skip
-    assert [ran for _, ran in outcomes] == [False, False]
-    assert {outcome for outcome, _ in outcomes} <= {"refused", "LlamaForCausalLM"}
+    assert [ran for _, ran in known] == [False, False]
+    assert {outcome for outcome, _ in known} <= {"refused", "LlamaForCausalLM"}
+    assert [first, second, named] == [["refused", False], ["refused", False], ["X", True]]
 
 
 def test_stray_folders_in_the_hub_cache_do_no_harm(tmp_path):
