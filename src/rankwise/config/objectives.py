@@ -33,11 +33,11 @@ class ObjectiveSettings:
     """A default is what language models have."""
 
     name: ClassVar[str]
-    learns: ClassVar[str] = ""
+    learns = ""
     """What the model learns from a row."""
-    nature: ClassVar[str] = ""
+    nature = ""
     """Of the models for which `auto` is this objective."""
-    because: ClassVar[str] = ""
+    because = ""
     """Why it is, for a message; {0} is the model's name and {1} its kind."""
     cannot: ClassVar[Mapping[str, str]] = {IMAGES: OF_IMAGES}
     """By the nature of a model: why such a model cannot be trained so."""
@@ -48,15 +48,13 @@ class ObjectiveSettings:
     idle_validation: ClassVar[tuple[str, ...]] = ()
     metrics: ClassVar[Any] = TextMetric
     """That a validation may go by."""
-    no_shards: ClassVar[str] = (
-        "model.sharded (--shard) cannot be used with the objective {} yet. Train without --shard."
-    )
+    no_shards = "model.sharded (--shard) cannot be used with the objective {} yet. Train without --shard."
     """Why its base is not split over processes."""
-    texts: ClassVar[int] = 1
+    texts = 1
     """Of a document, each of which may have the largest length."""
     planned: ClassVar[Mapping[str, Any]] = {}
     """Settings of training that a plan counts with, whatever is given."""
-    earliest: ClassVar[int] = 1
+    earliest = 1
     """The first step after which a result may be the best one."""
 
     def decided(self, nature: str, has_tags: Callable[[], bool]) -> ObjectiveSettings:

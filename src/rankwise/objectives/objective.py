@@ -103,9 +103,9 @@ class Objective(ABC):
     name: ClassVar[str]
     use: ClassVar[str]
     """What is done next with a run, as `rankwise` takes it."""
-    shown_as: ClassVar[str] = "text"
+    shown_as = "text"
     """How the page asks it and shows what it answers."""
-    names: ClassVar[str] = "classes"
+    names = "classes"
     """What it predicts, where it predicts names."""
     pipeline_tag: ClassVar[str]
     """What the hub calls what such a model does."""
@@ -115,9 +115,9 @@ class Objective(ABC):
 
     format_notes: ClassVar[Mapping[str, str]] = {}
     """What is learned of rows of a format, where it is not what the format is for."""
-    far_above: ClassVar[float] = 3.0
+    far_above = 3.0
     """How many times what it was before a loss must be for the training to have diverged."""
-    falling: ClassVar[float] = 0.0
+    falling = 0.0
     """Of the best validation loss before, what the last one must be below for more steps to be worth a warning."""
 
     @property
@@ -320,8 +320,8 @@ class Classifier(Objective):
     """Predicts one class or one number for a whole row, or a class for each of its words."""
 
     predicted: TargetFacts
-    row: ClassVar[str] = "text"
-    activity: ClassVar[str] = "Classifying"
+    row = "text"
+    activity = "Classifying"
     use = "predict {run} --data FILE --out predictions.jsonl"
     shown_as = "classes"
     far_above = 10.0  # a head may overshoot for long
