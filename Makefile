@@ -18,7 +18,7 @@ demo: $(RUN_READY)  ## train a real model on this machine and show before and af
 # One process for each core, fewer where memory is short (tests/conftest.py); `make test WORKERS=0` runs all in one.
 # Compiled files make the second process and the children of tests start sooner.
 WORKERS ?= auto
-PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: $(DEV_READY)  ## the whole test suite
 	$(PYTEST)

@@ -9,7 +9,7 @@ processor time on average or TOTAL seconds together, child processes included, w
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Generator
 from pathlib import Path
 
@@ -26,10 +26,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the slow ones. Files with slow tests come first, so that at the end no worker waits for a long file."""
     names = set(LIST.read_text(encoding="utf-8").split())
+    slow: Counter[Path] = Counter()
     for item in items:
         if getattr(item, "originalname", item.name) in names:
             item.add_marker("slow")
+        slow[item.path] += item.get_closest_marker("slow") is not None
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.hookimpl(wrapper=True)

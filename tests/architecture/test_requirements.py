@@ -6,7 +6,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -30,24 +29,24 @@ def pinned(name: str) -> dict[str, str]:
     return {canonicalize_name(package): version.removesuffix(".*") for package, _, version in pins}
 
 
-@pytest.mark.parametrize("requirement", REQUIREMENTS, ids=str)
-def test_the_lowest_version_of_each_dependency_is_one_that_was_tried(requirement: Requirement) -> None:
-    bounds = [Version(one.version) for one in requirement.specifier if one.operator == ">="]
-    assert bounds, f"{requirement} names no lowest version"
-    tried = pinned("lowest.txt")[canonicalize_name(requirement.name)]
-    highest = max(
-        bound for other in REQUIREMENTS if other.name == requirement.name
-        for bound in (Version(one.version) for one in other.specifier if one.operator == ">=")
-    )  # fmt: skip
-    assert Version(tried) == highest, f"{requirement}: {tried} was tried. Raise the bound, or run make lock."
+def test_the_lowest_version_of_each_dependency_is_one_that_was_tried() -> None:
+    tried = pinned("lowest.txt")
+    for requirement in REQUIREMENTS:
+        bounds = [
+            Version(one.version) for other in REQUIREMENTS if other.name == requirement.name
+            for one in other.specifier if one.operator == ">="
+        ]  # fmt: skip
+        assert any(one.operator == ">=" for one in requirement.specifier), f"{requirement} names no lowest version"
+        version = tried[canonicalize_name(requirement.name)]
+        assert Version(version) == max(bounds), (
+            f"{requirement}: {version} was tried. Raise the bound, or run make lock."
+        )
 
 
-@pytest.mark.parametrize("requirement", REQUIREMENTS, ids=str)
-def test_a_tested_version_is_one_that_is_admitted(requirement: Requirement) -> None:
-    tested = pinned("tested.txt")[canonicalize_name(requirement.name)]
-    assert requirement.specifier.contains(tested), (
-        f"{requirement}: {tested} is in requirements/tested.txt. Run make lock."
-    )
+def test_a_tested_version_is_one_that_is_admitted() -> None:
+    tested = pinned("tested.txt")
+    refused = [str(one) for one in REQUIREMENTS if not one.specifier.contains(tested[canonicalize_name(one.name)])]
+    assert refused == [], "other versions are in requirements/tested.txt. Run make lock."
 
 
 IMPORTS = """

@@ -175,8 +175,8 @@ def test_the_search_for_settings_finds_them_all():
     found = {spec for spec, _ in SETTINGS}
     assert {spec.__name__ for spec in found} == {
         "Experiment", "ModelConfig", "DataConfig", "SourceConfig", "ValidationDataConfig", "LoraConfig",
-        "AdaLoraConfig", "HeadConfig", "FullConfig", "ClassificationConfig", "ImagesConfig", "TrainingConfig",
-        "GenerationConfig", "TaskConfig", "ValidationConfig", "AnchorConfig", "ReplayConfig",
+        "AdaLoraConfig", "VeraConfig", "HeadConfig", "FullConfig", "ClassificationConfig", "ImagesConfig",
+        "TrainingConfig", "GenerationConfig", "TaskConfig", "ValidationConfig", "AnchorConfig", "ReplayConfig",
         "ReplayDataConfig", "PreferenceConfig", "TrackingConfig",
     }  # fmt: skip
     # every other class of config/ is the base of one of these, an experiment as it is planned, with the same settings,

@@ -136,7 +136,7 @@ def test_mistakes_remove_nothing(cache):
     assert unknown.exit_code == 2 and 'Did you mean "models"?' in unknown.stderr
     assert rankwise("cache", "clean", "--older-than", "soon", "--yes").exit_code == 2
     unasked = rankwise("cache", "clean")
-    assert unasked.exit_code == 2 and "--yes" in unasked.stderr and "MB" in unasked.stderr
+    assert unasked.exit_code == 2 and "--yes" in unasked.stderr and "kB" in unasked.stderr
     assert files(cache) == before
 
 

@@ -13,13 +13,15 @@ import subprocess
 import sys
 import termios
 import threading
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from rankwise.cli.display import Display, decided, rank_line, sampled
+from kit.processes import Command
+from rankwise.cli.display import Display, rank_line, sampled
 from rankwise.cli.main import app
 from rankwise.runs.records import (
     LossRecord,
@@ -84,8 +86,8 @@ def test_quiet_does_not_hide_an_error(home, tiny_folder):
     assert result.exit_code == 2 and result.stderr.startswith("rankwise: ")
 
 
-def on_terminal(command, columns, **environment):
-    """What the command shows on a terminal that is `columns` wide, and what it prints to a pipe."""
+def on_terminal(words, columns):
+    """What the command shows on a terminal that is `columns` wide, and what it prints to a file."""
     mine, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     shown = bytearray()
@@ -97,14 +99,16 @@ def on_terminal(command, columns, **environment):
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    kept = {key: value for key, value in os.environ.items() if key not in {"NO_COLOR", "COLUMNS", "LINES"}}
-    process = subprocess.run(
-        command, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs, env={**kept, "TERM": "xterm", **environment}
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("NO_COLOR", "COLUMNS", "LINES"):
+            patch.delenv(name, raising=False)
+        patch.setenv("TERM", "xterm")
+        process = Command(*words, terminal=os.ttyname(theirs))
+        out, _ = process.communicate()
     os.close(theirs)
     watcher.join()
     os.close(mine)
-    return process.returncode, shown.decode(), process.stdout.decode()
+    return process.returncode, shown.decode(), out
 
 
 STEPS = 150
@@ -114,7 +118,7 @@ STEPS = 150
 def live(home, tiny_folder):
     """What a terminal of 80 columns, the width it has unless somebody pulled at it, showed of a training."""
     words = train_words(tiny_folder, "live", "--steps", STEPS, "--json")
-    code, shown, out = on_terminal([sys.executable, "-m", "rankwise", *words], columns=80)
+    code, shown, out = on_terminal(words, columns=80)
     assert code == 0, shown
     assert out.count("\n") == 1 and "\x1b" not in out and json.loads(out)["steps"] == STEPS
     return shown
@@ -271,7 +275,7 @@ def test_a_line_of_ranks_is_one_line_that_fits_and_steers_no_terminal(record, ro
     line = rank_line(record, room)
     assert len(line) <= room and line.isprintable()
     assert line.startswith(f"budget {record.budget:,} of {record.of:,} {record.unit}, mean rank ")
-    assert decided(record).isprintable()
+    assert record.describe().isprintable()
 
 
 PLAN = RankRecord(
@@ -286,10 +290,8 @@ def test_a_line_of_ranks_has_the_mean_and_the_share_of_each_kind_of_layer():
 
 
 def test_the_last_decision_is_one_sentence():
-    assert decided(PLAN) == (
-        "final ranks after step 9: 12 in 6 layers, 2.00 on average (budget 12 of 20 triplets); "
-        "v 67%, up 33%; 2 layers have none"
-    )
+    said = "ranks after step 9: 12 in 6 layers, 2.00 on average (budget 12 of 20 triplets); 2 of them have none"
+    assert PLAN.describe() == said and replace(PLAN, final=True).describe() == f"final {said}"
 
 
 def stepped(step):

@@ -180,8 +180,7 @@ def no_model(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("function", ["_c10d_init", "_multiprocessing_init"])
-@pytest.mark.parametrize("options", [[], ["--json"]])
+@pytest.mark.parametrize(("function", "options"), [("_c10d_init", []), ("_multiprocessing_init", ["--json"])])
 def test_ctrl_c_in_compiled_code_that_is_being_imported_aborts_nothing(function, options, no_model):
     """Both functions abort the process where the Python that they call raises."""
     words = within(function, *WORDS, "--run", "a", *options)

@@ -38,9 +38,9 @@ def home(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def begun(*words):
+def begun(*words, ignored=None):
     """`rankwise …` as a process of its own, which does not outlive the test."""
-    process = Command(*words)
+    process = Command(*words, ignored=ignored)
     try:
         yield process
     finally:
@@ -99,15 +99,10 @@ def test_a_training_that_is_stopped_says_so_and_keeps_its_metrics_but_no_adapter
 
 def test_a_training_under_nohup_goes_on_when_the_terminal_is_closed(home, tiny_folder):
     run = home / "runs" / "nohup"
-    words = map(str, train_words(tiny_folder, "nohup", "--steps", NEVER))
-    command = ["nohup", sys.executable, "-m", "rankwise", *words]  # a signal that is ignored is inherited
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        try:
-            wait_for_steps(run, process)
-            process.send_signal(signal.SIGHUP)
-            wait_for_steps(run, process, (run / "metrics.jsonl").read_bytes().count(b"\n") + 20)
-        finally:
-            process.kill()
+    with begun(*train_words(tiny_folder, "nohup", "--steps", NEVER), ignored=signal.SIGHUP) as process:
+        wait_for_steps(run, process)
+        process.send_signal(signal.SIGHUP)
+        wait_for_steps(run, process, (run / "metrics.jsonl").read_bytes().count(b"\n") + 20)
 
 
 def test_a_killed_training_leaves_no_adapter_and_no_lock(home, tiny_folder):

@@ -179,8 +179,11 @@ def turned(model: nn.Module, run: Path, strength: float) -> torch.Tensor:
         return logits(model)
 
 
-@pytest.mark.parametrize("format", ["peft", "portable", "merged"])
-@pytest.mark.parametrize("run", ["lora", "adalora", "dora"])
+@pytest.mark.parametrize(
+    ("run", "format"),
+    [("lora", "peft"), ("lora", "merged"), ("adalora", "portable"), ("adalora", "merged"), ("dora", "peft"),
+     ("dora", "merged")],
+)  # fmt: skip
 def test_an_export_at_a_strength_is_the_model_at_that_strength(home, base, run, format):
     result = rankwise("export", run, "--to", "out", "--format", format, "--strength", 0.4, "--json")
     if run == "dora" and format != "merged":

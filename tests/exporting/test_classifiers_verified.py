@@ -103,8 +103,9 @@ def test_a_classifier_arrives(tmp_path, run, format):
     assert facts["verified_with"] == "6 validation rows"
 
 
-@pytest.mark.parametrize("format", ["peft", "merged"])
-@pytest.mark.parametrize("run", ["texts", "several", "tagged", "images"])
+@pytest.mark.parametrize(
+    ("run", "format"), [("texts", "peft"), ("several", "merged"), ("tagged", "peft"), ("images", "merged")]
+)
 def test_a_head_that_is_another_is_seen(tmp_path, monkeypatch, run, format):
     whole = export_command._written
 

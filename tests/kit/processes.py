@@ -31,6 +31,8 @@ class _Start:
     environment: dict[str, str]
     out: Path
     largest: int | None
+    ignored: int | None
+    terminal: str | None
 
 
 def _run(start: _Start) -> None:
@@ -40,7 +42,12 @@ def _run(start: _Start) -> None:
     os.environ.update(start.environment)
     for number, path in ((1, start.out / "stdout"), (2, start.out / "stderr")):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
+    if start.terminal is not None:
+        for number in (0, 2):
+            os.dup2(os.open(start.terminal, os.O_RDWR | os.O_NOCTTY), number)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if start.ignored is not None:
+        signal.signal(start.ignored, signal.SIG_IGN)
     if start.largest is not None:
         import resource  # late: Windows has none
 
@@ -52,14 +59,18 @@ def _run(start: _Start) -> None:
 class Command:
     """`rankwise WORDS`, begun in the working folder; with the methods of subprocess.Popen.
 
-    `largest` is the size in bytes of the largest file that the system lets it write.
+    `largest` is the size in bytes of the largest file that the system lets it write, `ignored` a signal that it ignores
+    from its start, as under nohup, and `terminal` the one that it reads and writes its stderr to.
     """
 
-    def __init__(self, *words: object, largest: int | None = None) -> None:
+    def __init__(
+        self, *words: object, largest: int | None = None, ignored: int | None = None, terminal: str | None = None
+    ) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(WARM)
         self._out = Path(tempfile.mkdtemp(prefix="command-"))
-        start = _Start([str(word) for word in words], str(Path.cwd()), dict(os.environ), self._out, largest)
+        given = [str(word) for word in words]
+        start = _Start(given, str(Path.cwd()), dict(os.environ), self._out, largest, ignored, terminal)
         self._process = context.Process(target=_run, args=(start,))
         self._process.start()
         self.pid = self._process.pid

@@ -89,16 +89,18 @@ def of_a_block(family: str, dtype: torch.dtype, method: str, form: str) -> tuple
     return found[1] - found[0], planned[1] - planned[0]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("form", ["fast", "plain"])
+FORMS = {"fast": torch.float32, "fast in bfloat16": torch.bfloat16, "plain": torch.float32}
+BY_ITSELF = [*((family, torch.float32) for family in PLAIN), ("phi3", torch.bfloat16), ("gptj", torch.bfloat16)]
+
+
+@pytest.mark.parametrize(("form", "dtype"), [(name.split()[0], dtype) for name, dtype in FORMS.items()], ids=FORMS)
 @pytest.mark.parametrize("family", CONFIGS)
 def test_a_token_keeps_what_the_arithmetic_says(family, form, dtype):
     found, planned = of_a_block(family, dtype, "lora", form)
     assert planned == pytest.approx(found, rel=NEAR[form])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("family", PLAIN)
+@pytest.mark.parametrize(("family", "dtype"), BY_ITSELF, ids=str)
 def test_so_does_one_of_a_family_without_a_fast_form(family, dtype):
     found, planned = of_a_block(family, dtype, "lora", "plain")
     assert planned == pytest.approx(found, rel=NEAR["plain"])

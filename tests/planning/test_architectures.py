@@ -2,7 +2,7 @@
 
 Each architecture is built at the size of its own default config on the meta device, with five blocks (enough for both
 kinds of a model that mixes two), counted apart from the plan, and adapted as a training would adapt it. Whole models
-are counted in test_catalogue.py.
+are counted in test_catalogue.py, and the families that the source names in test_parameters.py.
 """
 
 from __future__ import annotations
@@ -23,18 +23,17 @@ from rankwise.planning.parameters import parameters_of
 from rankwise.planning.shape_file import shape_from_json, shape_to_json
 
 CAUSAL = (
-    "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", "gpt_neox", "gptj", "opt", "phi3", "stablelm",
-    "mpt", "bloom", "falcon", "olmo2", "granite", "starcoder2", "cohere", "glm", "helium", "codegen", "xglm", "exaone4",
-    "ernie4_5", "mixtral", "qwen3_moe", "gpt_oss", "olmoe", "deepseek_v3", "lfm2", "mamba",
+    "llama", "mpt", "bloom", "falcon", "olmo2", "starcoder2", "cohere", "glm", "codegen", "xglm", "mixtral",
+    "qwen3_moe", "gpt_oss", "deepseek_v3", "lfm2", "mamba",
 )  # fmt: skip
-TEXT_ENCODERS = ("bert", "roberta", "deberta-v2", "distilbert", "electra", "modernbert")
-ENCODERS = (*TEXT_ENCODERS, "vit", "dinov2", "swin", "convnext", "clip")
-BOTH = ("t5", "bart", "mt5", "pegasus", "whisper")
+TEXT_ENCODERS = ("distilbert", "electra", "modernbert")
+ENCODERS = (*TEXT_ENCODERS, "swin", "convnext", "clip")
+BOTH = ("pegasus", "whisper")
 AUTO = dict.fromkeys(CAUSAL, AutoModelForCausalLM) | dict.fromkeys(ENCODERS, AutoModel)
 AUTO |= dict.fromkeys(BOTH, AutoModelForSeq2SeqLM) | {"whisper": AutoModel}
-EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss", "olmoe", "deepseek_v3")
+EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3")
 BLOCKS = 5
-WITHOUT_FORWARD = ("vit", "dinov2", "swin", "convnext", "clip", "whisper", *EXPERTS)
+WITHOUT_FORWARD = ("swin", "convnext", "clip", "whisper", *EXPERTS)
 """Of these the parameters are planned alone."""
 
 
@@ -67,4 +66,4 @@ def test_many_of_them_are_named_nowhere_in_our_source() -> None:
         if path.suffix in (".py", ".json")
     )
     assert len([family for family in AUTO if family not in source]) >= 8
-    assert len(AUTO) >= 30
+    assert len(AUTO) >= 20

@@ -98,7 +98,12 @@ def loaded(folder: Path, method: str, dtype: str = "float32"):
     return model.module, objective, method_of(METHODS[method]).attach(model, setup)
 
 
-CASES = [(family, method) for family in FAMILIES for method in METHODS if method != "conv" or family in CONVOLVED]
+EVERY_METHOD = ("vit", "swin", "resnet", "efficientnet-same")
+CASES = [
+    (family, method) for family in FAMILIES for method in METHODS
+    if (method != "conv" or family in CONVOLVED) and (method in ("lora", "conv") or family in EVERY_METHOD)
+]  # fmt: skip
+"""With LoRA each family, and with the other methods a family of each kind."""
 
 
 @pytest.mark.parametrize(("family", "method"), [case for case in CASES if case[1] not in ("full", "head")])

@@ -131,7 +131,8 @@ def test_recomputed_blocks_keep_their_input_from_the_encoders_first_on(name):
 def test_a_shape_is_the_same_after_it_was_written(name):
     stored = json.loads(json.dumps(shape_to_json(shape(name))))
     again = shape_from_json(stored, name)
-    assert again.layers == shape(name).layers and again.is_planned and again.block_count == shape(name).block_count
+    assert again.layers == shape(name).layers and again.block_count == shape(name).block_count
+    assert again.is_measured and again.task.planned
     assert [stack.reading.keys() for stack in again.stacks] == [stack.reading.keys() for stack in shape(name).stacks]
 
 

@@ -33,11 +33,11 @@ from rankwise.rows.files import columnar
 from rankwise.rows.files.files import records
 from rankwise.rows.preparing import prepare
 from rankwise.rows.sources import open_source
-from rankwise.rows.summary import facts_of
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
 from rankwise.runs.records import silent
+from rankwise.training.run import data_facts
 from sampling import draws
 
 ODD = [
@@ -510,7 +510,7 @@ def test_a_row_is_seen_as_often_as_its_source_weighs_and_counted_once(weight, tm
     assert set(seen.values()) <= {int(weight), int(weight) + 1} and set(seen) <= set(range(30))
     assert len(seen) == (30 if weight >= 1 else round(30 * weight))
     assert made.data_report == once.data_report, "what the files hold is the same"
-    assert facts_of(made).training_sequences == len(made.trained)
+    assert data_facts(made).training_sequences == len(made.trained)
     assert made.trained_rows.tokens == sum(len(row.ids) for row in made.trained_rows)
 
 

@@ -136,7 +136,7 @@ def conversation(turns, system, family):
 
 
 @pytest.mark.parametrize(("family", "kind"), COMBINATIONS, ids=NAMES)
-@settings(max_examples=draws(15), deadline=None)
+@settings(max_examples=draws(8), deadline=None)
 @given(turns=TURNS, system=SYSTEM)
 def test_the_law(family, kind, turns, system):
     check_conversation(conversation(turns, system, family), template_of(family, kind), family, kind)
@@ -178,7 +178,7 @@ def test_what_stood_before_the_second_answer_is_asked_as_it_was_trained(name, ki
 
 
 @pytest.mark.parametrize(("family", "kind"), COMBINATIONS, ids=NAMES)
-@settings(max_examples=draws(5), deadline=None)
+@settings(max_examples=draws(3), deadline=None)
 @given(turns=TURNS, system=SYSTEM)
 def test_the_law_holds_for_each_answer_apart(family, kind, turns, system):
     # also where the system message moves into the last question: what was asked is what stands there

@@ -143,10 +143,10 @@ def test_what_is_surely_enough_room_is_not_measured_further_and_decides_the_same
     needed = []
     count = workload._count
 
-    def both(work, blocks, free, kept, *least):
+    def both(work, blocks, free, most, *least):
         for room in (workload.Room(work.largest, free), workload.NOWHERE):
-            needed.append(kept(room).of(work.largest))
-        return count(work, blocks, free, kept, *least)
+            needed.append(most(room).of(work.largest))
+        return count(work, blocks, free, most, *least)
 
     monkeypatch.setattr(workload, "_count", both)
     settings = small.training.model_copy(update={"backend": kind})

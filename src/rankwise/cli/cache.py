@@ -40,7 +40,7 @@ def _lines(contents: Cache) -> list[str]:
     rows = list[list[str]]()
     for kind in [*KINDS, "other"]:
         entries = [entry for entry in contents.entries if entry.kind == kind]
-        about = KINDS[kind].about if kind in KINDS else "not of rankwise, or behind a link; `clean` does not remove it"
+        about = KINDS[kind].about if kind in KINDS else "not of rankwise, or behind a link; `clean` leaves it"
         if entries:
             used = max(entry.last_used for entry in entries)
             total = sum(entry.bytes for entry in entries)

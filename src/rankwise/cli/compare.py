@@ -22,5 +22,5 @@ def compare(
         from rankwise.reporting.comparison import comparison_report
 
         compared = compare_command(runs)
-        document = comparison_report(compared.candidates, compared.comparisons)
+        document = comparison_report(compared.candidates, compared.comparisons, drawn=False)
         print_result(as_json, compared.summary(), *document.lines())

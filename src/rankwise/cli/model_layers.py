@@ -20,8 +20,8 @@ def model_lines(inspected: InspectedModel) -> list[str]:
     from rankwise.planning.parameters import RANK
 
     head = "" if not inspected.head_parameters else ", without a classifier's head"
-    layers = table(("layers", "kind", "shape", "parameters", "names"), list(map(_cells, inspected.layers)),
-                   words=(1, 2, 4))  # fmt: skip
+    layers = table(("layers", "kind", "shape", "parameters", "names", "remark"), list(map(_cells, inspected.layers)),
+                   words=(1, 2, 4, 5))  # fmt: skip
     heads = ("targets", "layers", f"trained at rank {RANK}", "share", "adapter")
     targets = table(heads, [_amounts(choice, inspected.parameters) for choice in inspected.targets])
     notes = [f"{choice.target}: {note}" for choice in inspected.targets
@@ -32,11 +32,9 @@ def model_lines(inspected: InspectedModel) -> list[str]:
     ]  # fmt: skip
 
 
-def _cells(group: LayerGroup) -> tuple[str, str, str, str, str]:
-    names = some(group.names, MOST_NAMES)
+def _cells(group: LayerGroup) -> tuple[str, ...]:
     remark = "cannot be adapted" if group.problem else group.remark
-    names += f" ({remark})" if remark else ""
-    return f"{group.count:,}", group.kind, group.shape, f"{group.parameters:,}", names
+    return f"{group.count:,}", group.kind, group.shape, f"{group.parameters:,}", some(group.names, MOST_NAMES), remark
 
 
 def _amounts(choice: TargetChoice, total: int) -> list[str]:

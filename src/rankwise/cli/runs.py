@@ -78,16 +78,15 @@ def _facts(shown: ShownRun) -> list[str]:
     from rankwise.reporting.training import outcome
 
     run, snapshot = shown.run, shown.snapshot
-    known = [] if snapshot is None else [
-        *outcome(snapshot), ("data", snapshot.manifest.data.path), *made_with(snapshot),
-        *(("warning", warning) for warning in snapshot.manifest.warnings),
-    ]  # fmt: skip
-    listed = [
-        ("folder", f"{shown.folder}, {size(run.bytes)}"), ("status", run.status), ("problem", run.problem), *known,
-        ("evaluated on", some(shown.evaluations)),
-    ]  # fmt: skip
+    known = [("folder", f"{shown.folder}, {size(run.bytes)}"), ("status", run.status), ("problem", run.problem)]
+    if snapshot is not None:
+        known += [*outcome(snapshot, ""), ("data", snapshot.manifest.data.path), *made_with(snapshot)]
+        known += [("warning", warning) for warning in snapshot.manifest.warnings]
+        if snapshot.manifest.results is None:
+            known += [("steps", _known(run.steps)), ("loss", _known(run.loss, ".4f"))]
+    known.append(("evaluated on", some(shown.evaluations)))
     parts = table(("", "size"), [(name, size(many)) for name, many in shown.parts.items()])
-    return lines_of(facts([(name, value) for name, value in listed if value]), "\n", parts)
+    return lines_of(facts([(name, value) for name, value in known if value]), "\n", parts)
 
 
 @runs.command()

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from rankwise.adapters.weights import AdapterWeights
-from rankwise.config.adapters import ExportFormat
-from rankwise.config.strength import check_strength
+from rankwise.config.adapters import ExportFormat, check_strength
 from rankwise.errors import ConfigError, RunError, did_you_mean
 from rankwise.exporting.adapter_export import FORMATS as ADAPTER_FORMATS
 from rankwise.exporting.adapter_export import export_adapter

@@ -15,7 +15,7 @@ from typing import cast, get_args
 
 from rankwise.adapters.combining import Combination, Combining
 from rankwise.commands.export import check_free
-from rankwise.config.strength import check_strength
+from rankwise.config.adapters import check_strength
 from rankwise.errors import ConfigError, did_you_mean
 from rankwise.exporting.merging.as_adapter import CombinedAdapter, combine
 from rankwise.exporting.merging.inputs import Options, open_inputs

@@ -14,7 +14,6 @@ from rankwise.commands.report import write_page
 from rankwise.config.experiment import Experiment
 from rankwise.errors import Interrupted, RankwiseError, is_out_of_memory, some
 from rankwise.methods.starting import changed_since as start_changed
-from rankwise.rows.summary import facts_of
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.integrity import hashes_of, settings_hash
 from rankwise.runs.manifest import BackendName, BackOff, Manifest, now
@@ -32,7 +31,7 @@ from rankwise.training.earlier_rounds import EarlierRounds
 from rankwise.training.hooks import slowed, with_ways_on
 from rankwise.training.preflight import Foresight, foresee_backend, out_of_memory
 from rankwise.training.resume import Past, changed_since, take_up_together, training_machine
-from rankwise.training.run import Budget, TrainingRun
+from rankwise.training.run import Budget, TrainingRun, data_facts
 from rankwise.training.state import Diverged
 from rankwise.training.trainer import Trainer
 from rankwise.training.validation import Validation, over_rows
@@ -170,7 +169,7 @@ def _begun(
     if training.world.is_first:
         need_space(run.folder, training.bytes_written(trainer.state))
     manifest = Manifest(
-        status="running", base_model=training.model.facts, data=facts_of(training.prepared),
+        status="running", base_model=training.model.facts, data=data_facts(training.prepared),
         learning_rate=training.rate, backend=trainer.backend.name, lineage=training.lineage,
         anchor=None if training.anchor_text is None else facts_of_anchor(training.anchor_text),
         forecast=None if foreseen is None else foreseen.recorded(), tuning=training.tuning, replay=report.replay,

@@ -9,7 +9,7 @@ from typing import Any
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.commands.report import write_page
-from rankwise.config.strength import check_strength
+from rankwise.config.adapters import check_strength
 from rankwise.evaluation.forgetting import STRENGTHS, TaskLoss, strength_curve, text_elsewhere, with_ends
 from rankwise.evaluation.likelihood import likelihoods
 from rankwise.evaluation.subject import base_and_tuned, held_to_measure

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -25,7 +25,16 @@ from rankwise.config.method import (
 )
 from rankwise.config.models import ModelConfig
 from rankwise.config.modules import AUTO, Modules, Selection
-from rankwise.config.parameters import NO_HEADS, Parameters, with_budget, with_ranks
+from rankwise.config.parameters import (
+    NO_HEADS,
+    PREFIX,
+    Parameters,
+    PlannedLayer,
+    bytes_of,
+    with_budget,
+    with_ranks,
+)
+from rankwise.errors import ConfigError
 
 Rank = Annotated[int, Field(ge=1, le=4096, strict=True)]
 Alpha = Annotated[Number, Field(gt=0, le=1e6)]
@@ -298,6 +307,68 @@ class AdaLoraConfig(AdapterConfig):
         return 4.0 * rank**2 * (layer.inputs + layer.outputs) if self.orthogonality else 0.0
 
 
+NO_NEW_VECTORS = "the method vera cannot continue an adapter (start_from, --from). Leave it out: LoRA trains it on"
+VECTORS_ALONE = "VeRA stores the vectors of layers alone, and {} would be trained beside them. Choose --method lora"
+
+
+class VeraConfig(AdapterConfig):
+    """VeRA (Kopiczko et al. 2023): delta W = diag(b) B diag(d) A, over linear layers and Conv1D.
+
+    A and B are random, frozen, and shared by all layers. Each layer trains the vectors d and b.
+    """
+
+    cards = (
+        Card("vera", "VeRA", "Trains two vectors for each layer over random matrices that all share: the fewest "
+             "parameters.", {"adapter.method": "vera"}),
+    )  # fmt: skip
+    named = "vera"
+    tags = ("vera",)
+    cannot_continue = NO_NEW_VECTORS
+    smaller = ("adapter.rank=16",)
+    auto_rate = 2e-2
+    method: Literal["vera"] = "vera"
+    """The method these settings belong to."""
+    rank: Rank = 256
+    """Number of entries of d, of rows of A and of columns of B. It costs memory, and few parameters."""
+    d_initial: Annotated[Number, Field(gt=0, le=1e4)] = 0.1
+    """Initial value of each entry of d; b starts at zero."""
+
+    @property
+    def label(self) -> str:
+        return "VeRA"
+
+    @property
+    def only_rows(self) -> str:
+        return ONLY_ROWS.format("VeRA", "{}", "choose --method lora")
+
+    @property
+    def unsharded(self) -> list[str]:
+        return ["adapter.method=vera"]
+
+    def problem_with(self, base: ModelConfig) -> str | None:
+        return VECTORS_ALONE.format("rows of new tokens (model.new_tokens)") if base.new_tokens else None
+
+    def check_heads(self, heads: Iterable[str]) -> None:
+        """ConfigError where modules are to be trained whole."""
+        if names := list(heads):
+            raise ConfigError([f"{VECTORS_ALONE.format(f'the head {names[0]}')}."])
+
+    def parameters(self, total: int, layers: Sequence[Layer], heads: Heads = NO_HEADS) -> Parameters:
+        """The two matrices are in the file and in memory once; a step has those of each layer with their vectors."""
+        self.check_heads(heads)
+        inside, outside = max(layer.inputs for layer in layers), max(layer.outputs for layer in layers)
+        adapted = tuple(PlannedLayer(layer, (self.rank,), self.rank + layer.outputs) for layer in layers)
+        tensors: list[tuple[str, tuple[int, ...]]] = [
+            (f"{PREFIX}{layer.path}.vera_lambda_{part}", (size,))
+            for layer in layers for part, size in (("b", layer.outputs), ("d", self.rank))
+        ]  # fmt: skip
+        tensors += [("base_model.vera_A", (self.rank, inside)), ("base_model.vera_B", (outside, self.rank))]
+        trainable, each = sum(one.trainable for one in adapted), sum(layer.inputs + layer.outputs for layer in layers)
+        written, sizes = trainable + self.rank * (inside + outside), (bytes_of(tensors), bytes_of(tensors, half=True))
+        beside = written + self.rank * each
+        return Parameters(total, trainable, adapted, written, *sizes, exact=True, beside=beside)
+
+
 NO_FACTORS = "{folder} has no adapter, because it is a result of full fine-tuning. Use --format merged or gguf."
 FULL_RESULT = "{model} is a result of full fine-tuning and has no adapter."
 
@@ -415,6 +486,7 @@ class HeadConfig(MethodConfig):
 EVERY = (
     Annotated[LoraConfig, Tag("lora")]
     | Annotated[AdaLoraConfig, Tag("adalora")]
+    | Annotated[VeraConfig, Tag("vera")]
     | Annotated[HeadConfig, Tag("head")]
     | Annotated[FullConfig, Tag("full")]
 )
@@ -432,3 +504,13 @@ Adapting = Annotated[
     EVERY,
     Discriminator(_method, custom_error_type="method", custom_error_message=f"The method is {listed(METHODS)}"),
 ]
+LARGEST_STRENGTH = 10.0
+
+
+def check_strength(strength: float) -> None:
+    """Refuse a factor of an adapter's change, after training, that is negative, NaN or very large."""
+    if not 0 <= strength <= LARGEST_STRENGTH:  # so that NaN is refused too
+        raise ConfigError([
+            f"the strength {strength:g} is out of range: 0 is the base model, 1 the adapter as trained, "
+            f"{LARGEST_STRENGTH:g} the maximum."
+        ])  # fmt: skip

@@ -201,7 +201,6 @@ def descriptions_of(config: type[Config]) -> dict[str, str]:
         for field, text in pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
                 assert isinstance(text.value, ast.Constant), ast.unparse(text)
-                own = config.model_fields.get(field.target.id)
-                of_type = (own and own.description) or ""
-                descriptions[field.target.id] = " ".join(f"{text.value.value} {of_type}".split())
+                if (known := config.model_fields.get(field.target.id)) is not None:  # it may be of the class
+                    descriptions[field.target.id] = " ".join(f"{text.value.value} {known.description or ''}".split())
     return descriptions

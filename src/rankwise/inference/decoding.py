@@ -89,7 +89,11 @@ def decode(
     ids, mask, size, cache = start.ids, start.mask, start.begin, start.cache
     end = start.begin + spec.max_new_tokens
     rows, found = list(range(len(prompts))), dict[int, Answer]()
-    with _evaluating(model.module) as module, _seeded(spec):
+    sampled = spec.temperature > 0
+    # the caller's own random numbers stay as they were
+    with _evaluating(model.module) as module, torch.random.fork_rng(enabled=sampled):
+        if sampled:
+            torch.manual_seed(spec.seed)
         while rows:
             staged = cache and (len(rows) > 1 or settled is not None)
             new = min(STAGE, end - size) if staged else end - size
@@ -181,15 +185,6 @@ def _evaluating(module: Any) -> Iterator[Any]:
         yield module
     finally:
         module.train(was_training)
-
-
-@contextmanager
-def _seeded(spec: GenerationConfig) -> Iterator[None]:
-    """Draw from the seed, and leave the caller's own random numbers as they were."""
-    with torch.random.fork_rng(enabled=spec.temperature > 0):
-        if spec.temperature > 0:
-            torch.manual_seed(spec.seed)
-        yield
 
 
 def _settings(model: LoadedModel, spec: GenerationConfig, new: int, first_token: int | None) -> Any:

@@ -21,9 +21,8 @@ from rankwise.adapters.set import refuse_adapted
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.saving import numbers_in, save
 from rankwise.base.sources import Source, find
-from rankwise.config.adapters import FullConfig
+from rankwise.config.adapters import FullConfig, check_strength
 from rankwise.config.models import ModelConfig
-from rankwise.config.strength import check_strength
 from rankwise.errors import ModelError, some
 from rankwise.methods.adapter import decayed_groups
 from rankwise.methods.artifact import Artifact, base_weights

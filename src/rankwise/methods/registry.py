@@ -10,8 +10,11 @@ from rankwise.methods.full import FullMethod
 from rankwise.methods.head import HeadMethod
 from rankwise.methods.lora import LoraMethod
 from rankwise.methods.method import Method
+from rankwise.methods.vera import VeraMethod
 
-METHODS: dict[str, Any] = {"lora": LoraMethod, "adalora": AdaLoraMethod, "head": HeadMethod, "full": FullMethod}
+METHODS: dict[str, Any] = {
+    "lora": LoraMethod, "adalora": AdaLoraMethod, "vera": VeraMethod, "head": HeadMethod, "full": FullMethod,
+}  # fmt: skip
 """By the name that a config has as `method`."""
 
 

@@ -69,7 +69,7 @@ class Plan:
     @property
     def trained(self) -> bool:
         """Whether rankwise trains such a model: of the others the counts are told alone."""
-        return self.shape.is_planned
+        return self.shape.task.planned and self.shape.is_measured
 
     @cached_property
     def steps(self) -> int | None:

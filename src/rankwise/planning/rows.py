@@ -162,9 +162,11 @@ def planned_rows(read: Counted, *, limit: int, too_long: TooLong = "drop", weigh
     """`limit` is the largest length of a text."""
     fitted = [document.within(limit, too_long) for document in read.documents]
     documents = _of_all([float(one.supervised > 0) for one in fitted], read)
+    low, high = (1.0, 1.0) if read.exact else (OF_GUESSED.low, OF_GUESSED.high)  # of the characters of a token
     tokens, supervised = (
-        _wider(_of_all(values, read), read)
+        Estimate(one.low * low, one.likely, one.high * high)
         for values in ([one.tokens for one in fitted], [one.supervised for one in fitted])
+        for one in [_of_all(values, read)]
     )
     over = sum(document.longer > limit for document in read.documents)
     return PlannedRows(
@@ -227,10 +229,3 @@ def _of_all(values: Sequence[float], read: Counted) -> Estimate:
 
 def _deviation(residuals: Sequence[float]) -> float:
     return math.sqrt(sum(residual**2 for residual in residuals) / max(1, len(residuals) - 1))
-
-
-def _wider(estimate: Estimate, read: Counted) -> Estimate:
-    """By what is not known of the characters of a token."""
-    if read.exact:
-        return estimate
-    return Estimate(estimate.low * OF_GUESSED.low, estimate.likely, estimate.high * OF_GUESSED.high)

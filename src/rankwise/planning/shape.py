@@ -236,11 +236,6 @@ class ModelShape:
         return TASKS.get(self.auto_class, COUNTED)
 
     @property
-    def is_planned(self) -> bool:
-        """Whether its training can be planned, not its parameters alone."""
-        return self.task.planned and self._is_measured
-
-    @property
     def patches(self) -> int:
         """The planned tokens of an image, as training counts them."""
         return patches_of(self.image or 1)
@@ -258,7 +253,7 @@ class ModelShape:
     def is_encoder(self) -> bool:
         """Whether it reads texts and generates none, so that it is trained as a classifier unless somebody decides
         otherwise."""
-        return self.auto_class == "AutoModel" and self.vocabulary > 0 and self._is_measured
+        return self.auto_class == "AutoModel" and self.vocabulary > 0 and self.is_measured
 
     @property
     def nature(self) -> str:
@@ -268,7 +263,7 @@ class ModelShape:
         return ENCODER if self.is_encoder else NATURES.get(self.auto_class, DECODER)
 
     @property
-    def _is_measured(self) -> bool:
+    def is_measured(self) -> bool:
         return len(self.stacks) == self.task.stacks and all(stack.saved for stack in self.stacks)
 
     @cached_property

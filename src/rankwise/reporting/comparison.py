@@ -16,14 +16,17 @@ from rankwise.runs.evaluations import ComparedForgetting, ComparedTask, Comparis
 from rankwise.runs.snapshot import Candidate
 
 
-def comparison_report(candidates: Sequence[Candidate], comparisons: Sequence[Comparison]) -> Document:
+def comparison_report(
+    candidates: Sequence[Candidate], comparisons: Sequence[Comparison], *, drawn: bool = True
+) -> Document:
+    """Without drawings nothing is read of the steps."""
     listed = (
         ("settings", "Settings", [one.settings for one in comparisons]),
         ("data", "Data", [one.data for one in comparisons]),
         ("base_model", "Base model", [one.base_model for one in comparisons]),
         ("environment", "Versions and machine", [one.made_with for one in comparisons]),
     )
-    sections = [_quality(comparisons), _forgetting(candidates, comparisons), _losses(candidates),
+    sections = [_quality(comparisons), _forgetting(candidates, comparisons), _losses(candidates) if drawn else None,
             _cost(candidates, comparisons),
             *(_differing(key, title, candidates, differing) for key, title, differing in listed)]  # fmt: skip
     return Document(
@@ -161,7 +164,7 @@ def _cost(candidates: Sequence[Candidate], comparisons: Sequence[Comparison]) ->
     results = {one.name: one.run.manifest.results for one in candidates if one.run}
     if not any(results.values()):
         return None
-    outcomes = [dict(outcome(one.run)) if one.run else {} for one in candidates]
+    outcomes = [dict(outcome(one.run, "")) if one.run else {} for one in candidates]
     names = dict.fromkeys(name for one in outcomes for name in one)
     rows: Rows = [[name, *(one.get(name, "\u2013") for one in outcomes)] for name in names]
     elsewhere = any(one.made_with for one in comparisons)

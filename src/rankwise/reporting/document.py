@@ -152,7 +152,7 @@ def _aligned(rows: Sequence[Sequence[Content]], words: Sequence[int]) -> list[st
     return ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
 
 
-LONGEST_CELL = 80
+LONGEST_CELL = 60
 """Characters of plain text."""
 LEVELS = ((0.05, "a"), (0.2, "b"), (0.4, "c"), (0.7, "d"), (float("inf"), "e"))
 """Shades of a matrix, each up to a share."""

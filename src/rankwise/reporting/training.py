@@ -19,7 +19,7 @@ from rankwise.reporting.quantities import duration, share, size
 from rankwise.reporting.quantities import figure as number
 from rankwise.reporting.verdict import next_of, remarks_of, verdict_of
 from rankwise.runs.lineage import described
-from rankwise.runs.manifest import Results, Tuning
+from rankwise.runs.manifest import Manifest, Results, Tuning
 from rankwise.runs.records import LossRecord, RankRecord, rank_grid
 from rankwise.runs.snapshot import RunSnapshot
 
@@ -148,17 +148,20 @@ def training_report(run: RunSnapshot) -> Document:
     )  # fmt: skip
 
 
-def outcome(run: RunSnapshot) -> list[tuple[str, str]]:
-    """What became of a run, as its report, its page in the studio and the terminal show it."""
-    results, last = run.manifest.results, run.history.steps[-1:]
-    so_far = [("steps", f"{one.step:,} of {one.steps:,}, loss {one.loss:.3f}") for one in last]
-    found = [("model", run.manifest.base_model.name), ("method", run.experiment.adapter.label)]
-    found += so_far if results is None else [(name, value) for name, value in _finished(run, results) if value]
-    return found
+def outcome(run: RunSnapshot, unit: str | None = None) -> list[tuple[str, str]]:
+    """What became of a run, as its report, its page in the studio and the terminal show it. `unit` is that of the loss;
+    with one nothing but the manifest and the settings is read."""
+    results = run.manifest.results
+    known = [("model", run.manifest.base_model.name), ("method", run.experiment.adapter.label)]
+    if results is None:
+        last = run.history.steps[-1:] if unit is None else []
+        return [*known, *(("steps", f"{one.step:,} of {one.steps:,}, loss {one.loss:.3f}") for one in last)]
+    found = _finished(run.manifest, results, run.learned.loss_unit if unit is None else unit)
+    return [*known, *((name, value) for name, value in found if value)]
 
 
-def _finished(run: RunSnapshot, results: Results) -> list[tuple[str, str | None]]:
-    manifest, forecast = run.manifest, run.manifest.forecast
+def _finished(manifest: Manifest, results: Results, unit: str) -> list[tuple[str, str | None]]:
+    forecast = manifest.forecast
     time = _foreseen(forecast and forecast.seconds, duration)
     return [
         ("steps", f"{results.steps:,}"), ("time", f"{duration(results.train_seconds)}{time}"),
@@ -168,7 +171,7 @@ def _finished(run: RunSnapshot, results: Results) -> list[tuple[str, str | None]
         ("begun with", described(manifest.lineage, short=True)),
         *(("earlier round", one.describe()) for one in results.earlier_rounds),
         ("validation loss", _changed(results.validation_loss_before, results.validation_loss_after, ".4f",
-                                     f" {run.learned.loss_unit}")),
+                                     f" {unit}")),
         ("pairs", results.preference and results.preference.describe()),
         ("validation accuracy", _changed(results.validation_accuracy_before, results.validation_accuracy_after, ".1%")),
         ("for comparison", results.comparison),

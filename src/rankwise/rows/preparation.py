@@ -261,15 +261,14 @@ def part_facts(reading: Reading, part: Part) -> PartFacts:
 
 def unused_columns(readings: Sequence[Reading]) -> tuple[UnusedColumn, ...]:
     """Facts about the unused columns of each source, over all its files."""
-    return tuple(one for reading in readings for one in _of_source(reading))
-
-
-def _of_source(reading: Reading) -> list[UnusedColumn]:
-    files: dict[str, list[str]] = {}
-    for file, unused in reading.unused.items():
-        for name in unused.columns:
-            files.setdefault(name, []).append(file)
-    return [_fact(name, among, reading) for name, among in files.items()]
+    facts: list[UnusedColumn] = []
+    for reading in readings:
+        files: dict[str, list[str]] = {}
+        for file, unused in reading.unused.items():
+            for name in unused.columns:
+                files.setdefault(name, []).append(file)
+        facts += [_fact(name, among, reading) for name, among in files.items()]
+    return tuple(facts)
 
 
 def _fact(name: str, files: Sequence[str], reading: Reading) -> UnusedColumn:

@@ -18,8 +18,8 @@ from typing import Annotated, Any, Protocol
 
 from pydantic import Field
 
+from rankwise.config.adapters import LARGEST_STRENGTH
 from rankwise.config.base import Config, Number
-from rankwise.config.strength import LARGEST_STRENGTH
 from rankwise.errors import RunError
 from rankwise.runs.records import Callback
 from rankwise.system.memory import give_back

@@ -72,7 +72,7 @@ class Shown:
     @property
     def outcome(self) -> Any:
         """What became of it, as the report says it."""
-        return "" if self.snapshot is None else drawing(facts(outcome(self.snapshot)))
+        return "" if self.snapshot is None else drawing(facts(outcome(self.snapshot, "")))
 
     @property
     def data(self) -> Any:

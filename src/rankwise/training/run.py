@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 from rankwise.base.loaded import LoadedModel
@@ -22,11 +23,10 @@ from rankwise.methods.trainable import Trainable
 from rankwise.planning.memory import EXACT, SLOW_DISK, Disk
 from rankwise.rows.images.augment import augmentation
 from rankwise.rows.preparation import Prepared
-from rankwise.rows.summary import facts_of
 from rankwise.runs.data_report import about, lines_of
 from rankwise.runs.directory import REFERENCE, RunDirectory
 from rankwise.runs.lineage import Round
-from rankwise.runs.manifest import Results, Tuning, peak_rss
+from rankwise.runs.manifest import DataFacts, Results, Tuning, peak_rss
 from rankwise.runs.metrics_log import MetricsLog
 from rankwise.runs.records import LossRecord, ScoreRecord, StepRecord, WarningCollector
 from rankwise.runs.resumable import Resumable
@@ -130,7 +130,7 @@ class TrainingRun:
         return Disk.of(self.trained_parameters, size_of(state), self.config, validation, self.steps).total
 
     def describe(self) -> str:
-        data, facts, trainable = facts_of(self.prepared), self.model.facts, self.trainable
+        data, facts, trainable = data_facts(self.prepared), self.model.facts, self.trainable
         interval = self.validation_interval
         unit, amount = "images", ""
         if (processing := self.model.processing) is None:
@@ -316,3 +316,21 @@ class TrainingRun:
             baselines=self._baselines(accuracies[0]) if self.world.is_first else None,
             preference=pair_results(validation.score_after, *ends),
         )
+
+
+def data_facts(prepared: Prepared) -> DataFacts:
+    """What the manifest keeps beside the data report."""
+    data_report = prepared.data_report
+    trained = prepared.trained_rows
+    hashes = [file.sha256 for file in data_report.files]
+    return DataFacts(
+        path=", ".join(file.name for file in data_report.files),
+        sha256=hashes[0] if len(hashes) == 1 else sha256("".join(hashes).encode()).hexdigest(),
+        format=data_report.format,
+        rows=data_report.rows,
+        training_sequences=len(trained),
+        validation_sequences=len(prepared.measured),
+        rows_too_long=data_report.skipped_why.get("too long", 0),
+        tokens=trained.tokens,
+        loss_tokens=trained.loss_count,
+    )

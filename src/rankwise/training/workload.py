@@ -174,15 +174,15 @@ def _kept_by_eager(work: Workload, loss: Callable[[Batch], Tensor], room: Room) 
 
 
 def _count(
-    work: Workload, blocks: int, free: int, kept: Callable[[Room], SavedActivations],
+    work: Workload, blocks: int, free: int, most: Callable[[Room], SavedActivations],
     least: Callable[[], SavedActivations] = lambda: SavedActivations(0.0, 0.0),
 ) -> int:  # fmt: skip
-    """`kept` measures what all blocks keep, and `least` what is left of it if all are recomputed."""
+    """`most` measures what all blocks keep, and `least` what is left of it if all are recomputed."""
     if work.activation_checkpointing != "auto":
         return min(work.activation_checkpointing, blocks)
     room = Room(work.largest, free * KEPT_SHARE)
     with work.with_dropout():
-        needed = kept(room).of(room.tokens)
+        needed = most(room).of(room.tokens)
         if needed <= room.free:
             return 0
         count = recomputed(needed, free, blocks, least().of(room.tokens))

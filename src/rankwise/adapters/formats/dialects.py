@@ -18,7 +18,7 @@ from typing import Any
 
 import regex
 
-from rankwise.adapters.formats import gguf_lora, mlx, peft_reader
+from rankwise.adapters.formats import gguf_lora, mlx, peft_reader, vera
 from rankwise.adapters.formats.imported import Modules, Source
 from rankwise.adapters.formats.peft_forms import peft_base, read_peft_folder
 from rankwise.adapters.formats.peft_reader import CONFIG, PREFIX
@@ -65,9 +65,10 @@ FORMATS = {
         lambda source: peft_base(source.folder)[0],
     ),
     "mlx": Format("mlx-lm", mlx.read, mlx.base_of),
+    "vera": Format("PEFT", vera.read, vera.base_of),
     "gguf": Format("llama.cpp", gguf_lora.read, gguf_lora.base_of),
 }  # fmt: skip
-OF_PEFT: dict[str, str] = {}
+OF_PEFT = {"VERA": "vera"}
 """Formats of PEFT's other methods, by the peft_type of their settings."""
 
 

@@ -12,7 +12,7 @@ model says. Matrices that are not in the file would depend on the machine that d
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import regex
 from pydantic import BaseModel, ConfigDict
@@ -21,6 +21,7 @@ from torch import Tensor
 from rankwise.adapters.base_layers import features_of
 from rankwise.adapters.formats.imported import Layers, Modules, Source, host_problem
 from rankwise.adapters.formats.peft_config import read_settings
+from rankwise.adapters.formats.peft_reader import CONFIG
 from rankwise.adapters.formats.tensors import read_tensors, validated
 from rankwise.adapters.weights import AdapterWeights, Factors
 from rankwise.config.adapters import Rank
@@ -51,12 +52,12 @@ class VeraWeights(AdapterWeights):
 
 
 def read(source: Source, modules: Modules | None) -> AdapterWeights:
-    config, tensors = _config_of(source), read_tensors(source.tensors)
-    layers, rank = Layers(source, base=config.base_model_name_or_path), config.r
+    (config, settings), tensors = _config_of(source), read_tensors(source.tensors)
+    layers, rank = Layers(source), config.r
     A, B = (tensors.pop(name, None) for name in SHARED)
     known = layers.grouped(tensors, _KEY)
     if A is None or B is None or A.ndim != 2 or B.ndim != 2 or (len(A), B.shape[1]) != (rank, rank):
-        layers.problems.append(f'"{SHARED[0]}" and "{SHARED[1]}" must have rank {rank}, and are missing or have another')
+        layers.problems.append(f'"{SHARED[0]}" and "{SHARED[1]}" must have rank {rank}, and are missing or of another')
         A = B = None
     for path, vectors in known.items():
         if A is not None and B is not None and _fit(path, vectors, B, layers):
@@ -64,8 +65,8 @@ def read(source: Source, modules: Modules | None) -> AdapterWeights:
             inside = A.shape[1] if host is None or host_problem(host) is not None else features_of(host)[0]
             factors = vectors["d"][:, None].float() * A[:, :inside].float(), b[:, None].float() * B[: len(b)].float()
             layers.factors[path] = Factors(*factors, 1.0)
-    read = layers.over(modules)
-    return VeraWeights(_settings_of(source), read.factors, renamed=read.renamed, remarks=read.remarks)
+    placed = layers.over(modules)
+    return VeraWeights(settings, placed.factors, renamed=placed.renamed, remarks=placed.remarks)
 
 
 def _fit(path: str, vectors: dict[str, Tensor], B: Tensor, layers: Layers) -> bool:
@@ -79,13 +80,9 @@ def _fit(path: str, vectors: dict[str, Tensor], B: Tensor, layers: Layers) -> bo
 
 
 def base_of(source: Source) -> str | None:
-    return _config_of(source).base_model_name_or_path
+    return _config_of(source)[0].base_model_name_or_path
 
 
-def _config_of(source: Source) -> PeftVeraConfig:
-    return validated(PeftVeraConfig, _settings_of(source), str(source.settings))
-
-
-def _settings_of(source: Source) -> dict[str, object]:
-    assert source.settings is not None, "PEFT's adapters are known by their settings"
-    return read_settings(source.settings)
+def _config_of(source: Source) -> tuple[PeftVeraConfig, dict[str, Any]]:
+    settings = read_settings(source.folder / CONFIG)
+    return validated(PeftVeraConfig, settings, str(source.folder / CONFIG)), settings

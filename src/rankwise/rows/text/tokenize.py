@@ -230,9 +230,11 @@ def _split(segments: Sequence[Segment], text: str, whole: Encoded, asks: _Asks) 
         end = whole.before(position)
         if end is None and segment.learned:
             end = _behind_space(text, position, whole, asks.tokenizer.borders)
-        if end is None or not _ends_well(segment, whole.ids[start:end], asks.tokenizer):
+        ids, last = whole.ids[start:end], asks.tokenizer.special_end(segment.text) if segment.learned else None
+        # some tokenizers encode the letters of an end token after a word
+        if end is None or (last is not None and ids[-1:] != [last[1]]):
             return None
-        parts.append(whole.ids[start:end])
+        parts.append(ids)
         start = end
     return parts
 
@@ -245,12 +247,6 @@ def _behind_space(text: str, position: int, whole: Encoded, borders: Collection[
         if end:
             return end if whole.ids[end - 1] in borders else None
     return None
-
-
-def _ends_well(segment: Segment, ids: Sequence[int], tokenizer: Tokenizer) -> bool:
-    """Whether a segment in the loss ends with the end token itself. Some tokenizers encode its letters after a word."""
-    end = tokenizer.special_end(segment.text) if segment.learned else None
-    return end is None or (bool(ids) and ids[-1] == end[1])
 
 
 def _encode_apart(rendering: Rendering, tokenizer: Tokenizer) -> list[list[int]]:
