@@ -2,9 +2,9 @@
 
     python bench/damaged_adapters.py [--mutants 2000] [--only fuzz pickles …] [--json] [--out bench/results/TITLE]
 
-A tiny random Llama is trained for a few steps; its run is damaged in every way of tests/damaged.py, inside the run and
-as a folder copied out of it. `rankwise generate` must end with exit code 2 and one line. A foreign folder has
-no recorded hashes, so three kinds of damage cannot be known there; what is said of them is listed. The base model's
+A tiny random Llama is trained for a few steps; its run is damaged in every way of tests/kit/damaged.py, inside the run
+and as a folder copied out of it. `rankwise generate` must end with exit code 2 and one line. A foreign folder has no
+recorded hashes, so three kinds of damage cannot be known there; what is said of them is listed. The base model's
 files are hashed before and after. Times are those of reading the adapter, with the model loaded before.
 """
 
@@ -172,7 +172,7 @@ def fuzzed(home: Path, mutants: int) -> dict[str, Any]:
 
 def endless(home: Path) -> list[dict[str, Any]]:
     """Twenty expressions as a rank pattern; the seconds of this process."""
-    from damaged import REGEXES, config
+    from kit.damaged import REGEXES, config
 
     folder, rows = home / "expression", []
     shutil.copytree(home / "foreign", folder)
@@ -188,7 +188,7 @@ def endless(home: Path) -> list[dict[str, Any]]:
 
 
 def expressions_with_peft(home: Path, rows: list[dict[str, Any]]) -> None:
-    from damaged import config
+    from kit.damaged import config
 
     folders = []
     for at, row in enumerate(rows):
@@ -223,7 +223,7 @@ def pickled(home: Path) -> dict[str, Any]:
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """The parts that are asked for; the others are taken from an earlier result at --out."""
-    from damaged import DAMAGES, EXTRA
+    from kit.damaged import DAMAGES, EXTRA
 
     earlier = options.out.with_suffix(".json") if options.out else None
     result = json.loads(earlier.read_text()) if earlier and earlier.is_file() and options.only else {}

@@ -2,13 +2,13 @@
 
     python bench/hostile_files.py templates|configs|interrupts --out bench/results/TITLE
 
-templates   the 26 of tests/hostile_templates.py x `data check` and `train`: exit code, seconds, largest memory
-configs     the 67 of tests/damaged_configs.py x `plan` and `train`
+templates   the 26 of tests/kit/hostile_templates.py x `data check` and `train`: exit code, seconds, largest memory
+configs     the 67 of tests/kit/damaged_configs.py x `plan` and `train`
 interrupts  16 command lines x 13 delays from the first line of rankwise on, each a fresh process
 
 A case passes if no traceback is printed, and for files if the command ends with code 2. Commands on files run in forks
-of a process that has imported torch (tests/processes.py); seconds count from the fork, and memory is what the command
-and the processes that it started have resident beyond what the fork began with.
+of a process that has imported torch (tests/kit/processes.py); seconds count from the fork, and memory is what the
+command and the processes that it started have resident beyond what the fork began with.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from typing import Any
 import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from damaged_configs import DAMAGES
-from first_line import BEGUN
-from hostile_templates import HOSTILE
+from kit.damaged_configs import DAMAGES
+from kit.first_line import BEGUN
+from kit.hostile_templates import HOSTILE
 from kit.processes import Command
 from rankwise.runs.manifest import machine, versions
 

@@ -138,7 +138,7 @@ def damaged(made: Made, chosen: Any) -> dict[str, Any]:
     An adapter of another tool has no recorded hash, so there a bit that is flipped cannot be known; a run knows it.
     """
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    from library import rows
+    from kit.library import rows
 
     (made.folder / "rows.jsonl").write_text(rows(20))
     train = [sys.executable, "-m", "rankwise", "train", "--model", made.base, "--data", "rows.jsonl", "--run", "own"]

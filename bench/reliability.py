@@ -3,9 +3,10 @@
     python bench/reliability.py FOLDER [--parts R04 R06 …] [--counts small|large] [--seed 0] [--minutes N]
         [--json] [--out TITLE]
 
-A tiny Llama is trained for 11 steps with a checkpoint every 3 (tests/small_runs.py). Each cell disturbs the training in
-one way (tests/fault_cells.py), lets it go on as a user would, and compares the adapter's SHA-256 and the metrics log.
-Finished cells lie in FOLDER/cells.jsonl, and a second call goes on where the first one stopped. --minutes ends it.
+A tiny Llama is trained for 11 steps with a checkpoint every 3 (tests/kit/small_runs.py). Each cell disturbs the
+training in one way (tests/kit/fault_cells.py), lets it go on as a user would, and compares the adapter's SHA-256 and
+the metrics log. Finished cells lie in FOLDER/cells.jsonl, and a second call goes on where the first one stopped.
+--minutes ends it.
 
     R01  SIGKILL at random times, LoRA, then --resume           R11  death while checkpoints are rotated
     R02  the same with AdaLoRA                                  R12  names and clocks lie
@@ -102,8 +103,8 @@ def _summary(part: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def cells_of(part: str, folder: Path, counts: dict[str, int], seed: int) -> Iterator[Cell]:
-    from fault_cells import LIES, LOCKS, REFUSED, REMOVED, STAGES, STARVING, Cells, torn_cells
-    from file_faults import MODES
+    from kit.fault_cells import LIES, LOCKS, REFUSED, REMOVED, STAGES, STARVING, Cells, torn_cells
+    from kit.file_faults import MODES
 
     cells, chance = Cells(folder.absolute(), base_of(folder.absolute())), random.Random(f"{part}-{seed}")
     if part in ("R01", "R02"):

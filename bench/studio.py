@@ -46,7 +46,7 @@ HOME = Path.cwd()
 
 def lay_out(folder: Path, blocks: int) -> None:
     from conftest import chat_tokenizer, tiny_model
-    from library import rows
+    from kit.library import rows
 
     tokenizer = chat_tokenizer()
     tiny_model("llama", vocab=len(tokenizer), layers=blocks).save_pretrained(folder / "tiny-llama")
@@ -86,7 +86,7 @@ class Studio:
 def chromium() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
-    from browser_visits import CHROMIUM, FLAGS
+    from kit.browser_visits import CHROMIUM, FLAGS
 
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
@@ -159,9 +159,9 @@ def followed(name: str, steps: int, studio: Studio, browser: Any) -> dict[str, f
 
 def written(steps: int, a_second: float, studio: Studio, browser: Any) -> dict[str, float]:
     """The processor time for the steps of a log that nobody trains."""
+    from kit.report_runs import made_run
     from rankwise.runs.metrics_log import MetricsLog
     from rankwise.runs.records import StepRecord
-    from report_runs import made_run
 
     run = made_run("written", steps=1, evaluated=False, during=False, method="lora", held_out=False)
     run.write_manifest(run.manifest().model_copy(update={"status": "running", "results": None}))

@@ -29,8 +29,8 @@ from telling import parser_of, tell
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from browser_hands import ANSWERED, Keyboard, Mouse
-from browser_visits import CHROMIUM, FLAGS, WIDTHS, Server, Visitor
+from kit.browser_hands import ANSWERED, Keyboard, Mouse
+from kit.browser_visits import CHROMIUM, FLAGS, WIDTHS, Server, Visitor
 
 QUESTION = "What was the final score of Super Bowl LIX?"
 LONGEST = 200

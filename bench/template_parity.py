@@ -3,10 +3,10 @@
     python bench/template_parity.py --go go --llama PYTHON --out bench/results/template-parity-DATE
 
 `--go` is Go's program: the Modelfile's template is rendered by Go's text/template with Ollama's rules
-(tests/go/render_templates.go). `--llama` is a Python with llama-cpp-python: its own formatter renders the Jinja
+(tests/kit/go/render_templates.go). `--llama` is a Python with llama-cpp-python: its own formatter renders the Jinja
 template of a GGUF file. Without them the renderers of rankwise stand in, and the result says so. The templates are
-those of the starter, of the recipes, and of tests/families.py and tests/served_families.py. At the end, faults are
-planted.
+those of the starter, of the recipes, and of tests/kit/families.py and tests/kit/served_families.py. At the end, faults
+are planted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from families import FAMILIES, template_of  # noqa: E402
+from kit.families import FAMILIES, template_of  # noqa: E402
+from kit.served_families import EXPRESSIBLE, REFUSED  # noqa: E402
 from rankwise.base.starters import STARTERS, index_copy  # noqa: E402
 from rankwise.config.recipe import RECIPES, recipe_named  # noqa: E402
 from rankwise.errors import TemplateError  # noqa: E402
@@ -37,7 +38,6 @@ from rankwise.exporting.template_parity import (  # noqa: E402
 from rankwise.rows.text.chat_template import ChatTemplate  # noqa: E402
 from rankwise.rows.text.tokenizer import HubTokenizer  # noqa: E402
 from rankwise.runs.records import silent  # noqa: E402
-from served_families import EXPRESSIBLE, REFUSED  # noqa: E402
 
 TALKS = [{"messages": [as_openai(m) for m in one.messages], "tools": list(one.tools)} for one in conversations()]
 FAULTS = {
@@ -104,7 +104,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "render"
         if options.go:
-            subprocess.run([options.go, "build", "-o", program, ROOT / "tests/go/render_templates.go"], check=True)
+            subprocess.run([options.go, "build", "-o", program, ROOT / "tests/kit/go/render_templates.go"], check=True)
         for name, template in templates().items():
             row: dict[str, Any] = {}
             try:

@@ -67,7 +67,7 @@ def weights(trainer: Any) -> dict[str, Any]:
 def results(folder: Path) -> dict[str, Any]:
     import torch
 
-    from small_runs import DAMAGES
+    from kit.small_runs import DAMAGES
 
     warnings.simplefilter("ignore")
     shutil.rmtree(folder, ignore_errors=True)

@@ -20,8 +20,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import conftest
-import planted
 import rankwise.exporting.verification as verification
+from kit import planted
 from rankwise.commands.export import export
 from rankwise.errors import RankwiseError
 from rankwise.exporting.engine_process import ENGINE_DRIVERS

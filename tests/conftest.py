@@ -43,11 +43,11 @@ from transformers import (
 )
 
 from kit.disk import unflushed
-from library import Library, shared_folder
+from kit.library import Library, shared_folder
 from rankwise.system.cache import cache_folder
 from rankwise.system.processor import usable_cores
 
-pytest_plugins = ["slow"]
+pytest_plugins = ["kit.slow"]
 os.fsync = unflushed
 typer.testing._get_command = cache(typer.testing._get_command)  # pyright: ignore[reportPrivateUsage,reportAttributeAccessIssue]
 """The command line is built once, as in a process that a user starts, and not for each of thousands of invocations."""

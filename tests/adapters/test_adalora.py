@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import tiny_model
+from kit.sampling import draws
 from rankwise.adapters.adalora import AdaLoRA, FusedAdaLoRA
 from rankwise.adapters.formats.peft import WEIGHTS, read_peft, rewrite, write_peft
 from rankwise.adapters.formats.peft_reader import read_weights
@@ -30,7 +31,6 @@ from rankwise.config.budget import budget_of
 from rankwise.errors import ConfigError, RunError, TrainingError
 from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.inject import inject
-from sampling import draws
 
 RATE = 1e-2
 

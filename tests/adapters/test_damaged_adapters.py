@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import damaged
 from conftest import tiny_model
-from damaged import CONFIG, DAMAGES, EXTRA, REGEXES, WEIGHTS, Damage
+from kit import damaged
+from kit.damaged import CONFIG, DAMAGES, EXTRA, REGEXES, WEIGHTS, Damage
 from rankwise.adapters.formats.peft import lay_peft, write_peft
 from rankwise.adapters.formats.peft_reader import read_weights
 from rankwise.adapters.formats.tensors import refuse_pickle

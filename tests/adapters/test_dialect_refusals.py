@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from conftest import tiny_model
-from dialect_files import WRITERS, Written, mlx
+from kit.dialect_files import WRITERS, Written, mlx
 from rankwise.adapters.formats.dialects import detect, read_adapter
 from rankwise.adapters.targets import host_view
 from rankwise.errors import AdapterError

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from dialect_files import WRITERS, Written
+from kit.dialect_files import WRITERS, Written
 from rankwise.adapters.base_layers import is_transposed
 from rankwise.adapters.formats.dialects import detect, read_adapter
 from rankwise.adapters.formats.peft import lay, rewrite

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from conftest import tiny_model
+from kit.sampling import draws
 from rankwise.adapters import eva
 from rankwise.adapters.eva import Sketch, eva_choices, give_out, leading
 from rankwise.commands.train import train
@@ -31,7 +32,6 @@ from rankwise.rows.encoded.batches import collate, portions_of, real_places
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.records import RankRecord, StatusMessage
-from sampling import draws
 
 EVA = LoraConfig(rank=4, alpha=8, start="eva")
 

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from decoder_families import DECODERS, save_decoder
-from interrupted import whole_and_resumed
+from kit.decoder_families import DECODERS, save_decoder
+from kit.interrupted import whole_and_resumed
 from rankwise.adapters import experts as laid
 from rankwise.adapters.formats import peft as written
 from rankwise.adapters.formats import peft_reader as read

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from adapted_models import unsettle
-from quantized_models import quantize, wide_model
+from kit.adapted_models import unsettle
+from kit.quantized_models import quantize, wide_model
 from rankwise.adapters.base_layers import oriented
 from rankwise.adapters.set import merge
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig

@@ -12,13 +12,13 @@ from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
 from conftest import tiny_model
+from kit.vision_models import images, save_folder, tiny
 from rankwise.adapters.formats.peft import CONFIG, WEIGHTS, lay_peft, write_peft
 from rankwise.adapters.targets import choose, notes_about
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.old_names import new_names
 from rankwise.errors import AdapterError, TargetError
 from rankwise.methods.inject import inject
-from vision_models import images, save_folder, tiny
 
 RENAMED = ("vit", "deit", "beit", "dinov2", "swin")
 OLD = {

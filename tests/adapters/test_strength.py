@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from conftest import tiny_model
-from fast_forms import in_float64, rows
+from kit.fast_forms import in_float64, rows
 from rankwise.adapters.base_layers import oriented
 from rankwise.adapters.formats.peft import read_peft, rewrite, write_peft
 from rankwise.adapters.formats.peft_reader import read_weights

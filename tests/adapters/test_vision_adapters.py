@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kit.vision_models import FAMILIES, LABELS, TIMM, images, tiny
 from rankwise.adapters.formats.peft import lay_peft, write_peft
 from rankwise.adapters.set import AdapterSet, merge
 from rankwise.adapters.targets import notes_about
@@ -17,7 +18,6 @@ from rankwise.errors import TargetError
 from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.inject import inject
 from rankwise.methods.lora import TrainableLoRA
-from vision_models import FAMILIES, LABELS, TIMM, images, tiny
 
 ADALORA = AdaLoraConfig(budget=2, targets="all-linear", warmup=0, final=0.4, interval=1)
 CASES = [

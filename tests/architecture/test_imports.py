@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import rankwise
-from light import outcomes
+from kit.light import outcomes
 
 SOURCE = Path(rankwise.__file__).parent
 HEAVY = {"torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "gguf", "numpy"}

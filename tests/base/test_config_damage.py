@@ -9,7 +9,7 @@ import shutil
 import pytest
 from typer.testing import CliRunner
 
-from damaged_configs import BROKE, DAMAGES
+from kit.damaged_configs import BROKE, DAMAGES
 from rankwise.base.inspection import inspect_folder
 from rankwise.cli.main import app
 from rankwise.config.training import TrainingConfig

@@ -12,8 +12,8 @@ import torch
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from damaged_gguf import DAMAGES, TEMPLATES, VOCABULARY, Damage
-from gguf_models import adapter_in, model_in
+from kit.damaged_gguf import DAMAGES, TEMPLATES, VOCABULARY, Damage
+from kit.gguf_models import adapter_in, model_in
 from rankwise.base.gguf.conversion import converted
 from rankwise.base.gguf.mapped import gguf_folder, gguf_tensors
 from rankwise.cli.main import app

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from families import BY_NAME, BYTE_LEVEL, TEXT, hub_of
-from gguf_models import KINDS, adapter_in, layers_of, model_in
+from kit.families import BY_NAME, BYTE_LEVEL, TEXT, hub_of
+from kit.gguf_models import KINDS, adapter_in, layers_of, model_in
 from rankwise.base.gguf import mapped as gguf_mapped
 from rankwise.base.gguf.conversion import converted
 from rankwise.base.gguf.mapped import gguf_folder, gguf_tensors, quantization_of

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from hub_server import COMMIT, served
+from kit.hub_server import COMMIT, served
 
 LOAD = """
 import sys

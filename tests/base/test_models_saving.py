@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from families import FAMILIES, Family, written_by
+from kit.families import FAMILIES, Family, written_by
 from rankwise.base.saving import template_text
 from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.errors import TemplateError

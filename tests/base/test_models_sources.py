@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from kit.vision_models import save_folder
 from rankwise.adapters.formats.peft import write_peft
 from rankwise.base.inspection import fingerprint, inspect_folder
 from rankwise.base.loading import load
@@ -19,7 +20,6 @@ from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RemoteCodeError
 from rankwise.methods.inject import inject
 from rankwise.runs.records import silent
-from vision_models import save_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

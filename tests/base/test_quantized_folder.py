@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import rankwise
-from classifiers import encoder_folder, labelled, write_rows
-from fast_forms import in_float64, rows, unsettle
+from kit.classifiers import encoder_folder, labelled, write_rows
+from kit.fast_forms import in_float64, rows, unsettle
 from rankwise.base.loading import load
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, HeadConfig, LoraConfig
 from rankwise.config.models import ModelConfig

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from vision_models import FAMILIES, LABELS, SIZE, TIMM, images, save_folder, tiny
+from kit.vision_models import FAMILIES, LABELS, SIZE, TIMM, images, save_folder, tiny
 
 HEADLESS = ("dinov2", "clip", "siglip")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from browser_visits import CHROMIUM, FLAGS, WIDTHS, Server, Visitor
+from kit.browser_visits import CHROMIUM, FLAGS, WIDTHS, Server, Visitor
 
 
 @pytest.fixture(scope="session")

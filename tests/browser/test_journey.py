@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from browser_hands import ANSWERED, Keyboard, Mouse
-from hostile_texts import PAYLOADS
-from library import rows
-from vision_models import lay_pictures
+from kit.browser_hands import ANSWERED, Keyboard, Mouse
+from kit.hostile_texts import PAYLOADS
+from kit.library import rows
+from kit.vision_models import lay_pictures
 
 
 @pytest.fixture

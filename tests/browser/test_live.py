@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
+from kit.report_runs import made_run
 from rankwise.runs.metrics_log import MetricsLog
 from rankwise.runs.records import LossRecord, RankRecord, StepRecord
-from report_runs import made_run
 
 HIDE = """hidden => {
   Object.defineProperty(document, "hidden", { value: hidden, configurable: true });

@@ -6,10 +6,10 @@ from urllib.parse import quote
 
 import pytest
 
-from browser_visits import Visitor
-from hostile_texts import PAYLOADS, folder_name
+from kit.browser_visits import Visitor
+from kit.hostile_texts import PAYLOADS, folder_name
+from kit.report_runs import made_run
 from rankwise.studio.app import SCREENS
-from report_runs import made_run
 
 PATHS = {
     "runs": "/", "run": "/runs/a", "failed": "/runs/c", "report": "/runs/a/report", "compare": "/compare?run=a&run=b",

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from library import COMMON, Library
+from kit.library import COMMON, Library
 from rankwise.base.loading import load
 from rankwise.cli.main import app
 from rankwise.commands import train

@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 import rankwise
-from classifiers import encoder_folder, labelled, write_rows
+from kit.classifiers import encoder_folder, labelled, write_rows
 from rankwise.cli.main import app
 from rankwise.errors import ConfigError
 from rankwise.runs.advice import Advice

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
-from library import COMMON, Library
+from kit.library import COMMON, Library
 from rankwise.cli.main import app
 from rankwise.training import anchor as anchoring
 from rankwise.training.trainer import Trainer

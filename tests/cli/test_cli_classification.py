@@ -21,8 +21,8 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from classifiers import encoder_folder, labelled, scaled, write_rows
-from interrupted import whole_and_resumed
+from kit.classifiers import encoder_folder, labelled, scaled, write_rows
+from kit.interrupted import whole_and_resumed
 from rankwise.cli.main import app
 from rankwise.config.experiment import Experiment
 from rankwise.evaluation.class_metrics import metric_rows

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from light import outcomes
+from kit.light import outcomes
 from rankwise.base.starters import STARTERS
 from rankwise.cli.main import app
 from rankwise.config.recipe import RECIPES, recipe_named

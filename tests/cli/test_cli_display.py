@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from kit.processes import Command
+from kit.sampling import draws
 from rankwise.cli.display import Display, rank_line, sampled
 from rankwise.cli.main import app
 from rankwise.runs.records import (
@@ -33,7 +34,6 @@ from rankwise.runs.records import (
     StepRecord,
     WarningMessage,
 )
-from sampling import draws
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from kit.vision_models import SIZE, save_folder
 from rankwise.cli.main import app
-from vision_models import SIZE, save_folder
 
 COLOURS = {"blue": (30, 40, 220), "green": (40, 200, 60), "red": (220, 30, 40)}
 

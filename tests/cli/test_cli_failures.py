@@ -12,10 +12,10 @@ import time
 
 import psutil
 import pytest
-from tests.report_runs import made_run
 from typer.testing import CliRunner
 
-from first_line import BEGUN, WITHIN
+from kit.first_line import BEGUN, WITHIN
+from kit.report_runs import made_run
 from rankwise.cli.failures import report_failures
 from rankwise.cli.main import app
 from rankwise.errors import DataError, ResourceError, RunError, is_out_of_memory, typed

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, pipeline
 from typer.testing import CliRunner
 
+from kit.vision_models import TIMM, save_folder
 from rankwise.base.preprocessing import processing_in
 from rankwise.cli.main import app
 from rankwise.commands.export import export
@@ -29,7 +30,6 @@ from rankwise.errors import DataError, Interrupted
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.python.run import load_run
 from rankwise.runs.records import Event, StepRecord
-from vision_models import TIMM, save_folder
 
 COLOURS = np.array([[230, 30, 30], [30, 230, 30], [30, 30, 230]])
 NAMES = ("red", "green", "blue")

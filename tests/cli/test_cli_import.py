@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from dialect_files import gguf, mlx
+from kit.dialect_files import gguf, mlx
 from rankwise.cli.main import app
 
 WRITERS = {"mlx-lm": mlx, "llama.cpp": gguf}

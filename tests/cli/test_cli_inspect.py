@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from conftest import tiny_model
+from kit.sampling import draws
 from rankwise.adapters.formats.peft import WEIGHTS, write_peft
 from rankwise.cli.main import app
 from rankwise.config.adapters import LoraConfig
 from rankwise.methods.inject import inject
 from rankwise.reporting.markup import lines_of
 from rankwise.reporting.training import rank_map
-from sampling import draws
 
 
 def rankwise(*words):

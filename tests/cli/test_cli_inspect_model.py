@@ -14,6 +14,7 @@ from transformers import AutoModelForImageClassification
 from typer.testing import CliRunner
 
 from conftest import tiny_model
+from kit.vision_models import FAMILIES, LABELS, TIMM, save_folder
 from rankwise.adapters.formats.peft import write_peft
 from rankwise.adapters.set import AdapterSet
 from rankwise.base.heads import head_modules
@@ -23,7 +24,6 @@ from rankwise.config.adapters import LoraConfig
 from rankwise.errors import TargetError
 from rankwise.methods.inject import add_adapter, inject
 from rankwise.planning.reading import catalogue
-from vision_models import FAMILIES, LABELS, TIMM, save_folder
 
 
 def rankwise(*words: object):

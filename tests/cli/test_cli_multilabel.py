@@ -13,8 +13,8 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
-from classifiers import encoder_folder, write_rows
-from interrupted import whole_and_resumed
+from kit.classifiers import encoder_folder, write_rows
+from kit.interrupted import whole_and_resumed
 from rankwise.cli.main import app
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment

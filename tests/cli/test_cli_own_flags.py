@@ -14,8 +14,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from kit.library import Library
 from kit.sources import TREES
-from library import Library
 from rankwise.cli.main import app
 from rankwise.cli.words import FLAG, NAMED, flags_of_all, reworded
 

@@ -12,8 +12,8 @@ import pytest
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
-from classifiers import encoder_folder, labelled, write_rows
-from library import COMMON, Library, rows
+from kit.classifiers import encoder_folder, labelled, write_rows
+from kit.library import COMMON, Library, rows
 from rankwise.base.loading import load
 from rankwise.cli.main import app
 from rankwise.config.data import DataConfig

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from light import outcomes
+from kit.light import outcomes
+from kit.report_runs import made_run
 from rankwise.cli.main import app
 from rankwise.reporting import training as reports
-from report_runs import made_run
 
 
 def rankwise(*words):

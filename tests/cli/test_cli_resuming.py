@@ -15,10 +15,10 @@ import pytest
 from typer.testing import CliRunner
 
 from kit.processes import Command
+from kit.small_runs import as_first_format
 from rankwise.cli.main import app
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.training.trainer import Trainer
-from small_runs import as_first_format
 
 STEPS, EVERY = 120, 7
 pytestmark = pytest.mark.slow  # for its fixtures

@@ -24,9 +24,10 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from classifiers import encoder_folder, labelled, write_rows
 from conftest import tiny_model
-from library import rows
+from kit.classifiers import encoder_folder, labelled, write_rows
+from kit.library import rows
+from kit.vision_models import save_folder
 from rankwise.adapters.formats.peft_reader import WEIGHTS, read_weights
 from rankwise.adapters.weights import AdapterWeights
 from rankwise.cli.main import app
@@ -41,7 +42,6 @@ from rankwise.runs.records import Event, StepRecord
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.files import sha256_of
 from rankwise.training import earlier_rounds as measuring
-from vision_models import save_folder
 
 LAND = ("--data", "rows.jsonl", "--validation-data", "apart.jsonl")
 WORDS = ("--data", "labelled.jsonl", "--validation-data", "labelled-apart.jsonl")

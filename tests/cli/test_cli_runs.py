@@ -8,9 +8,9 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.report_runs import made_run
 from typer.testing import CliRunner
 
+from kit.report_runs import made_run
 from rankwise.cli.main import app
 from rankwise.commands.report import report
 from rankwise.runs.directory import RunDirectory, writer_of

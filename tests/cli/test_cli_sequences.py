@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from typer.testing import CliRunner
 
-import planted
-from classifiers import write_rows
-from interrupted import whole_and_resumed
+from kit import planted
+from kit.classifiers import write_rows
+from kit.interrupted import whole_and_resumed
+from kit.sequence_models import KINDS, lands, sequence_folder
 from rankwise.cli.main import app
 from rankwise.config.experiment import Experiment
 from rankwise.config.generation import GenerationConfig
@@ -28,7 +29,6 @@ from rankwise.exporting import verification
 from rankwise.inference.generate import answers_in_turn
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.objectives.sequence_to_sequence import encode_inputs
-from sequence_models import KINDS, lands, sequence_folder
 
 TRAINING = ("--steps", "30", "--batch-size", "4", "--learning-rate", "0.01", "--held-out", "4", "--backend", "eager",
             "--set", "model.dtype=float32")  # fmt: skip

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import rankwise as library
-from library import rows
+from kit.library import rows
 from rankwise.adapters.formats.peft import read_peft
 from rankwise.cli.main import app
 from rankwise.rows.encoded.sequences import evenly

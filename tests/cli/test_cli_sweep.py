@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from library import rows
+from kit.library import rows
 from rankwise.cli.main import app
 from rankwise.commands import sweep as sweeping
 from rankwise.config.sweep import grid, parse_axis

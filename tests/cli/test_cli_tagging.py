@@ -14,15 +14,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
 from typer.testing import CliRunner
 
-from classifiers import write_rows
-from interrupted import whole_and_resumed
+from kit.classifiers import write_rows
+from kit.interrupted import whole_and_resumed
+from kit.tagged import spanned, tagger_folder, tokenised
 from rankwise.cli.main import app
 from rankwise.config.experiment import Experiment
 from rankwise.errors import DataError
 from rankwise.python.run import load_run
 from rankwise.rows.text.tagged import spans_of
 from rankwise.runs.snapshot import RunSnapshot
-from tagged import spanned, tagger_folder, tokenised
 
 TRAINING = ("--steps", "24", "--batch-size", "4", "--learning-rate", "0.01", "--set", "model.dtype=float32")
 METHODS: dict[str, tuple[str, ...]] = {

@@ -7,9 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from kit.damage import DAMAGES, damage
-from library import Library
+from kit.library import Library
+from kit.small_runs import NAME, RUN, STEPS, Workshop
 from rankwise.cli.main import app
-from small_runs import NAME, RUN, STEPS, Workshop
 
 
 def verified(*names: str) -> tuple[int, dict[str, list[str]]]:

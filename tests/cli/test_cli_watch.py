@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
+from kit.sampling import draws
 from rankwise.cli import watch as of_terminal
 from rankwise.cli.main import app
 from rankwise.cli.watch import chart
 from rankwise.commands import watch as watching
 from rankwise.system.locks import Lock
-from sampling import draws
 
 
 @pytest.fixture

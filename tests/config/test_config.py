@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from kit.sampling import draws
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
@@ -18,7 +19,6 @@ from rankwise.config.images import ImagesConfig
 from rankwise.config.models import ModelConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError, RankwiseError
-from sampling import draws
 
 SPECS = {
     LoraConfig: {},

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kit.sampling import draws
 from rankwise.config.data import DataConfig, Reading, SourceConfig, ValidationDataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.reading import Setting, parse_setting, read_data, read_experiment
@@ -16,7 +17,6 @@ from rankwise.config.recipe import RECIPES
 from rankwise.errors import ConfigError
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.own_files import read_json
-from sampling import draws
 
 BOTH_OR_NEITHER = "a path, or several sources"
 

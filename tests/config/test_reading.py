@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kit.sampling import draws
 from rankwise.config.experiment import Experiment
 from rankwise.config.reading import LARGEST_FILE, Setting, parse_setting, read_experiment
 from rankwise.errors import ConfigError
-from sampling import draws
 
 BASE = "model: m\ndata: d\nrun: r\n"
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kit.sampling import draws
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
@@ -19,7 +20,6 @@ from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.own_files import read_json
-from sampling import draws
 
 NAMES = st.sampled_from(RECIPES)
 DATA = st.fixed_dictionaries(

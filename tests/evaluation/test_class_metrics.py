@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from classifiers import class_row
+from kit.classifiers import class_row
 from rankwise.evaluation.class_metrics import metric_rows
 from rankwise.evaluation.intervals import difference, measured
 from rankwise.evaluation.metrics import METRICS, calibration_table, class_table, error_of_calibrated

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 import rankwise
 from conftest import TEXT, tiny_model
+from kit.sampling import draws
 from rankwise.adapters.set import AdapterSet, merge
 from rankwise.base.loaded import LoadedModel, TextReader
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
@@ -31,7 +32,6 @@ from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.runs.data_report import DataReport, PartFacts
 from rankwise.runs.manifest import AnchorFacts
 from rankwise.system.files import sha256_of
-from sampling import draws
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kit.sampling import draws
 from rankwise.evaluation.intervals import RESAMPLES, difference, measured
 from rankwise.evaluation.metrics import METRICS
-from sampling import draws
 
 
 def losses(generator, n, mean=1.0):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from classifiers import class_row
+from kit.classifiers import class_row
 from rankwise.errors import EvaluationError
 from rankwise.evaluation.intervals import measured
 from rankwise.evaluation.metrics import (

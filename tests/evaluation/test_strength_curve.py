@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conftest import tiny_model
-from fast_forms import rows
+from kit.fast_forms import rows
 from rankwise.config.adapters import LoraConfig
 from rankwise.evaluation.forgetting import forgetting, recommended, strength_curve, untold
 from rankwise.evaluation.likelihood import likelihoods

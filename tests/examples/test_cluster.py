@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 from torch.distributed.run import get_args_parser
 
 import rankwise as package
-from library import rows
+from kit.library import rows
 from rankwise.cli.main import app
 
 CLUSTER = Path(__file__).parents[2] / "examples" / "cluster"

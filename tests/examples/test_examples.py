@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from kit.trainers import train
 from rankwise.base.loading import load
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.models import ModelConfig
@@ -27,7 +28,6 @@ from rankwise.rows.text.tokenize import tokenise
 from rankwise.runs.records import StepRecord
 from rankwise.training.state import TrainState, adamw
 from rankwise.training.trainer import rate_factor
-from trainers import train
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

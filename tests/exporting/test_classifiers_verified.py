@@ -12,16 +12,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-import planted
-from classifiers import encoder_folder, labelled, scaled, write_rows
+from kit import planted
+from kit.classifiers import encoder_folder, labelled, scaled, write_rows
+from kit.tagged import spanned, tagger_folder
+from kit.vision_models import save_folder
 from rankwise.cli.main import app
 from rankwise.commands import export as export_command
 from rankwise.exporting import verification
 from rankwise.exporting.agreement import ClassReference, compare_classes
 from rankwise.exporting.engine_process import EngineReplies
 from rankwise.objectives.objective import Classifier
-from tagged import spanned, tagger_folder
-from vision_models import save_folder
 
 COMMON = (
     "--steps",

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import planted
-from openai_server import serving
+from kit import planted
+from kit.openai_server import serving
 from rankwise.cli.main import app
 from rankwise.exporting.agreement import compare, tolerance_of
 from rankwise.exporting.engine_process import (

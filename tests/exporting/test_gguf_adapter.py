@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from gguf_models import KINDS, adapter_in, layers_of, model_in
+from kit.gguf_models import KINDS, adapter_in, layers_of, model_in
 from rankwise.adapters.formats.peft_reader import read_weights
 from rankwise.cli.main import app
 

@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 import rankwise.exporting.drivers.llama_cpp_driver as driver
-from families import BY_NAME
-from gguf_models import KINDS, adapter_in, layers_of, model_in
+from kit.families import BY_NAME
+from kit.gguf_models import KINDS, adapter_in, layers_of, model_in
 from rankwise.adapters.formats.peft import read_peft
 from rankwise.cli.main import app
 from rankwise.rows.text.chat_template import ChatTemplate

@@ -14,7 +14,7 @@ from gguf.quants import dequantize, quantize
 from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from gguf_models import KINDS, adapter_in, layers_of, model_in
+from kit.gguf_models import KINDS, adapter_in, layers_of, model_in
 from rankwise.adapters.formats.peft import read_peft
 from rankwise.base.gguf import files as gguf_files
 from rankwise.base.gguf.architectures import ARCHITECTURES

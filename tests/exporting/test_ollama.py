@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from families import BY_NAME, FAMILIES, Family, template_of, written_by
+from kit.families import BY_NAME, FAMILIES, Family, template_of, written_by
+from kit.served_families import EXPRESSIBLE
 from rankwise.cli.main import app
 from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.errors import TemplateError
@@ -17,7 +18,6 @@ from rankwise.exporting.served_jinja import gguf_parity, served_jinja
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import Message
 from rankwise.rows.text.tokenizer import HubTokenizer
-from served_families import EXPRESSIBLE
 
 WHOLE = {"conversations": 30, "same": 30, "refused": []}
 

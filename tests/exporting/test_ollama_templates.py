@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from families import BY_NAME, FAMILIES, Family, template_of, written_by
+from kit.families import BY_NAME, FAMILIES, Family, template_of, written_by
+from kit.served_families import EXPRESSIBLE, REFUSED
 from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.errors import TemplateError
 from rankwise.exporting.ollama import adds_start, ollama_template
@@ -25,7 +26,6 @@ from rankwise.exporting.template_parity import Conversation, Parity, conversatio
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import Message
 from rankwise.rows.text.tokenizer import HubTokenizer
-from served_families import EXPRESSIBLE, REFUSED
 
 PROGRAM = Path(__file__).parents[1] / "go" / "render_templates.go"
 ALL = (*FAMILIES, *EXPRESSIBLE)

@@ -14,9 +14,9 @@ from gguf import GGUFReader
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-import planted
-from library import COMMON, FILES
-from quantized_models import wide_model
+from kit import planted
+from kit.library import COMMON, FILES
+from kit.quantized_models import wide_model
 from rankwise.cli.main import app
 from rankwise.exporting import merge as merging
 from rankwise.exporting import verification

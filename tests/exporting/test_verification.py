@@ -13,8 +13,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-import planted
-from gguf_models import adapter_in, model_in
+from kit import planted
+from kit.gguf_models import adapter_in, model_in
 from rankwise.base.beside import copy_reader
 from rankwise.cli.main import app
 from rankwise.commands import export as export_command

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conftest import tiny_model
-from fast_forms import unsettle
+from kit.fast_forms import unsettle
 from rankwise.config.adapters import LoraConfig
 from rankwise.forward.activation_memory import eager_saved_activations, saved_activations
 from rankwise.forward.reference import SupervisedLogits, random_documents

@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import tiny_model
-from fast_forms import faults_of, plant
+from kit.fast_forms import faults_of, plant
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.forward import agreement as comparison
 from rankwise.forward.agreement import agreement

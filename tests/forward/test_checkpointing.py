@@ -8,7 +8,7 @@ import transformers
 from packaging.version import Version
 
 from conftest import tiny_model
-from fast_forms import rows, unsettle
+from kit.fast_forms import rows, unsettle
 from rankwise.config.adapters import LoraConfig
 from rankwise.forward.activation_memory import eager_saved_activations, saved_bytes
 from rankwise.forward.checkpointing import activation_checkpointing, blocks_in_order

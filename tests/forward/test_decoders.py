@@ -14,7 +14,7 @@ from transformers import (
     GPTNeoXConfig,
 )
 
-from fast_forms import assert_every_fault_is_found, assert_the_plain_one, unsettle
+from kit.fast_forms import assert_every_fault_is_found, assert_the_plain_one, unsettle
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.forward.agreement import agrees
 from rankwise.forward.fused import has_kernels

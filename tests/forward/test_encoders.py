@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, RobertaForSequenceClassification
 
+from kit.vision_models import FAMILIES, images, tiny
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import choose
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
@@ -16,7 +17,6 @@ from rankwise.forward.activation_memory import saved_bytes
 from rankwise.forward.agreement import encoder_agreement
 from rankwise.forward.encoders import FusedEncoder, encoder_blocks, has_encoder_kernels, lowest_block_that_learns
 from rankwise.rows.encoded.batches import Batch
-from vision_models import FAMILIES, images, tiny
 
 KNOWN = ("vit", "deit", "dinov2", "clip", "siglip")
 

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config, Qwen3Config
 
 from conftest import tiny_model
-from fast_forms import assert_every_fault_is_found, assert_the_plain_one, in_float64, rows, unsettle
+from kit.fast_forms import assert_every_fault_is_found, assert_the_plain_one, in_float64, rows, unsettle
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.errors import ModelError
 from rankwise.forward.agreement import agrees

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conftest import tiny_model
-from fast_forms import rows, unsettle
+from kit.fast_forms import rows, unsettle
 from rankwise.config.adapters import LoraConfig
 from rankwise.forward import fused as fast
 from rankwise.forward.activation_memory import saved_activations, saved_bytes

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 import rankwise
-from classifiers import encoder_folder, labelled, write_rows
 from conftest import chat_tokenizer, tiny_model
-from library import rows
+from kit.classifiers import encoder_folder, labelled, write_rows
+from kit.library import rows
 from rankwise.commands.strength import strength
 from rankwise.system.processor import processor_name
 

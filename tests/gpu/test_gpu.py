@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from conftest import tiny_model
+from kit.trainers import train
 from rankwise.adapters.formats.peft import read_peft, write_peft
 from rankwise.adapters.set import merge
 from rankwise.base.loading import load
@@ -42,7 +43,6 @@ from rankwise.rows.text.example import Message
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import StepRecord
 from rankwise.training.state import TrainState, adamw
-from trainers import train
 
 DEVICE = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(DEVICE is None, reason="no CUDA or Apple GPU here")]

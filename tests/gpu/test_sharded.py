@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from library import rows
-from worlds import Disturbed, command, together
+from kit.library import rows
+from kit.worlds import Disturbed, command, together
 
 CARDS = torch.cuda.device_count() if torch.cuda.is_available() else 0
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(CARDS < 2, reason="fewer than two CUDA GPUs here")]

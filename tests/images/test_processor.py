@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+from kit.vision_models import FAMILIES, TIMM, save_folder
 from rankwise.base.preprocessing import PREPROCESSOR, processing_in, save_processing
 from rankwise.config.images import ImageProcessing, processing_of, processing_of_timm
 from rankwise.errors import ModelError
 from rankwise.rows.images.processor import normalised, pixels_of
-from vision_models import FAMILIES, TIMM, save_folder
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
 SQUARE = {"height": 32, "width": 32}

@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tests.conftest import tiny_model
 from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
@@ -25,6 +24,8 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 
+from conftest import tiny_model
+from kit.sampling import draws
 from rankwise.base.loading import load
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
@@ -34,7 +35,6 @@ from rankwise.inference.decoding import STAGE, decode
 from rankwise.inference.generate import PADDING, TOKENS, answers_in_turn, batches
 from rankwise.inference.kv_cache import ROOM, RoomyLayer, preallocated_cache
 from rankwise.rows.text.chat_template import ChatTemplate
-from sampling import draws
 
 LONG = GenerationConfig(max_new_tokens=3 * STAGE + 5)
 SMALL = {

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kit.sampling import draws
 from rankwise.base.loading import load
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
@@ -20,7 +21,6 @@ from rankwise.inference.generate import answer, answers_in_turn
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import Message
 from rankwise.runs.records import silent
-from sampling import draws
 
 LONG = GenerationConfig(max_new_tokens=TOKENS + 3 * STAGE)
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from adapted_models import TABLES, logits, save_adapter, save_base
+from kit.adapted_models import TABLES, logits, save_adapter, save_base
 from rankwise.adapters.combining import Combining
 from rankwise.adapters.formats.peft_reader import read_weights
 from rankwise.adapters.low_rank import of_factors, of_matrix

@@ -12,8 +12,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from adapted_models import logits, save_base
 from conftest import tiny_model
+from kit.adapted_models import logits, save_base
 from rankwise.adapters.formats.peft_reader import read_weights
 from rankwise.cli.main import app
 from rankwise.commands.extract import extract

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from adapted_models import save_adapter
+from kit.adapted_models import save_adapter
 from rankwise.config.adapters import LoraConfig
 
 BENCH = Path(__file__).parents[2] / "bench"

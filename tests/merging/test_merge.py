@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from adapted_models import TABLES, logits, save_adapter, save_base
+from kit.adapted_models import TABLES, logits, save_adapter, save_base
 from rankwise.cli.main import app
 from rankwise.commands.merge import merge
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig

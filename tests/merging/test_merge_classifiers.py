@@ -13,15 +13,15 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from classifiers import encoder_folder, labelled, write_rows
 from conftest import tiny_model
+from kit.classifiers import encoder_folder, labelled, write_rows
+from kit.vision_models import images, save_folder
 from rankwise.commands.extract import extract
 from rankwise.commands.merge import merge
 from rankwise.commands.train import train
 from rankwise.config.experiment import Experiment
 from rankwise.errors import AdapterError
 from rankwise.inference.tuned_model import load_tuned
-from vision_models import images, save_folder
 
 
 def trained(model: str, data: dict[str, Any], run: str, **more: Any) -> None:

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from adapted_models import save_adapter
-from gguf_models import adapter_in, model_in
-from quantized_models import quantize, wide_model
+from kit.adapted_models import save_adapter
+from kit.gguf_models import adapter_in, model_in
+from kit.quantized_models import quantize, wide_model
 from rankwise.adapters.formats.peft import read_peft
 from rankwise.base.gguf.conversion import converted
 from rankwise.base.inspection import fingerprint

@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoTokenizer, pipeline
 from typer.testing import CliRunner
 
 import rankwise
-from classifiers import encoder_folder, labelled, write_rows
+from kit.classifiers import encoder_folder, labelled, write_rows
 from rankwise.base.pooling import pooled
 from rankwise.cli.main import app
 from rankwise.config.classification import ClassificationConfig

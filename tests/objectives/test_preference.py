@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import tiny_model
-from preference_pairs import random_pairs
+from kit.preference_pairs import random_pairs
 from rankwise.config.preference import PreferenceConfig
 from rankwise.forward.fused import FusedLoss
 from rankwise.kernels.loss import head_log_probabilities

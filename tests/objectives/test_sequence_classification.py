@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch.nn import functional as F
 
-from classifiers import encoder_folder
+from kit.classifiers import encoder_folder
 from rankwise.base.inspection import is_encoder
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from kit.sequence_models import KINDS, lands, sequence_folder
 from rankwise.base.inspection import is_encoder_decoder
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig
@@ -20,7 +21,6 @@ from rankwise.rows.text.sequences import input_and_output
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import silent
 from rankwise.system.foreign_json import read_json
-from sequence_models import KINDS, lands, sequence_folder
 
 
 @pytest.fixture(scope="module", params=KINDS)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+from kit.tagged import spanned, tagger_folder
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
@@ -19,7 +20,6 @@ from rankwise.rows.text.outcome import Outcome
 from rankwise.rows.text.tagged import words_of
 from rankwise.runs.records import silent
 from rankwise.runs.row_facts import TargetFacts
-from tagged import spanned, tagger_folder
 
 TAGS = TargetFacts(classes=("O", "B-LOC", "I-LOC", "B-PER", "I-PER"), counts=(1,) * 5, form="tags")
 WEIGHTED = TAGS.model_copy(update={"weights": (0.5, 1.0, 3.0, 1.0, 2.0)})

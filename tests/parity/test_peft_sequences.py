@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import PeftConfig, PeftModel, TaskType
 
+from kit.sequence_models import KINDS, lands, sequence_folder
 from rankwise.adapters.formats.peft import read_peft, write_peft
 from rankwise.adapters.set import AdapterSet, merge
 from rankwise.base.loaded import LoadedModel
@@ -20,7 +21,6 @@ from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, Seque
 from rankwise.rows.encoded.batches import Batch
 from rankwise.rows.text.example import Example, Message
 from rankwise.runs.records import silent
-from sequence_models import KINDS, lands, sequence_folder
 
 METHODS = {"lora": LoraConfig(rank=4), "dora": LoraConfig(rank=4, dora=True)}
 LEAVES = {"t5": {"q", "k", "v", "o", "wi_0", "wi_1", "wo"},

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 import rankwise
 from conftest import tiny_model
-from interrupted import whole_and_resumed
+from kit.interrupted import whole_and_resumed
 from rankwise.adapters.formats.peft import CONFIG, WEIGHTS, read_peft
 from rankwise.adapters.targets import seen
 from rankwise.config.experiment import Experiment

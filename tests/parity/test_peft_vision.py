@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
+from kit.vision_models import FAMILIES, TIMM, images, tiny
 from rankwise.adapters.formats.peft import WEIGHTS, read_peft, write_peft
 from rankwise.adapters.set import AdapterSet
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.errors import AdapterError
 from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.inject import inject
-from vision_models import FAMILIES, TIMM, images, tiny
 
 CONVOLUTIONAL = ("convnext", *TIMM)
 CASES = [*((family, "all-linear") for family in FAMILIES if family not in TIMM),

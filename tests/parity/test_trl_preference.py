@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from conftest import tiny_model
-from preference_pairs import random_pairs
+from kit.preference_pairs import random_pairs
 from rankwise.config.preference import PreferenceConfig
 from rankwise.objectives.preference import Preference, log_probabilities
 from rankwise.rows.encoded.batches import Batch

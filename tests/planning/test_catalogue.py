@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from planning_models import on_meta
+from kit.planning_models import on_meta
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.forward.model_shape import shape_of_config
 from rankwise.forward.plan import shape_of

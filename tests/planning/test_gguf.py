@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from planning_models import IDS, SMALL, on_meta, refusal, written_config
+from kit.planning_models import IDS, SMALL, on_meta, refusal, written_config
 from rankwise.errors import ModelError
 from rankwise.forward.model_shape import shape_of_config
 from rankwise.forward.plan import shape_of

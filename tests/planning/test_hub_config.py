@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 import rankwise
-from hub_server import served
-from planning_models import SMALL, shape_of_small, written_config
+from kit.hub_server import served
+from kit.planning_models import SMALL, shape_of_small, written_config
 
 PROGRAM = """
 import sys

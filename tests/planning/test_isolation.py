@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import rankwise
-from light import loaded_by_each
+from kit.light import loaded_by_each
 
 SOURCE = Path(rankwise.__file__).parent
 WHOLE = """
@@ -82,7 +82,7 @@ def test_a_whole_plan_loads_no_torch(tmp_path, family_folder):
 
 @pytest.fixture
 def family_folder(tmp_path_factory):
-    from families import BY_NAME, hub_of
+    from kit.families import BY_NAME, hub_of
 
     folder = tmp_path_factory.mktemp("tokenizer")
     hub_of(BY_NAME["chatml"], "gpt2").save_pretrained(folder)

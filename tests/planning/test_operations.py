@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planned_shapes import SIZES, adapted, llama
+from kit.planned_shapes import SIZES, adapted, llama
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.planning.operations import Load, Operations
 

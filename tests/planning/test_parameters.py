@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from planning_models import SMALL, on_meta, shape_of_small
+from kit.planning_models import SMALL, on_meta, shape_of_small
 from rankwise.adapters.formats.peft import write_peft
 from rankwise.adapters.set import AdapterSet
 from rankwise.adapters.targets import host_view

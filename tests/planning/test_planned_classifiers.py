@@ -13,8 +13,8 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
-from classifiers import encoder_folder, labelled, scaled, write_rows
-from planning_models import SMALL
+from kit.classifiers import encoder_folder, labelled, scaled, write_rows
+from kit.planning_models import SMALL
 from rankwise.adapters.set import AdapterSet
 from rankwise.cli.main import app
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, HeadConfig, LoraConfig

@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageClassification
 from typer.testing import CliRunner
 
-from planned_shapes import llama
+from kit.planned_shapes import llama
+from kit.vision_models import FAMILIES, LABELS, SIZE, save_folder
 from rankwise.adapters.set import AdapterSet
 from rankwise.base.heads import head_modules
 from rankwise.cli.main import app
@@ -56,7 +57,6 @@ from rankwise.runs.row_facts import TargetFacts
 from rankwise.system.files import write_json
 from rankwise.system.foreign_json import read_json
 from rankwise.training.probe import probe
-from vision_models import FAMILIES, LABELS, SIZE, save_folder
 
 CLASSES = TargetFacts(classes=LABELS, counts=(1, 1, 1))
 PROCESSING = ImageProcessing(size=SIZE, resize=SIZE, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)

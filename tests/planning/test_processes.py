@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kit.sampling import draws
 from rankwise.config.adapters import FullConfig, LoraConfig
 from rankwise.config.experiment import Planned
 from rankwise.config.training import TrainingConfig
@@ -19,7 +20,6 @@ from rankwise.planning.rows import Drawn, PlannedRows
 from rankwise.planning.time import Probe, Speed, Step
 from rankwise.rows.encoded.dealing import deal
 from rankwise.system.processor import usable_cores
-from sampling import draws
 
 CARD = find_device("h100")
 HERE = Device("a processor", "processor", 20 * 10**9, 0, 5e11, 2.5e11, "assumed", flag="avx512_bf16")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import rankwise
-from planning_models import SMALL, refusal, shape_of_small, written_config
+from kit.planning_models import SMALL, refusal, shape_of_small, written_config
 from rankwise.errors import ModelError, RankwiseError
 from rankwise.forward.plan import shape_of
 

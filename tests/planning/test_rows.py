@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from families import COMBINATIONS, NAMES, written_by
-from planned_shapes import adapted, llama
+from kit.families import COMBINATIONS, NAMES, written_by
+from kit.planned_shapes import adapted, llama
 from rankwise.config.data import DataConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import DataError, ModelError

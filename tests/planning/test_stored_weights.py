@@ -9,7 +9,7 @@ import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from planning_models import SMALL, written_config
+from kit.planning_models import SMALL, written_config
 from rankwise.base.kind import CAUSAL_LM
 from rankwise.base.quantized_folder import quantized_folder
 from rankwise.config.adapters import LoraConfig

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planned_shapes import SIZE, SIZES, adapted, llama
+from kit.planned_shapes import SIZE, SIZES, adapted, llama
 from rankwise.errors import RankwiseError
 from rankwise.planning.devices import DEVICES, Device
 from rankwise.planning.operations import Load, Operations

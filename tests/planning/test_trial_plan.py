@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kit.sampling import draws
 from rankwise.planning.tuning import LEAST_LAST, TrialPlan, most_cost
-from sampling import draws
 
 
 @settings(max_examples=draws(200))

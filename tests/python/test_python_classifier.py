@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import rankwise
-from classifiers import encoder_folder, labelled, write_rows
+from kit.classifiers import encoder_folder, labelled, write_rows
 from rankwise.cli.main import app
 from rankwise.errors import DataError
 

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from kit.report_runs import PIXEL, made_run
 from rankwise.commands.report import report
 from rankwise.evaluation.class_metrics import Scored
 from rankwise.evaluation.row_task import RowView, class_details
@@ -15,7 +16,6 @@ from rankwise.reporting.markup import picture
 from rankwise.runs.evaluations import evaluation_path, read_evaluation, write_evaluation
 from rankwise.runs.measured import Difference, FeatureForgetting, Measured
 from rankwise.runs.row_facts import TargetFacts
-from report_runs import PIXEL, made_run
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import rankwise
+from kit.report_runs import made_run
+from kit.sampling import draws
 from rankwise.cli.main import app
 from rankwise.commands.compare import REVERSED, _difference, compare
 from rankwise.commands.report import report
@@ -20,8 +22,6 @@ from rankwise.errors import RunError
 from rankwise.evaluation.intervals import scores
 from rankwise.runs.evaluations import ModelScores, Scores, differing, evaluation_path, read_evaluation, write_evaluation
 from rankwise.runs.snapshot import open_candidate
-from report_runs import made_run
-from sampling import draws
 
 HITS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=40)
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from hostile_texts import PAYLOADS, folder_name
+from kit.hostile_texts import PAYLOADS, folder_name
+from kit.report_runs import made_run
 from rankwise.commands.report import report
-from report_runs import made_run
 
 TOOL = Path(__file__).parents[2] / "bench" / "report_pages.py"
 NO_BROWSER = 77

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import rankwise
+from kit.report_runs import made_run
 from rankwise.commands.report import report
 from rankwise.errors import RunError
 from rankwise.reporting.charts import smoothed
@@ -21,7 +22,6 @@ from rankwise.runs.directory import RunDirectory
 from rankwise.runs.evaluations import evaluation_path, read_evaluation, write_evaluation
 from rankwise.runs.records import LossRecord
 from rankwise.runs.snapshot import RunSnapshot
-from report_runs import made_run
 
 
 @pytest.fixture(autouse=True)

@@ -14,16 +14,16 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from bad_data import GOOD, Case, Content, lines
-from bad_files import CASES, PETS
-from classifiers import encoder_folder
+from kit.bad_data import GOOD, Case, Content, lines
+from kit.bad_files import CASES, PETS
+from kit.classifiers import encoder_folder
+from kit.tagged import tagger_folder
+from kit.vision_models import save_folder
 from rankwise.commands.data import check
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import DataError
 from rankwise.runs.data_report import DataReport
-from tagged import tagger_folder
-from vision_models import save_folder
 
 WITH_TOOLS = (
     "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}"

@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from kit.sampling import draws
 from rankwise.cli.main import app
 from rankwise.config.data import DataConfig
 from rankwise.errors import DataError, RankwiseError
@@ -29,7 +30,6 @@ from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
 from rankwise.runs.records import silent
-from sampling import draws
 
 WITH_TOOLS = (
     "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}"

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kit.sampling import draws
 from rankwise.rows.encoded.batches import Batches
 from rankwise.rows.encoded.row_order import BalancedOrder, repeats_of
 from rankwise.rows.text.tokenize import Tokens
-from sampling import draws
 
 TARGETS = st.lists(st.integers(0, 5), min_size=1, max_size=40).map(lambda values: np.array(values, float))
 

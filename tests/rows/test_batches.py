@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kit.sampling import draws
 from rankwise.rows.encoded.batches import IGNORED, Batch, Batches, collate, padded_length, portion
 from rankwise.rows.encoded.packing import pack
 from rankwise.rows.text.chat_template import ChatTemplate
@@ -22,7 +23,6 @@ from rankwise.rows.text.example import Example, Message
 from rankwise.rows.text.rendering import render
 from rankwise.rows.text.tokenize import Tokens, tokenise
 from rankwise.rows.text.tokenizer import HubTokenizer
-from sampling import draws
 
 PAIRS = st.lists(st.tuples(st.integers(0, 50), st.booleans()), min_size=2, max_size=40)
 ROW = PAIRS.map(lambda pairs: Tokens(tuple(i for i, _ in pairs), tuple(learned for _, learned in pairs)))

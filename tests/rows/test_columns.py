@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from kit.shell import typed_in_bash
 from rankwise.cli.main import app
 from rankwise.config.data import DataConfig, column_text
 from rankwise.config.experiment import Experiment
@@ -23,7 +24,6 @@ from rankwise.rows.forms.formats import find_format, parse_row
 from rankwise.rows.sources import open_source
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.own_files import read_json
-from shell import typed_in_bash
 
 WHERE = "rows.jsonl:7"
 NAMES = st.text(

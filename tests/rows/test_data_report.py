@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 
 import rankwise
 from conftest import CHATML
+from kit.sampling import draws
 from rankwise.cli.main import app
 from rankwise.commands.data import check
 from rankwise.commands.train import train
@@ -37,7 +38,6 @@ from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting, count_only
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import silent
-from sampling import draws
 
 END, BEGIN = "<|im_end|>", "<|im_start|>"
 MARKED = (

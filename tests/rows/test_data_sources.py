@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kit.sampling import draws
 from rankwise.config.data import DataConfig
 from rankwise.errors import DataError, together
 from rankwise.rows.sources import open_source
 from rankwise.rows.text.example import BREAK
 from rankwise.rows.writing import count_only
 from rankwise.runs.records import silent
-from sampling import draws
 
 TOLD = 20
 GOOD = b'{"prompt": "a", "completion": "b"}\n'

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kit.sampling import draws
 from rankwise.rows.encoded.growing import View
 from rankwise.rows.report import duplicates
 from rankwise.rows.report.duplicates import (
@@ -28,7 +29,6 @@ from rankwise.rows.report.duplicates import (
     normalised,
     signature_of,
 )
-from sampling import draws
 
 VOCABULARY = [f"word{number}" for number in range(1000)]
 CHINESE = (

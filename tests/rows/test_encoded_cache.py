@@ -22,7 +22,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counted_tokenizer import Counted
+from kit.counted_tokenizer import Counted
+from kit.sampling import draws
 from rankwise.commands.data import check
 from rankwise.config.data import DataConfig, Reading
 from rankwise.config.models import ModelConfig
@@ -31,7 +32,6 @@ from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
 from rankwise.runs.records import StatusMessage, silent
-from sampling import draws
 
 ENTRY = ("ids.bin", "loss_mask.bin", "starts.bin", "trained.bin", "measured.bin", "facts.json")
 

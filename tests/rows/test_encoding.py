@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from counted_tokenizer import Counted
+from kit.counted_tokenizer import Counted
 from rankwise.config.data import DataConfig
 from rankwise.objectives.preference.encode import PairEncoder
 from rankwise.rows import sources

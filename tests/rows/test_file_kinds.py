@@ -27,6 +27,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kit.sampling import draws
 from rankwise.config.data import DataConfig
 from rankwise.errors import DataError
 from rankwise.rows.files import columnar
@@ -38,7 +39,6 @@ from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
 from rankwise.runs.records import silent
 from rankwise.training.run import data_facts
-from sampling import draws
 
 ODD = [
     'says "hi", twice',

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kit.sampling import draws
 from rankwise.config.data import DataConfig
 from rankwise.errors import ConfigError
 from rankwise.rows.hold_out import Candidates, facts_of, hold_out, shares
@@ -17,7 +18,6 @@ from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
 from rankwise.runs.data_report import lines_of
 from rankwise.runs.records import silent
-from sampling import draws
 
 
 def rows(labels=(), prompts=(), groups=(), size=None):

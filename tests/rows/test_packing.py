@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from transformers import StableLmConfig, StableLmForCausalLM
 
 from conftest import tiny_model
+from kit.sampling import draws
+from kit.trainers import train
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.forward.reference import SupervisedLogits
@@ -23,8 +25,6 @@ from rankwise.rows.encoded.batches import IGNORED, Batches, padded_length, porti
 from rankwise.rows.encoded.packing import pack
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.training.state import TrainState, adamw
-from sampling import draws
-from trainers import train
 
 CAUSAL = ("llama", "gpt2", "neox", "gptj", "stablelm")
 

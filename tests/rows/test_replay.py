@@ -9,11 +9,11 @@ from math import floor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kit.sampling import draws
 from rankwise.config.forgetting import ReplayConfig
 from rankwise.rows.encoded.batches import Batches
 from rankwise.rows.encoded.row_order import ReplayOrder
 from rankwise.rows.text.tokenize import Tokens
-from sampling import draws
 
 SHARES = st.integers(1, 99).map(lambda percent: percent / 100)
 ROWS = st.integers(1, 30)

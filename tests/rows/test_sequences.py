@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kit.sampling import draws
 from rankwise.errors import DataError
 from rankwise.rows.encoded.sequences import EncodedRows, RowWriter, SelectedRows
 from rankwise.rows.text.tokenize import Tokens
-from sampling import draws
 
 PAIRS = st.lists(st.tuples(st.integers(0, 2**31 - 1), st.booleans()), min_size=1, max_size=20)
 ROWS = st.lists(PAIRS, max_size=12)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from classifiers import write_rows
+from kit.classifiers import write_rows
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.errors import DataError

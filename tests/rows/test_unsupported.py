@@ -6,12 +6,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from kit.vision_models import save_folder
 from rankwise.commands.data import check
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import DataError
 from rankwise.rows.sources import open_source
-from vision_models import save_folder
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 40
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from kit.shell import typed_in_bash
 from rankwise.cli.main import app
 from rankwise.config.data import DataConfig
 from rankwise.errors import ConfigError
@@ -17,7 +18,6 @@ from rankwise.rows.report import unused as unused_module
 from rankwise.rows.sources import open_source
 from rankwise.rows.writing import count_only
 from rankwise.runs.records import silent
-from shell import typed_in_bash
 
 PLACES = ("river", "market", "castle", "harbour", "village", "forest", "valley", "station", "garden", "library")
 

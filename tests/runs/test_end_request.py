@@ -8,6 +8,7 @@ import pytest
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from kit.report_runs import made_run
 from rankwise.cli.main import app
 from rankwise.commands.train import train
 from rankwise.config.experiment import Experiment
@@ -17,7 +18,6 @@ from rankwise.runs.directory import END_REQUEST, RunDirectory, ask_to_end, is_as
 from rankwise.runs.records import StepRecord
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.files import sha256_of
-from report_runs import made_run
 
 
 @pytest.fixture(autouse=True)

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kit.sampling import draws
 from rankwise.errors import RunError
 from rankwise.runs.metrics_log import MetricsLog, first_lines, read_metrics_log
 from rankwise.runs.records import LossRecord, StepRecord
-from sampling import draws
 
 VALUES = (
     st.none()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from classifiers import class_row
+from kit.classifiers import class_row
+from kit.report_runs import evaluation_of, made_run, plain
 from rankwise.config.tasks import BUILT_IN
 from rankwise.evaluation.intervals import difference, scores
 from rankwise.evaluation.metrics import METRICS
@@ -12,7 +13,6 @@ from rankwise.reporting.verdict import chance, evaluation_warnings
 from rankwise.runs.evaluations import ModelScores
 from rankwise.runs.measured import Difference
 from rankwise.runs.score_text import verdict_text
-from report_runs import evaluation_of, made_run, plain
 
 
 @pytest.fixture

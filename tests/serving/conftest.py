@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import pytest
 from starlette.testclient import TestClient
 
+from kit.serving_names import NAMES
 from rankwise.runs.records import silent
 from rankwise.serving.app import Server
 from rankwise.serving.engine import Engine, Limits
 from rankwise.serving.served import load_serving
-from serving_names import NAMES
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 openai = pytest.importorskip("openai", reason="the official client is not installed")
 pytest.importorskip("python_multipart", reason="python-multipart (rankwise[serve]) is not installed")
 
+from kit.report_runs import made_run  # noqa: E402
 from rankwise.inference.tuned_model import load_tuned  # noqa: E402
 from rankwise.runs.queue import Queue  # noqa: E402
 from rankwise.runs.records import silent  # noqa: E402
@@ -27,7 +28,6 @@ from rankwise.serving.tuning import files as stored_files  # noqa: E402
 from rankwise.serving.tuning.files import Files  # noqa: E402
 from rankwise.serving.tuning.jobs import Jobs  # noqa: E402
 from rankwise.serving.tuning.routes import FineTuning, Offered  # noqa: E402
-from report_runs import made_run  # noqa: E402
 
 
 def conversation(number):

@@ -10,13 +10,13 @@ from contextlib import chdir
 
 import pytest
 
+from kit.serving_names import NAMES
 from rankwise.config.generation import GenerationConfig
 from rankwise.inference.growing_batch import GrowingBatch
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.rows.text.example import Message
 from rankwise.serving.engine import Limits
 from rankwise.system.files import sha256_of
-from serving_names import NAMES
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 QUESTIONS = [f"What is land {number}?" for number in (1, 2, 3, 7, 20)]

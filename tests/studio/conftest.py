@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from studio_client import studio_client
+from kit.studio_client import studio_client
 
 
 @pytest.fixture(autouse=True)

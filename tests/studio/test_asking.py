@@ -10,7 +10,8 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from classifiers import encoder_folder, labelled, write_rows
+from kit.classifiers import encoder_folder, labelled, write_rows
+from kit.vision_models import lay_pictures
 from rankwise.cli.main import app
 from rankwise.commands.predict import predict
 from rankwise.config.generation import GenerationConfig
@@ -19,7 +20,6 @@ from rankwise.rows.text.example import Message
 from rankwise.studio import ask
 from rankwise.studio.ask import DESK
 from rankwise.studio.asking import AskBody, Desk
-from vision_models import lay_pictures
 
 QUESTION = "What is land 3?"
 

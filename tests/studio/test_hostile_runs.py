@@ -9,14 +9,14 @@ from urllib.parse import quote
 
 import pytest
 
-from hostile_texts import PAYLOADS, folder_name
+from kit.hostile_texts import PAYLOADS, folder_name
+from kit.report_runs import made_run
 from rankwise.config.experiment import Experiment
 from rankwise.errors import RunError
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.evaluations import evaluation_path
 from rankwise.runs.own_files import read_json
 from rankwise.runs.queue import Queue
-from report_runs import made_run
 
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff]")
 
@@ -52,7 +52,7 @@ def pages_of(client, name, *, report=True):
 
 @pytest.fixture(scope="module")
 def harmless(tmp_path_factory):
-    from studio_client import studio_client
+    from kit.studio_client import studio_client
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("harmless"))

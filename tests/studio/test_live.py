@@ -10,12 +10,12 @@ from itertools import pairwise
 
 import pytest
 
-from hostile_texts import PAYLOADS
+from kit.hostile_texts import PAYLOADS
+from kit.report_runs import made_run
 from rankwise.runs.metrics_log import LogTail, line_of
 from rankwise.studio import live
 from rankwise.studio.live import StateReader, _events, message
 from rankwise.studio.runs import row_of
-from report_runs import made_run
 
 
 def step(number, **more):

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from hub_server import served
-from light import loaded_by_each
+from kit.hub_server import served
+from kit.light import loaded_by_each
 from rankwise.commands.data import preview
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
@@ -118,7 +118,7 @@ from rankwise.config.experiment import Experiment
 from rankwise.runs.queue import Queue
 from rankwise.runs.queue import work
 from rankwise.studio.export import start, state_of
-from studio_client import studio_client
+from kit.studio_client import studio_client
 Queue.start_worker = lambda queue: True
 client, names, form, queue = studio_client(), *map(json.loads, sys.argv[1:3]), Queue()
 for kind, given in names.items():

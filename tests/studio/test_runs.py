@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
+from kit.report_runs import made_run
 from rankwise.config.experiment import Experiment
 from rankwise.config.reading import read_experiment
 from rankwise.runs.directory import RunDirectory, is_asked_to_end
@@ -18,7 +19,6 @@ from rankwise.runs.queue import Queue
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.studio.live import queued
 from rankwise.studio.runs import COLUMNS, losses_of
-from report_runs import made_run
 
 
 def names(text):

@@ -10,10 +10,10 @@ import pytest
 from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
+from kit.studio_client import BROWSER, URL, studio_client
 from rankwise.studio import pages
 from rankwise.studio.app import studio_app
 from rankwise.studio.security import MOST, OPEN, PAUSE, POLICY, Key
-from studio_client import BROWSER, URL, studio_client
 
 KEY = Key("a key of some length", 8321)
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from kit.report_runs import made_run
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.runs.queue import Queue
 from rankwise.studio import uploads
 from rankwise.studio.forecast import columns_of
-from report_runs import made_run
 
 ROW = b'{"prompt": "a", "completion": "b"}\n'
 

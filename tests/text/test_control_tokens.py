@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
-from families import BY_NAME, BYTE_LEVEL, NAMES, SOME, learned_texts, squeezed, talk, template_of, written_by
+from kit.families import BY_NAME, BYTE_LEVEL, NAMES, SOME, learned_texts, squeezed, talk, template_of, written_by
+from kit.sampling import draws
 from rankwise.config.data import DataConfig
 from rankwise.rows.preparing import prepare
 from rankwise.rows.text.chat_template import ChatTemplate
@@ -25,7 +26,6 @@ from rankwise.rows.text.tokenize import prompt_ids
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
 from rankwise.runs.records import silent
-from sampling import draws
 
 SPEC = DataConfig(path="rows.jsonl", max_length=100_000)
 HARMLESS = "word"

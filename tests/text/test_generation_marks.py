@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from families import BY_NAME, KINDS, asked_prompts, learned_texts, runs, talk, template_of, written_by
+from kit.families import BY_NAME, KINDS, asked_prompts, learned_texts, runs, talk, template_of, written_by
+from kit.sampling import draws
 from rankwise.errors import TemplateError
 from rankwise.rows.text.chat_template import MARKS
 from rankwise.rows.text.example import Example, Message, ToolCall
 from rankwise.rows.text.rendering import UnstableTemplate, render, renderings
 from rankwise.rows.text.tokenize import tokenise, tokenise_all
-from sampling import draws
 
 CHATML = BY_NAME["chatml"]
 BEGIN, END = "{% generation %}", "{% endgeneration %}"

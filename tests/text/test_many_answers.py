@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from families import BY_NAME, SOME, talk, template_of, written_by
+from kit.families import BY_NAME, SOME, talk, template_of, written_by
 from rankwise.rows.text import chat_template, many_answers, rendering
 from rankwise.rows.text.many_answers import COMPARED, answers_of, compared
 from rankwise.rows.text.rendering import render

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from families import (
+from kit.families import (
     BY_NAME,
     BYTE_LEVEL,
     COMBINATIONS,
@@ -31,6 +31,7 @@ from families import (
     template_of,
     written_by,
 )
+from kit.sampling import draws
 from rankwise.base.loading import load_tokenizer
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
@@ -41,7 +42,6 @@ from rankwise.rows.text.encode import Encoder
 from rankwise.rows.text.example import BREAK, Example, Message, ToolCall
 from rankwise.rows.text.rendering import UnstableTemplate, render, renderings
 from rankwise.rows.text.tokenize import tokenise, tokenise_all
-from sampling import draws
 
 ANY = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=f"{MARK}{BREAK}\0"), min_size=1, max_size=12)
 TROUBLE = st.sampled_from(

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 import rankwise
 from conftest import tiny_model
-from families import BY_NAME, asked_prompts, hub_of, learned_texts, talk, written_by
+from kit.families import BY_NAME, asked_prompts, hub_of, learned_texts, talk, written_by
 from rankwise.config.data import DataConfig, SourceConfig
 from rankwise.errors import DataError, TemplateError
 from rankwise.exporting.served_jinja import served_jinja

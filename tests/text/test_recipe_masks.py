@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
-from families import Family, asked_prompts, hub_of, learned_texts, runs, talk
+from kit.families import Family, asked_prompts, hub_of, learned_texts, runs, talk
+from kit.sampling import draws
 from rankwise.config.data import DataConfig
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.recipe import RECIPES, recipe_named
@@ -25,7 +26,6 @@ from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.encode import Encoder
 from rankwise.rows.text.example import Example, Message
 from rankwise.rows.text.tokenizer import HubTokenizer
-from sampling import draws
 
 LLAMA = Family("llama", "", "</s>", ())
 PYTHIA = Family("pythia", "", "<|endoftext|>", (), bos=None, eos="<|endoftext|>")

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kit.sampling import draws
 from rankwise.errors import TemplateError
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import BREAK, Example, Message
 from rankwise.rows.text.rendering import render, renderings
 from rankwise.rows.text.tokenizer import HubTokenizer
-from sampling import draws
 
 END = "<|im_end|>"
 LOOP = "{% for m in messages %}"

@@ -12,8 +12,8 @@ import time
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from families import talk
-from hostile_templates import ENDLESS, HOSTILE
+from kit.families import talk
+from kit.hostile_templates import ENDLESS, HOSTILE
 from rankwise.config.data import DataConfig
 from rankwise.errors import ModelError, ResourceError, TemplateError
 from rankwise.rows.text import template_process

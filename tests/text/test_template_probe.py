@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from families import BY_NAME, talk, written_by
+from kit.families import BY_NAME, talk, written_by
 from rankwise.errors import TemplateError
 from rankwise.rows.text.example import Example, Message
 from rankwise.rows.text.rendering import render

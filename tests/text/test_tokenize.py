@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from kit.sampling import draws
 from rankwise.errors import TemplateError
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import BREAK, Example, Message
 from rankwise.rows.text.rendering import render
 from rankwise.rows.text.tokenize import Rendering, Segment, Tokens, prompt_ids, tokenise
 from rankwise.rows.text.tokenizer import HubTokenizer
-from sampling import draws
 
 END = "<|im_end|>"
 UNICODE = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=[BREAK]), min_size=1, max_size=20)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
+from kit.sampling import draws
 from rankwise.base.loading import load, load_tokenizer
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, TemplateError
@@ -19,7 +20,6 @@ from rankwise.rows.text.example import Example, Message
 from rankwise.rows.text.rendering import render
 from rankwise.rows.text.tokenize import tokenise
 from rankwise.rows.text.tokenizer import HubTokenizer
-from sampling import draws
 
 TALK = (Message("system", "Be kind."), Message("user", "hi"), Message("assistant", "ho"))
 

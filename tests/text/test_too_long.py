@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from families import BY_NAME, Family, asked_prompts, learned_texts, runs, talk, written_by
+from kit.families import BY_NAME, Family, asked_prompts, learned_texts, runs, talk, written_by
+from kit.sampling import draws
 from rankwise.config.data import DataConfig
 from rankwise.rows.text.encode import Encoder
 from rankwise.rows.text.example import Example, Message
-from sampling import draws
 
 LETTERS = Family("letters", "", "<e>", ("<u>", "<a>"), bos=None, eos="<e>")
 TEMPLATE = (

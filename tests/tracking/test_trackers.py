@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from interrupted import interrupt
+from kit.interrupted import interrupt
+from kit.tracked import READERS
 from rankwise.cli.main import app
 from rankwise.commands.train import train
 from rankwise.config.experiment import Experiment
@@ -23,7 +24,6 @@ from rankwise.runs.records import StepRecord, WarningMessage
 from rankwise.tracking import following
 from rankwise.tracking.following import HISTOGRAM, NOT_LOGGED, values_of
 from rankwise.tracking.trackers import valid
-from tracked import READERS
 
 pytestmark = pytest.mark.slow
 WITH_LIBRARY = [name for name in TRACKERS if following.find_spec(name) is not None]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from conftest import tiny_model
+from kit.trainers import train
 from rankwise.config.adapters import AdaLoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import TrainingError
@@ -21,7 +22,6 @@ from rankwise.runs.records import RankRecord, StepRecord
 from rankwise.training.losses import mean_loss
 from rankwise.training.state import TrainState, adamw
 from rankwise.training.step import optimizer_step
-from trainers import train
 
 CPU = torch.device("cpu")
 

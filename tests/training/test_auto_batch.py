@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from conftest import tiny_model
+from kit.trainers import train
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import is_out_of_memory
@@ -18,7 +19,6 @@ from rankwise.rows.encoded.batches import Batches
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import StepRecord, WarningMessage, silent
 from rankwise.training.state import TrainState, adamw
-from trainers import train
 
 LENGTHS = (30, 9, 14, 22, 6, 17, 11, 25)
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import tiny_model
+from kit.trainers import train
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import RunError, TrainingError
@@ -29,7 +30,6 @@ from rankwise.training.checkpoints import restore, save, size_of
 from rankwise.training.losses import Loss
 from rankwise.training.state import TrainState, adamw
 from rankwise.training.trainer import rate_factor
-from trainers import train
 
 STEPS = 20
 TARGETS = ["q_proj", "v_proj", "down_proj"]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from classifiers import encoder_folder, labelled, write_rows
+from kit.classifiers import encoder_folder, labelled, write_rows
 from rankwise.cli.main import app
 from rankwise.commands.evaluate import evaluate
 from rankwise.config.experiment import Experiment, Planned

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
 import rankwise
-from decoder_families import DECODERS, decoder_model, save_decoder
+from kit.decoder_families import DECODERS, decoder_model, save_decoder
 from rankwise.adapters.formats.peft import read_peft
 from rankwise.adapters.fused import split_of
 from rankwise.adapters.set import merge

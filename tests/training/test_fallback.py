@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 
 import rankwise
-from fault_cells import LIES, LOCKS, NEWEST, OLDER, REFUSED, REMOVED, STARVING, Cells, torn_cells
-from file_faults import MODES
+from kit.fault_cells import LIES, LOCKS, NEWEST, OLDER, REFUSED, REMOVED, STARVING, Cells, torn_cells
+from kit.file_faults import MODES
+from kit.small_runs import DAMAGES, EVERY, NAME, OWN, PARTS, RUN, as_first_format, train_words
 from rankwise import errors
 from rankwise.errors import ConfigError, RunError
 from rankwise.runs import resumable as resumable_file
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.resumable import Resumable
-from small_runs import DAMAGES, EVERY, NAME, OWN, PARTS, RUN, as_first_format, train_words
 
 EACH = 20
 """Of the file operations, one in so many fails."""

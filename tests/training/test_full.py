@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from conftest import tiny_model
+from kit.trainers import train
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ModelError, RunError, TargetError
@@ -23,7 +24,6 @@ from rankwise.rows.text.tokenize import Tokens
 from rankwise.training.checkpoints import restore, save, size_of
 from rankwise.training.state import TrainState, adamw
 from rankwise.training.trainer import rate_factor
-from trainers import train
 
 CPU, RATE, STEPS = torch.device("cpu"), 1e-2, 12
 SPEC = TrainingConfig(weight_decay=0.1, clip=0.05)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from library import rows
+from kit.library import rows
 from rankwise.cli.main import app
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from conftest import tiny_model
+from kit.sampling import draws
+from kit.trainers import random_rows, train
 from rankwise.adapters.set import AdapterSet
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 from rankwise.config.experiment import Experiment
@@ -32,8 +34,6 @@ from rankwise.training.losses import mean_loss
 from rankwise.training.state import TrainState, adamw
 from rankwise.training.step import optimizer_step
 from rankwise.training.trainer import rate_factor
-from sampling import draws
-from trainers import random_rows, train
 
 CPU = torch.device("cpu")
 

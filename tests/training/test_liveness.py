@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from conftest import tiny_model
+from kit.trainers import train
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import TrainingError
@@ -22,7 +23,6 @@ from rankwise.runs.records import WarningMessage
 from rankwise.training.state import TrainState, adamw
 from rankwise.training.trainer import AFTER, Liveness
 from rankwise.training.world import bit_sums
-from trainers import train
 
 STEPS = 12
 ROWS = [Tokens(tuple(range(start, start + 12)), (False, *[True] * 11)) for start in range(6)]

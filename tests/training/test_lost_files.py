@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 import rankwise
-from library import Library, rows
+from kit.library import Library, rows
+from kit.report_runs import made_run
 from rankwise.cli.main import app
 from rankwise.errors import ResourceError, RunError
 from rankwise.runs.integrity import check_result
@@ -21,7 +22,6 @@ from rankwise.runs.records import Event, StepRecord, silent
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system import files
 from rankwise.training import resume
-from report_runs import made_run
 
 STEPS, EVERY, AT = 9, 4, 6
 RUN, WEIGHTS = Path("runs/r"), Path("runs/r/adapter/adapter_model.safetensors")

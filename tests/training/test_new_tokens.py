@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from typer.testing import CliRunner
 
 import rankwise
-from decoder_families import DECODERS, save_decoder
+from kit.decoder_families import DECODERS, save_decoder
 from rankwise.adapters.formats.dialects import read_adapter
 from rankwise.adapters.formats.peft import WEIGHTS
 from rankwise.adapters.token_rows import TokenRows

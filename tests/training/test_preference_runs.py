@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kit.small_runs import as_first_format
 from rankwise.commands.evaluate import evaluate
 from rankwise.commands.train import Trained, train
 from rankwise.config.experiment import Experiment
@@ -24,7 +25,6 @@ from rankwise.runs.records import Event, ScoreRecord, StatusMessage, StepRecord,
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.cache import cache_folder
 from rankwise.training.pairs import Reference
-from small_runs import as_first_format
 
 STEPS = 12
 

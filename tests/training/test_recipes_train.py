@@ -14,7 +14,7 @@ from transformers import StableLmConfig, StableLmForCausalLM
 from typer.testing import CliRunner
 
 from conftest import CHATML, tiny_model
-from families import BY_NAME, Family, hub_of
+from kit.families import BY_NAME, Family, hub_of
 from rankwise.cli.main import app
 from rankwise.commands.train import train
 from rankwise.config.adapters import LoraConfig

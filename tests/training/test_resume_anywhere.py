@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rankwise
+from kit.sampling import draws
 from rankwise.config.data import DataConfig
 from rankwise.rows.encoded.batches import Batches, portion
 from rankwise.rows.encoded.packing import pack
@@ -32,7 +33,6 @@ from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
 from rankwise.runs.records import silent
-from sampling import draws
 
 MARK = 1000
 """The first id of sequence n is MARK + n, and no other id is as large, so that it is known wherever it lies."""

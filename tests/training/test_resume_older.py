@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import rankwise
+from kit.small_runs import as_first_format
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import RunError
 from rankwise.runs.records import StepRecord
-from small_runs import as_first_format
 
 LATER_SETTINGS = (
     "group", "prompt", "completion", "ignore_columns", "alternatives", "delimiter", "encoding", "sheet",

@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from conftest import tiny_model
+from kit.shards import IDS, learn_sharded, whole_model, write_logits
+from kit.worlds import CASES, Case, distance, learn, learned_by, together
 from rankwise.base.loading import load_unchecked
 from rankwise.commands.train import connect_shards
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ConfigError
 from rankwise.training.world import ALONE, World
-from shards import IDS, learn_sharded, whole_model, write_logits
-from worlds import CASES, Case, distance, learn, learned_by, together
 
 pytestmark = pytest.mark.slow
 MODELS = ("llama", "gpt2", "neox", "tied")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from conftest import tiny_model
+from kit.trainers import train
 from rankwise.cli.failures import report_failures
 from rankwise.config.adapters import LoraConfig
 from rankwise.config.training import TrainingConfig
@@ -21,7 +22,6 @@ from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.records import StepRecord
 from rankwise.system.signals import forget, heed
 from rankwise.training.state import TrainState, adamw
-from trainers import train
 
 
 @pytest.fixture(autouse=True)

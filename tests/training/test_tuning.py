@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from classifiers import encoder_folder, labelled, write_rows
-from library import rows
+from kit.classifiers import encoder_folder, labelled, write_rows
+from kit.library import rows
+from kit.sampling import draws
 from rankwise.cli.main import app
 from rankwise.commands import train as training
 from rankwise.commands.train import Trained, train
@@ -33,7 +34,6 @@ from rankwise.runs.records import StatusMessage, StepRecord, silent
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.training import tuning as tuning_of_rates
 from rankwise.training.tuning import WIDEST, Trials, ceiling_of, choose, set_aside
-from sampling import draws
 
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"method": "lora", "rank": 2}, "adalora": {"method": "adalora", "budget": "2"},
@@ -188,7 +188,7 @@ def write_pictures(folder: Path, count: int) -> None:
     pytest.importorskip("PIL")
     from PIL import Image
 
-    from vision_models import save_folder
+    from kit.vision_models import save_folder
 
     if folder.exists():
         return

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
 import rankwise
-from families import BY_NAME, hub_of
+from kit.families import BY_NAME, hub_of
 from rankwise.forward.model_shape import shape_of_config
 from rankwise.methods.inject import inject
 from rankwise.planning.parameters import target_notes

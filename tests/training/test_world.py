@@ -11,10 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankwise.rows.encoded.dealing import deal
-from rankwise.training.world import ALONE
-from sampling import draws
-from worlds import (
+from kit.sampling import draws
+from kit.worlds import (
     CARDS,
     CASES,
     DEVICES,
@@ -27,6 +25,8 @@ from worlds import (
     skip_without_cards,
     together,
 )
+from rankwise.rows.encoded.dealing import deal
+from rankwise.training.world import ALONE
 
 pytestmark = pytest.mark.slow
 IN_FULL = [name for name, case in CASES.items() if case.dtype == torch.float64]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from breadth import CASES, EVERY, Breadth, breadth_of, distance, prepare_home, run_all, run_case
-from breadth_mistakes import MISTAKES
-from worlds import together
+from kit.breadth import CASES, EVERY, Breadth, breadth_of, distance, prepare_home, run_all, run_case
+from kit.breadth_mistakes import MISTAKES
+from kit.worlds import together
 
 pytestmark = pytest.mark.slow
 SAME = {name: 1e-6 if name in CASES else 1e-3 for name in EVERY}

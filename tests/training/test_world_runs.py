@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.distributed.run import get_args_parser
 
 import rankwise
-from library import rows
+from kit.library import rows
+from kit.worlds import DEVICES, Disturbed, Ended, command, skip_without_cards, together
 from rankwise.base.sharding import is_sharded
 from rankwise.commands.launch import what_now
 from rankwise.runs.directory import RunDirectory
-from worlds import DEVICES, Disturbed, Ended, command, skip_without_cards, together
 
 pytestmark = pytest.mark.slow
 STEPS, EVERY = 11, 3

@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from classifiers import bert_folder, vocabulary_of
+from kit.classifiers import bert_folder, vocabulary_of
 
 PEOPLE, PLACES = ("Anna", "Boris Novak", "Chen"), ("Oslo", "New Delhi", "Quito")
 PIECES = ("an", "##na", "bor", "##is", "nov", "##ak", "chen", "os", "##lo", "new", "delhi", "qui", "##to", "works",

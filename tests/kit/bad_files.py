@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from openpyxl import Workbook
 from PIL import Image
 
-from bad_data import GOOD, ROWS, Case, Content, lines
+from kit.bad_data import GOOD, ROWS, Case, Content, lines
 
 TEXT = GOOD["text"]
 CELLS = ["messages", *(json.dumps(row["messages"]) for row in TEXT)]

@@ -5,7 +5,7 @@ Each is written here in the manner of a family of models: its structure, and not
 
 from __future__ import annotations
 
-from families import BY_NAME, IM, TOOL_WORDS, Family
+from kit.families import BY_NAME, IM, TOOL_WORDS, Family
 
 DATED = """\
 {%- set today = strftime_now('%d %b %Y') if strftime_now is defined else '26 Jul 2024' -%}

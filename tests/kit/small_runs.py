@@ -25,11 +25,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from file_faults import Operation, watched
 from kit.damage import DAMAGES as KINDS
 from kit.damage import damage
+from kit.file_faults import Operation, watched
+from kit.library import rows
 from kit.processes import WARM
-from library import rows
 from rankwise.runs.own_files import FACTS, TENSORS, hash_of
 
 STEPS, EVERY = 11, 3

@@ -25,6 +25,7 @@ from transformers import LlamaForCausalLM
 
 from conftest import tiny_model
 from kit.processes import WARM
+from kit.trainers import GivenLoss, random_rows
 from rankwise.adapters.importance import Importance
 from rankwise.base.kind import CAUSAL_LM
 from rankwise.base.sharding import load_sharded
@@ -49,7 +50,6 @@ from rankwise.training.step import StepTotals
 from rankwise.training.trainer import Trainer
 from rankwise.training.validation import Validation, early_stopping_of
 from rankwise.training.world import World, join
-from trainers import GivenLoss, random_rows
 
 Job = Callable[[Path, Any], None]
 CARDS = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -7,11 +7,11 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
+from kit.worlds import patched
 from rankwise.rows.encoded.batches import Batch, Batches
 from rankwise.training import step, validation_prompts
 from rankwise.training.losses import PairTally
 from rankwise.training.world import World
-from worlds import patched
 
 Mistake = Callable[[], AbstractContextManager[None]]
 

@@ -22,10 +22,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from classifiers import encoder_folder, labelled, write_rows
 from conftest import chat_tokenizer, tiny_model
-from library import rows as questions
-from quantized_models import wide_model
+from kit.classifiers import encoder_folder, labelled, write_rows
+from kit.library import rows as questions
+from kit.quantized_models import wide_model
+from kit.sequence_models import lands, sequence_folder
+from kit.tagged import tagger_folder, tokenised
+from kit.vision_models import save_folder
+from kit.worlds import patched
 from rankwise.base import loading
 from rankwise.base.precision import Precision
 from rankwise.commands import recorded_run
@@ -36,10 +40,6 @@ from rankwise.errors import TrainingError
 from rankwise.training import budgets, trainer
 from rankwise.training.run import TrainingRun
 from rankwise.training.world import join
-from sequence_models import lands, sequence_folder
-from tagged import tagger_folder, tokenised
-from vision_models import save_folder
-from worlds import patched
 
 TEXT = "The river runs through the town, and on its banks stand houses of stone that were built long ago. " * 40
 STEPS = 4
@@ -252,7 +252,7 @@ def without_times(value: Any) -> Any:
 def run_all(folder: Path, given: Sequence[tuple[str, str | None]]) -> None:
     """In each process of several: the named cases, with a mistake where one is named, into files of its rank. `folder`
     is a home."""
-    from breadth_mistakes import MISTAKES
+    from kit.breadth_mistakes import MISTAKES
 
     os.environ["RANKWISE_CACHE"] = str(folder / "cache-several")
     world = join()

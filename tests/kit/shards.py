@@ -14,13 +14,13 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from kit.worlds import CASES, learn, nothing, patched
 from rankwise.base import sharding
 from rankwise.base.kind import CAUSAL_LM
 from rankwise.base.sharding import gathered, is_split, load_sharded, local_part
 from rankwise.errors import TrainingError
 from rankwise.training import world as processes
 from rankwise.training.world import World, join
-from worlds import CASES, learn, nothing, patched
 
 IDS = torch.tensor([[1, 5, 9, 60, 33, 7, 2], [4, 4, 8, 15, 16, 23, 42]])
 CPU = torch.device("cpu")

@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from stat import S_ISREG
 
-from file_faults import Operation, PowerFailure
+from kit.file_faults import Operation, PowerFailure
+from kit.small_runs import DAMAGES, EVALUATE, EVERY, NAME, OWN, PARTS, RUN, STEPS, Outcome, Workshop, train_words
 from rankwise.errors import RunError
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.resumable import METRICS, Resumable
-from small_runs import DAMAGES, EVALUATE, EVERY, NAME, OWN, PARTS, RUN, STEPS, Outcome, Workshop, train_words
 
 OLDER, NEWEST = STEPS // EVERY * EVERY - EVERY, STEPS // EVERY * EVERY
 TORN = [*DAMAGES, "swapped"]

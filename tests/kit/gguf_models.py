@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from families import BY_NAME, hub_of
+from kit.families import BY_NAME, hub_of
 from rankwise.adapters.formats.peft import write_peft
 from rankwise.config.adapters import LoraConfig
 from rankwise.methods.inject import inject
