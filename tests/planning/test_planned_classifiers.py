@@ -147,7 +147,9 @@ def test_padded_rows_keep_what_the_plan_says(here: Path, model: str, method: str
         rows = objective.random_rows(loaded.module, [length] * 6 + [length // 2] * 2, torch.Generator().manual_seed(0))
         (batch,) = objective.batches(rows, 10**6)
         autograd = saved_bytes(lambda batch: objective.loss(loaded.module, batch), batch, loaded.module)
-        blocks = planned_bytes(made.shape, job.ranks, 4, "plain", batch.size, lowest=job.lowest, longest=length)
+        blocks = planned_bytes(
+            made.shape, job.ranks, 4, "plain", batch.size, lowest=job.lowest, longest=length, learns=job.learns
+        )
         amounts.append((autograd, blocks))
     assert trainable.parameters()
     grown = [large - small for small, large in zip(*amounts, strict=True)]
