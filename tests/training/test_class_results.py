@@ -136,7 +136,8 @@ def test_a_run_that_an_earlier_version_began_goes_on_without_these_defaults():
         now = asked.with_defaults(measured=True, by=by)
         assert now.validation.by == by
         report = SimpleNamespace(
-            validation_rows=5, targets=targets, pairs=None, encoder_decoder=False, image_processing=None
+            validation_rows=5, format="classification", targets=targets, pairs=None, encoder_decoder=False,
+            image_processing=None,
         )  # fmt: skip
         for stored in (asked, now):
             begun: Any = SimpleNamespace(
