@@ -158,7 +158,7 @@ def test_a_run_of_defaults_stops_keeps_the_best_and_says_what_it_stands_beside(e
     result = CliRunner().invoke(app, list(pooled))
     assert result.exit_code == 0, (result.output, result.exception)
     said = " ".join(result.output.split())
-    assert "the head begins with what fits 60 rows best" in said and "for comparison: logistic regression on" in said
+    assert "the head begins with what fits 60 rows best" in said and "for comparison logistic regression on" in said
     run = RunSnapshot.finished("r")
     results = run.manifest.results
     assert run.experiment.validation.keep == "best" and run.experiment.training.epochs == 10
