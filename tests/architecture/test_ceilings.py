@@ -2,6 +2,9 @@
 
 Each number is the most there may be; one that has become smaller than its ceiling lowers it, in the commit that did it.
 An import inside a function is not seen by the closures, so its number has a ceiling too.
+
+A feature may raise NODES by 8 for each line of src that its issue allows, and COUNT by the files of its package and its
+doors. What hangs together, who asks, imports inside functions and the walk do not rise for it.
 """
 
 from __future__ import annotations
@@ -28,16 +31,16 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FIL
 DOORS = {"cli", "python", "studio", "__main__.py"}
 FOLDERS = {name: path.relative_to(SOURCE).parts[0] for name, path in FILES.items()}
 
-NODES, COUNT, FUNCTION = 616_200, 506, 60
-FULL_FOLDERS = {"cli": 34, "commands": 31, "config": 30, "planning": 26, "training": 27}
+NODES, COUNT, FUNCTION = 615_660, 505, 60
+FULL_FOLDERS = {"cli": 33, "commands": 31, "config": 29, "planning": 26, "training": 26}
 """Folders with more than 25 files, and how many."""
 CLOSURES = {
-    "training.trainer": 91, "methods.inject": 32, "commands.plan": 100, "commands.train": 287, "rows.preparing": 53,
+    "training.trainer": 91, "methods.inject": 31, "commands.plan": 100, "commands.train": 287, "rows.preparing": 53,
 }  # fmt: skip
 """Modules that a module brings, itself among them."""
 LATE, REFLECTED, NO_PYTHON = 23, 187, 2_922
 """Imports of our own inside functions below the doors; calls of getattr and hasattr; lines that are no Python."""
-KINDS, METHODS = 2, 10
+KINDS, METHODS = 2, 0
 """Places outside objectives/ that ask which objective there is, and outside methods/ which method."""
 WALK = (1_253, 182)
 """Functions and files between the command and the first backward pass, with an empty cache."""
