@@ -200,8 +200,9 @@ def test_rows_of_one_customer_are_on_one_side(tmp_path, prepared, writing):
     assert "6 of 30 groups by customer (requested: 13)" in facts.counts()
 
 
-def test_rows_of_a_file_without_a_group_belong_to_none(tmp_path, prepared):
-    rows = [{"prompt": f"q {n}", "completion": f"a {n}", "user": "one" if n < 10 else ""} for n in range(20)]
+@pytest.mark.parametrize("nothing", ["", None, float("nan")])
+def test_rows_of_a_file_without_a_group_belong_to_none(tmp_path, prepared, nothing):
+    rows = [{"prompt": f"q {n}", "completion": f"a {n}", "user": "one" if n < 10 else nothing} for n in range(20)]
     as_lines(tmp_path / "rows.jsonl", rows)
     facts = prepared(tmp_path / "rows.jsonl", held_out=5, group="user").data_report.hold_out
     assert (facts.rows, facts.groups, facts.groups_in_all) == (5, 0, 1)

@@ -113,7 +113,8 @@ class FusedAdaLoRA(Adapter):
                 yield
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """Of the whole layer: a part's columns of B are zero outside its rows."""
+        """A and B of a layer whose parts (such as q, k and v) have ranks of their own: a part's columns of B are zero
+        outside the rows of the part."""
         pairs = [part.factors() for part in self.parts]
         blocks = torch.block_diag(*(B for _, B in pairs))
         return torch.cat([A for A, _ in pairs]), blocks[self.positions]

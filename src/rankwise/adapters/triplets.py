@@ -111,7 +111,7 @@ class Triplets:
 
     @torch.no_grad()
     def shrink(self, alive: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Take the others out for good: of parameters, gradients and the optimizer's averages alike."""
+        """Remove the triplets that are not `alive` from parameters, gradients and the optimizer's averages."""
         rows = torch.zeros(sum(block.count for block in self._blocks), dtype=torch.bool, device=alive.device)
         rows[self._row_of_p], rows[self._row_of_q] = alive, alive
         flat = torch.cat([

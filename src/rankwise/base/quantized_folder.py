@@ -92,7 +92,7 @@ class QuantizedFolder:
 
 
 def quantized_folder(folder: Path, kind: ModelKind, name: PackedFormat, callback: Callback) -> QuantizedFolder:
-    """The weights of a folder that was inspected. ModelError where nothing in it can be quantised."""
+    """Quantise the weights of an inspected folder, or take them from the cache. ModelError where none can be."""
     parts = skeleton(folder, kind)
     format = FORMATS[name]
     matrices, odd = _matrices(parts, format, images=kind.processing is not None)

@@ -158,7 +158,7 @@ def _places(module: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
 
 
 def _own_rows(parameter: Any, files: MappedFiles, stored: StoredTensor) -> Tensor:
-    """Of a parameter (its local part has the shape that FSDP chose), this process's rows, in its number format."""
+    """Read this process's rows of a parameter from the files, in the parameter's dtype. FSDP chose which rows."""
     local = parameter.to_local()
     mesh = parameter.device_mesh
     first, last = rows_of(parameter.shape[0], mesh.get_local_rank(), mesh.size())

@@ -153,8 +153,8 @@ class Forgotten:
 
 
 def _instead_of(file: Path, items: str, measured: Forgotten, identity: dict[str, Any], callback: Callback) -> Forgotten:
-    """What is said of an evaluation that is written over, and what stays of it: what was forgotten, where that was not
-    measured again and the model has the same weights and number format."""
+    """What `file` records as forgotten from now on. Warns where the evaluation in it is replaced, and takes over what
+    that one measured of forgetting, if it was not measured again and the model has the same weights and dtype."""
     if not file.exists():
         return measured
     try:

@@ -78,6 +78,7 @@ class Layer:
 
     @property
     def position(self) -> Position | None:
+        """Block and stage in which the layer is called, or that it is before or after all blocks; None if unknown."""
         if self.stage is None:
             return None
         if self.block is None:

@@ -69,14 +69,12 @@ def rows_to_measure(artifact: Artifact, model: LoadedModel, data: str | None, ca
 
 
 def _of_folder(artifact: Artifact, data: str | None, writing: Writing, callback: Callback) -> Measurable:
-    """Read rows for an adapter folder, which holds none itself. Training files are refused if the folder lists them,
-    which it does if rankwise wrote it; not if validation files are listed among them."""
+    """Read rows for an adapter folder, which holds none itself. Files that it was trained on are refused, if its data
+    report lists them without validation files of their own."""
     if data is None:
         raise DataError(f"{artifact.folder} has no validation rows.{OTHERS}")
-    prepared, data_report = (
-        prepare(OBJECTIVES[artifact.objective.name].rows(DataConfig(path=data, held_out=0)), writing, callback),
-        artifact.data_report,
-    )
+    spec, data_report = DataConfig(path=data, held_out=0), artifact.data_report
+    prepared = prepare(OBJECTIVES[artifact.objective.name].rows(spec), writing, callback)
     refuse_fatal(prepared.data_report, trains=False)
     if data_report is not None and data_report.validation is None:
         _refuse_trained({file.sha256: file.name for file in data_report.files},

@@ -157,7 +157,7 @@ def lowest_block_that_learns(module: nn.Module) -> int:
 
 
 class FusedEncoder:
-    """A model whose blocks are computed by kernels inside `active`; `loss` is that of its objective.
+    """A model whose blocks are computed by kernels while its context `active` is open; `loss` is the objective's.
 
     From block `lowest` on, the first `recomputed` blocks use activation checkpointing. Blocks below `lowest` get no
     gradient and must not change: their outputs are cached for each image, up to `room` bytes.

@@ -68,6 +68,8 @@ def _own(config: Planned, base: PlannedBase, outputs: int | None) -> ModelShape:
 
 
 def _decided(config: Planned, base: PlannedBase, outputs: int | None) -> ModelShape:
+    """The shape of the model for the objective that the model and the rows decide. Without rows and without a need for
+    a new head it is the shape of the base."""
     own, data = base.shape(), config.data
     decided = config.objective_settings.decided(own.nature, lambda: data is not None and holds_tags(data))
     config = config.model_copy(update={"objective": decided.name})

@@ -79,7 +79,9 @@ def forecast(
     counted: Parameters | None = None, writes_answers: bool = False, compiled: bool = False,
     storage: Storage = "none", given_back: bool = False,
 ) -> Forecast:  # fmt: skip
-    """`dtype` is what the base computes in, stored as `storage` says and `given_back` after each use. `counted` saves
+    """Forecast the memory of a training by the method `spec` on a device, and what its time is computed from.
+
+    `dtype` is what the base computes in, stored as `storage` says and `given_back` after each use. `counted` saves
     counting. Without kernels there is nothing to be `compiled`."""
     counted = counted or parameters_of(shape, spec)
     form = form_of(shape, spec, training, device)

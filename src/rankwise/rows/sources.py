@@ -85,7 +85,8 @@ class Reading:
         return sum(part.share for part in self.parts) / len(self.parts)
 
     def chunks(self) -> Iterator[list[list[Example]]]:
-        """Yield the readable rows, a thousand or fewer images at a time; each row is the list of its examples."""
+        """Yield the readable rows, a thousand at a time and fewer if they hold images; each row is the list of its
+        examples."""
         chunk: list[list[Example]] = []
         for row in self._drawn():
             chunk.append(row)
@@ -199,7 +200,7 @@ class Reading:
                 f"{did_you_mean(column, row)}"
             )
         value = row[column]
-        if value is None or value == "":
+        if value is None or value == "" or value != value:  # pandas writes NaN where nothing is
             return examples
         if not isinstance(value, str | int | float):
             raise DataError(f"{where}: the group ({column}) is {shown(value)}; a text or a number is expected.")

@@ -161,7 +161,7 @@ class StepFolders:
 
     @property
     def steps(self) -> list[int]:
-        """The steps of the folders that are ours, in order. Their other files may be damaged."""
+        """Steps of the checkpoint folders that rankwise wrote, in order. Files inside them may be damaged."""
         return [step for step in self.named if self._is_ours(step)]
 
     def facts(self, step: int) -> JsonObject:

@@ -304,7 +304,7 @@ class ImageCopy(Config):
 
 
 class TextRows(Config):
-    """Of rows of text, which lie in no report of their own."""
+    """What a data report says of rows of text beyond what it says of all rows: nothing."""
 
     unit: ClassVar[str] = "rows"
     without: ClassVar[tuple[str, ...]] = ()

@@ -46,7 +46,7 @@ FEWEST_ROWS, MOST_ROWS, MOST_PROBED = 24, 256, 320
 
 @dataclass(frozen=True)
 class Design:
-    """How much is trained and measured. Work is counted in steps of the full run."""
+    """How many steps and rows the short runs of `advise` take. Their cost is counted in steps of the full run."""
 
     full_steps: int
     steps: int

@@ -116,11 +116,11 @@ class CheckpointPace:
 
 @dataclass(frozen=True)
 class SaveCheckpoints(Hook):
-    """When the pace says so and before a stop, but not after the last step; the newest `count` are there, so that a
-    damaged one is no loss.
+    """Saves a checkpoint when the pace says so and before a stop, but not after the last step. The newest `count` are
+    kept, so that a damaged one is no loss, and two more to which the run can go back if it diverges (`ways_back`).
 
-    None is saved while the loss is far above its past. Where a run would go back, two more are there (`ways_back`).
-    After each step the lock is looked at, so that nothing is written over the work of another process.
+    None is saved while the loss is far above its past. After each step the lock is checked, so that nothing is written
+    over the work of another process.
     """
 
     run: RunDirectory

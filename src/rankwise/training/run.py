@@ -273,7 +273,7 @@ class TrainingRun:
         return {**self.work.objective.fitted_baseline(before.value), **found}
 
     def class_warnings(self, validation: Validation, results: Results, rate: float) -> list[str]:
-        """What a classifier's result does not do; `rate` is that of its steps."""
+        """Warnings about a classifier, such as a class that it never predicts; `rate` is its learning rate."""
         losses = [one for one in validation.records if isinstance(one, LossRecord)]
         rows = self.prepared.rows_in_pass
         epochs = self.steps * self.config.rows_per_step(rows) / rows

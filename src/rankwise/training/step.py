@@ -142,7 +142,8 @@ def _backward(batch: Batch, loss_of: Loss, count: float) -> float:
 
 
 def _check_finite(state: TrainState, loss: float, norm: float) -> None:
-    """Before the update, so that what learns still holds its last good values."""
+    """Diverged if the loss or a gradient is not finite, before the update, so that what learns keeps its last good
+    values."""
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise Diverged(
             f"step {state.step + 1} of {state.steps}: the loss is {loss} and the gradient norm is {norm}"

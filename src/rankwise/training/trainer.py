@@ -331,7 +331,8 @@ class Trainer:
         return record
 
     def _step(self) -> tuple[StepRecord, RankRecord | None, bool]:
-        """And whether a checkpoint is due. Where memory runs out and `auto_batch` is set, begin anew with less."""
+        """Do one optimizer step, and return whether a checkpoint is due too. Where memory runs out and `auto_batch` is
+        set, begin the step again with smaller batches."""
         state, tally, world = self.state, self.backend.tally, self.world
         given = self.batches.at(state.step)
         due = any(hook.is_due(state.step + 1, self._step_seconds) for hook in self.hooks)

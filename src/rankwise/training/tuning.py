@@ -136,7 +136,7 @@ RateOf = Callable[[int], float]
 
 @dataclass
 class Measure(Hook):
-    """The loss on the rows apart after so many steps, or before the first; infinite where training diverged."""
+    """Measures the loss on held-out rows after a number of steps, or before the first; infinite if it diverged."""
 
     rows: Prepared
     steps: int

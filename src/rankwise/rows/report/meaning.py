@@ -111,7 +111,7 @@ def _of_label(pattern: re.Pattern[str]) -> Callable[[Row], bool]:
 
 
 def _of_text(pattern: re.Pattern[str]) -> Callable[[Row], bool]:
-    """Of signs that are not ASCII."""
+    """A check for a pattern of characters beyond ASCII in the text of a row."""
     return lambda row: not row.text.isascii() and pattern.search(row.text) is not None
 
 

@@ -246,7 +246,8 @@ class ChatTemplate:
         return self._written(conversations, self._cuts)
 
     def _cuts(self, messages: Sequence[Message]) -> list[Cut]:
-        """The whole, each prompt and, unless marks say where it ends, each answer; of very many, some prompts alone."""
+        """The beginnings of a conversation that are rendered: the whole, each prompt, and the end of each answer unless
+        marks of the template show it. Of very many answers, only some prompts are."""
         answers = answers_of(messages)
         known = len(answers) > COMPARED or (self._marks and self.reasoning == "none")
         ends = [] if known else [index + 1 for index in answers if index + 1 < len(messages)]

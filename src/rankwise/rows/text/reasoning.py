@@ -21,7 +21,7 @@ def parted(content: str) -> tuple[str | None, str]:
 
 
 def joined(thought: str, answer: str) -> str:
-    """As one content, in the form that templates know."""
+    """A thought and an answer as the content of one message, with the tags that chat templates know."""
     return f"{OPEN}\n{thought.strip()}\n{CLOSE}\n\n{answer}"
 
 
