@@ -62,8 +62,8 @@ def test_a_pipe_gets_plain_lines_on_stderr_and_the_result_alone_on_stdout(home, 
     first = next(line for line in lines if line.startswith("Training"))
     last = [line for line in lines if line.startswith("Training")][-1]
     assert "1/12" in first and "100%" in last and "12/12" in last
-    for fact in ("loss", "tokens/s", " MB"):
-        assert fact in last
+    assert "loss" in last and "tokens/s" in last
+    assert re.search(r"[\d.]+ [MG]B", last), "the memory of the process, which may have run other tests before"
     assert any("validation loss before training" in line for line in lines)
     assert any("validation loss after step 12" in line for line in lines)
     assert len(json.loads(result.stdout)) > 10 and result.stdout.count("\n") == 1
