@@ -207,3 +207,4 @@ def test_a_chart_shows_what_the_values_do():
     assert chart([3.0, 2.0, 1.0], 10, 2, blocks=False) == ["#.", "##."]
     assert chart([1, 2, 3, 4, 5, 6, 7, 8], 8, 1) == ["▁▂▃▄▅▆▇█"]
     assert chart([], 8, 2) == ["", ""] and chart([float("nan")], 8, 1) == [""]
+    assert len(chart([2.6e305, -1.8e308], 2, 1)) == 1, "whose difference no number holds"

@@ -21,7 +21,7 @@ from rankwise.commands import export as export_command
 from rankwise.exporting import verification
 from rankwise.exporting.agreement import ClassReference, compare_classes
 from rankwise.exporting.engine_process import EngineReplies
-from rankwise.objectives.objective import Classifier
+from rankwise.objectives.objective import WithHead
 
 COMMON = (
     "--steps",
@@ -144,7 +144,7 @@ def test_names_of_tags_in_another_order_are_seen(tmp_path, monkeypatch):
 def verdict_on(theirs, ours, form):
     questions = tuple({"text": "a"} for _ in ours)
     reference = ClassReference(
-        "texts", questions, tuple(map(tuple, ours)), ("a", "b"), "base", "", Classifier.tolerances, form=form
+        "texts", questions, tuple(map(tuple, ours)), ("a", "b"), "base", "", WithHead.tolerances, form=form
     )  # fmt: skip
     replies = EngineReplies.model_validate(
         {"engine": "one", "version": "1", "replies": [{"outputs": one} for one in theirs]}

@@ -184,7 +184,7 @@ def test_a_run_learns_by_heart_and_says_how_often_it_is_right(home, tiny_folder)
 
 
 BAD = {
-    "one choice": ({"choices": ["a rose"]}, "x:1: has 1 choices; from 2 to 100 are expected."),
+    "one choice": ({"choices": ["a rose"]}, "x:1: from 2 to 100 choices are expected, and the number here is 1."),
     "no list": ({"choices": {"a": 1}}, "x:1: the choices are {'a': 1}; a list of texts is expected."),
     "a doubled choice": (
         {"choices": ["a rose", "the sky", " a rose"]}, "x:1: the choice 'a rose' is there 2 times; name it once.",
@@ -218,6 +218,16 @@ def test_an_answer_is_a_number_or_a_text(answer, number):
 def test_a_text_comes_before_a_number():
     (example,) = parse_row({"question": "1 + 1?", "choices": ["3", "2", "1"], "answer": "2"}, "multiple-choice", "x:1")
     assert isinstance(example, Choices) and example.answer == 1
+
+
+def test_rows_contradict_each_other_where_question_and_choices_are_the_same(home, tiny_folder):
+    which = {"question": "Which is the best?", "answer": 0}
+    others = [which | {"choices": [f"a {at}", f"b {at}"]} for at in range(4)]
+    same = [QUESTION, QUESTION | {"choices": QUESTION["choices"][::-1], "answer": 1}]
+    write([*others, *same])
+    check = ("data", "check", "rows.jsonl", "--model", str(tiny_folder), "--objective", "multiple-choice")
+    said = rankwise(*check).output
+    assert "another label: 2 of 6, such as rows.jsonl:5 and rows.jsonl:6" in said
 
 
 def test_all_bad_rows_are_named_with_their_lines_or_left_out(home, tiny_folder):

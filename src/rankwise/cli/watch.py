@@ -248,7 +248,7 @@ def chart(values: Sequence[float], width: int, height: int, blocks: bool = True)
 
 
 def _share(value: float, low: float, high: float) -> float:
-    return (value - low) / (high - low) if high > low else 0.5
+    return (value - low) / (high - low) if 0 < high - low < math.inf else 0.5
 
 
 def _sign(filled: int | None, line: int, levels: str) -> str:

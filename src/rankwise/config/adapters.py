@@ -306,7 +306,9 @@ class AdaLoraConfig(AdapterConfig):
         return 4.0 * rank**2 * (layer.inputs + layer.outputs) if self.orthogonality else 0.0
 
 
-NO_NEW_VECTORS = "the method vera cannot continue an adapter (start_from, --from). Leave it out: LoRA trains it on"
+NO_NEW_VECTORS = (
+    "the method vera cannot continue an adapter (start_from, --from). Leave out --method: LoRA trains it on"
+)
 VECTORS_ALONE = "VeRA stores the vectors of layers alone, and {} would be trained beside them. Choose --method lora"
 
 

@@ -83,6 +83,12 @@ class Choices(Example):
         )
 
     @property
+    def exchange(self) -> tuple[str, str] | None:
+        """The choices belong to the question, in any order."""
+        turns = super().exchange
+        return turns and ("\n".join([turns[0], *sorted(self.choices)]), turns[1])
+
+    @property
     def answer(self) -> int | None:
         """The number of the right choice."""
         last = self.messages[-1]
@@ -102,6 +108,12 @@ class Choices(Example):
         return "\n".join(turn.whole for turn in self.messages if turn.role != "system") + "\n".join(self.choices)
 
 
+def lists_choices(value: Any) -> bool:
+    """Whether it is a list in which each could be a text."""
+    listed = list_in(value)
+    return isinstance(listed, list) and not any(isinstance(one, dict | list) for one in listed)
+
+
 def choice_example(row: Row, where: str) -> Choices:
     """DataError where there are not two choices or more, all of them different, or the answer is none of them."""
     require(row, where, "multiple-choice", "question", "choices")
@@ -112,7 +124,9 @@ def choice_example(row: Row, where: str) -> Choices:
         raise DataError(f"{where}: the choices are {shown(listed)}; a list of texts is expected.")
     choices = tuple(text_of(one, where, f"choice {number}").strip() for number, one in enumerate(listed))
     if not 2 <= len(choices) <= MOST_CHOICES:
-        raise DataError(f"{where}: has {len(choices)} choices; from 2 to {MOST_CHOICES} are expected.")
+        raise DataError(
+            f"{where}: from 2 to {MOST_CHOICES} choices are expected, and the number here is {len(choices)}."
+        )
     if (doubled := next((one for one in choices if choices.count(one) > 1), None)) is not None:
         raise DataError(f"{where}: the choice {shown(doubled)} is there {choices.count(doubled)} times; name it once.")
     answer = _answer_among(row.get("answer"), choices, where)
@@ -322,7 +336,7 @@ def _system(row: Row, where: str) -> tuple[Message, ...]:
 
 SIGNS: dict[str, Callable[[Row], bool]] = {
     "preference": is_pair,
-    "multiple-choice": lambda row: "question" in row and isinstance(list_in(row.get("choices")), list),
+    "multiple-choice": lambda row: "question" in row and lists_choices(row.get("choices")),
     "tokens": has_tags,
     "spans": has_spans,
     "messages": lambda row: "messages" in row,

@@ -209,7 +209,7 @@ class Meaning:
                 if example.rejected:
                     self._count(AMONG["pairs"], Row(text, example))
                     self.rows["pairs"] += 1
-                elif (turns := _exchange(example)) is not None:
+                elif (turns := example.exchange) is not None:
                     exchanges.append(self._answered(text, example, *turns))
             self.rows["all"] += 1
         self.exchanges.extend(np.array(exchanges, np.uint64).reshape(-1, 4))
@@ -253,14 +253,6 @@ class Meaning:
     def where(self, number: int) -> str:
         _, _, file, line = self.table[number].tolist()
         return f"{[*self.files][file]}:{line}" if line else [*self.files][file]
-
-
-def _exchange(example: Example) -> tuple[str, str] | None:
-    """The question and the answer of a row that has no other turns."""
-    turns = example.messages[1:] if example.system is not None else example.messages
-    if len(turns) != 2 or example.tools or example.tagged is not None or turns[1].tool_calls:
-        return None
-    return (turns[0].whole, turns[1].content) if turns[0].role == "user" else None
 
 
 _Occurrence = tuple[int, int, str]

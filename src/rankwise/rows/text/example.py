@@ -112,6 +112,14 @@ class Example:
         return Example(self.messages[:-1], self.where, self.tools, image=self.image, tagged=tagged)
 
     @property
+    def exchange(self) -> tuple[str, str] | None:
+        """The question and the answer of a row that has no other turns."""
+        turns = self.messages[1:] if self.system is not None else self.messages
+        if len(turns) != 2 or self.tools or self.tagged is not None or turns[1].tool_calls:
+            return None
+        return (turns[0].whole, turns[1].content) if turns[0].role == "user" else None
+
+    @property
     def special(self) -> tuple[str, str] | None:
         """Of a row that only some objectives learn as it is meant: its form, and what such rows hold."""
         if self.rejected:
