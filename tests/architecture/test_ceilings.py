@@ -31,7 +31,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FIL
 DOORS = {"cli", "python", "studio", "__main__.py"}
 FOLDERS = {name: path.relative_to(SOURCE).parts[0] for name, path in FILES.items()}
 
-NODES, COUNT, FUNCTION = 615_786, 505, 60
+NODES, COUNT, FUNCTION = 615_766, 505, 60
 FULL_FOLDERS = {"cli": 33, "commands": 31, "config": 29, "planning": 26, "training": 26}
 """Folders with more than 25 files, and how many."""
 CLOSURES = {

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -213,7 +214,9 @@ def print_json(value: Any) -> None:
 def _jsonable(value: Any) -> Any:
     if isinstance(value, Config):
         return value.model_dump(mode="json")
-    return str(value) if isinstance(value, Path) else vars(value)
+    if isinstance(value, Path):
+        return str(value)
+    return {one.name: vars(value)[one.name] for one in fields(value)}  # without what a property has cached
 
 
 def print_result(as_json: bool, value: Any, *lines: str) -> None:

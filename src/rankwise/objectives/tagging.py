@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -26,18 +25,17 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.base.loaded import LoadedModel
-from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.objectives import text_classification
 from rankwise.objectives.predictions import Done, Longest, Numbers
-from rankwise.objectives.text_classification import TextClassification, random_ids
+from rankwise.objectives.text_classification import TextClassification, TextEncoder, random_ids
 from rankwise.rows.encoded.batches import IGNORED
 from rankwise.rows.forms.tagged_rows import TAGGED_FORMATS
 from rankwise.rows.tag_classes import read_tags
 from rankwise.rows.text.example import Example
 from rankwise.rows.text.outcome import Outcome, read_each
 from rankwise.rows.text.tagged import BEGIN, INSIDE, OUTSIDE, Range, label_in, spans_of
-from rankwise.rows.text.targets import RowTargets, tagged_in
+from rankwise.rows.text.targets import tagged_in
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
@@ -66,25 +64,15 @@ class EncodedWords:
     """Words behind the end of a text that was cut."""
 
 
-@dataclass(frozen=True)
-class TagEncoder:
-    tokenizer: HubTokenizer
-    spec: DataConfig
-    limit: int
-    targets: TargetFacts
-
-    @cached_property
-    def _targets(self) -> RowTargets:
-        return RowTargets(self.targets)
-
+class TagEncoder(TextEncoder):
     def encode(self, examples: Sequence[Example]) -> list[Outcome]:
-        outcomes, usable = read_each(examples, lambda one: (text_of(one), self._targets.of_words(one)))
+        outcomes, usable = read_each(examples, lambda one: (text_of(one), self.row_targets.of_words(one)))
         encoded = encode_words(self.tokenizer, [text for _, (text, _) in usable])
         for (outcome, (text, tags)), words in zip(usable, encoded, strict=True):
-            self._add(outcome, text, words, tags)
+            self._add_words(outcome, text, words, tags)
         return outcomes
 
-    def _add(self, outcome: Outcome, text: Text, encoded: EncodedWords, tags: Sequence[int]) -> None:
+    def _add_words(self, outcome: Outcome, text: Text, encoded: EncodedWords, tags: Sequence[int]) -> None:
         outcome.lengths = [len(encoded.tokens.ids)]
         if len(encoded.tokens.ids) > self.limit:
             if self.spec.too_long != "truncate":

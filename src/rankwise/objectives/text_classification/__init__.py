@@ -147,11 +147,11 @@ class TextEncoder:
     targets: TargetFacts
 
     @cached_property
-    def _targets(self) -> RowTargets:
+    def row_targets(self) -> RowTargets:
         return RowTargets(self.targets)
 
     def encode(self, examples: Sequence[Example]) -> list[Outcome]:
-        outcomes, usable = read_each(examples, lambda one: (texts_of(one), self._targets.target_of(one)))
+        outcomes, usable = read_each(examples, lambda one: (texts_of(one), self.row_targets.target_of(one)))
         encoded = encode_texts(self.tokenizer, [texts for _, (texts, _) in usable])
         for (outcome, (texts, target)), tokens in zip(usable, encoded, strict=True):
             self._add(outcome, texts, tokens, target)

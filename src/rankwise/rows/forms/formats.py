@@ -105,7 +105,7 @@ class Choices(Example):
 
     @property
     def full_text(self) -> str:
-        return "\n".join(turn.whole for turn in self.messages if turn.role != "system") + "\n".join(self.choices)
+        return "\n".join([*(turn.whole for turn in self.messages if turn.role != "system"), *self.choices])
 
 
 def lists_choices(value: Any) -> bool:
