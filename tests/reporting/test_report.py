@@ -17,7 +17,8 @@ from kit.report_runs import made_run
 from rankwise.commands.report import report
 from rankwise.errors import RunError
 from rankwise.reporting.charts import smoothed
-from rankwise.reporting.document import Document
+from rankwise.reporting.document import Document, facts, folded, matrix, paragraph, table
+from rankwise.reporting.markup import element, lines_of
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.evaluations import evaluation_path, read_evaluation, write_evaluation
 from rankwise.runs.records import LossRecord
@@ -73,6 +74,17 @@ def test_page_and_data_have_the_same_sections_in_the_same_order():
     assert sections == [
         "loss", "scores", "quality", "classes", "forgetting", "samples", "ranks", "data", "cost", "environment"
     ]  # fmt: skip
+
+
+def test_plain_text_has_aligned_columns_and_neither_drawings_nor_what_is_folded():
+    rows = table(("name", "n", ""), [["a", "1", ""], ["long name", "1,000", ""]], words=(0,))
+    assert lines_of(rows) == ["name           n", "a              1", "long name  1,000"]
+    assert lines_of(facts([("steps", "12"), ("learning rate", "0.1")])) == ["steps          12", "learning rate  0.1"]
+    shades = matrix(["a", "bb"], ["a", "bb"], lambda row, column: (str(row + 10 * column), 0.5, "hit")
+                    if row <= column else None, "pairs")  # fmt: skip
+    assert lines_of(shades) == ["    a  bb", "a   0  10", "bb  -  11"]
+    others = folded("All of them", paragraph("hidden")), element("svg", "drawn"), paragraph("seen <b>")
+    assert lines_of(*others) == ["All of them (--json has them)", "seen <b>"]
 
 
 def test_the_verdict_comes_first_and_says_how_sure_it_is():
