@@ -18,6 +18,7 @@ from rankwise.commands.report import report
 from rankwise.errors import RunError
 from rankwise.reporting.charts import smoothed
 from rankwise.reporting.document import Document, facts, folded, matrix, paragraph, table
+from rankwise.reporting.figures import Sheet, decades, ticks
 from rankwise.reporting.markup import element, lines_of
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.evaluations import evaluation_path, read_evaluation, write_evaluation
@@ -85,6 +86,17 @@ def test_plain_text_has_aligned_columns_and_neither_drawings_nor_what_is_folded(
     assert lines_of(shades) == ["    a  bb", "a   0  10", "bb  -  11"]
     others = folded("All of them", paragraph("hidden")), element("svg", "drawn"), paragraph("seen <b>")
     assert lines_of(*others) == ["All of them (--json has them)", "seen <b>"]
+
+
+def test_axes_have_round_numbers_and_equal_factors_are_equally_far_apart_on_logarithmic_ones():
+    panel = Sheet(100, 100).panel(0, 0, 0, 0)
+    panel.upwards(0, 10)
+    assert panel.level(5) == pytest.approx(panel.height / 2)
+    panel.upwards(1, 100, log=True)
+    assert panel.level(10) == pytest.approx(panel.height / 2) and panel.level(1) == 0
+    assert ticks(0, 10, 5) == [0, 2, 4, 6, 8, 10] and ticks(0, 3, 8, whole=True) == [0, 1, 2, 3]
+    assert ticks(0.1, 0.9, 4) == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert decades(0.5, 300) == [1, 10, 100] and decades(0.5, 8) == pytest.approx([0.5, 1, 2, 5])
 
 
 def test_the_verdict_comes_first_and_says_how_sure_it_is():
