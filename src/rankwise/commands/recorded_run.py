@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from rankwise.base.sharding import is_sharded
+from rankwise.base.split import is_sharded
 from rankwise.commands.report import write_page
 from rankwise.config.experiment import Experiment
 from rankwise.errors import Interrupted, RankwiseError, is_out_of_memory, some
