@@ -99,7 +99,7 @@ def test_an_adapter_read_from_its_folder_gives_the_same_outputs(trained: Trained
 
 def test_the_base_is_untouched_beside_the_adapter(trained: Trained) -> None:
     objective = load_tuned(trained.run.folder).objective
-    plain = objective.load(trained.model.spec, lambda event: None)
+    plain = objective.load(trained.model.config, lambda event: None)
     head = head_of(trained)
     body = {name: value for name, value in plain.module.state_dict().items() if not name.startswith(head)}
     with trained.trainable.base():

@@ -26,10 +26,10 @@ from torch import Tensor, distributed, nn
 from rankwise.base.kind import ModelKind
 from rankwise.base.quantized_folder import DTYPES
 from rankwise.base.skeleton import Skeleton, skeleton
-from rankwise.base.tensor_files import SINGLE, MappedFiles, StoredTensor, header_of, writing
+from rankwise.base.tensor_files import SINGLE, MappedFiles, StoredTensor, header_of, open_writer
 from rankwise.errors import ConfigError, ModelError, some
 
-ALONE = (
+NEEDS_PROCESSES = (
     "model.sharded (--shard) splits the base over the processes of a training, and there is only one here. Add "
     "--processes 2 or more to rankwise train, or leave it out."
 )
@@ -62,26 +62,26 @@ def local_part(value: Tensor) -> Tensor:
     return cast(Any, value).to_local() if is_split(value) else value
 
 
-def part_of(whole: Tensor, like: Tensor) -> Tensor:
+def part_of(full: Tensor, like: Tensor) -> Tensor:
     """Of a whole tensor, what this process has of one that is split as `like` is."""
-    if not is_split(like) or not whole.dim():
-        return whole
+    if not is_split(like) or not full.dim():
+        return full
     first, last = rows_of(like.shape[0], distributed.get_rank(), distributed.get_world_size())
-    return whole[first:last]
+    return full[first:last]
 
 
-def split_as(whole: Tensor, like: Tensor) -> Tensor:
+def split_as(full: Tensor, like: Tensor) -> Tensor:
     """The same tensor, split as `like` is."""
-    if not is_split(like) or not whole.dim():
-        return whole
-    part = torch.empty_like(local_part(like), dtype=whole.dtype).copy_(part_of(whole, like))
+    if not is_split(like) or not full.dim():
+        return full
+    part = torch.empty_like(local_part(like), dtype=full.dtype).copy_(part_of(full, like))
     return _joined(part, like)
 
 
 def load_sharded(folder: Path, kind: ModelKind, dtype: torch.dtype, device: torch.device) -> tuple[Any, dict[str, Any]]:
     """This process's part of a folder that was inspected, and transformers' report of what it lacks."""
     if not distributed.is_initialized() or distributed.get_world_size() < 2:
-        raise ConfigError([ALONE])
+        raise ConfigError([NEEDS_PROCESSES])
     parts = skeleton(folder, kind)
     _refuse_unreadable(parts)
     module, report = type(parts.module).from_pretrained(
@@ -205,7 +205,7 @@ def write_gathered(file: Path | None, tensors: Mapping[str, Tensor], metadata: M
         [(name, NAMES[value.dtype], tuple(value.shape)) for name, value in tensors.items()], metadata or {}
     )
     problem: OSError | None = None
-    with writing(file, header) as writer:
+    with open_writer(file, header) as writer:
         for value in tensors.values():
             whole = gathered(value).cpu()
             try:

@@ -126,12 +126,12 @@ def _names(module: Any, keys: Iterable[str]) -> tuple[dict[str, str], frozenset[
     return names, frozenset(assembled)
 
 
-def modules_without_weights(spec: ModelConfig, callback: Callback) -> dict[str, nn.Module]:
+def modules_without_weights(config: ModelConfig, callback: Callback) -> dict[str, nn.Module]:
     """By path. ModelError where transformers cannot build a model that generates text or classifies from it."""
     from transformers.models.auto import modeling_auto as auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    file = find(spec, callback).folder / "config.json"
+    file = find(config, callback).folder / "config.json"
     settings = checked_config(read_json(file), str(file))
     family = settings["model_type"]
     if family not in CONFIG_MAPPING:

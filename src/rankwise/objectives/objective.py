@@ -207,10 +207,10 @@ class Objective(ABC):
         """Tokens of every row, where all have the same number, as images have patches."""
         return None
 
-    def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
+    def load(self, config: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
         """The model by its auto class, and the tokenizer. `checked`: a model that lies in a run must be what training
         wrote there."""
-        return (load if checked else load_unchecked)(spec, callback, self.kind)
+        return (load if checked else load_unchecked)(config, callback, self.kind)
 
     def heads(self, model: LoadedModel) -> tuple[str, ...]:
         """Modules that are trained whole beside an adapter (PEFT's modules_to_save)."""
@@ -227,9 +227,9 @@ class Objective(ABC):
     def check_answering(self, changed: Sequence[str]) -> None:  # noqa: B027  most take all
         """ConfigError where settings of answers were changed that have no effect."""
 
-    def encoder(self, template: Template, tokenizer: HubTokenizer, spec: DataConfig, limit: int) -> RowEncoder:
+    def encoder(self, template: Template, tokenizer: HubTokenizer, config: DataConfig, limit: int) -> RowEncoder:
         """Of rows of texts."""
-        return Encoder(template, tokenizer, spec, limit)
+        return Encoder(template, tokenizer, config, limit)
 
     def writing(self, model: LoadedModel) -> Writing:
         """How rows are encoded for this model, by its tokenizer and the template that it has now."""
@@ -238,9 +238,9 @@ class Objective(ABC):
             self.encoder, learned=self.facts,
         )  # fmt: skip
 
-    def writing_alone(self, spec: ModelConfig, callback: Callback, *, guessed: bool) -> Writing:
+    def writing_alone(self, config: ModelConfig, callback: Callback, *, guessed: bool) -> Writing:
         """The same where the model is not loaded. `guessed`: nobody named it."""
-        tokenizer, name, context = load_tokenizer(spec, callback)
+        tokenizer, name, context = load_tokenizer(config, callback)
         return TextWriting(
             tokenizer, ChatTemplate.of_model(tokenizer), name, context,
             self.encoder, guessed=guessed, learned=self.facts,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from rankwise.config.base import shown
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
-from rankwise.errors import ConfigError, DataError, did_you_mean, some, together
+from rankwise.errors import ConfigError, DataError, did_you_mean, joined_problems, some
 from rankwise.rows.forms.proposals import NO_FORM
 from rankwise.rows.sources import open_source
 from rankwise.rows.text.example import Example
@@ -62,7 +62,7 @@ def read_targets(spec: DataConfig, config: ClassificationConfig) -> TargetFacts:
         except DataError as error:
             problems.append(str(error))
     if problems and (spec.on_bad_row == "stop" or not (labels.counts or labels.sets)):
-        raise DataError(f"{together(problems)}{NAMES if any(NO_FORM in why for why in problems) else ''}")
+        raise DataError(f"{joined_problems(problems)}{NAMES if any(NO_FORM in why for why in problems) else ''}")
     if not labels.counts and not labels.sets:
         raise DataError(f"{', '.join(source.path for source in spec.all_sources)}: has no rows.")
     if labels.sets:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from rankwise.config.base import shown
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
-from rankwise.errors import ConfigError, DataError, together
+from rankwise.errors import ConfigError, DataError, joined_problems
 from rankwise.rows.classes import MOST_CLASSES, examples_of, weights_of
 from rankwise.rows.forms.proposals import NO_FORM
 from rankwise.rows.forms.tagged_rows import TAGGED_FORMATS
@@ -61,13 +61,13 @@ def read_tags(spec: DataConfig, config: ClassificationConfig) -> TargetFacts:
             problems.append(str(error))
     wrong = _of_other_schemes(tags)
     if problems and (spec.on_bad_row == "stop" or not tags.counts):
-        every = together([*problems, *wrong])
+        every = joined_problems([*problems, *wrong])
         raise DataError(f"{every}{NAMES if any(NO_FORM in why for why in problems) else ''}")
     sources = ", ".join(source.path for source in spec.all_sources)
     if not tags.counts:
         raise DataError(f"{sources}: has no rows.")
     if wrong:
-        raise DataError(together(wrong))
+        raise DataError(joined_problems(wrong))
     names = _ordered(tags, spec)
     if len(tags.counts) < 2:
         only = next(iter(tags.counts))

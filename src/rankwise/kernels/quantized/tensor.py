@@ -128,8 +128,8 @@ def stored_bytes(tensor: Tensor) -> int:
     return tensor.stored_bytes if isinstance(tensor, QuantizedTensor) else tensor.nbytes
 
 
-def unpacked_in(given: Any) -> Any:
-    return tree_map_only(QuantizedTensor, QuantizedTensor.unpacked, given)
+def unpacked_in(value: Any) -> Any:
+    return tree_map_only(QuantizedTensor, QuantizedTensor.unpacked, value)
 
 
 def _refuse_writing(func: Any, args: Sequence[Any]) -> None:

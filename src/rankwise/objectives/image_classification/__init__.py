@@ -91,9 +91,9 @@ class ImageClassification(WithHead):
         targets, processing = data_report.targets, data_report.image_processing
         return cls(targets, processing) if targets is not None and processing is not None else None
 
-    def load(self, spec: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
+    def load(self, config: ModelConfig, callback: Callback, *, checked: bool = True) -> LoadedModel:
         need_vision(f"the objective {NAME}")
-        loaded = super().load(spec, callback, checked=checked)
+        loaded = super().load(config, callback, checked=checked)
         if not head_modules(loaded.module, images=True):
             raise ModelError(
                 f"{loaded.source.folder}: this {type(loaded.module).__name__} has no head of a known name, so it "
@@ -155,8 +155,8 @@ class ImageClassification(WithHead):
     def writing(self, model: LoadedModel) -> ImageWriting:
         return ImageWriting(model.source.name, self.processing, self.targets)
 
-    def writing_alone(self, spec: ModelConfig, callback: Callback, *, guessed: bool) -> ImageWriting:
-        return ImageWriting(spec.name, self.processing, self.targets)
+    def writing_alone(self, config: ModelConfig, callback: Callback, *, guessed: bool) -> ImageWriting:
+        return ImageWriting(config.name, self.processing, self.targets)
 
     def example_of(self, text: str, image: bytes | None = None) -> Example:
         """`text` names the image."""

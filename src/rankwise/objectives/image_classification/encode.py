@@ -108,10 +108,10 @@ class ImageWriting:
     processing: ImageProcessing
     learned: TargetFacts
 
-    def by(self, spec: DataConfig) -> ImageWriting:
+    def by(self, config: DataConfig) -> ImageWriting:
         return self
 
-    def encoder(self, spec: DataConfig) -> ImageEncoder:
+    def encoder(self, config: DataConfig) -> ImageEncoder:
         return LabelledEncoder(self.processing, targets=RowTargets(self.learned))
 
     def tally(self) -> Tally:

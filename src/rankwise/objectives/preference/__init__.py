@@ -95,8 +95,8 @@ class Preference(CausalLM):
     """Whether the likelihood of orpo also covers the prompts."""
     name = NAME
 
-    def encoder(self, template: Template, tokenizer: HubTokenizer, spec: DataConfig, limit: int) -> PairEncoder:
-        return PairEncoder(template, tokenizer, spec, limit)
+    def encoder(self, template: Template, tokenizer: HubTokenizer, config: DataConfig, limit: int) -> PairEncoder:
+        return PairEncoder(template, tokenizer, config, limit)
 
     @classmethod
     def of(cls, experiment: Experiment, callback: Callback, begun: Pooling | None) -> Self:
