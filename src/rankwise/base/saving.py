@@ -16,8 +16,9 @@ from rankwise.base.inspection import is_encoder
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.preprocessing import save_processing
 from rankwise.base.rotary_names import write_older_names
-from rankwise.base.sharding import is_sharded, save_whole
+from rankwise.base.sharding import save_whole
 from rankwise.base.sources import find
+from rankwise.base.split import is_sharded
 from rankwise.config.models import ModelConfig
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.tokenizer import HubTokenizer

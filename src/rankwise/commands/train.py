@@ -38,7 +38,7 @@ from rankwise.runs.row_facts import TargetFacts
 from rankwise.system.launched import launched
 from rankwise.system.memory import limited_memory
 from rankwise.system.signals import deferred, ignore_requests
-from rankwise.tracking.following import check_installed
+from rankwise.tracking import check_installed
 from rankwise.training.anchor import text_of_run
 from rankwise.training.budgets import tasks_of_run
 from rankwise.training.earlier_rounds import earlier_rows

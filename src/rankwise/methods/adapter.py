@@ -34,8 +34,8 @@ from rankwise.adapters.token_rows import tables_of_tokens
 from rankwise.adapters.weights import AdapterWeights
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.saving import save_reader
-from rankwise.base.sharding import gathered
 from rankwise.base.sources import FROM_GGUF, Source
+from rankwise.base.split import gathered
 from rankwise.config.method import MethodConfig
 from rankwise.config.models import ModelConfig
 from rankwise.errors import ModelError, RunError, TrainingError, some

@@ -47,7 +47,7 @@ from typing import Protocol
 
 import torch
 
-from rankwise.base.sharding import is_sharded, is_split
+from rankwise.base.split import is_sharded, is_split
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import TrainingError, some
 from rankwise.methods.trainable import Trainable
