@@ -19,13 +19,10 @@ from rankwise.config.data import Reasoning
 from rankwise.config.recipe import Recipe
 from rankwise.errors import TemplateError
 from rankwise.rows.text.example import Message
-from rankwise.rows.text.many_answers import COMPARED, answers_of, compared
-from rankwise.rows.text.plain_conversations import plain_conversation
 from rankwise.rows.text.reasoning import OPEN, may_be_thought, without_thought
-from rankwise.rows.text.template_probe import Shown, Span
-from rankwise.rows.text.template_process import Cut, Result, render_conversations
+from rankwise.rows.text.rendering import Conversation, Shown, Span, Written, answers_of
+from rankwise.rows.text.template_process import Cut, Result, plain_conversation, render_conversations
 from rankwise.rows.text.tokenizer import HubTokenizer
-from rankwise.rows.text.written import Conversation, Written
 from rankwise.runs.data_report import TemplateFacts
 
 PROBE = "an answer like no other"
@@ -247,15 +244,10 @@ class ChatTemplate:
 
     def _cuts(self, messages: Sequence[Message]) -> list[Cut]:
         """The beginnings of a conversation that are rendered: the whole, each prompt, and the end of each answer unless
-        marks of the template show it. Of very many answers, only some prompts are."""
-        answers = answers_of(messages)
-        known = len(answers) > COMPARED or (self._marks and self.reasoning == "none")
-        ends = [] if known else [index + 1 for index in answers if index + 1 < len(messages)]
-        return [
-            (len(messages), False),
-            *((index, True) for index in compared(answers)),
-            *((end, False) for end in ends),
-        ]
+        marks of the template show it."""
+        answers, known = answers_of(messages), self._marks and self.reasoning == "none"
+        ends = [] if known else [(index + 1, False) for index in answers if index + 1 < len(messages)]
+        return [(len(messages), False), *((index, True) for index in answers), *ends]
 
     @cached_property
     def _marks(self) -> bool:
