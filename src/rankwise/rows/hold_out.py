@@ -20,7 +20,7 @@ import numpy as np
 
 from rankwise.config.data import DataConfig
 from rankwise.rows.forms.labels import Labels
-from rankwise.rows.report.duplicates import TextIndex, overlap
+from rankwise.rows.report.duplicates import TextIndex
 from rankwise.rows.report.image_report import SeenImage, overlap_of_images
 from rankwise.rows.sources import Reading
 from rankwise.rows.text.example import Example, ImageRecord
@@ -307,5 +307,5 @@ def overlap_between(prompts: TextIndex, trained: Sequence[SourceRows], measured:
         none, *(source.questions(apart=True) for source in trained),
         *(source.question + np.arange(len(source)) for source in measured),
     ])  # fmt: skip
-    exact, near = overlap(prompts, own, prompts, others).counts
+    exact, near = prompts.overlap(own, prompts, others).counts
     return OverlapFacts(exact=exact, near=near, of=len(own))

@@ -142,7 +142,7 @@ def _data_report(
     unused = unused_columns(readings)
     images = [image for source in sources for image in source.images]
     findings = findings_of(images, [name for reading in readings for name in reading.passed_over]) if images else None
-    exact, near = tally.texts.repeats().counts if findings is None else findings.copies
+    exact, near = (tally.texts.repeats() if findings is None else findings.duplicates).counts
     tags = tally.tags.facts(encoded=encodes) if tally.tags.words else None
     doubts = tally.meaning.doubts(labels, learned, spec.accept)
     of_measured = Labels.together(source.labels for source in every.measured)

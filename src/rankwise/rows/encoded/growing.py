@@ -1,31 +1,17 @@
 """An array that grows at its end, in memory or in a file.
 
 In memory it takes a few bytes a value, where a list of Python objects takes ten times as many. In a file it takes none:
-what is read of it is mapped, and `release` gives the mapped pages back.
+what is read of it is mapped.
 """
 
 from __future__ import annotations
 
-import mmap
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-
-
-def _nothing() -> None:
-    pass
-
-
-@dataclass(frozen=True)
-class View:
-    """The values so far, to be read only. `release` may be called while the array is used."""
-
-    array: np.ndarray
-    release: Callable[[], None] = _nothing
 
 
 class Growing:
@@ -34,7 +20,6 @@ class Growing:
 
     def __init__(self, dtype: Any, width: int | None = None, file: BinaryIO | None = None) -> None:
         self._dtype, self._shape = np.dtype(dtype), (-1,) if width is None else (-1, width)
-        self._bytes = self._dtype.itemsize * (width or 1)
         self._file = file
         self._memory = bytearray()
         self._length = 0
@@ -51,16 +36,13 @@ class Growing:
         else:
             self._file.write(content)
 
-    def view(self) -> View:
-        """In memory, nothing may be added while the view is used."""
+    def view(self) -> np.ndarray:
+        """The values so far, to be read only. In memory, nothing may be added while they are used."""
         if self._file is None:
-            return View(np.frombuffer(self._memory, self._dtype).reshape(self._shape))
+            return np.frombuffer(self._memory, self._dtype).reshape(self._shape)
         self._file.flush()
-        if not self._length:
-            return View(np.empty((0, *self._shape[1:]), self._dtype))
-        mapping = mmap.mmap(self._file.fileno(), self._length * self._bytes, access=mmap.ACCESS_READ)
-        array = np.frombuffer(mapping, self._dtype).reshape(self._shape)
-        return View(array, lambda: _give_back(mapping))
+        values = np.memmap(self._file, self._dtype, "r") if self._length else np.empty(0, self._dtype)
+        return np.asarray(values).reshape(self._shape)
 
     def write(self, path: Path) -> None:
         """The values as a file of this name. Nothing is added afterwards."""
@@ -70,8 +52,3 @@ class Growing:
             else:
                 self._file.seek(0)
                 shutil.copyfileobj(self._file, out)
-
-
-def _give_back(mapping: mmap.mmap) -> None:
-    if hasattr(mapping, "madvise"):  # not on Windows
-        mapping.madvise(mmap.MADV_DONTNEED)

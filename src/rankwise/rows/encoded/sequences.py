@@ -187,7 +187,7 @@ class RowWriter:
         """All that were added. Nothing is added afterwards."""
         if not self._columns:
             self.add(EncodedRows.of([]))
-        return EncodedRows.of_columns({name: column.view().array for name, column in self._columns.items()})
+        return EncodedRows.of_columns({name: column.view() for name, column in self._columns.items()})
 
     def write(self, folder: Path) -> None:
         """One file for each column."""

@@ -248,7 +248,7 @@ class Meaning:
     @property
     def table(self) -> np.ndarray:
         """The exchanges."""
-        return self.exchanges.view().array
+        return self.exchanges.view()
 
     def where(self, number: int) -> str:
         _, _, file, line = self.table[number].tolist()
@@ -293,7 +293,7 @@ def _exchanged(meaning: Meaning, *_: object) -> _Occurrence:
 
 
 def _too_long(meaning: Meaning, *_: object) -> _Occurrence:
-    lengths, (longest, example) = meaning.lengths.view().array, meaning.longest
+    lengths, (longest, example) = meaning.lengths.view(), meaning.longest
     alone = len(lengths) >= 2 * FEW and longest > LONGER * np.median(lengths)
     return int((lengths > LONGER * np.median(lengths)).sum()) if alone else 0, len(lengths), example
 

@@ -101,7 +101,7 @@ class PairCounts:
 
     def _numbers(self) -> tuple[np.ndarray, np.ndarray]:
         """A number for each pair, the same for the same pair, and that of the pair the other way round."""
-        sides = self.seen.view().array.reshape(-1, DIGEST // 8)
+        sides = self.seen.view().reshape(-1, DIGEST // 8)
         chosen, rejected = firsts_of(sides).reshape(-1, 2).T
         return chosen * len(sides) + rejected, rejected * len(sides) + chosen
 
