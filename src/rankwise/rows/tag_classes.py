@@ -18,8 +18,7 @@ from rankwise.rows.classes import MOST_CLASSES, examples_of, weights_of
 from rankwise.rows.forms.proposals import NO_FORM
 from rankwise.rows.forms.tagged_rows import TAGGED_FORMATS
 from rankwise.rows.sources import open_source
-from rankwise.rows.text.example import Example
-from rankwise.rows.text.tagged import BEGIN, INSIDE, OUTSIDE, label_in
+from rankwise.rows.text.example import BEGIN, INSIDE, OUTSIDE, Example, label_in
 from rankwise.rows.text.targets import tagged_in
 from rankwise.runs.row_facts import TargetFacts
 

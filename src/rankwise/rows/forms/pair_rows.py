@@ -18,8 +18,7 @@ from typing import Any
 
 from rankwise.config.base import shown
 from rankwise.errors import DataError
-from rankwise.rows.forms.columns import Row
-from rankwise.rows.forms.fields import require, system_of
+from rankwise.rows.forms.columns import Row, require, system_of
 from rankwise.rows.forms.turns import ROLES, read_tools, read_turns, refuse_unsupported, text_of, turns_of_prompt
 from rankwise.rows.text.example import Example, Message
 from rankwise.system.strict_json import loads

@@ -24,7 +24,7 @@ from unicodedata import normalize
 import numpy as np
 from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  a compiled module without type stubs
 
-from rankwise.rows.encoded.growing import Growing
+from rankwise.rows.encoded.sequences import Growing
 from rankwise.rows.text.example import ImageRecord
 from rankwise.system.files import unnamed_file
 

@@ -24,12 +24,11 @@ import numpy as np
 
 from rankwise.config.data import DataConfig
 from rankwise.errors import some, together
-from rankwise.rows.encoded.growing import Growing
+from rankwise.rows.encoded.sequences import Growing
 from rankwise.rows.report.duplicates import TextIndex, firsts_of
 from rankwise.rows.report.meaning import Meaning
-from rankwise.rows.text.example import Example, Message
+from rankwise.rows.text.example import Example, Message, TaggedWords, spans_of, strays_in
 from rankwise.rows.text.outcome import Outcome
-from rankwise.rows.text.tagged import TaggedWords, spans_of, strays_in
 from rankwise.rows.text.tokenize import Tokens, sides_of
 from rankwise.runs.data_report import MOST_LISTED, LengthFacts, OverlapFacts, Skipped
 from rankwise.runs.row_facts import AnswerFacts, TagFacts

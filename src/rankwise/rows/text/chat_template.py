@@ -18,8 +18,7 @@ from typing import Any
 from rankwise.config.data import Reasoning
 from rankwise.config.recipe import Recipe
 from rankwise.errors import TemplateError
-from rankwise.rows.text.example import Message
-from rankwise.rows.text.reasoning import OPEN, may_be_thought, without_thought
+from rankwise.rows.text.example import OPEN, Message, may_be_thought, without_thought
 from rankwise.rows.text.rendering import Conversation, Shown, Span, Written, answers_of
 from rankwise.rows.text.template_process import Cut, Result, plain_conversation, render_conversations
 from rankwise.rows.text.tokenizer import HubTokenizer

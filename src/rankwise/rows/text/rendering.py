@@ -23,8 +23,7 @@ from typing import Any, Protocol
 
 from rankwise.config.data import Reasoning
 from rankwise.errors import TemplateError, some
-from rankwise.rows.text.example import Example, Message
-from rankwise.rows.text.reasoning import CLOSE, OPEN, parted
+from rankwise.rows.text.example import CLOSE, OPEN, Example, Message, parted
 from rankwise.rows.text.template_process import Cut, Result
 from rankwise.rows.text.tokenize import Rendering, Segment
 
