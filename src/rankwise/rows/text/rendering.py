@@ -17,7 +17,7 @@ are looked for.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -38,13 +38,11 @@ Conversation = tuple[Sequence[Message], Sequence[Any]]
 
 @dataclass(frozen=True)
 class Written:
-    """`prefix` is what the tokenizer puts before every text, `results` what was rendered, and `render` renders other
-    parts."""
+    """`prefix` is what the tokenizer puts before every text, and `results` what was rendered."""
 
     messages: Sequence[Message]
     prefix: str
     results: Mapping[Cut, Result]
-    render: Callable[[Cut], Result]
 
     @property
     def whole(self) -> str:
@@ -66,8 +64,7 @@ class Written:
 
     def result(self, count: int, answer_next: bool = False) -> tuple[str, list[Span]]:
         """The text without the prefix, and its marks."""
-        cut = count, answer_next
-        result = self.results[cut] if cut in self.results else self.render(cut)
+        result = self.results[count, answer_next]
         if isinstance(result, TemplateError):
             roles = some(message.role for message in self.messages[:count])
             raise TemplateError(f"the chat template refuses a conversation of {roles}: {result}")

@@ -8,8 +8,8 @@ process and sends it conversations; whatever a template does, this process alone
               "conversations": [{"messages": [...], "tools": [...] or null, "size": characters,
                                  "cuts": [[messages, answer next], ...]}, ...]}
     reply    for each conversation a line [result, ...], of each cut the text of its first messages:
-              [text, [[start, stop], ...]] with the {% generation %} marks of the first cut; the number of characters,
-              where it is a beginning of the first cut's text; {"refused": reason}, if the template raises an error; or
+              [text, [[start, stop], ...]] with its {% generation %} marks; the number of characters, where it has none
+              and is a beginning of the first cut's text; {"refused": reason}, if the template raises an error; or
               {"exceeded": "memory" or "output"}, after which the conversation's further cuts are left out
 
 Both are JSON, one line each. Limits: SECONDS of processor time for a cut, MEMORY bytes of addresses, and OUTPUT
@@ -92,7 +92,7 @@ def rendered(request: dict[str, Any], conversation: dict[str, Any], limit: Calla
             whole = text
             yield [text, spans]
         else:
-            yield len(text) if whole.startswith(text) else [text, []]
+            yield [text, spans] if spans or not whole.startswith(text) else len(text)
 
 
 class OutputError(Exception):
