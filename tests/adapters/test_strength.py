@@ -24,7 +24,7 @@ from rankwise.methods.full import FullFineTuning
 from rankwise.methods.inject import add_adapter, inject
 from rankwise.objectives.causal_lm import summed
 from rankwise.rows.encoded.batches import portion
-from rankwise.rows.encoded.flat import flat
+from rankwise.rows.encoded.packing import flat
 
 IDS = torch.arange(48).reshape(2, 24) % 96
 KINDS = {

@@ -21,7 +21,7 @@ from rankwise.cli.main import app
 from rankwise.config.experiment import Experiment
 from rankwise.errors import DataError
 from rankwise.python.run import load_run
-from rankwise.rows.text.tagged import spans_of
+from rankwise.rows.text.example import spans_of
 from rankwise.runs.snapshot import RunSnapshot
 
 TRAINING = ("--steps", "24", "--batch-size", "4", "--learning-rate", "0.01", "--set", "model.dtype=float32")

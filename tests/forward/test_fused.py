@@ -17,8 +17,7 @@ from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.inject import inject
 from rankwise.objectives.causal_lm import summed
 from rankwise.rows.encoded.batches import input_length
-from rankwise.rows.encoded.flat import flat
-from rankwise.rows.encoded.packing import pack
+from rankwise.rows.encoded.packing import flat, pack
 from rankwise.rows.text.tokenize import Tokens
 
 SHAPE = {

@@ -34,8 +34,7 @@ from rankwise.kernels.quantized.nf4 import is_unpacked_by_library
 from rankwise.kernels.quantized.tensor import is_quantized
 from rankwise.planning.gguf_header import read_gguf_header
 from rankwise.rows.text.chat_template import ChatTemplate
-from rankwise.rows.text.new_tokens import NewTokens
-from rankwise.rows.text.tokenizer import HubTokenizer
+from rankwise.rows.text.tokenizer import HubTokenizer, NewTokens
 from rankwise.runs.integrity import check_folder
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 from rankwise.system.foreign_json import read_json

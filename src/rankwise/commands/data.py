@@ -21,8 +21,8 @@ from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import objective_by
 from rankwise.rows.classes import read_targets
 from rankwise.rows.forms.pair_rows import is_pair
-from rankwise.rows.images.contact_sheet import check_sheet, contact_sheet
 from rankwise.rows.images.decode import decode
+from rankwise.rows.images.pictures import check_sheet, contact_sheet
 from rankwise.rows.images.processor import pixels_of
 from rankwise.rows.preparation import problems, sentence, unused_columns
 from rankwise.rows.preparing import Writing, prepare

@@ -23,7 +23,7 @@ from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, Seque
 from rankwise.objectives.tagging import Tagging
 from rankwise.objectives.text_classification import TextClassification
 from rankwise.planning.shape import SEQUENCES, ModelShape
-from rankwise.rows.tag_classes import holds_tags
+from rankwise.rows.classes import holds_tags
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage
 from rankwise.runs.row_facts import Pooling, TargetFacts

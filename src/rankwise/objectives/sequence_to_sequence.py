@@ -49,7 +49,7 @@ from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import BREAK, Example, Message
 from rankwise.rows.text.outcome import Outcome, read_each
 from rankwise.rows.text.rendering import Template
-from rankwise.rows.text.sequences import input_and_output, input_of
+from rankwise.rows.text.targets import input_and_output, input_of
 from rankwise.rows.text.tokenize import Tokens, prompt_ids
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting

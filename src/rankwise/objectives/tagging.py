@@ -29,12 +29,11 @@ from rankwise.config.experiment import Experiment
 from rankwise.objectives import text_classification
 from rankwise.objectives.predictions import Done, Longest, Numbers
 from rankwise.objectives.text_classification import TextClassification, TextEncoder, random_ids
+from rankwise.rows.classes import read_tags
 from rankwise.rows.encoded.batches import IGNORED
 from rankwise.rows.forms.tagged_rows import TAGGED_FORMATS
-from rankwise.rows.tag_classes import read_tags
-from rankwise.rows.text.example import Example
+from rankwise.rows.text.example import BEGIN, INSIDE, OUTSIDE, Example, Range, label_in, spans_of
 from rankwise.rows.text.outcome import Outcome, read_each
-from rankwise.rows.text.tagged import BEGIN, INSIDE, OUTSIDE, Range, label_in, spans_of
 from rankwise.rows.text.targets import tagged_in
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer

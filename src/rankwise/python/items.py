@@ -18,7 +18,7 @@ from rankwise.objectives.image_classification import ImageClassification
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.tagging import Tagging
 from rankwise.objectives.text_classification import TextClassification
-from rankwise.rows.files.in_memory_images import image_bytes
+from rankwise.rows.files.in_memory import image_bytes
 from rankwise.rows.forms.formats import find_format, parse_row
 from rankwise.rows.forms.tagged_rows import untagged
 from rankwise.rows.text.example import Example, ImageContent, Message

@@ -9,10 +9,8 @@ import numpy as np
 from rankwise.config.data import DataConfig
 from rankwise.config.recipe import recipe_named
 from rankwise.errors import DataError
-from rankwise.rows.encoding import Encoding, EncodingFacts
-from rankwise.rows.images.decode import decode
-from rankwise.rows.images.perceptual import record_of
-from rankwise.rows.preparation import Prepared, prepared_of
+from rankwise.rows.images.decode import decode, record_of
+from rankwise.rows.preparation import Encoding, EncodingFacts, Prepared, prepared_of
 from rankwise.rows.report.report import Tally
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.encode import Encoder, EncoderOf

@@ -22,7 +22,7 @@ from rankwise.methods.method import Method, Record
 from rankwise.methods.model_card import CardFacts, card
 from rankwise.methods.trainable import Trainable
 from rankwise.planning.memory import EXACT, SLOW_DISK, Disk
-from rankwise.rows.images.augment import augmentation
+from rankwise.rows.images.processor import augmentation
 from rankwise.rows.preparation import Prepared
 from rankwise.runs.data_report import about, lines_of
 from rankwise.runs.directory import REFERENCE, RunDirectory

@@ -17,11 +17,9 @@ import numpy as np
 from rankwise.config.data import DataConfig
 from rankwise.config.images import ImageProcessing
 from rankwise.errors import DataError
-from rankwise.rows.encoding import EncodingFacts
-from rankwise.rows.images.decode import DecodedImage, decode
-from rankwise.rows.images.perceptual import record_of
+from rankwise.rows.images.decode import DecodedImage, decode, record_of
 from rankwise.rows.images.processor import pixels_of
-from rankwise.rows.preparation import Prepared
+from rankwise.rows.preparation import EncodingFacts, Prepared
 from rankwise.rows.report.report import Tally
 from rankwise.rows.text.example import Example, ImageRecord
 from rankwise.rows.text.outcome import Outcome, read_each

@@ -34,8 +34,7 @@ from rankwise.forward.reference import random_documents
 from rankwise.objectives.causal_lm import CausalLM, vocabulary_of
 from rankwise.objectives.preference.batches import flat_pairs, padded_pairs
 from rankwise.objectives.preference.encode import PairEncoder, pair_of
-from rankwise.rows.encoded.batches import Batch
-from rankwise.rows.encoded.pairs import Pairs
+from rankwise.rows.encoded.batches import Batch, Pairs
 from rankwise.rows.text.outcome import Outcome, Shown
 from rankwise.rows.text.rendering import Template
 from rankwise.rows.text.tokenize import Tokens, sides_of

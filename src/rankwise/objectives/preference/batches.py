@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from rankwise.rows.encoded.batches import IGNORED, Batch, collate, input_length, padded_length, questions
-from rankwise.rows.encoded.flat import string
-from rankwise.rows.encoded.pairs import Pairs
+from rankwise.rows.encoded.batches import IGNORED, Batch, Pairs, collate, input_length, padded_length, questions
+from rankwise.rows.encoded.packing import string
 from rankwise.rows.text.tokenize import Tokens, sides_of
 
 
