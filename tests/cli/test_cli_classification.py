@@ -19,11 +19,10 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
-from typer.testing import CliRunner
 
 from kit.classifiers import encoder_folder, labelled, scaled, write_rows
+from kit.command import rankwise
 from kit.interrupted import whole_and_resumed
-from rankwise.cli.main import app
 from rankwise.config.experiment import Experiment
 from rankwise.evaluation.class_metrics import metric_rows
 from rankwise.evaluation.metrics import METRICS
@@ -47,10 +46,6 @@ LEARNING: dict[str, tuple[str, ...]] = {
     "full": ("--method", "full", "--learning-rate", "0.002"),
 }
 """With which 24 rows are learned by heart in 120 steps of 8."""
-
-
-def rankwise(*words: str) -> Any:
-    return CliRunner().invoke(app, list(words))
 
 
 def trained(run: str, data: str, *more: str, model: str = "tiny-bert") -> Any:

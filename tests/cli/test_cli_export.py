@@ -13,13 +13,12 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from typer.testing import CliRunner
 
 from conftest import tiny_model
+from kit.command import rankwise
 from rankwise.adapters.formats.peft import read_peft, rewrite, write_peft
 from rankwise.adapters.formats.peft_reader import WEIGHTS, read_weights
 from rankwise.adapters.weights import AdapterWeights, Factors, check_same
-from rankwise.cli.main import app
 from rankwise.commands.export import FORMATS
 from rankwise.config.adapters import LoraConfig
 from rankwise.errors import AdapterError
@@ -27,10 +26,6 @@ from rankwise.exporting.engines.table import ENGINES
 from rankwise.methods.inject import inject
 
 IDS = torch.arange(48).reshape(2, 24) % 96
-
-
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 @pytest.fixture

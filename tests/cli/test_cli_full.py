@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from typer.testing import CliRunner
 
 import rankwise as package
+from kit.command import done, rankwise
 from kit.processes import ended
 from rankwise.base.precision import choose_precision
 from rankwise.cli.main import app
@@ -35,16 +36,6 @@ WORDS = (
     "--learning-rate", 0.01, "--method", "full",
 )  # fmt: skip
 QUESTION = ("--prompt", "What is the capital of land 3?", "--max-new-tokens", 12)
-
-
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
-def done(*words):
-    result = rankwise(*words)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 def refused(*words):

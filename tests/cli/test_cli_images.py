@@ -18,11 +18,10 @@ from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, pipeline
-from typer.testing import CliRunner
 
+from kit.command import rankwise
 from kit.vision_models import TIMM, save_folder
 from rankwise.base.preprocessing import processing_in
-from rankwise.cli.main import app
 from rankwise.commands.export import export
 from rankwise.commands.train import Trained, train
 from rankwise.config.experiment import Experiment
@@ -60,10 +59,6 @@ def experiment(model: str, run: str, **more: Any) -> Experiment:
         "training": {"steps": 5, "batch_size": 6, "learning_rate": 0.01}, "images": {"augmentation": "crop"},
     }  # fmt: skip
     return Experiment(**settings | more)
-
-
-def rankwise(*words: str) -> Any:
-    return CliRunner().invoke(app, list(words))
 
 
 @pytest.fixture(scope="module")
