@@ -131,7 +131,7 @@ def oriented(module: nn.Module, delta: Tensor) -> Tensor:
 
 @torch.no_grad()
 def plain_lora(base_layer: nn.Module, adapter: Adapter) -> LoRA:
-    """The same change with two factors."""
+    """A LoRA (two factors) that makes the same change as another adapter, such as one of AdaLoRA."""
     A, B = adapter.factors()
     assert adapter.additive, "two factors would not be the same change"
     lora = lora_for(base_layer, A.shape[0], adapter.scale, adapter.dropout, torch.Generator())

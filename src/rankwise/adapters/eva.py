@@ -43,7 +43,7 @@ ROWS_AT_ONCE = 4096
 RECENT = 8
 """Inputs remembered within a batch; layers that share one are called soon after each other."""
 SMALLEST = 1e-6
-"""Of the largest singular value: below it is rounding, not input."""
+"""Singular values below this share of the largest one are rounding, not input."""
 
 
 def eva_choices(model: nn.Module, config: LoraConfig, run_batches: RunBatches, seed: int = 0) -> list[Choice]:

@@ -102,7 +102,7 @@ def _leading(X: Tensor, rank: int, norm: float, seed: int) -> Tensor:
 
 
 def of_factors(B: Tensor, A: Tensor, rank: int | None, error: float | None) -> LowRank:
-    """The same of B (m, R) times A (R, n), without laying the product out."""
+    """The best approximation of B (m, R) times A (R, n) by a lower rank, computed without forming the product."""
     Q_b, R_b = torch.linalg.qr(B.double())
     Q_a, R_a = torch.linalg.qr(A.double().T)
     U, values, V = torch.linalg.svd(R_b @ R_a.T, full_matrices=False)

@@ -195,7 +195,7 @@ class AdapterSet:
         return list(self.named_parameters(name).values())
 
     def named_parameters(self, name: str = "default") -> dict[str, nn.Parameter]:
-        """Those of the adapters, of the heads behind them, and the rows of tokens."""
+        """The parameters of the adapters, of the heads behind them and of the rows of tokens, by their names."""
         rows = {path: head.copies[name] for path, head in self.token_rows(name).items()}
         return {
             f"{path}.{own}": parameter

@@ -97,6 +97,6 @@ def output_head(model: nn.Module) -> nn.Module | None:
 
 
 def tables_of_the_head(model: nn.Module, paths: Iterable[str]) -> list[str]:
-    """Those of `paths` that are embeddings and share their weight with the output head."""
+    """The embeddings among `paths` that share their weight with the output head."""
     shared, modules = getattr(output_head(model), "weight", None), host_view(model)
     return [path for path in paths if isinstance(at := modules.get(path), nn.Embedding) and at.weight is shared]

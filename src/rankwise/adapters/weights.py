@@ -258,7 +258,7 @@ def _norm(X: Tensor, Y: Tensor) -> float:
 
 
 def reported(weights: AdapterWeights, callback: Callback) -> AdapterWeights:
-    """The same, once a user was shown what there is to know of its file."""
+    """Tell the user what there is to know about the file of these weights, and return them."""
     for note in weights.notes:
         callback(StatusMessage(note))
     for warning in (*weights.warnings, *oddities(weights)):

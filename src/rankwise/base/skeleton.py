@@ -51,7 +51,7 @@ class Skeleton:
 
     @cached_property
     def tied(self) -> dict[str, tuple[str, ...]]:
-        """Of each parameter that several modules share, the names of all, its own among them."""
+        """For each parameter that several modules share, the names by which all of them know it."""
         groups: dict[int, list[str]] = {}
         for name, parameter in self.module.named_parameters(remove_duplicate=False):
             groups.setdefault(id(parameter), []).append(name)
@@ -72,7 +72,8 @@ class Skeleton:
 
 
 def skeleton(folder: Path, kind: ModelKind) -> Skeleton:
-    """Of a folder that was inspected. No code that comes with a model is run."""
+    """Build the modules of a model without weights, from a folder that was inspected. No code that comes with a model
+    is run."""
     module = built(folder, kind)
     files: dict[Path, Mapping[str, StoredTensor]] = {}
     metadata: dict[Path, Mapping[str, str]] = {}

@@ -37,7 +37,7 @@ def rows_of(rows: int, rank: int, size: int) -> tuple[int, int]:
 
 
 def part_of(full: Tensor, like: Tensor) -> Tensor:
-    """Of a whole tensor, what this process has of one that is split as `like` is."""
+    """The rows of a whole tensor that this process would hold if it were split as `like` is."""
     if not is_split(like) or not full.dim():
         return full
     first, last = rows_of(like.shape[0], distributed.get_rank(), distributed.get_world_size())
@@ -45,7 +45,7 @@ def part_of(full: Tensor, like: Tensor) -> Tensor:
 
 
 def split_as(full: Tensor, like: Tensor) -> Tensor:
-    """The same tensor, split as `like` is."""
+    """A whole tensor split over the processes as `like` is."""
     if not is_split(like) or not full.dim():
         return full
     part = torch.empty_like(local_part(like), dtype=full.dtype).copy_(part_of(full, like))

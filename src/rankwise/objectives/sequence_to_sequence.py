@@ -59,7 +59,7 @@ from rankwise.runs.row_facts import Learned, Outputs
 
 NAME = "sequence-to-sequence"
 OUTPUT_SHARE = 0.25
-"""Of a random row: the share of its tokens that the decoder writes."""
+"""The share of the tokens of a random row that the decoder writes."""
 LOADING = """\
 ```python
 from peft import AutoPeftModelForSeq2SeqLM

@@ -189,7 +189,7 @@ class Tagging(TextClassification):
         return torch.from_numpy(targets)
 
     def learned(self, values: Tensor, mask: Tensor) -> Tensor:
-        """Of all tokens (B, T, ...) those that begin a learned word (N, ...)."""
+        """Select from all tokens (B, T, ...) the ones that begin a learned word (N, ...)."""
         return values[mask]
 
     def random_rows(self, module: nn.Module, lengths: Sequence[int], generator: torch.Generator) -> list[Tokens]:

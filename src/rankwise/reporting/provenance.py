@@ -25,7 +25,7 @@ FULL = 16
 SLOWER = {("lora", "fused"): 6.2, ("lora", "eager"): 2.5}
 """Time of a step of full fine-tuning in float32 relative to this method with this backend (docs/speed.md)."""
 SHOWN_ROWS = 5
-"""Of those that were left out."""
+"""At most so many of the rows that were left out are shown."""
 FORECASTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "trainable_parameters": ("trained parameters", "{:,.0f}".format),
     "adapter_bytes": ("saved file size", size),

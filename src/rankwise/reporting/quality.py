@@ -17,7 +17,7 @@ from rankwise.runs.snapshot import RunSnapshot
 
 LONGEST, MOST_SAMPLES, OPEN_SAMPLES = 3000, 40, 4
 WIDTH, HEIGHT = 132, 18
-"""Of a whisker, in pixels."""
+"""The size of the small drawing of an interval, in pixels."""
 CSS_OF: dict[Verdict, str] = {"better": "good", "worse": "bad", "cannot tell": "open"}
 HEADS = ("task", "metric", "n", "base", "tuned", "difference", "", "p", "verdict")
 OF_FEATURES = (

@@ -28,17 +28,17 @@ class AdviceCost(Config):
     """Work is counted in steps of the full run."""
 
     full_steps: int
-    """Of the run that the settings describe."""
+    """Steps of the full run that the settings describe."""
     short_steps: int
     part_steps: int
-    """Of the adapter that learns from a part of the rows; 0 without one."""
+    """Steps of the adapter that learns from a part of the rows; 0 without one."""
     work: float
     """Steps that advising is worth, by the plan."""
     forecast_seconds: float | None
     seconds: float
     """That measuring took, without loading the model and reading the rows."""
     full_seconds: float
-    """Of the steps of the full run, by the steps that were made."""
+    """The time that the full run would take, estimated from the steps that were made."""
 
     @property
     def share(self) -> float:
@@ -49,7 +49,7 @@ class Advice(Config):
     """On a language model; that on a classifier says what is other."""
 
     shuffled: ClassVar[str] = "the questions"
-    """Of other rows, which stood before the answers."""
+    """What was taken from other rows, to test whether the answers depend on it."""
     content_of: ClassVar[str] = "the questions"
     """What the answers depend on, or do not."""
     learner: ClassVar[str] = "the loss"
@@ -102,7 +102,7 @@ class Advice(Config):
 
     @property
     def names(self) -> tuple[str, str, str, str]:
-        """Of what was measured."""
+        """The names of the four quantities that were measured."""
         examples = "example" if self.examples == 1 else "examples"
         part = f"adapter, {self.cost.part_steps} steps on {self.part_rows:,} rows"
         return "base", f"base with {self.examples} {examples}", f"adapter, {self.cost.short_steps} steps", part

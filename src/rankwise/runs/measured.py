@@ -128,7 +128,7 @@ class WrongSet(Config):
     name: str
     """Where the row stands."""
     text: str
-    """Its beginning."""
+    """The beginning of the text."""
     missed: list[str]
     """What is true and was not predicted."""
     wrong: list[str]

@@ -37,7 +37,7 @@ RUN_FILES: dict[str, type[Config] | None] = {
 CHANGING = {
     "status", "ended", "problem", "resumed", "back_offs", "warnings", "results", "result_sha256", "settings_sha256",
 }  # fmt: skip
-"""Of a manifest: what is written while the run goes on."""
+"""The parts of a manifest that are written while the run goes on."""
 _Kind = TypeVar("_Kind", bound=Config)
 
 

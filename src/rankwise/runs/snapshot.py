@@ -78,7 +78,7 @@ class RunSnapshot:
 
     @cached_property
     def recorded_data(self) -> DataReport:
-        """The same for those who need it: RunError where it is missing."""
+        """The data report of a run that must have one: RunError where it is missing."""
         return read_json(self.folder / DATA_REPORT, DataReport)
 
     @cached_property

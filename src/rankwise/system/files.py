@@ -63,7 +63,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def write_new(path: Path, content: bytes) -> None:
-    """The same for a name that must be free: FileExistsError where it is not, whoever came first."""
+    """Write a file whose name must be free, whole or not at all: FileExistsError where another has taken the name."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         with told_when_full(path), temporary.open("xb") as file:

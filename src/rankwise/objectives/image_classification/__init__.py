@@ -168,7 +168,7 @@ class ImageClassification(WithHead):
         return ImageEncoder(self.processing, PixelFile(cache_folder() / "pixels")).encode(examples)
 
     def shown(self, model: LoadedModel, rows: Sequence[Tokens], count: int) -> list[Example]:
-        """Of those that are files by now."""
+        """Examples of the rows whose images are still files on the disk."""
         files = [path for row in rows if row.name is not None and (path := Path(row.name)).is_file()]
         return [Example((), str(path), image=ImageContent(path)) for path in evenly(files, count)]
 
@@ -192,7 +192,7 @@ class ImageClassification(WithHead):
         return outputs_in(module(pixels, **size_arguments(module, self.processing.size)).logits, self.targets)
 
     def sample_logits(self, model: LoadedModel, text: str) -> Tensor:
-        """Of random images."""
+        """The logits of random images, by which two copies of a model are compared."""
         rows = self.random_rows(model.module, [1] * SAMPLES, torch.Generator().manual_seed(0))
         return self.predict(model.module, self.batch_of(rows).to(model.precision.device))
 

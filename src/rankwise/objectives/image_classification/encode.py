@@ -54,7 +54,7 @@ class PixelFile:
 
 @dataclass(frozen=True)
 class ImageEncoder:
-    """Of images that are only to be predicted."""
+    """Encodes images that have no class, because it is to be predicted."""
 
     processing: ImageProcessing
     file: PixelFile | None = None

@@ -50,7 +50,7 @@ LEAST = 1e-12
 
 @dataclass(frozen=True)
 class PairLosses:
-    """Of P pairs, in the dtype of their reference."""
+    """The losses of P pairs, in the dtype of their reference."""
 
     losses: Tensor
     """(P,) with gradients, in nats."""
@@ -148,7 +148,7 @@ class Preference(CausalLM):
         return padded_pairs(rows, max_tokens, prompts=self.prompts)
 
     def flat(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
-        """The same without padding, for the fused backend."""
+        """Batches of pairs without padding, for the fused backend."""
         return flat_pairs(rows, max_tokens, prompts=self.prompts)
 
     def losses(self, logs: Tensor, batch: Batch) -> PairLosses:
