@@ -40,9 +40,9 @@ def numbers_in(folder: Path) -> Counter[str]:
     return counts
 
 
-def stored_as(spec: ModelConfig, callback: Callback) -> tuple[torch.dtype, int]:
+def stored_as(config: ModelConfig, callback: Callback) -> tuple[torch.dtype, int]:
     """Return the dtype of most weights in a model's files, and the number of weights."""
-    counts = numbers_in(find(spec, callback).folder)
+    counts = numbers_in(find(config, callback).folder)
     dtype = {"BF16": torch.bfloat16, "F16": torch.float16}.get(counts.most_common(1)[0][0], torch.float32)
     return dtype, counts.total()
 

@@ -27,10 +27,10 @@ from rankwise.base.kind import ModelKind
 from rankwise.base.quantized_folder import DTYPES
 from rankwise.base.skeleton import Skeleton, skeleton
 from rankwise.base.split import gathered, joined, rows_of
-from rankwise.base.tensor_files import SINGLE, MappedFiles, StoredTensor, header_of, writing
+from rankwise.base.tensor_files import SINGLE, MappedFiles, StoredTensor, header_of, open_writer
 from rankwise.errors import ConfigError, ModelError, some
 
-ALONE = (
+NEEDS_PROCESSES = (
     "model.sharded (--shard) splits the base over the processes of a training, and there is only one here. Add "
     "--processes 2 or more to rankwise train, or leave it out."
 )
@@ -47,7 +47,7 @@ def mesh_of(device_type: str) -> Any:
 def load_sharded(folder: Path, kind: ModelKind, dtype: torch.dtype, device: torch.device) -> tuple[Any, dict[str, Any]]:
     """This process's part of a folder that was inspected, and transformers' report of what it lacks."""
     if not distributed.is_initialized() or distributed.get_world_size() < 2:
-        raise ConfigError([ALONE])
+        raise ConfigError([NEEDS_PROCESSES])
     parts = skeleton(folder, kind)
     _refuse_unreadable(parts)
     module, report = type(parts.module).from_pretrained(
@@ -157,7 +157,7 @@ def write_gathered(file: Path | None, tensors: Mapping[str, Tensor], metadata: M
         [(name, NAMES[value.dtype], tuple(value.shape)) for name, value in tensors.items()], metadata or {}
     )
     problem: OSError | None = None
-    with writing(file, header) as writer:
+    with open_writer(file, header) as writer:
         for value in tensors.values():
             whole = gathered(value).cpu()
             try:

@@ -36,19 +36,19 @@ def rows_of(rows: int, rank: int, size: int) -> tuple[int, int]:
     return min(rows, rank * each), min(rows, (rank + 1) * each)
 
 
-def part_of(whole: Tensor, like: Tensor) -> Tensor:
-    """Of a whole tensor, what this process has of one that is split as `like` is."""
-    if not is_split(like) or not whole.dim():
-        return whole
+def part_of(full: Tensor, like: Tensor) -> Tensor:
+    """The rows of a whole tensor that this process would hold if it were split as `like` is."""
+    if not is_split(like) or not full.dim():
+        return full
     first, last = rows_of(like.shape[0], distributed.get_rank(), distributed.get_world_size())
-    return whole[first:last]
+    return full[first:last]
 
 
-def split_as(whole: Tensor, like: Tensor) -> Tensor:
-    """The same tensor, split as `like` is."""
-    if not is_split(like) or not whole.dim():
-        return whole
-    part = torch.empty_like(local_part(like), dtype=whole.dtype).copy_(part_of(whole, like))
+def split_as(full: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor split over the processes as `like` is."""
+    if not is_split(like) or not full.dim():
+        return full
+    part = torch.empty_like(local_part(like), dtype=full.dtype).copy_(part_of(full, like))
     return joined(part, like)
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from rankwise.config.base import Config
 from rankwise.runs.manifest import BaseModelFacts
-from rankwise.runs.measured import Difference, Measured
+from rankwise.runs.measured import Difference, Measurement
 
 Advised = Literal["train", "prompt", "neither", "undecided"]
 Reason = Literal["better", "examples", "probe", "solved", "unrelated", "no gain", "too few rows", "too short"]
@@ -19,8 +19,8 @@ VERDICTS = {
 class AdvisedSide(Config):
     """One way to answer the held-out rows."""
 
-    loss: Measured
-    score: Measured | None = None
+    loss: Measurement
+    score: Measurement | None = None
     """The share of rows that are answered exactly, or of right classes."""
 
 
@@ -28,17 +28,17 @@ class AdviceCost(Config):
     """Work is counted in steps of the full run."""
 
     full_steps: int
-    """Of the run that the settings describe."""
+    """Steps of the full run that the settings describe."""
     short_steps: int
     part_steps: int
-    """Of the adapter that learns from a part of the rows; 0 without one."""
+    """Steps of the adapter that learns from a part of the rows; 0 without one."""
     work: float
     """Steps that advising is worth, by the plan."""
     forecast_seconds: float | None
     seconds: float
     """That measuring took, without loading the model and reading the rows."""
     full_seconds: float
-    """Of the steps of the full run, by the steps that were made."""
+    """The time that the full run would take, estimated from the steps that were made."""
 
     @property
     def share(self) -> float:
@@ -74,7 +74,7 @@ class Advice(Config):
     content: Difference | None
     """Loss of the adapter behind other rows' questions minus that behind a row's own; None without questions, and of
     a classifier, whose gain over the frequencies of the labels says it."""
-    doubling: Measured | None
+    doubling: Measurement | None
     """What twice the rows, in as many passes, would lower the loss by."""
     margin: float
     """The least gain that counts, in the unit of the loss."""
@@ -100,7 +100,7 @@ class Advice(Config):
 
     @property
     def names(self) -> tuple[str, str, str, str]:
-        """Of what was measured."""
+        """The names of the four quantities that were measured."""
         examples = "example" if self.examples == 1 else "examples"
         part = f"adapter, {self.cost.part_steps} steps on {self.part_rows:,} rows"
         return "base", f"base with {self.examples} {examples}", f"adapter, {self.cost.short_steps} steps", part

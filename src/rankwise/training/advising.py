@@ -53,7 +53,7 @@ from rankwise.rows.preparation import Prepared
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.advice import Advice, AdviceCost, Advised, AdvisedSide, LabelAdvice, Reason, paragraph
 from rankwise.runs.manifest import BackendName
-from rankwise.runs.measured import Difference, Measured
+from rankwise.runs.measured import Difference, Measurement
 from rankwise.runs.records import Callback, ProgressUpdate, silent
 from rankwise.training.short_runs import ShortRun, short_run
 
@@ -83,11 +83,11 @@ class Side:
     """[hit, 1] of each row."""
 
     @property
-    def loss(self) -> Measured:
+    def loss(self) -> Measurement:
         return measured(METRICS["loss"], self.losses)
 
     @property
-    def score(self) -> Measured | None:
+    def score(self) -> Measurement | None:
         return None if self.hits is None else measured(METRICS["accuracy"], self.hits)
 
     def against(self, other: Side) -> Difference:
@@ -242,7 +242,7 @@ class Advising(ABC):
         return self._advice(sides, unrelated, doubling, known.examples, cost)
 
     def _advice(
-        self, sides: Mapping[str, Side | None], unrelated: Side | None, doubling: Measured | None, examples: int,
+        self, sides: Mapping[str, Side | None], unrelated: Side | None, doubling: Measurement | None, examples: int,
         cost: AdviceCost,
     ) -> Advice:  # fmt: skip
         base, untrained, adapter = sides["base"], sides["untrained"], sides["adapter"]
@@ -400,11 +400,11 @@ def margin_of(loss: float) -> float:
     return max(LEAST, SHARE * loss)
 
 
-def doubling_of(whole: Side, part: Side, times: int) -> Measured:
+def doubling_of(whole: Side, part: Side, times: int) -> Measurement:
     """What the loss fell by for each doubling of rows and steps; the whole has so many times as many as the part."""
     change, doublings = whole.against(part), math.log2(times)
     value, low, high = (-one / doublings for one in (change.difference, change.high, change.low))
-    return Measured(value=value, low=low, high=high)
+    return Measurement(value=value, low=low, high=high)
 
 
 def _labels(rows: Sequence[Tokens]) -> list[float]:

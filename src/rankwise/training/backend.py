@@ -35,8 +35,7 @@ from rankwise.objectives.causal_lm import CausalLM
 from rankwise.objectives.objective import Objective, WithHead
 from rankwise.planning.time import COMPILED_AFTER
 from rankwise.rows.encoded.batches import Batch
-from rankwise.rows.encoded.flat import flat
-from rankwise.rows.encoded.packing import pack
+from rankwise.rows.encoded.packing import flat, pack
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.manifest import BackendName
 from rankwise.runs.records import StatusMessage, WarningMessage
