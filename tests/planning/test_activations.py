@@ -20,7 +20,7 @@ from rankwise.objectives.causal_lm import summed
 from rankwise.planning.activations import FAST, saved_bytes
 from rankwise.planning.memory import HEAD_ROWS
 from rankwise.rows.encoded.batches import collate
-from rankwise.rows.encoded.flat import flat
+from rankwise.rows.encoded.packing import flat
 
 VOCABULARY, LENGTH = 64, 96
 GATED = {

@@ -137,7 +137,7 @@ def experiment_of(model: Any, data: Any, run: str, settings: Mapping[str, Any]) 
     return read_experiment(None, [setting for setting in given if setting.value is not None], base_of_start)
 
 
-def _section(name: str, value: Any, alone: str) -> Iterator[Setting]:
+def _section(name: str, value: Any, default_key: str) -> Iterator[Setting]:
     """A section given as a mapping or a config, or as the one setting that may stand for it alone."""
     if isinstance(value, BaseModel):
         named = {"method"} & type(value).model_fields.keys()  # a method's config has it even where nobody set it
@@ -145,7 +145,7 @@ def _section(name: str, value: Any, alone: str) -> Iterator[Setting]:
     if isinstance(value, Mapping):
         yield from (Setting(f"{name}.{key}", part, f"{name}={{{key!r}: …}}") for key, part in value.items())
     else:
-        yield Setting(f"{name}.{alone}" if alone else name, value, name)
+        yield Setting(f"{name}.{default_key}" if default_key else name, value, name)
 
 
 def _flat(name: str, value: Any, problems: list[str]) -> Iterator[Setting]:
