@@ -484,6 +484,8 @@ class WithHead(Classifier):
     """Predicts by a new head, which is trained whole beside an adapter."""
 
     base_elsewhere = "With rankwise, add `--base-model path/to/base` if it is elsewhere now."
+    advises: ClassVar[str] = ""
+    """What `advise` measures, where it does not measure this."""
     engine_texts: ClassVar[Sequence[str]] = ()
     """What other software is asked where there are no rows."""
     tolerances: ClassVar[Mapping[str, float]] = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05}
@@ -519,9 +521,9 @@ class WithHead(Classifier):
     @property
     def cannot(self) -> Mapping[str, str]:
         cannot = NOT_OF_CLASSIFIERS
-        if self.targets.form == "several":
-            several = "advise measures classifiers with one label for a row, and these rows have several."
-            cannot = cannot | {"advised on": several}
+        several = "classifiers with one label for a row, and these rows have several."
+        if advises := self.advises or several * (self.targets.form == "several"):
+            cannot = cannot | {"advised on": f"advise measures {advises}"}
         if (pooling := self.targets.pooling) == "own":
             return cannot
         pooled = (

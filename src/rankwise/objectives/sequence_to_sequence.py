@@ -82,6 +82,7 @@ RUNNING = (
     "{value} is for running text, and {model} is an encoder with a decoder, which does not continue one. Leave it out."
 )
 CANNOT = {
+    "advised on": "advise measures decoders and classifiers, and this model is an encoder with a decoder.",
     "measured for forgetting": "what this model has forgotten is not measured: rankwise measures it on running text, "
     "which an encoder with a decoder does not continue",
     "--text": RUNNING,

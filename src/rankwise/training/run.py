@@ -170,8 +170,8 @@ class TrainingRun:
         return replace(self, prepared=self.prepared.with_references(reference.values))
 
     def _reference(self, backend: PairBackend) -> Reference:
-        most, facts = self.config.max_batch_tokens, self.model.facts
-        return reference_of(backend, self.prepared, facts, self.lineage, most, self.callback, self.world)
+        most = self.config.max_batch_tokens
+        return reference_of(backend, self.prepared, self.lineage, most, self.callback, self.world)
 
     def validation(self, backend: Backend) -> Validation:
         rows, config = self.prepared.measured_rows, self.experiment.validation

@@ -118,7 +118,8 @@ class Preference(CausalLM):
     def cannot(self) -> Mapping[str, str]:
         return {
             "measured at strengths": "{model} was trained on preference pairs, and strengths are compared by the loss "
-            "of answers. Measure it with rankwise evaluate."
+            "of answers. Measure it with rankwise evaluate.",
+            "advised on": "the objective is preference, and advise compares answers alone. Use rankwise evaluate.",
         }
 
     @property
