@@ -129,13 +129,12 @@ class SequenceEncoder:
                 return
             outcome.truncated = 1
             (given,) = encode_inputs(self.tokenizer, [input_and_output(outcome.example)[0]], self.limit)
-        outcome.methods = ["apart"]
         output = output[: self.limit]
         outcome.sequences = [row_of(given, output, ended=output[-1] in self.tokenizer.end_ids)]
 
 
 def row_of(given: Sequence[int], output: Sequence[int], *, ended: bool = True) -> Tokens:
-    return Tokens((*given, *output), (False,) * len(given) + (True,) * len(output), ended=ended)
+    return Tokens((*given, *output), (False,) * len(given) + (True,) * len(output), ended=ended, method="apart")
 
 
 def parted(row: Tokens) -> tuple[np.ndarray, np.ndarray]:

@@ -69,7 +69,7 @@ class ChoiceEncoder:
         if any(prompt_of(row) != prompt_of(rows[0]) for row in rows):
             outcome.problem = f"{where}: the tokens before the choices differ."
             return
-        outcome.lengths, outcome.methods = [len(row.ids) for row in rows], sides[0].methods
+        outcome.lengths = [len(row.ids) for row in rows]
         outcome.too_long = int(max(outcome.lengths) > self.limit)
         if not outcome.too_long:
             outcome.sequences = [replace(row_of(rows), target=answer if self.answered else None, name=where)]
@@ -81,6 +81,7 @@ def row_of(sides: Sequence[Tokens]) -> Tokens:
         np.concatenate([side.ids for side in sides]),
         np.concatenate([side.loss_mask for side in sides]),
         as_asked=all(side.as_asked for side in sides),
+        method=sides[0].method,
         token_type_ids=np.repeat(np.arange(len(sides)), [len(side.ids) for side in sides]),
         target=0.0,
     )

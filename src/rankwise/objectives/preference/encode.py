@@ -61,16 +61,16 @@ class PairEncoder:
             outcome.too_long = 1
             return outcome
         outcome.truncated = int(max(outcome.lengths) > self.limit)
-        self._add(outcome, shortened(one, self.limit), shortened(other, self.limit), chosen.methods[0])
+        self._add(outcome, shortened(one, self.limit), shortened(other, self.limit))
         return outcome
 
-    def _add(self, outcome: Outcome, chosen: Tokens, rejected: Tokens, method: str) -> None:
+    def _add(self, outcome: Outcome, chosen: Tokens, rejected: Tokens) -> None:
         if not (chosen.loss_count and rejected.loss_count):
             outcome.without_loss_tokens = 1
         elif list(chosen.ids) == list(rejected.ids):
             outcome.tied = 1
         else:
-            outcome.sequences, outcome.methods = [pair_of(chosen, rejected, outcome.example.where)], [method]
+            outcome.sequences = [pair_of(chosen, rejected, outcome.example.where)]
 
 
 def pair_of(chosen: Tokens, rejected: Tokens, where: str | None = None) -> Tokens:
@@ -80,6 +80,7 @@ def pair_of(chosen: Tokens, rejected: Tokens, where: str | None = None) -> Token
         np.concatenate([chosen.loss_mask, rejected.loss_mask]),
         as_asked=chosen.as_asked and rejected.as_asked,
         ended=chosen.ended and rejected.ended,
+        method=chosen.method,
         token_type_ids=np.repeat([0, 1], [len(chosen.ids), len(rejected.ids)]),
         name=where,
     )

@@ -24,7 +24,7 @@ import numpy as np
 from rankwise.errors import TemplateError
 from rankwise.rows.text.example import BREAK
 
-Method = Literal["marks", "prefix", "text"]
+Method = Literal["marks", "prefix", "text", "apart"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class Tokens:
     """Same length as ids."""
     as_asked: bool = True
     ended: bool = True
+    method: str = field(default="", compare=False)
+    """How the answers were located: marks, prefix, text, or apart from the conversation's other answers."""
     token_type_ids: Sequence[int] | np.ndarray | None = None
     """Of an encoder's pair of texts, or of a pair of answers: 0 for the first, 1 for the second."""
     target: float | Sequence[float] | None = None
@@ -321,7 +323,7 @@ def _joined(rendering: Rendering, split: Sequence[Sequence[int]]) -> Tokens:
     for part, segment in zip(split, rendering.segments, strict=True):
         ids += part
         learned += [segment.learned] * len(part)
-    return Tokens(tuple(ids), tuple(learned), rendering.as_asked)
+    return Tokens(tuple(ids), tuple(learned), rendering.as_asked, method=rendering.method)
 
 
 def _composed(text: str) -> str:
