@@ -48,7 +48,6 @@ from rankwise.rows.encoded.batches import IGNORED, Batch
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import BREAK, Example, Message
 from rankwise.rows.text.outcome import Outcome, read_each
-from rankwise.rows.text.rendering import Template
 from rankwise.rows.text.targets import input_and_output, input_of
 from rankwise.rows.text.tokenize import Tokens, prompt_ids
 from rankwise.rows.text.tokenizer import HubTokenizer
@@ -209,7 +208,7 @@ class SequenceToSequence(CausalLM):
     def facts(self) -> Learned:
         return Outputs()
 
-    def encoder(self, template: Template, tokenizer: HubTokenizer, spec: DataConfig, limit: int) -> SequenceEncoder:
+    def encoder(self, template: ChatTemplate, tokenizer: HubTokenizer, spec: DataConfig, limit: int) -> SequenceEncoder:
         return SequenceEncoder(tokenizer, spec, limit)
 
     preview = Objective.preview

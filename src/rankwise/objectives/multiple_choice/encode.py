@@ -21,17 +21,18 @@ from rankwise.config.data import DataConfig
 from rankwise.errors import DataError
 from rankwise.objectives.preference.encode import prompt_of
 from rankwise.rows.forms.formats import Choices
+from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.encode import Encoder
 from rankwise.rows.text.example import Example
 from rankwise.rows.text.outcome import Outcome, read_each
-from rankwise.rows.text.rendering import Template
-from rankwise.rows.text.tokenize import Tokenizer, Tokens
+from rankwise.rows.text.tokenize import Tokens
+from rankwise.rows.text.tokenizer import HubTokenizer
 
 
 @dataclass(frozen=True)
 class ChoiceEncoder:
-    template: Template
-    tokenizer: Tokenizer
+    template: ChatTemplate
+    tokenizer: HubTokenizer
     spec: DataConfig
     limit: int
     """Tokens of a question with one of its choices, at most."""

@@ -17,11 +17,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rankwise.config.data import DataConfig
+from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.encode import Encoder, shortened
 from rankwise.rows.text.example import Example
 from rankwise.rows.text.outcome import Outcome
-from rankwise.rows.text.rendering import Template
-from rankwise.rows.text.tokenize import Tokenizer, Tokens, sides_of
+from rankwise.rows.text.tokenize import Tokens, sides_of
+from rankwise.rows.text.tokenizer import HubTokenizer
 
 REWRITTEN = (
     "the chat template rewrites earlier turns, so the answers of this conversation do not lie in one sequence. Write "
@@ -31,8 +32,8 @@ REWRITTEN = (
 
 @dataclass(frozen=True)
 class PairEncoder:
-    template: Template
-    tokenizer: Tokenizer
+    template: ChatTemplate
+    tokenizer: HubTokenizer
     spec: DataConfig
     limit: int
     """Largest number of tokens of either conversation."""

@@ -17,20 +17,21 @@ from dataclasses import dataclass, replace
 
 from rankwise.config.data import DataConfig
 from rankwise.errors import TemplateError
+from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import Example, Message
 from rankwise.rows.text.outcome import Outcome, RowEncoder
-from rankwise.rows.text.rendering import Template, renderings
-from rankwise.rows.text.tokenize import Rendering, Tokenizer, Tokens, tokenise_all, undecodable
+from rankwise.rows.text.rendering import renderings
+from rankwise.rows.text.tokenize import Rendering, Tokens, tokenise_all, undecodable
 from rankwise.rows.text.tokenizer import HubTokenizer
 
-EncoderOf = Callable[[Template, HubTokenizer, DataConfig, int], RowEncoder]
+EncoderOf = Callable[[ChatTemplate, HubTokenizer, DataConfig, int], RowEncoder]
 """From a template, a tokenizer, settings and the largest number of tokens of a row."""
 
 
 @dataclass(frozen=True)
 class Encoder:
-    template: Template
-    tokenizer: Tokenizer
+    template: ChatTemplate
+    tokenizer: HubTokenizer
     spec: DataConfig
     limit: int
     """Largest number of tokens: data.max_length, or the model's context if that is shorter."""
