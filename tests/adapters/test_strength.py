@@ -110,7 +110,7 @@ def test_it_is_the_base_s_weights_with_so_many_times_the_change(kind: str, stren
     with adapters.scaled(strength):
         assert (logits(model) - logits(changed)).abs().max() < 1e-12
         for path, adapter in adapters.adapters().items():
-            host = adapters.host(path)
+            host = adapters.base_layer(path)
             told = oriented(host, adapter.delta())
             assert (host.weight + told - changed.get_submodule(path).weight).abs().max() < 1e-12
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from rankwise.config.base import shown
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
-from rankwise.errors import ConfigError, DataError, did_you_mean, some, together
+from rankwise.errors import ConfigError, DataError, did_you_mean, joined_problems, some
 from rankwise.rows.forms.proposals import NO_FORM
 from rankwise.rows.forms.tagged_rows import TAGGED_FORMATS
 from rankwise.rows.sources import open_source
@@ -69,7 +69,7 @@ def read_targets(spec: DataConfig, config: ClassificationConfig) -> TargetFacts:
         except DataError as error:
             problems.append(str(error))
     if problems and (spec.on_bad_row == "stop" or not (labels.counts or labels.sets)):
-        raise DataError(f"{together(problems)}{NAMES if any(NO_FORM in why for why in problems) else ''}")
+        raise DataError(f"{joined_problems(problems)}{NAMES if any(NO_FORM in why for why in problems) else ''}")
     if not labels.counts and not labels.sets:
         raise DataError(f"{', '.join(source.path for source in spec.all_sources)}: has no rows.")
     if labels.sets:
@@ -212,13 +212,13 @@ def read_tags(spec: DataConfig, config: ClassificationConfig) -> TargetFacts:
             problems.append(str(error))
     wrong = _of_other_schemes(tags)
     if problems and (spec.on_bad_row == "stop" or not tags.counts):
-        every = together([*problems, *wrong])
+        every = joined_problems([*problems, *wrong])
         raise DataError(f"{every}{OF_TAGS if any(NO_FORM in why for why in problems) else ''}")
     sources = ", ".join(source.path for source in spec.all_sources)
     if not tags.counts:
         raise DataError(f"{sources}: has no rows.")
     if wrong:
-        raise DataError(together(wrong))
+        raise DataError(joined_problems(wrong))
     names = _ordered_tags(tags, spec)
     if len(tags.counts) < 2:
         only = next(iter(tags.counts))

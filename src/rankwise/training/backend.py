@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from rankwise.adapters.token_rows import TokenRows
-from rankwise.base.sharding import is_sharded
+from rankwise.base.split import is_sharded
 from rankwise.errors import ConfigError, RunError, is_out_of_memory
 from rankwise.forward.agreement import Agreement, agreement, check_finite, encoder_agreement
 from rankwise.forward.checkpointing import activation_checkpointing

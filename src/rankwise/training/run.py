@@ -12,7 +12,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from rankwise.base.loaded import LoadedModel
-from rankwise.base.sharding import is_split, save_whole
+from rankwise.base.sharding import save_whole
+from rankwise.base.split import is_split
 from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
 from rankwise.evaluation.text import Text

@@ -54,7 +54,7 @@ class PixelFile:
 
 @dataclass(frozen=True)
 class ImageEncoder:
-    """Of images that are only to be predicted."""
+    """Encodes images that have no class, because it is to be predicted."""
 
     processing: ImageProcessing
     file: PixelFile | None = None
@@ -106,10 +106,10 @@ class ImageWriting:
     processing: ImageProcessing
     learned: TargetFacts
 
-    def by(self, spec: DataConfig) -> ImageWriting:
+    def by(self, config: DataConfig) -> ImageWriting:
         return self
 
-    def encoder(self, spec: DataConfig) -> ImageEncoder:
+    def encoder(self, config: DataConfig) -> ImageEncoder:
         return LabelledEncoder(self.processing, targets=RowTargets(self.learned))
 
     def tally(self) -> Tally:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from rankwise.config.data import DataConfig
-from rankwise.errors import some, together
+from rankwise.errors import joined_problems, some
 from rankwise.rows.encoded.sequences import Growing
 from rankwise.rows.report.duplicates import TextIndex, firsts_of
 from rankwise.rows.report.meaning import Meaning
@@ -298,7 +298,7 @@ def fatal_problems(tally: Tally, spec: DataConfig, *, limit: int | None, trained
     """Errors that stop the training. `trained` counts sequences, or rows if there is no tokenizer."""
     bad = [*tally.unread, *(() if tally.guessed else tally.unwritten)]
     if bad and (spec.on_bad_row == "stop" or not tally.used):
-        return [together(bad)]
+        return [joined_problems(bad)]
     if not tally.rows:
         return [f"{name}: has no rows."]
     if not tally.used and tally.unwritten:
