@@ -21,7 +21,7 @@ from rankwise.planning.activations import saved_bytes
 from rankwise.planning.batches import AtOnce
 from rankwise.planning.tasks import FAST, HEAD_ROWS
 from rankwise.rows.encoded.batches import collate
-from rankwise.rows.encoded.flat import flat
+from rankwise.rows.encoded.packing import flat
 
 VOCABULARY, LENGTH = 64, 96
 ONE = AtOnce(1, 1, 0)
