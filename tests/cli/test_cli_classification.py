@@ -343,8 +343,8 @@ BAD_ROWS: dict[str, tuple[list[dict[str, Any]], tuple[str, ...]]] = {
         [{"text": f"film {n}", "label": "good"} for n in range(4)], ("rows-bad.jsonl:1", "'good'", "two classes"),
     ),
     "a list as a label": ([*labelled(4), {"text": "film", "label": ["good"]}], ("rows-bad.jsonl:5", "['good']")),
-    "a truth as a label": ([*labelled(4), {"text": "film", "label": True}], ("rows-bad.jsonl:5", "True")),
-    "no label in one row": ([*labelled(4), {"text": "film", "label": None}], ("rows-bad.jsonl:5", "None")),
+    "a truth as a label": ([*labelled(4), {"text": "film", "label": True}], ("rows-bad.jsonl:5", "true")),
+    "no label in one row": ([*labelled(4), {"text": "film", "label": None}], ("rows-bad.jsonl:5", "null")),
     "an empty text": ([*labelled(4), {"text": " ", "label": "good"}], ("rows-bad.jsonl:5", "text")),
     "a number that is none": (
         [*scaled(4), {"text": "film", "label": "nan"}], ("rows-bad.jsonl:5", "'nan'", "number"),

@@ -897,7 +897,7 @@ def test_labels_of_a_hub_data_set_are_learned_by_their_names_and_a_damaged_row_c
     answers = {name: [row[-1] for row in rows] for name, (rows, _, _) in (("own", own), ("given", given_names))}
     assert answers == {"own": ["bad", "good", "good"], "given": ["no", "yes", "yes"]}  # "0" and "1" were learned
     assert [row[0] for row in own[0]] == [f"hub:me/tiny/train:{number}" for number in (1, 2, 4)]
-    assert own[2][0].startswith("hub:me/tiny/train:3: the label is None")
+    assert own[2][0].startswith("hub:me/tiny/train:3: the label is null")
     rows, _, [first, second] = damaged  # was a traceback
     assert [(row[0], row[-1]) for row in rows] == [(f"hub:me/tiny/train:{number}", "yes") for number in (1, 3, 5)]
     assert first.startswith("hub:me/tiny/train:2: ") and second.startswith("hub:me/tiny/train:4: ")

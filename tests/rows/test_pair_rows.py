@@ -96,7 +96,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an empty answer": ({**PLAIN, "chosen": ""}, "the chosen is empty"),
     "no turns": ({**PLAIN, "rejected": []}, "the rejected is empty"),
     "a number": ({**PLAIN, "chosen": 3}, "the chosen is 3; a text or a list of turns is expected"),
-    "nothing": ({**PLAIN, "rejected": None}, "the rejected is None"),
+    "nothing": ({**PLAIN, "rejected": None}, "the rejected is null"),
     "a text and turns": ({**PLAIN, "rejected": [assistant("b")]}, "a text and the other a list of turns"),
     "other prompts": (
         {"chosen": [user("q"), assistant("a")], "rejected": [user("other"), assistant("b")]},

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -146,6 +148,8 @@ def _sentence(item: ErrorDetails, spec: type[BaseModel], tagged: Location) -> st
     if item["type"] == "missing":
         return f'setting "{key}" is required and was not given.'
     message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "literal_error":
+        message = re.sub(r"\b(True|False)\b", lambda word: word[0].lower(), message)
     if item.get("ctx", {}).get("pattern") == NAME:
         message = 'a name has at most 64 letters (A-Z), digits, ".", "_" and "-", and begins with a letter or a digit'
     problem = f"{message[:1].lower()}{message[1:]}."
@@ -184,9 +188,9 @@ def _of_another_method(spec: type[BaseModel], tagged: Location) -> str | None:
 
 
 def shown(value: object) -> str:
-    """A value for a message: as Python writes it, cut where it is long."""
+    """A value for a message, cut where it is long: nothing, true and false as JSON and YAML write them."""
     try:
-        text = repr(value)
+        text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
     except ValueError:  # an integer with more digits than Python prints
         return f"a very large {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -49,6 +49,13 @@ class TrainingConfig(Config):
     """Learning rate after the warmup: `linear` and `cosine` decay to zero, `constant` does not decay."""
     warmup: Number = Field(0.03, ge=0, lt=1)
     """Share of the steps in which the learning rate rises from zero."""
+    warmup_steps: Annotated[
+        Annotated[int, Field(ge=0, strict=True)] | None,
+        Flag("--warmup-steps", "3 % of all steps"),
+        Label("Warmup steps", "more"),
+    ] = None
+    """Steps in which the learning rate rises from zero. They take the place of the share `warmup`, and are fewer than
+    all steps."""
     weight_decay: Number = Field(0.0, ge=0, lt=1)
     """Weight decay of AdamW."""
     backend: Annotated[Literal["auto", "eager", "fused", "compiled"], Flag("--backend")] = "auto"
@@ -121,8 +128,16 @@ class TrainingConfig(Config):
                 f'setting "training.steps" is {self.steps:,}, in which each of the {rows:,} rows is seen {passes:,} '
                 f"times (at most {MOST_PASSES:,})."
             ])  # fmt: skip
-        rate = self.highest_rate(width, auto_rate)
-        return self.model_copy(update={"steps": self.total_steps(rows), "epochs": None, "learning_rate": rate})
+        steps, rate, warmup = self.total_steps(rows), self.highest_rate(width, auto_rate), self.warmup
+        if self.warmup_steps is not None:
+            if self.warmup_steps >= steps:
+                raise ConfigError([
+                    f'setting "training.warmup_steps" is {self.warmup_steps:,}, and the run has {steps:,} steps: the '
+                    "learning rate would never reach its highest value. Give fewer (--warmup-steps)."
+                ])  # fmt: skip
+            warmup = self.warmup_steps / steps
+        changes = {"steps": steps, "epochs": None, "learning_rate": rate, "warmup": warmup}
+        return self.model_copy(update=changes)
 
     def total_steps(self, rows: int) -> int:
         """Number of optimizer steps. The last step is filled up with rows of another pass."""

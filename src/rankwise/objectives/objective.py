@@ -43,7 +43,6 @@ from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.encode import Encoder
 from rankwise.rows.text.example import Example
 from rankwise.rows.text.outcome import Outcome, RowEncoder, Shown
-from rankwise.rows.text.rendering import Template
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
@@ -227,7 +226,7 @@ class Objective(ABC):
     def check_answering(self, changed: Sequence[str]) -> None:  # noqa: B027  most take all
         """ConfigError where settings of answers were changed that have no effect."""
 
-    def encoder(self, template: Template, tokenizer: HubTokenizer, config: DataConfig, limit: int) -> RowEncoder:
+    def encoder(self, template: ChatTemplate, tokenizer: HubTokenizer, config: DataConfig, limit: int) -> RowEncoder:
         """The encoder that turns rows of texts into tokens."""
         return Encoder(template, tokenizer, config, limit)
 

@@ -21,7 +21,8 @@ from rankwise.methods.artifact import BaseFacts
 from rankwise.methods.method import Method, Record
 from rankwise.methods.model_card import CardFacts, card
 from rankwise.methods.trainable import Trainable
-from rankwise.planning.memory import EXACT, SLOW_DISK, Disk
+from rankwise.planning.forecast import SLOW_DISK, Disk
+from rankwise.planning.tasks import EXACT
 from rankwise.rows.images.processor import augmentation
 from rankwise.rows.preparation import Prepared
 from rankwise.runs.data_report import about, lines_of
