@@ -41,7 +41,7 @@ def inspect(
 ) -> None:
     """Show what is inside an adapter: ranks, scales by engine, the rank that is used. Or the layers of a model."""
     with report_failures(as_json), Display() as display:
-        from rankwise.commands.inspect_model import means_model
+        from rankwise.commands.models import means_model
 
         if means_model(name):
             _inspect_model(name, as_json)
@@ -54,7 +54,7 @@ def inspect(
 
 def _inspect_model(name: str, as_json: bool) -> None:
     from rankwise.cli.model_layers import model_lines
-    from rankwise.commands.inspect_model import inspect_model
+    from rankwise.commands.models import inspect_model
 
     inspected = inspect_model(name)
     print_result(as_json, inspected.summary(), *model_lines(inspected))

@@ -10,7 +10,7 @@ from rankwise.reporting.markup import lines_of
 from rankwise.reporting.quantities import size
 
 if TYPE_CHECKING:
-    from rankwise.commands.inspect_model import InspectedModel
+    from rankwise.commands.models import InspectedModel
     from rankwise.planning.parameters import LayerGroup, TargetChoice
 
 MOST_NAMES = 4

@@ -1,15 +1,97 @@
-"""List starters and cached models, and download a model in advance."""
+"""Which models are known here, and what a model is made of: its layers by kind and shape, and what all-linear and
+all-conv choose of them.
+
+A model that is inspected is built without memory, or its shape is known already: no weight is read, and of the hub at
+most a config.json is asked for.
+"""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rankwise.base.cached import cached_conversions, cached_hub_models
 from rankwise.base.starters import STARTERS, index_folder
 from rankwise.config.models import ModelConfig
+from rankwise.errors import ModelError
+from rankwise.forward.plan import shape_to_adapt
+from rankwise.planning.gguf_header import read_gguf_header
+from rankwise.planning.parameters import LayerGroup, TargetChoice, choices_of, default_target, groups_of
+from rankwise.planning.reading import CONFIG, catalogue_model
+from rankwise.runs.directory import find_run
 from rankwise.runs.records import Callback, silent
 from rankwise.system.cache import source_of
+from rankwise.system.hub import could_be_hub_id
+
+LONGEST_NAME = 256
+ADAPTER = "adapter_config.json"
+"""In the folder of an adapter."""
+
+
+@dataclass(frozen=True)
+class InspectedModel:
+    model: str
+    family: str
+    parameters: int
+    head_parameters: int
+    """Parameters of the head that a classifier of two classes would get."""
+    layers: list[LayerGroup]
+    targets: list[TargetChoice]
+    default: str
+
+    def summary(self) -> dict[str, Any]:
+        """What `rankwise inspect --json` prints."""
+        return {
+            "model": self.model, "family": self.family, "parameters": self.parameters,
+            "head_parameters": self.head_parameters, "layers": self.layers,
+            "targets": {choice.target: _summary(choice, self.parameters) for choice in self.targets},
+            "default_target": self.default,
+        }  # fmt: skip
+
+
+def _summary(choice: TargetChoice, total: int) -> dict[str, Any]:
+    if choice.refusal is not None:
+        return {"layers": 0, "trainable": 0, "share": 0.0, "file_bytes": 0, "notes": [], "refusal": choice.refusal}
+    return {
+        "layers": len(choice.paths), "trainable": choice.trainable, "share": choice.trainable / total,
+        "file_bytes": choice.file_bytes, "notes": list(choice.notes), "refusal": None,
+    }  # fmt: skip
+
+
+def means_model(name: str) -> bool:
+    """Whether a name is that of a model, and of no run and no adapter's folder: a model that is known or on this disk,
+    or a name of the hub's form."""
+    if not 0 < len(name) < LONGEST_NAME or "\0" in name or find_run(name) is not None:
+        return False
+    path = Path(os.path.expanduser(name))  # noqa: PTH111  Path.expanduser raises where there is no such home
+    if (path / ADAPTER).is_file() or _is_gguf_adapter(path):
+        return False
+    if name in STARTERS or catalogue_model(name) is not None:
+        return True
+    if path.exists():
+        return (path / CONFIG).is_file() or path.suffix.lower() in (".gguf", ".json")
+    return "/" in name and could_be_hub_id(name)
+
+
+def _is_gguf_adapter(path: Path) -> bool:
+    if path.suffix.lower() != ".gguf" or not path.is_file():
+        return False
+    try:
+        return read_gguf_header(path).settings.get("general.type") == "adapter"
+    except ModelError:
+        return False
+
+
+def inspect_model(name: str) -> InspectedModel:
+    """A starter, a model of the catalogue or of the hub, a folder with a config.json, that file or a .gguf file."""
+    shape = shape_to_adapt(name)
+    heads = sum(layer.parameters for layer in shape.layers if layer.path in shape.whole)
+    return InspectedModel(
+        shape.name, shape.family, shape.parameters - heads, heads, groups_of(shape), choices_of(shape),
+        default_target(shape),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
