@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit.families import BY_NAME, KINDS, asked_prompts, learned_texts, runs, talk, template_of, written_by
+from kit.families import BY_NAME, KINDS, asked_prompts, learned_texts, runs, talk, written_by
 from kit.sampling import draws
 from rankwise.errors import TemplateError
 from rankwise.rows.text.chat_template import MARKS
@@ -223,7 +223,3 @@ def test_wherever_marks_stand_around_a_turn_only_its_answer_is_learned(turns, pl
 
 
 WITHOUT_MARKS = template_with(source(HEADER + SAY + STOP + BREAK))
-
-
-def test_the_family_s_own_template_has_no_marks():
-    assert render(talk(*TURNS), template_of(CHATML, "gpt2")).method == "prefix"
