@@ -9,11 +9,10 @@ from random import Random
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
+from kit.command import rankwise
 from kit.library import COMMON, Library
 from rankwise.base.loading import load
-from rankwise.cli.main import app
 from rankwise.commands import train
 from rankwise.config.models import ModelConfig
 from rankwise.config.tasks import task_named
@@ -26,10 +25,6 @@ TASK = 'task: towns\ndata: FILE\nask: "{q}"\nscore: [accuracy]\nchat: false\n'
 LOOSE = ("--rank", "4", "--held-out", "4", "--anchor", "0.001", "--set", "training.anchor.tokens=16", "--anchor-text",
          "other.txt", "--accuracy-tasks", "towns.yaml")  # fmt: skip
 WORDS = ["fox", "dog", "town", "land", "river", "glass", "radio", "brown", "lazy"]
-
-
-def rankwise(*arguments: str) -> Result:
-    return CliRunner().invoke(app, arguments)
 
 
 def trained(name: str, *more: str) -> dict[str, Any]:

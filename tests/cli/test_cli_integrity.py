@@ -15,20 +15,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
 
 import rankwise as package
-from rankwise.cli.main import app
+from kit.command import rankwise
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import ResultError
 from rankwise.system.files import sha256_of
 
 ROWS = [{"prompt": f"What is the capital of land {n}?", "completion": f"It is town {n}."} for n in range(8)]
 WEIGHTS, CONFIG = "adapter/adapter_model.safetensors", "adapter/adapter_config.json"
-
-
-def rankwise(*words, typed=None):
-    return CliRunner().invoke(app, [str(word) for word in words], input=typed)
 
 
 @pytest.fixture

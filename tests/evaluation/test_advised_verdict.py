@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from rankwise.runs.measured import Measured
+from rankwise.runs.measured import Measurement
 from rankwise.training.advice import Evidence, Gain, LabelEvidence
 
 
@@ -15,7 +15,7 @@ def gain(value, half=0.05, rows=40):
 
 
 def exactly(value):
-    return Measured(value=value, low=value, high=value)
+    return Measurement(value=value, low=value, high=value)
 
 
 ANSWERS = Evidence(

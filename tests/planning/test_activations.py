@@ -18,7 +18,7 @@ from rankwise.methods.inject import inject
 from rankwise.objectives.causal_lm import summed
 from rankwise.planning.activations import FAST, saved_bytes
 from rankwise.rows.encoded.batches import collate
-from rankwise.rows.encoded.flat import flat
+from rankwise.rows.encoded.packing import flat
 
 VOCABULARY, LENGTH = 64, 96
 GATED = {

@@ -12,9 +12,9 @@ from kit.classifiers import write_rows
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.errors import DataError
+from rankwise.rows.classes import read_tags
 from rankwise.rows.forms.formats import find_format, parse_row
-from rankwise.rows.tag_classes import read_tags
-from rankwise.rows.text.tagged import TaggedWords
+from rankwise.rows.text.example import TaggedWords
 
 TEXT = "Anna met Boris Novak in Oslo."
 

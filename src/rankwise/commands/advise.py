@@ -106,8 +106,10 @@ def _refuse(experiment: Experiment, examples: int) -> None:
 def _refuse_other(model: LoadedModel, experiment: Experiment, objective: Objective) -> None:
     if refusal := objective.cannot.get("advised on from a loaded model"):
         raise ConfigError([refusal])
-    if experiment.base.name != model.spec.name:
-        raise ConfigError([f'the given model is "{model.spec.name}", but the experiment names {experiment.base.name}.'])
+    if experiment.base.name != model.config.name:
+        raise ConfigError(
+            [f'the given model is "{model.config.name}", but the experiment names {experiment.base.name}.']
+        )
 
 
 def _prepared(data: DataConfig, writing: Writing, callback: Callback) -> Prepared:

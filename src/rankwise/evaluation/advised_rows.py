@@ -27,7 +27,7 @@ from rankwise.evaluation.swapped_pairs import with_other_questions
 from rankwise.inference.kv_cache import LogitsAfter, can_share
 from rankwise.objectives.objective import Classifier
 from rankwise.rows.text.tokenize import Tokens
-from rankwise.runs.measured import Difference, Measured
+from rankwise.runs.measured import Difference, Measurement
 from rankwise.runs.row_facts import TargetFacts
 
 Read = Callable[[int], None]
@@ -45,11 +45,11 @@ class Side:
     """[hit, 1] of each row."""
 
     @property
-    def loss(self) -> Measured:
+    def loss(self) -> Measurement:
         return measured(METRICS["loss"], self.losses)
 
     @property
-    def score(self) -> Measured | None:
+    def score(self) -> Measurement | None:
         return None if self.hits is None else measured(METRICS["accuracy"], self.hits)
 
     def against(self, other: Side) -> Difference:

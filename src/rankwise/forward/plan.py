@@ -22,8 +22,7 @@ from rankwise.planning.processes import ALONE, Processes
 from rankwise.planning.reading import PlannedBase
 from rankwise.planning.shape import ModelShape, NewHead
 from rankwise.planning.time import Probe
-from rankwise.rows.classes import read_targets
-from rankwise.rows.tag_classes import holds_tags, read_tags
+from rankwise.rows.classes import holds_tags, read_tags, read_targets
 
 TWO_CLASSES = 2
 """Outputs where no rows are given."""

@@ -32,10 +32,8 @@ from rankwise.rows.instructions import instructions
 from rankwise.rows.sample import Sample, Seen, sample_rows
 from rankwise.rows.sources import open_source, raw_records
 from rankwise.rows.text.example import Example, Message
-from rankwise.rows.text.plain_conversations import plain_conversation
-from rankwise.rows.text.sequences import input_and_output
-from rankwise.rows.text.targets import texts_of
-from rankwise.rows.text.template_process import render_conversations
+from rankwise.rows.text.targets import input_and_output, texts_of
+from rankwise.rows.text.template_process import plain_conversation, render_conversations
 from rankwise.runs.own_files import data_here, folder_of, read_experiment
 
 WRITTEN = 0.72

@@ -24,9 +24,8 @@ import numpy as np
 from rankwise.config.data import DataConfig
 from rankwise.errors import DataError, RankwiseError
 from rankwise.rows.encoded.sequences import EncodedRows, RowWriter
-from rankwise.rows.encoding import Encoding, EncodingFacts, ReadRows, goes_on
 from rankwise.rows.files.licences import find_licence
-from rankwise.rows.preparation import Prepared, prepared_of
+from rankwise.rows.preparation import Encoding, EncodingFacts, Prepared, ReadRows, goes_on, prepared_of
 from rankwise.rows.report.report import Tally
 from rankwise.rows.sources import open_source
 from rankwise.rows.text.outcome import RowEncoder

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from rankwise.config.base import Config
 from rankwise.runs.manifest import BaseModelFacts
-from rankwise.runs.measured import Difference, Measured
+from rankwise.runs.measured import Difference, Measurement
 
 Advised = Literal["train", "prompt", "neither", "undecided"]
 Reason = Literal["better", "examples", "probe", "solved", "unrelated", "no gain", "too few rows", "too short"]
@@ -19,8 +19,8 @@ VERDICTS = {
 class AdvisedSide(Config):
     """One way to answer the held-out rows."""
 
-    loss: Measured
-    score: Measured | None = None
+    loss: Measurement
+    score: Measurement | None = None
     """The share of rows that are answered exactly, or of right classes."""
 
 
@@ -28,17 +28,17 @@ class AdviceCost(Config):
     """Work is counted in steps of the full run."""
 
     full_steps: int
-    """Of the run that the settings describe."""
+    """Steps of the full run that the settings describe."""
     short_steps: int
     part_steps: int
-    """Of the adapter that learns from a part of the rows; 0 without one."""
+    """Steps of the adapter that learns from a part of the rows; 0 without one."""
     work: float
     """Steps that advising is worth, by the plan."""
     forecast_seconds: float | None
     seconds: float
     """That measuring took, without loading the model and reading the rows."""
     full_seconds: float
-    """Of the steps of the full run, by the steps that were made."""
+    """The time that the full run would take, estimated from the steps that were made."""
 
     @property
     def share(self) -> float:
@@ -48,8 +48,8 @@ class AdviceCost(Config):
 class Advice(Config):
     """On a language model; that on a classifier says what is other."""
 
-    others: ClassVar[str] = "the questions"
-    """Of other rows, which stood before the answers."""
+    shuffled: ClassVar[str] = "the questions"
+    """What was taken from other rows, to test whether the answers depend on it."""
     content_of: ClassVar[str] = "the questions"
     """What the answers depend on, or do not."""
     learner: ClassVar[str] = "the loss"
@@ -76,7 +76,7 @@ class Advice(Config):
     """Loss of the adapter minus that of the base with examples, or of the probe."""
     content: Difference | None
     """Loss of the adapter behind other rows' questions minus that behind a row's own; None without questions."""
-    doubling: Measured | None
+    doubling: Measurement | None
     """What twice the rows, in as many passes, would lower the loss by."""
     margin: float
     """The least gain that counts, in the unit of the loss."""
@@ -102,7 +102,7 @@ class Advice(Config):
 
     @property
     def names(self) -> tuple[str, str, str, str]:
-        """Of what was measured."""
+        """The names of the four quantities that were measured."""
         examples = "example" if self.examples == 1 else "examples"
         part = f"adapter, {self.cost.part_steps} steps on {self.part_rows:,} rows"
         return "base", f"base with {self.examples} {examples}", f"adapter, {self.cost.short_steps} steps", part
@@ -111,7 +111,7 @@ class Advice(Config):
 class LabelAdvice(Advice):
     """On a classifier."""
 
-    others = "the labels"
+    shuffled = "the labels"
     content_of = "the inputs"
     learner = "the probe's loss"
     passes = ""
@@ -196,8 +196,8 @@ def _content(advice: Advice) -> list[str]:
     if advice.reason in ("unrelated", "solved"):
         return []
     seen = "depend" if advice.content.low > 0 else "are not seen to depend"
-    return [f"With {advice.others} of other rows the adapter's loss changes by {_interval(advice.content, 1)}, so its "
-            f"answers {seen} on {advice.content_of}."]  # fmt: skip
+    return [f"With {advice.shuffled} of other rows the adapter's loss changes by {_interval(advice.content, 1)}, so "
+            f"its answers {seen} on {advice.content_of}."]  # fmt: skip
 
 
 def _rows(advice: Advice) -> str:

@@ -21,7 +21,7 @@ from typing import ClassVar
 
 from rankwise.evaluation.advised_rows import Side
 from rankwise.runs.advice import Advice, AdviceCost, Advised, AdvisedSide, LabelAdvice, Reason, paragraph
-from rankwise.runs.measured import Difference, Measured
+from rankwise.runs.measured import Difference, Measurement
 from rankwise.training.advising import Advising, Sides
 
 LEAST, SHARE = 0.02, 0.02
@@ -72,8 +72,8 @@ class Evidence:
     """Of a language model."""
 
     advice: ClassVar[type[Advice]] = Advice
-    base: Measured
-    score: Measured | None
+    base: Measurement
+    score: Measurement | None
     """Of the base."""
     gain: Gain
     untrained: Gain | None

@@ -31,7 +31,7 @@ from rankwise.objectives.objective import Objective, classifier
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.preparation import Prepared
 from rankwise.rows.text.tokenize import Tokens
-from rankwise.runs.measured import Measured
+from rankwise.runs.measured import Measurement
 from rankwise.runs.records import Callback, ProgressUpdate, silent
 from rankwise.training.short_runs import ShortRun, short_run
 
@@ -120,13 +120,13 @@ class Sides:
     seconds: float
 
     @property
-    def doubling(self) -> Measured | None:
+    def doubling(self) -> Measurement | None:
         """What the loss fell by for each doubling of rows and steps."""
         if self.part is None:
             return None
         change = self.whole.against(self.part)
         value, low, high = (-one / self.doublings for one in (change.difference, change.high, change.low))
-        return Measured(value=value, low=low, high=high)
+        return Measurement(value=value, low=low, high=high)
 
 
 @dataclass

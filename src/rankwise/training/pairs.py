@@ -47,7 +47,7 @@ from rankwise.system.cache import cache_folder, forget_old, our_own
 from rankwise.system.extras import installed_version
 from rankwise.system.files import write_json
 from rankwise.system.processor import processor_name
-from rankwise.system.signals import heed
+from rankwise.system.signals import raise_if_requested
 from rankwise.training.backend import Eager, Fused
 from rankwise.training.losses import Backend, PairTally
 from rankwise.training.validation_prompts import AnswerScorer, answer_scorer
@@ -170,7 +170,7 @@ def _computed(
                 assert there.pairs is not None, "they are where the batch is"
                 sums = there.pairs.sums(reading.log_probabilities(there))
                 values[part[list(batch.pairs.positions)]] = sums.cpu().numpy()
-            heed()
+            raise_if_requested()
             done = min(first + TOGETHER, len(order))
             callback(ProgressUpdate("Computing the reference", done, len(order), "pairs"))
     if not np.isfinite(values[numbers]).all():

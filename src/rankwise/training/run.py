@@ -12,7 +12,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from rankwise.base.loaded import LoadedModel
-from rankwise.base.sharding import is_split, save_whole
+from rankwise.base.sharding import save_whole
+from rankwise.base.split import is_split
 from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
 from rankwise.evaluation.text import Text
@@ -21,7 +22,7 @@ from rankwise.methods.method import Method, Record
 from rankwise.methods.model_card import CardFacts, card
 from rankwise.methods.trainable import Trainable
 from rankwise.planning.memory import EXACT, SLOW_DISK, Disk
-from rankwise.rows.images.augment import augmentation
+from rankwise.rows.images.processor import augmentation
 from rankwise.rows.preparation import Prepared
 from rankwise.runs.data_report import about, lines_of
 from rankwise.runs.directory import REFERENCE, RunDirectory

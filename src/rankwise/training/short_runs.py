@@ -20,7 +20,7 @@ from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
 from rankwise.methods.trainable import Trainable
 from rankwise.objectives.objective import Objective
-from rankwise.rows.images.augment import augmentation
+from rankwise.rows.images.processor import augmentation
 from rankwise.rows.preparation import Prepared
 from rankwise.runs.manifest import BackendName
 from rankwise.runs.records import Callback, Event, StatusMessage, WarningMessage, silent

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from rankwise.adapters.base_layers import is_transposed, weight_of
 from rankwise.adapters.combining import Combining, Laid, Weighted, cut, cut_laid, joined, laid
 from rankwise.adapters.weights import Factors
-from rankwise.base.tensor_files import MappedFiles, StoredTensor, Written, header_of, pieces, writing
+from rankwise.base.tensor_files import MappedFiles, StoredTensor, WrittenFile, header_of, open_writer, pieces
 from rankwise.errors import AdapterError
 from rankwise.exporting.merging.plan import FORMATS, MergePlan, NumberFormat, Planned
 from rankwise.runs.records import Callback, ProgressUpdate
@@ -196,7 +196,7 @@ Meter = Callable[[Tensor, Tensor, Tensor], None]
 
 @dataclass(frozen=True)
 class Applied:
-    files: tuple[Written, ...]
+    files: tuple[WrittenFile, ...]
     roundings: tuple[Rounding, ...]
 
 
@@ -281,7 +281,7 @@ def write_weights(plan: MergePlan, folder: Path, callback: Callback) -> Applied:
             files = MappedFiles()
             values = Values(plan, files)
             header = header_of(((one.key, one.code, one.shape) for one in shard.tensors), shard.metadata)
-            with writing(folder / shard.name, header) as writer:
+            with open_writer(folder / shard.name, header) as writer:
                 for tensor in shard.tensors:
                     meter = None if tensor.copied else RoundingMeter(tensor.key)
                     for piece in values.pieces_of(tensor, None if meter is None else meter.add):

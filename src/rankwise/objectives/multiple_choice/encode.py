@@ -32,7 +32,7 @@ from rankwise.rows.text.tokenize import Tokenizer, Tokens
 class ChoiceEncoder:
     template: Template
     tokenizer: Tokenizer
-    spec: DataConfig
+    config: DataConfig
     limit: int
     """Tokens of a question with one of its choices, at most."""
     most: int
@@ -42,7 +42,7 @@ class ChoiceEncoder:
 
     def encode(self, examples: Sequence[Example]) -> list[Outcome]:
         outcomes, usable = read_each(examples, self._choices_in)
-        every = Encoder(self.template, self.tokenizer, self.spec, sys.maxsize)
+        every = Encoder(self.template, self.tokenizer, self.config, sys.maxsize)
         encoded = iter(every.encode([
             Example(turns, choices.where) for _, choices in usable for turns in choices.conversations
         ]))  # fmt: skip

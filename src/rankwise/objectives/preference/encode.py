@@ -33,12 +33,12 @@ REWRITTEN = (
 class PairEncoder:
     template: Template
     tokenizer: Tokenizer
-    spec: DataConfig
+    config: DataConfig
     limit: int
     """Largest number of tokens of either conversation."""
 
     def encode(self, examples: Sequence[Example]) -> list[Outcome]:
-        spec = self.spec.model_copy(update={"learned": "answers"})
+        spec = self.config.model_copy(update={"learned": "answers"})
         every = Encoder(self.template, self.tokenizer, spec, sys.maxsize)
         others = [replace(example, messages=example.rejected, rejected=()) for example in examples]
         encoded = every.encode([*examples, *others])
@@ -57,7 +57,7 @@ class PairEncoder:
             outcome.problem = f"{example.where}: the tokens before the chosen and before the rejected answer differ."
             return outcome
         outcome.lengths = [len(one.ids), len(other.ids)]
-        if max(outcome.lengths) > self.limit and self.spec.too_long != "truncate":
+        if max(outcome.lengths) > self.limit and self.config.too_long != "truncate":
             outcome.too_long = 1
             return outcome
         outcome.truncated = int(max(outcome.lengths) > self.limit)

@@ -8,31 +8,25 @@ trained on (data.reasoning). A model without a template gets a plain one, so tha
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
 from rankwise.config.data import Reasoning
 from rankwise.config.recipe import Recipe
 from rankwise.errors import TemplateError
-from rankwise.rows.text.example import Message
-from rankwise.rows.text.many_answers import COMPARED, answers_of, compared
-from rankwise.rows.text.plain_conversations import plain_conversation
-from rankwise.rows.text.reasoning import OPEN, may_be_thought, without_thought
-from rankwise.rows.text.template_probe import Shown, Span
-from rankwise.rows.text.template_process import Cut, Result, render_conversations
+from rankwise.rows.text.example import OPEN, Message, may_be_thought, without_thought
+from rankwise.rows.text.rendering import Conversation, Shown, Span, Written, answers_of
+from rankwise.rows.text.template_process import Cut, plain_conversation, render_conversations
 from rankwise.rows.text.tokenizer import HubTokenizer
-from rankwise.rows.text.written import Conversation, Written
 from rankwise.runs.data_report import TemplateFacts
 
 PROBE = "an answer like no other"
 REWRITING = ("last_query_index", ".split('</think>')", '.split("</think>")')
 """Parts of the templates of Qwen3, QwQ, DeepSeek-R1 and models made from them. These templates remove the thoughts from
 all answers but the last, or write an empty thought before it."""
-MARKS = re.compile(r"\{%-?\+?\s*generation\s*-?\+?%\}")
 PLAIN = """\
 {%- for message in messages -%}
 {%- if message.role == 'assistant' -%}
@@ -243,23 +237,7 @@ class ChatTemplate:
 
     def written(self, conversations: Sequence[Conversation]) -> list[Written]:
         """Conversations, each whole and up to each of its answers, all rendered together."""
-        return self._written(conversations, self._cuts)
-
-    def _cuts(self, messages: Sequence[Message]) -> list[Cut]:
-        """The beginnings of a conversation that are rendered: the whole, each prompt, and the end of each answer unless
-        marks of the template show it. Of very many answers, only some prompts are."""
-        answers = answers_of(messages)
-        known = len(answers) > COMPARED or (self._marks and self.reasoning == "none")
-        ends = [] if known else [index + 1 for index in answers if index + 1 < len(messages)]
-        return [
-            (len(messages), False),
-            *((index, True) for index in compared(answers)),
-            *((end, False) for end in ends),
-        ]
-
-    @cached_property
-    def _marks(self) -> bool:
-        return any(MARKS.search(source) for source in self._sources.values())
+        return self._written(conversations, _cuts)
 
     def _written(
         self, conversations: Sequence[Conversation], cuts: Callable[[Sequence[Message]], list[Cut]]
@@ -273,15 +251,17 @@ class ChatTemplate:
             asked = [plain_conversation(messages, tools, cuts(messages), self.guarded, shows_context=shows_context)
                      for messages, tools in own.values()]  # fmt: skip
             results = render_conversations(source, self._values, asked)
-            for (at, (messages, tools)), one, texts in zip(own.items(), asked, results, strict=True):
-                known = dict(zip(one.cuts, texts, strict=True))
-                written[at] = Written(messages, self._prefix, known, partial(self._cut, messages, tools))
+            for (at, (messages, _)), one, texts in zip(own.items(), asked, results, strict=True):
+                written[at] = Written(messages, self._prefix, dict(zip(one.cuts, texts, strict=True)))
         return [written[at] for at in range(len(conversations))]
-
-    def _cut(self, messages: Sequence[Message], tools: Sequence[Any], cut: Cut) -> Result:
-        (written,) = self._written([(messages, tools)], lambda _: [cut])
-        return written.results[cut]
 
     def _one(self, messages: Sequence[Message], tools: Sequence[Any] = (), *, answer_next: bool = False) -> Written:
         (written,) = self._written([(messages, tools)], lambda _: [(len(messages), answer_next)])
         return written
+
+
+def _cuts(messages: Sequence[Message]) -> list[Cut]:
+    """The beginnings of a conversation that are rendered: the whole, each prompt, and the end of each answer."""
+    answers, whole = answers_of(messages), len(messages)
+    ends = [(at + 1, False) for at in answers if at + 1 < whole]
+    return [(whole, False), *((at, True) for at in answers), *ends]

@@ -8,37 +8,92 @@ and nothing else. The position of an answer is determined in this order:
 3. if it does not, and the template is known to rewrite earlier turns: by one sequence for each answer, with the turns
    before it rendered as they will be at inference.
 
-Otherwise the row is refused.
+Otherwise the row is refused. It is refused too where the template leaves out a part of the conversation, or marks a
+question as an answer. The rendered text alone does not show this, because an answer can repeat other parts. So a
+conversation with the same shape is rendered in which each part is a unique word, once for each shape, and these words
+are looked for.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from rankwise.config.data import Reasoning
-from rankwise.errors import TemplateError
-from rankwise.rows.text.example import Example, Message
-from rankwise.rows.text.many_answers import COMPARED, answers_of, compared, prompt_ends
-from rankwise.rows.text.reasoning import CLOSE, OPEN, parted
-from rankwise.rows.text.template_probe import Renders, Span, merged, refuse_unshown, shown_of
+from rankwise.errors import TemplateError, some
+from rankwise.rows.text.example import CLOSE, OPEN, Example, Message, parted
+from rankwise.rows.text.template_process import Cut, Result
 from rankwise.rows.text.tokenize import Rendering, Segment
-from rankwise.rows.text.written import Conversation, Written
 
 APART = (
     " Use --set data.answers=apart, which makes a row of each answer, or split the conversation into rows with one "
     "answer each."
 )
+Span = tuple[int, int]
+Conversation = tuple[Sequence[Message], Sequence[Any]]
+"""Messages, and the tools that can be called."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """`prefix` is what the tokenizer puts before every text, and `results` what was rendered."""
+
+    messages: Sequence[Message]
+    prefix: str
+    results: Mapping[Cut, Result]
+
+    @property
+    def whole(self) -> str:
+        return self.text(len(self.messages))
+
+    @property
+    def spans(self) -> list[Span]:
+        """Where {% generation %} marks begin and end in the whole text."""
+        shift = len(self.prefix)
+        return [(start + shift, stop + shift) for start, stop in self.result(len(self.messages))[1]]
+
+    def text(self, count: int, *, answer_next: bool = False) -> str:
+        """The first `count` messages; with `answer_next`, up to the point where the model begins to write."""
+        return self.prefix + self.result(count, answer_next)[0]
+
+    def first(self, count: int) -> Written:
+        """The first messages as a conversation of their own."""
+        return replace(self, messages=self.messages[:count])
+
+    def result(self, count: int, answer_next: bool = False) -> tuple[str, list[Span]]:
+        """The text without the prefix, and its marks."""
+        result = self.results[count, answer_next]
+        if isinstance(result, TemplateError):
+            roles = some(message.role for message in self.messages[:count])
+            raise TemplateError(f"the chat template refuses a conversation of {roles}: {result}")
+        return result
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a template shows of conversations of one shape."""
+
+    missing: tuple[str, ...]
+    """Parts that the template leaves out."""
+    marks_fit: bool
+    """Whether each {% generation %} mark begins with its own answer."""
+    controls: int
+    """Number of control tokens that the template writes."""
 
 
 class UnstableTemplate(TemplateError):
     """Raised if the rendered conversation does not begin with the rendering up to an answer."""
 
 
-class Template(Renders, Protocol):
+class Template(Protocol):
     """Writes conversations as text."""
+
+    @property
+    def shapes(self) -> dict[Any, Shown]:
+        """What is shown of the shapes that were looked at so far."""
+        ...
 
     @property
     def ends(self) -> Sequence[str]:
@@ -64,9 +119,20 @@ class Template(Renders, Protocol):
         """Conversations as the template writes them, rendered together."""
         ...
 
+    def marked(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> tuple[str, list[Span]]: ...
+
+    def controls(self, text: str) -> int:
+        """Number of control tokens in a text."""
+        ...
+
     def guarded(self, content: str) -> str:
         """The text of a message with the control tokens in it broken up (see example.BREAK)."""
         ...
+
+
+def answers_of(messages: Sequence[Message]) -> list[int]:
+    """The numbers of the messages that are answers."""
+    return [index for index, message in enumerate(messages) if message.role == "assistant"]
 
 
 def renderings(
@@ -138,10 +204,9 @@ def _by_marks(example: Example, template: Template, written: Written, spans: Seq
         return None
     found: list[Span] = []
     whole, as_asked = written.whole, True
-    checked = frozenset(compared([index for index, _ in answers]))
     for (index, message), (start, stop) in zip(answers, spans, strict=True):
         length = _ended_length(whole[start:stop], message, template)
-        asked = index not in checked or written.text(index, answer_next=True) == whole[:start]
+        asked = written.text(index, answer_next=True) == whole[:start]
         if length is None or not (asked or message.content.strip()):
             return None
         if message.learned:
@@ -159,9 +224,6 @@ def _ended_length(marked: str, message: Message, template: Template) -> int | No
 
 
 def _by_prefix(example: Example, template: Template, written: Written) -> Rendering:
-    answers = answers_of(example.messages)
-    if len(answers) > COMPARED and (ends := prompt_ends(written, example.tools, template)) is not None:
-        return _at(ends, example, template, written.whole)
     found: list[Span] = []
     whole, position = written.whole, 0
     for index, message in enumerate(example.messages):
@@ -180,16 +242,6 @@ def _by_prefix(example: Example, template: Template, written: Written) -> Render
             )
         found.append((start, end))
         position = end
-    return Rendering(_cut(whole, found), "prefix")
-
-
-def _at(ends: Mapping[int, int], example: Example, template: Template, whole: str) -> Rendering:
-    """The rendering of a conversation whose prompts end at these characters."""
-    found: list[Span] = []
-    for (index, begin), stop in zip(ends.items(), [*list(ends.values())[1:], len(whole)], strict=True):
-        if example.messages[index].learned:
-            start, end = _learned_span(whole[begin:stop], example.messages[index], template)
-            found.append((begin + start, begin + end))
     return Rendering(_cut(whole, found), "prefix")
 
 
@@ -270,3 +322,80 @@ def _leaves(value: Any) -> Iterator[str]:
 def _stands(text: str, written: str) -> bool:
     """Whether the text occurs in the written one, unchanged or as JSON writes it."""
     return any(form in written for form in (text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]))
+
+
+def shown_of(example: Example, template: Template) -> Shown:
+    key = (tuple(map(_shape, example.messages)), tuple(_name(tool) for tool in example.tools))
+    if key not in template.shapes:
+        template.shapes[key] = _look(_probe(example), template)
+    return template.shapes[key]
+
+
+def refuse_unshown(example: Example, template: Template, whole: str) -> None:
+    shown = shown_of(example, template)
+    if shown.missing:
+        raise TemplateError(f"the chat template does not show {shown.missing[0]}, so the model would not know it.")
+    if template.controls(whole) > shown.controls:
+        raise TemplateError(
+            "the chat template turns text of the row into a control token: it removes something from the text, and the "
+            "rest is read as a control token."
+        )
+
+
+def merged(spans: Sequence[Span]) -> list[Span]:
+    """Join marks that touch, and drop empty ones."""
+    joined: list[Span] = []
+    for start, stop in sorted(span for span in spans if span[0] < span[1]):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(stop, joined[-1][1]))
+        else:
+            joined.append((start, stop))
+    return joined
+
+
+def _shape(message: Message) -> tuple[Any, ...]:
+    calls = tuple((call.name, call.call_id) for call in message.tool_calls)
+    return message.role, bool(message.content.strip()), bool(message.context.strip()), calls, message.call_id
+
+
+def _name(tool: dict[str, Any]) -> str:
+    return str(tool["function"]["name"])
+
+
+def _word(part: str, number: int) -> str:
+    return f"{part}-like-no-other-{number}."
+
+
+def _probe(example: Example) -> Example:
+    messages = tuple(
+        replace(
+            message,
+            content=_word(message.role, number) if message.content.strip() else "",
+            context=_word("context", number) if message.context.strip() else "",
+        )
+        for number, message in enumerate(example.messages, start=1)
+    )
+    tools = tuple(
+        tool | {"function": tool["function"] | {"name": _word("tool", number)}}
+        for number, tool in enumerate(example.tools, start=1)
+    )
+    return replace(example, messages=messages, tools=tools)
+
+
+def _look(probe: Example, template: Template) -> Shown:
+    whole, spans = template.marked(probe.messages, probe.tools)
+    missing = ["the model its tools"] if any(_name(tool) not in whole for tool in probe.tools) else []
+    for number, message in enumerate(probe.messages, start=1):
+        if message.role != "assistant" and not (message.content in whole and message.context in whole):
+            missing.append(_called(message, number))
+    answers = [message.content for message in probe.messages if message.role == "assistant"]
+    marks = merged(spans)
+    hold = len(marks) == len(answers) and all(
+        whole[start:stop].lstrip().startswith(answer) for (start, stop), answer in zip(marks, answers, strict=True)
+    )
+    return Shown(tuple(missing), hold, template.controls(whole))
+
+
+def _called(message: Message, number: int) -> str:
+    called = {"system": "the system message", "tool": "the tool's result in"}.get(message.role, "the text of")
+    return called if message.role == "system" else f"{called} turn {number}"

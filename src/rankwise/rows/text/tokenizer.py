@@ -1,15 +1,52 @@
-"""A tokenizer of transformers behind the Tokenizer protocol, with its special tokens, start and end tokens."""
+"""A tokenizer of transformers behind the Tokenizer protocol, with its special tokens, start and end tokens, and the
+tokens that a training adds: ordinary words, each of which becomes one token wherever it is written.
+
+    "<city>" = "<" "city" ">"      before      the pieces, of whose rows the mean is the new token's first row
+    "<city>"                       after       with the next free id
+
+A text that is one token already is not added again.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
 from rankwise.rows.text.example import BREAK
-from rankwise.rows.text.new_tokens import NewTokens, added
+
+
+@dataclass(frozen=True)
+class NewTokens:
+    ids: Mapping[str, int] = field(default_factory=dict[str, int])
+    """The id of each token that was added."""
+    pieces: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    """The tokens that it was written with before."""
+    existing: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Those that the tokenizer had already, with their ids."""
+
+
+def added(tokenizer: HubTokenizer, texts: Sequence[str]) -> NewTokens:
+    """Add tokens to the tokenizer of transformers behind `tokenizer`, which knows them only once it is made anew."""
+    from tokenizers import AddedToken
+
+    pieces = {text: tuple(tokenizer.encode_after(text).ids) for text in texts}
+    existing = {text: number for text in texts if (number := _known(tokenizer, text, pieces[text])) is not None}
+    others = [text for text in texts if text not in existing]
+    tokenizer.hub.add_tokens([AddedToken(text, normalized=False, special=False) for text in others])
+    ids = {text: int(tokenizer.hub.convert_tokens_to_ids(text)) for text in others}
+    return NewTokens(ids, {text: pieces[text] for text in others}, existing)
+
+
+def _known(tokenizer: HubTokenizer, text: str, pieces: tuple[int, ...]) -> int | None:
+    """The id of a text that is one token already."""
+    number = tokenizer.hub.get_vocab().get(text)
+    if number is not None:
+        return int(number)
+    return pieces[0] if len(pieces) == 1 and tokenizer.decode(pieces) == text else None
 
 
 class Encoded:
