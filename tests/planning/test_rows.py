@@ -267,7 +267,7 @@ def test_what_a_template_adds_is_counted_or_guessed_where_it_cannot_be_rendered(
     assert drawn.supervised == 2 and drawn.tokens == 3 + (5 + 2 * 3 if template == CHATML else 2 * 5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES[::3])
 def test_a_plan_counts_what_a_training_encodes(tmp_path, name):
     """To the few tokens that depend on what stands beside them."""
     family, kind = COMBINATIONS[NAMES.index(name)]

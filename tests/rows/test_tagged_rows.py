@@ -81,6 +81,12 @@ BAD = {
     "no tokens": ({"tokens": [], "tags": []}, "the list of tokens is empty"),
     "a token that is a number": ({"tokens": ["Anna", 3], "tags": ["O", "O"]}, "token 2 is 3, and text is expected"),
     "a bare prefix": ({"tokens": ["Anna"], "tags": ["B-"]}, "tag 1 is 'B-', and a name is expected"),
+    "a NUL in a word": ({"tokens": ["An\0na"], "tags": ["O"]}, "the token has a NUL character at 2"),
+    "half a character": ({"tokens": ["Anna"], "tags": ["B-\ud83d"]}, "tag 1 is 'B-\\ud83d'"),
+    "a NUL in a tag": ({"tokens": ["Anna"], "tags": ["B-\0"]}, "tag 1 is 'B-\\x00'"),
+    "a tag of null": ({"tokens": ["Anna"], "tags": [None]}, "tag 1 is None"),
+    "half a character in a span": ({"text": TEXT, "spans": [span(0, 4, "\ud83d")]}, "label of span 1 is '\\ud83d'"),
+    "a place in decimals": ({"text": TEXT, "spans": [span(0.0, 4)]}, "whole numbers are expected"),
     "a number without names": ({"tokens": ["Anna"], "tags": [3]}, "tag 1 is 3, and a name is expected (name the tags"),
 }  # fmt: skip
 
