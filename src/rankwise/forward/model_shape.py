@@ -37,8 +37,7 @@ from rankwise.base.preprocessing import size_arguments
 from rankwise.base.timm_models import is_timm_config, need_timm
 from rankwise.config.base import shown
 from rankwise.config.images import LARGEST
-from rankwise.config.layer import Layer
-from rankwise.config.modules import inner_convolutions, linear_layers
+from rankwise.config.modules import Layer, inner_convolutions, linear_layers
 from rankwise.errors import ModelError, RankwiseError, did_you_mean, first_line
 from rankwise.forward.fake_pass import Memory, Survey, make_fake, measure_memory, survey, without_memory
 from rankwise.forward.reference import usable_positions

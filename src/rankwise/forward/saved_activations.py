@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from rankwise.config.layer import Layer, Side
+from rankwise.config.modules import Layer, Side
 from rankwise.forward.fake_pass import Trace, make_fake, trace, without_memory
 from rankwise.planning.shape import Blocks, Saved
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from rankwise.config.images import patches_of
-from rankwise.config.layer import Heads, Layer
 from rankwise.config.models import BOTH, DECODER, ENCODER, IMAGES
+from rankwise.config.modules import Heads, Layer
 
 NEW_TOKENS = "token_adapter.trainable_tokens_delta"
 """What PEFT calls the rows of new tokens in the adapter's file."""

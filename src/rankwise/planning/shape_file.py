@@ -20,7 +20,7 @@ from importlib.metadata import version
 from itertools import groupby
 from typing import Any
 
-from rankwise.config.layer import NUMBER, Layer
+from rankwise.config.modules import NUMBER, Layer
 from rankwise.errors import ResourceError
 from rankwise.planning.config_check import checked_config
 from rankwise.planning.shape import Blocks, ModelShape, NewHead, Saved

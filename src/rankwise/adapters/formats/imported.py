@@ -19,7 +19,7 @@ from rankwise.adapters.adapter import conv_problem
 from rankwise.adapters.base_layers import features_of, is_conv2d, is_embedding, is_host, takes_dora, weight_of
 from rankwise.adapters.formats.peft_config import settings_of
 from rankwise.adapters.weights import AdapterWeights, Factors
-from rankwise.config.old_names import new_names
+from rankwise.config.expressions import new_names
 from rankwise.errors import AdapterError, some
 
 LISTED = 8
