@@ -38,11 +38,11 @@ def write_task(name: str, rows: list[dict[str, Any]]) -> None:
     Path(f"{name}.yaml").write_text(TASK.replace("FILE", f"{name}.jsonl"))
 
 
-@pytest.fixture
-def home(library: Library, tmp_path: Path):
+@pytest.fixture(scope="module")
+def home(library: Library, tmp_path_factory: pytest.TempPathFactory):
     """With a task that the base answers without a mistake, because its choices were made by the base, and in which
     training changes many of them, because the base hardly preferred one."""
-    with contextlib.chdir(library.lay_out(tmp_path / "home")):
+    with contextlib.chdir(library.lay_out(tmp_path_factory.mktemp("budget") / "home")):
         draw = Random(0)
         rows = [
             {"q": f"What is {' '.join(draw.sample(WORDS, 3))}?", "choices": draw.sample(WORDS, 2), "gold": 0}

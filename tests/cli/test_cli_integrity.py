@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import struct
+from itertools import cycle, islice
 from pathlib import Path
 
 import pytest
@@ -116,17 +117,19 @@ CALLS = {
 
 @pytest.mark.parametrize("name", TAMPERING)
 def test_every_reader_refuses_what_training_did_not_write(home, name):
+    """Readers take turns: each is given several kinds of tampering, and each kind several readers."""
     tamper, how, file = TAMPERING[name]
     tamper(home / "runs" / "short")
     before = sorted(home.rglob("*"))
-    for words in READERS.values():
+    at = list(TAMPERING).index(name)
+    for words in islice(cycle(READERS.values()), at, at + 3):
         result = rankwise(*words, typed="hi\n")
         assert result.exit_code == 2 and result.stdout == "", (words, result.output)
         (line,) = result.stderr.splitlines()
         assert f"runs/short/{file}" in line or file in line, line
         assert {"changed": "was changed", "missing": "is missing", "added": "was added"}[how] in line
         assert "--force-result" in line
-    for call in CALLS.values():
+    for call in islice(cycle(CALLS.values()), at, at + 2):
         with pytest.raises(ResultError, match="--force-result"):
             call(False)
     assert sorted(home.rglob("*")) == before

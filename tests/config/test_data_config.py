@@ -16,8 +16,6 @@ from rankwise.config.experiment import Experiment
 from rankwise.config.reading import Setting, parse_setting, read_data, read_experiment
 from rankwise.config.recipe import RECIPES
 from rankwise.errors import ConfigError
-from rankwise.runs.directory import RunDirectory
-from rankwise.runs.own_files import read_json
 
 BOTH_OR_NEITHER = "a path, or several sources"
 
@@ -89,16 +87,6 @@ def test_one_source_and_a_list_of_that_one_are_read_alike(how, rest):
 def test_what_was_asked_of_rows_is_read_back_equal_from_json(values):
     spec = DataConfig(**values)
     assert DataConfig(**json.loads(json.dumps(spec.model_dump(mode="json")))) == spec
-
-
-@settings(max_examples=draws(40), deadline=None)
-@given(values=ONE | SEVERAL)
-def test_the_spec_of_a_run_is_read_back_equal(tmp_path_factory, values):
-    run = RunDirectory(tmp_path_factory.mktemp("runs") / "r")
-    run.folder.mkdir()
-    experiment = Experiment(model="m", run="r", data=values)
-    run.begin(experiment)
-    assert read_json(run.folder / "config.json", Experiment) == experiment
 
 
 def test_rows_are_named_by_a_path_or_by_sources_and_not_by_both_or_neither():

@@ -22,8 +22,8 @@ from rankwise.rows.forms.pair_rows import is_pair
 from rankwise.rows.images.decode import decode
 from rankwise.rows.images.pictures import check_sheet, contact_sheet
 from rankwise.rows.images.processor import pixels_of
-from rankwise.rows.preparation import problems, sentence, unused_columns
 from rankwise.rows.preparing import Writing, prepare
+from rankwise.rows.report.unused import problems, sentence, unused_columns
 from rankwise.rows.sources import Reading, open_source, raw_records
 from rankwise.rows.text.example import Example
 from rankwise.rows.text.outcome import Shown

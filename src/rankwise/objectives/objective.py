@@ -43,7 +43,6 @@ from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.encode import Encoder
 from rankwise.rows.text.example import Example
 from rankwise.rows.text.outcome import Outcome, RowEncoder, Shown
-from rankwise.rows.text.rendering import Template
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
@@ -227,7 +226,7 @@ class Objective(ABC):
     def check_answering(self, changed: Sequence[str]) -> None:  # noqa: B027  most take all
         """ConfigError where settings of answers were changed that have no effect."""
 
-    def encoder(self, template: Template, tokenizer: HubTokenizer, config: DataConfig, limit: int) -> RowEncoder:
+    def encoder(self, template: ChatTemplate, tokenizer: HubTokenizer, config: DataConfig, limit: int) -> RowEncoder:
         """The encoder that turns rows of texts into tokens."""
         return Encoder(template, tokenizer, config, limit)
 
@@ -484,6 +483,8 @@ class WithHead(Classifier):
     """Predicts by a new head, which is trained whole beside an adapter."""
 
     base_elsewhere = "With rankwise, add `--base-model path/to/base` if it is elsewhere now."
+    advises: ClassVar[str] = ""
+    """What `advise` measures, where it does not measure this."""
     engine_texts: ClassVar[Sequence[str]] = ()
     """What other software is asked where there are no rows."""
     tolerances: ClassVar[Mapping[str, float]] = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05}
@@ -519,9 +520,9 @@ class WithHead(Classifier):
     @property
     def cannot(self) -> Mapping[str, str]:
         cannot = NOT_OF_CLASSIFIERS
-        if self.targets.form == "several":
-            several = "advise measures classifiers with one label for a row, and these rows have several."
-            cannot = cannot | {"advised on": several}
+        several = "classifiers with one label for a row, and these rows have several."
+        if advises := self.advises or several * (self.targets.form == "several"):
+            cannot = cannot | {"advised on": f"advise measures {advises}"}
         if (pooling := self.targets.pooling) == "own":
             return cannot
         pooled = (

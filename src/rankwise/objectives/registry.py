@@ -22,7 +22,8 @@ from rankwise.objectives.preference import Preference
 from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, SequenceToSequence
 from rankwise.objectives.tagging import Tagging
 from rankwise.objectives.text_classification import TextClassification
-from rankwise.planning.shape import SEQUENCES, ModelShape
+from rankwise.planning.shape import ModelShape
+from rankwise.planning.tasks import SEQUENCES
 from rankwise.rows.classes import holds_tags
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage

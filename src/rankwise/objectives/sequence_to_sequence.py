@@ -48,7 +48,6 @@ from rankwise.rows.encoded.batches import IGNORED, Batch
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import BREAK, Example, Message
 from rankwise.rows.text.outcome import Outcome, read_each
-from rankwise.rows.text.rendering import Template
 from rankwise.rows.text.targets import input_and_output, input_of
 from rankwise.rows.text.tokenize import Tokens, prompt_ids
 from rankwise.rows.text.tokenizer import HubTokenizer
@@ -82,6 +81,7 @@ RUNNING = (
     "{value} is for running text, and {model} is an encoder with a decoder, which does not continue one. Leave it out."
 )
 CANNOT = {
+    "advised on": "advise measures decoders and classifiers, and this model is an encoder with a decoder.",
     "measured for forgetting": "what this model has forgotten is not measured: rankwise measures it on running text, "
     "which an encoder with a decoder does not continue",
     "--text": RUNNING,
@@ -129,7 +129,6 @@ class SequenceEncoder:
                 return
             outcome.truncated = 1
             (prompt,) = encode_inputs(self.tokenizer, [input_and_output(outcome.example)[0]], self.limit)
-        outcome.methods = ["apart"]
         output = output[: self.limit]
         outcome.sequences = [row_of(prompt, output, ended=output[-1] in self.tokenizer.end_ids)]
 
@@ -210,7 +209,9 @@ class SequenceToSequence(CausalLM):
     def facts(self) -> Learned:
         return Outputs()
 
-    def encoder(self, template: Template, tokenizer: HubTokenizer, config: DataConfig, limit: int) -> SequenceEncoder:
+    def encoder(
+        self, template: ChatTemplate, tokenizer: HubTokenizer, config: DataConfig, limit: int
+    ) -> SequenceEncoder:
         return SequenceEncoder(tokenizer, config, limit)
 
     preview = Objective.preview

@@ -122,6 +122,7 @@ class Tagging(TextClassification):
     encoder_class = TagEncoder
     pipeline_tag, loading_code, names = NAME, LOADING, "tags"
     activity = "Tagging"
+    advises = "language models and classifiers of texts, and these rows have tags of words."
 
     def row_form(self, form: str | None) -> str:
         """It reads either format of words with tags."""

@@ -84,7 +84,7 @@ def experiment_with(
         raise ConfigError(
             [f'{verb} needs {" and ".join(missing)}, for example {verb}(model="smollm2-135m", data=rows).']
         )
-    model = loaded.spec if loaded is not None else str(model) if isinstance(model, Path) else model
+    model = loaded.config if loaded is not None else str(model) if isinstance(model, Path) else model
     if run is None:
         stem = str(start_from) if model is None else model
         run = _free_name(str(getattr(stem, "name", stem if isinstance(stem, str) else "run")))

@@ -48,10 +48,7 @@ class AdviceCost(Config):
 class Advice(Config):
     """On a language model; that on a classifier says what is other."""
 
-    shuffled: ClassVar[str] = "the questions"
-    """What was taken from other rows, to test whether the answers depend on it."""
-    content_of: ClassVar[str] = "the questions"
-    """What the answers depend on, or do not."""
+    untested: ClassVar[str] = "The rows have no questions, so it was not tested whether the answers depend on them."
     learner: ClassVar[str] = "the loss"
     """Whose learning curve it is."""
     passes: ClassVar[str] = ", in as many passes"
@@ -62,20 +59,21 @@ class Advice(Config):
     base: AdvisedSide
     """The base model; of a classifier the frequencies of the labels."""
     untrained: AdvisedSide | None
-    """The base with examples in the prompt; of a classifier a linear probe of its features."""
+    """The base with examples in the prompt; of a classifier its head fitted to the frozen model."""
     adapter: AdvisedSide
     """After the short training."""
     part: AdvisedSide | None
-    """After the short training on a part of the rows; of a classifier a probe fitted on half of them."""
+    """After the short training on a part of the rows; of a classifier its head fitted on half of them."""
     examples: int
-    """Examples in the prompt, or rows that the probe was fitted on."""
+    """Examples in the prompt, or rows that the head was fitted on."""
     gain: Difference
     """Loss of the adapter minus that of the base."""
     untrained_gain: Difference | None
     over_untrained: Difference | None
-    """Loss of the adapter minus that of the base with examples, or of the probe."""
+    """Loss of the adapter minus that of the base with examples, or of the fitted head."""
     content: Difference | None
-    """Loss of the adapter behind other rows' questions minus that behind a row's own; None without questions."""
+    """Loss of the adapter behind other rows' questions minus that behind a row's own; None without questions, and of
+    a classifier, whose gain over the frequencies of the labels says it."""
     doubling: Measurement | None
     """What twice the rows, in as many passes, would lower the loss by."""
     margin: float
@@ -83,7 +81,7 @@ class Advice(Config):
     rows_to_decide: int | None
     """Held-out rows that would decide, where these do not."""
     training_rows: int
-    """Rows at the end of the learning curve: those that the adapter learns from, or a classifier's probe."""
+    """Rows at the end of the learning curve: those that the adapter learns from, or a classifier's fitted head."""
     part_rows: int
     """Rows at its beginning."""
     measured_rows: int
@@ -111,19 +109,16 @@ class Advice(Config):
 class LabelAdvice(Advice):
     """On a classifier."""
 
-    shuffled = "the labels"
-    content_of = "the inputs"
-    learner = "the probe's loss"
+    untested, learner = "", "the loss of the fitted head"
     passes = ""
     score_name = "accuracy"
     classifies: bool = True
 
     @property
     def names(self) -> tuple[str, str, str, str]:
-        probe, short = "linear probe of the features", f"adapter, {self.cost.short_steps} steps"
-        return (
-            "frequencies of the labels", f"{probe}, {self.examples:,} rows", short, f"{probe}, {self.part_rows:,} rows",
-        )  # fmt: skip
+        fitted, short = "head fitted to the frozen model", f"adapter, {self.cost.short_steps} steps"
+        half = f"{fitted}, {self.part_rows:,} rows"
+        return "frequencies of the labels", f"{fitted}, {self.examples:,} rows", short, half
 
 
 def lines_of(advice: Advice) -> list[str]:
@@ -164,7 +159,7 @@ REASONS: dict[Reason, str] = {
     "better": "{gain}.",
     "examples": "the loss of the {untrained} is {untrained_gain} than that of the {base}, and a full run is expected "
     "to gain {expected} beyond that: {gain}.",
-    "probe": "the labels can be learned: the loss of a {untrained} is {untrained_gain} than that of the {base}. "
+    "probe": "the labels can be learned: the loss of the {untrained} is {untrained_gain} than that of the {base}. "
     "{gain}, so begin with the head alone (--method head), and see whether a long run of an adapter does better.",
     "solved": "the task is solved already: the base answers {share} of the rows exactly.",
     "unrelated": "the answers do not depend on the questions: {gain}, but it is no higher when the questions of other "
@@ -192,12 +187,12 @@ def _verdict(advice: Advice) -> str:
 
 def _content(advice: Advice) -> list[str]:
     if advice.content is None:
-        return ["The rows have no questions, so it was not tested whether the answers depend on them."]
+        return [advice.untested] * bool(advice.untested)
     if advice.reason in ("unrelated", "solved"):
         return []
     seen = "depend" if advice.content.low > 0 else "are not seen to depend"
-    return [f"With {advice.shuffled} of other rows the adapter's loss changes by {_interval(advice.content, 1)}, so "
-            f"its answers {seen} on {advice.content_of}."]  # fmt: skip
+    return [f"With the questions of other rows the adapter's loss changes by {_interval(advice.content, 1)}, so its "
+            f"answers {seen} on the questions."]  # fmt: skip
 
 
 def _rows(advice: Advice) -> str:

@@ -6,6 +6,7 @@ may be a converted copy here, and gets its own rotary settings under the names t
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from rankwise.exporting.engines.engine import Engine, Package, scored
@@ -16,17 +17,17 @@ if TYPE_CHECKING:
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     import mlx.core as mx  # pyright: ignore[reportMissingImports]
-    import mlx_lm  # pyright: ignore[reportMissingImports]
 
+    package: Any = importlib.import_module("mlx_lm")
     adapter = request["export"] if request["format"] == "mlx" else None
     folder, more = (request["base"], request.get("base_settings")) if adapter else (request["export"], None)
-    model, tokenizer = mlx_lm.load(folder, model_config=more, adapter_path=adapter)
+    model, tokenizer = package.load(folder, model_config=more, adapter_path=adapter)
     if adapter:
         model.set_dtype(mx.float32)
     stops = sorted(tokenizer.eos_token_ids)
     return {
         "engine": "mlx-lm",
-        "version": mlx_lm.__version__,
+        "version": package.__version__,
         "end_id": tokenizer.eos_token_id,
         "stop_ids": None if adapter else stops,
         "conversations": [

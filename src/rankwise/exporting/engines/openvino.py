@@ -7,6 +7,7 @@ adapter is multiplied by is 1: GenAI reads no alpha, so that only a portable ada
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import tempfile
@@ -67,7 +68,7 @@ class Pipeline:
     """A pipeline with its tokenizer, asked one prompt at a time."""
 
     def __init__(self, genai: Any, folder: str, options: dict[str, Any]) -> None:
-        scheduler = genai.SchedulerConfig()
+        scheduler, self.package = genai.SchedulerConfig(), importlib.import_module("openvino")
         scheduler.cache_size, scheduler.enable_prefix_caching = CACHE_GIGABYTES, True
         self.pipeline = genai.LLMPipeline(folder, "CPU", **options, scheduler_config=scheduler)
         self.tokenizer = self.pipeline.get_tokenizer()
@@ -108,10 +109,9 @@ class Pipeline:
     def _generated(self, ids: list[int], new: int) -> tuple[list[int], float]:
         """The greedy tokens and the sum of their log-probabilities."""
         import numpy as np
-        import openvino  # pyright: ignore[reportMissingImports]
 
         self.settings.max_new_tokens = new
-        results = self.pipeline.generate(openvino.Tensor(np.array([ids], dtype=np.int64)), self.settings)
+        results = self.pipeline.generate(self.package.Tensor(np.array([ids], dtype=np.int64)), self.settings)
         return list(results.tokens[0]), results.scores[0]
 
 

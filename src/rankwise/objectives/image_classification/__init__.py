@@ -79,6 +79,7 @@ class ImageClassification(WithHead):
     pipeline_tag, loading_code, row = NAME, LOADING, "image"
     tolerances = IMAGE_TOLERANCES
     shown_as = "images"
+    advises = "language models and classifiers of texts, and this model reads images."
 
     @classmethod
     def of(cls, experiment: Experiment, callback: Callback, begun: Pooling | None) -> Self:

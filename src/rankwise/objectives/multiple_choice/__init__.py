@@ -38,9 +38,9 @@ from rankwise.objectives.preference import log_probabilities
 from rankwise.rows.classes import examples_of
 from rankwise.rows.encoded.batches import IGNORED, Batch, collate, padded_length
 from rankwise.rows.forms.formats import Choices, choice_example
+from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import Example
 from rankwise.rows.text.outcome import Outcome, Shown
-from rankwise.rows.text.rendering import Template
 from rankwise.rows.text.tokenize import Tokens, sides_of
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
@@ -130,7 +130,7 @@ class MultipleChoice(Classifier, CausalLM):
     def columns(self, column: str) -> list[str]:
         return columns_beside(column)
 
-    def encoder(self, template: Template, tokenizer: HubTokenizer, config: DataConfig, limit: int) -> ChoiceEncoder:
+    def encoder(self, template: ChatTemplate, tokenizer: HubTokenizer, config: DataConfig, limit: int) -> ChoiceEncoder:
         return ChoiceEncoder(template, tokenizer, config, limit, self.targets.outputs)
 
     def preview(self, outcome: Outcome, writing: TextWriting, encoder: Any) -> list[Shown]:

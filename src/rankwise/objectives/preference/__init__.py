@@ -35,8 +35,8 @@ from rankwise.objectives.causal_lm import CausalLM, vocabulary_of
 from rankwise.objectives.preference.batches import flat_pairs, padded_pairs
 from rankwise.objectives.preference.encode import PairEncoder, pair_of
 from rankwise.rows.encoded.batches import Batch, Pairs
+from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.outcome import Outcome, Shown
-from rankwise.rows.text.rendering import Template
 from rankwise.rows.text.tokenize import Tokens, sides_of
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.rows.writing import TextWriting
@@ -94,7 +94,7 @@ class Preference(CausalLM):
     """Whether the likelihood of orpo also covers the prompts."""
     name = NAME
 
-    def encoder(self, template: Template, tokenizer: HubTokenizer, config: DataConfig, limit: int) -> PairEncoder:
+    def encoder(self, template: ChatTemplate, tokenizer: HubTokenizer, config: DataConfig, limit: int) -> PairEncoder:
         return PairEncoder(template, tokenizer, config, limit)
 
     @classmethod
@@ -118,7 +118,8 @@ class Preference(CausalLM):
     def cannot(self) -> Mapping[str, str]:
         return {
             "measured at strengths": "{model} was trained on preference pairs, and strengths are compared by the loss "
-            "of answers. Measure it with rankwise evaluate."
+            "of answers. Measure it with rankwise evaluate.",
+            "advised on": "the objective is preference, and advise compares answers alone. Use rankwise evaluate.",
         }
 
     @property

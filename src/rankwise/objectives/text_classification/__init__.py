@@ -48,9 +48,9 @@ from rankwise.rows.classes import read_targets
 from rankwise.rows.encoded.batches import IGNORED, Batch
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.forms.tagged_rows import untagged
+from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import BREAK, Example
 from rankwise.rows.text.outcome import Outcome, RowEncoder, read_each
-from rankwise.rows.text.rendering import Template
 from rankwise.rows.text.targets import RowTargets, texts_of
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
@@ -246,7 +246,7 @@ class TextClassification(WithHead):
         """Every module beside the pretrained body, and those inside it whose weights the folder lacks."""
         return tuple(dict.fromkeys([*head_modules(model.module, images=False), *model.new_modules]))
 
-    def encoder(self, template: Template, tokenizer: HubTokenizer, config: DataConfig, limit: int) -> RowEncoder:
+    def encoder(self, template: ChatTemplate, tokenizer: HubTokenizer, config: DataConfig, limit: int) -> RowEncoder:
         return self.encoder_class(tokenizer, config, limit, self.targets)
 
     def example_of(self, text: str, image: bytes | None = None) -> Example:

@@ -142,7 +142,7 @@ class EncodedRows(Sequence[Tokens]):
             raise IndexError(index)
         number = index % len(self)
         row = slice(self.starts[number], self.starts[number + 1])
-        parts = {column.part: self.columns[name][row if column.shape is None else number]
+        parts: dict[str, Any] = {column.part: self.columns[name][row if column.shape is None else number]
                  for name, column in COLUMNS.items() if name in self.columns}  # fmt: skip
         if "target" in parts:
             parts["target"] = parts["target"].tolist()

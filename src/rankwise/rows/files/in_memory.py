@@ -129,47 +129,38 @@ def _line(number: int, record: object, problems: list[str]) -> str:
         problems.append(f"row {number} is a {type(record).__name__} and not a dict")
         return ""
     record = with_image_files(record, f"row {number}", FOLDER, problems)
-    row = {
-        _text(str(name), f"row {number}, a column name", problems): _value(
-            value, f"row {number}, column {name!r}", problems
-        )
-        for name, value in record.items()
-    }
-    if len(row) < len(record):
+    cells: dict[str, str] = {}
+    for name, value in record.items():
+        try:
+            cells[str(name)] = _cell(name, value)
+        except (TypeError, ValueError) as error:
+            problems.append(f"row {number}, column {name!r} {error}")
+    if len({*map(str, record)}) < len(record):
         problems.append(f"row {number} has two columns of the same name")
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    return f"{{{', '.join(f'{json.dumps(name, ensure_ascii=False)}: {text}' for name, text in cells.items())}}}\n"
 
 
-def _value(value: Any, where: str, problems: list[str]) -> Any:
-    """A value as JSON holds it: NumPy numbers as numbers, dates as ISO 8601 text, NaN and missing values as null."""
-    if hasattr(value, "item") and getattr(value, "shape", None) == ():
-        value = value.item()
-    if isinstance(value, str):
-        return _text(value, where, problems)
-    if value is None or isinstance(value, bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else _not_finite(value, where, problems)
-    if isinstance(value, datetime | date):
-        return None if value != value else value.isoformat()
-    if isinstance(value, Mapping):
-        return {_text(str(name), where, problems): _value(part, where, problems) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_value(part, where, problems) for part in value]
+def _cell(name: object, value: Any) -> str:
+    """A value as JSON; NaN is how pandas writes a missing one. Half of a surrogate pair cannot be written as UTF-8."""
+    if isinstance(value, float) and not math.isfinite(value):
+        if math.isinf(value):
+            raise ValueError(f"is {value}")
+        return "null"
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
+    if not is_unicode(f"{name}{text}"):
+        raise ValueError("holds a lone surrogate, which is not text")
+    return text
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know: NumPy's numbers, dates as ISO 8601 text, and missing values."""
     if type(value).__name__ in ("NAType", "NaTType"):
         return None
-    problems.append(f"{where} holds a {type(value).__name__}")
-    return None
-
-
-def _text(value: str, where: str, problems: list[str]) -> str:
-    """Half of a surrogate pair is not a character and cannot be written as UTF-8."""
-    if not is_unicode(value):
-        problems.append(f"{where} holds a lone surrogate, which is not text")
-    return value
-
-
-def _not_finite(value: float, where: str, problems: list[str]) -> None:
-    """NaN is how pandas writes a missing value; infinity is a mistake."""
-    if math.isinf(value):
-        problems.append(f"{where} is {value}")
+    if hasattr(value, "item") and value.shape == ():
+        number = value.item()
+        return None if number != number else number
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"holds a {type(value).__name__}")

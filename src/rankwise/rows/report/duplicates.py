@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from unicodedata import normalize
 
 import numpy as np
@@ -116,8 +116,8 @@ class Index(ABC):
         """One number for the band of each of these. Should two bands share a number, they are compared for nothing."""
 
     @abstractmethod
-    def are_near(self, rows: np.ndarray, other: Self, candidates: np.ndarray) -> np.ndarray:
-        """Whether each of these is near to the candidate beside it, in another index or in this one."""
+    def are_near(self, rows: np.ndarray, other: Any, candidates: np.ndarray) -> np.ndarray:
+        """Whether each of these is near to the candidate beside it, in another index of its kind or in this one."""
 
     def firsts(self) -> np.ndarray:
         """(N,): for each the first that says the same."""

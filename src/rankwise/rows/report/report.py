@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from rankwise.errors import joined_problems, some
 from rankwise.rows.encoded.sequences import Growing
 from rankwise.rows.report.duplicates import TextIndex, firsts_of
 from rankwise.rows.report.meaning import Meaning
+from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import Example, Message, TaggedWords, spans_of, strays_in
 from rankwise.rows.text.outcome import Outcome
 from rankwise.rows.text.tokenize import Tokens, sides_of
@@ -129,19 +130,13 @@ def _digest(turns: Sequence[Message]) -> bytes:
     return digest.digest()[:DIGEST]
 
 
-class Guards(Protocol):
-    """The part of a template that knows the model's control tokens."""
-
-    def holds_control_token(self, content: str) -> bool: ...
-
-
 @dataclass
 class Tally:
     """Counts rows and sequences while they are read. `known` are the special tokens of the model's tokenizer."""
 
     known: frozenset[str] = frozenset()
     start_id: int | None = None
-    guards: Guards | None = None
+    guards: ChatTemplate | None = None
     guessed: bool = False
     """Whether the user named no model. Problems of the default model's template or tokenizer are then no errors."""
     texts: TextIndex = field(default_factory=TextIndex)

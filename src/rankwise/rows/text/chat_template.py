@@ -9,17 +9,16 @@ trained on (data.reasoning). A model without a template gets a plain one, so tha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
 from rankwise.config.data import Reasoning
 from rankwise.config.recipe import Recipe
-from rankwise.errors import TemplateError
+from rankwise.errors import TemplateError, some
 from rankwise.rows.text.example import OPEN, Message, may_be_thought, without_thought
-from rankwise.rows.text.rendering import Conversation, Shown, Span, Written, answers_of
-from rankwise.rows.text.template_process import Cut, plain_conversation, render_conversations
+from rankwise.rows.text.template_process import Cut, Result, plain_conversation, render_conversations
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.runs.data_report import TemplateFacts
 
@@ -39,6 +38,58 @@ Assistant:{% generation %}{{ ' ' + message.content + eos_token }}{% endgeneratio
 {%- endfor -%}
 {%- if add_generation_prompt -%}Assistant:{%- endif -%}
 """
+
+
+Span = tuple[int, int]
+Conversation = tuple[Sequence[Message], Sequence[Any]]
+"""Messages, and the tools that can be called."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """`prefix` is what the tokenizer puts before every text, and `results` what was rendered."""
+
+    messages: Sequence[Message]
+    prefix: str
+    results: Mapping[Cut, Result]
+
+    @property
+    def whole(self) -> str:
+        return self.text(len(self.messages))
+
+    @property
+    def spans(self) -> list[Span]:
+        """Where {% generation %} marks begin and end in the whole text."""
+        shift = len(self.prefix)
+        return [(start + shift, stop + shift) for start, stop in self.result(len(self.messages))[1]]
+
+    def text(self, count: int, *, answer_next: bool = False) -> str:
+        """The first `count` messages; with `answer_next`, up to the point where the model begins to write."""
+        return self.prefix + self.result(count, answer_next)[0]
+
+    def first(self, count: int) -> Written:
+        """The first messages as a conversation of their own."""
+        return replace(self, messages=self.messages[:count])
+
+    def result(self, count: int, answer_next: bool = False) -> tuple[str, list[Span]]:
+        """The text without the prefix, and its marks."""
+        result = self.results[count, answer_next]
+        if isinstance(result, TemplateError):
+            roles = some(message.role for message in self.messages[:count])
+            raise TemplateError(f"the chat template refuses a conversation of {roles}: {result}")
+        return result
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a template shows of conversations of one shape."""
+
+    missing: tuple[str, ...]
+    """Parts that the template leaves out."""
+    marks_fit: bool
+    """Whether each {% generation %} mark begins with its own answer."""
+    controls: int
+    """Number of control tokens that the template writes."""
 
 
 class ChatTemplate:
@@ -265,3 +316,8 @@ def _cuts(messages: Sequence[Message]) -> list[Cut]:
     answers, whole = answers_of(messages), len(messages)
     ends = [(at + 1, False) for at in answers if at + 1 < whole]
     return [(whole, False), *((at, True) for at in answers), *ends]
+
+
+def answers_of(messages: Sequence[Message]) -> list[int]:
+    """The numbers of the messages that are answers."""
+    return [index for index, message in enumerate(messages) if message.role == "assistant"]

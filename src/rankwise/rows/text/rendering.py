@@ -17,126 +17,27 @@ are looked for.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
-from rankwise.config.data import Reasoning
-from rankwise.errors import TemplateError, some
+from rankwise.errors import TemplateError
+from rankwise.rows.text.chat_template import ChatTemplate, Shown, Span, Written, answers_of
 from rankwise.rows.text.example import CLOSE, OPEN, Example, Message, parted
-from rankwise.rows.text.template_process import Cut, Result
 from rankwise.rows.text.tokenize import Rendering, Segment
 
 APART = (
     " Use --set data.answers=apart, which makes a row of each answer, or split the conversation into rows with one "
     "answer each."
 )
-Span = tuple[int, int]
-Conversation = tuple[Sequence[Message], Sequence[Any]]
-"""Messages, and the tools that can be called."""
-
-
-@dataclass(frozen=True)
-class Written:
-    """`prefix` is what the tokenizer puts before every text, and `results` what was rendered."""
-
-    messages: Sequence[Message]
-    prefix: str
-    results: Mapping[Cut, Result]
-
-    @property
-    def whole(self) -> str:
-        return self.text(len(self.messages))
-
-    @property
-    def spans(self) -> list[Span]:
-        """Where {% generation %} marks begin and end in the whole text."""
-        shift = len(self.prefix)
-        return [(start + shift, stop + shift) for start, stop in self.result(len(self.messages))[1]]
-
-    def text(self, count: int, *, answer_next: bool = False) -> str:
-        """The first `count` messages; with `answer_next`, up to the point where the model begins to write."""
-        return self.prefix + self.result(count, answer_next)[0]
-
-    def first(self, count: int) -> Written:
-        """The first messages as a conversation of their own."""
-        return replace(self, messages=self.messages[:count])
-
-    def result(self, count: int, answer_next: bool = False) -> tuple[str, list[Span]]:
-        """The text without the prefix, and its marks."""
-        result = self.results[count, answer_next]
-        if isinstance(result, TemplateError):
-            roles = some(message.role for message in self.messages[:count])
-            raise TemplateError(f"the chat template refuses a conversation of {roles}: {result}")
-        return result
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What a template shows of conversations of one shape."""
-
-    missing: tuple[str, ...]
-    """Parts that the template leaves out."""
-    marks_fit: bool
-    """Whether each {% generation %} mark begins with its own answer."""
-    controls: int
-    """Number of control tokens that the template writes."""
 
 
 class UnstableTemplate(TemplateError):
     """Raised if the rendered conversation does not begin with the rendering up to an answer."""
 
 
-class Template(Protocol):
-    """Writes conversations as text."""
-
-    @property
-    def shapes(self) -> dict[Any, Shown]:
-        """What is shown of the shapes that were looked at so far."""
-        ...
-
-    @property
-    def ends(self) -> Sequence[str]:
-        """The texts that end an answer. The first one also ends plain texts."""
-        ...
-
-    @property
-    def start(self) -> str:
-        """The text that the tokenizer puts before every text, or an empty text."""
-        ...
-
-    @property
-    def reasoning(self) -> Reasoning:
-        """Whether reasoning in answers is learned or masked, and the model is asked to reason."""
-        ...
-
-    @property
-    def rewrites(self) -> bool:
-        """Whether the template is known to rewrite earlier turns."""
-        ...
-
-    def written(self, conversations: Sequence[Conversation]) -> list[Written]:
-        """Conversations as the template writes them, rendered together."""
-        ...
-
-    def marked(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> tuple[str, list[Span]]: ...
-
-    def controls(self, text: str) -> int:
-        """Number of control tokens in a text."""
-        ...
-
-    def guarded(self, content: str) -> str:
-        """The text of a message with the control tokens in it broken up (see example.BREAK)."""
-        ...
-
-
-def answers_of(messages: Sequence[Message]) -> list[int]:
-    """The numbers of the messages that are answers."""
-    return [index for index, message in enumerate(messages) if message.role == "assistant"]
-
-
 def renderings(
-    example: Example, template: Template, *, apart: bool = False, written: Written | None = None
+    example: Example, template: ChatTemplate, *, apart: bool = False, written: Written | None = None
 ) -> list[Rendering]:
     """Render the conversation as one sequence, or with `apart` as one sequence for each answer. `written` is what the
     template wrote of it, if that was asked for before."""
@@ -152,7 +53,7 @@ def renderings(
     return [render(_up_to(example, index), template, written.first(index + 1)) for index in learned]
 
 
-def _written(example: Example, template: Template) -> Written:
+def _written(example: Example, template: ChatTemplate) -> Written:
     (written,) = template.written([(example.messages, example.tools)])
     return written
 
@@ -163,7 +64,7 @@ def _up_to(example: Example, answer: int) -> Example:
     return replace(example, messages=(*given, example.messages[answer]))
 
 
-def render(example: Example, template: Template, written: Written | None = None) -> Rendering:
+def render(example: Example, template: ChatTemplate, written: Written | None = None) -> Rendering:
     try:
         if example.text is not None:
             return _whole_text(example.text, template)
@@ -178,7 +79,7 @@ def render(example: Example, template: Template, written: Written | None = None)
         raise type(error)(f"{example.where}: {error}{_hint(example, template)}") from None
 
 
-def _hint(example: Example, template: Template) -> str:
+def _hint(example: Example, template: ChatTemplate) -> str:
     """What helps where a template drops or rewrites the reasoning in an answer."""
     if template.reasoning != "none" or not any(
         message.role == "assistant" and CLOSE in message.content for message in example.messages
@@ -187,14 +88,14 @@ def _hint(example: Example, template: Template) -> str:
     return " An answer has reasoning: set data.reasoning to learn or mask."
 
 
-def _whole_text(text: str, template: Template) -> Rendering:
+def _whole_text(text: str, template: ChatTemplate) -> Rendering:
     if not template.ends:
         raise TemplateError("the model names no end token, so it would not learn where a text ends.")
     learned = Segment(template.guarded(text) + template.ends[0], True)
     return Rendering((Segment(template.start, False), learned) if template.start else (learned,), "text")
 
 
-def _by_marks(example: Example, template: Template, written: Written, spans: Sequence[Span]) -> Rendering | None:
+def _by_marks(example: Example, template: ChatTemplate, written: Written, spans: Sequence[Span]) -> Rendering | None:
     """Cut at the marks. None if the marks do not fit the answers, contain other text, or leave out an end token.
 
     An answer that consists only of a tool call must begin exactly where the prompt ends.
@@ -215,7 +116,7 @@ def _by_marks(example: Example, template: Template, written: Written, spans: Seq
     return Rendering(_cut(whole, found), "marks", as_asked)
 
 
-def _ended_length(marked: str, message: Message, template: Template) -> int | None:
+def _ended_length(marked: str, message: Message, template: ChatTemplate) -> int | None:
     """Length of the marked text up to its end token; None if it has no end token or the answer is not before it."""
     try:
         return _learned_length(marked, message, template)
@@ -223,7 +124,7 @@ def _ended_length(marked: str, message: Message, template: Template) -> int | No
         return None
 
 
-def _by_prefix(example: Example, template: Template, written: Written) -> Rendering:
+def _by_prefix(example: Example, template: ChatTemplate, written: Written) -> Rendering:
     found: list[Span] = []
     whole, position = written.whole, 0
     for index, message in enumerate(example.messages):
@@ -254,7 +155,7 @@ def _cut(whole: str, learned: Sequence[Span]) -> tuple[Segment, ...]:
     return tuple(segment for segment in (*segments, Segment(whole[position:], False)) if segment.text)
 
 
-def _learned_span(rendered: str, message: Message, template: Template) -> Span:
+def _learned_span(rendered: str, message: Message, template: ChatTemplate) -> Span:
     """Where the loss begins and ends in the rendered turn. A thought that the template writes before an answer is
     treated as reasoning too, empty or not."""
     thought, answer = parted(message.content) if template.reasoning != "none" else (None, message.content)
@@ -273,7 +174,7 @@ def _learned_span(rendered: str, message: Message, template: Template) -> Span:
     return (0 if template.reasoning == "learn" else begin + len(behind) - len(behind.lstrip())), end
 
 
-def _learned_length(rendered: str, message: Message, template: Template) -> int:
+def _learned_length(rendered: str, message: Message, template: ChatTemplate) -> int:
     """Length of the answer and its end token in the rendered turn."""
     answer = template.guarded(message.content).strip()
     start = rendered.find(answer)
@@ -296,7 +197,7 @@ def _learned_length(rendered: str, message: Message, template: Template) -> int:
     return tail_start + place + len(end)
 
 
-def _check_calls(message: Message, written: str, template: Template) -> None:
+def _check_calls(message: Message, written: str, template: ChatTemplate) -> None:
     for call in message.tool_calls:
         texts = [template.guarded(text) for text in (call.name, *_leaves(call.arguments))]
         missing = next((text for text in texts if not _stands(text, written)), None)
@@ -324,14 +225,14 @@ def _stands(text: str, written: str) -> bool:
     return any(form in written for form in (text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]))
 
 
-def shown_of(example: Example, template: Template) -> Shown:
+def shown_of(example: Example, template: ChatTemplate) -> Shown:
     key = (tuple(map(_shape, example.messages)), tuple(_name(tool) for tool in example.tools))
     if key not in template.shapes:
         template.shapes[key] = _look(_probe(example), template)
     return template.shapes[key]
 
 
-def refuse_unshown(example: Example, template: Template, whole: str) -> None:
+def refuse_unshown(example: Example, template: ChatTemplate, whole: str) -> None:
     shown = shown_of(example, template)
     if shown.missing:
         raise TemplateError(f"the chat template does not show {shown.missing[0]}, so the model would not know it.")
@@ -382,7 +283,7 @@ def _probe(example: Example) -> Example:
     return replace(example, messages=messages, tools=tools)
 
 
-def _look(probe: Example, template: Template) -> Shown:
+def _look(probe: Example, template: ChatTemplate) -> Shown:
     whole, spans = template.marked(probe.messages, probe.tools)
     missing = ["the model its tools"] if any(_name(tool) not in whole for tool in probe.tools) else []
     for number, message in enumerate(probe.messages, start=1):

@@ -64,6 +64,7 @@ class Encoded:
         return self._ids
 
     def before(self, position: int) -> int | None:
+        """Number of ids before `position` in the text; None if an id crosses the position."""
         if not self._ids or self._chars(len(self._ids) - 1)[1] <= position:
             return len(self._ids)
         index = self._encoding.char_to_token(position + self._shift)
@@ -72,6 +73,7 @@ class Encoded:
         return index - self._skipped if self.begin(index - self._skipped) == position else None
 
     def begin(self, index: int) -> int:
+        """Position of the first character of an id."""
         return self._chars(index)[0]
 
     def _chars(self, index: int) -> tuple[int, int]:
@@ -112,12 +114,9 @@ class HubTokenizer:
     def encode_all(self, texts: Sequence[str]) -> list[Encoded]:
         return [Encoded(one) for one in self._backend.encode_batch(list(texts), add_special_tokens=False)]
 
-    @property
-    def borders(self) -> frozenset[int]:
-        return self._borders
-
     @cached_property
-    def _borders(self) -> frozenset[int]:
+    def borders(self) -> frozenset[int]:
+        """Ids of tokens that divide a text: the text after such a token is encoded as if it stood alone."""
         return frozenset(self.hub.added_tokens_decoder)
 
     def encode_texts(
