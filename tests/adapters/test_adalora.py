@@ -27,7 +27,7 @@ from rankwise.adapters.importance import PASSES, Schedule, keep_best, keep_worth
 from rankwise.adapters.lora import LoRA
 from rankwise.adapters.triplets import Triplets
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
-from rankwise.config.budget import budget_of
+from rankwise.config.parameters import budget_of
 from rankwise.errors import ConfigError, RunError, TrainingError
 from rankwise.methods.adalora import TrainableAdaLoRA
 from rankwise.methods.inject import inject

@@ -21,7 +21,7 @@ from rankwise.planning.devices import DEVICES
 from rankwise.planning.devices import graphics_cards, this_machine
 from rankwise.planning.operations import Operations
 from rankwise.planning.batches import average_step
-from rankwise.config.layer import Layer
+from rankwise.config.modules import Layer
 from rankwise.planning.shape import Blocks, ModelShape
 from rankwise.planning.time import duration, speed_of
 from rankwise.config.data import DataConfig

@@ -32,7 +32,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from rankwise.adapters.base_layers import is_host, is_linear
-from rankwise.config.layer import NUMBER, Layer
+from rankwise.config.modules import NUMBER, Layer
 from rankwise.kernels.linear import is_conv1d
 
 Call = Callable[[nn.Module], Any]

@@ -36,8 +36,7 @@ from rankwise.base.preprocessing import size_arguments
 from rankwise.base.timm_models import is_timm_config, need_timm
 from rankwise.config.base import shown
 from rankwise.config.images import LARGEST
-from rankwise.config.layer import Layer, Side
-from rankwise.config.modules import inner_convolutions, linear_layers
+from rankwise.config.modules import Layer, Side, inner_convolutions, linear_layers
 from rankwise.errors import ModelError, RankwiseError, did_you_mean, first_line
 from rankwise.forward.fake_pass import (
     Memory,

@@ -23,8 +23,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from rankwise.config.layer import AFTER, BEFORE, Layer, Position
 from rankwise.config.method import MethodConfig
+from rankwise.config.modules import AFTER, BEFORE, Layer, Position
 from rankwise.planning.shape import Blocks, ModelShape
 
 BACKWARD_OF_ATTENTION = 2.5

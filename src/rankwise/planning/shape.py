@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter
 
 from rankwise.config.images import patches_of
-from rankwise.config.layer import Heads, Layer
 from rankwise.config.models import BOTH, DECODER, ENCODER, IMAGES
+from rankwise.config.modules import Heads, Layer
 from rankwise.errors import ResourceError
 from rankwise.planning.config_check import checked_config
 from rankwise.planning.tasks import COUNTED, SEQUENCES, TAGGER, TASKS, PlannedTask
