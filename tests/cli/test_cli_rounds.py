@@ -432,7 +432,7 @@ def test_other_shapes_are_refused(begun: str) -> None:
 def test_other_classes_and_other_tasks_are_refused(home: Path, begun: str) -> None:
     done("train", "--model", "tiny-bert", *WORDS, "--run", "of-words", *FIRST, "--rank", "2")
     text = refused("train", "--from", "of-words", *WORDS, "--run", "never", *AGAIN, "--method", "head")
-    assert "adapter.method is head, but the adapter has adapted layers (method lora)" in text
+    assert "adapter.method is head, but the adapter has the method lora" in text
     write_rows("others.jsonl", [row | {"label": f"very {row['label']}"} for row in labelled(24)])
     other = ("train", "--from", "of-words", *AGAIN, "--run", "never", "--data", "others.jsonl")
     assert "predicts the classes bad, good, but the training rows are for the classes very bad" in refused(*other)

@@ -32,7 +32,6 @@ from kit.vision_models import save_folder
 from kit.worlds import patched
 from rankwise.base import loading
 from rankwise.base.precision import Precision
-from rankwise.commands import recorded_run
 from rankwise.commands import train as train_module
 from rankwise.commands.train import train
 from rankwise.config.experiment import Experiment
@@ -232,7 +231,7 @@ def run_case(name: str, run: str | None = None) -> Breadth:
         stack.enter_context(patched(TrainingRun, "results", remembering))
         stack.enter_context(patched(train_module, "foresee", lambda real: lambda *given: None))
         stack.enter_context(patched(budgets, "LENGTH", lambda real: 24))
-        stack.enter_context(patched(recorded_run, "write_page", lambda real: lambda *given: Path()))
+        stack.enter_context(patched(train_module, "write_page", lambda real: lambda *given: Path()))
         if name in LIFTED:
             stack.enter_context(patched(trainer, "optimizer_step", lifted(*LIFTED[name])))
         trained = train(Experiment(**settings), force_memory=True)

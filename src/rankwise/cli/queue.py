@@ -24,9 +24,9 @@ def list_queue(context: typer.Context, as_json: Json = False) -> None:
     if context.invoked_subcommand is not None:
         return
     with report_failures(as_json):
-        from rankwise.commands.queue import listed
+        from rankwise.commands.runs import waiting_runs
 
-        state = listed()
+        state = waiting_runs()
         print_result(as_json, state.summary(), *state.lines())
 
 
@@ -42,7 +42,7 @@ def add(
 ) -> None:
     """Add a training to the queue, with the settings of a YAML file, flags and --set."""
     with report_failures(as_json):
-        from rankwise.commands.starting import base_of_run, base_of_start
+        from rankwise.commands.plan import base_of_run, base_of_start
         from rankwise.runs.queue import Queue
 
         experiment = read_experiment(config, given.read(), base_of_run if resume else base_of_start)

@@ -24,7 +24,7 @@ from rankwise.runs.evaluations import FOLDER
 from rankwise.runs.integrity import VerifiedRun, verify
 from rankwise.runs.listing import RUNS, UNREADABLE, ListedRun, folder_bytes, listed, listed_runs, run_names
 from rankwise.runs.metrics_log import read_metrics_log
-from rankwise.runs.queue import Queue
+from rankwise.runs.queue import Ended, Queue, Waiting, Working
 from rankwise.runs.records import Callback, StatusMessage, silent
 from rankwise.runs.snapshot import RunSnapshot
 from rankwise.runs.upkeep import check_deletable, check_renamable, delete, entry, rename
@@ -230,3 +230,33 @@ def log_run(name: str, config: TrackingConfig) -> LoggedRun:
     if problems:
         raise TrackingError("\n".join(problems))
     return LoggedRun(run, config, records)
+
+
+@dataclass(frozen=True)
+class QueueState:
+    working: Working | None
+    waiting: list[Waiting]
+    ended: list[Ended]
+    """Those that the queue trained and that did not finish."""
+
+    def summary(self) -> dict[str, Any]:
+        """What `rankwise queue --json` prints."""
+        return {
+            "working": self.working,
+            "waiting": [one.model_dump(mode="json", include={"run", "added", "resume"}) for one in self.waiting],
+            "failed": self.ended,
+        }
+
+    def lines(self) -> list[str]:
+        lines = [] if self.working is None else [f"{self.working.run}  running since {self.working.started}"]
+        lines += [f"{one.run}  waiting since {one.added}" for one in self.waiting]
+        lines += [f"{one.run}  ended: {one.problem}" for one in self.ended]
+        return lines or ["No training waits."]
+
+
+def waiting_runs() -> QueueState:
+    queue = Queue()
+    queue.start_worker()
+    names = sorted(file.stem for file in (queue.folder / "logs").glob("*.log"))
+    ended = [one for one in map(queue.ended, names) if one is not None and one.problem is not None]
+    return QueueState(queue.working(), queue.waiting(), ended)

@@ -101,6 +101,9 @@ class MethodConfig(Config):
     )
     """The setting by which a base in float32 takes less memory, and its price."""
 
+    full_takes: ClassVar[Mapping[str, float]] = {}
+    """By backend, how many times as long a step of full fine-tuning in float32 takes, where docs/speed.md says it."""
+
     @model_validator(mode="after")
     def _can_continue(self) -> Self:
         if self.start_from is not None and self.cannot_continue is not None:

@@ -22,8 +22,6 @@ from rankwise.runs.snapshot import RunSnapshot
 BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
 FULL = 16
 """Bytes per parameter: weight, gradient and AdamW's two moments, four bytes each."""
-SLOWER = {("lora", "fused"): 6.2, ("lora", "eager"): 2.5}
-"""Time of a step of full fine-tuning in float32 relative to this method with this backend (docs/speed.md)."""
 SHOWN_ROWS = 5
 """At most so many of the rows that were left out are shown."""
 FORECASTS: dict[str, tuple[str, Callable[[float], str]]] = {
@@ -116,7 +114,7 @@ def against_full(manifest: Manifest, results: Results, experiment: Experiment) -
 
 def _time(manifest: Manifest, experiment: Experiment) -> str | None:
     """Return a sentence about time from a benchmark of another model, if it applies to this method and backend."""
-    times = SLOWER.get((experiment.adapter.method, manifest.backend))
+    times = experiment.adapter.full_takes.get(manifest.backend)
     if times is None or manifest.base_model.device != "cpu":
         return None
     return (

@@ -52,6 +52,8 @@ from rankwise.config.training import TrainingConfig
 from rankwise.errors import TrainingError, some
 from rankwise.methods.trainable import Trainable
 from rankwise.rows.encoded.batches import Batch, Batches
+from rankwise.runs.manifest import Results
+from rankwise.runs.metrics_log import History
 from rankwise.runs.records import Event, RankRecord, StepRecord, WarningMessage
 from rankwise.system.signals import deferred, raise_if_requested, requested
 from rankwise.training.losses import Backend
@@ -192,6 +194,13 @@ class Hook:
         """With the weights that will be saved."""
 
     def on_event(self, event: Event) -> None: ...
+
+    def take_up(self, history: History) -> None:
+        """What is behind a run that goes on, before its next step."""
+
+    def recorded(self, results: Results) -> Results:
+        """With what this came to."""
+        return results
 
 
 class Trainer:
