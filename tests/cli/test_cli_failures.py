@@ -83,11 +83,8 @@ def test_a_command_ends_with_the_sentence_and_the_code(as_json, capsys):
     with pytest.raises(SystemExit) as ended, report_failures(as_json):
         raise OSError(errno.EIO, os.strerror(errno.EIO), "/disk/file")
     out, err = capsys.readouterr()
-    assert (
-        ended.value.code == 4
-        and err.startswith("rankwise: /disk/file cannot be read or written")
-        and err.count("\n") == 1
-    )
+    assert ended.value.code == 4 and err.count("\n") == 1
+    assert err.startswith("rankwise: /disk/file cannot be read or written")
     assert not as_json or json.loads(out)["kind"] == "ResourceError"
 
 
@@ -154,7 +151,7 @@ def test_a_folder_that_is_none_is_one_sentence(what, tmp_path, monkeypatch):
 WORDS = ["train", "--model", "nowhere", "--data", "rows.jsonl", "--steps", "2"]
 
 
-@pytest.mark.parametrize("milliseconds", [0, 100, 400])
+@pytest.mark.parametrize("milliseconds", [0, 300])
 def test_ctrl_c_from_the_first_line_on_is_no_traceback(milliseconds, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 50)
     words = [sys.executable, "-c", BEGUN, *WORDS]
@@ -190,12 +187,12 @@ def test_ctrl_c_in_compiled_code_that_is_being_imported_aborts_nothing(function,
         assert json.loads(ended.stdout) == {"error": "stopped.", "kind": "Interrupted", "exit_code": 130}
 
 
-@pytest.mark.parametrize("closed", ["stdout", "stderr"])
-def test_ctrl_c_there_ends_a_command_whose_output_nobody_reads(closed, no_model):
+def test_ctrl_c_there_ends_a_command_whose_output_nobody_reads(no_model):
     words = within("_c10d_init", *WORDS, "--run", "a", "--json")
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, closed: subprocess.PIPE}
-    with subprocess.Popen(words, cwd=no_model, **pipes) as process:
-        getattr(process, closed).close()
+    with subprocess.Popen(words, cwd=no_model, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        process.stderr.close()
         assert process.wait(timeout=60) == 130
 
 
