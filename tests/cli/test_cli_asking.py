@@ -204,5 +204,5 @@ def test_a_run_cannot_say_whose_code_to_trust_nor_on_which_device(home):
         asked = load_tuned("plain", force_result=True)
     finally:
         file.write_text(before)
-    assert asked.model.spec.trust_code is None
-    assert asked.model.spec.device == "auto"
+    assert asked.model.config.trust_code is None
+    assert asked.model.config.device == "auto"

@@ -22,7 +22,7 @@ from rankwise.adapters.weights import AdapterWeights, Factors, check_same
 from rankwise.commands.export import FORMATS
 from rankwise.config.adapters import LoraConfig
 from rankwise.errors import AdapterError
-from rankwise.exporting.engines import ENGINES
+from rankwise.exporting.engines.table import ENGINES
 from rankwise.methods.inject import inject
 
 IDS = torch.arange(48).reshape(2, 24) % 96
@@ -310,5 +310,7 @@ def test_an_export_ends_by_saying_how_it_is_loaded(home, format):
 def test_the_documentation_lists_the_engines_that_a_refusal_points_to():
     rows = (Path(__file__).parents[2] / "docs" / "export.md").read_text().replace("`", "").splitlines()
     for engine in ENGINES:
-        assert f"| {engine.name} | {engine.format} | {engine.use} |" in rows
-    assert {engine.format for engine in ENGINES} == set(FORMATS)
+        for format, use in engine.uses.items():
+            assert f"| {engine.name} | {format} | {use} |" in rows
+        assert {*engine.aliases.values()} <= engine.uses.keys()
+    assert {format for engine in ENGINES for format in engine.uses} == set(FORMATS)

@@ -140,7 +140,7 @@ def test_what_training_hands_over_is_what_was_written(home):
         assert torch.equal(logits(trained.model.module), logits(theirs("base")))
     assert torch.equal(logits(trained.model.module), logits(theirs("runs/handed/model")))
     # what it is called is what it has become: nobody takes it for the base
-    assert trained.model.spec.name == "runs/handed/model"
+    assert trained.model.config.name == "runs/handed/model"
     assert trained.model.facts.fingerprint != trained.manifest.base_model.fingerprint
     with pytest.raises(ConfigError, match="the experiment names another one"):
         package.train(asked_for.model_copy(update={"run": "more"}), model=trained.model)

@@ -98,7 +98,7 @@ def test_an_adapter_read_from_its_folder_gives_the_same_outputs(trained: Trained
 
 def test_the_base_is_untouched_beside_the_adapter(trained: Trained, tuned: TunedModel) -> None:
     objective = tuned.objective
-    plain = objective.load(trained.model.spec, lambda event: None)
+    plain = objective.load(trained.model.config, lambda event: None)
     head = tuple(objective.heads(trained.model))
     body = {name: value for name, value in plain.module.state_dict().items() if not name.startswith(head)}
     with trained.trainable.base():

@@ -20,7 +20,7 @@ from kit.tagged import spanned, tagger_folder, tokenised
 from rankwise.config.experiment import Experiment
 from rankwise.errors import DataError
 from rankwise.python.run import load_run
-from rankwise.rows.text.tagged import spans_of
+from rankwise.rows.text.example import spans_of
 from rankwise.runs.snapshot import RunSnapshot
 
 TRAINING = ("--steps", "24", "--batch-size", "4", "--learning-rate", "0.01", "--set", "model.dtype=float32")

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from kit.sampling import draws
 from rankwise.config.adapters import LoraConfig
+from rankwise.config.base import shown
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.generation import GenerationConfig
@@ -72,7 +73,7 @@ def test_a_count_is_a_whole_number_and_neither_a_boolean_nor_text(spec, name):
     assert getattr(spec(**SPECS[spec] | {name: 3}), name) == 3
     for value in (True, False, 3.0, 3.5, "3", -1, None if name != "steps" else "x", [3]):
         [problem] = refused(spec, **{name: value})
-        assert problem.startswith(f'setting "{name}" is {value!r}: ')
+        assert problem.startswith(f'setting "{name}" is {shown(value)}: ')
 
 
 @pytest.mark.parametrize("value", [True, False])
@@ -114,7 +115,7 @@ def test_a_number_out_of_its_range_or_not_finite_is_refused(spec, name, good, ba
     for value in good:
         assert getattr(spec(**{name: value}), name) == value
     for value in (*bad, math.nan, math.inf, -math.inf):
-        assert all(f'"{name}" is {value!r}: ' in problem for problem in refused(spec, **{name: value}))
+        assert all(f'"{name}" is {shown(value)}: ' in problem for problem in refused(spec, **{name: value}))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_a_word_that_is_not_known_is_refused(spec, name, good, bad):
     for value in good:
         assert getattr(spec(**SPECS[spec] | {name: value}), name) == value
     for value in bad:
-        assert all(f'"{name}" is {value!r}: ' in problem for problem in refused(spec, **{name: value}))
+        assert all(f'"{name}" is {shown(value)}: ' in problem for problem in refused(spec, **{name: value}))
 
 
 @pytest.mark.parametrize("name", ["r", "R2.d-2_x", "a" * 64, "1", "a..b"])

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit.sampling import draws
+from rankwise.config.base import shown
 from rankwise.config.data import DataConfig, Reading, SourceConfig, ValidationDataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.reading import Setting, parse_setting, read_data, read_experiment
@@ -141,7 +142,7 @@ def test_a_value_that_is_not_known_is_refused_by_name(name, good, bad):
     for value in good:
         assert getattr(DataConfig(path="a", **{name: value}), name) == value
     for value in bad:
-        assert all(f'"{name}" is {value!r}: ' in problem for problem in problems(path="a", **{name: value}))
+        assert all(f'"{name}" is {shown(value)}: ' in problem for problem in problems(path="a", **{name: value}))
 
 
 @pytest.mark.parametrize("weight", [0, -1, 101, True, "x", float("nan")])

@@ -21,7 +21,7 @@ from torch import nn
 from rankwise.evaluation.metrics import Sums, means, number_row
 from rankwise.objectives.objective import Classifier
 from rankwise.objectives.predictions import THRESHOLD, Done, Outputs
-from rankwise.rows.text.tagged import Span, spans_of
+from rankwise.rows.text.example import Span, spans_of
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.row_facts import TargetFacts
 

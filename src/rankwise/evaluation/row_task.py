@@ -48,8 +48,8 @@ from rankwise.evaluation.metrics import (
 )
 from rankwise.objectives.objective import Classifier
 from rankwise.objectives.predictions import THRESHOLD
-from rankwise.rows.images.thumbnails import thumbnail_of
-from rankwise.rows.text.tagged import Span
+from rankwise.rows.images.pictures import thumbnail_of
+from rankwise.rows.text.example import Span
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.runs.evaluations import ModelScores, Sample

@@ -1,4 +1,4 @@
-"""Opens an export with OpenVINO GenAI: a portable adapter over its base, or a merged folder as a model.
+"""OpenVINO GenAI: a portable adapter over its base, or a merged folder as a model.
 
 GenAI reads OpenVINO's own format (IR). Another folder is converted by optimum-intel, in float32, into a temporary
 folder; "ir" in the request names one that was converted before. Everything is computed in float32. The number that an
@@ -7,11 +7,15 @@ adapter is multiplied by is 1: GenAI reads no alpha, so that only a portable ada
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from rankwise.exporting.engines.engine import Engine, Package, adalora, convolutions, embeddings, heads, magnitudes
 
 MODEL = "openvino_model.xml"
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
@@ -30,7 +34,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         if adapter:
             file = str(Path(request["export"]) / "adapter_model.safetensors")
             options["adapters"] = openvino_genai.AdapterConfig(openvino_genai.Adapter(file), 1.0)
-        engine = Engine(openvino_genai, folder, options)
+        engine = Pipeline(openvino_genai, folder, options)
         return {
             "engine": "openvino-genai",
             "version": openvino_genai.__version__,
@@ -60,11 +64,11 @@ def _ir(request: dict[str, Any], folder: str, temporary: str) -> str:
     return temporary
 
 
-class Engine:
+class Pipeline:
     """A pipeline with its tokenizer, asked one prompt at a time."""
 
     def __init__(self, genai: Any, folder: str, options: dict[str, Any]) -> None:
-        scheduler = genai.SchedulerConfig()
+        scheduler, self.package = genai.SchedulerConfig(), importlib.import_module("openvino")
         scheduler.cache_size, scheduler.enable_prefix_caching = CACHE_GIGABYTES, True
         self.pipeline = genai.LLMPipeline(folder, "CPU", **options, scheduler_config=scheduler)
         self.tokenizer = self.pipeline.get_tokenizer()
@@ -89,7 +93,6 @@ class Engine:
         return {
             "prompt_ids": self._ids(question["prompt"]),
             "answer_ids": ids,
-            "answer": self.tokenizer.decode(ids),
             "log_probabilities": self._log_probabilities(question) if scored else None,
         }
 
@@ -106,14 +109,15 @@ class Engine:
     def _generated(self, ids: list[int], new: int) -> tuple[list[int], float]:
         """The greedy tokens and the sum of their log-probabilities."""
         import numpy as np
-        import openvino  # pyright: ignore[reportMissingImports]
 
         self.settings.max_new_tokens = new
-        results = self.pipeline.generate(openvino.Tensor(np.array([ids], dtype=np.int64)), self.settings)
+        results = self.pipeline.generate(self.package.Tensor(np.array([ids], dtype=np.int64)), self.settings)
         return list(results.tokens[0]), results.scores[0]
 
 
-if __name__ == "__main__":
-    from driver_loop import run  # pyright: ignore[reportMissingImports]
-
-    run(answer)
+ENGINE = Engine(
+    "OpenVINO GenAI", "da1db86", "src/cpp/src/lora/adapter.cpp", "one",
+    (adalora, partial(magnitudes, does="drops DoRA's magnitudes"), partial(heads, does="drops"),
+     partial(embeddings, does="drops"), partial(convolutions, does="has no layer for")),
+    package=Package("openvino-genai", __name__, ("openvino_genai", "optimum"), ("portable", "merged")),
+)  # fmt: skip

@@ -12,6 +12,8 @@ import urllib.error
 import urllib.request
 from typing import Any
 
+from rankwise.exporting.engines.engine import Package
+
 SECONDS = 600
 FROM_MODEL = {"temperature": 0, "top_p": 1, "seed": 0}
 
@@ -75,7 +77,5 @@ def _size(address: str, model: str, messages: list[dict[str, str]], thinks: bool
     return size if isinstance(size, int) and size > 0 else None
 
 
-if __name__ == "__main__":
-    from driver_loop import run  # pyright: ignore[reportMissingImports]
-
-    run(answer)
+SERVER = Package("server", __name__, ("json",))
+"""By its address, whichever engine it is."""
