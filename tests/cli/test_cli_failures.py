@@ -187,12 +187,12 @@ def test_ctrl_c_in_compiled_code_that_is_being_imported_aborts_nothing(function,
         assert json.loads(ended.stdout) == {"error": "stopped.", "kind": "Interrupted", "exit_code": 130}
 
 
-def test_ctrl_c_there_ends_a_command_whose_output_nobody_reads(no_model):
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_ctrl_c_there_ends_a_command_whose_output_nobody_reads(closed, no_model):
     words = within("_c10d_init", *WORDS, "--run", "a", "--json")
-    with subprocess.Popen(words, cwd=no_model, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stderr is not None
-        process.stdout.close()
-        process.stderr.close()
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, closed: subprocess.PIPE}
+    with subprocess.Popen(words, cwd=no_model, **pipes) as process:
+        getattr(process, closed).close()
         assert process.wait(timeout=60) == 130
 
 
