@@ -41,8 +41,7 @@ def steps(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("method", ["lora", "adalora", "full"])
-@pytest.mark.parametrize("backend", ["auto", "eager"])
+@pytest.mark.parametrize(("method", "backend"), [("lora", "auto"), ("adalora", "eager"), ("full", "auto")])
 def test_every_method_is_probed_in_its_form(rows, tiny_folder, steps, method, backend):
     asked = Planned(
         model=str(tiny_folder),
