@@ -215,7 +215,7 @@ def _with_replay(own: PlannedRows, config: Planned, tokens: TokenCounter, limit:
         return own
     among = replay.rows_among(round(own.documents.likely))
     if replay.data is None:
-        others = _answers(tokens, limit)
+        others = _answers(data, tokens, limit)
     else:
         run = replay.data.run
         folder = None if run is None else folder_of(run)
@@ -228,11 +228,10 @@ def _with_replay(own: PlannedRows, config: Planned, tokens: TokenCounter, limit:
     return replace(mixed, replayed=float(among))
 
 
-def _answers(tokens: TokenCounter, limit: int) -> PlannedRows:
+def _answers(spec: DataConfig, tokens: TokenCounter, limit: int) -> PlannedRows:
     """The base's answers to the general instructions, one to each."""
     written = round(WRITTEN * ANSWER_TOKENS)
-    counts = tokens.count(instructions())
-    drawn = [Drawn((2 * AROUND_MESSAGE + count + written,), written, 1.0) for count in counts]
-    return planned_rows(
-        Counted(len(drawn), len(drawn), len(drawn), True, drawn, False), limit=limit, too_long="truncate"
-    )
+    asked = [Seen(1, (Example((Message("user", text), Message("assistant", "")), ""),)) for text in instructions()]
+    drawn = [Drawn((one.tokens + written,), written, 1.0) for one in Conversations.of(spec, tokens)(asked)]
+    read = Counted(len(drawn), len(drawn), len(drawn), True, drawn, False)
+    return planned_rows(read, limit=limit, too_long="truncate")
