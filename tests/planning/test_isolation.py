@@ -27,7 +27,7 @@ from rankwise.planning.time import duration, speed_of
 from rankwise.config.data import DataConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.planning.tokens import TokenCounter
-from rankwise.planning.training_rows import conversations_of
+from rankwise.planning.rows import conversations_of
 
 folder = Path(sys.argv[1])
 data, training, ranks = DataConfig(path=str(folder / "rows.jsonl")), TrainingConfig(), {"h.0.attn.q": 4}

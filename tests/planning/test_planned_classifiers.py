@@ -38,10 +38,9 @@ from rankwise.planning.devices import Device
 from rankwise.planning.estimate import Estimate
 from rankwise.planning.forecast import forecast, form_of
 from rankwise.planning.parameters import parameters_of
-from rankwise.planning.rows import Drawn, PlannedRows
+from rankwise.planning.rows import Drawn, PlannedRows, fixed_rows_of
 from rankwise.planning.shape import ModelShape, NewHead, shape_from_json, shape_to_json
 from rankwise.planning.tokens import TokenCounter
-from rankwise.planning.training_rows import fixed_rows_of
 from rankwise.rows.classes import read_targets
 from rankwise.rows.sources import open_source
 from rankwise.runs.records import silent

@@ -17,9 +17,17 @@ from rankwise.config.training import TrainingConfig
 from rankwise.errors import DataError, ModelError
 from rankwise.planning.batches import average_step
 from rankwise.planning.operations import Operations
-from rankwise.planning.rows import Counted, Drawn, planned_rows, together, without_held_out
+from rankwise.planning.rows import (
+    Conversations,
+    Counted,
+    Drawn,
+    conversations_of,
+    counted,
+    planned_rows,
+    together,
+    without_held_out,
+)
 from rankwise.planning.tokens import TokenCounter
-from rankwise.planning.training_rows import Conversations, conversations_of, counted
 from rankwise.rows.preparation import Encoding, EncodingFacts, prepared_of
 from rankwise.rows.report.report import Tally
 from rankwise.rows.sample import DRAWN, sample_rows

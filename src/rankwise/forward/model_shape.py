@@ -124,9 +124,10 @@ def _measured(
     sides: dict[str, Side] = {path: "input" if size == given else "output" for path, size in seen.lengths.items()}
     writes, offset = f"{sized[-1].path}.", sized[0].blocks.count
     return sized, [
-        replace(layer, side=sides.get(layer.path, ""), offset=offset if layer.path.startswith(writes) else 0)
+        layer if layer.block is None
+        else replace(layer, side=sides.get(layer.path, ""), offset=offset if layer.path.startswith(writes) else 0)
         for layer in placed
-    ]
+    ]  # fmt: skip
 
 
 def _image_shape(settings: dict[str, Any], name: str, where: str, new_head: NewHead, model: Any) -> ModelShape:
