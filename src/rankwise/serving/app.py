@@ -29,11 +29,11 @@ from starlette.routing import Route
 from rankwise import __version__
 from rankwise.config.base import Config, JsonObject
 from rankwise.errors import TYPED, ResourceError, typed
+from rankwise.inference.decoding import Piece
 from rankwise.serving.bodies import BadRequest, ChatBody, CompletionBody, Generation, Switch
 from rankwise.serving.changes import NAME, Changes
-from rankwise.serving.engine import STOPPED, Engine, Full, Stopped
+from rankwise.serving.engine import STOPPED, Engine, Full, Pending, Stopped
 from rankwise.serving.guards import Guard, problem, refusal
-from rankwise.serving.pending import Pending, Piece
 from rankwise.serving.questions import Question, chat_question, completion_question, served_by
 from rankwise.serving.reading import read_json_body
 from rankwise.serving.replies import DONE, Choice, Reply, event
@@ -204,9 +204,9 @@ class Server:
                     yield event({"error": problem(500, piece.problem)})
                     return
                 choices[number].add(piece)
-                if at_once and piece.finish is not None:
+                if at_once and piece.stopped is not None:
                     yield event(reply.calls(number, choices[number]))
-                elif not at_once and (piece.text or piece.finish or reply.listed):
+                elif not at_once and (piece.text or piece.stopped or reply.listed):
                     yield event(reply.piece(number, piece))
             if usage:
                 yield event(reply.last(choices))

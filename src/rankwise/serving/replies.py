@@ -21,15 +21,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rankwise.config.base import JsonObject
-from rankwise.inference.growing_batch import Row
+from rankwise.inference.batch import Row
+from rankwise.inference.decoding import UNFINISHED, Piece
 from rankwise.inference.sampling import Chosen
 from rankwise.rows.text.tokenizer import HubTokenizer
-from rankwise.serving.pending import UNFINISHED, Piece
 from rankwise.serving.questions import Question, tokens_of
 
 MARKS = re.compile(r"(<tool_call>|<\|python_tag\|>|\[TOOL_CALLS\]|\[|```(json)?|\s)*$")
 """Behind the content and before the first object."""
 MOST = 64
+FINISH = {"end": "stop", "repetition": "stop", "length": "length", None: None}
 
 
 @dataclass
@@ -44,7 +45,7 @@ class Choice:
     def add(self, piece: Piece) -> None:
         self.text += piece.text
         self.chosen += piece.chosen
-        self.finish = piece.finish or self.finish
+        self.finish = FINISH[piece.stopped] or self.finish
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Reply:
 
     def piece(self, number: int, piece: Piece) -> JsonObject:
         part = {"content": piece.text} if self.chat else {"text": piece.text}
-        return self._piece(number, part if piece.text or not self.chat else {}, piece.finish, piece.chosen)
+        return self._piece(number, part if piece.text or not self.chat else {}, FINISH[piece.stopped], piece.chosen)
 
     def calls(self, number: int, choice: Choice) -> JsonObject:
         """An answer that may call tools, in one piece at its end."""
