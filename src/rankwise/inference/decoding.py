@@ -18,7 +18,7 @@ eight lines of one text are none either, up to 15 tokens a line.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -87,10 +87,13 @@ class Draft:
     loops: bool = False
     sent: int = 0
     """Characters that were given out."""
+    chosen: list[Chosen] = field(default_factory=list)
+    """How its tokens were chosen, where it is taken piece by piece."""
     stopped: Stopped | None = None
 
     def take(self, chosen: Chosen) -> Piece:
         """What a token adds, which the row has already."""
+        self.chosen.append(chosen)
         self.look()
         text = self._text()
         if self.stopped is None and text.endswith(UNFINISHED):
