@@ -143,7 +143,6 @@ def test_an_answer_that_repeats_itself_is_cut_short_and_said(home, monkeypatch):
 
     # a random model rarely loops for long before its context ends, so here sixteen tokens are a loop
     monkeypatch.setattr(decoding, "repeats", lambda ids: True)
-    monkeypatch.setattr(decoding, "loop_at", lambda ids: 16 if len(ids) >= 16 else None)
     told, long = "[stopped: the answer repeats itself]", ("--max-new-tokens", 40, "--system", "x")
     found = printed("generate", "plain", "--base", "--prompt", QUESTION, *long)
     assert (found["base_answer_stopped"], found["base_answer_tokens"]) == ("repetition", 16)

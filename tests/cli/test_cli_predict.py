@@ -249,7 +249,6 @@ def test_answers_that_repeat_themselves_are_named(monkeypatch):
     from rankwise.inference import decoding
 
     monkeypatch.setattr(decoding, "repeats", lambda ids: True)
-    monkeypatch.setattr(decoding, "loop_at", lambda ids: 16 if len(ids) >= 16 else None)
     write("rows.jsonl", [{"prompt": land} for land in LANDS])
     words = ("predict", "plain", "--data", "rows.jsonl", "--out", "out.jsonl", "--overwrite", "--max-new-tokens", 20)
     told = json.loads(rankwise(*words, "--json", "--base").stdout)
