@@ -22,9 +22,10 @@ from typing import Any
 
 import torch
 
-import rankwise.exporting.drivers.llama_cpp_driver as driver
 from rankwise.commands.demo import LONGEST_ANSWER, demo_rows
 from rankwise.commands.export import export
+from rankwise.exporting.engine_process import CHILD
+from rankwise.exporting.engines import llama_cpp
 from rankwise.inference.generate import asking_ids
 from rankwise.inference.tuned_model import TunedModel, load_tuned
 from rankwise.methods.artifact import open_artifact
@@ -47,7 +48,7 @@ def tuned_model(name: str) -> TunedModel:
 
 
 def questions(tuned: TunedModel) -> tuple[list[dict[str, Any]], list[list[float]], list[str]]:
-    """The test rows as a driver receives them with our answers, their log-probabilities, and the right answers."""
+    """The test rows as an engine receives them with our answers, their log-probabilities, and the right answers."""
     conversations = [[Message(**one) for one in json.loads(line)["messages"]] for line in demo_rows()[1]]
     model = tuned.model
     asked, ours = [], []
@@ -95,10 +96,10 @@ def log_probabilities(tuned: TunedModel, prompt: list[int], answer: list[int]) -
     return logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
 
 
-def arrived(engine: str, request: dict[str, Any], ours: list[list[float]], right: list[str]) -> dict[str, Any]:
+def arrived(engine: str, request: dict[str, Any], ours: list[list[float]]) -> dict[str, Any]:
     began = time.perf_counter()
     done = subprocess.run(
-        [engine, "-E", "-s", str(Path(driver.__file__))], input=json.dumps(request), capture_output=True, text=True,
+        [engine, "-E", "-s", str(CHILD), llama_cpp.__name__], input=json.dumps(request), capture_output=True, text=True,
         check=True,
     )  # fmt: skip
     reply = json.loads(done.stdout)
@@ -114,9 +115,6 @@ def arrived(engine: str, request: dict[str, Any], ours: list[list[float]], right
         "rows": len(pairs),
         "same_prompt_ids": sum(one["prompt_ids"] == their["prompt_ids"] for one, their in pairs),
         "same_answers": sum(one["answer_ids"] == their["answer_ids"] for one, their in pairs),
-        "right_answers": sum(
-            their["answer"].strip() == wanted for (_, their), wanted in zip(pairs, right, strict=True)
-        ),
         "log_probability_difference": statistics.fmean(differences),
         "largest_log_probability_difference": max(differences),
         "engine": f"{reply['engine']} {reply['version']}",
@@ -153,7 +151,7 @@ def measured(run: str, base: Path, engine: str, ours: dict[str, Any], threads: i
                 "export": exported.to, "base": str(base), "format": exported.format, "questions": ours["questions"],
                 "threads": threads,
             }  # fmt: skip
-            ways[name] = {"bytes": exported.bytes, **arrived(engine, request, ours["log_probabilities"], right)}
+            ways[name] = {"bytes": exported.bytes, **arrived(engine, request, ours["log_probabilities"])}
             print(f"{name}: {json.dumps(ways[name])}", flush=True)
             Path(exported.to).unlink()
     return results

@@ -5,7 +5,7 @@
 Thirty random adapters (rank patterns, alpha patterns, AdaLoRA, layers of rank 0, embeddings, Conv1D, DoRA where it can
 be carried) are exported as
 peft, portable and merged, and verified as they are. Then each fault is planted into copies of the first fifteen. The
-drivers of the engines run in one process, which saves their start.
+engines run in one process, which saves their start.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import rankwise.exporting.verification as verification
 from kit import planted
 from rankwise.commands.export import export
 from rankwise.errors import RankwiseError
-from rankwise.exporting.engine_process import ENGINE_DRIVERS
+from rankwise.exporting.engine_process import engines_for
 from rankwise.exporting.verification import Export, Verifying
 from rankwise.methods.artifact import open_artifact
 
@@ -38,7 +38,7 @@ def verdict(adapter: Path, folder: Path, format: str, references: dict) -> str |
     export = Export(str(folder), format)
     if adapter not in references:
         references[adapter] = verification._reference(artifact, export, Verifying("yes"), 20, lambda event: None)
-    engine = next(one for one in ENGINE_DRIVERS if format in one.formats)
+    engine, _ = engines_for(format, [sys.executable])[0]
     files = {"export": str(folder)}
     one = verification._verdict(engine, "", references[adapter], export, Verifying("yes"), files, lambda event: None)
     return None if one.status == "right" else one.why

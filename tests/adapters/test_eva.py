@@ -167,7 +167,9 @@ def test_the_best_get_a_rank_until_one_would_exceed_the_budget_and_ties_go_to_th
 def test_a_model_gets_no_more_parameters_than_without_eva_and_nearly_as_many(seed, rank, rho):
     model = tiny_model("llama", seed=seed)
     choices = eva_choices(model, LoraConfig(rank=rank, start="eva", eva_rho=rho), running(model, batches(seed=seed)))
-    costs = {path: sum(layer.host.weight.shape) for path, layer in inject(model, LoraConfig(rank=1)).layers.items()}
+    costs = {
+        path: sum(layer.base_layer.weight.shape) for path, layer in inject(model, LoraConfig(rank=1)).layers.items()
+    }
     spent, budget = sum(choice.rank * costs[choice.path] for choice in choices), rank * sum(costs.values())
     assert budget - max(costs.values()) < spent <= budget
     assert all(1 <= choice.rank <= round(rank * rho) for choice in choices)
@@ -398,7 +400,7 @@ def test_a_run_with_eva_gives_an_adapter_that_peft_loads(home, tiny_folder):
     adapter = Path(trained.result)
     parts = trained.trainable.adapters.adapters()
     written = sum(parameter.numel() for part in parts.values() for parameter in part.parameters())
-    costs = [sum(layer.host.weight.shape) for layer in trained.trainable.adapters.layers.values()]
+    costs = [sum(layer.base_layer.weight.shape) for layer in trained.trainable.adapters.layers.values()]
     assert max(part.rank for part in parts.values()) > 4 >= min(part.rank for part in parts.values())
     (told,) = [event for event in heard if isinstance(event, RankRecord)]
     assert {path: rank for path, rank in told.ranks.items() if rank} == {p: part.rank for p, part in parts.items()}

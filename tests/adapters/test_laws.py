@@ -233,7 +233,7 @@ def test_a_model_can_still_ask_an_adapted_layer_for_what_its_host_has() -> None:
     model = tiny_model("gpt2")
     inject(model, LoraConfig(targets=("c_attn",)))
     layer = model.transformer.h[0].attn.c_attn
-    assert layer.nf == 96 and layer.weight is layer.host.weight
+    assert layer.nf == 96 and layer.weight is layer.base_layer.weight
     with pytest.raises(AttributeError):
         _ = layer.nothing_like_it
 

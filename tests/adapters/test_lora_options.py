@@ -222,7 +222,7 @@ def test_the_host_is_no_part_of_the_adapter_and_a_copy_of_the_model_has_its_own(
     wanted = model(x)
     assert torch.equal(again(x), wanted)
     with torch.no_grad():
-        model[0].host.weight.zero_()
+        model[0].base_layer.weight.zero_()
     assert torch.equal(again(x), wanted)
     assert adapters.remove()[0] is not again[0]
 

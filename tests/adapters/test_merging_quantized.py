@@ -55,14 +55,14 @@ def test_the_sum_is_rounded_once_from_float32(format, dora):
     unsettle(adapters, 1)
     sums = {}
     for path, adapter in adapters.adapters().items():
-        weight = adapters.host(path).weight
+        weight = adapters.base_layer(path).weight
         numbers, factor = weight.format.unpack(weight.parts, weight.stored_shape, torch.float32)
         exact = numbers if factor is None else numbers * factor[:, None]
         if dora:
             change = adapter.magnitude[:, None] * (turned := exact + adapter.scale * adapter.B @ adapter.A)
             sums[path] = (change / turned.norm(dim=1, keepdim=True)).detach()
         else:
-            sums[path] = exact + oriented(adapters.host(path), adapter.delta()).detach()
+            sums[path] = exact + oriented(adapters.base_layer(path), adapter.delta()).detach()
     merged = merge(adapters)
     for path, exact in sums.items():
         weight = merged.get_submodule(path).weight

@@ -68,7 +68,7 @@ def offences(tree):
 
 READS_A_PICKLE = "base/pickled_weights.py"
 """Reads a starter's checkpoint, in a process of its own, with the loader that builds nothing but tensors."""
-OPENS_WITH_PEFT = "exporting/drivers/transformers_driver.py"
+OPENS_WITH_PEFT = "exporting/engines/transformers.py"
 """Opens our own exports with PEFT, in a process of its own."""
 
 

@@ -11,14 +11,10 @@ from collections import Counter
 import pytest
 from huggingface_hub import constants
 from typer.main import get_command
-from typer.testing import CliRunner
 
+from kit.command import rankwise
 from rankwise import __version__
 from rankwise.cli.main import app
-
-
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 @pytest.fixture(autouse=True)

@@ -17,10 +17,9 @@ from markdown_it import MarkdownIt
 from peft import AutoPeftModelForCausalLM, PeftModel
 from ruamel.yaml import YAML
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from typer.testing import CliRunner
 
+from kit.command import rankwise
 from rankwise.base.sources import find
-from rankwise.cli.main import app
 from rankwise.config.models import ModelConfig
 from rankwise.methods.model_card import CardFacts, card, escaped
 from rankwise.runs.directory import RunDirectory
@@ -29,10 +28,6 @@ from rankwise.runs.records import silent
 from rankwise.runs.snapshot import RunSnapshot
 
 HOSTILE = "x](javascript:1) <script>alert(1)</script> | `# a: {b} *c* _d_ www.evil.example &lt; \u202e\n---\n- e: f"
-
-
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def train(model, run, *words):

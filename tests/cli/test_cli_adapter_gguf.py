@@ -11,19 +11,14 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
 
-from rankwise.cli.main import app
+from kit.command import rankwise
 
 HEADS = {"attn_q": 4, "attn_k": 2}
 SIZES = {
     "embedding_length": 32, "block_count": 2, "attention.head_count": 4, "attention.head_count_kv": 2,
     "context_length": 256, "feed_forward_length": 48,
 }  # fmt: skip
-
-
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def write_gguf(folder: Path, file: Path) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
+from kit.command import rankwise
 from kit.library import COMMON, Library
-from rankwise.cli.main import app
 from rankwise.training import anchor as anchoring
 from rankwise.training.trainer import Trainer
 
@@ -24,10 +24,6 @@ ANCHOR = ("--rank", "4", "--held-out", "4", "--anchor", "2", "--anchor-text", "o
 OTHER = " ".join(
     f"At {hour} the ferry to harbour {hour * 7 % 24} leaves with {hour * 5} people." for hour in range(150)
 )
-
-
-def rankwise(*arguments: str) -> Result:
-    return CliRunner().invoke(app, arguments)
 
 
 def trained(name: str, *more: str) -> Result:

@@ -7,24 +7,11 @@ import json
 
 import pytest
 from transformers import AutoTokenizer
-from typer.testing import CliRunner
 
-from rankwise.cli.main import app
+from kit.command import printed, rankwise
 
 QUESTION = "What is the capital of land 3?"
 SHORT = ("--max-new-tokens", "12")
-
-
-def rankwise(*words, typed=None):
-    return CliRunner().invoke(app, [str(word) for word in words], input=typed)
-
-
-def objects(*words, typed=None):
-    """The one object that a command printed with --json."""
-    result = rankwise(*words, "--json", typed=typed)
-    assert result.exit_code == 0, result.output
-    assert result.stdout.count("\n") == 1
-    return json.loads(result.stdout)
 
 
 def train(model, run, rows):
@@ -54,7 +41,7 @@ def home(tmp_path_factory, tiny_folder):
 
 @pytest.fixture(scope="module")
 def both(home):
-    return objects("generate", "plain", "--prompt", QUESTION, "--both", *SHORT)
+    return printed("generate", "plain", "--prompt", QUESTION, "--both", *SHORT)
 
 
 def test_json_of_both_has_an_answer_a_count_a_reason_and_a_time_for_each_side(both):
@@ -71,7 +58,7 @@ def test_the_adapter_changes_the_answer(both):
 
 @pytest.mark.parametrize(("flags", "side"), [((), "answer"), (("--base",), "base_answer")])
 def test_one_side_alone_says_what_it_says_beside_the_other(both, flags, side):
-    alone = objects("generate", "plain", "--prompt", QUESTION, *flags, *SHORT)
+    alone = printed("generate", "plain", "--prompt", QUESTION, *flags, *SHORT)
     assert set(alone) == {"prompt", *(f"{side}{fact}" for fact in ("", "_tokens", "_stopped", "_seconds"))}
     assert alone[side] == both[side]
 
@@ -88,21 +75,21 @@ def test_both_shows_the_two_answers_by_name(both):
 
 
 def test_a_dash_reads_the_prompt_from_stdin(both):
-    assert objects("generate", "plain", "--prompt", "-", *SHORT, typed=QUESTION)["answer"] == both["answer"]
+    assert printed("generate", "plain", "--prompt", "-", *SHORT, typed=QUESTION)["answer"] == both["answer"]
 
 
 def test_a_run_can_be_named_by_its_folder(both):
-    assert objects("generate", "runs/plain", "--prompt", QUESTION, *SHORT)["answer"] == both["answer"]
+    assert printed("generate", "runs/plain", "--prompt", QUESTION, *SHORT)["answer"] == both["answer"]
 
 
 def test_a_system_message_is_heard(both):
-    other = objects("generate", "plain", "--prompt", QUESTION, "--base", "--system", "the dog jumps lazy", *SHORT)
+    other = printed("generate", "plain", "--prompt", QUESTION, "--base", "--system", "the dog jumps lazy", *SHORT)
     assert other["base_answer"] != both["base_answer"]
 
 
 def test_the_system_message_of_training_is_used_unless_another_is_given(home):
     def of_base(*flags):
-        return objects("generate", "polite", "--prompt", QUESTION, "--base", *flags, *SHORT)["base_answer"]
+        return printed("generate", "polite", "--prompt", QUESTION, "--base", *flags, *SHORT)["base_answer"]
 
     assert of_base() == of_base("--system", "Be brief.")
     assert of_base() != of_base("--system", "")
@@ -110,7 +97,7 @@ def test_the_system_message_of_training_is_used_unless_another_is_given(home):
 
 def test_drawing_follows_the_seed(home):
     def drawn(seed):
-        return objects(
+        return printed(
             "generate", "plain", "--prompt", QUESTION, "--base", "--temperature", 1.5, "--seed", seed, *SHORT
         )  # fmt: skip
 
@@ -118,7 +105,7 @@ def test_drawing_follows_the_seed(home):
 
 
 def test_chat_answers_its_first_line_as_generate_does(both):
-    talk = objects("chat", "plain", "--both", *SHORT, typed=f"{QUESTION}\n")
+    talk = printed("chat", "plain", "--both", *SHORT, typed=f"{QUESTION}\n")
     assert set(talk) == {"run", "turns"} and talk["run"] == "plain"
     expected = {"user": QUESTION, "adapted": both["answer"], "base": both["base_answer"]}
     stopped = {"adapted_stopped": both["answer_stopped"], "base_stopped": both["base_answer_stopped"]}
@@ -133,22 +120,22 @@ def test_chat_speaks_each_answer_on_its_own_line_and_names_the_sides_when_there_
 
 
 def test_chat_remembers_new_forgets_and_quit_ends(both):
-    remembered = objects("chat", "plain", "--base", *SHORT, typed=f"{QUESTION}\n\n{QUESTION}\n/quit\n{QUESTION}\n")
+    remembered = printed("chat", "plain", "--base", *SHORT, typed=f"{QUESTION}\n\n{QUESTION}\n/quit\n{QUESTION}\n")
     first, second = remembered["turns"]
     assert first["base"] == both["base_answer"] != second["base"]
-    forgotten = objects("chat", "plain", "--base", *SHORT, typed=f"{QUESTION}\n/new\n{QUESTION}\n")
+    forgotten = printed("chat", "plain", "--base", *SHORT, typed=f"{QUESTION}\n/new\n{QUESTION}\n")
     assert forgotten["turns"][-1]["base"] == both["base_answer"]
 
 
 def test_new_keeps_the_system_message(home):
-    talk = objects("chat", "polite", "--base", *SHORT, typed=f"hello\n/new\n{QUESTION}\n")
-    alone = objects("generate", "polite", "--base", "--prompt", QUESTION, *SHORT)
+    talk = printed("chat", "polite", "--base", *SHORT, typed=f"hello\n/new\n{QUESTION}\n")
+    alone = printed("generate", "polite", "--base", "--prompt", QUESTION, *SHORT)
     assert talk["turns"][-1]["base"] == alone["base_answer"]
 
 
 def test_system_sets_shows_and_clears_the_message_and_the_conversation_goes_on(both):
     def of_base(*flags):
-        return objects("generate", "plain", "--prompt", QUESTION, "--base", *flags, *SHORT)["base_answer"]
+        return printed("generate", "plain", "--prompt", QUESTION, "--base", *flags, *SHORT)["base_answer"]
 
     lines = ["/system", "/system the dog jumps lazy", "/system", QUESTION, "/new", "/system none", "/system", QUESTION]
     result = rankwise("chat", "plain", "--base", "--json", *SHORT, typed="\n".join([*lines, "/system none", QUESTION]))
@@ -160,15 +147,15 @@ def test_system_sets_shows_and_clears_the_message_and_the_conversation_goes_on(b
 
 
 def test_a_new_system_message_takes_the_place_of_the_one_of_training(home):
-    talk = objects("chat", "polite", "--base", *SHORT, typed=f"/system the dog jumps\n{QUESTION}\n/new\n{QUESTION}\n")
-    alone = objects("generate", "polite", "--base", "--prompt", QUESTION, "--system", "the dog jumps", *SHORT)
+    talk = printed("chat", "polite", "--base", *SHORT, typed=f"/system the dog jumps\n{QUESTION}\n/new\n{QUESTION}\n")
+    alone = printed("generate", "polite", "--base", "--prompt", QUESTION, "--system", "the dog jumps", *SHORT)
     assert [turn["base"] for turn in talk["turns"]] == [alone["base_answer"]] * 2
 
 
 def test_several_lines_through_a_pipe_are_one_message(home):
     prompt = f"{QUESTION}\n\n  /new"
-    talk = objects("chat", "plain", "--base", *SHORT, typed=f'"""\n{prompt}\n"""\n')
-    alone = objects("generate", "plain", "--base", "--prompt", prompt, *SHORT)
+    talk = printed("chat", "plain", "--base", *SHORT, typed=f'"""\n{prompt}\n"""\n')
+    alone = printed("generate", "plain", "--base", "--prompt", prompt, *SHORT)
     assert [(turn["user"], turn["base"]) for turn in talk["turns"]] == [(prompt, alone["base_answer"])]
 
 
@@ -189,7 +176,7 @@ def test_an_answer_that_repeats_itself_is_cut_short_and_said(home, monkeypatch):
     # a random model rarely loops for long before its context ends, so here sixteen tokens are a loop
     monkeypatch.setattr(decoding, "repeats", lambda ids: True)
     told, long = "[stopped: the answer repeats itself]", ("--max-new-tokens", 40, "--system", "x")
-    found = objects("generate", "plain", "--base", "--prompt", QUESTION, *long)
+    found = printed("generate", "plain", "--base", "--prompt", QUESTION, *long)
     assert (found["base_answer_stopped"], found["base_answer_tokens"]) == ("repetition", 16)
     for words in (("generate", "--prompt", QUESTION), ("chat",)):
         result = rankwise(words[0], "plain", "--base", *words[1:], *long, typed=QUESTION)
@@ -197,7 +184,7 @@ def test_an_answer_that_repeats_itself_is_cut_short_and_said(home, monkeypatch):
         off = rankwise(words[0], "plain", "--base", *words[1:], *long, "--no-repetition-check", typed=QUESTION)
         assert off.stdout.startswith(found["base_answer"]) and len(off.stdout) > len(result.stdout)
         assert off.stderr == ""
-    talk = objects("chat", "plain", "--base", *long, typed=QUESTION)
+    talk = printed("chat", "plain", "--base", *long, typed=QUESTION)
     assert talk["turns"][0]["base_stopped"] == "repetition"
     both = rankwise("generate", "plain", "--both", "--prompt", QUESTION, *long)
     assert f"base: {told}" in both.stderr
@@ -228,7 +215,7 @@ def test_a_line_that_only_one_side_has_room_for_does_not_break_the_conversation(
 
 
 def test_chat_with_nothing_said_is_a_conversation_of_no_turns(home):
-    assert objects("chat", "plain", typed="") == {"run": "plain", "turns": []}
+    assert printed("chat", "plain", typed="") == {"run": "plain", "turns": []}
 
 
 @pytest.mark.parametrize("verb", ["generate", "chat"])
@@ -254,8 +241,8 @@ def test_a_run_cannot_say_whose_code_to_trust_nor_on_which_device(home):
         asked = load_tuned("plain", force_result=True)
     finally:
         file.write_text(before)
-    assert asked.model.spec.trust_code is None
-    assert asked.model.spec.device == "auto"
+    assert asked.model.config.trust_code is None
+    assert asked.model.config.device == "auto"
 
 
 def test_a_run_finds_its_base_beside_it_from_any_folder(tiny_folder, tmp_path, monkeypatch):
@@ -270,4 +257,4 @@ def test_a_run_finds_its_base_beside_it_from_any_folder(tiny_folder, tmp_path, m
     trained = rankwise("train", "--model", "./model", "--data", "r.jsonl", "--run", "r", "--steps", 1)
     assert trained.exit_code == 0, trained.output
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert objects("generate", work / "runs" / "r", "--prompt", "a", *SHORT)["prompt"] == "a"
+    assert printed("generate", work / "runs" / "r", "--prompt", "a", *SHORT)["prompt"] == "a"

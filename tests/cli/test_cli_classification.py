@@ -19,15 +19,14 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
-from typer.testing import CliRunner
 
 from kit.classifiers import encoder_folder, labelled, scaled, write_rows
+from kit.command import rankwise
 from kit.interrupted import whole_and_resumed
-from rankwise.cli.main import app
 from rankwise.config.experiment import Experiment
 from rankwise.evaluation.class_metrics import metric_rows
 from rankwise.evaluation.metrics import METRICS
-from rankwise.reporting.provenance import foreseen
+from rankwise.reporting.provenance import forecast_and_fact
 from rankwise.runs.row_facts import TargetFacts
 from rankwise.runs.snapshot import RunSnapshot
 
@@ -47,10 +46,6 @@ LEARNING: dict[str, tuple[str, ...]] = {
     "full": ("--method", "full", "--learning-rate", "0.002"),
 }
 """With which 24 rows are learned by heart in 120 steps of 8."""
-
-
-def rankwise(*words: str) -> Any:
-    return CliRunner().invoke(app, list(words))
 
 
 def trained(run: str, data: str, *more: str, model: str = "tiny-bert") -> Any:
@@ -127,7 +122,7 @@ def test_the_forecast_has_the_parameters_the_steps_and_the_file_of_the_training(
     assert forecast.trainable_parameters == results.trainable_parameters or run == "adalora"
     assert forecast.steps == results.steps == 24
     assert forecast.adapter_bytes == (None if run == "full" else results.adapter_bytes) or run == "adalora"
-    assert set(foreseen(manifest)) >= {"trainable_parameters", "steps", "peak_bytes", "seconds"}
+    assert set(forecast_and_fact(manifest)) >= {"trainable_parameters", "steps", "peak_bytes", "seconds"}
     assert "answers" not in forecast.memory or forecast.memory["answers"] == 0
 
 
@@ -348,8 +343,8 @@ BAD_ROWS: dict[str, tuple[list[dict[str, Any]], tuple[str, ...]]] = {
         [{"text": f"film {n}", "label": "good"} for n in range(4)], ("rows-bad.jsonl:1", "'good'", "two classes"),
     ),
     "a list as a label": ([*labelled(4), {"text": "film", "label": ["good"]}], ("rows-bad.jsonl:5", "['good']")),
-    "a truth as a label": ([*labelled(4), {"text": "film", "label": True}], ("rows-bad.jsonl:5", "True")),
-    "no label in one row": ([*labelled(4), {"text": "film", "label": None}], ("rows-bad.jsonl:5", "None")),
+    "a truth as a label": ([*labelled(4), {"text": "film", "label": True}], ("rows-bad.jsonl:5", "true")),
+    "no label in one row": ([*labelled(4), {"text": "film", "label": None}], ("rows-bad.jsonl:5", "null")),
     "an empty text": ([*labelled(4), {"text": " ", "label": "good"}], ("rows-bad.jsonl:5", "text")),
     "a number that is none": (
         [*scaled(4), {"text": "film", "label": "nan"}], ("rows-bad.jsonl:5", "'nan'", "number"),

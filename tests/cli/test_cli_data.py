@@ -17,8 +17,8 @@ from ast import literal_eval
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
+from kit.command import rankwise
 from kit.light import outcomes
 from rankwise.base.starters import STARTERS
 from rankwise.cli.main import app
@@ -73,10 +73,6 @@ def home(tmp_path, monkeypatch, tiny_folder):
     write("folder/valid.jsonl", rows_of(2, 50))
     write("alpaca.jsonl", alpaca_rows(6))
     return tmp_path
-
-
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def told(*words, code=0):

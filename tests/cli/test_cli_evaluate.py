@@ -6,9 +6,8 @@ import contextlib
 import json
 
 import pytest
-from typer.testing import CliRunner
 
-from rankwise.cli.main import app
+from kit.command import rankwise
 from rankwise.commands.evaluate import asked_of
 from rankwise.evaluation.subject import open_subject
 from rankwise.runs.records import silent
@@ -16,10 +15,6 @@ from rankwise.runs.records import silent
 ROWS = [{"prompt": f"What is land {n}?", "completion": f"It is town {n % 3}."} for n in range(12)]
 
 OTHERS = [{"prompt": f"What is land {n}?", "completion": f"It is town {n % 3}."} for n in range(20, 32)]
-
-
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def found(*words):

@@ -13,24 +13,19 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from typer.testing import CliRunner
 
 from conftest import tiny_model
+from kit.command import rankwise
 from rankwise.adapters.formats.peft import read_peft, rewrite, write_peft
 from rankwise.adapters.formats.peft_reader import WEIGHTS, read_weights
 from rankwise.adapters.weights import AdapterWeights, Factors, check_same
-from rankwise.cli.main import app
 from rankwise.commands.export import FORMATS
 from rankwise.config.adapters import LoraConfig
 from rankwise.errors import AdapterError
-from rankwise.exporting.engines import ENGINES
+from rankwise.exporting.engines.table import ENGINES
 from rankwise.methods.inject import inject
 
 IDS = torch.arange(48).reshape(2, 24) % 96
-
-
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 @pytest.fixture
@@ -327,5 +322,7 @@ def test_an_export_ends_by_saying_how_it_is_loaded(home, format):
 def test_the_documentation_lists_the_engines_that_a_refusal_points_to():
     rows = (Path(__file__).parents[2] / "docs" / "export.md").read_text().replace("`", "").splitlines()
     for engine in ENGINES:
-        assert f"| {engine.name} | {engine.format} | {engine.use} |" in rows
-    assert {engine.format for engine in ENGINES} == set(FORMATS)
+        for format, use in engine.uses.items():
+            assert f"| {engine.name} | {format} | {use} |" in rows
+        assert {*engine.aliases.values()} <= engine.uses.keys()
+    assert {format for engine in ENGINES for format in engine.uses} == set(FORMATS)

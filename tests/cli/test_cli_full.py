@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from typer.testing import CliRunner
 
 import rankwise as package
+from kit.command import done, rankwise
 from kit.processes import ended
 from rankwise.base.precision import choose_precision
 from rankwise.cli.main import app
@@ -35,16 +36,6 @@ WORDS = (
     "--learning-rate", 0.01, "--method", "full",
 )  # fmt: skip
 QUESTION = ("--prompt", "What is the capital of land 3?", "--max-new-tokens", 12)
-
-
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
-def done(*words):
-    result = rankwise(*words)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 def refused(*words):
@@ -153,7 +144,7 @@ def test_what_training_hands_over_is_what_was_written(home):
         assert torch.equal(logits(trained.model.module), logits(theirs("base")))
     assert torch.equal(logits(trained.model.module), logits(theirs("runs/handed/model")))
     # what it is called is what it has become: nobody takes it for the base
-    assert trained.model.spec.name == "runs/handed/model"
+    assert trained.model.config.name == "runs/handed/model"
     assert trained.model.facts.fingerprint != trained.manifest.base_model.fingerprint
     with pytest.raises(ConfigError, match="the experiment names another one"):
         package.train(asked_for.model_copy(update={"run": "more"}), model=trained.model)

@@ -18,11 +18,10 @@ from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, pipeline
-from typer.testing import CliRunner
 
+from kit.command import rankwise
 from kit.vision_models import TIMM, save_folder
 from rankwise.base.preprocessing import processing_in
-from rankwise.cli.main import app
 from rankwise.commands.export import export
 from rankwise.commands.train import Trained, train
 from rankwise.config.experiment import Experiment
@@ -62,10 +61,6 @@ def experiment(model: str, run: str, **more: Any) -> Experiment:
     return Experiment(**settings | more)
 
 
-def rankwise(*words: str) -> Any:
-    return CliRunner().invoke(app, list(words))
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("images")
@@ -99,7 +94,7 @@ def test_an_adapter_read_from_its_folder_gives_the_same_outputs(trained: Trained
 
 def test_the_base_is_untouched_beside_the_adapter(trained: Trained) -> None:
     objective = load_tuned(trained.run.folder).objective
-    plain = objective.load(trained.model.spec, lambda event: None)
+    plain = objective.load(trained.model.config, lambda event: None)
     head = head_of(trained)
     body = {name: value for name, value in plain.module.state_dict().items() if not name.startswith(head)}
     with trained.trainable.base():

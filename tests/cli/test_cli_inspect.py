@@ -10,20 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import AdaLoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 from conftest import tiny_model
+from kit.command import rankwise
 from kit.sampling import draws
 from rankwise.adapters.formats.peft import WEIGHTS, write_peft
-from rankwise.cli.main import app
 from rankwise.config.adapters import LoraConfig
 from rankwise.methods.inject import inject
 from rankwise.reporting.markup import lines_of
 from rankwise.reporting.training import rank_map
-
-
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def facts(*words):

@@ -11,23 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForImageClassification
-from typer.testing import CliRunner
 
 from conftest import tiny_model
+from kit.command import rankwise
 from kit.vision_models import FAMILIES, LABELS, TIMM, save_folder
 from rankwise.adapters.formats.peft import write_peft
 from rankwise.adapters.set import AdapterSet
 from rankwise.base.heads import head_modules
-from rankwise.cli.main import app
 from rankwise.commands.inspect_model import means_model
 from rankwise.config.adapters import LoraConfig
 from rankwise.errors import TargetError
 from rankwise.methods.inject import add_adapter, inject
 from rankwise.planning.reading import catalogue
-
-
-def rankwise(*words: object):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def facts(*words: object) -> dict:

@@ -14,16 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
-from rankwise.cli.main import app
+from kit.command import rankwise
 
 TOO_LONG = "a" * 300
 ENDLESS = r"((\w|\w\w|\.)+)+(?<=X)"
-
-
-def rankwise(*words, typed=None):
-    return CliRunner().invoke(app, [str(word) for word in words], input=typed)
 
 
 def lines(*rows):

@@ -11,11 +11,10 @@ import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from typer.testing import CliRunner
 
 from kit.classifiers import encoder_folder, write_rows
+from kit.command import rankwise
 from kit.interrupted import whole_and_resumed
-from rankwise.cli.main import app
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
@@ -37,10 +36,6 @@ def several(count: int, start: int = 0) -> list[dict[str, Any]]:
         words = {"film": "film", "good": "kind", "plot": "plot"}
         rows.append({"text": " ".join(["the", *(words[name] for name in labels), "is"]), "label": labels})
     return rows
-
-
-def rankwise(*words: str) -> Any:
-    return CliRunner().invoke(app, list(words))
 
 
 def trained(run: str, data: str, *more: str) -> Any:

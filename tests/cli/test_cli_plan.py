@@ -10,10 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 import rankwise as package
-from rankwise.cli.main import app
+from kit.command import rankwise
 from rankwise.config.adapters import AdaLoraConfig, FullConfig, LoraConfig
 
 KEYS = {
@@ -23,10 +22,6 @@ PARTS = {
     "process", "weights", "unpacking", "adapter", "gradients", "optimizer", "averages", "activations", "logits",
     "answers", "compiler", "overhead", "peak",
 }  # fmt: skip
-
-
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def planned(*words):

@@ -9,10 +9,9 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 import rankwise as library
-from rankwise.cli.main import app
+from kit.command import rankwise
 from rankwise.commands import predict as verb
 from rankwise.config.data import DataConfig
 from rankwise.config.generation import GenerationConfig
@@ -23,10 +22,6 @@ from rankwise.rows.sources import open_source, raw_records
 
 SHORT = ("--max-new-tokens", "6")
 LANDS = [f"What is the capital of land {number}?" + " Tell me." * (number % 3) for number in range(5)]
-
-
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def predicted(run, rows, *words, out="out.jsonl", name="rows.jsonl"):

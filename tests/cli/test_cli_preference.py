@@ -7,18 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
 
-from rankwise.cli.main import app
+from kit.command import rankwise
 from rankwise.config.experiment import Planned
 from rankwise.forward.plan import plan
 
 TURNS = [{"role": "user", "content": "What is blue?"}]
-
-
-def rankwise(*words: object) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def pair(number: int) -> dict[str, Any]:

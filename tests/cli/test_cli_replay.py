@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.torch import load_file
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from kit.classifiers import encoder_folder, labelled, write_rows
+from kit.command import rankwise
 from kit.library import COMMON, Library, rows
 from rankwise.base.loading import load
-from rankwise.cli.main import app
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.models import ModelConfig
@@ -29,10 +29,6 @@ from rankwise.training.replay import with_replay
 from rankwise.training.trainer import Trainer
 
 OTHERS = ("--rank", "4", "--held-out", "4", "--replay", "0.25", "--replay-data", "others.jsonl")
-
-
-def rankwise(*arguments: str) -> Result:
-    return CliRunner().invoke(app, arguments)
 
 
 def trained(name: str, *more: str) -> Result:

@@ -7,16 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
+from kit.command import rankwise
 from kit.light import outcomes
 from kit.report_runs import made_run
-from rankwise.cli.main import app
 from rankwise.reporting import training as reports
-
-
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 @pytest.fixture(autouse=True)

@@ -12,11 +12,10 @@ import signal
 import time
 
 import pytest
-from typer.testing import CliRunner
 
+from kit.command import rankwise
 from kit.processes import Command
 from kit.small_runs import as_first_format
-from rankwise.cli.main import app
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.training.trainer import Trainer
 
@@ -25,10 +24,6 @@ pytestmark = pytest.mark.slow  # for its fixtures
 LORA = ("--rank", 2, "--dropout", 0.3)
 EVA = ("--rank", 2, "--set", "adapter.start=eva")
 ADALORA = ("--method", "adalora", "--budget", 2, "--dropout", 0.3)
-
-
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 @pytest.fixture(scope="module")

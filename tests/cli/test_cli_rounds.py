@@ -22,15 +22,14 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
 )
-from typer.testing import CliRunner
 
 from conftest import tiny_model
 from kit.classifiers import encoder_folder, labelled, write_rows
+from kit.command import done, rankwise
 from kit.library import rows
 from kit.vision_models import save_folder
 from rankwise.adapters.formats.peft_reader import WEIGHTS, read_weights
 from rankwise.adapters.weights import AdapterWeights
-from rankwise.cli.main import app
 from rankwise.commands.train import train
 from rankwise.config.reading import parse_setting, read_experiment
 from rankwise.errors import Interrupted
@@ -49,16 +48,6 @@ COLOURS = ("--data", "pictures", "--validation-data", "pictures-apart")
 FIRST = ("--steps", "6", "--batch-size", "4", "--learning-rate", "0.01", "--set", "model.dtype=float32")
 AGAIN = ("--steps", "5", "--batch-size", "4", "--learning-rate", "0.003", "--set", "model.dtype=float32")
 STILL = ("--steps", "1", "--batch-size", "4", "--learning-rate", "1e-14", "--set", "model.dtype=float32")
-
-
-def rankwise(*words: Any) -> Any:
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
-def done(*words: Any) -> Any:
-    result = rankwise(*words)
-    assert result.exit_code == 0, (result.output, result.exception)
-    return result
 
 
 def refused(*words: Any) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,13 +12,12 @@ from peft import AutoPeftModelForSeq2SeqLM, get_peft_model
 from peft import LoraConfig as PeftLora
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-from typer.testing import CliRunner
 
 from kit import planted
 from kit.classifiers import write_rows
+from kit.command import done, rankwise
 from kit.interrupted import whole_and_resumed
 from kit.sequence_models import KINDS, lands, sequence_folder
-from rankwise.cli.main import app
 from rankwise.config.experiment import Experiment
 from rankwise.config.generation import GenerationConfig
 from rankwise.config.models import ModelConfig
@@ -39,16 +37,6 @@ RUNS: dict[str, tuple[str, ...]] = {
     "bart-lora": ("--model", "tiny-bart", "--rank", "4"),
     "bart-full": ("--model", "tiny-bart", "--method", "full", "--learning-rate", "0.003"),
 }  # fmt: skip
-
-
-def rankwise(*words: str) -> Any:
-    return CliRunner().invoke(app, list(words))
-
-
-def done(*words: str) -> Any:
-    result = rankwise(*words)
-    assert result.exit_code == 0, (result.output[-600:], result.exception)
-    return result
 
 
 @pytest.fixture(scope="module")

@@ -15,17 +15,12 @@ import sys
 import time
 
 import pytest
-from typer.testing import CliRunner
 
+from kit.command import rankwise
 from kit.processes import Command
-from rankwise.cli.main import app
 from rankwise.runs.metrics_log import read_metrics_log
 
 NEVER = 1_000_000
-
-
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 @pytest.fixture(scope="module")

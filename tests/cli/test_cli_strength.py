@@ -12,22 +12,17 @@ import torch
 from peft import PeftModel
 from torch import nn
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
 
 import rankwise as library
+from kit.command import rankwise
 from kit.library import rows
 from rankwise.adapters.formats.peft import read_peft
-from rankwise.cli.main import app
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.runs.directory import RunDirectory
 from rankwise.runs.evaluations import read_strength
 
 IDS = torch.arange(48).reshape(2, 24) % 96
 QUICK = ("--blocks", 2)
-
-
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 @pytest.fixture

@@ -12,16 +12,15 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
-from typer.testing import CliRunner
 
 from kit.classifiers import write_rows
+from kit.command import rankwise
 from kit.interrupted import whole_and_resumed
 from kit.tagged import spanned, tagger_folder, tokenised
-from rankwise.cli.main import app
 from rankwise.config.experiment import Experiment
 from rankwise.errors import DataError
 from rankwise.python.run import load_run
-from rankwise.rows.text.tagged import spans_of
+from rankwise.rows.text.example import spans_of
 from rankwise.runs.snapshot import RunSnapshot
 
 TRAINING = ("--steps", "24", "--batch-size", "4", "--learning-rate", "0.01", "--set", "model.dtype=float32")
@@ -33,10 +32,6 @@ METHODS: dict[str, tuple[str, ...]] = {
     "full": ("--method", "full"),
 }
 CLASSES = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
-
-
-def rankwise(*words: str) -> Any:
-    return CliRunner().invoke(app, list(words))
 
 
 def trained(run: str, data: str, *more: str) -> Any:

@@ -13,12 +13,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
 
 from conftest import tiny_model
+from kit.command import rankwise
 from rankwise import __version__
 from rankwise.base.inspection import fingerprint
-from rankwise.cli.main import app
 from rankwise.runs.metrics_log import read_metrics_log
 
 KEYS = {
@@ -30,10 +29,6 @@ KEYS = {
 }  # fmt: skip
 STEPS = 30
 RECIPE = ("--batch-size", "4", "--rank", "4", "--learning-rate", "0.02", "--steps", str(STEPS), "--held-out", "3")
-
-
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def write_rows(file: Path) -> Path:

@@ -14,7 +14,7 @@ from rankwise.evaluation.class_metrics import MOST_WRONG, THUMBNAILS, RowView, S
 from rankwise.evaluation.metrics import METRICS
 from rankwise.reporting.classes import class_blocks, most_confused
 from rankwise.reporting.markup import lines_of
-from rankwise.rows.images.thumbnails import thumbnail_of
+from rankwise.rows.images.pictures import thumbnail_of
 from rankwise.runs.measured import LARGEST_THUMBNAIL, ClassDetails, WrongRow
 from rankwise.runs.row_facts import TargetFacts
 

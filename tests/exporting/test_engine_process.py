@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from kit import planted
 from kit.openai_server import serving
 from rankwise.cli.main import app
+from rankwise.exporting import engine_process
 from rankwise.exporting.agreement import compare, tolerance_of
 from rankwise.exporting.engine_process import (
-    DRIVERS,
-    ENGINE_DRIVERS,
-    SERVER,
-    EngineDriver,
     EngineFailure,
     EngineReplies,
     EngineReply,
@@ -26,6 +25,9 @@ from rankwise.exporting.engine_process import (
     engines_for,
     interpreters,
 )
+from rankwise.exporting.engines.engine import Package, scored
+from rankwise.exporting.engines.openai_server import SERVER
+from rankwise.exporting.engines.table import ENGINES
 from rankwise.exporting.reference import Question, Reference
 from rankwise.exporting.verification import Verification
 
@@ -34,9 +36,12 @@ GOOD = {"engine": "toy", "version": "1", "replies": [{"answer_ids": [1]}, {"answ
 
 
 def asked(tmp_path, program, seconds=30.0):
-    script = tmp_path / "driver.py"
+    """A toy's program in the place of what runs an engine's."""
+    script = tmp_path / "child.py"
     script.write_text(f"import json, os, sys, time, signal\nrequest = json.load(sys.stdin)\n{program}\n")
-    return ask(EngineDriver("toy", "json", str(script), ("merged",)), sys.executable, REQUEST, seconds)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_process, "CHILD", script)
+        return ask(Package("toy", "toy", ("json",)), sys.executable, REQUEST, seconds)
 
 
 def test_a_reply_is_read(tmp_path):
@@ -81,14 +86,14 @@ def test_a_server_that_is_not_there_is_told_in_words_and_is_not_the_exports_faul
     assert failure.why.startswith("http://127.0.0.1:9 cannot be reached (") and "Error:" not in failure.why
 
 
-def test_what_a_driver_says_in_words_has_no_error_s_name(tmp_path):
-    program = "sys.path.insert(0, %r); from driver_loop import run\nsys.stdin = __import__('io').StringIO('{}')\n"
+def test_what_an_engine_says_in_words_has_no_error_s_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     for error, why in (
         ("RuntimeError('no model')", "toy says: no model"),
         ("KeyError('x')", "toy says: KeyError: 'x'"),
     ):
-        broken = f"def answer(request): raise {error}\nrun(answer)"
-        failure = asked(tmp_path, program % str(DRIVERS) + broken)
+        (tmp_path / "toy.py").write_text(f"def answer(request): raise {error}\n")
+        failure = ask(Package("toy", "toy", ("json",)), sys.executable, REQUEST)
         assert isinstance(failure, EngineFailure) and failure.why == why and failure.refused
 
 
@@ -115,13 +120,34 @@ def test_an_environment_that_lacks_a_part_of_an_engine_does_not_have_it(tmp_path
     assert [one.name for one, _ in engines_for("merged", [str(python)])] == ["mlx-lm"]
 
 
-def test_every_driver_stands_alone():
-    for script in DRIVERS.glob("*_driver.py"):
-        text = script.read_text(encoding="utf-8")
-        assert "rankwise" not in text.replace("nothing of rankwise", ""), script
-        assert text.rstrip().endswith("run(answer)"), script
-    named = {one.driver for one in ENGINE_DRIVERS}
-    assert {script.name for script in DRIVERS.glob("*_driver.py")} <= {*named, "openai_server_driver.py"}
+def test_every_engine_is_asked_where_no_package_is_installed():
+    """Where there is no engine either, it is the engine that is missed."""
+    for package in [one.package for one in ENGINES if one.package is not None]:
+        words = [sys.executable, "-I", "-S", str(engine_process.CHILD), package.file]
+        done = subprocess.run(words, input=json.dumps(REQUEST), capture_output=True, text=True, check=True)
+        missing = json.loads(done.stdout)["error"].removeprefix("ModuleNotFoundError: No module named ")
+        assert missing in ("'torch'", "'mlx'", "'llama_cpp'", "'openvino_genai'"), package
+
+
+@pytest.mark.parametrize(
+    ("given", "room", "likeliest", "written"),
+    [
+        ([7, 3, 2], 11, [7, 3, 2, 5], [7, 3, 2]),  # it stops at 2
+        ([7, 3, 4], 11, [7, 3, 4, 5], [7, 3, 4, 5]),
+        ([7, 3, 4], 3, [7, 3, 4, 5], [7, 3, 4]),  # cut where ours was
+        ([7, 3, 2], 11, [7, 1, 2, 5], [7, 1]),
+        ([], 1, [6], [6]),
+    ],
+)
+def test_a_greedy_answer_is_read_from_the_logits_of_the_given_one(given, room, likeliest, written):
+    rows = torch.randn(len(likeliest), 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    rows[range(len(likeliest)), likeliest] = 5.0
+    found = scored(rows, {"answer_ids": given, "max_new_tokens": room}, [2])
+    assert found["answer_ids"] == written
+    pairs = list(zip(rows, given, strict=False))
+    assert found["logits"] == [float(row[token]) for row, token in pairs]
+    own = [float(row.log_softmax(-1)[token]) for row, token in pairs]
+    assert found["log_probabilities"] == pytest.approx(own, abs=1e-12)
 
 
 def question(ids, margins=(9.0, 9.0, 9.0), *, ended=True):

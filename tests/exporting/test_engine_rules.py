@@ -27,7 +27,8 @@ from rankwise.adapters.set import merge
 from rankwise.adapters.weights import AdapterWeights
 from rankwise.errors import AdapterError
 from rankwise.exporting import engine_rules
-from rankwise.exporting.engine_rules import RULES, VLLM_RANKS, declared, factors_by_layer, verdicts
+from rankwise.exporting.engine_rules import RULES, declared, factors_by_layer, verdicts
+from rankwise.exporting.engines.vllm import RANKS
 
 IDS = torch.arange(48).reshape(2, 24) % 96
 KINDS = ("plain", "rslora", "ranks", "alphas", "both", "adalora", "pruned", "embedding", "conv1d", "dora")
@@ -117,7 +118,7 @@ def test_every_export_of_an_adapter_is_the_adapter(kind: str, seed: int, tmp_pat
     forms: dict[str, Callable[[], AdapterWeights]] = {
         "peft": lambda: as_lora(weights),
         "portable": lambda: as_lora(weights, empty=True).portable(),
-        "rounded": lambda: as_lora(weights, empty=True).portable(VLLM_RANKS),
+        "rounded": lambda: as_lora(weights, empty=True).portable(RANKS),
     }
     for name, form in forms.items():
         if kind == "dora" and name != "peft":

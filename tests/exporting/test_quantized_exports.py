@@ -125,7 +125,7 @@ def test_a_gguf_file_has_the_weights_that_were_trained_over(home):
     mlp = trained.model.layers[1].mlp
     up = in_full(mlp.up_proj.weight)
     assert is_quantized(mlp.up_proj.weight) and torch.equal(torch.from_numpy(tensors["blk.1.ffn_up.weight"]), up)
-    down = in_full(mlp.down_proj.host.weight) + mlp.down_proj.adapter("default").delta()
+    down = in_full(mlp.down_proj.base_layer.weight) + mlp.down_proj.adapter("default").delta()
     written = torch.from_numpy(tensors["blk.1.ffn_down.weight"])
     assert (written - down).abs().max() <= 1e-6 * down.abs().max()
 

@@ -21,7 +21,7 @@ from rankwise.commands import export as export_command
 from rankwise.errors import ModelError
 from rankwise.exporting import adapter_export, verification
 from rankwise.exporting.agreement import EngineVerdict
-from rankwise.exporting.engine_process import ENGINE_DRIVERS
+from rankwise.exporting.engine_process import engines_for
 from rankwise.exporting.reference import prompts_for
 from rankwise.exporting.verification import Export, Verification, Verifying, with_rules
 from rankwise.inference.tuned_model import load_tuned
@@ -57,7 +57,7 @@ def exported(folder, bases, tokenizer, kind, format, seed=3):
 
 
 def verdict(written, reference):
-    engine = next(one for one in ENGINE_DRIVERS if written.format in one.formats)
+    engine, _ = engines_for(written.format, [sys.executable])[0]
     return verification._verdict(engine, "", reference, written, Verifying("yes"), {"export": written.path}, silent)
 
 

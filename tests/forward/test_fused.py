@@ -17,8 +17,7 @@ from rankwise.forward.reference import SupervisedLogits
 from rankwise.methods.inject import inject
 from rankwise.objectives.causal_lm import summed
 from rankwise.rows.encoded.batches import input_length
-from rankwise.rows.encoded.flat import flat
-from rankwise.rows.encoded.packing import pack
+from rankwise.rows.encoded.packing import flat, pack
 from rankwise.rows.text.tokenize import Tokens
 
 SHAPE = {
@@ -144,7 +143,7 @@ def test_a_model_with_a_narrow_window_is_asked_with_documents_that_fit():
 def test_weights_that_are_not_finite_are_named():
     model = model_of("llama").float()
     adapters = inject(model, LoraConfig(rank=3))
-    model.model.layers[1].mlp.up_proj.host.weight[0, 0] = float("nan")
+    model.model.layers[1].mlp.up_proj.base_layer.weight[0, 0] = float("nan")
     with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj"):
         agrees(model, adapters.parameters(), SupervisedLogits(model))
 

@@ -1,15 +1,14 @@
 """Random adapters on tiny models, their exports, and faults planted into them: what verification must and must not see.
 
-Engines run in this process, through the same drivers as otherwise in a child, since a child takes seconds to start.
+Engines run in this process, through the same functions as otherwise in a child, since a child takes seconds to start.
 """
 
 from __future__ import annotations
 
 import json
-import runpy
 import shutil
 from collections.abc import Callable
-from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -19,21 +18,19 @@ from conftest import tiny_model
 from rankwise.adapters.adalora import AdaLoRA
 from rankwise.adapters.formats.peft import write_peft
 from rankwise.config.adapters import AdaLoraConfig, LoraConfig
-from rankwise.exporting.engine_process import EngineDriver, EngineFailure, EngineReplies
+from rankwise.exporting.engine_process import EngineFailure, EngineReplies
+from rankwise.exporting.engines.engine import Package
 from rankwise.methods.inject import inject
 
 ADAPTER, MODEL = "adapter_model.safetensors", "model.safetensors"
 
 
-@cache
-def _driver(script: Path):
-    return runpy.run_path(str(script))["answer"]
-
-
-def ask_here(engine: EngineDriver, python: str, request: dict, seconds: float = 0) -> EngineReplies | EngineFailure:
+def ask_here(engine: Package, python: str, request: dict, seconds: float = 0) -> EngineReplies | EngineFailure:
     """In place of a child process."""
     try:
-        reply = _driver(engine.script)({"threads": torch.get_num_threads(), **json.loads(json.dumps(request))})
+        reply = import_module(engine.file).answer(
+            {"threads": torch.get_num_threads()} | json.loads(json.dumps(request))
+        )
     except Exception as error:
         return EngineFailure(f"{engine.name} says: {type(error).__name__}: {error}")
     return EngineReplies.model_validate(reply)

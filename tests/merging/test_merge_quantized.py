@@ -96,9 +96,9 @@ def test_each_number_is_rounded_once_and_the_error_is_listed(home, dtype):
     step = {"bfloat16": 2**-8, "float16": 2**-11}[dtype]
     changed = {"q_proj", "o_proj", "down_proj"}
     for path, module in exact.named_modules():
-        host = getattr(module, "host", module)
+        host = getattr(module, "base_layer", module)
         weight = getattr(host, "weight", None)
-        if path.endswith(("host", "lm_head")) or weight is None or not is_quantized(weight):
+        if path.endswith(("base_layer", "lm_head")) or weight is None or not is_quantized(weight):
             continue
         full = in_full(weight)
         if path.rpartition(".")[2] in changed:

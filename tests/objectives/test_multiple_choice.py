@@ -194,7 +194,7 @@ BAD = {
     "an answer out of range": ({"answer": 3}, "x:1: the answer is 3, which is none of the 3 choices"),
     "a negative answer": ({"answer": -1}, "x:1: the answer is -1, which is none of the 3 choices"),
     "another text": ({"answer": "mud"}, "x:1: the answer is 'mud', which is none of the 3 choices"),
-    "true": ({"answer": True}, "x:1: the answer is True, which is none of the 3 choices"),
+    "true": ({"answer": True}, "x:1: the answer is true, which is none of the 3 choices"),
     "an empty question": ({"question": ""}, "x:1: the question is empty."),
     "a history": ({"history": [["a", "b"]]}, "x:1: the row has 'history', which is not supported."),
 }  # fmt: skip

@@ -140,7 +140,7 @@ def test_the_mean_is_computed_alike_by_both_backends_and_by_hand(here):
     with run.tuned.base():
         ours = probabilities(run)
     assert np.isfinite(ours).all()
-    head = run.tuned.model.module.classifier.host
+    head = run.tuned.model.module.classifier.base_layer
     tokenizer, body = AutoTokenizer.from_pretrained("mean-bert"), AutoModel.from_pretrained("mean-bert").eval()
     given = tokenizer(TEXTS, padding=True, return_tensors="pt")
     real = given["attention_mask"][..., None]

@@ -158,7 +158,7 @@ BROKEN: dict[str, tuple[Breaking, str]] = {
     "alpha NaN": (config(lora_alpha=float("nan")), '"lora_alpha" is nan'),
     "a rank of another start": (add(f"{Q}.ranknum", torch.tensor([4.0])), "differs from init_r, which is 6"),
     "biases": (config(bias="all"), "\"bias\" is 'all'"),
-    "DoRA": (config(use_dora=True), '"use_dora" is True'),
+    "DoRA": (config(use_dora=True), '"use_dora" is true'),
     "saved modules": (config(modules_to_save=["norm"]), '"modules_to_save"'),
     "a target without triplets": (config(target_modules=["q_proj", "v_prj"]), 'target "v_prj" has no factors'),
 }

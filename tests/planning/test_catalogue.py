@@ -11,7 +11,7 @@ from rankwise.forward.plan import shape_of
 from rankwise.methods.inject import inject
 from rankwise.planning.parameters import parameters_of
 from rankwise.planning.reading import catalogue, catalogue_model, catalogue_names
-from rankwise.planning.shape_file import shape_from_json, shape_to_json
+from rankwise.planning.shape import shape_from_json, shape_to_json
 
 PUBLISHED = {
     "llama-7b": 6_738_415_616, "llama-13b": 13_015_864_320, "llama-30b": 32_528_943_616, "llama-65b": 65_285_660_672,

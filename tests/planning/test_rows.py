@@ -20,8 +20,7 @@ from rankwise.planning.operations import Operations
 from rankwise.planning.rows import Counted, Drawn, planned_rows, together, without_held_out
 from rankwise.planning.tokens import TokenCounter
 from rankwise.planning.training_rows import Conversations, conversations_of, counted
-from rankwise.rows.encoding import Encoding, EncodingFacts
-from rankwise.rows.preparation import prepared_of
+from rankwise.rows.preparation import Encoding, EncodingFacts, prepared_of
 from rankwise.rows.report.report import Tally
 from rankwise.rows.sample import DRAWN, sample_rows
 from rankwise.rows.text.encode import Encoder

@@ -13,7 +13,7 @@ from rankwise.commands.report import report
 from rankwise.evaluation.class_metrics import RowView, ScoredClasses, class_details
 from rankwise.reporting.markup import picture
 from rankwise.runs.evaluations import evaluation_path, read_evaluation, write_evaluation
-from rankwise.runs.measured import Difference, FeatureForgetting, Measured
+from rankwise.runs.measured import Difference, FeatureForgetting, Measurement
 from rankwise.runs.row_facts import TargetFacts
 
 
@@ -100,7 +100,8 @@ def test_what_became_of_features_stands_under_forgetting():
     run = made_run()
     path = evaluation_path(run, "task")
     probe = Difference(a=0.8, b=0.6, difference=-0.2, low=-0.3, high=-0.1, p=0.001, n=90, verdict="worse")
-    features = FeatureForgetting(cka=Measured(value=0.7, low=0.6, high=0.8), probe=probe, images=90, classes=("a", "b"),
+    cka = Measurement(value=0.7, low=0.6, high=0.8)
+    features = FeatureForgetting(cka=cka, probe=probe, images=90, classes=("a", "b"),
                                  data="other images", sha256="0" * 64)  # fmt: skip
     before = read_evaluation(path)
     write_evaluation(path, before.model_copy(update={"forgetting": None, "feature_forgetting": features}))

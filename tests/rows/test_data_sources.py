@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kit.sampling import draws
 from rankwise.config.data import DataConfig
-from rankwise.errors import DataError, together
+from rankwise.errors import DataError, joined_problems
 from rankwise.rows.sources import open_source
 from rankwise.rows.text.example import BREAK
 from rankwise.rows.writing import count_only
@@ -296,7 +296,7 @@ def test_many_bad_rows_are_capped_and_the_same_problem_is_told_once(problem):
 def test_rows_that_a_shown_line_stands_for_are_not_counted_again():
     """One line of 300 rows, and 20 lines of a row each, of which one is not shown."""
     letters = [f"rows.jsonl:{n}: is {chr(97 + n) * 9} here." for n in range(20)]
-    told = together([f"rows.jsonl:{n}: is wrong." for n in range(300)] + letters).splitlines()
+    told = joined_problems([f"rows.jsonl:{n}: is wrong." for n in range(300)] + letters).splitlines()
     assert len(told) == 21 and told[0].endswith("299 more rows.") and told[-1] == "and 1 more rows with problems."
 
 

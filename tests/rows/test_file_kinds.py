@@ -30,7 +30,6 @@ from hypothesis import strategies as st
 from kit.sampling import draws
 from rankwise.config.data import DataConfig
 from rankwise.errors import DataError
-from rankwise.rows.files import columnar
 from rankwise.rows.files.files import records
 from rankwise.rows.preparing import prepare
 from rankwise.rows.sources import open_source
@@ -898,7 +897,7 @@ def test_labels_of_a_hub_data_set_are_learned_by_their_names_and_a_damaged_row_c
     answers = {name: [row[-1] for row in rows] for name, (rows, _, _) in (("own", own), ("given", given_names))}
     assert answers == {"own": ["bad", "good", "good"], "given": ["no", "yes", "yes"]}  # "0" and "1" were learned
     assert [row[0] for row in own[0]] == [f"hub:me/tiny/train:{number}" for number in (1, 2, 4)]
-    assert own[2][0].startswith("hub:me/tiny/train:3: the label is None")
+    assert own[2][0].startswith("hub:me/tiny/train:3: the label is null")
     rows, _, [first, second] = damaged  # was a traceback
     assert [(row[0], row[-1]) for row in rows] == [(f"hub:me/tiny/train:{number}", "yes") for number in (1, 3, 5)]
     assert first.startswith("hub:me/tiny/train:2: ") and second.startswith("hub:me/tiny/train:4: ")
@@ -914,14 +913,3 @@ def test_a_hub_data_set_is_asked_for_once_and_its_content_has_a_sha256(hub, tmp_
         assert (some, more, licence) == ("True", "0", "MIT"), revision
         assert len(identity) == 64 and set(identity) <= set("0123456789abcdef")
     assert told["main"][2] != told["v1"][2]
-
-
-def test_a_small_parquet_file_whose_rows_fill_the_memory_is_refused(tmp_path, monkeypatch):
-    file = tmp_path / "rows.parquet"
-    as_parquet(file, [{"prompt": "x" * 100_000, "completion": "y"}] * 3000)
-    assert file.stat().st_size < 100_000
-    monkeypatch.setattr(columnar, "MOST_BYTES", 50_000_000)
-    with pytest.raises(DataError, match=r"its rows take more than 50,000,000"):
-        list(columnar.parquet(file, lambda share: None))
-    monkeypatch.setattr(columnar, "MOST_BYTES", 500_000_000)
-    assert len(list(columnar.parquet(file, lambda share: None))) == 3000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from rankwise.config.base import shown
 from rankwise.errors import DataError
 from rankwise.rows.forms.formats import find_format, parse_row
 from rankwise.rows.text.example import BREAK, Message
@@ -161,7 +162,7 @@ def test_a_system_turn_may_be_empty():
 @pytest.mark.parametrize(
     ("turns", "wanted"),
     [
-        (None, ["None", "list of turns"]),
+        (None, ["null", "list of turns"]),
         pytest.param(
             "hello",
             ["'hello'", "list of turns"],
@@ -175,7 +176,7 @@ def test_a_system_turn_may_be_empty():
         ([{"role": 3, "content": "x"}, ANSWER], ["turn 1", "role 3", "assistant"]),
         ([{"role": ["user"], "content": "x"}, ANSWER], ["turn 1", "['user']"]),
         ([USER, ANSWER | {"tool_calls": [{"id": 1}]}], ["turn 2", "{'id': 1}", "function with name and arguments"]),
-        ([USER, {"role": "assistant", "content": None}], ["content of turn 2", "None", "text is expected"]),
+        ([USER, {"role": "assistant", "content": None}], ["content of turn 2", "null", "text is expected"]),
         ([USER, {"role": "assistant", "content": 5}], ["content of turn 2", "5", "text is expected"]),
         ([USER, {"role": "assistant", "content": " \n"}], ["content of turn 2", "empty"]),
         ([{"role": "user", "content": ""}, ANSWER], ["content of turn 1", "empty"]),
@@ -204,7 +205,7 @@ def test_a_bad_conversation_is_told_with_turn_value_and_wish(turns, wanted):
         ({"message": [USER, ANSWER]}, "messages", ["no 'messages'", "'message'", '"message"?']),
         ({"instruction": "a", "outputs": "b"}, "alpaca", ["no 'output'", "'outputs'", '"outputs"?']),
         ({"prompt": 1, "completion": "b"}, "prompt", ["the prompt is 1", "text is expected"]),
-        ({"prompt": "a", "completion": None}, "prompt", ["the completion is None", "text is expected"]),
+        ({"prompt": "a", "completion": None}, "prompt", ["the completion is null", "text is expected"]),
         ({"prompt": "a", "response": ["x", 3]}, "prompt", ["turn 2", "'x'", "a role and a content are expected"]),
         ({"prompt": "a", "response": "  "}, "prompt", ["the response is empty"]),
         ({"instruction": "", "output": "b"}, "alpaca", ["the instruction is empty"]),
@@ -221,7 +222,7 @@ def test_a_bad_row_is_told_with_key_value_and_wish(row, form, wanted):
 def test_an_input_that_is_no_text_is_told_even_if_it_counts_as_nothing(value):
     # `row.get("input") or ""` dropped the number 0 from "double the number" without a word
     message = problem({"instruction": "a", "input": value, "output": "b"}, "alpaca")
-    assert repr(value) in message
+    assert shown(value) in message
 
 
 @pytest.mark.parametrize("part", [{"type": "text", "text": None}, {"type": "text", "text": 5}, {"type": "text"}])

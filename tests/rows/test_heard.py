@@ -35,7 +35,7 @@ def said(row: dict, form: str) -> list[tuple[str, str]]:
         ({"prompt": "q", "completion": "a", "tools": [SCHEMA]}, "prompt", "the row has 'tools'"),
         ({"prompt": "q", "completion": "a", "history": [["q", "a"]]}, "prompt", "the row has 'history'"),
         ({"messages": [USER, ANSWER | {"weight": 0.5}]}, "messages", "turn 2 has the weight 0.5"),
-        ({"messages": [USER, ANSWER | {"weight": True}]}, "messages", "turn 2 has the weight True"),
+        ({"messages": [USER, ANSWER | {"weight": True}]}, "messages", "turn 2 has the weight true"),
         ({"messages": [USER, ANSWER | {"weight": 0}]}, "messages", "every answer has the weight 0"),
         ({"messages": [USER, ANSWER], "tools": [{"type": "function"}]}, "messages", "tool 1 has no name"),
         ({"messages": [USER, ANSWER], "tools": "[{"}, "messages", "the tools is not JSON"),

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from rankwise.cli.main import app
 from rankwise.config.data import DataConfig
-from rankwise.rows.report.image_report import ImageIndex
+from rankwise.rows.report.duplicates import ImageIndex
 from rankwise.rows.sources import open_source
 from rankwise.rows.text.example import ImageRecord
 from rankwise.rows.writing import count_only
@@ -233,6 +233,11 @@ records = st.lists(
 )
 
 
+def repeats_of(images):
+    found = ImageIndex(images).repeats()
+    return [dict(zip(*map(np.ndarray.tolist, pairs), strict=True)) for pairs in (found.exact, found.near)]
+
+
 def bits(one, other):
     return (one.perceptual ^ other.perceptual).bit_count()
 
@@ -240,22 +245,22 @@ def bits(one, other):
 @settings(max_examples=100, deadline=None)
 @given(records)
 def test_the_index_finds_what_comparing_all_pairs_finds(images):
-    found = ImageIndex(images).duplicates()
+    exact, near_to = repeats_of(images)
     first = [next(n for n, other in enumerate(images) if other.content == image.content) for image in images]
-    assert found.exact == {n: origin for n, origin in enumerate(first) if origin != n}
+    assert exact == {n: origin for n, origin in enumerate(first) if origin != n}
     distinct = [n for n, origin in enumerate(first) if origin == n]
     near = {n for m, n in combinations(distinct, 2) if bits(images[m], images[n]) <= 3}
-    assert found.near.keys() == near
-    assert all(bits(images[n], images[m]) <= 3 and m < n for n, m in found.near.items())
+    assert near_to.keys() == near
+    assert all(bits(images[n], images[m]) <= 3 and m < n for n, m in near_to.items())
 
 
 @settings(max_examples=100, deadline=None)
 @given(records, records)
 def test_the_overlap_is_what_comparing_all_pairs_finds(mine, theirs):
-    found = ImageIndex(mine).overlap(ImageIndex(theirs))
+    found = ImageIndex(mine).overlap(np.arange(len(mine)), ImageIndex(theirs), np.arange(len(theirs)))
     exact = {n for n, image in enumerate(mine) if any(image.content == other.content for other in theirs)}
     near = {n for n, image in enumerate(mine) if any(bits(image, other) <= 3 for other in theirs)} - exact
-    assert (found.exact.keys(), found.near.keys()) == (exact, near)
+    assert ({*found.exact[0].tolist()}, {*found.near[0].tolist()}) == (exact, near)
 
 
 def test_every_pair_that_differs_in_three_bits_agrees_in_a_band():
@@ -265,16 +270,16 @@ def test_every_pair_that_differs_in_three_bits_agrees_in_a_band():
         for place in places:
             other ^= 1 << place
         pair = [ImageRecord(8, 8, (), bytes([n]), value) for n, value in enumerate((base, other))]
-        assert ImageIndex(pair).duplicates().near == {1: 0}
+        assert repeats_of(pair)[1] == {1: 0}
         apart = [pair[0], ImageRecord(8, 8, (), b"x", other ^ 1 << 40)]
-        assert ImageIndex(apart).duplicates().near == {}
+        assert repeats_of(apart)[1] == {}
 
 
 def test_a_hundred_thousand_images_are_no_burden():
     hashes = np.random.default_rng(0).integers(0, 2**63, 100_000, dtype=np.uint64).tolist()
     hashes[7], hashes[99_999] = hashes[3] ^ 0b101, hashes[50_000]
-    index = ImageIndex([ImageRecord(8, 8, (), n.to_bytes(4), value) for n, value in enumerate(hashes)])
-    assert index.duplicates().near == {7: 3, 99_999: 50_000}  # a comparison of all pairs would take minutes
+    images = [ImageRecord(8, 8, (), n.to_bytes(4), value) for n, value in enumerate(hashes)]
+    assert repeats_of(images)[1] == {7: 3, 99_999: 50_000}  # a comparison of all pairs would take minutes
 
 
 # From the command line, and large files

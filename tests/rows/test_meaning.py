@@ -13,8 +13,7 @@ from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig, StoppingCheck
 from rankwise.errors import DataError
 from rankwise.rows.classes import read_targets
-from rankwise.rows.encoding import Encoding, EncodingFacts
-from rankwise.rows.preparation import prepared_of
+from rankwise.rows.preparation import Encoding, EncodingFacts, prepared_of
 from rankwise.rows.preparing import refuse_fatal
 from rankwise.rows.report.meaning import CHECKS, STOPPING, SURVEYS
 from rankwise.rows.report.report import Tally

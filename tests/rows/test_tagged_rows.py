@@ -12,9 +12,9 @@ from kit.classifiers import write_rows
 from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.errors import DataError
+from rankwise.rows.classes import read_tags
 from rankwise.rows.forms.formats import find_format, parse_row
-from rankwise.rows.tag_classes import read_tags
-from rankwise.rows.text.tagged import TaggedWords
+from rankwise.rows.text.example import TaggedWords
 
 TEXT = "Anna met Boris Novak in Oslo."
 
@@ -73,7 +73,7 @@ BAD = {
     "a missing key": ({"text": TEXT, "spans": [{"start": 0, "end": 4}]}, "span 1 has no label"),
     "no object": ({"text": TEXT, "spans": ["Anna"]}, "span 1 is 'Anna'"),
     "no list": ({"text": TEXT, "spans": None}, "write [] where the text has none"),
-    "no number": ({"text": TEXT, "spans": [span("0", True)]}, "from '0' to True, and whole numbers are expected"),
+    "no number": ({"text": TEXT, "spans": [span("0", True)]}, "from '0' to true, and whole numbers are expected"),
     "no name": ({"text": TEXT, "spans": [span(0, 4, " ")]}, "the label of span 1 is ' '"),
     "another text": ({"text": TEXT, "spans": [span(0, 4, text="Ann")]}, "is 'Ann', but 'Anna' lies there"),
     "lengths": ({"tokens": ["Anna", "met"], "tags": ["O"]}, "there are 2 tokens and 1 tags"),

@@ -13,8 +13,8 @@ from kit.shell import typed_in_bash
 from rankwise.cli.main import app
 from rankwise.config.data import DataConfig
 from rankwise.errors import ConfigError
-from rankwise.rows.preparation import problems, sentence, unused_columns
 from rankwise.rows.report import unused as unused_module
+from rankwise.rows.report.unused import problems, sentence, unused_columns
 from rankwise.rows.sources import open_source
 from rankwise.rows.writing import count_only
 from rankwise.runs.records import silent
@@ -160,7 +160,7 @@ def test_the_ways_out_are_typed_as_printed_and_work(name, tiny_folder):
 def test_the_reasons_for_an_answer_are_not_proposed_for_the_prompt():
     write("rows.jsonl", pairs(5, rationale=lambda n: f"because of the number {n} here"))
     (problem,) = data_report().fatal
-    assert 'before the answer with --prompt "{question}" --completion "{rationale} {answer}", or' in problem
+    assert 'use it with --prompt "{question}" --completion "{rationale} {answer}", or' in problem
 
 
 def test_what_no_text_can_hold_is_not_proposed_for_the_prompt():

@@ -22,7 +22,7 @@ from rankwise.errors import TargetError
 from rankwise.forward.model_shape import shape_of_config
 from rankwise.methods.inject import inject
 from rankwise.planning.parameters import target_notes
-from rankwise.planning.shape_file import shape_from_json, shape_to_json
+from rankwise.planning.shape import shape_from_json, shape_to_json
 from rankwise.runs.records import StatusMessage, WarningMessage
 
 NEAR = 1e-5

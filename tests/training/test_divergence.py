@@ -206,10 +206,10 @@ def stopped_after(monkeypatch, given, count):
 
     def stop():
         if next(made, None) is None:
-            monkeypatch.setattr(trainer, "heed", lambda: None)
+            monkeypatch.setattr(trainer, "raise_if_requested", lambda: None)
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer, "heed", stop)
+    monkeypatch.setattr(trainer, "raise_if_requested", stop)
     with pytest.raises(KeyboardInterrupt):
         rankwise.train(given)
     saved = bool(RunDirectory.named("r").steps_saved)

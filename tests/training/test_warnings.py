@@ -257,7 +257,7 @@ def test_the_share_of_a_change_is_that_of_the_matrices(kind):
         for parameter in adapters.parameters():
             parameter += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
     shares = {
-        path: (adapter.delta().norm() / adapters.host(path).weight.norm()).item()
+        path: (adapter.delta().norm() / adapters.base_layer(path).weight.norm()).item()
         for path, adapter in adapters.adapters().items()
     }
     found = effect_of(adapters)

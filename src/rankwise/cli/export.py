@@ -90,7 +90,7 @@ def export(
     """Write a run's adapter or model as a folder that other programs can load."""
     with report_failures(as_json), Display(quiet) as display:
         from rankwise.commands.export import export as export_command
-        from rankwise.exporting.engines import loaded_with
+        from rankwise.exporting.engines.table import loaded_with
 
         verifying = _verifying(verify, no_verify, engine_python or (), verify_data, server_model)
         exported = export_command(

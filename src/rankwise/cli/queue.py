@@ -9,7 +9,7 @@ import typer
 from rankwise.cli.display import print_result
 from rankwise.cli.failures import report_failures
 from rankwise.cli.options import ConfigFile, Json, argument, option
-from rankwise.cli.settings import NONE_GIVEN, TRAINING, GivenSettings, InPanels, takes_settings
+from rankwise.cli.settings import NONE_GIVEN, TRAINED, TRAINING, GivenSettings, InPanels, takes_settings
 from rankwise.config.reading import read_experiment
 
 queue = typer.Typer(
@@ -35,7 +35,9 @@ def list_queue(context: typer.Context, as_json: Json = False) -> None:
 def add(
     config: ConfigFile = None,
     given: GivenSettings = NONE_GIVEN,
-    resume: Annotated[bool, option("Continue an unfinished run from its last checkpoint.", "--resume")] = False,
+    resume: Annotated[
+        bool, option("Continue an unfinished run from its last checkpoint.", "--resume", rich_help_panel=TRAINED)
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Add a training to the queue, with the settings of a YAML file, flags and --set."""

@@ -22,7 +22,7 @@ from rankwise.errors import ConfigError, RunError, did_you_mean
 from rankwise.exporting.adapter_export import FORMATS as ADAPTER_FORMATS
 from rankwise.exporting.adapter_export import export_adapter
 from rankwise.exporting.engine_rules import verdicts
-from rankwise.exporting.engines import WRITING, engine_meant_by, way_to
+from rankwise.exporting.engines.table import WRITING, way_for
 from rankwise.exporting.gguf import DTYPES as GGUF_DTYPES
 from rankwise.exporting.gguf import FORMATS as GGUF_FORMATS
 from rankwise.exporting.gguf import export_as_gguf, template_parity_of
@@ -194,10 +194,10 @@ def _check(format: str, dtype: str | None, strength: float, *, force_idle: bool,
 
 
 def _unknown(format: str) -> str:
-    known, engine = ", ".join(FORMATS), engine_meant_by(format)
-    if engine is None:
+    known, way = ", ".join(FORMATS), way_for(format)
+    if way is None:
         return f'there is no format "{format}".{did_you_mean(format, FORMATS)} Known: {known}.'
-    return f'there is no format "{format}". Known: {known}. {way_to(engine)}'
+    return f'there is no format "{format}". Known: {known}. {way}'
 
 
 def check_free(folder: Path) -> None:

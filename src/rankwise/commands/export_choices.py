@@ -18,10 +18,10 @@ from rankwise.exporting.merge import DTYPES
 from rankwise.methods.artifact import open_artifact, stored_weights
 from rankwise.runs.records import Callback, silent
 
-OTHER_WAYS = {"mlx-lm": ("mlx",), "llama.cpp": ("gguf-lora", "gguf"), "Ollama": ("ollama",)}
-"""Formats of an engine's own, beside PEFT's."""
 UNIFORM = ("portable", "mlx", "gguf-lora")
 """Formats with one rank and scale."""
+OF_SEVERAL = ("peft", "portable", "merged")
+"""Formats that several engines read."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def _engines(
 
 def _format_for(engine: str, native: str | None, uniform: str | None, formats: dict[str, str | None]) -> str:
     """The engine's own format, or else the smallest that it reads as it was trained."""
-    for format in OTHER_WAYS.get(engine, ()):
-        if formats[format] is None:
+    for format in RULES[engine].uses:
+        if format not in OF_SEVERAL and formats[format] is None:
             return format
     if native is None:
         return "peft"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from rankwise.base.sharding import is_sharded
+from rankwise.base.split import is_sharded
 from rankwise.commands.report import write_page
 from rankwise.config.experiment import Experiment
 from rankwise.errors import Interrupted, RankwiseError, is_out_of_memory, some
@@ -24,7 +24,7 @@ from rankwise.runs.snapshot import RunSnapshot
 from rankwise.system.files import need_space
 from rankwise.system.launched import problem_of_all
 from rankwise.system.signals import deferred, ignore_requests
-from rankwise.tracking.following import Following
+from rankwise.tracking import Following
 from rankwise.training.anchor import facts_of as facts_of_anchor
 from rankwise.training.backend import backend_named, choose_backend
 from rankwise.training.earlier_rounds import EarlierRounds
@@ -144,7 +144,7 @@ def _trackers(training: TrainingRun, log: MetricsLog, went_back: bool) -> Follow
     except (RankwiseError, OSError) as error:
         report(f"nothing is logged to {some(names)}: {error}")
         trackers = Following(training.run, (), tracking.project, report)
-    log.follow = trackers if trackers.followers else None
+    log.follow = trackers if trackers.active else None
     return trackers
 
 

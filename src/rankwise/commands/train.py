@@ -14,7 +14,7 @@ from typing import Any
 from rankwise.adapters.targets import tables_of_the_head
 from rankwise.base.loaded import LoadedModel
 from rankwise.base.precision import choose_precision
-from rankwise.base.sharding import ALONE, mesh_of
+from rankwise.base.sharding import NEEDS_PROCESSES, mesh_of
 from rankwise.commands.plan import refuse_several
 from rankwise.commands.recorded_run import record
 from rankwise.config.experiment import Experiment
@@ -38,7 +38,7 @@ from rankwise.runs.row_facts import TargetFacts
 from rankwise.system.launched import launched
 from rankwise.system.memory import limited_memory
 from rankwise.system.signals import deferred, ignore_requests
-from rankwise.tracking.following import check_installed
+from rankwise.tracking import check_installed
 from rankwise.training.anchor import text_of_run
 from rankwise.training.budgets import tasks_of_run
 from rankwise.training.earlier_rounds import earlier_rows
@@ -240,11 +240,11 @@ def _misfit(model: LoadedModel, experiment: Experiment, objective: Objective) ->
     """Why a model that is loaded already cannot be trained in this experiment."""
     if refusal := objective.cannot.get("trained from a loaded model"):
         return refusal
-    spec = model.spec if model.quantization is not None else model.spec.model_copy(update={"quantize": "none"})
-    if experiment.base.new_tokens != model.spec.new_tokens:
+    spec = model.config if model.quantization is not None else model.config.model_copy(update={"quantize": "none"})
+    if experiment.base.new_tokens != model.config.new_tokens:
         return "the given model has other new tokens than the training has (model.new_tokens); give the model's name."
-    if experiment.base not in (model.spec, spec):  # weights in full are the same by either setting
-        return f'the given model is "{model.spec.name}", but the experiment names another one: {experiment.base}.'
+    if experiment.base not in (model.config, spec):  # weights in full are the same by either setting
+        return f'the given model is "{model.config.name}", but the experiment names another one: {experiment.base}.'
     return None
 
 
@@ -303,7 +303,7 @@ def connect_shards(experiment: Experiment, world: World) -> None:
     if not experiment.model.sharded:
         return
     if not world.is_several:
-        raise ConfigError([ALONE])
+        raise ConfigError([NEEDS_PROCESSES])
     if problems := _problems(experiment):
         raise ConfigError(problems)
     mesh_of(choose_precision(experiment.base).device.type)

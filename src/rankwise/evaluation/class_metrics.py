@@ -40,7 +40,7 @@ from rankwise.evaluation.metrics import (
 )
 from rankwise.objectives.objective import Classifier
 from rankwise.objectives.predictions import THRESHOLD, Done, Outputs
-from rankwise.rows.text.tagged import Span, spans_of
+from rankwise.rows.text.example import Span, spans_of
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.measured import CalibrationBin, ClassDetails, OneClass, SetDetails, WrongRow, WrongSet
 from rankwise.runs.row_facts import TargetFacts

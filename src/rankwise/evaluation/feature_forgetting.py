@@ -41,7 +41,7 @@ from rankwise.rows.classes import read_targets
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.preparing import prepare, refuse_fatal
 from rankwise.rows.text.tokenize import Tokens
-from rankwise.runs.measured import FeatureForgetting, Measured
+from rankwise.runs.measured import FeatureForgetting, Measurement
 from rankwise.runs.records import Callback, ProgressUpdate, silent
 from rankwise.runs.row_facts import TargetFacts
 from rankwise.runs.snapshot import RunSnapshot
@@ -98,7 +98,7 @@ def _check(x: Numbers, y: Numbers, labels: Sequence[int] | None, classes: Sequen
         raise EvaluationError(f"{count:,} features are not finite: the weights of one of the two models are damaged.")
 
 
-def cka(base: Numbers, tuned: Numbers) -> Measured:
+def cka(base: Numbers, tuned: Numbers) -> Measurement:
     """Compute linear CKA with its interval from the inner products (N, N) of each model's centred features."""
     value, groups = cka_value(base, tuned), np.arange(len(base)) % GROUPS
     without = []
@@ -106,7 +106,7 @@ def cka(base: Numbers, tuned: Numbers) -> Measured:
         rest = np.ix_(groups != group, groups != group)
         without.append(cka_value(base[rest], tuned[rest]))
     half = STUDENT * math.sqrt((GROUPS - 1) * float(np.var(without)))
-    return Measured(value=value, low=value - half, high=max(value, min(1.0, value + half)))
+    return Measurement(value=value, low=value - half, high=max(value, min(1.0, value + half)))
 
 
 def cka_value(base: Numbers, tuned: Numbers) -> float:

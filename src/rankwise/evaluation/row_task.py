@@ -17,8 +17,8 @@ from rankwise.evaluation.class_metrics import FORMS, RowView, Scored, score_rows
 from rankwise.evaluation.intervals import scores
 from rankwise.evaluation.task import WithoutAnswers
 from rankwise.objectives.objective import Classifier
-from rankwise.rows.images.thumbnails import thumbnail_of
-from rankwise.rows.text.tagged import Span
+from rankwise.rows.images.pictures import thumbnail_of
+from rankwise.rows.text.example import Span
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.runs.evaluations import ModelScores

@@ -35,7 +35,7 @@ from rankwise.base.beside import copy_reader
 from rankwise.base.rotary_names import missing_names
 from rankwise.base.sources import LOCAL
 from rankwise.errors import AdapterError, RunError, some
-from rankwise.exporting.engine_rules import VLLM_RANKS
+from rankwise.exporting.engines.vllm import RANKS
 from rankwise.exporting.merge import beside
 from rankwise.methods.artifact import Artifact, recorded_base, stored_weights
 from rankwise.methods.model_card import UNKNOWN, CardFacts, card
@@ -63,7 +63,7 @@ def export_adapter(
     stored = _with_base(stored_weights(artifact, callback), base_model)
     stored = as_lora(stored, empty=format == "portable")
     scaled = stored.scaled(strength)
-    written = scaled if format == "peft" else scaled.portable(VLLM_RANKS if round_rank else ())
+    written = scaled if format == "peft" else scaled.portable(RANKS if round_rank else ())
     check_same(written, _with_scale(stored, strength), folder)
     with told_when_full(folder):
         need_space(folder.absolute(), sum(value.nbytes for part in written.factors.values() for value in part.values))

@@ -1,4 +1,4 @@
-"""One engine in a process of its own: a request as JSON to a driver script, and its reply as JSON.
+"""One engine in a process of its own: a request as JSON to the `answer` of its file, and the reply as JSON.
 
     request  {"export": folder, file or address, "base": folder or null, "format": …, "threads": n,
               "base_settings": what the base's config.json lacks for readers of older names,
@@ -36,6 +36,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from rankwise.errors import ConfigError, one_line
+from rankwise.exporting.engines.engine import Package
+from rankwise.exporting.engines.table import ENGINES
 from rankwise.system.processor import usable_cores
 
 INTERPRETERS = "RANKWISE_ENGINES"
@@ -43,34 +45,7 @@ INTERPRETERS = "RANKWISE_ENGINES"
 SECONDS = 1800
 LONGEST_REPLY = 200_000_000
 LONGEST_REASON = 300
-DRIVERS = Path(__file__).with_name("drivers")
-
-
-@dataclass(frozen=True)
-class EngineDriver:
-    name: str
-    module: str
-    """What Python imports, by which an environment is known to have the engine."""
-    driver: str
-    formats: tuple[str, ...]
-    """Export formats that it is asked to open."""
-    needs: tuple[str, ...] = ()
-    """Other modules that its driver imports."""
-
-    @property
-    def script(self) -> Path:
-        return DRIVERS / self.driver
-
-
-ENGINE_DRIVERS = (
-    EngineDriver("transformers", "transformers", "transformers_driver.py", ("merged",), ("torch",)),
-    EngineDriver("peft", "peft", "transformers_driver.py", ("peft", "portable"), ("torch",)),
-    EngineDriver("mlx-lm", "mlx_lm", "mlx_lm_driver.py", ("merged", "mlx")),
-    EngineDriver("openvino-genai", "openvino_genai", "openvino_genai_driver.py", ("portable", "merged"), ("optimum",)),
-    EngineDriver("llama-cpp-python", "llama_cpp", "llama_cpp_driver.py", ("gguf", "gguf-lora")),
-)
-SERVER = EngineDriver("server", "json", "openai_server_driver.py", ())
-"""Any server of OpenAI's protocol, by its address."""
+CHILD = Path(__file__).with_name("engine_child.py")
 
 
 class _Strict(BaseModel):
@@ -124,20 +99,17 @@ def interpreters(given: Sequence[Path | str] = ()) -> list[str]:
     return list(dict.fromkeys([*map(str, given), *more, *own]))
 
 
-def engines_for(format: str, pythons: Sequence[str]) -> list[tuple[EngineDriver, str]]:
+def engines_for(format: str, pythons: Sequence[str]) -> list[tuple[Package, str]]:
     """Each engine that reads this format and is here, with the first interpreter that has it."""
-    reading = [one for one in ENGINE_DRIVERS if format in one.formats]
-    having = {python: _modules_of(python, reading) for python in pythons} if reading else {}
-    pairs = [
-        (one, next((python for python in pythons if {one.module, *one.needs} <= having[python]), None))
-        for one in reading
-    ]
-    return [(one, python) for one, python in pairs if python is not None]
+    packages = [one.package for one in ENGINES if one.package is not None and format in one.package.formats]
+    names = sorted({name for one in packages for name in one.modules})
+    having = {python: _modules_of(python, names) for python in pythons} if packages else {}
+    first = [(one, next((each for each in pythons if having[each].issuperset(one.modules)), None)) for one in packages]
+    return [(one, python) for one, python in first if python is not None]
 
 
-def _modules_of(python: str, engines: Sequence[EngineDriver]) -> set[str]:
-    """Which modules of the engines an interpreter has, without importing them."""
-    names = sorted({name for one in engines for name in (one.module, *one.needs)})
+def _modules_of(python: str, names: Sequence[str]) -> set[str]:
+    """Which modules an interpreter has, without importing them."""
     if python == sys.executable:
         return {name for name in names if find_spec(name) is not None}
     program = "import sys, importlib.util as u; print(*[n for n in sys.argv[1:] if u.find_spec(n)])"
@@ -151,10 +123,10 @@ def _modules_of(python: str, engines: Sequence[EngineDriver]) -> set[str]:
 
 
 def ask(
-    engine: EngineDriver, python: str, request: dict[str, Any], seconds: float = SECONDS
+    engine: Package, python: str, request: dict[str, Any], seconds: float = SECONDS
 ) -> EngineReplies | EngineFailure:
-    """Run a driver to its end. Whatever goes wrong there is an EngineFailure here."""
-    words = [python, *(() if python == sys.executable else ("-E",)), "-s", str(engine.script)]
+    """Run it to its end. Whatever goes wrong there is an EngineFailure here."""
+    words = [python, *(() if python == sys.executable else ("-E",)), "-s", str(CHILD), engine.file]
     text = json.dumps({"threads": usable_cores(), **request})
     try:
         done = subprocess.run(
@@ -169,14 +141,9 @@ def ask(
 
 
 def _environment() -> dict[str, str]:
-    """No engine reaches for the network by itself, and a driver finds driver_loop.py beside it."""
-    quiet = {
-        "PYTHONSAFEPATH": "",
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    return os.environ | quiet | {"HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONIOENCODING": "utf-8"}
+    """No engine reaches for the network by itself."""
+    quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return os.environ | quiet | {"TOKENIZERS_PARALLELISM": "false", "PYTHONIOENCODING": "utf-8"}
 
 
 def _read(name: str, done: subprocess.CompletedProcess[str], count: int) -> EngineReplies | EngineFailure:

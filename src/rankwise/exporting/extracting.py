@@ -10,8 +10,7 @@ base has not, such as a classifier's new head, go into the adapter whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +48,16 @@ class Pair:
     revision: str | None = None
     report: DataReport | None = None
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The JSON files that lie beside the adapter."""
+        source, report = self.base, self.report
+        facts = BaseFacts(
+            name=source.name, source=source.where, fingerprint=source.fingerprint, dtype="float32", device="cpu"
+        )  # fmt: skip
+        files = {BASE_FACTS: facts.model_dump(mode="json")}
+        return files if report is None else files | {DATA_REPORT: report.model_dump(mode="json")}
+
 
 @dataclass(frozen=True)
 class Outside:
@@ -75,32 +84,27 @@ class Extracted:
     """Modules that the base has not, stored whole."""
 
 
-@dataclass
-class _Sums:
-    """Squares of Frobenius norms."""
-
-    linear: float = 0.0
-    lost: float = 0.0
-    outside: dict[str, list[float]] = field(default_factory=dict)
-
-
 def extract_adapter(
     pair: Pair, folder: Path, rank: int | None, error: float | None, callback: Callback
 ) -> Extracted:  # fmt: skip
     extraction = _Extraction(pair)
-    layers = extraction.layers(rank, error, callback)
-    heads = extraction.heads()
-    if not extraction.factors and not heads:
+    extraction.compare(rank, error, callback)
+    if not extraction.factors and not extraction.heads:
         raise AdapterError(
             f"{pair.tuned} and {pair.base.folder} have the same linear layers: there is nothing to extract."
         )
-    written = AdapterWeights(extraction.settings(heads), extraction.factors, heads)
+    written = AdapterWeights(extraction.settings(), extraction.factors, extraction.heads)
     size = sum(value.nbytes for part in extraction.factors.values() for value in part.values)
-    result = extraction.result(folder, layers, written)
+    result = extraction.result(folder, written)
+
+    def fill(temporary: Path) -> None:
+        copy_reader(pair.tuned, temporary)
+        write_atomic(temporary / CARD, _card(result).encode())
+
     with told_when_full(folder):
         need_space(folder.absolute(), size)
-        rewrite(written, folder, extraction.beside(), lambda temporary: extraction.fill(temporary, result))
-    return extraction.result(folder, layers, written)
+        rewrite(written, folder, pair.facts, fill)
+    return replace(result, bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")))
 
 
 class _Extraction:
@@ -108,82 +112,68 @@ class _Extraction:
         self.pair = pair
         self.base, self.tuned = skeleton(pair.base.folder, pair.kind), skeleton(pair.tuned, pair.kind)
         self.modules = host_view(self.base.module)
-        self.names = dict(self.base.module.named_parameters(remove_duplicate=False))
-        self.new = [name for name in self.names if self.tuned.stored(name) is not None and self._is_new(name)]
-        self._check()
         self.factors: dict[str, Factors] = {}
-        self.sums = _Sums()
+        self.layers: list[LayerError] = []
+        self.norm = self.lost = 0.0
+        """Squares of Frobenius norms: of the changes of these layers, and of what is left out of them."""
+        self.outside: dict[str, list[float]] = {}
+        """The same of every change elsewhere, by kind of weight."""
         self._files = MappedFiles()
+        self.both, new = self._paired()
+        self.heads = {name: self._value(one).float() for name, one in new.items()}
 
-    def _is_new(self, name: str) -> bool:
-        stored, own = self.base.stored(name), self.tuned.stored(name)
-        return stored is None or (
-            own is not None and stored.shape != own.shape and self.pair.kind.head_seed is not None
-        )
-
-    def _check(self) -> None:
-        """AdapterError with every reason why the two cannot be compared."""
-        missing = [name for name in self.names if self.tuned.stored(name) is None]
-        problems = [f"{self.pair.tuned} lacks {len(missing)} weights, such as {some(missing, 2)}."] if missing else []
-        for name in self.names:
-            one, other = self.tuned.stored(name), self.base.stored(name)
-            if one is None or other is None or name in self.new:
-                continue
-            if one.shape != other.shape:
-                problems.append(
-                    f'"{name}" has the shape {one.shape} in {self.pair.tuned}, and {other.shape} in the base.'
-                )
-            problems += [f"{problem}." for tensor in (one, other) if (problem := refusal(tensor.dtype, tensor.name))]
+    def _paired(self) -> tuple[dict[str, tuple[StoredTensor, StoredTensor]], dict[str, StoredTensor]]:
+        """The weights of both models, and those that the base has not, such as a new head. AdapterError with every
+        reason why the two cannot be compared."""
+        both, new, missing, problems = dict[str, tuple[StoredTensor, StoredTensor]](), {}, [], []
+        for name, _ in self.base.module.named_parameters(remove_duplicate=False):
+            tuned, own = self.tuned.stored(name), self.base.stored(name)
+            if tuned is None:
+                missing.append(name)
+            elif own is None or (own.shape != tuned.shape and self.pair.kind.head_seed is not None):
+                new[name] = tuned
+            else:
+                both[name] = tuned, own
+                if own.shape != tuned.shape:
+                    problems.append(
+                        f'"{name}" has the shape {tuned.shape} in {self.pair.tuned}, and {own.shape} in the base.'
+                    )
+                problems += [f"{why}." for one in (tuned, own) if (why := refusal(one.dtype, one.name))]
+        if missing:
+            problems.insert(0, f"{self.pair.tuned} lacks {len(missing)} weights, such as {some(missing, 2)}.")
         if problems:
             raise AdapterError(some(problems, 8))
+        return both, new
 
-    def layers(self, rank: int | None, error: float | None, callback: Callback) -> tuple[LayerError, ...]:
-        """Of every linear layer that changed; all other changes are added up by kind."""
-        errors, done = [], 0
+    def compare(self, rank: int | None, error: float | None, callback: Callback) -> None:
+        """Every linear layer that changed gets factors; all other changes are added up by kind."""
         counted: set[str] = set()
-        for name in self.names:
-            done += 1
-            callback(ProgressUpdate("Extracting", done, len(self.names), "weights"))
-            if name in self.new or name in counted:
+        for done, (name, (tuned, own)) in enumerate(self.both.items(), 1):
+            callback(ProgressUpdate("Extracting", done, len(self.both), "weights"))
+            if name in counted:
                 continue
             counted.update(self.base.tied.get(name, ()))
-            delta = self._delta(name)
-            energy = float(delta.square().sum())
+            delta = self._value(tuned).sub_(self._value(own))
             path, _, leaf = name.rpartition(".")
-            host = self.modules.get(path)
-            if energy == 0:
-                continue
-            if not self._is_layer(name, leaf, host):
-                sums = self.sums.outside.setdefault(_kind(leaf, host), [0, 0.0])
+            host, energy = self.modules.get(path), float(delta.square().sum())
+            linear = host is not None and leaf == "weight" and kind_of(host) is not None and not is_embedding(host)
+            if energy and host is not None and linear and name not in self.base.tied:
+                self._factorise(path, host, delta, rank, error)
+            elif energy:
+                sums = self.outside.setdefault(_kind(leaf, host), [0, 0.0])
                 sums[0], sums[1] = sums[0] + 1, sums[1] + energy
-                continue
-            assert host is not None, "a layer is a module"
-            errors.append(self._factorise(path, host, delta, rank, error))
         self._files.close()
-        return tuple(errors)
 
-    def _is_layer(self, name: str, leaf: str, host: nn.Module | None) -> bool:
-        linear = host is not None and leaf == "weight" and kind_of(host) is not None and not is_embedding(host)
-        return linear and name not in self.base.tied
-
-    def _factorise(
-        self, path: str, host: nn.Module, delta: Tensor, rank: int | None, error: float | None
-    ) -> LayerError:  # fmt: skip
-        shape = delta.shape
+    def _factorise(self, path: str, host: nn.Module, delta: Tensor, rank: int | None, error: float | None) -> None:
         matrix = delta.T if is_transposed(host) else delta.flatten(1)
         near = of_matrix(matrix, rank, error)
         B, A = near.B.float(), near.A.float()
         missed = error_of(near, B, A)
-        self.sums.linear, self.sums.lost = self.sums.linear + near.norm**2, self.sums.lost + missed**2
+        self.norm, self.lost = self.norm + near.norm**2, self.lost + missed**2
+        self.layers.append(LayerError(path, near.rank, min(matrix.shape), missed / near.norm))
         if delta.ndim == 4:  # filters of a convolution
-            A, B = A.view(len(A), *shape[1:]), B[:, :, None, None]
+            A, B = A.view(len(A), *delta.shape[1:]), B[:, :, None, None]
         self.factors[path] = Factors(A.contiguous(), B.contiguous(), 1.0)
-        return LayerError(path, near.rank, min(matrix.shape), missed / near.norm)
-
-    def _delta(self, name: str) -> Tensor:
-        one, other = self.tuned.stored(name), self.base.stored(name)
-        assert one is not None and other is not None, "checked before"
-        return self._value(one).sub_(self._value(other))
 
     def _value(self, tensor: StoredTensor) -> Tensor:
         rows = tensor.shape[0] if tensor.shape else 1
@@ -191,41 +181,30 @@ class _Extraction:
         self._files.forget(tensor)
         return value.view(tensor.shape)
 
-    def heads(self) -> dict[str, Tensor]:
-        stored = {name: self.tuned.stored(name) for name in self.new}
-        return {name: self._value(one).float() for name, one in stored.items() if one is not None}
+    @property
+    def whole(self) -> list[str]:
+        """Modules of the heads."""
+        return sorted({name.rpartition(".")[0] for name in self.heads})
 
-    def settings(self, heads: Mapping[str, Tensor]) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         layers = {path: self.modules[path] for path in self.factors}
-        modules = sorted({name.rpartition(".")[0] for name in heads})
-        source = self.pair.base
         return dict(sorted((settings_of(self.factors, layers, self.modules) | {
-            "base_model_name_or_path": source.name_for_peft, "lora_dropout": 0.0, "modules_to_save": modules or None,
-            "revision": self.pair.revision, "task_type": task_type_of(self.base.module),
+            "base_model_name_or_path": self.pair.base.name_for_peft, "lora_dropout": 0.0,
+            "modules_to_save": self.whole or None, "revision": self.pair.revision,
+            "task_type": task_type_of(self.base.module),
         }).items()))  # fmt: skip
 
-    def beside(self) -> dict[str, Any]:
-        source, report = self.pair.base, self.pair.report
-        facts = BaseFacts(
-            name=source.name, source=source.where, fingerprint=source.fingerprint, dtype="float32", device="cpu"
-        )  # fmt: skip
-        files = {BASE_FACTS: facts.model_dump(mode="json")}
-        return files if report is None else files | {DATA_REPORT: report.model_dump(mode="json")}
-
-    def fill(self, folder: Path, result: Extracted) -> None:
-        copy_reader(self.pair.tuned, folder)
-        write_atomic(folder / CARD, _card(result).encode())
-
-    def result(self, folder: Path, layers: tuple[LayerError, ...], written: AdapterWeights) -> Extracted:
-        outside = sum(energy for _, energy in self.sums.outside.values())
-        every = self.sums.linear + outside
-        kinds = sorted(self.sums.outside.items(), key=lambda one: -one[1][1])
+    def result(self, folder: Path, written: AdapterWeights) -> Extracted:
+        """But for the bytes of its files."""
+        outside = sum(energy for _, energy in self.outside.values())
+        every = self.norm + outside
+        kinds = sorted(self.outside.items(), key=lambda one: -one[1][1])
         return Extracted(
-            str(folder), sum(file.stat().st_size for file in folder.glob("*.safetensors")), written.parameters, layers,
-            math.sqrt(self.sums.lost / self.sums.linear) if self.sums.linear else 0.0,
-            math.sqrt((self.sums.lost + outside) / every) if every else 0.0,
+            str(folder), 0, written.parameters, tuple(self.layers),
+            math.sqrt(self.lost / self.norm) if self.norm else 0.0,
+            math.sqrt((self.lost + outside) / every) if every else 0.0,
             tuple(Outside(kind, int(count), math.sqrt(energy / every)) for kind, (count, energy) in kinds),
-            tuple(sorted({name.rpartition(".")[0] for name in written.heads})),
+            tuple(self.whole),
         )  # fmt: skip
 
 

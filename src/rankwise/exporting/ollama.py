@@ -27,7 +27,7 @@ from rankwise.methods.artifact import Artifact
 from rankwise.methods.registry import method_of
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import Message
-from rankwise.rows.text.jinja_source import names
+from rankwise.rows.text.template_process import names
 from rankwise.runs.records import Callback
 
 SMALLEST_CONTEXT = 4096

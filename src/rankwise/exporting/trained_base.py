@@ -15,11 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from rankwise.base.kind import ModelKind
 from rankwise.base.quantized_folder import quantized_folder
-from rankwise.base.tensor_files import MappedFiles, StoredTensor, read_header
 from rankwise.config.models import ModelConfig, PackedFormat
 from rankwise.errors import AdapterError, some
 from rankwise.kernels.quantized.formats import FORMATS
@@ -51,27 +51,17 @@ def quantized_weights(
     folder: Path, kind: ModelKind, name: PackedFormat | None, callback: Callback
 ) -> dict[str, QuantizedTensor]:
     """The quantised weights of a folder, by their names in its files; none where `name` is None."""
-    return {} if name is None else _quantized_in(quantized_folder(folder, kind, name, callback).state)
-
-
-def _quantized_in(state: Mapping[str, Tensor]) -> dict[str, QuantizedTensor]:
+    state = {} if name is None else quantized_folder(folder, kind, name, callback).state
     return {key: one for key, one in state.items() if isinstance(one, QuantizedTensor)}
 
 
 class TrainedBase:
-    """The quantised weights of a folder, by their names in its files; none where `name` is None."""
+    """The quantised weights of a folder, read in pieces."""
 
     def __init__(self, folder: Path, kind: ModelKind, name: PackedFormat | None, callback: Callback) -> None:
         self.name: PackedFormat | None = name
-        self._weights: dict[str, QuantizedTensor] = {}
-        self._parts: dict[str, StoredTensor] = {}
-        self._files = MappedFiles()
+        self._weights = quantized_weights(folder, kind, name, callback)
         self._unpacked: tuple[str, Tensor] | None = None
-        if name is not None:
-            lying = quantized_folder(folder, kind, name, callback)
-            self._weights = _quantized_in(lying.state)
-            for file in sorted(lying.entry.glob("*.safetensors")):
-                self._parts |= read_header(file)[0]
 
     def __contains__(self, key: str) -> bool:
         return key in self._weights
@@ -86,24 +76,18 @@ class TrainedBase:
         """Of all packed parts, in the order of their names."""
         if self.name is None:
             return None
-        digest = hashlib.sha256()
-        for key, part in sorted(self._parts.items()):
+        digest, parts = hashlib.sha256(), dict[str, Tensor]()
+        for key, weight in self._weights.items():
+            named = zip(FORMATS[weight.format.name].part_names, weight.parts, strict=True)
+            parts |= {f"{key}:{part}": value for part, value in named}
+        for key, value in sorted(parts.items()):
             digest.update(key.encode())
-            digest.update(self._files.raw(part).numpy().data)
-            self._files.forget(part)
+            digest.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def value(self, key: str) -> Tensor:
         """A weight in float32, in the shape of its file. The last one stays unpacked, since it is read in pieces."""
         if self._unpacked is None or self._unpacked[0] != key:
-            weight, self._unpacked = self._weights[key], None
-            names = [f"{key}:{part}" for part in FORMATS[weight.format.name].part_names]
-            parts = [self._mapped(self._parts[name], like) for name, like in zip(names, weight.parts, strict=True)]
-            self._unpacked = (key, in_full(weight.like(parts=parts)).contiguous())
-            for name in names:
-                self._files.forget(self._parts[name])
+            self._unpacked = None  # before another is unpacked
+            self._unpacked = (key, in_full(self._weights[key]).contiguous())
         return self._unpacked[1]
-
-    def _mapped(self, stored: StoredTensor, like: Tensor) -> Tensor:
-        """A part by a map that can be let go of, as `like` is one of the model's own."""
-        return self._files.rows(stored, like.dtype, 0, stored.shape[0]).view(like.shape)

@@ -36,7 +36,9 @@ from rankwise.exporting.agreement import (
     compare,
     compare_classes,
 )
-from rankwise.exporting.engine_process import SERVER, EngineDriver, EngineFailure, ask, engines_for, interpreters
+from rankwise.exporting.engine_process import EngineFailure, ask, engines_for, interpreters
+from rankwise.exporting.engines.engine import Package
+from rankwise.exporting.engines.openai_server import SERVER
 from rankwise.exporting.reference import QUESTIONS, Reference, mean_difference, open_float32, reference_of, scored
 from rankwise.inference.tuned_model import TunedModel
 from rankwise.methods.artifact import Artifact
@@ -279,7 +281,7 @@ def _files(artifact: Artifact, export: Export) -> dict[str, str]:
 
 
 def _verdict(
-    engine: EngineDriver, python: str, reference: Reference | ClassReference, export: Export, how: Verifying,
+    engine: Package, python: str, reference: Reference | ClassReference, export: Export, how: Verifying,
     files: dict[str, str], callback: Callback,
 ) -> EngineVerdict:  # fmt: skip
     callback(StatusMessage(f"Asking {how.url or engine.name}"))

@@ -18,8 +18,7 @@ from pathlib import Path
 from torch import Tensor
 
 from rankwise.adapters.formats.dialects import detect
-from rankwise.adapters.formats.peft_forms import peft_base
-from rankwise.adapters.formats.peft_reader import CONFIG
+from rankwise.adapters.formats.peft_reader import CONFIG, peft_base
 from rankwise.adapters.formats.tensors import SUFFIXES, refuse_pickle
 from rankwise.adapters.weights import AdapterWeights, reported
 from rankwise.base.beside import added_texts
@@ -282,7 +281,7 @@ def _named_in(folder: Path, trust_code: str | None) -> ModelConfig | None:
     dialect = detect(folder)
     name, revision, tokens = dialect.base, None, list[int]()
     if dialect.is_peft:
-        name, revision, tokens = peft_base(dialect.source.tensors.parent)
+        name, revision, tokens = peft_base(dialect.source.folder)
     if not name:
         return None
     starter = next((one.name for one in STARTERS.values() if one.hub_id == name), None)

@@ -25,17 +25,16 @@ from rankwise.config.recipe import recipe_named
 from rankwise.errors import DataError, TemplateError
 from rankwise.planning.batches import limit_of
 from rankwise.planning.rows import Counted, Drawn, PlannedRows, planned_rows, together, without_held_out
-from rankwise.planning.shape import CLASSIFIER, IMAGE_CLASSIFIER, SEQUENCES, TAGGER, ModelShape
+from rankwise.planning.shape import ModelShape
+from rankwise.planning.tasks import CLASSIFIER, IMAGE_CLASSIFIER, SEQUENCES, TAGGER
 from rankwise.planning.tokens import TokenCounter
 from rankwise.rows.files.hub import HUB
 from rankwise.rows.instructions import instructions
 from rankwise.rows.sample import Sample, Seen, sample_rows
 from rankwise.rows.sources import open_source, raw_records
 from rankwise.rows.text.example import Example, Message
-from rankwise.rows.text.plain_conversations import plain_conversation
-from rankwise.rows.text.sequences import input_and_output
-from rankwise.rows.text.targets import texts_of
-from rankwise.rows.text.template_process import render_conversations
+from rankwise.rows.text.targets import input_and_output, texts_of
+from rankwise.rows.text.template_process import plain_conversation, render_conversations
 from rankwise.runs.own_files import data_here, folder_of, read_experiment
 
 WRITTEN = 0.72
@@ -135,29 +134,25 @@ class Conversations:
         return cls(tokens, known, spec.reasoning != "none", spec.learned == "everything")
 
     def __call__(self, rows: Sequence[Seen]) -> list[Drawn]:
-        documents = [(row, example, example.conversations) for row in rows for example in row.examples]
-        counts = iter(self._counts([(example, turns) for _, example, several in documents for turns in several]))
+        examples = [(row.size / len(row.examples), example) for row in rows for example in row.examples]
+        written = iter(self._written([(one, turns) for _, one in examples for turns in one.conversations]))
         drawn = []
-        for row, _, several in documents:
-            texts, learned = zip(*(next(counts) for _ in several), strict=True)
-            drawn.append(Drawn(texts, sum(texts if self.everything else learned), row.size / len(row.examples)))
+        for size, example in examples:
+            counts = [self._count(example, turns, next(written)) for turns in example.conversations]
+            texts, learned = zip(*counts, strict=True)
+            drawn.append(Drawn(texts, sum(texts if self.everything else learned), size))
         return drawn
 
-    def _counts(self, conversations: Sequence[Conversation]) -> Iterator[tuple[int, int]]:
-        """The tokens of each, and those of them that are learned. All texts are counted at once, which is faster."""
-        written = self._written(conversations)
-        answers = [[one for one in turns if one.role == "assistant" and one.learned] for _, turns in conversations]
-        read = [[example.text or ""] if example.text is not None else [whole] if whole is not None
-                else [_text(turn) for turn in turns]
-                for (example, turns), whole in zip(conversations, written, strict=True)]  # fmt: skip
-        every = [(*texts, *map(_text, own)) for texts, own in zip(read, answers, strict=True)]
-        counts = iter(self.tokens.count([text for texts in every for text in texts]))
-        for (example, turns), whole, texts, own in zip(conversations, written, read, answers, strict=True):
-            length, learned = sum(next(counts) for _ in texts), sum(next(counts) + AFTER_ANSWER for _ in own)
-            if example.text is not None:
-                yield length + AFTER_ANSWER, length + AFTER_ANSWER
-            else:
-                yield length + (AROUND_MESSAGE * len(turns) if whole is None else 0), learned
+    def _count(self, example: Example, turns: Sequence[Message], written: str | None) -> tuple[int, int]:
+        """The tokens of a conversation, and those of them that are learned."""
+        if example.text is not None:
+            length = sum(self.tokens.count([example.text])) + AFTER_ANSWER
+            return length, length
+        answers = [_text(turn) for turn in turns if turn.role == "assistant" and turn.learned]
+        learned = sum(self.tokens.count(answers)) + AFTER_ANSWER * len(answers)
+        if written is not None:
+            return sum(self.tokens.count([written])), learned
+        return sum(self.tokens.count([*map(_text, turns)])) + AROUND_MESSAGE * len(turns), learned
 
     def _written(self, conversations: Sequence[Conversation]) -> list[str | None]:
         """What the template makes of each; None where it cannot, and of plain texts."""
@@ -220,7 +215,7 @@ def _with_replay(own: PlannedRows, config: Planned, tokens: TokenCounter, limit:
         return own
     among = replay.rows_among(round(own.documents.likely))
     if replay.data is None:
-        others = _answers(data, tokens, limit)
+        others = _answers(tokens, limit)
     else:
         run = replay.data.run
         folder = None if run is None else folder_of(run)
@@ -233,10 +228,11 @@ def _with_replay(own: PlannedRows, config: Planned, tokens: TokenCounter, limit:
     return replace(mixed, replayed=float(among))
 
 
-def _answers(spec: DataConfig, tokens: TokenCounter, limit: int) -> PlannedRows:
+def _answers(tokens: TokenCounter, limit: int) -> PlannedRows:
     """The base's answers to the general instructions, one to each."""
     written = round(WRITTEN * ANSWER_TOKENS)
-    asked = [Seen(1, (Example((Message("user", text), Message("assistant", "")), ""),)) for text in instructions()]
-    drawn = [Drawn((one.tokens + written,), written, 1.0) for one in Conversations.of(spec, tokens)(asked)]
-    read = Counted(len(drawn), len(drawn), len(drawn), True, drawn, False)
-    return planned_rows(read, limit=limit, too_long="truncate")
+    counts = tokens.count(instructions())
+    drawn = [Drawn((2 * AROUND_MESSAGE + count + written,), written, 1.0) for count in counts]
+    return planned_rows(
+        Counted(len(drawn), len(drawn), len(drawn), True, drawn, False), limit=limit, too_long="truncate"
+    )

@@ -25,7 +25,7 @@ FULL = 16
 SLOWER = {("lora", "fused"): 6.2, ("lora", "eager"): 2.5}
 """Time of a step of full fine-tuning in float32 relative to this method with this backend (docs/speed.md)."""
 SHOWN_ROWS = 5
-"""Of those that were left out."""
+"""At most so many of the rows that were left out are shown."""
 FORECASTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "trainable_parameters": ("trained parameters", "{:,.0f}".format),
     "adapter_bytes": ("saved file size", size),
@@ -94,7 +94,7 @@ def cost_section(run: RunSnapshot) -> Section:
         )  # fmt: skip
     against = against_full(manifest, results, run.experiment)
     blocks = [foreseen_table(manifest), _arithmetic(against) if against else Markup("")]
-    twin = {"results": results, "by_arithmetic": against, "forecast": foreseen(manifest)}
+    twin = {"results": results, "by_arithmetic": against, "forecast": forecast_and_fact(manifest)}
     return Section("cost", "Cost", twin, [block for block in blocks if block])
 
 
@@ -181,7 +181,7 @@ def _of_machine(machine: JsonObject) -> list[str]:
     return [recorded(name, value) for name, value in machine.items()]
 
 
-def foreseen(manifest: Manifest) -> JsonObject | None:
+def forecast_and_fact(manifest: Manifest) -> JsonObject | None:
     """Pairs of forecast and fact, and by what share the forecast was off; None where there was no forecast. What a card
     held is not measured."""
     forecast, results = manifest.forecast, manifest.results
@@ -206,7 +206,7 @@ def _pair(expected: float, actual: float) -> dict[str, float | None]:
 
 
 def foreseen_table(manifest: Manifest) -> Markup:
-    pairs, forecast = foreseen(manifest), manifest.forecast
+    pairs, forecast = forecast_and_fact(manifest), manifest.forecast
     if not pairs or forecast is None:
         return Markup("")
     rows: Rows = []

@@ -17,8 +17,7 @@ from rankwise.rows.forms.columns import Row, renamed
 from rankwise.rows.forms.formats import ANSWER_FIELDS, SIGNS
 from rankwise.rows.forms.tagged_rows import TAGGED_FORMATS, list_in
 from rankwise.rows.sources import Reading
-from rankwise.rows.text.example import Example
-from rankwise.rows.text.tagged import OUTSIDE
+from rankwise.rows.text.example import OUTSIDE, Example
 
 PLACEHOLDER = "?"
 ANSWERS: Mapping[str, tuple[str, ...]] = {

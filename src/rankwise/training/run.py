@@ -12,7 +12,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from rankwise.base.loaded import LoadedModel
-from rankwise.base.sharding import is_split, save_whole
+from rankwise.base.sharding import save_whole
+from rankwise.base.split import is_split
 from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
 from rankwise.evaluation.text import Text
@@ -20,8 +21,9 @@ from rankwise.methods.artifact import BaseFacts
 from rankwise.methods.method import Method, Record
 from rankwise.methods.model_card import CardFacts, card
 from rankwise.methods.trainable import Trainable
-from rankwise.planning.memory import EXACT, SLOW_DISK, Disk
-from rankwise.rows.images.augment import augmentation
+from rankwise.planning.forecast import SLOW_DISK, Disk
+from rankwise.planning.tasks import EXACT
+from rankwise.rows.images.processor import augmentation
 from rankwise.rows.preparation import Prepared
 from rankwise.runs.data_report import about, lines_of
 from rankwise.runs.directory import REFERENCE, RunDirectory
@@ -169,8 +171,8 @@ class TrainingRun:
         return replace(self, prepared=self.prepared.with_references(reference.values))
 
     def _reference(self, backend: PairBackend) -> Reference:
-        most, facts = self.config.max_batch_tokens, self.model.facts
-        return reference_of(backend, self.prepared, facts, self.lineage, most, self.callback, self.world)
+        most = self.config.max_batch_tokens
+        return reference_of(backend, self.prepared, self.lineage, most, self.callback, self.world)
 
     def validation(self, backend: Backend) -> Validation:
         rows, config = self.prepared.measured_rows, self.experiment.validation

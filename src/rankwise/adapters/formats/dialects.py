@@ -20,14 +20,16 @@ import regex
 
 from rankwise.adapters.formats import gguf_lora, mlx, peft_reader, vera
 from rankwise.adapters.formats.imported import Modules, Source
-from rankwise.adapters.formats.peft_forms import peft_base, read_peft_folder
-from rankwise.adapters.formats.peft_reader import CONFIG, PREFIX
+from rankwise.adapters.formats.peft_reader import CONFIG, PREFIX, peft_base, read_weights
 from rankwise.adapters.formats.tensors import SUFFIXES, open_tensors, refuse_pickle
 from rankwise.adapters.weights import AdapterWeights
 from rankwise.base.gguf.adapter import is_gguf
 from rankwise.errors import AdapterError, some
 
 _LIKE_MLX = regex.compile(r".+\.lora_[ab]")
+
+
+Reader = Callable[[Source, Modules | None], AdapterWeights]
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Dialect:
     name: str
     label: str
     """For messages: whose format it is."""
+    reader: Reader
+    base_of: Callable[[Source], str | None]
     source: Source
 
     @property
@@ -46,28 +50,21 @@ class Dialect:
     @property
     def base(self) -> str | None:
         """The base model that the files name, as PEFT would load it."""
-        return FORMATS[self.name].base(self.source)
+        return self.base_of(self.source)
 
     def read(self, modules: Modules | None = None) -> AdapterWeights:
-        return FORMATS[self.name].read(self.source, modules)
+        return self.reader(self.source, modules)
 
 
-@dataclass(frozen=True)
-class Format:
-    label: str
-    read: Callable[[Source, Modules | None], AdapterWeights]
-    base: Callable[[Source], str | None]
-
-
-FORMATS = {
-    "peft": Format(
-        "PEFT", lambda source, modules: read_peft_folder(source.folder, modules),
-        lambda source: peft_base(source.folder)[0],
+FORMATS: dict[str, tuple[str, Reader, Callable[[Source], str | None]]] = {
+    "peft": (
+        "PEFT", lambda source, modules: read_weights(source.folder, modules), lambda source: peft_base(source.folder)[0]
     ),
-    "mlx": Format("mlx-lm", mlx.read, mlx.base_of),
-    "vera": Format("PEFT", vera.read, vera.base_of),
-    "gguf": Format("llama.cpp", gguf_lora.read, gguf_lora.base_of),
+    "mlx": ("mlx-lm", mlx.read, mlx.base_of),
+    "vera": ("PEFT", vera.read, vera.base_of),
+    "gguf": ("llama.cpp", gguf_lora.read, gguf_lora.base_of),
 }  # fmt: skip
+"""Whose each format is, and the functions that read an adapter and the name of its base."""
 OF_PEFT = {"VERA": "vera"}
 """Formats of PEFT's other methods, by the peft_type of their settings."""
 
@@ -143,4 +140,4 @@ def _without_settings(file: Path) -> str:
 
 
 def _dialect(name: str, tensors: Path, settings: Path | None = None) -> Dialect:
-    return Dialect(name, FORMATS[name].label, Source(tensors, settings))
+    return Dialect(name, *FORMATS[name], Source(tensors, settings))

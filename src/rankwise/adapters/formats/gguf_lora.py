@@ -22,7 +22,7 @@ from rankwise.planning.gguf_header import GgufHeader, read_gguf_header
 PERMUTED = frozenset({"llama", "smollm3"})
 ARCHITECTURES = PERMUTED | {"gemma", "gemma2", "gemma3", "phi3", "qwen2", "qwen3"}
 """Those whose layers are transformers' own, but for the order of rows."""
-KEY = regex.compile(r"(?P<path>.+)\.weight\.lora_(?P<part>[ab])")
+KEY = regex.compile(r"(?P<path>.+)\.weight\.(?P<part>lora_[ab])")
 TURNED = regex.compile(r"blk\.\d+\.attn_[qk]")
 EMBEDDING, ALPHA, LORA_TYPE = "token_embd", "adapter.lora.alpha", "adapter.type"
 SETTINGS = {ALPHA, LORA_TYPE, "adapter.lora.task_name", "adapter.lora.prompt_prefix"}
@@ -81,18 +81,12 @@ def _checked(header: GgufHeader, layers: Layers) -> tuple[str, float]:
 
 def _grouped(tensors: dict[str, Tensor], layers: Layers) -> dict[str, tuple[Tensor, Tensor]]:
     """A (r, I) and B (O, r) of each layer, by its GGUF name."""
-    whole: dict[str, tuple[Tensor, Tensor]] = {}
-    for name, known in layers.grouped(tensors, KEY).items():
-        if missing := [part for part in "ab" if part not in known]:
-            layers.problems.append(f'"{name}.weight" has no lora_{missing[0]}')
-            continue
-        A, B = known["a"].T if name == EMBEDDING else known["a"], known["b"]
-        if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or not len(A):
-            shapes = f"{tuple(known['a'].shape)} and {tuple(B.shape)}"
-            layers.problems.append(f'"{name}.weight" has factors of shape {shapes}, which do not fit')
-        else:
-            whole[name] = (A.contiguous(), B)
-    return whole
+    pairs = layers.grouped(tensors, KEY, ("lora_a", "lora_b")).items()
+    turned = {name: (a.T if name == EMBEDDING else a, b) for name, (a, b) in pairs}
+    return {
+        name: (A.contiguous(), B) for name, (A, B) in turned.items()
+        if layers.fit(f"{name}.weight", A, B, A.shape[0] if A.ndim else 0)
+    }  # fmt: skip
 
 
 def _turned_back(name: str, B: Tensor, paths: dict[str, str], modules: Modules, layers: Layers) -> Tensor:

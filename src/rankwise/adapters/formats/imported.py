@@ -7,7 +7,7 @@ Without `modules` the names and shapes are the file's own, which is enough to lo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from rankwise.adapters.adapter import conv_problem
 from rankwise.adapters.base_layers import features_of, is_conv2d, is_embedding, is_host, takes_dora, weight_of
 from rankwise.adapters.formats.peft_config import settings_of
+from rankwise.adapters.formats.tensors import LISTED, refuse
 from rankwise.adapters.weights import AdapterWeights, Factors
 from rankwise.config.old_names import new_names
-from rankwise.errors import AdapterError, some
+from rankwise.errors import some
 
-LISTED = 8
-"""Largest number of problems in one message."""
 Modules = Mapping[str, nn.Module]
 Shape = tuple[int, ...]
 
@@ -55,19 +54,35 @@ class Layers:
     base: str | None = None
     """The base model that the file names."""
 
-    def grouped(self, tensors: Mapping[str, Tensor], names: regex.Pattern[str]) -> dict[str, dict[str, Tensor]]:
-        """The parts of each layer, by the groups `path` and `part` of their names; all else is a problem."""
-        parts: dict[str, dict[str, Tensor]] = {}
+    def grouped(
+        self, tensors: Mapping[str, Tensor], names: regex.Pattern[str], parts: Sequence[str]
+    ) -> dict[str, tuple[Tensor, ...]]:
+        """These parts of each layer that has them all, by the groups `path` and `part` of their names; all else is a
+        problem."""
+        layers: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
-            if match := names.fullmatch(name):
-                parts.setdefault(match["path"], {})[match["part"]] = tensor
+            match = names.fullmatch(name)
+            if match is not None and match["part"] in parts:
+                layers.setdefault(match["path"], {})[match["part"]] = tensor
             else:
-                self.problems.append(f'"{name}" is no factor of a LoRA, and other weights are not read')
-        return parts
+                self.problems.append(f'"{name}" is no factor of this LoRA, and other weights are not read')
+        for path, known in layers.items():
+            if missing := [part for part in parts if part not in known]:
+                self.problems.append(f'"{path}" has no {" and no ".join(missing)}')
+        return {
+            path: tuple(known[part] for part in parts) for path, known in layers.items() if len(known) == len(parts)
+        }
+
+    def fit(self, path: str, A: Tensor, B: Tensor, rank: int) -> bool:
+        """Whether A (r, I) and B (O, r) are matrices of this rank; a problem where they are not."""
+        fits = A.ndim == B.ndim == 2 and A.shape[0] == B.shape[1] == rank and rank > 0
+        if not fits:
+            shapes = f"{tuple(A.shape)} and {tuple(B.shape)}"
+            self.problems.append(f'"{path}" has factors of shape {shapes}, which do not fit each other or rank {rank}')
+        return fits
 
     def refuse(self) -> None:
-        if self.problems:
-            raise AdapterError(f"{self.source.tensors} cannot be used: {some(self.problems, LISTED)}.")
+        refuse(self.source.tensors, self.problems)
 
     def over(self, modules: Modules | None) -> AdapterWeights:
         """The adapter, for a model with these modules; AdapterError with all that does not fit."""

@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 
 import regex
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
 from rankwise.adapters.formats.imported import Layers, Modules, Source
 from rankwise.adapters.formats.tensors import read_tensors, validated
@@ -53,10 +52,17 @@ class MlxConfig(BaseModel):
 def read(source: Source, modules: Modules | None) -> AdapterWeights:
     assert source.settings is not None, "an adapter of mlx-lm is known by its settings"
     config = config_of(source.settings)
-    layers = Layers(source, dropout=config.lora_parameters.dropout, base=config.model)
-    for path, known in layers.grouped(read_tensors(source.tensors), KEY).items():
-        if factors := _factors(path, known, config, layers):
-            layers.factors[path] = factors
+    parameters = config.lora_parameters
+    layers = Layers(source, dropout=parameters.dropout, base=config.model)
+    parts = ("lora_a", "lora_b", *(["m"] if config.fine_tune_type == "dora" else []))
+    for path, (a, b, *magnitude) in layers.grouped(read_tensors(source.tensors), KEY, parts).items():
+        if a.ndim == STACKED:
+            layers.problems.append(
+                f'"{path}" has the factors of a mixture of {a.shape[0]} experts, which are not supported'
+            )
+        elif layers.fit(path, a.T, b.T, parameters.rank):
+            A, B = a.T.contiguous(), b.T.contiguous()
+            layers.factors[path] = Factors(A, B, float(parameters.scale), next(iter(magnitude), None))
     return layers.over(modules)
 
 
@@ -83,26 +89,3 @@ def config_of(file: Path) -> MlxConfig:
             "Remove alpha, and set scale to the factor of lora_a lora_b."
         )
     return validated(MlxConfig, settings, f"{file}, settings of mlx-lm")
-
-
-def _factors(path: str, tensors: dict[str, Tensor], config: MlxConfig, layers: Layers) -> Factors | None:
-    rank, names = config.lora_parameters.rank, ("lora_a", "lora_b", *(["m"] if config.fine_tune_type == "dora" else []))
-    if missing := [name for name in names if name not in tensors]:
-        layers.problems.append(f'"{path}" has no {" and no ".join(missing)}')
-        return None
-    if "m" in tensors and "m" not in names:
-        layers.problems.append(f'"{path}" has DoRA\'s m, but fine_tune_type is lora')
-        return None
-    a, b = tensors["lora_a"], tensors["lora_b"]
-    if a.ndim == STACKED:
-        layers.problems.append(
-            f'"{path}" has the factors of a mixture of {a.shape[0]} experts, which are not supported'
-        )
-        return None
-    if a.ndim != 2 or b.ndim != 2 or (a.shape[1], b.shape[0]) != (rank, rank):
-        layers.problems.append(
-            f'"{path}" has lora_a of shape {tuple(a.shape)} and lora_b of shape {tuple(b.shape)}, but lora_parameters '
-            f"says rank {rank}"
-        )
-        return None
-    return Factors(a.T.contiguous(), b.T.contiguous(), float(config.lora_parameters.scale), tensors.get("m"))

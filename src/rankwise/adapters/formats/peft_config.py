@@ -39,9 +39,18 @@ HARMLESS_TO_ADALORA = HARMLESS | {
     "alpha_pattern", "beta1", "beta2", "deltaT", "orth_reg_weight", "r", "target_r", "tfinal", "tinit", "total_step",
     "use_rslora",
 }  # fmt: skip
+MERGE = "It is not read. Merge it with PEFT (merge_and_unload) and use the merged model."
+FORMS = {
+    "lora_bias": "has biases beside its factors, which no other program reads",
+    "layer_replication": "repeats layers of the base model",
+    "alora_invocation_tokens": "is an activated LoRA, which acts only after certain tokens",
+}
+"""Settings of what factors do not carry."""
+INSIDE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Starts that change weights of the base model."""
 UNSUPPORTED = {
-    "alora_invocation_tokens", "arrow_config", "corda_config", "kasa_config", "loftq_config", "lora_ga_config",
-    "megatron_config", "monteclora_config", "runtime_config", "use_bdlora", "use_qalora", "velora_config",
+    "arrow_config", "corda_config", "kasa_config", "loftq_config", "lora_ga_config", "megatron_config",
+    "monteclora_config", "runtime_config", "use_bdlora", "use_qalora", "velora_config",
 }  # fmt: skip
 """Keys of PEFT up to 0.21 that change what the factors mean, or the base model."""
 TokenIndices = list[Annotated[int, Field(ge=0, lt=1 << 31)]]
@@ -59,7 +68,6 @@ class _Common(BaseModel):
     """The base model's revision."""
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: list[str] | str | None = None
-    lora_bias: Literal[False] = False
     bias: Literal["none"] = "none"
     modules_to_save: list[Annotated[str, Field(min_length=1)]] | None = None
     """Modules that were trained whole."""
@@ -67,7 +75,6 @@ class _Common(BaseModel):
     """Tokens whose rows were trained: in the embedding, or by the name of a table or a head."""
     target_parameters: list[Annotated[str, Field(min_length=1)]] | None = None
     """Parameters that stack the weights of experts, whose factors lie beside those of layers."""
-    layer_replication: None = None
     exclude_modules: list[str] | str | None = None
     layers_to_transform: list[int] | int | None = None
     """Blocks that have adapters. The factors say it too."""
@@ -220,6 +227,15 @@ def read_settings(file: Path) -> dict[str, Any]:
 
 
 def check_config(settings: dict[str, Any], file: Path) -> PeftConfig:
+    if (form := next((key for key in FORMS if settings.get(key)), None)) is not None:
+        raise AdapterError(f"{file} sets {form}: the adapter {FORMS[form]}. {MERGE}")
+    if (start := str(settings.get("init_lora_weights"))).lower().startswith(INSIDE):
+        raise AdapterError(
+            f'{file} sets init_lora_weights to "{one_line(start)}": training began by changing weights of the base '
+            "model, so the factors alone are not the change. Save it again with PEFT as a plain LoRA: "
+            "save_pretrained(…, path_initial_model_for_weight_conversion=INITIAL), where INITIAL is the adapter as it "
+            "was before training."
+        )
     kind = PeftAdaLoraConfig if settings["peft_type"] == "ADALORA" else PeftLoraConfig
     unsupported = sorted(key for key in UNSUPPORTED if settings.get(key))
     if unsupported:
@@ -232,7 +248,7 @@ def check_config(settings: dict[str, Any], file: Path) -> PeftConfig:
 def unknown_keys(settings: dict[str, Any], config: PeftConfig) -> list[str]:
     """A warning for the keys that are set and that no known version of PEFT writes."""
     harmless = HARMLESS_TO_ADALORA if isinstance(config, PeftAdaLoraConfig) else HARMLESS
-    known = harmless | UNSUPPORTED | type(config).model_fields.keys()
+    known = harmless | UNSUPPORTED | FORMS.keys() | type(config).model_fields.keys()
     unknown = [repr(one_line(key, 40)) for key, value in settings.items() if value and key not in known]
     if not unknown:
         return []

@@ -16,16 +16,14 @@ of the last adapted parameter of a module; those of the one before it lie at `<m
 
 Each key begins with `base_model.model.`. `modules_to_save` names modules that were trained whole; their parameters lie
 beside the factors. Any other tensor, a missing half, a shape that does not fit and a value that is not finite are
-refused, all of them at once. Shapes are in the header, so no tensor is read that could not fit. Where the model is
-known, a layer that the targets name must have factors: PEFT writes all of them, so one without is lost.
+refused, all of them at once. Where the model is known, a layer that the targets name must have factors: PEFT writes all
+of them, so one without is lost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import regex
 import torch
@@ -41,12 +39,12 @@ from rankwise.adapters.base_layers import (
 from rankwise.adapters.experts import StackedWeight
 from rankwise.adapters.formats.imported import Modules, Shape, host_problem, misfitting
 from rankwise.adapters.formats.peft_config import PeftConfig, check_config, is_inside, read_settings, unknown_keys
-from rankwise.adapters.formats.tensors import no_floats, open_tensors, pickles_in
+from rankwise.adapters.formats.tensors import pickles_in, read_tensors, refuse
 from rankwise.adapters.weights import AdapterWeights, Factors, TokenValues
 from rankwise.config.experts import NESTED, PARAMETERS, stored_names
 from rankwise.config.expressions import matches_of
 from rankwise.config.old_names import new_names
-from rankwise.errors import AdapterError, one_line, some
+from rankwise.errors import one_line, some
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -58,57 +56,35 @@ KEYS = {
     for peft_type, part in (("LORA", _LORA), ("ADALORA", _ADALORA))
 }
 NAMES = {"A": "lora_A", "B": "lora_B", "E": "lora_E", "m": "lora_magnitude_vector"}
-_BASE_KEY = regex.compile(r"base_model\.model\.(?P<path>.+?)(\.base_layer)?\.(?P<part>weight|bias)")
 
-Layers = dict[str, dict[str, str]]
-"""The key of each part of a layer (A, B, E, m), by path."""
 UNSWAPPED = (0, 19)
 """Since this version PEFT asks a module of experts which way round its weights lie."""
 
 
-def read_weights(
-    folder: Path, modules: Modules | None = None, settings: dict[str, Any] | None = None
-) -> AdapterWeights:  # fmt: skip
+def read_weights(folder: Path, modules: Modules | None = None) -> AdapterWeights:
     """Read a LoRA or an AdaLoRA; for the layers of a model where its `modules` are given, in the model's order. Layers
-    may have the names that they had before transformers 5. `settings` stand for those of the folder."""
-    settings, file = settings or read_settings(folder / CONFIG), folder / WEIGHTS
+    may have the names that they had before transformers 5."""
+    settings, file = read_settings(folder / CONFIG), folder / WEIGHTS
     config = check_config(settings, folder / CONFIG)
-    today = new_names(modules or ())
-    known = None if modules is None else {**modules, **{old: modules[new] for old, new in today.items()}}
-    with open_tensors(file) as tensors:
-        reader = _Reader(tensors, config, known)
-        layers, heads = reader.grouped()
-        ranks = reader.checked_ranks(layers)
-        problems = [
-            *no_floats(tensors),
-            *reader.problems,
-            *config.unmatched([path for path in layers if path not in reader.stacked]),
-        ]
-        problems += unmatched_parameters(config.target_parameters or [], list(reader.stacked))
-        problems += reader.lost_layers(today) if not problems else []
-        if not layers and not heads and not reader.tokens and not problems:
-            problems.append("it contains no LoRA factors")
-        if modules is not None and not heads and not reader.tokens and not problems and not any(ranks.values()):
-            problems.append("all layers have rank 0, so it changes nothing")
-        _refuse(file, problems)
-        scales = config.scales_of(list(layers))
-        factors = {path: _factors(tensors, keys, scales[path]) for path, keys in layers.items()}
-        for path in reader.stacked:
-            A, B = apart(factors[path].A, factors[path].B, ranks[path])
-            factors[path] = replace(factors[path], A=A, B=B)
-        whole = {name: tensors.get_tensor(PREFIX + name) for name in heads}
-        tokens = {path: TokenValues(tuple(ids), tensors.get_tensor(f"{PREFIX}{path}.{TOKENS}"))
-                  for path, ids in reader.tokens.items()}  # fmt: skip
-    others = {path: rows.values for path, rows in tokens.items()} | whole
+    reader = _Reader(config, modules, read_tensors(file))
+    factors = reader.factors()
+    refuse(file, reader.problems)
     infinite = [path for path, part in factors.items() if not part.finite]
+    others = {path: rows.values for path, rows in reader.tokens.items()} | reader.heads
     infinite += [name for name, value in others.items() if not bool(torch.isfinite(value).all())]
-    _refuse(file, [f'"{name}" contains NaN or infinity' for name in infinite])
-    if old := [path for path in factors if path in today]:
-        _refuse(file, [f'"{path}" and "{today[path]}" are one layer' for path in old if today[path] in factors])
-        factors = {today.get(path, path): part for path, part in factors.items()}
-        factors = {path: factors[path] for path in modules or () if path in factors}
+    refuse(file, [f'"{name}" contains NaN or infinity' for name in infinite])
+    today, renamed = reader.today, {path: reader.today[path] for path in factors if path in reader.today}
+    refuse(file, [f'"{path}" and "{new}" are one layer' for path, new in renamed.items() if new in factors])
+    factors = {today.get(path, path): part for path, part in factors.items()}
+    ordered = {path: factors[path] for path in (factors if modules is None else modules) if path in factors}
     warnings = (*unknown_keys(settings, config), *_unused_pickles(folder))
-    return AdapterWeights(settings, factors, whole, tokens, {path: today[path] for path in old}, warnings)
+    return AdapterWeights(settings, ordered, reader.heads, reader.tokens, renamed, warnings)
+
+
+def peft_base(folder: Path) -> tuple[str | None, str | None, list[int]]:
+    """The base model that PEFT would load, its revision, and the tokens whose rows were trained."""
+    config = check_config(read_settings(folder / CONFIG), folder / CONFIG)
+    return config.base_model_name_or_path or None, config.revision, config.trained_tokens
 
 
 def _unused_pickles(folder: Path) -> list[str]:
@@ -117,96 +93,85 @@ def _unused_pickles(folder: Path) -> list[str]:
     return [f"{folder} also contains {some(names)}, which is a pickle and was not read"] if names else []
 
 
-def _refuse(file: Path, problems: list[str]) -> None:
-    if problems:
-        raise AdapterError(f"{file} cannot be used: {some(problems, 8)}.")
-
-
-def _factors(tensors: Any, keys: dict[str, str], scale: float) -> Factors:
-    parts = {part: tensors.get_tensor(key) for part, key in keys.items()}
-    A, B = parts["A"], parts["B"]
-    if "E" in parts:
-        A, B = A.float(), B.float() * parts["E"].float().view(1, -1)
-    return Factors(A, B, scale, parts.get("m"), "lora_embedding_" in keys["A"])
-
-
-@dataclass
 class _Reader:
-    """One file, whose problems are collected."""
+    """The tensors of one file by what they are. Problems are collected, as clauses of one message."""
 
-    tensors: Any
-    config: PeftConfig
-    modules: Modules | None
-
-    def __post_init__(self) -> None:
-        self.problems: list[str] = []
-        self.paths: set[str] = set()
-        self.stacked: dict[str, None] = {}
-        """Parameters of experts, by path."""
-        self.tokens: dict[str, list[int]] = {}
-
-    def grouped(self) -> tuple[Layers, list[str]]:
-        """Sort the keys into layers with all their parts, and parameters of modules that were trained whole."""
-        layers, heads = Layers(), []
-        matches = {key: KEYS[self.config.peft_type].fullmatch(key) for key in self.tensors.keys()}  # noqa: SIM118
-        parameters = self._parameters_by_name([match["path"] for match in matches.values() if match is not None])
+    def __init__(self, config: PeftConfig, modules: Modules | None, tensors: Mapping[str, Tensor]) -> None:
+        self.config, self.problems = config, list[str]()
+        self.today = new_names(modules or ())
+        self.modules = (
+            None if modules is None else {**modules, **{old: modules[new] for old, new in self.today.items()}}
+        )
+        self.heads: dict[str, Tensor] = {}
+        self.tokens: dict[str, TokenValues] = {}
+        self._layers: dict[str, dict[str, Tensor]] = {}
+        matches = {key: KEYS[config.peft_type].fullmatch(key) for key in tensors}
+        stored = dict.fromkeys(match["path"] for match in matches.values() if match is not None)
+        self._stacked = parameters_by_name(list(stored), config.layers, config.target_parameters or [], self.modules)
         for key, match in matches.items():
-            if match is None:
-                heads += self._outside_layers(key)
-                continue
-            path = parameters.get(match["path"], match["path"])
-            if match["part"] == "ranknum":
-                self._check_initial_rank(key)
-            elif problem := self._problem_of(match, path):
-                self.problems.append(f'"{key}" {problem}')
-            else:
-                layers.setdefault(path, {})[match["part"]] = key
+            problem = self._outside(key, tensors[key]) if match is None else self._part(match, tensors[key])
+            self.problems += [] if problem is None else [f'"{key}" {problem}']
         self.problems += [
             f'"modules_to_save" names "{name}", but the file has no weights for it'
-            for name in self.config.modules_to_save or []
-            if self._has_module(name) and not any(is_inside(head, name) for head in heads)
+            for name in config.modules_to_save or []
+            if self._has_module(name) and not any(is_inside(head, name) for head in self.heads)
         ]
-        if self.config.trainable_token_indices and not self.tokens and not self.problems:
+        if config.trainable_token_indices and not self.tokens and not self.problems:
             self.problems.append("trainable_token_indices names tokens, but the file has no rows for them")
-        self.paths = set(layers)
-        whole = {path: keys for path, keys in layers.items() if self._is_whole(path, keys)}
-        order = [path for path in self.modules if path in whole] if self.modules is not None else list(whole)
-        return {path: {part: whole[path][part] for part in self.config.parts} for path in order}, heads
 
-    def checked_ranks(self, layers: Layers) -> dict[str, int]:
+    def factors(self) -> dict[str, Factors]:
+        """Of every layer, by its name in the file."""
+        layers = {path: parts for path, parts in self._layers.items() if self._is_whole(path, parts)}
+        stacked = [path for path in layers if path in self._stacked.values()]
         ranks, problems = self.config.ranks_of(list(layers))
-        self.problems += problems
-        for path, keys in layers.items():
-            shapes = [tuple(self.tensors.get_slice(key).get_shape()) for key in keys.values()]
-            layer = self.modules[path] if self.modules else None
-            if path in self.stacked:
-                self.problems += misfitting_experts(path, shapes, ranks[path], layer, self.config.peft_version)
-            else:
-                self.problems += misfitting(path, shapes, ranks[path], self.config.parts, layer)
-        return ranks
+        self.problems += [*problems, *self.config.unmatched([path for path in layers if path not in stacked])]
+        self.problems += unmatched_parameters(self.config.target_parameters or [], stacked)
+        for path, parts in layers.items():
+            shapes, layer = [tuple(parts[part].shape) for part in self.config.parts], (self.modules or {}).get(path)
+            self.problems += (
+                misfitting_experts(path, shapes, ranks[path], layer, self.config.peft_version)
+                if path in stacked
+                else misfitting(path, shapes, ranks[path], self.config.parts, layer)
+            )
+        self.problems += [] if self.problems else self._lost_layers() or self._nothing(ranks)
+        if self.problems:
+            return {}
+        scales = self.config.scales_of(list(layers))
+        return {path: self._factors(path, parts, scales[path], ranks[path]) for path, parts in layers.items()}
 
-    def lost_layers(self, today: Mapping[str, str]) -> list[str]:
+    def _factors(self, path: str, parts: dict[str, Tensor], scale: float, rank: int) -> Factors:
+        A, B = parts["A"], parts["B"]
+        if "E" in parts:
+            A, B = A.float(), B.float() * parts["E"].float().view(1, -1)
+        if path in self._stacked.values():
+            A, B = apart(A, B, rank)
+        return Factors(A, B, scale, parts.get("m"), "table" in parts)
+
+    def _nothing(self, ranks: Mapping[str, int]) -> list[str]:
+        if self.heads or self.tokens or any(ranks.values()) or (ranks and self.modules is None):
+            return []
+        return ["all layers have rank 0, so it changes nothing" if ranks else "it contains no LoRA factors"]
+
+    def _lost_layers(self) -> list[str]:
         """Layers of the model that the targets name and that have no factors in the file, under any of their names."""
         if self.modules is None:
             return []
         hosts = [path for path, module in self.modules.items()
                  if host_problem(module) is None and not experts_of(module)]  # fmt: skip
-        there = {today.get(path, path) for path in self.paths}
-        lost = {today.get(path, path) for path in self.config.meant(hosts)} - there
+        there = {self.today.get(path, path) for path in self._layers}
+        lost = {self.today.get(path, path) for path in self.config.meant(hosts)} - there
         lost |= set(lost_parameters(self.config.target_parameters or [], there, self.modules))
         return [
             f'"{path}" has no factors, although the targets name it; if it was left out on purpose, '
             "list the adapted layers by their whole paths" for path in self.modules if path in lost
         ]  # fmt: skip
 
-    def _parameters_by_name(self, stored: list[str]) -> dict[str, str]:
-        targets = self.config.target_parameters or []
-        names = parameters_by_name(list(dict.fromkeys(stored)), self.config.layers, targets, self.modules)
-        self.stacked = dict.fromkeys(names.values())
-        return names
-
-    def _problem_of(self, match: regex.Match[str], path: str) -> str | None:
+    def _part(self, match: regex.Match[str], value: Tensor) -> str | None:
+        """A part of a layer's factors, or what is wrong with it."""
+        path, part = self._stacked.get(match["path"], match["path"]), match["part"]
         is_table = bool(match.groupdict().get("table"))
+        if part == "ranknum":
+            return self._initial_rank(value)
         if self.modules is not None:
             layer = self.modules.get(path)
             if layer is None:
@@ -215,77 +180,71 @@ class _Reader:
                 return problem
             if is_table != is_embedding(layer):
                 return f"does not fit a layer of type {type(layer).__name__}"
-        return None if match["part"] in self.config.parts else f"belongs to DoRA, but {CONFIG} does not set use_dora"
+        if part not in self.config.parts:
+            return f"belongs to DoRA, but {CONFIG} does not set use_dora"
+        self._layers.setdefault(path, {})[part] = value
+        if is_table:
+            self._layers[path]["table"] = value
+        return None
+
+    def _initial_rank(self, value: Tensor) -> str | None:
+        """Some versions of PEFT store the rank at the start with each layer and divide by it."""
+        initial = getattr(self.config, "init_r", None)
+        return None if value.numel() == 1 and value.item() == initial else f"differs from init_r, which is {initial}"
 
     def _has_module(self, name: str) -> bool:
         """PEFT names every head that a classifier might have, of which a model has one."""
         return self.modules is None or any(path == name or path.endswith(f".{name}") for path in self.modules)
 
-    def _is_whole(self, path: str, keys: dict[str, str]) -> bool:
-        present, missing = ([NAMES[part] for part in self.config.parts if (part in keys) is expected]
+    def _is_whole(self, path: str, parts: Mapping[str, Tensor]) -> bool:
+        present, missing = ([NAMES[part] for part in self.config.parts if (part in parts) is expected]
                             for expected in (True, False))  # fmt: skip
         if missing:
             self.problems.append(f'"{path}" has only {" and ".join(present)}, no {" and no ".join(missing)}')
         return not missing
 
-    def _outside_layers(self, key: str) -> list[str]:
-        """Names of parameters of a saved module. PEFT also stores the table and the head beside an adapted embedding,
-        which is harmless if they equal the base's own."""
+    def _outside(self, key: str, value: Tensor) -> str | None:
+        """Rows of tokens, or a parameter of a saved module. PEFT also stores the table and the head beside an adapted
+        embedding, which is harmless if they equal the base's own."""
         name = key.removeprefix(PREFIX)
         if key != name and name.endswith(f".{TOKENS}"):
-            self._add_tokens(key, name.removesuffix(f".{TOKENS}"))
-            return []
+            return self._token_rows(name.removesuffix(f".{TOKENS}"), value)
+        own = None if self.modules is None else self._parameter(name)
         if key != name and any(is_inside(name, saved) for saved in self.config.modules_to_save or []):
-            return [name] if self._fits_model(key, name) else []
-        dumped = _BASE_KEY.fullmatch(key) if self.modules is not None else None
-        base = getattr(self.modules.get(dumped["path"]), dumped["part"], None) if self.modules and dumped else None
-        if isinstance(base, Tensor):
-            stored = self.tensors.get_tensor(key)
-            if stored.shape == base.shape and torch.equal(stored.to(base), base):
-                return []
-        self.problems.append(f'"{key}" is not a LoRA factor; an adapter must not contain other weights')
-        return []
+            if self.modules is not None and own is None:
+                return "is for a layer that this model does not have"
+            if own is not None and own.shape != value.shape:
+                return f"has the shape {tuple(value.shape)}, but this model needs {tuple(own.shape)}"
+            self.heads[name] = value
+            return None
+        own = None if self.modules is None else self._parameter(name.replace(NESTED, ""))
+        if key != name and own is not None and own.shape == value.shape and torch.equal(value.to(own), own):
+            return None
+        return "is not a LoRA factor; an adapter must not contain other weights"
 
-    def _add_tokens(self, key: str, path: str) -> None:
+    def _parameter(self, name: str) -> Tensor | None:
+        path, _, leaf = name.rpartition(".")
+        own = getattr((self.modules or {}).get(path), leaf, None)
+        return own if isinstance(own, Tensor) else None
+
+    def _token_rows(self, path: str, value: Tensor) -> str | None:
         """Rows of single tokens, of which the model must have as many."""
-        ids, shape = self.config.tokens_of(path) or [], tuple(self.tensors.get_slice(key).get_shape())
-        module = None if self.modules is None else self.modules.get(path)
-        if self.modules is not None and not isinstance(module, nn.Embedding | nn.Linear):
-            self.problems.append(f'"{key}" is for a table that this model does not have')
-        elif len(shape) != 2 or not ids or shape[0] != len(ids) or len(set(ids)) != len(ids):
-            self.problems.append(
-                f'"{key}" has the shape {shape}, but trainable_token_indices names {len(set(ids))} tokens for it'
+        ids, shape = self.config.tokens_of(path) or [], tuple(value.shape)
+        table = None if self.modules is None else self.modules.get(path)
+        if self.modules is not None and not isinstance(table, nn.Embedding | nn.Linear):
+            return "is for a table that this model does not have"
+        if len(shape) != 2 or not ids or shape[0] != len(ids) or len(set(ids)) != len(ids):
+            return f"has the shape {shape}, but trainable_token_indices names {len(set(ids))} tokens for it"
+        rows, width = (max(ids) + 1, shape[1]) if table is None else weight_of(table).shape
+        if shape[1] != width:
+            return f"has rows of {shape[1]} numbers, but this model has {width}"
+        if max(ids) >= rows:
+            return (
+                f"has a row for token {max(ids)}, but this model has {rows} tokens; load it with the same "
+                "model.new_tokens"
             )
-        elif module is not None and shape[1] != weight_of(module).shape[1]:
-            self.problems.append(
-                f'"{key}" has rows of {shape[1]} numbers, but this model has {weight_of(module).shape[1]}'
-            )
-        elif module is not None and max(ids) >= len(weight_of(module)):
-            self.problems.append(
-                f'"{key}" has a row for token {max(ids)}, but this model has {len(weight_of(module))} tokens; load it '
-                "with the same model.new_tokens"
-            )
-        else:
-            self.tokens[path] = ids
-
-    def _fits_model(self, key: str, name: str) -> bool:
-        if self.modules is None:
-            return True
-        shape, (path, _, leaf) = tuple(self.tensors.get_slice(key).get_shape()), name.rpartition(".")
-        own = getattr(self.modules.get(path), leaf, None)
-        if not isinstance(own, Tensor):
-            self.problems.append(f'"{key}" is for a layer that this model does not have')
-        elif tuple(own.shape) != shape:
-            self.problems.append(f'"{key}" has the shape {shape}, but this model needs {tuple(own.shape)}')
-        else:
-            return True
-        return False
-
-    def _check_initial_rank(self, key: str) -> None:
-        """Some versions of PEFT store the rank at the start with each layer and divide by it."""
-        initial = getattr(self.config, "init_r", None)
-        if self.tensors.get_slice(key).get_shape() not in ([], [1]) or self.tensors.get_tensor(key).item() != initial:
-            self.problems.append(f'"{key}" differs from init_r, which is {initial}')
+        self.tokens[path] = TokenValues(tuple(ids), value)
+        return None
 
 
 def misfitting_experts(

@@ -11,7 +11,7 @@ does no harm, by one command; the result is a safetensors file, which holds numb
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
@@ -25,6 +25,8 @@ from rankwise.config.base import problems_of
 from rankwise.errors import AdapterError, some
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+LISTED = 8
+"""Largest number of problems in one message."""
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -62,20 +64,20 @@ def open_tensors(file: Path) -> Iterator[Any]:
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """All of them; AdapterError where some are no floating-point numbers."""
+    """All of them; AdapterError where some are no floating-point numbers, but for a rank, which may be a whole one."""
     with open_tensors(file) as opened:
-        if problems := no_floats(opened):
-            raise AdapterError(f"{file} cannot be used: {some(problems, 8)}.")
-        return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is no dict
+        types = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118  it is no dict
+        refuse(file, [
+            f'"{name}" has the type {kind}, which is not a floating-point number'
+            for name, kind in types.items() if kind not in FLOATS and not name.endswith(".ranknum")
+        ])  # fmt: skip
+        return {name: opened.get_tensor(name) for name in types}
 
 
-def no_floats(opened: Any) -> list[str]:
-    """Clauses for the tensors that are no floating-point numbers; those of a rank may be whole ones."""
-    types = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
-    return [
-        f'"{name}" has the type {kind}, which is not a floating-point number'
-        for name, kind in types.items() if kind not in FLOATS and not name.endswith(".ranknum")
-    ]  # fmt: skip
+def refuse(file: Path, problems: Sequence[str]) -> None:
+    """AdapterError with all that is wrong with a file, if anything is."""
+    if problems:
+        raise AdapterError(f"{file} cannot be used: {some(problems, LISTED)}.")
 
 
 REWRITE = (

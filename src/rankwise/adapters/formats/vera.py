@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import regex
+import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
 
 from rankwise.adapters.base_layers import features_of
 from rankwise.adapters.formats.imported import Layers, Modules, Source, host_problem
@@ -27,7 +27,7 @@ from rankwise.adapters.weights import AdapterWeights, Factors
 from rankwise.config.adapters import Rank
 
 SHARED = ("base_model.vera_A", "base_model.vera_B")
-_KEY = regex.compile(r"base_model\.model\.(?P<path>.+)\.vera_lambda_(?P<part>[bd])")
+_KEY = regex.compile(r"base_model\.model\.(?P<path>.+)\.(?P<part>vera_lambda_[bd])")
 
 
 class PeftVeraConfig(BaseModel):
@@ -54,29 +54,22 @@ class VeraWeights(AdapterWeights):
 def read(source: Source, modules: Modules | None) -> AdapterWeights:
     (config, settings), tensors = _config_of(source), read_tensors(source.tensors)
     layers, rank = Layers(source), config.r
-    A, B = (tensors.pop(name, None) for name in SHARED)
-    known = layers.grouped(tensors, _KEY)
-    if A is None or B is None or A.ndim != 2 or B.ndim != 2 or (len(A), B.shape[1]) != (rank, rank):
-        layers.problems.append(f'"{SHARED[0]}" and "{SHARED[1]}" must have rank {rank}, and are missing or of another')
-        A = B = None
-    for path, vectors in known.items():
-        if A is not None and B is not None and _fit(path, vectors, B, layers):
-            b, host = vectors["b"], None if modules is None else modules.get(path)
-            inside = A.shape[1] if host is None or host_problem(host) is not None else features_of(host)[0]
-            factors = vectors["d"][:, None].float() * A[:, :inside].float(), b[:, None].float() * B[: len(b)].float()
-            layers.factors[path] = Factors(*factors, 1.0)
+    layers.problems += [f'"{name}" is missing' for name in SHARED if name not in tensors]
+    A, B = (tensors.pop(name, torch.empty(0)) for name in SHARED)
+    vectors = layers.grouped(tensors, _KEY, ("vera_lambda_d", "vera_lambda_b"))
+    for path, (d, b) in vectors.items() if layers.fit("base_model.vera_A and vera_B", A, B, rank) else ():
+        if d.shape != B.shape[1:] or b.ndim != 1 or len(b) > len(B):
+            layers.problems.append(
+                f'"{path}" has vera_lambda_b of shape {tuple(b.shape)} and vera_lambda_d of shape {tuple(d.shape)}, '
+                f"but needs vera_lambda_d {tuple(B.shape[1:])} and vera_lambda_b up to {len(B)}"
+            )
+            continue
+        host = None if modules is None else modules.get(path)
+        inside = A.shape[1] if host is None or host_problem(host) is not None else features_of(host)[0]
+        factors = d[:, None].float() * A[:, :inside].float(), b[:, None].float() * B[: len(b)].float()
+        layers.factors[path] = Factors(*factors, 1.0)
     placed = layers.over(modules)
     return VeraWeights(settings, placed.factors, renamed=placed.renamed, remarks=placed.remarks)
-
-
-def _fit(path: str, vectors: dict[str, Tensor], B: Tensor, layers: Layers) -> bool:
-    shapes = {f"vera_lambda_{part}": tuple(vector.shape) for part, vector in sorted(vectors.items())}
-    fits = len(shapes) == 2 and vectors["d"].shape == B.shape[1:] and vectors["b"].ndim == 1
-    if not fits or len(vectors["b"]) > len(B):
-        has = " and ".join(f"{name} of shape {shape}" for name, shape in shapes.items())
-        layers.problems.append(f'"{path}" has {has}, but needs vera_lambda_d {tuple(B.shape[1:])} and vera_lambda_b')
-        return False
-    return True
 
 
 def base_of(source: Source) -> str | None:

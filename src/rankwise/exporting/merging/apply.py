@@ -19,11 +19,10 @@ The one rounding of a merge is measured for every layer while it is written:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,80 +30,48 @@ from torch import Tensor, nn
 from rankwise.adapters.base_layers import is_transposed, weight_of
 from rankwise.adapters.combining import Combining, Laid, Weighted, cut, cut_laid, joined, laid
 from rankwise.adapters.weights import Factors
-from rankwise.base.tensor_files import MappedFiles, StoredTensor, Written, header_of, pieces, writing
+from rankwise.base.tensor_files import MappedFiles, StoredTensor, WrittenFile, header_of, open_writer, pieces
 from rankwise.errors import AdapterError
-from rankwise.exporting.merging.plan import FORMATS, MergePlan, NumberFormat, Planned
+from rankwise.exporting.merging.plan import FORMATS, MergePlan, Planned
 from rankwise.runs.records import Callback, ProgressUpdate
 
 Rows = Callable[[int, int], Tensor]
 """Rows of the base's weight, in the format that a change is added in."""
+Change = Callable[[Tensor, int], object]
+"""Changes rows of the base (n, width) in place, of which the first is the row of this number."""
 COPIED_AT_ONCE = 8 << 20
 """Bytes."""
 
 
-class Change(Protocol):
-    def add_to(self, rows: Tensor, first: int) -> None:
-        """Change rows of the base (n, width), of which the first is row `first`, in place."""
-        ...
+def product(left: Tensor, right: Tensor) -> Change:
+    """Adds left (rows, R) times right (R, width)."""
+
+    def add(rows: Tensor, first: int) -> None:
+        if right.shape[0]:
+            rows.addmm_(left[first : first + len(rows)], right)
+
+    return add
 
 
-@dataclass(frozen=True)
-class Product:
-    """left (rows, R) times right (R, width)."""
-
-    left: Tensor
-    right: Tensor
-
-    def add_to(self, rows: Tensor, first: int) -> None:
-        if self.right.shape[0]:
-            rows.addmm_(self.left[first : first + len(rows)], self.right)
+def laid_out(change: Laid, strength: float) -> Change:
+    """Adds ties or dare, times a strength."""
+    return lambda rows, first: rows.add_(change.rows(first, first + len(rows)).to(rows.dtype), alpha=strength)
 
 
-@dataclass(frozen=True)
-class LaidOut:
-    """Ties or dare, times a strength."""
-
-    change: Laid
-    strength: float
-
-    def add_to(self, rows: Tensor, first: int) -> None:
-        rows.add_(self.change.rows(first, first + len(rows)).to(rows.dtype), alpha=self.strength)
+def whole(value: Tensor, share: float) -> Change:
+    """A module that was trained whole: goes a share of the way from the base's value, if it has one, to this one."""
+    values = value.reshape(value.shape[0] if value.ndim else 1, -1)
+    return lambda rows, first: _go(rows, values[first : first + len(rows)].to(rows.dtype), share)
 
 
-@dataclass(frozen=True)
-class Rescaled:
-    """DoRA: share of the way from W to m (W + s B A) / |W + s B A|; `stretch` is m / |...| of each output."""
-
-    product: Product
-    stretch: Tensor
-    share: float
-    by_columns: bool
-    """Whether the outputs are the columns of the stored weight."""
-
-    def add_to(self, rows: Tensor, first: int) -> None:
-        turned = rows.clone()
-        self.product.add_to(turned, first)
-        stretch = self.stretch if self.by_columns else self.stretch[first : first + len(rows), None]
-        rows.lerp_(turned.mul_(stretch), self.share) if self.share != 1 else rows.copy_(turned.mul_(stretch))
+def _go(rows: Tensor, to: Tensor, share: float) -> Tensor:
+    return rows.lerp_(to, share) if share != 1 else rows.copy_(to)
 
 
-@dataclass(frozen=True)
-class Whole:
-    """A module that was trained whole: `share` of the way from the base's value, if it has one, to `value`."""
-
-    value: Tensor
-    share: float = 1.0
-
-    def add_to(self, rows: Tensor, first: int) -> None:
-        own = self.value.reshape(self.value.shape[0] if self.value.ndim else 1, -1)
-        own = own[first : first + len(rows)].to(rows.dtype)
-        rows.lerp_(own, self.share) if self.share != 1 else rows.copy_(own)
-
-
-def product_of(host: nn.Module, B: Tensor, A: Tensor, working: torch.dtype) -> Product:
-    """Of a change B A (O, I) in the shape of the host's weight."""
+def in_rows(host: nn.Module, B: Tensor, A: Tensor, working: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The factors (rows, R) and (R, width) of a change B A (O, I) in the shape of the host's weight."""
     left, right = (A.T, B.T) if is_transposed(host) else (B, A)
-    return Product(left.to(working).contiguous(), right.to(working).contiguous())
+    return left.to(working).contiguous(), right.to(working).contiguous()
 
 
 def change_of(
@@ -116,40 +83,38 @@ def change_of(
         assert len(parts) == 1, "DoRA stands alone, which the plan checks"
         return _rescaled(host, first, parts[0][1] * strength, working, base)
     if combining.lays_out:
-        change = _laid(host, name, parts, combining, working)
+        pairs = [in_rows(host, *joined([(part, 1.0)], working), working) for part, _ in parts]
+        change = laid(combining, name, pairs, [weight for _, weight in parts])
         if not combining.cuts:
-            return LaidOut(change, strength)
+            return laid_out(change, strength)
         rows = weight_of(host).shape
         cutting = cut_laid(change, rows[0], list(pieces(tuple(rows))))
-        return Product((cutting.B * strength).to(working).contiguous(), cutting.A.to(working).contiguous())
+        return product((cutting.B * strength).to(working).contiguous(), cutting.A.to(working).contiguous())
     B, A = joined([(part, weight * strength) for part, weight in parts], working)
     if combining.cuts:
         cutting = cut(B, A, combining)
         B, A = cutting.B, cutting.A
-    return product_of(host, B, A, working)
+    return product(*in_rows(host, B, A, working))
 
 
-def _laid(
-    host: nn.Module, name: str, parts: Weighted, combining: Combining, working: torch.dtype
-) -> Laid:  # fmt: skip
-    pairs: list[tuple[Tensor, Tensor]] = []
-    for part, _ in parts:
-        product = product_of(host, *joined([(part, 1.0)], working), working)
-        pairs.append((product.left, product.right))
-    return laid(combining, name, pairs, [weight for _, weight in parts])
-
-
-def _rescaled(host: nn.Module, part: Factors, share: float, working: torch.dtype, base: Rows) -> Rescaled:
-    product, by_columns = product_of(host, *joined([(part, 1.0)], working), working), is_transposed(host)
-    shape, squares = tuple(weight_of(host).shape), []
-    for first, last in pieces(shape):
+def _rescaled(host: nn.Module, part: Factors, share: float, working: torch.dtype, base: Rows) -> Change:
+    """DoRA: goes a share of the way from W to m (W + s B A) / |W + s B A|, with |...| of each output."""
+    add = product(*in_rows(host, *joined([(part, 1.0)], working), working))
+    by_columns, squares = is_transposed(host), []
+    for first, last in pieces(tuple(weight_of(host).shape)):
         rows = base(first, last)
-        product.add_to(rows, first)
+        add(rows, first)
         squares.append(rows.square_().sum(0 if by_columns else 1))
     lengths = (torch.stack(squares).sum(0) if by_columns else torch.cat(squares)).sqrt_()
     assert part.magnitude is not None, "asked by the caller"
     stretch = part.magnitude.to(working) / lengths.clamp_min(torch.finfo(working).tiny)
-    return Rescaled(product, stretch, share, by_columns)
+
+    def rescale(rows: Tensor, first: int) -> None:
+        turned = rows.clone()
+        add(turned, first)
+        _go(rows, turned.mul_(stretch if by_columns else stretch[first : first + len(rows), None]), share)
+
+    return rescale
 
 
 @dataclass(frozen=True)
@@ -191,12 +156,9 @@ def _energy(values: Tensor) -> float:
     return float(torch.linalg.vector_norm(values)) ** 2
 
 
-Meter = Callable[[Tensor, Tensor, Tensor], None]
-
-
 @dataclass(frozen=True)
 class Applied:
-    files: tuple[Written, ...]
+    files: tuple[WrittenFile, ...]
     roundings: tuple[Rounding, ...]
 
 
@@ -217,38 +179,34 @@ class Values:
     def __init__(self, plan: MergePlan, files: MappedFiles) -> None:
         self._plan, self._files = plan, files
 
-    def pieces_of(self, tensor: Planned, meter: Meter | None = None) -> Iterator[Tensor]:
-        """In the order of the file, each in the format that is stored; valid until the next one is asked for."""
-        if tensor.copied:
-            assert tensor.source is not None, "it is copied from there"
-            yield from self._copied(tensor.source)
-            return
-        form = FORMATS[tensor.code]
-        change = self._change(tensor, form.working)
-        for first, last in pieces(tensor.shape):
-            rows = self._base(tensor, form.working, first, last)
-            before = rows.clone() if meter else rows
-            if change is not None:
-                change.add_to(rows, first)
-            stored = rows.to(form.stored)
-            if meter:
-                meter(before, rows, stored)
-            yield stored
-
-    def exact_pieces_of(self, tensor: Planned) -> Iterator[tuple[Tensor, Tensor]]:
-        """Base and sum in float64."""
-        change = self._change(tensor, torch.float64)
-        for first, last in pieces(tensor.shape):
-            rows = self._base(tensor, torch.float64, first, last)
-            before = rows.clone()
-            if change is not None:
-                change.add_to(rows, first)
-            yield before, rows
-
-    def _copied(self, source: StoredTensor) -> Iterator[Tensor]:
+    def copied(self, source: StoredTensor) -> Iterator[Tensor]:
         for start in range(0, source.nbytes, COPIED_AT_ONCE):
             yield self._files.raw(source, start, min(start + COPIED_AT_ONCE, source.nbytes))
             self._files.forget(source)
+
+    def changed(self, tensor: Planned, meter: RoundingMeter) -> Iterator[Tensor]:
+        """In the order of the file, each in the format that is stored. A sum in float32 that is stored in float32 has
+        its error in the sum, so it is computed again to be measured."""
+        form, lays_out = FORMATS[tensor.code], self._plan.inputs.combining.lays_out
+        exactly = torch.float64 if form.code == "F32" and tensor.measured and not lays_out else form.working
+        changes = {working: self._change(tensor, working) for working in (form.working, exactly)}
+        for first, last in pieces(tensor.shape):
+            base, merged = self._rows(tensor, form.working, first, last, changes)
+            stored = merged.to(form.stored)
+            exact = (base, merged) if exactly == form.working else self._rows(tensor, exactly, first, last, changes)
+            meter.add(*exact, stored)
+            yield stored
+
+    def _rows(
+        self, tensor: Planned, working: torch.dtype, first: int, last: int,
+        changes: Mapping[torch.dtype, Change | None],
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Of the base and of the sum."""
+        rows = self._base(tensor, working, first, last)
+        base = rows.clone()
+        if (change := changes[working]) is not None:
+            change(rows, first)
+        return base, rows
 
     def _base(self, tensor: Planned, working: torch.dtype, first: int, last: int) -> Tensor:
         """A copy of the base's rows; zeros where the base has no such tensor."""
@@ -263,7 +221,7 @@ class Values:
 
     def _change(self, tensor: Planned, working: torch.dtype) -> Change | None:
         if tensor.whole is not None:
-            return Whole(tensor.whole, tensor.share)
+            return whole(tensor.whole, tensor.share)
         if tensor.layer is None:
             return None
         inputs = self._plan.inputs
@@ -281,31 +239,20 @@ def write_weights(plan: MergePlan, folder: Path, callback: Callback) -> Applied:
             files = MappedFiles()
             values = Values(plan, files)
             header = header_of(((one.key, one.code, one.shape) for one in shard.tensors), shard.metadata)
-            with writing(folder / shard.name, header) as writer:
+            with open_writer(folder / shard.name, header) as writer:
                 for tensor in shard.tensors:
-                    meter = None if tensor.copied else RoundingMeter(tensor.key)
-                    for piece in values.pieces_of(tensor, None if meter is None else meter.add):
+                    meter = RoundingMeter(tensor.key)
+                    copied = tensor.source if tensor.copied else None
+                    for piece in values.changed(tensor, meter) if copied is None else values.copied(copied):
                         writer.add(piece)
-                    if meter is not None:
-                        _check_finite(meter, tensor)
-                    if meter is not None and (tensor.layer is not None or tensor.packed):
-                        roundings.append(_measured(plan, tensor, meter, files))
+                    _check_finite(meter, tensor)
+                    if tensor.measured:
+                        roundings.append(meter.result)
                     done += tensor.nbytes
                     callback(ProgressUpdate("Merging", done, plan.nbytes, "bytes"))
                 written.append(writer.finish())
             files.close()
     return Applied(tuple(written), tuple(roundings))
-
-
-def _measured(plan: MergePlan, tensor: Planned, meter: RoundingMeter, files: MappedFiles) -> Rounding:
-    """A sum in float32 that is stored in float32 has its error in the sum, so it is computed again."""
-    form: NumberFormat = FORMATS[tensor.code]
-    if form.code != "F32" or plan.inputs.combining.lays_out:
-        return meter.result
-    values, again = Values(plan, files), RoundingMeter(tensor.key)
-    for stored, (before, exact) in zip(values.pieces_of(tensor), values.exact_pieces_of(tensor), strict=True):
-        again.add(before, exact, stored)
-    return again.result
 
 
 def _check_finite(meter: RoundingMeter, tensor: Planned) -> None:

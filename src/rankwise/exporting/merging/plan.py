@@ -92,6 +92,11 @@ class Planned:
         return self.layer is not None or self.whole is not None
 
     @property
+    def measured(self) -> bool:
+        """Whether the rounding of its sum is reported."""
+        return self.layer is not None or self.packed
+
+    @property
     def copied(self) -> bool:
         same = not self.changed and not self.packed
         return same and self.source is not None and self.source.dtype == self.code

@@ -16,8 +16,17 @@ import numpy as np
 
 from rankwise.config.base import shown
 from rankwise.errors import DataError, some
-from rankwise.rows.forms.columns import Row, answered, renamed
-from rankwise.rows.forms.fields import ABOUT, SYSTEM, context_of, refuse_rivals, require, system_of
+from rankwise.rows.forms.columns import (
+    ABOUT,
+    SYSTEM,
+    Row,
+    answered,
+    context_of,
+    refuse_rivals,
+    renamed,
+    require,
+    system_of,
+)
 from rankwise.rows.forms.image_rows import image_example, image_field, is_image
 from rankwise.rows.forms.labels import label_set, label_text
 from rankwise.rows.forms.pair_rows import FIELDS_OF_PAIRS, is_pair, pair_example

@@ -3,7 +3,7 @@
     {"tokens": [words], "tags": [names]}                            as CoNLL data sets have them; BIO or plain names
     {"text": text, "spans": [{"start": 0, "end": 4, "label": name}]}    in characters; the end is exclusive
 
-The words of a text with spans are those of rows/text/tagged.py. A span must cover whole words: one that begins or ends
+The words of a text with spans are those of rows/text/example.py. A span must cover whole words: one that begins or ends
 inside a word is widened to it, which is counted in the data report. Everything that is wrong with a row is said in one
 sentence.
 """
@@ -16,11 +16,21 @@ from typing import Any
 
 from rankwise.config.base import shown
 from rankwise.errors import DataError
-from rankwise.rows.forms.columns import Row
-from rankwise.rows.forms.fields import require
+from rankwise.rows.forms.columns import Row, require
 from rankwise.rows.forms.turns import text_of
-from rankwise.rows.text.example import Example, Message
-from rankwise.rows.text.tagged import BEGIN, INSIDE, OUTSIDE, Range, Span, TaggedWords, joined, spans_of, words_of
+from rankwise.rows.text.example import (
+    BEGIN,
+    INSIDE,
+    OUTSIDE,
+    Example,
+    Message,
+    Range,
+    Span,
+    TaggedWords,
+    joined,
+    spans_of,
+    words_of,
+)
 from rankwise.rows.text.text_encoding import is_unicode
 from rankwise.system.strict_json import loads
 

@@ -1,0 +1,49 @@
+"""Every engine. Exports are verified by those that have a package, whatever their documentation says."""
+
+from __future__ import annotations
+
+from rankwise.exporting.engines import (
+    llama_cpp,
+    lorax,
+    mlx_lm,
+    olive,
+    ollama,
+    openvino,
+    peft,
+    sglang,
+    tensorrt_llm,
+    transformers,
+    vllm,
+)
+
+ENGINES = (
+    peft.ENGINE, transformers.ENGINE, vllm.ENGINE, sglang.ENGINE, llama_cpp.ENGINE, ollama.ENGINE, lorax.ENGINE,
+    openvino.ENGINE, mlx_lm.ENGINE, olive.ENGINE, tensorrt_llm.ENGINE,
+)  # fmt: skip
+"""The order is that of messages and pages."""
+DOCS, WRITING = "docs/export.md", "AutoModelForCausalLM"
+
+
+def way_for(name: str) -> str | None:
+    """The way to the engine that a user means by an unknown name of a format."""
+    for engine in ENGINES:
+        if (format := engine.aliases.get(name.lower())) is not None:
+            use = engine.uses[format]
+            return f"For {engine.name}, use --format {format} and then: {use}. {DOCS} lists what each engine reads."
+    return None
+
+
+def loaded_with(format: str, folder: str, auto: str, outputs: int | None = None) -> str:
+    """Describe how to load an export of a model that transformers opens by the class `auto`. `outputs` are those of a
+    classifier."""
+    if outputs is not None and format != "merged":
+        return (
+            f'load it with PEFT: PeftModel.from_pretrained(base, "{folder}"), where base is the {auto} of the base '
+            f"model with num_labels={outputs}"
+        )
+    if auto != WRITING:
+        name, own = ("PEFT", auto.replace("Auto", "AutoPeft")) if format == "peft" else ("transformers", auto)
+        return f'load it with {name}: {own}.from_pretrained("{folder}")'
+    engine = next(engine for engine in ENGINES if format in engine.uses)
+    use = engine.uses[format].replace("FILE.gguf", folder).replace("FOLDER", folder)
+    return f"load it with {engine.name}: {use}"
