@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from rankwise.config.layer import NUMBER
+from rankwise.config.modules import NUMBER
 from rankwise.forward.model_shape import shape_of_config
 from rankwise.planning import reading as catalogue
 from rankwise.planning.shape import shape_to_json

@@ -28,8 +28,6 @@ from rankwise.config.models import ModelConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import ConfigError, TargetError
 from rankwise.methods.inject import add_adapter, inject
-from rankwise.rows.encoded.batches import collate, portions_of, real_places
-from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.metrics_log import read_metrics_log
 from rankwise.runs.records import RankRecord, StatusMessage
 
@@ -213,13 +211,6 @@ def test_padding_does_not_count():
     assert not all(torch.equal(a.A[:1], b.A[:1]) for a, b in zip(whole, masked, strict=False))
 
 
-def test_real_places_are_those_that_collating_fills():
-    rows = [Tokens(tuple(range(1, n + 1)), (True,) * n) for n in (3, 14, 9, 2)]
-    for part in portions_of(rows, 32):
-        batch, places = collate(part), real_places(part)
-        assert torch.equal(batch.input_ids != 0, places) and int(places.sum()) == batch.tokens
-
-
 def assert_equal(first, second):
     assert first == second and all(torch.equal(a.A, b.A) for a, b in zip(first, second, strict=True))
 
@@ -353,13 +344,6 @@ def test_choices_and_the_start_belong_together():
 def test_settings_that_mean_nothing_are_refused(asked):
     with pytest.raises(ConfigError):
         LoraConfig(**asked)
-
-
-@pytest.mark.parametrize(
-    "spec", [LoraConfig(), LoraConfig(start="eva"), LoraConfig(start="eva", eva_rho=1, eva_batches=3)]
-)
-def test_a_spec_is_read_back_equal(spec):
-    assert LoraConfig(**json.loads(spec.model_dump_json())) == spec
 
 
 def test_the_subspace_is_that_of_peft_s_eva_where_inputs_have_no_mean():

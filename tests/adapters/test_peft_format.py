@@ -155,7 +155,8 @@ def assert_refused(folder: Path, said: str) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(RankwiseError) as caught:
         read_peft(model, folder)
-    assert said in str(caught.value)
+    assert said in str(caught.value) and len(str(caught.value)) < 2000
+    assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
     after = model.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
     assert not any(isinstance(module, AdapterWrapper) for module in model.modules())

@@ -96,7 +96,7 @@ def test_nested_strengths_multiply_and_what_was_there_comes_back(kind: str) -> N
     assert not torch.equal(half, whole) and not torch.equal(half, quarter)
 
 
-@pytest.mark.parametrize("strength", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("strength", [1.0, 2.5])
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_the_base_s_weights_with_so_many_times_the_change(kind: str, strength: float) -> None:
     adapters = adapted(kind, torch.float64)

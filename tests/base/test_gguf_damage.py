@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from kit.damaged_gguf import DAMAGES, TEMPLATES, VOCABULARY, Damage
+from kit.damaged_gguf import DAMAGES, SAID, TEMPLATES, VOCABULARY, Damage
 from kit.gguf_models import adapter_in, model_in
 from rankwise.base.gguf.conversion import converted
 from rankwise.base.gguf.mapped import gguf_folder, gguf_tensors
@@ -79,6 +79,7 @@ def test_a_damaged_file_is_refused(
         read(file)
     assert psutil.Process().memory_info().rss - before < MOST_BYTES
     assert str(file) in str(caught.value) and len(str(caught.value).splitlines()) <= 6
+    assert SAID.get(name, "") in str(caught.value)
     assert not cache.exists()
 
 

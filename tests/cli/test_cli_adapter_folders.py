@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rankwise as library
 from conftest import tiny_model
-from kit.command import printed, rankwise
+from kit.command import done, printed, rankwise
 from rankwise.config.generation import GenerationConfig
 
 PROMPT = "What is land 1?"
@@ -44,8 +44,7 @@ def prepared(tmp_path_factory, tiny_folder):
         for name, some in (("rows", rows[:6]), ("others", rows[6:])):
             Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
         words = ("--steps", 20, "--batch-size", 2, "--rank", 2, "--learning-rate", 0.02)
-        trained = rankwise("train", "--model", tiny_folder, "--data", "rows.jsonl", "--run", "mine", *words)
-        assert trained.exit_code == 0, trained.output
+        done("train", "--model", tiny_folder, "--data", "rows.jsonl", "--run", "mine", *words)
         shutil.copytree("runs/mine/adapter", "ours")
     return folder
 
@@ -119,8 +118,7 @@ def test_the_strength_of_an_adapter_folder_is_that_of_its_run(home):
 
 @pytest.mark.parametrize("format", ["peft", "portable", "merged"])
 def test_an_adapter_of_peft_is_exported_and_stays_what_it_was(home, tiny_folder, format):
-    result = rankwise("export", "theirs", "--to", "out", "--format", format)
-    assert result.exit_code == 0, result.output
+    done("export", "theirs", "--to", "out", "--format", format)
     ids = torch.arange(48).reshape(2, 24)
     base = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32).eval()
     if format == "merged":

@@ -8,7 +8,7 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from kit.command import printed, rankwise
+from kit.command import done, printed, rankwise
 
 QUESTION = "What is the capital of land 3?"
 SHORT = ("--max-new-tokens", "12")
@@ -18,8 +18,7 @@ def train(model, run, rows):
     with open(f"{run}.jsonl", "w") as file:
         file.write("".join(json.dumps(row) + "\n" for row in rows))
     words = ("--rank", 4, "--learning-rate", 0.05, "--steps", 25, "--batch-size", 4)
-    result = rankwise("train", "--model", model, "--data", f"{run}.jsonl", "--run", run, *words)
-    assert result.exit_code == 0, result.output
+    done("train", "--model", model, "--data", f"{run}.jsonl", "--run", run, *words)
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +51,6 @@ def test_json_of_both_has_an_answer_a_count_a_reason_and_a_time_for_each_side(bo
     assert 0 < both["base_answer_tokens"] <= 12 and 0 < both["answer_tokens"] <= 12
 
 
-def test_the_adapter_changes_the_answer(both):
-    assert both["answer"] != both["base_answer"]
-
-
 @pytest.mark.parametrize(("flags", "side"), [((), "answer"), (("--base",), "base_answer")])
 def test_one_side_alone_says_what_it_says_beside_the_other(both, flags, side):
     alone = printed("generate", "plain", "--prompt", QUESTION, *flags, *SHORT)
@@ -76,15 +71,6 @@ def test_both_shows_the_two_answers_by_name(both):
 
 def test_a_dash_reads_the_prompt_from_stdin(both):
     assert printed("generate", "plain", "--prompt", "-", *SHORT, typed=QUESTION)["answer"] == both["answer"]
-
-
-def test_a_run_can_be_named_by_its_folder(both):
-    assert printed("generate", "runs/plain", "--prompt", QUESTION, *SHORT)["answer"] == both["answer"]
-
-
-def test_a_system_message_is_heard(both):
-    other = printed("generate", "plain", "--prompt", QUESTION, "--base", "--system", "the dog jumps lazy", *SHORT)
-    assert other["base_answer"] != both["base_answer"]
 
 
 def test_the_system_message_of_training_is_used_unless_another_is_given(home):
@@ -127,12 +113,6 @@ def test_chat_remembers_new_forgets_and_quit_ends(both):
     assert forgotten["turns"][-1]["base"] == both["base_answer"]
 
 
-def test_new_keeps_the_system_message(home):
-    talk = printed("chat", "polite", "--base", *SHORT, typed=f"hello\n/new\n{QUESTION}\n")
-    alone = printed("generate", "polite", "--base", "--prompt", QUESTION, *SHORT)
-    assert talk["turns"][-1]["base"] == alone["base_answer"]
-
-
 def test_system_sets_shows_and_clears_the_message_and_the_conversation_goes_on(both):
     def of_base(*flags):
         return printed("generate", "plain", "--prompt", QUESTION, "--base", *flags, *SHORT)["base_answer"]
@@ -152,22 +132,10 @@ def test_a_new_system_message_takes_the_place_of_the_one_of_training(home):
     assert [turn["base"] for turn in talk["turns"]] == [alone["base_answer"]] * 2
 
 
-def test_several_lines_through_a_pipe_are_one_message(home):
-    prompt = f"{QUESTION}\n\n  /new"
-    talk = printed("chat", "plain", "--base", *SHORT, typed=f'"""\n{prompt}\n"""\n')
-    alone = printed("generate", "plain", "--base", "--prompt", prompt, *SHORT)
-    assert [(turn["user"], turn["base"]) for turn in talk["turns"]] == [(prompt, alone["base_answer"])]
-
-
 def test_what_a_person_is_told_is_not_among_the_answers(both):
     result = rankwise("chat", "plain", *SHORT, typed=f"/help\n/sytem x\n{QUESTION}\n")
     assert (result.exit_code, result.stdout) == (0, f"{both['answer']}\n")
     assert "/system" in result.stderr and 'Did you mean "/system"?' in result.stderr
-
-
-def test_a_message_that_is_never_closed_is_an_error(home):
-    result = rankwise("chat", "plain", *SHORT, typed='"""\nhello\n')
-    assert result.exit_code == 2 and "is not closed" in result.stderr and result.stdout == ""
 
 
 def test_an_answer_that_repeats_itself_is_cut_short_and_said(home, monkeypatch):
@@ -175,7 +143,6 @@ def test_an_answer_that_repeats_itself_is_cut_short_and_said(home, monkeypatch):
 
     # a random model rarely loops for long before its context ends, so here sixteen tokens are a loop
     monkeypatch.setattr(decoding, "repeats", lambda ids: True)
-    monkeypatch.setattr(decoding, "loop_at", lambda ids: 16 if len(ids) >= 16 else None)
     told, long = "[stopped: the answer repeats itself]", ("--max-new-tokens", 40, "--system", "x")
     found = printed("generate", "plain", "--base", "--prompt", QUESTION, *long)
     assert (found["base_answer_stopped"], found["base_answer_tokens"]) == ("repetition", 16)
@@ -192,8 +159,7 @@ def test_an_answer_that_repeats_itself_is_cut_short_and_said(home, monkeypatch):
 
 
 def test_a_conversation_that_has_grown_too_long_says_so_and_goes_on_after_new(home):
-    result = rankwise("chat", "plain", "--json", *SHORT, typed=f"{'dog ' * 300}\n/new\n{QUESTION}\n")
-    assert result.exit_code == 0
+    result = done("chat", "plain", "--json", *SHORT, typed=f"{'dog ' * 300}\n/new\n{QUESTION}\n")
     assert "context" in result.stderr and "/new" in result.stderr and "Traceback" not in result.stderr
     assert [turn["user"] for turn in json.loads(result.stdout)["turns"]] == [QUESTION]
 
@@ -210,13 +176,8 @@ def test_a_line_that_only_one_side_has_room_for_does_not_break_the_conversation(
     lines = ("x" * number for number in range(300))
     line = next(x for x in lines if max(length(both["answer"], x), length(both["base_answer"], x)) > room)
     assert min(length(both["answer"], line), length(both["base_answer"], line)) <= room, "the answers are alike"
-    result = rankwise("chat", "plain", "--both", "--json", *SHORT, typed=f"{QUESTION}\n{line}\n")
-    assert result.exit_code == 0, repr(result.exception)
+    result = done("chat", "plain", "--both", "--json", *SHORT, typed=f"{QUESTION}\n{line}\n")
     assert json.loads(result.stdout)["turns"][0]["base"] == both["base_answer"]
-
-
-def test_chat_with_nothing_said_is_a_conversation_of_no_turns(home):
-    assert printed("chat", "plain", typed="") == {"run": "plain", "turns": []}
 
 
 @pytest.mark.parametrize("verb", ["generate", "chat"])
@@ -244,18 +205,3 @@ def test_a_run_cannot_say_whose_code_to_trust_nor_on_which_device(home):
         file.write_text(before)
     assert asked.model.config.trust_code is None
     assert asked.model.config.device == "auto"
-
-
-def test_a_run_finds_its_base_beside_it_from_any_folder(tiny_folder, tmp_path, monkeypatch):
-    import shutil
-    from pathlib import Path
-
-    work = tmp_path / "sp ace"
-    shutil.copytree(tiny_folder, work / "model")
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(work)
-    Path("r.jsonl").write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
-    trained = rankwise("train", "--model", "./model", "--data", "r.jsonl", "--run", "r", "--steps", 1)
-    assert trained.exit_code == 0, trained.output
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    assert printed("generate", work / "runs" / "r", "--prompt", "a", *SHORT)["prompt"] == "a"

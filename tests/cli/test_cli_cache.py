@@ -183,6 +183,6 @@ def test_a_source_that_cannot_be_read_is_unknown(cache, content):
 
 
 def test_a_converted_model_says_what_it_was_made_of_in_the_list_of_models_too(cache):
-    listed = json.loads(rankwise("models", "--json").stdout)["models"]
+    listed = printed("models")["models"]
     [model] = [one for one in listed if one["name"].endswith(MODEL)]
     assert model["about"] == "my.Q4_K_M.gguf"

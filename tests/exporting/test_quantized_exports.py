@@ -12,12 +12,11 @@ import pytest
 import torch
 from gguf import GGUFReader
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
 
 from kit import planted
+from kit.command_line import rankwise
 from kit.library import COMMON, FILES
 from kit.quantized_models import wide_model
-from rankwise.cli.main import app
 from rankwise.exporting import merge as merging
 from rankwise.exporting import verification
 from rankwise.exporting.reference import open_float32
@@ -25,10 +24,6 @@ from rankwise.kernels.quantized.tensor import in_full, is_quantized
 from rankwise.methods.artifact import open_artifact
 
 IDS = torch.arange(48).reshape(2, 24) % 96
-
-
-def rankwise(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def logits(model):

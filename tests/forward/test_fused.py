@@ -59,8 +59,12 @@ SPECS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "tied", "far"])
-@pytest.mark.parametrize("name", SPECS)
+CASES = [(kind, name) for number, kind in enumerate(("llama", "mistral", "qwen2", "qwen3", "tied", "far"))
+         for at, name in enumerate(SPECS) if kind == "llama" or at % 2 == number % 2]  # fmt: skip
+"""All adapters in one family, and every second one in each other kind."""
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
 def test_losses_and_gradients_are_the_plain_ones(kind, name):
     model = model_of(kind)
     adapters = inject(model, SPECS[name])
@@ -112,9 +116,15 @@ def test_only_what_is_known_is_fast():
         type(model.model.layers[1]).__name__ = "LlamaDecoderLayer"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3"])
-@pytest.mark.parametrize("spec", [LoraConfig(rank=3, alpha=30), AdaLoraConfig(budget=3, scale=20)])
+@pytest.mark.parametrize(
+    ("dtype", "kind", "spec"),
+    [
+        (torch.float32, "llama", LoraConfig(rank=3, alpha=30)),
+        (torch.bfloat16, "llama", AdaLoraConfig(budget=3, scale=20)),
+        (torch.float32, "mistral", AdaLoraConfig(budget=3, scale=20)),
+        (torch.bfloat16, "qwen3", LoraConfig(rank=3, alpha=30)),
+    ],
+)
 def test_agreement_is_found_and_a_difference_too(dtype, kind, spec, monkeypatch):
     model = model_of(kind).to(dtype)
     adapters = inject(model, spec)

@@ -60,22 +60,6 @@ def test_a_cell_is_a_training(task, tmp_path, tiny_folder, monkeypatch, method, 
     assert last.kl > 0 and [point.step for point in found.points] == [0, 1, 2, 3]
 
 
-def test_what_a_run_begins_as_is_measured_once(task, tmp_path, tiny_folder, monkeypatch):
-    """It is the base, of whatever method, and a cell that has it from another ends as one that measured it."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "other").mkdir()
-    measured = []
-    plain = claims_runs._Meter.measure
-    monkeypatch.setattr(claims_runs._Meter, "measure", lambda meter, step: (measured.append(step), plain(meter, step)))
-    methods = ("lora", "adalora", "full")
-    together = cells(task, tmp_path, tiny_folder)
-    shared = [together.result(Cell("orders", method, 12, 0.01, 0)) for method in methods]
-    assert measured.count(0) == 1
-    own = [cells(task, tmp_path / "other", tiny_folder).result(Cell("orders", name, 12, 0.01, 0)) for name in methods]
-    assert measured.count(0) == 1 + len(methods)
-    assert [one.points for one in shared] == [one.points for one in own]
-
-
 def test_adalora_counts_once_its_ranks_are_decided(task, tmp_path, tiny_folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = cells(task, tmp_path, tiny_folder).result(Cell("orders", "adalora", 16, 0.02, 0))

@@ -44,11 +44,11 @@ from rankwise.planning.forecast import Forecast, forecast, form_of
 from rankwise.planning.operations import Load, Operations
 from rankwise.planning.parameters import parameters_of
 from rankwise.planning.plan import Plan
+from rankwise.planning.rows import images_of
 from rankwise.planning.shape import ModelShape, NewHead, shape_from_json, shape_to_json
 from rankwise.planning.tasks import OF_IMAGES
 from rankwise.planning.time import OF_IMAGES as EFFICIENCIES
 from rankwise.planning.time import speed_of
-from rankwise.planning.training_rows import images_of
 from rankwise.runs.records import silent
 from rankwise.runs.row_facts import TargetFacts
 from rankwise.system.files import write_json

@@ -10,8 +10,7 @@ import pytest
 
 from kit.report_runs import PIXEL, made_run
 from rankwise.commands.report import report
-from rankwise.evaluation.class_metrics import Scored
-from rankwise.evaluation.row_task import RowView, class_details
+from rankwise.evaluation.class_metrics import RowView, ScoredClasses, class_details
 from rankwise.reporting.markup import picture
 from rankwise.runs.evaluations import evaluation_path, read_evaluation, write_evaluation
 from rankwise.runs.measured import Difference, FeatureForgetting, Measurement
@@ -30,7 +29,7 @@ def page_of(classes, items=400, thumbnail=None):
     shares = generator.dirichlet(np.full(classes, 0.2), items)
     shares[np.arange(items), actual] += 0.3
     names = tuple(f"kind {number}" for number in range(classes))
-    scored = Scored(TargetFacts(classes=names, counts=(1,) * classes), shares / shares.sum(1, keepdims=True),
+    scored = ScoredClasses(TargetFacts(classes=names, counts=(1,) * classes), shares / shares.sum(1, keepdims=True),
                     actual.astype(float).tolist())  # fmt: skip
     details = class_details(
         scored, lambda number, drawn: RowView(f"f/{number}.png", None, thumbnail if drawn else None)

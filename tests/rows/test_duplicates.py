@@ -19,13 +19,9 @@ from hypothesis import strategies as st
 from kit.sampling import draws
 from rankwise.rows.report import duplicates
 from rankwise.rows.report.duplicates import (
-    COMPONENTS,
-    LEAST_EQUAL,
     MOST_COMPARED,
     TextIndex,
     near_of,
-    normalised,
-    signature_of,
 )
 
 VOCABULARY = [f"word{number}" for number in range(1000)]
@@ -94,6 +90,7 @@ def agrees(found, similar):
     """With the Jaccard similarity of each text to those it may be near, where that is far from 0.8: five standard
     deviations of an estimate from 128 components, and more."""
     decided = 0
+    assert not found.exact.keys() & found.near.keys(), "an exact duplicate is never a near one"
     for index, row in enumerate(similar):
         assert (index in found.exact) == (1.0 in row)
         if 1.0 in row:
@@ -108,7 +105,7 @@ def agrees(found, similar):
     return decided > 0
 
 
-@settings(max_examples=draws(100), deadline=None)
+@settings(max_examples=draws(30), deadline=None)
 @given(STREAM, SEEDS, st.integers(1, 7))
 def test_it_does_not_matter_how_the_stream_was_cut(texts, seed, size):
     texts = texts + family(random.Random(seed), 12)
@@ -137,28 +134,6 @@ def test_exact_are_those_that_say_the_same_as_an_earlier_one(texts):
 )  # fmt: skip
 def test_forms_that_say_the_same(one, other):
     assert index_of([one, "else", other]).duplicates() == Duplicates(exact={2: 0}, near={})
-
-
-@given(STREAM, STREAM)
-def test_exact_overlap_is_symmetric(texts, others):
-    there, back = index_of(texts).shared(index_of(others)).exact, index_of(others).shared(index_of(texts)).exact
-    assert {said(texts[index]) for index in there} == {said(others[index]) for index in back}
-    assert {said(text) for text in texts} & {said(other) for other in others} == {said(texts[index]) for index in there}
-    assert all(
-        others.index(others[first]) <= first and said(others[first]) == said(texts[i]) for i, first in there.items()
-    )
-
-
-@settings(max_examples=draws(60), deadline=None)
-@given(STREAM, SEEDS)
-def test_an_exact_duplicate_is_never_a_near_one(texts, seed):
-    texts = texts + family(random.Random(seed), 15)
-    found = index_of(texts).duplicates()
-    assert not found.exact.keys() & found.near.keys()
-    for index, earlier in found.near.items():
-        assert earlier < index
-        assert said(texts[index]) != said(texts[earlier])
-    assert not set(found.exact) & {*found.exact.values(), *found.near.values()}, "the first of the same is named"
 
 
 @settings(max_examples=draws(100), deadline=None)
@@ -224,12 +199,6 @@ def test_the_first_of_many_near_ones_is_named():
     assert near_rows(signatures[:9], signatures[9:]) == dict.fromkeys(range(9), 0)
 
 
-def test_every_copy_of_a_near_text_overlaps():
-    text = " ".join(words(random.Random(0), 60))
-    other = index_of(["unrelated", text])
-    assert index_of([text + " more", "none", text + "  MORE", text]).shared(other) == Duplicates({3: 1}, {0: 1, 2: 1})
-
-
 def test_unrelated_texts_are_not_near_even_with_a_long_beginning_in_common():
     rng = random.Random(1)
     instruction = " ".join(words(rng, 60))
@@ -247,11 +216,6 @@ def test_near_texts_are_found_among_many_that_begin_alike():
     found = index_of(texts).duplicates()
     assert found.exact == {}
     assert {index: found.near.get(index) for index in expected} == expected
-
-
-def test_words_in_another_order_are_not_near():
-    text = words(random.Random(3), 60)
-    assert index_of([" ".join(text), " ".join(sorted(text))]).duplicates().near == {}
 
 
 @pytest.mark.parametrize("text", [CHINESE, THAI, f"Translate this into English: {CHINESE}", f"{CHINESE} {THAI}"])
@@ -347,37 +311,6 @@ def real_texts(folder, name):
             rows = path.read_text().splitlines() if name.endswith("l") else json.loads(path.read_text())
             rows = [json.loads(row) if isinstance(row, str) else row for row in rows]
             return [" ".join(value for value in row.values() if isinstance(value, str)) for row in rows]
-
-
-REAL = [
-    "sharegpt/vicuna_dummy_conversation.json", "dolly/train.jsonl", "alpaca/train.json", "superbowl_facts/train.jsonl",
-    "gsm8k/train.jsonl",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", REAL)
-def test_real_rows_none_is_missed_and_none_made_up(shared_data, name):
-    texts = real_texts(shared_data, name)
-    found = index_of(texts, 100).duplicates()
-    distinct = [index for index in range(len(texts)) if index not in found.exact]
-    assert len({said(text) for text in texts}) == len(distinct)
-    signatures = np.array([signature_of(normalised(texts[index])) for index in distinct], dtype=np.uint32)
-    assert signatures.shape[1] == COMPONENTS
-    equal = np.array([(signatures == row).sum(axis=1) for row in signatures])
-    near = np.tril(equal >= LEAST_EQUAL, -1)
-    missed = {distinct[row] for row in np.flatnonzero(near.any(axis=1))} ^ found.near.keys()
-    assert not missed
-    assert all(near[distinct.index(index), distinct.index(earlier)] for index, earlier in found.near.items())
-
-
-def test_a_real_file_overlaps_with_itself_and_not_with_another(shared_data):
-    conversations = real_texts(shared_data, "sharegpt/vicuna_dummy_conversation.json")
-    index = index_of(conversations)
-    itself = index.shared(index_of(conversations, 33))
-    copies = index.duplicates().exact
-    assert itself == Duplicates({number: copies.get(number, number) for number in range(len(conversations))}, {})
-    assert len(index.duplicates().near) > 10, "identity questions are much alike"
-    assert index.shared(index_of(real_texts(shared_data, "dolly/train.jsonl"))) == Duplicates({}, {})
 
 
 def test_a_real_row_edited_by_hand_is_found_in_the_rows_it_came_from(shared_data):

@@ -12,7 +12,7 @@ import pytest
 from rankwise.base.loaded import LoadedModel
 from rankwise.config.data import DataConfig
 from rankwise.config.models import ModelConfig
-from rankwise.config.preference import PreferenceConfig, as_pairs
+from rankwise.config.objectives import PreferenceConfig, as_pairs
 from rankwise.errors import DataError
 from rankwise.objectives.preference import Preference
 from rankwise.rows.forms.formats import parse_row
@@ -115,6 +115,15 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"prompt": "q", "chosen": [user("q"), assistant("a")], "rejected": [assistant("b")]},
         "begins with a question and the other with an answer",
     ),
+    "a NUL": ({**PLAIN, "rejected": "n\0"}, "NUL character at 1"),
+    "an unknown role": ({"chosen": [user("q"), assistant("a")],
+                         "rejected": [user("q"), {"role": "robot", "content": "b"}]}, "'robot'"),
+    "a user with the last word": ({"chosen": [user("q"), assistant("a")],
+                                   "rejected": [user("q"), assistant("b"), user("c")]}, "last turn"),
+    "no weight": ({"chosen": [user("q"), {**assistant("a"), "weight": 0}], "rejected": [user("q"), assistant("b")]},
+                  "weight 0"),
+    "a system message alone": ({**PLAIN, "prompt": [{"role": "system", "content": "s"}]},
+                               "without a question before it"),
     "another format": ({"prompt": "q", "completion": "a"}, "is in the prompt format"),
 }  # fmt: skip
 

@@ -375,6 +375,13 @@ def test_a_formula_gives_the_value_that_is_stored_and_without_one_its_row_is_bad
     assert "rows.xlsx:4: the column 'completion' contains a formula whose value is not stored" in str(found[2])
 
 
+def test_an_error_of_excel_costs_its_row_alone(tmp_path):
+    path = workbook(tmp_path / "rows.xlsx", Data=[["prompt", "completion"], ["a", "b"], ["c", "#N/A"], ["d", "e"]])
+    found, _ = rows_of(path)
+    assert "rows.xlsx:3" in str(found[1]) and "contains the error #N/A" in str(found[1])
+    assert [row["prompt"] for row in (found[0], found[2])] == ["a", "d"]
+
+
 def test_a_plan_of_a_workbook_reads_what_a_training_reads(tmp_path):
     path = workbook(tmp_path / "rows.xlsx", Data=[["prompt", "completion"], ["a", "b"], ["c", 4]])
     spec = DataConfig(path=str(path))

@@ -127,7 +127,7 @@ def test_a_pad_token_equal_to_the_end_token_still_leaves_the_end_token_trained(
         assert tokenizer.decode(made[0, len(prompt) :].tolist()) == "Paris.<|im_end|>"
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "neox", "gptj"])
+@pytest.mark.parametrize("architecture", ["gpt2", "neox"])
 def test_training_lowers_the_loss_and_only_the_adapter_moves(architecture: str) -> None:
     rows = random_rows(2, seed=3)
     model = tiny_model(architecture)

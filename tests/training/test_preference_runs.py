@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from kit.interrupted import interrupt
 from kit.small_runs import as_first_format
 from rankwise.commands.evaluate import evaluate
 from rankwise.commands.train import Trained, train
@@ -64,8 +65,8 @@ def learned(run: str) -> dict[str, torch.Tensor]:
 
 
 METHODS: dict[str, dict[str, Any]] = {
-    "dpo": {}, "orpo": {"preference": {"loss": "orpo"}}, "fused": {"training": {"backend": "fused"}},
-    "adalora": {"adapter": {"method": "adalora", "budget": 2}}, "dropout": {"adapter": {"rank": 2, "dropout": 0.3}},
+    "orpo": {"preference": {"loss": "orpo"}}, "fused": {"training": {"backend": "fused"}},
+    "adalora": {"adapter": {"method": "adalora", "budget": 2}},
 }  # fmt: skip
 
 
@@ -78,12 +79,7 @@ def test_a_run_learns_the_preference_and_goes_on_bit_for_bit_where_it_stopped(ho
     assert results.preference.margin_after > results.preference.margin_before
     assert results.validation_loss_after < results.validation_loss_before
 
-    def stop(event: Event) -> None:
-        if isinstance(event, StepRecord) and event.step == 8:
-            raise KeyboardInterrupt
-
-    with pytest.raises(Interrupted):
-        train(settings(tiny_folder, "stopped", **changes), callback=stop)
+    interrupt(settings(tiny_folder, "stopped", **changes), 8)
     train(settings(tiny_folder, "stopped", **changes), resume=True)
     assert losses("stopped") == losses("whole")
     first, second = learned("whole"), learned("stopped")
@@ -92,12 +88,7 @@ def test_a_run_learns_the_preference_and_goes_on_bit_for_bit_where_it_stopped(ho
 
 
 def test_a_run_is_resumed_with_the_reference_of_its_checkpoint_and_not_without_one(home, tiny_folder):
-    def stop(event: Event) -> None:
-        if isinstance(event, StepRecord) and event.step == 8:
-            raise KeyboardInterrupt
-
-    with pytest.raises(Interrupted):
-        train(settings(tiny_folder, "a"), callback=stop)
+    interrupt(settings(tiny_folder, "a"), 8)
     Path("runs/a/reference.json").write_text('{"values": [], "sha256": ""}')
     shutil.copytree("runs/a", "before")
     warnings = train(settings(tiny_folder, "a"), resume=True).manifest.warnings

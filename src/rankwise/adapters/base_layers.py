@@ -17,8 +17,8 @@ from rankwise.adapters.experts import StackedWeight
 from rankwise.adapters.fused import Split
 from rankwise.adapters.lora import DoRA, LoRA
 from rankwise.config.adapters import AdaLoraConfig
-from rankwise.config.budget import initial_rank
 from rankwise.config.modules import HostKind
+from rankwise.config.parameters import initial_rank
 from rankwise.kernels.linear import is_conv1d
 
 

@@ -7,7 +7,7 @@ The budget is a pure function of the step:
            last                                                   from t = T - tf on
 
 as in the authors' code; the paper's formula subtracts tf in the numerator too and does not meet its own ends. t counts
-the optimizer steps done before this one. What a budget that was asked for comes to is in config/budget.py.
+the optimizer steps done before this one. What a budget that was asked for comes to is in config/parameters.py.
 
 A triplet matters by the gradients that training makes anyway (Zhang et al. 2023, section 3.2):
 
@@ -33,7 +33,7 @@ from torch import Tensor
 
 from rankwise.adapters.triplets import Triplets
 from rankwise.config.adapters import AdaLoraConfig
-from rankwise.config.budget import budget_of as budget_of
+from rankwise.config.parameters import budget_of as budget_of
 
 IN_CACHE = 1 << 17
 """Numbers at a time on a processor: six passes over half a megabyte cost less than six over all there is."""

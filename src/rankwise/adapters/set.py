@@ -33,7 +33,7 @@ from rankwise.adapters.targets import Choice, chosen_paths
 from rankwise.adapters.token_rows import TokenRows, lay_token_rows
 from rankwise.adapters.wrapper import AdapterWrapper, Wrapper
 from rankwise.config.adapters import AdaLoraConfig, check_strength
-from rankwise.config.budget import budget_of
+from rankwise.config.parameters import budget_of
 from rankwise.errors import TargetError, TrainingError, some
 from rankwise.kernels.quantized.tensor import in_full, is_quantized, unpack_weights
 

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.base.cached import cached_starter
-from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.images import ImageProcessing, ImagesConfig
 from rankwise.config.models import ModelConfig
-from rankwise.config.objectives import OBJECTIVES
-from rankwise.config.preference import as_pairs
+from rankwise.config.objectives import OBJECTIVES, ClassificationConfig, as_pairs
 from rankwise.config.recipe import recipe_named
 from rankwise.errors import ConfigError, DataError, joined_problems
 from rankwise.objectives.objective import Objective
@@ -25,11 +23,11 @@ from rankwise.rows.images.decode import decode
 from rankwise.rows.images.pictures import check_sheet, contact_sheet
 from rankwise.rows.images.processor import pixels_of
 from rankwise.rows.preparing import Writing, prepare
-from rankwise.rows.report.unused import problems, sentence, unused_columns
 from rankwise.rows.sources import Reading, open_source, raw_records
 from rankwise.rows.text.example import Example
 from rankwise.rows.text.outcome import Shown
 from rankwise.rows.text.targets import RowTargets
+from rankwise.rows.unused_columns import problems, sentence, unused_columns
 from rankwise.rows.writing import TextWriting, count_only
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent

@@ -9,9 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from rankwise.config.base import Flag, Label, Number, PositiveInt, listed
-from rankwise.config.budget import BudgetKind, parse_budget
 from rankwise.config.forgetting import AnchorConfig
-from rankwise.config.layer import BEFORE, Heads, Layer
 from rankwise.config.matching import by_pattern, parse_layers, select, split_names
 from rankwise.config.method import (
     ALONE,
@@ -23,13 +21,15 @@ from rankwise.config.method import (
     MethodConfig,
 )
 from rankwise.config.models import ModelConfig
-from rankwise.config.modules import AUTO, Modules, Selection
+from rankwise.config.modules import AUTO, BEFORE, Heads, Layer, Modules, Selection
 from rankwise.config.parameters import (
     NO_HEADS,
     PREFIX,
+    BudgetKind,
     Parameters,
     PlannedLayer,
     bytes_of,
+    parse_budget,
     with_budget,
     with_ranks,
 )

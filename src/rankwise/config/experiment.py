@@ -9,12 +9,16 @@ from pydantic import Field, model_validator
 
 from rankwise.config.adapters import METHODS, Adapting, LoraConfig
 from rankwise.config.base import NAME, Config, Flag, Label
-from rankwise.config.classification import ClassificationConfig
 from rankwise.config.data import DataConfig
 from rankwise.config.images import ImagesConfig
 from rankwise.config.models import ModelConfig
-from rankwise.config.objectives import OBJECTIVES, ObjectiveName, ObjectiveSettings
-from rankwise.config.preference import PreferenceConfig
+from rankwise.config.objectives import (
+    OBJECTIVES,
+    ClassificationConfig,
+    ObjectiveName,
+    ObjectiveSettings,
+    PreferenceConfig,
+)
 from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.config.tracking import TrackingConfig
 from rankwise.config.training import TrainingConfig

@@ -13,9 +13,8 @@ from pydantic import Field, model_validator
 
 from rankwise.config.base import Config, Flag, Label
 from rankwise.config.forgetting import AnchorConfig
-from rankwise.config.layer import AFTER, Heads, Layer, Position
 from rankwise.config.models import ModelConfig
-from rankwise.config.modules import Modules, Selection
+from rankwise.config.modules import AFTER, Heads, Layer, Modules, Position, Selection
 from rankwise.config.parameters import NO_HEADS, Parameters
 from rankwise.errors import ConfigError
 

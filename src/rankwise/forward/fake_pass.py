@@ -22,6 +22,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -32,7 +34,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from rankwise.adapters.base_layers import is_host, is_linear
-from rankwise.config.layer import NUMBER, Layer
+from rankwise.config.modules import NUMBER, Layer
 from rankwise.kernels.linear import is_conv1d
 
 Call = Callable[[nn.Module], Any]
@@ -55,10 +57,10 @@ class Survey:
         """With its stage. A layer outside all blocks is before the first of them that is called, or after it."""
         if layer.path not in self.stages:
             return layer
-        order = list(self.stages)
-        first = next((at for at, path in enumerate(order) if NUMBER.search(path)), len(order))
-        outside = -1 if order.index(layer.path) < first else 0
-        return replace(layer, stage=outside if layer.block is None else self.stages[layer.path])
+        if layer.block is not None:
+            return replace(layer, stage=self.stages[layer.path])
+        before = list(takewhile(lambda path: not NUMBER.search(path), self.stages))
+        return replace(layer, stage=-1 if layer.path in before else 0)
 
 
 @dataclass
@@ -124,13 +126,14 @@ def make_fake(
 
 
 @contextmanager
-def following(model: nn.Module, blocks: Sequence[str], enter: Callable[[str, Any], None]) -> Iterator[None]:
-    """Inside, `enter` is called with the path and the inputs of each block that is computed, and with "" after it."""
+def following(model: nn.Module, blocks: Sequence[str], enter: Callable[[str, Any, Any], None]) -> Iterator[None]:
+    """Inside, `enter` is called with the path of each block that is computed, with the block and its inputs, and with
+    "" after it."""
     with ExitStack() as hooks:
         for path in blocks:
             part = model.get_submodule(path)
-            hooks.callback(part.register_forward_pre_hook(lambda _, given, path=path: enter(path, given)).remove)
-            hooks.callback(part.register_forward_hook(lambda *_: enter("", ())).remove)
+            hooks.callback(part.register_forward_pre_hook(partial(enter, path)).remove)
+            hooks.callback(part.register_forward_hook(lambda *_: enter("", None, ())).remove)
         yield
 
 
@@ -143,7 +146,7 @@ class Recorder:
         self._weights = {value.untyped_storage()._cdata for value in (*model.parameters(), *model.buffers())}
         self._there: dict[int, torch.UntypedStorage] = {}
 
-    def enter(self, path: str, _: Any) -> None:
+    def enter(self, path: str, _: Any, given: Any) -> None:
         self._block = path
 
     def save(self, value: Tensor) -> Tensor:
@@ -167,27 +170,28 @@ class _Surveyor:
         self._numbered, self._block = not blocks, ""
         self._inputs: dict[str, list[torch.UntypedStorage]] = {}
 
-    def enter(self, path: str, given: Any) -> None:
+    def enter(self, path: str, _: Any, given: Any) -> None:
         self._block = path
         if given and isinstance(given[0], Tensor):
             self.seen.widths[path] = given[0].shape[-1]
 
-    def call(self, path: str, given: Tensor) -> None:
+    def call(self, path: str, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        given = inputs[0]
         if self._numbered:
             number = NUMBER.search(path)
             self._block = "" if number is None else number[1]
         if self._block and not given.is_floating_point():  # a table of positions, which is no part of the chain
             self.seen.stages.setdefault(path, 0)
             return
-        inputs, storage = self._inputs.setdefault(self._block, []), given.untyped_storage()
-        if not any(one._cdata == storage._cdata for one in inputs):
-            inputs.append(storage)
-        stage = next(at for at, one in enumerate(inputs) if one._cdata == storage._cdata)
+        before, storage = self._inputs.setdefault(self._block, []), given.untyped_storage()
+        if not any(one._cdata == storage._cdata for one in before):
+            before.append(storage)
+        stage = next(at for at, one in enumerate(before) if one._cdata == storage._cdata)
         self.seen.stages.setdefault(path, stage)
         self.seen.inputs.setdefault(path, given.shape[-1])
         self.seen.lengths.setdefault(path, given.shape[1])
 
-    def count(self, path: str, module: nn.Module, output: Tensor) -> None:
+    def count(self, path: str, module: nn.Module, _: Any, output: Tensor) -> None:
         width = output.shape[1] if isinstance(module, nn.Conv2d) else output.shape[-1]
         self.seen.positions[path] += output.numel() // width
 
@@ -200,12 +204,8 @@ def survey(model: nn.Module, call: Call, blocks: Sequence[str] = ()) -> Survey:
         hooks.enter_context(following(model, blocks, surveyor.enter))
         for path, part in model.named_modules():
             if is_host(part):
-                before = part.register_forward_pre_hook(lambda _, given, path=path: surveyor.call(path, given[0]))
-                after = part.register_forward_hook(
-                    lambda module, _, output, path=path: surveyor.count(path, module, output)
-                )
-                hooks.callback(before.remove)
-                hooks.callback(after.remove)
+                hooks.callback(part.register_forward_pre_hook(partial(surveyor.call, path)).remove)
+                hooks.callback(part.register_forward_hook(partial(surveyor.count, path)).remove)
         with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=attention) as counter:
             call(model)
     surveyor.seen.operations = counter.get_total_flops()

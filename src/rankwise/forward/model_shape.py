@@ -36,8 +36,7 @@ from rankwise.base.preprocessing import size_arguments
 from rankwise.base.timm_models import is_timm_config, need_timm
 from rankwise.config.base import shown
 from rankwise.config.images import LARGEST
-from rankwise.config.layer import Layer, Side
-from rankwise.config.modules import inner_convolutions, linear_layers
+from rankwise.config.modules import Layer, Side, inner_convolutions, linear_layers
 from rankwise.errors import ModelError, RankwiseError, did_you_mean, first_line
 from rankwise.forward.fake_pass import (
     Memory,
@@ -125,9 +124,10 @@ def _measured(
     sides: dict[str, Side] = {path: "input" if size == given else "output" for path, size in seen.lengths.items()}
     writes, offset = f"{sized[-1].path}.", sized[0].blocks.count
     return sized, [
-        replace(layer, side=sides.get(layer.path, ""), offset=offset if layer.path.startswith(writes) else 0)
+        layer if layer.block is None
+        else replace(layer, side=sides.get(layer.path, ""), offset=offset if layer.path.startswith(writes) else 0)
         for layer in placed
-    ]
+    ]  # fmt: skip
 
 
 def _image_shape(settings: dict[str, Any], name: str, where: str, new_head: NewHead, model: Any) -> ModelShape:

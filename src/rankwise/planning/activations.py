@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rankwise.config.layer import Layer
 from rankwise.config.method import Form
+from rankwise.config.modules import Layer
 from rankwise.planning.batches import AtOnce
 from rankwise.planning.shape import ModelShape
 from rankwise.planning.tasks import EXACT, OF_TEXTS

@@ -29,13 +29,11 @@ from rankwise.config.experiment import Planned
 from rankwise.config.training import TrainingConfig
 from rankwise.config.validation import WRITTEN
 from rankwise.planning.operations import Load, Operations
-from rankwise.planning.rows import Drawn, PlannedRows
+from rankwise.planning.rows import Drawn, PlannedRows, limit_of
 from rankwise.planning.shape import ModelShape
 from rankwise.planning.tasks import CAUSAL, TASKS, PlannedTask
 from rankwise.planning.time import Step
 
-UNKNOWN_LENGTH = 1024
-"""Tokens of a document, where no rows are given and no limit is."""
 DEVIATIONS = 2.5
 """By how many standard deviations the fullest step of a run has more tokens than the mean one."""
 OF_SHARE = 0.25
@@ -84,12 +82,6 @@ def longest_of(config: Planned, shape: ModelShape) -> int:
     if shape.image is not None:
         return shape.patches
     return limit_of(config, shape) * max(config.objective_settings.texts, shape.task.texts)
-
-
-def limit_of(config: Planned, shape: ModelShape) -> int:
-    """Tokens of the longest text."""
-    limit = UNKNOWN_LENGTH if config.data is None else config.data.max_length
-    return min(limit, shape.context or limit)
 
 
 def largest_batches(config: Planned, shape: ModelShape, rows: PlannedRows | None) -> list[AtOnce]:

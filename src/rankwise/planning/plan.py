@@ -20,7 +20,7 @@ from rankwise.planning.estimate import Estimate
 from rankwise.planning.forecast import FORMATS, STEP_OF_TOKENS, Disk, Fit, Forecast, planned_forecast, weights_bytes
 from rankwise.planning.operations import Load
 from rankwise.planning.processes import ALONE, Processes, rows_in_step, sharded_peak
-from rankwise.planning.rows import PlannedRows
+from rankwise.planning.rows import PlannedRows, rows_of_training
 from rankwise.planning.shape import ModelShape
 from rankwise.planning.stored_weights import Conversion, conversion_of
 from rankwise.planning.tasks import EXACT
@@ -36,7 +36,6 @@ from rankwise.planning.time import (
     speed_of,
 )
 from rankwise.planning.tokens import TokenCounter
-from rankwise.planning.training_rows import rows_of_training
 
 SLOWER_WHEN_SMALL = 1.5
 """By how much a small step may take longer for each token than the steps of a training."""

@@ -24,7 +24,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Literal
 
-from rankwise.config.layer import Layer
+from rankwise.config.modules import Layer
 from rankwise.planning.estimate import Estimate
 from rankwise.planning.shape import ModelShape
 from rankwise.planning.tasks import EXACT

@@ -28,10 +28,10 @@ from rankwise.rows.hold_out import MOST_LABELS, SourceRows, facts_of, hold_out, 
 from rankwise.rows.report.duplicates import TextIndex
 from rankwise.rows.report.image_report import findings_of
 from rankwise.rows.report.report import Tally, advice_on, fatal_problems, left_out, warnings_of
-from rankwise.rows.report.unused import problems, sentence, unused_columns
 from rankwise.rows.sources import Reading, open_source
 from rankwise.rows.text.example import Example, ImageRecord
 from rankwise.rows.text.outcome import Outcome, RowEncoder
+from rankwise.rows.unused_columns import problems, sentence, unused_columns
 from rankwise.runs.data_report import DataReport, OverlapFacts, PartFacts, TemplateFacts, ValidationFacts
 from rankwise.runs.records import Callback, ProgressUpdate
 from rankwise.runs.row_facts import ANSWERS, HoldOutFacts, Learned

@@ -113,13 +113,16 @@ class RowTargets:
     def of_words(self, example: Example) -> list[int]:
         """The class of each word; DataError where the row has no tags, or one that is no class."""
         tags = tagged_in(example).tags
-        unknown = dict.fromkeys(tag for tag in tags if tag not in self._numbers)
-        if unknown:
-            raise DataError(
-                f"{example.where}: the tag {some(map(shown, unknown), 8)} is in no training row; the tags are "
-                f"{some(map(shown, self.facts.classes), 12)}. Correct it, or add training rows that have it."
-            )
+        if unknown := dict.fromkeys(tag for tag in tags if tag not in self._numbers):
+            raise self._unseen(example, f"the tag {some(map(shown, unknown), 8)}", "tags")
         return [self._numbers[tag] for tag in tags]
+
+    def _unseen(self, example: Example, what: str, classes: str = "classes") -> DataError:
+        known = some(map(shown, self.facts.classes), 12)
+        return DataError(
+            f"{example.where}: {what} is in no training row; the {classes} are {known}. Correct it, or add training "
+            "rows that have it."
+        )
 
     @cached_property
     def _numbers(self) -> Mapping[str, int]:
@@ -134,10 +137,7 @@ class RowTargets:
             return self.of(example)
         names = labels_of(example)
         if unknown := [name for name in names if name not in self.facts.classes]:
-            raise DataError(
-                f"{example.where}: the label {some(map(shown, unknown), 8)} is in no training row; the classes are "
-                f"{some(map(shown, self.facts.classes), 8)}. Correct it, or add training rows of this class."
-            )
+            raise self._unseen(example, f"the label {some(map(shown, unknown), 8)}")
         return [float(name in names) for name in self.facts.classes]
 
     def of(self, example: Example) -> float:
@@ -151,9 +151,5 @@ class RowTargets:
                 raise DataError(f"{example.where}: the label is {shown(label)}; a finite number is expected.")
             return value
         if label not in self._numbers:
-            known = some(map(shown, self.facts.classes), 8)
-            raise DataError(
-                f"{example.where}: the label {shown(label)} is in no training row; the classes are {known}. Correct "
-                "it, or add training rows of this class."
-            )
+            raise self._unseen(example, f"the label {shown(label)}")
         return float(self._numbers[label])
