@@ -433,7 +433,7 @@ def test_other_classes_and_other_tasks_are_refused(home: Path, begun: str) -> No
     assert RunSnapshot.read("head-again").experiment.adapter.method == "head"
     assert losses("head-again")[0] == losses("head-alone")[-1]
     text = refused("train", "--from", "head-alone", "--method", "lora", *WORDS, "--run", "never", *AGAIN)
-    assert "trained heads and no adapted layers (method head)" in text
+    assert "but the adapter has the method head" in text
 
 
 def test_a_full_run_is_named_as_a_base(home: Path) -> None:

@@ -38,7 +38,7 @@ def plan(
         if models:
             _list_models(as_json)
             return
-        from rankwise.commands.plan import as_continued, base_of_start
+        from rankwise.commands.runs import as_continued, base_of_start
 
         planned = as_continued(read_planned(config, given.read(tune), base_of_start))
         from rankwise.cli.plan_text import lines_of

@@ -42,7 +42,7 @@ def add(
 ) -> None:
     """Add a training to the queue, with the settings of a YAML file, flags and --set."""
     with report_failures(as_json):
-        from rankwise.commands.plan import base_of_run, base_of_start
+        from rankwise.commands.runs import base_of_run, base_of_start
         from rankwise.runs.queue import Queue
 
         experiment = read_experiment(config, given.read(), base_of_run if resume else base_of_start)

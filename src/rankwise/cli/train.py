@@ -38,7 +38,7 @@ def train(
 ) -> None:  # fmt: skip
     """Fine-tune a model on your rows, with an adapter or as a whole."""
     with report_failures(as_json):
-        from rankwise.commands.plan import base_of_run, base_of_start
+        from rankwise.commands.runs import base_of_run, base_of_start
 
         experiment = read_experiment(config, given.read(tune), base_of_run if resume else base_of_start)
         own = launched()

@@ -5,6 +5,9 @@ updates all of them; the command that made the run stays in the manifest as it w
 
 A run may be logged to trackers afterwards: they get the records of its metrics log, as they would have while it
 trained, and the evaluations that were made since.
+
+What `train --from` and `plan --from` take over from an adapter before a model is loaded, its base and its settings, is
+here too. Nothing of torch is imported unless there is an adapter to look at.
 """
 
 from __future__ import annotations
@@ -14,12 +17,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rankwise.commands.report import report, write_page
+from rankwise.config.experiment import Experiment
+from rankwise.config.models import ModelConfig
 from rankwise.config.tracking import TrackingConfig
 from rankwise.errors import ConfigError, RankwiseError, TrackingError, first_line
-from rankwise.runs.directory import CARD, RunDirectory, ask_to_end, open_any_run
+from rankwise.runs.directory import CARD, RunDirectory, ask_to_end, find_run, open_any_run
 from rankwise.runs.evaluations import FOLDER
 from rankwise.runs.integrity import VerifiedRun, verify
 from rankwise.runs.listing import RUNS, UNREADABLE, ListedRun, folder_bytes, listed, listed_runs, run_names
@@ -31,6 +36,7 @@ from rankwise.runs.upkeep import check_deletable, check_renamable, delete, entry
 from rankwise.system.files import sha256_of, write_atomic
 from rankwise.tracking import Following, check_installed
 
+_Kind = TypeVar("_Kind", bound=Experiment)
 SECONDS_TO_LOG = 600.0
 BETWEEN = " \u00b7 "
 """Separates the names in the title of a comparison report."""
@@ -260,3 +266,25 @@ def waiting_runs() -> QueueState:
     names = sorted(file.stem for file in (queue.folder / "logs").glob("*.log"))
     ended = [one for one in map(queue.ended, names) if one is not None and one.problem is not None]
     return QueueState(queue.working(), queue.waiting(), ended)
+
+
+def base_of_start(start_from: str, run: Any = None) -> ModelConfig:
+    """The base model of the adapter that a new training begins with. `run` is the training's own name."""
+    from rankwise.methods.starting import base_named_by
+
+    return base_named_by(start_from)
+
+
+def base_of_run(start_from: str, run: Any = None) -> ModelConfig:
+    """The same for a training that is resumed: it is recorded, and the adapter may be gone."""
+    begun = find_run(run) if isinstance(run, str) else None
+    return base_of_start(start_from) if begun is None else RunSnapshot.of(begun).experiment.model
+
+
+def as_continued(planned: _Kind) -> _Kind:
+    """The settings with those of the adapter in `adapter.start_from`, or as they are where none is named."""
+    if planned.adapter.start_from is None:
+        return planned
+    from rankwise.methods.starting import planned_with
+
+    return planned.model_copy(update={"adapter": planned_with(planned.adapter)})

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from rankwise.cli.display import Display
-from rankwise.commands.plan import base_of_start
+from rankwise.commands.runs import base_of_start
 from rankwise.config.data import DataConfig
 from rankwise.config.experiment import Experiment
 from rankwise.config.reading import Setting, read_experiment

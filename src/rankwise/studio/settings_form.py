@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from rankwise.commands.plan import base_of_start
+from rankwise.commands.runs import base_of_start
 from rankwise.config.adapters import METHODS
 from rankwise.config.base import Label
 from rankwise.config.data import OF_HUB, OF_TABLES, DataConfig
