@@ -1,4 +1,7 @@
-"""`rankwise evaluate`: score a run or a model on a task, with confidence intervals, and measure forgetting."""
+"""What a training brought: `rankwise evaluate` scores a run or a model on a task and measures forgetting, `rankwise
+compare` compares evaluated runs item by item, `rankwise report` writes a page of a run or of several, and
+`rankwise strength` measures gain and forgetting when the adapter's change is scaled.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,11 @@ import typer
 
 from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet, TrustCode, argument, option
+from rankwise.cli.options import BaseModel, ForceBase, ForceResult, Json, Quiet, RunName, TrustCode, argument, option
 from rankwise.system.allocator import keep_memory
 
 if TYPE_CHECKING:
+    from rankwise.commands.strength import Strengths
     from rankwise.runs.evaluations import Evaluation
 
 
@@ -98,3 +102,94 @@ def _cautions(target: str, evaluation: Evaluation) -> list[str]:
     run = RunSnapshot.of(directory)
     shared = of_overlap(run.recorded_data) if evaluation.task == HELD_OUT else ""
     return [*([shared] if shared else []), *evaluation_warnings(evaluation, run.experiment, run.manifest.results)]
+
+
+def compare(
+    runs: Annotated[
+        list[str],
+        argument("The run to compare with, then the other runs: names, folders, or files of `evaluate --out`."),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Compare evaluated runs: scores with confidence intervals, settings, data and cost."""
+    with report_failures(as_json):
+        from rankwise.commands.compare import compare as compare_command
+        from rankwise.reporting.comparison import comparison_report
+
+        compared = compare_command(runs)
+        document = comparison_report(compared.candidates, compared.comparisons, drawn=False)
+        print_result(as_json, compared.summary(), *document.lines())
+
+
+def report(
+    runs: Annotated[
+        list[str],
+        argument("A run (its name or folder), finished or not. Several runs are compared with the first."),
+    ],
+    out: Annotated[
+        Path | None,
+        option("Page to write, FILE.html, with FILE.json beside it.  [default: in the run's folder]"),
+    ] = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Write a report of a run as one HTML file that needs no network, and as JSON."""
+    with report_failures(as_json):
+        from rankwise.commands.report import report as report_command
+
+        written = report_command(runs, out)
+        print_result(as_json, written, f"{written.verdict}\n{written.page}")
+
+
+def strength(
+    run: RunName,
+    text: Annotated[
+        str | None,
+        option(
+            "Unrelated text to measure forgetting on: a text file, or rows with a text (file or "
+            "hub:organisation/name).  [default: Python's documentation]"
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        option("Rows of the task that were not trained on.  [default: the validation rows of the run]"),
+    ] = None,
+    blocks: Annotated[int, typer.Option(help="Number of blocks of 512 tokens to read from the text.")] = 16,
+    base_model: BaseModel = None,
+    force_base: ForceBase = False,
+    force_result: ForceResult = False,
+    trust_code: TrustCode = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Measure gain and forgetting with the adapter's change at several strengths."""
+    with report_failures(as_json):
+        from rankwise.commands.strength import strength as strength_command
+
+        with Display(quiet) as display:
+            measured = strength_command(
+                run, text=text, data=data, blocks=blocks, force_base=force_base, force_result=force_result,
+                trust_code=trust_code, base_model=base_model, callback=display,
+            )  # fmt: skip
+        print_result(as_json, measured.summary(), *_strength_lines(measured), *_strength_cautions(measured))
+
+
+def _strength_lines(measured: Strengths) -> list[str]:
+    from rankwise.reporting.markup import lines_of
+    from rankwise.reporting.quality import strength_blocks
+
+    run, strength = measured.run, measured.curve.recommended
+    stored = f"written to {run}/strength.json; " if measured.stored else ""
+    following = f"next: rankwise export {run} --to FOLDER --strength {strength:g}" if strength else ""
+    return [*lines_of(strength_blocks(measured.curve)), stored + following]
+
+
+def _strength_cautions(measured: Strengths) -> list[str]:
+    from rankwise.reporting.verdict import strength_warnings
+    from rankwise.runs.directory import find_run
+    from rankwise.runs.snapshot import RunSnapshot
+
+    directory = find_run(measured.run)
+    if directory is None:  # the folder of an adapter has no records of its training
+        return []
+    run = RunSnapshot.of(directory)
+    return strength_warnings(measured.curve, run.experiment, run.manifest.results)

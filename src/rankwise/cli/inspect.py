@@ -1,5 +1,5 @@
 """`rankwise inspect`: the ranks of an adapter's layers, how AdaLoRA arrived at them and what the numbers say; or the
-layers of a model.
+layers of a model, and what the targets all-linear and all-conv choose of them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from rankwise.runs.lineage import described
 
 if TYPE_CHECKING:
     from rankwise.commands.inspect import AdapterFacts, Inspected
+    from rankwise.commands.models import InspectedModel
+    from rankwise.planning.parameters import LayerGroup, TargetChoice
     from rankwise.runs.integrity import Integrity
     from rankwise.runs.records import RankRecord
 
@@ -53,7 +55,6 @@ def inspect(
 
 
 def _inspect_model(name: str, as_json: bool) -> None:
-    from rankwise.cli.model_layers import model_lines
     from rankwise.commands.models import inspect_model
 
     inspected = inspect_model(name)
@@ -150,3 +151,32 @@ def _planted(adapter: AdapterFacts) -> list[str]:
             for one in adapter.planted[:MOST_PLANTED]
         ),
     ]
+
+
+MOST_NAMES = 4
+
+
+def model_lines(inspected: InspectedModel) -> list[str]:
+    from rankwise.planning.parameters import RANK
+
+    head = "" if not inspected.head_parameters else ", without a classifier's head"
+    names = ("layers", "kind", "shape", "parameters", "names", "remark")
+    layers = table(names, list(map(_group_cells, inspected.layers)), words=(1, 2, 4, 5))
+    heads = ("targets", "layers", f"trained at rank {RANK}", "share", "adapter")
+    targets = table(heads, [_target_cells(choice, inspected.parameters) for choice in inspected.targets])
+    notes = [f"{choice.target}: {note}" for choice in inspected.targets
+             for note in ([choice.refusal] if choice.refusal else choice.notes)]  # fmt: skip
+    return [
+        f"{inspected.model}: {inspected.family}, {inspected.parameters:,} parameters{head}", "", *lines_of(layers), "",
+        *lines_of(targets), *notes, "", f"By default this model's adapters have the targets {inspected.default}.",
+    ]  # fmt: skip
+
+
+def _group_cells(group: LayerGroup) -> tuple[str, ...]:
+    remark = "cannot be adapted" if group.problem else group.remark
+    return f"{group.count:,}", group.kind, group.shape, f"{group.parameters:,}", some(group.names, MOST_NAMES), remark
+
+
+def _target_cells(choice: TargetChoice, total: int) -> list[str]:
+    amounts = [f"{choice.trainable:,}", f"{choice.trainable / total:.2%}", size(choice.file_bytes)]
+    return [choice.target, f"{len(choice.paths):,}", *(["-"] * 3 if choice.refusal else amounts)]

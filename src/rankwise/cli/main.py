@@ -11,32 +11,21 @@ import typer
 from typer.core import TyperGroup
 
 from rankwise import __version__
-from rankwise.cli.advise import advise
-from rankwise.cli.ask import chat, generate
-from rankwise.cli.cache import cache
-from rankwise.cli.compare import compare
+from rankwise.cli.ask import chat, generate, predict
 from rankwise.cli.data import data
-from rankwise.cli.demo import demo
 from rankwise.cli.display import print_json
-from rankwise.cli.doctor import doctor
-from rankwise.cli.evaluate import evaluate
+from rankwise.cli.evaluate import compare, evaluate, report, strength
 from rankwise.cli.export import OptionalAddress, export
 from rankwise.cli.failures import report_failures
 from rankwise.cli.inspect import inspect
+from rankwise.cli.machine import cache, doctor, models
 from rankwise.cli.merge import extract, merge
-from rankwise.cli.models import models
 from rankwise.cli.options import option
-from rankwise.cli.plan import plan
-from rankwise.cli.predict import predict
-from rankwise.cli.queue import queue
-from rankwise.cli.report import report
+from rankwise.cli.plan import advise, plan
 from rankwise.cli.runs import runs
-from rankwise.cli.serve import serve
+from rankwise.cli.serve import serve, studio
 from rankwise.cli.settings import InPanels
-from rankwise.cli.strength import strength
-from rankwise.cli.studio import studio
-from rankwise.cli.sweep import sweep
-from rankwise.cli.train import train
+from rankwise.cli.train import demo, queue, sweep, train
 from rankwise.cli.watch import watch
 from rankwise.cli.words import remember
 from rankwise.errors import ConfigError

@@ -1,18 +1,36 @@
-"""`rankwise train`: train a run with the settings of a YAML file, flags and --set."""
+"""Trainings: `rankwise train` makes one run, `rankwise sweep` a grid of them, `rankwise queue` lists, adds, removes and
+stops those that wait for one another, and `rankwise demo` trains on the rows that come with rankwise.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
+import typer
+
 from rankwise.cli.display import Display, print_result
 from rankwise.cli.failures import end_at_once, report_failures
-from rankwise.cli.options import PROCESSES, ConfigFile, Json, Quiet, Tune, option
-from rankwise.cli.settings import NONE_GIVEN, TRAINED, TRAINING, GivenSettings, takes_settings
+from rankwise.cli.options import PROCESSES, ConfigFile, Json, Quiet, Tune, argument, option
+from rankwise.cli.settings import (
+    ADAPTER,
+    IMAGES,
+    NONE_GIVEN,
+    ROWS,
+    TRAINED,
+    TRAINING,
+    VALIDATION_ROWS,
+    GivenSettings,
+    InPanels,
+    takes_settings,
+)
 from rankwise.config.reading import read_experiment
+from rankwise.config.sweep import parse_axis
+from rankwise.reporting.quantities import size
 from rankwise.system.allocator import keep_memory
 from rankwise.system.launched import launched
 
 if TYPE_CHECKING:
+    from rankwise.commands.demo import Demo
     from rankwise.commands.train import Trained
 
 
@@ -71,3 +89,151 @@ def _lines(trained: Trained) -> list[str]:
         ("run", run.name), *outcome(run), (trained.result.name, f"{trained.result}"), *page,
         ("next", f"rankwise {trained.use.format(run=run.name)}"),
     ]))  # fmt: skip
+
+
+@takes_settings(
+    "model", "quantize", "memory", "new_tokens",
+    "data", "run", "objective", *IMAGES, *ADAPTER, "epochs", "steps", "batch_size",
+    "learning_rate", "auto_batch", "backend", *ROWS, *VALIDATION_ROWS, "seed",
+    run="Name of the sweep: the folder sweeps/NAME, and runs/NAME-001, NAME-002, … for its trials.",
+)  # fmt: skip
+def sweep(
+    config: ConfigFile = None,
+    given: GivenSettings = NONE_GIVEN,
+    over: Annotated[list[str], option("A setting and its values: a list (adapter.rank=4,8,16) or a range "
+        "(training.learning_rate=1e-4..1e-2). Can be repeated.", "--over")] = ...,  # pyright: ignore[reportArgumentType]
+    trials: Annotated[int | None, option(
+        "Number of trials, which Optuna chooses.  [default: every combination]", min=1)] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Train with several values of some settings and compare the validation losses. The same command goes on with a
+    sweep that was stopped."""
+    with report_failures(as_json):
+        axes = [parse_axis(text) for text in over]
+        settings = given.read()
+        from rankwise.commands.runs import base_of_start
+        from rankwise.commands.sweep import sweep as sweep_command
+        from rankwise.reporting.markup import lines_of
+        from rankwise.reporting.sweep import trials_table
+
+        keep_memory()
+        with Display(quiet) as display:
+            swept = sweep_command(
+                lambda more: read_experiment(config, [*settings, *more], base_of_start), axes, trials, callback=display
+            )
+        lines = [*lines_of(trials_table(swept.record)), *swept.record.conclusions()]
+        print_result(as_json, swept.summary(), *lines, f"page: {swept.page}")
+
+
+queue = typer.Typer(
+    help="List the trainings that wait and the one that runs; add, remove or stop one.", no_args_is_help=False
+)
+Name = Annotated[str, argument("The run's name.")]
+
+
+@queue.callback(invoke_without_command=True)
+def list_queue(context: typer.Context, as_json: Json = False) -> None:
+    """List the queue. If trainings wait and none runs, as after a restart of the machine, the first one is started."""
+    if context.invoked_subcommand is not None:
+        return
+    with report_failures(as_json):
+        from rankwise.commands.runs import waiting_runs
+
+        state = waiting_runs()
+        print_result(as_json, state.summary(), *state.lines())
+
+
+@queue.command(cls=InPanels)
+@takes_settings(*TRAINING, "log_to")
+def add(
+    config: ConfigFile = None,
+    given: GivenSettings = NONE_GIVEN,
+    resume: Annotated[
+        bool, option("Continue an unfinished run from its last checkpoint.", "--resume", rich_help_panel=TRAINED)
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Add a training to the queue, with the settings of a YAML file, flags and --set."""
+    with report_failures(as_json):
+        from rankwise.commands.runs import base_of_run, base_of_start
+        from rankwise.runs.queue import Queue
+
+        experiment = read_experiment(config, given.read(), base_of_run if resume else base_of_start)
+        Queue().add(experiment.run, experiment, resume=resume)
+        print_result(as_json, {"added": experiment.run}, f"{experiment.run} is in the queue. rankwise queue lists it.")
+
+
+@queue.command()
+def remove(name: Name, as_json: Json = False) -> None:
+    """Remove a training that waits."""
+    with report_failures(as_json):
+        from rankwise.runs.queue import Queue
+
+        Queue().remove(name)
+        print_result(as_json, {"removed": name}, f"Removed {name} from the queue.")
+
+
+@queue.command()
+def stop(name: Name, as_json: Json = False) -> None:
+    """Stop a training as Ctrl-C does. Its run can be resumed from its last checkpoint."""
+    with report_failures(as_json):
+        from rankwise.runs.queue import Queue
+
+        Queue().stop(name)
+        print_result(as_json, {"stopping": name}, f"{name} was asked to stop.")
+
+
+@queue.command(hidden=True)
+def work() -> None:
+    """Train what waits, one run after the other."""
+    from rankwise.runs.queue import Queue
+    from rankwise.runs.queue import work as work_through
+
+    work_through(Queue())
+
+
+SHOWN = 3
+
+
+def demo(
+    model: Annotated[str, typer.Option(help="Starter name, hub id, folder or .gguf file.")] = "smollm2-135m",
+    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a small model on customer messages, and show its answers before and after training."""
+    with report_failures(as_json):
+        from rankwise.commands.demo import demo as demo_command
+
+        keep_memory()
+        with Display(quiet) as display:
+            shown = demo_command(model, callback=display, seed=seed)
+        print_result(as_json, shown.summary(), *_demo_lines(shown))
+
+
+def _demo_lines(shown: Demo) -> list[str]:
+    facts = shown.summary()
+    rows = [
+        f"\nmessage  {row.message}\nexpected {row.expected}\n"
+        f"base     {_one_line(row.base)}\nadapted  {_one_line(row.adapted)}"
+        for row in shown.rows[:SHOWN]
+    ]
+    share = facts["trainable_parameters"] / facts["total_parameters"]
+    return [
+        *rows,
+        f"\nexact answers to {len(shown.rows)} messages with names, products and numbers that were not in the "
+        "training rows:\n"
+        f"  base model     {shown.base_exact:.0%}\n  with adapter   {shown.adapted_exact:.0%}\n"
+        f"trained {facts['trainable_parameters']:,} parameters ({share:.2%} of {facts['total_parameters']:,}), "
+        f"adapter {size(facts['adapter_bytes'])}\n"
+        f"training took {facts['train_seconds']:.0f} s at {facts['tokens_per_second']:,.0f} tokens/s; "
+        f"peak memory {size(facts['peak_rss_bytes'])}\n\n"
+        f"next: rankwise chat {shown.run} --both\n"
+        "      rankwise train --model smollm2-135m --data yours.jsonl --run my-first",
+    ]
+
+
+def _one_line(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= 110 else f"{flat[:107]}..."

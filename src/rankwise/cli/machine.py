@@ -1,4 +1,6 @@
-"""`rankwise cache` lists the cache folder, and `rankwise cache clean` removes entries."""
+"""What is on this machine: `rankwise doctor` checks what rankwise needs, `rankwise models` lists and downloads models,
+and `rankwise cache` lists and cleans the cache folder.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rankwise.cli.display import print_json, print_result
+from rankwise.cli.display import Display, print_json, print_result
 from rankwise.cli.failures import report_failures
-from rankwise.cli.options import Json, Yes, option
+from rankwise.cli.options import Json, Quiet, Yes, argument, option
 from rankwise.cli.runs import confirm
 from rankwise.cli.words import visible
 from rankwise.reporting.document import table
@@ -17,6 +19,59 @@ from rankwise.reporting.quantities import plural, size
 
 if TYPE_CHECKING:
     from rankwise.commands.cache import Cache
+
+
+MARKS = {"good": "ok", "note": "note", "problem": "problem"}
+
+
+def doctor(as_json: Json = False) -> None:
+    """Check this machine: versions, processor, memory, disk, cached models, network."""
+    with report_failures(as_json):
+        from rankwise.commands.doctor import doctor as doctor_command
+
+        diagnosis = doctor_command()
+        lines = [f"{MARKS[one.verdict]:<8}{one.name:<14}{one.value}{f'  ({one.remark})' * bool(one.remark)}"
+                 for one in diagnosis.checks]  # fmt: skip
+        print_result(as_json, diagnosis.summary(), *lines)
+        if not diagnosis.able:
+            raise typer.Exit(1)
+
+
+models = typer.Typer(
+    help="List the models on this machine and the starter models; download one.", no_args_is_help=False
+)
+
+
+@models.callback(invoke_without_command=True)
+def list_models(context: typer.Context, as_json: Json = False) -> None:
+    if context.invoked_subcommand is not None:
+        return
+    with report_failures(as_json):
+        from rankwise.commands.models import known_models
+
+        known = known_models()
+        lines = []
+        for model in known:
+            state = f"{size(model.bytes)} cached" if model.cached else "not downloaded"
+            lines.append(f"{model.name:<24} {model.kind:<10} {state:<14} {model.about}".rstrip())
+        print_result(as_json, {"models": known}, *lines)
+
+
+@models.command()
+def pull(
+    name: Annotated[str, argument("Starter name or hub id.")],
+    revision: Annotated[str | None, option("Branch, tag or commit of a hub model.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Download a model into the cache."""
+    with report_failures(as_json):
+        from rankwise.commands.models import pull as pull_command
+
+        with Display(quiet) as display:
+            model = pull_command(name, revision, display)
+        print_result(as_json, model, f"{model.name} ({model.kind}): {size(model.bytes)} in {model.about}")
+
 
 cache = typer.Typer(help="Show or clean the cache folder.", no_args_is_help=False)
 LISTED = ("models", "other")
@@ -31,10 +86,10 @@ def show(context: typer.Context, as_json: Json = False) -> None:
         from rankwise.commands.cache import cache as cache_command
 
         contents = cache_command()
-        print_result(as_json, {**vars(contents), "bytes": contents.bytes}, *_lines(contents))
+        print_result(as_json, {**vars(contents), "bytes": contents.bytes}, *_cache_lines(contents))
 
 
-def _lines(contents: Cache) -> list[str]:
+def _cache_lines(contents: Cache) -> list[str]:
     from rankwise.runs.cached import KINDS
 
     rows = list[list[str]]()
