@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from rankwise.config.objectives import OBJECTIVES
 from rankwise.reporting.quantities import rough_duration, size
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def _model(plan: Plan) -> Iterator[str]:
     if shape.outputs is not None:
         predicts = "a number" if shape.outputs == 1 else f"one of {shape.outputs:,} {shape.task.names}"
         assumed = "" if plan.rows is not None else ", which is assumed, since no --data is given"
-        row = shape.task.unit if shape.image is None else f"image of {shape.image} x {shape.image} pixels"
+        row = shape.task.unit.format(shape.image)
         yield row_text("", f"a classifier that predicts {predicts} for each {row}{assumed}")
     if not plan.trained:
         yield from _untrained(plan)
@@ -44,15 +45,14 @@ def _storage(plan: Plan) -> str:
 
 
 def _untrained(plan: Plan) -> Iterator[str]:
-    shape = plan.shape
-    yield row_text("", shape.task.unplanned)
-    if shape.is_encoder or shape.image is not None:
-        objective = "sequence-classification" if shape.image is None else "image-classification"
-        yield row_text("", f"with --data or --objective {objective}, a classifier with a new head is planned")
+    objective = OBJECTIVES["auto"].decided(plan.shape.nature, lambda: False)
+    yield row_text("", plan.shape.task.unplanned)
+    if "head" in objective.gives:
+        yield row_text("", f"with --data or --objective {objective.name}, a classifier with a new head is planned")
 
 
 def _blocks(plan: Plan) -> str:
-    if plan.shape.image is not None and plan.shape.block_count == 1:
+    if plan.shape.block_count == 1:
         return f"{len(plan.shape.layers):,} layers"
     return " + ".join(f"{stack.count} blocks of width {stack.width:,}" for stack in plan.shape.stacks)
 
@@ -106,10 +106,8 @@ def _rows(plan: Plan) -> Iterator[str]:
     rows = plan.rows
     if rows is None:
         if plan.trained:
-            what = "images" if plan.shape.image is not None else "sequences"
-            yield row_text(
-                "rows", f"no --data: assumes full micro-batches and {what} of {plan.amount.longest:,} tokens"
-            )
+            what = f"{plan.shape.task.documents} of {plan.amount.longest:,} tokens"
+            yield row_text("rows", f"no --data: assumes full micro-batches and {what}")
         return
     if plan.shape.image is not None:
         yield from _images(plan)
@@ -155,7 +153,7 @@ def _memory(plan: Plan) -> Iterator[str]:
 
 def _memory_at_least(plan: Plan) -> Iterator[str]:
     """Of a language model whose activations are not known, such as a mixture."""
-    if plan.shape.auto_class == "AutoModelForCausalLM":
+    if plan.shape.task.planned:
         memory = plan.forecast.memory
         learning = memory.at_least - memory["weights"]
         yield row_text(

@@ -372,7 +372,7 @@ def weights_bytes(shape: ModelShape, dtype: str) -> float:
 def memory_of(planned: Forecast) -> Memory:
     counted, each, saved, number = planned.parameters, EXACT * planned.method.averages, planned.saved, planned.number
     count, beside, tokens = counted.trainable, counted.beside, planned.amount.tokens
-    outputs = planned.shape.vocabulary if planned.shape.outputs is None else planned.shape.outputs
+    outputs = planned.shape.outputs or planned.shape.vocabulary
     logits = Part("logits", *planned.shape.task.logits(planned.amount.learned, outputs, number, planned.form))
     copies = planned.writes_answers and planned.overheads.prepacks and not planned.given_back
     linear = sum(one.inputs * one.outputs for one in planned.shape.layers if one.kind == "linear")  # and a tied head

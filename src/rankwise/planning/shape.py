@@ -164,17 +164,13 @@ class ModelShape:
         return max(("patches", sizes["linear"]), ("convolutions", sizes["conv2d"]), key=lambda one: one[1])[0]
 
     @property
-    def is_encoder(self) -> bool:
-        """Whether it reads texts and generates none, so that it is trained as a classifier unless somebody decides
-        otherwise."""
-        return self.auto_class == "AutoModel" and self.vocabulary > 0 and self.is_measured
-
-    @property
     def nature(self) -> str:
-        """What it is before it gets a new head (config/models.py)."""
+        """What it is before it gets a new head (config/models.py). An encoder reads texts and generates none, so that
+        it is trained as a classifier unless somebody decides otherwise."""
         if self.image is not None:
             return IMAGES
-        return ENCODER if self.is_encoder else NATURES.get(self.auto_class, DECODER)
+        reads = self.auto_class == "AutoModel" and self.vocabulary > 0 and self.is_measured
+        return ENCODER if reads else NATURES.get(self.auto_class, DECODER)
 
     @property
     def is_measured(self) -> bool:

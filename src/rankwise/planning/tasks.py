@@ -36,7 +36,9 @@ class PlannedTask:
     texts = 1
     """Of a document."""
     learns = "answer"
+    documents = "sequences"
     unit = "row"
+    """That is predicted for; {0} is the side of an image."""
     names = "classes"
     targets = "rows"
     """That outputs are counted for."""
@@ -141,6 +143,7 @@ class TaggingWords(Classifying):
 
 class ClassifyingImages(Classifying):
     fused = OF_IMAGES
+    documents, unit = "images", "image of {0} x {0} pixels"
 
 
 CAUSAL, CLASSIFIER, TAGGER, IMAGE_CLASSIFIER, SEQUENCES = (
