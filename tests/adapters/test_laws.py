@@ -223,9 +223,13 @@ def test_a_rank_of_zero_or_a_scale_of_zero_is_refused() -> None:
             LoraConfig(**wrong)
 
 
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("decoding", [False, True])
-@pytest.mark.parametrize("method", [LoraConfig(rank=8), AdaLoraConfig(budget=8, initial=8)], ids=["lora", "adalora"])
+LORA, ADALORA = LoraConfig(rank=8), AdaLoraConfig(budget=8, initial=8)
+
+
+@pytest.mark.parametrize(
+    ("method", "decoding", "bias"),
+    [(LORA, False, False), (LORA, True, True), (ADALORA, False, True), (ADALORA, True, False)],
+)
 def test_a_change_below_the_spacing_of_bfloat16_is_there_on_average(
     method: LoraConfig | AdaLoraConfig, decoding: bool, bias: bool
 ) -> None:

@@ -23,16 +23,8 @@ from rankwise.config.tasks import TaskConfig
 
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "peft", "yaml"}
 UNSAFE_NAMES = {"eval", "exec", "compile", "__import__"}
-UNSAFE_CALLS = {
-    "torch.load",
-    "yaml.load",
-    "yaml.unsafe_load",
-    "os.system",
-    "os.popen",
-    "numpy.load",
-    "np.load",
-    "torch.jit.load",
-}
+UNSAFE_CALLS = {"torch.load", "yaml.load", "yaml.unsafe_load", "os.system", "os.popen", "numpy.load", "np.load",
+                "torch.jit.load"}  # fmt: skip
 
 
 def offences(tree):
@@ -85,29 +77,12 @@ def test_the_one_file_that_reads_a_pickle_reads_tensors_alone():
     ]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "import pickle",
-        "from pickle import loads",
-        "import peft.utils",
-        "from peft import LoraConfig",
-        "import yaml",
-        "eval('1')",
-        "exec(x)",
-        "run = eval",
-        "torch.load(p)",
-        "from torch import load",
-        "f = torch.load",
-        "os.system('x')",
-        "subprocess.run(x, shell=True)",
-        "load(x, trust_remote_code=True)",
-        "d = {'trust_remote_code': True}",
-        "np.load(x, allow_pickle=True)",
-        "assert False, 'x'",
-        "assert 0",
-    ],
-)
+@pytest.mark.parametrize("text", [
+    "import pickle", "from pickle import loads", "import peft.utils", "from peft import LoraConfig", "import yaml",
+    "eval('1')", "exec(x)", "run = eval", "torch.load(p)", "from torch import load", "f = torch.load",
+    "os.system('x')", "subprocess.run(x, shell=True)", "load(x, trust_remote_code=True)",
+    "d = {'trust_remote_code': True}", "np.load(x, allow_pickle=True)", "assert False, 'x'", "assert 0",
+])  # fmt: skip
 def test_the_search_for_offences_finds_each_kind(text):
     # a search that finds nothing proves something only if it finds what is there
     assert offences(ast.parse(text))

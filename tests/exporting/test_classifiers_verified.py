@@ -85,8 +85,13 @@ def here(home, monkeypatch):
     monkeypatch.setenv("RANKWISE_ENGINES", sys.executable)
 
 
-@pytest.mark.parametrize("format", ["peft", "merged"])
-@pytest.mark.parametrize("run", ["texts", "pooled", "numbers", "several", "tagged", "images"])
+@pytest.mark.parametrize(
+    ("run", "format"),
+    [
+        ("texts", "peft"), ("texts", "merged"), ("pooled", "merged"), ("numbers", "peft"), ("several", "merged"),
+        ("tagged", "peft"), ("tagged", "merged"), ("images", "peft"), ("images", "merged"),
+    ],
+)  # fmt: skip
 def test_a_classifier_arrives(tmp_path, run, format):
     result = rankwise("export", run, "--to", tmp_path / "out", "--format", format, "--json")
     assert result.exit_code == 0, result.output

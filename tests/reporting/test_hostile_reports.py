@@ -1,6 +1,6 @@
 """Whatever stands in a run, its report is inert: text is text, in every place where somebody else's text can be.
 
-Read here as a browser's parser would, and where there is a Chromium, opened in it (bench/report_pages.py).
+Read here as a browser's parser would; browser/test_seen.py opens reports in a Chromium.
 """
 
 from __future__ import annotations
@@ -9,12 +9,8 @@ import base64
 import contextlib
 import hashlib
 import json
-import os
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
@@ -22,8 +18,6 @@ from kit.hostile_texts import PAYLOADS, folder_name
 from kit.report_runs import made_run
 from rankwise.commands.report import report
 
-TOOL = Path(__file__).parents[2] / "bench" / "report_pages.py"
-NO_BROWSER = 77
 ALLOWED = {
     "html": {"lang", "data-kind"}, "head": set(), "meta": {"charset", "http-equiv", "content", "name"}, "title": set(),
     "style": set(), "body": set(), "main": set(), "header": set(), "footer": set(), "section": {"id"},
@@ -174,44 +168,3 @@ def test_the_environment_of_the_process_is_in_no_report(monkeypatch):
     for names in (["a"], ["a", "b"]):
         made = report(names)
         assert secret not in made.page.read_text() and secret not in made.data.read_text()
-
-
-@pytest.mark.parametrize(
-    ("html", "said"),
-    [("<script>x</script>", "<script>"), ('<p onclick="x">', "<p onclick>"), ("<!-- x -->", "comment  x "),
-     ('<path href="http://example.com"/>', "<path href=http://example.com>"), ('<p class="a{b}">', "<p class=a{b}>"),
-     ('<p style="color:red">', "<p style>"),
-     ('<img src="http://example.com/a.png" alt="">', "<img src=http://example.com/a.png>"),
-     ('<img src="data:image/svg+xml;base64,AA" alt="">', "<img src=data:image/svg+xml;base64,AA>")],
-)  # fmt: skip
-def test_the_reader_finds_what_is_not_inert(html, said, tmp_path):
-    (tmp_path / "x.html").write_text(html)
-    assert said in read(tmp_path / "x.html").problems
-
-
-def opened(pages):
-    done = subprocess.run(
-        [sys.executable, TOOL, *pages], capture_output=True, text=True, timeout=300, env=dict(os.environ)
-    )
-    if done.returncode == NO_BROWSER:
-        pytest.skip("there is no Chromium here")
-    return done, json.loads(done.stdout)["pages"]
-
-
-def test_a_browser_finds_every_report_silent():
-    opened([report(str(made_run("plain").folder)).page])  # or the test is skipped, before many are made
-    pages = [report(str(hostile(payload, f"r{at}").folder)).page for at, payload in enumerate(PAYLOADS)]
-    pages.append(report(["r0", "r1", "r23"]).page)
-    done, found = opened(pages)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len(found) == len(PAYLOADS) + 1
-    assert not any(page["wider_than_phone"] for page in found)
-
-
-def test_the_browser_hears_what_a_page_does(tmp_path):
-    (tmp_path / "loud.html").write_text(
-        "<script>alert(1); console.log('x'); fetch('http://127.0.0.1:9/x').catch(() => 0)</script>"
-    )
-    done, [found] = opened([tmp_path / "loud.html"])
-    assert done.returncode == 1
-    assert found["dialogs"] == ["1"] and found["console"] and found["requests"] == ["http://127.0.0.1:9/x"]
