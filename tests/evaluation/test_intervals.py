@@ -51,7 +51,8 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
     """200 experiments of 80 items each: of intervals of 95 %, fewer than 180 would be a bug and 200 too wide."""
     generator = np.random.default_rng(0)
     held = [
-        one.low <= 1.0 <= one.high for one in (with_interval(METRICS["loss"], losses(generator, 80)) for _ in range(200))
+        one.low <= 1.0 <= one.high
+        for one in (with_interval(METRICS["loss"], losses(generator, 80)) for _ in range(200))
     ]
     assert 178 <= sum(held) < 200
 

@@ -23,8 +23,8 @@ from rankwise.planning.rows import (
     Drawn,
     conversations_of,
     counted,
-    planned_rows,
     joined_rows,
+    planned_rows,
     without_held_out,
 )
 from rankwise.planning.tokens import TokenCounter

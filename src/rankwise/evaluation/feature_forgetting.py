@@ -132,7 +132,9 @@ def _hsic(first: Numbers, other: Numbers) -> float:
     n = len(first)
     first, other = (gram - np.diag(np.diag(gram)) for gram in (first, other))
     rows, others = first.sum(1), other.sum(1)
-    return float((first * other).sum() + rows.sum() * others.sum() / ((n - 1) * (n - 2)) - 2 * (rows @ others) / (n - 2))
+    return float(
+        (first * other).sum() + rows.sum() * others.sum() / ((n - 1) * (n - 2)) - 2 * (rows @ others) / (n - 2)
+    )
 
 
 MOST, AT_ONCE = 1000, 32

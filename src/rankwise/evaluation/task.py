@@ -267,7 +267,8 @@ def answers(
     )
     try:
         written = answers_in_turn(
-            model, prompts, spec, batch_size, lambda done: callback(ProgressUpdate(what, done, len(prompts), "answers")),
+            model, prompts, spec, batch_size,
+            lambda done: callback(ProgressUpdate(what, done, len(prompts), "answers")),
             is_settled=(lambda at, text: is_wrong(text, requests[at])) if until_wrong else None,
         )  # fmt: skip
     except Exception as error:

@@ -82,7 +82,9 @@ def _of_folder(artifact: Artifact, data: str | None, row_encoding: RowEncoding, 
     return _all_rows(prepared, data, callback)
 
 
-def _other_rows(run: RunSnapshot, spec: DataConfig, data: str, row_encoding: RowEncoding, callback: Callback) -> Measurable:
+def _other_rows(
+    run: RunSnapshot, spec: DataConfig, data: str, row_encoding: RowEncoding, callback: Callback
+) -> Measurable:
     """Read other rows with the run's settings, and by its columns where they have them."""
     others = (*OF_TRAINING, "format", *COLUMN_SETTINGS)
     config = {name: getattr(spec, name) for name in spec.model_fields_set if name not in others}
@@ -175,6 +177,8 @@ def _validation_rows(run: RunSnapshot, config: DataConfig, row_encoding: RowEnco
         raise DataError(f"{run.folder} has no validation rows to measure on.{GIVE_OTHER_ROWS}")
     prepared = prepared_again(run, row_encoding, callback, GIVE_OTHER_ROWS)
     about = (
-        config.validation.path if config.validation is not None else f"the {len(prepared.validation)} validation sequences"
+        config.validation.path
+        if config.validation is not None
+        else f"the {len(prepared.validation)} validation sequences"
     )
     return Measurable(prepared.measured_rows, about, is_run_validation=True)

@@ -52,11 +52,11 @@ from rankwise.forward.saved_activations import (
     SIDES,
     Stack,
     lengths_within,
-    with_saved,
     measured_sides,
     pairs_within,
     stacks_of,
     surveyed,
+    with_saved,
 )
 from rankwise.planning.activations import ADAPTED
 from rankwise.planning.config_check import checked_config

@@ -117,7 +117,11 @@ class Draft:
     def answer(self, seconds: float = 0.0) -> Answer:
         """Of the tokens so far."""
         return Answer(
-            self._full_text[: self._stop], len(self._answer_tokens), self.stopped or "length", seconds, tuple(self.row.ids)
+            self._full_text[: self._stop],
+            len(self._answer_tokens),
+            self.stopped or "length",
+            seconds,
+            tuple(self.row.ids),
         )
 
     def _text(self) -> str:

@@ -252,7 +252,8 @@ class Objective(ABC):
             why = f"longer than {encoder.limit:,} tokens" if outcome.too_long else "no word is left after truncation"
             return [Shown(where, self.segments(outcome.example, None, row_encoding), outcome.lengths[0], 0, why)]
         return [
-            Shown(where, self.segments(outcome.example, row, row_encoding), len(row.ids), row.loss_count) for row in rows
+            Shown(where, self.segments(outcome.example, row, row_encoding), len(row.ids), row.loss_count)
+            for row in rows
         ]
 
     def segments(self, example: Example, row: Tokens | None, row_encoding: TextWriting) -> list[tuple[str, bool]]:

@@ -28,7 +28,9 @@ TARGETS = (ALL_LINEAR, ALL_CONV)
 
 def parameters_of(shape: ModelShape, config: MethodConfig) -> Parameters:
     by_path = {layer.path: layer for layer in shape.layers}
-    return config.parameters(shape.parameters, [by_path[path] for path in config.select(seen(shape)).paths], shape.heads)
+    return config.parameters(
+        shape.parameters, [by_path[path] for path in config.select(seen(shape)).paths], shape.heads
+    )
 
 
 def target_notes(shape: ModelShape, config: MethodConfig) -> list[str]:

@@ -285,7 +285,9 @@ class SourceRows:
         return [f"{path}: the weight {self.weight:g} leaves none of its {rows:,} rows for training."]
 
 
-def overlap_between(prompts: TextIndex, trained: Sequence[SourceRows], validation: Sequence[SourceRows]) -> OverlapFacts:
+def overlap_between(
+    prompts: TextIndex, trained: Sequence[SourceRows], validation: Sequence[SourceRows]
+) -> OverlapFacts:
     """How many validation rows, held out or of the validation source, are also in the training rows."""
     if any(source.images for source in trained):
         images = [image for source in trained for image in source.side(source.images, held_out=True)]

@@ -78,13 +78,17 @@ def prepare(
     prepared = recall(key)
     if prepared is None:
         every, prepared = _encoded(work, entries())
-        if key_of(config, work.encoder, identity, row_encoding.name) == key:  # else somebody wrote into a file meanwhile
+        if (
+            key_of(config, work.encoder, identity, row_encoding.name) == key
+        ):  # else somebody wrote into a file meanwhile
             keep(key, prepared, every.writer, callback)
             prepared = recall(key) or prepared  # so that they lie on the disk once
     return row_encoding.counted(prepared)
 
 
-def _work(config: DataConfig, row_encoding: RowEncoding, callback: Callback, check_stop: Callable[[], None] = goes_on) -> Encoding:
+def _work(
+    config: DataConfig, row_encoding: RowEncoding, callback: Callback, check_stop: Callable[[], None] = goes_on
+) -> Encoding:
     tally, name = row_encoding.tally(), row_encoding.name
     return Encoding(config, row_encoding.encoder(config), tally, callback, name, row_encoding.facts, check_stop)
 

@@ -40,7 +40,7 @@ from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.requests import Request, requests_of
 from rankwise.evaluation.task import refuse_unfit, score_task
 from rankwise.evaluation.task_documents import identities
-from rankwise.evaluation.text import Text, PlainText, cut
+from rankwise.evaluation.text import PlainText, Text, cut
 from rankwise.inference.generate import BATCH_SIZE
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.manifest import KeptAccuracy, KeptBudget, KeptTask, Results

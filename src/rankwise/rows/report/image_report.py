@@ -83,7 +83,9 @@ def _changes(images: Iterable[SeenImage]) -> tuple[ImageChange, ...]:
     return tuple(ImageChange(what=what, images=len(of), first=tuple(of[:EXAMPLES])) for what, of in by_count)
 
 
-def _pairs(images: Sequence[SeenImage], other_images: Sequence[SeenImage], pairs: Pairs) -> list[tuple[SeenImage, SeenImage]]:
+def _pairs(
+    images: Sequence[SeenImage], other_images: Sequence[SeenImage], pairs: Pairs
+) -> list[tuple[SeenImage, SeenImage]]:
     """Images, each with one of the others."""
     return [(images[one], other_images[other]) for one, other in zip(*map(np.ndarray.tolist, pairs), strict=True)]
 

@@ -54,7 +54,7 @@ class RenderedText:
     results: Mapping[Cut, Result]
 
     @property
-    def text(self) -> str:
+    def full_text(self) -> str:
         return self.text(len(self.messages))
 
     @property
@@ -202,7 +202,7 @@ class ChatTemplate:
 
     def marked(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> tuple[str, list[Span]]:
         written = self._render(messages, tools)
-        return written.text, written.spans
+        return written.full_text, written.spans
 
     def controls(self, text: str) -> int:
         return len(self.tokenizer.special_whole.findall(text))
@@ -306,7 +306,9 @@ class ChatTemplate:
                 written[at] = RenderedText(messages, self._prefix, dict(zip(one.cuts, texts, strict=True)))
         return [written[at] for at in range(len(conversations))]
 
-    def _render(self, messages: Sequence[Message], tools: Sequence[Any] = (), *, answer_next: bool = False) -> RenderedText:
+    def _render(
+        self, messages: Sequence[Message], tools: Sequence[Any] = (), *, answer_next: bool = False
+    ) -> RenderedText:
         (written,) = self._render_all([(messages, tools)], lambda _: [(len(messages), answer_next)])
         return written
 

@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Any
 
 from rankwise.errors import TemplateError
-from rankwise.rows.text.chat_template import ChatTemplate, Shown, Span, RenderedText, answers_of
+from rankwise.rows.text.chat_template import ChatTemplate, RenderedText, Shown, Span, answers_of
 from rankwise.rows.text.example import CLOSE, OPEN, Example, Message, parted
 from rankwise.rows.text.tokenize import Rendering, Segment
 
@@ -73,7 +73,7 @@ def render(example: Example, template: ChatTemplate, rendered: RenderedText | No
         usable = spans and template.reasoning == "none" and shown_of(example, template).marks_fit
         by_marks = _by_marks(example, template, rendered, merged(spans)) if usable else None
         rendering = by_marks or _by_prefix(example, template, rendered)
-        refuse_unshown(example, template, rendered.text)
+        refuse_unshown(example, template, rendered.full_text)
         return rendering
     except TemplateError as error:
         raise type(error)(f"{example.where}: {error}{_hint(example, template)}") from None
@@ -95,7 +95,9 @@ def _whole_text(text: str, template: ChatTemplate) -> Rendering:
     return Rendering((Segment(template.start, False), learned) if template.start else (learned,), "text")
 
 
-def _by_marks(example: Example, template: ChatTemplate, rendered: RenderedText, spans: Sequence[Span]) -> Rendering | None:
+def _by_marks(
+    example: Example, template: ChatTemplate, rendered: RenderedText, spans: Sequence[Span]
+) -> Rendering | None:
     """Cut at the marks. None if the marks do not fit the answers, contain other text, or leave out an end token.
 
     An answer that consists only of a tool call must begin exactly where the prompt ends.
@@ -104,7 +106,7 @@ def _by_marks(example: Example, template: ChatTemplate, rendered: RenderedText, 
     if len(spans) != len(answers):
         return None
     found: list[Span] = []
-    whole, as_asked = rendered.text, True
+    whole, as_asked = rendered.full_text, True
     for (index, message), (start, stop) in zip(answers, spans, strict=True):
         length = _ended_length(whole[start:stop], message, template)
         asked = rendered.text(index, answer_next=True) == whole[:start]
@@ -126,7 +128,7 @@ def _ended_length(marked: str, message: Message, template: ChatTemplate) -> int 
 
 def _by_prefix(example: Example, template: ChatTemplate, rendered: RenderedText) -> Rendering:
     found: list[Span] = []
-    whole, position = rendered.text, 0
+    whole, position = rendered.full_text, 0
     for index, message in enumerate(example.messages):
         if message.role != "assistant" or not message.learned:
             continue
@@ -203,8 +205,8 @@ def _check_calls(message: Message, rendered: str, template: ChatTemplate) -> Non
         missing = next((text for text in texts if not _stands(text, rendered)), None)
         if missing is not None:
             raise TemplateError(
-                f"the chat template does not write the call of {call.name!r} ({missing!r} is not in {rendered[:60]!r}), "
-                "so it cannot be trained on."
+                f"the chat template does not write the call of {call.name!r} ({missing!r} is not in {rendered[:60]!r}),"
+                " so it cannot be trained on."
             )
 
 

@@ -61,7 +61,8 @@ def detect_encoding(path: Path, named: str | None) -> Encoding:
         return Encoding("utf-8", "UTF-8")
     if not _looks_western(sample):
         raise DataError(
-            f"{path}: is not UTF-8 text, and not cp1252 either. Name its encoding with data.encoding: {OTHER_ENCODINGS}."
+            f"{path}: is not UTF-8 text, and not cp1252 either. Name its encoding with data.encoding: "
+            f"{OTHER_ENCODINGS}."
         )
     if good:
         raise DataError(
