@@ -44,7 +44,7 @@ WAYS: dict[str, dict[str, Any]] = {
 def tuned_model(name: str) -> TunedModel:
     artifact = open_artifact(name)
     spec = method_of(artifact.config).model_of(artifact)
-    return load_tuned(artifact, spec=spec.model_copy(update={"dtype": "float32", "device": "cpu"}))
+    return load_tuned(artifact, config=spec.model_copy(update={"dtype": "float32", "device": "cpu"}))
 
 
 def questions(tuned: TunedModel) -> tuple[list[dict[str, Any]], list[list[float]], list[str]]:

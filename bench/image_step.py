@@ -45,7 +45,7 @@ def prepared(size: int, count: int) -> tuple[Any, Any]:
     )
     objective = objective_of(experiment, silent)
     model = objective.load(experiment.base.model_copy(update={"dtype": "bfloat16"}), silent)
-    return (objective, model), prepare(experiment.data, objective.writing(model), silent).trained_rows
+    return (objective, model), prepare(experiment.data, objective.row_encoding(model), silent).trained_rows
 
 
 def ours(name: str, size: int, batch: int, steps: int, turns: Served) -> None:

@@ -35,7 +35,7 @@ def whole_run(model: str, trained: Path, measured: Path) -> dict[str, Any]:
     experiment = decided(experiment_of(model, trained, measured), silent)
     objective = objective_of(experiment, silent)
     loaded = objective.load(experiment.base, silent)
-    prepared = prepare(experiment.data, objective.writing(loaded), silent)
+    prepared = prepare(experiment.data, objective.row_encoding(loaded), silent)
     rows = len(prepared.trained)
     config = experiment.training.resolved(rows, loaded.width, experiment.auto_rate)
     advising = objective.among(ADVISING)(experiment, config, loaded, objective, prepared)

@@ -148,7 +148,7 @@ def looked_at(folder: Path, cell: Cell, *, gradients: bool) -> tuple[dict[str, i
     sizes = {path: sum(weight.shape) for path, weight in weights.items()}
     if not gradients:
         return sizes, {}
-    prepared = prepare(experiment.data, objective.writing(model), silent)
+    prepared = prepare(experiment.data, objective.row_encoding(model), silent)
     for weight in weights.values():
         weight.requires_grad_(True)
     for batch in objective.batches(list(prepared.trained_rows)[:READ], 1024):

@@ -40,7 +40,7 @@ def characters_of_token(spec: DataConfig, tokenizer: Path) -> float:
         text
         for row in seen.drawn
         for example in row.examples
-        for text in ([example.text] if example.text else [message.whole for message in example.messages])
+        for text in ([example.text] if example.text else [message.text for message in example.messages])
     ]
     return sum(map(len, texts)) / sum(TokenCounter(tokenizer).count(texts))
 

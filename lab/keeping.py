@@ -35,7 +35,7 @@ from rankwise.errors import TrainingError, first_line
 from rankwise.evaluation.forgetting import compared
 from rankwise.evaluation.likelihood import likelihoods
 from rankwise.evaluation.subject import BaseAndTuned, base_and_tuned, of_two_models
-from rankwise.evaluation.text import BETWEEN, Text, Written, cut
+from rankwise.evaluation.text import BETWEEN, PlainText, Text, cut
 from rankwise.methods.lora import TrainableLoRA
 from rankwise.methods.method import Setup
 from rankwise.methods.registry import method_of
@@ -100,7 +100,9 @@ def texts(model: LoadedModel) -> dict[str, Text]:
     }  # fmt: skip
     return {
         name: cut(
-            Written(name, BETWEEN.join(file.read_text(encoding="utf-8", errors="replace") for file in files)[:400_000]),
+            PlainText(
+                name, BETWEEN.join(file.read_text(encoding="utf-8", errors="replace") for file in files)[:400_000]
+            ),
             model, blocks=BLOCKS, length=LENGTH,
         )
         for name, files in sources.items() if files

@@ -36,13 +36,13 @@ class PaperRow:
     table: str
     model: str
     """Its name in `rankwise plan --models`."""
-    spec: LoraConfig | AdaLoraConfig
+    config: LoraConfig | AdaLoraConfig
     printed: str
     remark: str = ""
 
     @property
     def rank(self) -> str:
-        return str(self.spec.rank) if isinstance(self.spec, LoraConfig) else self.spec.budget
+        return str(self.config.rank) if isinstance(self.config, LoraConfig) else self.config.budget
 
     def ours(self, counted: Parameters) -> str:
         """AdaLoRA counts as if every layer had the same rank; the number that training ends with is near it."""
@@ -128,7 +128,7 @@ def main() -> None:
     print("| paper | table | model | rank | printed | ours | exactly | agrees | remark |")
     print("|---|---|---|---|---|---|---|---|---|")
     for row in ROWS:
-        counted = parameters_of(shape_of(row.model), row.spec)
+        counted = parameters_of(shape_of(row.model), row.config)
         agrees = "yes" if row.agrees(counted) else "no"
         cells = (row.paper, row.table, row.model, row.rank, row.printed, row.ours(counted), f"{counted.trainable:,}")
         print("|", " | ".join((*cells, agrees, row.remark)), "|")

@@ -111,9 +111,9 @@ def loaded(folder: Path, task: str, steps: int, seed: int) -> tuple[Trials, Tria
     experiment = decided(experiment.model_copy(update={"training": training}), silent)
     objective = objective_of(experiment, silent)
     model, method = objective.load(experiment.base, silent), method_of(experiment.adapter)
-    prepared = prepare(experiment.data, objective.writing(model), silent)
-    order = random.Random(0).sample(list(prepared.measured), len(prepared.measured))
-    choosing, measured = (replace(prepared, measured=_sorted(part)) for part in (order[:CHOOSING], order[CHOOSING:]))
+    prepared = prepare(experiment.data, objective.row_encoding(model), silent)
+    order = random.Random(0).sample(list(prepared.validation), len(prepared.validation))
+    choosing, measured = (replace(prepared, validation=_sorted(part)) for part in (order[:CHOOSING], order[CHOOSING:]))
     config = experiment.training.resolved(len(prepared.trained), model.width, experiment.auto_rate)
     setup = Setup(
         config, steps, prepared.trained_rows, heads=objective.heads(model), load=objective.load, callback=silent

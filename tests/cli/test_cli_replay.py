@@ -154,7 +154,7 @@ def prepared_with(share: float, others: str, **data: Any) -> tuple[Prepared, Pre
     settings = {"replay": {"share": share, "data": others}, "epochs": 1, "batch_size": 4}
     experiment = Experiment(model="tiny-llama", run="x", data={"path": "rows.jsonl"} | data, training=settings)  # pyright: ignore
     model = load(ModelConfig(name="tiny-llama", dtype="float32"), silent)
-    writing = CAUSAL_LM.writing(model)
+    writing = CAUSAL_LM.row_encoding(model)
     plain = prepare(experiment.data, writing, silent)
     return plain, with_replay(plain, experiment, model, writing, silent)
 

@@ -182,7 +182,7 @@ def test_somebody_else_s_adapter_is_known_by_its_task(here, tmp_path):
     assert json.loads(done("generate", str(tmp_path / "theirs"), *words).stdout)["answer_tokens"] == 8
     # The command answers in the machine's number format, in which near ties fall otherwise; float32 is compared here.
     exact = ModelConfig(name="tiny-t5", dtype="float32")
-    ours = load_tuned(str(tmp_path / "theirs"), spec=exact)
+    ours = load_tuned(str(tmp_path / "theirs"), config=exact)
     inputs = AutoTokenizer.from_pretrained("tiny-t5")("What is land 9?", return_tensors="pt")
     ids = theirs.generate(**inputs, max_new_tokens=8, do_sample=False)
     [answer] = answers_in_turn(ours.model, [inputs["input_ids"][0].tolist()], GenerationConfig(max_new_tokens=8))

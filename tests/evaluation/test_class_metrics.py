@@ -7,7 +7,7 @@ import pytest
 
 from kit.classifiers import class_row
 from rankwise.evaluation.class_metrics import metric_rows
-from rankwise.evaluation.intervals import difference, measured
+from rankwise.evaluation.intervals import difference, with_interval
 from rankwise.evaluation.metrics import METRICS, calibration_table, class_table, error_of_calibrated
 from rankwise.runs.row_facts import TargetFacts
 
@@ -91,7 +91,7 @@ def test_the_interval_of_the_calibration_error_contains_that_of_many_items():
     for _ in range(40):
         confidences = 0.6 + 0.39 * generator.random(300)
         hits = generator.random(300) < confidences - 0.2
-        one = measured(METRICS["calibration_error"], np.stack((confidences, hits), 1).tolist())
+        one = with_interval(METRICS["calibration_error"], np.stack((confidences, hits), 1).tolist())
         contained += one.low <= 0.2 <= one.high
     assert contained >= 34
 

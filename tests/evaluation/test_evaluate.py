@@ -100,14 +100,14 @@ def test_for_exact_alone_an_answer_is_written_until_it_is_wrong(model, rows):
     whole = answers(items, model, 40, silent, 16, "")
     items[3], items[4] = replace(items[3], target=f" {whole[3]}\n"), replace(items[4], alternatives=(whole[4],))
     for together in (1, 16):
-        found = score_task(task, items, model, silent, together=together, who="")
+        found = score_task(task, items, model, silent, batch_size=together, who="")
         assert [hit for hit, _ in found.scores["exact"].sums] == [float(at in (3, 4)) for at in range(20)]
         assert (found.answers[3], found.answers[4]) == (whole[3], whole[4])
         cut = [at for at, text in enumerate(found.answers) if text.endswith(CUT)]
         assert len(cut) > 5 and all(whole[at].startswith(found.answers[at].removesuffix(CUT)) for at in cut)
         assert all(found.answers[at] == whole[at] for at in range(20) if at not in cut)
     both = task.model_copy(update={"score": ("exact", "rouge_l")})
-    assert score_task(both, items, model, silent, together=16, who="").answers == whole
+    assert score_task(both, items, model, silent, batch_size=16, who="").answers == whole
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_an_answer_is_wrong_once_no_reference_begins_like_it(beginning, wrong):
 def test_the_likeliest_choice_for_its_length_is_taken(model, chosen):
     made, task = chosen
     items = requests_of(task, model).requests
-    found = score_task(task, items, model, silent, together=4, who="")
+    found = score_task(task, items, model, silent, batch_size=4, who="")
     for item, row, (hit, _), (bare, _) in zip(
         items, made, found.scores["accuracy"].sums, found.scores["accuracy_unnormalised"].sums, strict=True
     ):
@@ -147,7 +147,7 @@ def test_rows_of_a_classification_choose_by_the_chat_template(model, tmp_path):
     items = requests_of(task, model).requests
     assert [item.target for item in items] == [label for _, label in texts]
     assert all(len(item.documents) == 2 and item.sizes == (3, 4) for item in items)
-    found = score_task(task, items, model, silent, together=4, who="")
+    found = score_task(task, items, model, silent, batch_size=4, who="")
     assert list(found.scores) == ["accuracy", "f1", "matthews"]
 
 
@@ -159,7 +159,7 @@ def test_a_label_is_not_taken_for_its_length(model, tmp_path):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = TaskConfig(task="t", data=str(file), ask="{q}", chat=False, choices=(short, long), score=("f1", "accuracy"))
     items = requests_of(task, model).requests
-    found = score_task(task, items, model, silent, together=4, who="")
+    found = score_task(task, items, model, silent, batch_size=4, who="")
     assert list(found.scores) == ["f1", "accuracy"]
     each = likelihoods(model.module, [one for item in items for one in item.documents])
     by_length = [each[at].nats / len(short) > each[at + 1].nats / len(long) for at in range(0, 12, 2)]
@@ -192,10 +192,10 @@ def test_a_damaged_model_is_named_and_not_scored(tiny_folder, rows):
         broken.module.lm_head.weight[:, 0] = torch.nan
     task = TaskConfig(task="t", data=str(rows))
     with pytest.raises(EvaluationError, match=r"rows.jsonl:1: .* nan, .*damaged"):
-        score_task(task, requests_of(task, broken).requests, broken, silent, together=4, who="")
+        score_task(task, requests_of(task, broken).requests, broken, silent, batch_size=4, who="")
     task = TaskConfig(task="t", data=str(rows), score="exact", max_new_tokens=3)
     with pytest.raises(EvaluationError, match=r"logit of an answer is nan.*damaged"):
-        score_task(task, requests_of(task, broken).requests, broken, silent, together=4, who="")
+        score_task(task, requests_of(task, broken).requests, broken, silent, batch_size=4, who="")
 
 
 def test_a_question_written_from_columns_is_asked_by_the_template(model, tmp_path):
@@ -203,7 +203,7 @@ def test_a_question_written_from_columns_is_asked_by_the_template(model, tmp_pat
     file.write_text("first,second,same\na fox,a dog,0\na land,a town,1\n")
     task = TaskConfig(task="t", data=str(file), ask="Are {first} and {second} alike?", answer="{same}", score="exact")
     (item, _) = requests_of(task, model).requests
-    assert model.tokenizer.decode(item.given) == (
+    assert model.tokenizer.decode(item.prompt_ids) == (
         "<|im_start|>user\nAre a fox and a dog alike?<|im_end|>\n<|im_start|>assistant\n"
     )
     assert item.target == "0"
@@ -279,7 +279,7 @@ def test_a_running_text_is_scored_whole_and_once(model, tmp_path):
 def test_documents_are_asked_as_they_were_learned(model, rows):
     items = requests_of(TaskConfig(task="t", data=str(rows)), model).requests
     again = requests_of_sequences([item.documents[0] for item in items], model).requests
-    assert [(one.given, one.target) for one in again] == [(one.given, one.target) for one in items]
+    assert [(one.prompt_ids, one.target) for one in again] == [(one.prompt_ids, one.target) for one in items]
 
 
 def test_of_what_follows_nothing_every_token_is_scored(model, tmp_path):
@@ -381,7 +381,7 @@ def test_an_answer_is_held_against_every_reference_of_its_row(model, tmp_path):
     assert (item.target, item.references) == ("no", ("no", "land town"))
     written = answers(items.requests, model, 4, silent, 1, "")[0]
     right = replace(items.requests[0], alternatives=(written,))
-    assert score_task(task, [right], model, silent, together=1, who="").metrics["exact"].value == 1
+    assert score_task(task, [right], model, silent, batch_size=1, who="").metrics["exact"].value == 1
     assert replace(items, requests=(right,)).sha256 != items.sha256, "other references are other items"
 
 

@@ -34,7 +34,7 @@ def model(tiny_folder):
 def rows(tmp_path, model):
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps({"prompt": asked, "completion": said}) + "\n" for asked, said in PAIRS))
-    return list(prepare(DataConfig(path=str(file)), CAUSAL_LM.writing(model), silent).trained_rows)
+    return list(prepare(DataConfig(path=str(file)), CAUSAL_LM.row_encoding(model), silent).trained_rows)
 
 
 def conversation(model, pairs):
@@ -48,7 +48,7 @@ def conversation(model, pairs):
 def test_examples_are_earlier_turns_as_the_template_writes_them(model, rows):
     context = with_examples(model, rows[3:], rows[:3], None)
     assert context.examples == 3
-    (whole,) = context.whole
+    (whole,) = context.full_prompts
     expected = conversation(model, PAIRS)
     end = int(np.flatnonzero(expected.loss_mask)[-1]) + 1
     assert list(whole.ids[:end]) == list(expected.ids[:end])

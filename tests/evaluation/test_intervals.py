@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit.sampling import draws
-from rankwise.evaluation.intervals import RESAMPLES, difference, measured
+from rankwise.evaluation.intervals import RESAMPLES, difference, with_interval
 from rankwise.evaluation.metrics import METRICS
 
 
@@ -51,7 +51,8 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
     """200 experiments of 80 items each: of intervals of 95 %, fewer than 180 would be a bug and 200 too wide."""
     generator = np.random.default_rng(0)
     held = [
-        one.low <= 1.0 <= one.high for one in (measured(METRICS["loss"], losses(generator, 80)) for _ in range(200))
+        one.low <= 1.0 <= one.high
+        for one in (with_interval(METRICS["loss"], losses(generator, 80)) for _ in range(200))
     ]
     assert 178 <= sum(held) < 200
 
@@ -84,7 +85,7 @@ def test_no_difference_is_impossible_by_chance():
 
 
 def test_no_hit_at_all_is_no_certainty():
-    none = measured(METRICS["accuracy"], [[0.0, 1.0]] * 50)
+    none = with_interval(METRICS["accuracy"], [[0.0, 1.0]] * 50)
     assert none.value == none.low == 0
     assert none.high == pytest.approx(0.0713, abs=1e-3)  # Wilson's for 0 of 50
 

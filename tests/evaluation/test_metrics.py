@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kit.classifiers import class_row
 from rankwise.errors import EvaluationError
-from rankwise.evaluation.intervals import measured
+from rankwise.evaluation.intervals import with_interval
 from rankwise.evaluation.metrics import (
     METRICS,
     exact,
@@ -38,7 +38,7 @@ def test_corpus_metrics_are_sacrebleus(name):
 
     theirs = {"bleu": metrics.BLEU(), "chrf": metrics.CHRF()}[name].corpus_score(ANSWERS, [WANTED]).score
     rows = rows_of(name, ANSWERS, ALONE, None)
-    assert measured(METRICS[name], rows).value == pytest.approx(theirs, rel=1e-12)
+    assert with_interval(METRICS[name], rows).value == pytest.approx(theirs, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", ["bleu", "chrf"])
@@ -49,9 +49,9 @@ def test_several_references_are_counted_as_sacrebleu_counts_them(name):
     references = [(one, f"{ANSWERS[at]} today", "something else")[: 1 + (at + 1) % 3] for at, one in enumerate(WANTED)]
     streams = [[own[at] if at < len(own) else None for own in references] for at in range(3)]
     theirs = {"bleu": metrics.BLEU(), "chrf": metrics.CHRF()}[name].corpus_score(ANSWERS, streams).score
-    found = measured(METRICS[name], rows_of(name, ANSWERS, references, None)).value
+    found = with_interval(METRICS[name], rows_of(name, ANSWERS, references, None)).value
     assert found == pytest.approx(theirs, rel=1e-12)
-    assert found != measured(METRICS[name], rows_of(name, ANSWERS, ALONE, None)).value
+    assert found != with_interval(METRICS[name], rows_of(name, ANSWERS, ALONE, None)).value
 
 
 @pytest.mark.parametrize(("name", "kind"), [("rouge_1", "rouge1"), ("rouge_2", "rouge2"), ("rouge_l", "rougeL")])
@@ -60,7 +60,7 @@ def test_rouge_is_the_mean_of_rouge_scores_own(name, kind):
 
     scorer = RougeScorer([kind], use_stemmer=True)
     theirs = np.mean([scorer.score(one, answer)[kind].fmeasure for answer, one in zip(ANSWERS, WANTED, strict=True)])
-    assert measured(METRICS[name], rows_of(name, ANSWERS, ALONE, None)).value == pytest.approx(theirs)
+    assert with_interval(METRICS[name], rows_of(name, ANSWERS, ALONE, None)).value == pytest.approx(theirs)
 
 
 @pytest.mark.parametrize(
@@ -85,9 +85,9 @@ def test_of_several_references_the_best_counts(name, answer, references, earned)
 def test_the_order_of_items_changes_nothing(name):
     answers, wanted = (list(ANSWERS), list(WANTED)) if name != "json" else (['{"a": 1}', "no", "{}"], ['{"a": 1}'] * 3)
     rows = rows_of(name, answers, [(one,) for one in wanted], None)
-    before = measured(METRICS[name], rows)
+    before = with_interval(METRICS[name], rows)
     random.Random(0).shuffle(rows)
-    assert measured(METRICS[name], rows) == before
+    assert with_interval(METRICS[name], rows) == before
 
 
 def test_classes_by_the_textbook():

@@ -111,7 +111,7 @@ def test_the_check_can_be_switched_off(endless, prompts):
 
 
 def test_what_is_measured_is_not_cut(endless, prompts):
-    items = [Request(where="f:1", prompts=(), given=tuple(prompt), target="") for prompt in prompts]
+    items = [Request(where="f:1", prompts=(), prompt_ids=tuple(prompt), target="") for prompt in prompts]
     whole = decode(endless, prompts, LONG.model_copy(update={"repetition_check": False}))
     assert answers(items, endless, LONG.max_new_tokens, silent, 4, "x") == [one.text for one in whole]
 

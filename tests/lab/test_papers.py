@@ -24,14 +24,14 @@ def named(row: PaperRow) -> str:
 
 @pytest.mark.parametrize("row", ROWS, ids=named)
 def test_a_row_agrees_with_the_paper_or_says_why_not(row: PaperRow) -> None:
-    counted = parameters_of(shape_of(row.model), row.spec)
+    counted = parameters_of(shape_of(row.model), row.config)
     assert row.agrees(counted) or row.remark
-    if isinstance(row.spec, LoraConfig) and (row.model, row.rank) in EXACT:
+    if isinstance(row.config, LoraConfig) and (row.model, row.rank) in EXACT:
         assert counted.trainable == EXACT[row.model, row.rank]
 
 
 def test_the_rows_that_disagree_are_these_and_no_others() -> None:
-    apart = {(row.model, row.printed) for row in ROWS if not row.agrees(parameters_of(shape_of(row.model), row.spec))}
+    apart = {(row.model, row.printed) for row in ROWS if not row.agrees(parameters_of(shape_of(row.model), row.config))}
     assert apart == {
         ("gpt3-175b", "18M"), ("deberta-v2-xxlarge", "4.7M"), ("gpt2-medium", "0.35M"), ("gpt2-large", "0.77M"),
         ("bart-large", "0.26 %"), ("bart-large", "1.10 %"), ("bart-large", "2.20 %"),

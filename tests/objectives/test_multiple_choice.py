@@ -78,7 +78,7 @@ def loaded_rows(folder: Path) -> tuple[MultipleChoice, Any, Any]:
     data = DataConfig(path="rows.jsonl", held_out=0)
     objective = MultipleChoice(read_places(data))
     model = objective.load(ModelConfig(name=str(folder), dtype="float32"), silent)
-    return objective, model, prepare(data, objective.writing(model), silent).trained_rows
+    return objective, model, prepare(data, objective.row_encoding(model), silent).trained_rows
 
 
 def scores_of(row: dict[str, Any], folder: Path) -> list[float]:

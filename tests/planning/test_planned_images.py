@@ -302,7 +302,7 @@ def test_a_probe_measures_images(folders, pictures):
     training, images = {"batch_size": 20, "epochs": 1}, {"size": 8 * SIZE}
     config = config_of(folders / "vit", data=str(pictures), training=training, images=images)
     measured = probe(config)
-    assert measured.per_token > 0 and plan(config, measured=measured).duration is not None
+    assert measured.per_token > 0 and plan(config, probe=measured).duration is not None
 
 
 @pytest.mark.parametrize(("family", "mostly"), [("vit", "patches"), ("swin", "patches"), ("resnet", "convolutions")])

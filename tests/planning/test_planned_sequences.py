@@ -158,7 +158,7 @@ def test_micro_batches_are_those_of_a_training():
         (batch.size, batch.decoder_tokens, batch.count) for batch in theirs
     ]
     load = padded_load(rows, training)
-    assert (load.tokens, load.written) == (sum(b.size for b in theirs), sum(b.decoder_tokens for b in theirs))
+    assert (load.tokens, load.output_tokens) == (sum(b.size for b in theirs), sum(b.decoder_tokens for b in theirs))
     assert load.supervised == sum(one.supervised for one in rows.drawn)
 
 

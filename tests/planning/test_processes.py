@@ -15,7 +15,7 @@ from rankwise.forward.plan import shape_of
 from rankwise.planning.devices import Device, find_device
 from rankwise.planning.estimate import Estimate
 from rankwise.planning.plan import Plan, planned
-from rankwise.planning.processes import ALONE, Processes, sharded_peak
+from rankwise.planning.processes import ONE_PROCESS, Processes, sharded_peak
 from rankwise.planning.rows import Drawn, PlannedRows
 from rankwise.planning.time import Probe, Speed, Step
 from rankwise.rows.encoded.dealing import deal
@@ -42,7 +42,7 @@ def plan_of(
 
 
 def test_a_process_alone_is_planned_as_ever():
-    alone = plan_of(ALONE)
+    alone = plan_of(ONE_PROCESS)
     assert alone.own_step == alone.step and not alone.processes.is_several
     assert alone.duration is not None and plan_of(Processes(1)).duration == alone.duration
 
@@ -76,7 +76,7 @@ def test_more_processes_than_rows_leave_some_without():
 
 
 def test_each_process_has_the_whole_base_and_its_share_of_the_rows():
-    alone, two = plan_of(ALONE, batch_size=2).forecast, plan_of(Processes(2), batch_size=2).forecast
+    alone, two = plan_of(ONE_PROCESS, batch_size=2).forecast, plan_of(Processes(2), batch_size=2).forecast
     for part in ("weights", "adapter", "gradients", "optimizer"):
         assert alone.memory[part] == two.memory[part]
     assert two.amount.tokens == alone.amount.tokens // 2
@@ -89,7 +89,7 @@ def test_processes_share_the_memory_of_a_machine_and_have_a_card_each():
 
 
 def test_cores_are_shared_so_that_nothing_is_gained_where_they_are_all_busy():
-    alone, two = plan_of(ALONE, HERE), plan_of(Processes(2), HERE)
+    alone, two = plan_of(ONE_PROCESS, HERE), plan_of(Processes(2), HERE)
     assert alone.duration is not None and two.duration is not None and alone.speed is not None
     if usable_cores() % 2 == 0:
         assert isinstance(alone.speed, Speed)
@@ -103,7 +103,7 @@ def test_cores_are_shared_so_that_nothing_is_gained_where_they_are_all_busy():
 
 
 def test_time_is_that_of_the_slowest_share():
-    alone, eight = plan_of(ALONE, batch_size=512), plan_of(Processes(8), batch_size=512)
+    alone, eight = plan_of(ONE_PROCESS, batch_size=512), plan_of(Processes(8), batch_size=512)
     assert alone.duration is not None and eight.duration is not None
     step = eight.duration.step
     assert step.likely == pytest.approx(alone.duration.step.likely / 8, rel=1e-6)

@@ -23,8 +23,8 @@ from rankwise.planning.rows import (
     Drawn,
     conversations_of,
     counted,
+    joined_rows,
     planned_rows,
-    together,
     without_held_out,
 )
 from rankwise.planning.tokens import TokenCounter
@@ -135,7 +135,7 @@ def test_a_weight_is_how_often_each_row_is_seen(drawn):
 def test_two_sources_are_their_sum(one, other):
     apart = [planned_rows(read(drawn), limit=700) for drawn in (one, other)]
     both = planned_rows(read([*one, *other]), limit=700)
-    joined = together(apart)
+    joined = joined_rows(apart)
     for name in ("documents", "tokens", "supervised"):
         assert getattr(joined, name).likely == pytest.approx(getattr(both, name).likely)
     assert joined.longest == both.longest and joined.too_long == pytest.approx(both.too_long)

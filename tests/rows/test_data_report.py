@@ -209,7 +209,7 @@ def test_rows_documents_tokens_and_ends_are_those_counted_by_hand(place, writing
     assert data_report.lengths.p99 == percentile(lengths, 0.99)
     assert data_report.lengths.suggested_max_length == math.ceil(data_report.lengths.p99 / 64) * 64
     assert data_report.template_parity is (True if kept else None) and data_report.template_parity_broken == 0
-    assert sorted(found.trained.tolist()) == list(range(len(kept))) and not len(found.measured)
+    assert sorted(found.trained.tolist()) == list(range(len(kept))) and not len(found.validation)
     assert bool(data_report.fatal) == (not kept or data_report.eos_in_loss == 0)
 
 
@@ -370,8 +370,8 @@ def test_the_rows_to_measure_with_are_counted_nowhere_else(place, writing):
     apart = both.data_report.validation
     assert (apart.rows, apart.used, apart.skipped, apart.skipped_why) == (4, 3, 1, {"too long": 1})
     assert [row.where for row in apart.skipped_rows] == ["other.jsonl:4"]
-    assert both.data_report.validation_rows == len(both.measured) == 3
-    assert len(both.trained) == 5 and not set(both.trained) & set(both.measured)
+    assert both.data_report.validation_rows == len(both.validation) == 3
+    assert len(both.trained) == 5 and not set(both.trained) & set(both.validation)
     assert [file.name for file in both.data_report.files] == ["rows.jsonl", "other.jsonl"]
 
 

@@ -309,7 +309,7 @@ def test_a_damaged_entry_is_made_anew(writing, name):
     file, change = BROKEN[name]
     first = prepare(SPEC, writing, silent)
     first = copy.deepcopy(first)  # nothing of it on the disk
-    assert len(first.measured) == 2, "no array is empty"
+    assert len(first.validation) == 2, "no array is empty"
     made = entry()
     change(made / file)
     heard = []

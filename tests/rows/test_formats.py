@@ -100,9 +100,9 @@ def test_a_context_beside_turns_is_refused(about):
 @pytest.mark.parametrize("about", ["input", "context"])
 def test_a_context_keeps_its_spaces_and_stands_below_a_question_only_if_it_has_more(about, spaces):
     (asked, _) = parsed({"instruction": "Add.", about: spaces, "output": "3"}, "alpaca").messages
-    assert (asked.context, asked.whole) == (spaces, "Add.")
+    assert (asked.context, asked.text) == (spaces, "Add.")
     (asked, _) = parsed({"instruction": "Add.", about: spaces + "1", "output": "3"}, "alpaca").messages
-    assert (asked.context, asked.whole) == (spaces + "1", f"Add.\n\n{spaces}1")
+    assert (asked.context, asked.text) == (spaces + "1", f"Add.\n\n{spaces}1")
 
 
 def test_what_stands_beside_the_instances_of_a_task_is_refused():

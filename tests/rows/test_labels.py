@@ -75,7 +75,7 @@ def test_a_row_with_several_answers_or_a_text_has_no_label():
 
 def test_labels_of_several_sources_are_counted_together():
     one, other = labelled(["yes", "no"] * 5), labelled(["Yes", "no"] * 5)
-    both = Labels.together([one, labelled(["a", "b", "c"]), other])
+    both = Labels.joined([one, labelled(["a", "b", "c"]), other])
     assert both.counts == {"yes": 5, "no": 10, "Yes": 5}
     (remark,) = both.remarks()
     assert "'Yes' (5 rows, first rows.jsonl:1)" in remark

@@ -140,18 +140,18 @@ def spec_of(path: Path, rows: list[dict[str, Any]], **settings: Any) -> DataConf
 
 def test_all_bad_rows_are_named_at_once_with_file_and_line(model, tmp_path):
     rows = [PLAIN, *(row for row, _ in WRONG.values())]
-    prepared = prepare(spec_of(tmp_path / "pairs.jsonl", rows), DPO.writing(model), silent)
+    prepared = prepare(spec_of(tmp_path / "pairs.jsonl", rows), DPO.row_encoding(model), silent)
     with pytest.raises(DataError) as refused:
         refuse_fatal(prepared.data_report)
     lines = str(refused.value).splitlines()
     for number, (_, sentence) in enumerate(WRONG.values(), start=2):
         assert any(f"pairs.jsonl:{number}: " in line and sentence in line for line in lines), sentence
-    skipped = prepare(spec_of(tmp_path / "pairs.jsonl", rows, on_bad_row="skip"), DPO.writing(model), silent)
+    skipped = prepare(spec_of(tmp_path / "pairs.jsonl", rows, on_bad_row="skip"), DPO.row_encoding(model), silent)
     assert len(skipped.trained) == 1 and skipped.data_report.skipped == len(WRONG)
 
 
 def test_the_loss_mask_covers_both_answers_with_their_ends_and_nothing_else(model, tmp_path):
-    prepared = prepare(spec_of(tmp_path / "pairs.jsonl", [PLAIN]), DPO.writing(model), silent)
+    prepared = prepare(spec_of(tmp_path / "pairs.jsonl", [PLAIN]), DPO.row_encoding(model), silent)
     chosen, rejected = sides_of(prepared.trained_rows[0])
     for side, answer in ((chosen, "A colour."), (rejected, "No idea.")):
         mask = np.asarray(side.loss_mask)
@@ -163,10 +163,10 @@ def test_the_loss_mask_covers_both_answers_with_their_ends_and_nothing_else(mode
 
 def test_a_pair_that_is_too_long_is_left_out_or_cut_on_both_sides(model, tmp_path):
     long = {**PLAIN, "chosen": "A colour. " * 40}
-    dropped = prepare(spec_of(tmp_path / "a.jsonl", [PLAIN, long], max_length=64), DPO.writing(model), silent)
+    dropped = prepare(spec_of(tmp_path / "a.jsonl", [PLAIN, long], max_length=64), DPO.row_encoding(model), silent)
     assert len(dropped.trained) == 1 and dropped.data_report.skipped_why == {"too long": 1}
     settings = {"max_length": 64, "too_long": "truncate"}
-    cut = prepare(spec_of(tmp_path / "b.jsonl", [PLAIN, long], **settings), DPO.writing(model), silent)
+    cut = prepare(spec_of(tmp_path / "b.jsonl", [PLAIN, long], **settings), DPO.row_encoding(model), silent)
     assert cut.data_report.truncated == 1 and cut.longest == 63
     assert len(sides_of(cut.trained_rows[1])[0].ids) == 64
 
@@ -176,7 +176,7 @@ def test_the_report_counts_lengths_repeated_pairs_contradictions_and_ties(model,
     alike = {"prompt": "p", "chosen": "word " * 60 + "a", "rejected": "word " * 60 + "b"}
     rows = [PLAIN, PLAIN, turned, {**PLAIN, "prompt": "What is blue?"}, alike]
     spec = spec_of(tmp_path / "pairs.jsonl", rows, max_length=64, too_long="truncate")
-    report = prepare(spec, DPO.writing(model), silent).data_report
+    report = prepare(spec, DPO.row_encoding(model), silent).data_report
     pairs = report.pairs
     assert pairs is not None and (pairs.rows, pairs.duplicates, pairs.contradictions, pairs.ties) == (4, 1, 3, 1)
     assert pairs.chosen is not None and pairs.rejected is not None and pairs.chosen.longest > 1
@@ -189,4 +189,4 @@ def test_pairs_are_refused_where_another_objective_reads_them(model, tmp_path):
 
     spec = spec_of(tmp_path / "pairs.jsonl", [PLAIN])
     with pytest.raises(DataError, match=r"holds preference pairs\. Add --objective preference"):
-        prepare(spec, CAUSAL_LM.writing(model), silent)
+        prepare(spec, CAUSAL_LM.row_encoding(model), silent)

@@ -36,7 +36,7 @@ def test_spans_become_tags_of_words():
 
 def test_words_keep_the_tags_that_they_have():
     tagged = parsed({"tokens": ["Anna", "met", "New York"], "tags": ["B-PER", "O", "B-LOC"]})
-    assert tagged.words == ((0, 4), (5, 8), (9, 17)) and tagged.tags == ("B-PER", "O", "B-LOC") and tagged.given
+    assert tagged.words == ((0, 4), (5, 8), (9, 17)) and tagged.tags == ("B-PER", "O", "B-LOC") and tagged.is_split
 
 
 def test_numbers_are_named_by_labels():

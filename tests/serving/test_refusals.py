@@ -181,7 +181,7 @@ def test_an_origin_that_no_browser_sends_and_a_key_that_no_request_brings(origin
 
 
 def test_more_choices_than_will_ever_fit(started):
-    server = started(Limits(together=1, waiting=1))
+    server = started(Limits(batch_size=1, waiting=1))
     assert server.client.post(CHAT, json=GOOD | {"n": 3}).status_code == 400
     assert server.client.post(CHAT, json=GOOD | {"n": 2}).status_code == 200
 
@@ -214,7 +214,7 @@ def test_a_text_that_cannot_be_read_ends_its_own_answer(started, serving, monkey
 
 
 def test_too_many_requests_are_told_when_to_come_again(started):
-    server = started(Limits(together=1, waiting=2))
+    server = started(Limits(batch_size=1, waiting=2))
     codes = []
 
     def ask():
@@ -236,7 +236,7 @@ def test_too_many_requests_are_told_when_to_come_again(started):
 def test_a_request_without_room_is_refused_before_its_prompt_is_written(route, writer, started, monkeypatch):
     # the template and the tokenizer of refused requests took the time of answers that were being written
     monkeypatch.setattr(f"rankwise.serving.app.{writer}", lambda *given: pytest.fail("a prompt was written"))
-    server = started(Limits(together=0, waiting=0))
+    server = started(Limits(batch_size=0, waiting=0))
     body = GOOD if route == CHAT else {"model": "lora", "prompt": "hi"}
     answer = server.client.post(route, json=body)
     assert answer.status_code == 429 and int(answer.headers["retry-after"]) >= 1
@@ -244,7 +244,7 @@ def test_a_request_without_room_is_refused_before_its_prompt_is_written(route, w
 
 
 def test_where_nothing_may_wait_there_is_room_for_what_is_written_at_once(started):
-    server = started(Limits(together=2, waiting=0))
+    server = started(Limits(batch_size=2, waiting=0))
     assert server.client.post(CHAT, json=GOOD | {"n": 2}).status_code == 200
     assert server.client.post(CHAT, json=GOOD | {"n": 3}).status_code == 400
 
@@ -313,7 +313,7 @@ def test_what_nobody_foresaw_is_told_in_the_same_form(started, monkeypatch):
 
 
 def test_nobody_waits_for_a_server_that_has_stopped(started):
-    server, answers = started(Limits(together=1)), []
+    server, answers = started(Limits(batch_size=1)), []
 
     def ask():
         answers.append(server.client.post(CHAT, json=GOOD | {"max_tokens": 200, "logit_bias": {"2": -100}}))

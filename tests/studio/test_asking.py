@@ -17,8 +17,8 @@ from rankwise.commands.predict import predict
 from rankwise.config.generation import GenerationConfig
 from rankwise.inference.tuned_model import load_tuned
 from rankwise.rows.text.example import Message
-from rankwise.studio.ask import DESK
-from rankwise.studio.asking import AskBody, Desk
+from rankwise.studio.ask import LOADED_MODELS
+from rankwise.studio.asking import AskBody, LoadedModels
 
 QUESTION = "What is land 3?"
 
@@ -31,9 +31,9 @@ def home(library, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def desk(home, workplace, monkeypatch):
     monkeypatch.chdir(home)
-    yield DESK
+    yield LOADED_MODELS
     deadline = time.monotonic() + 20
-    while not DESK.release():
+    while not LOADED_MODELS.release():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -131,7 +131,7 @@ def test_the_model_is_loaded_once_and_given_back_when_nobody_asks():
             send({"text": "x"})
             assert goes_on.wait(20)
 
-    desk, begun = Desk(lambda names, callback: loads.append(names) or Loaded(), idle=0.2), threading.Event()
+    desk, begun = LoadedModels(lambda names, callback: loads.append(names) or Loaded(), idle=0.2), threading.Event()
     side = {"run": "", "messages": [{"role": "user", "content": "x"}]}
     one, other = (AskBody.model_validate({"runs": [name], "sides": [side]}) for name in ("a", "b"))
 

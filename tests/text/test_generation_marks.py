@@ -163,7 +163,7 @@ def test_right_marks_are_used_in_a_template_that_rewrites_and_what_it_shows_is_t
     template = template_with(source(HEADER + thought + BEGIN + SAY + STOP + END + BREAK, ask=ask))
     assert learns(template, talk(*TURNS)) == ("marks", LEARNED, False)
     assert learns(template, talk(*TURNS[:2])) == ("marks", LEARNED[:1], True)
-    sequences = renderings(talk(*TURNS), template, apart=True)
+    sequences = renderings(talk(*TURNS), template, separately=True)
     tokens = tokenise_all(sequences, template.tokenizer)
     assert [each.as_asked for each in tokens] == [True, True]
     assert [learned_texts(each, template.tokenizer) for each in tokens] == [LEARNED[:1], LEARNED[1:]]

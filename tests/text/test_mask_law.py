@@ -431,7 +431,7 @@ def test_the_law_on_the_starter_with_real_rows(starter, shared_data, file, rows,
     for outcome in outcomes:
         assert outcome.problem is None
         example = outcome.example
-        shown = [Message(m.role, m.whole, learned=m.learned) for m in example.messages]
+        shown = [Message(m.role, m.text, learned=m.learned) for m in example.messages]
         parted = apart or "apart" in outcome.methods
         parts = list(apart_of(replace(example, messages=tuple(shown)))) if parted else [example]
         for part, tokens in zip(parts, outcome.sequences, strict=True):

@@ -140,7 +140,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(with_template, name):
 def test_each_answer_apart_is_asked_for_as_it_will_be(with_template):
     template = with_template(REWRITES["drops earlier answers"])
     example = conversation("a", "b", "c", "d", system="s")
-    sequences = renderings(example, template, apart=True)
+    sequences = renderings(example, template, separately=True)
     assert len(sequences) == 2
     for rendering, count, answer in zip(sequences, (3, 5), "bd", strict=True):
         assert rendering.text == template.text(example.messages[:count])

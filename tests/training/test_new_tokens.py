@@ -104,7 +104,7 @@ def test_only_their_rows_are_trained_and_come_back_everywhere(
     rankwise.export("tokens", to="peft")
     exported = open_artifact("peft").base.model_copy(update={"dtype": "float32"})
     assert exported.new_tokens == NEW, "from the tokenizer in the folder"
-    apart_from_run = rankwise.load_tuned("peft", spec=exported)
+    apart_from_run = rankwise.load_tuned("peft", config=exported)
     assert apart_from_run.model.tokenizer.new.ids == tokenizer.new.ids
     assert torch.equal(logits(apart_from_run.model.module, ids), adapted), "exported"
 

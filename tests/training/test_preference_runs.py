@@ -145,7 +145,7 @@ def test_a_training_that_begins_with_an_adapter_is_compared_with_that_adapter(ho
 def _rows(trained: Trained, objective: Preference) -> list[Any]:
     from rankwise.rows.preparing import prepare
 
-    prepared = prepare(RunSnapshot.read("a").experiment.data, objective.writing(trained.model), silent)
+    prepared = prepare(RunSnapshot.read("a").experiment.data, objective.row_encoding(trained.model), silent)
     return list(prepared.sequences)
 
 

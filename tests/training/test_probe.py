@@ -54,7 +54,7 @@ def test_every_method_is_probed_in_its_form(rows, tiny_folder, steps, method, ba
     assert len(steps) == 2 * (probing.COUNTED + 1)
     (few, _), (many, learned) = steps[0], steps[-1]
     assert 0 < few < many
-    made = plan(asked, measured=found)
+    made = plan(asked, probe=found)
     assert many == pytest.approx(made.step.tokens, rel=0.3)
     assert learned / many == pytest.approx(made.rows.supervised_share, rel=0.3)
     assert made.speed == found

@@ -113,7 +113,7 @@ def trials_of(given: Experiment) -> Trials:
     given = decided(given, silent)
     objective = objective_of(given, silent)
     model, method = objective.load(given.base, silent), method_of(given.adapter)
-    prepared = prepare(given.data, objective.writing(model), silent)
+    prepared = prepare(given.data, objective.row_encoding(model), silent)
     apart, _ = set_aside(prepared, 16, 0)
     config = given.training.resolved(len(prepared.trained), model.width, given.auto_rate)
     setup = Setup(
@@ -317,12 +317,12 @@ def test_no_row_is_on_both_sides_of_a_trial(count, asked, seed, repeated):
 
     prepared = Prepared(None, Rows.trained, Rows.measured, None)  # pyright: ignore[reportArgumentType]
     apart, from_training = set_aside(prepared, asked, seed)
-    assert from_training and len(apart.measured) == min(asked, count // 4)
-    assert not set(apart.measured.tolist()) & set(apart.trained.tolist())
-    assert set(apart.measured.tolist()) | set(apart.trained.tolist()) == set(range(count))
-    measured = dataclasses.replace(prepared, measured=np.arange(count, count + 5))
+    assert from_training and len(apart.validation) == min(asked, count // 4)
+    assert not set(apart.validation.tolist()) & set(apart.trained.tolist())
+    assert set(apart.validation.tolist()) | set(apart.trained.tolist()) == set(range(count))
+    measured = dataclasses.replace(prepared, validation=np.arange(count, count + 5))
     apart, from_training = set_aside(measured, asked, seed)
-    assert not from_training and len(apart.measured) == min(asked, 5) and len(apart.trained) == len(Rows.trained)
+    assert not from_training and len(apart.validation) == min(asked, 5) and len(apart.trained) == len(Rows.trained)
 
 
 @settings(max_examples=draws(100))

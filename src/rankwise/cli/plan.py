@@ -64,7 +64,7 @@ def plan(
             with Display(quiet) as display:
                 measured = run_probe(planned, callback=display)
         together = Processes(processes or 1)
-        forecast = make_plan(planned, device=device, price=price, measured=measured, processes=together)
+        forecast = make_plan(planned, device=device, price=price, probe=measured, processes=together)
         print_result(as_json, summary_of(forecast), *lines_of(forecast))
 
 

@@ -14,7 +14,7 @@ from rankwise.errors import ConfigError, DataError, RunError
 from rankwise.objectives.objective import Objective
 from rankwise.objectives.registry import decided, objective_of
 from rankwise.rows.preparation import Prepared
-from rankwise.rows.preparing import Writing, prepare, refuse_fatal
+from rankwise.rows.preparing import RowEncoding, prepare, refuse_fatal
 from rankwise.rows.writing import TextWriting
 from rankwise.runs.advice import Advice, lines_of
 from rankwise.runs.records import Callback, StatusMessage, WarningCollector, silent
@@ -63,7 +63,7 @@ def _made_ready(
     if foreseen is not None:
         foreseen.check(callback, force=force_memory)
     loaded = objective.load(experiment.base, callback) if model is None else model
-    writing = objective.writing(loaded)
+    writing = objective.row_encoding(loaded)
     if isinstance(used := writing.by(experiment.data), TextWriting):
         loaded = loaded.with_template(used.template)
     prepared = _prepared(experiment.data, writing, callback)
@@ -98,13 +98,13 @@ def _refuse_other(model: LoadedModel, experiment: Experiment, objective: Objecti
         )
 
 
-def _prepared(data: DataConfig, writing: Writing, callback: Callback) -> Prepared:
+def _prepared(data: DataConfig, writing: RowEncoding, callback: Callback) -> Prepared:
     """The rows, with some of them held out."""
     if data.held_out == "auto":
         data = data.model_copy(update={"held_out": 0})
     prepared = prepare(data, writing, callback)
     refuse_fatal(prepared.data_report)
-    if not len(prepared.measured):
+    if not len(prepared.validation):
         rows = prepared.data_report.used
         held_out = min(MOST_HELD_OUT, rows // SHARE_HELD_OUT)
         if held_out < 2:

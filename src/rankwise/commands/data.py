@@ -22,7 +22,7 @@ from rankwise.rows.forms.pair_rows import is_pair
 from rankwise.rows.images.decode import decode
 from rankwise.rows.images.pictures import check_sheet, contact_sheet
 from rankwise.rows.images.processor import pixels_of
-from rankwise.rows.preparing import Writing, prepare
+from rankwise.rows.preparing import RowEncoding, prepare
 from rankwise.rows.sources import Reading, open_source, raw_records
 from rankwise.rows.text.example import Example
 from rankwise.rows.text.outcome import Shown
@@ -164,7 +164,7 @@ def _shown(example: Example, objective: Objective, writing: TextWriting, data: D
 
 def _writing(
     data: DataConfig, model: ModelConfig | None, images: ImagesConfig, name: str, callback: Callback
-) -> tuple[Objective, Writing] | None:
+) -> tuple[Objective, RowEncoding] | None:
     """The objective, and how a training with this model would read the rows; None where no tokenizer is here."""
     if model is None:
         starter = cached_starter()

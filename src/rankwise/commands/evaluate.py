@@ -43,7 +43,7 @@ from rankwise.evaluation.validation_rows import (
     refuse_training_files,
     rows_to_measure,
 )
-from rankwise.inference.generate import TOGETHER
+from rankwise.inference.generate import BATCH_SIZE
 from rankwise.methods.artifact import is_adapter
 from rankwise.objectives.causal_lm import CausalLM
 from rankwise.objectives.objective import Classifier, Objective
@@ -257,7 +257,7 @@ def _answers(
         )
     if items.labels:
         callback(StatusMessage(f"{spec.task}: {labels_text(dict(items.labels))}"))
-    return OwnTask(spec, items, together or TOGETHER)
+    return OwnTask(spec, items, together or BATCH_SIZE)
 
 
 def _pairs(

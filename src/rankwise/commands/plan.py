@@ -9,14 +9,14 @@ from rankwise.config.experiment import Experiment, Planned
 from rankwise.errors import ConfigError
 from rankwise.forward.plan import plan as plan_of_config
 from rankwise.planning.plan import Plan
-from rankwise.planning.processes import ALONE, Processes
+from rankwise.planning.processes import ONE_PROCESS, Processes
 from rankwise.planning.time import Probe
 from rankwise.runs.records import Callback, silent
 
 REST = "Train in one process (without --processes or torchrun)."
 
 
-def plan(config: Planned, *, processes: Processes = ALONE, **given: Any) -> Plan:
+def plan(config: Planned, *, processes: Processes = ONE_PROCESS, **given: Any) -> Plan:
     """ConfigError for what several processes cannot train yet."""
     if processes.is_several:
         refuse_several(config)

@@ -18,7 +18,7 @@ from rankwise.config.data import DataConfig
 from rankwise.config.generation import GenerationConfig
 from rankwise.errors import ConfigError, DataError, ResourceError, is_out_of_memory, joined_problems
 from rankwise.inference.decoding import Answer
-from rankwise.inference.generate import TOGETHER, answers_in_turn
+from rankwise.inference.generate import BATCH_SIZE, answers_in_turn
 from rankwise.inference.tuned_model import TunedModel, load_tuned
 from rankwise.methods.artifact import open_artifact
 from rankwise.objectives.objective import Classifier, Objective
@@ -58,7 +58,7 @@ class AnswerSettings:
         flags = ["base"] * self.base + ["system"] * (self.system is not None)
         usual = GenerationConfig()
         others = [name for name, value in usual if getattr(self.spec, name) != value]
-        return flags + ["batch_size"] * (self.batch_size != TOGETHER) + others
+        return flags + ["batch_size"] * (self.batch_size != BATCH_SIZE) + others
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Predicted:
 def predict(
     run: str | Path | TunedModel, data: str | Path, out: str | Path, spec: GenerationConfig | None = None, *,
     prompt: str | None = None, system: str | None = None, column: str = COLUMN, base: bool = False,
-    batch_size: int = TOGETHER, skip_bad_rows: bool = False, overwrite: bool = False, callback: Callback = silent,
+    batch_size: int = BATCH_SIZE, skip_bad_rows: bool = False, overwrite: bool = False, callback: Callback = silent,
     force_base: bool = False, **opening: Any,
 ) -> Predicted:  # fmt: skip
     """`prompt` is a text with {columns} in it, instead of how the run's rows were read; `opening` goes to

@@ -54,7 +54,7 @@ def strength(
     if artifact.run is not None:
         check_place(artifact.folder / STRENGTH)
     spec = held_to_measure(method_of(artifact.config).model_of(artifact))
-    asked = load_tuned(artifact, callback, force_base=force_base, spec=spec)
+    asked = load_tuned(artifact, callback, force_base=force_base, config=spec)
     told = text_elsewhere(artifact, asked.model, text, blocks, callback)
     every = rows_to_measure(artifact, asked.model, data, callback)
     rows = every.spread(MOST)
@@ -64,7 +64,7 @@ def strength(
         base_and_tuned(asked.trainable), asked.trainable.scaled,
         _task_loss(asked.model, rows, strengths, callback), told,
         task=rows.about, strengths=strengths, callback=callback,
-    ).model_copy(update={"own_rows": rows.own})  # fmt: skip
+    ).model_copy(update={"own_rows": rows.is_run_validation})  # fmt: skip
     if artifact.run is not None:
         write_strength(artifact.run.directory, curve)
         write_page(artifact.run, callback)

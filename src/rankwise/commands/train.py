@@ -225,7 +225,7 @@ def _with_defaults(
 ) -> tuple[Experiment, TrainingConfig]:
     """Those that follow from the rows. ConfigError where a setting needs validation rows, which few rows do
     not give by default."""
-    measured = bool(len(prepared.measured))
+    measured = bool(len(prepared.validation))
     if not measured and (needing := experiment.validation.needing_rows):
         raise ConfigError([NO_ROWS.format(needing[0], prepared.data_report.used)])
     experiment = experiment.with_defaults(measured=measured, by=objective.best_by)
@@ -280,7 +280,7 @@ def _prepared(
 ) -> tuple[Prepared, LoadedModel]:
     """The rows, which the first process of a machine encodes for the others, and the model with the template that they
     are written with."""
-    writing = objective.writing(model)
+    writing = objective.row_encoding(model)
     world.wait_for_turn()
     prepared = prepare(experiment.data, writing, callback, world.check_own_stop)
     world.end_turn()

@@ -127,12 +127,14 @@ def cka_value(base: Numbers, tuned: Numbers) -> float:
     return both / math.sqrt(own * other) if own > 0 and other > 0 else 0.0
 
 
-def _hsic(one: Numbers, other: Numbers) -> float:
+def _hsic(first: Numbers, other: Numbers) -> float:
     """Estimate the Hilbert-Schmidt independence criterion without bias; its factor 1 / (n (n - 3)) cancels in CKA."""
-    n = len(one)
-    one, other = (gram - np.diag(np.diag(gram)) for gram in (one, other))
-    rows, others = one.sum(1), other.sum(1)
-    return float((one * other).sum() + rows.sum() * others.sum() / ((n - 1) * (n - 2)) - 2 * (rows @ others) / (n - 2))
+    n = len(first)
+    first, other = (gram - np.diag(np.diag(gram)) for gram in (first, other))
+    rows, others = first.sum(1), other.sum(1)
+    return float(
+        (first * other).sum() + rows.sum() * others.sum() / ((n - 1) * (n - 2)) - 2 * (rows @ others) / (n - 2)
+    )
 
 
 MOST, AT_ONCE = 1000, 32
@@ -151,7 +153,7 @@ def other_images(model: LoadedModel, path: str, run: RunSnapshot | None, callbac
     assert model.processing is not None, "a model of images"
     data = DataConfig(path=path, held_out=0)
     targets = read_targets(data, ClassificationConfig())
-    prepared = prepare(data, ImageClassification(targets, model.processing).writing(model), callback)
+    prepared = prepare(data, ImageClassification(targets, model.processing).row_encoding(model), callback)
     refuse_fatal(prepared.data_report, trains=False)
     if run is not None:
         refuse_training_files(run, {file.sha256: file.name for file in prepared.data_report.files})

@@ -53,7 +53,7 @@ class Context:
     examples: int
 
     @property
-    def whole(self) -> list[Tokens]:
+    def full_prompts(self) -> list[Tokens]:
         """The rows with the examples in front of them."""
         before = (False,) * len(self.prefix)
         return [Tokens((*self.prefix, *row.ids), (*before, *row.loss_mask)) for row in self.rows]
@@ -122,8 +122,8 @@ def _end_of_first_answer(row: Tokens) -> int:
     return begin + int(np.argmin(learned[begin:]))
 
 
-def _common(one: Sequence[int] | np.ndarray, other: Sequence[int] | np.ndarray) -> tuple[int, ...]:
-    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+def _common(first: Sequence[int] | np.ndarray, other: Sequence[int] | np.ndarray) -> tuple[int, ...]:
+    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(first, other, strict=False))
     return tuple(int(token) for token, _ in pairs)
 
 

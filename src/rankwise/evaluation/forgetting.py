@@ -34,7 +34,7 @@ from torch import Tensor
 
 from rankwise.base.loaded import LoadedModel
 from rankwise.errors import EvaluationError
-from rankwise.evaluation.intervals import Looks, difference, measured
+from rankwise.evaluation.intervals import Looks, difference, with_interval
 from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.subject import BaseAndTuned, Forward
 from rankwise.evaluation.text import Text, refuse_trained_on, text_for
@@ -136,7 +136,7 @@ def change_of(blocks: Sequence[Compared]) -> Measurement:
 
 
 def _mean(rows: list[list[float]]) -> Measurement:
-    return measured(METRICS["loss"], rows)
+    return with_interval(METRICS["loss"], rows)
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def strength_curve(
     tuned = [_at(models.tuned, scaled, strength) for strength in points_at]
     points = [
         StrengthPoint(
-            strength=strength, loss=measured(METRICS["loss"], rows), kl=kl_of(blocks),
+            strength=strength, loss=with_interval(METRICS["loss"], rows), kl=kl_of(blocks),
             delta_nll=change_of(blocks).value,
         )
         for strength, rows, blocks in zip(points_at, losses, compared(models.base, tuned, text, callback), strict=True)

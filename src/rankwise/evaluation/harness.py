@@ -41,7 +41,7 @@ LoggedSample = Mapping[str, Any]
 class HarnessTask(WithoutAnswers):
     task_name: str
     rows: int | None
-    together: int
+    batch_size: int
     left_out: int = 0
     _hashes: list[str] = field(default_factory=list)
     _filter: str = ""
@@ -87,7 +87,7 @@ class HarnessTask(WithoutAnswers):
                 [f'lm-eval has no task "{self.task_name}".{did_you_mean(self.task_name, manager.all_tasks)}']
             )
         try:
-            harness = wrap(pretrained=model.module, tokenizer=model.tokenizer.hub, batch_size=self.together)
+            harness = wrap(pretrained=model.module, tokenizer=model.tokenizer.hub, batch_size=self.batch_size)
             return evaluate(
                 model=harness, tasks=[self.task_name], task_manager=manager, limit=self.rows, bootstrap_iters=0,
                 log_samples=True, verbosity="ERROR",
@@ -119,7 +119,7 @@ class HarnessTask(WithoutAnswers):
     def _explained(self, error: Exception) -> Exception:
         if is_out_of_memory(error):
             return ResourceError(
-                f'out of memory while lm-eval runs "{self.task_name}" with {self.together} answers at once. Lower '
+                f'out of memory while lm-eval runs "{self.task_name}" with {self.batch_size} answers at once. Lower '
                 "--batch-size."
             )
         return EvaluationError(f'lm-eval cannot run the task "{self.task_name}": {first_line(error)}')
@@ -128,11 +128,11 @@ class HarnessTask(WithoutAnswers):
         return len(self._hashes), sha256("\n".join(self._hashes).encode()).hexdigest()
 
 
-def _identity(one: LoggedSample) -> str:
+def _identity(sample: LoggedSample) -> str:
     """Identify an item by its row, its target and everything that the model was given; `prompt_hash` only covers the
     prompt of the first choice."""
-    given = sha256(json.dumps(one["arguments"], default=str).encode()).hexdigest()
-    return f"{one['doc_hash']} {one['target_hash']} {one['prompt_hash']} {given}"
+    given = sha256(json.dumps(sample["arguments"], default=str).encode()).hexdigest()
+    return f"{sample['doc_hash']} {sample['target_hash']} {sample['prompt_hash']} {given}"
 
 
 def _harness(task_name: str) -> tuple[Any, Any, Any]:

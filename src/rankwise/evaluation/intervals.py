@@ -52,15 +52,15 @@ Stored = Sequence[Sequence[float]]
 """The stored rows of all items."""
 RESAMPLES, SEED = 2000, 0
 QUANTILE = 1.959963984540054
-TOGETHER = 20_000_000
+MOST_AT_ONCE = 20_000_000
 """Random numbers drawn at a time."""
 
 
 def scores(metric: str, rows: Stored) -> Scores:
-    return Scores(measured=measured(METRICS[metric], rows), sums=[list(row) for row in rows])
+    return Scores(measured=with_interval(METRICS[metric], rows), sums=[list(row) for row in rows])
 
 
-def measured(metric: Metric, rows: Stored) -> Measurement:
+def with_interval(metric: Metric, rows: Stored) -> Measurement:
     table = metric.table(_sorted(np.asarray(rows, dtype=np.float64)))
     value = float(metric.of(_total(table)))
     if metric.of is share and _hits(table):
@@ -151,7 +151,7 @@ def _drawn(of: Formula, table: Sums) -> Sums:
 
 def _at_once(n: int) -> Iterator[int]:
     """Numbers of samples of n items that are drawn at a time, all together RESAMPLES."""
-    most = max(1, TOGETHER // n)
+    most = max(1, MOST_AT_ONCE // n)
     for start in range(0, RESAMPLES, most):
         yield min(most, RESAMPLES - start)
 

@@ -36,7 +36,7 @@ class Request(TaskDocument):
     `choices`, scored where their loss mask is set. `given` are the ids before an answer to be generated."""
 
     documents: tuple[Tokens, ...] = ()
-    given: tuple[int, ...] = ()
+    prompt_ids: tuple[int, ...] = ()
 
     @property
     def prompt(self) -> str:
@@ -104,7 +104,7 @@ def requests_of_sequences(documents: Sequence[Tokens], model: LoadedModel) -> Re
 
 
 def _refuse_unasked(requests: Requests, task: TaskConfig) -> None:
-    nothing = next((request.where for request in requests.requests if not request.given), None)
+    nothing = next((request.where for request in requests.requests if not request.prompt_ids), None)
     if nothing is not None:
         raise DataError(
             f"{nothing}: there is no prompt before the answer, so {task.written[0]} cannot be scored. Give rows "
@@ -115,7 +115,7 @@ def _refuse_unasked(requests: Requests, task: TaskConfig) -> None:
 def _with_room(requests: Requests, task: TaskConfig, model: LoadedModel) -> Requests:
     """Drop requests that leave no room in the model's context for the answer."""
     context = model.context_length or 10**9
-    kept = tuple(one for one in requests.requests if model.fits(len(one.given), task.max_new_tokens))
+    kept = tuple(one for one in requests.requests if model.fits(len(one.prompt_ids), task.max_new_tokens))
     if not kept:
         raise DataError(
             f"{task.data}: with {task.max_new_tokens:,} new tokens none of its {len(requests.requests):,} prompts fits "
@@ -205,7 +205,7 @@ def _item(where: str, document: Tokens, model: LoadedModel) -> Request:
     begin = last - int(np.argmin(learned[:last][::-1])) if not learned[:last].all() else 0
     given = ids[:begin].tolist()
     target = model.template.answer_text(ids[begin:last].tolist())
-    return Request(where, (model.tokenizer.readable(given),), target, documents=(document,), given=tuple(given))
+    return Request(where, (model.tokenizer.readable(given),), target, documents=(document,), prompt_ids=tuple(given))
 
 
 def _continuations(documents: Sequence[TaskDocument], task: TaskConfig, model: LoadedModel) -> Requests:
@@ -224,7 +224,7 @@ def _continued(question: TaskDocument, model: LoadedModel) -> Request:
     befores = question.prompts if len(question.prompts) > 1 else question.prompts * len(many)
     made = tuple(_document(before, after, model) for before, after in zip(befores, many, strict=True))
     given = made[0].ids[: int(np.argmax(np.asarray(made[0].loss_mask)))] if any(map(str.strip, befores)) else ()
-    return Request(**vars(question), documents=made, given=tuple(given))
+    return Request(**vars(question), documents=made, prompt_ids=tuple(given))
 
 
 def _document(before: str, after: str, model: LoadedModel) -> Tokens:

@@ -75,16 +75,16 @@ def of_two_models(base: LoadedModel, tuned: LoadedModel) -> BaseAndTuned:
     return BaseAndTuned(forward_of(base.module), forward_of(tuned.module))
 
 
-def held_to_measure(spec: ModelConfig, dtype: str = "auto") -> ModelConfig:
-    given = ModelConfig(name=spec.name, dtype=dtype) if dtype != "auto" else None  # pyright: ignore[reportArgumentType]
-    exact = "float32" if given is None and _on_processor(spec) else spec.dtype
-    return spec.model_copy(update={"dtype": given.dtype if given is not None else exact})
+def held_to_measure(config: ModelConfig, dtype: str = "auto") -> ModelConfig:
+    given = ModelConfig(name=config.name, dtype=dtype) if dtype != "auto" else None  # pyright: ignore[reportArgumentType]
+    exact = "float32" if given is None and _on_processor(config) else config.dtype
+    return config.model_copy(update={"dtype": given.dtype if given is not None else exact})
 
 
-def _on_processor(spec: ModelConfig) -> bool:
+def _on_processor(config: ModelConfig) -> bool:
     from rankwise.base.precision import choose_precision
 
-    return choose_precision(spec).device.type == "cpu"
+    return choose_precision(config).device.type == "cpu"
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def open_subject(
                              "no base model. Use --against to compare two models."])  # fmt: skip
         model = _loaded(held_to_measure(ModelConfig(name=target, trust_code=trust_code), dtype), callback)
         return (
-            _beside(model, target, ModelConfig(name=against, trust_code=trust_code), dtype, callback)
+            _against(model, target, ModelConfig(name=against, trust_code=trust_code), dtype, callback)
             if against
             else Subject(target, model, None)
         )
@@ -143,7 +143,7 @@ def open_subject(
             [f'"{target}" is a run or an adapter, which is compared with its own base; leave out --against.']
         )
     spec = held_to_measure(method_of(artifact.config).model_of(artifact), dtype)
-    asked = load_tuned(artifact, callback, force_base=force_base, spec=spec)
+    asked = load_tuned(artifact, callback, force_base=force_base, config=spec)
 
     @contextmanager
     def without() -> Iterator[LoadedModel]:
@@ -163,12 +163,12 @@ def open_subject(
     return replace(own, against=trained_on.name, base=without, sides=sides, origin=origin)
 
 
-def _loaded(spec: ModelConfig, callback: Callback) -> LoadedModel:
+def _loaded(config: ModelConfig, callback: Callback) -> LoadedModel:
     """A model that writes texts."""
-    return language_model(find(spec, callback).config).load(spec, callback)
+    return language_model(find(config, callback).config).load(config, callback)
 
 
-def _beside(model: LoadedModel, target: str, against: ModelConfig, dtype: str, callback: Callback) -> Subject:
+def _against(model: LoadedModel, target: str, against: ModelConfig, dtype: str, callback: Callback) -> Subject:
     other = _loaded(held_to_measure(against, dtype), callback)
     sides = None if FORGETTING in text_objective(model).cannot else of_two_models(other, model)
     return Subject(target, model, None, against.name, lambda: nullcontext(other), sides, other.facts.fingerprint)

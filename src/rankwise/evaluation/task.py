@@ -99,16 +99,16 @@ class OwnTask:
     """A task with rankwise's own requests. `together` answers are generated at once; rows that cannot be scored are
     refused."""
 
-    spec: TaskConfig
+    config: TaskConfig
     requests: Requests
-    together: int
+    batch_size: int
 
     def __post_init__(self) -> None:
-        refuse_unfit(self.spec, self.requests.requests)
+        refuse_unfit(self.config, self.requests.requests)
 
     @property
     def name(self) -> str:
-        return self.spec.task
+        return self.config.task
 
     @property
     def left_out(self) -> int:
@@ -116,11 +116,11 @@ class OwnTask:
 
     @property
     def data(self) -> str:
-        return Path(self.spec.data).name
+        return Path(self.config.data).name
 
     @property
     def settings(self) -> dict[str, Any]:
-        return self.spec.model_dump(mode="json", exclude={"data", "task"}, exclude_defaults=True)
+        return self.config.model_dump(mode="json", exclude={"data", "task"}, exclude_defaults=True)
 
     @property
     def labels(self) -> tuple[tuple[str, int], ...]:
@@ -128,14 +128,14 @@ class OwnTask:
 
     @property
     def identity(self) -> str | None:
-        known = sha256(json.dumps([self.settings, self.together, self.requests.sha256]).encode())
+        known = sha256(json.dumps([self.settings, self.batch_size, self.requests.sha256]).encode())
         for request in self.requests.requests:
-            for ids in (request.given, *(part for one in request.documents for part in (one.ids, one.loss_mask))):
+            for ids in (request.prompt_ids, *(part for one in request.documents for part in (one.ids, one.loss_mask))):
                 known.update(np.asarray([len(ids), *ids], "<i8").tobytes())
         return known.hexdigest()
 
     def score(self, model: LoadedModel, who: str, callback: Callback) -> ModelScores:
-        return score_task(self.spec, self.requests.requests, model, callback, together=self.together, who=who)
+        return score_task(self.config, self.requests.requests, model, callback, batch_size=self.batch_size, who=who)
 
     def facts(self) -> tuple[int, str]:
         return len(self.requests.requests), self.requests.sha256
@@ -163,7 +163,7 @@ CUT = " \u2026"
 
 
 def score_task(
-    task: TaskConfig, requests: Sequence[Request], model: LoadedModel, callback: Callback, *, together: int, who: str,
+    task: TaskConfig, requests: Sequence[Request], model: LoadedModel, callback: Callback, *, batch_size: int, who: str,
     dealing: Dealing = undealt,
 ) -> ModelScores:  # fmt: skip
     """Compute all metrics of a task. `together` answers are generated at once; `who` names the model in progress
@@ -176,10 +176,10 @@ def score_task(
     if task.written:
         what, exact = f"Answering {task.task}, {who}", task.written == ("exact",)
 
-        def answered(own: Sequence[Request]) -> list[str]:
-            return answers(own, model, task.max_new_tokens, callback, together, what, until_wrong=exact)
+        def answered(part: Sequence[Request]) -> list[str]:
+            return answers(part, model, task.max_new_tokens, callback, batch_size, what, until_wrong=exact)
 
-        written = dealing(requests, [len(request.given) for request in requests], answered)
+        written = dealing(requests, [len(request.prompt_ids) for request in requests], answered)
         found |= {metric: _rows(metric, written, requests, task) for metric in task.written}
     assert set(task.score) <= set(found), "refuse_unfit has checked this"
     return ModelScores(
@@ -256,25 +256,26 @@ def same_choices(requests: Sequence[Request]) -> bool:
 
 
 def answers(
-    requests: Sequence[Request], model: LoadedModel, most: int, callback: Callback, together: int, what: str,
+    requests: Sequence[Request], model: LoadedModel, most: int, callback: Callback, batch_size: int, what: str,
     *, until_wrong: bool = False,
 ) -> list[str]:  # fmt: skip
     """Generate answers in the order of the requests. With `until_wrong`, decoding stops once an answer can no longer
     become a reference; a cut answer ends with CUT."""
     prompts, spec = (
-        [request.given for request in requests],
+        [request.prompt_ids for request in requests],
         GenerationConfig(max_new_tokens=most, repetition_check=False),
     )
     try:
         written = answers_in_turn(
-            model, prompts, spec, together, lambda done: callback(ProgressUpdate(what, done, len(prompts), "answers")),
-            settled=(lambda at, text: is_wrong(text, requests[at])) if until_wrong else None,
+            model, prompts, spec, batch_size,
+            lambda done: callback(ProgressUpdate(what, done, len(prompts), "answers")),
+            is_settled=(lambda at, text: is_wrong(text, requests[at])) if until_wrong else None,
         )  # fmt: skip
     except Exception as error:
         if is_out_of_memory(error):
             raise ResourceError(
-                f"out of memory while answering up to {min(together, len(prompts))} prompts at once, the longest of "
-                f"{max(map(len, prompts)):,} tokens. Lower --batch-size {together}, or give --dtype bfloat16."
+                f"out of memory while answering up to {min(batch_size, len(prompts))} prompts at once, the longest of "
+                f"{max(map(len, prompts)):,} tokens. Lower --batch-size {batch_size}, or give --dtype bfloat16."
             ) from None
         raise
     cut = [until_wrong and one.stopped == "length" and one.tokens < most for one in written]
@@ -288,10 +289,10 @@ def is_wrong(beginning: str, request: Request) -> bool:
     return not any(reference.strip().startswith(begun) for reference in request.references)
 
 
-def _rows(metric: str, written: Sequence[str], requests: Sequence[Request], task: TaskConfig) -> Rows:
+def _rows(metric: str, answers: Sequence[str], requests: Sequence[Request], task: TaskConfig) -> Rows:
     if metric == "pearson":
-        return rating_rows(written, [request.target for request in requests])
-    return rows_of(metric, written, [request.references for request in requests], task.pattern)
+        return rating_rows(answers, [request.target for request in requests])
+    return rows_of(metric, answers, [request.references for request in requests], task.pattern)
 
 
 def refuse_unfit(task: TaskConfig, requests: Sequence[Request]) -> None:

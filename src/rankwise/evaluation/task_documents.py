@@ -87,7 +87,7 @@ def are_texts(labels: Sequence[Label]) -> bool:
 COLUMN = re.compile(r"\{([^{}]+)\}")
 
 
-def written(pattern: str, row: dict[str, Any], where: str) -> str:
+def filled_in(pattern: str, row: dict[str, Any], where: str) -> str:
     def filled(match: re.Match[str]) -> str:
         if match[1] not in row:
             raise DataError(
@@ -107,7 +107,7 @@ def choices_of(task: TaskConfig, row: dict[str, Any], where: str) -> tuple[str, 
         return task.choices
     column = column_of_choices(task)
     if column is None:
-        return _parted(task.choices or "", written(task.choices or "", row, where), where)
+        return _parted(task.choices or "", filled_in(task.choices or "", row, where), where)
     if column not in row:
         if task.choices is None:
             return ()
@@ -195,7 +195,7 @@ def task_documents(task: TaskConfig) -> list[TaskDocument]:
         try:
             if isinstance(row, DataError):
                 raise row
-            documents.append(_whole(_question(task, where, row, by_text=by_text)))
+            documents.append(_checked_document(_question(task, where, row, by_text=by_text)))
         except DataError as error:
             problems.append(str(error))
     if problems:
@@ -265,7 +265,7 @@ def _question(task: TaskConfig, where: str, row: dict[str, Any], *, by_text: boo
     right = label.right(by_text=by_text)
     _refuse_twice(task, choices, right, where)
     if len(prompts) > 1:  # the choices come first and share their continuation
-        follows = written(_one_answer(task) or "", row, where)
+        follows = filled_in(_one_answer(task) or "", row, where)
         _refuse_unfit(task, (follows,), where)
         return TaskDocument(where, tuple(prompts), follows, (follows,) * len(prompts), right)
     if task.lettered:
@@ -276,7 +276,7 @@ def _question(task: TaskConfig, where: str, row: dict[str, Any], *, by_text: boo
     return TaskDocument(where, tuple(prompts), choices[right], choices, right)
 
 
-def _whole(document: TaskDocument) -> TaskDocument:
+def _checked_document(document: TaskDocument) -> TaskDocument:
     """Check that all texts are allowed, as in rows of a known format."""
     references = (document.target, *document.alternatives)
     parts = (("question", document.prompts), ("choice", document.choices), ("reference answer", references))
@@ -307,7 +307,7 @@ def _prompts(ask: str, row: dict[str, Any], where: str) -> list[str]:
     value = row.get(alone[1]) if alone else None
     if isinstance(value, list) and len(value) > 1 and all(isinstance(one, str) for one in value):
         return value
-    return [written(ask, row, where)]
+    return [filled_in(ask, row, where)]
 
 
 def _one_answer(task: TaskConfig) -> str | None:
@@ -332,7 +332,7 @@ def _each(pattern: str, row: dict[str, Any], where: str) -> list[str]:
     alone = COLUMN.fullmatch(pattern)
     held = row.get(alone[1]) if alone else None
     if not isinstance(held, list):
-        return [written(pattern, row, where)]
+        return [filled_in(pattern, row, where)]
     if not held or not all(isinstance(one, str | int | float) for one in held):
         raise DataError(f"{where}: {pattern} is {shown(held)}, but must be a list of one or more reference texts.")
     return [str(one) for one in held]
@@ -342,7 +342,7 @@ def _right_value(task: TaskConfig, row: dict[str, Any], where: str, *, shared: b
     answer = _one_answer(task)
     if answer is not None and not shared:
         alone = COLUMN.fullmatch(answer)
-        return row[alone[1]] if alone and alone[1] in row else written(answer, row, where)
+        return row[alone[1]] if alone and alone[1] in row else filled_in(answer, row, where)
     if column_of_choices(task) is None:
         return ChoiceIndex(0)  # the right choice comes first
     column = next((name for name in RIGHT if name in row), None)

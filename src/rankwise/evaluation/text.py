@@ -44,7 +44,7 @@ BETWEEN = "\n\n"
 
 
 @dataclass(frozen=True)
-class Written:
+class PlainText:
     """A text with its name; `origins` are the SHA-256 of the files that it comes from."""
 
     name: str
@@ -76,42 +76,42 @@ def text_for(model: LoadedModel, source: str | None = None, *, blocks: int = BLO
     return cut(documentation() if source is None else read_text(source), model, blocks=blocks, length=length)
 
 
-def cut(written: Written, model: LoadedModel, *, blocks: int, length: int, least: int | None = None) -> Text:
+def cut(plain: PlainText, model: LoadedModel, *, blocks: int, length: int, least: int | None = None) -> Text:
     """Blocks of a text that was read; fewer of them where it is too short, if these are at least `least`."""
     length = min(length, model.context_length or length)
     tokenizer = model.tokenizer
-    if BREAK in written.content:
-        raise DataError(f"{written.name}: contains the noncharacter U+FDD0, which text should not contain.")
-    ids = prompt_ids(tokenizer.guarded(written.content), tokenizer)
+    if BREAK in plain.content:
+        raise DataError(f"{plain.name}: contains the noncharacter U+FDD0, which text should not contain.")
+    ids = prompt_ids(tokenizer.guarded(plain.content), tokenizer)
     start = tokenizer.encode(tokenizer.start) if tokenizer.start else []
     size = length + 1 - len(start)
     if least is not None:
         blocks = max(least, min(blocks, len(ids) // size))
     if blocks < 1 or len(ids) < blocks * size:
         raise DataError(
-            f"{written.name}: has {len(ids):,} tokens, and {blocks} blocks of {size} are {blocks * size:,}. "
+            f"{plain.name}: has {len(ids):,} tokens, and {blocks} blocks of {size} are {blocks * size:,}. "
             "Give a longer text, or ask for fewer blocks, at least 1."
         )
     parts = [[*start, *ids[first : first + size]] for first in firsts_of(len(ids), blocks, size)]
-    about = f"{written.name}: {blocks} blocks of {length}, spread over {len(ids):,} tokens of {model.source.name}"
-    return Text(torch.tensor(parts), about, sha256(np.array(parts, "<i8").tobytes()).hexdigest(), written.origins)
+    about = f"{plain.name}: {blocks} blocks of {length}, spread over {len(ids):,} tokens of {model.source.name}"
+    return Text(torch.tensor(parts), about, sha256(np.array(parts, "<i8").tobytes()).hexdigest(), plain.origins)
 
 
 def firsts_of(tokens: int, blocks: int, size: int) -> list[int]:
     return [number * (tokens - size) // max(1, blocks - 1) for number in range(blocks)]
 
 
-def documentation() -> Written:
+def documentation() -> PlainText:
     """Return Python's documentation as `help()` shows it, in alphabetical order of topics."""
     try:
         from pydoc_data.topics import topics
     except ImportError:
         raise DataError("this Python comes without its documentation (pydoc_data); give a text with --text.") from None
     name = f"documentation of Python {python_version()} (pydoc_data.topics)"
-    return Written(name, BETWEEN.join(topics[topic] for topic in sorted(topics)))
+    return PlainText(name, BETWEEN.join(topics[topic] for topic in sorted(topics)))
 
 
-def read_text(source: str) -> Written:
+def read_text(source: str) -> PlainText:
     path = Path(os.path.expanduser(source))  # noqa: PTH111  the method of Path fails for unknown users
     if source.startswith(HUB) or path.suffix.lower() in SUFFIXES or not os.path.isfile(path):  # noqa: PTH113
         return _of_rows(source)
@@ -128,7 +128,7 @@ def read_text(source: str) -> Written:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from None
 
 
-def _of_rows(source: str) -> Written:
+def _of_rows(source: str) -> PlainText:
     spec = DataConfig(path=source, format="text")
     reading = open_source(spec, spec.all_sources[0])
     texts: list[str] = []
@@ -143,10 +143,10 @@ def _of_rows(source: str) -> Written:
     return _limited(source, BETWEEN.join(texts), tuple(part.identity() for part in reading.parts))
 
 
-def _limited(name: str, text: str, origins: tuple[str, ...]) -> Written:
+def _limited(name: str, text: str, origins: tuple[str, ...]) -> PlainText:
     if len(text) <= LARGEST:
-        return Written(name, text, origins)
-    return Written(f"the first {LARGEST:,} characters of {name}", text[:LARGEST], origins)
+        return PlainText(name, text, origins)
+    return PlainText(f"the first {LARGEST:,} characters of {name}", text[:LARGEST], origins)
 
 
 def refuse_trained_on(text: Text, data_report: DataReport, anchor: AnchorFacts | None = None) -> None:

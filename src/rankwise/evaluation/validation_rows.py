@@ -19,7 +19,7 @@ from rankwise.methods.artifact import Artifact
 from rankwise.rows.encoded.sequences import evenly
 from rankwise.rows.forms.formats import form_of
 from rankwise.rows.preparation import Prepared
-from rankwise.rows.preparing import Writing, prepare, refuse_fatal
+from rankwise.rows.preparing import RowEncoding, prepare, refuse_fatal
 from rankwise.rows.sources import open_source, raw_records
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.data_report import PartFacts
@@ -31,7 +31,7 @@ OF_TRAINING = (
     "licence", "packing",
 )  # fmt: skip
 """Settings that only apply to the training data."""
-OTHERS = " Give rows that it was not trained on: --data FILE."
+GIVE_OTHER_ROWS = " Give rows that it was not trained on: --data FILE."
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Measurable:
     about: str
     left_out: int = 0
     """Rows of the file that are not measured, such as those that are too long."""
-    own: bool = False
+    is_run_validation: bool = False
     """Whether the run itself used these rows for validation during training."""
 
     def spread(self, most: int) -> Measurable:
@@ -56,25 +56,25 @@ def rows_to_measure(artifact: Artifact, model: LoadedModel, data: str | None, ca
     """Read the rows from `data` (a file, folder or hub data set), or without it the run's own. `model` has the run's
     template."""
     objective, run = artifact.objective, artifact.run
-    writing = objective.writing(model)
+    writing = objective.row_encoding(model)
     if run is None:
         return _of_folder(artifact, data, writing, callback)
     spec = run.experiment.data
     if data is None:
-        return _own(run, spec, writing, callback)
+        return _validation_rows(run, spec, writing, callback)
     if spec.validation is not None and data == spec.validation.path:
         refuse_training_files(run, {file.sha256: file.name for file in files_of(run)[1]})
-        return _own(run, spec, writing, callback)
-    return _others(run, spec, data, writing, callback)
+        return _validation_rows(run, spec, writing, callback)
+    return _other_rows(run, spec, data, writing, callback)
 
 
-def _of_folder(artifact: Artifact, data: str | None, writing: Writing, callback: Callback) -> Measurable:
+def _of_folder(artifact: Artifact, data: str | None, row_encoding: RowEncoding, callback: Callback) -> Measurable:
     """Read rows for an adapter folder, which holds none itself. Files that it was trained on are refused, if its data
     report lists them without validation files of their own."""
     if data is None:
-        raise DataError(f"{artifact.folder} has no validation rows.{OTHERS}")
+        raise DataError(f"{artifact.folder} has no validation rows.{GIVE_OTHER_ROWS}")
     spec, data_report = DataConfig(path=data, held_out=0), artifact.data_report
-    prepared = prepare(OBJECTIVES[artifact.objective.name].rows(spec), writing, callback)
+    prepared = prepare(OBJECTIVES[artifact.objective.name].rows(spec), row_encoding, callback)
     refuse_fatal(prepared.data_report, trains=False)
     if data_report is not None and data_report.validation is None:
         _refuse_trained({file.sha256: file.name for file in data_report.files},
@@ -82,13 +82,15 @@ def _of_folder(artifact: Artifact, data: str | None, writing: Writing, callback:
     return _all_rows(prepared, data, callback)
 
 
-def _others(run: RunSnapshot, spec: DataConfig, data: str, writing: Writing, callback: Callback) -> Measurable:
+def _other_rows(
+    run: RunSnapshot, spec: DataConfig, data: str, row_encoding: RowEncoding, callback: Callback
+) -> Measurable:
     """Read other rows with the run's settings, and by its columns where they have them."""
     others = (*OF_TRAINING, "format", *COLUMN_SETTINGS)
     config = {name: getattr(spec, name) for name in spec.model_fields_set if name not in others}
     config |= columns_of_run(run, DataConfig(path=data, held_out=0), callback)
     spec = OBJECTIVES[run.experiment.objective].rows(DataConfig(**config, path=data, held_out=0))
-    prepared = prepare(spec, writing, callback)
+    prepared = prepare(spec, row_encoding, callback)
     refuse_fatal(prepared.data_report, trains=False)
     refuse_training_files(run, {file.sha256: file.name for file in prepared.data_report.files})
     return _all_rows(prepared, data, callback)
@@ -156,10 +158,10 @@ def _is_of(name: str, path: str) -> bool:
     return name == path or name.startswith(path.rstrip("/") + "/")
 
 
-def prepared_again(run: RunSnapshot, writing: Writing, callback: Callback, advice: str = "") -> Prepared:
+def prepared_again(run: RunSnapshot, row_encoding: RowEncoding, callback: Callback, advice: str = "") -> Prepared:
     """The rows of a run as it had them, those that it trained on and those that it held out. DataError with the
     `advice` where a file has changed since."""
-    prepared = prepare(run.data_here, writing, callback)
+    prepared = prepare(run.data_here, row_encoding, callback)
     refuse_fatal(prepared.data_report, trains=False)
     before, after = ([file.sha256 for file in one.files] for one in (run.recorded_data, prepared.data_report))
     if before != after:
@@ -170,11 +172,13 @@ def prepared_again(run: RunSnapshot, writing: Writing, callback: Callback, advic
     return prepared
 
 
-def _own(run: RunSnapshot, spec: DataConfig, writing: Writing, callback: Callback) -> Measurable:
+def _validation_rows(run: RunSnapshot, config: DataConfig, row_encoding: RowEncoding, callback: Callback) -> Measurable:
     if not run.recorded_data.validation_rows:
-        raise DataError(f"{run.folder} has no validation rows to measure on.{OTHERS}")
-    prepared = prepared_again(run, writing, callback, OTHERS)
+        raise DataError(f"{run.folder} has no validation rows to measure on.{GIVE_OTHER_ROWS}")
+    prepared = prepared_again(run, row_encoding, callback, GIVE_OTHER_ROWS)
     about = (
-        spec.validation.path if spec.validation is not None else f"the {len(prepared.measured)} validation sequences"
+        config.validation.path
+        if config.validation is not None
+        else f"the {len(prepared.validation)} validation sequences"
     )
-    return Measurable(prepared.measured_rows, about, own=True)
+    return Measurable(prepared.measured_rows, about, is_run_validation=True)

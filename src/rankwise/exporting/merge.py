@@ -73,7 +73,7 @@ def export_merged(
     need_space(folder.absolute(), numbers * export_dtype.itemsize)
     working_dtype = "bfloat16" if stored == export_dtype == torch.bfloat16 else "float32"
     spec = trained.model_copy(update={"dtype": working_dtype, "device": "cpu"})
-    tuned = load_tuned(artifact, callback, force_base=force_base, spec=spec)
+    tuned = load_tuned(artifact, callback, force_base=force_base, config=spec)
     objective = tuned.objective
     live, base = tuned.trainable.merge(strength, partial(_logits, tuned.model, objective))
     unpack_weights(tuned.model.module)

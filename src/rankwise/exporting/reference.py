@@ -97,7 +97,7 @@ def _documents(tuned: TunedModel, rows: str | None) -> tuple[Sequence[Tokens], s
         pass
     try:
         spec = tuned.artifact.run.experiment.data
-        writing = tuned.objective.writing(tuned.model)
+        writing = tuned.objective.row_encoding(tuned.model)
         return prepare(spec, writing, silent).trained_rows, "rows of its training data"
     except (RankwiseError, OSError):
         return (), ""
@@ -107,7 +107,7 @@ def _prompt(document: Tokens, model: LoadedModel) -> Prompt | None:
     if not np.asarray(document.loss_mask).any():
         return None
     (request,) = requests_of_sequences([document], model).requests
-    given = request.given or tuple(int(token) for token in document.ids[:OPENING])
+    given = request.prompt_ids or tuple(int(token) for token in document.ids[:OPENING])
     text = model.tokenizer.decode(given)
     return Prompt(text, given) if prompt_ids(text, model.tokenizer) == list(given) else None
 
@@ -188,7 +188,7 @@ def open_float32(artifact: Artifact, *, force_base: bool = False) -> TunedModel:
     """The tuned model of a run or folder, as everything is compared with it."""
     spec = method_of(artifact.config).model_of(artifact)
     exact = spec.model_copy(update={"dtype": "float32", "device": "cpu"})
-    return load_tuned(artifact, silent, force_base=force_base, spec=exact)
+    return load_tuned(artifact, silent, force_base=force_base, config=exact)
 
 
 def reference_of(

@@ -146,7 +146,7 @@ class Recorder:
         self._weights = {value.untyped_storage()._cdata for value in (*model.parameters(), *model.buffers())}
         self._there: dict[int, torch.UntypedStorage] = {}
 
-    def enter(self, path: str, _: Any, given: Any) -> None:
+    def enter(self, path: str, _: Any, arguments: Any) -> None:
         self._block = path
 
     def save(self, value: Tensor) -> Tensor:
@@ -170,10 +170,10 @@ class _Surveyor:
         self._numbered, self._block = not blocks, ""
         self._inputs: dict[str, list[torch.UntypedStorage]] = {}
 
-    def enter(self, path: str, _: Any, given: Any) -> None:
+    def enter(self, path: str, _: Any, arguments: Any) -> None:
         self._block = path
-        if given and isinstance(given[0], Tensor):
-            self.seen.widths[path] = given[0].shape[-1]
+        if arguments and isinstance(arguments[0], Tensor):
+            self.seen.widths[path] = arguments[0].shape[-1]
 
     def call(self, path: str, _: nn.Module, inputs: tuple[Any, ...]) -> None:
         given = inputs[0]

@@ -52,11 +52,11 @@ from rankwise.forward.saved_activations import (
     SIDES,
     Stack,
     lengths_within,
-    measured,
     measured_sides,
     pairs_within,
     stacks_of,
     surveyed,
+    with_saved,
 )
 from rankwise.planning.activations import ADAPTED
 from rankwise.planning.config_check import checked_config
@@ -96,7 +96,7 @@ def _shape(settings: dict[str, Any], name: str, where: str, new_head: NewHead | 
     whole = Blocks(1, 0, 0, causal=False)  # of a model without a list of blocks
     both = auto_class == SEQUENCES and len(stacks) == SIDES
     if both or (not model.config.is_encoder_decoder and getattr(text, "vocab_size", 0)):
-        stacks, layers = _measured(model, stacks, layers, masked=new_head is not None, both=both)
+        stacks, layers = _with_activations(model, stacks, layers, masked=new_head is not None, both=both)
     return ModelShape(
         name, settings["model_type"], auto_class,
         tuple(layers), tuple(stack.blocks for stack in stacks) or (whole,), getattr(text, "vocab_size", None) or 0,
@@ -105,7 +105,7 @@ def _shape(settings: dict[str, Any], name: str, where: str, new_head: NewHead | 
     )  # fmt: skip
 
 
-def _measured(
+def _with_activations(
     model: Any, stacks: tuple[Stack, ...], layers: list[Layer], *, masked: bool, both: bool
 ) -> tuple[tuple[Stack, ...], list[Layer]]:
     """The stacks with what their blocks save, and the layers with their place; as they were where passes cannot be
@@ -115,7 +115,7 @@ def _measured(
     seen = surveyed(model, stacks, read_texts(given, masked=masked, output=output))
     if seen is None:
         return stacks, layers
-    sized = measured_sides(model, stacks, seen) if both else measured(model, stacks, seen, masked=masked)
+    sized = measured_sides(model, stacks, seen) if both else with_saved(model, stacks, seen, masked=masked)
     if not sized:
         return stacks, layers
     placed = [seen.with_stage(layer) for layer in layers]
@@ -238,11 +238,11 @@ def _layers(model: nn.Module) -> Iterator[Layer]:
                     class_name=type(module).__name__, problem=problem, stacked=stacked_by_own_code(module),
                 )  # fmt: skip
         else:
-            yield _host(model, path, kind, owners.get(id(weight_of(module))))
+            yield _layer(model, path, kind, owners.get(id(weight_of(module))))
         owners |= {id(value): path for value in own.values()}
 
 
-def _host(model: nn.Module, path: str, kind: Any, shares: str | None) -> Layer:
+def _layer(model: nn.Module, path: str, kind: Any, shares: str | None) -> Layer:
     module = model.get_submodule(path)
     inputs, outputs = features_of(module)
     bias = getattr(module, "bias", None)
@@ -339,7 +339,7 @@ def _learning(shape: ModelShape, model: nn.Module) -> dict[str, frozenset[nn.Mod
     linear, inner = linear_layers(modules), inner_convolutions(modules)
     convolutions = [path for path, one in modules.items() if one.kind == "conv2d"]
     paths = {"adapter": linear, "conv": inner, "both": [*linear, *convolutions], "head": []}
-    chosen = {name: [*some, *shape.whole] for name, some in paths.items()}
+    chosen = {name: [*some, *shape.full_paths] for name, some in paths.items()}
     return {name: frozenset(map(model.get_submodule, some)) for name, some in chosen.items()} | {
         "full": frozenset(model.modules())
     }
@@ -354,4 +354,4 @@ def _of_block(saved: dict[str, int], paths: list[str], count: int) -> float:
 def _line(amounts: list[float], patches: int) -> Saved:
     (few, many), (small, large) = BATCHES, amounts
     each = (large - small) / (many - few)
-    return Saved.measured(max(0.0, small - few * each), each / patches)
+    return Saved.by_length(max(0.0, small - few * each), each / patches)

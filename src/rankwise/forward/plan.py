@@ -19,7 +19,7 @@ from rankwise.errors import ConfigError, ModelError
 from rankwise.planning.devices import Device
 from rankwise.planning.plan import Plan, plan_for
 from rankwise.planning.pooling import pooling_of
-from rankwise.planning.processes import ALONE, Processes
+from rankwise.planning.processes import ONE_PROCESS, Processes
 from rankwise.planning.reading import PlannedBase
 from rankwise.planning.shape import ModelShape, NewHead
 from rankwise.planning.time import Probe
@@ -32,8 +32,8 @@ POOLER = "pooler."
 
 
 def plan(
-    config: Planned, *, device: str | None = None, price: float | None = None, measured: Probe | None = None,
-    on: Device | None = None, outputs: int | None = None, processes: Processes = ALONE,
+    config: Planned, *, device: str | None = None, price: float | None = None, probe: Probe | None = None,
+    on: Device | None = None, outputs: int | None = None, processes: Processes = ONE_PROCESS,
 ) -> Plan:  # fmt: skip
     """What a training by `config` would take. `device` is one of the list (`rtx-4090`) or `cpu`; by default the card or
     the processor that is here. `on` is a device that is known to be used, and `outputs` are those of a classifier whose
@@ -53,7 +53,7 @@ def plan(
         config,
         device=device,
         price=price,
-        measured=measured,
+        probe=probe,
         on=on,
         processes=processes,
     )

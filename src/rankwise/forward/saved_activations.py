@@ -95,7 +95,7 @@ def surveyed(model: Any, stacks: Sequence[Stack], call: Call) -> Survey | None:
         return None
 
 
-def measured(model: Any, stacks: Sequence[Stack], seen: Survey, *, masked: bool) -> tuple[Stack, ...]:
+def with_saved(model: Any, stacks: Sequence[Stack], seen: Survey, *, masked: bool) -> tuple[Stack, ...]:
     """The stacks with what their blocks save; none where their passes cannot be faked. `masked` rows are padded."""
     lengths = lengths_within(model)
     passes = _passes(model, stacks, [read_texts(length, masked=masked) for length in lengths])
@@ -155,12 +155,12 @@ def _window(text: Any) -> int | None:
     return window if isinstance(window, int) and everywhere else None
 
 
-def with_sizes(stack: Stack, model: nn.Module, seen: Survey, **measured: Mapping[str, Saved]) -> Stack:
+def with_sizes(stack: Stack, model: nn.Module, seen: Survey, **with_saved: Mapping[str, Saved]) -> Stack:
     """With what was measured of its blocks, their width, and their queries in the mean."""
     paths = [stack.block_path(number) for number in range(stack.blocks.count)]
     width = next((seen.widths[path] for path in paths if path in seen.widths), stack.blocks.width)
     queries = sum(_queries(model.get_submodule(path), path, seen) for path in paths) / len(paths)
-    return replace(stack, blocks=replace(stack.blocks, width=width, queries=round(queries), **measured))
+    return replace(stack, blocks=replace(stack.blocks, width=width, queries=round(queries), **with_saved))
 
 
 def _queries(block: nn.Module, path: str, seen: Survey) -> int:
@@ -175,11 +175,11 @@ def fitted(lengths: Sequence[int], amounts: Sequence[float]) -> Saved:
     """The parabola through three points."""
     (a, b, c), (x, y, z) = lengths, amounts
     if not a < b < c:
-        return Saved.measured(0.0, z / c)
+        return Saved.by_length(0.0, z / c)
     first, second = (y - x) / (b - a), (z - y) / (c - b)
     pair = (second - first) / (c - a)
     token = first - pair * (a + b)
-    return Saved.measured(x - token * a - pair * a * a, token, pair)
+    return Saved.by_length(x - token * a - pair * a * a, token, pair)
 
 
 SIDES = 2
@@ -202,7 +202,7 @@ def measured_sides(model: Any, stacks: Sequence[Stack], seen: Survey) -> tuple[S
     if not passes:
         return ()
     first, second = stacks
-    decoded = {name: _writing(read, written, _means(second, each)) for name, each in passes.items()}
+    decoded = {name: _decoder_saved(read, written, _means(second, each)) for name, each in passes.items()}
     return (
         with_sizes(first, model, seen, saved={
             name: fitted(read, _means(first, [each[0], *each[3:5]])) for name, each in passes.items()
@@ -214,12 +214,12 @@ def measured_sides(model: Any, stacks: Sequence[Stack], seen: Survey) -> tuple[S
     )  # fmt: skip
 
 
-def _writing(read: Sequence[int], written: Sequence[int], amounts: Sequence[float]) -> tuple[Saved, Saved]:
+def _decoder_saved(read: Sequence[int], output_lengths: Sequence[int], amounts: Sequence[float]) -> tuple[Saved, Saved]:
     """Of a decoder's mean block: what it keeps of its own tokens, and of the encoder's."""
-    (a, b, *_), (t, u, _) = read, written
+    (a, b, *_), (t, u, _) = read, output_lengths
     own, (wider, _, both) = amounts[:3], amounts[3:]
     low, high = (wider - own[0]) / (b - a), (both - own[1]) / (b - a)
     pair = (high - low) / (u - t)
     crossing = Saved(0.0, low - pair * t, pair)
-    left = [amount - crossing.of(a, width) for amount, width in zip(own, written, strict=True)]
-    return fitted(written, left), Saved.measured(*crossing)
+    left = [amount - crossing.of(a, width) for amount, width in zip(own, output_lengths, strict=True)]
+    return fitted(output_lengths, left), Saved.by_length(*crossing)

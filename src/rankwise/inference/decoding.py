@@ -117,32 +117,36 @@ class Draft:
     def answer(self, seconds: float = 0.0) -> Answer:
         """Of the tokens so far."""
         return Answer(
-            self._whole[: self._stop], len(self._kept), self.stopped or "length", seconds, tuple(self.row.ids)
+            self._full_text[: self._stop],
+            len(self._answer_tokens),
+            self.stopped or "length",
+            seconds,
+            tuple(self.row.ids),
         )
 
     def _text(self) -> str:
         """What later tokens cannot change."""
         if self.stopped is not None:
-            return self._whole[: self._stop]
+            return self._full_text[: self._stop]
         ids = self.row.ids
         text = self.template.streamed_text(ids) if self.spoken else self.template.tokenizer.readable(ids)
         sizes = (size for stop in self.stops for size in range(1, len(stop)) if text.endswith(stop[:size]))
         return text[: len(text) - max(sizes, default=0)]
 
     @property
-    def _kept(self) -> Sequence[int]:
+    def _answer_tokens(self) -> Sequence[int]:
         """Without an end token."""
         ids = self.row.ids
         return ids[:-1] if ids and ids[-1] in self.template.end_ids else ids
 
     @property
-    def _whole(self) -> str:
-        return (self.template.answer_text if self.spoken else self.template.tokenizer.readable)(self._kept)
+    def _full_text(self) -> str:
+        return (self.template.answer_text if self.spoken else self.template.tokenizer.readable)(self._answer_tokens)
 
     @property
     def _stop(self) -> int | None:
         """Where the first stop text begins."""
-        places = [place for stop in self.stops if (place := self._whole.find(stop)) >= 0]
+        places = [place for stop in self.stops if (place := self._full_text.find(stop)) >= 0]
         return min(places, default=None)
 
 

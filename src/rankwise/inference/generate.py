@@ -27,7 +27,7 @@ from rankwise.objectives.causal_lm import CAUSAL_LM
 from rankwise.objectives.sequence_to_sequence import SEQUENCE_TO_SEQUENCE, text_objective
 from rankwise.rows.text.example import Message
 
-TOGETHER = 64
+BATCH_SIZE = 64
 """Answers that are written at once, at most."""
 TOKENS = 2**14
 """Tokens of prompts and answers that are kept at once, at most, but for a single row of more."""
@@ -35,23 +35,23 @@ PADDING = 16
 """Padding that is read in the time in which another batch would write one more token: reading the weights for a token
 takes as long as computing so many."""
 BATCHES: Mapping[str, type[Batch]] = {CAUSAL_LM.name: Batch, SEQUENCE_TO_SEQUENCE.name: EncodedBatch}
-Settled = Callable[[int, str], bool]
+IsSettled = Callable[[int, str], bool]
 """Whether the answer to a prompt, by its number, needs no more tokens than those of this text."""
 
 
 @torch.inference_mode()
 def decode(
-    model: LoadedModel, prompts: Sequence[Sequence[int]], spec: GenerationConfig, on_text: TextCallback | None = None,
-    *, refuse_damage: bool = True, settled: Settled | None = None,
+    model: LoadedModel, prompts: Sequence[Sequence[int]], config: GenerationConfig, on_text: TextCallback | None = None,
+    *, refuse_damage: bool = True, is_settled: IsSettled | None = None,
 ) -> list[Answer]:  # fmt: skip
     """`prompts` are ids, computed together. `on_text` needs a single prompt. An answer stops early once it is
     `settled`, and where the model gives no numbers, which is an error with `refuse_damage`."""
     assert on_text is None or len(prompts) == 1
     began, found = time.perf_counter(), dict[int, Answer]()
     drafts = [
-        Draft(Row(list(ids)), model.template, spec.max_new_tokens, loops=spec.repetition_check) for ids in prompts
+        Draft(Row(list(ids)), model.template, config.max_new_tokens, loops=config.repetition_check) for ids in prompts
     ]
-    with _evaluating(model.module), drawing(spec) as draw:
+    with _evaluating(model.module), drawing(config) as draw:
         batch = BATCHES[text_objective(model).name](model.module, draw)
         batch.begin([draft.row for draft in drafts])
         for size in count(1):
@@ -59,7 +59,7 @@ def decode(
             for at, draft in enumerate(drafts):
                 if at not in found and (
                     _ends(draft, on_text, refuse_damage)
-                    or (is_border and settled is not None and settled(at, draft.answer().text))
+                    or (is_border and is_settled is not None and is_settled(at, draft.answer().text))
                 ):
                     found[at] = draft.answer(time.perf_counter() - began)
             if len(found) == len(drafts):
@@ -83,12 +83,12 @@ def _ends(draft: Draft, on_text: TextCallback | None, refuse_damage: bool) -> bo
 
 
 @contextmanager
-def drawing(spec: GenerationConfig) -> Iterator[Draw]:
+def drawing(config: GenerationConfig) -> Iterator[Draw]:
     """How tokens are chosen. The caller's own random numbers stay as they were."""
-    with torch.random.fork_rng(enabled=spec.temperature > 0):
-        if spec.temperature > 0:
-            torch.manual_seed(spec.seed)
-        yield partial(drawn_together, spec) if spec.temperature > 0 else by_samplers
+    with torch.random.fork_rng(enabled=config.temperature > 0):
+        if config.temperature > 0:
+            torch.manual_seed(config.seed)
+        yield partial(drawn_together, config) if config.temperature > 0 else by_samplers
 
 
 @contextmanager
@@ -102,12 +102,12 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def answer(
-    model: LoadedModel, messages: Sequence[Message], spec: GenerationConfig, on_text: TextCallback | None = None
+    model: LoadedModel, messages: Sequence[Message], config: GenerationConfig, on_text: TextCallback | None = None
 ) -> Answer:
     """Generate one answer; `on_text` receives its text piece by piece."""
     prompt = asking_ids(model, messages)
-    _check_room(model, len(prompt), spec.max_new_tokens)
-    return decode(model, [prompt], spec, on_text)[0]
+    _check_room(model, len(prompt), config.max_new_tokens)
+    return decode(model, [prompt], config, on_text)[0]
 
 
 def asking_ids(model: LoadedModel, messages: Sequence[Message]) -> list[int]:
@@ -116,9 +116,9 @@ def asking_ids(model: LoadedModel, messages: Sequence[Message]) -> list[int]:
 
 
 def answers_in_turn(
-    model: LoadedModel, prompts: Sequence[Sequence[int]], spec: GenerationConfig, together: int = TOGETHER,
+    model: LoadedModel, prompts: Sequence[Sequence[int]], config: GenerationConfig, batch_size: int = BATCH_SIZE,
     on_progress: Callable[[int], None] = lambda done: None, *, refuse_damage: bool = True, lay_out: bool = True,
-    settled: Settled | None = None,
+    is_settled: IsSettled | None = None,
 ) -> list[Answer]:  # fmt: skip
     """Answer any number of prompts, given as token ids, at most `together` at once, in the prompts' order.
 
@@ -127,30 +127,30 @@ def answers_in_turn(
     """
     if not prompts:
         return []
-    _check_room(model, max(map(len, prompts)), spec.max_new_tokens)
+    _check_room(model, max(map(len, prompts)), config.max_new_tokens)
     found: dict[int, Answer] = {}
     with prepacked_weights(model.module) if lay_out else nullcontext():
-        for batch in batches(prompts, spec.max_new_tokens, together):
+        for batch in batches(prompts, config.max_new_tokens, batch_size):
             on_progress(len(found))
-            ended = None if settled is None else partial(_settled_in, settled, batch)
-            made = decode(model, [prompts[at] for at in batch], spec, refuse_damage=refuse_damage, settled=ended)
+            ended = None if is_settled is None else partial(_settled_in, is_settled, batch)
+            made = decode(model, [prompts[at] for at in batch], config, refuse_damage=refuse_damage, is_settled=ended)
             found |= zip(batch, made, strict=True)
     on_progress(len(found))
     return [found[at] for at in range(len(prompts))]
 
 
-def _settled_in(settled: Settled, batch: Sequence[int], row: int, text: str) -> bool:
-    return settled(batch[row], text)
+def _settled_in(is_settled: IsSettled, batch: Sequence[int], row: int, text: str) -> bool:
+    return is_settled(batch[row], text)
 
 
-def batches(prompts: Sequence[Sequence[int]], new: int, together: int) -> list[list[int]]:
+def batches(prompts: Sequence[Sequence[int]], new: int, batch_size: int) -> list[list[int]]:
     """Places of prompts that are answered together, those of like length beside each other and the longest first."""
     made: list[list[int]] = []
     padding = 0
     for at in sorted(range(len(prompts)), key=lambda at: (-len(prompts[at]), tuple(prompts[at]))):
         longest = len(prompts[made[-1][0]]) if made else 0
         padding += longest - len(prompts[at])
-        full = not made or len(made[-1]) == together or (len(made[-1]) + 1) * (longest + new) > TOKENS
+        full = not made or len(made[-1]) == batch_size or (len(made[-1]) + 1) * (longest + new) > TOKENS
         if full or padding > PADDING * new:
             made.append([])
             padding = 0

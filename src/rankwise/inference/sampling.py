@@ -46,20 +46,20 @@ class Chosen:
 class Sampler:
     """`written` counts the tokens of the answer so far."""
 
-    spec: Sampling
+    config: Sampling
     generator: torch.Generator
-    written: Counter[int] = field(default_factory=Counter)
+    counts: Counter[int] = field(default_factory=Counter)
 
     @classmethod
-    def seeded(cls, spec: Sampling, seed: int) -> Sampler:
-        return cls(spec, torch.Generator().manual_seed(seed))
+    def seeded(cls, config: Sampling, seed: int) -> Sampler:
+        return cls(config, torch.Generator().manual_seed(seed))
 
     def choose(self, logits: Tensor) -> Chosen:
         """`logits` (V,) in float32 on the processor."""
-        spec = self.spec
+        spec = self.config
         changed = self._changed(logits)
         token = int(changed.argmax()) if spec.temperature == 0 else self._drawn(changed)
-        self.written[token] += 1
+        self.counts[token] += 1
         if not spec.listed:
             return Chosen(token)
         logprobs = logits.log_softmax(-1)
@@ -67,8 +67,8 @@ class Sampler:
         return Chosen(token, float(logprobs[token]), tuple(zip(tokens.tolist(), values.tolist(), strict=True)))
 
     def _changed(self, logits: Tensor) -> Tensor:
-        spec = self.spec
-        penalised = self.written if spec.presence or spec.frequency else {}
+        spec = self.config
+        penalised = self.counts if spec.presence or spec.frequency else {}
         if not spec.bias and not penalised:
             return logits
         logits = logits.clone()
@@ -80,28 +80,28 @@ class Sampler:
 
     def _drawn(self, logits: Tensor) -> int:
         """The highest logit is made 0 first, so that no division by a small temperature overflows."""
-        probabilities = ((logits - logits.max()) / max(self.spec.temperature, LEAST)).softmax(-1)
-        if self.spec.top_p == 1:
+        probabilities = ((logits - logits.max()) / max(self.config.temperature, LEAST)).softmax(-1)
+        if self.config.top_p == 1:
             return int(torch.multinomial(probabilities, 1, generator=self.generator))
         ordered, tokens = probabilities.sort(descending=True)
         before = ordered.cumsum(-1) - ordered
-        ordered[before >= max(self.spec.top_p, LEAST)] = 0  # the first token is always left
+        ordered[before >= max(self.config.top_p, LEAST)] = 0  # the first token is always left
         return int(tokens[torch.multinomial(ordered, 1, generator=self.generator)])
 
 
 def chosen(logits: Tensor, samplers: Sequence[Sampler]) -> list[Chosen]:
     """`logits` (B, V), one sampler for each row."""
-    if all(one.spec == GREEDY for one in samplers):
+    if all(one.config == GREEDY for one in samplers):
         return [Chosen(token) for token in logits.argmax(-1).tolist()]
     rows = logits.float().cpu()
     return [sampler.choose(row) for sampler, row in zip(samplers, rows, strict=True)]
 
 
-def drawn_together(spec: GenerationConfig, logits: Tensor, rows: Sequence[object]) -> list[Chosen]:
+def drawn_together(config: GenerationConfig, logits: Tensor, rows: Sequence[object]) -> list[Chosen]:
     """All rows (B, V) at once from torch's own generator, as transformers draws them."""
-    scores = logits / spec.temperature
-    if spec.top_p < 1:
-        warp: Any = TopPLogitsWarper(spec.top_p)
+    scores = logits / config.temperature
+    if config.top_p < 1:
+        warp: Any = TopPLogitsWarper(config.top_p)
         scores = warp(None, scores)
     return [Chosen(token) for token in torch.multinomial(scores.softmax(-1), 1)[:, 0].tolist()]
 

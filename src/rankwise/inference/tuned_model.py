@@ -77,7 +77,7 @@ class TunedModel:
     def answer(
         self,
         messages: Sequence[Message],
-        spec: GenerationConfig,
+        config: GenerationConfig,
         *,
         base: bool = False,
         on_text: TextCallback | None = None,
@@ -86,20 +86,20 @@ class TunedModel:
         self.artifact.refuse("generating")
         for message in messages:
             try:
-                message.whole.encode()
+                message.text.encode()
             except UnicodeEncodeError as error:
                 raise DataError(f"the {SPOKEN[message.role]} is not UTF-8 text (character {error.start}).") from None
-            if BREAK in message.whole:
+            if BREAK in message.text:
                 raise DataError(
                     f"the {SPOKEN[message.role]} contains the noncharacter U+FDD0, which text should not contain."
                 )
         with self.base(base):
-            return answer(self.model, messages, spec, on_text)
+            return answer(self.model, messages, config, on_text)
 
 
 def load_tuned(
     name: str | Path | Artifact, callback: Callback = silent, *, force_base: bool = False, force_result: bool = False,
-    trust_code: str | None = None, base_model: str | None = None, spec: ModelConfig | None = None,
+    trust_code: str | None = None, base_model: str | None = None, config: ModelConfig | None = None,
 ) -> TunedModel:  # fmt: skip
     """Load a run by its name or folder, or an adapter by its folder. The base is the one that it was trained on, or is
     refused, and so is a run's result that is not what training wrote; `base_model` names another place for the base.
@@ -108,7 +108,7 @@ def load_tuned(
         str(name), callback, force_result=force_result, base_model=base_model, trust_code=trust_code
     )  # fmt: skip
     method = method_of(artifact.config)
-    model, trainable = method.load(artifact, spec or method.model_of(artifact), callback, force_base=force_base)
+    model, trainable = method.load(artifact, config or method.model_of(artifact), callback, force_base=force_base)
     data_report = artifact.data_report
     if data_report is not None and data_report.template is not None:
         model = model.with_template(ChatTemplate.of_data_report(model.tokenizer, data_report.template))

@@ -124,19 +124,19 @@ class CausalLM(Objective):
         """One padded batch, in the order of the rows."""
         return collate(rows)
 
-    def preview(self, outcome: Outcome, writing: TextWriting, encoder: Any) -> list[Shown]:
+    def preview(self, outcome: Outcome, row_encoding: TextWriting, encoder: Any) -> list[Shown]:
         """The rendered conversations, and what remains of those that are truncated or split."""
         example, sequences, spec = outcome.example, outcome.sequences, encoder.spec
         made = [
             [(part.text.replace(BREAK, ""), spec.learned == "everything" or part.learned) for part in one.segments]
-            for one in renderings(example, writing.template, apart=spec.answers == "apart")
+            for one in renderings(example, row_encoding.template, separately=spec.answers == "apart")
         ]
         if not sequences:
             why = f"longer than {encoder.limit:,} tokens" if outcome.too_long else "no answer is left after truncation"
             pairs = zip(made, outcome.lengths, strict=True)
             return [Shown(example.where, segments, length, 0, why) for segments, length in pairs]
         if len(made) != len(sequences) or outcome.truncated:
-            made = [writing.segments(sequence) for sequence in sequences]
+            made = [row_encoding.segments(sequence) for sequence in sequences]
         return [
             Shown(example.where, segments, len(sequence.ids), sequence.loss_count)
             for segments, sequence in zip(made, sequences, strict=True)

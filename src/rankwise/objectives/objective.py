@@ -38,7 +38,7 @@ from rankwise.errors import ConfigError
 from rankwise.objectives.predictions import ClassShares, Done, Longest, Numbers, Prediction, probability_column
 from rankwise.planning.operations import Load
 from rankwise.rows.encoded.batches import Batch, portions_of
-from rankwise.rows.preparing import Writing
+from rankwise.rows.preparing import RowEncoding
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.encode import Encoder
 from rankwise.rows.text.example import Example
@@ -230,14 +230,14 @@ class Objective(ABC):
         """The encoder that turns rows of texts into tokens."""
         return Encoder(template, tokenizer, config, limit)
 
-    def writing(self, model: LoadedModel) -> Writing:
+    def row_encoding(self, model: LoadedModel) -> RowEncoding:
         """How rows are encoded for this model, by its tokenizer and the template that it has now."""
         return TextWriting(
             model.tokenizer, model.template, model.source.name, model.context_length,
             self.encoder, learned=self.facts,
         )  # fmt: skip
 
-    def writing_alone(self, config: ModelConfig, callback: Callback, *, guessed: bool) -> Writing:
+    def writing_alone(self, config: ModelConfig, callback: Callback, *, guessed: bool) -> RowEncoding:
         """How rows are encoded where the model is not loaded. `guessed`: the user did not name the model."""
         tokenizer, name, context = load_tokenizer(config, callback)
         return TextWriting(
@@ -245,19 +245,20 @@ class Objective(ABC):
             self.encoder, guessed=guessed, learned=self.facts,
         )  # fmt: skip
 
-    def preview(self, outcome: Outcome, writing: TextWriting, encoder: Any) -> list[Shown]:
+    def preview(self, outcome: Outcome, row_encoding: TextWriting, encoder: Any) -> list[Shown]:
         """An encoded row of texts, as training sees it. `encoder` is that of the writing."""
         where, rows = outcome.example.where, outcome.sequences
         if not rows:
             why = f"longer than {encoder.limit:,} tokens" if outcome.too_long else "no word is left after truncation"
-            return [Shown(where, self.segments(outcome.example, None, writing), outcome.lengths[0], 0, why)]
+            return [Shown(where, self.segments(outcome.example, None, row_encoding), outcome.lengths[0], 0, why)]
         return [
-            Shown(where, self.segments(outcome.example, row, writing), len(row.ids), row.loss_count) for row in rows
+            Shown(where, self.segments(outcome.example, row, row_encoding), len(row.ids), row.loss_count)
+            for row in rows
         ]
 
-    def segments(self, example: Example, row: Tokens | None, writing: TextWriting) -> list[tuple[str, bool]]:
+    def segments(self, example: Example, row: Tokens | None, row_encoding: TextWriting) -> list[tuple[str, bool]]:
         """The parts of a row, or of one that is left out, each with whether it is learned."""
-        text = example.prompt_text if row is None else writing.tokenizer.decode([int(token) for token in row.ids])
+        text = example.prompt_text if row is None else row_encoding.tokenizer.decode([int(token) for token in row.ids])
         return [(text, False), (f" -> {example.messages[1].content}", True)]
 
     def stays(self, name: str | None) -> bool:

@@ -216,9 +216,9 @@ class SequenceToSequence(CausalLM):
 
     preview = Objective.preview
 
-    def segments(self, example: Example, row: Tokens | None, writing: TextWriting) -> list[tuple[str, bool]]:
+    def segments(self, example: Example, row: Tokens | None, row_encoding: TextWriting) -> list[tuple[str, bool]]:
         """The encoder's input, and the output that the decoder is to write."""
-        given, output = input_and_output(example) if row is None else [text for text, _ in writing.segments(row)]
+        given, output = input_and_output(example) if row is None else [text for text, _ in row_encoding.segments(row)]
         return [(given, False), (f" -> {output}", True)]
 
     def prompt(self, model: LoadedModel, messages: Sequence[Message]) -> tuple[str, list[int]]:
@@ -273,7 +273,7 @@ class SequenceToSequence(CausalLM):
 
     def rows_like(self, load: Load, module: nn.Module, tokens: int, turn: int, turns: int) -> list[Tokens]:
         drawn = Objective.rows_like(self, load, module, tokens, turn, turns)
-        return [end_learned(one, load.written / load.tokens) for one in drawn]
+        return [end_learned(one, load.output_tokens / load.tokens) for one in drawn]
 
 
 SEQUENCE_TO_SEQUENCE = SequenceToSequence()

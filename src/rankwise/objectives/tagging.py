@@ -139,11 +139,11 @@ class Tagging(TextClassification):
             outcome.learned_words, outcome.cut_words = row.words, row.cut
         return outcomes
 
-    def segments(self, example: Example, row: Tokens | None, writing: TextWriting) -> list[tuple[str, bool]]:
+    def segments(self, example: Example, row: Tokens | None, row_encoding: TextWriting) -> list[tuple[str, bool]]:
         """The first token of each word, and behind it the tag that it is to have."""
         if row is None or row.tags is None:
             return [(example.prompt_text, False)]
-        tokens = [writing.tokenizer.decode([int(token)]) for token in row.ids]
+        tokens = [row_encoding.tokenizer.decode([int(token)]) for token in row.ids]
         return [
             (f"{text} -> {self.targets.names[tag]}" if learned else text, bool(learned))
             for text, learned, tag in zip(tokens, row.loss_mask, row.tags, strict=True)
@@ -243,7 +243,7 @@ def tagged_text(targets: TargetFacts, outcome: Outcome, shares: Numbers) -> Tagg
         }
         for span in spans_of(tags)
     ]  # fmt: skip
-    return TaggedText(whole, spans, tags, tagged_in(outcome.example).given)
+    return TaggedText(whole, spans, tags, tagged_in(outcome.example).is_split)
 
 
 def _continued(tag: str) -> str:

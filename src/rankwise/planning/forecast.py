@@ -105,7 +105,7 @@ class Overheads:
     classifier: float
     holes: float
     compiler: float
-    measured: bool
+    is_measured: bool
     of_images: ImageOverheads
     prepacks: bool = False
     """Whether weights are laid out anew for decoding (kernels/prepacked.py)."""
@@ -326,10 +326,10 @@ class Forecast:
         return whole.total + whole.head + first * whole.forward
 
 
-def form_of(shape: ModelShape, spec: MethodConfig, training: TrainingConfig, device: Device) -> Form:
+def form_of(shape: ModelShape, config: MethodConfig, training: TrainingConfig, device: Device) -> Form:
     # the fused kernels do not know rows of new tokens
     knows = shape.family in shape.task.fused and not any(name.endswith(NEW_TOKENS) for name in shape.heads)
-    return spec.form("fast" if device.kind == "processor" and knows and training.backend != "eager" else "plain")
+    return config.form("fast" if device.kind == "processor" and knows and training.backend != "eager" else "plain")
 
 
 def forecast(
@@ -380,7 +380,7 @@ def memory_of(planned: Forecast) -> Memory:
     compiler = planned.overheads.compiler if planned.compiled else 0
     unpacking = unpacking_bytes(planned.shape, planned.storage, number, given_back=planned.given_back)
     return Memory((
-        Part("process", _process(planned), "measured" if planned.overheads.measured else "assumed"),
+        Part("process", _process(planned), "measured" if planned.overheads.is_measured else "assumed"),
         _weights(planned),
         Part("unpacking", unpacking, "the largest packed weight" if unpacking else "no weight is packed"),
         Part("adapter", EXACT * beside, f"{beside:,} x 4" if beside else "no adapter"),

@@ -47,7 +47,7 @@ class Load:
         return sum(self.lengths)
 
     @property
-    def written(self) -> int:
+    def output_tokens(self) -> int:
         return sum(self.outputs)
 
     @property
@@ -147,7 +147,7 @@ class Operations:
         if layer.positions is not None:
             return layer.positions * self.load.tokens
         if layer.side:
-            return self.load.written if layer.side == "output" else self.load.tokens - self.load.written
+            return self.load.output_tokens if layer.side == "output" else self.load.tokens - self.load.output_tokens
         if layer.position == AFTER:
             return self.shape.task.above(self.load.tokens, self.load.supervised)
         last = layer.block == self.shape.blocks.count - 1 and layer.stage != FIRST

@@ -26,14 +26,16 @@ RANK = 16
 TARGETS = (ALL_LINEAR, ALL_CONV)
 
 
-def parameters_of(shape: ModelShape, spec: MethodConfig) -> Parameters:
+def parameters_of(shape: ModelShape, config: MethodConfig) -> Parameters:
     by_path = {layer.path: layer for layer in shape.layers}
-    return spec.parameters(shape.parameters, [by_path[path] for path in spec.select(seen(shape)).paths], shape.heads)
+    return config.parameters(
+        shape.parameters, [by_path[path] for path in config.select(seen(shape)).paths], shape.heads
+    )
 
 
-def target_notes(shape: ModelShape, spec: MethodConfig) -> list[str]:
+def target_notes(shape: ModelShape, config: MethodConfig) -> list[str]:
     """Sentences about targets that were understood and layers that were left out, as a training says them."""
-    return spec.select(seen(shape)).notes
+    return config.select(seen(shape)).notes
 
 
 def seen(shape: ModelShape) -> Modules:
@@ -43,7 +45,7 @@ def seen(shape: ModelShape) -> Modules:
     }
     modules: dict[str, Seen] = {}
     for layer in shape.layers:
-        if layer.path in shape.whole:
+        if layer.path in shape.full_paths:
             continue
         parts = layer.path.split(".")
         for depth in range(1, len(parts)):
@@ -126,7 +128,7 @@ def _name(path: str) -> str:
 
 
 def _remark(layer: Layer, shape: ModelShape, reading: set[str]) -> str:
-    if layer.path in shape.whole:
+    if layer.path in shape.full_paths:
         return f"new head, trained whole; here for {shape.outputs} classes"
     if layer.path == shape.head:
         return "output head"

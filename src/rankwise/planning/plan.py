@@ -19,7 +19,7 @@ from rankwise.planning.devices import DEVICES, HERE, Device, planned_device, ref
 from rankwise.planning.estimate import Estimate
 from rankwise.planning.forecast import FORMATS, STEP_OF_TOKENS, Disk, Fit, Forecast, planned_forecast, weights_bytes
 from rankwise.planning.operations import Load
-from rankwise.planning.processes import ALONE, Processes, rows_in_step, sharded_peak
+from rankwise.planning.processes import ONE_PROCESS, Processes, rows_in_step, sharded_peak
 from rankwise.planning.rows import PlannedRows, rows_of_training
 from rankwise.planning.shape import ModelShape
 from rankwise.planning.stored_weights import Conversion, conversion_of
@@ -70,7 +70,7 @@ class Plan:
     price: float | None = None
     here: bool = True
     """Whether the device is one of this machine, so that its speed can be measured."""
-    processes: Processes = ALONE
+    processes: Processes = ONE_PROCESS
     """Of several, the device and the memory are each one's, and time is that of all together."""
 
     @property
@@ -87,7 +87,7 @@ class Plan:
     def load(self) -> Load:
         """What goes through the model, as a sample of documents."""
         if self.rows is not None and self.rows.drawn:
-            own = self.processes.own(self.config.training, self.rows)
+            own = self.processes.of_one(self.config.training, self.rows)
             return padded_load(self.rows, own) if self.shape.task.padding else self.rows.load
         count = max(1, self.amount.tokens // self.amount.longest)
         written = round(self.amount.longest * self.amount.output_share)
@@ -298,31 +298,31 @@ class Plan:
 
 def plan_for(
     shape: ModelShape, tokens: TokenCounter, config: Planned, *, device: str | None = None, price: float | None = None,
-    measured: Probe | None = None, on: Device | None = None, processes: Processes = ALONE,
+    probe: Probe | None = None, on: Device | None = None, processes: Processes = ONE_PROCESS,
 ) -> Plan:  # fmt: skip
     """`device` is one of the list (`rtx-4090`) or `cpu`, by default what is here; `on` is known to be used, with the
     memory that each process has."""
     if price is not None and not 0 < price < 1e9:
         raise ConfigError([f"price is {price:g}; a number above 0 is expected."])
-    if measured is not None:
+    if probe is not None:
         refuse_elsewhere(device)
     rows, data = rows_of_training(config, shape, tokens), config.data
     apart = rows is not None and data is not None and bool(rows.held_out or data.validation)
     config = config.with_defaults(measured=apart, by="loss")
     found = on or processes.part_of(planned_device(device, config), here=device in HERE)
-    return planned(config, shape, found, rows, measured, price, here=device in HERE, processes=processes)
+    return planned(config, shape, found, rows, probe, price, here=device in HERE, processes=processes)
 
 
 def planned(
-    config: Planned, shape: ModelShape, device: Device, rows: PlannedRows | None, measured: Probe | None,
-    price: float | None = None, *, here: bool = True, processes: Processes = ALONE,
+    config: Planned, shape: ModelShape, device: Device, rows: PlannedRows | None, probe: Probe | None,
+    price: float | None = None, *, here: bool = True, processes: Processes = ONE_PROCESS,
 ) -> Plan:  # fmt: skip
     device = device.within_limit(config.model.memory_bytes)
-    own = config.model_copy(update={"training": processes.own(config.training, rows)})
+    own = config.model_copy(update={"training": processes.of_one(config.training, rows)})
     amounts = largest_batches(own, shape, rows)
     forecasts = [(amount, planned_forecast(config, shape, device, amount)) for amount in amounts]
     amount, first = max(forecasts, key=lambda one: one[1].peak)
-    speed = measured or speed_of(device, first.dtype, shape.blocks.count, shape.mostly, first.storage)
+    speed = probe or speed_of(device, first.dtype, shape.blocks.count, shape.mostly, first.storage)
     plan = Plan(config, shape, device, rows, amount, first, speed, price, here, processes)
     if not plan.may_compile:
         return plan

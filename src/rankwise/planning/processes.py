@@ -29,7 +29,7 @@ from rankwise.planning.time import Probe, Speed, Step
 from rankwise.rows.encoded.dealing import deal
 from rankwise.system.processor import usable_cores
 
-DEALT = 64
+SHARED_ROWS = 64
 """Steps that are dealt to see how much the largest share has."""
 
 
@@ -64,7 +64,7 @@ class Processes:
             raise ConfigError(problems)
         return device.with_memory(device.memory // self.count) if device.kind == "processor" else device
 
-    def own(self, training: TrainingConfig, rows: PlannedRows | None) -> TrainingConfig:
+    def of_one(self, training: TrainingConfig, rows: PlannedRows | None) -> TrainingConfig:
         """The settings of a process alone that would have as many rows in a step."""
         if not self.is_several:
             return training
@@ -75,7 +75,7 @@ class Processes:
         count = rows_in_step(training, rows)
         lengths = (rows.lengths if rows is not None else []) or [1]
         drawn, shares = Random(0), []
-        for _ in range(DEALT if len(set(lengths)) > 1 else 1):
+        for _ in range(SHARED_ROWS if len(set(lengths)) > 1 else 1):
             step = drawn.choices(lengths, k=count)
             largest = max(sum(step[row] for row in share) for share in deal(step, self.count))
             shares.append(largest / sum(step))
@@ -107,7 +107,7 @@ class Processes:
         return min(max(1, cores // self.each) / cores, 1 / self.each)
 
 
-ALONE = Processes()
+ONE_PROCESS = Processes()
 
 
 def rows_in_step(training: TrainingConfig, rows: PlannedRows | None) -> int:

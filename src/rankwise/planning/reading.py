@@ -154,17 +154,17 @@ class PlannedBase:
     def _of_hub(self, file: str) -> Path:
         return _cached(self.name, self.revision, file) or _fetched(self.name, self.revision, file)
 
-    def image_side(self, own: int) -> int:
+    def image_side(self, default_side: int) -> int:
         """Pixels a side of the images that the model's own processor makes; `own`, the size that its config.json has,
         where that alone is known."""
         file = None if self.folder is None or self.revision is not None else self.folder / PREPROCESSOR
         if file is None or not file.is_file():
             if self.path is not None:
-                return own
+                return default_side
             if self.known is not None:
-                return self.known.image or own
+                return self.known.image or default_side
             file = self._of_hub(PREPROCESSOR)
-        return processing_of(read_json(file), str(file)).size or own
+        return processing_of(read_json(file), str(file)).size or default_side
 
 
 def needs_hub(name: str, revision: str | None = None) -> bool:

@@ -58,7 +58,7 @@ digit is a token) on eight English data sets, by the starter's tokenizer and tem
 its own (lab/characters.py, lab/LOG.md). Other languages, and code, have fewer characters a token."""
 MOST_REPEATED = 20
 """How often a drawn document stands for its source beside those of another."""
-WRITTEN = 0.72
+WRITTEN_SHARE = 0.72
 """Of the tokens that an answer may have."""
 AROUND_MESSAGE, AFTER_ANSWER = 5, 1
 """Tokens that a template adds where it is not known: in ChatML `<|im_start|>`, the role, a line break, `<|im_end|>` and
@@ -111,7 +111,7 @@ class Counted:
     rows: int
     size: float
     drawn_rows: int
-    whole: bool
+    is_complete: bool
     """Whether the drawn rows are those that are asked for."""
     documents: Sequence[Drawn]
     exact: bool
@@ -215,12 +215,12 @@ def planned_rows(read: Counted, *, limit: int, too_long: TooLong = "drop", weigh
     over = sum(document.longer > limit for document in read.documents)
     return PlannedRows(
         documents.times(weight), tokens.times(weight), supervised.times(weight),
-        over * weight * (1 if read.whole else read.rows / read.drawn_rows), *read.longest(limit),
-        _sorted(one for one in fitted if one.supervised), exact=read.whole and read.exact, arrow=read.arrow,
+        over * weight * (1 if read.is_complete else read.rows / read.drawn_rows), *read.longest(limit),
+        _sorted(one for one in fitted if one.supervised), exact=read.is_complete and read.exact, arrow=read.arrow,
     )  # fmt: skip
 
 
-def together(parts: Sequence[PlannedRows]) -> PlannedRows:
+def joined_rows(parts: Sequence[PlannedRows]) -> PlannedRows:
     """Several sources as one; each gives as many of its drawn documents as its share of all asks for."""
     if len(parts) == 1:
         return parts[0]
@@ -241,10 +241,10 @@ def together(parts: Sequence[PlannedRows]) -> PlannedRows:
     )  # fmt: skip
 
 
-def without_held_out(rows: PlannedRows, spec: DataConfig) -> PlannedRows:
+def without_held_out(rows: PlannedRows, config: DataConfig) -> PlannedRows:
     """The rows that are kept to measure with are not trained on."""
     documents = rows.documents.likely
-    held_out = spec.held_out_of(round(documents))
+    held_out = config.held_out_of(round(documents))
     left = rows.share(max(0.0, 1 - held_out / documents) if documents else 0.0)
     return replace(left, held_out=held_out)
 
@@ -257,7 +257,7 @@ def _of_all(values: Sequence[float], read: Counted) -> Estimate:
     """Of the drawn documents to those of all rows."""
     drawn, rows, sizes = read.drawn_rows, read.rows, [document.size for document in read.documents]
     total = sum(values)
-    if read.whole or not total:
+    if read.is_complete or not total:
         return Estimate.exactly(total)
     ratio = total / sum(sizes) if sum(sizes) else 0.0
     mean = total / len(values)
@@ -303,40 +303,40 @@ def rows_of_training(config: Planned, shape: ModelShape, tokens: TokenCounter) -
 
 
 READERS: Mapping[str, Callable[[DataConfig, ModelShape, TokenCounter, int], PlannedRows]] = {
-    SEQUENCES: lambda spec, _, tokens, limit: fixed_rows_of(spec, tokens, limit, labelled=False),
-    CLASSIFIER: lambda spec, _, tokens, limit: fixed_rows_of(spec, tokens, limit, labelled=True),
-    TAGGER: lambda spec, _, tokens, limit: fixed_rows_of(spec, tokens, limit, labelled=True),
-    IMAGE_CLASSIFIER: lambda spec, shape, *_: images_of(spec, shape.patches),
+    SEQUENCES: lambda config, _, tokens, limit: fixed_rows_of(config, tokens, limit, labelled=False),
+    CLASSIFIER: lambda config, _, tokens, limit: fixed_rows_of(config, tokens, limit, labelled=True),
+    TAGGER: lambda config, _, tokens, limit: fixed_rows_of(config, tokens, limit, labelled=True),
+    IMAGE_CLASSIFIER: lambda config, shape, *_: images_of(config, shape.patches),
 }
 """By the class of transformers; every other model reads conversations."""
 
 
-def conversations_of(spec: DataConfig, tokens: TokenCounter, limit: int) -> PlannedRows:
-    return _read(spec, Conversations.of(spec, tokens), limit, spec.too_long, exact=tokens.exact)
+def conversations_of(config: DataConfig, tokens: TokenCounter, limit: int) -> PlannedRows:
+    return _read(config, Conversations.of(config, tokens), limit, config.too_long, exact=tokens.exact)
 
 
-def fixed_rows_of(spec: DataConfig, tokens: TokenCounter, limit: int, *, labelled: bool) -> PlannedRows:
+def fixed_rows_of(config: DataConfig, tokens: TokenCounter, limit: int, *, labelled: bool) -> PlannedRows:
     """Rows without a chat template: labelled texts, or inputs with their outputs."""
     longest = tokens.settings.get("model_max_length") if labelled else None
     limit = min(limit, longest) if isinstance(longest, int) else limit
-    too_long = "cut-prompt" if spec.too_long == "truncate" else spec.too_long  # what is cut keeps what is learned
+    too_long = "cut-prompt" if config.too_long == "truncate" else config.too_long  # what is cut keeps what is learned
     documents = labelled_texts if labelled else inputs_with_outputs
-    return _read(spec, lambda rows: documents(rows, tokens), limit, too_long, exact=tokens.exact)
+    return _read(config, lambda rows: documents(rows, tokens), limit, too_long, exact=tokens.exact)
 
 
-def _read(spec: DataConfig, documents: Documents, limit: int, too_long: TooLong, *, exact: bool) -> PlannedRows:
-    samples = [sample_rows(spec, source) for source in spec.all_sources]
+def _read(config: DataConfig, documents: Documents, limit: int, too_long: TooLong, *, exact: bool) -> PlannedRows:
+    samples = [sample_rows(config, source) for source in config.all_sources]
     problems = [problem for sample in samples for problem in sample.problems]
-    if problems and spec.on_bad_row == "stop":
+    if problems and config.on_bad_row == "stop":
         count = sum(sample.unread for sample in samples)
         raise DataError(
             f"{count} of the sampled rows cannot be read, so training on them would stop with an error: {problems[0]}"
         )
     parts = [
         planned_rows(counted(sample, documents, exact=exact), limit=limit, too_long=too_long, weight=source.weight)
-        for sample, source in zip(samples, spec.all_sources, strict=True)
+        for sample, source in zip(samples, config.all_sources, strict=True)
     ]
-    return without_held_out(together(parts), spec)
+    return without_held_out(joined_rows(parts), config)
 
 
 def counted(sample: Sample, documents: Documents, *, exact: bool) -> Counted:
@@ -357,14 +357,14 @@ class Conversations:
     """Whether all tokens are learned."""
 
     @classmethod
-    def of(cls, spec: DataConfig, tokens: TokenCounter) -> Self:
-        template = tokens.template if spec.recipe is None else recipe_named(spec.recipe).template
+    def of(cls, config: DataConfig, tokens: TokenCounter) -> Self:
+        template = tokens.template if config.recipe is None else recipe_named(config.recipe).template
         known = template if tokens.exact else None
-        return cls(tokens, known, spec.reasoning != "none", spec.learned == "everything")
+        return cls(tokens, known, config.reasoning != "none", config.learned == "everything")
 
     def __call__(self, rows: Sequence[Seen]) -> list[Drawn]:
         examples = [(row.size / len(row.examples), example) for row in rows for example in row.examples]
-        written = iter(self._written([(one, turns) for _, one in examples for turns in one.conversations]))
+        written = iter(self._rendered([(one, turns) for _, one in examples for turns in one.conversations]))
         drawn = []
         for size, example in examples:
             counts = [self._count(example, turns, next(written)) for turns in example.conversations]
@@ -372,18 +372,18 @@ class Conversations:
             drawn.append(Drawn(texts, sum(texts if self.everything else learned), size))
         return drawn
 
-    def _count(self, example: Example, turns: Sequence[Message], written: str | None) -> tuple[int, int]:
+    def _count(self, example: Example, turns: Sequence[Message], text: str | None) -> tuple[int, int]:
         """The tokens of a conversation, and those of them that are learned."""
         if example.text is not None:
             length = sum(self.tokens.count([example.text])) + AFTER_ANSWER
             return length, length
         answers = [_text(turn) for turn in turns if turn.role == "assistant" and turn.learned]
         learned = sum(self.tokens.count(answers)) + AFTER_ANSWER * len(answers)
-        if written is not None:
-            return sum(self.tokens.count([written])), learned
+        if text is not None:
+            return sum(self.tokens.count([text])), learned
         return sum(self.tokens.count([*map(_text, turns)])) + AROUND_MESSAGE * len(turns), learned
 
-    def _written(self, conversations: Sequence[Conversation]) -> list[str | None]:
+    def _rendered(self, conversations: Sequence[Conversation]) -> list[str | None]:
         """What the template makes of each; None where it cannot, and of plain texts."""
         if self.template is None or not any(turns for _, turns in conversations):
             return [None] * len(conversations)
@@ -401,7 +401,7 @@ class Conversations:
 
 
 def _text(message: Message) -> str:
-    return message.whole + "".join(f"{call.name}{call.arguments}" for call in message.tool_calls)
+    return message.text + "".join(f"{call.name}{call.arguments}" for call in message.tool_calls)
 
 
 def labelled_texts(rows: Sequence[Seen], tokens: TokenCounter) -> list[Drawn]:
@@ -425,24 +425,24 @@ def _readable(rows: Sequence[Seen], texts_in: Callable[[Example], Pair]) -> Iter
                 yield row.size / len(row.examples), texts_in(example)
 
 
-def images_of(spec: DataConfig, patches: int) -> PlannedRows:
+def images_of(config: DataConfig, patches: int) -> PlannedRows:
     parts = []
-    for source in spec.all_sources:
-        opened = open_source(spec, source).parts
+    for source in config.all_sources:
+        opened = open_source(config, source).parts
         count = sum(not isinstance(row, DataError) for part in opened for _, row in raw_records(part))
         count = count if source.rows is None else min(count, source.rows)
         drawn = [Drawn((patches,), TARGET, 1.0)] * min(count, IMAGES)
         arrow = any(part.name.startswith(HUB) or part.name.lower().endswith(ARROW) for part in opened)
         read = Counted(count, count, len(drawn), False, drawn, True, arrow=arrow)
         parts.append(planned_rows(read, limit=patches, weight=source.weight))
-    return without_held_out(together(parts), spec)
+    return without_held_out(joined_rows(parts), config)
 
 
-def _with_replay(own: PlannedRows, config: Planned, tokens: TokenCounter, limit: int) -> PlannedRows:
+def _with_replay(rows: PlannedRows, config: Planned, tokens: TokenCounter, limit: int) -> PlannedRows:
     replay, data = config.training.replay, config.data
     if replay is None or data is None:
-        return own
-    among = replay.rows_among(round(own.documents.likely))
+        return rows
+    among = replay.rows_among(round(rows.documents.likely))
     if replay.data is None:
         others = _answers(data, tokens, limit)
     else:
@@ -452,15 +452,15 @@ def _with_replay(own: PlannedRows, config: Planned, tokens: TokenCounter, limit:
         others = conversations_of(source, tokens, min(limit, source.max_length))
     count = others.documents.likely
     if not count:
-        return own
-    mixed = together([own, replace(others.share(among / count), too_long=0.0)])
+        return rows
+    mixed = joined_rows([rows, replace(others.share(among / count), too_long=0.0)])
     return replace(mixed, replayed=float(among))
 
 
-def _answers(spec: DataConfig, tokens: TokenCounter, limit: int) -> PlannedRows:
+def _answers(config: DataConfig, tokens: TokenCounter, limit: int) -> PlannedRows:
     """The base's answers to the general instructions, one to each."""
-    written = round(WRITTEN * ANSWER_TOKENS)
+    written = round(WRITTEN_SHARE * ANSWER_TOKENS)
     asked = [Seen(1, (Example((Message("user", text), Message("assistant", "")), ""),)) for text in instructions()]
-    drawn = [Drawn((one.tokens + written,), written, 1.0) for one in Conversations.of(spec, tokens)(asked)]
+    drawn = [Drawn((one.tokens + written,), written, 1.0) for one in Conversations.of(config, tokens)(asked)]
     read = Counted(len(drawn), len(drawn), len(drawn), True, drawn, False)
     return planned_rows(read, limit=limit, too_long="truncate")

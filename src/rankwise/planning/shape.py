@@ -44,7 +44,7 @@ class Saved(NamedTuple):
     pair: float = 0.0
 
     @classmethod
-    def measured(cls, constant: float, token: float, pair: float = 0.0) -> Saved:
+    def by_length(cls, constant: float, token: float, pair: float = 0.0) -> Saved:
         """To thousandths, as it is stored."""
         return cls(round(constant, 3), round(token, 3), round(pair, 3))
 
@@ -177,7 +177,7 @@ class ModelShape:
         return len(self.stacks) == self.task.stacks and all(stack.saved for stack in self.stacks)
 
     @cached_property
-    def whole(self) -> frozenset[str]:
+    def full_paths(self) -> frozenset[str]:
         """Paths of the layers that are trained whole, and so get no adapter."""
         return frozenset(name.rpartition(".")[0] for name in self.heads)
 

@@ -80,7 +80,7 @@ def packed_layers(shape: ModelShape, storage: Storage) -> list[Layer]:
     own = [layer for layer in shape.layers if layer.kind in ("linear", "conv1d") and not layer.shares]
     if storage == "file":
         return [*own, *(layer for layer in shape.layers if layer.kind == "embedding")]
-    fits = [layer for layer in own if layer.path != shape.head and layer.path not in shape.whole]
+    fits = [layer for layer in own if layer.path != shape.head and layer.path not in shape.full_paths]
     return [layer for layer in fits if layer.inputs % BLOCK == 0] if storage == "nf4" else fits
 
 

@@ -32,7 +32,7 @@ OF_TAGS = (
     "data.columns.tokens=COLUMN and --set data.columns.tags=COLUMN."
 )
 _OTHER_SCHEME = re.compile(r"[BIESLUM]-.+")
-_WHOLE = re.compile(r"-?[0-9]{1,18}")
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 
 @dataclass
@@ -77,10 +77,10 @@ def read_targets(spec: DataConfig, config: ClassificationConfig) -> TargetFacts:
     return _numbers(labels, spec, config) if _are_numbers(labels, config) else _classes(labels, spec, config)
 
 
-def examples_of(spec: DataConfig, problems: list[str]) -> Iterator[Example]:
+def examples_of(config: DataConfig, problems: list[str]) -> Iterator[Example]:
     """All training rows that can be read; what is wrong with the others is added to the problems."""
-    for source in spec.all_sources:
-        reading = open_source(spec, source)
+    for source in config.all_sources:
+        reading = open_source(config, source)
         for chunk in reading.chunks():
             yield from (example for row in chunk for example in row)
         problems += [why for _, why in reading.skipped]
@@ -158,14 +158,14 @@ def _classes(labels: _Labels, spec: DataConfig, config: ClassificationConfig) ->
     return TargetFacts(classes=names, counts=counts, weights=weights, balanced=balanced)
 
 
-def _named(spec: DataConfig) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for source in spec.all_sources for name in source.labels))
+def _named(config: DataConfig) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for source in config.all_sources for name in source.labels))
 
 
-def _ordered(labels: _Labels, spec: DataConfig) -> tuple[str, ...]:
-    named = _named(spec)
+def _ordered(labels: _Labels, config: DataConfig) -> tuple[str, ...]:
+    named = _named(config)
     others = [label for label in labels.counts if label not in named]
-    whole = all(_WHOLE.fullmatch(label) for label in others)
+    whole = all(_INTEGER.fullmatch(label) for label in others)
     return (*named, *sorted(others, key=(lambda label: (int(label), label)) if whole else None))
 
 
@@ -193,9 +193,9 @@ def _first_row_of(labels: _Labels, label: str) -> str:
     return f"{shown(label)} in {labels.first[label]}"
 
 
-def holds_tags(spec: DataConfig) -> bool:
+def holds_tags(config: DataConfig) -> bool:
     """Whether the first rows of the data have tags or spans."""
-    reading = open_source(spec, spec.all_sources[0].model_copy(update={"rows": None}))
+    reading = open_source(config, config.all_sources[0].model_copy(update={"rows": None}))
     next(reading.chunks(), None)
     formats = {part.format for part in reading.parts} - {None}
     return bool(formats) and formats <= set(TAGGED_FORMATS)
@@ -254,8 +254,8 @@ def _of_other_schemes(tags: _Labels) -> list[str]:
     ]  # fmt: skip
 
 
-def _ordered_tags(tags: _Labels, spec: DataConfig) -> tuple[str, ...]:
-    named = _named(spec)
+def _ordered_tags(tags: _Labels, config: DataConfig) -> tuple[str, ...]:
+    named = _named(config)
     bio = [tag for tag in (*named, *tags.counts) if tag.startswith((BEGIN, INSIDE))]
     if bio:
         types = sorted({str(label_in(tag)) for tag in bio})

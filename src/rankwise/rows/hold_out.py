@@ -43,19 +43,19 @@ class Candidates:
     """A number for each group, negative where a row has none."""
 
 
-def hold_out(sources: Sequence[Candidates], spec: DataConfig) -> list[np.ndarray]:
+def hold_out(sources: Sequence[Candidates], config: DataConfig) -> list[np.ndarray]:
     """A boolean array for each source: whether each of its rows becomes a validation row."""
     sizes = [source.size for source in sources]
-    count = min(spec.held_out_of(sum(sizes)), sum(sizes))
+    count = min(config.held_out_of(sum(sizes)), sum(sizes))
     if not count:
         return [np.zeros(size, bool) for size in sizes]
-    if spec.held_out_order == "last":
+    if config.held_out_order == "last":
         return [np.arange(size) >= size - share for size, share in zip(sizes, shares(count, sizes), strict=True)]
-    chosen = _by_seed(sources, count, spec)
+    chosen = _by_seed(sources, count, config)
     return np.split(chosen, np.cumsum(sizes)[:-1])
 
 
-def facts_of(sources: Sequence[Candidates], apart: Sequence[np.ndarray], spec: DataConfig) -> HoldOutFacts | None:
+def facts_of(sources: Sequence[Candidates], apart: Sequence[np.ndarray], config: DataConfig) -> HoldOutFacts | None:
     """Counts of the validation rows, for the data report."""
     count = int(sum(one.sum() for one in apart))
     if not count:
@@ -63,15 +63,15 @@ def facts_of(sources: Sequence[Candidates], apart: Sequence[np.ndarray], spec: D
     held_out = [(source, one.nonzero()[0].tolist()) for source, one in zip(sources, apart, strict=True)]
     labelled = any(source.labels for source in sources)
     labels = Counter(source.labels[row] for source, rows in held_out if source.labels for row in rows)
-    groups = _groups([source.groups[rows] for source, rows in held_out if spec.group])
+    groups = _groups([source.groups[rows] for source, rows in held_out if config.group])
     every = _groups([source.groups for source in sources])
     size = sum(source.size for source in sources)
     return HoldOutFacts(
-        order=spec.held_out_order, requested=spec.held_out_of(size), rows=count, of=size,
-        by_default=spec.held_out == "auto",
-        seed=spec.seed if spec.held_out_order == "seed" else None,
+        order=config.held_out_order, requested=config.held_out_of(size), rows=count, of=size,
+        by_default=config.held_out == "auto",
+        seed=config.seed if config.held_out_order == "seed" else None,
         labels=dict(labels.most_common(MOST_LABELS)) if labelled else None,
-        group=spec.group, groups=groups if spec.group else None, groups_in_all=every if spec.group else None,
+        group=config.group, groups=groups if config.group else None, groups_in_all=every if config.group else None,
     )  # fmt: skip
 
 
@@ -93,19 +93,19 @@ def shares(count: int, sizes: Sequence[int]) -> list[int]:
     return parts
 
 
-def _by_seed(sources: Sequence[Candidates], count: int, spec: DataConfig) -> np.ndarray:
+def _by_seed(sources: Sequence[Candidates], count: int, config: DataConfig) -> np.ndarray:
     strata, names = _strata(sources)
-    order = np.random.default_rng([spec.seed, 3]).permutation(len(strata))
-    units = _Units(_numbered([source.groups if spec.group else source.prompts for source in sources]), order)
+    order = np.random.default_rng([config.seed, 3]).permutation(len(strata))
+    units = _Units(_numbered([source.groups if config.group else source.prompts for source in sources]), order)
     sizes = np.bincount(strata, minlength=len(names)).tolist()
     quotas = _quotas(sources, dict(zip(names, sizes, strict=True)), count)
     draw = _Draw(np.zeros(len(strata), bool), strata, [quotas[name] for name in names], count)
     rows = _Units(None, order)
-    for parts in [units] if spec.group else [units, rows]:
+    for parts in [units] if config.group else [units, rows]:
         draw.by_share(parts)
-    for parts in [units] if spec.group else [units, rows]:
+    for parts in [units] if config.group else [units, rows]:
         draw.whatever_fits(parts)
-    if spec.group:
+    if config.group:
         draw.nearest(units)
     return draw.chosen
 
@@ -226,7 +226,7 @@ class SourceRows:
     groups: array[int] = field(default_factory=lambda: array("q"))
     """Of each row a number of its group, negative and its own where it has none. Empty if not needed."""
     labels: Labels = field(default_factory=Labels)
-    apart: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    held_out: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     """Whether each row is a validation row."""
 
     def __len__(self) -> int:
@@ -257,47 +257,49 @@ class SourceRows:
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         return np.repeat(firsts, counts) + within
 
-    def rows(self, *, apart: bool) -> np.ndarray:
+    def rows(self, *, held_out: bool) -> np.ndarray:
         """The validation rows, or the training rows."""
-        return np.flatnonzero(self.apart == apart)
+        return np.flatnonzero(self.held_out == held_out)
 
-    def questions(self, *, apart: bool) -> np.ndarray:
+    def questions(self, *, held_out: bool) -> np.ndarray:
         """The numbers of their questions."""
-        return self.question + self.rows(apart=apart)
+        return self.question + self.rows(held_out=held_out)
 
-    def side(self, values: Sequence[_Value], *, apart: bool) -> list[_Value]:
+    def side(self, values: Sequence[_Value], *, held_out: bool) -> list[_Value]:
         """The values of the validation rows, or those of the training rows."""
-        return [value for value, out in zip(values, self.apart.tolist(), strict=True) if out == apart]
+        return [value for value, out in zip(values, self.held_out.tolist(), strict=True) if out == held_out]
 
     def weighted(self, rng: np.random.Generator) -> np.ndarray:
         """Numbers of the training sequences in one pass. A weight of 2.5 repeats each row twice, and a random half of
         the rows a third time."""
-        rows = self.rows(apart=False)
+        rows = self.rows(held_out=False)
         times = int(self.weight)
         drawn = rng.permutation(len(rows))[: round((self.weight - times) * len(rows))]
         return np.concatenate([np.tile(self.numbers(rows), times), self.numbers(rows[np.sort(drawn)])])
 
     def weighed_out(self) -> list[str]:
-        rows = len(self.rows(apart=False))
+        rows = len(self.rows(held_out=False))
         if rows < 1 or round(self.weight * rows):
             return []
         path = self.reading.source.path
         return [f"{path}: the weight {self.weight:g} leaves none of its {rows:,} rows for training."]
 
 
-def overlap_between(prompts: TextIndex, trained: Sequence[SourceRows], measured: Sequence[SourceRows]) -> OverlapFacts:
+def overlap_between(
+    prompts: TextIndex, trained: Sequence[SourceRows], validation: Sequence[SourceRows]
+) -> OverlapFacts:
     """How many validation rows, held out or of the validation source, are also in the training rows."""
     if any(source.images for source in trained):
-        images = [image for source in trained for image in source.side(source.images, apart=True)]
-        images += [image for source in measured for image in source.images]
+        images = [image for source in trained for image in source.side(source.images, held_out=True)]
+        images += [image for source in validation for image in source.images]
         return overlap_of_images(
-            images, [image for source in trained for image in source.side(source.images, apart=False)]
+            images, [image for source in trained for image in source.side(source.images, held_out=False)]
         )
     none = np.empty(0, np.int64)
-    others = np.concatenate([none, *(source.questions(apart=False) for source in trained)])
+    others = np.concatenate([none, *(source.questions(held_out=False) for source in trained)])
     own = np.concatenate([
-        none, *(source.questions(apart=True) for source in trained),
-        *(source.question + np.arange(len(source)) for source in measured),
+        none, *(source.questions(held_out=True) for source in trained),
+        *(source.question + np.arange(len(source)) for source in validation),
     ])  # fmt: skip
     exact, near = prompts.overlap(own, prompts, others).counts
     return OverlapFacts(exact=exact, near=near, of=len(own))

@@ -44,9 +44,9 @@ def goes_on() -> None:
     """Nobody stops it."""
 
 
-def compares(spec: DataConfig) -> bool:
+def compares(config: DataConfig) -> bool:
     """Whether validation rows are compared with training rows."""
-    return spec.may_hold_out or spec.validation is not None
+    return config.may_hold_out or config.validation is not None
 
 
 @dataclass(frozen=True)
@@ -66,18 +66,18 @@ class ReadRows:
 
     writer: RowWriter
     tally: Tally
-    apart: Tally
-    """Of the rows of the validation source, which are counted nowhere else."""
+    validation_tally: Tally
+    """Counts the rows of the validation source, which are counted nowhere else."""
     prompts: TextIndex
     """What rows with the same question share, of the usable rows of all sources."""
     groups: dict[str, int] = field(default_factory=dict)
     """A number for each group."""
     trained: list[SourceRows] = field(default_factory=list)
-    measured: list[SourceRows] = field(default_factory=list)
+    validation: list[SourceRows] = field(default_factory=list)
 
-    def questions(self, spec: DataConfig) -> np.ndarray | None:
+    def questions(self, config: DataConfig) -> np.ndarray | None:
         """A number for each usable row, the same for rows with the same question; None where nobody needs it."""
-        needed = spec.may_hold_out and spec.held_out_order == "seed" and spec.group is None
+        needed = config.may_hold_out and config.held_out_order == "seed" and config.group is None
         return self.prompts.firsts() if needed else None
 
 
@@ -85,7 +85,7 @@ class ReadRows:
 class Encoding:
     """How the rows of all sources are encoded. Without an `encoder` they are only counted."""
 
-    spec: DataConfig
+    config: DataConfig
     encoder: RowEncoder | None
     empty: Tally
     """What each tally begins as."""
@@ -104,14 +104,14 @@ class Encoding:
 
     def read(self, folder: Path | None) -> ReadRows:
         """Read and encode all rows. What takes room lies in files without names in the folder, or in memory."""
-        spec, own = self.spec, self.spec.measured_source
+        spec, own = self.config, self.config.measured_source
         readings = [(open_source(spec, source), source.weight) for source in spec.all_sources]
         measured = [] if own is None else [open_source(spec, own)]
         every = ReadRows(RowWriter(folder), self.empty.anew(folder), self.empty.anew(), TextIndex(folder))
         for reading, weight in readings:
             every.trained.append(self._source(reading, weight, every, every.tally))
         for reading in measured:
-            every.measured.append(self._source(reading, 1.0, every, every.apart))
+            every.validation.append(self._source(reading, 1.0, every, every.validation_tally))
         return every
 
     def _source(self, reading: Reading, weight: float, every: ReadRows, tally: Tally) -> SourceRows:
@@ -132,11 +132,11 @@ class Encoding:
         classification = bool(formats) and formats <= {"classification", "image"}
         encoded = self._encoded(chunk, every.writer, tally)
         usable = [(row, *found) for row, found in zip(chunk, encoded, strict=True) if found is not None]
-        if compares(self.spec):
+        if compares(self.config):
             every.prompts.add([_question(row, image) for row, _, image in usable])
         for row, sequences, image in usable:
             rows.add(row, sequences, image, classification=classification)
-            if self.spec.group is not None:
+            if self.config.group is not None:
                 group = row[0].group
                 rows.groups.append(-1 if group is None else every.groups.setdefault(group, len(every.groups)))
 
@@ -182,7 +182,7 @@ class Prepared:
 
     sequences: EncodedRows
     trained: np.ndarray
-    measured: np.ndarray
+    validation: np.ndarray
     data_report: DataReport
     replay: Replay | None = None
     """Rows that training shows among its own; None without replay."""
@@ -215,7 +215,7 @@ class Prepared:
 
     @property
     def measured_rows(self) -> SelectedRows:
-        return SelectedRows(self.sequences, self.measured)
+        return SelectedRows(self.sequences, self.validation)
 
     def with_references(self, values: np.ndarray) -> Prepared:
         """The same pairs with the log-probabilities (N, 2) of their answers before training."""
@@ -239,25 +239,25 @@ class Prepared:
         """Inputs of the longest sequence that is computed by itself."""
         if self.data_report.pairs is None:
             return self.widest
-        sides = [self.sequences.lengths_of_sides(numbers) for numbers in (self.trained, self.measured)]
+        sides = [self.sequences.lengths_of_sides(numbers) for numbers in (self.trained, self.validation)]
         return int(np.concatenate(sides).max()) - 1
 
 
 def prepared_of(work: Encoding, every: ReadRows) -> Prepared:
     """The rows that were read, and the report on them."""
-    spec, evened = work.spec, work.facts.learned.evened
+    spec, evened = work.config, work.facts.learned.evened
     sequences = every.writer.rows()
-    trained, measured = every.trained, every.measured
+    trained, measured = every.trained, every.validation
     candidates = [source.candidates(every.questions(spec)) for source in trained]
     for source, chosen in zip(trained, hold_out(candidates, spec), strict=True):
-        source.apart = chosen
+        source.held_out = chosen
     for source in measured:
-        source.apart = np.ones(len(source), bool)
+        source.held_out = np.ones(len(source), bool)
     rng = np.random.default_rng([spec.seed, 2])
     none = np.empty(0, np.int64)
     numbers = np.concatenate([none, *(source.weighted(rng) for source in trained)])
-    apart = np.concatenate([none, *(source.numbers(source.rows(apart=True)) for source in (*trained, *measured))])
-    chosen = facts_of(candidates, [source.apart for source in trained], spec)
+    apart = np.concatenate([none, *(source.numbers(source.rows(held_out=True)) for source in (*trained, *measured))])
+    chosen = facts_of(candidates, [source.held_out for source in trained], spec)
     compared = compares(spec) and (chosen is not None or bool(measured))
     overlap = overlap_between(every.prompts, trained, measured) if compared else None
     data_report = _data_report(work, every, len(numbers), overlap, chosen)
@@ -270,17 +270,23 @@ def prepared_of(work: Encoding, every: ReadRows) -> Prepared:
 def _data_report(
     work: Encoding, every: ReadRows, trained: int, overlap: OverlapFacts | None, facts: HoldOutFacts | None
 ) -> DataReport:
-    tally, apart, spec, learned, sources = every.tally, every.apart, work.spec, work.facts.learned, every.trained
-    readings = [source.reading for source in (*sources, *every.measured)]
+    tally, apart, spec, learned, sources = (
+        every.tally,
+        every.validation_tally,
+        work.config,
+        work.facts.learned,
+        every.trained,
+    )
+    readings = [source.reading for source in (*sources, *every.validation)]
     files = tuple(part_facts(reading, part) for reading in readings for part in reading.parts)
-    encodes, labels = work.encoder is not None, Labels.together(source.labels for source in sources)
+    encodes, labels = work.encoder is not None, Labels.joined(source.labels for source in sources)
     unused = unused_columns(readings)
     images = [image for source in sources for image in source.images]
     findings = findings_of(images, [name for reading in readings for name in reading.passed_over]) if images else None
     exact, near = (tally.texts.repeats() if findings is None else findings.duplicates).counts
     tags = tally.tags.facts(encoded=encodes) if tally.tags.words else None
     doubts = tally.meaning.doubts(labels, learned, spec.accept)
-    of_measured = Labels.together(source.labels for source in every.measured)
+    of_measured = Labels.joined(source.labels for source in every.validation)
     path = spec.validation.path if spec.validation is not None else None
     of_validation = fatal_problems(apart, spec, limit=work.limit, trained=apart.used, name=path) if path else []
     fatal = (*_fatal(work, tally, sources, trained, facts), *of_validation)
@@ -333,7 +339,7 @@ def _fatal(
     work: Encoding, tally: Tally, sources: Sequence[SourceRows], trained: int, facts: HoldOutFacts | None
 ) -> list[str]:
     """Why the training rows must not be trained on."""
-    spec = work.spec
+    spec = work.config
     name = ", ".join(dict.fromkeys(source.reading.source.path for source in sources))
     remaining = trained if work.encoder is not None else tally.used - (facts.rows if facts is not None else 0)
     fatal = fatal_problems(tally, spec, limit=work.limit, trained=remaining, name=name)
@@ -373,15 +379,15 @@ def counts_of(tally: Tally, encodes: bool, facts: EncodingFacts) -> dict[str, An
     return counts | (of_tokens if encodes else dict.fromkeys(of_tokens)) | dict.fromkeys(facts.learned.uncounted)
 
 
-def validation_of(apart: Tally, encodes: bool) -> ValidationFacts:
+def validation_of(validation: Tally, encodes: bool) -> ValidationFacts:
     return ValidationFacts(
-        rows=apart.rows,
-        used=apart.used,
-        skipped=sum(apart.skipped.values()),
-        skipped_why=dict(apart.skipped),
-        skipped_rows=tuple(apart.skipped_rows),
-        truncated=apart.truncated if encodes else None,
-        loss_tokens=apart.loss_tokens if encodes else None,
+        rows=validation.rows,
+        used=validation.used,
+        skipped=sum(validation.skipped.values()),
+        skipped_why=dict(validation.skipped),
+        skipped_rows=tuple(validation.skipped_rows),
+        truncated=validation.truncated if encodes else None,
+        loss_tokens=validation.loss_tokens if encodes else None,
     )
 
 

@@ -35,7 +35,7 @@ from rankwise.system.cache import cache_folder, forget_old, our_own
 from rankwise.system.files import published, sha256_of, write_json
 
 
-class Writing(Protocol):
+class RowEncoding(Protocol):
     """What a model's rows are encoded and counted with."""
 
     @property
@@ -67,26 +67,30 @@ class Writing(Protocol):
 
 
 def prepare(
-    spec: DataConfig, writing: Writing, callback: Callback, check_stop: Callable[[], None] = goes_on
+    config: DataConfig, row_encoding: RowEncoding, callback: Callback, check_stop: Callable[[], None] = goes_on
 ) -> Prepared:
     """Encoded rows, from the cache if these were encoded before. What is wrong with them stands in the data report."""
-    writing = writing.by(spec)
-    work = _work(spec, writing, callback, check_stop)
+    row_encoding = row_encoding.by(config)
+    work = _work(config, row_encoding, callback, check_stop)
     assert work.encoder is not None, "rows are encoded with one"
-    identity = f"{type(work.encoder).__name__} {writing.identity}"
-    key = key_of(spec, work.encoder, identity, writing.name)
+    identity = f"{type(work.encoder).__name__} {row_encoding.identity}"
+    key = key_of(config, work.encoder, identity, row_encoding.name)
     prepared = recall(key)
     if prepared is None:
         every, prepared = _encoded(work, entries())
-        if key_of(spec, work.encoder, identity, writing.name) == key:  # else somebody wrote into a file meanwhile
+        if (
+            key_of(config, work.encoder, identity, row_encoding.name) == key
+        ):  # else somebody wrote into a file meanwhile
             keep(key, prepared, every.writer, callback)
             prepared = recall(key) or prepared  # so that they lie on the disk once
-    return writing.counted(prepared)
+    return row_encoding.counted(prepared)
 
 
-def _work(spec: DataConfig, writing: Writing, callback: Callback, check_stop: Callable[[], None] = goes_on) -> Encoding:
-    tally, name = writing.tally(), writing.name
-    return Encoding(spec, writing.encoder(spec), tally, callback, name, writing.facts, check_stop)
+def _work(
+    config: DataConfig, row_encoding: RowEncoding, callback: Callback, check_stop: Callable[[], None] = goes_on
+) -> Encoding:
+    tally, name = row_encoding.tally(), row_encoding.name
+    return Encoding(config, row_encoding.encoder(config), tally, callback, name, row_encoding.facts, check_stop)
 
 
 def _encoded(work: Encoding, folder: Path | None) -> tuple[ReadRows, Prepared]:
@@ -99,9 +103,9 @@ def _encoded(work: Encoding, folder: Path | None) -> tuple[ReadRows, Prepared]:
     return _encoded(work, None)  # the disk is full
 
 
-def checked(spec: DataConfig, writing: Writing, folder: Path) -> DataReport:
+def checked(config: DataConfig, row_encoding: RowEncoding, folder: Path) -> DataReport:
     """The data report alone, which leaves nothing in the cache. What takes room lies in the folder without a name."""
-    _, prepared = _encoded(_work(spec, writing.by(spec), silent), folder)
+    _, prepared = _encoded(_work(config, row_encoding.by(config), silent), folder)
     return prepared.data_report
 
 
@@ -112,18 +116,18 @@ def refuse_fatal(data_report: DataReport, *, trains: bool = True) -> None:
         raise DataError("\n".join([*fatal, *data_report.advice]))
 
 
-def key_of(spec: DataConfig, encoder: RowEncoder, identity: str, model: str) -> str:
+def key_of(config: DataConfig, encoder: RowEncoder, identity: str, model: str) -> str:
     """The key of an entry. `identity` is the hash of tokenizer and template; `model` is named in the data report."""
-    settings = spec.model_dump(mode="json", exclude={"packing"})
-    parts = [our_own(), settings, content_identity(spec), encoder.limit, identity, model]
+    settings = config.model_dump(mode="json", exclude={"packing"})
+    parts = [our_own(), settings, content_identity(config), encoder.limit, identity, model]
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def content_identity(spec: DataConfig) -> str:
+def content_identity(config: DataConfig) -> str:
     """Changes with any byte of any source."""
     digest = sha256()
-    for source in filter(None, (*spec.all_sources, spec.measured_source)):
-        reading = open_source(spec, source)
+    for source in filter(None, (*config.all_sources, config.measured_source)):
+        reading = open_source(config, source)
         for part in reading.parts:
             licence = find_licence(part.folder) if part.folder is not None else ""
             digest.update(f"{part.name}\0{part.identity()}\0{licence}\0".encode())
@@ -167,7 +171,7 @@ def forget(name: str) -> None:
                 shutil.rmtree(file.parent)
 
 
-def keep(key: str, prepared: Prepared, written: RowWriter, callback: Callback) -> None:
+def keep(key: str, prepared: Prepared, writer: RowWriter, callback: Callback) -> None:
     """Store an entry. If the cache cannot be written, the next run encodes the rows again."""
     folder = entries() / key
     try:
@@ -175,9 +179,9 @@ def keep(key: str, prepared: Prepared, written: RowWriter, callback: Callback) -
             shutil.rmtree(folder, ignore_errors=True)
         with published(folder, first_stays=True) as temporary:
             temporary.chmod(0o700)  # and its files with it
-            written.write(temporary)
+            writer.write(temporary)
             prepared.trained.tofile(temporary / "trained.bin")
-            prepared.measured.tofile(temporary / "measured.bin")
+            prepared.validation.tofile(temporary / "measured.bin")
             data_report = prepared.data_report.model_dump(mode="json")
             hashes = _hashes(temporary) | {"data_report": _digest(data_report)}
             write_json(temporary / "facts.json", {"sha256": hashes, "data_report": data_report})

@@ -64,9 +64,9 @@ class _Index:
     sizes: list[int] = field(default_factory=list)
 
 
-def sample_rows(spec: DataConfig, source: Rows, *, drawn: int = DRAWN, largest: int = LARGEST) -> Sample:
+def sample_rows(config: DataConfig, source: Rows, *, drawn: int = DRAWN, largest: int = LARGEST) -> Sample:
     """Index the rows of a source, and read some of them."""
-    reading = open_source(spec, source)
+    reading = open_source(config, source)
     with ExitStack() as files:
         return _sample(reading, source, [_index(part, files) for part in reading.parts], drawn, largest)
 

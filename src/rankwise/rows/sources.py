@@ -60,7 +60,7 @@ MOST_IN_MEMORY = 100_000
 class Reading:
     """A source while it is read. Iterate over `chunks()`; rows that cannot be read are collected in `skipped`."""
 
-    spec: DataConfig
+    config: DataConfig
     source: Rows
     parts: list[Part]
     left_aside: list[str] = field(default_factory=list)
@@ -103,7 +103,7 @@ class Reading:
         for row in self._readable():
             every.append(row if row[0].image is None and len(every) < MOST_IN_MEMORY else None)
         drawn_rows = min(self.source.rows, len(every))
-        drawn = np.random.default_rng([self.spec.seed, 1]).choice(len(every), drawn_rows, replace=False)
+        drawn = np.random.default_rng([self.config.seed, 1]).choice(len(every), drawn_rows, replace=False)
         rows = [row for index in sorted(drawn) if (row := every[index]) is not None]
         return iter(rows) if len(rows) == drawn_rows else self._again({*drawn.tolist()})
 
@@ -125,7 +125,7 @@ class Reading:
                     examples = self.examples(part, where, row)
                 except DataError as error:
                     self.skipped.append((where, str(error)))
-                    if part.format is None and not isinstance(row, DataError) and self.spec.on_bad_row == "stop":
+                    if part.format is None and not isinstance(row, DataError) and self.config.on_bad_row == "stop":
                         break  # every row would have the same problem
                     continue
                 self._note(part, row, examples)
@@ -167,8 +167,8 @@ class Reading:
             refuse_images(fields, source.columns, where)
         if part.format is None:
             part.format = given if given != "auto" else find_format(fields, where)
-        refuse_other_form(fields, part.format, where, given=given != "auto")
-        row = row if self.spec.reasoning == "none" else reasoning_in_content(row)
+        refuse_other_form(fields, part.format, where, is_named=given != "auto")
+        row = row if self.config.reasoning == "none" else reasoning_in_content(row)
         examples = parse_row(
             row, part.format, where, folder=part.images,
             system=system, columns=source.columns, labels=source.labels, alternatives=source.alternatives,
@@ -178,7 +178,7 @@ class Reading:
     def _used(self, part: Part, row: dict[str, Any]) -> set[str]:
         """Columns that the row was made from, and those that the user ignores."""
         source, texts = self.source, (self.source.prompt, self.source.completion)
-        aside = {*source.ignore_columns, *((self.spec.group,) if self.spec.group is not None else ())}
+        aside = {*source.ignore_columns, *((self.config.group,) if self.config.group is not None else ())}
         if source.prompt is not None:
             return aside.union(*(column_text(text or "").columns for text in (*texts, self.system)))
         ours = {name: value for name, value in row.items() if name not in source.ignore_columns}
@@ -191,7 +191,7 @@ class Reading:
 
     def _grouped(self, examples: list[Example], row: dict[str, Any], where: str) -> list[Example]:
         """Add the row's value of data.group to its examples."""
-        column = self.spec.group
+        column = self.config.group
         if column is None:
             return examples
         if column not in row:
@@ -218,7 +218,7 @@ class Reading:
     @property
     def system(self) -> str | None:
         """The system message of this source, or the one for all sources."""
-        return self.source.system if self.source.system is not None else self.spec.system
+        return self.source.system if self.source.system is not None else self.config.system
 
 
 def without_ignored(row: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -240,7 +240,7 @@ def raw_records(part: Part) -> Iterator[Record]:
         yield where[0] if where else part.name, error
 
 
-def open_source(spec: DataConfig, source: Rows) -> Reading:
+def open_source(config: DataConfig, source: Rows) -> Reading:
     unknown = [name for name in source.columns if name not in FIELDS]
     if unknown:
         raise DataError(
@@ -248,17 +248,17 @@ def open_source(spec: DataConfig, source: Rows) -> Reading:
             f"FIELD=COLUMN, as in --set data.columns.prompt=question. Known fields: {', '.join(FIELDS)}."
         )
     if source.path.startswith(HUB):
-        return Reading(spec, source, [hub_part(source)])
+        return Reading(config, source, [hub_part(source)])
     path = Path(os.path.expanduser(source.path))  # noqa: PTH111  Path's raises for a user that is not there
     if not os.path.exists(path):  # noqa: PTH110  Path.exists raises where a name is too long
         if os.path.islink(path):  # noqa: PTH114
             raise DataError(f"{path}: is a link to a missing file ({os.readlink(path)}).")  # noqa: PTH115
         raise DataError(f"{path}: there is no such file.{_nearby(path)}")
     if path.is_dir():
-        return _open_folder(spec, source, path)
+        return _open_folder(config, source, path)
     if source.split is not None:
         raise DataError(f"{path}: is a single file without splits; leave out data.split.")
-    return Reading(spec, source, [file_part(path, source)])
+    return Reading(config, source, [file_part(path, source)])
 
 
 def _nearby(path: Path) -> str:
@@ -268,7 +268,7 @@ def _nearby(path: Path) -> str:
     return did_you_mean(path.name, here)
 
 
-def _open_folder(spec: DataConfig, source: Rows, folder: Path) -> Reading:
+def _open_folder(config: DataConfig, source: Rows, folder: Path) -> Reading:
     if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
         raise DataError(f"{folder}: is the folder of a model and contains no rows.")
     saved = (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file()  # datasets' own layout
@@ -279,7 +279,7 @@ def _open_folder(spec: DataConfig, source: Rows, folder: Path) -> Reading:
     if not saved and all(path.name.lower() in METADATA for path in files):
         listing = list_folder(folder)
         if listing.images and not files:
-            return _of_images(spec, source, choose_images(listing, source.split))
+            return _of_images(config, source, choose_images(listing, source.split))
         files = files if listing.images else files or arrays_in(folder)
     if not files:
         raise DataError(f"{folder}: contains no file of rows ({', '.join(SUFFIXES)}), no images and no .npz file.")
@@ -289,10 +289,10 @@ def _open_folder(spec: DataConfig, source: Rows, folder: Path) -> Reading:
         splits = some(sorted({split_word(path, folder) for path in files}))
         raise DataError(f"{folder}: has no {what}. Its splits are {splits}; name one with data.split.")
     left = [str(path.relative_to(folder)) for path in files if path not in chosen]
-    return Reading(spec, source, [file_part(path, source) for path in chosen], left)
+    return Reading(config, source, [file_part(path, source) for path in chosen], left)
 
 
-def _of_images(spec: DataConfig, source: Rows, images: ImageFolder) -> Reading:
+def _of_images(config: DataConfig, source: Rows, images: ImageFolder) -> Reading:
     part = Part(str(images.folder), images.rows, images.identity, images.folder, images=images.folder, of_images=True)
     empty = [legible(images.folder / path) for path in images.empty]
-    return Reading(spec, source, [part], images.left_aside, passed_over=images.passed_over, empty_folders=empty)
+    return Reading(config, source, [part], images.left_aside, passed_over=images.passed_over, empty_folders=empty)

@@ -21,7 +21,7 @@ class Address:
     key: str | None
     origins: tuple[str, ...]
 
-    def check(self, *others: str) -> None:
+    def check(self, *keys: str) -> None:
         """ConfigError with all that is wrong, and with other problems of the same command."""
         wrong = [one for one in self.origins if not _ORIGIN.fullmatch(one)]
         problems = [f"--allow-origin {one}: write scheme and host alone, such as https://app.example." for one in wrong]
@@ -33,8 +33,8 @@ class Address:
             problems.append(
                 f"--host {self.host}: other machines could ask, so a key is needed. Set RANKWISE_API_KEY, or --api-key."
             )
-        if problems or others:
-            raise ConfigError([*problems, *others])
+        if problems or keys:
+            raise ConfigError([*problems, *keys])
 
     @property
     def url(self) -> str:

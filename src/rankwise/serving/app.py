@@ -144,18 +144,18 @@ class Server:
             question = await run_in_threadpool(ask, self.serving, served, body, self.most)
             reply = Reply(question, self.serving.model.tokenizer, isinstance(body, ChatBody), listed)
             pending = question.pending(body, send)
-            if len(pending) > self.engine.limits.together + self.engine.limits.waiting:
+            if len(pending) > self.engine.limits.batch_size + self.engine.limits.waiting:
                 raise BadRequest(f"{len(pending)} answers are more than this server takes at once.", parameter="n")
             self.engine.submit(pending)
         if not body.stream:
-            return await self._whole(request, reply, pending, pieces)
+            return await self._full_reply(request, reply, pending, pieces)
         usage = body.stream_options is not None and body.stream_options.include_usage
         return StreamingResponse(
             self._streamed(reply, pending, pieces, usage=usage), media_type="text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )  # fmt: skip
 
-    async def _whole(self, request: Request, reply: Reply, pending: list[Pending], pieces: Pieces) -> Response:
+    async def _full_reply(self, request: Request, reply: Reply, pending: list[Pending], pieces: Pieces) -> Response:
         """Ends early where nobody waits for it any more."""
         unfinished, left = len(pending), asyncio.ensure_future(_disconnected(request))
         try:
@@ -169,7 +169,7 @@ class Server:
                 if piece.problem is not None:
                     return refusal(500, piece.problem)
                 unfinished -= piece.stopped is not None
-            return JSONResponse(reply.whole(pending))
+            return JSONResponse(reply.full_reply(pending))
         finally:
             left.cancel()
             self.engine.cancel(pending)

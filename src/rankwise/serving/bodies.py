@@ -89,7 +89,7 @@ class ChatBody(Generation):
         return self.max_completion_tokens or self.max_tokens
 
     @model_validator(mode="after")
-    def _together(self) -> ChatBody:
+    def _check_together(self) -> ChatBody:
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise ValueError('"max_tokens" is the earlier name of "max_completion_tokens"; give one of them')
         if self.top_logprobs is not None and not self.logprobs:

@@ -90,13 +90,13 @@ class Changes:
             self._serving.models = {one: other for one, other in self._serving.models.items() if one != name}
             self._retire(self._serving.adapters, served.adapter)
 
-    def _read(self, artifact: Artifact, own: str, name: str, parent: str) -> tuple[AdapterWeights, Served]:
+    def _read(self, artifact: Artifact, internal_name: str, name: str, parent: str) -> tuple[AdapterWeights, Served]:
         """The hash is that of what was read."""
         serving = self._serving
         artifact.refuse("served")
 
         def described() -> Served:
-            return served_as(name, artifact, own, serving.model, parent, self._callback)
+            return served_as(name, artifact, internal_name, serving.model, parent, self._callback)
 
         served = described()
         weights = read_beside(
@@ -106,25 +106,25 @@ class Changes:
             raise AdapterError(f"{artifact.described} was changed while it was read. Load it again.")
         return weights, served
 
-    def _lay(self, adapters: AdapterSet, weights: AdapterWeights, own: str) -> None:
+    def _lay(self, adapters: AdapterSet, weights: AdapterWeights, internal_name: str) -> None:
         """In the engine's thread; all of it or nothing."""
         rows = self._serving.rows
-        lay(adapters.model, weights, name=own, into=adapters)
+        lay(adapters.model, weights, name=internal_name, into=adapters)
         adapters.model.eval()
         try:
             rows.update()
             if rows.mixes and rows.separates():
                 raise RunError("this adapter is of experts or new tokens, and cannot be in one batch with others.")
         except BaseException:
-            discard(adapters, own)
+            discard(adapters, internal_name)
             rows.update()
             raise
 
-    def _retire(self, adapters: AdapterSet, own: str) -> None:
+    def _retire(self, adapters: AdapterSet, internal_name: str) -> None:
         rows = self._serving.rows
 
         def leave() -> None:
-            discard(adapters, own)
+            discard(adapters, internal_name)
             rows.update()
 
-        self._engine.retire(own, leave)
+        self._engine.retire(internal_name, leave)

@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Limits:
-    together: int = 16
+    batch_size: int = 16
     """Answers that are written at once."""
     waiting: int = 64
     positions: int = 2**15
@@ -163,9 +163,9 @@ class Engine:
             self._check_room(1)
 
     def _check_room(self, more: int) -> None:
-        if self.waiting + self.running + more > self.limits.waiting + self.limits.together:
+        if self.waiting + self.running + more > self.limits.waiting + self.limits.batch_size:
             self.counts.refused += 1
-            raise Full(max(1, round(self._seconds * len(self._waiting) / max(1, self.limits.together))))
+            raise Full(max(1, round(self._seconds * len(self._waiting) / max(1, self.limits.batch_size))))
 
     def cancel(self, several: Iterable[Pending]) -> None:
         """Nobody reads these any more."""
@@ -275,7 +275,7 @@ class Engine:
             widest = max((len(row.prompt) + len(row.ids) for row in rows), default=0)
             own = self._waiting[0]
             width = max(widest, len(own.row.prompt)) + own.longest
-            room = not rows or (len(rows) < self.limits.together and (len(rows) + 1) * width <= self.limits.positions)
+            room = not rows or (len(rows) < self.limits.batch_size and (len(rows) + 1) * width <= self.limits.positions)
             self._reading = self._waiting.popleft() if room else None
             return self._reading
 
@@ -292,9 +292,9 @@ class Engine:
             return
         self._deliver(key, list(zip(every, chosen, strict=True)))
 
-    def _deliver(self, key: str | None, given: Sequence[tuple[Pending, Chosen | None]]) -> None:
+    def _deliver(self, key: str | None, tokens: Sequence[tuple[Pending, Chosen | None]]) -> None:
         ended = []
-        for pending, chosen in given:
+        for pending, chosen in tokens:
             try:
                 pending.row.check()
                 assert chosen is not None, "the row has its token"

@@ -63,14 +63,14 @@ class Guard:
 
 
 def foreign(
-    headers: Headers, own: str, origins: tuple[str, ...] = (), *, names_any: bool, hint: str = " (--allow-origin)"
+    headers: Headers, address: str, origins: tuple[str, ...] = (), *, names_any: bool, hint: str = " (--allow-origin)"
 ) -> str | None:
     """Why a request is not one of this server's own pages. With `names_any` it may have any name."""
     host, origin = headers.get("host", ""), headers.get("origin")
     read = _HOST.fullmatch(host.lower())
     if read is None and ("host" in headers or not names_any):
         return f"the host {host[:80]!r} is no host and port."
-    if read is not None and not names_any and (read[1] or read[2]) not in (*LOOPBACK, own.lower()):
+    if read is not None and not names_any and (read[1] or read[2]) not in (*LOOPBACK, address.lower()):
         return f"the host {host[:80]!r} is none of this server's names."
     if origin is not None and origin not in (f"http://{host}", f"https://{host}", *origins):
         return f"the origin {origin[:80]!r} is not allowed{hint}."

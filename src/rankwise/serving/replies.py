@@ -44,7 +44,7 @@ class Reply:
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, choices: Sequence[Draft]) -> JsonObject:
+    def full_reply(self, choices: Sequence[Draft]) -> JsonObject:
         every = [self._choice(number, one) for number, one in enumerate(choices)]
         return self._head("chat.completion" if self.chat else "text_completion") | {
             "choices": every, "usage": self.usage(choices),

@@ -37,16 +37,16 @@ def load(names: Sequence[str], callback: Callback) -> Answering:
     if alone and len(artifacts) > 1:
         raise RunError(alone[0])
     if alone:
-        return Alone(load_tuned(artifacts[0], callback))
+        return SeparateAnswers(load_tuned(artifacts[0], callback))
     try:
-        return Together(load_serving(names, callback))
+        return SharedAnswers(load_serving(names, callback))
     except RunError:
         if len(artifacts) > 1:
             raise
-        return Alone(load_tuned(artifacts[0], callback))
+        return SeparateAnswers(load_tuned(artifacts[0], callback))
 
 
-class Together:
+class SharedAnswers:
     """Several adapters over one base: each side has a batch of its own, and gets a token in its turn."""
 
     def __init__(self, serving: Serving) -> None:
@@ -130,7 +130,7 @@ def by_strength(serving: Serving) -> ByRow:
     return of
 
 
-class Alone:
+class SeparateAnswers:
     """A model that answers one side after the other."""
 
     def __init__(self, tuned: TunedModel) -> None:

@@ -23,7 +23,7 @@ from rankwise.runs.snapshot import RunSnapshot
 from rankwise.serving.bodies import BadRequest, read_body
 from rankwise.serving.reading import read_content
 from rankwise.serving.replies import event as event_of
-from rankwise.studio.asking import LARGEST_IMAGE, LONGEST_IMAGE, Answering, AskBody, Desk, Send
+from rankwise.studio.asking import LARGEST_IMAGE, LONGEST_IMAGE, Answering, AskBody, LoadedModels, Send
 from rankwise.studio.pages import Screen, moved, page
 
 LARGEST = 2_000_000
@@ -38,7 +38,7 @@ def _load(names: Sequence[str], callback: Callback) -> Answering:
     return load(names, callback)
 
 
-DESK = Desk(_load)
+LOADED_MODELS = LoadedModels(_load)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Askable:
     name: str
     base: str
     kind: str
-    alone: bool
+    is_separate: bool
     scales: bool
     system: str
 
@@ -62,7 +62,7 @@ def askable(snapshot: RunSnapshot) -> Askable:
     report, artifact = snapshot.recorded_data, artifact_of(snapshot, None)
     return Askable(
         snapshot.folder.name, snapshot.manifest.base_model.name, artifact.objective.shown_as,
-        alone=artifact.why_not("asked beside others") is not None, scales=artifact.why_not("scaled") is None,
+        is_separate=artifact.why_not("asked beside others") is not None, scales=artifact.why_not("scaled") is None,
         system=(report.system or "") if report is not None else "",
     )  # fmt: skip
 
@@ -88,13 +88,13 @@ def shown(request: Request) -> Response:
         raise RunError(f'there is no finished run "{named}" to ask.')
     run = by_name.get(named) or (runs[0] if runs else None)
     beside = [name for name in request.query_params.getlist("with") if name in by_name]
-    others = [one for one in runs if run is not None and not run.alone and one.base == run.base
-              and one.name != run.name and not one.alone]  # fmt: skip
+    others = [one for one in runs if run is not None and not run.is_separate and one.base == run.base
+              and one.name != run.name and not one.is_separate]  # fmt: skip
     chosen = [one for one in others if one.name in beside]
     return page(
         request, "ask.html", title="Ask", runs=runs, run=run, others=others, beside=beside, chosen=chosen,
         endings=",".join(IMAGE_SUFFIXES), largest=LARGEST_IMAGE,
-        training=next((one.name for one in listed if one.status == "running"), None), loaded=DESK.names,
+        training=next((one.name for one in listed if one.status == "running"), None), loaded=LOADED_MODELS.names,
     )  # fmt: skip
 
 
@@ -124,7 +124,7 @@ async def _streamed(
     body: AskBody, events: asyncio.Queue[JsonObject], send: Send, callback: Callback
 ) -> AsyncIterator[bytes]:
     """Ends early, and stops the answers, where the page has gone."""
-    if tuple(body.runs) != DESK.names:
+    if tuple(body.runs) != LOADED_MODELS.names:
         yield event_of({"status": "Loading the model"})
     left = threading.Event()
     work = asyncio.ensure_future(run_in_threadpool(_answer, body, send, left, callback))
@@ -139,7 +139,7 @@ async def _streamed(
 
 def _answer(body: AskBody, send: Send, left: threading.Event, callback: Callback) -> None:
     try:
-        DESK.ask(body, send, left, callback)
+        LOADED_MODELS.ask(body, send, left, callback)
     except (RankwiseError, BadRequest) as error:
         send({"problem": str(error)})
     except Exception:
@@ -151,7 +151,7 @@ def _answer(body: AskBody, send: Send, left: threading.Event, callback: Callback
 
 def release(request: Request) -> Response:
     """Free the memory now."""
-    freed = DESK.release()
+    freed = LOADED_MODELS.release()
     return moved(
         "/ask", "The model's memory was freed." if freed else "The model is answering; its memory stays in use."
     )

@@ -71,7 +71,7 @@ Load = Callable[[Sequence[str], Callback], Answering]
 
 
 @dataclass
-class Desk:
+class LoadedModels:
     """The one model, and who uses it. `load` takes the names of runs (answering.py)."""
 
     load: Load

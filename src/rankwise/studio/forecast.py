@@ -121,7 +121,7 @@ class Verdict:
 class Figure:
     name: str
     value: str
-    beside: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)

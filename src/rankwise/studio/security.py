@@ -69,8 +69,8 @@ class Key:
     def proof(self) -> str:
         return hmac.new(self.text.encode(), b"rankwise studio", hashlib.sha256).hexdigest()
 
-    def opens(self, given: str) -> bool:
-        return hmac.compare_digest(given.encode(), self.text.encode())
+    def opens(self, key: str) -> bool:
+        return hmac.compare_digest(key.encode(), self.text.encode())
 
     def is_proven(self, connection: HTTPConnection) -> bool:
         return hmac.compare_digest(connection.cookies.get(self.cookie, "").encode(), self.proof.encode())

@@ -123,7 +123,7 @@ def _unpack(archive: Path, folder: Path) -> None:
             _check(members)
             left = LARGEST
             for member in members:
-                left -= _written(opened, member, temporary / _path_of(member.filename), left)
+                left -= _extracted_bytes(opened, member, temporary / _path_of(member.filename), left)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
         raise DataError(f"the archive cannot be read: {error}.") from None
 
@@ -164,7 +164,7 @@ def _path_of(name: str) -> Path:
     return Path(*parts)
 
 
-def _written(opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, left: int) -> int:
+def _extracted_bytes(opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, left: int) -> int:
     """The bytes of a member, whatever its header says."""
     make_folders(path.parent)
     size = 0

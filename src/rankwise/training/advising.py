@@ -43,7 +43,7 @@ from rankwise.config.experiment import Experiment
 from rankwise.config.training import TrainingConfig
 from rankwise.evaluation.class_metrics import one_target
 from rankwise.evaluation.few_shot import with_examples, with_other_questions
-from rankwise.evaluation.intervals import difference, measured
+from rankwise.evaluation.intervals import difference, with_interval
 from rankwise.evaluation.likelihood import Likelihood, likelihoods
 from rankwise.evaluation.metrics import METRICS
 from rankwise.inference.kv_cache import LogitsAfter, can_share
@@ -84,11 +84,11 @@ class Side:
 
     @property
     def loss(self) -> Measurement:
-        return measured(METRICS["loss"], self.losses)
+        return with_interval(METRICS["loss"], self.losses)
 
     @property
     def score(self) -> Measurement | None:
-        return None if self.hits is None else measured(METRICS["accuracy"], self.hits)
+        return None if self.hits is None else with_interval(METRICS["accuracy"], self.hits)
 
     def against(self, other: Side) -> Difference:
         """The loss of this side minus that of another, row by row."""
@@ -182,7 +182,7 @@ class Advising(ABC):
         passes = self.passes + bool(part_steps)
         room = (BUDGET * full - steps - part_steps) * batch / self.forward
         probed = min(rows, self.most_probed, max(2 * FEWEST_ROWS, int(room / 2)))
-        most = min(len(self.prepared.measured), MOST_ROWS)
+        most = min(len(self.prepared.validation), MOST_ROWS)
         read = min(most, max(FEWEST_ROWS, int((room - probed) / passes)))
         work = steps + part_steps + self.forward * (passes * read + probed) / batch
         return Design(full, steps, part_steps, max(1, rows // PART), read, probed, work)
@@ -288,7 +288,7 @@ class AnswerAdvising(Advising):
         if not drawn or (context := with_examples(self.model, self.rows, drawn, system)) is None:
             return Untrained(None)
         shared = LogitsAfter(module, context.prefix) if can_share(module) else None
-        answers = likelihoods(module, context.rows if shared else context.whole, forward=shared, greedy=True)
+        answers = likelihoods(module, context.rows if shared else context.full_prompts, forward=shared, greedy=True)
         return Untrained(self._side(answers), context.examples)
 
     def adapter(self) -> Side:

@@ -29,7 +29,7 @@ from rankwise.base.loaded import LoadedModel
 from rankwise.config.forgetting import BLOCKS, CODE_TEXT, OWN_TEXT, AnchorConfig
 from rankwise.config.training import TrainingConfig
 from rankwise.errors import DataError
-from rankwise.evaluation.text import BETWEEN, Text, Written, cut, read_text
+from rankwise.evaluation.text import BETWEEN, PlainText, Text, cut, read_text
 from rankwise.forward.prefix_cache import StateCache
 from rankwise.inference.own_text import own_blocks
 from rankwise.methods.trainable import Trainable
@@ -140,7 +140,7 @@ def _text(blocks: Tensor, about: str, origins: tuple[str, ...], kinds: int) -> T
     return Text(blocks, about, sha256(blocks.numpy().tobytes()).hexdigest(), origins, kinds)
 
 
-def source_code() -> Written:
+def source_code() -> PlainText:
     folder = Path(sysconfig.get_path("stdlib"))
     files = [file for name in MODULES if (file := folder / f"{name}.py").is_file()]
     if not files:
@@ -151,7 +151,7 @@ def source_code() -> Written:
     name = f"{CODE_TEXT} (Python {python_version()}, the beginnings of {len(files)} files)"
     every = [file.read_bytes() for file in files]
     content = BETWEEN.join(one.decode("utf-8", errors="replace")[:BEGINNING] for one in every)
-    return Written(name, content, tuple(sha256(one).hexdigest() for one in every))
+    return PlainText(name, content, tuple(sha256(one).hexdigest() for one in every))
 
 
 def text_of_run(

@@ -40,8 +40,8 @@ from rankwise.evaluation.metrics import METRICS
 from rankwise.evaluation.requests import Request, requests_of
 from rankwise.evaluation.task import refuse_unfit, score_task
 from rankwise.evaluation.task_documents import identities
-from rankwise.evaluation.text import Text, Written, cut
-from rankwise.inference.generate import TOGETHER
+from rankwise.evaluation.text import PlainText, Text, cut
+from rankwise.inference.generate import BATCH_SIZE
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.manifest import KeptAccuracy, KeptBudget, KeptTask, Results
 from rankwise.runs.metrics_log import History
@@ -65,7 +65,7 @@ HALVINGS = 7
 
 def ordinary_text(model: LoadedModel) -> Text:
     content = (files("rankwise.evaluation") / "prose.txt").read_text(encoding="utf-8")
-    return cut(Written("ordinary text", content), model, blocks=BLOCKS, length=LENGTH, least=1)
+    return cut(PlainText("ordinary text", content), model, blocks=BLOCKS, length=LENGTH, least=1)
 
 
 @dataclass
@@ -187,7 +187,7 @@ class AccuracyTask:
     def hits(self, model: LoadedModel, requests: Sequence[Request], world: World) -> Hits:
         """Each process scores its share of the requests."""
         dealing = partial(computed_by_all, world)
-        scored = score_task(self.config, requests, model, silent, together=TOGETHER, who="", dealing=dealing)
+        scored = score_task(self.config, requests, model, silent, batch_size=BATCH_SIZE, who="", dealing=dealing)
         return scored.scores[METRIC].sums
 
 

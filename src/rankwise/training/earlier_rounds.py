@@ -107,9 +107,9 @@ def _rows_of(
         raise DataError("the loss of its pairs is relative to another model than this run's.")
     if objective.kind.processing != model.processing:
         raise DataError("its images were prepared otherwise.")
-    writing = objective.writing(model)
+    writing = objective.row_encoding(model)
     prepared = prepared_again(run, writing, callback)
-    prepared = replace(prepared, measured=np.asarray(evenly(prepared.measured.tolist(), most)))
+    prepared = replace(prepared, validation=np.asarray(evenly(prepared.validation.tolist(), most)))
     used = writing.by(run.experiment.data)
     if isinstance(used, TextWriting):
         model = model.with_template(used.template)

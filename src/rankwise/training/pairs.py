@@ -86,7 +86,7 @@ def reference_of(
 ) -> Reference:  # fmt: skip
     """For the rows of a training and its validation. The model must be as training begins: `lineage` are the rounds
     behind it. Of several processes each computes its share."""
-    numbers = np.unique(np.concatenate([prepared.trained, prepared.measured]))
+    numbers = np.unique(np.concatenate([prepared.trained, prepared.validation]))
     context = nullcontext() if lineage else backend.start()
     lengths = prepared.sequences.starts[numbers + 1] - prepared.sequences.starts[numbers]
     own = numbers[deal(lengths.tolist(), world.size)[world.rank]]

@@ -21,7 +21,7 @@ from rankwise.errors import ConfigError, RankwiseError, ResourceError, first_lin
 from rankwise.forward.plan import plan
 from rankwise.planning.devices import OF_LIMIT, Device, read_cards, this_machine, this_processor
 from rankwise.planning.plan import Plan, Remedy
-from rankwise.planning.processes import ALONE, Processes
+from rankwise.planning.processes import ONE_PROCESS, Processes
 from rankwise.runs.manifest import BackendName, Forecasted
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage, silent
 from rankwise.system.launched import launched, processes_here
@@ -171,7 +171,7 @@ def foresee_backend(foreseen: Foresight | None, backend: BackendName, callback: 
 def _processes() -> Processes:
     """That torchrun started; with as many on each machine as here."""
     own = launched()
-    return ALONE if own is None else Processes(own.size, -(-own.size // own.local_size))
+    return ONE_PROCESS if own is None else Processes(own.size, -(-own.size // own.local_size))
 
 
 def _device(experiment: Experiment) -> Device:

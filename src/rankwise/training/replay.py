@@ -24,7 +24,7 @@ from rankwise.rows.encoded.sequences import EncodedRows, SelectedRows
 from rankwise.rows.files.licences import strictest
 from rankwise.rows.instructions import instructions
 from rankwise.rows.preparation import Prepared
-from rankwise.rows.preparing import Writing, prepare, refuse_fatal
+from rankwise.rows.preparing import RowEncoding, prepare, refuse_fatal
 from rankwise.rows.text.tokenize import Tokens
 from rankwise.runs.data_report import DataReport
 from rankwise.runs.records import Callback, WarningMessage
@@ -33,7 +33,7 @@ from rankwise.runs.snapshot import RunSnapshot
 
 
 def with_replay(
-    prepared: Prepared, experiment: Experiment, model: LoadedModel, writing: Writing, callback: Callback
+    prepared: Prepared, experiment: Experiment, model: LoadedModel, writing: RowEncoding, callback: Callback
 ) -> Prepared:
     """The same rows, and beside them those that are replayed; without replay they are returned as they are. `model`
     must be the base, with the template that the rows are written with."""
@@ -72,7 +72,7 @@ def _answers(experiment: Experiment, model: LoadedModel, shown: int, callback: C
 
 
 def _given(
-    experiment: Experiment, config: ReplayDataConfig, writing: Writing, callback: Callback
+    experiment: Experiment, config: ReplayDataConfig, writing: RowEncoding, callback: Callback
 ) -> tuple[SelectedRows, DataReport]:
     try:
         if config.run is not None:
@@ -85,7 +85,7 @@ def _given(
 
 
 def _of_run(
-    run: RunSnapshot, experiment: Experiment, writing: Writing, callback: Callback
+    run: RunSnapshot, experiment: Experiment, writing: RowEncoding, callback: Callback
 ) -> tuple[SelectedRows, DataReport]:
     """The rows that a run trained on, but those that are longer than rows may be here."""
     prepared, (files, _) = prepared_again(run, writing, callback), files_of(run)

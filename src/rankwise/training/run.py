@@ -279,8 +279,8 @@ class TrainingRun:
         own, words = results.validation_accuracy_after, (results.baselines or {}).get("words", 0.0)
         if own is not None and words > own:
             found.append(
-                f"on the {len(self.prepared.measured)} validation rows, logistic regression on words (TF-IDF) is right "
-                f"more often than this model: {words:.1%} against {own:.1%}"
+                f"on the {len(self.prepared.validation)} validation rows, logistic regression on words (TF-IDF) is "
+                f"right more often than this model: {words:.1%} against {own:.1%}"
             )
         return found
 
@@ -326,7 +326,7 @@ def data_facts(prepared: Prepared) -> DataFacts:
         format=data_report.format,
         rows=data_report.rows,
         training_sequences=len(trained),
-        validation_sequences=len(prepared.measured),
+        validation_sequences=len(prepared.validation),
         rows_too_long=data_report.skipped_why.get("too long", 0),
         tokens=trained.tokens,
         loss_tokens=trained.loss_count,

@@ -234,13 +234,13 @@ def set_aside(prepared: Prepared, rows: int, seed: int) -> tuple[Prepared, bool]
     """The rows of trials: at most so many validation rows, or where there are none (then True), training rows that the
     trials do not train on. A row that a pass sees several times is on one side."""
     rng = np.random.default_rng([seed, 3])
-    if len(prepared.measured):
-        chosen = rng.permutation(prepared.measured)[:rows]
-        return replace(prepared, measured=np.sort(chosen)), False
+    if len(prepared.validation):
+        chosen = rng.permutation(prepared.validation)[:rows]
+        return replace(prepared, validation=np.sort(chosen)), False
     every = np.unique(prepared.trained)
     chosen = rng.permutation(every)[: min(rows, len(every) // 4)]
     left = prepared.trained[~np.isin(prepared.trained, chosen)]
-    return replace(prepared, trained=left, measured=np.sort(chosen)), True
+    return replace(prepared, trained=left, validation=np.sort(chosen)), True
 
 
 CALM, RISES = 3, 1.5
@@ -260,14 +260,14 @@ def tune(trials: Trials, foreseen: Foresight | None, callback: Callback) -> Tuni
     part = trials.experiment.adapter.trial_part
     plan = TrialPlan.of(setup.steps, config.rows_per_step(rows), row_tokens, part)
     prepared, from_training = set_aside(trials.prepared, plan.rows if plan else 0, config.seed)
-    reason = trials.world.share(lambda: _unfit(trials, len(prepared.measured)) if plan else TOO_COSTLY)
+    reason = trials.world.share(lambda: _unfit(trials, len(prepared.validation)) if plan else TOO_COSTLY)
     if plan is None or reason is not None:
         tuning = Tuning(learning_rate=default, default=default, why=f"the default, because {reason}")
         callback(StatusMessage("\n".join(tuning.lines())))
         return tuning
     search = Search(replace(trials, prepared=prepared), plan, default, callback)
     seconds = _forecast(foreseen, plan)
-    callback(StatusMessage(_announced(plan, len(prepared.measured), from_training, seconds)))
+    callback(StatusMessage(_announced(plan, len(prepared.validation), from_training, seconds)))
     try:
         tuning = search.run()
     except Exception as error:
@@ -275,7 +275,7 @@ def tune(trials: Trials, foreseen: Foresight | None, callback: Callback) -> Tuni
             raise out_of_memory(foreseen, config.auto_batch) from None
         raise
     tuning = tuning.model_copy(update={
-        "rows": len(prepared.measured), "rows_from": "training" if from_training else "validation",
+        "rows": len(prepared.validation), "rows_from": "training" if from_training else "validation",
         "forecast_seconds": seconds, "steps": plan.cost_of(one.steps for one in tuning.trials),
     })  # fmt: skip
     callback(StatusMessage("\n".join(tuning.lines())))

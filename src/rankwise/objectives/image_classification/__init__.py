@@ -153,7 +153,7 @@ class ImageClassification(WithHead):
         """The head, and the modules inside the body whose weights the folder lacks."""
         return tuple(dict.fromkeys([*head_modules(model.module, images=True), *model.new_modules]))
 
-    def writing(self, model: LoadedModel) -> ImageWriting:
+    def row_encoding(self, model: LoadedModel) -> ImageWriting:
         return ImageWriting(model.source.name, self.processing, self.targets)
 
     def writing_alone(self, config: ModelConfig, callback: Callback, *, guessed: bool) -> ImageWriting:

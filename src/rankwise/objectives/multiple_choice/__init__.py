@@ -133,7 +133,7 @@ class MultipleChoice(Classifier, CausalLM):
     def encoder(self, template: ChatTemplate, tokenizer: HubTokenizer, config: DataConfig, limit: int) -> ChoiceEncoder:
         return ChoiceEncoder(template, tokenizer, config, limit, self.targets.outputs)
 
-    def preview(self, outcome: Outcome, writing: TextWriting, encoder: Any) -> list[Shown]:
+    def preview(self, outcome: Outcome, row_encoding: TextWriting, encoder: Any) -> list[Shown]:
         """The question with each choice."""
         example = outcome.example
         assert isinstance(example, Choices), "other rows have a problem"
@@ -144,7 +144,7 @@ class MultipleChoice(Classifier, CausalLM):
         return [
             Shown(
                 f"{example.where} choice {number}{', the right one' if number == example.answer else ''}",
-                [(turns[-1].content, True)] if side is None else writing.segments(side),
+                [(turns[-1].content, True)] if side is None else row_encoding.segments(side),
                 length, 0 if side is None else side.loss_count, why,
             )
             for number, (turns, side, length) in enumerate(

@@ -129,7 +129,7 @@ class Preference(CausalLM):
             ties=0,
         )  # fmt: skip
 
-    def preview(self, outcome: Outcome, writing: TextWriting, encoder: Any) -> list[Shown]:
+    def preview(self, outcome: Outcome, row_encoding: TextWriting, encoder: Any) -> list[Shown]:
         """Both conversations."""
         example = outcome.example
         names = [f"{example.where} {name}" for name in ("chosen", "rejected")]
@@ -143,7 +143,7 @@ class Preference(CausalLM):
             sides = zip(names, texts, outcome.lengths, strict=True)
             return [Shown(name, [(side.full_text, False)], tokens, 0, why) for name, side, tokens in sides]
         sides = zip(names, sides_of(outcome.sequences[0]), strict=True)
-        return [Shown(name, writing.segments(side), len(side.ids), side.loss_count) for name, side in sides]
+        return [Shown(name, row_encoding.segments(side), len(side.ids), side.loss_count) for name, side in sides]
 
     def batches(self, rows: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         return padded_pairs(rows, max_tokens, prompts=self.prompts)

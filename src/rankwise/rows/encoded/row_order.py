@@ -85,18 +85,18 @@ class Replay:
 class ReplayOrder:
     """The number of the row at a position: an own row 0 … `own` - 1, or behind these one of `others` replay rows."""
 
-    own: int
-    others: int
+    rows: int
+    replayed: int
     share: float
     seed: int
 
     def __call__(self, position: int) -> int:
         replayed = self._replayed(position)
         if self._replayed(position + 1) == replayed:
-            turn, place = divmod(position - replayed, self.own)
-            return int(shuffled(self.own, self.seed, turn)[place])
-        turn, place = divmod(replayed, self.others)
-        return self.own + int(shuffled(self.others, STREAM, self.seed, turn)[place])
+            turn, place = divmod(position - replayed, self.rows)
+            return int(shuffled(self.rows, self.seed, turn)[place])
+        turn, place = divmod(replayed, self.replayed)
+        return self.rows + int(shuffled(self.replayed, STREAM, self.seed, turn)[place])
 
     def _replayed(self, positions: int) -> int:
         """Exact, since a product of floats may fall below a whole number."""

@@ -58,7 +58,7 @@ def arrow(path: Path, seen: Seen) -> Iterator[Record]:
 
     try:
         with memory_map(os.fspath(path)) as source:
-            find_damage(map(_whole, _arrow_batches(path, source)))
+            find_damage(map(_merged_batch, _arrow_batches(path, source)))
             yield from _rows_of(path, _arrow_batches(path, source))
     except DataError:
         raise
@@ -66,7 +66,7 @@ def arrow(path: Path, seen: Seen) -> Iterator[Record]:
         raise DataError(f"{path}: is damaged, or is not a readable Arrow file: {first_line(error)}") from None
 
 
-def _whole(batch: Any) -> Any:
+def _merged_batch(batch: Any) -> Any:
     """Return the batch if all its offsets are valid; reading invalid ones would crash the process."""
     for column in batch.columns:
         kind = _in_bytes(column.type)

@@ -192,7 +192,7 @@ def _text_of(path: Path) -> str:
 def json_object(path: Path, seen: Seen, source: Reading, note: Note) -> Iterator[Record]:
     """Rows inside one object: a list of them, or the columns that pandas' `to_json` writes; or the object is a row."""
     text = _text_of(path)
-    begin, value = _SKIP(text, 0).end(), _whole(path, text)
+    begin, value = _SKIP(text, 0).end(), _parsed_file(path, text)
     line = f"{path}:{text.count(chr(10), 0, begin) + 1}"
     for name in source.field.split(".") if source.field is not None else ():
         if not isinstance(value, dict) or name not in value:
@@ -220,7 +220,7 @@ def json_object(path: Path, seen: Seen, source: Reading, note: Note) -> Iterator
     yield from _elements(path, text, seen, begin)
 
 
-def _whole(path: Path, text: str) -> Any:
+def _parsed_file(path: Path, text: str) -> Any:
     try:
         return loads(text)
     except (RecursionError, ValueError) as error:

@@ -90,7 +90,7 @@ class Listing:
     """Folder -> names of the images in it, for each folder with images."""
     links: list[Path] = field(default_factory=list)
     """Symbolic links to folders."""
-    others: list[Path] = field(default_factory=list)
+    other_files: list[Path] = field(default_factory=list)
     """Files that are no images, or are hidden."""
     empty: list[Path] = field(default_factory=list)
     """Folders without an image in them or below."""
@@ -161,16 +161,16 @@ def list_folder(folder: Path) -> Listing:
         for name in [*folders]:
             hidden = name.startswith(".") or name == OF_MAC
             if (Path(parent) / name).is_symlink() or hidden:
-                (listing.others if hidden else listing.links).append(here / name)
+                (listing.other_files if hidden else listing.links).append(here / name)
                 folders.remove(name)
         images = {name for name in files if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")}
         named = {*READMES, *FILES} if here == Path() else set()
-        listing.others += [here / name for name in files if name not in images and name not in named]
+        listing.other_files += [here / name for name in files if name not in images and name not in named]
         if images:
             listing.images[here] = sorted(images)
         elif not folders:
             listing.empty.append(here)
-    for paths in (listing.links, listing.others, listing.empty):
+    for paths in (listing.links, listing.other_files, listing.empty):
         paths.sort(key=lambda path: path.parts)
     listing.images = dict(sorted(listing.images.items(), key=lambda item: item[0].parts))
     return listing
@@ -200,7 +200,7 @@ def choose_images(listing: Listing, wanted_split: str | None) -> ImageFolder:
     _refuse_unclear(folder, [holder for holder in holders if labels[holder] is not None], above)
     images = [(path, labels[holder]) for holder in holders for path in _paths(holder, listing.images[holder])]
     return ImageFolder(
-        folder, images, listing.links, [legible(path) for path in listing.others], left_aside,
+        folder, images, listing.links, [legible(path) for path in listing.other_files], left_aside,
         _without_images(listing, {*units} - {Path()}),
     )  # fmt: skip
 

@@ -50,7 +50,7 @@ def with_image_files(row: Mapping[Any, Any], where: str, folder: Path, problems:
             replaced[name] = None
             continue
         if content is not None:
-            replaced[name] = _written(content, folder)
+            replaced[name] = _saved_image(content, folder)
     return replaced
 
 
@@ -74,7 +74,7 @@ def _file(path: Path) -> bytes:
         raise DataError(f"{path} cannot be read ({error.strerror}).") from None
 
 
-def _written(content: bytes, folder: Path) -> str:
+def _saved_image(content: bytes, folder: Path) -> str:
     suffix = next((suffix for mark, suffix in IMAGE_MARKS.items() if content.startswith(mark)), ".png")
     name = f"{NAME}/{sha256(content).hexdigest()[:24]}{suffix}"
     if not (folder / name).is_file():

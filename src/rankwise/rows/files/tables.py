@@ -180,7 +180,7 @@ Splits = dict[str, list[list[str]]]
 """The first rows of a file, separated by each delimiter."""
 
 
-def _split(head: str, whole: bool, delimiter: str) -> list[list[str]]:
+def _split(head: str, is_complete: bool, delimiter: str) -> list[list[str]]:
     """Where a quote is not closed properly, the last row has no cells."""
     csv.field_size_limit(LONGEST_CELL)
     rows: list[list[str]] = []
@@ -188,8 +188,8 @@ def _split(head: str, whole: bool, delimiter: str) -> list[list[str]]:
         lines = csv.reader(io.StringIO(head, newline=""), delimiter=delimiter, strict=True)
         rows += islice(filter(None, lines), HEAD_ROWS)
     except csv.Error:
-        rows += [[]] if whole else []
-    return rows if whole or len(rows) < 2 else rows[:-1]
+        rows += [[]] if is_complete else []
+    return rows if is_complete or len(rows) < 2 else rows[:-1]
 
 
 def _widths(rows: list[list[str]]) -> set[int]:

@@ -112,11 +112,11 @@ def _read(path: Path, name: str | None) -> dict[str, Cells]:
             written.close()
 
 
-def _cells(stored: Any, written: Any) -> Cells:
-    for sheet in (stored, written):
+def _cells(stored: Any, shown: Any) -> Cells:
+    for sheet in (stored, shown):
         sheet.reset_dimensions()  # the size that the file states may be wrong
     cells: Cells = []
-    for number, (values, formulas) in enumerate(zip(stored.rows, written.rows, strict=True), start=1):
+    for number, (values, formulas) in enumerate(zip(stored.rows, shown.rows, strict=True), start=1):
         row = [_value(value, formula) for value, formula in zip(values, formulas, strict=True)]
         while row and row[-1] in (None, ""):
             row.pop()
@@ -125,10 +125,10 @@ def _cells(stored: Any, written: Any) -> Cells:
     return cells
 
 
-def _value(stored: Any, written: Any) -> Any:
+def _value(stored: Any, shown: Any) -> Any:
     if stored.data_type == "e":
         return DataError(f"contains the error {stored.value}")
-    if stored.value is None and written.data_type == "f" and stored.data_type == "n":
+    if stored.value is None and shown.data_type == "f" and stored.data_type == "n":
         return DataError("contains a formula whose value is not stored; open the file in Excel and save it")
     return stored.value
 

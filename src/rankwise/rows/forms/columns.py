@@ -36,12 +36,12 @@ def from_columns(
 
 
 def answered(
-    given: tuple[Message, ...], answers: tuple[str, ...], where: str, *, each: bool, tools: tuple[Any, ...] = ()
+    context: tuple[Message, ...], answers: tuple[str, ...], where: str, *, each: bool, tools: tuple[Any, ...] = ()
 ) -> list[Example]:
     """Examples with the first answer, or one example for each answer. The other answers become alternatives."""
     return [
         Example(
-            (*given, Message("assistant", answer)), where, tools,
+            (*context, Message("assistant", answer)), where, tools,
             alternatives=tuple(other for other in answers if other != answer),
         )
         for answer in (answers if each else answers[:1])
@@ -54,7 +54,7 @@ def filled(text: str, row: Row, where: str, what: str) -> str:
     unknown = [part.name for part in parts if isinstance(part, Column) and part.name not in row]
     if unknown:
         raise DataError(f"{where}: the {what} names {_missing(unknown[0], row)}{_only_names(unknown[0])}")
-    return "".join(part if isinstance(part, str) else _written(row[part.name], where, part.name) for part in parts)
+    return "".join(part if isinstance(part, str) else _as_text(row[part.name], where, part.name) for part in parts)
 
 
 def _missing(name: str, row: Iterable[str]) -> str:
@@ -78,9 +78,9 @@ def _near(name: str, row: Iterable[str]) -> str:
     return f' Did you mean "{same}"?' if same is not None else did_you_mean(name, row)
 
 
-def _written(value: Any, where: str, name: str) -> str:
+def _as_text(value: Any, where: str, name: str) -> str:
     if isinstance(value, list) and all(isinstance(one, str | int | float) for one in value):
-        return "\n".join(_written(one, where, name) for one in value)
+        return "\n".join(_as_text(one, where, name) for one in value)
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
@@ -104,7 +104,7 @@ def _written(value: Any, where: str, name: str) -> str:
 def _not_empty(text: str, pattern: str, row: Row, where: str, what: str) -> str:
     """Refuse a text that is empty or whose columns are all empty in this row."""
     named = column_text(pattern).columns
-    if not text.strip() or (named and not any(_written(row[name], where, name).strip() for name in named)):
+    if not text.strip() or (named and not any(_as_text(row[name], where, name).strip() for name in named)):
         empty = f" (nothing in {some(map(shown, named), 8)})" if named else ""
         raise DataError(f"{where}: the {what} is empty{empty}.")
     return text

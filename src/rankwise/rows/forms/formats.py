@@ -114,7 +114,7 @@ class Choices(Example):
 
     @property
     def full_text(self) -> str:
-        return "\n".join([*(turn.whole for turn in self.messages if turn.role != "system"), *self.choices])
+        return "\n".join([*(turn.text for turn in self.messages if turn.role != "system"), *self.choices])
 
 
 def lists_choices(value: Any) -> bool:
@@ -127,7 +127,7 @@ def choice_example(row: Row, where: str) -> Choices:
     """DataError where there are not two choices or more, all of them different, or the answer is none of them."""
     require(row, where, "multiple-choice", "question", "choices")
     refuse_unsupported(row, where, "row", ("history", "tools"))
-    given = _given(text_of(row["question"], where, "question"), row, where)
+    given = _context(text_of(row["question"], where, "question"), row, where)
     listed = list_in(row["choices"])
     if not isinstance(listed, list):
         raise DataError(f"{where}: the choices are {shown(listed)}; a list of texts is expected.")
@@ -204,12 +204,12 @@ def parse_row(
     return [_with_system(example, system) for example in FORMS[form].examples(row, where, options)]
 
 
-def refuse_other_form(row: Row, form: str, where: str, *, given: bool) -> None:
+def refuse_other_form(row: Row, form: str, where: str, *, is_named: bool) -> None:
     """Refuse a row in another format than its file's. parse_row reports a row that fits no format.
 
     If the user gave the format, a row that fits it is accepted.
     """
-    other = form if given and FORMS[form].fits(row) else form_of(row)
+    other = form if is_named and FORMS[form].fits(row) else form_of(row)
     if other is not None and other != form:
         keys = some(map(shown, row), 8)
         raise DataError(f"{where}: is in the {other} format, but its file is in the {form} format ({keys}).")
@@ -261,7 +261,7 @@ def _prompt(row: Row, where: str, options: Options) -> list[Example]:
         hint = as_text(row, question_field, answers_in)
         raise DataError(f"{where}: the {answers_in} is {shown(answer)}; text is expected.{hint}")
     answers = answers or (text_of(answer, where, answers_in),)
-    return answered(_given(question, row, where), answers, where, each=options.each)
+    return answered(_context(question, row, where), answers, where, each=options.each)
 
 
 def _answers(row: Row, key: str, where: str) -> tuple[str, ...] | None:
@@ -286,7 +286,7 @@ def _dolly(row: Row, where: str, options: Options) -> list[Example]:
 
 
 def _instruction(row: Row, where: str, answers_in: str, options: Options) -> list[Example]:
-    given = _given(text_of(row["instruction"], where, "instruction"), row, where)
+    given = _context(text_of(row["instruction"], where, "instruction"), row, where)
     refuse_unsupported(row, where, "row", ("tools",))
     *first, question = given
     earlier = turns_of_history(row.get("history"), where)
@@ -328,7 +328,7 @@ def classified(row: Row) -> tuple[str, ...] | None:
     return next((names for names in CLASSIFIED if all(name in row for name in names)), None)
 
 
-def _given(question: str, row: Row, where: str) -> tuple[Message, ...]:
+def _context(question: str, row: Row, where: str) -> tuple[Message, ...]:
     """The row's system message, and the question with its context."""
     context = context_of(row, where)
     return (*_system(row, where), Message("user", question, context))

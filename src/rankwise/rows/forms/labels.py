@@ -69,7 +69,7 @@ class Labels:
         return ""
 
     @classmethod
-    def together(cls, parts: Iterable[Labels]) -> Labels:
+    def joined(cls, parts: Iterable[Labels]) -> Labels:
         """The labels of several sources together."""
         merged = cls()
         for part in parts:
@@ -123,10 +123,10 @@ class Labels:
                     f"{self._counted(near)}"
                 )
 
-    def _counted(self, label: str, written: Callable[[str], str] = shown) -> str:
+    def _counted(self, label: str, form: Callable[[str], str] = shown) -> str:
         count = self.counts[label]
         rows = f"{count:,} row{'s' if count > 1 else ''}"
-        return f"{written(label)} ({rows}, first {self.first[label]})"
+        return f"{form(label)} ({rows}, first {self.first[label]})"
 
 
 def label_text(value: Any, labels: tuple[str, ...], where: str) -> str:
@@ -177,10 +177,10 @@ def _folded(label: str) -> str:
     return " ".join(normalize("NFKC", normalize("NFKC", label).casefold()).split()).removesuffix(".0")
 
 
-def _one_letter_apart(one: str, other: str) -> bool:
+def _one_letter_apart(first: str, other: str) -> bool:
     """Whether two labels differ by one missing, added or changed letter. A different digit is not a misspelling."""
-    short, long = sorted((one, other), key=len)
-    if one == other or len(short) < SHORTEST or len(long) - len(short) > 1:
+    short, long = sorted((first, other), key=len)
+    if first == other or len(short) < SHORTEST or len(long) - len(short) > 1:
         return False
     same = next((index for index, letter in enumerate(short) if letter != long[index]), len(short))
     differing = {*short[same : same + 1], *long[same : same + 1]}

@@ -122,15 +122,15 @@ def _turn(turn: Message) -> str:
     return f"{turn.role}: {shown(turn.content)}"
 
 
-def _check_prompt(prompt: str | list[Any] | None, given: Turns, where: str) -> None:
+def _check_prompt(prompt: str | list[Any] | None, context: Turns, where: str) -> None:
     """Refuse a prompt beside whole conversations that do not begin with it."""
     if prompt is None:
         return
     if isinstance(prompt, str):
-        same = any(turn.role == "user" and turn.content.strip() == prompt.strip() for turn in given)
+        same = any(turn.role == "user" and turn.content.strip() == prompt.strip() for turn in context)
     else:
         texts = [turn.get("content", turn.get("value")) if isinstance(turn, dict) else None for turn in prompt]
-        same = texts == [turn.content for turn in given]
+        same = texts == [turn.content for turn in context]
     if not same:
         raise DataError(f"{where}: the prompt is {shown(prompt)}, but chosen and rejected begin with another one.")
 

@@ -97,11 +97,11 @@ def guessed(row: dict[str, Any]) -> tuple[list[str], str] | None:
     return (asking or known[:1] or [longest]), answer
 
 
-def _unnamed_answer(written: Sequence[str], texts: Sequence[str]) -> str | None:
+def _unnamed_answer(columns: Sequence[str], texts: Sequence[str]) -> str | None:
     """The last text. A column without letters is an answer only if the row has just one text beside it."""
     if len(texts) > 1:
         return texts[-1]
-    other = [name for name in written if name not in texts]
+    other = [name for name in columns if name not in texts]
     return other[0] if len(texts) == len(other) == 1 and not _is_aside(other[0]) else None
 
 

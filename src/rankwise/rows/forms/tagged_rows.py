@@ -55,7 +55,7 @@ def tokens_example(row: Row, labels: tuple[str, ...], where: str) -> Example:
         raise DataError(f"{where}: there are {len(words):,} tokens and {len(tags):,} tags.")
     names = [_name(tag, labels, f"tag {number}", where) for number, tag in enumerate(tags, 1)]
     text, ranges = joined([text_of(word, where, f"token {number}") for number, word in enumerate(words, 1)])
-    return _example(text, TaggedWords(ranges, tuple(names), given=True), where)
+    return _example(text, TaggedWords(ranges, tuple(names), is_split=True), where)
 
 
 def spans_example(row: Row, labels: tuple[str, ...], where: str) -> Example:
@@ -74,7 +74,7 @@ def spans_example(row: Row, labels: tuple[str, ...], where: str) -> Example:
 def untagged(given: str | Sequence[str], where: str) -> Example:
     """A text, or its words, that is to be tagged."""
     text, words = (given, words_of(given)) if isinstance(given, str) else joined(given)
-    tagged = TaggedWords(words, given=not isinstance(given, str))
+    tagged = TaggedWords(words, is_split=not isinstance(given, str))
     return Example((Message("user", text),), where, tagged=tagged)
 
 
@@ -166,7 +166,7 @@ def _tags(
     return tuple(tags), tuple(widened)
 
 
-def _stripped(own: str, start: int) -> Range:
+def _stripped(text: str, start: int) -> Range:
     """Where a span lies without the white space around it."""
-    begin = start + len(own) - len(own.lstrip())
-    return begin, begin + len(own.strip())
+    begin = start + len(text) - len(text.lstrip())
+    return begin, begin + len(text.strip())

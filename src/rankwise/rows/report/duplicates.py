@@ -131,19 +131,19 @@ class Index(ABC):
         rows, earlier = near_of(self, distinct, self, None)
         return Duplicates((copies, firsts[copies]), (distinct[rows], distinct[earlier]))
 
-    def overlap(self, rows: np.ndarray, theirs: Self, others: np.ndarray) -> Duplicates:
+    def overlap(self, rows: np.ndarray, theirs: Self, other_rows: np.ndarray) -> Duplicates:
         """Those among these rows that also stand among other rows, of another index or of this one."""
-        firsts = firsts_of(np.concatenate([theirs.digests[others], self.digests[rows]]))
-        first_of_own = firsts[len(others) :]
-        there = first_of_own < len(others)
-        distinct = np.unique(first_of_own[~there]) - len(others)  # of those that are not the same as another
-        distinct_others = np.flatnonzero(firsts[: len(others)] == np.arange(len(others)))
-        near, candidates = near_of(self, rows[distinct], theirs, others[distinct_others])
+        firsts = firsts_of(np.concatenate([theirs.digests[other_rows], self.digests[rows]]))
+        first_of_own = firsts[len(other_rows) :]
+        there = first_of_own < len(other_rows)
+        distinct = np.unique(first_of_own[~there]) - len(other_rows)  # of those that are not the same as another
+        distinct_others = np.flatnonzero(firsts[: len(other_rows)] == np.arange(len(other_rows)))
+        near, candidates = near_of(self, rows[distinct], theirs, other_rows[distinct_others])
         leads = np.full(len(rows), -1, np.int64)
-        leads[distinct[near]] = others[distinct_others[candidates]]
-        of_near = np.where(there, -1, leads[np.where(there, 0, first_of_own - len(others))]) if len(rows) else leads
+        leads[distinct[near]] = other_rows[distinct_others[candidates]]
+        of_near = np.where(there, -1, leads[np.where(there, 0, first_of_own - len(other_rows))]) if len(rows) else leads
         nearly = of_near >= 0
-        return Duplicates((rows[there], others[first_of_own[there]]), (rows[nearly], of_near[nearly]))
+        return Duplicates((rows[there], other_rows[first_of_own[there]]), (rows[nearly], of_near[nearly]))
 
 
 class TextIndex(Index):
@@ -234,13 +234,13 @@ def firsts_of(digests: np.ndarray) -> np.ndarray:
     return firsts
 
 
-def near_of(mine: Index, rows: np.ndarray, theirs: Index, others: np.ndarray | None) -> Pairs:
+def near_of(mine: Index, rows: np.ndarray, theirs: Index, other_rows: np.ndarray | None) -> Pairs:
     """Places among `rows`, and of each the place of the first of `others` that is near; without others an earlier one
     of `rows`."""
-    found, against = np.full(len(rows), -1, np.int64), rows if others is None else others
+    found, against = np.full(len(rows), -1, np.int64), rows if other_rows is None else other_rows
     for band in range(mine.bands):
         keys = mine.keys(rows, band)
-        order, start, end = _agreeing(keys, None if others is None else theirs.keys(others, band))
+        order, start, end = _agreeing(keys, None if other_rows is None else theirs.keys(other_rows, band))
         left = np.flatnonzero(found < 0)
         for step in range(MOST_COMPARED):
             left = left[start[left] + step < end[left]]

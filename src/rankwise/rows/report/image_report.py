@@ -60,13 +60,13 @@ def findings_of(images: Sequence[SeenImage], passed_over: Sequence[str]) -> Find
     return Findings(facts, duplicates, tuple(_warnings(facts, *duplicates.counts)))
 
 
-def overlap_of_images(measured: Sequence[SeenImage], trained: Sequence[SeenImage]) -> OverlapFacts:
+def overlap_of_images(validation: Sequence[SeenImage], trained: Sequence[SeenImage]) -> OverlapFacts:
     """How many validation images are also training images."""
-    of_measured, of_trained = (ImageIndex([image.record for image in images]) for images in (measured, trained))
-    shared = of_measured.overlap(np.arange(len(measured)), of_trained, np.arange(len(trained)))
+    of_measured, of_trained = (ImageIndex([image.record for image in images]) for images in (validation, trained))
+    shared = of_measured.overlap(np.arange(len(validation)), of_trained, np.arange(len(trained)))
     exact, near = shared.counts
-    first = _copies([*_pairs(measured, trained, shared.exact), *_pairs(measured, trained, shared.near)])
-    return OverlapFacts(exact=exact, near=near, of=len(measured), images=first or None)
+    first = _copies([*_pairs(validation, trained, shared.exact), *_pairs(validation, trained, shared.near)])
+    return OverlapFacts(exact=exact, near=near, of=len(validation), images=first or None)
 
 
 def _area(size: tuple[int, int]) -> int:
@@ -83,9 +83,11 @@ def _changes(images: Iterable[SeenImage]) -> tuple[ImageChange, ...]:
     return tuple(ImageChange(what=what, images=len(of), first=tuple(of[:EXAMPLES])) for what, of in by_count)
 
 
-def _pairs(images: Sequence[SeenImage], others: Sequence[SeenImage], pairs: Pairs) -> list[tuple[SeenImage, SeenImage]]:
+def _pairs(
+    images: Sequence[SeenImage], other_images: Sequence[SeenImage], pairs: Pairs
+) -> list[tuple[SeenImage, SeenImage]]:
     """Images, each with one of the others."""
-    return [(images[one], others[other]) for one, other in zip(*map(np.ndarray.tolist, pairs), strict=True)]
+    return [(images[one], other_images[other]) for one, other in zip(*map(np.ndarray.tolist, pairs), strict=True)]
 
 
 def _copies(pairs: Sequence[tuple[SeenImage, SeenImage]]) -> tuple[ImageCopy, ...]:

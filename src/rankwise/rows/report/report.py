@@ -126,7 +126,7 @@ def _lengths(counts: Sequence[int]) -> AnswerFacts | None:
 def _digest(turns: Sequence[Message]) -> bytes:
     digest = sha256()
     for turn in turns:
-        digest.update(f"{turn.role}\0{turn.whole.strip()}\0{turn.tool_calls}\0".encode())
+        digest.update(f"{turn.role}\0{turn.text.strip()}\0{turn.tool_calls}\0".encode())
     return digest.digest()[:DIGEST]
 
 
@@ -294,16 +294,16 @@ def _text_of(row: Sequence[Example]) -> str:
     return "\n".join(example.full_text for example in row)
 
 
-def fatal_problems(tally: Tally, spec: DataConfig, *, limit: int | None, trained: int, name: str) -> list[str]:
+def fatal_problems(tally: Tally, config: DataConfig, *, limit: int | None, trained: int, name: str) -> list[str]:
     """Errors that stop the training. `trained` counts sequences, or rows if there is no tokenizer."""
     bad = [*tally.unread, *(() if tally.guessed else tally.unwritten)]
-    if bad and (spec.on_bad_row == "stop" or not tally.used):
+    if bad and (config.on_bad_row == "stop" or not tally.used):
         return [joined_problems(bad)]
     if not tally.rows:
         return [f"{name}: has no rows."]
     if not tally.used and tally.unwritten:
         return []
-    longer = "Raise --max-length." if limit == spec.max_length else "The model's context is not longer."
+    longer = "Raise --max-length." if limit == config.max_length else "The model's context is not longer."
     if not tally.used and NOTHING_LEFT in tally.skipped:
         return [f"{name}: no answer is left in any row after cutting to {limit} tokens. {longer}"]
     if not tally.used:
@@ -311,8 +311,8 @@ def fatal_problems(tally: Tally, spec: DataConfig, *, limit: int | None, trained
         return [f"{name}: every row is longer than {limit} tokens{shortest}. {longer}"]
     if not trained:
         return [
-            f"{name} has {tally.used} rows and held_out is {spec.held_out}, so none is left for training."
-            if spec.held_out_of(tally.used)
+            f"{name} has {tally.used} rows and held_out is {config.held_out}, so none is left for training."
+            if config.held_out_of(tally.used)
             else f"{name}: no row is left for training."
         ]
     problems: list[str] = []
@@ -326,19 +326,19 @@ def fatal_problems(tally: Tally, spec: DataConfig, *, limit: int | None, trained
     return problems
 
 
-def advice_on(tally: Tally, spec: DataConfig) -> list[str]:
+def advice_on(tally: Tally, config: DataConfig) -> list[str]:
     """Advice about bad rows among good ones."""
     bad = len(tally.unread) + (0 if tally.guessed else len(tally.unwritten))
-    if not bad or not tally.used or spec.on_bad_row == "skip":
+    if not bad or not tally.used or config.on_bad_row == "skip":
         return []
     return [f"{bad:,} of {tally.rows:,} rows cannot be used. To leave them out, use --on-bad-row skip."]
 
 
-def left_out(tally: Tally, spec: DataConfig) -> list[str]:
+def left_out(tally: Tally, config: DataConfig) -> list[str]:
     """Warnings where many rows are left out, for example because they are too long, or so many that none are held out
     by default."""
     count, found = sum(tally.skipped.values()), list[str]()
-    if spec.held_out_of(tally.rows) and not spec.held_out_of(tally.used):
+    if config.held_out_of(tally.rows) and not config.held_out_of(tally.used):
         few = f"no validation rows are held out, since only {tally.used:,} of {tally.rows:,} rows can be used"
         found.append(f"{few}; --held-out N takes some")
     if count and count >= MANY_LEFT_OUT * tally.rows:

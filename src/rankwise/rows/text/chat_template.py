@@ -46,7 +46,7 @@ Conversation = tuple[Sequence[Message], Sequence[Any]]
 
 
 @dataclass(frozen=True)
-class Written:
+class RenderedText:
     """`prefix` is what the tokenizer puts before every text, and `results` what was rendered."""
 
     messages: Sequence[Message]
@@ -54,7 +54,7 @@ class Written:
     results: Mapping[Cut, Result]
 
     @property
-    def whole(self) -> str:
+    def full_text(self) -> str:
         return self.text(len(self.messages))
 
     @property
@@ -67,7 +67,7 @@ class Written:
         """The first `count` messages; with `answer_next`, up to the point where the model begins to write."""
         return self.prefix + self.result(count, answer_next)[0]
 
-    def first(self, count: int) -> Written:
+    def first(self, count: int) -> RenderedText:
         """The first messages as a conversation of their own."""
         return replace(self, messages=self.messages[:count])
 
@@ -198,11 +198,11 @@ class ChatTemplate:
         return self.tokenizer.guarded(content)
 
     def text(self, messages: Sequence[Message], tools: Sequence[Any] = (), *, answer_next: bool = False) -> str:
-        return self._one(messages, tools, answer_next=answer_next).text(len(messages), answer_next=answer_next)
+        return self._render(messages, tools, answer_next=answer_next).text(len(messages), answer_next=answer_next)
 
     def marked(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> tuple[str, list[Span]]:
-        written = self._one(messages, tools)
-        return written.whole, written.spans
+        written = self._render(messages, tools)
+        return written.full_text, written.spans
 
     def controls(self, text: str) -> int:
         return len(self.tokenizer.special_whole.findall(text))
@@ -267,7 +267,7 @@ class ChatTemplate:
             return ""
 
     def _unprefixed(self, messages: Sequence[Message], *, answer_next: bool = False) -> tuple[str, list[Span]]:
-        return replace(self._one(messages, answer_next=answer_next), prefix="").result(len(messages), answer_next)
+        return replace(self._render(messages, answer_next=answer_next), prefix="").result(len(messages), answer_next)
 
     def _has_place(self, source: str) -> bool:
         """Whether the template writes a context itself. Otherwise it is written below the question."""
@@ -286,15 +286,15 @@ class ChatTemplate:
         first = self.tokenizer.encode(self._probed[0].partition(PROBE)[2].lstrip())[:1]
         return [self.tokenizer.special[token] for token in first if token in self.tokenizer.special]
 
-    def written(self, conversations: Sequence[Conversation]) -> list[Written]:
+    def render_all(self, conversations: Sequence[Conversation]) -> list[RenderedText]:
         """Conversations, each whole and up to each of its answers, all rendered together."""
-        return self._written(conversations, _cuts)
+        return self._render_all(conversations, _cuts)
 
-    def _written(
+    def _render_all(
         self, conversations: Sequence[Conversation], cuts: Callable[[Sequence[Message]], list[Cut]]
-    ) -> list[Written]:
+    ) -> list[RenderedText]:
         """Those with tools and those without may have templates of their own."""
-        written: dict[int, Written] = {}
+        written: dict[int, RenderedText] = {}
         for name in ("default", "tool_use"):
             own = {at: one for at, one in enumerate(conversations) if bool(one[1]) == (name == "tool_use")}
             source = self._sources.get(name) or self._sources["default"]
@@ -303,11 +303,13 @@ class ChatTemplate:
                      for messages, tools in own.values()]  # fmt: skip
             results = render_conversations(source, self._values, asked)
             for (at, (messages, _)), one, texts in zip(own.items(), asked, results, strict=True):
-                written[at] = Written(messages, self._prefix, dict(zip(one.cuts, texts, strict=True)))
+                written[at] = RenderedText(messages, self._prefix, dict(zip(one.cuts, texts, strict=True)))
         return [written[at] for at in range(len(conversations))]
 
-    def _one(self, messages: Sequence[Message], tools: Sequence[Any] = (), *, answer_next: bool = False) -> Written:
-        (written,) = self._written([(messages, tools)], lambda _: [(len(messages), answer_next)])
+    def _render(
+        self, messages: Sequence[Message], tools: Sequence[Any] = (), *, answer_next: bool = False
+    ) -> RenderedText:
+        (written,) = self._render_all([(messages, tools)], lambda _: [(len(messages), answer_next)])
         return written
 
 

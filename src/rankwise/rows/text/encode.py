@@ -32,14 +32,14 @@ EncoderOf = Callable[[ChatTemplate, HubTokenizer, DataConfig, int], RowEncoder]
 class Encoder:
     template: ChatTemplate
     tokenizer: HubTokenizer
-    spec: DataConfig
+    config: DataConfig
     limit: int
     """Largest number of tokens: data.max_length, or the model's context if that is shorter."""
 
     def encode(self, examples: Sequence[Example]) -> list[Outcome]:
         """Encode examples together, because a tokenizer is faster with many texts at once."""
         outcomes = [Outcome(example) for example in examples]
-        self._write(outcomes, apart=self.spec.answers == "apart")
+        self._write(outcomes, separately=self.config.answers == "apart")
         self._part(outcomes)
         return [self._fitted(outcome) for outcome in outcomes]
 
@@ -48,17 +48,17 @@ class Encoder:
         question follows, if that helps."""
         unlike = [outcome for outcome in outcomes if outcome.unlike_asked and _answers(outcome.example) > 1]
         parted = [Outcome(outcome.example) for outcome in unlike]
-        self._write(parted, apart=True)
+        self._write(parted, separately=True)
         for outcome, apart in zip(unlike, parted, strict=True):
             if apart.problem is None and not apart.unlike_asked:
                 outcome.sequences = apart.sequences
 
-    def _write(self, outcomes: Sequence[Outcome], *, apart: bool) -> None:
+    def _write(self, outcomes: Sequence[Outcome], *, separately: bool) -> None:
         drawn: list[tuple[Outcome, Rendering]] = []
         conversations = [(outcome.example.messages, outcome.example.tools) for outcome in outcomes]
-        for outcome, written in zip(outcomes, self.template.written(conversations), strict=True):
+        for outcome, written in zip(outcomes, self.template.render_all(conversations), strict=True):
             try:
-                made = renderings(outcome.example, self.template, apart=apart, written=written)
+                made = renderings(outcome.example, self.template, separately=separately, rendered=written)
             except TemplateError as error:
                 outcome.problem = str(error)
                 continue
@@ -69,7 +69,7 @@ class Encoder:
             if tokens is None:
                 outcome.problem = undecodable(rendering, outcome.example.where)
             else:
-                everything = self.spec.learned == "everything"
+                everything = self.config.learned == "everything"
                 learned = replace(tokens, loss_mask=(True,) * len(tokens.ids)) if everything else tokens
                 outcome.sequences.append(learned)
 
@@ -78,10 +78,10 @@ class Encoder:
             outcome.sequences = []
             return outcome
         outcome.lengths = [len(sequence.ids) for sequence in outcome.sequences]
-        cuts = self.spec.too_long == "cut-prompt" and any(map(self._long_prompt, outcome.sequences))
+        cuts = self.config.too_long == "cut-prompt" and any(map(self._long_prompt, outcome.sequences))
         if not cuts and max(outcome.lengths, default=0) <= self.limit:
             return outcome
-        match self.spec.too_long:
+        match self.config.too_long:
             case "drop":
                 self._drop(outcome)
             case "truncate":
@@ -108,7 +108,7 @@ class Encoder:
 
     def _cut_prompt(self, outcome: Outcome, cuts: bool) -> None:
         if cuts:
-            shorter = replace(self, spec=self.spec.model_copy(update={"too_long": "truncate"}))
+            shorter = replace(self, config=self.config.model_copy(update={"too_long": "truncate"}))
             (again,) = shorter.encode([_with_short_question(outcome.example, self.limit // 2)])
             outcome.sequences, outcome.problem = again.sequences, again.problem
             outcome.truncated, outcome.without_loss_tokens = max(1, again.truncated), again.without_loss_tokens
@@ -119,7 +119,7 @@ class Encoder:
         system, pairs = _turns(outcome.example)
         if len(pairs) < 2 or outcome.example.tools:
             return self._drop(outcome)
-        whole = replace(self, spec=self.spec.model_copy(update={"too_long": "drop"}))
+        whole = replace(self, config=self.config.model_copy(update={"too_long": "drop"}))
         outcome.sequences = []
         begun: list[Message] = []
         held: Outcome | None = None
@@ -167,6 +167,6 @@ def _with_short_question(example: Example, characters: int) -> Example:
     index = max((place for place, message in enumerate(example.messages) if message.role == "user"), default=None)
     if index is None:
         return example
-    asked = example.messages[index].whole
+    asked = example.messages[index].text
     short = replace(example.messages[index], content=asked[: min(characters, len(asked) // 2)] or asked[:1], context="")
     return replace(example, messages=(*example.messages[:index], short, *example.messages[index + 1 :]))

@@ -46,7 +46,7 @@ class TaggedWords:
     """One for each word; none where a text is only to be tagged."""
     widened: tuple[str, ...] = ()
     """The texts of spans that began or ended inside a word, and were widened to whole words."""
-    given: bool = False
+    is_split: bool = False
     """Whether the row gave the words one by one, and not a text."""
 
 
@@ -158,7 +158,7 @@ class Message:
     """Whether an answer is in the loss. False for OpenAI's weight 0."""
 
     @property
-    def whole(self) -> str:
+    def text(self) -> str:
         """The content with its context below, for templates without a place for a context."""
         return f"{self.content}\n\n{self.context}" if self.context.strip() else self.content
 
@@ -229,7 +229,7 @@ class Example:
         turns = self.messages[1:] if self.system is not None else self.messages
         if len(turns) != 2 or self.tools or self.tagged is not None or turns[1].tool_calls:
             return None
-        return (turns[0].whole, turns[1].content) if turns[0].role == "user" else None
+        return (turns[0].text, turns[1].content) if turns[0].role == "user" else None
 
     @property
     def special(self) -> tuple[str, str] | None:
@@ -247,14 +247,14 @@ class Example:
     @property
     def prompt_text(self) -> str:
         """Everything before the last answer, without the system message; for a plain text, the text."""
-        turns = [message.whole for message in self.messages[:-1] if message.role != "system"]
+        turns = [message.text for message in self.messages[:-1] if message.role != "system"]
         return "\n".join(turns) if self.text is None else self.text
 
     @property
     def full_text(self) -> str:
         """The row as one text without the system message, for the search for duplicates."""
         every = chain.from_iterable(self.conversations)
-        turns = [f"{turn.role}: {turn.whole}{_calls(turn)}" for turn in every if turn.role != "system"]
+        turns = [f"{turn.role}: {turn.text}{_calls(turn)}" for turn in every if turn.role != "system"]
         return "\n".join(turns) if self.text is None else self.text
 
     @property

@@ -22,11 +22,11 @@ from dataclasses import replace
 from typing import Any
 
 from rankwise.errors import TemplateError
-from rankwise.rows.text.chat_template import ChatTemplate, Shown, Span, Written, answers_of
+from rankwise.rows.text.chat_template import ChatTemplate, RenderedText, Shown, Span, answers_of
 from rankwise.rows.text.example import CLOSE, OPEN, Example, Message, parted
 from rankwise.rows.text.tokenize import Rendering, Segment
 
-APART = (
+SEPARATELY = (
     " Use --set data.answers=apart, which makes a row of each answer, or split the conversation into rows with one "
     "answer each."
 )
@@ -37,24 +37,24 @@ class UnstableTemplate(TemplateError):
 
 
 def renderings(
-    example: Example, template: ChatTemplate, *, apart: bool = False, written: Written | None = None
+    example: Example, template: ChatTemplate, *, separately: bool = False, rendered: RenderedText | None = None
 ) -> list[Rendering]:
     """Render the conversation as one sequence, or with `apart` as one sequence for each answer. `written` is what the
     template wrote of it, if that was asked for before."""
     answers = answers_of(example.messages)
-    written = written or _written(example, template)
-    if not apart or len(answers) < 2:
+    rendered = rendered or _rendered(example, template)
+    if not separately or len(answers) < 2:
         try:
-            return [render(example, template, written)]
+            return [render(example, template, rendered)]
         except UnstableTemplate:
             if not template.rewrites or len(answers) < 2:
                 raise
     learned = [index for index in answers if example.messages[index].learned]
-    return [render(_up_to(example, index), template, written.first(index + 1)) for index in learned]
+    return [render(_up_to(example, index), template, rendered.first(index + 1)) for index in learned]
 
 
-def _written(example: Example, template: ChatTemplate) -> Written:
-    (written,) = template.written([(example.messages, example.tools)])
+def _rendered(example: Example, template: ChatTemplate) -> RenderedText:
+    (written,) = template.render_all([(example.messages, example.tools)])
     return written
 
 
@@ -64,16 +64,16 @@ def _up_to(example: Example, answer: int) -> Example:
     return replace(example, messages=(*given, example.messages[answer]))
 
 
-def render(example: Example, template: ChatTemplate, written: Written | None = None) -> Rendering:
+def render(example: Example, template: ChatTemplate, rendered: RenderedText | None = None) -> Rendering:
     try:
         if example.text is not None:
             return _whole_text(example.text, template)
-        written = written or _written(example, template)
-        spans = written.spans
+        rendered = rendered or _rendered(example, template)
+        spans = rendered.spans
         usable = spans and template.reasoning == "none" and shown_of(example, template).marks_fit
-        by_marks = _by_marks(example, template, written, merged(spans)) if usable else None
-        rendering = by_marks or _by_prefix(example, template, written)
-        refuse_unshown(example, template, written.whole)
+        by_marks = _by_marks(example, template, rendered, merged(spans)) if usable else None
+        rendering = by_marks or _by_prefix(example, template, rendered)
+        refuse_unshown(example, template, rendered.full_text)
         return rendering
     except TemplateError as error:
         raise type(error)(f"{example.where}: {error}{_hint(example, template)}") from None
@@ -95,7 +95,9 @@ def _whole_text(text: str, template: ChatTemplate) -> Rendering:
     return Rendering((Segment(template.start, False), learned) if template.start else (learned,), "text")
 
 
-def _by_marks(example: Example, template: ChatTemplate, written: Written, spans: Sequence[Span]) -> Rendering | None:
+def _by_marks(
+    example: Example, template: ChatTemplate, rendered: RenderedText, spans: Sequence[Span]
+) -> Rendering | None:
     """Cut at the marks. None if the marks do not fit the answers, contain other text, or leave out an end token.
 
     An answer that consists only of a tool call must begin exactly where the prompt ends.
@@ -104,10 +106,10 @@ def _by_marks(example: Example, template: ChatTemplate, written: Written, spans:
     if len(spans) != len(answers):
         return None
     found: list[Span] = []
-    whole, as_asked = written.whole, True
+    whole, as_asked = rendered.full_text, True
     for (index, message), (start, stop) in zip(answers, spans, strict=True):
         length = _ended_length(whole[start:stop], message, template)
-        asked = written.text(index, answer_next=True) == whole[:start]
+        asked = rendered.text(index, answer_next=True) == whole[:start]
         if length is None or not (asked or message.content.strip()):
             return None
         if message.learned:
@@ -124,13 +126,13 @@ def _ended_length(marked: str, message: Message, template: ChatTemplate) -> int 
         return None
 
 
-def _by_prefix(example: Example, template: ChatTemplate, written: Written) -> Rendering:
+def _by_prefix(example: Example, template: ChatTemplate, rendered: RenderedText) -> Rendering:
     found: list[Span] = []
-    whole, position = written.whole, 0
+    whole, position = rendered.full_text, 0
     for index, message in enumerate(example.messages):
         if message.role != "assistant" or not message.learned:
             continue
-        before, after = written.text(index, answer_next=True), written.text(index + 1)
+        before, after = rendered.text(index, answer_next=True), rendered.text(index + 1)
         stable = after.startswith(before) and whole.startswith(before) and len(before) >= position
         start, end = _learned_span(after[len(before) :], message, template) if stable else (0, 0)
         start, end = start + len(before), end + len(before)
@@ -139,20 +141,20 @@ def _by_prefix(example: Example, template: ChatTemplate, written: Written) -> Re
             raise UnstableTemplate(
                 f"the model's chat template writes turn {index + 1} differently inside the whole conversation than up "
                 "to that turn, so the answer cannot be separated from the prompt."
-                + (APART if several else " Its generation prompt does not match the way it writes answers.")
+                + (SEPARATELY if several else " Its generation prompt does not match the way it writes answers.")
             )
         found.append((start, end))
         position = end
     return Rendering(_cut(whole, found), "prefix")
 
 
-def _cut(whole: str, learned: Sequence[Span]) -> tuple[Segment, ...]:
+def _cut(text: str, learned: Sequence[Span]) -> tuple[Segment, ...]:
     segments: list[Segment] = []
     position = 0
     for start, end in learned:
-        segments += [Segment(whole[position:start], False), Segment(whole[start:end], True)]
+        segments += [Segment(text[position:start], False), Segment(text[start:end], True)]
         position = end
-    return tuple(segment for segment in (*segments, Segment(whole[position:], False)) if segment.text)
+    return tuple(segment for segment in (*segments, Segment(text[position:], False)) if segment.text)
 
 
 def _learned_span(rendered: str, message: Message, template: ChatTemplate) -> Span:
@@ -197,14 +199,14 @@ def _learned_length(rendered: str, message: Message, template: ChatTemplate) -> 
     return tail_start + place + len(end)
 
 
-def _check_calls(message: Message, written: str, template: ChatTemplate) -> None:
+def _check_calls(message: Message, rendered: str, template: ChatTemplate) -> None:
     for call in message.tool_calls:
         texts = [template.guarded(text) for text in (call.name, *_leaves(call.arguments))]
-        missing = next((text for text in texts if not _stands(text, written)), None)
+        missing = next((text for text in texts if not _stands(text, rendered)), None)
         if missing is not None:
             raise TemplateError(
-                f"the chat template does not write the call of {call.name!r} ({missing!r} is not in {written[:60]!r}), "
-                "so it cannot be trained on."
+                f"the chat template does not write the call of {call.name!r} ({missing!r} is not in {rendered[:60]!r}),"
+                " so it cannot be trained on."
             )
 
 
@@ -220,9 +222,9 @@ def _leaves(value: Any) -> Iterator[str]:
         yield value
 
 
-def _stands(text: str, written: str) -> bool:
+def _stands(text: str, rendered: str) -> bool:
     """Whether the text occurs in the written one, unchanged or as JSON writes it."""
-    return any(form in written for form in (text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]))
+    return any(form in rendered for form in (text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]))
 
 
 def shown_of(example: Example, template: ChatTemplate) -> Shown:
@@ -232,11 +234,11 @@ def shown_of(example: Example, template: ChatTemplate) -> Shown:
     return template.shapes[key]
 
 
-def refuse_unshown(example: Example, template: ChatTemplate, whole: str) -> None:
+def refuse_unshown(example: Example, template: ChatTemplate, text: str) -> None:
     shown = shown_of(example, template)
     if shown.missing:
         raise TemplateError(f"the chat template does not show {shown.missing[0]}, so the model would not know it.")
-    if template.controls(whole) > shown.controls:
+    if template.controls(text) > shown.controls:
         raise TemplateError(
             "the chat template turns text of the row into a control token: it removes something from the text, and the "
             "rest is read as a control token."

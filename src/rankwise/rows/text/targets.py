@@ -24,7 +24,7 @@ def input_of(messages: Sequence[Message]) -> str:
             f"an encoder reads one text, and this is a conversation of {roles}. Write what it needs into a single "
             "prompt."
         )
-    return messages[0].whole
+    return messages[0].text
 
 
 def input_and_output(example: Example) -> tuple[str, str]:
@@ -38,14 +38,14 @@ def input_and_output(example: Example) -> tuple[str, str]:
             f"{where}: is a conversation ({', '.join(roles)}), and one input with one output is expected, without a "
             "system message or tools."
         )
-    given, output = example.messages[0].whole, example.messages[1].content
+    given, output = example.messages[0].text, example.messages[1].content
     for name, text in (("input", given), ("output", output)):
         if not text.strip():
             raise DataError(f"{where}: the {name} is empty.")
     return given, output
 
 
-_WHOLE = re.compile(r"-?[0-9]{1,18}\.0+")
+_INTEGER = re.compile(r"-?[0-9]{1,18}\.0+")
 
 
 def texts_of(example: Example) -> tuple[str, str]:
@@ -101,7 +101,7 @@ def number_of(label: str) -> float | None:
 
 def without_zeros(label: str) -> str:
     """A whole number written with decimals as a whole number (1.0 becomes 1); any other label as it is."""
-    return label.partition(".")[0] if _WHOLE.fullmatch(label) else label
+    return label.partition(".")[0] if _INTEGER.fullmatch(label) else label
 
 
 @dataclass(frozen=True)

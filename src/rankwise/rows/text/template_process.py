@@ -77,7 +77,7 @@ def plain_conversation(
 def _turn(message: Message, guarded: Guard, shows_context: bool) -> dict[str, Any]:
     turn: dict[str, Any] = {
         "role": message.role,
-        "content": guarded(message.content if shows_context else message.whole),
+        "content": guarded(message.content if shows_context else message.text),
     }
     if shows_context and message.context:
         turn["context"] = guarded(message.context)

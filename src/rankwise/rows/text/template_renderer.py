@@ -184,8 +184,8 @@ def _as_in_transformers() -> Any:
     class OpenNamespace(Namespace):
         """Jinja's, without names that begin like Python's inner ones."""
 
-        def __init__(self, /, *given: Any, **named: Any) -> None:  # a value may be called self
-            values = dict(*given, **named)
+        def __init__(self, /, *arguments: Any, **named: Any) -> None:  # a value may be called self
+            values = dict(*arguments, **named)
             for name in values:
                 _refuse_hidden(name)
             super().__init__(values)

@@ -26,7 +26,7 @@ MARKS = {
 }
 """Codec and label by byte order mark. UTF-32 comes before UTF-16, because its mark begins with the mark of UTF-16."""
 CHUNK = 1 << 20
-OTHERS = "cp1250 (Central Europe), cp1251 (Cyrillic), cp1253 (Greek), cp932 (Japanese) or gb18030 (Chinese)"
+OTHER_ENCODINGS = "cp1250 (Central Europe), cp1251 (Cyrillic), cp1253 (Greek), cp932 (Japanese) or gb18030 (Chinese)"
 _ESCAPED = re.compile("[\udc80-\udcff]")
 _HIGH = re.compile("[^\0-\x7f\udc80-\udcff]")
 _CONTROL = re.compile(r"[\0-\x08\x0b\x0e-\x1f\x7f]")
@@ -46,12 +46,12 @@ class Encoding:
         return TextIOWrapper(opened(path), self.codec, "surrogateescape", newline="")
 
 
-def detect_encoding(path: Path, given: str | None) -> Encoding:
+def detect_encoding(path: Path, named: str | None) -> Encoding:
     """Detect the encoding. `given` is the setting data.encoding, which decides if it is set."""
     with opened(path) as file:
         head = file.read(4096)
-    if given is not None:
-        return Encoding(_with_mark(given, head), given)
+    if named is not None:
+        return Encoding(_with_mark(named, head), named)
     if (marked := encoding_by_mark(head)) is not None:
         return marked
     good, bad, sample = _counts(path)
@@ -61,7 +61,8 @@ def detect_encoding(path: Path, given: str | None) -> Encoding:
         return Encoding("utf-8", "UTF-8")
     if not _looks_western(sample):
         raise DataError(
-            f"{path}: is not UTF-8 text, and not cp1252 either. Name its encoding with data.encoding: {OTHERS}."
+            f"{path}: is not UTF-8 text, and not cp1252 either. Name its encoding with data.encoding: "
+            f"{OTHER_ENCODINGS}."
         )
     if good:
         raise DataError(
@@ -91,9 +92,9 @@ def _is_utf16(head: bytes, codec: str) -> bool:
     )
 
 
-def _with_mark(given: str, head: bytes) -> str:
+def _with_mark(named: str, head: bytes) -> str:
     """The codec that also removes the byte order mark."""
-    codec = codecs.lookup(given).name
+    codec = codecs.lookup(named).name
     marked = encoding_by_mark(head)
     return marked.codec if marked is not None and codec.startswith(marked.codec) else codec
 

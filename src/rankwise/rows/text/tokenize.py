@@ -140,13 +140,13 @@ class _Asks:
     tokenizer: HubTokenizer
     known: dict[str, list[int]] = field(default_factory=dict)
 
-    def same(self, prompt: str, whole: Encoded | _Pieces, count: int) -> bool:
+    def same(self, prompt: str, encoded: Encoded | _Pieces, count: int) -> bool:
         borders = self.tokenizer.borders
-        ids = whole.ids
+        ids = encoded.ids
         last = next((position for position in range(count - 1, -1, -1) if ids[position] in borders), None)
         if last is None:
             return self._encoded(prompt) == ids[:count]
-        return self._encoded(prompt[whole.begin(last) :]) == ids[last:count]
+        return self._encoded(prompt[encoded.begin(last) :]) == ids[last:count]
 
     def _encoded(self, text: str) -> list[int]:
         if text not in self.known:
@@ -187,18 +187,18 @@ class _Pieces:
         return self._starts[piece] + self._encoded[piece].begin(index - self._counts[piece])
 
 
-def _split(segments: Sequence[Segment], text: str, whole: Encoded | _Pieces, asks: _Asks) -> list[list[int]] | None:
+def _split(segments: Sequence[Segment], text: str, encoded: Encoded | _Pieces, asks: _Asks) -> list[list[int]] | None:
     """The ids of each segment; None if an id crosses a border, or if a prompt alone has other ids."""
     parts: list[list[int]] = []
     start = position = 0
     for segment in segments:
-        if segment.learned and position and not asks.same(text[:position], whole, start):
+        if segment.learned and position and not asks.same(text[:position], encoded, start):
             return None
         position += len(segment.text)
-        end = whole.before(position)
+        end = encoded.before(position)
         if end is None and segment.learned:
-            end = _behind_space(text, position, whole, asks.tokenizer.borders)
-        ids, last = whole.ids[start:end], asks.tokenizer.special_end(segment.text) if segment.learned else None
+            end = _behind_space(text, position, encoded, asks.tokenizer.borders)
+        ids, last = encoded.ids[start:end], asks.tokenizer.special_end(segment.text) if segment.learned else None
         # some tokenizers encode the letters of an end token after a word
         if end is None or (last is not None and ids[-1:] != [last[1]]):
             return None
@@ -207,13 +207,13 @@ def _split(segments: Sequence[Segment], text: str, whole: Encoded | _Pieces, ask
     return parts
 
 
-def _behind_space(text: str, position: int, whole: Encoded | _Pieces, borders: Collection[int]) -> int | None:
+def _behind_space(text: str, position: int, encoded: Encoded | _Pieces, borders: Collection[int]) -> int | None:
     """Number of ids up to an end token that also contains the white space after it."""
     while position < len(text) and text[position].isspace():
         position += 1
-        end = whole.before(position)
+        end = encoded.before(position)
         if end:
-            return end if whole.ids[end - 1] in borders else None
+            return end if encoded.ids[end - 1] in borders else None
     return None
 
 

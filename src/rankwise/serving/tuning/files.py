@@ -49,7 +49,7 @@ LONGEST_NAME = 255
 CONTENT, PAIRS, FACTS = "content.jsonl", "pairs.jsonl", "file.json"
 Purpose = Literal["fine-tune", "fine-tune-results"]
 FILE, JOB = "file", "ftjob"
-BESIDE = 2**16
+FORM_BYTES = 2**16
 """Bytes of a request beside its file."""
 PURPOSES = {
     "assistants": "this server has no assistants", "batch": "this server has no batches; ask it directly",
@@ -250,7 +250,7 @@ async def _limited(request: Request) -> AsyncGenerator[bytes, None]:
         if part is None:
             return
         size += len(part)
-        if size > LARGEST_FILE + BESIDE:
+        if size > LARGEST_FILE + FORM_BYTES:
             raise BadRequest(f"the file has more than {LARGEST_FILE:,} bytes.", status=413, parameter="file")
         yield part
 
@@ -268,7 +268,7 @@ def check_rows(folder: Path, filename: str, model: LoadedModel) -> Content:
         pairs = _is_of_pairs(path)
         if pairs:
             (folder / PAIRS).write_text("".join(_converted(path)), encoding="utf-8")
-        writing = Preference(PreferenceConfig()).writing(model) if pairs else CAUSAL_LM.writing(model)
+        writing = Preference(PreferenceConfig()).row_encoding(model) if pairs else CAUSAL_LM.row_encoding(model)
         path = folder / PAIRS if pairs else path
         content = Content(pairs=pairs, ignored=() if pairs else _ignored(path))
         report = checked(data_of(path, content), writing, folder)

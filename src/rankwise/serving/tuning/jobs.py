@@ -62,19 +62,19 @@ EPOCHS = 2
 class Base:
     """What a job trains: the model as it is named, its hidden size, and the run whose adapter it begins with."""
 
-    spec: ModelConfig
+    config: ModelConfig
     width: int
     start_from: str | None = None
 
 
-def resolved(given: Hyperparameters, rows: int) -> Hyperparameters:
+def resolved(hyperparameters: Hyperparameters, rows: int) -> Hyperparameters:
     """With a number for each `auto`."""
     batch = min(TrainingConfig().batch_size, max(rows, 1))
     auto: JsonObject = {"n_epochs": EPOCHS, "batch_size": batch, "learning_rate_multiplier": 1.0}
-    if isinstance(given, PairHyperparameters):
+    if isinstance(hyperparameters, PairHyperparameters):
         auto["beta"] = PreferenceConfig().beta
-    values = given.model_dump()
-    return type(given)(**{name: auto[name] if value == "auto" else value for name, value in values.items()})
+    values = hyperparameters.model_dump()
+    return type(hyperparameters)(**{name: auto[name] if value == "auto" else value for name, value in values.items()})
 
 
 class Job(Stored):
@@ -276,7 +276,7 @@ class Jobs:
             )
             data = data.model_copy(update={"validation": apart})
         settings: JsonObject = {
-            "model": base.spec.model_copy(update={"dtype": "auto", "device": "auto"}), "data": data, "run": job.run,
+            "model": base.config.model_copy(update={"dtype": "auto", "device": "auto"}), "data": data, "run": job.run,
             "objective": "preference" if job.dpo else "causal-lm",
             "adapter": {"method": "lora", "start_from": base.start_from},
             "training": {"epochs": own["n_epochs"], "batch_size": own["batch_size"], "seed": job.seed},

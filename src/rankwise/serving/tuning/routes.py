@@ -49,7 +49,7 @@ class Offered:
         self.serving, self.jobs = serving, jobs
         self._changes = changes
         self._settling = threading.RLock()
-        self._settled: dict[str, str | None] = {}
+        self._finished: dict[str, str | None] = {}
         """Ended jobs that were handled, and why the model of one is not served."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="rankwise-jobs", daemon=True)
@@ -65,7 +65,7 @@ class Offered:
 
     def settle(self) -> None:
         self.jobs.queue.start_worker()
-        unsettled = [name for name in self.jobs.ids() if name not in self._settled]
+        unsettled = [name for name in self.jobs.ids() if name not in self._finished]
         jobs = list[Job]()
         for name in unsettled:
             with suppress(BadRequest):  # damaged
@@ -77,14 +77,14 @@ class Offered:
         """The job as it stands. Its model answers before the job is reported as succeeded."""
         with self._settling:
             state = self.jobs.state(job)
-            if state.status in ENDED and job.id not in self._settled:
-                self._settled[job.id] = None
+            if state.status in ENDED and job.id not in self._finished:
+                self._finished[job.id] = None
                 if state.status == "succeeded":
                     self._finish(job)
             return self.jobs.get(job.id), state
 
     def warning(self, job: Job) -> str | None:
-        return self._settled.get(job.id)
+        return self._finished.get(job.id)
 
     def base(self, name: str) -> Base:
         """What a job trains that names this model. BadRequest (404) where it is none that can be trained."""
@@ -123,7 +123,7 @@ class Offered:
             try:
                 self._changes.load(job.tuned, self.jobs.run_of(job).folder)
             except (RankwiseError, OSError) as error:  # its files may be gone
-                self._settled[job.id] = f"The model is not served: {typed(error)}"
+                self._finished[job.id] = f"The model is not served: {typed(error)}"
 
     def _follow(self) -> None:
         while not self._stop.wait(BETWEEN):
