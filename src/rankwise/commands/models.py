@@ -87,7 +87,7 @@ def _is_gguf_adapter(path: Path) -> bool:
 def inspect_model(name: str) -> InspectedModel:
     """A starter, a model of the catalogue or of the hub, a folder with a config.json, that file or a .gguf file."""
     shape = shape_to_adapt(name)
-    heads = sum(layer.parameters for layer in shape.layers if layer.path in shape.whole)
+    heads = sum(layer.parameters for layer in shape.layers if layer.path in shape.full_paths)
     return InspectedModel(
         shape.name, shape.family, shape.parameters - heads, heads, groups_of(shape), choices_of(shape),
         default_target(shape),
