@@ -32,7 +32,7 @@ from rankwise.config.experiment import Experiment
 from rankwise.errors import AdapterError, TargetError
 from rankwise.exporting.adapter_export import write_mlx
 from rankwise.exporting.engine_rules import verdicts
-from rankwise.exporting.merge import export_merged
+from rankwise.exporting.merge import Order, export_merged
 from rankwise.exporting.merging.as_adapter import combine
 from rankwise.exporting.merging.inputs import Options
 from rankwise.forward.model_shape import shape_of_config
@@ -343,7 +343,7 @@ def test_a_training_is_resumed_continued_and_exported_merged(experiment: Callabl
     run = train(experiment("next").model_copy(update={"adapter": LoraConfig(start_from="run-whole")}))
     assert read_adapter(run.result).ranks == read_adapter(Path("runs/run-whole/adapter")).ranks
     artifact = open_artifact("run-whole", silent)
-    merged = export_merged(artifact, Path("merged"), silent, "float32", force_base=False)
+    merged = export_merged(Order(artifact, Path("merged"), "merged", dtype="float32"))
     assert merged.logits_difference <= NEAR and (merged.logits_change or 0) > 0.01
     with pytest.raises(AdapterError, match="a merge file by file has no place for"):
         combine(Options(["run-whole"]), Path("again"), silent)

@@ -109,8 +109,8 @@ def test_a_classifier_arrives(tmp_path, run, format):
 def test_a_head_that_is_another_is_seen(tmp_path, monkeypatch, run, format):
     whole = export_command._written
 
-    def turned(artifact, folder, *given, **more):
-        told = whole(artifact, folder, *given, **more)
+    def turned(order):
+        told, folder = whole(order), order.folder
         (file,) = folder.glob("*.safetensors")
         tensors = load_file(file)
         head = {key: value.flip(0).contiguous() for key, value in tensors.items() if "classifier" in key}
@@ -127,8 +127,8 @@ def test_a_head_that_is_another_is_seen(tmp_path, monkeypatch, run, format):
 def test_names_of_tags_in_another_order_are_seen(tmp_path, monkeypatch):
     whole = export_command._written
 
-    def renamed(artifact, folder, *given, **more):
-        told = whole(artifact, folder, *given, **more)
+    def renamed(order):
+        told, folder = whole(order), order.folder
         config = json.loads((folder / "config.json").read_text())
         names = config["id2label"]
         names["1"], names["3"] = names["3"], names["1"]

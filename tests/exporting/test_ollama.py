@@ -58,9 +58,9 @@ def unquoted(value: str) -> str:
 def test_a_modelfile_is_read_back_as_it_was_written(family):
     served = ollama_template(template_of(family, "qwen"))
     system = 'You "quote" it.\n\n Twice: "'
-    text = modelfile(served, base="model.gguf", adapter="adapter.gguf", system=system, max_length=512, positions=8192)
+    text = modelfile(served, system=system, max_length=512, positions=8192)
     assert commands_in(text) == [
-        ("from", "./model.gguf"), ("adapter", "./adapter.gguf"), ("template", served.served.go), ("system", system),
+        ("from", "."), ("template", served.served.go), ("system", system),
         *(("stop", stop) for stop in served.stops),
         ("num_ctx", "4096"), ("temperature", "0"), ("repeat_penalty", "1"),
     ]  # fmt: skip
@@ -74,9 +74,7 @@ def test_the_context_is_that_of_the_rows_and_of_the_model():
         (9000, 8192, 8192),
         (64, 2048, 2048),
     ):
-        assert ("num_ctx", str(context)) in commands_in(
-            modelfile(served, base=".", max_length=max_length, positions=positions)
-        )
+        assert ("num_ctx", str(context)) in commands_in(modelfile(served, max_length=max_length, positions=positions))
 
 
 @pytest.mark.parametrize("text", ['a """ b', "a\u00a0b", "a\u200bb", "a\x00b", "a\rb"])
@@ -89,7 +87,7 @@ def test_odd_characters_of_a_template_reach_ollama():
     start = '\u00a0""" {\u200b{{ \'{{\' }}'  # Jinja writes the last part as {{
     odd = Family("odd", start + BY_NAME["zephyr"].template, "</s>", ())
     served = ollama_template(template_of(odd, "qwen"))
-    assert dict(commands_in(modelfile(served, base=".")))["template"] == served.served.go
+    assert dict(commands_in(modelfile(served)))["template"] == served.served.go
     talk = (Message("user", "Hello"),)
     assert served.served.text(talk) == template_of(odd, "qwen").text(talk, answer_next=True).removeprefix("<s>")
 

@@ -109,8 +109,8 @@ def test_an_export_is_verified_by_default_and_says_so(home, run, format):
 def test_an_export_that_another_engine_reads_otherwise_is_not_left_there(home, monkeypatch, format):
     whole = export_command._written
 
-    def doubled(artifact, folder, *given, **more):
-        told = whole(artifact, folder, *given, **more)
+    def doubled(order):
+        told, folder = whole(order), order.folder
         planted.scale_doubled(folder, home / "tiny-llama", home)
         return told
 

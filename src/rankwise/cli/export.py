@@ -90,15 +90,13 @@ def export(
     """Write a run's adapter or model as a folder that other programs can load."""
     with report_failures(as_json), Display(quiet) as display:
         from rankwise.commands.export import export as export_command
-        from rankwise.exporting.engines.table import loaded_with
 
         verifying = _verifying(verify, no_verify, engine_python or (), verify_data, server_model)
         exported = export_command(
             run, to, format, strength=strength, dtype=dtype, force_base=force_base, force_result=force_result,
             base_model=base_model, round_rank=round_rank, verifying=verifying, callback=display,
         )  # fmt: skip
-        use = loaded_with(exported.loaded_as, exported.to, exported.auto, exported.outputs)
-        lines = [_line(exported), *_template_lines(exported), *exported.verification.lines(), use]
+        lines = [_line(exported), *_template_lines(exported), *exported.verification.lines(), exported.use]
         print_result(as_json, exported.summary(), *lines)
 
 

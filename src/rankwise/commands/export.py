@@ -22,12 +22,12 @@ from rankwise.errors import ConfigError, RunError, did_you_mean
 from rankwise.exporting.adapter_export import FORMATS as ADAPTER_FORMATS
 from rankwise.exporting.adapter_export import export_adapter
 from rankwise.exporting.engine_rules import verdicts
-from rankwise.exporting.engines.table import WRITING, way_for
+from rankwise.exporting.engines.table import WRITING, loaded_with, way_for
 from rankwise.exporting.gguf import DTYPES as GGUF_DTYPES
-from rankwise.exporting.gguf import FORMATS as GGUF_FORMATS
-from rankwise.exporting.gguf import export_as_gguf, template_parity_of
-from rankwise.exporting.gguf_merged import GgufMerged
-from rankwise.exporting.merge import DTYPES, Merged, export_merged
+from rankwise.exporting.gguf import export_gguf_adapter, template_parity_of
+from rankwise.exporting.gguf_merged import GgufMerged, export_gguf
+from rankwise.exporting.gguf_target import file_of
+from rankwise.exporting.merge import DTYPES, Merged, Order, export_merged
 from rankwise.exporting.ollama import OllamaTemplate, export_ollama
 from rankwise.exporting.served_jinja import folder_parity
 from rankwise.exporting.template_parity import Parity
@@ -42,7 +42,7 @@ from rankwise.exporting.verification import (
     served,
     with_rules,
 )
-from rankwise.methods.artifact import Artifact, open_artifact
+from rankwise.methods.artifact import open_artifact
 from rankwise.runs.records import Callback, WarningMessage, silent
 from rankwise.system.files import folders_above
 
@@ -65,14 +65,12 @@ class Exported:
     """How the template in the export agrees with training's."""
     gguf: GgufMerged | None = None
     """Of a merged model as a GGUF file."""
-    outputs: int | None = None
-    """The number of a classifier's classes, or 1 for a number."""
-    auto: str = WRITING
-    """The class by which transformers opens the model."""
     files: tuple[str, ...] = ()
     adapter: AdapterWeights | None = None
     """What a folder with an adapter holds."""
     verification: Verification = NOT_VERIFIED
+    use: str = ""
+    """How to load it, in a sentence."""
     base_quantized: str | None = None
     """How the base's weights were stored that the adapter was trained over; None in full."""
 
@@ -83,11 +81,6 @@ class Exported:
             return "quantised"  # as its base may be
         whole = self.merged or self.gguf
         return "float32" if whole is None else whole.dtype if whole.dtype in DTYPES else "quantised"
-
-    @property
-    def loaded_as(self) -> str:
-        """The format whose way of loading holds: factors of stacked experts are for PEFT, in `portable` too."""
-        return "peft" if self.adapter is not None and self.adapter.has_experts else self.format
 
     def summary(self) -> dict[str, Any]:
         """What `rankwise export --json` prints."""
@@ -125,51 +118,50 @@ def export(
         exported = Exported(str(artifact.folder), str(folder), format, strength=strength)
     else:
         with folders_above(folder):
-            exported = _written(
-                artifact, folder, format, strength, dtype, base_model, callback, force_base=force_base,
-                round_rank=round_rank,
-            )  # fmt: skip
+            exported = _written(Order(
+                artifact, folder, format, callback, strength, dtype, base_model, force_base, round_rank
+            ))  # fmt: skip
             written = Export(str(folder), format, exported.number_format, strength, force_base)
             verification = arrived(artifact, written, verifying, callback)
-    if exported.adapter is not None and format != "mlx" and exported.auto == WRITING:
+    auto, adapter = artifact.objective.kind.auto_class, exported.adapter
+    if adapter is not None and format != "mlx" and auto == WRITING:
         # the rules are those for language models in PEFT's folders
-        verification = with_rules(verification, verdicts(exported.adapter))
-    return replace(exported, verification=verification, bytes=_size(folder), files=_files(folder))
+        verification = with_rules(verification, verdicts(adapter))
+    # factors of stacked experts are for PEFT, in `portable` too
+    loaded_as = "peft" if adapter is not None and adapter.has_experts else format
+    use = loaded_with(loaded_as, exported.to, auto, artifact.objective.head_size)
+    return replace(exported, verification=verification, bytes=_size(folder), files=_files(folder), use=use)
 
 
-def _written(
-    artifact: Artifact, folder: Path, format: str, strength: float, dtype: str | None, base_model: str | None,
-    callback: Callback, *, force_base: bool, round_rank: bool,
-) -> Exported:  # fmt: skip
+def _written(order: Order) -> Exported:
     """Write one format, whole or not at all."""
+    artifact, format, strength = order.artifact, order.format, order.strength
     if strength != 1:
         artifact.refuse("scaled", f"{strength:g}")
     artifact.refuse(format)
     named = artifact.base_named
     stored = None if named is None else named.packed_format
-    exported = Exported(
-        str(artifact.folder), str(folder), format, strength=strength, outputs=artifact.objective.head_size,
-        base_quantized=stored, auto=artifact.objective.kind.auto_class,
-    )  # fmt: skip
+    exported = Exported(str(artifact.folder), str(order.folder), format, strength=strength, base_quantized=stored)
     if stored is not None and format in (*ADAPTER_FORMATS, "gguf-lora"):
-        callback(WarningMessage(
+        order.callback(WarningMessage(
             f"{artifact.described} was trained over {stored} weights, and {format} holds the adapter alone: a program "
             "that lays it over other weights of the base, such as the full ones, computes other numbers. --format "
             "merged and gguf hold the weights that it was trained over"
         ))  # fmt: skip
-    if format in GGUF_FORMATS:
-        file, facts = export_as_gguf(artifact, format, folder, callback, dtype, strength, force_base=force_base)
-        if isinstance(facts, GgufMerged):
-            return replace(exported, to=str(file), gguf=facts, parity=template_parity_of(artifact, callback))
-        return replace(exported, to=str(file), rank=facts)
+    if format == "gguf-lora":
+        return replace(exported, to=str(file_of(order)), rank=export_gguf_adapter(order))
+    if format == "gguf":
+        whole = export_gguf(order)
+        return replace(exported, to=str(file_of(order)), gguf=whole, parity=template_parity_of(order))
     if format == "ollama":
-        merged, template = export_ollama(artifact, folder, callback, dtype, strength, force_base=force_base)
+        merged, template = export_ollama(order)
         return replace(exported, merged=merged, ollama=template, parity=template.parity)
     if format == "merged":
-        merged = export_merged(artifact, folder, callback, dtype, strength, force_base=force_base)
-        return replace(exported, merged=merged, parity=folder_parity(artifact, folder, callback))
-    adapter = export_adapter(artifact, folder, format, strength, base_model, callback, round_rank=round_rank)
-    return replace(exported, rank=adapter.rank, adapter=adapter, parity=folder_parity(artifact, folder, callback))
+        exported = replace(exported, merged=export_merged(order))
+    else:
+        adapter = export_adapter(order)
+        exported = replace(exported, rank=adapter.rank, adapter=adapter)
+    return replace(exported, parity=folder_parity(artifact, order.folder, order.callback))
 
 
 def _check(format: str, dtype: str | None, strength: float, *, force_idle: bool, round_rank: bool) -> None:

@@ -19,7 +19,7 @@ from rankwise.config.adapters import check_strength
 from rankwise.errors import ConfigError, did_you_mean
 from rankwise.exporting.merging.as_adapter import CombinedAdapter, combine
 from rankwise.exporting.merging.inputs import Options, open_inputs
-from rankwise.exporting.merging.plan import BY_NAME, MergePlan, plan_merge
+from rankwise.exporting.merging.plan import BY_NAME, MergePlan
 from rankwise.exporting.merging.write import MergedFolder, refuse_unfinished, write_merged
 from rankwise.exporting.trained_base import ONTO, Onto
 from rankwise.runs.records import Callback, WarningMessage, silent
@@ -58,7 +58,7 @@ def plan_of(options: Options, dtype: str | None, callback: Callback = silent) ->
     """The merge as data; refused with every problem where it cannot be done."""
     if dtype is not None and dtype not in BY_NAME:
         raise ConfigError([f'there is no dtype "{dtype}".{did_you_mean(dtype, BY_NAME)} Known: {", ".join(BY_NAME)}.'])
-    return plan_merge(open_inputs(options, callback), dtype)
+    return MergePlan(open_inputs(options, callback), dtype)
 
 
 def apply_plan(plan: MergePlan, folder: Path, callback: Callback = silent) -> MergedFolder:

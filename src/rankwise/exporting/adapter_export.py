@@ -36,7 +36,7 @@ from rankwise.base.rotary_names import missing_names
 from rankwise.base.sources import LOCAL
 from rankwise.errors import AdapterError, RunError, some
 from rankwise.exporting.engines.vllm import RANKS
-from rankwise.exporting.merge import beside
+from rankwise.exporting.merge import Order, beside
 from rankwise.methods.artifact import Artifact, recorded_base, stored_weights
 from rankwise.methods.model_card import UNKNOWN, CardFacts, card
 from rankwise.runs.directory import CARD
@@ -53,17 +53,15 @@ LARGEST_CARD = 1_000_000
 """Bytes."""
 
 
-def export_adapter(
-    artifact: Artifact, folder: Path, format: str, strength: float, base_model: str | None, callback: Callback, *,
-    round_rank: bool,
-) -> AdapterWeights:  # fmt: skip
-    """Write the adapter, whole or not at all, and return what was written. It names `base_model` as its base."""
-    artifact = replace(artifact, trained_on=_renamed(artifact.trained_on, base_model))
+def export_adapter(order: Order) -> AdapterWeights:
+    """Write the adapter, whole or not at all, and return what was written."""
+    folder, format, strength, callback = order.folder, order.format, order.strength, order.callback
+    artifact = replace(order.artifact, trained_on=_renamed(order.artifact.trained_on, order.base_model))
     files = beside(artifact, strength)
-    stored = _with_base(stored_weights(artifact, callback), base_model)
+    stored = _with_base(stored_weights(artifact, callback), order.base_model)
     stored = as_lora(stored, empty=format == "portable")
     scaled = stored.scaled(strength)
-    written = scaled if format == "peft" else scaled.portable(RANKS if round_rank else ())
+    written = scaled if format == "peft" else scaled.portable(RANKS if order.round_rank else ())
     check_same(written, _with_scale(stored, strength), folder)
     with told_when_full(folder):
         need_space(folder.absolute(), sum(value.nbytes for part in written.factors.values() for value in part.values))

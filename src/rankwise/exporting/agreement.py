@@ -21,15 +21,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from rankwise.errors import RankwiseError, some
-from rankwise.evaluation.validation_rows import rows_to_measure
+from rankwise.errors import some
 from rankwise.exporting.engine_process import EngineReplies, EngineReply
-from rankwise.exporting.reference import Question, Reference
+from rankwise.exporting.reference import Question, Reference, documents_of
 from rankwise.inference.tuned_model import TunedModel
 from rankwise.objectives.objective import WithHead
 from rankwise.objectives.predictions import THRESHOLD
-from rankwise.rows.text.tokenize import Tokens
-from rankwise.runs.records import silent
 from rankwise.runs.row_facts import Pooling
 
 SHARE_OF_CHANGE = 0.25
@@ -305,7 +302,7 @@ def class_reference_of(
     objective: WithHead, tuned: TunedModel, count: int, rows: str | None, **of_answers: Any
 ) -> ClassReference | None:
     """None for images that are no files any more, since there is nothing to show to other software."""
-    documents, about = _documents(tuned, rows)
+    documents, about = documents_of(tuned, rows)
     longest = replace(tuned.longest, cuts=False)  # the other software is given whole texts
     outcomes = objective.encoded(tuned.model, objective.shown(tuned.model, documents, count), longest)
     fitting = [one for one in outcomes if one.problem is None]
@@ -313,22 +310,11 @@ def class_reference_of(
         return None
     outputs = objective.outputs_for(tuned.model.module, [one.sequences[0] for one in fitting])
     return ClassReference(
-        f"{len(fitting)} {about}", tuple(map(objective.question, fitting)),
+        f"{len(fitting)} {about if len(documents) else BUILT_IN}", tuple(map(objective.question, fitting)),
         tuple(tuple(one.flatten().tolist()) for one in outputs), objective.targets.classes,
         str(tuned.model.source.folder.absolute()), objective.kind.auto_class, objective.tolerances,
         objective.targets.pooling, objective.targets.form,
     )  # fmt: skip
-
-
-def _documents(tuned: TunedModel, rows: str | None) -> tuple[Sequence[Tokens], str]:
-    try:
-        found = rows_to_measure(tuned.artifact, tuned.model, rows, silent)
-    except (RankwiseError, OSError):
-        if rows is not None:
-            raise
-        return [], BUILT_IN
-    about = "validation rows" if rows is None else f"rows of {rows}"
-    return found.documents, about if len(found.documents) else BUILT_IN
 
 
 def compare_classes(reference: ClassReference, replies: EngineReplies, number_format: str) -> EngineVerdict:

@@ -1,6 +1,4 @@
-"""`--format gguf-lora` and `--format gguf`: one call for the command. The whole model is gguf_merged.py's.
-
-An adapter is a GGUF LoRA file, which llama.cpp lays over a GGUF file of the base model:
+"""An adapter as a GGUF LoRA file, which llama.cpp lays over a GGUF file of the base model:
 
     general.type = adapter, adapter.type = lora, adapter.lora.alpha = a
     NAME.lora_a (R, I)   NAME.lora_b (O, R)        of the weight NAME of the base; of an embedding (V, R) and (O, R)
@@ -13,7 +11,6 @@ is. Numbers are float32. The file is read back, and each tensor is compared befo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,56 +22,35 @@ from rankwise.base.gguf.files import TYPES, GgufTensor, check_written, write_ggu
 from rankwise.base.gguf.folder import FileBase, is_tied
 from rankwise.base.loading import load_tokenizer
 from rankwise.errors import AdapterError, some
-from rankwise.exporting.gguf_merged import NAME as MODEL
-from rankwise.exporting.gguf_merged import GgufMerged, export_gguf
-from rankwise.exporting.gguf_target import GgufChange, GgufModel, gguf_file, gguf_model, is_gguf_file
-from rankwise.exporting.merge import beside
+from rankwise.exporting.gguf_target import GgufChange, GgufModel, gguf_file, gguf_model
+from rankwise.exporting.merge import Order
 from rankwise.exporting.served_jinja import gguf_parity, template_of
 from rankwise.exporting.template_parity import Parity
-from rankwise.methods.artifact import Artifact
 from rankwise.methods.registry import method_of
-from rankwise.runs.records import Callback
 
-FORMATS = ("gguf-lora", "gguf")
 DTYPES = tuple(TYPES)
-ADAPTER = "adapter.gguf"
 
 
-def template_parity_of(artifact: Artifact, callback: Callback) -> Parity:
+def template_parity_of(order: Order) -> Parity:
     """Compare the Jinja template that a GGUF file of this run has with training's, as llama.cpp renders it."""
-    tokenizer, _, _ = load_tokenizer(method_of(artifact.config).model_of(artifact), callback)
-    parity = gguf_parity(template_of(artifact, tokenizer))
-    parity.warn("llama.cpp", callback)
+    spec = method_of(order.artifact.config).model_of(order.artifact)
+    tokenizer, _, _ = load_tokenizer(spec, order.callback)
+    parity = gguf_parity(template_of(order.artifact, tokenizer))
+    parity.warn("llama.cpp", order.callback)
     return parity
 
 
-def export_as_gguf(
-    artifact: Artifact, format: str, to: Path, callback: Callback, dtype: str | None, strength: float, *,
-    force_base: bool,
-) -> tuple[Path, GgufMerged | int]:  # fmt: skip
-    """Write an adapter or a merged model; returns the written file, and what was written: the facts of a merged model,
-    or the largest rank of an adapter."""
-    model = gguf_model(artifact, callback, force_base=force_base)
-    files = beside(artifact, strength)
-    if format == "gguf":
-        written: GgufMerged | int = export_gguf(model, to, callback, dtype, strength, files)
-    else:
-        written = export_gguf_adapter(model, to, callback, strength, files)
-    return (to if is_gguf_file(to) else to / (MODEL if format == "gguf" else ADAPTER)), written
-
-
-def export_gguf_adapter(
-    model: GgufModel, to: Path, callback: Callback, strength: float, beside: Mapping[str, Any]
-) -> int:
-    """Write the adapter as the file `to`, or as a file in the new folder `to`; returns the largest rank."""
-    change = _change(model, strength)
+def export_gguf_adapter(order: Order) -> int:
+    """Write the adapter as a file; returns the largest rank."""
+    model = gguf_model(order)
+    change = _change(model, order.strength)
     if model.file is not None:
         _check_fits(change, FileBase(model.file), model.file)
     alpha = _alpha(change)
     tensors = [tensor for name in sorted(change.factors) for tensor in _pair(name, change, alpha)]
-    with gguf_file(to, ADAPTER, beside) as file:
-        write_gguf(file, model.architecture.name, _fields(model, alpha), tensors, callback)
-        check_written(file, tensors, to, callback)
+    with gguf_file(order) as file:
+        write_gguf(file, model.architecture.name, _fields(model, alpha), tensors, order.callback)
+        check_written(file, tensors, order.folder, order.callback)
     return max(part.rank for part in change.factors.values())
 
 

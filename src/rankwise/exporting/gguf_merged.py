@@ -28,7 +28,8 @@ from rankwise.base.kind import CAUSAL_LM
 from rankwise.base.loading import load_tokenizer
 from rankwise.base.saving import stored_as
 from rankwise.errors import AdapterError, ConfigError, TemplateError
-from rankwise.exporting.gguf_target import GgufChange, GgufModel, gguf_file
+from rankwise.exporting.gguf_target import GgufChange, GgufModel, gguf_file, gguf_model
+from rankwise.exporting.merge import Order
 from rankwise.exporting.served_jinja import served_jinja, template_of
 from rankwise.exporting.trained_base import quantized_weights
 from rankwise.rows.text.chat_template import ChatTemplate
@@ -37,7 +38,6 @@ from rankwise.rows.text.tokenizer import HubTokenizer
 from rankwise.runs.records import Callback, StatusMessage, WarningMessage
 from rankwise.system.files import need_space
 
-NAME = "model.gguf"
 FLOATS = ("F32", "F16", "BF16")
 
 
@@ -53,10 +53,9 @@ class GgufMerged:
     """The number of tensors that are the base file's, byte for byte."""
 
 
-def export_gguf(
-    model: GgufModel, to: Path, callback: Callback, dtype: str | None, strength: float, beside: Mapping[str, Any]
-) -> GgufMerged:
-    """Write the merged model as the file `to`, or as a file in the new folder `to`."""
+def export_gguf(order: Order) -> GgufMerged:
+    """Write the merged model as a file."""
+    model, callback, strength = gguf_model(order), order.callback, order.strength
     if model.adapter is None and strength != 1:
         raise ConfigError([
             f"--strength {strength:g}: {model.artifact.described} trained the whole model, and a GGUF export scales "
@@ -66,22 +65,22 @@ def export_gguf(
     if model.adapter is not None:
         change = GgufChange.of(model.adapter, model.names, model.artifact.described, strength)
     if model.file is None:
-        name = dtype or str(stored_as(model.spec, callback)[0]).removeprefix("torch.")
+        name = order.dtype or str(stored_as(model.spec, callback)[0]).removeprefix("torch.")
         base, fields, tensors = _from_folder(model, change, name, callback)
     else:
-        name = dtype or "float16"
-        base, fields, tensors = _from_file(model, model.file, change, dtype, callback)
+        name = order.dtype or "float16"
+        base, fields, tensors = _from_file(model, model.file, change, order.dtype, callback)
     missing = change.names - {tensor.name for tensor in tensors}
     if missing or (HEAD in {tensor.name for tensor in tensors} and not model.architecture.own_head):
         raise AdapterError(
             f"{model.artifact.described} adapts the embedding or the output head of a {model.architecture.name} model, "
             "which llama.cpp reads as one. Use --format merged."
         )
-    need_space(to.absolute(), sum(tensor.bytes for tensor in tensors))
+    need_space(order.folder.absolute(), sum(tensor.bytes for tensor in tensors))
     _report_types(tensors, TYPES[name][0], callback)
-    with gguf_file(to, NAME, beside) as file:
+    with gguf_file(order) as file:
         write_gguf(file, model.architecture.name, fields, tensors, callback)
-        rounding = check_written(file, tensors, to, callback)
+        rounding = check_written(file, tensors, order.folder, callback)
     copied = sum(tensor.copied for tensor in tensors)
     if isinstance(base, FileBase) and copied:
         callback(StatusMessage(_copied(base, change, name, copied)))

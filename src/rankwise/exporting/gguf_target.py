@@ -26,12 +26,14 @@ from rankwise.base.gguf.architectures import Architecture, GgufNames, architectu
 from rankwise.base.sources import Source, find
 from rankwise.config.models import ModelConfig
 from rankwise.errors import AdapterError, RunError, some
+from rankwise.exporting.merge import Order, beside
 from rankwise.methods.artifact import Artifact
 from rankwise.methods.registry import method_of
-from rankwise.runs.records import Callback
 from rankwise.system.files import published, published_file, write_json
 
 SUFFIX = ".gguf"
+NAMES = {"gguf": "model.gguf", "gguf-lora": "adapter.gguf"}
+"""Of the file in a folder, by format."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,9 @@ class GgufModel:
         return None if self.spec.packed_format is not None else self.source.gguf
 
 
-def gguf_model(artifact: Artifact, callback: Callback, *, force_base: bool) -> GgufModel:
+def gguf_model(order: Order) -> GgufModel:
     """RunError or ModelError where this run cannot be written as GGUF, before anything is read but headers."""
+    artifact, callback = order.artifact, order.callback
     if artifact.runs_own_code:
         raise RunError(f"{artifact.folder} was trained on a model with its own Python code, which llama.cpp does not "
         "know. Export the adapter as peft or portable.")  # fmt: skip
@@ -65,7 +68,7 @@ def gguf_model(artifact: Artifact, callback: Callback, *, force_base: bool) -> G
     source.refuse_packed("which are not written as GGUF")
     config = config_in(source.folder)
     architecture = architecture_of(config, artifact.described)
-    weights = method.adapter_over(source, artifact, callback, force_base=force_base)
+    weights = method.adapter_over(source, artifact, callback, force_base=order.force_base)
     if weights is not None:
         weights.refuse_tokens("or model in GGUF's form", "--format merged, which llama.cpp's converter takes")
     names = GgufNames(architecture, config)
@@ -73,21 +76,22 @@ def gguf_model(artifact: Artifact, callback: Callback, *, force_base: bool) -> G
 
 
 @contextmanager
-def gguf_file(to: Path, name: str, beside: Mapping[str, Any]) -> Iterator[Path]:
-    """A temporary file that takes its name when the block ends: `to` itself if it ends in .gguf, or else `name` in the
-    new folder `to`, with JSON files `beside` it."""
-    if is_gguf_file(to):
+def gguf_file(order: Order) -> Iterator[Path]:
+    """A temporary file that takes its name when the block ends. In a new folder JSON files lie beside it."""
+    to = file_of(order)
+    if to == order.folder:
         with published_file(to) as temporary:
             yield temporary
         return
-    with published(to) as folder:
-        yield folder / name
-        for file, value in beside.items():
+    with published(order.folder) as folder:
+        yield folder / to.name
+        for file, value in beside(order.artifact, order.strength).items():
             write_json(folder / file, value)
 
 
-def is_gguf_file(to: Path) -> bool:
-    return to.suffix.lower() == SUFFIX
+def file_of(order: Order) -> Path:
+    """What is to be created, if it ends in .gguf, or else a file in this new folder."""
+    return order.folder if order.folder.suffix.lower() == SUFFIX else order.folder / NAMES[order.format]
 
 
 @dataclass(frozen=True)

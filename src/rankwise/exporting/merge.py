@@ -59,30 +59,46 @@ class Merged:
         return self.logits_change is not None and self.logits_difference > HIDDEN * self.logits_change
 
 
-def export_merged(
-    artifact: Artifact, folder: Path, callback: Callback, dtype: str | None, strength: float = 1.0, *, force_base: bool,
-    texts: Mapping[str, str] | None = None,
-) -> Merged:  # fmt: skip
-    """Export an artifact, which was checked when it was opened. `texts` are further files, by name."""
+@dataclass(frozen=True)
+class Order:
+    """What is to be written of an artifact, which was checked when it was opened."""
+
+    artifact: Artifact
+    folder: Path
+    """Of some formats it may be a file."""
+    format: str
+    callback: Callback = silent
+    strength: float = 1.0
+    dtype: str | None = None
+    """The number format of a whole model; None for that of the base's files."""
+    base_model: str | None = None
+    """What an adapter names as its base, in place of its own."""
+    force_base: bool = False
+    round_rank: bool = False
+
+
+def export_merged(order: Order, texts: Mapping[str, str] | None = None) -> Merged:
+    """`texts` are further files, by name."""
+    artifact, folder, callback = order.artifact, order.folder, order.callback
     if artifact.runs_own_code:
         raise RunError(f"{artifact.folder} was trained on a model with its own Python code, which cannot be merged. "
         "Export the adapter as peft or portable.")  # fmt: skip
     trained = method_of(artifact.config).model_of(artifact)
     stored, numbers = stored_as(trained, callback)
-    export_dtype = stored if dtype is None else DTYPES[dtype]
+    export_dtype = stored if order.dtype is None else DTYPES[order.dtype]
     need_space(folder.absolute(), numbers * export_dtype.itemsize)
     working_dtype = "bfloat16" if stored == export_dtype == torch.bfloat16 else "float32"
     spec = trained.model_copy(update={"dtype": working_dtype, "device": "cpu"})
-    tuned = load_tuned(artifact, callback, force_base=force_base, config=spec)
+    tuned = load_tuned(artifact, callback, force_base=order.force_base, config=spec)
     objective = tuned.objective
-    live, base = tuned.trainable.merge(strength, partial(_logits, tuned.model, objective))
+    live, base = tuned.trainable.merge(order.strength, partial(_logits, tuned.model, objective))
     unpack_weights(tuned.model.module)
     objective = objective.as_read_elsewhere(tuned.model.module, export_dtype)
     change = None if base is None else _difference(base, live)
     with published(folder) as temporary:
         callback(StatusMessage("Writing the merged model"))
         save(tuned.model, temporary, export_dtype)
-        for file, value in beside(artifact, strength).items():
+        for file, value in beside(artifact, order.strength).items():
             write_json(temporary / file, value | (objective.recorded if file == DATA_REPORT else {}))
         for file, text in (texts or {}).items():
             (temporary / file).write_text(text, encoding="utf-8")

@@ -15,20 +15,17 @@ cannot render is refused in the first second. What Ollama reads itself, by its s
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from rankwise.base.loading import load_tokenizer
 from rankwise.errors import TemplateError
-from rankwise.exporting.merge import Merged, export_merged
+from rankwise.exporting.merge import Merged, Order, export_merged
 from rankwise.exporting.ollama_templates import ANY_QUESTION, KNOWN, Served, candidates
 from rankwise.exporting.served_jinja import template_of
 from rankwise.exporting.template_parity import Conversation, Parity, template_parity
-from rankwise.methods.artifact import Artifact
 from rankwise.methods.registry import method_of
 from rankwise.rows.text.chat_template import ChatTemplate
 from rankwise.rows.text.example import Message
 from rankwise.rows.text.template_process import names
-from rankwise.runs.records import Callback
 
 SMALLEST_CONTEXT = 4096
 ELSEWHERE = (
@@ -116,28 +113,20 @@ def _has_context(template: ChatTemplate) -> bool:
 
 
 def modelfile(
-    template: OllamaTemplate, *, base: str, adapter: str | None = None, system: str | None = None,
-    max_length: int | None = None, positions: int | None = None,
-) -> str:  # fmt: skip
-    """The text of a Modelfile.
+    template: OllamaTemplate, *, system: str | None = None, max_length: int | None = None, positions: int | None = None
+) -> str:
+    """The text of a Modelfile beside the model.
 
-    `base` and `adapter` are file names beside the Modelfile, or for `base` a folder of safetensors. `system` is the
-    system message that rows without one were trained with. `max_length` is the length of the run's rows in tokens, and
-    `positions` that of the model. Like `rankwise generate`, it always takes the most likely token.
+    `system` is the system message that rows without one were trained with. `max_length` is the length of the run's rows
+    in tokens, and `positions` that of the model. Like `rankwise generate`, it always takes the most likely token.
     """
     context = max(max_length or 0, SMALLEST_CONTEXT)
-    lines = [f"FROM {_path(base)}"]
-    lines += [f"ADAPTER {_path(adapter)}"] if adapter is not None else []
-    lines.append(f"TEMPLATE {quoted(template.served.go, 'the template')}")
+    lines = ["FROM .", f"TEMPLATE {quoted(template.served.go, 'the template')}"]
     lines += [f"SYSTEM {quoted(system, 'the system message')}"] if system else []
     lines += [f"PARAMETER stop {quoted(stop, 'the end of an answer')}" for stop in template.stops]
     lines.append(f"PARAMETER num_ctx {min(context, positions or context)}")
     lines += ["PARAMETER temperature 0", "PARAMETER repeat_penalty 1"]
     return "\n".join(lines) + "\n"
-
-
-def _path(name: str) -> str:
-    return name if name.startswith((".", "/")) else f"./{name}"
 
 
 def quoted(text: str, what: str) -> str:
@@ -152,18 +141,14 @@ def quoted(text: str, what: str) -> str:
     return f'"""{text}"""'
 
 
-def export_ollama(
-    artifact: Artifact, folder: Path, callback: Callback, dtype: str | None, strength: float = 1.0, *, force_base: bool
-) -> tuple[Merged, OllamaTemplate]:
+def export_ollama(order: Order) -> tuple[Merged, OllamaTemplate]:
     """Write the merged model with a Modelfile beside it; the Modelfile names the folder as its base."""
-    tokenizer, _, positions = load_tokenizer(method_of(artifact.config).model_of(artifact), callback)
+    artifact = order.artifact
+    tokenizer, _, positions = load_tokenizer(method_of(artifact.config).model_of(artifact), order.callback)
     served = ollama_template(template_of(artifact, tokenizer))
     report, run = artifact.data_report, artifact.run
     text = modelfile(
-        served, base=".", system=None if report is None else report.system,
+        served, system=None if report is None else report.system,
         max_length=None if run is None else run.experiment.data.max_length, positions=positions,
     )  # fmt: skip
-    merged = export_merged(
-        artifact, folder, callback, dtype, strength, force_base=force_base, texts={MODELFILE: text}
-    )  # fmt: skip
-    return merged, served
+    return export_merged(order, {MODELFILE: text}), served

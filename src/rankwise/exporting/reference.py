@@ -71,7 +71,7 @@ class Prompt:
 
 def prompts_for(tuned: TunedModel, count: int, rows: str | None) -> tuple[list[Prompt], str]:
     """Up to `count` prompts and what they are. `rows` is a file to take them from in place of the run's."""
-    documents, about = _documents(tuned, rows)
+    documents, about = documents_of(tuned, rows)
     model = tuned.model
     some = evenly(documents, LOOKED_AT * count)
     prompts = [one for document in some if (one := _prompt(conversation_of(document), model)) is not None]
@@ -85,7 +85,7 @@ def prompts_for(tuned: TunedModel, count: int, rows: str | None) -> tuple[list[P
     return built_in, f"{len(built_in)} built-in prompts"
 
 
-def _documents(tuned: TunedModel, rows: str | None) -> tuple[Sequence[Tokens], str]:
+def documents_of(tuned: TunedModel, rows: str | None) -> tuple[Sequence[Tokens], str]:
     """Rows of a given file must be readable; those of the run need not be here any more."""
     if rows is not None:
         return rows_to_measure(tuned.artifact, tuned.model, rows, silent).documents, f"rows of {rows}"

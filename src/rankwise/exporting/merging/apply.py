@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from rankwise.adapters.base_layers import is_transposed, weight_of
 from rankwise.adapters.combining import Combining, Laid, Weighted, cut, cut_laid, joined, laid
 from rankwise.adapters.weights import Factors
-from rankwise.base.tensor_files import MappedFiles, StoredTensor, WrittenFile, header_of, open_writer, pieces
+from rankwise.base.tensor_files import MappedFiles, StoredTensor, header_of, open_writer, pieces
 from rankwise.errors import AdapterError
 from rankwise.exporting.merging.plan import FORMATS, MergePlan, Planned
 from rankwise.runs.records import Callback, ProgressUpdate
@@ -156,12 +156,6 @@ def _energy(values: Tensor) -> float:
     return float(torch.linalg.vector_norm(values)) ** 2
 
 
-@dataclass(frozen=True)
-class Applied:
-    files: tuple[WrittenFile, ...]
-    roundings: tuple[Rounding, ...]
-
-
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Threads that wait for pieces of this size cost more than they save."""
@@ -231,9 +225,9 @@ class Values:
         )  # fmt: skip
 
 
-def write_weights(plan: MergePlan, folder: Path, callback: Callback) -> Applied:
+def write_weights(plan: MergePlan, folder: Path, callback: Callback) -> tuple[list[Written], list[Rounding]]:
     """Write the plan's files into a folder, each flushed to the disk, and measure what rounding costs."""
-    written, roundings, done = [], [], 0
+    written, roundings, done = list[Written](), list[Rounding](), 0
     with one_thread():
         for shard in plan.shards:
             files = MappedFiles()
@@ -252,7 +246,7 @@ def write_weights(plan: MergePlan, folder: Path, callback: Callback) -> Applied:
                     callback(ProgressUpdate("Merging", done, plan.nbytes, "bytes"))
                 written.append(writer.finish())
             files.close()
-    return Applied(tuple(written), tuple(roundings))
+    return written, roundings
 
 
 def _check_finite(meter: RoundingMeter, tensor: Planned) -> None:

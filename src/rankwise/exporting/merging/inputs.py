@@ -5,7 +5,8 @@ Every problem is collected, so that a user sees all of them at once and nothing 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ from rankwise.adapters.weights import AdapterWeights, reported
 from rankwise.base.skeleton import Skeleton, skeleton
 from rankwise.base.sources import Source, find
 from rankwise.config.models import ModelConfig, PackedFormat
-from rankwise.errors import AdapterError, RankwiseError, RunError, some
+from rankwise.errors import AdapterError, RankwiseError, some
 from rankwise.exporting.trained_base import Onto, TrainedBase, format_for
 from rankwise.methods.artifact import Artifact, check_trained_on, open_artifact
 from rankwise.objectives.objective import Objective
@@ -85,26 +86,55 @@ class Options:
     onto: Onto = "trained"
 
 
+@dataclass
+class _Problems:
+    """All that is wrong, for one message."""
+
+    sentences: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def caught(self, ending: str = "") -> Iterator[None]:
+        """An error within the block is one of them; `ending` says how to go on."""
+        try:
+            yield
+        except RankwiseError as error:
+            self.sentences.append(f"{error}{ending}")
+
+    def refuse(self) -> None:
+        if self.sentences:
+            raise AdapterError("\n".join(self.sentences))
+
+
 def open_inputs(options: Options, callback: Callback) -> Inputs:
     """Open all; AdapterError or ModelError with every problem that there is."""
-    problems: list[str] = []
-    artifacts = list(_artifacts(options, callback, problems))
-    _refuse(problems)
-    named = _base_named(artifacts, problems)
-    _refuse(problems)
-    source = find(named.model_copy(update={"quantize": "none"}), callback)  # of a GGUF file its copy in full
+    problems = _Problems()
+    artifacts = _artifacts(options, callback, problems)
+    problems.refuse()
+    bases: list[ModelConfig] = []
+    for artifact in artifacts:
+        with problems.caught():
+            bases.append(artifact.base)
+    problems.refuse()
+    source = find(bases[0].model_copy(update={"quantize": "none"}), callback)  # of a GGUF file its copy in full
     source.refuse_packed("which a change is not merged into file by file")
-    problems += _other_bases(artifacts, source, callback, force=options.force_base)
-    objective = _objective(artifacts, problems)
-    _refuse(problems)
-    base = skeleton(source.folder, objective.kind)
-    format = _format(artifacts, options.onto, problems)
-    adapters = list(_read(artifacts, base, callback, problems))
-    _refuse(problems)
-    weights = options.weights or [1.0] * len(artifacts)
-    parts = tuple(Part(*one) for one in zip(artifacts, weights, adapters, strict=True))
-    problems += _cannot_be_joined(parts, options)
-    _refuse(problems)
+    callback(StatusMessage(f"Base model: {source.name} in {source.folder}"))
+    for artifact in artifacts:
+        with problems.caught(" --base-model names another base."):
+            check_trained_on(source, artifact, "merge", callback, force=options.force_base)
+    objective = artifacts[0].objective
+    kinds = [(one.objective.targets, one.objective.kind.processing) for one in artifacts]
+    if any(kind != kinds[0] for kind in kinds):
+        names = some(artifact.described for artifact in artifacts)
+        problems.sentences.append(f"these adapters were trained for different objectives or classes: {names}.")
+    problems.refuse()
+    base, format = skeleton(source.folder, objective.kind), None
+    with problems.caught():
+        format = format_for(options.onto, {artifact.described: artifact.base for artifact in artifacts})
+    adapters = _read(artifacts, base, callback, problems)
+    problems.refuse()
+    parts = tuple(map(Part, artifacts, options.weights or [1.0] * len(artifacts), adapters))
+    problems.sentences += _cannot_be_joined(parts, options)
+    problems.refuse()
     trained = TrainedBase(source.folder, objective.kind, format, callback)
     return Inputs(
         parts, source, base, objective, options.combining, options.strength, trained,
@@ -112,57 +142,21 @@ def open_inputs(options: Options, callback: Callback) -> Inputs:
     )  # fmt: skip
 
 
-def _refuse(problems: list[str]) -> None:
-    if problems:
-        raise AdapterError("\n".join(problems))
-
-
-def _artifacts(options: Options, callback: Callback, problems: list[str]) -> Iterable[Artifact]:
+def _artifacts(options: Options, callback: Callback, problems: _Problems) -> list[Artifact]:
+    artifacts: list[Artifact] = []
     for name in options.adapters:
-        try:
-            artifact = open_artifact(
-                name, callback, force_result=options.force_result, base_model=options.base_model
-            )  # fmt: skip
-        except RankwiseError as error:
-            problems.append(str(error))
-            continue
+        with problems.caught():
+            artifacts.append(
+                open_artifact(name, callback, force_result=options.force_result, base_model=options.base_model)
+            )
+    for artifact in artifacts:
         if (why := artifact.why_not("merged by files")) is not None:
-            problems.append(why)
+            problems.sentences.append(why)
         if artifact.runs_own_code:
-            problems.append(
+            problems.sentences.append(
                 f"{artifact.described} was trained on a model with its own Python code, which cannot be merged."
             )
-        yield artifact
-
-
-def _base_named(artifacts: Sequence[Artifact], problems: list[str]) -> ModelConfig:
-    bases: list[ModelConfig] = []
-    for artifact in artifacts:
-        try:
-            bases.append(artifact.base)
-        except RankwiseError as error:
-            problems.append(str(error))
-    return bases[0] if bases else ModelConfig(name="none")
-
-
-def _other_bases(artifacts: Sequence[Artifact], source: Source, callback: Callback, *, force: bool) -> list[str]:
-    """Adapters that were trained on weights other than these."""
-    callback(StatusMessage(f"Base model: {source.name} in {source.folder}"))
-    problems: list[str] = []
-    for artifact in artifacts:
-        try:
-            check_trained_on(source, artifact, "merge", callback, force=force)
-        except RunError as error:
-            problems.append(f"{error} --base-model names another base.")
-    return problems
-
-
-def _format(artifacts: Sequence[Artifact], onto: Onto, problems: list[str]) -> PackedFormat | None:
-    try:
-        return format_for(onto, {artifact.described: artifact.base for artifact in artifacts})
-    except AdapterError as error:
-        problems.append(str(error))
-        return None
+    return artifacts
 
 
 def _trained_otherwise(artifacts: Sequence[Artifact], format: PackedFormat | None) -> Iterable[str]:
@@ -176,27 +170,17 @@ def _trained_otherwise(artifacts: Sequence[Artifact], format: PackedFormat | Non
             )
 
 
-def _objective(artifacts: Sequence[Artifact], problems: list[str]) -> Objective:
-    """What the merged model is for."""
-    kinds = [(one.objective.targets, one.objective.kind.processing) for one in artifacts]
-    if any(kind != kinds[0] for kind in kinds):
-        names = some(artifact.described for artifact in artifacts)
-        problems.append(f"these adapters were trained for different objectives or classes: {names}.")
-    return artifacts[0].objective
-
-
 def _read(
-    artifacts: Sequence[Artifact], base: Skeleton, callback: Callback, problems: list[str]
-) -> Iterable[AdapterWeights]:  # fmt: skip
-    modules = host_view(base.module)
+    artifacts: Sequence[Artifact], base: Skeleton, callback: Callback, problems: _Problems
+) -> list[AdapterWeights]:  # fmt: skip
+    modules, adapters = host_view(base.module), list[AdapterWeights]()
     for artifact in artifacts:
         if artifact.base_named is not None and artifact.base_named.new_tokens:
-            problems.append(f"{artifact.described} {NEW_TOKENS}")
+            problems.sentences.append(f"{artifact.described} {NEW_TOKENS}")
             continue  # the base's tables are too small to read it over them
-        try:
-            yield reported(read_adapter(artifact.result, modules), callback)
-        except RankwiseError as error:
-            problems.append(str(error))
+        with problems.caught():
+            adapters.append(reported(read_adapter(artifact.result, modules), callback))
+    return adapters
 
 
 def unjoinable(opened: Sequence[tuple[Artifact, AdapterWeights]], *, alone: bool) -> list[str]:

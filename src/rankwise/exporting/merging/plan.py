@@ -109,16 +109,30 @@ class Shard:
     metadata: Mapping[str, str]
 
 
-@dataclass(frozen=True)
 class MergePlan:
-    inputs: Inputs
-    shards: tuple[Shard, ...]
-    dtype: NumberFormat | None
-    """The format that all weights are converted to; None where each keeps the base's."""
-    untied: tuple[str, ...]
-    left_out: tuple[StoredTensor, ...]
-    """Tensors of the base that the merged model does not have, such as a language model's head in a classifier."""
-    warnings: tuple[str, ...]
+    """Raises an AdapterError with every problem where this cannot be merged."""
+
+    def __init__(self, inputs: Inputs, dtype: str | None = None) -> None:
+        self.inputs, self.base = inputs, inputs.base
+        self.dtype = None if dtype is None else BY_NAME[dtype]
+        """The format that all weights are converted to; None where each keeps the base's."""
+        self.left_out: list[StoredTensor] = []
+        """Tensors of the base that the merged model does not have, such as a language model's head in a classifier."""
+        self.warnings = list(inputs.warnings)
+        counts = Counter(tensor.dtype for tensor in self.base.tensors.values() if tensor.dtype in FORMATS)
+        self._usual = self.dtype.code if self.dtype else counts.most_common(1)[0][0] if counts else "F32"
+        """Of tensors that the base has not."""
+        self._layers = {f"{path}.weight": path for path in inputs.layers}
+        self._heads = {
+            name: (value, part.weight * inputs.strength)
+            for part in inputs.parts for name, value in part.adapter.heads.items()
+        }  # fmt: skip
+        groups = [self.base.tied.get(name, ()) for name in (*self._layers, *self._heads)]
+        self.untied = sorted({name for group in groups for name in group if len(group) > 1})
+        self._problems = self._changed_problems()
+        self.shards = self._shards()
+        if self._problems:
+            raise AdapterError("\n".join(f"{problem}." for problem in self._problems))
 
     @property
     def tensors(self) -> list[Planned]:
@@ -176,38 +190,7 @@ class MergePlan:
             "warnings": list(self.warnings),
         }
 
-
-def plan_merge(inputs: Inputs, dtype: str | None = None) -> MergePlan:
-    """AdapterError with every problem where this cannot be merged."""
-    form = None if dtype is None else BY_NAME[dtype]
-    planning = _Planning(inputs, form)
-    shards = planning.shards()
-    if planning.problems:
-        raise AdapterError("\n".join(f"{problem}." for problem in planning.problems))
-    return MergePlan(
-        inputs, tuple(shards), form, tuple(planning.untied), tuple(planning.left_out), tuple(planning.warnings)
-    )  # fmt: skip
-
-
-class _Planning:
-    def __init__(self, inputs: Inputs, form: NumberFormat | None) -> None:
-        self.inputs, self.base, self.form = inputs, inputs.base, form
-        self.problems: list[str] = []
-        self.warnings: list[str] = list(inputs.warnings)
-        self.left_out: list[StoredTensor] = []
-        counts = Counter(tensor.dtype for tensor in self.base.tensors.values() if tensor.dtype in FORMATS)
-        self.common = counts.most_common(1)[0][0] if counts else "F32"
-        self.layers = {f"{path}.weight": path for path in inputs.layers}
-        self.heads = {
-            name: (value, part.weight * inputs.strength)
-            for part in inputs.parts for name, value in part.adapter.heads.items()
-        }  # fmt: skip
-        changed = {*self.layers, *self.heads}
-        groups = {group for name in changed for group in [self.base.tied.get(name, ())] if len(group) > 1}
-        self.untied = sorted({name for group in groups for name in group})
-
-    def shards(self) -> list[Shard]:
-        self._check_changed()
+    def _shards(self) -> list[Shard]:
         shards = []
         known = dict(self.base.module.named_parameters(remove_duplicate=False)) | self.base.module.state_dict()
         for file, tensors in self.base.files.items():
@@ -225,57 +208,61 @@ class _Planning:
 
     def _planned(self, key: str, name: str | None, tensor: StoredTensor, known: Mapping[str, Any]) -> Planned:
         planned = Planned(key, self._code(tensor), tensor.shape, tensor, packed=key in self.inputs.trained)
-        if name in self.layers:
-            return replace(planned, layer=self.layers[name])
-        if name in self.heads:
-            value, share = self.heads[name]
+        if name in self._layers:
+            return replace(planned, layer=self._layers[name])
+        if name in self._heads:
+            value, share = self._heads[name]
             other = tuple(value.shape) != tensor.shape
             return replace(planned, whole=value, shape=tuple(value.shape), share=share,
                            packed=planned.packed and not other, source=None if other else tensor)  # fmt: skip
         if name is not None and tuple(known[name].shape) != tensor.shape:
-            self.problems.append(
+            self._problems.append(
                 f'"{key}" of the base has the shape {tensor.shape}, but the model needs {tuple(known[name].shape)}'
             )
         return planned
 
     def _new(self, known: Mapping[str, Any]) -> Iterable[Planned]:
         """Heads that the base has not, and the other halves of tables that are parted."""
-        for name in dict.fromkeys([*self.untied, *self.heads]):
+        for name in dict.fromkeys([*self.untied, *self._heads]):
             if name in self.base.keys:
                 continue
-            value, share = self.heads.get(name, (None, 1.0))
+            value, share = self._heads.get(name, (None, 1.0))
             source = self.base.stored(name)
             if value is None and source is None:
                 continue
             shape = tuple(known[name].shape)
-            code = self._code(source) if source is not None else self.form.code if self.form else self.common
-            yield Planned(name, code, shape, source, self.layers.get(name), value, share)
+            code = self._code(source) if source is not None else self._usual
+            yield Planned(name, code, shape, source, self._layers.get(name), value, share)
 
     def _code(self, tensor: StoredTensor) -> str:
         """Whole numbers, such as counters, stay what they are."""
-        return self.form.code if self.form is not None and tensor.dtype in FORMATS else tensor.dtype
+        return self.dtype.code if self.dtype is not None and tensor.dtype in FORMATS else tensor.dtype
 
-    def _check_changed(self) -> None:
-        for name in (*self.layers, *self.heads):
+    def _changed_problems(self) -> list[str]:
+        problems: list[str] = []
+        for name in (*self._layers, *self._heads):
             tensor = self.base.stored(name)
             if name in self.base.assembled:
-                self.problems.append(
+                problems.append(
                     f'"{name}" is assembled from several tensors of the base when the model is loaded, so its change '
                     "cannot be merged file by file; use rankwise export --format merged"
                 )
-            elif tensor is None and name not in self.heads:
-                self.problems.append(f'"{name}" is in none of the files of {self.base.folder}')
+            elif tensor is None and name not in self._heads:
+                problems.append(f'"{name}" is in none of the files of {self.base.folder}')
             elif tensor is not None and (problem := refusal(tensor.dtype, tensor.name)):
-                self.problems.append(problem)
+                problems.append(problem)
         missing = [
             name for name, _ in self.base.module.named_parameters(remove_duplicate=False)
-            if self.base.stored(name) is None and name not in self.heads and name not in self.base.assembled
+            if self.base.stored(name) is None and name not in self._heads and name not in self.base.assembled
         ]  # fmt: skip
         if missing:
-            self.problems.append(f"{self.base.folder} lacks {len(missing)} weights of the model: {some(missing, 3)}")
-        small = sum(1 for name in self.layers if (one := self.base.stored(name)) and self._code(one) in ("BF16", "F16"))
+            problems.append(f"{self.base.folder} lacks {len(missing)} weights of the model: {some(missing, 3)}")
+        small = sum(
+            1 for name in self._layers if (one := self.base.stored(name)) and self._code(one) in ("BF16", "F16")
+        )
         if small:
             self.warnings.append(
-                f"{small} changed tensors are rounded to {FORMATS[self.form.code if self.form else self.common].name}, "
+                f"{small} changed tensors are rounded to {FORMATS[self._usual].name}, "
                 "which may lose part of a small change; the error is measured, and --dtype float32 avoids it"
             )
+        return problems

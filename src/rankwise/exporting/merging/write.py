@@ -11,6 +11,7 @@ the base's weights the same that the hub shows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,10 @@ from rankwise.base.loading import load_tokenizer
 from rankwise.base.preprocessing import save_processing
 from rankwise.base.rotary_names import with_older_names
 from rankwise.base.saving import save_tokenizer
-from rankwise.base.tensor_files import INDEX
+from rankwise.base.tensor_files import INDEX, Written
 from rankwise.errors import ModelError, RunError
 from rankwise.exporting.merge import beside
-from rankwise.exporting.merging.apply import Applied, Rounding, write_weights
+from rankwise.exporting.merging.apply import Rounding, write_weights
 from rankwise.exporting.merging.inputs import Inputs
 from rankwise.exporting.merging.plan import MergePlan
 from rankwise.inference.tuned_model import with_own_template
@@ -59,20 +60,20 @@ class MergedFolder:
 def write_merged(plan: MergePlan, folder: Path, callback: Callback) -> MergedFolder:
     need_space(folder.absolute(), plan.nbytes)
     with published(folder) as temporary:
-        applied = write_weights(plan, temporary, callback)
+        files, roundings = write_weights(plan, temporary, callback)
         config = write_surroundings(plan, temporary, callback)
         callback(StatusMessage("Recording what was merged"))
         write_json(temporary / WAITING, config)
-        _write_record(plan, applied, temporary)
+        _write_record(plan, files, temporary)
     (folder / WAITING).replace(folder / CONFIG)
     return MergedFolder(
-        str(folder), sum(file.bytes for file in applied.files), plan.formats, len(plan.changed), applied.roundings,
+        str(folder), sum(file.bytes for file in files), plan.formats, len(plan.changed), tuple(roundings),
         peak_rss(),
     )  # fmt: skip
 
 
-def _write_record(plan: MergePlan, applied: Applied, folder: Path) -> None:
-    files = {file.name: file.sha256 for file in applied.files} | {CONFIG: sha256_of(folder / WAITING)}
+def _write_record(plan: MergePlan, written: Sequence[Written], folder: Path) -> None:
+    files = {file.name: file.sha256 for file in written} | {CONFIG: sha256_of(folder / WAITING)}
     if (folder / INDEX).is_file():
         files[INDEX] = sha256_of(folder / INDEX)
     write_json(folder / RECORD, record_of(plan, files))
