@@ -187,8 +187,7 @@ class LoraConfig(AdapterConfig):
     def _eva_alone(self) -> Self:
         if self.start_from is not None and self.start == "eva":
             raise ValueError("start eva chooses the ranks of a new adapter, and start_from (--from) names an old one")
-        fields = type(self).model_fields
-        idle = [name for name in ("eva_rho", "eva_batches") if getattr(self, name) != fields[name].default]
+        idle = self.changed("eva_rho", "eva_batches")
         if self.start != "eva" and idle:
             raise ValueError(f"{' and '.join(idle)} {'has' if len(idle) == 1 else 'have'} no effect without start eva")
         return self

@@ -36,6 +36,12 @@ def _no_boolean(value: object) -> object:
     return value
 
 
+def _parts(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+
+Separated = BeforeValidator(_parts)
+"""A text with commas may stand for a list of texts."""
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 Number = Annotated[float, BeforeValidator(_no_boolean)]
@@ -79,6 +85,11 @@ class Config(BaseModel, metaclass=_ReportsAsSpecError):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), defer_build=True
     )
+
+    def changed(self, *names: str) -> list[str]:
+        """Those of these settings that have another value than by default."""
+        fields = type(self).model_fields
+        return [name for name in names if getattr(self, name) != fields[name].get_default(call_default_factory=True)]
 
 
 def problems_of(

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from rankwise.config.base import Config, Flag, Label, Number, PositiveInt, Seed
+from rankwise.config.base import Config, Flag, Label, Number, PositiveInt, Seed, Separated
 from rankwise.config.recipe import RECIPES, recipe_named
 from rankwise.errors import ConfigError
 
@@ -95,10 +95,6 @@ def column_text(text: str) -> ColumnText:
     return ColumnText(tuple(parts))
 
 
-def _given(spec: Config, name: str) -> bool:
-    return getattr(spec, name) != type(spec).model_fields[name].get_default(call_default_factory=True)
-
-
 class Reading(Config):
     """How the rows of one source are read."""
 
@@ -118,7 +114,9 @@ class Reading(Config):
     completion: Annotated[str | None, Flag("--completion"), Label("Answer", "columns", long=True)] = None
     """The answer to each prompt, as a text with column names in braces: `{summary}`. If it is one column alone, the
     column may hold a list of alternative answers."""
-    ignore_columns: Annotated[tuple[str, ...], Flag("--ignore-columns"), Label("Columns to ignore", "columns")] = ()
+    ignore_columns: Annotated[
+        tuple[str, ...], Separated, Flag("--ignore-columns"), Label("Columns to ignore", "columns")
+    ] = ()
     """Columns to ignore, as if the rows did not have them; several are separated by commas. The column of `data.group`
     may be one of them."""
     alternatives: Literal["first", "each"] = "first"
@@ -174,11 +172,6 @@ class Reading(Config):
             raise ValueError(f'the column "{twice[0]}" is named twice')
         return value
 
-    @field_validator("ignore_columns", "accept", mode="before", check_fields=False)
-    @classmethod
-    def _several_in_one(cls, value: Any) -> Any:
-        return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
-
     @field_validator("prompt", "completion")
     @classmethod
     def _closed_braces(cls, value: str | None, info: ValidationInfo) -> str | None:
@@ -196,7 +189,7 @@ class Reading(Config):
         if (self.prompt is None) != (self.completion is None):
             given, other = ("prompt", "completion") if self.completion is None else ("completion", "prompt")
             raise ValueError(f"{given} and {other} go together; {other} is not given")
-        others = [name for name in ("format", "columns", "labels") if _given(self, name)]
+        others = self.changed("format", "columns", "labels")
         needed = [*self.columns.values()]
         needed += [name for text in (self.prompt, self.completion) for name in column_text(text or "").columns]
         if both := [name for name in self.ignore_columns if name in needed]:
@@ -305,7 +298,7 @@ class DataConfig(Reading):
     )
     """What happens to a row that cannot be used: `stop` ends the training with an error; `skip` leaves the row out and
     lists it in the data report."""
-    accept: tuple[StoppingCheck, ...] = ()
+    accept: Annotated[tuple[StoppingCheck, ...], Separated] = ()
     """Checks of what rows mean that shall only warn and not stop the training, by the names that their errors give:
     with `answer-in-prompt`, rows are trained on although their labels stand in their prompts."""
     seed: Seed = 0
@@ -343,8 +336,7 @@ class DataConfig(Reading):
     def _whole(self) -> Self:
         if (self.path is None) == (not self.sources):
             raise ValueError("name the rows to train on: a path, or several sources")
-        given = (name for name in Reading.model_fields if _given(self, name))
-        if self.sources and (extra := sorted(given)):
+        if self.sources and (extra := sorted(self.changed(*Reading.model_fields))):
             raise ValueError(f"with several sources, write {extra[0]} in each of them")
         if self.held_out not in (0, "auto") and self.validation is not None:
             raise ValueError("both held_out and validation choose the validation rows; give one of them")
@@ -380,23 +372,22 @@ class DataConfig(Reading):
     @property
     def of_language_models(self) -> list[str]:
         """The settings given here that have no effect where no answer is written."""
-        names = ("recipe", "system", "learned", "answers", "reasoning", "packing")
-        given = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+        given = self.changed("recipe", "system", "learned", "answers", "reasoning", "packing")
         return given + [f"too_long {self.too_long}"] * (self.too_long in ("cut-prompt", "split"))
 
     @property
     def of_texts(self) -> list[str]:
         """The settings given here that have no effect where rows are images."""
-        names = ("max_length", "too_long", "prompt", "completion")
-        return [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+        return self.changed("max_length", "too_long", "prompt", "completion")
 
     @property
     def measured_source(self) -> ValidationDataConfig | None:
         """The validation rows. If they name no columns themselves, they use those that all training rows share."""
         own = self.validation
-        if own is None or any(_given(own, name) for name in ("format", *COLUMN_SETTINGS)):
+        if own is None or own.changed("format", *COLUMN_SETTINGS):
             return own
-        return own.model_copy(update={name: value for name, value in self.shared.items() if not _given(own, name)})
+        given = own.changed(*self.shared)
+        return own.model_copy(update={name: value for name, value in self.shared.items() if name not in given})
 
     @property
     def shared(self) -> dict[str, Any]:

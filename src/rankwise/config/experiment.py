@@ -107,10 +107,7 @@ class Experiment(Config):
             "training.replay": training.replay is not None,
             "training.learning_rate tune": training.learning_rate == "tune",
             "model.new_tokens": bool(self.model.new_tokens),
-            "classification": self.classification != ClassificationConfig(),
-            "images": self.images != ImagesConfig(),
-            "preference": self.preference != PreferenceConfig(),
-        }
+        } | dict.fromkeys(self.changed("classification", "images", "preference"), True)
         idle = self.validation.without_effect(own.metrics, own.idle_validation)
         idle += [setting for need, setting in self.adapter.needs.items() if need not in own.gives]
         idle += [name for name, is_given in given.items() if is_given and name in own.idle]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from rankwise.config.base import Config, Flag, Label, Number, PositiveInt
+from rankwise.config.base import Config, Flag, Label, Number, PositiveInt, Separated
 from rankwise.config.data import DataConfig, Reading, Rows
 
 OWN_TEXT = "text that the base model wrote itself"
@@ -49,7 +49,7 @@ class AnchorConfig(Config):
     it falls while what is measured leaves room. As a percentage, it is how many percentage points of accuracy
     the result may lose on each of `tasks`. Either way, if the result has forgotten more, its change is scaled down
     until it keeps the budget."""
-    tasks: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Flag("--accuracy-tasks")] = ()
+    tasks: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Separated, Flag("--accuracy-tasks")] = ()
     """The tasks of a budget of accuracy, separated by commas: built-in tasks (arc_easy, hellaswag, …) or YAML files, as
     for `rankwise evaluate --task`, with a choice of answers. They must not be trained on."""
     task_rows: Annotated[int, Field(ge=16, strict=True)] = TASK_ROWS
@@ -72,11 +72,6 @@ class AnchorConfig(Config):
                 "accuracy, such as 5%"
             )
         return f"{amount:g}%" if text.endswith("%") else amount
-
-    @field_validator("tasks", mode="before")
-    @classmethod
-    def _several_in_one(cls, value: Any) -> Any:
-        return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _points_of_tasks(self) -> Self:
@@ -120,8 +115,7 @@ class ReplayDataConfig(Rows):
 
     @model_validator(mode="after")
     def _run_alone(self) -> Self:
-        defaults = Rows.model_construct(path=self.path)
-        given = [name for name, value in self if value != getattr(defaults, name)]
+        given = [name for name in self.changed(*type(self).model_fields) if name != "path"]
         if self.run is not None and given:
             raise ValueError(f"{self.path} is read as the run read its rows; leave out {given[0]}")
         return self

@@ -93,10 +93,9 @@ def not_of_pairs(data: DataConfig) -> list[str]:
     given = ["packing"] * data.packing + ["answers apart"] * (data.answers == "apart")
     given += [f"too_long {data.too_long}"] * (data.too_long in ("cut-prompt", "split"))
     rows = [source for source in (*data.all_sources, data.measured_source) if source is not None]
-    given += [
-        name for name in ("prompt", "completion", "labels", "alternatives")
-        if any(getattr(source, name) != type(source).model_fields[name].default for source in rows)
-    ]  # fmt: skip
+    given += dict.fromkeys(
+        name for source in rows for name in source.changed("prompt", "completion", "labels", "alternatives")
+    )
     formats = {source.format for source in rows} - {"auto", "preference"}
     return given + [f"format {name}" for name in sorted(formats)]
 

@@ -165,8 +165,7 @@ class TaskConfig(Reading):
             "no answer is generated for these scores": () if self.written else ("max_new_tokens",),
         }
         for why, names in vain.items():
-            given = [name for name in names if getattr(self, name) != _default(name)]
-            if given:
+            if given := self.changed(*names):
                 raise ValueError(f"{why}; leave out {', '.join(given)}, which would change nothing")
         return self
 
@@ -192,10 +191,6 @@ _OF_FORMS = ("format", "columns", "labels", "prompt", "completion", "alternative
 _OF_ROWS = (
     *_OF_FORMS, *OF_TABLES, "score", "ask", "answer", "choices", "header", "system", "split", "subset", "revision",
 )  # fmt: skip
-
-
-def _default(name: str) -> Any:
-    return TaskConfig.model_fields[name].get_default(call_default_factory=True)
 
 
 def task_named(name: str, data: str | None = None, rows: int | None = None) -> TaskConfig:

@@ -103,7 +103,7 @@ class ValidationConfig(Config):
     @property
     def needing_rows(self) -> list[str]:
         """The settings given here that have no effect without validation rows."""
-        return [name for name in NEED_ROWS if getattr(self, name) != type(self).model_fields[name].default]
+        return self.changed(*NEED_ROWS)
 
     def interval(self, steps: int, trained: int, read: int, written: int) -> int:
         """Steps between validations.
