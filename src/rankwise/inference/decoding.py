@@ -117,7 +117,7 @@ class Draft:
     def answer(self, seconds: float = 0.0) -> Answer:
         """Of the tokens so far."""
         return Answer(
-            self._whole[: self._stop], len(self._kept), self.stopped or "length", seconds, tuple(self.row.ids)
+            self._whole[: self._stop], len(self._without_end), self.stopped or "length", seconds, tuple(self.row.ids)
         )
 
     def _text(self) -> str:
@@ -130,14 +130,14 @@ class Draft:
         return text[: len(text) - max(sizes, default=0)]
 
     @property
-    def _kept(self) -> Sequence[int]:
+    def _without_end(self) -> Sequence[int]:
         """Without an end token."""
         ids = self.row.ids
         return ids[:-1] if ids and ids[-1] in self.template.end_ids else ids
 
     @property
     def _whole(self) -> str:
-        return (self.template.answer_text if self.spoken else self.template.tokenizer.readable)(self._kept)
+        return (self.template.answer_text if self.spoken else self.template.tokenizer.readable)(self._without_end)
 
     @property
     def _stop(self) -> int | None:
