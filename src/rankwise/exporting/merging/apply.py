@@ -225,9 +225,9 @@ class Values:
         )  # fmt: skip
 
 
-def write_weights(plan: MergePlan, folder: Path, callback: Callback) -> tuple[list[Written], list[Rounding]]:
+def write_weights(plan: MergePlan, folder: Path, callback: Callback) -> tuple[list[WrittenFile], list[Rounding]]:
     """Write the plan's files into a folder, each flushed to the disk, and measure what rounding costs."""
-    written, roundings, done = list[Written](), list[Rounding](), 0
+    written, roundings, done = list[WrittenFile](), list[Rounding](), 0
     with one_thread():
         for shard in plan.shards:
             files = MappedFiles()
