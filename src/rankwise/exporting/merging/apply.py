@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from rankwise.adapters.base_layers import is_transposed, weight_of
 from rankwise.adapters.combining import Combining, Laid, Weighted, cut, cut_laid, joined, laid
 from rankwise.adapters.weights import Factors
-from rankwise.base.tensor_files import MappedFiles, StoredTensor, header_of, open_writer, pieces
+from rankwise.base.tensor_files import MappedFiles, StoredTensor, WrittenFile, header_of, open_writer, pieces
 from rankwise.errors import AdapterError
 from rankwise.exporting.merging.plan import FORMATS, MergePlan, Planned
 from rankwise.runs.records import Callback, ProgressUpdate
